@@ -1,0 +1,1 @@
+"""Arguments, progress bars, exit codes."""

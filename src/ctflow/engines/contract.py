@@ -1,0 +1,65 @@
+"""What every engine is: the one interface that windows are computed through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ctflow.volume import Size3
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is, for result.json, the SEG's identity and the store's key.
+
+    Attributes:
+        backend: Name as on the command line.
+        precision: Number format of the heavy arithmetic.
+        device: torch device string.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch that `predict` takes.
+        weights_digest: SHA-256 of the weights.
+        versions: Versions of the software that computes, by package name.
+    """
+
+    backend: str
+    precision: Precision
+    device: str
+    roi: Size3
+    batch_range: tuple[int, int]
+    weights_digest: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Computes the logits of one batch of windows."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+
+    def predict(self, windows: Tensor) -> Tensor:
+        """Logits of a batch of windows.
+
+        Args:
+            windows: (B, C_in, D, H, W) float32 on the engine's device, B within `info.batch_range`, (D, H, W) equal
+                to `info.roi`.
+
+        Returns:
+            (B, C_out, D, H, W) float32 on the same device; the buffer is valid until the next call.
+
+        Raises:
+            ValueError: The batch or window size is not the engine's.
+            DeviceOutOfMemory: The device has too little memory.
+        """
+
+    def close(self) -> None:
+        """Free everything; may be called twice. `predict` afterwards is a ValueError."""

@@ -1,0 +1,121 @@
+"""The errors that ctflow raises on purpose, and the exit code of each.
+
+A message says what happened, to which series or file, and what to do. It never holds patient data: a series is named
+by the digest of its UID (`ctflow.volume.digest_of_uid`).
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_PARTLY = 6  # some series done, some refused or failed
+EXIT_UNEXPECTED = 70
+EXIT_INTERRUPTED = 130
+
+
+class CtflowError(Exception):
+    """Base of every error that ctflow raises on purpose."""
+
+    exit_code = EXIT_UNEXPECTED
+
+
+class SettingsInvalid(CtflowError):
+    """A flag, file or environment value is wrong; the message names the flag, file, line or key."""
+
+    exit_code = 64
+
+
+class InputError(CtflowError):
+    """The input cannot be segmented."""
+
+    exit_code = 2
+
+
+class NoUsableSeries(InputError):
+    """No series in the input may be run; the message lists what was found and why each was set aside."""
+
+
+class BrokenSeries(InputError):
+    """A series does not form one regular volume.
+
+    Args:
+        message: What is wrong, with which series, and what to do.
+        reason: A short, stable name of the rule: one of `BrokenSeries.REASONS`.
+    """
+
+    REASONS = frozenset(
+        {"gap", "doubled", "irregular", "tilted", "mixed-orientation", "mixed-size", "no-geometry", "no-uid", "unreadable"}
+    )
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        if reason not in self.REASONS:
+            raise ValueError(f"unknown reason {reason!r}; known: {sorted(self.REASONS)}")
+        super().__init__(message)
+        self.reason = reason
+
+
+class UnsupportedPixels(InputError):
+    """The pixel data cannot be turned into Hounsfield units without guessing."""
+
+
+class ModelError(CtflowError):
+    """The model cannot be used."""
+
+    exit_code = 3
+
+
+class BundleInvalid(ModelError):
+    """The MONAI bundle lacks something, or needs something that ctflow does not do; the message names the key."""
+
+
+class ExportFailed(ModelError):
+    """An engine could not be made from the model."""
+
+
+class EngineMismatch(ModelError):
+    """A stored engine belongs to another model, GPU, driver or version."""
+
+
+class ParityFailed(ModelError):
+    """An engine's results differ from the reference by more than its stated tolerance."""
+
+
+class ResourceError(CtflowError):
+    """This machine lacks something; the case may be retried."""
+
+    exit_code = 4
+
+
+class BackendUnavailable(ResourceError):
+    """The requested engine cannot run on this machine; the message says what to install."""
+
+
+class DeviceOutOfMemory(ResourceError):
+    """The device has too little memory for the case."""
+
+
+class OutputError(CtflowError):
+    """The result could not be written."""
+
+    exit_code = 5
+
+
+class NotWritten(OutputError):
+    """The output folder or a file in it could not be written."""
+
+
+class StorageFull(OutputError):
+    """The disk is full."""
+
+
+class DeliveryError(CtflowError):
+    """A result could not be sent to a peer."""
+
+    exit_code = 7
+
+
+class PeerRefused(DeliveryError):
+    """The peer rejected the association or the object."""
+
+
+class DestinationDown(DeliveryError):
+    """The peer does not answer."""

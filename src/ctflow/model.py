@@ -1,0 +1,171 @@
+"""What a model is: its network, how a volume is prepared for it, and what its channels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ctflow.volume import Size3
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Blend = Literal["constant", "gaussian"]
+Activation = Literal["softmax", "sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept (DICOM PS3.3 section 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one output channel (or label value) marks.
+
+    Attributes:
+        number: Value in the label map, and the SEG's segment number before renumbering; starts at 1.
+        label: Name of the structure.
+        category: Segmented property category (CID 7150).
+        type: Segmented property type (CID 7151 and others).
+        anatomy: Anatomic regions; may be empty.
+        coded: False if the bundle gave no codes and the general ones stand in for them.
+    """
+
+    number: int
+    label: str
+    category: Code
+    type: Code
+    anatomy: tuple[Code, ...] = ()
+    coded: bool = True
+
+
+@dataclass(frozen=True)
+class Orient:
+    """Turn the array's axes to point along `axcodes` (MONAI `Orientationd`), for example "RAS"."""
+
+    axcodes: str
+
+
+@dataclass(frozen=True)
+class Resample:
+    """Resample linearly to `spacing_mm` along the current axes (MONAI `Spacingd`, mode "bilinear").
+
+    An axis with spacing 0 or less keeps its own.
+    """
+
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ScaleRange:
+    """Map [a_min, a_max] linearly to [b_min, b_max] (MONAI `ScaleIntensityRanged`)."""
+
+    a_min: float
+    a_max: float
+    b_min: float | None
+    b_max: float | None
+    clip: bool
+
+
+@dataclass(frozen=True)
+class ScalePercentiles:
+    """As `ScaleRange`, from percentiles of the volume (MONAI `ScaleIntensityRangePercentilesd`)."""
+
+    lower: float
+    upper: float
+    b_min: float | None
+    b_max: float | None
+    clip: bool
+    relative: bool
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Subtract and divide (MONAI `NormalizeIntensityd`); None means the volume's own mean or deviation."""
+
+    subtrahend: float | None
+    divisor: float | None
+    nonzero: bool
+
+
+@dataclass(frozen=True)
+class CropForeground:
+    """Keep the bounding box of voxels above 0, widened by `margin` voxels (MONAI `CropForegroundd`)."""
+
+    margin: int
+
+
+Step = Orient | Resample | ScaleRange | ScalePercentiles | Normalize | CropForeground
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network of `monai.networks.nets` and the arguments that make it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model but its weights.
+
+    Attributes:
+        name: The bundle's name.
+        version: The bundle's version.
+        network: Which network, with which arguments.
+        in_channels: Input channels; ctflow feeds 1.
+        out_channels: Channels of the network's logits.
+        preprocessing: Steps from the source volume to the network's input, in order.
+        roi: Window size in voxels along the network's axes.
+        overlap: Overlap of neighbouring windows, as a fraction of the window.
+        blend: How overlapping windows are weighted.
+        batch_size: Windows a forward pass, as the bundle asks.
+        activation: What turns blended logits into probabilities.
+        threshold: Probability above which a channel is marked; None takes the argmax over channels, channel 0 being
+            background.
+        segments: What is marked, by label value.
+        intended_use: The bundle's own words.
+        demonstration: Whether outputs must say RESEARCH ONLY - NOT FOR CLINICAL USE.
+        body_parts: BodyPartExamined values that suit the model, upper case; empty accepts all.
+        notes: What the reader dropped or assumed, for the log and result.json.
+    """
+
+    name: str
+    version: str
+    network: NetworkSpec
+    in_channels: int
+    out_channels: int
+    preprocessing: tuple[Step, ...]
+    roi: Size3
+    overlap: float
+    blend: Blend
+    batch_size: int
+    activation: Activation
+    threshold: float | None
+    segments: tuple[Segment, ...]
+    intended_use: str
+    demonstration: bool
+    body_parts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model with its weights.
+
+    Attributes:
+        spec: What the model is.
+        weights: The network's state dict, on the CPU.
+        weights_digest: SHA-256 of the weights' names, dtypes, shapes and bytes, as hexadecimal digits.
+    """
+
+    spec: ModelSpec
+    weights: Mapping[str, Tensor]
+    weights_digest: str

@@ -1,0 +1,1 @@
+"""Which rewrites make a network fast?"""

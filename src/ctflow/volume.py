@@ -1,0 +1,104 @@
+"""Volume and Geometry: an array in Hounsfield units and where it lies in the patient."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+Size3 = tuple[int, int, int]
+
+
+def digest_of_uid(uid: str) -> str:
+    """A short name of a DICOM UID for messages and logs.
+
+    Args:
+        uid: Any UID, well formed or not.
+
+    Returns:
+        The first 12 hexadecimal digits of its SHA-256 digest.
+    """
+    return hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where a volume's voxels lie.
+
+    Attributes:
+        shape: Voxels along (D, H, W).
+        affine_mm: (4, 4) float64; maps the array index (d, h, w, 1) of a voxel's centre to LPS coordinates in mm
+            (DICOM PS3.3 C.7.6.2.1.1, with the columns ordered for the array).
+    """
+
+    shape: Size3
+    affine_mm: FloatArray
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine_mm, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+            raise ValueError("affine_mm must be an invertible (4, 4) matrix of finite numbers")
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine_mm", affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along (D, H, W), in mm."""
+        d, h, w = np.linalg.norm(self.affine_mm[:3, :3], axis=0)
+        return float(d), float(h), float(w)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres (also right for a sheared grid)."""
+        return float(abs(np.linalg.det(self.affine_mm[:3, :3]))) / 1000.0
+
+    @property
+    def directions(self) -> FloatArray:
+        """(3, 3) float64: the unit direction in LPS of each array axis, one a column."""
+        columns: FloatArray = self.affine_mm[:3, :3] / np.asarray(self.spacing_mm)
+        return columns
+
+    @property
+    def is_orthogonal(self) -> bool:
+        """Whether the array axes are at right angles to within 0.06 degrees."""
+        gram = self.directions.T @ self.directions
+        return bool(np.abs(gram - np.eye(3)).max() < 1e-3)
+
+    def world_from_index(self, index: npt.ArrayLike) -> FloatArray:
+        """LPS coordinates in mm of array indices.
+
+        Args:
+            index: (..., 3) indices (d, h, w); fractions are allowed.
+
+        Returns:
+            (..., 3) float64 (x, y, z) in mm.
+        """
+        points: FloatArray = np.asarray(index, dtype=np.float64) @ self.affine_mm[:3, :3].T + self.affine_mm[:3, 3]
+        return points
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT volume.
+
+    Attributes:
+        array: (D, H, W) int16 or float32, in HU, C-contiguous.
+        geometry: Where the voxels lie; its shape equals the array's.
+        padding: (D, H, W) bool, true where the scanner wrote padding (those voxels are -1024 HU); None if nowhere.
+    """
+
+    array: npt.NDArray[Any]
+    geometry: Geometry
+    padding: npt.NDArray[np.bool_] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.geometry.shape:
+            raise ValueError(f"array {self.array.shape} and geometry {self.geometry.shape} differ in shape")
+        if self.array.dtype not in (np.dtype(np.int16), np.dtype(np.float32)):
+            raise ValueError(f"a volume is int16 or float32, not {self.array.dtype}")
+        if self.padding is not None and self.padding.shape != self.array.shape:
+            raise ValueError("padding and array differ in shape")

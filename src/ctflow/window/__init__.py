@@ -1,0 +1,1 @@
+"""Where do we look, and how do we blend?"""
