@@ -43,7 +43,17 @@ class BrokenSeries(InputError):
     """
 
     REASONS = frozenset(
-        {"gap", "doubled", "irregular", "tilted", "mixed-orientation", "mixed-size", "no-geometry", "no-uid", "unreadable"}
+        {
+            "doubled",
+            "gap",
+            "irregular",
+            "mixed-orientation",
+            "mixed-size",
+            "no-geometry",
+            "no-uid",
+            "tilted",
+            "unreadable",
+        }
     )
 
     def __init__(self, message: str, *, reason: str) -> None:

@@ -1,0 +1,1 @@
+"""How is it wired? The MONAI Deploy application; `python app` runs it."""

@@ -1,0 +1,102 @@
+"""`python app -i DIR -o DIR [-m BUNDLE]`: the application as a process, with ctflow's exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle
+
+from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
+from ctflow.door import exit_code_of, set_up_logging
+from ctflow.errors import SettingsInvalid
+from ctflow.pipeline import announce
+from ctflow.report.terminal import progress_on, say_error, say_report
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsInvalid(f"{message}; --help lists the options")
+
+
+def parser_of_application() -> argparse.ArgumentParser:
+    """The options of `monai-deploy exec`, and ctflow's own."""
+    parser = _Parser(prog="python app", description="Segment every CT series of a folder.", allow_abbrev=False)
+    parser.add_argument("-i", "--input", metavar="DIR", help="folder with DICOM files")
+    parser.add_argument("-o", "--output", metavar="DIR", help="gets one folder a series")
+    parser.add_argument("-m", "--model", metavar="BUNDLE", help="MONAI bundle (default: the demonstration bundle)")
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory of the process")
+    parser.add_argument(
+        "-l",
+        "--log-level",
+        type=str.upper,
+        choices=["DEBUG", "INFO", "WARN", "ERROR", "CRITICAL"],
+        help="what is logged (default: WARN)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+    for option in OPTIONS:
+        if option.switch:
+            parser.add_argument(option.flag, action="store_true", help=option.help)
+        else:
+            parser.add_argument(option.flag, metavar=option.metavar, help=option.help)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the application.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of(lambda: _run(words), say=say_error, debug="--debug" in words)
+
+
+def _run(words: list[str]) -> int:
+    given = vars(parser_of_application().parse_args(words))
+    environment = read_environment()
+    settings = settings_from_values(given, environment)
+    paths = _absolute(paths_from_values(given, environment))
+    set_up_logging(given["log_level"])
+    if given["workdir"]:
+        _enter(Path(given["workdir"]))
+    return _run_graph(paths, settings, quiet=given["log_level"] not in {"DEBUG", "INFO"})
+
+
+def _absolute(paths: Paths) -> Paths:
+    model = paths.model.absolute() if paths.model else None
+    return Paths(paths.input.absolute(), paths.output.absolute(), model)
+
+
+def _enter(folder: Path) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise SettingsInvalid(f"--workdir: cannot enter {folder}: {error.strerror}") from error
+
+
+def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
+    model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
+    announce(model)
+    # Late: importing Holoscan takes seconds, which a usage error should not cost.
+    from ctflow.app.application import CtflowApplication  # noqa: PLC0415
+    from holoscan.logger import LogLevel, set_log_level  # noqa: PLC0415
+
+    set_log_level(LogLevel.OFF if quiet else LogLevel.INFO)
+    with progress_on(sys.stderr) as progress:
+        application = CtflowApplication(paths=paths, model=model, settings=settings, progress=progress)
+        application.run()
+    report = application.report()
+    say_report(report.document, paths.output)
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

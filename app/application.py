@@ -1,0 +1,57 @@
+"""The graph: load series -> segment volume -> write results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# First: it makes libholoscan loadable.
+from ctflow.operators import LoadSeriesOperator, SegmentVolumeOperator, WriteResultsOperator  # isort: skip
+
+from monai.deploy.core import Application
+
+from ctflow.config import Paths, Settings
+from ctflow.model import Model
+from ctflow.pipeline import RunReport, finish_run
+from ctflow.progress import Progress, silent
+
+
+class CtflowApplication(Application):
+    """A chest CT folder in, a DICOM SEG a series out.
+
+    Args:
+        paths: Input and output.
+        model: The model.
+        settings: The run's.
+        progress: Told of files, slices and windows.
+    """
+
+    def __init__(
+        self, *args: Any, paths: Paths, model: Model, settings: Settings, progress: Progress = silent, **kwargs: Any
+    ) -> None:
+        self._paths, self._model, self._settings, self._progress = paths, model, settings, progress
+        self._load: LoadSeriesOperator | None = None
+        self._write: WriteResultsOperator | None = None
+        super().__init__([], *args, **kwargs)
+
+    def compose(self) -> None:
+        """Wire the operators."""
+        common = {"settings": self._settings, "progress": self._progress}
+        self._load = LoadSeriesOperator(
+            self, input_folder=self._paths.input, spec=self._model.spec, name="load_series", **common
+        )
+        segment = SegmentVolumeOperator(self, model=self._model, name="segment_volume", **common)
+        self._write = WriteResultsOperator(
+            self, output_folder=self._paths.output, model=self._model, name="write_results", **common
+        )
+        self.add_flow(self._load, segment, {("case", "image")})
+        self.add_flow(segment, self._write, {("seg_image", "seg_image")})
+
+    def report(self) -> RunReport:
+        """What became of every series; call after `run()`.
+
+        Raises:
+            ValueError: The graph has not run.
+        """
+        if self._load is None or self._load.scan is None or self._write is None:
+            raise ValueError("the application has not run")
+        return finish_run(tuple(self._write.cases), self._load.scan, self._model.spec, self._paths.output)

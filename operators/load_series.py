@@ -1,0 +1,62 @@
+"""The first operator: finds the series in a folder and emits them one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ctflow.dicom.scan import Scan
+from holoscan.conditions import BooleanCondition
+from monai.deploy.core import Fragment, Operator, OperatorSpec
+
+from ctflow.config import Settings
+from ctflow.model import ModelSpec
+from ctflow.pipeline import Case, find_cases, load_case
+from ctflow.progress import Progress, silent
+
+
+class LoadSeriesOperator(Operator):
+    """Emits one `ctflow.pipeline.Case` a series, its volume loaded or its error noted; the next when asked.
+
+    Output:
+        case: A `Case`.
+
+    Args:
+        fragment: The application.
+        input_folder: Searched with all its subfolders.
+        spec: The model's; its body parts take part in the choice of series.
+        settings: Series, pick and force.
+        progress: Told of every file and slice.
+    """
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        *args: Any,
+        input_folder: Path,
+        spec: ModelSpec,
+        settings: Settings,
+        progress: Progress = silent,
+        **kwargs: Any,
+    ) -> None:
+        self._input_folder, self._spec, self._settings, self._progress = input_folder, spec, settings, progress
+        self._waiting: list[Case] = []
+        self.scan: Scan | None = None
+        self._more = BooleanCondition(fragment, name="more_series")
+        super().__init__(fragment, self._more, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the output."""
+        spec.output("case")
+
+    def start(self) -> None:
+        """Find the series; raises `NoUsableSeries` before anything is loaded."""
+        cases, self.scan = find_cases(self._input_folder, self._spec, self._settings, self._progress)
+        self._waiting = list(cases)
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Load the next series and emit it."""
+        case = load_case(self._waiting.pop(0), self._progress)
+        if not self._waiting:
+            self._more.disable_tick()
+        op_output.emit(case, "case")

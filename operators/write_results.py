@@ -1,0 +1,52 @@
+"""The last operator: writes each case's folder and remembers what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from monai.deploy.core import Fragment, Operator, OperatorSpec
+
+from ctflow.config import Settings
+from ctflow.model import Model
+from ctflow.pipeline import Case, write_case
+from ctflow.progress import Progress, silent
+
+
+class WriteResultsOperator(Operator):
+    """Writes `segmentation.dcm`, `preview.png` and `result.json` of each case.
+
+    Input:
+        seg_image: A `Case` of `SegmentVolumeOperator`.
+
+    Args:
+        fragment: The application.
+        output_folder: Gets one folder a series.
+        model: The model that segmented.
+        settings: The run's.
+        progress: Told of every file.
+    """
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        *args: Any,
+        output_folder: Path,
+        model: Model,
+        settings: Settings,
+        progress: Progress = silent,
+        **kwargs: Any,
+    ) -> None:
+        self._output_folder, self._model, self._settings = output_folder, model, settings
+        self._progress = progress
+        self.cases: list[Case] = []
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the input."""
+        spec.input("seg_image")
+
+    def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
+        """Write one case, or note why it was not written."""
+        case: Case = op_input.receive("seg_image")
+        self.cases.append(write_case(case, self._model, self._settings, self._output_folder, self._progress))

@@ -1,0 +1,155 @@
+"""`ctflow`: the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ctflow import __version__
+from ctflow.cli.inspection import inspect_folder
+from ctflow.cli.monai_deploy import exec_application, owner_of_script
+from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
+from ctflow.door import exit_code_of, set_up_logging
+from ctflow.errors import EXIT_INTERRUPTED, SettingsInvalid
+from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ctflow")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+@click.option(
+    "-l",
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARN", "ERROR", "CRITICAL"], case_sensitive=False),
+    help="What is logged (default: WARN).",
+)
+def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug itself
+    """A chest CT series goes in, a DICOM SEG with measurements comes out."""
+    set_up_logging(log_level)
+
+
+def _run_options(function: Function) -> Function:
+    for option in reversed(OPTIONS):
+        kind: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.metavar}
+        function = click.option(option.flag, help=option.help, **kind)(function)
+    return function
+
+
+@cli.command()
+@click.option("-i", "--input", metavar="DIR", help="Folder with DICOM files.  [env: HOLOSCAN_INPUT_PATH]")
+@click.option("-o", "--output", metavar="DIR", help="Gets one folder a series.  [env: HOLOSCAN_OUTPUT_PATH]")
+@click.option(
+    "-m",
+    "--model",
+    metavar="BUNDLE",
+    help="MONAI bundle (default: the demonstration bundle).  [env: HOLOSCAN_MODEL_PATH]",
+)
+@_run_options
+def run(**given: Any) -> int:
+    """Segment every fit CT series of a folder."""
+    environment = read_environment()
+    settings = settings_from_values(given, environment)
+    paths = paths_from_values(given, environment)
+    # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+    from ctflow.pipeline import run_folder  # noqa: PLC0415
+
+    model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
+    with progress_on(sys.stderr) as progress:
+        report = run_folder(paths.input, paths.output, model, settings, progress)
+    say_report(report.document, paths.output)
+    return report.exit_code
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+def inspect(folder: Path, as_json: bool) -> int:
+    """Show every series found, chosen or refused and why, and its geometry."""
+    document = inspect_folder(folder)
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        say_inspection(document)
+    return 0
+
+
+def _shape(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int, int]:
+    words = text.split(",")
+    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+        raise click.BadParameter(f"{text!r} is not three numbers D,H,W")
+    d, h, w = (int(word) for word in words)
+    return d, h, w
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws another chest.")
+@click.option("--shape", metavar="D,H,W", default="160,256,256", show_default=True, callback=_shape)
+def phantom(folder: Path, seed: int, shape: tuple[int, int, int]) -> int:
+    """Write a synthetic chest CT series (FOLDER/ct) and its truth (FOLDER/truth.dcm)."""
+    from ctflow.cli.phantom import write_phantom  # noqa: PLC0415
+
+    tumours = write_phantom(folder, seed, shape)
+    click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {tumours} tumours in {folder / 'truth.dcm'}")
+    return 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+def engines(as_json: bool) -> int:
+    """Show which backends this machine has, and why not the others."""
+    from ctflow.engines.choose import backends  # noqa: PLC0415
+
+    ours, sentence = owner_of_script()
+    document = {
+        "backends": [
+            {"name": name, "available": available, "reason": reason} for name, available, reason in backends()
+        ],
+        "monai_deploy": {"has_exec": ours, "reason": sentence},
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        say_engines(document)
+    return 0
+
+
+@cli.command(
+    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, add_help_option=False
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def execute(words: tuple[str, ...]) -> int:
+    """Run an application folder through Holoscan: exec app -i DIR -o DIR [-m BUNDLE]."""
+    return exec_application(words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+
+    Returns:
+        The exit code by ctflow's table (`ctflow.errors`).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of(lambda: _run_click(words), say=say_error, debug="--debug" in words)
+
+
+def _run_click(words: list[str]) -> int:
+    try:
+        result = cli.main(args=words, prog_name="ctflow", standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        raise SettingsInvalid(error.format_message() + hint) from error
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    return int(result or 0)

@@ -1,0 +1,106 @@
+"""`monai-deploy`: adds the verb `exec`, and passes every other verb on to holoscan-cli."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctflow.door import exit_code_of
+from ctflow.errors import BackendUnavailable, SettingsInvalid
+from ctflow.report.terminal import say_error
+
+REPAIR = "pip install --force-reinstall --no-deps ctflow"
+_HELP = """\
+usage: monai-deploy exec APP -i DIR -o DIR [-m BUNDLE] [-w DIR] [-l LEVEL]
+       monai-deploy {package,run,version,nics} ...   (holoscan-cli)
+
+exec runs the application in the folder or file APP as a process of its own.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+
+    Returns:
+        The exit code: the application's for `exec`, holoscan-cli's for other verbs.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of(lambda: _dispatch(words), say=say_error)
+
+
+def _dispatch(words: list[str]) -> int:
+    # holoscan-cli takes -l LEVEL before the verb; so does exec.
+    before = words[:2] if words[:1] in (["-l"], ["--log-level"]) else []
+    rest = words[len(before) :]
+    if rest[:1] == ["exec"]:
+        return exec_application([*rest[1:], *before])
+    if words in ([], ["-h"], ["--help"]):
+        sys.stdout.write(_HELP)
+        return 0
+    if importlib.util.find_spec("holoscan_cli") is None:
+        raise BackendUnavailable(
+            f"the verb {rest[0] if rest else ''!r} is holoscan-cli's: pip install 'holoscan-cli==4.2.*'"
+        )
+    program = "import sys; sys.argv[0] = 'monai-deploy'; from holoscan_cli.__main__ import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", program, *words], check=False).returncode
+
+
+def exec_application(words: Sequence[str]) -> int:
+    """Run an application's folder or file in a process of its own and return its exit code.
+
+    Args:
+        words: Options and, anywhere among them, the application's path (as the App SDK's `exec` took them).
+
+    Raises:
+        SettingsInvalid: No application is named, or it is not there.
+    """
+    application, options = _split(words)
+    return subprocess.run([sys.executable, str(application), *options], check=False).returncode
+
+
+def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The one word that is neither a flag nor a flag's value, and the rest."""
+    options: list[str] = []
+    applications: list[str] = []
+    takes_value = False
+    for word in words:
+        if takes_value or word.startswith("-"):
+            takes_value = word.startswith("-") and not takes_value and "=" not in word and word not in _SWITCHES
+            options.append(word)
+        else:
+            applications.append(word)
+    if len(applications) != 1:
+        raise SettingsInvalid(
+            f"exec wants one application, found {applications or 'none'}; for example: exec app -i DIR"
+        )
+    path = Path(applications[0])
+    if not (path / "__main__.py").is_file() and not path.is_file():
+        raise SettingsInvalid(f"exec: {path} is neither a Python file nor a folder with a __main__.py")
+    return path, options
+
+
+_SWITCHES = frozenset({"-h", "--help", "--force", "--debug"})
+
+
+def owner_of_script() -> tuple[bool, str]:
+    """Whether the `monai-deploy` beside this Python is ctflow's.
+
+    Returns:
+        Whether it is, and a sentence that says how to repair it where it is not.
+    """
+    name = "monai-deploy"
+    beside = Path(sys.executable).parent / name
+    script = beside if beside.is_file() else Path(shutil.which(name) or os.devnull)
+    if not script.is_file():
+        return False, f"there is no {name} command beside this Python; repair: {REPAIR}"
+    if "ctflow.cli.monai_deploy" in script.read_text(encoding="utf-8", errors="replace"):
+        return True, f"{name} has the verb exec"
+    return False, f"holoscan-cli took the name {name} back, so it lacks the verb exec; repair: {REPAIR}"

@@ -1,0 +1,70 @@
+"""`ctflow phantom`: a synthetic CT series and its truth on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+
+from ctflow import __version__
+from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.errors import NotWritten, SettingsInvalid
+from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
+from ctflow.phantom import phantom_from_seed
+from ctflow.volume import Size3
+
+_TRUTH = ModelSpec(
+    name="ctflow phantom truth",
+    version=__version__,
+    network=NetworkSpec("none", {}),
+    in_channels=1,
+    out_channels=2,
+    preprocessing=(),
+    roi=(1, 1, 1),
+    overlap=0.0,
+    blend="constant",
+    batch_size=1,
+    activation="none",
+    threshold=None,
+    segments=(
+        Segment(
+            number=1,
+            label="tumour",
+            category=Code("49755003", "SCT", "Morphologically Abnormal Structure"),
+            type=Code("108369006", "SCT", "Neoplasm"),
+            anatomy=(Code("39607008", "SCT", "Lung"),),
+        ),
+    ),
+    intended_use="The truth of a synthetic CT.",
+    demonstration=True,
+)
+
+
+def write_phantom(folder: Path, seed: int, shape: Size3) -> int:
+    """Write FOLDER/ct/*.dcm and FOLDER/truth.dcm.
+
+    Args:
+        folder: Made if absent; must not hold a phantom yet.
+        seed: Draws the phantom.
+        shape: Voxels along (D, H, W).
+
+    Returns:
+        How many tumours it has.
+
+    Raises:
+        SettingsInvalid: The shape cannot be drawn.
+        OutputError: The folder cannot be written, or holds a phantom already.
+    """
+    if (folder / "ct").exists():
+        raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it")
+    try:
+        phantom = phantom_from_seed(seed, shape)
+    except ValueError as error:
+        raise SettingsInvalid(f"--shape: {error}") from error
+    paths = write_ct_series(phantom.volume, folder / "ct", seed=seed)
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    provenance = Provenance(ctflow_version=__version__, weights_digest="0" * 64, settings={"seed": seed})
+    truth = segmentation_from_labels(phantom.labels, headers, _TRUTH, provenance)
+    write_dataset(truth, folder / "truth.dcm")
+    return len(phantom.tumours)

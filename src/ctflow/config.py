@@ -1,0 +1,182 @@
+"""Settings of a run: one table of options for the command line, the application and the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ctflow.errors import SettingsInvalid
+
+Pick = Literal["all", "best"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person may choose about a run; None leaves the choice to the bundle or the machine.
+
+    Attributes:
+        series: Run only the series with this SeriesInstanceUID.
+        pick: Run every series that is fit, or the best one of each study and frame of reference.
+        force: Run series that the fitness rules set aside, with a warning.
+        engine: Backend name, or "auto".
+        precision: Number format of the heavy arithmetic.
+        overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
+        roi: Which part of the volume gets windows; "none" is the whole volume.
+        device: torch device; None takes the first GPU, or the CPU where there is none.
+    """
+
+    series: str | None = None
+    pick: Pick = "all"
+    force: bool = False
+    engine: str = "auto"
+    precision: str = "fp32"
+    overlap: float | None = None
+    roi: str = "none"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting as a flag (`--overlap`) and an environment variable (`CTFLOW_OVERLAP`)."""
+
+    name: str
+    metavar: str
+    help: str
+    parse: Callable[[str], Any]
+    switch: bool = field(default=False)
+
+    @property
+    def flag(self) -> str:
+        """The flag, as typed."""
+        return f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives the default."""
+        return f"CTFLOW_{self.name.upper()}"
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is none of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _overlap(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{text} is not at least 0 and below 1")
+    return value
+
+
+def _device(text: str) -> str:
+    kind, _, index = text.partition(":")
+    if text == "cpu" or (kind == "cuda" and (not _ or index.isdecimal())):
+        return text
+    if kind == "cuda" and "," in index:
+        raise ValueError("several GPUs at once are not built yet; name one, for example cuda:0")
+    raise ValueError(f"{text!r} is none of cpu, cuda, cuda:N")
+
+
+def _roi(text: str) -> str:
+    if text in {"body", "lung"}:
+        raise ValueError(f"{text} is not built yet; only none is")
+    return _one_of("none")(text)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def _series(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a SeriesInstanceUID is needed")
+    return text.strip()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("series", "UID", "Run only the series with this SeriesInstanceUID.", _series),
+    Option("pick", "all|best", "Run every fit series, or the best of each study.", _one_of("all", "best")),
+    Option("force", "", "Run series that the fitness rules set aside, with a warning.", _switch, switch=True),
+    Option("engine", "NAME", "Backend that computes (see `ctflow engines`).", str),
+    Option("precision", "P", "fp32, tf32, bf16 or fp16.", _one_of("fp32", "tf32", "bf16", "fp16")),
+    Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
+    Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
+    Option("device", "cpu|cuda|cuda:N", "Where to compute (default: the first GPU, or the CPU).", _device),
+)
+
+
+def settings_from_values(values: Mapping[str, str | bool | None], environment: Mapping[str, str]) -> Settings:
+    """Settings from what a person typed and, where they typed nothing, from the environment.
+
+    Args:
+        values: Option name -> text as typed (or whether a switch was given); None and False mean "not given".
+        environment: Environment variables.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SettingsInvalid: A value is wrong; names the flag or the variable.
+    """
+    chosen: dict[str, Any] = {}
+    for option in OPTIONS:
+        given = values.get(option.name)
+        where, text = option.flag, given
+        if given is None or given is False:
+            where, text = option.variable, environment.get(option.variable)
+        if text is None:
+            continue
+        try:
+            chosen[option.name] = option.parse(str(text))
+        except ValueError as error:
+            raise SettingsInvalid(f"{where}: {error}") from error
+    return Settings(**chosen)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run reads and writes; `model` None means the demonstration bundle."""
+
+    input: Path
+    output: Path
+    model: Path | None
+
+
+def paths_from_values(values: Mapping[str, str | None], environment: Mapping[str, str]) -> Paths:
+    """Paths from -i, -o and -m or, where absent, from HOLOSCAN_{INPUT,OUTPUT,MODEL}_PATH.
+
+    Args:
+        values: "input", "output" and "model" as typed, or None.
+        environment: Environment variables.
+
+    Returns:
+        The paths, not resolved and not checked.
+
+    Raises:
+        SettingsInvalid: No input or no output is given.
+    """
+    found = {name: values.get(name) or environment.get(f"HOLOSCAN_{name.upper()}_PATH") for name in _PATHS}
+    for name in ("input", "output"):
+        if not found[name]:
+            raise SettingsInvalid(f"no {name} folder: give -{name[0]} DIR or set HOLOSCAN_{name.upper()}_PATH")
+    model = found["model"]
+    return Paths(Path(str(found["input"])), Path(str(found["output"])), Path(model) if model else None)
+
+
+_PATHS = ("input", "output", "model")
+
+
+def read_environment() -> Mapping[str, str]:
+    """The process's environment variables (no other module reads them)."""
+    return dict(os.environ)

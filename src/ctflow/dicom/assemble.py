@@ -1,0 +1,193 @@
+"""Slices to a Volume in Hounsfield units: exact, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.uid import UID
+
+from ctflow.dicom.attributes import integer, number, text
+from ctflow.dicom.geometry import stack_of_series
+from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored, unsupported
+from ctflow.dicom.scan import Instance
+from ctflow.dicom.select import Series
+from ctflow.progress import Progress, silent
+from ctflow.volume import Geometry, Volume
+
+PADDING_HU = -1024
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """A series as a volume.
+
+    Attributes:
+        volume: HU and geometry.
+        instances: The slice of each index d.
+        warnings: What a person should know.
+    """
+
+    volume: Volume
+    instances: tuple[Instance, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Rescale:
+    """How one slice's stored values become HU, and what it uses as padding (stored values, both ends included)."""
+
+    form: PixelFormat
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+
+    @property
+    def integral(self) -> bool:
+        return self.slope == int(self.slope) and self.intercept == int(self.intercept)
+
+
+def geometry_of_series(series: Series) -> tuple[Geometry, tuple[Instance, ...]]:
+    """A series' grid and its slices in array order, without reading pixels (see `stack_of_series`)."""
+    stack = stack_of_series(series)
+    return stack.geometry, stack.instances
+
+
+def assemble_series(series: Series, progress: Progress = silent) -> Assembled:
+    """Read a series into a volume.
+
+    Args:
+        series: The slices in any order.
+        progress: Told of every slice, as stage "read".
+
+    Returns:
+        The volume: int16 where every slope and intercept is integral and all values fit, else float32.
+
+    Raises:
+        BrokenSeries: The slices do not form one regular grid, or pixels are missing.
+        UnsupportedPixels: The values cannot be turned into HU without guessing.
+
+    Source: DICOM PS3.3 C.7.5.1.1.2 (padding), C.11.1 (modality LUT), C.8.2.1 (CT image).
+    """
+    stack = stack_of_series(series)
+    rescales = [_rescale_of(instance) for instance in stack.instances]
+    depth, rows, columns = stack.geometry.shape
+    raw = np.empty((depth, rows, columns), np.uint16)
+    padding: npt.NDArray[np.bool_] | None = None
+    fits = True
+    progress("read", 0, depth)
+    for d, (instance, rescale) in enumerate(zip(stack.instances, rescales, strict=True)):
+        raw[d] = read_stored(instance, rescale.form, rows, columns)
+        mask = _padding_mask(raw[d], rescale)
+        if mask is not None:
+            padding = np.zeros(raw.shape, bool) if padding is None else padding
+            padding[d] = mask
+        fits = fits and _fits_int16(raw[d], rescale, mask)
+        progress("read", d + 1, depth)
+    array = _hounsfield(raw, rescales, padding, small=fits)
+    volume = Volume(array, stack.geometry, padding)
+    return Assembled(volume, stack.instances, (*stack.warnings, *_lossy_warnings(stack.instances)))
+
+
+def _rescale_of(instance: Instance) -> _Rescale:
+    header = instance.header
+    kind = text(header, "RescaleType").upper()
+    if kind not in ("", "HU"):
+        raise unsupported(instance, "its RescaleType is not HU (iodine or effective-Z maps are not CT numbers)")
+    if "ModalityLUTSequence" in header:
+        raise unsupported(instance, "a Modality LUT instead of a rescale slope is not supported")
+    slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
+    if slope is None or intercept is None or slope <= 0:
+        raise unsupported(instance, "RescaleSlope or RescaleIntercept is absent or not a usable number")
+    form = pixel_format_of(instance)
+    return _Rescale(form, slope, intercept, _padding_of(instance, form))
+
+
+def _padding_of(instance: Instance, form: PixelFormat) -> tuple[int, int] | None:
+    first = integer(instance.header, "PixelPaddingValue")
+    if first is None:
+        return None
+    limit = integer(instance.header, "PixelPaddingRangeLimit")
+    ends = [_as_stored(value, form) for value in (first, first if limit is None else limit)]
+    return min(ends), max(ends)
+
+
+def _as_stored(value: int, form: PixelFormat) -> int:
+    """A padding value as the pixels hold it: its VR may be US where the pixels are signed, and the other way round."""
+    pattern = value & 0xFFFF
+    return pattern - 0x10000 if form.signed and pattern >= 0x8000 else pattern
+
+
+def _unmasked(pattern: npt.NDArray[np.uint16], form: PixelFormat) -> npt.NDArray[Any]:
+    return pattern.view(np.int16) if form.signed else pattern
+
+
+def _padding_mask(pattern: npt.NDArray[np.uint16], rescale: _Rescale) -> npt.NDArray[np.bool_] | None:
+    """Where the slice holds padding, compared on the stored values; None if nowhere."""
+    if rescale.padding is None:
+        return None
+    stored = _unmasked(pattern, rescale.form)
+    low, high = rescale.padding
+    mask: npt.NDArray[np.bool_] = (stored == low) if low == high else (stored >= low) & (stored <= high)
+    return mask if mask.any() else None
+
+
+def _stored(pattern: npt.NDArray[np.uint16], form: PixelFormat) -> npt.NDArray[Any]:
+    """Stored values with the bits above HighBit masked (they may hold old overlays), the sign extended."""
+    spare = 16 - form.bits_stored if form.bits_allocated == 16 else 0
+    if not spare:
+        return _unmasked(pattern, form)
+    lifted = np.left_shift(pattern, spare)
+    values: npt.NDArray[Any] = np.right_shift(_unmasked(lifted, form), spare)
+    return values
+
+
+def _fits_int16(pattern: npt.NDArray[np.uint16], rescale: _Rescale, mask: npt.NDArray[np.bool_] | None) -> bool:
+    if not rescale.integral:
+        return False
+    stored = _stored(pattern, rescale.form)
+    if mask is not None:
+        stored = stored[~mask]
+    if not stored.size:
+        return True
+    low, high = (int(value) * rescale.slope + rescale.intercept for value in (stored.min(), stored.max()))
+    return low >= -32768 and high <= 32767
+
+
+def _hounsfield(
+    raw: npt.NDArray[np.uint16],
+    rescales: list[_Rescale],
+    padding: npt.NDArray[np.bool_] | None,
+    *,
+    small: bool,
+) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    """HU of every slice: in place where they fit int16, so that a large series is held once."""
+    result = raw.view(np.int16) if small else np.empty(raw.shape, np.float32)
+    for d, rescale in enumerate(rescales):
+        stored = _stored(raw[d], rescale.form)
+        if small:
+            # int16 arithmetic wraps around in between, and the result is right because it fits.
+            result[d] = stored.astype(np.int16) * np.int16(_wrapped(rescale.slope)) + np.int16(
+                _wrapped(rescale.intercept)
+            )
+        else:
+            result[d] = stored.astype(np.float64) * rescale.slope + rescale.intercept
+        if padding is not None:
+            result[d][padding[d]] = PADDING_HU
+    return result
+
+
+def _wrapped(value: float) -> int:
+    """An integral number modulo 2**16, as int16 holds it."""
+    return (int(value) + 0x8000) % 0x10000 - 0x8000
+
+
+def _lossy_warnings(instances: tuple[Instance, ...]) -> tuple[str, ...]:
+    names = sorted({UID(i.transfer_syntax).name for i in instances if i.transfer_syntax in LOSSY})
+    if names:
+        return (f"pixels were compressed with loss ({', '.join(names)}): HU are not exact",)
+    if any(text(i.header, "LossyImageCompression") == "01" for i in instances):
+        return ("pixels were once compressed with loss (LossyImageCompression 01): HU are not exact",)
+    return ()

@@ -1,0 +1,171 @@
+"""Slices to one grid: their order, their regularity and the affine of the array."""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctflow.dicom.attributes import integer, numbers, text
+from ctflow.dicom.scan import Instance
+from ctflow.dicom.select import Series
+from ctflow.errors import BrokenSeries
+from ctflow.volume import FloatArray, Geometry
+
+_SAME_DIRECTION = 1e-4  # of unit vectors' components; scanners write six decimals
+_SAME_SPACING_MM = 1e-4
+_UNIT = 1e-2  # how far a direction's length, or the dot product of the two, may be off
+_TILT = 2e-3  # tangent: 0.11 degrees; in 400 mm of body this is 0.8 mm
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Slices in array order and where they lie.
+
+    Attributes:
+        geometry: Shape (D, H, W) and affine.
+        instances: The slice of each index d.
+        warnings: What a person should know.
+    """
+
+    geometry: Geometry
+    instances: tuple[Instance, ...]
+    warnings: tuple[str, ...]
+
+
+def stack_of_series(series: Series) -> Stack:
+    """Order a series' slices and find their common grid, without reading pixels.
+
+    Args:
+        series: The slices in any order.
+
+    Returns:
+        The stack. d runs along the normal (row direction x column direction), h down the columns, w along the rows.
+
+    Raises:
+        BrokenSeries: The slices do not form one regular grid; its reason names the rule.
+
+    Source: DICOM PS3.3 C.7.6.2.1.1 (PixelSpacing[0] lies between rows, [1] between columns).
+    """
+    instances, warnings = _without_copies(series)
+    rows, columns = _common_size(series, instances)
+    row_direction, column_direction, spacing = _common_plane(series, instances)
+    normal = np.cross(row_direction, column_direction)
+    positions = _positions(series, instances)
+    order = np.argsort(positions @ normal, kind="stable")
+    positions = positions[order]
+    step = _regular_step(series, positions, normal)
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = column_direction * spacing[0]
+    affine[:3, 2] = row_direction * spacing[1]
+    affine[:3, 3] = positions[0]
+    geometry = Geometry((len(instances), rows, columns), affine)
+    ordered = tuple(instances[int(index)] for index in order)
+    return Stack(geometry, ordered, (*warnings, *_count_warnings(ordered)))
+
+
+def _broken(series: Series, reason: str, message: str) -> BrokenSeries:
+    return BrokenSeries(f"series {series.digest}: {message} [{reason}]", reason=reason)
+
+
+def _without_copies(series: Series) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
+    """Leave out files that repeat another one byte for byte."""
+    first: dict[str, Instance] = {}
+    copies = 0
+    for instance in series.instances:
+        uid = text(instance.header, "SOPInstanceUID")
+        known = first.setdefault(uid, instance)
+        if known is instance:
+            continue
+        if not filecmp.cmp(known.path, instance.path, shallow=False):
+            names = f"{known.name} and {instance.name}"
+            raise _broken(series, "doubled", f"{names} share a SOPInstanceUID and differ: remove the wrong one")
+        copies += 1
+    warnings = (f"{copies} files repeat another one and were left out",) if copies else ()
+    return tuple(first.values()), warnings
+
+
+def _common_size(series: Series, instances: Sequence[Instance]) -> tuple[int, int]:
+    sizes = {(integer(i.header, "Rows"), integer(i.header, "Columns")) for i in instances}
+    if len(sizes) > 1:
+        raise _broken(series, "mixed-size", "its slices differ in Rows or Columns: send one series at a time")
+    rows, columns = sizes.pop()
+    if not rows or not columns or rows < 2 or columns < 2:
+        raise _broken(series, "no-geometry", "Rows or Columns is absent or too small")
+    return rows, columns
+
+
+def _common_plane(series: Series, instances: Sequence[Instance]) -> tuple[FloatArray, FloatArray, tuple[float, float]]:
+    """Row direction, column direction (unit vectors), and PixelSpacing."""
+    axes = _all_numbers(series, instances, "ImageOrientationPatient", 6)
+    spacings = _all_numbers(series, instances, "PixelSpacing", 2)
+    if len({text(i.header, "FrameOfReferenceUID") for i in instances}) > 1:
+        raise _broken(series, "mixed-orientation", "its slices have different frames of reference")
+    if np.abs(axes - axes[0]).max() > _SAME_DIRECTION:
+        raise _broken(series, "mixed-orientation", "its slices have different orientations: send one series at a time")
+    if np.abs(spacings - spacings[0]).max() > _SAME_SPACING_MM:
+        raise _broken(series, "mixed-size", "its slices differ in PixelSpacing: send one series at a time")
+    if spacings[0].min() <= 0:
+        raise _broken(series, "no-geometry", "PixelSpacing is not above 0")
+    row, column = axes[0, :3], axes[0, 3:]
+    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > _UNIT:
+        raise _broken(series, "no-geometry", "ImageOrientationPatient is not two unit vectors at right angles")
+    return row / lengths[0], column / lengths[1], (float(spacings[0, 0]), float(spacings[0, 1]))
+
+
+def _positions(series: Series, instances: Sequence[Instance]) -> FloatArray:
+    return _all_numbers(series, instances, "ImagePositionPatient", 3)
+
+
+def _all_numbers(series: Series, instances: Sequence[Instance], keyword: str, count: int) -> FloatArray:
+    found = []
+    for instance in instances:
+        values = numbers(instance.header, keyword, count)
+        if values is None:
+            raise _broken(series, "no-geometry", f"{keyword} of {instance.name} is absent or not {count} numbers")
+        found.append(values)
+    return np.array(found, dtype=np.float64)
+
+
+def _regular_step(series: Series, positions: FloatArray, normal: FloatArray) -> FloatArray:
+    """The step from slice to slice in LPS mm; positions are sorted along the normal."""
+    if len(positions) < 2:
+        raise _broken(series, "no-geometry", "one slice has no extent along its normal")
+    gaps = np.diff(positions @ normal)
+    median = float(np.median(gaps))
+    tolerance = max(0.01 * median, 0.01)
+    if gaps.min() <= 0.01:
+        count = int((gaps <= 0.01).sum())
+        raise _broken(series, "doubled", f"{count} slices lie where another lies: send one acquisition at a time")
+    step: FloatArray = (positions[-1] - positions[0]) / (len(positions) - 1)
+    along = float(step @ normal)
+    if float(np.linalg.norm(step - along * normal)) > _TILT * along:
+        degrees = np.degrees(np.arctan2(np.linalg.norm(step - along * normal), along))
+        raise _broken(series, "tilted", f"its gantry tilt of {degrees:.1f} degrees is not supported yet")
+    off = np.abs(gaps - median)
+    if off.max() > tolerance:
+        ratios = gaps[off > tolerance] / median
+        missing = np.round(ratios)
+        if np.all((missing >= 2) & (np.abs(ratios - missing) <= 0.01 * missing)):
+            lost = int((missing - 1).sum())
+            raise _broken(series, "gap", f"{lost} slices are missing in its middle: send the whole series")
+        raise _broken(
+            series, "irregular", f"distances between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm"
+        )
+    drift = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
+    sideways = np.linalg.norm(drift - (drift @ normal)[:, None] * normal, axis=1)
+    if sideways.max() > tolerance:
+        raise _broken(series, "irregular", f"a slice lies {sideways.max():.3f} mm beside the others' line")
+    return step
+
+
+def _count_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
+    """A missing first or last slice shows only where a tag counts the images."""
+    count = integer(instances[0].header, "ImagesInAcquisition")
+    if count is None or count == len(instances):
+        return ()
+    return (f"ImagesInAcquisition says {count}, the series holds {len(instances)} slices",)

@@ -1,0 +1,144 @@
+"""One slice's stored values, whatever the transfer syntax."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
+from ctflow.dicom.scan import Instance
+from ctflow.errors import BrokenSeries, UnsupportedPixels
+
+Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
+
+_LOSSLESS = frozenset(
+    {HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless}
+)
+LOSSY = frozenset({HTJ2K, JPEG2000, JPEGLSNearLossless})
+_DECODED = _LOSSLESS | LOSSY | {RLELossless, DeflatedExplicitVRLittleEndian}
+# Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
+_DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How one slice's values are stored (DICOM PS3.3 C.7.6.3).
+
+    Attributes:
+        bits_allocated: 8 or 16.
+        bits_stored: 1 to `bits_allocated`.
+        signed: Two's complement.
+    """
+
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+
+def pixel_format_of(instance: Instance) -> PixelFormat:
+    """The format of a slice's values; `UnsupportedPixels` where reading them would be guessing."""
+    header = instance.header
+    allocated, stored = integer(header, "BitsAllocated"), integer(header, "BitsStored")
+    high, representation = integer(header, "HighBit"), integer(header, "PixelRepresentation")
+    if text(header, "PhotometricInterpretation") != "MONOCHROME2":
+        raise unsupported(instance, "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is")
+    if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated:
+        raise unsupported(instance, f"BitsAllocated {allocated} with BitsStored {stored} is not supported")
+    if high != stored - 1 or representation not in (0, 1):
+        raise unsupported(instance, f"HighBit {high} or PixelRepresentation {representation} is not supported")
+    return PixelFormat(allocated, stored, representation == 1)
+
+
+def unsupported(instance: Instance, what: str) -> UnsupportedPixels:
+    """An `UnsupportedPixels` that names the file."""
+    return UnsupportedPixels(f"{instance.name}: {what}")
+
+
+def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.uint16]:
+    """The stored values of a slice as 16 bit patterns, nothing masked or rescaled.
+
+    Args:
+        instance: The slice.
+        form: Its format.
+        rows: Height.
+        columns: Width.
+
+    Returns:
+        (rows, columns) uint16; signed values as their two's complement.
+
+    Raises:
+        BrokenSeries: The pixel data is shorter than the image.
+        UnsupportedPixels: The transfer syntax is not one that gives right HU, or it does not decode.
+    """
+    if instance.pixel_offset is not None:
+        values = _read_native(instance, form, rows * columns)
+    else:
+        values = _decode(instance, form, rows * columns)
+    if form.bits_allocated == 8:
+        # Widened with their sign, so that the rest need not care.
+        values = (values.view(np.int8).astype(np.int16) if form.signed else values.astype(np.int16)).view(np.uint16)
+    return values.view(np.uint16).reshape(rows, columns)
+
+
+def _read_native(instance: Instance, form: PixelFormat, count: int) -> npt.NDArray[np.generic]:
+    item = form.bits_allocated // 8
+    wanted = count * item
+    if instance.pixel_length not in (wanted, wanted + wanted % 2):
+        reason = "unreadable"
+        what = f"{instance.name} has {instance.pixel_length} bytes of pixels, its size asks for {wanted}"
+        raise BrokenSeries(f"{what}: send the series again [{reason}]", reason=reason)
+    big = instance.transfer_syntax == ExplicitVRBigEndian
+    dtype = np.dtype(np.uint8 if item == 1 else np.uint16)
+    try:
+        values = np.fromfile(instance.path, dtype, count, offset=instance.pixel_offset or 0)
+    except OSError as error:
+        raise BrokenSeries(f"{instance.name}: {error.strerror} [unreadable]", reason="unreadable") from error
+    if values.size != count:
+        raise BrokenSeries(f"{instance.name} is cut short: send the series again [unreadable]", reason="unreadable")
+    if big and item == 1 and values.size % 2 == 0 and _is_word(instance):
+        values = values.reshape(-1, 2)[:, ::-1].reshape(-1)
+    return values.byteswap() if big and item == 2 else values
+
+
+def _is_word(instance: Instance) -> bool:
+    """Whether 8 bit values are packed in big-endian words (VR OW), where each pair is swapped."""
+    with instance.path.open("rb") as stream:
+        stream.seek((instance.pixel_offset or 0) - 8)
+        return stream.read(2) == b"OW"
+
+
+def _decode(instance: Instance, form: PixelFormat, count: int) -> npt.NDArray[np.generic]:
+    syntax = UID(instance.transfer_syntax)
+    if syntax not in _DECODED:
+        raise unsupported(instance, f"transfer syntax {syntax.name} ({syntax}) does not give exact Hounsfield units")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below
+            decoded = pixel_array(pydicom.dcmread(instance.path), raw=True)
+    except _DECODE_ERRORS as error:
+        raise unsupported(instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})") from error
+    if decoded.size != count or decoded.dtype.itemsize * 8 != form.bits_allocated:
+        raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
+    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian and not decoded.any():
+        raise unsupported(instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged")
+    return np.ascontiguousarray(decoded).reshape(-1)

@@ -1,0 +1,320 @@
+"""Headers to a decision: which series are to be run, and why each other is not. Pure; never raises for a bad series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from pydicom.uid import UID
+
+from ctflow.dicom.attributes import integer, number, numbers, text, texts
+from ctflow.dicom.scan import Instance, Scan
+from ctflow.errors import NoUsableSeries
+from ctflow.volume import digest_of_uid
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+LEAST_SLICES = 16
+LARGEST_SPACING_MM = 5.0
+_DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
+
+Verdict = tuple[str, str]  # rule, reason
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The slices that would be stacked.
+
+    Attributes:
+        uid: SeriesInstanceUID, as the files say it.
+        digest: Its name in messages.
+        study_uid: StudyInstanceUID.
+        instances: The slices, in the scan's order.
+        dropped: Sentences on images of the series that were left out.
+    """
+
+    uid: str
+    digest: str
+    study_uid: str
+    instances: tuple[Instance, ...]
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One series and the rule that decided.
+
+    Attributes:
+        series: The series.
+        chosen: Whether it is to be run.
+        rule: Short stable name of the rule.
+        reason: The same as a sentence.
+        forced: Chosen although a fitness rule speaks against it.
+        description: Technical facts for `ctflow inspect`; no patient data and no free text.
+    """
+
+    series: Series
+    chosen: bool
+    rule: str
+    reason: str
+    forced: bool
+    description: Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Every series of a scan with its verdict, by UID."""
+
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> tuple[Candidate, ...]:
+        """Those to be run."""
+        return tuple(candidate for candidate in self.candidates if candidate.chosen)
+
+
+def select_series(
+    scan: Scan,
+    *,
+    series_uid: str | None = None,
+    pick: Literal["all", "best"] = "all",
+    force: bool = False,
+    body_parts: Collection[str] = (),
+) -> Selection:
+    """Decide for every series of a scan.
+
+    Args:
+        scan: The headers.
+        series_uid: Only this series may be chosen.
+        pick: "all" fit series, or the "best" of each study and frame of reference: the one whose slice spacing is
+            smallest but not below 1 mm, then with most slices, then with the lowest series number.
+        force: Choose series that fitness rules (not possibility rules) speak against.
+        body_parts: BodyPartExamined values that suit the model; empty accepts all.
+
+    Returns:
+        The verdicts.
+    """
+    candidates = [_judge(series, series_uid, force, body_parts) for series in _series_of(scan)]
+    if pick == "best":
+        candidates = _keep_best(candidates)
+    return Selection(tuple(candidates))
+
+
+def require_chosen(selection: Selection, scan: Scan) -> None:
+    """Raise `NoUsableSeries` with every reason when nothing is chosen."""
+    if selection.chosen:
+        return
+    lines = [f"series {c.series.digest}: {c.reason} ({c.rule})" for c in selection.candidates]
+    lines += [f"file {file.name}: {file.reason}" for file in scan.unreadable]
+    most = 20
+    if len(lines) > most:
+        lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
+    found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files"
+    raise NoUsableSeries(f"no series can be run: {found}")
+
+
+def _series_of(scan: Scan) -> list[Series]:
+    groups: dict[tuple[str, str], list[Instance]] = {}
+    for instance in scan.instances:
+        key = (text(instance.header, "StudyInstanceUID"), text(instance.header, "SeriesInstanceUID"))
+        groups.setdefault(key, []).append(instance)
+    return [
+        _without_localizers(Series(uid, digest_of_uid(uid or study), study, tuple(instances)))
+        for (study, uid), instances in sorted(groups.items())
+    ]
+
+
+def _without_localizers(series: Series) -> Series:
+    kept = tuple(instance for instance in series.instances if not _is_localizer(instance))
+    left_out = len(series.instances) - len(kept)
+    if not kept or not left_out:
+        return series
+    dropped = f"{left_out} localizer image{'s' * (left_out > 1)} of the series left out"
+    return replace(series, instances=kept, dropped=(dropped,))
+
+
+def _image_words(instance: Instance) -> set[str]:
+    return {word for value in texts(instance.header, "ImageType") for word in re.split(r"[^A-Z0-9]+", value.upper())}
+
+
+def _is_localizer(instance: Instance) -> bool:
+    return "LOCALIZER" in _image_words(instance)
+
+
+def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
+    description = _describe(series)
+
+    def verdict(rule: str, reason: str, *, chosen: bool = False, forced: bool = False) -> Candidate:
+        return Candidate(series, chosen, rule, reason, forced, description)
+
+    if series_uid is not None and series.uid != series_uid:
+        return verdict("not-asked-for", "another series was asked for")
+    impossible = _first_verdict(_IMPOSSIBLE, series)
+    if impossible:
+        return verdict(*impossible)
+    unfit = _first_verdict(_UNFIT, series) or _unfit_body_part(series, body_parts)
+    if unfit and not force:
+        return verdict(unfit[0], f"{unfit[1]}; --force runs it")
+    if unfit:
+        return verdict(unfit[0], f"run by --force although {unfit[1]}", chosen=True, forced=True)
+    return verdict("chosen", "fit to be run", chosen=True)
+
+
+def _first_verdict(rules: Sequence[Callable[[Series], Verdict | None]], series: Series) -> Verdict | None:
+    return next((found for found in (rule(series) for rule in rules) if found), None)
+
+
+# ------------------------------------------------------------------- possibility: nothing forces a series past these
+
+
+def _no_uid(series: Series) -> Verdict | None:
+    lacking = [
+        keyword
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+        if not all(text(instance.header, keyword) for instance in series.instances)
+    ]
+    return (
+        ("no-uid", f"{', '.join(lacking)} is empty or absent: have the sender repair the series") if lacking else None
+    )
+
+
+def _not_ct(series: Series) -> Verdict | None:
+    classes = {text(instance.header, "SOPClassUID") for instance in series.instances}
+    if classes & set(ENHANCED_CT_STORAGE):
+        return "enhanced", "Enhanced CT is not supported yet: send the series as single-frame CT images"
+    if classes != {CT_IMAGE_STORAGE} or {text(i.header, "Modality") for i in series.instances} != {"CT"}:
+        names = sorted(UID(uid).name if UID(uid).is_private is False else "a private class" for uid in classes)
+        return "modality", f"not CT images but {', '.join(names)[:120]}"
+    return None
+
+
+def _several_patients(series: Series) -> Verdict | None:
+    if len({text(instance.header, "PatientID") for instance in series.instances}) > 1:
+        return "mixed-patients", "slices of several patients share this SeriesInstanceUID: separate them"
+    return None
+
+
+def _no_image(series: Series) -> Verdict | None:
+    if not all(instance.has_pixels for instance in series.instances):
+        return "no-pixels", "slices without pixel data"
+    if any((integer(instance.header, "NumberOfFrames") or 1) != 1 for instance in series.instances):
+        return "multi-frame", "multi-frame CT images are not supported: send single-frame CT images"
+    if any(integer(instance.header, "SamplesPerPixel") != 1 for instance in series.instances):
+        return "colour", "colour images carry no Hounsfield units"
+    return None
+
+
+_IMPOSSIBLE = (_no_uid, _not_ct, _several_patients, _no_image)
+
+
+# ------------------------------------------------------------------------------------------- fitness: --force may pass
+
+
+def _localizers_only(series: Series) -> Verdict | None:
+    return ("localizer", "it holds only localizer images") if _is_localizer(series.instances[0]) else None
+
+
+def _derived(series: Series) -> Verdict | None:
+    for instance in series.instances:
+        words = _image_words(instance)
+        if "DERIVED" in words and words & _DERIVED_WORDS:
+            return "derived", f"its images are derived ({', '.join(sorted(words & _DERIVED_WORDS))})"
+    return None
+
+
+def _too_few(series: Series) -> Verdict | None:
+    count = len(series.instances)
+    return ("too-few-slices", f"{count} slices are fewer than {LEAST_SLICES}") if count < LEAST_SLICES else None
+
+
+def _too_thick(series: Series) -> Verdict | None:
+    spacing = slice_spacing_mm(series)
+    if spacing is not None and spacing > LARGEST_SPACING_MM * 1.001:
+        return "too-thick", f"slices every {spacing:.4g} mm are more than {LARGEST_SPACING_MM:g} mm apart"
+    return None
+
+
+_UNFIT = (_localizers_only, _derived, _too_few, _too_thick)
+
+
+def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | None:
+    found = {text(instance.header, "BodyPartExamined").upper() for instance in series.instances} - {""}
+    allowed = {part.upper() for part in body_parts}
+    if not allowed or found <= allowed:
+        return None
+    # The value is free text of the sender's and so is not repeated here.
+    return "body-part", "its BodyPartExamined is not in the bundle's list"
+
+
+def slice_spacing_mm(series: Series) -> float | None:
+    """Median distance between neighbouring slices along their normal; SliceThickness where positions are missing."""
+    places = []
+    for instance in series.instances:
+        position = numbers(instance.header, "ImagePositionPatient", 3)
+        axes = numbers(instance.header, "ImageOrientationPatient", 6)
+        if position is None or axes is None:
+            return number(series.instances[0].header, "SliceThickness")
+        places.append(float(np.dot(np.cross(axes[:3], axes[3:]), position)))
+    gaps = np.diff(np.unique(np.round(places, 3)))
+    return float(np.median(gaps)) if len(gaps) else None
+
+
+# -------------------------------------------------------------------------------------------------------------- best
+
+
+def _keep_best(candidates: Sequence[Candidate]) -> list[Candidate]:
+    best: dict[tuple[str, str], Candidate] = {}
+    for candidate in candidates:
+        key = _study_and_frame(candidate)
+        if candidate.chosen and (key not in best or _rank(candidate) < _rank(best[key])):
+            best[key] = candidate
+    reason = "another series of its study and frame of reference suits better; --pick all runs both"
+    return [
+        replace(candidate, chosen=False, forced=False, rule="not-best", reason=reason)
+        if candidate.chosen and best[_study_and_frame(candidate)] is not candidate
+        else candidate
+        for candidate in candidates
+    ]
+
+
+def _study_and_frame(candidate: Candidate) -> tuple[str, str]:
+    return candidate.series.study_uid, text(candidate.series.instances[0].header, "FrameOfReferenceUID")
+
+
+def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str]:
+    """Lower is better; below 1 mm thinner slices only add noise."""
+    spacing = slice_spacing_mm(candidate.series) or LARGEST_SPACING_MM
+    series_number = integer(candidate.series.instances[0].header, "SeriesNumber")
+    return (
+        candidate.forced,
+        max(spacing, 1.0),
+        -len(candidate.series.instances),
+        series_number if series_number is not None else 2**31,
+        candidate.series.uid,
+    )
+
+
+def _describe(series: Series) -> dict[str, object]:
+    header = series.instances[0].header
+    spacing = numbers(header, "PixelSpacing", 2)
+    between = slice_spacing_mm(series)
+    return {
+        "modality": _code_string(text(header, "Modality")),
+        "slices": len(series.instances),
+        "rows": integer(header, "Rows"),
+        "columns": integer(header, "Columns"),
+        "pixel_spacing_mm": list(spacing) if spacing else None,
+        "slice_spacing_mm": round(between, 4) if between is not None else None,
+        "body_part": _code_string(text(header, "BodyPartExamined")),
+        "patient_position": _code_string(text(header, "PatientPosition")),
+        "series_number": integer(header, "SeriesNumber"),
+        "transfer_syntaxes": sorted({UID(i.transfer_syntax).name for i in series.instances}),
+    }
+
+
+def _code_string(value: str) -> str | None:
+    """A DICOM code string, or None: what is not one may be free text with a name in it."""
+    return value if re.fullmatch(r"[A-Z0-9_]{1,16}", value) else None

@@ -1,0 +1,373 @@
+"""The whole trip of a case, without Holoscan: find, load, segment, write.
+
+Every door (command line, operators, service) goes through these functions, so all of them give the same SEG.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow import __version__
+from ctflow.config import Settings
+from ctflow.dicom.assemble import Assembled, assemble_series
+from ctflow.dicom.scan import Scan, scan_folder
+from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.select import Candidate, require_chosen, select_series
+from ctflow.engines.choose import device_from_setting, open_engine
+from ctflow.engines.contract import Engine, EngineInfo
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError
+from ctflow.model import Model, ModelSpec
+from ctflow.postprocess import measure_segments
+from ctflow.preprocess import labels_from_logits, prepare_volume
+from ctflow.progress import Progress, silent
+from ctflow.report.preview import write_preview
+from ctflow.report.result import write_result
+from ctflow.volume import Volume, digest_of_uid
+from ctflow.window.predict import predict_volume
+
+log = logging.getLogger(__name__)
+RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a model marked in one volume.
+
+    Attributes:
+        labels: (D, H, W) uint8 on the source grid; 0 is background.
+        engine: Who computed.
+        window: Window settings as used: roi, overlap, blend, batch size.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    engine: EngineInfo
+    window: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One series on its way; each stage returns a copy that knows more.
+
+    Attributes:
+        candidate: The series and the rule that chose it.
+        key: Name of its result folder.
+        assembled: Its volume, once loaded.
+        segmentation: What was marked, once segmented.
+        error: Why it went no further.
+        folder: Where its result lies, once written.
+        document: The content of its result.json.
+        warnings: What a person should know.
+        stage_seconds: Wall time of each stage.
+    """
+
+    candidate: Candidate
+    key: str
+    assembled: Assembled | None = None
+    segmentation: Segmentation | None = None
+    error: CtflowError | None = None
+    folder: Path | None = None
+    document: Mapping[str, object] | None = None
+    warnings: tuple[str, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def loaded(self) -> Assembled:
+        """The volume; a ValueError before `load_case` or after `write_case`."""
+        if self.assembled is None:
+            raise ValueError("the case holds no volume: load it first")
+        return self.assembled
+
+    @property
+    def segmented(self) -> Segmentation:
+        """What was marked; a ValueError before `segment_case` or after `write_case`."""
+        if self.segmentation is None:
+            raise ValueError("the case holds no segmentation: segment it first")
+        return self.segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class RunReport:
+    """What became of every chosen series, and the exit code that says so.
+
+    Attributes:
+        cases: The cases, in the order they ran.
+        exit_code: 0, 6, or the first failure's.
+        document: The content of the run's result.json.
+    """
+
+    cases: tuple[Case, ...]
+    exit_code: int
+    document: Mapping[str, Any]
+
+
+class Segmenter:
+    """A model with its engine open; segments any number of volumes, one after another.
+
+    Args:
+        model: The model.
+        settings: Engine, precision, device and overlap are used.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model = model
+        self._settings = settings
+        self._engine: Engine | None = None
+
+    def open(self) -> None:
+        """Open the engine.
+
+        Raises:
+            SettingsInvalid: The backend is unknown.
+            ResourceError: The backend or device cannot be used here.
+            ModelError: The engine cannot be made from the model.
+        """
+        spec, settings = self.model.spec, self._settings
+        self._engine = open_engine(
+            settings.engine,
+            self.model,
+            device=device_from_setting(settings.device),
+            precision=settings.precision,  # type: ignore[arg-type]  # config allows exactly the contract's names
+            roi=spec.roi,
+            batch_range=(1, spec.batch_size),
+        )
+
+    def close(self) -> None:
+        """Close the engine; may be called twice."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def __enter__(self) -> Segmenter:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def segment(self, volume: Volume, progress: Progress = silent) -> tuple[Segmentation, dict[str, float]]:
+        """Mark what the model finds.
+
+        Args:
+            volume: CT in HU.
+            progress: Told of every window.
+
+        Returns:
+            What was marked, and the seconds of each stage.
+
+        Raises:
+            DeviceOutOfMemory: The device has too little memory.
+            ModelError: The network's result is not finite.
+        """
+        if self._engine is None:
+            raise ValueError("open the segmenter before segmenting")
+        spec, engine = self.model.spec, self._engine
+        overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
+        batch_size = min(spec.batch_size, engine.info.batch_range[1])
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "prepare"):
+            prepared = prepare_volume(volume, spec.preprocessing, engine.info.device)
+        with _timed(seconds, "segment"):
+            logits = predict_volume(
+                prepared.tensor,
+                engine.predict,
+                roi=spec.roi,
+                overlap=overlap,
+                blend=spec.blend,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        with _timed(seconds, "restore"):
+            labels = labels_from_logits(prepared, logits, spec, progress)
+        window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": batch_size}
+        return Segmentation(labels, engine.info, window), seconds
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+def find_cases(
+    folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent
+) -> tuple[tuple[Case, ...], Scan]:
+    """Find the series that are to be run.
+
+    Args:
+        folder: Input folder, searched with all its subfolders.
+        spec: Its body parts take part in the choice.
+        settings: Series, pick and force.
+        progress: Told of every file.
+
+    Returns:
+        A case for each chosen series, and everything that was found.
+
+    Raises:
+        NoUsableSeries: No series may be run.
+    """
+    scan = scan_folder(folder, progress)
+    selection = select_series(
+        scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=spec.body_parts
+    )
+    require_chosen(selection, scan)
+    for candidate in selection.candidates:
+        log.info("series %s: %s (%s)", candidate.series.digest, candidate.reason, candidate.rule)
+    keys: set[str] = set()
+    cases = []
+    for candidate in selection.chosen:
+        key = key_of_series(candidate.series.uid)
+        if key in keys:  # the same SeriesInstanceUID in two studies
+            key = digest_of_uid(f"{candidate.series.study_uid}/{candidate.series.uid}")
+        keys.add(key)
+        warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
+        cases.append(Case(candidate, key, warnings=warnings))
+    return tuple(cases), scan
+
+
+def key_of_series(uid: str) -> str:
+    """Name of a series' result folder: its UID if that is a safe name, else the UID's digest."""
+    safe = 1 <= len(uid) <= 64 and set(uid) <= set("0123456789.") and uid.strip(".") != ""
+    return uid if safe else digest_of_uid(uid)
+
+
+def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
+    """Run a stage unless an earlier one failed; a named error becomes part of the case."""
+    if case.error is not None:
+        return case
+    try:
+        return stage()
+    except CtflowError as error:
+        log.error("series %s: %s", case.candidate.series.digest, error)  # noqa: TRY400  # named: no traceback needed
+        return replace(case, error=error)
+
+
+def load_case(case: Case, progress: Progress = silent) -> Case:
+    """Read the pixels of a case's series into a volume; an `InputError` becomes part of the case."""
+
+    def stage() -> Case:
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "read"):
+            assembled = assemble_series(case.candidate.series, progress)
+        return replace(case, assembled=assembled, warnings=case.warnings + assembled.warnings, stage_seconds=seconds)
+
+    return _attempt(case, stage)
+
+
+def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) -> Case:
+    """Segment a loaded case; a named error becomes part of the case."""
+
+    def stage() -> Case:
+        segmentation, seconds = segmenter.segment(case.loaded.volume, progress)
+        return replace(case, segmentation=segmentation, stage_seconds={**case.stage_seconds, **seconds})
+
+    return _attempt(case, stage)
+
+
+def write_case(case: Case, model: Model, settings: Settings, output: Path, progress: Progress = silent) -> Case:
+    """Write a segmented case's folder: complete under its final name, or not at all."""
+    return _attempt(case, lambda: _write(case, model, settings, output, progress))
+
+
+def _write(case: Case, model: Model, settings: Settings, output: Path, progress: Progress) -> Case:
+    volume, labels = case.loaded.volume, case.segmented.labels
+    progress("write", 0, 1)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "measure"):
+        measured = measure_segments(labels, volume.geometry, model.spec.segments)
+    with temporary_folder(output, case.key) as folder:
+        with _timed(seconds, "write"):
+            _write_segmentation(case, model, folder / "segmentation.dcm")
+        with _timed(seconds, "preview"):
+            _write_preview(case, model.spec, folder / "preview.png")
+        case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
+        document = _document(case, model, settings, measured)
+        write_result(document, folder / "result.json")
+        publish_folder(folder, output / case.key)
+    progress("write", 1, 1)
+    log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
+    # The arrays have served: a folder of many series must not pile them up.
+    return replace(case, folder=output / case.key, document=document, assembled=None, segmentation=None)
+
+
+def _write_segmentation(case: Case, model: Model, path: Path) -> None:
+    engine = case.segmented.engine
+    provenance = Provenance(
+        ctflow_version=__version__,
+        weights_digest=model.weights_digest,
+        settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
+    )
+    headers = [instance.header for instance in case.loaded.instances]
+    write_dataset(segmentation_from_labels(case.segmented.labels, headers, model.spec, provenance), path)
+
+
+def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
+    return {key: "x".join(map(str, value)) if isinstance(value, list) else value for key, value in window.items()}
+
+
+def _write_preview(case: Case, spec: ModelSpec, path: Path) -> None:
+    write_preview(
+        case.loaded.volume,
+        case.segmented.labels,
+        path,
+        title=f"{spec.name} {spec.version}",
+        research_only=spec.demonstration,
+        segment_labels={segment.number: segment.label for segment in spec.segments},
+    )
+
+
+def announce(model: Model) -> None:
+    """Log what runs; for a demonstration model the first line says that it is not for clinical use."""
+    if model.spec.demonstration:
+        log.warning("%s: %s is a demonstration model", RESEARCH_ONLY, model.spec.name)
+    log.info("model %s %s, weights %s", model.spec.name, model.spec.version, model.weights_digest[:12])
+    for note in model.spec.notes:
+        log.warning("bundle: %s", note)
+
+
+def run_folder(folder: Path, output: Path, model: Model, settings: Settings, progress: Progress = silent) -> RunReport:
+    """Segment every chosen series of a folder, one after another.
+
+    Args:
+        folder: Input folder.
+        output: Gets one folder a series, and the run's result.json.
+        model: The model.
+        settings: The run's.
+        progress: Told of files, slices and windows.
+
+    Returns:
+        What became of every series.
+
+    Raises:
+        NoUsableSeries: No series may be run.
+        ResourceError: The engine cannot be opened.
+    """
+    announce(model)
+    cases, scan = find_cases(folder, model.spec, settings, progress)
+    with Segmenter(model, settings) as segmenter:
+        done = tuple(run_case(case, segmenter, settings, output, progress) for case in cases)
+    return finish_run(done, scan, model.spec, output)
+
+
+def run_case(case: Case, segmenter: Segmenter, settings: Settings, output: Path, progress: Progress = silent) -> Case:
+    """Load, segment and write one case; a named error becomes part of it."""
+    case = segment_case(load_case(case, progress), segmenter, progress)
+    return write_case(case, segmenter.model, settings, output, progress)
+
+
+def exit_code_of_cases(cases: Iterable[Case]) -> int:
+    """0 when all are done, 6 when some are, else the first failure's exit code."""
+    errors = [case.error for case in cases]
+    failures = [error for error in errors if error is not None]
+    if not failures:
+        return EXIT_DONE
+    return failures[0].exit_code if len(failures) == len(errors) else EXIT_PARTLY

@@ -1,0 +1,181 @@
+"""Progress bars and the closing summary on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from ctflow.progress import Progress
+
+_STAGES = {
+    "scan": "reading headers",
+    "read": "reading slices",
+    "segment": "segmenting windows",
+    "restore": "back to the source grid",
+    "write": "writing results",
+}
+
+
+class LineProgress:
+    """Writes a line when a stage is a quarter further: for logs and pipes.
+
+    Args:
+        stream: Gets the lines.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._quarter: dict[str, int] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take an advance; see `ctflow.progress.Progress`."""
+        quarter = 4 if done >= total else 4 * done // total
+        if done == 0:
+            self._quarter[stage] = 0
+        elif quarter > self._quarter.get(stage, 0):
+            self._quarter[stage] = quarter
+            self._stream.write(f"{_STAGES.get(stage, stage)}: {done} of {total}\n")
+            self._stream.flush()
+
+
+class BarProgress:
+    """Draws a bar a stage.
+
+    Args:
+        bars: The live display.
+    """
+
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take an advance; see `ctflow.progress.Progress`."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total)
+        elif done == 0:
+            self._bars.reset(self._tasks[stage], total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+
+@contextmanager
+def progress_on(stream: TextIO) -> Iterator[Progress]:
+    """Progress bars if the stream is a terminal, else plain lines."""
+    if not stream.isatty():
+        yield LineProgress(stream)
+        return
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(file=stream), transient=True) as bars:
+        yield BarProgress(bars)
+
+
+def say_error(message: str) -> None:
+    """Show an error on standard error."""
+    Console(stderr=True, soft_wrap=True).print(Text("ctflow: ", style="bold red") + Text(message))
+
+
+def say_report(document: Mapping[str, Any], output: Path, stream: TextIO | None = None) -> None:
+    """Show what became of every series.
+
+    Args:
+        document: The run's result (`ctflow.report.result.run_result`).
+        output: The output folder.
+        stream: Gets the text; None takes standard output.
+    """
+    stream = stream or sys.stdout
+    # A pipe has no width: lines are then as long as they need to be, so that paths stay whole.
+    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    if document.get("research_only"):
+        console.print(Text(str(document["research_only"]), style="bold yellow"))
+    for series in document["series"]:
+        _say_series(console, series, output)
+
+
+def _say_series(console: Console, result: Mapping[str, Any], output: Path) -> None:
+    series = result["series"]
+    colour = {"done": "green"}.get(result["status"], "red")
+    head = Text.assemble("series ", (series["digest"], "bold"), ": ", (result["status"], colour))
+    if result["status"] == "done":
+        shape, spacing = series["shape"], series["spacing_mm"]
+        head.append(f"  {' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:.3g}' for mm in spacing)} mm")
+        head.append(f"  in {sum(result['stage_seconds'].values()):.1f} s")
+    console.print(head)
+    if result["status"] != "done":
+        console.print(Text(f"  {result['error']['message']}"))
+        return
+    if result["statement"]:
+        console.print(Text(f"  {result['statement']}"))
+    else:
+        console.print(_table_of_segments(result["segments"]))
+    for warning in result["warnings"]:
+        console.print(Text(f"  warning: {warning}", style="yellow"))
+    console.print(Text(f"  {output / result['folder']}/segmentation.dcm, preview.png, result.json"))
+
+
+def _table_of_segments(segments: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("segment", "volume ml", "longest diameter mm", "components", "centroid mm (L, P, S)"):
+        table.add_column(heading, justify="left" if heading == "segment" else "right")
+    for segment in segments:
+        if not segment["voxels"]:
+            continue
+        table.add_row(
+            str(segment["label"]),
+            f"{segment['volume_ml']:.2f}",
+            f"{segment['longest_diameter_mm']:.1f}",
+            str(segment["components"]),
+            ", ".join(f"{mm:.1f}" for mm in segment["centroid_mm"]),
+        )
+    return table
+
+
+def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show every series of a folder, chosen or refused and why (`ctflow inspect`)."""
+    stream = stream or sys.stdout
+    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    for entry in document["series"]:
+        verdict = ("chosen", "green") if entry["chosen"] else (f"refused ({entry['rule']})", "red")
+        console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['reason']}"))
+        facts = [f"{key.replace('_', ' ')} {value}" for key, value in entry["description"].items() if value is not None]
+        console.print(Text(f"  {', '.join(facts)}"))
+        if entry["geometry"]:
+            shape, spacing = entry["geometry"]["shape"], entry["geometry"]["spacing_mm"]
+            console.print(
+                Text(
+                    f"  {' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm"
+                )
+            )
+        for warning in entry["warnings"]:
+            console.print(Text(f"  warning: {warning}", style="yellow"))
+    for file in document["unreadable"]:
+        console.print(Text(f"unreadable: {file['file']}: {file['reason']}", style="yellow"))
+    if not document["series"]:
+        console.print("no DICOM series found")
+    console.print(f"{len(document['series'])} series, {document['ignored']} files that are not DICOM")
+
+
+def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show which backends this machine has (`ctflow engines`)."""
+    console = Console(file=stream or sys.stdout, soft_wrap=True)
+    for backend in document["backends"]:
+        verdict = ("available", "green") if backend["available"] else ("absent", "red")
+        console.print(Text.assemble((f"{backend['name']:<16}", "bold"), verdict, f"  {backend['reason']}"))
+    owner = document["monai_deploy"]
+    verdict = ("ready", "green") if owner["has_exec"] else ("needs repair", "red")
+    console.print(Text.assemble((f"{'monai-deploy':<16}", "bold"), verdict, f"  {owner['reason']}"))

@@ -1,0 +1,87 @@
+"""Every door says the same named error with the same exit code, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pydicom
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def contents(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*")) if folder.exists() else []
+
+
+@pytest.mark.parametrize("name", ["run", "app", "exec", "monai-deploy"])
+def test_an_empty_folder_is_exit_2_and_writes_nothing(door, coarse_bundle, tmp_path, name):
+    (tmp_path / "in").mkdir()
+    done = door(name, ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", coarse_bundle])
+    assert done.returncode == 2, done.stderr
+    assert "NoUsableSeries" in done.stderr
+    assert contents(tmp_path / "out") == []
+
+
+@pytest.fixture
+def gapped(series, tmp_path) -> Path:
+    folder = tmp_path / "gapped"
+    shutil.copytree(series, folder)
+    slices = sorted(folder.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    slices[10].unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "app"])
+def test_a_missing_slice_is_exit_2_and_writes_nothing(door, coarse_bundle, tmp_path, gapped, name):
+    done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
+    assert done.returncode == 2, done.stderr
+    assert "BrokenSeries" in done.stderr
+    assert contents(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["run", "app"])
+def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, gapped, series, name):
+    for file in gapped.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesInstanceUID += ".9"
+        dataset.SOPInstanceUID += ".9"
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(file)
+    shutil.copytree(series, gapped / "good")
+    (gapped / "cut.dcm").write_bytes(next(series.iterdir()).read_bytes()[:700])
+    done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
+    assert done.returncode == 6, done.stderr
+    document = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert sorted(entry["status"] for entry in document["series"]) == ["done", "refused"]
+    assert "cut.dcm" in json.dumps(document)
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert (folder / "segmentation.dcm").exists()
+
+
+@pytest.mark.parametrize("name", ["run", "app"])
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["--engine", "warp"], 64, "SettingsInvalid"),
+        (["--overlap", "2"], 64, "SettingsInvalid"),
+        (["--no-such-flag"], 64, "SettingsInvalid"),
+        (["--device", "cuda:7"], 4, "BackendUnavailable"),
+        (["-m", "no-such-bundle"], 3, "BundleInvalid"),
+        (["-o", "/proc/nowhere"], 5, "NotWritten"),
+    ],
+)
+def test_a_failure_has_its_exit_code_at_every_door(door, coarse_bundle, series, tmp_path, name, words, code, error):
+    done = door(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle, *words])
+    assert done.returncode == code, done.stderr
+    assert error in done.stderr
+    assert contents(tmp_path / "out") == []
+
+
+def test_no_input_is_a_usage_error(door):
+    for name in ("run", "app"):
+        done = door(name, [])
+        assert done.returncode == 64
+        assert "HOLOSCAN_INPUT_PATH" in done.stderr

@@ -1,0 +1,139 @@
+"""The whole trip through every door."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from tests_support import dciodvfy_errors, segment_points_by_dcmqi
+
+pytestmark = pytest.mark.e2e
+DOORS = ("run", "app", "exec", "monai-deploy")
+
+
+def only_result(output: Path) -> Path:
+    (folder,) = (path for path in output.iterdir() if path.is_dir())
+    assert sorted(path.name for path in folder.iterdir()) == ["preview.png", "result.json", "segmentation.dcm"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(door, series, coarse_bundle, tmp_path_factory) -> dict[str, Path]:
+    folders = {}
+    for name in DOORS:
+        output = tmp_path_factory.mktemp(name) / "out"
+        done = door(name, ["-i", series, "-o", output, "-m", coarse_bundle])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "RESEARCH ONLY - NOT FOR CLINICAL USE" in done.stderr.splitlines()[0]
+        assert str(output) in done.stdout
+        folders[name] = only_result(output)
+    return folders
+
+
+def test_every_door_writes_the_same_file(results):
+    first = (results["run"] / "segmentation.dcm").read_bytes()
+    for name in DOORS[1:]:
+        assert (results[name] / "segmentation.dcm").read_bytes() == first
+        assert (results[name] / "preview.png").read_bytes() == (results["run"] / "preview.png").read_bytes()
+
+
+def test_the_seg_conforms_and_two_readers_agree(results, series):
+    path = results["run"] / "segmentation.dcm"
+    assert dciodvfy_errors(path) == []
+    seg = hd.seg.segread(path)
+    sources = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda ct: ct.ImagePositionPatient[2])
+    pixels = seg.get_pixels_by_source_instance([ct.SOPInstanceUID for ct in sources], segment_numbers=[1])[..., 0]
+    assert pixels.any(), "the untrained model is tuned to mark something in every phantom"
+    ours = {tuple(np.round(point, 2)) for point in world_points(pixels, sources)}
+    theirs = {tuple(np.round(point, 2)) for point in segment_points_by_dcmqi(path)}
+    assert ours == theirs
+
+
+def world_points(pixels, sources):
+    """LPS mm of every marked pixel, straight from DICOM PS3.3 C.7.6.2.1.1."""
+    for d, h, w in np.argwhere(pixels):
+        ct = sources[d]
+        row, column = np.split(np.array(ct.ImageOrientationPatient, float), 2)
+        between_rows, between_columns = map(float, ct.PixelSpacing)
+        yield np.array(ct.ImagePositionPatient, float) + row * between_columns * w + column * between_rows * h
+
+
+def test_the_result_names_model_engine_times_and_findings(results):
+    document = json.loads((results["app"] / "result.json").read_text())
+    assert document["status"] == "done"
+    assert document["model"]["weights_digest"]
+    assert document["engine"]["backend"] == "eager"
+    assert {"read", "prepare", "segment", "restore", "write"} <= set(document["stage_seconds"])
+    (segment,) = document["segments"]
+    assert segment["voxels"] > 0
+    assert segment["volume_ml"] > 0
+    with Image.open(results["app"] / "preview.png") as image:
+        assert image.size[0] > 600
+        assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_a_second_run_replaces_the_first_with_the_same_file(door, series, coarse_bundle, results, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(results["run"], output / results["run"].name)
+    (output / results["run"].name / "segmentation.dcm").write_bytes(b"an older one")
+    assert door("run", ["-i", series, "-o", output, "-m", coarse_bundle]).returncode == 0
+    assert (only_result(output) / "segmentation.dcm").read_bytes() == (results["run"] / "segmentation.dcm").read_bytes()
+
+
+def test_the_map_variables_are_the_defaults(door, series, coarse_bundle, results, tmp_path):
+    environment = {
+        "HOLOSCAN_INPUT_PATH": str(series),
+        "HOLOSCAN_OUTPUT_PATH": str(tmp_path / "out"),
+        "HOLOSCAN_MODEL_PATH": str(coarse_bundle.parent),  # the folder that holds exactly one bundle
+    }
+    assert door("app", [], environment).returncode == 0
+    assert (only_result(tmp_path / "out") / "segmentation.dcm").read_bytes() == (
+        results["run"] / "segmentation.dcm"
+    ).read_bytes()
+
+
+def test_holoscan_loads_where_no_cuda_toolkit_is_installed(door, series, coarse_bundle, results, tmp_path):
+    """The system's CUDA folders are covered by an empty one, in a mount namespace of the process's own."""
+    hide = 'for d in /usr/local/cuda*; do [ -L "$d" ] || mount -t tmpfs none "$d"; done; exec "$@"'
+    toolkits = [path for path in Path("/usr/local").glob("cuda*") if not path.is_symlink()]
+    if os.geteuid() != 0 and toolkits:
+        if os.environ.get("CI") == "true":
+            pytest.fail("hiding the CUDA toolkit needs root")
+        pytest.skip("hiding the CUDA toolkit needs root")
+    prefix = ["unshare", "-m", "sh", "-c", hide, "sh"] if toolkits else []
+    probe = [*prefix, sys.executable, "-c", "import ctypes; ctypes.CDLL('libcudart.so.13')"]
+    assert subprocess.run(probe, capture_output=True, check=False).returncode != 0, "the toolkit is still visible"
+    done = door("app", ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle], prefix=prefix)
+    assert done.returncode == 0, done.stderr
+    assert (only_result(tmp_path / "out") / "segmentation.dcm").read_bytes() == (
+        results["run"] / "segmentation.dcm"
+    ).read_bytes()
+
+
+def test_lidc_runs_through_every_door_to_the_same_seg(door, data, tmp_path_factory):
+    """The real CT, on a 3 mm grid so that the test takes a minute; docs/performance.md has the 1.5 mm run."""
+    from conftest import bundle_with_spacing  # noqa: PLC0415
+
+    bundle = bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "3mm", 3.0, 96)
+    written = []
+    for name in ("run", "app", "exec"):
+        output = tmp_path_factory.mktemp("lidc") / "out"
+        done = door(name, ["-i", data / "lidc-idri-0314", "-o", output, "-m", bundle, "--overlap", "0"])
+        assert done.returncode == 0, done.stderr
+        written.append(only_result(output) / "segmentation.dcm")
+    assert len({path.read_bytes() for path in written}) == 1
+    assert dciodvfy_errors(written[0]) == []
+    seg = hd.seg.segread(written[0])
+    voxels = json.loads((written[0].parent / "result.json").read_text())["segments"][0]["voxels"]
+    assert voxels > 0
+    assert int(seg.pixel_array.sum()) == voxels == len(segment_points_by_dcmqi(written[0]))

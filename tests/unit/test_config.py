@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
+from ctflow.errors import SettingsInvalid
+
+
+def test_nothing_given_gives_the_defaults():
+    assert settings_from_values({}, {}) == Settings()
+
+
+def test_a_flag_wins_over_the_environment():
+    settings = settings_from_values({"overlap": "0.5"}, {"CTFLOW_OVERLAP": "0.25", "CTFLOW_DEVICE": "cpu"})
+    assert settings == Settings(overlap=0.5, device="cpu")
+
+
+def test_switches_come_from_both():
+    assert settings_from_values({"force": True}, {}).force
+    assert settings_from_values({"force": False}, {"CTFLOW_FORCE": "yes"}).force
+    assert not settings_from_values({"force": False}, {"CTFLOW_FORCE": "0"}).force
+
+
+@pytest.mark.parametrize(
+    ("values", "environment", "where"),
+    [
+        ({"overlap": "1"}, {}, "--overlap"),
+        ({"overlap": "-0.1"}, {}, "--overlap"),
+        ({"overlap": "nan"}, {}, "--overlap"),
+        ({"overlap": "much"}, {}, "--overlap"),
+        ({}, {"CTFLOW_OVERLAP": "x"}, "CTFLOW_OVERLAP"),
+        ({"pick": "some"}, {}, "--pick"),
+        ({"precision": "int8"}, {}, "--precision"),
+        ({"device": "tpu"}, {}, "--device"),
+        ({"device": "cuda:"}, {}, "--device"),
+        ({"device": "cuda:0,1"}, {}, "not built yet"),
+        ({"roi": "body"}, {}, "--roi: body is not built yet"),
+        ({"roi": "head"}, {}, "--roi"),
+        ({"series": " "}, {}, "--series"),
+        ({}, {"CTFLOW_FORCE": "perhaps"}, "CTFLOW_FORCE"),
+    ],
+)
+def test_a_wrong_value_names_its_flag_or_variable(values, environment, where):
+    with pytest.raises(SettingsInvalid, match=where):
+        settings_from_values(values, environment)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12"])
+def test_devices_are_accepted(device):
+    assert settings_from_values({"device": device}, {}).device == device
+
+
+def test_every_option_has_a_field():
+    assert {option.name for option in OPTIONS} == set(Settings.__dataclass_fields__)
+
+
+def test_paths_come_from_flags_then_from_the_map_variables():
+    environment = {"HOLOSCAN_INPUT_PATH": "/a", "HOLOSCAN_OUTPUT_PATH": "/b", "HOLOSCAN_MODEL_PATH": "/c"}
+    assert paths_from_values({}, environment) == Paths(Path("/a"), Path("/b"), Path("/c"))
+    assert paths_from_values({"input": "x", "model": None}, environment).input == Path("x")
+    assert paths_from_values({"input": "x", "output": "y"}, {}).model is None
+
+
+@pytest.mark.parametrize("missing", ["input", "output"])
+def test_a_missing_folder_is_named(missing):
+    values = {"input": "x", "output": "y"}
+    del values[missing]
+    with pytest.raises(SettingsInvalid, match=f"HOLOSCAN_{missing.upper()}_PATH"):
+        paths_from_values(values, {})
+
+
+def test_the_environment_is_a_copy(monkeypatch):
+    monkeypatch.setenv("CTFLOW_ENGINE", "eager")
+    assert read_environment()["CTFLOW_ENGINE"] == "eager"
