@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle
-
 from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid

@@ -52,6 +52,6 @@ class CtflowApplication(Application):
         Raises:
             ValueError: The graph has not run.
         """
-        if self._load is None or self._load.scan is None or self._write is None:
+        if self._load is None or self._load.found is None or self._write is None:
             raise ValueError("the application has not run")
-        return finish_run(tuple(self._write.cases), self._load.scan, self._model.spec, self._paths.output)
+        return finish_run(tuple(self._write.cases), self._load.found, self._model.spec, self._paths.output)

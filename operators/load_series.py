@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ctflow.dicom.scan import Scan
 from holoscan.conditions import BooleanCondition
 from monai.deploy.core import Fragment, Operator, OperatorSpec
 
 from ctflow.config import Settings
 from ctflow.model import ModelSpec
-from ctflow.pipeline import Case, find_cases, load_case
+from ctflow.pipeline import Case, Found, find_cases, load_case
 from ctflow.progress import Progress, silent
 
 
@@ -41,7 +40,7 @@ class LoadSeriesOperator(Operator):
     ) -> None:
         self._input_folder, self._spec, self._settings, self._progress = input_folder, spec, settings, progress
         self._waiting: list[Case] = []
-        self.scan: Scan | None = None
+        self.found: Found | None = None
         self._more = BooleanCondition(fragment, name="more_series")
         super().__init__(fragment, self._more, *args, **kwargs)
 
@@ -51,8 +50,8 @@ class LoadSeriesOperator(Operator):
 
     def start(self) -> None:
         """Find the series; raises `NoUsableSeries` before anything is loaded."""
-        cases, self.scan = find_cases(self._input_folder, self._spec, self._settings, self._progress)
-        self._waiting = list(cases)
+        self.found = find_cases(self._input_folder, self._spec, self._settings, self._progress)
+        self._waiting = list(self.found.cases)
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Load the next series and emit it."""

@@ -9,30 +9,39 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctflow import __version__
+from ctflow.atomic import publish_folder, temporary_folder
 from ctflow.config import Settings
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
-from ctflow.dicom.select import Candidate, require_chosen, select_series
+from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import device_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, InputError
 from ctflow.model import Model, ModelSpec
-from ctflow.postprocess import measure_segments
-from ctflow.preprocess import labels_from_logits, prepare_volume
+from ctflow.postprocess import (
+    SegmentMeasurements,
+    labels_from_probabilities,
+    measure_segments,
+    probabilities_from_logits,
+)
+from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
 from ctflow.progress import Progress, silent
 from ctflow.report.preview import write_preview
-from ctflow.report.result import write_result
+from ctflow.report.result import run_result, series_result, write_result
 from ctflow.volume import Volume, digest_of_uid
 from ctflow.window.predict import predict_volume
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"
@@ -92,6 +101,15 @@ class Case:
         if self.segmentation is None:
             raise ValueError("the case holds no segmentation: segment it first")
         return self.segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a folder holds: the cases to be run, every file, and the verdict on every series."""
+
+    cases: tuple[Case, ...]
+    scan: Scan
+    selection: Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +204,22 @@ class Segmenter:
                 progress=progress,
             )
         with _timed(seconds, "restore"):
-            labels = labels_from_logits(prepared, logits, spec, progress)
+            labels = self._restore(prepared, logits, volume.array.shape, progress)
         window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": batch_size}
         return Segmentation(labels, engine.info, window), seconds
+
+    def _restore(
+        self, prepared: Prepared, logits: Tensor, shape: tuple[int, ...], progress: Progress
+    ) -> npt.NDArray[np.uint8]:
+        """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time."""
+        spec = self.model.spec
+        probabilities = probabilities_from_logits(logits, spec)
+        labels = np.empty(shape, np.uint8)
+        progress("restore", 0, len(labels))
+        for rows, slab in restore_slabs(prepared, probabilities):
+            labels[rows] = labels_from_probabilities(slab, spec)
+            progress("restore", rows.stop, len(labels))
+        return labels
 
 
 @contextmanager
@@ -198,9 +229,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - start
 
 
-def find_cases(
-    folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent
-) -> tuple[tuple[Case, ...], Scan]:
+def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent) -> Found:
     """Find the series that are to be run.
 
     Args:
@@ -210,7 +239,7 @@ def find_cases(
         progress: Told of every file.
 
     Returns:
-        A case for each chosen series, and everything that was found.
+        A case for each chosen series, and everything else that was found.
 
     Raises:
         NoUsableSeries: No series may be run.
@@ -231,7 +260,7 @@ def find_cases(
         keys.add(key)
         warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
         cases.append(Case(candidate, key, warnings=warnings))
-    return tuple(cases), scan
+    return Found(tuple(cases), scan, selection)
 
 
 def key_of_series(uid: str) -> str:
@@ -352,10 +381,10 @@ def run_folder(folder: Path, output: Path, model: Model, settings: Settings, pro
         ResourceError: The engine cannot be opened.
     """
     announce(model)
-    cases, scan = find_cases(folder, model.spec, settings, progress)
+    found = find_cases(folder, model.spec, settings, progress)
     with Segmenter(model, settings) as segmenter:
-        done = tuple(run_case(case, segmenter, settings, output, progress) for case in cases)
-    return finish_run(done, scan, model.spec, output)
+        done = tuple(run_case(case, segmenter, settings, output, progress) for case in found.cases)
+    return finish_run(done, found, model.spec, output)
 
 
 def run_case(case: Case, segmenter: Segmenter, settings: Settings, output: Path, progress: Progress = silent) -> Case:
@@ -371,3 +400,95 @@ def exit_code_of_cases(cases: Iterable[Case]) -> int:
     if not failures:
         return EXIT_DONE
     return failures[0].exit_code if len(failures) == len(errors) else EXIT_PARTLY
+
+
+def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: Path) -> RunReport:
+    """Write the run's result.json, unless nothing was done, and decide the exit code.
+
+    Args:
+        cases: Every chosen case, done or not.
+        found: For the series that were set aside and the unreadable files.
+        spec: The model's.
+        output: The output folder.
+
+    Returns:
+        What became of every series.
+
+    Raises:
+        OutputError: The result.json cannot be written.
+    """
+    code = exit_code_of_cases(cases)
+    done = sum(case.error is None for case in cases)
+    set_aside = [c for c in found.selection.candidates if not c.chosen]
+    document = run_result(
+        status="done" if code == EXIT_DONE else "partly" if done else "failed",
+        exit_code=code,
+        series=[case.document or _failed_document(case, spec) for case in cases],
+        set_aside=[{"digest": c.series.digest, "rule": c.rule, "reason": c.reason} for c in set_aside],
+        unreadable=[{"file": file.name, "reason": file.reason} for file in found.scan.unreadable],
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+    )
+    for file in found.scan.unreadable:
+        log.warning("file %s: %s", file.name, file.reason)
+    if done:
+        write_result(document, output / "result.json")
+    return RunReport(cases, code, document)
+
+
+def _document(
+    case: Case, model: Model, settings: Settings, measured: tuple[SegmentMeasurements, ...]
+) -> dict[str, Any]:
+    spec, segmentation = model.spec, case.segmented
+    return series_result(
+        status="done",
+        series=_series_facts(case),
+        model={"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
+        engine=asdict(segmentation.engine),
+        window=segmentation.window,
+        settings=asdict(settings),
+        stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
+        segments=[asdict(segment) for segment in measured],
+        warnings=[*case.warnings, *spec.notes],
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+        intended_use=spec.intended_use,
+        folder=case.key,
+        error=None,
+    )
+
+
+def _failed_document(case: Case, spec: ModelSpec) -> dict[str, Any]:
+    error = case.error
+    if error is None:
+        raise ValueError("a case without an error has its document")
+    return series_result(
+        status="refused" if isinstance(error, InputError) else "failed",
+        series=_series_facts(case),
+        model=None,
+        engine=None,
+        window=None,
+        settings=None,
+        stage_seconds=dict(case.stage_seconds),
+        segments=[],
+        warnings=list(case.warnings),
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+        intended_use=spec.intended_use,
+        folder=None,
+        error={
+            "type": type(error).__name__,
+            "exit_code": error.exit_code,
+            "reason": getattr(error, "reason", None),
+            "message": str(error),
+        },
+    )
+
+
+def _series_facts(case: Case) -> dict[str, Any]:
+    series = case.candidate.series
+    geometry = case.assembled.volume.geometry if case.assembled else None
+    return {
+        "digest": series.digest,
+        "series_instance_uid": series.uid,
+        "slices": len(series.instances),
+        "shape": list(geometry.shape) if geometry else None,
+        "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm] if geometry else None,
+    }

@@ -157,9 +157,7 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
         if entry["geometry"]:
             shape, spacing = entry["geometry"]["shape"], entry["geometry"]["spacing_mm"]
             console.print(
-                Text(
-                    f"  {' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm"
-                )
+                Text(f"  {' x '.join(map(str, shape))} voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm")
             )
         for warning in entry["warnings"]:
             console.print(Text(f"  warning: {warning}", style="yellow"))

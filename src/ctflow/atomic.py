@@ -1,0 +1,137 @@
+"""Files and folders that appear whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ctflow.errors import NotWritten, OutputError, StorageFull
+
+
+def output_error_from_oserror(error: OSError, what: str) -> OutputError:
+    """The named error of a failed write.
+
+    Args:
+        error: What the system said.
+        what: Name of the file or folder, without its path (a path may hold a name).
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"no space left for {what}: free some and run again")
+    return NotWritten(f"{what} cannot be written ({error.strerror or type(error).__name__}): check the output folder")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name, sync it, and give it its name.
+
+    Args:
+        path: The file; its folder exists. An older file is replaced.
+        write: Gets the open temporary file.
+
+    Raises:
+        StorageFull: The disk or quota is full.
+        NotWritten: Any other failure of the file system. Nothing half-written stays.
+    """
+    temporary: Path | None = None
+    try:
+        # A random name: two writers of one file must not share their temporary one.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise output_error_from_oserror(error, path.name) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(parent: Path, key: str) -> Iterator[Path]:
+    """A hidden folder to build a result in; removed at the end unless it was published.
+
+    Args:
+        parent: Made if absent, and removed again if nothing was published into it.
+        key: Part of the name.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{key[:40]}.", dir=parent))
+        folder.chmod(0o755)  # mkdtemp's 0700 would hide the result from the viewer's user
+    except OSError as error:
+        _remove_empty(made)
+        raise output_error_from_oserror(error, f"the folder of {key}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+
+
+def publish_folder(folder: Path, final: Path) -> None:
+    """Give a finished folder its final name.
+
+    Args:
+        folder: Built beside `final` by `temporary_folder`.
+        final: Its name; an older result is moved aside first and then removed, so that a crash leaves the old result,
+            none, or the new one, and never a mixture.
+
+    Raises:
+        OutputError: The folder cannot be renamed; the older result is then back in its place.
+    """
+    aside = folder.with_name(f"{folder.name}.old")
+    try:
+        for path in folder.iterdir():
+            _sync_file(path)
+        _sync_folder(folder)
+        if final.exists():
+            final.rename(aside)
+        try:
+            folder.rename(final)
+        except OSError:
+            if aside.exists():
+                aside.rename(final)
+            raise
+        _sync_folder(final.parent)
+    except OSError as error:
+        raise output_error_from_oserror(error, f"the folder {final.name}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that this run made and left empty, the deepest first."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # not empty: something was published

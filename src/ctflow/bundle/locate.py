@@ -1,0 +1,66 @@
+"""Where the bundle lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ctflow
+from ctflow.errors import BundleInvalid
+
+INFERENCE = "configs/inference.json"
+METADATA = "configs/metadata.json"
+WEIGHTS = "models/model.pt"
+
+
+def demonstration_bundle() -> Path:
+    """The bundle that ctflow carries: in a wheel inside the package, in a checkout beside src.
+
+    Raises:
+        BundleInvalid: Neither is there.
+    """
+    package = Path(ctflow.__file__).resolve().parent
+    for folder in (package / "demonstration", package.parent.parent / "bundle"):
+        if _is_bundle(folder):
+            return folder
+    raise BundleInvalid("this installation carries no demonstration bundle: name a bundle with -m")
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle that `path` means.
+
+    Args:
+        path: A bundle's folder, or a folder that holds exactly one.
+
+    Raises:
+        BundleInvalid: There is no bundle, or more than one; the message says what was found.
+    """
+    try:
+        if not path.exists():
+            raise BundleInvalid(
+                f"{path.name or path}: no such folder; -m names a MONAI bundle or a folder that holds one"
+            )
+        if not path.is_dir():
+            raise BundleInvalid(
+                f"{path.name} is a file; -m names the folder of a MONAI bundle (unpack an archive; a TorchScript file "
+                "is not read)"
+            )
+        if _is_bundle(path):
+            return path
+        inside = sorted(folder for folder in path.iterdir() if folder.is_dir())
+        found = [folder for folder in inside if _is_bundle(folder)]
+    except OSError as error:
+        raise BundleInvalid(f"{path.name or path} cannot be read: {error.strerror}") from None
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(folder.name for folder in found[:5])
+        raise BundleInvalid(f"{path.name or path} holds {len(found)} bundles ({names}): name one of them with -m")
+    names = ", ".join(folder.name for folder in inside[:5]) or "no folders"
+    raise BundleInvalid(
+        f"{path.name or path} is no MONAI bundle and holds none: a bundle has {INFERENCE} and {METADATA}; found {names}"
+    )
+
+
+def _is_bundle(folder: Path) -> bool:
+    # One of the two is enough to mean a bundle: read_bundle then names what it lacks.
+    return (folder / INFERENCE).is_file() or (folder / METADATA).is_file()

@@ -1,0 +1,174 @@
+"""metadata.json: what the model is called, what its channels mean, what it is for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ctflow.bundle.config import MISSING, short
+from ctflow.bundle.locate import METADATA
+from ctflow.errors import BundleInvalid
+from ctflow.model import Activation, Code, Segment
+
+MOST_CHANNELS = 256
+# For a channel whose bundle gives no codes (DICOM PS3.16 CID 7150 and 7151 both hold it).
+TISSUE = Code("85756007", "SCT", "Tissue")
+_CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
+_CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM PS3.5 section 6.2, VR CS
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What metadata.json says; see `ModelSpec`."""
+
+    name: str
+    version: str
+    segments: tuple[Segment, ...]
+    intended_use: str
+    demonstration: bool
+    body_parts: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def metadata_from_document(
+    document: Mapping[str, Any], folder_name: str, out_channels: int, activation: Activation
+) -> Metadata:
+    """Read metadata.json.
+
+    Args:
+        document: The parsed file.
+        folder_name: Name of the bundle's folder, which names a bundle that gives no name.
+        out_channels: Channels of the network.
+        activation: Softmax has channel 0 for the background; sigmoid has none.
+
+    Raises:
+        BundleInvalid: A key is missing or not what it must be.
+    """
+    segments, notes = _segments(document, out_channels, activation)
+    intended_use = ""
+    if document.get("intended_use") is not None:
+        intended_use = _text(document, "intended_use", "intended_use", longest=10_000, one_line=False)
+    else:
+        notes.append("metadata.json states no intended_use")
+    demonstration = document.get("demonstration", False)
+    if not isinstance(demonstration, bool):
+        raise _invalid("demonstration", f"must be true or false, not {short(demonstration)}")
+    named = document if document.get("name") is not None else {"name": folder_name}
+    return Metadata(
+        name=_text(named, "name", "name"),
+        version=_text(document, "version", "version"),
+        segments=segments,
+        intended_use=intended_use,
+        demonstration=demonstration,
+        body_parts=_body_parts(document),
+        notes=tuple(notes),
+    )
+
+
+def _segments(
+    document: Mapping[str, Any], out_channels: int, activation: Activation
+) -> tuple[tuple[Segment, ...], list[str]]:
+    labels = _labels(document, out_channels)
+    first = 1 if activation == "softmax" else 0
+    coded = _coded(document, range(first, out_channels))
+    segments, notes = [], []
+    for channel in range(first, out_channels):
+        number = channel + 1 - first
+        entry = coded.get(channel)
+        if entry is None:
+            notes.append(f"metadata.json gives no codes for channel {channel}; its segment is coded as tissue")
+            segments.append(Segment(number, labels[channel], TISSUE, TISSUE, coded=False))
+            continue
+        at, value = entry
+        label = _text(value, "label", f"{at}#label") if "label" in value else labels[channel]
+        category, kind = _code(value, "category", at), _code(value, "type", at)
+        anatomy = value.get("anatomy", [])
+        if not isinstance(anatomy, list) or len(anatomy) > 10:
+            raise _invalid(f"{at}#anatomy", f"must be a list of at most 10 codes, not {short(anatomy)}")
+        regions = tuple(_code({str(i): code}, str(i), f"{at}#anatomy") for i, code in enumerate(anatomy))
+        segments.append(Segment(number, label, category, kind, regions))
+    return tuple(segments), notes
+
+
+def _labels(document: Mapping[str, Any], out_channels: int) -> list[str]:
+    value: Any = document
+    walked: list[str] = []
+    for key in _CHANNEL_DEF.split("#"):
+        walked.append(key)
+        value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING
+        if not isinstance(value, Mapping):
+            problem = "is missing" if value is MISSING else f"must be an object, not {short(value)}"
+            raise _invalid("#".join(walked), f"{problem}; ctflow names the segments from {_CHANNEL_DEF}")
+    expected = [str(channel) for channel in range(out_channels)]
+    if sorted(value) != sorted(expected):
+        raise _invalid(_CHANNEL_DEF, f"must name the network's {out_channels} channels, 0 to {out_channels - 1}")
+    return [_text(value, key, f"{_CHANNEL_DEF}#{key}") for key in expected]
+
+
+def _coded(document: Mapping[str, Any], channels: Sequence[int]) -> dict[int, tuple[str, Mapping[str, Any]]]:
+    given = document.get("segments", [])
+    if not isinstance(given, list):
+        raise _invalid("segments", f"must be a list, not {short(given)}")
+    found: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    for number, entry in enumerate(given):
+        at = f"segments#{number}"
+        if not isinstance(entry, Mapping):
+            raise _invalid(at, f"must be an object, not {short(entry)}")
+        channel = entry.get("channel")
+        if isinstance(channel, bool) or not isinstance(channel, int) or channel not in channels:
+            raise _invalid(f"{at}#channel", f"must be one of the channels {_span(channels)}, not {short(channel)}")
+        if channel in found:
+            raise _invalid(f"{at}#channel", f"is {channel} a second time")
+        found[channel] = at, entry
+    return found
+
+
+def _span(channels: Sequence[int]) -> str:
+    return f"{channels[0]} to {channels[-1]}"
+
+
+def _code(holder: Mapping[str, Any], key: str, at: str) -> Code:
+    at = f"{at}#{key}"
+    value = holder.get(key, MISSING)
+    if not isinstance(value, Mapping):
+        problem = "is missing" if value is MISSING else f"is {short(value)}"
+        raise _invalid(at, f"{problem}; a code has value, scheme and meaning")
+    return Code(
+        _text(value, "value", f"{at}#value", longest=16),
+        _text(value, "scheme", f"{at}#scheme", longest=16),
+        _text(value, "meaning", f"{at}#meaning"),
+    )
+
+
+def _body_parts(document: Mapping[str, Any]) -> tuple[str, ...]:
+    given = document.get("body_parts", [])
+    if not isinstance(given, list) or len(given) > 1000:
+        raise _invalid("body_parts", f"must be a list of words, not {short(given)}")
+    for number, part in enumerate(given):
+        if not isinstance(part, str) or not _CODE_STRING.fullmatch(part.upper()):
+            raise _invalid(f"body_parts#{number}", f"must be a BodyPartExamined value, not {short(part)}")
+    return tuple(part.upper() for part in given)
+
+
+def _text(holder: Mapping[str, Any], key: str, at: str, *, longest: int = 64, one_line: bool = True) -> str:
+    """A text that fits where DICOM will hold it (LO: 64 characters, no backslash, no control characters)."""
+    value = holder.get(key, MISSING)
+    if value is MISSING:
+        raise _invalid(at, "is missing")
+    if not isinstance(value, str) or not value.strip():
+        raise _invalid(at, f"must be a text, not {short(value)}")
+    if len(value) > longest:
+        raise _invalid(at, f"has {len(value)} characters; at most {longest} fit")
+    if one_line and ("\\" in value or not value.isprintable()):
+        raise _invalid(at, "must be one line without control characters or backslashes")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _invalid(at, "holds half a character (a lone surrogate)") from None
+    return value.strip()
+
+
+def _invalid(place: str, reason: str) -> BundleInvalid:
+    return BundleInvalid(f"{METADATA}: {place} {reason}")

@@ -1,0 +1,107 @@
+"""A bundle's folder -> `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctflow.bundle.config import Component, Config
+from ctflow.bundle.documents import read_document
+from ctflow.bundle.inferer import sliding_from_config
+from ctflow.bundle.locate import INFERENCE, METADATA
+from ctflow.bundle.metadata import MOST_CHANNELS, metadata_from_document
+from ctflow.bundle.transforms import activation_from_config, steps_from_config
+from ctflow.bundle.weights import read_weights, weights_digest
+from ctflow.errors import BundleInvalid
+from ctflow.model import Model, ModelSpec, NetworkSpec
+from ctflow.networks.build import argument_value, current_arguments
+
+
+def read_bundle(path: Path) -> Model:
+    """Read a MONAI bundle without executing any of it.
+
+    Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of configs/inference.json are looked at, with
+    configs/metadata.json and models/model.pt.
+
+    Args:
+        path: The bundle's folder (see `find_bundle`).
+
+    Returns:
+        The model, its weights on the CPU.
+
+    Raises:
+        BundleInvalid: Something needed is missing, or is not what ctflow does; the message names file and key.
+
+    Source: MONAI Bundle Specification, docs.monai.io/en/stable/mb_specification.html.
+    """
+    spec = spec_from_documents(
+        read_document(path, INFERENCE), read_document(path, METADATA), folder_name=path.resolve().name
+    )
+    weights = read_weights(path)
+    return Model(spec, weights, weights_digest(weights))
+
+
+def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:
+    """What a bundle's two configuration files say.
+
+    Args:
+        inference: configs/inference.json, parsed.
+        metadata: configs/metadata.json, parsed.
+        folder_name: Name of the bundle's folder.
+
+    Raises:
+        BundleInvalid: As `read_bundle`.
+    """
+    config = Config(inference, INFERENCE)
+    network, notes = _network(config)
+    in_channels, out_channels = _channels(config, network)
+    steps = steps_from_config(config)
+    sliding = sliding_from_config(config)
+    activation, threshold = activation_from_config(config)
+    if activation == "softmax" and out_channels < 2:
+        raise config.invalid("postprocessing", "has softmax, which needs at least 2 channels")
+    if activation == "sigmoid" and out_channels != 1:
+        raise config.invalid("postprocessing", f"has sigmoid; ctflow does it for 1 channel, not {out_channels}")
+    about = metadata_from_document(metadata, folder_name, out_channels, activation)
+    return ModelSpec(
+        name=about.name,
+        version=about.version,
+        network=network,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        preprocessing=steps,
+        roi=sliding.roi,
+        overlap=sliding.overlap,
+        blend=sliding.blend,
+        batch_size=sliding.batch_size,
+        activation=activation,
+        threshold=threshold,
+        segments=about.segments,
+        intended_use=about.intended_use,
+        demonstration=about.demonstration,
+        body_parts=about.body_parts,
+        notes=(*notes, *about.notes),
+    )
+
+
+def _network(config: Config) -> tuple[NetworkSpec, tuple[str, ...]]:
+    definition = Component(config, config.top("network_def"), "monai.networks.nets")
+    arguments = {name: definition.get(name) for name in definition.names}
+    try:
+        arguments, notes = current_arguments(definition.target, arguments)
+    except BundleInvalid as error:
+        raise BundleInvalid(f"{config.file}: {error}") from None
+    return NetworkSpec(definition.target, arguments), notes
+
+
+def _channels(config: Config, network: NetworkSpec) -> tuple[int, int]:
+    found = []
+    for name, low, high in (("spatial_dims", 3, 3), ("in_channels", 1, 1), ("out_channels", 1, MOST_CHANNELS)):
+        value = argument_value(network, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            allowed = str(low) if low == high else f"{low} to {high}"
+            given = "missing" if value is None else "another value"
+            raise config.invalid(f"network_def#{name}", f"must be {allowed}; it is {given}")
+        found.append(value)
+    return found[1], found[2]

@@ -1,0 +1,60 @@
+"""Who an object is: UIDs that follow from content, so that the same result is the same object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.uid import UID
+
+_NAMESPACE = uuid.UUID("6f0c7a52-8f0f-5d0e-9c34-5b1f6f8f1c11")
+
+
+def uid_from_parts(*parts: str) -> UID:
+    """A UID that follows from its parts.
+
+    Args:
+        parts: Any texts; their order and borders matter.
+
+    Returns:
+        "2.25." and a name-based UUID as a decimal number (DICOM PS3.5 B.2, RFC 9562 version 5).
+    """
+    return UID(f"2.25.{uuid.uuid5(_NAMESPACE, json.dumps(parts)).int}")
+
+
+def series_uid(source_series_uid: str, model_name: str, model_version: str, kind: str) -> UID:
+    """SeriesInstanceUID of results: one series for each source series, model and kind of object."""
+    return uid_from_parts("series", source_series_uid, model_name, model_version, kind)
+
+
+def instance_uid(
+    source_instance_uids: Iterable[str],
+    weights_digest: str,
+    ctflow_version: str,
+    settings: Mapping[str, str | int | float | bool | None],
+    mask_digest: str,
+) -> UID:
+    """SOPInstanceUID of a result.
+
+    Args:
+        source_instance_uids: Of the slices, in any order.
+        weights_digest: SHA-256 of the model's weights.
+        ctflow_version: The version that wrote it.
+        settings: Every setting that changes the result.
+        mask_digest: See `digest_of_mask`.
+    """
+    sources = json.dumps(sorted(source_instance_uids))
+    return uid_from_parts(
+        "instance", sources, weights_digest, ctflow_version, json.dumps(dict(settings), sort_keys=True), mask_digest
+    )
+
+
+def digest_of_mask(labels: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 of a label map's shape and values, as hexadecimal digits."""
+    digest = hashlib.sha256(repr(labels.shape).encode())
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()

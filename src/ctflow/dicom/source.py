@@ -1,0 +1,136 @@
+"""What a derived object takes over from its source images, cleaned so that it conforms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pydicom.charset import python_encoding
+from pydicom.dataset import Dataset
+
+from ctflow.dicom.attributes import PARSE_ERRORS, texts
+
+# Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+# Taken over where they have a value: an empty one would say nothing, and an empty Type 1 one would not conform.
+_OPTIONAL = (
+    "IssuerOfPatientID",
+    "PatientBirthTime",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "StudyDescription",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "LongitudinalTemporalInformationModified",
+    "TimezoneOffsetFromUTC",
+)
+_PER_IMAGE = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+_DATE = re.compile(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+_FORMATS = {
+    "PatientBirthDate": _DATE,
+    "StudyDate": _DATE,
+    "StudyTime": _TIME,
+    "PatientBirthTime": _TIME,
+    "PatientSex": re.compile("[MFO]"),
+    "PatientAge": re.compile(r"\d{3}[DWMY]"),
+    "PatientSize": re.compile(r"\d{1,3}(\.\d{1,10})?"),
+    "PatientWeight": re.compile(r"\d{1,4}(\.\d{1,10})?"),
+    "PatientIdentityRemoved": re.compile("YES|NO"),
+    "LongitudinalTemporalInformationModified": re.compile("UNMODIFIED|MODIFIED|REMOVED"),
+    "TimezoneOffsetFromUTC": re.compile(r"[+-][01]\d[0-5]\d"),
+    "StudyDescription": re.compile(r"[^\\]{1,64}"),
+    "DeidentificationMethod": re.compile(r"[^\\]{1,64}"),
+}
+
+
+def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
+    """Small copies of source headers that highdicom takes and that conform.
+
+    Args:
+        sources: Headers of the source images; they are not changed.
+
+    Returns:
+        One dataset each: identity and geometry of the image; the first one's patient and study, with absent or
+        malformed Type 2 values empty, and empty or malformed optional ones left out.
+    """
+    shared = _patient_and_study(sources[0])
+    cleaned = []
+    for source in sources:
+        dataset = Dataset()
+        dataset.update(shared)
+        for keyword in _PER_IMAGE:
+            if texts(source, keyword) not in ((), ("",)):
+                dataset[keyword] = source[keyword]
+        cleaned.append(dataset)
+    return cleaned
+
+
+def _patient_and_study(source: Dataset) -> Dataset:
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = _character_set(source)
+    for keyword in _TYPE_2:
+        value = _readable(source, keyword)
+        setattr(dataset, keyword, value if _is_well_formed(keyword, value) else "")
+    for keyword in _OPTIONAL:
+        value = _readable(source, keyword)
+        if value is not None and str(value) and _is_well_formed(keyword, value):
+            setattr(dataset, keyword, value)
+    if "DeidentificationMethodCodeSequence" in dataset and not dataset.DeidentificationMethodCodeSequence:
+        del dataset.DeidentificationMethodCodeSequence
+    return dataset
+
+
+def _readable(source: Dataset, keyword: str) -> object:
+    try:
+        return source.get(keyword)
+    except PARSE_ERRORS:
+        return None
+
+
+def _is_well_formed(keyword: str, value: object) -> bool:
+    form = _FORMATS.get(keyword)
+    return value is not None and (form is None or form.fullmatch(str(value).strip()) is not None)
+
+
+def _character_set(source: Dataset) -> list[str]:
+    """The source's, so that names keep their bytes; UTF-8 where it names one that is unknown."""
+    names = list(texts(source, "SpecificCharacterSet")) or [""]
+    known = all(name in python_encoding for name in names)
+    return (names if any(names) else ["ISO_IR 100"]) if known else ["ISO_IR 192"]

@@ -1,0 +1,101 @@
+"""Which engine computes: by name, or the fastest that this machine has."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol, cast
+
+from ctflow.engines.contract import Engine, Precision
+from ctflow.errors import BackendUnavailable, SettingsInvalid
+from ctflow.model import Model
+from ctflow.volume import Size3
+
+# Name on the command line -> module; fastest first, which is what "auto" tries.
+BACKENDS = {"eager": "ctflow.engines.eager"}
+
+
+class _Backend(Protocol):
+    def is_available(self) -> tuple[bool, str]: ...
+
+    def open_backend(
+        self,
+        model: Model,
+        *,
+        device: str,
+        precision: Precision,
+        roi: Size3,
+        batch_range: tuple[int, int],
+        cache_dir: Path | None,
+    ) -> Engine: ...
+
+
+def backends() -> list[tuple[str, bool, str]]:
+    """Every backend's name, whether this machine has it, and the reason in one sentence."""
+    return [(name, *_load(name).is_available()) for name in BACKENDS]
+
+
+def open_engine(
+    name: str,
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None = None,
+) -> Engine:
+    """Open an engine for a model.
+
+    Args:
+        name: A backend's name, or "auto" for the fastest that is available.
+        model: The model.
+        device: torch device.
+        precision: Number format of the heavy arithmetic.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch wanted.
+        cache_dir: Where built engines are kept; None for backends that build nothing.
+
+    Returns:
+        The engine; the caller closes it.
+
+    Raises:
+        SettingsInvalid: The name is unknown.
+        BackendUnavailable: The backend, device or precision cannot be used here.
+        ModelError: The engine cannot be made from the model.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}")
+    reasons = []
+    for backend in BACKENDS if name == "auto" else (name,):
+        module = _load(backend)
+        available, reason = module.is_available()
+        if available:
+            return module.open_backend(
+                model, device=device, precision=precision, roi=roi, batch_range=batch_range, cache_dir=cache_dir
+            )
+        reasons.append(f"{backend}: {reason}")
+    raise BackendUnavailable("; ".join(reasons))
+
+
+def device_from_setting(device: str | None) -> str:
+    """The torch device of a setting: None is the first GPU, or the CPU where there is none.
+
+    Raises:
+        BackendUnavailable: The device is not there.
+    """
+    import torch  # noqa: PLC0415  # seconds to import, which `ctflow engines --help` should not cost
+
+    count = torch.cuda.device_count()
+    if device is None:
+        return "cuda:0" if count else "cpu"
+    if device == "cpu":
+        return device
+    chosen = "cuda:0" if device == "cuda" else device
+    if int(chosen.partition(":")[2]) >= count:
+        raise BackendUnavailable(f"device {device} is not there: this machine has {count} GPUs; use --device cpu")
+    return chosen
+
+
+def _load(name: str) -> _Backend:
+    return cast(_Backend, importlib.import_module(BACKENDS[name]))

@@ -1,0 +1,99 @@
+"""PyTorch as it is: needs nothing built, runs everywhere, and is the reference for every other engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.engines.contract import EngineInfo, Precision
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory
+from ctflow.model import Model
+from ctflow.networks.build import network_from_model
+from ctflow.volume import Size3
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_ON_CPU = ("fp32", "bf16")
+
+
+def is_available() -> tuple[bool, str]:
+    """Always: torch is a dependency."""
+    return True, f"torch {torch.__version__}"
+
+
+class EagerEngine:
+    """A network run by PyTorch; see `ctflow.engines.contract.Engine`.
+
+    Args:
+        network: In evaluation mode, on the device.
+        info: What it is.
+    """
+
+    def __init__(self, network: nn.Module, info: EngineInfo) -> None:
+        self._network: nn.Module | None = network
+        self._info = info
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def predict(self, windows: Tensor) -> Tensor:
+        """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`."""
+        info = self._info
+        if self._network is None:
+            raise ValueError("the engine is closed")
+        low, high = info.batch_range
+        if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
+            raise ValueError(f"this engine takes {low} to {high} windows of {info.roi}, not {tuple(windows.shape)}")
+        try:
+            with torch.inference_mode(), _arithmetic(info.precision, info.device):
+                logits: Tensor = self._network(windows)
+                return logits.float()
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
+
+    def close(self) -> None:
+        """Drop the network."""
+        self._network = None
+
+
+@contextmanager
+def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
+    """The number format for the calls inside; global switches are put back."""
+    kind = torch.device(device).type
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        if precision in _AUTOCAST:
+            # Autocast keeps norms and softmax in fp32, where half precision would overflow.
+            with torch.autocast(kind, dtype=_AUTOCAST[precision]):
+                yield
+        else:
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+def open_backend(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,  # nothing is built
+) -> EagerEngine:
+    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    if torch.device(device).type == "cpu" and precision not in _ON_CPU:
+        raise BackendUnavailable(f"the CPU computes {' or '.join(_ON_CPU)}, not {precision}: choose with --precision")
+    try:
+        network = network_from_model(model).to(device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
+    versions = {"torch": str(torch.__version__)}
+    info = EngineInfo("eager", precision, device, roi, batch_range, model.weights_digest, versions)
+    return EagerEngine(network, info)

@@ -1,0 +1,209 @@
+"""A network of MONAI from its name and arguments, with a model's weights."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctflow.errors import BundleInvalid
+from ctflow.model import Model, NetworkSpec
+
+_PACKAGE = "monai.networks.nets"
+LARGEST_ARGUMENT = 65_536  # no width, size or count of a network comes near; more would only fill the memory
+_NAMED = 3  # keys that a message names
+# Arguments that MONAI has removed since and that never changed the result: dropped with a note.
+_DROPPED = {"SwinUNETR": ("img_size",)}
+# Arguments that MONAI has renamed: the same value goes to the new name.
+_RENAMED = {
+    "UNETR": {"pos_embed": "proj_type"},
+    "UNet": {"dimensions": "spatial_dims"},
+    "BasicUNet": {"dimensions": "spatial_dims"},
+}
+# What constructors raise for arguments that do not fit each other.
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """The class of `monai.networks.nets` with this name.
+
+    Args:
+        name: A plain class name.
+
+    Raises:
+        BundleInvalid: There is none.
+    """
+    nets = _networks_of_monai()
+    found = None
+    if name.isidentifier() and "_" not in name:
+        found = getattr(nets, name, None)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__.startswith(f"{_PACKAGE}.")):
+        raise BundleInvalid(f"network_def#_target_ is {name[:80]!r}; ctflow takes the networks of {_PACKAGE}")
+    network: type[nn.Module] = found
+    return network
+
+
+def _networks_of_monai() -> ModuleType:
+    """Import `monai.networks.nets`; late, as it takes seconds and `ctflow --help` needs none of it."""
+    # `import monai` imports every package below it, and so Holoscan where the App SDK is installed: slow, and an
+    # ImportError on a machine without the CUDA runtime. None in sys.modules hides it for the moment.
+    hidden = "monai" not in sys.modules and "monai.deploy" not in sys.modules
+    if hidden:
+        sys.modules["monai.deploy"] = None  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            # MONAI 1.6 scripts functions at import, which torch 2.13 deprecates; no one who runs ctflow can change it.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+            return importlib.import_module(_PACKAGE)
+    finally:
+        if hidden:
+            del sys.modules["monai.deploy"]
+
+
+def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Bring a bundle's arguments to the installed MONAI.
+
+    Args:
+        name: Class name.
+        arguments: As the bundle gives them.
+
+    Returns:
+        The arguments that the class takes, and a note for each that was dropped or renamed.
+
+    Raises:
+        BundleInvalid: The class does not exist, does not know an argument, or would fetch weights.
+    """
+    parameters = inspect.signature(network_class(name)).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    result: dict[str, Any] = {}
+    notes = []
+    for given, value in arguments.items():
+        key = given
+        if given not in parameters and given in _DROPPED.get(name, ()):
+            notes.append(f"network_def#{given} dropped: MONAI has removed this argument of {name}")
+            continue
+        if given not in parameters and given in _RENAMED.get(name, {}):
+            key = _RENAMED[name][given]
+            notes.append(f"network_def#{given} read as {key}: MONAI has renamed this argument of {name}")
+            if key in arguments:
+                raise BundleInvalid(f"network_def#{given} and {key} are the same argument; keep {key}")
+        if key not in parameters and not open_ended:
+            raise BundleInvalid(
+                f"network_def#{given[:80]} is an argument that {name} of the installed MONAI does not have"
+            )
+        _check_size(value, f"network_def#{given[:80]}")
+        result[key] = value
+    _check_not_pretrained(name, parameters, result)
+    return result, tuple(notes)
+
+
+def argument_value(spec: NetworkSpec, name: str) -> Any:
+    """An argument as given, else the class's default, else None.
+
+    Args:
+        spec: A network whose class exists.
+        name: The argument.
+
+    Raises:
+        BundleInvalid: The class does not exist.
+    """
+    if name in spec.arguments:
+        return spec.arguments[name]
+    parameter = inspect.signature(network_class(spec.name)).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def network_from_spec(spec: NetworkSpec) -> nn.Module:
+    """Make a network with arbitrary weights.
+
+    Args:
+        spec: A class of `monai.networks.nets` and its arguments.
+
+    Raises:
+        BundleInvalid: The class does not exist or does not take the arguments.
+    """
+    arguments, _ = current_arguments(spec.name, spec.arguments)
+    with torch.random.fork_rng(devices=[]):  # the first weights are random and replaced: leave the caller's seed alone
+        try:
+            return network_class(spec.name)(**arguments)
+        except _BUILD_ERRORS as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise BundleInvalid(f"network_def: {spec.name} does not take these arguments: {reason}") from error
+
+
+def network_from_model(model: Model) -> nn.Module:
+    """Make a model's network, with its weights, for inference.
+
+    Args:
+        model: Specification and weights.
+
+    Returns:
+        The network on the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        BundleInvalid: The weights are not exactly the network's; the message names the first keys that differ.
+    """
+    network = network_from_spec(model.spec.network)
+    own, given = network.state_dict(), model.weights
+    shapes = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in given and own[key].shape != given[key].shape
+    ]
+    problems = [
+        _listed("missing", [key for key in own if key not in given]),
+        _listed("unexpected", [key for key in given if key not in own]),
+        _listed("of another shape", shapes),
+    ]
+    if any(problems):
+        found = "; ".join(problem for problem in problems if problem)
+        raise BundleInvalid(f"models/model.pt does not fit network_def {model.spec.network.name}: {found}")
+    network.load_state_dict(dict(given), strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"{what}: {', '.join(key[:120] for key in keys[:_NAMED])}{more}"
+
+
+def _check_size(value: Any, place: str) -> None:
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_size(item, place)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _check_size(item, place)
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST_ARGUMENT:
+        raise BundleInvalid(f"{place} holds a number beyond {LARGEST_ARGUMENT}")
+
+
+def _check_not_pretrained(name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
+    """Weights come from the bundle; a network that would fetch others from the internet is refused."""
+    for key in {*parameters, *given}:
+        if "pretrained" in key:
+            value = given[key] if key in given else parameters[key].default
+            if value not in (False, None, inspect.Parameter.empty):
+                raise BundleInvalid(
+                    f"network_def#{key} of {name} must be false: ctflow takes weights from the bundle only"
+                )

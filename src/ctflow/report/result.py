@@ -1,0 +1,120 @@
+"""result.json: what became of a series, and of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctflow import __version__
+from ctflow.atomic import write_atomically
+
+SCHEMA_VERSION = 1  # docs/result.schema.json
+NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
+
+
+def series_result(
+    *,
+    status: str,
+    series: Mapping[str, Any],
+    model: Mapping[str, Any] | None,
+    engine: Mapping[str, Any] | None,
+    window: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None,
+    stage_seconds: Mapping[str, float],
+    segments: Sequence[Mapping[str, Any]],
+    warnings: Sequence[str],
+    research_only: str | None,
+    intended_use: str,
+    folder: str | None,
+    error: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The document of one series.
+
+    Args:
+        status: "done", "refused" (its input) or "failed" (anything else).
+        series: digest, series_instance_uid, slices, shape, spacing_mm.
+        model: name, version, weights_digest; None if the series got no further than its input.
+        engine: `ctflow.engines.contract.EngineInfo` as a mapping.
+        window: roi, overlap, blend, batch_size.
+        settings: The run's settings.
+        stage_seconds: Wall time of each stage.
+        segments: `ctflow.postprocess.SegmentMeasurements` as mappings.
+        warnings: Sentences.
+        research_only: The notice of a demonstration model.
+        intended_use: The bundle's words.
+        folder: Name of the result folder.
+        error: type, exit_code, reason, message.
+
+    Returns:
+        The document, by docs/result.schema.json.
+    """
+    empty = status == "done" and not any(segment["voxels"] for segment in segments)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "ctflow_version": __version__,
+        "status": status,
+        "research_only": research_only,
+        "intended_use": intended_use,
+        "statement": NOTHING_MARKED if empty else None,
+        "series": dict(series),
+        "model": _copied(model),
+        "engine": _copied(engine),
+        "window": _copied(window),
+        "settings": _copied(settings),
+        "stage_seconds": dict(stage_seconds),
+        "segments": [dict(segment) for segment in segments],
+        "warnings": list(warnings),
+        "folder": folder,
+        "error": _copied(error),
+    }
+
+
+def run_result(
+    *,
+    status: str,
+    exit_code: int,
+    series: Sequence[Mapping[str, Any]],
+    set_aside: Sequence[Mapping[str, Any]],
+    unreadable: Sequence[Mapping[str, Any]],
+    research_only: str | None,
+) -> dict[str, Any]:
+    """The document of a run.
+
+    Args:
+        status: "done", "partly" or "failed".
+        exit_code: The process's.
+        series: The documents of all chosen series.
+        set_aside: digest, rule and reason of those that were not chosen.
+        unreadable: file and reason.
+        research_only: The notice of a demonstration model.
+
+    Returns:
+        The document, by docs/result.schema.json.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "ctflow_version": __version__,
+        "status": status,
+        "exit_code": exit_code,
+        "research_only": research_only,
+        "series": [dict(entry) for entry in series],
+        "set_aside": [dict(entry) for entry in set_aside],
+        "unreadable": [dict(entry) for entry in unreadable],
+    }
+
+
+def _copied(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if mapping is None else dict(mapping)
+
+
+def write_result(document: Mapping[str, Any], path: Path) -> None:
+    """Write a document.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which JSON has not.
+        OutputError: It cannot be written.
+    """
+    content = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda stream: stream.write(content.encode("utf-8")))

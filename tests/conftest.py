@@ -1,0 +1,36 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bundle_support import bundle_with_spacing
+from ctflow.dicom.ct_series import write_ct_series
+from ctflow.phantom import phantom_from_seed
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real CT (CTFLOW_DATA, or shared/data beside the checkout); the test is skipped where there is none."""
+    folder = Path(os.environ.get("CTFLOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "lidc-idri-0314").is_dir():
+        reason = f"no real CT in {folder} (CTFLOW_DATA)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coarse_bundle(tmp_path_factory) -> Path:
+    return bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "coarse", 6.0, 64)
+
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("series")
+    write_ct_series(phantom_from_seed(5, (24, 96, 96)).volume, folder / "ct", seed=5)
+    return folder / "ct"

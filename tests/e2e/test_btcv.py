@@ -1,0 +1,51 @@
+"""A model zoo bundle's layout is read without executing it."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+
+from e2e.btcv_bundle import CLASSES, labels_by_monai, write_btcv_bundle
+
+from ctflow.bundle import read_bundle
+from ctflow.model import Orient, Resample, ScaleRange
+from ctflow.networks.build import network_from_model
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_btcv_bundle(tmp_path_factory.mktemp("zoo") / "swin_unetr_btcv_segmentation", roi=64)
+
+
+def test_the_layout_is_read_and_img_size_is_dropped_with_a_note(bundle):
+    model = read_bundle(bundle)
+    spec = model.spec
+    assert (spec.name, spec.version) == ("swin_unetr_btcv_segmentation", "0.3.7")
+    assert "img_size" not in spec.network.arguments
+    assert any("img_size" in note for note in spec.notes)
+    assert spec.preprocessing == (
+        Orient("RAS"),
+        Resample((1.5, 1.5, 2.0)),
+        ScaleRange(-175.0, 250.0, 0.0, 1.0, clip=True),
+    )
+    assert (spec.roi, spec.overlap, spec.blend, spec.batch_size) == ((64, 64, 64), 0.5, "constant", 4)
+    assert (spec.activation, spec.threshold) == ("softmax", None)
+    assert [segment.label for segment in spec.segments] == list(CLASSES[1:])
+    assert [segment.number for segment in spec.segments] == list(range(1, 14))
+    assert not any(segment.coded for segment in spec.segments)
+    network_from_model(model)
+
+
+def test_monai_runs_the_same_bundle(bundle, tmp_path):
+    rng = np.random.default_rng(3)
+    image = rng.integers(-200, 300, (24, 20, 16)).astype(np.int16)
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(image, affine), tmp_path / "ct.nii.gz")
+    labels, found = labels_by_monai(bundle, tmp_path / "ct.nii.gz", tmp_path / "monai")
+    assert labels.shape == image.shape
+    np.testing.assert_allclose(found, affine, atol=1e-6)
+    assert set(np.unique(labels)) <= set(range(14))
+    assert len(np.unique(labels)) > 1

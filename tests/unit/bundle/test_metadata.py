@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+
+from ctflow.bundle.metadata import TISSUE, metadata_from_document
+from ctflow.errors import BundleInvalid
+from ctflow.model import Code, Segment
+
+CODED = {
+    "channel": 1,
+    "label": "Liver mass",
+    "category": {"value": "49755003", "scheme": "SCT", "meaning": "Morphologically Abnormal Structure"},
+    "type": {"value": "108369006", "scheme": "SCT", "meaning": "Neoplasm"},
+}
+
+
+def document(channels, **more):
+    names = {str(i): name for i, name in enumerate(channels)}
+    return {"version": "1.0", "network_data_format": {"outputs": {"pred": {"channel_def": names}}}, **more}
+
+
+def read(value, channels=3, activation="softmax"):
+    return metadata_from_document(value, "folder", channels, activation)
+
+
+def test_channels_without_codes_are_tissue_and_noted():
+    about = read(document(["background", "a", "b"]))
+    assert about.segments == (Segment(1, "a", TISSUE, TISSUE, (), False), Segment(2, "b", TISSUE, TISSUE, (), False))
+    assert (about.name, about.version, about.intended_use) == ("folder", "1.0", "")
+    assert (about.demonstration, about.body_parts) == (False, ())
+    assert len(about.notes) == 3
+    assert "intended_use" in about.notes[-1]
+
+
+def test_codes_of_the_bundle_are_taken():
+    lung = {"value": "39607008", "scheme": "SCT", "meaning": "Lung"}
+    about = read(
+        document(
+            ["background", "a", "b"],
+            name="n",
+            intended_use="research",
+            demonstration=True,
+            body_parts=["chest"],
+            segments=[{**CODED, "anatomy": [lung]}, {key: CODED[key] for key in ("category", "type")} | {"channel": 2}],
+        )
+    )
+    category, kind = Code(**CODED["category"]), Code(**CODED["type"])
+    assert about.segments == (
+        Segment(1, "Liver mass", category, kind, (Code(**lung),)),
+        Segment(2, "b", category, kind),
+    )
+    assert (about.name, about.intended_use, about.demonstration) == ("n", "research", True)
+    assert (about.body_parts, about.notes) == (("CHEST",), ())
+
+
+def test_one_sigmoid_channel_is_label_1():
+    about = read(document(["tumour"], segments=[{**CODED, "channel": 0}]), 1, "sigmoid")
+    (segment,) = about.segments
+    assert (segment.number, segment.label, segment.coded) == (1, "Liver mass", True)
+
+
+THREE = ["background", "a", "b"]
+CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        (document(["background", "a"]), CHANNEL_DEF),
+        (document([*THREE, "c"]), CHANNEL_DEF),
+        (document(["background", "", "b"]), f"{CHANNEL_DEF}#1"),
+        (document(["background", "a\nb", "b"]), f"{CHANNEL_DEF}#1"),
+        (document(["background", "a\\b", "b"]), f"{CHANNEL_DEF}#1"),
+        (document(["background", "x" * 65, "b"]), f"{CHANNEL_DEF}#1"),
+        (document(["background", 3, "b"]), f"{CHANNEL_DEF}#1"),
+        ({"version": "1"}, "network_data_format"),
+        ({"version": "1", "network_data_format": {"outputs": []}}, "network_data_format#outputs"),
+        ({"version": "1", "network_data_format": {"outputs": {}}}, "network_data_format#outputs#pred"),
+        ({key: value for key, value in document(THREE).items() if key != "version"}, "version"),
+        (document(THREE, version=1.0), "version"),
+        (document(THREE, name="\ud800"), "name"),
+        (document(THREE, intended_use="\ud800"), "intended_use"),
+        (document(THREE, intended_use=["x"]), "intended_use"),
+        (document(THREE, demonstration="true"), "demonstration"),
+        (document(THREE, demonstration=None), "demonstration"),
+        (document(THREE, body_parts="CHEST"), "body_parts"),
+        (document(THREE, body_parts=["CHEST", 3]), "body_parts#1"),
+        (document(THREE, body_parts=["a-b"]), "body_parts#0"),
+        (document(THREE, segments={}), "segments"),
+        (document(THREE, segments=[3]), "segments#0"),
+        (document(THREE, segments=[{**CODED, "channel": 0}]), "segments#0#channel"),
+        (document(THREE, segments=[{**CODED, "channel": True}]), "segments#0#channel"),
+        (document(THREE, segments=[CODED, CODED]), "segments#1#channel"),
+        (document(THREE, segments=[{"channel": 1}]), "segments#0#category"),
+        (document(THREE, segments=[{**CODED, "type": "Neoplasm"}]), "segments#0#type"),
+        (document(THREE, segments=[{**CODED, "type": {"value": "1" * 17}}]), "segments#0#type#value"),
+        (document(THREE, segments=[{**CODED, "type": {"value": "1", "scheme": "SCT"}}]), "segments#0#type#meaning"),
+        (document(THREE, segments=[{**CODED, "anatomy": {}}]), "segments#0#anatomy"),
+        (document(THREE, segments=[{**CODED, "anatomy": [{}]}]), "segments#0#anatomy#0#value"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(value, key):
+    with pytest.raises(BundleInvalid) as caught:
+        read(value)
+    assert f"configs/metadata.json: {key} " in str(caught.value)

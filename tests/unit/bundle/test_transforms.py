@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import pytest
+
+from ctflow.bundle.config import Config
+from ctflow.bundle.transforms import activation_from_config, steps_from_config
+from ctflow.errors import BundleInvalid
+from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+
+
+def steps(*transforms, **top):
+    return steps_from_config(
+        Config(
+            {"preprocessing": {"_target_": "Compose", "transforms": list(transforms)}, **top}, "configs/inference.json"
+        )
+    )
+
+
+def transform(target, **arguments):
+    return {"_target_": target, "keys": "$never looked at", **arguments}
+
+
+SPACING = {"pixdim": [1, 2, 3], "mode": "bilinear"}
+RANGE = {"a_min": -1000, "a_max": 400}
+PERCENTILES = {"lower": 1, "upper": 99, "b_min": 0, "b_max": 1}
+
+
+@pytest.mark.parametrize(
+    ("item", "step"),
+    [
+        (transform("Orientationd", axcodes="LPS", labels=None), Orient("LPS")),
+        (
+            transform("Orientationd", axcodes=["R", "A", "S"], labels=[["L", "R"], ["P", "A"], ["I", "S"]]),
+            Orient("RAS"),
+        ),
+        (transform("Orientationd", as_closest_canonical=True), Orient("RAS")),
+        (transform("monai.transforms.Spacingd", **SPACING), Resample((1.0, 2.0, 3.0))),
+        (transform("monai.transforms.spatial.dictionary.SpacingD", pixdim=1.5), Resample((1.5, 1.5, 1.5))),
+        (transform("SpacingDict", pixdim=[2, -1, 0], mode=["bilinear"], recompute_affine=True), Resample((2, -1, 0))),
+        (transform("ScaleIntensityRanged", **RANGE), ScaleRange(-1000, 400, None, None, clip=False)),
+        (
+            transform("ScaleIntensityRanged", **RANGE, b_min=0, b_max=1, clip=True, dtype="$torch.float32"),
+            ScaleRange(-1000, 400, 0, 1, clip=True),
+        ),
+        (
+            transform("ScaleIntensityRangePercentilesd", **PERCENTILES, channel_wise=True),
+            ScalePercentiles(1, 99, 0, 1, clip=False, relative=False),
+        ),
+        (
+            transform("ScaleIntensityRangePercentilesd", **PERCENTILES, relative=True, clip=True),
+            ScalePercentiles(1, 99, 0, 1, clip=True, relative=True),
+        ),
+        (transform("NormalizeIntensityd"), Normalize(None, None, nonzero=False)),
+        (
+            transform("NormalizeIntensityd", subtrahend=[5], divisor=2, nonzero=True, channel_wise=True),
+            Normalize(5, 2, nonzero=True),
+        ),
+        (transform("CropForegroundd", source_key="@nowhere"), CropForeground(0)),
+        (transform("CropForegroundd", source_key="image", margin=10, k_divisible=[1, 1, 1]), CropForeground(10)),
+    ],
+)
+def test_a_transform_becomes_its_step(item, step):
+    assert steps(item) == (step,)
+
+
+def test_loaders_and_disabled_items_are_passed_over_and_order_is_kept():
+    found = steps(
+        transform("LoadImaged", reader="$monai.data.ITKReader"),
+        transform("EnsureChannelFirstd"),
+        transform("CropForegroundd", _disabled_=True),
+        transform("CropForegroundd", _disabled_=" True "),
+        transform("NormalizeIntensityd", _disabled_="@skip"),
+        transform("CastToTyped", dtype="$np.float32"),
+        transform("EnsureTyped", device="@device", dtype=["torch.float32"]),
+        "@spacing",
+        transform("Orientationd", axcodes="RAS", _disabled_=False, _desc_="as the atlas"),
+        skip=True,
+        spacing=transform("Spacingd", pixdim="@mm"),
+        mm=["@one", 2, "@list::0"],
+        one=1,
+        list=[4.5],
+    )
+    assert found == (Resample((1.0, 2.0, 4.5)), Orient("RAS"))
+
+
+@pytest.mark.parametrize(
+    ("item", "key"),
+    [
+        (transform("RandFlipd"), "_target_"),
+        (transform("scripts.transforms.Spacingd", **SPACING), "_target_"),
+        (transform("monai.transforms.os.system; x"), "_target_"),
+        (transform(3), "_target_"),
+        (transform("$open('x')"), "_target_"),
+        (transform("Spacingd", **SPACING, _mode_="callable"), "_mode_"),
+        (transform("Spacingd", **SPACING, _disabled_="$1"), "_disabled_"),
+        (transform("Spacingd", **SPACING, _disabled_=3), "_disabled_"),
+        (transform("Spacingd"), "pixdim"),
+        (transform("Spacingd", pixdim=[1, 2]), "pixdim"),
+        (transform("Spacingd", pixdim=1e-9), "pixdim"),
+        (transform("Spacingd", pixdim=float("nan")), "pixdim"),
+        (transform("Spacingd", pixdim="$@x"), "pixdim"),
+        (transform("Spacingd", pixdim=["$1", 1, 1]), "pixdim#0"),
+        (transform("Spacingd", pixdim=1, mode="nearest"), "mode"),
+        (transform("Spacingd", pixdim=1, mode=["bilinear", "nearest"]), "mode"),
+        (transform("Spacingd", pixdim=1, mode=[]), "mode"),
+        (transform("Spacingd", pixdim=1, padding_mode="zeros"), "padding_mode"),
+        (transform("Spacingd", pixdim=1, align_corners=True), "align_corners"),
+        (transform("Spacingd", pixdim=1, diagonal=True), "diagonal"),
+        (transform("Spacingd", pixdim=1, scale_extent=True), "scale_extent"),
+        (transform("Spacingd", pixdim=1, max_pixdim=2), "max_pixdim"),
+        (transform("Spacingd", pixdim=1, lazy=True), "lazy"),
+        (transform("Spacingd", pixdim=1, colour="red"), "colour"),
+        (transform("Orientationd", axcodes="RAR"), "axcodes"),
+        (transform("Orientationd", axcodes="ras"), "axcodes"),
+        (transform("Orientationd", axcodes=3), "axcodes"),
+        (transform("Orientationd"), "axcodes"),
+        (transform("Orientationd", axcodes="RAS", labels=[["R", "L"], ["P", "A"], ["I", "S"]]), "labels"),
+        (transform("ScaleIntensityRanged", a_min=1), "a_max"),
+        (transform("ScaleIntensityRanged", a_min=1, a_max=1), "a_max"),
+        (transform("ScaleIntensityRanged", a_min=True, a_max=1), "a_min"),
+        (transform("ScaleIntensityRanged", a_min=1, a_max=10**400), "a_max"),
+        (transform("ScaleIntensityRanged", **RANGE, clip=True), "clip"),
+        (transform("ScaleIntensityRanged", **RANGE, clip="yes"), "clip"),
+        (transform("ScaleIntensityRanged", **RANGE, dtype="float16"), "dtype"),
+        (transform("ScaleIntensityRangePercentilesd", **{**PERCENTILES, "lower": 99.5}), "upper"),
+        (transform("ScaleIntensityRangePercentilesd", lower=1, upper=2), "b_min"),
+        (transform("ScaleIntensityRangePercentilesd", **{**PERCENTILES, "b_min": None}, relative=True), "relative"),
+        (transform("NormalizeIntensityd", divisor=0), "divisor"),
+        (transform("NormalizeIntensityd", subtrahend=[1, 2]), "subtrahend"),
+        (transform("CropForegroundd", select_fn="$lambda x: x > -500"), "select_fn"),
+        (transform("CropForegroundd", margin=[1, 2, 3]), "margin"),
+        (transform("CropForegroundd", margin=-1), "margin"),
+        (transform("CropForegroundd", k_divisible=32), "k_divisible"),
+        (transform("CropForegroundd", allow_smaller=True), "allow_smaller"),
+        (transform("CropForegroundd", channel_indices=0), "channel_indices"),
+        (transform("CropForegroundd", mode="edge"), "mode"),
+        (transform("CastToTyped", dtype="float16"), "dtype"),
+        (transform("EnsureTyped", dtype="$torch.float16"), "dtype"),
+    ],
+)
+def test_what_ctflow_does_not_do_is_refused_by_its_full_key(item, key):
+    with pytest.raises(BundleInvalid) as caught:
+        steps(transform("LoadImaged"), item)
+    assert f"configs/inference.json: preprocessing#transforms#1#{key} " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("$[1]", "preprocessing is an expression"),
+        ("@nowhere", "preprocessing refers to '@nowhere'"),
+        ("@preprocessing", "leads back to itself"),
+        (None, "preprocessing must be an object"),
+        ({"transforms": []}, "preprocessing#_target_ is missing"),
+        ({"_target_": "Sequential", "transforms": []}, "preprocessing#_target_ is Sequential"),
+        ({"_target_": "Compose"}, "preprocessing#transforms is missing"),
+        ({"_target_": "Compose", "transforms": "$@a + @b"}, "preprocessing#transforms is an expression"),
+        ({"_target_": "Compose", "transforms": {}}, "preprocessing#transforms must be a list"),
+        ({"_target_": "Compose", "transforms": [None] * 300}, "at most 200"),
+        ({"_target_": "Compose", "transforms": [], "lazy": True}, "preprocessing#lazy"),
+        ({"_target_": "Compose", "transforms": [], "extra": 1}, "preprocessing#extra"),
+        ({"_target_": "Compose", "transforms": ["%x.json"]}, "preprocessing#transforms#0 is a macro"),
+    ],
+)
+def test_a_list_that_cannot_be_known_is_refused(value, said):
+    with pytest.raises(BundleInvalid) as caught:
+        steps_from_config(Config({"preprocessing": value}, "configs/inference.json"))
+    assert said in str(caught.value)
+
+
+def after(*transforms):
+    document = {"postprocessing": {"_target_": "Compose", "transforms": list(transforms)}}
+    return activation_from_config(Config(document, "configs/inference.json"))
+
+
+INVERT = transform("Invertd", transform="$x", orig_keys="@image", meta_keys="$y", device="$d", nearest_interp=False)
+SOFTMAX, SIGMOID = transform("Activationsd", softmax=True), transform("Activationsd", sigmoid=True)
+ARGMAX, HALF = transform("AsDiscreted", argmax=True), transform("AsDiscreted", threshold=0.5)
+
+
+def test_softmax_with_argmax_and_sigmoid_with_threshold():
+    save = transform("SaveImaged", output_dir="$x", resample=False)
+    assert after(SOFTMAX, INVERT, ARGMAX, save) == ("softmax", None)
+    assert after(transform("EnsureTyped"), SIGMOID, INVERT, HALF) == ("sigmoid", 0.5)
+    assert after(transform("Activationsd", softmax=[True], other=None), INVERT, ARGMAX) == ("softmax", None)
+
+
+@pytest.mark.parametrize("order", [(), (SOFTMAX, ARGMAX, INVERT), (INVERT, SOFTMAX, ARGMAX), (SOFTMAX, ARGMAX)])
+def test_another_order_is_refused_and_the_order_told(order):
+    with pytest.raises(BundleInvalid, match="ctflow does Activationsd, Invertd, AsDiscreted, in this order"):
+        after(*order)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "key"),
+    [
+        ((transform("Activationsd"), INVERT, ARGMAX), "0#softmax"),
+        ((transform("Activationsd", softmax=True, sigmoid=True), INVERT, ARGMAX), "0#softmax"),
+        ((transform("Activationsd", softmax=True, other="$f"), INVERT, ARGMAX), "0#other"),
+        ((transform("Activationsd", softmax=True, dim=1), INVERT, ARGMAX), "0#dim"),
+        ((SOFTMAX, transform("Invertd"), ARGMAX), "1#nearest_interp"),
+        ((SOFTMAX, transform("Invertd", nearest_interp="$x"), ARGMAX), "1#nearest_interp"),
+        ((SOFTMAX, transform("Invertd", nearest_interp=False, post_func="$f"), ARGMAX), "1#post_func"),
+        ((SOFTMAX, INVERT, HALF), "2#argmax"),
+        ((SIGMOID, INVERT, ARGMAX), "2#argmax"),
+        ((SIGMOID, INVERT, transform("AsDiscreted", threshold=1.5)), "2#threshold"),
+        ((SIGMOID, INVERT, transform("AsDiscreted", threshold=True)), "2#threshold"),
+        ((SOFTMAX, INVERT, transform("AsDiscreted", argmax=True, to_onehot=2)), "2#to_onehot"),
+        ((SOFTMAX, INVERT, transform("AsDiscreted", argmax=True, rounding="torchrounding")), "2#rounding"),
+    ],
+)
+def test_postprocessing_that_ctflow_does_not_do_is_refused_by_key(transforms, key):
+    with pytest.raises(BundleInvalid) as caught:
+        after(*transforms)
+    assert f"postprocessing#transforms#{key} " in str(caught.value)

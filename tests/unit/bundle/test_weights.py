@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from ctflow.bundle.weights import read_weights, weights_digest
+from ctflow.errors import BundleInvalid
+
+
+@pytest.fixture
+def save(tmp_path):
+    (tmp_path / "models").mkdir()
+
+    def save_as(content, **options):
+        torch.save(content, tmp_path / "models" / "model.pt", **options)
+        return tmp_path
+
+    return save_as
+
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_read_plain_or_nested(save, wrap, zipped):
+    read = read_weights(save(wrap(WEIGHTS), _use_new_zipfile_serialization=zipped))
+    assert list(read) == ["a", "b"]
+    torch.testing.assert_close(read["a"], WEIGHTS["a"])
+
+
+def test_the_digest_depends_on_names_types_shapes_and_bytes_and_not_on_order():
+    base = weights_digest(WEIGHTS)
+    assert len(base) == 64
+    assert weights_digest(dict(reversed(WEIGHTS.items()))) == base
+    assert weights_digest({**WEIGHTS, "a": WEIGHTS["a"].t().contiguous().t()}) == base  # same values, other strides
+    others = [
+        {"c": WEIGHTS["a"], "b": WEIGHTS["b"]},
+        {**WEIGHTS, "a": WEIGHTS["a"].reshape(3, 2)},
+        {**WEIGHTS, "a": WEIGHTS["a"].to(torch.bfloat16)},
+        {**WEIGHTS, "a": WEIGHTS["a"] + 1},
+        {**WEIGHTS, "empty": torch.zeros(0)},
+    ]
+    digests = {weights_digest(other) for other in others}
+    assert len(digests) == len(others)
+    assert base not in digests
+
+
+class Exploit:
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Exploit, "ran", True)
+
+
+def test_a_pickled_object_is_refused_and_not_run(save):
+    with pytest.raises(BundleInvalid, match=r"models/model\.pt is not a plain state dict.*torch\.save"):
+        read_weights(save({"a": Exploit()}))
+    assert not Exploit.ran
+
+
+def test_a_pickled_module_is_refused(save):
+    with pytest.raises(BundleInvalid, match="pickled module"):
+        read_weights(save(torch.nn.Linear(2, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_is_refused(tmp_path):
+    (tmp_path / "models").mkdir()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "models" / "model.pt"))
+    with pytest.raises(BundleInvalid, match="is TorchScript"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({"a": 3}, "'a', which is no weight"),
+        ({3: torch.zeros(1)}, "'3', which is no weight"),
+        ({"state_dict": {}}, "holds no state dict"),
+        ({"a": torch.tensor([1.0, float("nan")])}, "a holds values that are not finite"),
+        ({"a": torch.tensor([float("inf")], dtype=torch.bfloat16)}, "not finite"),
+        ({"a": torch.zeros(1).expand(1000)}, "larger than its data"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "complex64"),
+        ({"a": torch.eye(2).to_sparse()}, "sparse"),
+        ({"a": torch.zeros(2, device="meta")}, "plain dense tensors"),
+    ],
+)
+def test_what_is_no_finite_dense_state_dict_is_refused(save, content, said):
+    with pytest.raises(BundleInvalid, match=r"models/model\.pt") as caught:
+        read_weights(save(content))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"PK\x03\x04" + b"\0" * 64,
+        b"hello",
+        pickle.dumps({"a": 1}, protocol=2),
+        b"\x80\x02" + b"(" * 5000,
+    ],
+)
+def test_damaged_files_are_bundle_invalid(tmp_path, raw):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.pt").write_bytes(raw)
+    with pytest.raises(BundleInvalid, match=r"models/model\.pt"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
+def test_a_cut_file_is_bundle_invalid(save, kept):
+    path = save(WEIGHTS) / "models" / "model.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(BundleInvalid):
+        read_weights(path.parents[1])
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(save):
+    folder = save(WEIGHTS)
+    path = folder / "models" / "model.pt"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(BundleInvalid, match="is compressed"):
+        read_weights(folder)
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(BundleInvalid, match=r"models/model\.pt is missing"):
+        read_weights(tmp_path)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from ctflow.bundle import demonstration_bundle, read_bundle
+from ctflow.errors import BundleInvalid
+from ctflow.model import NetworkSpec
+from ctflow.networks.build import (
+    argument_value,
+    current_arguments,
+    network_class,
+    network_from_model,
+    network_from_spec,
+)
+
+SMALL = {"out_channels": 2, "features": [2, 2, 2, 2, 2, 2]}
+
+
+@pytest.fixture(scope="module")
+def demonstration():
+    return read_bundle(demonstration_bundle())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "os.system", "swin_unetr", "monai.networks.nets.SwinUNETR", "_Net", "__name__", "NoSuchNet", "Sequence", "x y"]
+    + ["densenet", "Conv", "$SwinUNETR"],
+)
+def test_only_networks_of_monai_by_plain_name(name):
+    with pytest.raises(BundleInvalid, match="network_def#_target_"):
+        network_class(name)
+
+
+def test_importing_a_network_leaves_holoscan_alone_and_the_app_sdk_importable():
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    code = (
+        "import sys; from ctflow.networks.build import network_class; network_class('SwinUNETR');"
+        "assert 'holoscan' not in sys.modules; assert 'monai.deploy' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
+
+
+def test_removed_arguments_are_dropped_and_renamed_ones_renamed_with_a_note():
+    arguments, notes = current_arguments("SwinUNETR", {"img_size": 96, "in_channels": 1, "out_channels": 2})
+    assert arguments == {"in_channels": 1, "out_channels": 2}
+    assert "img_size dropped" in notes[0]
+    arguments, notes = current_arguments("UNETR", {"img_size": 96, "pos_embed": "conv"})
+    assert arguments == {"img_size": 96, "proj_type": "conv"}
+    assert "pos_embed read as proj_type" in notes[0]
+    with pytest.raises(BundleInvalid, match="pos_embed and proj_type are the same"):
+        current_arguments("UNETR", {"pos_embed": "conv", "proj_type": "conv"})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("SwinUNETR", {"colour": 1}, "network_def#colour"),
+        ("UNETR", {"out_chanels": 1}, "network_def#out_chanels"),
+        ("SwinUNETR", {"feature_size": 10**9}, "network_def#feature_size"),
+        ("BasicUNet", {"features": [2, [10**400]]}, "network_def#features"),
+        ("BasicUNet", {"act": ["relu", {"x": float("nan")}]}, "network_def#act"),
+        ("FlexibleUNet", {"pretrained": True}, "network_def#pretrained"),
+        ("EfficientNetBN", {"model_name": "efficientnet-b0"}, "network_def#pretrained"),
+        ("DenseNet121", {"pretrained": 1}, "network_def#pretrained"),
+    ],
+)
+def test_arguments_that_the_network_cannot_take_are_named(name, arguments, said):
+    with pytest.raises(BundleInvalid) as caught:
+        current_arguments(name, arguments)
+    assert said in str(caught.value)
+
+
+def test_an_argument_is_the_given_one_or_the_default_or_none():
+    assert argument_value(NetworkSpec("BasicUNet", {"out_channels": 5}), "out_channels") == 5
+    assert argument_value(NetworkSpec("BasicUNet", {}), "out_channels") == 2
+    assert argument_value(NetworkSpec("SwinUNETR", {}), "out_channels") is None
+    assert argument_value(NetworkSpec("BasicUNet", {}), "colour") is None
+
+
+def test_arguments_that_do_not_fit_each_other_are_bundle_invalid():
+    with pytest.raises(BundleInvalid, match="SwinUNETR does not take these arguments"):
+        network_from_spec(NetworkSpec("SwinUNETR", {"in_channels": 1, "out_channels": 2, "feature_size": 13}))
+    with pytest.raises(BundleInvalid, match="BasicUNet does not take these arguments"):
+        network_from_spec(NetworkSpec("BasicUNet", {"features": "wide"}))
+    with pytest.raises(BundleInvalid, match="SwinUNETR does not take these arguments"):
+        network_from_spec(NetworkSpec("SwinUNETR", {}))
+
+
+def test_making_a_network_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    network_from_spec(NetworkSpec("BasicUNet", SMALL))
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_a_models_network_has_its_weights_and_no_gradients(demonstration):
+    network = network_from_model(demonstration)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    for key, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, demonstration.weights[key], rtol=0, atol=0)
+
+
+def test_weights_that_do_not_fit_are_named(demonstration):
+    weights = dict(demonstration.weights)
+    first, second, third = list(weights)[:3]
+    wrong = {key: value for key, value in weights.items() if key != first}
+    wrong |= {
+        "extra.1": weights[first],
+        "extra.2": weights[first],
+        "extra.3": weights[first],
+        "extra.4": weights[first],
+    }
+    wrong[third] = torch.zeros(3)
+    with pytest.raises(BundleInvalid) as caught:
+        network_from_model(dataclasses.replace(demonstration, weights=wrong))
+    said = str(caught.value)
+    assert f"missing: {first}" in said
+    assert "unexpected: extra.1, extra.2, extra.3 and 1 more" in said
+    assert f"of another shape: {third} (3,) instead of" in said
+    assert second not in said

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from ctflow import pipeline
+from ctflow.bundle import read_bundle
+from ctflow.config import Settings
+from ctflow.dicom.ct_series import write_ct_series
+from ctflow.errors import BundleInvalid, NoUsableSeries, StorageFull
+from ctflow.phantom import phantom_from_seed
+from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
+
+
+@pytest.fixture(scope="module")
+def model(coarse_bundle):
+    return read_bundle(coarse_bundle)
+
+
+@pytest.fixture
+def settings():
+    return Settings(device="cpu")
+
+
+def another_series(folder: Path, seed: int, adjust=None) -> Path:
+    write_ct_series(phantom_from_seed(seed, (18, 80, 80)).volume, folder, seed=seed, adjust=adjust)
+    return folder
+
+
+def test_a_folder_becomes_a_result_a_series(model, series, settings, tmp_path):
+    steps = []
+    report = run_folder(series, tmp_path, model, settings, lambda *step: steps.append(step))
+    assert report.exit_code == 0
+    (case,) = report.cases
+    assert case.folder == tmp_path / case.candidate.series.uid
+    assert {path.name for path in case.folder.iterdir()} == {"segmentation.dcm", "preview.png", "result.json"}
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "done"
+    assert [stage for stage, done, total in steps if done == total] == ["scan", "read", "segment", "restore", "write"]
+    assert case.assembled is None, "arrays of a finished case are let go"
+    with pytest.raises(ValueError, match="load it first"):
+        _ = case.loaded
+    with pytest.raises(ValueError, match="segment it first"):
+        _ = case.segmented
+
+
+def test_the_same_run_gives_the_same_bytes_and_another_overlap_another_uid(model, series, settings, tmp_path):
+    files = []
+    for name, chosen in (("a", settings), ("b", settings), ("c", Settings(device="cpu", overlap=0.5))):
+        (case,) = run_folder(series, tmp_path / name, model, chosen).cases
+        files.append(case.folder / "segmentation.dcm")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    first, other = (pydicom.dcmread(path) for path in (files[0], files[2]))
+    assert first.SOPInstanceUID != other.SOPInstanceUID
+    assert first.SeriesInstanceUID == other.SeriesInstanceUID
+
+
+def test_broken_and_good_series_end_as_six(model, series, settings, tmp_path):
+    folder = tmp_path / "in"
+    another_series(folder / "broken", 1)
+    (folder / "broken" / "00009.dcm").unlink()
+    (folder / "good").symlink_to(series)
+    report = run_folder(folder, tmp_path / "out", model, settings)
+    assert report.exit_code == 6
+    document = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert document["status"] == "partly"
+    refused = next(entry for entry in document["series"] if entry["status"] == "refused")
+    assert refused["error"]["reason"] == "gap"
+    assert refused["error"]["type"] == "BrokenSeries"
+
+
+def test_nothing_done_writes_nothing_and_the_first_failure_decides(model, settings, tmp_path):
+    another_series(tmp_path / "in", 1)
+    (tmp_path / "in" / "00009.dcm").unlink()
+    report = run_folder(tmp_path / "in", tmp_path / "out", model, settings)
+    assert report.exit_code == 2
+    assert report.document["status"] == "failed"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_write_failure_is_noted_and_leaves_nothing(model, series, settings, tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageFull("the disk is full")
+
+    monkeypatch.setattr(pipeline, "write_dataset", full)
+    report = run_folder(series, tmp_path / "out", model, settings)
+    assert report.exit_code == 5
+    assert report.document["series"][0]["status"] == "failed"
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_series_is_named_before_an_engine_opens(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(NoUsableSeries):
+        run_folder(tmp_path / "in", tmp_path / "out", model, Settings(engine="no such engine"))
+
+
+def test_forced_and_dropped_series_carry_warnings(model, settings, tmp_path):
+    def localizer(dataset, index):
+        dataset.BodyPartExamined = "HEAD"
+        if index == 0:
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    another_series(tmp_path / "in", 2, localizer)
+    found = find_cases(tmp_path / "in", model.spec, Settings(force=True))
+    (case,) = found.cases
+    assert len(case.warnings) == 2
+    assert "localizer" in case.warnings[0]
+    assert "--force" in case.warnings[1]
+    with pytest.raises(NoUsableSeries, match="BodyPartExamined"):
+        find_cases(tmp_path / "in", model.spec, settings)
+
+
+def test_one_series_uid_in_two_studies_gets_two_folders(model, settings, tmp_path):
+    for study in (1, 2):
+
+        def adjust(dataset, _index, study=study):
+            dataset.SeriesInstanceUID = "1.2.3"
+            dataset.StudyInstanceUID = f"1.2.3.{study}"
+
+        another_series(tmp_path / str(study), study, adjust)
+    keys = [case.key for case in find_cases(tmp_path, model.spec, settings).cases]
+    assert len(set(keys)) == 2
+    assert "1.2.3" in keys
+
+
+@pytest.mark.parametrize(
+    ("uid", "safe"),
+    [
+        ("1.2.3", True),
+        ("1" * 64, True),
+        ("1" * 65, False),
+        ("../../x", False),
+        ("..", False),
+        (".", False),
+        ("", False),
+    ],
+)
+def test_a_folder_is_named_by_the_uid_only_if_that_is_safe(uid, safe):
+    assert (key_of_series(uid) == uid) is safe
+    assert "/" not in key_of_series(uid)
+
+
+def test_a_later_stage_passes_an_earlier_error_on(model, settings, tmp_path):
+    another_series(tmp_path / "in", 1)
+    (tmp_path / "in" / "00009.dcm").unlink()
+    (case,) = find_cases(tmp_path / "in", model.spec, settings).cases
+    failed = load_case(case)
+    assert failed.error is not None
+    assert pipeline.segment_case(failed, Segmenter(model, settings)) is failed
+    assert pipeline.write_case(failed, model, settings, tmp_path / "out") is failed
+    assert exit_code_of_cases([failed]) == 2
+
+
+def test_a_segmenter_must_be_open(model, settings):
+    volume = phantom_from_seed(0, (16, 32, 32)).volume
+    segmenter = Segmenter(model, settings)
+    with pytest.raises(ValueError, match="open the segmenter"):
+        segmenter.segment(volume)
+    with segmenter:
+        first, seconds = segmenter.segment(volume)
+        second, _ = segmenter.segment(volume)
+    segmenter.close()
+    assert np.array_equal(first.labels, second.labels)
+    assert first.labels.shape == volume.array.shape
+    assert first.window == {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 1}
+    assert set(seconds) == {"prepare", "segment", "restore"}
+    assert first.engine.backend == "eager"
+
+
+def test_a_network_that_returns_nan_is_a_named_error(model, series, settings, tmp_path, monkeypatch):
+    segmenter = Segmenter(model, settings)
+    with segmenter:
+        monkeypatch.setattr(
+            segmenter._engine, "predict", lambda windows: windows.new_full((1, 2, 64, 64, 64), float("nan"))
+        )
+        (case,) = find_cases(series, model.spec, settings).cases
+        failed = pipeline.run_case(case, segmenter, settings, tmp_path / "out")
+    assert isinstance(failed.error, BundleInvalid)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_first_log_line_of_a_demonstration_says_so(model, caplog):
+    with caplog.at_level(logging.INFO):
+        announce(model)
+    assert caplog.messages[0].startswith("RESEARCH ONLY - NOT FOR CLINICAL USE")
+    assert model.weights_digest[:12] in caplog.messages[1]
