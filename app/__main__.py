@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle
 from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
-from ctflow.pipeline import announce
 from ctflow.report.terminal import progress_on, say_error, say_report
 
 
@@ -82,9 +80,12 @@ def _enter(folder: Path) -> None:
 
 
 def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
+    # Late: importing torch, MONAI and Holoscan takes seconds, which a usage error should not cost.
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+    from ctflow.pipeline import announce  # noqa: PLC0415
+
     model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
     announce(model)
-    # Late: importing Holoscan takes seconds, which a usage error should not cost.
     from ctflow.app.application import CtflowApplication  # noqa: PLC0415
     from holoscan.logger import LogLevel, set_log_level  # noqa: PLC0415
 

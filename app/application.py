@@ -35,7 +35,7 @@ class CtflowApplication(Application):
 
     def compose(self) -> None:
         """Wire the operators."""
-        common = {"settings": self._settings, "progress": self._progress}
+        common: dict[str, Any] = {"settings": self._settings, "progress": self._progress}
         self._load = LoadSeriesOperator(
             self, input_folder=self._paths.input, spec=self._model.spec, name="load_series", **common
         )

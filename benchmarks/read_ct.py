@@ -44,7 +44,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="one CT series, nothing else")
     parser.add_argument("--runs", type=int, default=7)
     arguments = parser.parse_args()
-    pairs = [(seconds_of(read_bare, arguments.folder), seconds_of(read_by_ctflow, arguments.folder)) for _ in range(arguments.runs + 1)][1:]
+    pairs = [
+        (seconds_of(read_bare, arguments.folder), seconds_of(read_by_ctflow, arguments.folder))
+        for _ in range(arguments.runs + 1)
+    ][1:]
     bare, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(b / a for a, b in pairs)
     sys.stdout.write(f"bare pydicom {bare:.3f} s, ctflow {ours:.3f} s, median ratio {ratio:.2f}\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as itk
+from scipy.spatial import cKDTree
 
 BIN = Path(sys.executable).parent
 
@@ -54,3 +55,10 @@ def segment_points_by_dcmqi(path: Path) -> npt.NDArray[np.float64]:
         direction = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
         points.append(index @ direction.T + image.GetOrigin())
     return np.concatenate(points)
+
+
+def assert_same_points(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], within_mm: float = 0.01) -> None:
+    """Two sets of points, in any order, are the same."""
+    assert len(ours) == len(theirs) > 0
+    for a, b in ((ours, theirs), (theirs, ours)):
+        assert cKDTree(a).query(b)[0].max() < within_mm

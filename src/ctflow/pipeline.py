@@ -276,7 +276,7 @@ def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
     try:
         return stage()
     except CtflowError as error:
-        log.error("series %s: %s", case.candidate.series.digest, error)  # noqa: TRY400  # named: no traceback needed
+        log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
         return replace(case, error=error)
 
 

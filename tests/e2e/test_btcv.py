@@ -6,11 +6,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from e2e.btcv_bundle import CLASSES, labels_by_monai, write_btcv_bundle
-
 from ctflow.bundle import read_bundle
 from ctflow.model import Orient, Resample, ScaleRange
 from ctflow.networks.build import network_from_model
+from e2e.btcv_bundle import CLASSES, labels_by_monai, write_btcv_bundle
 
 pytestmark = pytest.mark.e2e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -109,8 +110,7 @@ def _patient_position(volume: Volume) -> str:
 
 def _slice_dataset(series: Dataset, volume: Volume, d: int, digest: str) -> Dataset:
     geometry = volume.geometry
-    dataset = Dataset()
-    dataset.update(series)
+    dataset = copy.deepcopy(series)  # elements are mutable, and `adjust` changes those of one slice only
     dataset.SOPInstanceUID = uid_from_parts("phantom slice", series.SeriesInstanceUID, digest, str(d))
     dataset.InstanceNumber = str(d + 1)
     dataset.ImagePositionPatient = _decimals(geometry.world_from_index([d, 0, 0]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -151,7 +152,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
-    header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked below
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
     position = stream.tell()
     meta_syntax = text(header.file_meta, "TransferSyntaxUID")
     if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
@@ -161,22 +164,23 @@ def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Ins
     syntax = meta_syntax or str(ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian)
     if force and not text(header, "SOPClassUID"):
         return None  # began like DICOM and is something else
+    return _with_pixels(stream, position, Instance(path.absolute(), name, header, syntax, has_pixels=False))
+
+
+def _with_pixels(stream: BinaryIO, position: int, instance: Instance) -> Instance | Unreadable:
+    """The instance with the place of its pixel data, which begins at `position` if there is any."""
+    syntax = instance.transfer_syntax
     if syntax == DeflatedExplicitVRLittleEndian:
         # The rest of the file was inflated in memory, so no offset says where pixels lie.
-        return Instance(path.absolute(), name, header, syntax, has_pixels="Rows" in header)
+        return replace(instance, has_pixels="Rows" in instance.header)
     tag, offset, length = _element_at(stream, position, syntax)
     if tag is None and stream.seek(0, os.SEEK_END) > position:
-        return Unreadable(name, "cut short in its header")
-    native = tag == _PIXEL_DATA and syntax in _NATIVE and length != _UNDEFINED_LENGTH
-    return Instance(
-        path.absolute(),
-        name,
-        header,
-        syntax,
-        has_pixels=tag in (_PIXEL_DATA, *_FLOAT_PIXEL_DATA),
-        pixel_offset=offset if native else None,
-        pixel_length=length if native else 0,
-    )
+        return Unreadable(instance.name, "cut short in its header")
+    if tag is None and "SeriesInstanceUID" not in instance.header:
+        return Unreadable(instance.name, "cut short, or not an object of a series")
+    if tag == _PIXEL_DATA and syntax in _NATIVE and length != _UNDEFINED_LENGTH:
+        return replace(instance, has_pixels=True, pixel_offset=offset, pixel_length=length)
+    return replace(instance, has_pixels=tag in (_PIXEL_DATA, *_FLOAT_PIXEL_DATA))
 
 
 _PIXEL_DATA = (0x7FE0, 0x0010)

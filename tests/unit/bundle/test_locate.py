@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import ctflow
-from ctflow.bundle import demonstration_bundle, find_bundle
-from ctflow.bundle import locate
+from ctflow.bundle import demonstration_bundle, find_bundle, locate
 from ctflow.errors import BundleInvalid
 
 

@@ -196,7 +196,7 @@ def test_lossless_transfer_syntaxes_give_the_same_volume(write, syntax, signed):
         else:
             dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
             dataset.file_meta.TransferSyntaxUID = syntax
-            dataset.save_as(path, implicit_vr=False, little_endian=False)
+            pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
     result = assembled(folder)
     assert np.array_equal(result.volume.array, volume.array)
     assert result.warnings == ()

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
-from tests_support import dciodvfy_errors
 
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
 from ctflow.volume import Geometry, Volume
 from dicom_support import assembled, small_volume
+from tests_support import dciodvfy_errors
 
 
 def test_the_series_conforms(tmp_path):

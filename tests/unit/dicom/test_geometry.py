@@ -122,7 +122,10 @@ def test_a_slice_beside_the_others_is_irregular(write):
 def test_one_deviating_slice_is_refused(write, keyword, value, reason):
     def adjust(dataset, index):
         if index == 4:
-            setattr(dataset, keyword, value) if value is not None else dataset.__delattr__(keyword)
+            del dataset[keyword]
+            if value is not None:
+                # As text, which pydicom does not check, so that a number may be none.
+                dataset.add_new(keyword, "US" if keyword == "Rows" else "LO", value)
 
     assert broken(write(adjust=adjust)).reason == reason
 

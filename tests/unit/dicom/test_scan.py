@@ -44,7 +44,8 @@ def test_the_offset_is_right_in_other_encodings(write, syntax):
     path = only(write())
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+    options = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian}
+    pydicom.dcmwrite(path, dataset, **options, force_encoding=True)
     (instance, *_) = scan_folder(path.parent).instances
     assert instance.transfer_syntax == syntax
     assert path.read_bytes()[instance.pixel_offset :] == dataset.PixelData
@@ -65,6 +66,7 @@ def test_a_file_without_preamble_is_read(write):
     path = only(write())
     dataset = pydicom.dcmread(path)
     del dataset.file_meta
+    dataset.preamble = None
     dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
     (instance, *_) = scan_folder(path.parent).instances
     assert path.read_bytes()[128:132] != b"DICM"

@@ -212,7 +212,7 @@ def test_odd_values_never_raise_and_never_show_free_text(write, attributes):
 def test_wrong_value_representations_never_raise(write):
     def adjust(dataset, _index):
         dataset.add_new("SeriesNumber", "LO", "abc")
-        dataset.add_new("PixelSpacing", "UN", b"\xff\xfe")
+        dataset.add_new("PixelSpacing", "OB", b"\xff\xfe")
 
     candidate = verdict(write(adjust=adjust))
     assert candidate.description["series_number"] is None

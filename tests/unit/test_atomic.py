@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+
+from ctflow.atomic import output_error_from_oserror, publish_folder, temporary_folder, write_atomically
+from ctflow.errors import NotWritten, OutputError, StorageFull
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_and_readable_by_others(tmp_path):
+    write_atomically(tmp_path / "a.bin", lambda stream: stream.write(b"content"))
+    assert (tmp_path / "a.bin").read_bytes() == b"content"
+    assert mode(tmp_path / "a.bin") == 0o644
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_an_older_file_is_replaced(tmp_path):
+    for content in (b"a much longer old content", b"new"):
+        write_atomically(tmp_path / "a.bin", lambda stream, content=content: stream.write(content))
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_writer_that_raises_leaves_what_was_there(tmp_path, old):
+    path = tmp_path / "a.bin"
+    if old is not None:
+        path.write_bytes(old)
+
+    def write(stream):
+        stream.write(b"half")
+        raise ValueError("the writer's own mistake")
+
+    with pytest.raises(ValueError, match="own mistake"):
+        write_atomically(path, write)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+@pytest.mark.parametrize(
+    ("number", "named"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EIO, NotWritten),
+        (errno.EACCES, NotWritten),
+        (errno.EROFS, NotWritten),
+    ],
+)
+def test_a_failing_disk_is_named_and_leaves_nothing(tmp_path, number, named):
+    def write(stream):
+        stream.write(b"half")
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OutputError, match=r"a\.bin") as caught:
+        write_atomically(tmp_path / "a.bin", write)
+    assert type(caught.value) is named
+    assert str(tmp_path) not in str(caught.value), "a path may hold a patient's name"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_oserror_without_words_is_still_explained():
+    error = output_error_from_oserror(OSError(), "a.bin")
+    assert isinstance(error, NotWritten)
+    assert "OSError" in str(error)
+
+
+def test_a_missing_folder_is_not_written(tmp_path):
+    with pytest.raises(NotWritten, match="check the output folder"):
+        write_atomically(tmp_path / "absent" / "a.bin", lambda stream: stream.write(b""))
+
+
+def test_a_folder_in_the_files_place_is_not_written(tmp_path):
+    (tmp_path / "a.bin").mkdir()
+    with pytest.raises(NotWritten):
+        write_atomically(tmp_path / "a.bin", lambda stream: stream.write(b"content"))
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_published_folder_is_whole_and_readable_by_others(tmp_path):
+    with temporary_folder(tmp_path, "1.2.3") as folder:
+        assert folder.parent == tmp_path
+        assert folder.name.startswith(".1.2.3.")
+        (folder / "a").write_text("a")
+        publish_folder(folder, tmp_path / "1.2.3")
+    assert names(tmp_path) == ["1.2.3"]
+    assert (tmp_path / "1.2.3" / "a").read_text() == "a"
+    assert mode(tmp_path / "1.2.3") == 0o755
+
+
+def test_an_older_folder_is_replaced_and_not_mixed(tmp_path):
+    for name in ("old", "new"):
+        with temporary_folder(tmp_path, "key") as folder:
+            (folder / name).write_text(name)
+            publish_folder(folder, tmp_path / "key")
+    assert names(tmp_path) == ["key"]
+    assert names(tmp_path / "key") == ["new"]
+
+
+def test_parents_are_made_for_a_result(tmp_path):
+    final = tmp_path / "a" / "b" / "key"
+    with temporary_folder(final.parent, "key") as folder:
+        publish_folder(folder, final)
+    assert final.is_dir()
+
+
+def test_without_a_result_no_made_folder_stays(tmp_path):
+    with temporary_folder(tmp_path / "a" / "b", "key") as folder:
+        (folder / "half").write_text("half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_was_there_stays_though_empty(tmp_path):
+    (tmp_path / "output").mkdir()
+    with temporary_folder(tmp_path / "output", "key"):
+        pass
+    assert names(tmp_path) == ["output"]
+
+
+def test_another_writers_folder_in_a_made_parent_stays(tmp_path):
+    with temporary_folder(tmp_path / "a", "key"):
+        (tmp_path / "a" / "other").mkdir()
+    assert names(tmp_path / "a") == ["other"]
+
+
+def test_a_file_in_the_parents_place_is_not_written(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(NotWritten, match="the folder of key"), temporary_folder(tmp_path / "a" / "b", "key"):
+        raise AssertionError
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_failed_rename_puts_the_older_result_back(tmp_path, monkeypatch):
+    final = tmp_path / "key"
+    final.mkdir()
+    (final / "old").write_text("old")
+    rename = type(final).rename
+
+    def rename_of_full_disk(path, target):
+        if path.name.endswith(".old") or path == final:
+            return rename(path, target)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with temporary_folder(tmp_path, "key") as folder:
+        (folder / "new").write_text("new")
+        monkeypatch.setattr(type(final), "rename", rename_of_full_disk)
+        with pytest.raises(StorageFull, match="the folder key"):
+            publish_folder(folder, final)
+    assert names(tmp_path) == ["key"]
+    assert names(final) == ["old"]
+
+
+def test_a_rename_that_fails_without_an_older_result_leaves_nothing(tmp_path, monkeypatch):
+    def no_rename(path, target):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with temporary_folder(tmp_path, "key") as folder:
+        monkeypatch.setattr(type(tmp_path), "rename", no_rename)
+        with pytest.raises(NotWritten, match="Input/output"):
+            publish_folder(folder, tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_cannot_be_published(tmp_path):
+    with pytest.raises(NotWritten, match="the folder key"):
+        publish_folder(tmp_path / "absent", tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []
