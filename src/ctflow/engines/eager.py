@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.engines.contract import EngineInfo, Precision
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory
+from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.volume import Size3
@@ -55,6 +55,9 @@ class EagerEngine:
                 return logits.float()
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
+        except (RuntimeError, ValueError, IndexError) as error:
+            # The windows were checked above, so it is the network that cannot take this size.
+            raise BundleInvalid(f"the network does not take windows of {info.roi}: {error}") from error
 
     def close(self) -> None:
         """Drop the network."""

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctflow.engines import choose
+from ctflow.engines.choose import backends, device_from_setting, open_engine
+from ctflow.errors import BackendUnavailable, SettingsInvalid
+
+
+def test_every_backend_says_whether_it_is_there():
+    found = {name: (available, reason) for name, available, reason in backends()}
+    assert found["eager"] == (True, f"torch {torch.__version__}")
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(SettingsInvalid, match="none of auto, eager"):
+        open_engine("warp", None, device="cpu", precision="fp32", roi=(1, 1, 1), batch_range=(1, 1))
+
+
+class Absent:
+    @staticmethod
+    def is_available():
+        return False, "install it"
+
+
+def test_an_absent_backend_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(choose, "_load", lambda _: Absent)
+    for name in ("eager", "auto"):
+        with pytest.raises(BackendUnavailable, match="eager: install it"):
+            open_engine(name, None, device="cpu", precision="fp32", roi=(1, 1, 1), batch_range=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "gpus", "device"),
+    [(None, 0, "cpu"), (None, 2, "cuda:0"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
+)
+def test_the_device_follows_the_setting_and_the_machine(monkeypatch, setting, gpus, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert device_from_setting(setting) == device
+
+
+@pytest.mark.parametrize(("setting", "gpus"), [("cuda", 0), ("cuda:2", 2)])
+def test_a_device_that_is_not_there_is_named(monkeypatch, setting, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(BackendUnavailable, match=f"this machine has {gpus} GPUs"):
+        device_from_setting(setting)

@@ -1,0 +1,230 @@
+"""Every step, and the way back, against MONAI's own transforms."""
+
+from __future__ import annotations
+
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    CropForegroundd,
+    Invertd,
+    NormalizeIntensityd,
+    Orientationd,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+)
+
+from ctflow.errors import UnsupportedPixels
+from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+from ctflow.preprocess import linear_weights, orientation_from_affine, prepare_volume, restore_slabs
+from ctflow.volume import Geometry, Volume
+
+
+def rotation(angles) -> np.ndarray:
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        a, b = (other for other in range(3) if other != axis)
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def volume_of(shape=(9, 11, 7), spacing=(2.5, 0.6, 0.9), turn=None, order=(2, 1, 0), dtype=np.int16) -> Volume:
+    """A smooth random volume; `order` says along which world axis each array axis runs."""
+    rng = np.random.default_rng(1)
+    values = rng.integers(-1024, 1200, shape).astype(dtype)
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, target in enumerate(order):
+        affine[target, axis] = spacing[axis]
+    if turn is not None:
+        affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = [-31.0, 12.5, 200.25]
+    return Volume(values, Geometry(shape, affine))
+
+
+def monai_image(volume: Volume) -> MetaTensor:
+    """What MONAI's readers give: axes (W, H, D), RAS affine."""
+    affine = np.diag([-1.0, -1, 1, 1]) @ volume.geometry.affine_mm[:, [2, 1, 0, 3]]
+    return MetaTensor(torch.from_numpy(volume.array.astype(np.float32)).permute(2, 1, 0)[None].contiguous(), affine)
+
+
+def monai_transform(step):
+    if isinstance(step, Orient):
+        return Orientationd("image", axcodes=step.axcodes, labels=None)
+    if isinstance(step, Resample):
+        return Spacingd("image", pixdim=step.spacing_mm, mode="bilinear")
+    if isinstance(step, ScaleRange):
+        return ScaleIntensityRanged("image", step.a_min, step.a_max, step.b_min, step.b_max, step.clip)
+    if isinstance(step, ScalePercentiles):
+        return ScaleIntensityRangePercentilesd(
+            "image", step.lower, step.upper, step.b_min, step.b_max, step.clip, step.relative
+        )
+    if isinstance(step, Normalize):
+        return NormalizeIntensityd("image", step.subtrahend, step.divisor, step.nonzero)
+    return CropForegroundd("image", source_key="image", margin=step.margin)
+
+
+def assert_same_as_monai(volume: Volume, steps, tolerance=2e-4):
+    """Forward and back: the same values on the same grids."""
+    prepared = prepare_volume(volume, steps, "cpu")
+    transforms = Compose([monai_transform(step) for step in steps])
+    data = transforms({"image": monai_image(volume)})
+    theirs = data["image"]
+    assert tuple(prepared.tensor.shape[1:]) == tuple(theirs.shape)
+    scale = max(float(theirs.abs().max()), 1.0)
+    assert float((prepared.tensor[0] - theirs.as_tensor()).abs().max()) <= tolerance * scale
+    probabilities = torch.from_numpy(np.random.default_rng(2).random((2, *theirs.shape[1:]), dtype=np.float32))
+    back = probabilities
+    if any(isinstance(step, (Orient, Resample, CropForeground)) for step in steps):  # else MONAI has nothing to invert
+        data["pred"] = MetaTensor(probabilities, meta=theirs.meta, applied_operations=theirs.applied_operations)
+        invert = Invertd("pred", transform=transforms, orig_keys="image", nearest_interp=False, to_tensor=True)
+        back = invert(data)["pred"].as_tensor()
+    ours = torch.cat([slab for _, slab in restore_slabs(prepared, probabilities)], dim=1)
+    assert tuple(ours.shape) == (2, *volume.array.shape)
+    assert float((ours - back.permute(0, 3, 2, 1)).abs().max()) <= 1e-4
+
+
+SCALE = ScaleRange(-1000, 400, 0.0, 1.0, True)
+STEPS = {
+    "as it is": (),
+    "orient": (Orient("RAS"),),
+    "orient otherwise": (Orient("PIR"),),
+    "down": (Orient("RAS"), Resample((1.5, 1.5, 3.1)), SCALE),
+    "up": (Orient("LPS"), Resample((0.4, 0.5, 1.0)), SCALE),
+    "spacing first": (Resample((1.5, 1.0, 2.0)), Orient("SRA"), SCALE),
+    "scale first": (SCALE, Orient("RAS"), Resample((1.0, 1.0, 1.0))),
+    "twice": (Orient("RAS"), Resample((2.0, 2.0, 2.0)), Resample((1.1, 3.0, 0.9)), SCALE),
+    "keep an axis": (Orient("RAS"), Resample((1.2, -1.0, 1.2)), SCALE),
+    "nearly the same": (Orient("RAS"), Resample((0.9005, 0.5995, 2.5)), SCALE),
+    "unclipped": (ScaleRange(-200, 300, -1.0, 1.0, False),),
+    "no target": (ScaleRange(-200, 300, None, None, False),),
+    "percentiles": (ScalePercentiles(5, 95, 0.0, 1.0, True, False),),
+    "relative percentiles": (ScalePercentiles(10, 80, -1.0, 2.0, False, True),),
+    "normalize": (Normalize(None, None, False),),
+    "normalize nonzero": (SCALE, Normalize(None, None, True)),
+    "normalize by number": (Normalize(50.0, 200.0, False),),
+    "normalize all": (Orient("RAS"), Resample((1.5, 1.5, 1.5)), Normalize(None, None, False)),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_every_step_and_its_way_back_equal_monai(steps, dtype):
+    assert_same_as_monai(volume_of(dtype=dtype), steps)
+
+
+@pytest.mark.parametrize("margin", [0, 2, 5])
+def test_the_foreground_crop_and_its_way_back_equal_monai(margin):
+    volume = volume_of(shape=(14, 13, 12))
+    array = np.full_like(volume.array, -1024)
+    array[4:10, 5:9, 3:7] = volume.array[4:10, 5:9, 3:7] // 4 + 300
+    steps = (Orient("RAS"), SCALE, CropForeground(margin), Resample((1.0, 1.0, 2.0)))
+    assert_same_as_monai(Volume(array, volume.geometry), steps)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+def test_every_orientation_equals_monai(order, signs):
+    volume = volume_of(order=order, spacing=(2.5 * signs[0], 0.6 * signs[1], 0.9 * signs[2]))
+    assert_same_as_monai(volume, (Orient("RAS"), Resample((1.2, 1.2, 1.2)), SCALE))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(2, 20)] * 3),
+    spacing=st.tuples(*[st.floats(0.4, 5.0)] * 3),
+    angles=st.tuples(*[st.floats(-0.7, 0.7)] * 3),
+    wanted=st.tuples(*[st.floats(0.5, 4.0)] * 3),
+)
+def test_oblique_grids_equal_monai(shape, spacing, angles, wanted):
+    volume = volume_of(shape=shape, spacing=spacing, turn=rotation(angles))
+    assert_same_as_monai(volume, (Orient("RAS"), Resample(wanted), SCALE))
+
+
+@settings(max_examples=100, deadline=None)
+@given(angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3), spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3))
+def test_orientation_equals_nibabel(angles, spacing):
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(angles) * spacing
+    expected = nibabel.io_orientation(affine)
+    assert orientation_from_affine(affine) == [(int(axis), int(sign)) for axis, sign in expected]
+
+
+def test_interpolation_weights_sum_to_one_and_stop_at_the_border():
+    weights = linear_weights([-3.0, 0.0, 0.25, 3.999, 4.0, 9.0], 5)
+    assert np.allclose(weights.sum(axis=1), 1)
+    assert weights[0].tolist() == weights[1].tolist() == [1, 0, 0, 0, 0]
+    assert weights[2].tolist() == [0.75, 0.25, 0, 0, 0]
+    assert weights[-1].tolist() == [0, 0, 0, 0, 1]
+    assert linear_weights([0, 1], 1).tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("depth", [1, 7, 8, 9, 16, 17])
+def test_slabs_cover_the_source_once(depth):
+    volume = volume_of(shape=(depth, 5, 6))
+    prepared = prepare_volume(volume, (Orient("RAS"),), "cpu")
+    rows = [list(range(depth))[place] for place, _ in restore_slabs(prepared, prepared.tensor[0])]
+    assert list(itertools.chain(*rows)) == list(range(depth))
+    back = torch.cat([slab for _, slab in restore_slabs(prepared, prepared.tensor[0])], dim=1)
+    assert np.array_equal(back[0].numpy(), volume.array.astype(np.float32))
+
+
+def test_nothing_in_the_foreground_is_a_named_error():
+    volume = volume_of()
+    empty = Volume(np.full_like(volume.array, -1024), volume.geometry)
+    with pytest.raises(UnsupportedPixels, match="CropForegroundd"):
+        prepare_volume(empty, (SCALE, CropForeground(0)), "cpu")
+
+
+def test_values_that_are_not_finite_are_a_named_error():
+    volume = volume_of(dtype=np.float32)
+    volume.array[0, 0, 0] = np.inf
+    with pytest.raises(UnsupportedPixels, match="not finite"):
+        prepare_volume(volume, (Normalize(0.0, 1.0, False),), "cpu")
+
+
+def test_a_flat_image_does_not_divide_by_zero():
+    volume = volume_of()
+    flat = Volume(np.full_like(volume.array, 7), volume.geometry)
+    assert float(prepare_volume(flat, (ScalePercentiles(1, 99, 2.0, 3.0, False, False),), "cpu").tensor.mean()) == 2.0
+    assert float(prepare_volume(flat, (Normalize(None, None, False),), "cpu").tensor.abs().max()) == 0.0
+    zeros = Volume(np.zeros_like(volume.array), volume.geometry)
+    assert float(prepare_volume(zeros, (Normalize(None, None, True),), "cpu").tensor.abs().max()) == 0.0
+
+
+def test_activation_then_way_back_then_argmax_equals_monai():
+    """The two-class shortcut: one channel goes back, not two."""
+    from ctflow.model import ModelSpec, NetworkSpec  # noqa: PLC0415
+    from ctflow.postprocess import labels_from_probabilities, probabilities_from_logits  # noqa: PLC0415
+
+    volume = volume_of(shape=(12, 14, 13))
+    steps = (Orient("RAS"), Resample((1.5, 1.5, 1.5)), SCALE)
+    spec = ModelSpec(
+        "m", "1", NetworkSpec("UNet", {}), 1, 2, steps, (8, 8, 8), 0.25, "constant", 1, "softmax", None, (), "", False
+    )
+    prepared = prepare_volume(volume, steps, "cpu")
+    logits = torch.from_numpy(np.random.default_rng(3).standard_normal((1, 2, *prepared.tensor.shape[2:]), np.float32))
+    slabs = restore_slabs(prepared, probabilities_from_logits(logits, spec))
+    ours = np.concatenate([labels_from_probabilities(slab, spec) for _, slab in slabs])
+    transforms = Compose([monai_transform(step) for step in steps])
+    data = transforms({"image": monai_image(volume)})
+    image = data["image"]
+    data["pred"] = MetaTensor(logits[0], meta=image.meta, applied_operations=image.applied_operations)
+    invert = Invertd("pred", transform=transforms, orig_keys="image", nearest_interp=False, to_tensor=True)
+    chain = Compose([Activationsd("pred", softmax=True), invert, AsDiscreted("pred", argmax=True)])
+    theirs = chain(data)["pred"].as_tensor()[0].permute(2, 1, 0).numpy()
+    assert (ours != theirs).mean() < 1e-3  # ties of resampled probabilities at exactly one half
+    assert ours.any()

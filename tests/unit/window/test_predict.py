@@ -1,0 +1,122 @@
+"""Windows and blending equal MONAI's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import sliding_window_inference
+from monai.inferers.utils import _get_scan_interval
+
+from ctflow.window.blend import importance_map
+from ctflow.window.grid import padding_for_window, starts_along_axis, window_starts
+from ctflow.window.predict import predict_volume
+
+sizes = st.tuples(*[st.integers(1, 23)] * 3)
+windows = st.tuples(*[st.integers(1, 12)] * 3)
+overlaps = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.floats(0, 0.95))
+
+
+class Network(torch.nn.Module):
+    """Depends on the place inside the window, so that wrong windows or weights show."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        torch.manual_seed(inputs * 10 + outputs)
+        self.mix = torch.randn(outputs, inputs)
+
+    def forward(self, windows):
+        place = torch.linspace(-1, 1, windows[0, 0].numel()).reshape(windows.shape[2:])
+        return torch.einsum("oc,bcdhw->bodhw", self.mix, windows) * (1 + place) + place
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=sizes,
+    roi=windows,
+    overlap=overlaps,
+    blend=st.sampled_from(["constant", "gaussian"]),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    batch_size=st.integers(1, 5),
+)
+def test_prediction_equals_monai(size, roi, overlap, blend, channels, batch_size):
+    volume = torch.from_numpy(np.random.default_rng(0).standard_normal((1, channels[0], *size), dtype=np.float32))
+    network = Network(*channels)
+    ours = predict_volume(volume, network, roi=roi, overlap=overlap, blend=blend, batch_size=batch_size)
+    theirs = sliding_window_inference(volume, roi, batch_size, network, overlap=overlap, mode=blend)
+    assert ours.shape == theirs.shape == (1, channels[1], *size)
+    assert ours.dtype == torch.float32
+    assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(size=sizes, roi=windows, overlap=overlaps)
+def test_the_grid_is_monais(size, roi, overlap):
+    padded = tuple(max(pair) for pair in zip(size, roi, strict=True))
+    interval = _get_scan_interval(padded, roi, 3, (overlap,) * 3)
+    theirs = [tuple(int(axis.start) for axis in place) for place in dense_patch_slices(padded, roi, interval)]
+    assert window_starts(padded, roi, overlap) == theirs
+
+
+@settings(max_examples=50, deadline=None)
+@given(roi=st.tuples(*[st.integers(1, 40)] * 3), blend=st.sampled_from(["constant", "gaussian"]))
+def test_the_weights_are_monais(roi, blend):
+    ours = importance_map(roi, blend, torch.device("cpu"))
+    assert torch.equal(ours, compute_importance_map(roi, mode=blend, sigma_scale=0.125))
+    assert ours.min() > 0
+
+
+def test_an_unknown_blend_is_a_programming_mistake():
+    with pytest.raises(ValueError, match="unknown blend"):
+        importance_map((2, 2, 2), "mean", torch.device("cpu"))
+
+
+def test_windows_cover_every_voxel_and_end_at_the_border():
+    assert starts_along_axis(10, 4, 0.0) == [0, 4, 6]
+    assert starts_along_axis(4, 4, 0.5) == [0]
+    assert starts_along_axis(5, 4, 0.99) == [0, 1]
+    assert padding_for_window((3, 4, 9), (4, 4, 6)) == ((0, 1), (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_constant_in_constant_out(blend):
+    volume = torch.full((1, 1, 17, 9, 30), 3.0)
+    logits = predict_volume(volume, lambda windows: windows * 2, roi=(8, 8, 8), overlap=0.6, blend=blend, batch_size=3)
+    assert torch.allclose(logits, torch.full_like(logits, 6.0))
+
+
+def test_progress_counts_windows():
+    steps = []
+    predict_volume(
+        torch.zeros(1, 1, 8, 8, 8),
+        lambda windows: windows,
+        roi=(4, 4, 4),
+        overlap=0,
+        batch_size=3,
+        progress=lambda *step: steps.append(step),
+    )
+    assert steps == [("segment", n, 8) for n in (0, 3, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"volume": torch.zeros(1, 8, 8, 8)},
+        {"volume": torch.zeros(2, 1, 8, 8, 8)},
+        {"roi": (4, 4)},
+        {"roi": (4, 4, 0)},
+        {"overlap": 1.0},
+        {"overlap": -0.1},
+        {"overlap": float("nan")},
+        {"batch_size": 0},
+        {"predict": lambda windows: windows[:, :, :2]},
+        {"predict": lambda windows: windows[:1]},
+    ],
+)
+def test_wrong_arguments_are_named(wrong):
+    arguments = {"volume": torch.zeros(1, 1, 8, 8, 8), "predict": lambda windows: windows, "roi": (4, 4, 4), **wrong}
+    with pytest.raises(ValueError, match=r"."):
+        predict_volume(arguments.pop("volume"), arguments.pop("predict"), **arguments)
