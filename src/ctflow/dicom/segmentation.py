@@ -101,7 +101,7 @@ def _check(labels: npt.NDArray[np.uint8], sources: Sequence[Dataset], spec: Mode
     if labels.ndim != 3 or labels.dtype != np.uint8 or len(labels) != len(sources):
         raise ValueError(f"labels {labels.shape} {labels.dtype} do not lie on {len(sources)} source images")
     numbers = [segment.number for segment in spec.segments]
-    if numbers != list(range(1, len(numbers) + 1)) or int(labels.max(initial=0)) > len(numbers):
+    if not numbers or numbers != list(range(1, len(numbers) + 1)) or int(labels.max(initial=0)) > len(numbers):
         raise ValueError(f"labels up to {labels.max(initial=0)} do not suit segments {numbers}")
 
 

@@ -20,7 +20,7 @@ from dicom_support import assembled, selection_of, small_volume
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi, segments_by_dcmqi
 
 NOTICE = "RESEARCH ONLY - NOT FOR CLINICAL USE"
-CATEGORY = Code("49755003", "SCT", "Morphologically Altered Structure")
+CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 NEOPLASM = Code("108369006", "SCT", "Neoplasm")
 LUNG = Code("39607008", "SCT", "Lung")
 ORGAN = Code("123037004", "SCT", "Anatomical Structure")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pydicom
+import pytest
+
+from ctflow.cli import main as cli_main
+from ctflow.cli.main import main
+from ctflow.errors import NoUsableSeries
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert main(["--help"]) == 0
+    assert main(["run", "-h"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("ctflow, version", "inspect", "phantom", "engines", "exec", "--overlap", "HOLOSCAN_INPUT_PATH"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["brew"],
+        ["run", "--no-such-flag"],
+        ["run", "--overlap"],
+        ["run", "-i", "x", "-o", "y", "--overlap", "3"],
+        ["run", "-i", "x", "-o", "y", "--roi", "body"],
+        ["run", "-o", "y"],
+        ["phantom", "x", "--shape", "1,2"],
+        ["phantom", "x", "--shape", "1,2,x"],
+        ["phantom", "x", "--shape", "2,2,2"],
+        ["phantom", "x", "--seed", "-1"],
+        ["exec"],
+        ["serve"],
+    ],
+)
+def test_wrong_usage_is_64(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 64
+    assert "SettingsInvalid" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_writes_results_and_tells_them(series, coarse_bundle, tmp_path, capsys):
+    assert main(["run", "-i", str(series), "-o", str(tmp_path), "-m", str(coarse_bundle), "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert "RESEARCH ONLY" in captured.out
+    assert "segmentation.dcm" in captured.out
+    assert "segmenting windows" in captured.err
+    assert json.loads((tmp_path / "result.json").read_text())["exit_code"] == 0
+
+
+def test_run_without_a_series_is_2(tmp_path, coarse_bundle, capsys):
+    assert main(["run", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(coarse_bundle)]) == 2
+    assert "NoUsableSeries" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_run_would_do(series, tmp_path, capsys):
+    assert main(["inspect", str(series)]) == 0
+    assert "chosen" in capsys.readouterr().out
+    assert main(["inspect", str(series), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (entry,) = document["series"]
+    assert entry["chosen"]
+    assert entry["geometry"]["shape"] == [24, 96, 96]
+    assert len(entry["geometry"]["affine_lps_mm"]) == 4
+
+
+def test_inspect_names_the_broken_series_and_the_unreadable_file(series, tmp_path, capsys):
+    for number, path in enumerate(sorted(series.iterdir())):
+        if number != 9:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "bad.dcm").write_bytes(b"")
+    other = pydicom.dcmread(next(series.iterdir()))
+    other.Modality, other.SeriesInstanceUID = "MR", "1.2.3"
+    other.save_as(tmp_path / "mr.dcm")
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    verdicts = {entry["rule"]: entry for entry in document["series"]}
+    assert set(verdicts) == {"gap", "modality"}
+    assert not verdicts["gap"]["chosen"]
+    assert verdicts["gap"]["geometry"] is None
+    assert document["unreadable"][0]["file"] == "bad.dcm"
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "refused (gap)" in capsys.readouterr().out
+
+
+def test_inspect_of_no_folder_is_2(tmp_path):
+    assert main(["inspect", str(tmp_path / "nowhere")]) == NoUsableSeries.exit_code
+
+
+def test_phantom_writes_series_and_truth_once(tmp_path, capsys):
+    words = ["phantom", str(tmp_path / "p"), "--seed", "3", "--shape", "16,48,48"]
+    assert main(words) == 0
+    assert "3 tumours" in capsys.readouterr().out
+    assert len(list((tmp_path / "p" / "ct").iterdir())) == 16
+    truth = pydicom.dcmread(tmp_path / "p" / "truth.dcm")
+    assert truth.Modality == "SEG"
+    assert len(truth.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
+    assert main(words) == 5
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_engines_tells_backends_and_the_script(capsys):
+    assert main(["engines"]) == 0
+    assert "eager" in capsys.readouterr().out
+    assert main(["engines", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["backends"][0]["name"] == "eager"
+    assert document["monai_deploy"]["has_exec"] is True
+
+
+def test_exec_passes_every_option_and_the_exit_code_on(monkeypatch):
+    seen = []
+
+    def run(command, check):
+        seen.append(command[1:])
+        return subprocess.CompletedProcess(command, 6)
+
+    monkeypatch.setattr("ctflow.cli.monai_deploy.subprocess.run", run)
+    assert main(["exec", "app", "-i", "in", "--force"]) == 6
+    assert seen == [["app", "-i", "in", "--force"]]
+
+
+def test_an_interrupt_is_130(monkeypatch, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_main, "inspect_folder", interrupt)
+    assert main(["inspect", str(tmp_path)]) == 130
+
+
+def test_an_unexpected_error_is_70(monkeypatch, tmp_path, capsys):
+    def fail(_):
+        raise RuntimeError("Doe^John")
+
+    monkeypatch.setattr(cli_main, "inspect_folder", fail)
+    assert main(["inspect", str(tmp_path)]) == 70
+    assert "Doe" not in capsys.readouterr().err
+    assert main(["--debug", "inspect", str(tmp_path)]) == 70
+    assert "Traceback" in capsys.readouterr().err

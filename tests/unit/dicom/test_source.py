@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import copy
+import logging
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
+from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.source import clean_sources
+from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
+from dicom_support import assembled
+from tests_support import dciodvfy_errors
+
+LUNG = Code("39607008", "SCT", "Lung")
+SPEC = ModelSpec(
+    name="model",
+    version="1",
+    network=NetworkSpec("SwinUNETR", {}),
+    in_channels=1,
+    out_channels=2,
+    preprocessing=(),
+    roi=(64, 64, 64),
+    overlap=0.25,
+    blend="gaussian",
+    batch_size=1,
+    activation="softmax",
+    threshold=None,
+    segments=(Segment(1, "Lung", Code("123037004", "SCT", "Anatomical Structure"), LUNG),),
+    intended_use="",
+    demonstration=True,
+)
+
+
+@pytest.fixture
+def headers(write):
+    return [instance.header for instance in assembled(write()).instances]
+
+
+def put(header: Dataset, keyword: str, value: object) -> None:
+    """Sets any value, as a file from outside may hold it."""
+    header.add(DataElement(tag_for_keyword(keyword), dictionary_VR(keyword), value, validation_mode=IGNORE))
+
+
+def odd(headers, absent=(), **values):
+    """Copies of headers, every one without `absent` and with `values`."""
+    copies = copy.deepcopy(headers)
+    for header in copies:
+        for keyword in absent:
+            if keyword in header:
+                del header[keyword]
+        for keyword, value in values.items():
+            put(header, keyword, value)
+    return copies
+
+
+def segmentation_of(headers) -> Dataset:
+    labels = np.zeros((len(headers), headers[0].Rows, headers[0].Columns), np.uint8)
+    labels[3:6, 2:5, 2:5] = 1
+    return segmentation_from_labels(labels, headers, SPEC, Provenance("0.1.0", "ab" * 32, {}))
+
+
+def conforming(headers, tmp_path) -> Dataset:
+    """The result as read back from a file in which dciodvfy finds no error."""
+    path = tmp_path / "segmentation.dcm"
+    write_dataset(segmentation_of(headers), path)
+    assert dciodvfy_errors(path) == []
+    return pydicom.dcmread(path)
+
+
+TYPE_2 = ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyID"]
+TYPE_2 += ["StudyDate", "StudyTime", "AccessionNumber"]
+
+
+@pytest.mark.parametrize("keyword", TYPE_2)
+def test_an_absent_attribute_becomes_an_empty_one(headers, tmp_path, keyword):
+    result = conforming(odd(headers, absent=[keyword]), tmp_path)
+    assert keyword in result
+    assert not result[keyword].value
+
+
+def test_headers_without_any_patient_or_study_value_give_a_conforming_object(headers, tmp_path):
+    absent = [*TYPE_2, "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription", "SpecificCharacterSet"]
+    absent += ["PositionReferenceIndicator"]
+    result = conforming(odd(headers, absent=absent), tmp_path)
+    assert all(not result[keyword].value for keyword in TYPE_2)
+
+
+MALFORMED = [
+    ("PatientSex", "X"),
+    ("PatientSex", "female"),
+    ("PatientBirthDate", "1950"),
+    ("PatientBirthDate", "1950.01.01"),
+    ("PatientBirthDate", "19501301"),
+    ("PatientBirthDate", "ANON"),
+    ("StudyDate", "00000000"),
+    ("StudyTime", "25:00"),
+    ("StudyTime", "noon"),
+]
+
+
+@pytest.mark.parametrize(("keyword", "value"), MALFORMED)
+def test_a_malformed_value_becomes_an_empty_one(headers, tmp_path, keyword, value):
+    assert not conforming(odd(headers, **{keyword: value}), tmp_path)[keyword].value
+
+
+OPTIONAL = [
+    ("StudyDescription", "x" * 65),
+    ("StudyDescription", "a\\b"),
+    ("PatientAge", "63"),
+    ("PatientWeight", "heavy"),
+    ("PatientSize", "175cm"),
+    ("PatientIdentityRemoved", "PERHAPS"),
+    ("LongitudinalTemporalInformationModified", "YES"),
+    ("TimezoneOffsetFromUTC", "CET"),
+    ("ClinicalTrialSponsorName", ""),
+    ("ClinicalTrialProtocolID", ""),
+    ("ClinicalTrialSubjectID", ""),
+    ("IssuerOfPatientID", ""),
+]
+
+
+@pytest.mark.parametrize(("keyword", "value"), OPTIONAL)
+def test_an_empty_or_malformed_optional_value_is_left_out(headers, tmp_path, keyword, value):
+    assert keyword not in conforming(odd(headers, **{keyword: value}), tmp_path)
+
+
+WELL_FORMED = [
+    ("PatientSex", "F"),
+    ("PatientBirthDate", "19500131"),
+    ("PatientAge", "063Y"),
+    ("PatientWeight", "70.5"),
+    ("StudyTime", "0102"),
+    ("StudyTime", "235959.123456"),
+    ("StudyDescription", "x" * 64),
+    ("TimezoneOffsetFromUTC", "+0100"),
+    ("AccessionNumber", "A-1"),
+    ("StudyID", "7"),
+]
+
+
+@pytest.mark.parametrize(("keyword", "value"), WELL_FORMED)
+def test_a_well_formed_value_is_taken_over(headers, tmp_path, keyword, value):
+    assert str(conforming(odd(headers, **{keyword: value}), tmp_path)[keyword].value) == value
+
+
+NAMES = [
+    (["ISO_IR 192"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    (["ISO_IR 100"], "Müller^Jürgen"),
+    (["ISO_IR 144"], "Люкceмбypг"),
+    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
+    (["GB18030"], "Wang^XiaoDong=王^小东"),
+    ([""], "Plain^Name"),
+]
+
+
+@pytest.mark.parametrize(("character_set", "name"), NAMES)
+def test_names_keep_their_bytes(write, tmp_path, character_set, name):
+    def adjust(dataset, _):
+        dataset.SpecificCharacterSet = character_set
+        dataset.PatientName = name
+
+    folder = write(adjust=adjust)
+    source = pydicom.dcmread(next(folder.iterdir()))
+    result = conforming([instance.header for instance in assembled(folder).instances], tmp_path)
+    assert result.get_item("PatientName").value.strip() == source.get_item("PatientName").value.strip()
+    assert str(result.PatientName) == name
+
+
+def test_an_unknown_character_set_is_replaced_by_utf_8(headers, tmp_path):
+    result = conforming(odd(headers, SpecificCharacterSet="ISO_IR 999", PatientName="Plain^Name"), tmp_path)
+    assert result.SpecificCharacterSet == "ISO_IR 192"
+    assert result.PatientName == "Plain^Name"
+
+
+def test_identity_removed_without_a_method_conforms_as_the_source_does(headers):
+    """The standard asks for a method, which must not be invented: the claim is kept and the empty method left out."""
+    (first, *_) = clean_sources(odd(headers, PatientIdentityRemoved="YES", DeidentificationMethod=""))
+    assert first.PatientIdentityRemoved == "YES"
+    assert "DeidentificationMethod" not in first
+
+
+def test_a_coded_method_is_taken_over_and_an_empty_one_is_not(headers, tmp_path):
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "113100", "DCM", "Basic Application Profile"
+    coded = odd(headers, absent=["DeidentificationMethod"], DeidentificationMethodCodeSequence=pydicom.Sequence([item]))
+    assert conforming(coded, tmp_path).DeidentificationMethodCodeSequence[0].CodeValue == "113100"
+    (first, *_) = clean_sources(odd(headers, DeidentificationMethodCodeSequence=pydicom.Sequence([])))
+    assert "DeidentificationMethodCodeSequence" not in first
+
+
+def test_the_first_header_speaks_for_patient_and_study(headers):
+    headers = odd(headers)
+    put(headers[1], "PatientName", "Other^Name")
+    cleaned = clean_sources(headers)
+    assert len({str(dataset.PatientName) for dataset in cleaned}) == 1
+    assert [dataset.SOPInstanceUID for dataset in cleaned] == [header.SOPInstanceUID for header in headers]
+    assert [dataset.ImagePositionPatient for dataset in cleaned] == [h.ImagePositionPatient for h in headers]
+    assert "PixelData" not in cleaned[0]
+    assert "Manufacturer" not in cleaned[0]
+
+
+def test_a_value_that_cannot_be_parsed_becomes_an_empty_one(headers):
+    header = headers[0]
+    tag = tag_for_keyword("PatientWeight")
+    raw = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), "FD", 3, b"abc", 0, False, True)
+    header[tag] = raw
+    (first,) = clean_sources([header])
+    assert "PatientWeight" not in first
+
+
+def test_sources_are_not_changed(headers):
+    before = copy.deepcopy(headers)
+    clean_sources(headers)
+    assert headers == before
+
+
+def test_nothing_of_the_patient_is_logged(headers, caplog):
+    caplog.set_level(logging.DEBUG)
+    values = {"PatientName": "Secret^Person", "PatientID": "SECRET-1", "PatientBirthDate": "SECRETDATE"}
+    segmentation_of(odd(headers, absent=["StudyID"], PatientSex="SECRETSEX", StudyDescription="S" * 70, **values))
+    assert "secret" not in caplog.text.lower()
