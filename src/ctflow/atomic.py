@@ -112,7 +112,10 @@ def publish_folder(folder: Path, final: Path) -> None:
         _sync_folder(final.parent)
     except OSError as error:
         raise output_error_from_oserror(error, f"the folder {final.name}") from error
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)  # a file had taken the folder's name
 
 
 def _sync_file(path: Path) -> None:

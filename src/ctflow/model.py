@@ -11,6 +11,9 @@ from ctflow.volume import Size3
 if TYPE_CHECKING:
     from torch import Tensor
 
+RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"  # what every output of a demonstration model says
+NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
+
 Blend = Literal["constant", "gaussian"]
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -128,7 +131,7 @@ class ModelSpec:
         blend: How overlapping windows are weighted.
         batch_size: Windows a forward pass, as the bundle asks.
         activation: What turns blended logits into probabilities.
-        threshold: Probability above which a channel is marked; None takes the argmax over channels, channel 0 being
+        threshold: Probability from which on a channel is marked; None takes the argmax over channels, channel 0 being
             background.
         segments: What is marked, by label value.
         intended_use: The bundle's own words.

@@ -26,7 +26,7 @@ from ctflow.dicom.select import Candidate, Selection, require_chosen, select_ser
 from ctflow.engines.choose import device_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, InputError
-from ctflow.model import Model, ModelSpec
+from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.postprocess import (
     SegmentMeasurements,
     labels_from_probabilities,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"
 
 
 @dataclass(frozen=True, eq=False)

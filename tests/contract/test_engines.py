@@ -122,9 +122,13 @@ def test_it_works_from_another_thread(engine, windows):
 
 
 def test_global_switches_stay_as_they_were(engine, windows):
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    def switches():
+        cudnn = torch.backends.cudnn
+        return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+
+    before = switches()
     engine.predict(windows[:1].to(engine.info.device))
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    assert switches() == before
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

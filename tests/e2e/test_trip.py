@@ -100,7 +100,8 @@ def test_the_map_variables_are_the_defaults(door, series, coarse_bundle, results
     ).read_bytes()
 
 
-def test_holoscan_loads_where_no_cuda_toolkit_is_installed(door, series, coarse_bundle, results, tmp_path):
+@pytest.mark.parametrize("name", ["app", "run"])
+def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series, coarse_bundle, results, tmp_path):
     """The system's CUDA folders are covered by an empty one, in a mount namespace of the process's own."""
     hide = 'for d in /usr/local/cuda*; do [ -L "$d" ] || mount -t tmpfs none "$d"; done; exec "$@"'
     toolkits = [path for path in Path("/usr/local").glob("cuda*") if not path.is_symlink()]
@@ -111,7 +112,7 @@ def test_holoscan_loads_where_no_cuda_toolkit_is_installed(door, series, coarse_
     prefix = ["unshare", "-m", "sh", "-c", hide, "sh"] if toolkits else []
     probe = [*prefix, sys.executable, "-c", "import ctypes; ctypes.CDLL('libcudart.so.13')"]
     assert subprocess.run(probe, capture_output=True, check=False).returncode != 0, "the toolkit is still visible"
-    done = door("app", ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle], prefix=prefix)
+    done = door(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle], prefix=prefix)
     assert done.returncode == 0, done.stderr
     assert (only_result(tmp_path / "out") / "segmentation.dcm").read_bytes() == (
         results["run"] / "segmentation.dcm"

@@ -20,13 +20,12 @@ from ctflow.atomic import write_atomically
 from ctflow.dicom.attributes import integer, text
 from ctflow.dicom.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.source import clean_sources
-from ctflow.model import Code, ModelSpec, Segment
+from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 
 # highdicom logs values of attributes, which may be patient data.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
-RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"
-NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"
+_NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"
 _LONG_STRING = 64  # characters of VR LO
 
 
@@ -74,10 +73,11 @@ def segmentation_from_labels(
         {**provenance.settings, "model": spec.name, "model_version": spec.version},
         digest_of_mask(labels),
     )
+    cleaned = clean_sources(sources)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
-            source_images=clean_sources(sources),
+            source_images=cleaned,
             pixel_array=labels,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_describe(segment, header, spec, provenance) for segment in spec.segments],
@@ -92,7 +92,11 @@ def segmentation_from_labels(
             content_description=_content_description(spec, marked=bool(labels.any())),
             content_label="SEGMENTATION",
             series_description=_series_description(spec),
+            specific_character_set="ISO_IR 192",  # for highdicom, which refuses valid ones; the source's follows below
         )
+    for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):  # highdicom leaves the second out
+        if keyword in cleaned[0]:
+            segmentation[keyword] = cleaned[0][keyword]
     _make_reproducible(segmentation, header, uid)
     return segmentation
 
@@ -154,9 +158,9 @@ def _series_description(spec: ModelSpec) -> str:
 def _content_description(spec: ModelSpec, *, marked: bool) -> str:
     """One line of at most 64 characters; research-only always shows, and that nothing was marked."""
     if not marked and spec.demonstration:
-        return "RESEARCH ONLY - NOT FOR CLINICAL USE. None marked, not excluded"
+        return f"{RESEARCH_ONLY}. None marked, not excluded"
     if not marked:
-        return NOTHING_MARKED
+        return _NOTHING_MARKED
     return _series_description(spec)
 
 

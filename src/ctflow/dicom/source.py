@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from ctflow.dicom.attributes import PARSE_ERRORS, texts
 
@@ -126,7 +127,11 @@ def _readable(source: Dataset, keyword: str) -> object:
 
 def _is_well_formed(keyword: str, value: object) -> bool:
     form = _FORMATS.get(keyword)
-    return value is not None and (form is None or form.fullmatch(str(value).strip()) is not None)
+    if value is None or form is None:
+        return value is not None
+    values = list(value) if isinstance(value, MultiValue) else [value]
+    fits = len(values) == 1 or keyword == "DeidentificationMethod"  # the only one here that may have several values
+    return fits and all(form.fullmatch(str(one).strip()) for one in values)
 
 
 def _character_set(source: Dataset) -> list[str]:

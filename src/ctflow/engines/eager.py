@@ -66,10 +66,13 @@ class EagerEngine:
 
 @contextmanager
 def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
-    """The number format for the calls inside; global switches are put back."""
+    """The number format for the calls inside, and the same result each time; global switches are put back."""
     kind = torch.device(device).type
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    cudnn = torch.backends.cudnn
+    before = torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    # cuDNN's transposed convolutions in fp32 sum in another order each time, and the SEG must be the same file.
+    cudnn.deterministic = True
     try:
         if precision in _AUTOCAST:
             # Autocast keeps norms and softmax in fp32, where half precision would overflow.
@@ -78,7 +81,7 @@ def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
         else:
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 def open_backend(

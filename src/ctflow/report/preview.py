@@ -12,11 +12,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from ctflow.atomic import write_atomically
+from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY
 from ctflow.volume import Geometry, Volume
 
 WINDOW_CENTRE_HU, WINDOW_WIDTH_HU = -600.0, 1500.0  # the usual lung window
-RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"
-NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
 PANEL_PX = 440
 _GAP_PX, _HEADER_PX, _LEGEND_ROW_PX, _LEGEND_ROWS = 12, 64, 30, 4
 _BACKGROUND, _INK, _DIM, _ALARM = (12, 14, 18), (236, 238, 242), (150, 156, 166), (255, 196, 60)

@@ -9,9 +9,9 @@ from typing import Any
 
 from ctflow import __version__
 from ctflow.atomic import write_atomically
+from ctflow.model import NOTHING_MARKED
 
 SCHEMA_VERSION = 1  # docs/result.schema.json
-NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
 
 
 def series_result(

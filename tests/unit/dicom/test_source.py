@@ -113,8 +113,8 @@ OPTIONAL = [
     ("StudyDescription", "x" * 65),
     ("StudyDescription", "a\\b"),
     ("PatientAge", "63"),
-    ("PatientWeight", "heavy"),
-    ("PatientSize", "175cm"),
+    ("PatientWeight", "-70"),
+    ("PatientSize", "17500000"),
     ("PatientIdentityRemoved", "PERHAPS"),
     ("LongitudinalTemporalInformationModified", "YES"),
     ("TimezoneOffsetFromUTC", "CET"),
@@ -152,7 +152,7 @@ def test_a_well_formed_value_is_taken_over(headers, tmp_path, keyword, value):
 NAMES = [
     (["ISO_IR 192"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
     (["ISO_IR 100"], "Müller^Jürgen"),
-    (["ISO_IR 144"], "Люкceмбypг"),
+    (["ISO_IR 144"], "Люксембург"),  # Cyrillic is meant
     (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
     (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
     (["GB18030"], "Wang^XiaoDong=王^小东"),
@@ -208,11 +208,17 @@ def test_the_first_header_speaks_for_patient_and_study(headers):
 
 def test_a_value_that_cannot_be_parsed_becomes_an_empty_one(headers):
     header = headers[0]
-    tag = tag_for_keyword("PatientWeight")
-    raw = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), "FD", 3, b"abc", 0, False, True)
-    header[tag] = raw
+    for keyword, vr, value in (("PatientWeight", "FD", b"abc"), ("PatientSize", "DS", b"175cm ")):
+        tag = pydicom.tag.Tag(tag_for_keyword(keyword))
+        header[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
     (first,) = clean_sources([header])
     assert "PatientWeight" not in first
+    assert "PatientSize" not in first
+
+
+def test_several_deidentification_methods_are_taken_over(headers, tmp_path):
+    result = conforming(odd(headers, DeidentificationMethod=["One", "Two"]), tmp_path)
+    assert list(result.DeidentificationMethod) == ["One", "Two"]
 
 
 def test_sources_are_not_changed(headers):
