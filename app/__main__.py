@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ctflow.app.interrupt import Interruption
+
 from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
@@ -80,6 +82,7 @@ def _enter(folder: Path) -> None:
 
 
 def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
+    interruption = Interruption()
     # Late: importing torch, MONAI and Holoscan takes seconds, which a usage error should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
     from ctflow.pipeline import announce  # noqa: PLC0415
@@ -91,7 +94,9 @@ def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
 
     set_log_level(LogLevel.OFF if quiet else LogLevel.INFO)
     with progress_on(sys.stderr) as progress:
-        application = CtflowApplication(paths=paths, model=model, settings=settings, progress=progress)
+        application = CtflowApplication(
+            paths=paths, model=model, settings=settings, progress=interruption.stops(progress)
+        )
         application.run()
     report = application.report()
     say_report(report.document, paths.output)

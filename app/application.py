@@ -50,8 +50,10 @@ class CtflowApplication(Application):
         """What became of every series; call after `run()`.
 
         Raises:
-            ValueError: The graph has not run.
+            KeyboardInterrupt: The graph ended before every series was through; Holoscan then returns as if all were.
         """
-        if self._load is None or self._load.found is None or self._write is None:
-            raise ValueError("the application has not run")
+        if self._load is None or self._write is None or self._load.found is None:
+            raise KeyboardInterrupt
+        if len(self._write.cases) < len(self._load.found.cases):
+            raise KeyboardInterrupt
         return finish_run(tuple(self._write.cases), self._load.found, self._model.spec, self._paths.output)

@@ -25,7 +25,7 @@ from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, writ
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import device_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, InputError
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, DeviceOutOfMemory, InputError
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.postprocess import (
     SegmentMeasurements,
@@ -277,6 +277,12 @@ def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
     except CtflowError as error:
         log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
         return replace(case, error=error)
+    except MemoryError:
+        # Rows, Columns or spacing may be absurd, or the machine small; other series may still fit.
+        digest = case.candidate.series.digest
+        too_large = DeviceOutOfMemory(f"series {digest}: this computer has too little memory for it")
+        log.error("%s: %s", type(too_large).__name__, too_large)  # noqa: TRY400
+        return replace(case, error=too_large)
 
 
 def load_case(case: Case, progress: Progress = silent) -> Case:

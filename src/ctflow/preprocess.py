@@ -6,6 +6,7 @@ it maps the network's grid to the source's. `restore_slabs` applies the three of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePerce
 from ctflow.volume import FloatArray, Volume
 
 SAME_SPACING_MM = 1e-3  # MONAI's AFFINE_TOL: an axis this close to the wanted spacing keeps its own
+LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32
 _SLAB = 8  # slices handled at once; keeps 14 classes of 512 x 512 below 120 MB
 
 
@@ -142,17 +144,30 @@ def _orient(state: _State, axcodes: str) -> _State:
 
 def _resample(state: _State, spacing_mm: tuple[float, float, float]) -> _State:
     affine = state.affine.copy()
-    old_mm = np.linalg.norm(affine[:3, :3], axis=0)
     forward, back = [], []
-    for axis, wanted in enumerate(spacing_mm):
-        old, size = float(old_mm[axis]), state.image.shape[axis]
-        new = old if wanted <= 0 or abs(old - wanted) <= SAME_SPACING_MM else wanted
-        new_size = int(np.round((size - 1) * old / new + 1.0))
+    for axis, (old, new, new_size) in enumerate(_new_grid(state, spacing_mm)):
+        size = state.image.shape[axis]
         affine[:3, axis] *= new / old
         forward.append(linear_weights(np.arange(new_size) * (new / old), size))
         back.append(state.back[axis] @ linear_weights(np.arange(size) * (old / new), new_size))
     image = _interpolated(state.image, forward)
     return _State(image, affine, state.axes, (back[0], back[1], back[2]))
+
+
+def _new_grid(state: _State, spacing_mm: tuple[float, float, float]) -> list[tuple[float, float, int]]:
+    """Old spacing, new spacing and new size of each axis (MONAI's `compute_shape_offset`)."""
+    grid = []
+    for axis, wanted in enumerate(spacing_mm):
+        old = float(np.linalg.norm(state.affine[:3, axis]))
+        new = old if wanted <= 0 or abs(old - wanted) <= SAME_SPACING_MM else wanted
+        grid.append((old, new, int(np.round((state.image.shape[axis] - 1) * old / new + 1.0))))
+    voxels = math.prod(size for _, _, size in grid)
+    if voxels > LARGEST_VOXELS:
+        sizes = " x ".join(str(size) for _, _, size in grid)
+        raise UnsupportedPixels(
+            f"at the model's spacing the volume has {sizes} voxels: its PixelSpacing is implausible"
+        )
+    return grid
 
 
 def linear_weights(positions: npt.ArrayLike, size: int) -> FloatArray:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pydicom
 import pytest
 
 pytestmark = pytest.mark.e2e
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 
 
 def contents(folder: Path) -> list[Path]:
@@ -85,3 +91,21 @@ def test_no_input_is_a_usage_error(door):
         done = door(name, [])
         assert done.returncode == 64
         assert "HOLOSCAN_INPUT_PATH" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["run", "app"])
+def test_an_interrupt_is_130_and_leaves_nothing(series, tmp_path, name):
+    """The demonstration bundle itself: its windows take long enough to be interrupted."""
+    command = {"run": [BIN / "ctflow", "run"], "app": [sys.executable, "app"]}[name]
+    process = subprocess.Popen(
+        [*command, "-i", series, "-o", tmp_path / "out"], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("reading slices: 24"):
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, rest
+    assert "interrupted" in rest
+    assert contents(tmp_path / "out") == []

@@ -189,3 +189,15 @@ def test_the_first_log_line_of_a_demonstration_says_so(model, caplog):
         announce(model)
     assert caplog.messages[0].startswith("RESEARCH ONLY - NOT FOR CLINICAL USE")
     assert model.weights_digest[:12] in caplog.messages[1]
+
+
+def test_too_little_memory_is_a_named_error_of_that_series(model, series, settings, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "assemble_series", fail)
+    (case,) = find_cases(series, model.spec, settings).cases
+    failed = load_case(case)
+    assert failed.error is not None
+    assert failed.error.exit_code == 4
+    assert case.candidate.series.digest in str(failed.error)

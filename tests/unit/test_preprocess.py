@@ -228,3 +228,8 @@ def test_activation_then_way_back_then_argmax_equals_monai():
     theirs = chain(data)["pred"].as_tensor()[0].permute(2, 1, 0).numpy()
     assert (ours != theirs).mean() < 1e-3  # ties of resampled probabilities at exactly one half
     assert ours.any()
+
+
+def test_an_implausible_spacing_is_refused_before_memory_runs_out():
+    with pytest.raises(UnsupportedPixels, match="implausible"):
+        prepare_volume(volume_of(spacing=(2.5, 5000.0, 5000.0)), (Orient("RAS"), Resample((0.5, 0.5, 0.5))), "cpu")

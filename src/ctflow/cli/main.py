@@ -15,7 +15,7 @@ from ctflow.cli.inspection import inspect_folder
 from ctflow.cli.monai_deploy import exec_application, owner_of_script
 from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
-from ctflow.errors import EXIT_INTERRUPTED, SettingsInvalid
+from ctflow.errors import SettingsInvalid
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -150,6 +150,6 @@ def _run_click(words: list[str]) -> int:
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         raise SettingsInvalid(error.format_message() + hint) from error
-    except click.Abort:
-        return EXIT_INTERRUPTED
+    except click.Abort as error:  # what click makes of an interrupt
+        raise KeyboardInterrupt from error
     return int(result or 0)

@@ -63,7 +63,12 @@ def exec_application(words: Sequence[str]) -> int:
         SettingsInvalid: No application is named, or it is not there.
     """
     application, options = _split(words)
-    return subprocess.run([sys.executable, str(application), *options], check=False).returncode
+    with subprocess.Popen([sys.executable, str(application), *options]) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal told the application too: it cleans up and ends with 130
 
 
 def _split(words: Sequence[str]) -> tuple[Path, list[str]]:

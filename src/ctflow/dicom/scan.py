@@ -115,7 +115,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
             raise NoUsableSeries(f"the input folder cannot be listed: {error.strerror}") from error
 
     for top, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        status = Path(top).stat()
+        try:
+            status = Path(top).stat()
+        except OSError:  # it vanished meanwhile
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:  # a symbolic link that leads back
             folders.clear()
             continue

@@ -56,6 +56,8 @@ class EagerEngine:
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
         except (RuntimeError, ValueError, IndexError) as error:
+            if "allocate memory" in str(error):  # torch's CPU allocator has no error of its own
+                raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
             # The windows were checked above, so it is the network that cannot take this size.
             raise BundleInvalid(f"the network does not take windows of {info.roi}: {error}") from error
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pydicom
 import pytest
@@ -113,16 +112,9 @@ def test_engines_tells_backends_and_the_script(capsys):
     assert document["monai_deploy"]["has_exec"] is True
 
 
-def test_exec_passes_every_option_and_the_exit_code_on(monkeypatch):
-    seen = []
-
-    def run(command, check):
-        seen.append(command[1:])
-        return subprocess.CompletedProcess(command, 6)
-
-    monkeypatch.setattr("ctflow.cli.monai_deploy.subprocess.run", run)
-    assert main(["exec", "app", "-i", "in", "--force"]) == 6
-    assert seen == [["app", "-i", "in", "--force"]]
+def test_exec_passes_every_option_and_the_exit_code_on(tmp_path):
+    (tmp_path / "__main__.py").write_text("import sys; sys.exit(6 if sys.argv[1:] == ['-i', 'in', '--force'] else 1)")
+    assert main(["exec", str(tmp_path), "-i", "in", "--force"]) == 6
 
 
 def test_an_interrupt_is_130(monkeypatch, tmp_path):
