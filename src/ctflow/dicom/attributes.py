@@ -31,7 +31,8 @@ PARSE_ERRORS = (
 )
 
 
-def _value(header: Dataset, keyword: str) -> object:
+def value_of(header: Dataset, keyword: str) -> object:
+    """The value as pydicom gives it; None if absent or damaged."""
     try:
         return header.get(keyword)
     except PARSE_ERRORS:
@@ -46,7 +47,7 @@ def text(header: Dataset, keyword: str) -> str:
 
 def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     """All values as text; empty if absent or damaged."""
-    value = _value(header, keyword)
+    value = value_of(header, keyword)
     if value is None:
         return ()
     items: Sequence[object] = list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]

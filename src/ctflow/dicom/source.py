@@ -9,7 +9,7 @@ from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from ctflow.dicom.attributes import PARSE_ERRORS, texts
+from ctflow.dicom.attributes import texts, value_of
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
 _TYPE_2 = (
@@ -107,22 +107,15 @@ def _patient_and_study(source: Dataset) -> Dataset:
     dataset = Dataset()
     dataset.SpecificCharacterSet = _character_set(source)
     for keyword in _TYPE_2:
-        value = _readable(source, keyword)
+        value = value_of(source, keyword)
         setattr(dataset, keyword, value if _is_well_formed(keyword, value) else "")
     for keyword in _OPTIONAL:
-        value = _readable(source, keyword)
+        value = value_of(source, keyword)
         if value is not None and str(value) and _is_well_formed(keyword, value):
             setattr(dataset, keyword, value)
     if "DeidentificationMethodCodeSequence" in dataset and not dataset.DeidentificationMethodCodeSequence:
         del dataset.DeidentificationMethodCodeSequence
     return dataset
-
-
-def _readable(source: Dataset, keyword: str) -> object:
-    try:
-        return source.get(keyword)
-    except PARSE_ERRORS:
-        return None
 
 
 def _is_well_formed(keyword: str, value: object) -> bool:
