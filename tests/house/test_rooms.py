@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 OPTIONAL = (
     "holoscan monai.deploy tensorrt tensorrt_rtx torch_tensorrt pynetdicom onnx onnxruntime openvino nibabel SimpleITK"
@@ -135,6 +136,20 @@ def test_the_wheel_holds_what_it_should(wheel):
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"ctflow"}
     assert "ctflow = ctflow.cli.main:main" in entry_points
     assert "monai-deploy = ctflow.cli.monai_deploy:main" in entry_points
+
+
+def test_holoscan_is_asked_for_only_on_linux_and_extras_are_offered(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+    needs = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
+    for package in ("holoscan-cu13", "holoscan-cli", "monai-deploy-app-sdk", "nvidia-cuda-runtime"):
+        (line,) = (need for need in needs if need.startswith(package))
+        marker = Requirement(line).marker
+        assert marker.evaluate({"sys_platform": "linux", "python_version": "3.12"})
+        assert not marker.evaluate({"sys_platform": "win32", "python_version": "3.12"})
+        assert not marker.evaluate({"sys_platform": "linux", "python_version": "3.10"})
+    extras = {line.split()[-1] for line in metadata.splitlines() if line.startswith("Provides-Extra")}
+    assert extras == {"tensorrt", "torch-tensorrt", "tensorrt-rtx", "serve", "dev"}
 
 
 def test_public_functions_are_short(repository):
