@@ -47,7 +47,7 @@ class SegmentVolumeOperator(Operator):
 
     def start(self) -> None:
         """Open the engine."""
-        self._segmenter.open()
+        self._segmenter.open(self._progress)
 
     def stop(self) -> None:
         """Close the engine."""

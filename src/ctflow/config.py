@@ -26,6 +26,8 @@ class Settings:
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
         roi: Which part of the volume gets windows; "none" is the whole volume.
         device: torch device; None takes the first GPU, or the CPU where there is none.
+        cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
+            file can run.
     """
 
     series: str | None = None
@@ -36,6 +38,7 @@ class Settings:
     overlap: float | None = None
     roi: str = "none"
     device: str | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("precision", "P", "fp32, tf32, bf16 or fp16.", _one_of("fp32", "tf32", "bf16", "fp16")),
     Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
     Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
+    Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
     Option("device", "cpu|cuda|cuda:N", "Where to compute (default: the first GPU, or the CPU).", _device),
 )
 
@@ -141,7 +145,17 @@ def settings_from_values(values: Mapping[str, str | bool | None], environment: M
             chosen[option.name] = option.parse(str(text))
         except ValueError as error:
             raise SettingsInvalid(f"{where}: {error}") from error
+    chosen["cache"] = _cache(chosen.get("cache"), environment)
     return Settings(**chosen)
+
+
+def _cache(given: str | None, environment: Mapping[str, str]) -> Path | None:
+    """The folder as given, else the user's by the XDG base directory specification; None where there is neither."""
+    if given is not None:
+        return Path(given) if given else None
+    if environment.get("XDG_CACHE_HOME"):
+        return Path(environment["XDG_CACHE_HOME"]) / "ctflow"
+    return Path(environment["HOME"]) / ".cache" / "ctflow" if environment.get("HOME") else None
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,11 @@ def paths_from_values(values: Mapping[str, str | None], environment: Mapping[str
             raise SettingsInvalid(f"no {name} folder: give -{name[0]} DIR or set HOLOSCAN_{name.upper()}_PATH")
     model = found["model"]
     return Paths(Path(str(found["input"])), Path(str(found["output"])), Path(model) if model else None)
+
+
+def model_path_from_value(given: str | None, environment: Mapping[str, str]) -> str | None:
+    """The bundle as typed, else HOLOSCAN_MODEL_PATH, else None for the demonstration bundle."""
+    return given or environment.get("HOLOSCAN_MODEL_PATH") or None
 
 
 _PATHS = ("input", "output", "model")

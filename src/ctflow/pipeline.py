@@ -26,6 +26,8 @@ from ctflow.dicom.select import Candidate, Selection, require_chosen, select_ser
 from ctflow.engines.choose import device_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, DeviceOutOfMemory, InputError
+from ctflow.export.measure import choose_fastest
+from ctflow.export.prepare import prepare_engine
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.postprocess import (
     SegmentMeasurements,
@@ -131,7 +133,7 @@ class Segmenter:
 
     Args:
         model: The model.
-        settings: Engine, precision, device and overlap are used.
+        settings: Engine, precision, device, overlap and cache are used.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -139,23 +141,32 @@ class Segmenter:
         self._settings = settings
         self._engine: Engine | None = None
 
-    def open(self) -> None:
-        """Open the engine.
+    def open(self, progress: Progress = silent) -> None:
+        """Open the engine; what it runs is made first if it is not in the cache, which takes from seconds to minutes.
+
+        Args:
+            progress: Told when engines are made or measured.
 
         Raises:
             SettingsInvalid: The backend is unknown.
             ResourceError: The backend or device cannot be used here.
             ModelError: The engine cannot be made from the model.
+            OutputError: The cache cannot be written.
         """
         spec, settings = self.model.spec, self._settings
-        self._engine = open_engine(
-            settings.engine,
-            self.model,
-            device=device_from_setting(settings.device),
-            precision=settings.precision,  # type: ignore[arg-type]  # config allows exactly the contract's names
-            roi=spec.roi,
-            batch_range=(1, spec.batch_size),
-        )
+        wanted: dict[str, Any] = {
+            "device": device_from_setting(settings.device),
+            "precision": settings.precision,
+            "roi": spec.roi,
+            "batch_range": (1, spec.batch_size),
+        }
+        name = settings.engine
+        if settings.cache is not None:
+            if name == "auto":
+                name = choose_fastest(self.model, **wanted, cache_dir=settings.cache, progress=progress).backend
+            prepare_engine(name, self.model, **wanted, cache_dir=settings.cache, progress=progress)
+        self._engine = open_engine(name, self.model, **wanted, cache_dir=settings.cache)
+        log.info("engine %s %s on %s", self._engine.info.backend, settings.precision, wanted["device"])
 
     def close(self) -> None:
         """Close the engine; may be called twice."""
@@ -164,7 +175,8 @@ class Segmenter:
             self._engine = None
 
     def __enter__(self) -> Segmenter:
-        self.open()
+        if self._engine is None:
+            self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,7 +200,7 @@ class Segmenter:
             raise ValueError("open the segmenter before segmenting")
         spec, engine = self.model.spec, self._engine
         overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
-        batch_size = min(spec.batch_size, engine.info.batch_range[1])
+        batch_size = engine.info.batch_range[1]
         seconds: dict[str, float] = {}
         with _timed(seconds, "prepare"):
             prepared = prepare_volume(volume, spec.preprocessing, engine.info.device)
@@ -387,7 +399,9 @@ def run_folder(folder: Path, output: Path, model: Model, settings: Settings, pro
     """
     announce(model)
     found = find_cases(folder, model.spec, settings, progress)
-    with Segmenter(model, settings) as segmenter:
+    segmenter = Segmenter(model, settings)
+    segmenter.open(progress)
+    with segmenter:
         done = tuple(run_case(case, segmenter, settings, output, progress) for case in found.cases)
     return finish_run(done, found, model.spec, output)
 
@@ -450,7 +464,7 @@ def _document(
         model={"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
         engine=asdict(segmentation.engine),
         window=segmentation.window,
-        settings=asdict(settings),
+        settings=_settings_facts(settings),
         stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
         segments=[asdict(segment) for segment in measured],
         warnings=[*case.warnings, *spec.notes],
@@ -485,6 +499,11 @@ def _failed_document(case: Case, spec: ModelSpec) -> dict[str, Any]:
             "message": str(error),
         },
     )
+
+
+def _settings_facts(settings: Settings) -> dict[str, Any]:
+    """The settings without the cache's folder, which says something of the machine and nothing of the result."""
+    return {name: value for name, value in asdict(settings).items() if name != "cache"}
 
 
 def _series_facts(case: Case) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ctflow.errors import BundleInvalid
 from ctflow.model import ModelSpec, Segment
+from ctflow.networks.head import is_two_class
 from ctflow.volume import FloatArray, Geometry
 
 MOST_FINDINGS = 100  # more are counted, not listed
@@ -26,7 +27,7 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
     """Turn blended logits into probabilities on the network's grid.
 
     Args:
-        logits: (1, C, X, Y, Z) float32.
+        logits: (1, C, X, Y, Z) float32; of two-class softmax also (1, 1, X, Y, Z), logit 1 minus logit 0.
         spec: The model's activation and channels.
 
     Returns:
@@ -35,20 +36,16 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
     Raises:
         BundleInvalid: The network returned NaN or infinity, or another number of channels than the bundle says.
     """
-    if logits.shape[1] != spec.out_channels:
+    folded = is_two_class(spec) and logits.shape[1] == 1
+    if logits.shape[1] != spec.out_channels and not folded:
         raise BundleInvalid(f"the network returned {logits.shape[1]} channels; the bundle says {spec.out_channels}")
     if not bool(torch.isfinite(logits).all()):
         raise BundleInvalid("the network returned values that are not finite: its weights or precision do not suit it")
     if spec.activation == "softmax":
         if is_two_class(spec):
-            return torch.sigmoid(logits[0, 1:2] - logits[0, 0:1])
+            return torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])
         return torch.softmax(logits[0], dim=0)
     return torch.sigmoid(logits[0]) if spec.activation == "sigmoid" else logits[0]
-
-
-def is_two_class(spec: ModelSpec) -> bool:
-    """Whether softmax and argmax over two channels may be done on the second channel alone."""
-    return spec.activation == "softmax" and spec.out_channels == 2 and spec.threshold is None
 
 
 def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Labels:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from monai.networks.nets import UNet
 
-from ctflow.engines.choose import backends, open_engine
+from ctflow.engines.choose import backend_module, backends, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.errors import BackendUnavailable, BundleInvalid
+from ctflow.export.prepare import prepare_engine
 from ctflow.model import Model, ModelSpec, NetworkSpec
 
 ROI = (32, 32, 32)
@@ -50,26 +52,61 @@ def reference(model, windows) -> torch.Tensor:
 
 
 NAMES = [name for name, available, _ in backends() if available]
-CPU = [pytest.param((name, "cpu", precision)) for name in NAMES for precision in ("fp32", "bf16")]
+
+
+def computes(name: str, device: str, precision: str) -> bool:
+    try:
+        backend_module(name).check_settings(device, precision)
+    except BackendUnavailable:
+        return False
+    return True
+
+
+CPU = [
+    pytest.param((name, "cpu", precision))
+    for name in NAMES
+    for precision in ("fp32", "bf16")
+    if computes(name, "cpu", precision)
+]
 GPU = [
     pytest.param((name, "cuda:0", precision), marks=pytest.mark.gpu)
     for name in NAMES
     for precision in ("fp32", "tf32", "bf16", "fp16")
+    if computes(name, "cuda:0", precision)
 ]
 
 
+@pytest.fixture(scope="module")
+def cache_dir(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    for name in NAMES:
+        device = backend_module(name).DEVICES[0]
+        prepare_engine(
+            name, model, device=device, precision="fp32", roi=ROI, batch_range=(1, 4), cache_dir=folder
+        )  # fmt: skip
+    return folder
+
+
 @pytest.fixture(params=[*CPU, *GPU], ids=str)
-def engine(request, model):
+def engine(request, model, cache_dir):
     name, device, precision = request.param
-    engine: Engine = open_engine(name, model, device=device, precision=precision, roi=ROI, batch_range=(1, 4))
+    engine: Engine = open_engine(
+        name, model, device=device, precision=precision, roi=ROI, batch_range=(1, 4), cache_dir=cache_dir
+    )
     yield engine
     engine.close()
+
+
+def test_every_backend_computes_fp32_somewhere():
+    for name in NAMES:
+        assert any(computes(name, device, "fp32") for device in ("cpu", "cuda:0"))
 
 
 def test_logits_are_those_of_fp32_eager(engine, windows, reference):
     for count in (1, 3, 4):
         logits = engine.predict(windows[:count].to(engine.info.device))
         assert logits.dtype == torch.float32
+        assert logits.shape == (count, engine.info.out_channels, *ROI)
         assert str(logits.device) == engine.info.device
         difference = (logits.cpu() - reference[:count]).abs().max() / reference.abs().max()
         assert difference <= TOLERANCE[engine.info.precision]
@@ -102,9 +139,26 @@ def test_it_closes_twice_and_then_refuses(engine, windows):
         engine.predict(windows[:1].to(engine.info.device))
 
 
-def test_two_engines_do_not_disturb_each_other(engine, model, windows):
+def test_windows_that_do_not_lie_together_in_memory(engine, windows):
+    scattered = torch.stack([windows[:2, 0], windows[:2, 0]], -1).to(engine.info.device)[..., 0].unsqueeze(1)
+    assert not scattered.is_contiguous()
+    expected = engine.predict(windows[:2].to(engine.info.device)).clone()
+    assert torch.equal(engine.predict(scattered), expected)
+
+
+def test_the_windows_stay_as_they_were(engine, windows):
+    batch = windows[:2].to(engine.info.device)
+    before = batch.clone()
+    engine.predict(batch)
+    assert torch.equal(batch, before)
+
+
+def test_two_engines_do_not_disturb_each_other(engine, model, windows, cache_dir):
     info = engine.info
-    other = open_engine(info.backend, model, device=info.device, precision=info.precision, roi=ROI, batch_range=(1, 4))
+    other = open_engine(
+        info.backend, model, device=info.device, precision=info.precision, roi=ROI, batch_range=(1, 4),
+        cache_dir=cache_dir,
+    )  # fmt: skip
     first = engine.predict(windows[:1].to(info.device)).clone()
     second = other.predict(windows[1:2].to(info.device)).clone()
     other.close()
@@ -139,9 +193,25 @@ def test_a_precision_that_the_cpu_lacks_is_named(model, name, precision):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, name):
-    odd = (30, 32, 32)
-    engine = open_engine(name, model, device="cpu", precision="fp32", roi=odd, batch_range=(1, 1))
+def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, name, tmp_path):
+    choice = {"device": "cpu", "precision": "fp32", "roi": (30, 32, 32), "batch_range": (1, 1), "cache_dir": tmp_path}
     with pytest.raises(BundleInvalid, match="30, 32, 32"):
-        engine.predict(torch.zeros(1, 1, *odd))
-    engine.close()
+        prepare_engine(name, model, **choice)
+        engine = open_engine(name, model, **choice)
+        engine.predict(torch.zeros(1, 1, *choice["roi"]))
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if backend_module(name).NEEDS_FILE])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_engine_without_its_file_says_how_to_make_it(model, name, known, tmp_path):
+    choice = {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 1)}
+    with pytest.raises(BackendUnavailable, match="run `ctflow export"):
+        open_engine(name, model, **choice, cache_dir=tmp_path if known else None)
+    # auto goes on to the next that can start at once.
+    assert open_engine("auto", model, **choice, cache_dir=tmp_path if known else None).info.backend == "eager"
+
+
+def test_auto_takes_the_first_whose_file_is_there(model, cache_dir):
+    choice = {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 4), "cache_dir": cache_dir}
+    assert open_engine("auto", model, **choice).info.backend == NAMES[0]

@@ -14,7 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 
 OPTIONAL = (
-    "holoscan monai.deploy tensorrt tensorrt_rtx torch_tensorrt pynetdicom onnx onnxruntime openvino nibabel SimpleITK"
+    "holoscan monai.deploy tensorrt tensorrt_rtx torch_tensorrt pynetdicom onnx onnxscript onnxruntime openvino "
+    "nibabel SimpleITK"
 )
 HOLOSCAN_ROOMS = ("ctflow.app", "ctflow.operators")
 
@@ -77,6 +78,9 @@ def imported_names(path: Path) -> set[str]:
         ("holoscan_cli", {"src/ctflow/cli/monai_deploy.py"}),
         ("pynetdicom", {"src/ctflow/service"}),
         ("tensorrt", {"src/ctflow/engines/tensorrt.py", "src/ctflow/export/plan.py"}),
+        ("openvino", {"src/ctflow/engines/openvino.py"}),
+        ("onnxruntime", {"src/ctflow/engines/onnxruntime.py"}),
+        ("onnxscript", {"src/ctflow/export/onnx.py"}),
         ("click", {"src/ctflow/cli"}),
         ("rich", {"src/ctflow/report"}),
         ("highdicom", {"src/ctflow/dicom"}),
@@ -149,7 +153,7 @@ def test_holoscan_is_asked_for_only_on_linux_and_extras_are_offered(wheel):
         assert not marker.evaluate({"sys_platform": "win32", "python_version": "3.12"})
         assert not marker.evaluate({"sys_platform": "linux", "python_version": "3.10"})
     extras = {line.split()[-1] for line in metadata.splitlines() if line.startswith("Provides-Extra")}
-    assert extras == {"tensorrt", "torch-tensorrt", "tensorrt-rtx", "serve", "dev"}
+    assert extras == {"openvino", "onnxruntime", "tensorrt", "torch-tensorrt", "tensorrt-rtx", "serve", "dev"}
 
 
 def test_public_functions_are_short(repository):

@@ -35,22 +35,31 @@ def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug its
     set_up_logging(log_level)
 
 
-def _run_options(function: Function) -> Function:
-    for option in reversed(OPTIONS):
-        kind: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.metavar}
-        function = click.option(option.flag, help=option.help, **kind)(function)
-    return function
+def _options(*names: str) -> Callable[[Function], Function]:
+    """The settings of `ctflow.config` as click options."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed([option for option in OPTIONS if option.name in names]):
+            kind: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.metavar}
+            function = click.option(option.flag, help=option.help, **kind)(function)
+        return function
+
+    return decorate
 
 
-@cli.command()
-@click.option("-i", "--input", metavar="DIR", help="Folder with DICOM files.  [env: HOLOSCAN_INPUT_PATH]")
-@click.option("-o", "--output", metavar="DIR", help="Gets one folder a series.  [env: HOLOSCAN_OUTPUT_PATH]")
-@click.option(
+_run_options = _options(*(option.name for option in OPTIONS))
+_MODEL = click.option(
     "-m",
     "--model",
     metavar="BUNDLE",
     help="MONAI bundle (default: the demonstration bundle).  [env: HOLOSCAN_MODEL_PATH]",
 )
+
+
+@cli.command()
+@click.option("-i", "--input", metavar="DIR", help="Folder with DICOM files.  [env: HOLOSCAN_INPUT_PATH]")
+@click.option("-o", "--output", metavar="DIR", help="Gets one folder a series.  [env: HOLOSCAN_OUTPUT_PATH]")
+@_MODEL
 @_run_options
 def run(**given: Any) -> int:
     """Segment every fit CT series of a folder."""
@@ -93,13 +102,46 @@ def _shape(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws another chest.")
 @click.option("--shape", metavar="D,H,W", default="160,256,256", show_default=True, callback=_shape)
-def phantom(folder: Path, seed: int, shape: tuple[int, int, int]) -> int:
+@click.option("--tumours", type=click.IntRange(0, 5), help="How many tumours (default: drawn from the seed).")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Write this many phantoms, one folder a seed, for `ctflow evaluate`."
+)
+def phantom(folder: Path, seed: int, shape: tuple[int, int, int], tumours: int | None, count: int | None) -> int:
     """Write a synthetic chest CT series (FOLDER/ct) and its truth (FOLDER/truth.dcm)."""
-    from ctflow.cli.phantom import write_phantom  # noqa: PLC0415
+    from ctflow.cli.phantom import write_phantom, write_phantoms  # noqa: PLC0415
 
-    tumours = write_phantom(folder, seed, shape)
-    click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {tumours} tumours in {folder / 'truth.dcm'}")
+    if count is None:
+        found = write_phantom(folder, seed, shape, tumours=tumours)
+        click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {found} tumours in {folder / 'truth.dcm'}")
+        return 0
+    with progress_on(sys.stderr) as progress:
+        counts = write_phantoms(folder, seed, count, shape, tumours=tumours, progress=progress)
+    click.echo(f"{count} phantoms with {sum(counts)} tumours in {folder}")
     return 0
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Gets evaluation.json and evaluation.png.")
+@_MODEL
+@click.option("--reference", is_flag=True, help="Also compare with PyTorch in fp32 on the same cases (slow on a CPU).")
+@_run_options
+def evaluate(folder: Path, output: Path | None, model: str | None, reference: bool, **given: Any) -> int:
+    """Compare what a model marks with the truth: FOLDER holds cases of ct/ and truth.dcm, as `phantom` writes them."""
+    from ctflow.cli.evaluation import evaluate_command  # noqa: PLC0415
+
+    return evaluate_command(folder, model, given, output, reference)
+
+
+@cli.command()
+@click.option("-o", "--output", metavar="DIR", help="Keeps the engine (default: the user's cache folder).")
+@_MODEL
+@_options("engine", "precision", "device")
+def export(model: str | None, output: str | None, **given: Any) -> int:
+    """Make an engine, compare it with PyTorch and time it; `auto` chooses the fastest that is exact."""
+    from ctflow.cli.export import export_engines  # noqa: PLC0415
+
+    return export_engines(model, output, given)
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, writ
 from ctflow.errors import NotWritten, SettingsInvalid
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.phantom import phantom_from_seed
+from ctflow.progress import Progress
 from ctflow.volume import Size3
 
 _TRUTH = ModelSpec(
@@ -41,30 +42,47 @@ _TRUTH = ModelSpec(
 )
 
 
-def write_phantom(folder: Path, seed: int, shape: Size3) -> int:
+def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None = None) -> int:
     """Write FOLDER/ct/*.dcm and FOLDER/truth.dcm.
 
     Args:
         folder: Made if absent; must not hold a phantom yet.
         seed: Draws the phantom.
         shape: Voxels along (D, H, W).
+        tumours: How many; None draws that too.
 
     Returns:
         How many tumours it has.
 
     Raises:
-        SettingsInvalid: The shape cannot be drawn.
+        SettingsInvalid: The shape or number of tumours cannot be drawn.
         OutputError: The folder cannot be written, or holds a phantom already.
     """
     if (folder / "ct").exists():
         raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it")
     try:
-        phantom = phantom_from_seed(seed, shape)
+        phantom = phantom_from_seed(seed, shape, tumours=tumours)
     except ValueError as error:
-        raise SettingsInvalid(f"--shape: {error}") from error
+        raise SettingsInvalid(f"phantom: {error}") from error
     paths = write_ct_series(phantom.volume, folder / "ct", seed=seed)
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     provenance = Provenance(ctflow_version=__version__, weights_digest="0" * 64, settings={"seed": seed})
     truth = segmentation_from_labels(phantom.labels, headers, _TRUTH, provenance)
     write_dataset(truth, folder / "truth.dcm")
     return len(phantom.tumours)
+
+
+def write_phantoms(
+    folder: Path, seed: int, count: int, shape: Size3, *, tumours: int | None, progress: Progress
+) -> tuple[int, ...]:
+    """Write FOLDER/<seed>/{ct,truth.dcm} for `count` seeds from `seed` on; raises as `write_phantom`.
+
+    Returns:
+        How many tumours each has.
+    """
+    counts = []
+    progress("phantom", 0, count)
+    for number in range(count):
+        counts.append(write_phantom(folder / str(seed + number), seed + number, shape, tumours=tumours))
+        progress("phantom", number + 1, count)
+    return tuple(counts)

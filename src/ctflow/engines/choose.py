@@ -12,11 +12,29 @@ from ctflow.model import Model
 from ctflow.volume import Size3
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
-BACKENDS = {"eager": "ctflow.engines.eager"}
+BACKENDS = {
+    "openvino": "ctflow.engines.openvino",
+    "onnxruntime": "ctflow.engines.onnxruntime",
+    "eager": "ctflow.engines.eager",
+}
 
 
-class _Backend(Protocol):
-    def is_available(self) -> tuple[bool, str]: ...
+class Backend(Protocol):
+    """A module that runs engines of one kind.
+
+    Attributes:
+        NEEDS_FILE: Whether it runs a file that `ctflow.export.prepare` makes.
+        DEVICES: Kinds of torch device that it computes on.
+    """
+
+    NEEDS_FILE: bool
+    DEVICES: tuple[str, ...]
+
+    def check_settings(self, device: str, precision: Precision) -> None:
+        """Raise BackendUnavailable unless this machine computes so with it."""
+
+    def is_available(self) -> tuple[bool, str]:
+        """Whether it is installed, and the reason or version in one sentence."""
 
     def open_backend(
         self,
@@ -27,7 +45,8 @@ class _Backend(Protocol):
         roi: Size3,
         batch_range: tuple[int, int],
         cache_dir: Path | None,
-    ) -> Engine: ...
+    ) -> Engine:
+        """Open an engine; see `open_engine`."""
 
 
 def backends() -> list[tuple[str, bool, str]]:
@@ -64,18 +83,46 @@ def open_engine(
         BackendUnavailable: The backend, device or precision cannot be used here.
         ModelError: The engine cannot be made from the model.
     """
-    if name != "auto" and name not in BACKENDS:
-        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}")
     reasons = []
-    for backend in BACKENDS if name == "auto" else (name,):
+    for backend in backend_names(name):
         module = _load(backend)
         available, reason = module.is_available()
-        if available:
+        if not available:
+            reasons.append(f"{backend}: {reason}")
+            continue
+        try:
             return module.open_backend(
                 model, device=device, precision=precision, roi=roi, batch_range=batch_range, cache_dir=cache_dir
             )
-        reasons.append(f"{backend}: {reason}")
+        except BackendUnavailable as error:
+            if name != "auto":
+                raise
+            reasons.append(f"{backend}: {error}")  # its file has not been made, or it lacks the device or precision
     raise BackendUnavailable("; ".join(reasons))
+
+
+def backend_names(name: str) -> tuple[str, ...]:
+    """The backends that a name stands for, in the order in which they are tried.
+
+    Raises:
+        SettingsInvalid: The name is unknown.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}")
+    return tuple(BACKENDS) if name == "auto" else (name,)
+
+
+def backend_module(name: str) -> Backend:
+    """The module of a backend.
+
+    Raises:
+        BackendUnavailable: The package behind it is not installed.
+    """
+    module = _load(name)
+    available, reason = module.is_available()
+    if not available:
+        raise BackendUnavailable(f"{name}: {reason}")
+    return module
 
 
 def device_from_setting(device: str | None) -> str:
@@ -97,5 +144,5 @@ def device_from_setting(device: str | None) -> str:
     return chosen
 
 
-def _load(name: str) -> _Backend:
-    return cast(_Backend, importlib.import_module(BACKENDS[name]))
+def _load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -27,6 +27,8 @@ class EngineInfo:
         roi: Window size in voxels.
         batch_range: Smallest and largest batch that `predict` takes.
         weights_digest: SHA-256 of the weights.
+        out_channels: Channels of the logits; 1 for a two-class softmax model whose two logits are folded into their
+            difference.
         versions: Versions of the software that computes, by package name.
     """
 
@@ -36,6 +38,7 @@ class EngineInfo:
     roi: Size3
     batch_range: tuple[int, int]
     weights_digest: str
+    out_channels: int
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +50,7 @@ class Engine(Protocol):
         """What this engine is."""
 
     def predict(self, windows: Tensor) -> Tensor:
-        """Logits of a batch of windows.
+        """Logits of a batch of windows (`info.out_channels` says which).
 
         Args:
             windows: (B, C_in, D, H, W) float32 on the engine's device, B within `info.batch_range`, (D, H, W) equal
@@ -63,3 +66,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free everything; may be called twice. `predict` afterwards is a ValueError."""
+
+
+def check_windows(windows: Tensor, info: EngineInfo) -> None:
+    """Refuse a batch that is not the engine's.
+
+    Args:
+        windows: What `predict` was given.
+        info: The engine.
+
+    Raises:
+        ValueError: Its number of axes, its batch or its window size is another.
+    """
+    low, high = info.batch_range
+    if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
+        raise ValueError(f"this engine takes {low} to {high} windows of {info.roi}, not {tuple(windows.shape)}")

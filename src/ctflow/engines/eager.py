@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ctflow.engines.contract import EngineInfo, Precision
+from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
@@ -17,11 +17,23 @@ from ctflow.volume import Size3
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ON_CPU = ("fp32", "bf16")
+NEEDS_FILE = False
+DEVICES = ("cpu", "cuda")  # kinds of torch device
 
 
 def is_available() -> tuple[bool, str]:
     """Always: torch is a dependency."""
     return True, f"torch {torch.__version__}"
+
+
+def check_settings(device: str, precision: Precision) -> None:
+    """Whether PyTorch computes so here.
+
+    Raises:
+        BackendUnavailable: It does not.
+    """
+    if torch.device(device).type == "cpu" and precision not in _ON_CPU:
+        raise BackendUnavailable(f"the CPU computes {' or '.join(_ON_CPU)}, not {precision}: choose with --precision")
 
 
 class EagerEngine:
@@ -46,9 +58,7 @@ class EagerEngine:
         info = self._info
         if self._network is None:
             raise ValueError("the engine is closed")
-        low, high = info.batch_range
-        if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
-            raise ValueError(f"this engine takes {low} to {high} windows of {info.roi}, not {tuple(windows.shape)}")
+        check_windows(windows, info)
         try:
             with torch.inference_mode(), _arithmetic(info.precision, info.device):
                 logits: Tensor = self._network(windows)
@@ -96,12 +106,12 @@ def open_backend(
     cache_dir: Path | None,  # nothing is built
 ) -> EagerEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
-    if torch.device(device).type == "cpu" and precision not in _ON_CPU:
-        raise BackendUnavailable(f"the CPU computes {' or '.join(_ON_CPU)}, not {precision}: choose with --precision")
+    check_settings(device, precision)
     try:
         network = network_from_model(model).to(device)
     except torch.OutOfMemoryError as error:
         raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
     versions = {"torch": str(torch.__version__)}
-    info = EngineInfo("eager", precision, device, roi, batch_range, model.weights_digest, versions)
+    channels = model.spec.out_channels  # the plain reference: nothing is folded
+    info = EngineInfo("eager", precision, device, roi, batch_range, model.weights_digest, channels, versions)
     return EagerEngine(network, info)

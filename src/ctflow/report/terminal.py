@@ -18,6 +18,10 @@ from rich.text import Text
 from ctflow.progress import Progress
 
 _STAGES = {
+    "phantom": "drawing phantoms",
+    "prepare engine": "making the engine",
+    "measure engines": "measuring engines",
+    "evaluate": "evaluating cases",
     "scan": "reading headers",
     "read": "reading slices",
     "segment": "segmenting windows",
@@ -177,3 +181,21 @@ def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> No
     owner = document["monai_deploy"]
     verdict = ("ready", "green") if owner["has_exec"] else ("needs repair", "red")
     console.print(Text.assemble((f"{'monai-deploy':<16}", "bold"), verdict, f"  {owner['reason']}"))
+
+
+def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show how fast and how exact engines are (`ctflow export`)."""
+    console = Console(file=stream or sys.stdout, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("engine", "s a window", "Dice to PyTorch", "relative error", ""):
+        table.add_column(heading, justify="left" if heading in {"engine", ""} else "right")
+    for entry in document["measured"]:
+        parity, seconds = entry["parity"], entry["window_seconds"]
+        table.add_row(
+            entry["backend"],
+            "" if seconds is None else f"{seconds:.3f}",
+            f"{parity['dice']:.5f}" if parity else "",
+            f"{parity['relative_error']:.1e}" if parity else "",
+            "chosen" if entry["backend"] == document["backend"] else entry["reason"] or "",
+        )
+    console.print(table)

@@ -1,0 +1,165 @@
+"""Seconds a window of MONAI's network as it is, and of each CPU engine, on the same windows in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ctflow.bundle.locate import demonstration_bundle
+from ctflow.bundle.read import read_bundle
+from ctflow.engines.choose import backend_module, backends, open_engine
+from ctflow.engines.contract import Engine
+from ctflow.engines.onnxfile import usable_cpus
+from ctflow.errors import BackendUnavailable
+from ctflow.export.prepare import prepare_engine
+from ctflow.model import Model
+from ctflow.networks.build import network_from_model
+from ctflow.phantom import phantom_from_seed
+from ctflow.preprocess import prepare_volume
+
+
+@dataclass
+class Way:
+    """One way to compute a window, and what was found about it."""
+
+    name: str
+    predict: Callable[[Tensor], Tensor]
+    seconds: list[float] = field(default_factory=list)
+    error: float = 0.0
+    overlap: int = 0
+    marked: int = 0
+
+    @property
+    def dice(self) -> float:
+        """Dice of the masks of all windows together against the stock network in fp32."""
+        return 2 * self.overlap / self.marked if self.marked else 1.0
+
+
+def windows_of_phantom(model: Model, count: int) -> list[Tensor]:
+    """Windows of a synthetic chest, prepared as `ctflow run` does, spread over the volume."""
+    prepared = prepare_volume(phantom_from_seed(7).volume, model.spec.preprocessing, "cpu").tensor
+    starts = [range(0, max(1, size - side + 1), side // 2) for size, side in
+              zip(prepared.shape[2:], model.spec.roi, strict=True)]  # fmt: skip
+    places = list(itertools.product(*starts))
+    windows = []
+    for d, h, w in places[:: max(1, len(places) // count)][:count]:
+        sides = model.spec.roi
+        window = torch.zeros(1, model.spec.in_channels, *sides)
+        part = prepared[:, :, d : d + sides[0], h : h + sides[1], w : w + sides[2]]
+        window[:, :, : part.shape[2], : part.shape[3], : part.shape[4]] = part
+        windows.append(window)
+    return windows
+
+
+def stock_way(model: Model) -> Way:
+    """MONAI's own module under torch.inference_mode, nothing rewritten."""
+    network = network_from_model(model)
+
+    def predict(window: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = network(window)
+            return logits
+
+    return Way("stock fp32", predict)
+
+
+def engine_ways(model: Model, folder: Path) -> tuple[list[Way], dict[str, float], list[Engine]]:
+    """Every engine and precision of this machine, and how long making and opening took."""
+    ways, seconds, engines = [], {}, []
+    for name, available, _ in backends():
+        for precision in ("fp32", "bf16"):
+            choice = {"device": "cpu", "precision": precision, "roi": model.spec.roi, "batch_range": (1, 1)}
+            # eager fp32 is the stock network again, and its bf16 takes minutes a window on a CPU without bf16.
+            if not available or name == "eager":
+                continue
+            try:
+                backend_module(name).check_settings("cpu", precision)
+            except BackendUnavailable as error:
+                sys.stdout.write(f"{name} {precision}: {error}\n")
+                continue
+            start = time.perf_counter()
+            prepare_engine(name, model, **choice, cache_dir=folder)  # type: ignore[arg-type]
+            made = time.perf_counter()
+            engine = open_engine(name, model, **choice, cache_dir=folder)  # type: ignore[arg-type]
+            seconds[f"make {name} {precision}"] = round(made - start, 2)
+            seconds[f"open {name} {precision}"] = round(time.perf_counter() - made, 2)
+            ways.append(Way(f"{name} {precision}", engine.predict))
+            engines.append(engine)
+    return ways, seconds, engines
+
+
+def difference_of(logits: Tensor) -> Tensor:
+    """Logit 1 minus logit 0, whichever way the engine gives it."""
+    return logits if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, 0:1]
+
+
+def compare(ways: list[Way], windows: list[Tensor]) -> None:
+    """Run every way on every window in turn; the first way is the reference."""
+    for way in ways:
+        way.predict(windows[0])  # the first call allocates
+    for window in windows:
+        reference = torch.zeros(())
+        for way in ways:
+            start = time.perf_counter()
+            logits = way.predict(window)
+            way.seconds.append(time.perf_counter() - start)
+            difference = difference_of(logits)
+            if way is ways[0]:
+                reference = difference.clone()
+            error = (difference - reference).abs().max() / reference.abs().max()
+            way.error = max(way.error, float(error))
+            way.overlap += int(((difference > 0) & (reference > 0)).sum())
+            way.marked += int((difference > 0).sum()) + int((reference > 0).sum())
+
+
+def main() -> None:
+    """Print a table and one JSON document last."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(usable_cpus())
+    model = read_bundle(demonstration_bundle())
+    windows = windows_of_phantom(model, arguments.windows)
+    with tempfile.TemporaryDirectory() as folder:
+        ways, seconds, engines = engine_ways(model, Path(folder))
+        ways.insert(0, stock_way(model))
+        compare(ways, windows)
+        for engine in engines:
+            engine.close()
+    stock = ways[0].seconds
+    rows = {}
+    for way in ways:
+        # Pairs of one window lie together in time, so that a busy moment hits both.
+        ratio = statistics.median(a / b for a, b in zip(stock, way.seconds, strict=True))
+        median = statistics.median(way.seconds)
+        rows[way.name] = {"seconds_a_window": round(median, 4), "times_stock": round(ratio, 2),
+                          "relative_error": float(f"{way.error:.2g}"), "dice": round(way.dice, 6)}  # fmt: skip
+        sys.stdout.write(f"{way.name:18} {median:7.3f} s  {ratio:6.2f} x  error {way.error:.1e}  Dice {way.dice:.6f}\n")
+    document = {
+        "benchmark": "cpu_engines",
+        "windows": len(windows),
+        "roi": list(model.spec.roi),
+        "marked_voxels": ways[0].marked // 2,
+        "engines": rows,
+        "seconds": seconds,
+        "cpus": usable_cpus(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+if __name__ == "__main__":
+    main()

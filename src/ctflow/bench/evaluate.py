@@ -1,0 +1,242 @@
+"""`ctflow evaluate`: a model's exactness over a folder of cases whose truth is known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctflow import __version__
+from ctflow.bench.exactness import (
+    SMALLEST_ML,
+    CaseComparison,
+    compare_lesions,
+    compare_masks,
+    dice_of,
+    summarise,
+)
+from ctflow.config import Settings
+from ctflow.dicom.read_segmentation import read_segmentation
+from ctflow.engines.contract import EngineInfo
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, NoUsableSeries, SettingsInvalid
+from ctflow.model import RESEARCH_ONLY, Model
+from ctflow.pipeline import Case, Segmenter, announce, find_cases, load_case, segment_case
+from ctflow.progress import Progress, silent
+from ctflow.volume import Volume
+
+SCHEMA_VERSION = 1
+MOST_FALSE_POSITIVES = 100  # listed a case, the largest first; the summary counts all
+SERIES, TRUTH = "ct", "truth.dcm"  # what `ctflow phantom` writes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case.
+
+    Attributes:
+        name: Its folder below the evaluated one; "." is that folder itself.
+        digest: Of its series' UID; None if no series was found.
+        comparison: Found against true; None if the case failed.
+        reference: dice and voxels_differing to the fp32 eager engine; None unless it was asked for.
+        seconds: Wall time of reading and segmenting; None if the case failed.
+        engine: Who computed; None if the case failed.
+        error: Why the case failed.
+    """
+
+    name: str
+    digest: str | None = None
+    comparison: CaseComparison | None = None
+    reference: dict[str, float] | None = None
+    seconds: float | None = None
+    engine: EngineInfo | None = None
+    error: CtflowError | None = None
+
+
+@dataclass(frozen=True)
+class _Segmenters:
+    chosen: Segmenter
+    reference: Segmenter | None
+
+
+def evaluate_folder(
+    folder: Path, model: Model, settings: Settings, *, reference: bool, progress: Progress = silent
+) -> dict[str, Any]:
+    """Segment every case of a folder and compare it with its truth.
+
+    Args:
+        folder: A case (ct/ and truth.dcm, as `ctflow phantom` writes them), or a folder of cases.
+        model: The model; it marks one segment.
+        settings: The run's.
+        reference: Whether each case is also segmented by the fp32 eager engine and compared with that.
+        progress: Told of cases as stage "evaluate", and of files, slices and windows.
+
+    Returns:
+        schema_version, ctflow_version, exit_code (0, 6, or the first failure's where all failed), research_only,
+        model, engine, smallest_ml, cases and summary, as JSON holds them.
+
+    Raises:
+        SettingsInvalid: The model marks several segments.
+        NoUsableSeries: The folder holds no case.
+        ResourceError: An engine cannot be opened.
+        ModelError: An engine cannot be made from the model.
+        OutputError: The cache of engines cannot be written.
+    """
+    if len(model.spec.segments) != 1:
+        raise SettingsInvalid(f"--model: evaluation takes a model of one segment, not of {len(model.spec.segments)}")
+    folders = case_folders(folder)
+    announce(model)
+    exact = replace(settings, engine="eager", precision="fp32")
+    outcomes = []
+    with ExitStack() as stack:
+        chosen = _open(stack, Segmenter(model, settings), progress)
+        other = _open(stack, Segmenter(model, exact), progress) if reference else None
+        progress("evaluate", 0, len(folders))
+        for done, path in enumerate(folders, start=1):
+            name = path.relative_to(folder).as_posix()
+            outcomes.append(_evaluate_case(path, name, _Segmenters(chosen, other), settings, progress))
+            progress("evaluate", done, len(folders))
+    return _document(outcomes, model)
+
+
+def _open(stack: ExitStack, segmenter: Segmenter, progress: Progress) -> Segmenter:
+    segmenter.open(progress)
+    stack.callback(segmenter.close)
+    return segmenter
+
+
+def case_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a case, else the cases in it, by name (numbers by value).
+
+    A folder that has only a series or only a truth is a case too, which then fails with its reason.
+
+    Raises:
+        NoUsableSeries: There is no case, or no such folder.
+    """
+    if _is_case(folder):
+        return [folder]
+    try:
+        cases = [path for path in folder.iterdir() if _is_case(path)]
+    except OSError as error:
+        raise NoUsableSeries(f"the input folder cannot be listed: {error.strerror}") from error
+    if not cases:
+        raise NoUsableSeries(f"the folder holds no case: a case is a folder with {SERIES}/ and {TRUTH}")
+    return sorted(cases, key=lambda path: path.name.zfill(20) if path.name.isdecimal() else path.name)
+
+
+def _is_case(folder: Path) -> bool:
+    return (folder / SERIES).is_dir() or (folder / TRUTH).is_file()
+
+
+def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: Settings, progress: Progress) -> Outcome:
+    """Segment and compare one case; a named error becomes part of its outcome."""
+    outcome = Outcome(name)
+    try:
+        case = _only_case(folder / SERIES, segmenters.chosen.model, settings, progress)
+        outcome = replace(outcome, digest=case.candidate.series.digest)
+        case = _unless_failed(load_case(case, progress))
+        headers = [instance.header for instance in case.loaded.instances]
+        truth = read_segmentation(folder / TRUTH, headers)  # before the network: a wrong one costs no minutes
+        case = _unless_failed(segment_case(case, segmenters.chosen, progress))
+        reference = _against_reference(case, segmenters.reference, progress)
+    except CtflowError as error:
+        log.error("case %s: %s: %s", name, type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
+        return replace(outcome, error=error)
+    return replace(
+        outcome,
+        comparison=_compare(case.segmented.labels, truth, case.loaded.volume),
+        reference=reference,
+        seconds=sum(case.stage_seconds.values()),
+        engine=case.segmented.engine,
+    )
+
+
+def _only_case(folder: Path, model: Model, settings: Settings, progress: Progress) -> Case:
+    cases = find_cases(folder, model.spec, settings, progress).cases
+    if len(cases) != 1:
+        raise NoUsableSeries(f"{SERIES}/ holds {len(cases)} fit series: a case has one; choose it with --series")
+    return cases[0]
+
+
+def _unless_failed(case: Case) -> Case:
+    if case.error is not None:
+        raise case.error
+    return case
+
+
+def _compare(found: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], volume: Volume) -> CaseComparison:
+    spacing_mm = volume.geometry.spacing_mm
+    # A truth of several segments says which lesion is which; of one, its components do.
+    lesions = truth if int(truth.max(initial=0)) > 1 else truth != 0
+    return CaseComparison(compare_masks(found, truth, spacing_mm), compare_lesions(found, lesions, spacing_mm))
+
+
+def _against_reference(case: Case, reference: Segmenter | None, progress: Progress) -> dict[str, float] | None:
+    if reference is None:
+        return None
+    found = case.segmented.labels
+    exact = _unless_failed(segment_case(case, reference, progress)).segmented.labels
+    return {"dice": round(dice_of(found, exact), 6), "voxels_differing": int(np.count_nonzero(found != exact))}
+
+
+def _document(outcomes: Sequence[Outcome], model: Model) -> dict[str, Any]:
+    spec = model.spec
+    compared = [outcome.comparison for outcome in outcomes if outcome.comparison is not None]
+    engine = next((outcome.engine for outcome in outcomes if outcome.engine is not None), None)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "ctflow_version": __version__,
+        "exit_code": _exit_code(outcomes),
+        "research_only": RESEARCH_ONLY if spec.demonstration else None,
+        "model": {"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
+        "engine": None if engine is None else _rounded(asdict(engine)),
+        "smallest_ml": SMALLEST_ML,
+        "cases": [_case_document(outcome) for outcome in outcomes],
+        "summary": _rounded(summarise(compared)),
+    }
+
+
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if not errors:
+        return EXIT_DONE
+    return errors[0].exit_code if len(errors) == len(outcomes) else EXIT_PARTLY
+
+
+def _case_document(outcome: Outcome) -> dict[str, Any]:
+    """Every case has the same keys; what a failed one lacks is null."""
+    comparison, error = outcome.comparison, outcome.error
+    masks = asdict(comparison.masks) if comparison else {}
+    false = comparison.lesions.false_positives if comparison else ()
+    return {
+        "name": outcome.name,
+        "digest": outcome.digest,
+        "dice": _rounded(masks.get("dice")),
+        "hausdorff95_mm": _rounded(masks.get("hausdorff95_mm")),
+        "volume_found_ml": _rounded(masks.get("volume_found_ml")),
+        "volume_truth_ml": _rounded(masks.get("volume_truth_ml")),
+        "volume_error_ml": _rounded(masks.get("volume_error_ml")),
+        "lesions": _rounded([asdict(lesion) for lesion in comparison.lesions.lesions] if comparison else []),
+        "false_positives": _rounded([asdict(found) for found in false[:MOST_FALSE_POSITIVES]]),
+        "false_positives_left_out": max(len(false) - MOST_FALSE_POSITIVES, 0),
+        "reference": outcome.reference,
+        "seconds": _rounded(outcome.seconds),
+        "error": None
+        if error is None
+        else {"type": type(error).__name__, "exit_code": error.exit_code, "message": str(error)},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """The same with floats of six decimals and lists for tuples: what JSON gives back."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

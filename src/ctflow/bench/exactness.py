@@ -1,0 +1,332 @@
+"""How well a mask agrees with the truth: as a whole, lesion by lesion, and over many cases. Arrays in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from ctflow.postprocess import longest_distance_mm
+from ctflow.volume import FloatArray
+
+SIZE_CLASSES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 60.0))  # equivalent diameter: from, and below
+TUMOUR_FREE_ML = 0.2  # a 7 mm sphere: what may be marked where there is no tumour without counting against the case
+SMALLEST_ML = 0.0  # found components below this are left out; by default every voxel counts
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Spacing = tuple[float, float, float]
+_Numbers = npt.NDArray[np.int32]
+_TOUCHING = ndimage.generate_binary_structure(3, 3)  # 26 neighbours, as `ctflow.postprocess` counts components
+
+
+@dataclass(frozen=True)
+class MaskComparison:
+    """A found mask against the true one.
+
+    Attributes:
+        dice: 2 |A and B| / (|A| + |B|); 1 if both are empty.
+        hausdorff95_mm: The larger of the two directed 95th percentiles of surface distances; None if one is empty.
+        volume_found_ml: Volume of the found mask.
+        volume_truth_ml: Volume of the true mask.
+        volume_error_ml: Found minus true.
+    """
+
+    dice: float
+    hausdorff95_mm: float | None
+    volume_found_ml: float
+    volume_truth_ml: float
+    volume_error_ml: float
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One true lesion and what was found of it.
+
+    Attributes:
+        equivalent_diameter_mm: Diameter of the sphere of its volume.
+        longest_diameter_mm: Largest distance between two of its voxel centres.
+        volume_ml: Its volume.
+        dice: Against the found components that touch it, less what of them lies in other lesions; 0 if missed.
+        hit: Whether any found component touches it.
+    """
+
+    equivalent_diameter_mm: float
+    longest_diameter_mm: float
+    volume_ml: float
+    dice: float
+    hit: bool
+
+
+@dataclass(frozen=True)
+class FalsePositive:
+    """A found component that touches no true lesion.
+
+    Attributes:
+        equivalent_diameter_mm: Diameter of the sphere of its volume.
+        volume_ml: Its volume.
+    """
+
+    equivalent_diameter_mm: float
+    volume_ml: float
+
+
+@dataclass(frozen=True)
+class LesionComparison:
+    """True lesions in the order of their numbers; false positives, the largest first."""
+
+    lesions: tuple[Lesion, ...]
+    false_positives: tuple[FalsePositive, ...]
+
+
+@dataclass(frozen=True)
+class CaseComparison:
+    """Both views of one case."""
+
+    masks: MaskComparison
+    lesions: LesionComparison
+
+
+def dice_of(found: Array, truth: Array) -> float:
+    """Dice of two masks, any nonzero value being marked.
+
+    Args:
+        found: (D, H, W).
+        truth: (D, H, W).
+
+    Returns:
+        0 to 1; 1 if both are empty.
+    """
+    total = _voxels(found) + _voxels(truth)
+    both = _voxels((found != 0) & (truth != 0))
+    return 2.0 * both / total if total else 1.0
+
+
+def compare_masks(found: Array, truth: Array, spacing_mm: Spacing) -> MaskComparison:
+    """Compare two masks as a whole.
+
+    Args:
+        found: (D, H, W); any nonzero value is marked.
+        truth: (D, H, W), likewise.
+        spacing_mm: Distance of voxel centres along (D, H, W), on an orthogonal grid.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    box = _common_box(found, truth)
+    if box is None:
+        return MaskComparison(1.0, None, 0.0, 0.0, 0.0)
+    found, truth = found[box] != 0, truth[box] != 0
+    found_ml, truth_ml = (_voxels(mask) * _voxel_ml(spacing_mm) for mask in (found, truth))
+    distance = _hausdorff95_mm(found, truth, spacing_mm) if found_ml and truth_ml else None
+    return MaskComparison(dice_of(found, truth), distance, found_ml, truth_ml, found_ml - truth_ml)
+
+
+def compare_lesions(
+    found: Array, truth: Array, spacing_mm: Spacing, smallest_ml: float = SMALLEST_ML
+) -> LesionComparison:
+    """Compare lesion by lesion.
+
+    Args:
+        found: (D, H, W); any nonzero value is marked. Its components (26 neighbours) are what was found.
+        truth: (D, H, W). Of bool, each component is a lesion; of integers, each nonzero value is one, so that lesions
+            that touch stay apart.
+        spacing_mm: Distance of voxel centres along (D, H, W), on an orthogonal grid.
+        smallest_ml: Found components below this volume neither hit nor count as false positives.
+
+    Returns:
+        Every true lesion, and every found component that touches none.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    box = _common_box(found, truth)
+    if box is None:
+        return LesionComparison((), ())
+    voxel_ml = _voxel_ml(spacing_mm)
+    numbers = _numbered_lesions(truth[box])
+    components, voxels = _found_components(found[box], smallest_ml / voxel_ml)
+    inside = numbers > 0
+    lesion_of, component_of = numbers[inside], components[inside]
+    claimed = np.bincount(component_of, minlength=len(voxels))  # voxels of each component that lie in any lesion
+    false = np.sort(voxels[1:][claimed[1:] == 0])[::-1]
+    dice = _dice_of_lesions(lesion_of, component_of, voxels - claimed)
+    lesions = tuple(
+        _lesion(numbers[place] == number, float(dice[number]), spacing_mm)
+        for number, place in enumerate(ndimage.find_objects(numbers), start=1)
+    )
+    volumes = [float(count) * voxel_ml for count in false if count]
+    return LesionComparison(lesions, tuple(FalsePositive(_equivalent_diameter_mm(ml), ml) for ml in volumes))
+
+
+def _voxels(mask: Array) -> int:
+    return int(np.count_nonzero(mask))  # numpy's own integers are nothing to JSON
+
+
+def _voxel_ml(spacing_mm: Spacing) -> float:
+    return math.prod(spacing_mm) / 1000.0
+
+
+def _equivalent_diameter_mm(volume_ml: float) -> float:
+    return float((6.0 * volume_ml * 1000.0 / math.pi) ** (1.0 / 3.0))
+
+
+def _common_box(found: Array, truth: Array) -> tuple[slice, slice, slice] | None:
+    """Bounding box of what either marks; None if neither does. All further work is a fraction of the volume."""
+    if found.shape != truth.shape or found.ndim != 3:
+        raise ValueError(f"found {found.shape} and truth {truth.shape} do not lie on one grid")
+    marked = (found != 0) | (truth != 0)
+    through = marked.any(axis=0)
+    profiles = (marked.any(axis=(1, 2)), through.any(axis=1), through.any(axis=0))
+    if not through.any():
+        return None
+    first, last = ([int(edge) for edge in edges] for edges in zip(*(_ends(p) for p in profiles), strict=True))
+    return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
+
+
+def _ends(profile: Mask) -> tuple[int, int]:
+    """First marked index, and one more than the last."""
+    return int(profile.argmax()), len(profile) - int(profile[::-1].argmax())
+
+
+def _hausdorff95_mm(found: Mask, truth: Mask, spacing_mm: Spacing) -> float:
+    """As MONAI's `compute_hausdorff_distance(percentile=95)`: surfaces are the voxels that erosion takes away."""
+    a, b = _surface_mm(found, spacing_mm), _surface_mm(truth, spacing_mm)
+    there, back = KDTree(b).query(a)[0], KDTree(a).query(b)[0]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def _surface_mm(mask: Mask, spacing_mm: Spacing) -> FloatArray:
+    """(n, 3) mm: the marked voxels with an unmarked one, or the array's border, at one of their six faces."""
+    inner = np.zeros_like(mask)
+    core = tuple(slice(1, -1) for _ in range(3))
+    inner[core] = mask[core]
+    for axis in range(3):
+        for step in (slice(None, -2), slice(2, None)):
+            inner[core] &= mask[tuple(step if other == axis else core[other] for other in range(3))]
+    points: FloatArray = np.argwhere(mask & ~inner) * np.asarray(spacing_mm)
+    return points
+
+
+def _numbered_lesions(truth: Array) -> _Numbers:
+    """Lesions as 1, 2, ...; the background is 0."""
+    if truth.dtype == np.bool_:
+        labelled: _Numbers = ndimage.label(truth, structure=_TOUCHING)[0]
+        return labelled
+    numbers = np.zeros(truth.shape, np.int32)
+    marked = truth != 0
+    numbers[marked] = np.unique(truth[marked], return_inverse=True)[1] + 1
+    return numbers
+
+
+def _found_components(found: Array, least_voxels: float) -> tuple[_Numbers, npt.NDArray[np.int64]]:
+    """Components as 1, 2, ..., and the voxels of each by its number; those that are too small have none."""
+    components, count = ndimage.label(found != 0, structure=_TOUCHING)
+    voxels = np.bincount(components[components > 0], minlength=count + 1)
+    small = voxels < least_voxels
+    if small[1:].any():
+        components[small[components]] = 0
+        voxels[small] = 0
+    return components, voxels
+
+
+def _dice_of_lesions(lesion_of: _Numbers, component_of: _Numbers, outside: npt.NDArray[np.int64]) -> FloatArray:
+    """Dice of each lesion by its number.
+
+    Args:
+        lesion_of: (n,) lesion of each voxel that lies in one.
+        component_of: (n,) found component there, 0 for none.
+        outside: Voxels of each component that lie in no lesion.
+
+    Returns:
+        (lesions + 1,); 0 for a lesion that nothing touches.
+    """
+    size = np.bincount(lesion_of)
+    touched = component_of > 0
+    both = np.bincount(lesion_of[touched], minlength=len(size))
+    pairs = np.unique(np.stack([lesion_of[touched], component_of[touched]]), axis=1)
+    beyond = np.bincount(pairs[0], weights=outside[pairs[1]], minlength=len(size))
+    dice: FloatArray = 2.0 * both / np.maximum(size + both + beyond, 1)
+    return dice
+
+
+def _lesion(mask: Mask, dice: float, spacing_mm: Spacing) -> Lesion:
+    volume_ml = _voxels(mask) * _voxel_ml(spacing_mm)
+    longest_mm = longest_distance_mm(_surface_mm(mask, spacing_mm))
+    return Lesion(_equivalent_diameter_mm(volume_ml), longest_mm, volume_ml, dice, hit=dice > 0)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Lesions of one size class, or all.
+
+    Attributes:
+        lesions: True lesions.
+        hits: Of these, found.
+        sensitivity: hits / lesions; None without lesions.
+        mean_dice: Over the true lesions, a missed one counting as 0; None without lesions.
+        false_positives: Found components that touch no lesion; their own size decides their class.
+        false_positives_a_case: Over all cases; None without cases.
+    """
+
+    lesions: int
+    hits: int
+    sensitivity: float | None
+    mean_dice: float | None
+    false_positives: int
+    false_positives_a_case: float | None
+
+
+def summarise(cases: Sequence[CaseComparison]) -> dict[str, Any]:
+    """Figures over many cases, as JSON holds them.
+
+    Args:
+        cases: One entry a case, with or without true lesions.
+
+    Returns:
+        cases, cases_with_truth, mean_dice (over those), tumour_free {cases, clean, limit_ml}, overall (`Tally`) and
+        by_size (a `Tally` with from_mm and to_mm for each of `SIZE_CLASSES_MM`; smaller and larger lesions count in
+        overall alone). None stands where there is nothing to divide by.
+    """
+    with_truth = [case for case in cases if case.lesions.lesions]
+    tumour_free = [case for case in cases if not case.lesions.lesions]
+    clean = [all(found.volume_ml <= TUMOUR_FREE_ML for found in case.lesions.false_positives) for case in tumour_free]
+    return {
+        "cases": len(cases),
+        "cases_with_truth": len(with_truth),
+        "mean_dice": _mean([case.masks.dice for case in with_truth]),
+        "tumour_free": {"cases": len(tumour_free), "clean": sum(clean), "limit_ml": TUMOUR_FREE_ML},
+        "overall": asdict(_tally(cases, 0.0, math.inf)),
+        "by_size": [
+            {"from_mm": low, "to_mm": high, **asdict(_tally(cases, low, high))} for low, high in SIZE_CLASSES_MM
+        ],
+    }
+
+
+def _tally(cases: Sequence[CaseComparison], low_mm: float, high_mm: float) -> Tally:
+    def fits(item: Lesion | FalsePositive) -> bool:
+        return low_mm <= item.equivalent_diameter_mm < high_mm
+
+    lesions = [lesion for case in cases for lesion in case.lesions.lesions if fits(lesion)]
+    false = sum(fits(found) for case in cases for found in case.lesions.false_positives)
+    return Tally(
+        lesions=len(lesions),
+        hits=sum(lesion.hit for lesion in lesions),
+        sensitivity=_mean([float(lesion.hit) for lesion in lesions]),
+        mean_dice=_mean([lesion.dice for lesion in lesions]),
+        false_positives=false,
+        false_positives_a_case=false / len(cases) if cases else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,74 @@
+"""`ctflow evaluate`: cases with a known truth to a table, a chart and a JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ctflow.atomic import output_error_from_oserror
+from ctflow.config import model_path_from_value, read_environment, settings_from_values
+from ctflow.report.evaluation import say_evaluation
+from ctflow.report.terminal import progress_on
+
+
+def evaluate_command(
+    folder: Path,
+    model_path: str | None,
+    given_options: Mapping[str, str | bool | None],
+    output: Path | None,
+    reference: bool,
+) -> int:
+    """Evaluate a model on a folder of cases; the last line on standard output is the result as one JSON document.
+
+    Args:
+        folder: One case, or a folder of cases.
+        model_path: Bundle; None takes the environment's or the demonstration bundle.
+        given_options: Settings as typed (`ctflow.config.OPTIONS`).
+        output: Gets evaluation.json and evaluation.png, unless every case failed.
+        reference: Whether results are also compared with those of the fp32 eager engine.
+
+    Returns:
+        0, 6 if some cases failed, or the first failure's exit code if all did.
+
+    Raises:
+        CtflowError: No case could be tried, or the output cannot be written.
+    """
+    environment = read_environment()
+    settings = settings_from_values(given_options, environment)
+    # Only the model may come from the environment: the variables of input and output belong to `run`.
+    model_folder = model_path_from_value(model_path, environment)
+    # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
+    from ctflow.bench.evaluate import evaluate_folder  # noqa: PLC0415
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+
+    model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
+    if output is not None:
+        _make(output)  # before the work, which may take hours
+    with progress_on(sys.stderr) as progress:
+        document = evaluate_folder(folder, model, settings, reference=reference, progress=progress)
+    say_evaluation(document)
+    # Before the files, so that a full disk does not lose the result.
+    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    if output is not None and document["summary"]["cases"]:
+        _write(document, output)
+    return int(document["exit_code"])
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error_from_oserror(error, "the output folder") from error
+
+
+def _write(document: Mapping[str, Any], output: Path) -> None:
+    from ctflow.report.chart import write_exactness_chart  # noqa: PLC0415
+    from ctflow.report.result import write_result  # noqa: PLC0415
+
+    write_result(document, output / "evaluation.json")
+    write_exactness_chart(document, output / "evaluation.png")

@@ -1,0 +1,58 @@
+"""`ctflow export`: make engines before they are needed, and show how fast and how exact they are here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ctflow.config import model_path_from_value, read_environment, settings_from_values
+from ctflow.errors import SettingsInvalid
+from ctflow.report.terminal import progress_on, say_measured
+
+
+def export_engines(model_path: str | None, output: str | None, given: Mapping[str, str | bool | None]) -> int:
+    """Make an engine, compare it with PyTorch in fp32, and time it; "auto" does so with all and keeps the choice.
+
+    Args:
+        model_path: Bundle; None takes the environment's or the demonstration bundle.
+        output: Folder that keeps the engine; None takes the user's cache.
+        given: engine, precision and device as typed.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        CtflowError: The engine cannot be made or used here, or computes something else.
+    """
+    environment = read_environment()
+    settings = settings_from_values({**given, "cache": output}, environment)
+    if settings.cache is None:
+        raise SettingsInvalid("no folder for engines: give -o DIR or set CTFLOW_CACHE")
+    model_folder = model_path_from_value(model_path, environment)
+    # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+    from ctflow.engines.choose import device_from_setting  # noqa: PLC0415
+    from ctflow.export.measure import Choice, choose_fastest, measure_engine  # noqa: PLC0415
+
+    model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
+    with progress_on(sys.stderr) as progress:
+        wanted = {
+            "device": device_from_setting(settings.device),
+            "precision": settings.precision,
+            "roi": model.spec.roi,
+            "batch_range": (1, model.spec.batch_size),
+            "cache_dir": settings.cache,
+        }
+        if settings.engine == "auto":
+            choice = choose_fastest(model, **wanted, progress=progress)  # type: ignore[arg-type]
+        else:
+            choice = Choice(settings.engine, (measure_engine(settings.engine, model, **wanted),))  # type: ignore[arg-type]
+    document = asdict(choice)
+    say_measured(document)
+    click.echo(json.dumps(document, allow_nan=False, separators=(",", ":")))
+    return 0

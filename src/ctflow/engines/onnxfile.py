@@ -1,0 +1,73 @@
+"""The ONNX file of a model that the CPU engines share, and what they both need to run it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.errors import BackendUnavailable
+from ctflow.model import Model
+from ctflow.networks.head import is_two_class
+from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.volume import Size3
+
+# The CPU engines take one window after another: on a CPU a larger batch is no quicker (0.71 s a window for 1, 2 and 4;
+# OpenVINO 2026.4, 2 cores), needs more memory, and a graph with one fixed batch is exported in a third of the time.
+CPU_BATCH = (1, 1)
+
+
+def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
+    """Key of a model's ONNX file.
+
+    Args:
+        model: The model.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch that the graph takes.
+    """
+    spec = model.spec
+    return EngineKey(
+        kind="onnx",
+        version=str(torch.__version__),
+        rewrite=REWRITE_VERSION,
+        weights_digest=model.weights_digest,
+        network=spec.network.name,
+        arguments=spec.network.arguments,
+        head="difference" if is_two_class(spec) else "all channels",
+        roi=roi,
+        batch_range=batch_range,
+        precision="fp32",
+        device="any",
+    )
+
+
+def find_onnx(model: Model, roi: Size3, cache_dir: Path | None, backend: str) -> Path:
+    """The stored ONNX file that a CPU engine runs.
+
+    Args:
+        model: The model.
+        roi: Window size in voxels.
+        cache_dir: Where engines are kept, or None.
+        backend: Who asks, for the message.
+
+    Raises:
+        BackendUnavailable: It has not been made.
+        EngineMismatch: It is damaged or belongs to something else.
+    """
+    path = None if cache_dir is None else EngineStore(cache_dir).find(onnx_key(model, roi, CPU_BATCH))
+    if path is None:
+        raise BackendUnavailable(f"{backend} has no file of this model yet: run `ctflow export --engine {backend}`")
+    return path
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use: its affinity, and its container's share of time rounded up."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup of version 2, or no limit ("max")
+        return count

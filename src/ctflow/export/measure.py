@@ -1,0 +1,276 @@
+"""Which engine is the fastest here that computes what the model computes: measured once a machine and model, kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ctflow.atomic import write_atomically
+from ctflow.engines.choose import backend_module, backend_names, backends, open_engine
+from ctflow.engines.contract import Precision
+from ctflow.engines.onnxfile import usable_cpus
+from ctflow.errors import BackendUnavailable, CtflowError, ModelError, OutputError
+from ctflow.export.parity import ParityResult, check_parity
+from ctflow.export.prepare import prepare_engine
+from ctflow.model import Model
+from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.phantom import phantom_from_seed
+from ctflow.preprocess import prepare_volume
+from ctflow.progress import Progress, silent
+from ctflow.volume import Size3
+
+_STAGE = "measure engines"
+_FORMAT = 1  # of the record
+_LONGEST_S = 3.0  # no repetition starts later
+_PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One engine on this machine.
+
+    Attributes:
+        backend: Its name.
+        window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it could not be made or run.
+        parity: How near it is to PyTorch in fp32; None if it was not compared, as a faster one is good.
+        reason: Why it is not used; None if it can be.
+    """
+
+    backend: str
+    window_seconds: float | None
+    parity: ParityResult | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was measured, and which engine that chose."""
+
+    backend: str
+    measured: tuple[Measured, ...]
+
+
+def choose_fastest(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path,
+    progress: Progress = silent,
+) -> Choice:
+    """The fastest engine that agrees with PyTorch in fp32; from the record in the cache, or measured and recorded.
+
+    Args:
+        model: The model.
+        device: torch device.
+        precision: Number format of the heavy arithmetic.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch wanted.
+        cache_dir: Keeps engines and the record.
+        progress: Told of each engine as stage "measure engines".
+
+    Returns:
+        The choice; its engine's file is in the cache.
+
+    Raises:
+        BackendUnavailable: No backend computes with this device and precision.
+        ModelError: No engine can be made from the model.
+        OutputError: The cache cannot be written.
+    """
+    names = _fitting_backends(device, precision)
+    settings = {"device": device, "precision": precision, "roi": roi, "batch_range": batch_range}
+    if len(names) == 1:  # nothing to compare: no minutes for a measurement
+        return Choice(names[0], ())
+    path = cache_dir / f"choice-{_key(model, settings)}.json"
+    known = _read_choice(path, names)
+    if known is not None:
+        return known
+    window = example_window(model, roi)
+    timed = []
+    progress(_STAGE, 0, len(names))
+    for done, name in enumerate(names, start=1):
+        timed.append(_time_engine(name, model, window, cache_dir, settings))
+        progress(_STAGE, done, len(names))
+    choice = _first_exact(model, timed, window, cache_dir, settings)
+    document = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=2) + "\n"
+    write_atomically(path, lambda stream: stream.write(document.encode()))
+    return choice
+
+
+def measure_engine(
+    name: str,
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path,
+) -> Measured:
+    """Make one engine if it is not there, time it and compare it with PyTorch in fp32.
+
+    Args:
+        name: The backend.
+        model: The model.
+        device: torch device.
+        precision: Number format of the heavy arithmetic.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch wanted.
+        cache_dir: Where engines are kept.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ParityFailed: It computes something else.
+        CtflowError: It cannot be made or run here.
+    """
+    window = example_window(model, roi)
+    settings = {"device": device, "precision": precision, "roi": roi, "batch_range": batch_range}
+    seconds = _seconds_a_window(name, model, window, cache_dir, settings)
+    return Measured(name, seconds, _parity(name, model, window, cache_dir, settings), None)
+
+
+def example_window(model: Model, roi: Size3) -> Tensor:
+    """A window of a synthetic chest with its largest tumour in the middle, prepared as the model wants it.
+
+    Returns:
+        (1, C_in, *roi) float32 on the CPU.
+    """
+    phantom = phantom_from_seed(0, _PHANTOM, tumours=3)
+    prepared = prepare_volume(phantom.volume, model.spec.preprocessing, "cpu")
+    short = [max(0, n - have) for n, have in zip(roi, prepared.tensor.shape[2:], strict=True)]
+    padded = functional.pad(prepared.tensor, [m for n in reversed(short) for m in (0, n)])
+    largest = max(phantom.tumours, key=lambda tumour: tumour.diameter_mm)
+    inverse = np.linalg.inv(phantom.volume.geometry.affine_mm)
+    index = np.rint(inverse[:3, :3] @ largest.centre_mm + inverse[:3, 3]).astype(int)
+    place = [slice(None), slice(None)]
+    for axis, length in enumerate(roi):
+        middle = int(prepared.back[axis][index[prepared.source_axes[axis]]].argmax())
+        first = min(max(middle - length // 2, 0), padded.shape[2 + axis] - length)
+        place.append(slice(first, first + length))
+    return padded[tuple(place)].expand(-1, model.spec.in_channels, -1, -1, -1).contiguous()
+
+
+def _fitting_backends(device: str, precision: Precision) -> list[str]:
+    """Backends that this machine has for the device and precision."""
+    fitting, reasons = [], []
+    for name in backend_names("auto"):
+        try:
+            backend_module(name).check_settings(device, precision)
+        except BackendUnavailable as error:
+            reasons.append(str(error))
+        else:
+            fitting.append(name)
+    if not fitting:
+        raise BackendUnavailable("; ".join(reasons))
+    return fitting
+
+
+def _key(model: Model, settings: Mapping[str, Any]) -> str:
+    """Digest of everything that the choice depends on."""
+    processor = platform.processor() or platform.machine()
+    where = [processor, usable_cpus()]
+    if str(settings["device"]).startswith("cuda"):
+        where.append(torch.cuda.get_device_name(settings["device"]))
+    spec = model.spec
+    fields = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION, where]
+    text = json.dumps([fields, backends(), settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read_choice(path: Path, names: Sequence[str]) -> Choice | None:
+    """A record of an earlier measurement; a damaged one is measured again."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        measured = tuple(
+            Measured(**{**entry, "parity": entry["parity"] and ParityResult(**entry["parity"])})
+            for entry in document["measured"]
+        )
+        choice = Choice(document["backend"], measured)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return choice if document.get("format") == _FORMAT and choice.backend in names else None
+
+
+def _time_engine(
+    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
+) -> Measured:
+    """Time one of several engines; one that cannot be made is set aside with its reason."""
+    try:
+        return Measured(name, _seconds_a_window(name, model, window, cache_dir, settings), None, None)
+    except OutputError:
+        raise
+    except CtflowError as error:
+        log.warning("engine %s is set aside: %s", name, error)
+        return Measured(name, None, None, str(error))
+
+
+def _seconds_a_window(
+    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
+) -> float:
+    prepare_engine(name, model, cache_dir=cache_dir, **settings)
+    engine = open_engine(name, model, cache_dir=cache_dir, **settings)
+    try:
+        count = engine.info.batch_range[1]
+        batch = window.to(engine.info.device).expand(count, -1, -1, -1, -1).contiguous()
+        engine.predict(batch)  # the first takes memory and compiles
+        best, started = math.inf, time.perf_counter()
+        while time.perf_counter() - started < _LONGEST_S:  # the best of a few: other programs only ever add time
+            start = time.perf_counter()
+            engine.predict(batch).cpu()  # a GPU has finished when its result has arrived
+            best = min(best, (time.perf_counter() - start) / count)
+        return best
+    finally:
+        engine.close()
+
+
+def _parity(
+    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
+) -> ParityResult:
+    engine = open_engine(name, model, cache_dir=cache_dir, **settings)
+    try:
+        return check_parity(engine, model, [window])
+    finally:
+        engine.close()
+
+
+def _first_exact(
+    model: Model, timed: Sequence[Measured], window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
+) -> Choice:
+    """The fastest that agrees with PyTorch; PyTorch itself in fp32 agrees without a comparison."""
+    runnable = sorted((entry for entry in timed if entry.window_seconds is not None), key=_seconds)
+    final = {entry.backend: entry for entry in timed}
+    for entry in runnable:
+        try:
+            parity = None
+            if (entry.backend, settings["precision"]) != ("eager", "fp32"):
+                parity = _parity(entry.backend, model, window, cache_dir, settings)
+        except ModelError as error:
+            log.warning("engine %s is set aside: %s", entry.backend, error)
+            final[entry.backend] = Measured(entry.backend, entry.window_seconds, None, str(error))
+            continue
+        final[entry.backend] = Measured(entry.backend, entry.window_seconds, parity, None)
+        return Choice(entry.backend, tuple(final.values()))
+    raise BackendUnavailable("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))
+
+
+def _seconds(entry: Measured) -> float:
+    return float("inf") if entry.window_seconds is None else entry.window_seconds

@@ -1,0 +1,162 @@
+"""A model as one ONNX file."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctflow.atomic import write_atomically
+from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed
+from ctflow.model import Model
+from ctflow.networks.build import network_from_model
+from ctflow.networks.head import fold_two_class_head
+from ctflow.networks.swin import rewrite_for_export
+from ctflow.volume import Size3
+
+OPSET = 20
+_NEEDED = ("onnx", "onnxscript")
+_LARGEST = 2_000_000_000  # bytes in one protobuf
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written.
+
+    Attributes:
+        out_channels: Channels of the logits; 1 where a two-class head was folded.
+        nodes: Operations of the graph.
+        size: Bytes of the file.
+    """
+
+    out_channels: int
+    nodes: int
+    size: int
+
+
+def onnx_from_model(model: Model, roi: Size3, *, batch_range: tuple[int, int], path: Path) -> OnnxFile:
+    """Write a model's network, with its exact rewrites, as ONNX: input "windows", output "logits".
+
+    Args:
+        model: The model.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch; equal numbers make a graph of that batch, which is exported sooner and
+            which engines optimise further.
+        path: The file; its folder exists.
+
+    Returns:
+        What was written: the same bytes each time for the same model and versions.
+
+    Raises:
+        BackendUnavailable: The packages that write ONNX are not installed.
+        BundleInvalid: The network does not take windows of this size.
+        ExportFailed: The network cannot be expressed; names the cause.
+        OutputError: The file cannot be written.
+    """
+    absent = [name for name in _NEEDED if find_spec(name) is None]
+    if absent:
+        raise BackendUnavailable(f"{' and '.join(absent)} not installed: pip install 'ctflow[openvino]'")
+    original = network_from_model(model)
+    network, folded = fold_two_class_head(original, model.spec)
+    fixed = rewrite_for_export(network, roi)
+    # The rewritten network is known to need none of the exporter's own optimisation, which takes half of its time.
+    program = _program(_with_explicit_zeros(fixed), model, roi, batch_range, optimize=fixed is network)
+    proto = _anonymous(program.model_proto)
+    result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
+    if result != tuple(roi):
+        raise BundleInvalid(f"the network does not take windows of {roi}: its logits are {result}")
+    if proto.ByteSize() > _LARGEST:
+        raise ExportFailed(f"{model.spec.network.name} is too large for one ONNX file: use --engine eager")
+    data: bytes = proto.SerializeToString(deterministic=True)
+    write_atomically(path, lambda stream: stream.write(data))
+    return OnnxFile(1 if folded else model.spec.out_channels, len(proto.graph.node), len(data))
+
+
+def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[int, int], *, optimize: bool) -> Any:
+    """The exporter's result."""
+    low, high = batch_range
+    # An example of batch 1 would fix the batch at 1.
+    windows = torch.zeros((low if low == high else max(low, 2), model.spec.in_channels, *roi))
+    batch = None if low == high else ({0: torch.export.Dim("batch", min=low, max=high)},)
+    try:
+        with _quiet(), torch.inference_mode(False), torch.no_grad():
+            return torch.onnx.export(
+                network,
+                (windows,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=batch,
+                input_names=["windows"],
+                output_names=["logits"],
+                optimize=optimize,
+                verify=False,
+                external_data=False,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+        _check_window(network, windows[:1], roi)
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+        raise ExportFailed(f"{model.spec.network.name} cannot be exported: {reason}; use --engine eager") from error
+
+
+def _check_window(network: nn.Module, window: torch.Tensor, roi: Size3) -> None:
+    """Whether it was the window that the export failed on."""
+    try:
+        with torch.inference_mode():
+            network(window)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise BundleInvalid(f"the network does not take windows of {roi}: {error}") from error
+
+
+def _with_explicit_zeros(network: nn.Module) -> nn.Module:
+    """A copy in which convolutions without a bias have one of zeros, and norms without weights have ones and zeros.
+
+    onnxscript 0.7 writes an absent bias as an array of the wrong shape, which only its optimiser removes again.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.bias is None:
+            module.bias = nn.Parameter(torch.zeros(module.out_channels), requires_grad=False)
+        if type(module) is nn.InstanceNorm3d and not module.affine:
+            module.affine = True
+            module.weight = nn.Parameter(torch.ones(module.num_features), requires_grad=False)
+            module.bias = nn.Parameter(torch.zeros(module.num_features), requires_grad=False)
+    return network
+
+
+def _anonymous(proto: Any) -> Any:
+    """The graph without the exporter's notes, which name this machine's folders and source lines."""
+    for element in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.value_info,
+                    *proto.graph.input, *proto.graph.output, *proto.functions,
+                    *(node for function in proto.functions for node in function.node)):  # fmt: skip
+        element.ClearField("doc_string")
+        element.ClearField("metadata_props")
+    return proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's warnings from a person who can do nothing about them."""
+    importlib.import_module("onnxscript")  # warns at its first import, too
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

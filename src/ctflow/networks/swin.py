@@ -1,0 +1,359 @@
+"""Exact rewrites of MONAI's SwinUNETR for one window size: what depends on the size alone is made once.
+
+MONAI computes the masks of shifted windows anew in each forward pass, as (windows, n, n) numbers, and moves tokens with
+rolls, pads and permutes. Here both are index tables: tokens are fetched into windows in one gather, sorted so that
+windows of the same mask pattern stand together, and each of the at most eight patterns adds its own mask to its own
+windows; the many windows in the middle, which need none, pay nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ctflow.networks.build import network_class
+from ctflow.volume import Size3
+
+REWRITE_VERSION = 1  # part of every stored engine's key: raise it when a rewrite changes what is exported
+
+MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
+# Scores of one product, so that an engine that keeps them whole needs at most some 100 MB for each; onnxruntime 1.31
+# takes 2.7 GB without a limit, and 0.8 GB with it, in the same time (feature_size 12, window 96, 2 cores).
+_MOST_SCORES = 24_000_000
+_MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
+# The order in which MONAI's PatchMerging concatenates a voxel's eight neighbours (offsets along d, h, w).
+_MERGING_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
+_V2_ORDER = tuple(itertools.product(range(2), repeat=3))
+
+_Index = npt.NDArray[np.int64]
+
+
+def rewrite_for_export(network: nn.Module, roi: Size3) -> nn.Module:
+    """A copy of a SwinUNETR that takes windows of one size only and computes the same from fewer operations.
+
+    Args:
+        network: In evaluation mode; stays as it is.
+        roi: Window size in voxels.
+
+    Returns:
+        The copy; or `network` itself if it is no three-dimensional SwinUNETR with window attention in every stage, or
+        does not take this window.
+
+    Source: `monai.networks.nets.swin_unetr` of MONAI 1.6.1.
+    """
+    if type(network) is not network_class("SwinUNETR"):
+        return network
+    sizes = _stage_sizes(network, roi)
+    if sizes is None:
+        return network
+    rewritten: Any = copy.deepcopy(network)
+    longest = _stages(rewritten)[0].blocks[0].attn.relative_position_index
+    shared: Any = nn.Module()
+    shared.register_buffer("index", longest.to(torch.int32))
+    for number, (stage, size) in enumerate(zip(_stages(rewritten), sizes, strict=True), 1):
+        layers = getattr(rewritten.swinViT, f"layers{number}")
+        layers[0] = FixedStage(stage, size, shared)
+    result: nn.Module = rewritten.eval()
+    return result
+
+
+def _stages(network: Any) -> list[Any]:
+    transformer = network.swinViT
+    return [getattr(transformer, f"layers{number}")[0] for number in range(1, 5)]
+
+
+def _stage_sizes(network: Any, roi: Size3) -> list[Size3] | None:
+    """(D, H, W) in tokens of each stage, or None if the network is not one that is rewritten here."""
+    merging, merging_v2 = _merging_classes()
+    patch = network.patch_size
+    if len(roi) != 3 or not isinstance(patch, int) or any(length % patch**5 for length in roi):
+        return None
+    transformer = network.swinViT
+    if transformer.num_layers != 4 or len(transformer.window_size) != 3:
+        return None
+    size: Size3 = (roi[0] // patch, roi[1] // patch, roi[2] // patch)
+    sizes = []
+    for stage in _stages(network):
+        if stage.use_hyena or type(stage.downsample) not in (merging, merging_v2):
+            return None
+        sizes.append(size)
+        size = (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
+    return sizes
+
+
+def _merging_classes() -> tuple[type[nn.Module], type[nn.Module]]:
+    from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2  # noqa: PLC0415  # seconds to import
+
+    return PatchMerging, PatchMergingV2
+
+
+@dataclass(frozen=True, eq=False)
+class WindowTable:
+    """How tokens go into attention windows and back, for one stage and shift.
+
+    Attributes:
+        length: Tokens a side of a window.
+        fetch: (windows * n) the token of each place, windows sorted by pattern; `tokens` is a place that padding fills.
+        back: (tokens) the place of each token among the fetched.
+        tokens: How many tokens there are.
+        regions: (patterns, n) which region a place belongs to; places of different regions do not see each other.
+        counts: Windows of each pattern.
+    """
+
+    length: Size3
+    fetch: _Index
+    back: _Index
+    tokens: int
+    regions: npt.NDArray[np.int64]
+    counts: tuple[int, ...]
+
+    @property
+    def pads(self) -> bool:
+        """Whether some places are padding."""
+        return len(self.fetch) > self.tokens
+
+
+def window_table(size: Size3, window: Size3, shift: Size3) -> WindowTable:
+    """The table of one stage.
+
+    Args:
+        size: (D, H, W) in tokens.
+        window: Largest window in tokens; an axis not longer than it is one unshifted window.
+        shift: By how many tokens the windows are shifted.
+
+    Returns:
+        The table, with `counts` in the order of `regions`.
+    """
+    axes = [_axis(*lengths) for lengths in zip(size, window, shift, strict=True)]
+    length = (axes[0][2], axes[1][2], axes[2][2])
+    # Place (window, position) along each axis -> token along that axis, and region of the mask.
+    tokens = _combined([np.where(token < extent, token, -1) for (token, _, _), extent in zip(axes, size, strict=True)],
+                       size, length)  # fmt: skip
+    # Three regions along an axis, as in MONAI's compute_mask.
+    regions = _combined([region for _, region, _ in axes], (3, 3, 3), length)
+    patterns, chosen = _patterns(regions)
+    order = np.argsort(chosen, kind="stable")
+    count = int(np.prod(size))
+    fetch = tokens[order].ravel()
+    fetch = np.where(fetch < 0, count, fetch)
+    back = np.empty(count + 1, np.int64)
+    back[fetch] = np.arange(len(fetch))
+    counts = tuple(int(n) for n in np.bincount(chosen, minlength=len(patterns)))
+    return WindowTable(length, fetch, back[:count], count, patterns, counts)
+
+
+def _axis(size: int, window: int, shift: int) -> tuple[_Index, _Index, int]:
+    """Along one axis: the token and the region of each place after padding and rolling, and the window's length."""
+    if size <= window:
+        window, shift = size, 0
+    padded = -(-size // window) * window
+    places = np.arange(padded)
+    region = (places >= padded - window).astype(np.int64) + (places >= padded - shift) if shift else 0 * places
+    return (places + shift) % padded, region, window
+
+
+def _combined(axes: list[_Index], sizes: Size3, window: Size3) -> _Index:
+    """(windows, n): indices along three axes as one flat index, window by window; -1 where an axis has -1."""
+    d, h, w = np.meshgrid(*axes, indexing="ij")
+    flat = np.where((d < 0) | (h < 0) | (w < 0), -1, (d * sizes[1] + h) * sizes[2] + w)
+    a, b, c = (len(axis) // length for axis, length in zip(axes, window, strict=True))
+    split = flat.reshape(a, window[0], b, window[1], c, window[2]).transpose(0, 2, 4, 1, 3, 5)
+    return split.reshape(a * b * c, -1)
+
+
+def _patterns(regions: _Index) -> tuple[_Index, _Index]:
+    """Distinct masks: (patterns, n) regions numbered from 0 in order of appearance, and each window's pattern."""
+    found: dict[bytes, int] = {}
+    rows: list[_Index] = []
+    chosen = []
+    for row in regions:
+        _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
+        named = np.argsort(np.argsort(first))[inverse]
+        if named.tobytes() not in found:
+            found[named.tobytes()] = len(rows)
+            rows.append(named)
+        chosen.append(found[named.tobytes()])
+    return np.stack(rows), np.array(chosen)
+
+
+class FixedStage(nn.Module):
+    """MONAI's `BasicLayer` for one size of its input.
+
+    Args:
+        stage: The layer.
+        size: (D, H, W) of its input, in tokens.
+        shared: Holds the index into every relative position table.
+    """
+
+    def __init__(self, stage: Any, size: Size3, shared: Any) -> None:
+        super().__init__()
+        self.size = size
+        self.blocks = nn.ModuleList(FixedBlock(block, size, shared) for block in stage.blocks)
+        self.merging = FixedMerging(stage.downsample, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, 2 C, D / 2, H / 2, W / 2)."""
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens)
+        merged: Tensor = self.merging(tokens)
+        return merged
+
+
+class FixedBlock(nn.Module):
+    """MONAI's `SwinTransformerBlock` for one size, on a row of tokens.
+
+    Args:
+        block: The block.
+        size: (D, H, W) in tokens.
+        shared: Holds the index into the relative position table.
+    """
+
+    fetch: Tensor
+    back: Tensor
+
+    def __init__(self, block: Any, size: Size3, shared: Any) -> None:
+        super().__init__()
+        table = window_table(size, tuple(block.window_size), tuple(block.shift_size))
+        self.norm1: nn.Module = block.norm1
+        self.norm2: nn.Module = block.norm2
+        self.mlp: nn.Module = block.mlp
+        self.attention = FixedAttention(block.attn, table, shared)
+        self.pads = table.pads
+        self.moves = table.pads or bool((table.fetch != np.arange(table.tokens)).any())
+        if self.moves:
+            self.register_buffer("fetch", torch.from_numpy(table.fetch.astype(np.int32)), persistent=False)
+            self.register_buffer("back", torch.from_numpy(table.back.astype(np.int32)), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, C) -> the same."""
+        x = self.norm1(tokens)
+        if self.moves:
+            x = functional.pad(x, (0, 0, 0, 1)) if self.pads else x  # padding is fetched from the last row
+            x = x.index_select(1, self.fetch)
+        x = self.attention(x)
+        if self.moves:
+            x = x.index_select(1, self.back)
+        tokens = tokens + x
+        result: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return result
+
+
+class FixedAttention(nn.Module):
+    """MONAI's `WindowAttention` over windows sorted by mask pattern.
+
+    Args:
+        attention: The module.
+        table: The stage's windows.
+        shared: Holds the index into the relative position table.
+    """
+
+    regions: Tensor
+
+    def __init__(self, attention: Any, table: WindowTable, shared: Any) -> None:
+        super().__init__()
+        self.heads: int = attention.num_heads
+        self.n = int(np.prod(table.length))
+        self.counts = table.counts
+        most = max(1, _MOST_SCORES // (self.heads * self.n**2))
+        self.parts = tuple(
+            (min(most, count - first), pattern)
+            for pattern, count in enumerate(table.counts)
+            for first in range(0, count, most)
+        )
+        self.table, self.proj = attention.relative_position_bias_table, attention.proj
+        self.qkv = _scaled_queries(attention.qkv, float(attention.scale))
+        self.shared = shared
+        self.register_buffer("regions", torch.from_numpy(table.regions.astype(np.float32)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, windows * n, C) -> the same."""
+        batch, places, channels = x.shape
+        windows, width = places // self.n, channels // self.heads
+        split = self.qkv(x).reshape(batch, windows, self.n, 3, self.heads, width)
+        # The window stands before the case in the batch, so that windows of one pattern stand together in every batch.
+        split = split.permute(3, 1, 0, 4, 2, 5).reshape(3, windows * batch, self.heads, self.n, width)
+        q, k, v = split.unbind(0)
+        k = k.transpose(2, 3)
+        sizes = [count * batch for count, _ in self.parts]
+        scores = self._scores()
+        parts = [
+            torch.softmax(q_part @ k_part + score, dim=-1) @ v_part
+            for q_part, k_part, v_part, score in zip(
+                q.split(sizes),
+                k.split(sizes),
+                v.split(sizes),
+                (scores[pattern] for _, pattern in self.parts),
+                strict=True,
+            )
+        ]
+        seen = torch.cat(parts) if len(parts) > 1 else parts[0]
+        seen = seen.reshape(windows, batch, self.heads, self.n, width).permute(1, 0, 3, 2, 4)
+        result: Tensor = self.proj(seen.reshape(batch, places, channels))
+        return result
+
+    def _scores(self) -> tuple[Tensor, ...]:
+        """(heads, n, n) a pattern: what is added to the score of two places, by their position and their regions."""
+        index: Tensor = self.shared.index[: self.n, : self.n]
+        bias = self.table.index_select(0, index.reshape(-1))
+        bias = bias.reshape(self.n, self.n, self.heads).permute(2, 0, 1)
+        if len(self.counts) == 1:
+            return (bias,)
+        same = self.regions[:, None, :, None] == self.regions[:, None, None, :]
+        scores: tuple[Tensor, ...] = (bias + torch.where(same, 0.0, _MASKED)).unbind(0)
+        return scores
+
+
+def _scaled_queries(qkv: nn.Linear, scale: float) -> nn.Linear:
+    """The same layer with the queries' scale in its weights."""
+    scaled = copy.deepcopy(qkv)
+    with torch.no_grad():
+        scaled.weight[: qkv.in_features] *= scale
+        if scaled.bias is not None:
+            scaled.bias[: qkv.in_features] *= scale
+    return scaled
+
+
+class FixedMerging(nn.Module):
+    """MONAI's `PatchMerging` or `PatchMergingV2` on a row of tokens.
+
+    The eight neighbours are taken in the array's order, and the weights are put into that order once.
+
+    Args:
+        merging: The module.
+        size: (D, H, W) in tokens.
+    """
+
+    def __init__(self, merging: Any, size: Size3) -> None:
+        super().__init__()
+        self.size = size
+        order = _MERGING_ORDER if type(merging) is _merging_classes()[0] else _V2_ORDER
+        width: int = merging.dim
+        blocks = [order.index(offset) for offset in _V2_ORDER]
+        columns = torch.cat([torch.arange(block * width, (block + 1) * width) for block in blocks])
+        self.norm, self.reduction = copy.deepcopy(merging.norm), copy.deepcopy(merging.reduction)
+        with torch.no_grad():
+            self.reduction.weight.copy_(self.reduction.weight[:, columns])
+            self.norm.weight.copy_(self.norm.weight[columns])
+            self.norm.bias.copy_(self.norm.bias[columns])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, tokens, C) -> (B, 2 C, D / 2, H / 2, W / 2), odd sizes rounded up."""
+        batch, _, channels = tokens.shape
+        d, h, w = self.size
+        x = tokens.reshape(batch, d, h, w, channels)
+        if d % 2 or h % 2 or w % 2:
+            x = functional.pad(x, (0, 0, 0, w % 2, 0, h % 2, 0, d % 2))
+        halves = ((d + 1) // 2, (h + 1) // 2, (w + 1) // 2)
+        x = x.reshape(batch, halves[0], 2, halves[1], 2, halves[2], 2, channels)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, *halves, 8 * channels)
+        merged: Tensor = self.reduction(self.norm(x))
+        return merged.permute(0, 4, 1, 2, 3)

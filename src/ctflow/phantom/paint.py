@@ -1,0 +1,120 @@
+"""Painting with partial volume: soft edges from signed distances, and tubes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.phantom.grid import Axes, FloatVolume, Grid
+
+Points = npt.NDArray[np.float64]  # (n, 3) in mm: z, y, x
+
+
+@dataclass(frozen=True, eq=False)
+class Tubes:
+    """Conical tubes: (n, 3) first and second ends in mm (z, y, x), and (n, 2) radii there."""
+
+    starts_mm: Points
+    ends_mm: Points
+    radii_mm: npt.NDArray[np.float64]
+
+    def wider(self, mm: float) -> Tubes:
+        """The same with other radii."""
+        return Tubes(self.starts_mm, self.ends_mm, self.radii_mm + mm)
+
+    def chosen(self, keep: npt.NDArray[np.bool_]) -> Tubes:
+        """Some of them."""
+        return Tubes(self.starts_mm[keep], self.ends_mm[keep], self.radii_mm[keep])
+
+
+def tubes_along(points_mm: npt.ArrayLike, radii_mm: npt.ArrayLike) -> Tubes:
+    """A polyline as tubes: (n, 3) points, and n radii or one."""
+    points = np.asarray(points_mm, dtype=np.float64)
+    radii = np.broadcast_to(np.asarray(radii_mm, dtype=np.float64), len(points))
+    return Tubes(points[:-1], points[1:], np.column_stack([radii[:-1], radii[1:]]))
+
+
+def distance_to_tubes(axes: Axes, tubes: Tubes) -> FloatVolume:
+    """Signed distance to the nearest of a few tubes, on a whole grid."""
+    nearest: FloatVolume | None = None
+    for start, end, (first, last) in zip(tubes.starts_mm, tubes.ends_mm, tubes.radii_mm, strict=True):
+        away, along = _distance_to_segment(axes, start, end)
+        distance = away - (first + along * np.float32(last - first))
+        nearest = distance if nearest is None else np.minimum(nearest, distance)
+    if nearest is None:
+        raise ValueError("there is no tube")
+    return nearest
+
+
+def coverage(distance_mm: FloatVolume, edge_mm: float) -> FloatVolume:
+    """Share of a voxel inside a surface: 1 inside, 0 outside, linear over `edge_mm` around it.
+
+    Args:
+        distance_mm: Signed distance, negative inside.
+        edge_mm: Width of the edge: voxel and reconstruction blur.
+    """
+    share: FloatVolume = np.clip(np.float32(0.5) - distance_mm * np.float32(1.0 / edge_mm), 0.0, 1.0)
+    return share
+
+
+def fill(hu: FloatVolume, distance_mm: FloatVolume, value: float | FloatVolume, edge_mm: float) -> None:
+    """Put a tissue over what is there, in place."""
+    hu += coverage(distance_mm, edge_mm) * (value - hu)
+
+
+def smooth_max(a: FloatVolume, b: FloatVolume, round_mm: float) -> FloatVolume:
+    """Intersection of two shapes with an edge rounded over about `round_mm` (polynomial smooth maximum, I. Quilez)."""
+    blend = np.clip(round_mm - np.abs(a - b), 0.0, None)
+    joined: FloatVolume = np.maximum(a, b) + blend * blend * np.float32(0.25 / round_mm)
+    return joined
+
+
+def smooth_min(a: FloatVolume, b: FloatVolume, round_mm: float) -> FloatVolume:
+    """Union of two shapes with a rounded crease."""
+    return -smooth_max(-a, -b, round_mm)
+
+
+def paint_tubes(
+    hu: FloatVolume,
+    grid: Grid,
+    tubes: Tubes,
+    value: float,
+    edge_mm: float,
+    *,
+    only_in: FloatVolume | None = None,
+) -> None:
+    """Draw conical tubes, in place.
+
+    Args:
+        hu: (D, H, W).
+        grid: Its grid.
+        tubes: What is drawn.
+        value: HU inside; a tube of at least -500 HU never darkens a voxel, one of air never brightens one.
+        edge_mm: Width of the edge.
+        only_in: (D, H, W) share of each voxel that may be painted; None is everywhere.
+    """
+    keep = np.maximum if value >= -500 else np.minimum
+    for start, end, (first, last) in zip(tubes.starts_mm, tubes.ends_mm, tubes.radii_mm, strict=True):
+        reach = max(first, last) + edge_mm
+        box = grid.box_around(np.minimum(start, end) - reach, np.maximum(start, end) + reach)
+        if box is None:
+            continue
+        distance, along = _distance_to_segment(grid.axes_in(box), start, end)
+        share = coverage(distance - (first + along * np.float32(last - first)), edge_mm)
+        share *= np.float32(min(1.0, (first + last) / edge_mm))  # a tube thinner than the edge never fills a voxel
+        if only_in is not None:
+            share *= only_in[box]
+        part = hu[box]
+        keep(part, part + share * (np.float32(value) - part), out=part)
+
+
+def _distance_to_segment(axes: Axes, start: Points, end: Points) -> tuple[FloatVolume, FloatVolume]:
+    """Distance to a segment in mm, and how far along it the nearest point lies, 0 to 1."""
+    way = (end - start).astype(np.float32)
+    length2 = max(float(way @ way), 1e-6)
+    z, y, x = (axis - np.float32(origin) for axis, origin in zip(axes, start, strict=True))
+    along = np.clip((z * way[0] + y * way[1] + x * way[2]) / np.float32(length2), 0.0, 1.0)
+    away2 = (z - along * way[0]) ** 2 + (y - along * way[1]) ** 2 + (x - along * way[2]) ** 2
+    return np.sqrt(away2), along

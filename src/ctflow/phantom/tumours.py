@@ -1,0 +1,300 @@
+"""Tumours of the lung, and what only looks like one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.phantom.paint import Points, Tubes, coverage, paint_tubes, smooth_max, smooth_min
+
+Form = Literal["round", "lobulated", "spiculated"]
+Place = Literal["solitary", "pleura", "vessel"]
+FORMS: tuple[Form, ...] = ("round", "lobulated", "spiculated")
+PLACES: tuple[Place, ...] = ("solitary", "pleura", "vessel")
+MOST = 5
+_SIZES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 40.0), (8.0, 30.0), (30.0, 60.0))  # drawn in this order, then shuffled
+_ATTEMPTS = 60
+_APART_MM = 6.0
+Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Tumour:
+    """One tumour.
+
+    Attributes:
+        centre_mm: Centre of its voxels, LPS.
+        diameter_mm: Diameter of the ball of the same volume, as drawn on the grid.
+        form: Its outline.
+        place: What it touches.
+    """
+
+    centre_mm: tuple[float, float, float]
+    diameter_mm: float
+    form: Form
+    place: Place
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tumour that is still to be placed."""
+
+    diameter_mm: float
+    form: Form
+    place: Place
+
+
+def plans_from_rng(rng: np.random.Generator, count: int) -> tuple[Plan, ...]:
+    """Draw sizes, forms and places: small ones first, each form and place in turn, so that few are already mixed.
+
+    Args:
+        rng: Draws.
+        count: 0 to `MOST`.
+    """
+    form, place = int(rng.integers(3)), int(rng.integers(3))
+    return tuple(
+        Plan(
+            float(rng.uniform(*_SIZES_MM[index])), FORMS[(form + index) % 3], PLACES[(place + index * 2) % 3]
+        )
+        for index in range(count)
+    )
+
+
+def draw_tumours(
+    rng: np.random.Generator,
+    hu: FloatVolume,
+    grid: Grid,
+    lung: Field,
+    vessels: Tubes,
+    plans: Sequence[Plan],
+    *,
+    value: float,
+    edge_mm: float,
+) -> tuple[tuple[Tumour, ...], Labels]:
+    """Draw tumours into a chest.
+
+    Args:
+        rng: Draws.
+        hu: (D, H, W), drawn into.
+        grid: Its grid.
+        lung: Signed distance to the lungs; tumours end at their border.
+        vessels: Vessels that tumours sit on.
+        plans: What is to be drawn, the largest is placed first.
+        value: Mean HU of a tumour.
+        edge_mm: Width of edges.
+
+    Returns:
+        The tumours that found a place, and their numbers (1, 2, ...) as a label map; spicules are not labelled.
+    """
+    labels = np.zeros(hu.shape, np.uint8)
+    tumours: list[Tumour] = []
+    taken: list[tuple[Points, float]] = []
+    for plan in sorted(plans, key=lambda plan: -plan.diameter_mm):
+        shape = _Shape(rng, plan)
+        for _ in range(_ATTEMPTS):
+            centre = _draw_centre(rng, grid, lung, vessels, plan)
+            if centre is None or any(
+                np.linalg.norm(centre - other) < plan.diameter_mm / 2 + radius + _APART_MM for other, radius in taken
+            ):
+                continue
+            box = grid.box_around(centre - shape.reach_mm, centre + shape.reach_mm)
+            if box is None:
+                continue
+            inside = lung.in_box(box)
+            distance = smooth_max(shape.distance(grid, box, centre), inside, 1.0)
+            marked = distance < 0
+            diameter = _ball_diameter(int(marked.sum()), grid)
+            if abs(diameter / plan.diameter_mm - 1) > 0.15 or labels[box][marked].any():
+                continue
+            _paint(rng, hu[box], distance, value, edge_mm, plan.diameter_mm)
+            spicules = shape.spicules(rng, centre)
+            if spicules is not None:
+                paint_tubes(hu, grid, spicules, value - 20, edge_mm, only_in=coverage(lung.in_box(_all(hu)), edge_mm))
+            labels[box][marked] = len(tumours) + 1
+            taken.append((centre, plan.diameter_mm / 2))
+            index = np.argwhere(marked).mean(axis=0) + [part.start for part in box]
+            x, y, z = grid.geometry.world_from_index(index)
+            tumours.append(Tumour((float(x), float(y), float(z)), diameter, plan.form, plan.place))
+            break
+    return tuple(tumours), labels
+
+
+def _all(hu: FloatVolume) -> Box:
+    d, h, w = hu.shape
+    return slice(0, d), slice(0, h), slice(0, w)
+
+
+def _ball_diameter(voxels: int, grid: Grid) -> float:
+    return float((6 / np.pi * voxels * np.prod(grid.spacing_mm)) ** (1 / 3))
+
+
+def _draw_centre(
+    rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: Plan
+) -> Points | None:
+    """A centre for the place, at least a radius from the first and last slice; None if the draw was not fit."""
+    radius = plan.diameter_mm / 2
+    z, y, x = lung.coarse_grid.lines_mm
+    top = float(grid.lines_mm[0][-1]) - radius
+    if plan.place == "vessel" and len(vessels.starts_mm):
+        wide = vessels.starts_mm[vessels.radii_mm[:, 0] > 0.9]
+        centre = wide[rng.integers(len(wide))] + rng.normal(0, 0.35 * radius, 3)
+        depth = float(lung.at(centre[None])[0])
+        fit = depth < -(0.5 * radius + 2)
+    else:
+        inside = np.argwhere(lung.coarse_values < -1)
+        if not len(inside):
+            return None
+        index = inside[rng.integers(len(inside))]
+        centre = np.array([z[index[0]], y[index[1]], x[index[2]]]) + rng.uniform(-1.5, 1.5, 3)
+        depth = float(lung.at(centre[None])[0])
+        if plan.place == "pleura":
+            fit = -0.75 * radius < depth < -0.2 * radius
+        else:
+            fit = depth < -min(radius + 2, 22)
+    return centre if fit and abs(centre[0]) < top else None
+
+
+class _Shape:
+    """The outline of one tumour about its centre.
+
+    Args:
+        rng: Draws.
+        plan: Size and form.
+    """
+
+    def __init__(self, rng: np.random.Generator, plan: Plan) -> None:
+        self._plan = plan
+        self._radius = plan.diameter_mm / 2
+        # A tumour on the pleura loses a cap to the chest wall: draw it larger.
+        self._radius *= 1.13 if plan.place == "pleura" else 1.02
+        self._waves = rng.normal(0, 1, (5, 3)) * (2.2 / self._radius)
+        self._phases = rng.uniform(0, 2 * np.pi, 5)
+        self._stretch = rng.uniform(0.85, 1.18, 3)
+        self._stretch /= np.prod(self._stretch) ** (1 / 3)
+        self._lobes: list[tuple[Points, float]] = []
+        if plan.form == "lobulated":
+            for direction in _directions(rng, int(rng.integers(4, 8))):
+                size = self._radius * rng.uniform(0.42, 0.62)
+                self._lobes.append((direction * self._radius * rng.uniform(0.5, 0.68), size))
+        self.reach_mm = 1.55 * self._radius + 3
+
+    def distance(self, grid: Grid, box: Box, centre: Points) -> FloatVolume:
+        """Signed distance in a box."""
+        z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
+        core = 0.80 * self._radius if self._lobes else self._radius
+        sz, sy, sx = (np.float32(s) for s in self._stretch)
+        distance = np.sqrt((z / sz) ** 2 + (y / sy) ** 2 + (x / sx) ** 2) - np.float32(core)
+        for lobe, size in self._lobes:
+            lz, ly, lx = (np.float32(part) for part in lobe)
+            away = np.sqrt((z - lz) ** 2 + (y - ly) ** 2 + (x - lx) ** 2) - np.float32(size)
+            distance = smooth_min(distance, away, 0.25 * size + 0.5)
+        rough = 0.075 if self._plan.form == "spiculated" else 0.045
+        for wave, phase in zip(self._waves, self._phases, strict=True):
+            a, b, c = (np.float32(k) for k in wave)
+            distance = distance + np.float32(rough * self._radius * 0.6) * np.sin(z * a + y * b + x * c + phase)
+        return distance
+
+    def spicules(self, rng: np.random.Generator, centre: Points) -> Tubes | None:
+        """Thin rays of a spiculated tumour, from its edge outwards."""
+        if self._plan.form != "spiculated":
+            return None
+        directions = _directions(rng, int(rng.integers(9, 22)))
+        length = rng.uniform(0.35, 0.9, (len(directions), 1)) * self._radius + 3
+        starts = centre + directions * (0.8 * self._radius)
+        ends = centre + directions * (self._radius + length)
+        thick = rng.uniform(0.7, 1.3, len(directions))
+        return Tubes(starts, ends, np.column_stack([thick, 0.25 * thick]))
+
+
+def _paint(
+    rng: np.random.Generator, part: FloatVolume, distance: FloatVolume, value: float, edge_mm: float, diameter_mm: float
+) -> None:
+    """Soft tissue with an uneven inside; large tumours are less dense in the middle."""
+    own = value + rng.uniform(-12, 12)
+    density = np.full(part.shape, own, np.float32)
+    if diameter_mm > 28 and rng.random() < 0.5:
+        density -= np.float32(rng.uniform(15, 35)) * coverage(distance + np.float32(0.28 * diameter_mm), 8.0)
+    part += coverage(distance, edge_mm) * (density - part)
+
+
+def _directions(rng: np.random.Generator, count: int) -> Points:
+    vectors = rng.standard_normal((count, 3))
+    unit: Points = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+def draw_mimics(
+    rng: np.random.Generator, hu: FloatVolume, grid: Grid, lung: Field, edge_mm: float, blocked: Labels
+) -> None:
+    """Draw what is no tumour: calcified granulomas and scars.
+
+    Args:
+        rng: Draws how many and where.
+        hu: (D, H, W), drawn into.
+        grid: Its grid.
+        lung: Signed distance to the lungs.
+        edge_mm: Width of edges.
+        blocked: (D, H, W) tumours, which stay as they are.
+    """
+    inside = np.argwhere(lung.coarse_values < -3)
+    if not len(inside):
+        return
+    lines = lung.coarse_grid.lines_mm
+    for draw, most in ((_granuloma, 4), (_scar, 4)):
+        for _ in range(int(rng.integers(0, most))):
+            index = inside[rng.integers(len(inside))]
+            centre = np.array([line[n] for line, n in zip(lines, index, strict=True)], dtype=np.float64)
+            draw(rng, hu, grid, lung, edge_mm, blocked, centre)
+
+
+def _granuloma(
+    rng: np.random.Generator,
+    hu: FloatVolume,
+    grid: Grid,
+    lung: Field,
+    edge_mm: float,
+    blocked: Labels,
+    centre: Points,
+) -> None:
+    """A small calcified ball."""
+    radius = rng.uniform(1.5, 4.0)
+    box = grid.box_around(centre - radius - 3, centre + radius + 3)
+    if box is None or blocked[box].any():
+        return
+    z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
+    distance = smooth_max(np.sqrt(z**2 + y**2 + x**2) - np.float32(radius), lung.in_box(box), 0.5)
+    part = hu[box]
+    part += coverage(distance, edge_mm) * (np.float32(rng.uniform(280, 950)) - part)
+
+
+def _scar(
+    rng: np.random.Generator,
+    hu: FloatVolume,
+    grid: Grid,
+    lung: Field,
+    edge_mm: float,
+    blocked: Labels,
+    centre: Points,
+) -> None:
+    """A thin curved plate."""
+    size, thick = rng.uniform(8, 24), rng.uniform(0.5, 1.3)
+    box = grid.box_around(centre - size - 2, centre + size + 2)
+    if box is None or blocked[box].any():
+        return
+    normal, along = (np.float32(vector) for vector in np.linalg.qr(rng.standard_normal((3, 2)))[0].T)
+    z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
+    height = z * normal[0] + y * normal[1] + x * normal[2]
+    sideways = z * along[0] + y * along[1] + x * along[2]
+    away = np.sqrt(z**2 + y**2 + x**2)
+    plate = np.abs(height + np.float32(0.15 * size) * np.sin(sideways * np.float32(3 / size))) - np.float32(thick)
+    # Elongated: three times as long as wide.
+    disc = away + np.float32(1.2) * np.abs(np.cross(normal, along) @ np.array([1.0, 0, 0])) * 0 - np.float32(size)
+    distance = smooth_max(smooth_max(plate, disc, 2.0), lung.in_box(box) - 1, 0.5)
+    part = hu[box]
+    painted = part + coverage(distance, edge_mm) * (np.float32(rng.uniform(-250, 20)) - part)
+    np.maximum(part, painted, out=part)

@@ -1,0 +1,102 @@
+"""What a person sees of an evaluation: a row a case, and how it goes by size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_NONE = "-"
+
+
+def say_evaluation(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show an evaluation.
+
+    Args:
+        document: What `ctflow.bench.evaluate.evaluate_folder` returns.
+        stream: Gets the text; None takes standard output.
+    """
+    stream = stream or sys.stdout
+    # A pipe has no width: lines are then as long as they need to be.
+    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    if document["research_only"]:
+        console.print(Text(str(document["research_only"]), style="bold yellow"))
+    model, engine = document["model"], document["engine"]
+    head = Text.assemble("model ", (f"{model['name']} {model['version']}", "bold"))
+    if engine:
+        head.append(f", {engine['backend']} {engine['precision']} on {engine['device']}")
+    console.print(head)
+    console.print(_table_of_cases(document["cases"]))
+    for case in document["cases"]:
+        if case["error"]:
+            console.print(Text.assemble("case ", (case["name"], "bold"), ": ", ("failed", "red")))
+            console.print(Text(f"  {case['error']['type']}: {case['error']['message']}"))
+    if document["summary"]["cases"]:
+        _say_summary(console, document["summary"])
+
+
+def _table_of_cases(cases: Sequence[Mapping[str, Any]]) -> Table:
+    compared = any(case["reference"] for case in cases)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("case")
+    headings = ["Dice", "HD95 mm", "true ml", "error ml", "found", "false", "seconds"]
+    for heading in [*headings, *(["Dice to fp32", "voxels differing"] if compared else [])]:
+        table.add_column(heading, justify="right")
+    for case in cases:
+        table.add_row(str(case["name"]), *_cells(case), *(_reference_cells(case["reference"]) if compared else ()))
+    return table
+
+
+def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
+    if case["error"]:
+        return (_NONE,) * 7
+    lesions = case["lesions"]
+    return (
+        _number(case["dice"], 3),
+        _number(case["hausdorff95_mm"], 1),
+        _number(case["volume_truth_ml"], 2),
+        f"{case['volume_error_ml']:+.2f}",
+        f"{sum(lesion['hit'] for lesion in lesions)} of {len(lesions)}",
+        str(len(case["false_positives"]) + case["false_positives_left_out"]),
+        _number(case["seconds"], 1),
+    )
+
+
+def _reference_cells(reference: Mapping[str, Any] | None) -> tuple[str, str]:
+    return (_number(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
+
+
+def _say_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("true lesion, mm", "lesions", "found", "sensitivity", "mean Dice", "false", "false a case"):
+        table.add_column(heading, justify="left" if heading.startswith("true") else "right")
+    for row in summary["by_size"]:
+        table.add_row(f"{row['from_mm']:.0f} to {row['to_mm']:.0f}", *_tally_cells(row))
+    table.add_row("all", *_tally_cells(summary["overall"]), style="bold")
+    console.print(table)
+    console.print(f"mean Dice of {summary['cases_with_truth']} cases with lesions: {_number(summary['mean_dice'], 3)}")
+    free = summary["tumour_free"]
+    if free["cases"]:
+        console.print(
+            f"cases without lesions: nothing larger than {free['limit_ml']} ml in {free['clean']} of {free['cases']}"
+        )
+
+
+def _tally_cells(tally: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(tally["lesions"]),
+        str(tally["hits"]),
+        _number(tally["sensitivity"], 2),
+        _number(tally["mean_dice"], 3),
+        str(tally["false_positives"]),
+        _number(tally["false_positives_a_case"], 2),
+    )
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return _NONE if value is None else f"{value:.{decimals}f}"

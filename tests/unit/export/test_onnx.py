@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR, UNet
+
+from ctflow.bundle.locate import demonstration_bundle
+from ctflow.bundle.read import read_bundle
+from ctflow.engines.choose import open_engine
+from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.store import EngineStore
+from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed, ParityFailed, SettingsInvalid
+from ctflow.export import onnx as onnx_module
+from ctflow.export.onnx import onnx_from_model
+from ctflow.export.parity import check_parity
+from ctflow.export.prepare import prepare_engine
+from ctflow.model import Model, ModelSpec, NetworkSpec
+from ctflow.networks.build import network_from_model
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+ROI = (64, 32, 32)
+SWIN = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
+UNET = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+
+
+def model_of(name: str, arguments: dict, activation: str = "softmax") -> Model:
+    torch.manual_seed(0)
+    network = {"SwinUNETR": SwinUNETR, "UNet": UNet}[name](**arguments)
+    spec = ModelSpec(
+        "m", "1", NetworkSpec(name, arguments), 1, arguments["out_channels"], (), ROI, 0.25, "gaussian", 4, activation,
+        None if activation == "softmax" else 0.5, (), "", False,
+    )  # fmt: skip
+    return Model(spec, network.state_dict(), "d" * 64)
+
+
+@pytest.fixture(scope="module")
+def swin() -> Model:
+    return model_of("SwinUNETR", SWIN)
+
+
+def run(path, windows: torch.Tensor) -> torch.Tensor:
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"windows": windows.numpy()})[0])
+
+
+def noise(batch: int) -> torch.Tensor:
+    return torch.rand(batch, 1, *ROI, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def dynamic(swin, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return onnx_from_model(swin, ROI, batch_range=(1, 4), path=path), path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_file_computes_what_the_model_does_at_any_batch(swin, dynamic, batch):
+    written, path = dynamic
+    assert written.out_channels == 1
+    with torch.inference_mode():
+        expected = network_from_model(swin)(noise(batch))
+    found = run(path, noise(batch))
+    expected = expected[:, 1:2] - expected[:, 0:1]
+    assert found.shape == (batch, 1, *ROI)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_file_names_no_place_and_recomputes_no_mask(dynamic):
+    written, path = dynamic
+    data = path.read_bytes()
+    assert written.size == len(data)
+    assert b"/work" not in data
+    assert b"site-packages" not in data
+    graph = onnx.load_from_string(data).graph
+    assert [node for node in graph.node if node.op_type.startswith("Scatter")] == []
+    assert [value.name for value in graph.input] == ["windows"]
+    assert [value.name for value in graph.output] == ["logits"]
+
+
+def test_the_demonstration_model_is_small_and_always_the_same_file(tmp_path):
+    model = read_bundle(demonstration_bundle())
+    written = [onnx_from_model(model, model.spec.roi, batch_range=(1, 1), path=tmp_path / f"{n}.onnx") for n in (1, 2)]
+    weights = sum(t.numel() * t.element_size() for t in model.weights.values() if t.is_floating_point())
+    assert written[0].size <= 1.5 * weights + 10_000_000
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"1.onnx", "2.onnx"}
+
+
+def test_exporting_is_silent(swin, tmp_path, capfd, caplog, recwarn):
+    onnx_from_model(swin, ROI, batch_range=(1, 1), path=tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not recwarn.list
+
+
+def test_other_networks_keep_their_channels(tmp_path):
+    model = model_of("UNet", UNET | {"num_res_units": 1, "out_channels": 3})
+    written = onnx_from_model(model, ROI, batch_range=(1, 1), path=tmp_path / "m.onnx")
+    assert written.out_channels == 3
+    with torch.inference_mode():
+        expected = network_from_model(model)(noise(1))
+    assert (run(tmp_path / "m.onnx", noise(1)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("model", [model_of("UNet", UNET | {"num_res_units": 1}), model_of("SwinUNETR", SWIN)])
+def test_a_window_that_the_network_does_not_take_is_named(model, tmp_path):
+    with pytest.raises(BundleInvalid, match="31, 32, 32"):
+        onnx_from_model(model, (31, 32, 32), batch_range=(1, 1), path=tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Odd(torch.nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_exported_names_the_cause(monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_module, "network_from_model", lambda _: Odd())
+    with pytest.raises(ExportFailed, match=r"UNet cannot be exported: .+; use --engine eager"):
+        onnx_from_model(model_of("UNet", UNET), ROI, batch_range=(1, 1), path=tmp_path / "m.onnx")
+
+
+def test_absent_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_module, "find_spec", lambda name: None if name == "onnxscript" else 1)
+    with pytest.raises(BackendUnavailable, match="onnxscript not installed"):
+        onnx_from_model(model_of("UNet", UNET), ROI, batch_range=(1, 1), path=tmp_path / "m.onnx")
+
+
+def choice(folder) -> dict:
+    return {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 2), "cache_dir": folder}
+
+
+def test_preparing_makes_one_file_for_all_cpu_engines_and_says_so(swin, tmp_path):
+    told = []
+    for name in ("onnxruntime", "openvino", "auto", "eager"):
+        prepare_engine(name, swin, **choice(tmp_path), progress=lambda *args: told.append(args))
+    assert told == [("prepare engine", 0, 1), ("prepare engine", 1, 1)]
+    assert EngineStore(tmp_path).find(onnx_key(swin, ROI, CPU_BATCH))
+    for name in ("onnxruntime", "openvino"):
+        engine = open_engine(name, swin, **choice(tmp_path))
+        assert engine.info.out_channels == 1
+        result = check_parity(engine, swin, [noise(1), noise(1) * 2])
+        assert result.windows == 2
+        assert result.relative_error < 1e-3
+        engine.close()
+
+
+def test_an_unknown_name_or_precision_is_refused(swin, tmp_path):
+    with pytest.raises(SettingsInvalid, match="none of auto"):
+        prepare_engine("warp", swin, **choice(tmp_path))
+    for name in ("openvino", "auto"):
+        with pytest.raises(BackendUnavailable, match="fp16"):
+            prepare_engine(name, swin, **choice(tmp_path) | {"precision": "fp16"})
+
+
+class Wrong:
+    """An engine that is off by a part of its logits."""
+
+    def __init__(self, engine, wrong) -> None:
+        self._engine, self._wrong, self.info = engine, wrong, engine.info
+
+    def predict(self, windows):
+        return self._wrong(self._engine.predict(windows))
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda t: t * 1.1, lambda t: t.flip(1), lambda t: t * torch.nan, lambda t: t + 0.01], ids=range(4)
+)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_a_wrong_engine_fails_parity(activation, wrong):
+    model = model_of("UNet", UNET, activation)
+    engine = open_engine("eager", model, **choice(None))
+    assert check_parity(engine, model, [noise(1)]).dice == 1.0
+    with pytest.raises(ParityFailed, match="eager fp32 differs"):
+        check_parity(Wrong(engine, wrong), model, [noise(1)])
+    with pytest.raises(ValueError, match="at least one"):
+        check_parity(engine, model, [])
