@@ -24,6 +24,15 @@ def data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _plain_engine(tmp_path_factory):
+    """Tests run PyTorch eager and touch no one's cache, unless they ask for another engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTFLOW_ENGINE", "eager")
+        patch.setenv("CTFLOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def coarse_bundle(tmp_path_factory) -> Path:
     return bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "coarse", 6.0, 64)

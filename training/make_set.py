@@ -81,9 +81,7 @@ def make_insertion(folder: Path, number: int, background: dict[str, Any]) -> Non
         write_case(folder / f"real-{number:03d}-{index}", array[box], numbers[box], moved)
 
 
-def boxes_clear_of(
-    nodule: np.ndarray, shape: tuple[int, ...], spacing_mm: float
-) -> list[tuple[slice, slice, slice]]:
+def boxes_clear_of(nodule: np.ndarray, shape: tuple[int, ...], spacing_mm: float) -> list[tuple[slice, slice, slice]]:
     """The largest boxes before and behind the nodule on each axis; `nodule` is its bounding box, (3, 2) voxels."""
     away = int(np.ceil(CLEAR_MM / spacing_mm)) + 1
     boxes = []

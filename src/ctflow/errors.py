@@ -89,6 +89,10 @@ class ParityFailed(ModelError):
     """An engine's results differ from the reference by more than its stated tolerance."""
 
 
+class AccuracyFailed(ModelError):
+    """A model marks less of a known truth than was asked for."""
+
+
 class ResourceError(CtflowError):
     """This machine lacks something; the case may be retried."""
 

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
+from ctflow.config import (
+    OPTIONS,
+    Paths,
+    Settings,
+    model_path_from_value,
+    paths_from_values,
+    read_environment,
+    settings_from_values,
+)
 from ctflow.errors import SettingsInvalid
 
 
@@ -74,3 +82,25 @@ def test_a_missing_folder_is_named(missing):
 def test_the_environment_is_a_copy(monkeypatch):
     monkeypatch.setenv("CTFLOW_ENGINE", "eager")
     assert read_environment()["CTFLOW_ENGINE"] == "eager"
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "cache"),
+    [
+        (None, {}, None),
+        (None, {"HOME": "/home/a"}, "/home/a/.cache/ctflow"),
+        (None, {"HOME": "/home/a", "XDG_CACHE_HOME": "/x"}, "/x/ctflow"),
+        (None, {"HOME": "/home/a", "CTFLOW_CACHE": "/c"}, "/c"),
+        ("/typed", {"CTFLOW_CACHE": "/c"}, "/typed"),
+        (None, {"HOME": "/home/a", "CTFLOW_CACHE": ""}, None),
+    ],
+)
+def test_the_cache_is_the_users_unless_another_or_none_is_named(given, environment, cache):
+    found = settings_from_values({"cache": given}, environment).cache
+    assert found == (Path(cache) if cache else None)
+
+
+def test_the_bundle_may_come_from_the_environment():
+    assert model_path_from_value(None, {}) is None
+    assert model_path_from_value(None, {"HOLOSCAN_MODEL_PATH": "/m"}) == "/m"
+    assert model_path_from_value("b", {"HOLOSCAN_MODEL_PATH": "/m"}) == "b"

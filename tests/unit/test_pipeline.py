@@ -12,9 +12,11 @@ from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.errors import BundleInvalid, NoUsableSeries, StorageFull
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
+from dicom_support import assembled
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +203,33 @@ def test_too_little_memory_is_a_named_error_of_that_series(model, series, settin
     assert failed.error is not None
     assert failed.error.exit_code == 4
     assert case.candidate.series.digest in str(failed.error)
+
+
+def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series, tmp_path):
+    """Another engine marks the same but for voxels on the border, and its SEG has its own UID."""
+    plain = run_folder(series, tmp_path / "plain", model, Settings(device="cpu"))
+    quick = run_folder(
+        series, tmp_path / "quick", model, Settings(device="cpu", engine="openvino", cache=tmp_path / "cache")
+    )
+    masks, uids = [], []
+    for report in (plain, quick):
+        dataset = pydicom.dcmread(report.cases[0].folder / "segmentation.dcm")
+        uids.append(dataset.SOPInstanceUID)
+        masks.append(read_segmentation(report.cases[0].folder / "segmentation.dcm", headers_of(series)) > 0)
+    assert uids[0] != uids[1]
+    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.995
+    document = json.loads((quick.cases[0].folder / "result.json").read_text())
+    assert document["engine"]["backend"] == "openvino"
+    assert document["engine"]["out_channels"] == 1
+    assert "cache" not in document["settings"]
+    assert str(tmp_path) not in json.dumps(document)
+
+
+def test_without_a_cache_auto_is_plain_pytorch(model):
+    segmenter = Segmenter(model, Settings(device="cpu"))
+    with segmenter:
+        assert segmenter._engine.info.backend == "eager"
+
+
+def headers_of(folder: Path) -> list[pydicom.Dataset]:
+    return [instance.header for instance in assembled(folder).instances]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,13 +23,14 @@ from ctflow.bench.exactness import (
 from ctflow.config import Settings
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, NoUsableSeries, SettingsInvalid
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, AccuracyFailed, CtflowError, NoUsableSeries, SettingsInvalid
 from ctflow.model import RESEARCH_ONLY, Model
 from ctflow.pipeline import Case, Segmenter, announce, find_cases, load_case, segment_case
 from ctflow.progress import Progress, silent
 from ctflow.volume import Volume
 
 SCHEMA_VERSION = 1
+SURELY_SEEN_MM = 10.0  # lesions from this size on must be found where an accuracy is asked for
 MOST_FALSE_POSITIVES = 100  # listed a case, the largest first; the summary counts all
 SERIES, TRUTH = "ct", "truth.dcm"  # what `ctflow phantom` writes
 
@@ -61,12 +62,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Segmenters:
-    chosen: Segmenter
+    """Who marks: a model, or the results that one has left in a folder; and the fp32 model to compare with."""
+
+    model: Model
+    chosen: Segmenter | None
     reference: Segmenter | None
+    results: Path | None
 
 
 def evaluate_folder(
-    folder: Path, model: Model, settings: Settings, *, reference: bool, progress: Progress = silent
+    folder: Path,
+    model: Model,
+    settings: Settings,
+    *,
+    reference: bool = False,
+    results: Path | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Segment every case of a folder and compare it with its truth.
 
@@ -75,6 +86,7 @@ def evaluate_folder(
         model: The model; it marks one segment.
         settings: The run's.
         reference: Whether each case is also segmented by the fp32 eager engine and compared with that.
+        results: The output folder of an earlier run: its SEGs are compared, and nothing is segmented.
         progress: Told of cases as stage "evaluate", and of files, slices and windows.
 
     Returns:
@@ -95,12 +107,16 @@ def evaluate_folder(
     exact = replace(settings, engine="eager", precision="fp32")
     outcomes = []
     with ExitStack() as stack:
-        chosen = _open(stack, Segmenter(model, settings), progress)
-        other = _open(stack, Segmenter(model, exact), progress) if reference else None
+        segmenters = _Segmenters(
+            model,
+            None if results else _open(stack, Segmenter(model, settings), progress),
+            _open(stack, Segmenter(model, exact), progress) if reference else None,
+            results,
+        )
         progress("evaluate", 0, len(folders))
         for done, path in enumerate(folders, start=1):
             name = path.relative_to(folder).as_posix()
-            outcomes.append(_evaluate_case(path, name, _Segmenters(chosen, other), settings, progress))
+            outcomes.append(_evaluate_case(path, name, segmenters, settings, progress))
             progress("evaluate", done, len(folders))
     return _document(outcomes, model)
 
@@ -109,6 +125,28 @@ def _open(stack: ExitStack, segmenter: Segmenter, progress: Progress) -> Segment
     segmenter.open(progress)
     stack.callback(segmenter.close)
     return segmenter
+
+
+def require_accuracy(document: Mapping[str, Any], least_dice: float) -> None:
+    """Check an evaluation.
+
+    Args:
+        document: What `evaluate_folder` returned.
+        least_dice: Every case's Dice must reach it, and every lesion of at least `SURELY_SEEN_MM` must be found.
+
+    Raises:
+        AccuracyFailed: One does not; names the first case.
+    """
+    for case in document["cases"]:
+        missed = [
+            lesion["equivalent_diameter_mm"]
+            for lesion in case["lesions"]
+            if not lesion["hit"] and lesion["equivalent_diameter_mm"] >= SURELY_SEEN_MM
+        ]
+        if missed:
+            raise AccuracyFailed(f"case {case['name']}: a lesion of {max(missed):.1f} mm was missed")
+        if case["dice"] is not None and case["dice"] < least_dice:
+            raise AccuracyFailed(f"case {case['name']}: Dice {case['dice']:.3f} is below {least_dice}")
 
 
 def case_folders(folder: Path) -> list[Path]:
@@ -138,23 +176,35 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
     """Segment and compare one case; a named error becomes part of its outcome."""
     outcome = Outcome(name)
     try:
-        case = _only_case(folder / SERIES, segmenters.chosen.model, settings, progress)
+        case = _only_case(folder / SERIES, segmenters.model, settings, progress)
         outcome = replace(outcome, digest=case.candidate.series.digest)
         case = _unless_failed(load_case(case, progress))
         headers = [instance.header for instance in case.loaded.instances]
         truth = read_segmentation(folder / TRUTH, headers)  # before the network: a wrong one costs no minutes
-        case = _unless_failed(segment_case(case, segmenters.chosen, progress))
-        reference = _against_reference(case, segmenters.reference, progress)
+        found, seconds, engine = _found(case, headers, segmenters, progress)
+        reference = _against_reference(case, found, segmenters.reference, progress)
     except CtflowError as error:
         log.error("case %s: %s: %s", name, type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
         return replace(outcome, error=error)
     return replace(
         outcome,
-        comparison=_compare(case.segmented.labels, truth, case.loaded.volume),
+        comparison=_compare(found, truth, case.loaded.volume),
         reference=reference,
-        seconds=sum(case.stage_seconds.values()),
-        engine=case.segmented.engine,
+        seconds=seconds,
+        engine=engine,
     )
+
+
+def _found(
+    case: Case, headers: Sequence[Any], segmenters: _Segmenters, progress: Progress
+) -> tuple[np.ndarray[Any, Any], float | None, EngineInfo | None]:
+    """What is marked in a case, the seconds it took, and who computed."""
+    if segmenters.results is not None:
+        return read_segmentation(segmenters.results / case.key / "segmentation.dcm", headers), None, None
+    if segmenters.chosen is None:
+        raise ValueError("without results there is a segmenter")
+    done = _unless_failed(segment_case(case, segmenters.chosen, progress))
+    return done.segmented.labels, sum(done.stage_seconds.values()), done.segmented.engine
 
 
 def _only_case(folder: Path, model: Model, settings: Settings, progress: Progress) -> Case:
@@ -177,10 +227,11 @@ def _compare(found: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], volume: V
     return CaseComparison(compare_masks(found, truth, spacing_mm), compare_lesions(found, lesions, spacing_mm))
 
 
-def _against_reference(case: Case, reference: Segmenter | None, progress: Progress) -> dict[str, float] | None:
+def _against_reference(
+    case: Case, found: np.ndarray[Any, Any], reference: Segmenter | None, progress: Progress
+) -> dict[str, float] | None:
     if reference is None:
         return None
-    found = case.segmented.labels
     exact = _unless_failed(segment_case(case, reference, progress)).segmented.labels
     return {"dice": round(dice_of(found, exact), 6), "voxels_differing": int(np.count_nonzero(found != exact))}
 

@@ -21,7 +21,10 @@ def evaluate_command(
     model_path: str | None,
     given_options: Mapping[str, str | bool | None],
     output: Path | None,
-    reference: bool,
+    *,
+    reference: bool = False,
+    results: Path | None = None,
+    least_dice: float | None = None,
 ) -> int:
     """Evaluate a model on a folder of cases; the last line on standard output is the result as one JSON document.
 
@@ -31,11 +34,14 @@ def evaluate_command(
         given_options: Settings as typed (`ctflow.config.OPTIONS`).
         output: Gets evaluation.json and evaluation.png, unless every case failed.
         reference: Whether results are also compared with those of the fp32 eager engine.
+        results: Output folder of an earlier run, whose SEGs are compared instead of segmenting.
+        least_dice: What every case must reach; None asks for nothing.
 
     Returns:
         0, 6 if some cases failed, or the first failure's exit code if all did.
 
     Raises:
+        AccuracyFailed: A case does not reach `least_dice`, or a lesion of at least 10 mm was missed.
         CtflowError: No case could be tried, or the output cannot be written.
     """
     environment = read_environment()
@@ -43,19 +49,21 @@ def evaluate_command(
     # Only the model may come from the environment: the variables of input and output belong to `run`.
     model_folder = model_path_from_value(model_path, environment)
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
-    from ctflow.bench.evaluate import evaluate_folder  # noqa: PLC0415
+    from ctflow.bench.evaluate import evaluate_folder, require_accuracy  # noqa: PLC0415
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
 
     model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
     if output is not None:
         _make(output)  # before the work, which may take hours
     with progress_on(sys.stderr) as progress:
-        document = evaluate_folder(folder, model, settings, reference=reference, progress=progress)
+        document = evaluate_folder(folder, model, settings, reference=reference, results=results, progress=progress)
     say_evaluation(document)
     # Before the files, so that a full disk does not lose the result.
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     if output is not None and document["summary"]["cases"]:
         _write(document, output)
+    if least_dice is not None:
+        require_accuracy(document, least_dice)
     return int(document["exit_code"])
 
 

@@ -112,7 +112,8 @@ def phantom(folder: Path, seed: int, shape: tuple[int, int, int], tumours: int |
 
     if count is None:
         found = write_phantom(folder, seed, shape, tumours=tumours)
-        click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {found} tumours in {folder / 'truth.dcm'}")
+        what = "1 tumour" if found == 1 else f"{found} tumours"
+        click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {what} in {folder / 'truth.dcm'}")
         return 0
     with progress_on(sys.stderr) as progress:
         counts = write_phantoms(folder, seed, count, shape, tumours=tumours, progress=progress)
@@ -125,12 +126,26 @@ def phantom(folder: Path, seed: int, shape: tuple[int, int, int], tumours: int |
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Gets evaluation.json and evaluation.png.")
 @_MODEL
 @click.option("--reference", is_flag=True, help="Also compare with PyTorch in fp32 on the same cases (slow on a CPU).")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Compare what `run` wrote to this folder; segment nothing."
+)
+@click.option(
+    "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
+)
 @_run_options
-def evaluate(folder: Path, output: Path | None, model: str | None, reference: bool, **given: Any) -> int:
+def evaluate(
+    folder: Path,
+    output: Path | None,
+    model: str | None,
+    reference: bool,
+    results: Path | None,
+    least_dice: float | None,
+    **given: Any,
+) -> int:
     """Compare what a model marks with the truth: FOLDER holds cases of ct/ and truth.dcm, as `phantom` writes them."""
     from ctflow.cli.evaluation import evaluate_command  # noqa: PLC0415
 
-    return evaluate_command(folder, model, given, output, reference)
+    return evaluate_command(folder, model, given, output, reference=reference, results=results, least_dice=least_dice)
 
 
 @cli.command()

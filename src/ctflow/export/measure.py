@@ -46,7 +46,8 @@ class Measured:
 
     Attributes:
         backend: Its name.
-        window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it could not be made or run.
+        window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it
+            could not be made or run.
         parity: How near it is to PyTorch in fp32; None if it was not compared, as a faster one is good.
         reason: Why it is not used; None if it can be.
     """
@@ -210,9 +211,7 @@ def _read_choice(path: Path, names: Sequence[str]) -> Choice | None:
     return choice if document.get("format") == _FORMAT and choice.backend in names else None
 
 
-def _time_engine(
-    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
-) -> Measured:
+def _time_engine(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> Measured:
     """Time one of several engines; one that cannot be made is set aside with its reason."""
     try:
         return Measured(name, _seconds_a_window(name, model, window, cache_dir, settings), None, None)
@@ -223,9 +222,7 @@ def _time_engine(
         return Measured(name, None, None, str(error))
 
 
-def _seconds_a_window(
-    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
-) -> float:
+def _seconds_a_window(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> float:
     prepare_engine(name, model, cache_dir=cache_dir, **settings)
     engine = open_engine(name, model, cache_dir=cache_dir, **settings)
     try:
@@ -242,9 +239,7 @@ def _seconds_a_window(
         engine.close()
 
 
-def _parity(
-    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
-) -> ParityResult:
+def _parity(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> ParityResult:
     engine = open_engine(name, model, cache_dir=cache_dir, **settings)
     try:
         return check_parity(engine, model, [window])

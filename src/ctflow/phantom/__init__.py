@@ -21,7 +21,7 @@ from ctflow.phantom.patient import (
     Patient,
     patient_from_rng,
 )
-from ctflow.phantom.scanner import Scanner, scan, scanner_from_rng
+from ctflow.phantom.scanner import scan, scanner_from_rng
 from ctflow.phantom.skeleton import Skeleton, skeleton_from_patient
 from ctflow.phantom.trees import Trees, trees_from_lungs
 from ctflow.phantom.tumours import MOST, Labels, Tumour, draw_mimics, draw_tumours, plans_from_rng
@@ -174,9 +174,7 @@ def _slab(patient: Patient, anatomy: Anatomy, texture: Field, box: Box, edge_mm:
     return hu
 
 
-def _draw_tubes(
-    hu: FloatVolume, grid: Grid, patient: Patient, anatomy: Anatomy, parts: Parts, edge_mm: float
-) -> None:
+def _draw_tubes(hu: FloatVolume, grid: Grid, patient: Patient, anatomy: Anatomy, parts: Parts, edge_mm: float) -> None:
     """Great vessels, skeleton, and the trees of the lungs, in place."""
     whole = slice(0, grid.shape[0]), slice(0, grid.shape[1]), slice(0, grid.shape[2])
     paint_tubes(hu, grid, parts.vessels, patient.blood, edge_mm)

@@ -199,13 +199,10 @@ def _lung(
     lung = smooth_max(cavity, np.broadcast_to(gap, grid.shape), 10.0)
     lung = smooth_max(lung, -dome, 8.0)
     lung = smooth_max(lung, -pericardium, 6.0)
-    lung = smooth_max(lung, 2.5 - vessels, 4.0)
-    return lung
+    return smooth_max(lung, 2.5 - vessels, 4.0)
 
 
-def _lung_tissue(
-    rng: np.random.Generator, patient: Patient, grid: Grid, axes: Axes, lung: FloatVolume
-) -> FloatVolume:
+def _lung_tissue(rng: np.random.Generator, patient: Patient, grid: Grid, axes: Axes, lung: FloatVolume) -> FloatVolume:
     """Denser to the back, where the patient lies, most of all beside the pleura; and nowhere even."""
     texture = 13 * smooth_noise(rng, grid, 26.0) + 12 * smooth_noise(rng, grid, 9.0)
     pressed = patient.pressed * np.clip(1 + lung / 9, 0, 1) / (1 + np.exp(-(axes[1] - 48) / 8))
@@ -268,7 +265,8 @@ def _table(grid: Grid, axes: Axes, skin: FloatVolume) -> FloatVolume:
     inside = np.argwhere((skin < 0).any(axis=(0, 2)))
     back = float(grid.lines_mm[1][inside.max()]) if len(inside) else float(grid.lines_mm[1][-1])
     surface: FloatVolume = back + 7 - 0.00075 * x**2 + 0 * y
-    return np.maximum(np.abs(y - surface - 14) - 14, np.abs(x) - 205) + np.zeros(grid.shape, np.float32)
+    table: FloatVolume = np.maximum(np.abs(y - surface - 14) - 14, np.abs(x) - 205) + np.zeros(grid.shape, np.float32)
+    return table
 
 
 def great_vessels(patient: Patient) -> Tubes:

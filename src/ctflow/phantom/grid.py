@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctflow.volume import Geometry, Size3
 
-FloatVolume = npt.NDArray[np.float32]
+FloatVolume = npt.NDArray[np.floating[Any]]  # float32 wherever it is large
 Axes = tuple[FloatVolume, FloatVolume, FloatVolume]  # z, y, x in mm, shaped to broadcast over (D, H, W)
 Box = tuple[slice, slice, slice]
 
@@ -130,7 +131,8 @@ class Field:
             np.clip(np.rint((points_mm[:, axis] - line[0]) / (line[1] - line[0])).astype(int), 0, len(line) - 1)
             for axis, line in enumerate(self._coarse.lines_mm)
         ]
-        return self._values[index[0], index[1], index[2]].astype(np.float64)
+        values: npt.NDArray[np.float64] = self._values[index[0], index[1], index[2]].astype(np.float64)
+        return values
 
     @property
     def coarse_values(self) -> FloatVolume:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ctflow.phantom.grid import Axes, FloatVolume, Grid
 
+_LEAST_SHARE = 0.3  # a tube that would fill less of a voxel is lost in the noise
 Points = npt.NDArray[np.float64]  # (n, 3) in mm: z, y, x
 
 
@@ -96,7 +97,8 @@ def paint_tubes(
         only_in: (D, H, W) share of each voxel that may be painted; None is everywhere.
     """
     keep = np.maximum if value >= -500 else np.minimum
-    for start, end, (first, last) in zip(tubes.starts_mm, tubes.ends_mm, tubes.radii_mm, strict=True):
+    seen = tubes.chosen(tubes.radii_mm.sum(axis=1) > _LEAST_SHARE * edge_mm)
+    for start, end, (first, last) in zip(seen.starts_mm, seen.ends_mm, seen.radii_mm, strict=True):
         reach = max(first, last) + edge_mm
         box = grid.box_around(np.minimum(start, end) - reach, np.maximum(start, end) + reach)
         if box is None:

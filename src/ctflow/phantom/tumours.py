@@ -17,7 +17,7 @@ Place = Literal["solitary", "pleura", "vessel"]
 FORMS: tuple[Form, ...] = ("round", "lobulated", "spiculated")
 PLACES: tuple[Place, ...] = ("solitary", "pleura", "vessel")
 MOST = 5
-_SIZES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 40.0), (8.0, 30.0), (30.0, 60.0))  # drawn in this order, then shuffled
+_SIZES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 40.0), (8.0, 30.0), (30.0, 60.0))
 _ATTEMPTS = 60
 _APART_MM = 6.0
 Labels = npt.NDArray[np.uint8]
@@ -50,18 +50,20 @@ class Plan:
 
 
 def plans_from_rng(rng: np.random.Generator, count: int) -> tuple[Plan, ...]:
-    """Draw sizes, forms and places: small ones first, each form and place in turn, so that few are already mixed.
+    """Draw sizes, forms and places.
+
+    One or two tumours are of any size; of three or more, one is small, one middling and one large. Forms and places
+    take turns, so that few tumours are already mixed.
 
     Args:
         rng: Draws.
         count: 0 to `MOST`.
     """
     form, place = int(rng.integers(3)), int(rng.integers(3))
+    classes = range(count) if count >= 3 else rng.choice(len(_SIZES_MM), count, replace=False).tolist()
     return tuple(
-        Plan(
-            float(rng.uniform(*_SIZES_MM[index])), FORMS[(form + index) % 3], PLACES[(place + index * 2) % 3]
-        )
-        for index in range(count)
+        Plan(float(rng.uniform(*_SIZES_MM[size])), FORMS[(form + index) % 3], PLACES[(place + index * 2) % 3])
+        for index, size in enumerate(classes)
     )
 
 
@@ -133,9 +135,7 @@ def _ball_diameter(voxels: int, grid: Grid) -> float:
     return float((6 / np.pi * voxels * np.prod(grid.spacing_mm)) ** (1 / 3))
 
 
-def _draw_centre(
-    rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: Plan
-) -> Points | None:
+def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: Plan) -> Points | None:
     """A centre for the place, at least a radius from the first and last slice; None if the draw was not fit."""
     radius = plan.diameter_mm / 2
     z, y, x = lung.coarse_grid.lines_mm
@@ -152,10 +152,9 @@ def _draw_centre(
         index = inside[rng.integers(len(inside))]
         centre = np.array([z[index[0]], y[index[1]], x[index[2]]]) + rng.uniform(-1.5, 1.5, 3)
         depth = float(lung.at(centre[None])[0])
-        if plan.place == "pleura":
-            fit = -0.75 * radius < depth < -0.2 * radius
-        else:
-            fit = depth < -min(radius + 2, 22)
+        # A large solitary tumour has no place as deep as it is wide.
+        deep = depth < -min(radius + 2, 22)
+        fit = -0.75 * radius < depth < -0.2 * radius if plan.place == "pleura" else deep
     return centre if fit and abs(centre[0]) < top else None
 
 
@@ -188,7 +187,7 @@ class _Shape:
         z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
         core = 0.80 * self._radius if self._lobes else self._radius
         sz, sy, sx = (np.float32(s) for s in self._stretch)
-        distance = np.sqrt((z / sz) ** 2 + (y / sy) ** 2 + (x / sx) ** 2) - np.float32(core)
+        distance: FloatVolume = np.sqrt((z / sz) ** 2 + (y / sy) ** 2 + (x / sx) ** 2) - np.float32(core)
         for lobe, size in self._lobes:
             lz, ly, lx = (np.float32(part) for part in lobe)
             away = np.sqrt((z - lz) ** 2 + (y - ly) ** 2 + (x - lx) ** 2) - np.float32(size)
@@ -286,15 +285,13 @@ def _scar(
     box = grid.box_around(centre - size - 2, centre + size + 2)
     if box is None or blocked[box].any():
         return
-    normal, along = (np.float32(vector) for vector in np.linalg.qr(rng.standard_normal((3, 2)))[0].T)
+    normal, along = np.linalg.qr(rng.standard_normal((3, 2)))[0].T.astype(np.float32)
     z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
     height = z * normal[0] + y * normal[1] + x * normal[2]
     sideways = z * along[0] + y * along[1] + x * along[2]
     away = np.sqrt(z**2 + y**2 + x**2)
     plate = np.abs(height + np.float32(0.15 * size) * np.sin(sideways * np.float32(3 / size))) - np.float32(thick)
-    # Elongated: three times as long as wide.
-    disc = away + np.float32(1.2) * np.abs(np.cross(normal, along) @ np.array([1.0, 0, 0])) * 0 - np.float32(size)
-    distance = smooth_max(smooth_max(plate, disc, 2.0), lung.in_box(box) - 1, 0.5)
+    distance = smooth_max(smooth_max(plate, away - np.float32(size), 2.0), lung.in_box(box) - 1, 0.5)
     part = hu[box]
     painted = part + coverage(distance, edge_mm) * (np.float32(rng.uniform(-250, 20)) - part)
     np.maximum(part, painted, out=part)

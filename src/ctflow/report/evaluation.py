@@ -36,7 +36,9 @@ def say_evaluation(document: Mapping[str, Any], stream: TextIO | None = None) ->
         if case["error"]:
             console.print(Text.assemble("case ", (case["name"], "bold"), ": ", ("failed", "red")))
             console.print(Text(f"  {case['error']['type']}: {case['error']['message']}"))
-    if document["summary"]["cases"]:
+    if len(document["cases"]) == 1 and document["cases"][0]["lesions"]:
+        console.print(_table_of_lesions(document["cases"][0]))
+    elif document["summary"]["cases"]:
         _say_summary(console, document["summary"])
 
 
@@ -69,6 +71,19 @@ def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _reference_cells(reference: Mapping[str, Any] | None) -> tuple[str, str]:
     return (_number(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
+
+
+def _table_of_lesions(case: Mapping[str, Any]) -> Table:
+    """Each lesion of the only case, the largest first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("true lesion", "volume ml", "longest diameter mm", "found", "Dice"):
+        table.add_column(heading, justify="right")
+    lesions = sorted(case["lesions"], key=lambda lesion: -lesion["volume_ml"])
+    for number, lesion in enumerate(lesions, start=1):
+        verdict = Text("yes", style="green") if lesion["hit"] else Text("no", style="red")
+        volume, longest = f"{lesion['volume_ml']:.2f}", f"{lesion['longest_diameter_mm']:.1f}"
+        table.add_row(str(number), volume, longest, verdict, _number(lesion["dice"], 3))
+    return table
 
 
 def _say_summary(console: Console, summary: Mapping[str, Any]) -> None:

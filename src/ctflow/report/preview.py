@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ctflow.atomic import write_atomically
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY
+from ctflow.report.lettering import font_of, shortened
 from ctflow.volume import Geometry, Volume
 
 WINDOW_CENTRE_HU, WINDOW_WIDTH_HU = -600.0, 1500.0  # the usual lung window
@@ -118,11 +118,6 @@ def write_preview(
     _draw_header(draw, width, title, research_only)
     _draw_legend(draw, _HEADER_PX + height + _GAP_PX, legend)
     write_atomically(path, lambda stream: canvas.save(stream, format="PNG", compress_level=6))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _marked(labels: Grey) -> tuple[tuple[_Counts, _Counts, _Counts], list[int]]:
@@ -270,26 +265,16 @@ def _text(
     anchor: str,
     fill: tuple[int, int, int] = _INK,
 ) -> None:
-    draw.text(place, words, font=_font(size), anchor=anchor, fill=fill, stroke_width=2, stroke_fill=(0, 0, 0))
+    draw.text(place, words, font=font_of(size), anchor=anchor, fill=fill, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def _draw_header(draw: ImageDraw.ImageDraw, width: int, title: str, research_only: bool) -> None:
     notice = RESEARCH_ONLY if research_only else ""
-    room = width - round(draw.textlength(notice, font=_font(20))) - 4 * _GAP_PX
-    _text(draw, (_GAP_PX + 2, 14), _shortened(title, 20, room), 20, "lt")
+    room = width - round(draw.textlength(notice, font=font_of(20))) - 4 * _GAP_PX
+    _text(draw, (_GAP_PX + 2, 14), shortened(title, 20, room), 20, "lt")
     window = f"lung window {WINDOW_CENTRE_HU:.0f} / {WINDOW_WIDTH_HU:.0f} HU"
     _text(draw, (_GAP_PX + 2, 40), window, 13, "lt", _DIM)
     _text(draw, (width - _GAP_PX - 2, 20), notice, 20, "rt", _ALARM)
-
-
-def _shortened(words: str, size: int, room_px: int) -> str:
-    """One line that fits; control characters have no picture."""
-    words = "".join(letter if letter.isprintable() else " " for letter in words)
-    if _font(size).getlength(words) <= room_px:
-        return words
-    while words and _font(size).getlength(f"{words}...") > room_px:
-        words = words[:-1]
-    return f"{words}..."
 
 
 def _legend_places(segments: list[tuple[int, str]], width: int) -> list[tuple[int, str, int, int]]:
@@ -298,12 +283,12 @@ def _legend_places(segments: list[tuple[int, str]], width: int) -> list[tuple[in
     left, row = _GAP_PX + 2, 0
     more_px = 120
     for count, (number, name) in enumerate(segments):
-        words = _shortened(name, 15, 300)
-        length = 26 + round(_font(15).getlength(words)) + 28
+        words = shortened(name, 15, 300)
+        length = 26 + round(font_of(15).getlength(words)) + 28
         if left + length > width - (more_px if row == _LEGEND_ROWS - 1 else 0):
             left, row = _GAP_PX + 2, row + 1
         if row == _LEGEND_ROWS:
-            x = places[-1][2] + 26 + round(_font(15).getlength(places[-1][1])) + 28
+            x = places[-1][2] + 26 + round(font_of(15).getlength(places[-1][1])) + 28
             return [*places, (0, f"and {len(segments) - count} more", x, row - 1)]
         places.append((number, words, left, row))
         left += length

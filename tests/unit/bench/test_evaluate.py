@@ -9,14 +9,14 @@ import pytest
 from scipy import ndimage
 
 from ctflow.bench import evaluate
-from ctflow.bench.evaluate import MOST_FALSE_POSITIVES, case_folders, evaluate_folder
+from ctflow.bench.evaluate import MOST_FALSE_POSITIVES, case_folders, evaluate_folder, require_accuracy
 from ctflow.bundle import read_bundle
 from ctflow.cli.phantom import write_phantom
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
+from ctflow.errors import AccuracyFailed, BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
 from ctflow.pipeline import Segmentation, Segmenter
 from ctflow.volume import digest_of_uid
 from dicom_support import assembled, small_volume
@@ -270,3 +270,45 @@ def test_what_cannot_start_is_raised(model, write_case, tmp_path):
     several = replace(model, spec=replace(model.spec, segments=model.spec.segments * 2))
     with pytest.raises(SettingsInvalid, match="one segment"):
         evaluate_folder(folder, several, CPU, reference=False)
+
+
+def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Segmenter, "open", lambda *_: pytest.fail("nothing is to be segmented"))
+    folder = write_case("a", TUMOUR)
+    headers = [instance.header for instance in assembled(folder / "ct").instances]
+    found = np.zeros(SHAPE, np.uint8)
+    found[4:9, 3:8, 2:5] = 1
+    key = headers[0].SeriesInstanceUID
+    (tmp_path / "out" / key).mkdir(parents=True)
+    segmentation = segmentation_from_labels(found, headers, model.spec, Provenance("0", "0" * 64, {}))
+    write_dataset(segmentation, tmp_path / "out" / key / "segmentation.dcm")
+    document = evaluate_folder(folder, model, CPU, results=tmp_path / "out")
+    (case,) = document["cases"]
+    assert case["dice"] == pytest.approx(2 * 75 / (75 + 100))
+    assert case["lesions"][0]["hit"]
+    assert (case["seconds"], document["engine"]) == (None, None)
+    document = evaluate_folder(folder, model, CPU, results=tmp_path / "elsewhere")
+    assert document["cases"][0]["error"]["type"] == "BrokenSeries"
+
+
+def lesion(size_mm, hit):
+    return {"equivalent_diameter_mm": size_mm, "hit": hit}
+
+
+@pytest.mark.parametrize(
+    ("dice", "lesions", "complaint"),
+    [
+        (0.9, [lesion(12.0, True), lesion(8.0, False)], None),
+        (0.79, [lesion(12.0, True)], "0.790 is below 0.8"),
+        (0.9, [lesion(30.0, True), lesion(10.0, False)], "10.0 mm was missed"),
+        (None, [], None),
+    ],
+)
+def test_an_accuracy_that_is_asked_for_is_checked(dice, lesions, complaint):
+    document = {"cases": [{"name": "a", "dice": dice, "lesions": lesions}]}
+    if complaint is None:
+        require_accuracy(document, 0.8)
+        return
+    with pytest.raises(AccuracyFailed, match=complaint) as failure:
+        require_accuracy(document, 0.8)
+    assert failure.value.exit_code == 3

@@ -15,7 +15,17 @@ def test_version_and_help(capsys):
     assert main(["--help"]) == 0
     assert main(["run", "-h"]) == 0
     shown = capsys.readouterr().out
-    for word in ("ctflow, version", "inspect", "phantom", "engines", "exec", "--overlap", "HOLOSCAN_INPUT_PATH"):
+    for word in (
+        "ctflow, version",
+        "inspect",
+        "phantom",
+        "engines",
+        "evaluate",
+        "export",
+        "exec",
+        "--overlap",
+        "HOLOSCAN_INPUT_PATH",
+    ):
         assert word in shown
 
 
@@ -92,9 +102,9 @@ def test_inspect_of_no_folder_is_2(tmp_path):
 
 
 def test_phantom_writes_series_and_truth_once(tmp_path, capsys):
-    words = ["phantom", str(tmp_path / "p"), "--seed", "3", "--shape", "16,48,48"]
+    words = ["phantom", str(tmp_path / "p"), "--seed", "3", "--shape", "16,48,48", "--tumours", "1"]
     assert main(words) == 0
-    assert "3 tumours" in capsys.readouterr().out
+    assert "truth with 1 tumour in" in capsys.readouterr().out
     assert len(list((tmp_path / "p" / "ct").iterdir())) == 16
     truth = pydicom.dcmread(tmp_path / "p" / "truth.dcm")
     assert truth.Modality == "SEG"
@@ -103,12 +113,21 @@ def test_phantom_writes_series_and_truth_once(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_several_phantoms_become_cases(tmp_path, capsys):
+    words = ["phantom", str(tmp_path), "--seed", "5", "--count", "2", "--shape", "16,48,48", "--tumours", "0"]
+    assert main(words) == 0
+    assert "2 phantoms with 0 tumours" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "6"]
+    for folder in tmp_path.iterdir():
+        assert sorted(path.name for path in folder.iterdir()) == ["ct", "truth.dcm"]
+
+
 def test_engines_tells_backends_and_the_script(capsys):
     assert main(["engines"]) == 0
     assert "eager" in capsys.readouterr().out
     assert main(["engines", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["backends"][0]["name"] == "eager"
+    assert [backend["name"] for backend in document["backends"]] == ["openvino", "onnxruntime", "eager"]
     assert document["monai_deploy"]["has_exec"] is True
 
 

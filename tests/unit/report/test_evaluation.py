@@ -9,6 +9,10 @@ ROW = {**TALLY, "false_positives_a_case": 1.5}
 NONE = {**ROW, "lesions": 0, "hits": 0, "sensitivity": None, "mean_dice": None}
 
 
+def lesion(volume_ml, longest_diameter_mm, hit, dice):
+    return {"volume_ml": volume_ml, "longest_diameter_mm": longest_diameter_mm, "hit": hit, "dice": dice}
+
+
 def case_of(**changes):
     return {
         "name": "17",
@@ -18,7 +22,7 @@ def case_of(**changes):
         "volume_found_ml": 1.5,
         "volume_truth_ml": 2.0,
         "volume_error_ml": -0.5,
-        "lesions": [{"hit": True}, {"hit": False}],
+        "lesions": [lesion(0.5, 11.0, True, 0.75), lesion(4.0, 22.0, False, 0.0)],
         "false_positives": [{}],
         "false_positives_left_out": 2,
         "reference": None,
@@ -59,7 +63,7 @@ def said(*cases, **changes):
 
 
 def test_cases_and_sizes_are_told():
-    lines = said(case_of())
+    lines = said(case_of(), case_of(name="19"))
     assert lines[0] == ["RESEARCH", "ONLY"]
     assert lines[1] == ["model", "m", "2,", "eager", "fp32", "on", "cpu"]
     assert ["17", "0.812", "4.6", "2.00", "-0.50", "1", "of", "2", "3", "12.3"] in lines
@@ -67,6 +71,12 @@ def test_cases_and_sizes_are_told():
     assert ["10", "to", "20", "0", "0", "-", "-", "3", "1.50"] in lines
     assert ["all", "2", "1", "0.50", "0.412", "3", "1.50"] in lines
     assert lines[-1][-9:] == ["nothing", "larger", "than", "0.2", "ml", "in", "2", "of", "3"]
+
+
+def test_each_lesion_of_an_only_case_is_told_the_largest_first():
+    lines = said(case_of())
+    assert lines[-2:] == [["1", "4.00", "22.0", "no", "0.000"], ["2", "0.50", "11.0", "yes", "0.750"]]
+    assert not any("sensitivity" in line for line in lines)
 
 
 def test_the_reference_is_told_where_there_is_one():

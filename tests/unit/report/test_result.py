@@ -49,6 +49,7 @@ ENGINE = {
     "roi": [64, 64, 64],
     "batch_range": [1, 4],
     "weights_digest": "ab" * 32,
+    "out_channels": 2,
     "versions": {"torch": "2.8"},
 }
 

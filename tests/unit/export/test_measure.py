@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from ctflow.bundle import read_bundle
+from ctflow.engines.choose import open_engine
+from ctflow.errors import BackendUnavailable, ExportFailed, ParityFailed
+from ctflow.export import measure
+from ctflow.export.measure import Measured, choose_fastest, example_window, measure_engine
+from ctflow.export.parity import ParityResult
+
+ROI = (64, 64, 64)
+WANTED = {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 1)}
+GOOD = ParityResult(1e-5, 1.0, 1)
+
+
+@pytest.fixture(scope="module")
+def model(coarse_bundle):
+    return read_bundle(coarse_bundle)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Pretends that engines take so many seconds; an exception is raised in their place."""
+
+    def answer(seconds, parity=GOOD):
+        calls = []
+
+        def time_one(name, *_):
+            calls.append(name)
+            if isinstance(seconds[name], Exception):
+                raise seconds[name]
+            return seconds[name]
+
+        def compare(name, *_):
+            found = parity[name] if isinstance(parity, dict) else parity
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(measure, "_seconds_a_window", time_one)
+        monkeypatch.setattr(measure, "_parity", compare)
+        return calls
+
+    return answer
+
+
+def test_an_engine_is_made_timed_and_compared(model, tmp_path):
+    found = measure_engine("onnxruntime", model, **WANTED, cache_dir=tmp_path)
+    assert found.backend == "onnxruntime"
+    assert 0 < found.window_seconds < 60
+    assert found.parity.dice >= 0.999
+    assert found.parity.relative_error < 1e-3
+    # The file is there now: nothing is made again.
+    engine = open_engine("onnxruntime", model, **WANTED, cache_dir=tmp_path)
+    assert engine.info.out_channels == 1
+    engine.close()
+
+
+def test_the_fastest_is_chosen_once_and_remembered(model, tmp_path, pretend):
+    calls = pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
+    choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    assert choice.backend == "onnxruntime"
+    assert calls == ["openvino", "onnxruntime", "eager"]
+    assert choose_fastest(model, **WANTED, cache_dir=tmp_path) == choice
+    assert len(calls) == 3
+
+
+def test_a_damaged_record_is_measured_again(model, tmp_path, pretend):
+    calls = pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
+    choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    (path,) = tmp_path.glob("choice-*.json")
+    for text in ("{", "[]", json.dumps({"format": 1, "backend": "other", "measured": []})):
+        path.write_text(text)
+        assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "onnxruntime"
+    assert len(calls) == 12
+
+
+def test_another_setting_has_another_record(model, tmp_path, pretend):
+    calls = pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
+    choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    choose_fastest(model, **{**WANTED, "roi": (64, 64, 96)}, cache_dir=tmp_path)
+    assert len(calls) == 6
+
+
+def test_one_that_computes_something_else_is_never_chosen(model, tmp_path, pretend, caplog):
+    pretend(
+        {"openvino": 0.3, "onnxruntime": 0.5, "eager": 4.0},
+        {"openvino": ParityFailed("too far"), "onnxruntime": GOOD},
+    )
+    with caplog.at_level(logging.WARNING):
+        choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    assert choice.backend == "onnxruntime"
+    assert Measured("openvino", 0.3, None, "too far") in choice.measured
+    assert "openvino is set aside: too far" in caplog.text
+
+
+def test_one_that_cannot_be_made_leaves_the_others(model, tmp_path, pretend, caplog):
+    failure = ExportFailed("an operation is unknown")
+    pretend({"openvino": failure, "onnxruntime": failure, "eager": 4.0})
+    choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    assert choice.backend == "eager"
+    assert [entry.reason for entry in choice.measured] == ["an operation is unknown"] * 2 + [None]
+
+
+def test_nothing_to_compare_takes_no_time(model, tmp_path, monkeypatch, pretend):
+    calls = pretend({})
+    monkeypatch.setattr(measure, "backend_names", lambda _: ("eager",))
+    assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "eager"
+    assert calls == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_no_backend_has_is_named(model, tmp_path):
+    with pytest.raises(BackendUnavailable, match="fp16"):
+        choose_fastest(model, **{**WANTED, "precision": "fp16"}, cache_dir=tmp_path)
+
+
+def test_the_example_window_holds_a_tumour(model):
+    window = example_window(model, (16, 16, 16))
+    assert window.shape == (1, 1, 16, 16, 16)
+    assert 0 <= window.min() < 0.2 < window.max() <= 1
+    # 6 mm voxels: the tumour of 20 to 40 mm fills the middle, unless the window ends at the volume's border.
+    assert window[0, 0, 7:10, 7:10, 7:10].mean() > 0.6
+    assert torch.equal(window, example_window(model, (16, 16, 16)))
