@@ -40,7 +40,7 @@ def test_a_named_error_has_its_exit_code_and_message(kind, code):
 
 def test_every_error_of_the_tree_has_an_exit_code():
     codes = {leaf.__name__: leaf.exit_code for leaf in leaves(errors.CtflowError)}
-    assert len(codes) == 14
+    assert len(codes) == 15
     assert set(codes.values()) == {64, 2, 3, 4, 5, 7}
 
 
