@@ -25,7 +25,7 @@ from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, writ
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import device_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, DeviceOutOfMemory, InputError
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, DeviceOutOfMemory, InputError, OutputError
 from ctflow.export.measure import choose_fastest
 from ctflow.export.prepare import prepare_engine
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
@@ -140,6 +140,7 @@ class Segmenter:
         self.model = model
         self._settings = settings
         self._engine: Engine | None = None
+        self.warnings: tuple[str, ...] = ()  # what every result should say of the engine
 
     def open(self, progress: Progress = silent) -> None:
         """Open the engine; what it runs is made first if it is not in the cache, which takes from seconds to minutes.
@@ -151,7 +152,7 @@ class Segmenter:
             SettingsInvalid: The backend is unknown.
             ResourceError: The backend or device cannot be used here.
             ModelError: The engine cannot be made from the model.
-            OutputError: The cache cannot be written.
+            OutputError: The cache cannot be written and the engine was named.
         """
         spec, settings = self.model.spec, self._settings
         wanted: dict[str, Any] = {
@@ -160,13 +161,24 @@ class Segmenter:
             "roi": spec.roi,
             "batch_range": (1, spec.batch_size),
         }
-        name = settings.engine
-        if settings.cache is not None:
-            if name == "auto":
-                name = choose_fastest(self.model, **wanted, cache_dir=settings.cache, progress=progress).backend
+        name = settings.engine if settings.engine != "auto" else self._fastest(wanted, progress)
+        if settings.cache is not None and name != "auto":
             prepare_engine(name, self.model, **wanted, cache_dir=settings.cache, progress=progress)
         self._engine = open_engine(name, self.model, **wanted, cache_dir=settings.cache)
         log.info("engine %s %s on %s", self._engine.info.backend, settings.precision, wanted["device"])
+
+    def _fastest(self, wanted: Mapping[str, Any], progress: Progress) -> str:
+        """The engine that measurement chose; without a cache that can be written, "auto" takes one without a file."""
+        cache = self._settings.cache
+        if cache is None:
+            return "auto"
+        try:
+            return choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress).backend
+        except OutputError as error:
+            # A container may have nowhere to write: the case is worth more than the speed.
+            self.warnings = (f"no engine could be kept ({error}); PyTorch computes: give a folder with --cache",)
+            log.warning(self.warnings[0])
+            return "eager"
 
     def close(self) -> None:
         """Close the engine; may be called twice."""
@@ -314,7 +326,12 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
 
     def stage() -> Case:
         segmentation, seconds = segmenter.segment(case.loaded.volume, progress)
-        return replace(case, segmentation=segmentation, stage_seconds={**case.stage_seconds, **seconds})
+        return replace(
+            case,
+            segmentation=segmentation,
+            stage_seconds={**case.stage_seconds, **seconds},
+            warnings=case.warnings + segmenter.warnings,
+        )
 
     return _attempt(case, stage)
 

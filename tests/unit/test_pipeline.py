@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.read_segmentation import read_segmentation
-from ctflow.errors import BundleInvalid, NoUsableSeries, StorageFull
+from ctflow.errors import BundleInvalid, NotWritten, NoUsableSeries, StorageFull
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
 from dicom_support import assembled
@@ -233,3 +234,15 @@ def test_without_a_cache_auto_is_plain_pytorch(model):
 
 def headers_of(folder: Path) -> list[pydicom.Dataset]:
     return [instance.header for instance in assembled(folder).instances]
+
+
+def test_a_cache_that_cannot_be_written_costs_speed_and_not_the_case(model, series, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    settings = Settings(device="cpu", cache=tmp_path / "file" / "cache")
+    (case,) = run_folder(series, tmp_path / "out", model, settings).cases
+    document = json.loads((case.folder / "result.json").read_text())
+    assert document["engine"]["backend"] == "eager"
+    assert any("--cache" in warning for warning in document["warnings"])
+    assert str(tmp_path) not in json.dumps(document)
+    with pytest.raises(NotWritten):
+        run_folder(series, tmp_path / "other", model, replace(settings, engine="openvino"))
