@@ -25,7 +25,15 @@ from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, writ
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import device_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, CtflowError, DeviceOutOfMemory, InputError, OutputError
+from ctflow.errors import (
+    EXIT_DONE,
+    EXIT_PARTLY,
+    CtflowError,
+    DeviceOutOfMemory,
+    EngineMismatch,
+    InputError,
+    OutputError,
+)
 from ctflow.export.measure import choose_fastest
 from ctflow.export.prepare import prepare_engine
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
@@ -161,8 +169,10 @@ class Segmenter:
             "roi": spec.roi,
             "batch_range": (1, spec.batch_size),
         }
-        name = settings.engine if settings.engine != "auto" else self._fastest(wanted, progress)
-        if settings.cache is not None and name != "auto":
+        name = settings.engine
+        if name == "auto":
+            name = self._fastest(wanted, progress)
+        elif settings.cache is not None:
             prepare_engine(name, self.model, **wanted, cache_dir=settings.cache, progress=progress)
         self._engine = open_engine(name, self.model, **wanted, cache_dir=settings.cache)
         log.info("engine %s %s on %s", self._engine.info.backend, settings.precision, wanted["device"])
@@ -173,12 +183,14 @@ class Segmenter:
         if cache is None:
             return "auto"
         try:
-            return choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress).backend
-        except OutputError as error:
-            # A container may have nowhere to write: the case is worth more than the speed.
-            self.warnings = (f"no engine could be kept ({error}); PyTorch computes: give a folder with --cache",)
+            name = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress).backend
+            prepare_engine(name, self.model, **wanted, cache_dir=cache, progress=progress)
+        except (OutputError, EngineMismatch) as error:
+            # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
+            self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
             log.warning(self.warnings[0])
             return "eager"
+        return name
 
     def close(self) -> None:
         """Close the engine; may be called twice."""
@@ -374,7 +386,12 @@ def _write_segmentation(case: Case, model: Model, path: Path) -> None:
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
-    return {key: "x".join(map(str, value)) if isinstance(value, list) else value for key, value in window.items()}
+    """The window settings that change a result; the batch size, which follows the machine, does not."""
+    return {
+        key: "x".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in window.items()
+        if key != "batch_size"
+    }
 
 
 def _write_preview(case: Case, spec: ModelSpec, path: Path) -> None:

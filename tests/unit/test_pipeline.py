@@ -14,7 +14,8 @@ from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.read_segmentation import read_segmentation
-from ctflow.errors import BundleInvalid, NotWritten, NoUsableSeries, StorageFull
+from ctflow.errors import BundleInvalid, EngineMismatch, NotWritten, NoUsableSeries, StorageFull
+from ctflow.export.measure import Choice
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
 from dicom_support import assembled
@@ -234,6 +235,20 @@ def test_without_a_cache_auto_is_plain_pytorch(model):
 
 def headers_of(folder: Path) -> list[pydicom.Dataset]:
     return [instance.header for instance in assembled(folder).instances]
+
+
+def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, series, tmp_path, monkeypatch):
+    def damaged(*_, **__):
+        raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read")
+
+    monkeypatch.setattr(pipeline, "choose_fastest", lambda *_, **__: Choice("openvino", ()))
+    monkeypatch.setattr(pipeline, "prepare_engine", damaged)
+    settings = Settings(device="cpu", cache=tmp_path / "cache")
+    with Segmenter(model, settings) as segmenter:
+        assert segmenter._engine.info.backend == "eager"
+        assert "onnx-1" in segmenter.warnings[0]
+    with pytest.raises(EngineMismatch):
+        Segmenter(model, replace(settings, engine="openvino")).open()
 
 
 def test_a_cache_that_cannot_be_written_costs_speed_and_not_the_case(model, series, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -132,7 +133,8 @@ def require_accuracy(document: Mapping[str, Any], least_dice: float) -> None:
 
     Args:
         document: What `evaluate_folder` returned.
-        least_dice: Every case's Dice must reach it, and every lesion of at least `SURELY_SEEN_MM` must be found.
+        least_dice: The Dice of every case with lesions must reach it; every lesion of at least `SURELY_SEEN_MM` must be
+            found.
 
     Raises:
         AccuracyFailed: One does not; names the first case.
@@ -145,7 +147,7 @@ def require_accuracy(document: Mapping[str, Any], least_dice: float) -> None:
         ]
         if missed:
             raise AccuracyFailed(f"case {case['name']}: a lesion of {max(missed):.1f} mm was missed")
-        if case["dice"] is not None and case["dice"] < least_dice:
+        if case["lesions"] and case["dice"] is not None and case["dice"] < least_dice:
             raise AccuracyFailed(f"case {case['name']}: Dice {case['dice']:.3f} is below {least_dice}")
 
 
@@ -200,7 +202,10 @@ def _found(
 ) -> tuple[np.ndarray[Any, Any], float | None, EngineInfo | None]:
     """What is marked in a case, the seconds it took, and who computed."""
     if segmenters.results is not None:
-        return read_segmentation(segmenters.results / case.key / "segmentation.dcm", headers), None, None
+        folder = segmenters.results / case.key
+        found = read_segmentation(folder / "segmentation.dcm", headers)
+        _check_made_by(folder / "result.json", segmenters.model)
+        return found, None, None
     if segmenters.chosen is None:
         raise ValueError("without results there is a segmenter")
     done = _unless_failed(segment_case(case, segmenters.chosen, progress))
@@ -225,6 +230,16 @@ def _compare(found: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], volume: V
     # A truth of several segments says which lesion is which; of one, its components do.
     lesions = truth if int(truth.max(initial=0)) > 1 else truth != 0
     return CaseComparison(compare_masks(found, truth, spacing_mm), compare_lesions(found, lesions, spacing_mm))
+
+
+def _check_made_by(path: Path, model: Model) -> None:
+    """Whether results are this model's: an evaluation must not credit it with another's."""
+    try:
+        made_by = json.loads(path.read_text(encoding="utf-8"))["model"]["weights_digest"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SettingsInvalid(f"--results: no result.json says which model made {path.parent.name}") from error
+    if made_by != model.weights_digest:
+        raise SettingsInvalid(f"--results: {path.parent.name} was made by another model; name its bundle with -m")
 
 
 def _against_reference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pydicom
@@ -14,6 +15,8 @@ from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.phantom import phantom_from_seed
 from ctflow.progress import Progress
 from ctflow.volume import Size3
+
+log = logging.getLogger(__name__)
 
 _TRUTH = ModelSpec(
     name="ctflow phantom truth",
@@ -64,6 +67,8 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
         phantom = phantom_from_seed(seed, shape, tumours=tumours)
     except ValueError as error:
         raise SettingsInvalid(f"phantom: {error}") from error
+    if tumours is not None and len(phantom.tumours) < tumours:
+        log.warning("only %d of %d tumours found a place in this chest", len(phantom.tumours), tumours)
     paths = write_ct_series(phantom.volume, folder / "ct", seed=seed)
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     provenance = Provenance(ctflow_version=__version__, weights_digest="0" * 64, settings={"seed": seed})
@@ -80,6 +85,9 @@ def write_phantoms(
     Returns:
         How many tumours each has.
     """
+    for number in range(count):  # before the first minutes of work
+        if (folder / str(seed + number) / "ct").exists():
+            raise NotWritten(f"{folder / str(seed + number)} exists already: choose another folder or remove it")
     counts = []
     progress("phantom", 0, count)
     for number in range(count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ctflow.volume import Size3
 # The CPU engines take one window after another: on a CPU a larger batch is no quicker (0.71 s a window for 1, 2 and 4;
 # OpenVINO 2026.4, 2 cores), needs more memory, and a graph with one fixed batch is exported in a third of the time.
 CPU_BATCH = (1, 1)
+OPSET = 20
 
 
 def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
@@ -31,7 +33,7 @@ def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKe
     spec = model.spec
     return EngineKey(
         kind="onnx",
-        version=str(torch.__version__),
+        version=software_versions(),
         rewrite=REWRITE_VERSION,
         weights_digest=model.weights_digest,
         network=spec.network.name,
@@ -42,6 +44,17 @@ def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKe
         precision="fp32",
         device="any",
     )
+
+
+def software_versions() -> str:
+    """Everything that shapes the graph: the network's code, the exporter, and what it writes with."""
+    found = [f"torch {torch.__version__}", f"opset {OPSET}"]
+    for package in ("monai", "onnx", "onnxscript"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
 
 
 def find_onnx(model: Model, roi: Size3, cache_dir: Path | None, backend: str) -> Path:

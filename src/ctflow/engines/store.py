@@ -90,8 +90,12 @@ class EngineStore:
             EngineMismatch: The folder is damaged or belongs to something else; names what differs.
         """
         path = self.path_of(key)
-        if not path.parent.exists():
+        try:
+            path.parent.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # for example another user's folder
+            raise output_error_from_oserror(error, "the folder of engines") from error
         manifest = _read_manifest(path.parent)
         stored, wanted = manifest.get("key"), key.fields
         if manifest.get("format") != _FORMAT or not isinstance(stored, dict):
@@ -142,7 +146,10 @@ class EngineStore:
         except OSError as error:
             raise output_error_from_oserror(error, "the folder of engines") from error
         with stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            except OSError as error:  # a network drive without locks
+                raise output_error_from_oserror(error, "the folder of engines") from error
             yield
 
 

@@ -21,8 +21,8 @@ from torch.nn import functional
 from ctflow.atomic import write_atomically
 from ctflow.engines.choose import backend_module, backend_names, backends, open_engine
 from ctflow.engines.contract import Precision
-from ctflow.engines.onnxfile import usable_cpus
-from ctflow.errors import BackendUnavailable, CtflowError, ModelError, OutputError
+from ctflow.engines.onnxfile import software_versions, usable_cpus
+from ctflow.errors import BackendUnavailable, CtflowError, EngineMismatch, ModelError, OutputError, ResourceError
 from ctflow.export.parity import ParityResult, check_parity
 from ctflow.export.prepare import prepare_engine
 from ctflow.model import Model
@@ -36,6 +36,9 @@ _STAGE = "measure engines"
 _FORMAT = 1  # of the record
 _LONGEST_S = 3.0  # no repetition starts later
 _PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
+
+# Failures that another day or machine may not have: what was measured under them is not kept.
+_PASSING = (ResourceError, EngineMismatch, ImportError, RuntimeError)
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +107,15 @@ def choose_fastest(
     if known is not None:
         return known
     window = example_window(model, roi)
-    timed = []
+    timed: list[Measured] = []
+    failures: list[Exception] = []
     progress(_STAGE, 0, len(names))
     for done, name in enumerate(names, start=1):
-        timed.append(_time_engine(name, model, window, cache_dir, settings))
+        timed.append(_time_engine(name, model, window, cache_dir, settings, failures))
         progress(_STAGE, done, len(names))
-    choice = _first_exact(model, timed, window, cache_dir, settings)
-    document = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=2) + "\n"
-    write_atomically(path, lambda stream: stream.write(document.encode()))
+    choice = _first_exact(model, timed, window, cache_dir, settings, failures)
+    if not any(isinstance(failure, _PASSING) for failure in failures):
+        _write_choice(choice, path)
     return choice
 
 
@@ -187,14 +191,24 @@ def _fitting_backends(device: str, precision: Precision) -> list[str]:
 
 def _key(model: Model, settings: Mapping[str, Any]) -> str:
     """Digest of everything that the choice depends on."""
-    processor = platform.processor() or platform.machine()
-    where = [processor, usable_cpus()]
+    where: list[object] = [_processor(), usable_cpus()]
     if str(settings["device"]).startswith("cuda"):
         where.append(torch.cuda.get_device_name(settings["device"]))
     spec = model.spec
-    fields = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION, where]
-    text = json.dumps([fields, backends(), settings], sort_keys=True, default=str)
+    what = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION]
+    meaning = [spec.activation, spec.threshold, spec.out_channels, repr(spec.preprocessing)]
+    fields = [what, meaning, where, software_versions(), backends(), settings]
+    text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """Name and abilities of the processor: which arithmetic an engine picks hangs on them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    return "; ".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))
 
 
 def _read_choice(path: Path, names: Sequence[str]) -> Choice | None:
@@ -211,13 +225,30 @@ def _read_choice(path: Path, names: Sequence[str]) -> Choice | None:
     return choice if document.get("format") == _FORMAT and choice.backend in names else None
 
 
-def _time_engine(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> Measured:
-    """Time one of several engines; one that cannot be made is set aside with its reason."""
+def _write_choice(choice: Choice, path: Path) -> None:
+    document = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=2) + "\n"
+    try:
+        write_atomically(path, lambda stream: stream.write(document.encode()))
+    except OutputError as error:  # the engines may lie in a folder that can only be read
+        log.warning("the choice of an engine is not kept: %s", error)
+
+
+def _time_engine(
+    name: str,
+    model: Model,
+    window: Tensor,
+    cache_dir: Path,
+    settings: Mapping[str, Any],
+    failures: list[Exception],
+) -> Measured:
+    """Time one of several engines; one that cannot be made or run is set aside with its reason."""
     try:
         return Measured(name, _seconds_a_window(name, model, window, cache_dir, settings), None, None)
     except OutputError:
         raise
-    except CtflowError as error:
+    # Libraries that do not load or run raise ImportError and RuntimeError; another engine may do.
+    except (CtflowError, ImportError, RuntimeError) as error:
+        failures.append(error)
         log.warning("engine %s is set aside: %s", name, error)
         return Measured(name, None, None, str(error))
 
@@ -248,7 +279,12 @@ def _parity(name: str, model: Model, window: Tensor, cache_dir: Path, settings: 
 
 
 def _first_exact(
-    model: Model, timed: Sequence[Measured], window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
+    model: Model,
+    timed: Sequence[Measured],
+    window: Tensor,
+    cache_dir: Path,
+    settings: Mapping[str, Any],
+    failures: list[Exception],
 ) -> Choice:
     """The fastest that agrees with PyTorch; PyTorch itself in fp32 agrees without a comparison."""
     runnable = sorted((entry for entry in timed if entry.window_seconds is not None), key=_seconds)
@@ -258,12 +294,15 @@ def _first_exact(
             parity = None
             if (entry.backend, settings["precision"]) != ("eager", "fp32"):
                 parity = _parity(entry.backend, model, window, cache_dir, settings)
-        except ModelError as error:
+        except (ModelError, ResourceError) as error:
+            failures.append(error)
             log.warning("engine %s is set aside: %s", entry.backend, error)
             final[entry.backend] = Measured(entry.backend, entry.window_seconds, None, str(error))
             continue
         final[entry.backend] = Measured(entry.backend, entry.window_seconds, parity, None)
         return Choice(entry.backend, tuple(final.values()))
+    if failures and all(isinstance(failure, ModelError) for failure in failures):
+        raise failures[-1]  # PyTorch's own: the model is at fault, not the machine
     raise BackendUnavailable("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))
 
 

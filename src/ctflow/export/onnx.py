@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ctflow.atomic import write_atomically
+from ctflow.engines.onnxfile import OPSET
 from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
@@ -24,7 +25,6 @@ from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.swin import rewrite_for_export
 from ctflow.volume import Size3
 
-OPSET = 20
 _NEEDED = ("onnx", "onnxscript")
 _LARGEST = 2_000_000_000  # bytes in one protobuf
 

@@ -282,6 +282,8 @@ def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, m
     (tmp_path / "out" / key).mkdir(parents=True)
     segmentation = segmentation_from_labels(found, headers, model.spec, Provenance("0", "0" * 64, {}))
     write_dataset(segmentation, tmp_path / "out" / key / "segmentation.dcm")
+    made_by = tmp_path / "out" / key / "result.json"
+    made_by.write_text(json.dumps({"model": {"weights_digest": model.weights_digest}}))
     document = evaluate_folder(folder, model, CPU, results=tmp_path / "out")
     (case,) = document["cases"]
     assert case["dice"] == pytest.approx(2 * 75 / (75 + 100))
@@ -289,6 +291,10 @@ def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, m
     assert (case["seconds"], document["engine"]) == (None, None)
     document = evaluate_folder(folder, model, CPU, results=tmp_path / "elsewhere")
     assert document["cases"][0]["error"]["type"] == "BrokenSeries"
+    for text in ("", "{}", json.dumps({"model": {"weights_digest": "0" * 64}})):
+        made_by.write_text(text)
+        document = evaluate_folder(folder, model, CPU, results=tmp_path / "out")
+        assert document["cases"][0]["error"]["type"] == "SettingsInvalid"
 
 
 def lesion(size_mm, hit):

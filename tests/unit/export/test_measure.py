@@ -8,7 +8,7 @@ import torch
 
 from ctflow.bundle import read_bundle
 from ctflow.engines.choose import open_engine
-from ctflow.errors import BackendUnavailable, ExportFailed, ParityFailed
+from ctflow.errors import BackendUnavailable, BundleInvalid, EngineMismatch, ExportFailed, ParityFailed, StorageFull
 from ctflow.export import measure
 from ctflow.export.measure import Measured, choose_fastest, example_window, measure_engine
 from ctflow.export.parity import ParityResult
@@ -105,6 +105,34 @@ def test_one_that_cannot_be_made_leaves_the_others(model, tmp_path, pretend, cap
     choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
     assert choice.backend == "eager"
     assert [entry.reason for entry in choice.measured] == ["an operation is unknown"] * 2 + [None]
+
+
+@pytest.mark.parametrize(
+    "failure", [BackendUnavailable("no onnx"), EngineMismatch("damaged"), RuntimeError("no memory")]
+)
+def test_a_failure_that_may_pass_is_not_kept(model, tmp_path, pretend, failure):
+    calls = pretend({"openvino": failure, "onnxruntime": failure, "eager": 4.0})
+    assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "eager"
+    assert not list(tmp_path.glob("choice-*"))
+    choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    assert len(calls) == 6
+
+
+def test_where_every_engine_says_so_the_model_is_at_fault(model, tmp_path, pretend):
+    failure = BundleInvalid("windows of 30")
+    pretend({"openvino": failure, "onnxruntime": failure, "eager": failure})
+    with pytest.raises(BundleInvalid, match="windows of 30"):
+        choose_fastest(model, **WANTED, cache_dir=tmp_path)
+
+
+def test_a_choice_that_cannot_be_kept_is_still_a_choice(model, tmp_path, pretend, monkeypatch, caplog):
+    def full(*_):
+        raise StorageFull("the disk is full")
+
+    pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
+    monkeypatch.setattr(measure, "write_atomically", full)
+    assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "onnxruntime"
+    assert "not kept" in caplog.text
 
 
 def test_nothing_to_compare_takes_no_time(model, tmp_path, monkeypatch, pretend):
