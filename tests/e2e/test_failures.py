@@ -101,9 +101,9 @@ def test_an_interrupt_is_130_and_leaves_nothing(series, tmp_path, name):
         [*command, "-i", series, "-o", tmp_path / "out"], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )
     for line in process.stderr:
-        if line.startswith("reading slices: 24"):
+        if line.startswith("segmenting windows"):
             break
-    time.sleep(3)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
