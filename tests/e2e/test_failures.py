@@ -97,9 +97,14 @@ def test_no_input_is_a_usage_error(door):
 def test_an_interrupt_is_130_and_leaves_nothing(series, tmp_path, name):
     """The demonstration bundle itself: its windows take long enough to be interrupted."""
     command = {"run": [BIN / "ctflow", "run"], "app": [sys.executable, "app"]}[name]
-    process = subprocess.Popen(
-        [*command, "-i", series, "-o", tmp_path / "out"], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-    )
+    # A shell that starts the tests in the background ignores SIGINT, and every child inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*command, "-i", series, "-o", tmp_path / "out"], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     for line in process.stderr:
         if line.startswith("segmenting windows"):
             break
