@@ -25,7 +25,7 @@ class Settings:
         precision: Number format of the heavy arithmetic.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
         roi: Which part of the volume gets windows; "none" is the whole volume.
-        device: torch device; None takes the first GPU, or the CPU where there is none.
+        device: torch device, or several GPUs ("cuda:0,1"); None takes the first GPU, or the CPU where there is none.
         cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
             file can run.
     """
@@ -79,12 +79,15 @@ def _overlap(text: str) -> float:
 
 
 def _device(text: str) -> str:
-    kind, _, index = text.partition(":")
-    if text == "cpu" or (kind == "cuda" and (not _ or index.isdecimal())):
+    kind, colon, numbers = text.partition(":")
+    if text in {"cpu", "cuda"}:
         return text
-    if kind == "cuda" and "," in index:
-        raise ValueError("several GPUs at once are not built yet; name one, for example cuda:0")
-    raise ValueError(f"{text!r} is none of cpu, cuda, cuda:N")
+    gpus = numbers.split(",")
+    if kind != "cuda" or not colon or not all(number.isascii() and number.isdecimal() for number in gpus):
+        raise ValueError(f"{text!r} is none of cpu, cuda, cuda:N, cuda:N,M")
+    if len({int(number) for number in gpus}) < len(gpus):
+        raise ValueError(f"{text!r} names a GPU twice")
+    return text
 
 
 def _roi(text: str) -> str:
@@ -116,7 +119,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
     Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
-    Option("device", "cpu|cuda|cuda:N", "Where to compute (default: the first GPU, or the CPU).", _device),
+    Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
 )
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from ctflow import __version__
 from ctflow.atomic import publish_folder, temporary_folder
@@ -23,7 +26,7 @@ from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
-from ctflow.engines.choose import device_from_setting, open_engine
+from ctflow.engines.choose import devices_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.errors import (
     EXIT_DONE,
@@ -40,6 +43,7 @@ from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.postprocess import (
     SegmentMeasurements,
     labels_from_probabilities,
+    labels_on_host,
     measure_segments,
     probabilities_from_logits,
 )
@@ -48,10 +52,8 @@ from ctflow.progress import Progress, silent
 from ctflow.report.preview import write_preview
 from ctflow.report.result import run_result, series_result, write_result
 from ctflow.volume import Volume, digest_of_uid
+from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +65,14 @@ class Segmentation:
     Attributes:
         labels: (D, H, W) uint8 on the source grid; 0 is background.
         engine: Who computed.
-        window: Window settings as used: roi, overlap, blend, batch size.
+        window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device.
+        warnings: What a person should know of how this volume was computed.
     """
 
     labels: npt.NDArray[np.uint8]
     engine: EngineInfo
     window: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +141,7 @@ class RunReport:
 
 
 class Segmenter:
-    """A model with its engine open; segments any number of volumes, one after another.
+    """A model with an engine open on each device; segments any number of volumes, one after another.
 
     Args:
         model: The model.
@@ -147,11 +151,11 @@ class Segmenter:
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model = model
         self._settings = settings
-        self._engine: Engine | None = None
+        self._engines: tuple[Engine, ...] = ()
         self.warnings: tuple[str, ...] = ()  # what every result should say of the engine
 
     def open(self, progress: Progress = silent) -> None:
-        """Open the engine; what it runs is made first if it is not in the cache, which takes from seconds to minutes.
+        """Open the engines; what they run is made first if it is not in the cache, which takes from seconds to minutes.
 
         Args:
             progress: Told when engines are made or measured.
@@ -163,8 +167,9 @@ class Segmenter:
             OutputError: The cache cannot be written and the engine was named.
         """
         spec, settings = self.model.spec, self._settings
+        devices = devices_from_setting(settings.device)
         wanted: dict[str, Any] = {
-            "device": device_from_setting(settings.device),
+            "device": devices[0],
             "precision": settings.precision,
             "roi": spec.roi,
             "batch_range": (1, spec.batch_size),
@@ -174,8 +179,21 @@ class Segmenter:
             name = self._fastest(wanted, progress)
         elif settings.cache is not None:
             prepare_engine(name, self.model, **wanted, cache_dir=settings.cache, progress=progress)
-        self._engine = open_engine(name, self.model, **wanted, cache_dir=settings.cache)
-        log.info("engine %s %s on %s", self._engine.info.backend, settings.precision, wanted["device"])
+        self._engines = self._opened(name, wanted, devices)
+        info = self._engine_info()
+        log.info("engine %s %s on %s", info.backend, info.precision, info.device)
+
+    def _opened(self, name: str, wanted: Mapping[str, Any], devices: Sequence[str]) -> tuple[Engine, ...]:
+        """An engine of one backend on each device; none stays open if one cannot be opened."""
+        engines: list[Engine] = []
+        with ExitStack() as stack:
+            for device in devices:
+                arguments = {**wanted, "device": device, "cache_dir": self._settings.cache}
+                engines.append(open_engine(name, self.model, **arguments))
+                stack.callback(engines[-1].close)
+                name = engines[-1].info.backend  # "auto" must not take another one on the next device
+            stack.pop_all()
+        return tuple(engines)
 
     def _fastest(self, wanted: Mapping[str, Any], progress: Progress) -> str:
         """The engine that measurement chose; without a cache that can be written, "auto" takes one without a file."""
@@ -193,13 +211,14 @@ class Segmenter:
         return name
 
     def close(self) -> None:
-        """Close the engine; may be called twice."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        """Close the engines; may be called twice."""
+        engines, self._engines = self._engines, ()
+        with ExitStack() as all_of_them:
+            for engine in engines:
+                all_of_them.callback(engine.close)
 
     def __enter__(self) -> Segmenter:
-        if self._engine is None:
+        if not self._engines:
             self.open()
         return self
 
@@ -220,28 +239,49 @@ class Segmenter:
             DeviceOutOfMemory: The device has too little memory.
             ModelError: The network's result is not finite.
         """
-        if self._engine is None:
+        if not self._engines:
             raise ValueError("open the segmenter before segmenting")
-        spec, engine = self.model.spec, self._engine
-        overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
-        batch_size = engine.info.batch_range[1]
+        engine = self._engine_info()
         seconds: dict[str, float] = {}
-        with _timed(seconds, "prepare"):
-            prepared = prepare_volume(volume, spec.preprocessing, engine.info.device)
-        with _timed(seconds, "segment"):
-            logits = predict_volume(
-                prepared.tensor,
-                engine.predict,
-                roi=spec.roi,
-                overlap=overlap,
-                blend=spec.blend,
-                batch_size=batch_size,
-                progress=progress,
-            )
-        with _timed(seconds, "restore"):
-            labels = self._restore(prepared, logits, volume.array.shape, progress)
-        window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": batch_size}
-        return Segmentation(labels, engine.info, window), seconds
+        with _memory_of(engine.device):
+            with _timed(seconds, "prepare"):
+                prepared = prepare_volume(volume, self.model.spec.preprocessing, self._engines[0].info.device)
+            with _timed(seconds, "segment"):
+                logits, window, warnings = self._predict(prepared, progress)
+            with _timed(seconds, "restore"):
+                labels = self._restore(prepared, logits, volume.array.shape, progress)
+        return Segmentation(labels, engine, window, warnings), seconds
+
+    def _engine_info(self) -> EngineInfo:
+        """The first engine's, with every device: the others differ in nothing else."""
+        return replace(self._engines[0].info, device=_text_of_devices([each.info.device for each in self._engines]))
+
+    def _predict(self, prepared: Prepared, progress: Progress) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
+        """The logits, the window settings as used, and a warning of each device that had too little memory for them."""
+        spec = self.model.spec
+        overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
+        batch_size = min(engine.info.batch_range[1] for engine in self._engines)
+        halved: dict[str, tuple[int, int]] = {}
+
+        def on_halved(device: torch.device, tried: int, left: int) -> None:
+            first, _ = halved.get(str(device), (tried, left))
+            halved[str(device)] = (first, left)
+
+        logits = predict_volume(
+            prepared.tensor,
+            [Worker(engine.predict, torch.device(engine.info.device)) for engine in self._engines],
+            roi=spec.roi,
+            overlap=overlap,
+            blend=spec.blend,
+            batch_size=batch_size,
+            progress=progress,
+            on_halved=on_halved,
+        )
+        if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
+            torch.cuda.current_stream(logits.device).synchronize()
+        least = min([batch_size, *(left for _, left in halved.values())])
+        window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
+        return logits, window, _warnings_of_memory(halved)
 
     def _restore(
         self, prepared: Prepared, logits: Tensor, shape: tuple[int, ...], progress: Progress
@@ -249,12 +289,44 @@ class Segmenter:
         """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time."""
         spec = self.model.spec
         probabilities = probabilities_from_logits(logits, spec)
-        labels = np.empty(shape, np.uint8)
+        labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
         progress("restore", 0, len(labels))
         for rows, slab in restore_slabs(prepared, probabilities):
             labels[rows] = labels_from_probabilities(slab, spec)
             progress("restore", rows.stop, len(labels))
-        return labels
+        return labels_on_host(labels, spec)
+
+
+def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """A sentence for each device: how many windows it had too little memory for, and how many it computed instead."""
+    warnings = tuple(
+        f"{device} had too little memory for {tried} windows at once; {left} were computed at a time"
+        for device, (tried, left) in halved.items()
+    )
+    for warning in warnings:
+        log.warning(warning)
+    return warnings
+
+
+def _text_of_devices(devices: Sequence[str]) -> str:
+    """The devices as `--device` takes them ("cuda:0,1")."""
+    first, *others = devices
+    return ",".join([first, *(device.partition(":")[2] or device for device in others)])
+
+
+@contextmanager
+def _memory_of(device: str) -> Iterator[None]:
+    """Give too little memory, whoever notices it, its name and a remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(
+            f"{device} has too little memory for this volume: end other programs on it, or use --device cpu"
+        ) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # torch's CPU allocator has no error of its own
+            raise
+        raise DeviceOutOfMemory("this computer has too little memory for this volume") from error
 
 
 @contextmanager
@@ -312,13 +384,22 @@ def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
         return stage()
     except CtflowError as error:
         log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
-        return replace(case, error=error)
+        return replace(case, error=_without_locals(error))
     except MemoryError:
         # Rows, Columns or spacing may be absurd, or the machine small; other series may still fit.
         digest = case.candidate.series.digest
         too_large = DeviceOutOfMemory(f"series {digest}: this computer has too little memory for it")
         log.error("%s: %s", type(too_large).__name__, too_large)  # noqa: TRY400
         return replace(case, error=too_large)
+
+
+def _without_locals(error: CtflowError) -> CtflowError:
+    """The error, whose frames let go of their arrays: a case keeps its error, and the next one needs the memory."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def load_case(case: Case, progress: Progress = silent) -> Case:
@@ -342,7 +423,7 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
             case,
             segmentation=segmentation,
             stage_seconds={**case.stage_seconds, **seconds},
-            warnings=case.warnings + segmenter.warnings,
+            warnings=case.warnings + segmenter.warnings + segmentation.warnings,
         )
 
     return _attempt(case, stage)

@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor
+from torch.nn import functional
 
 from ctflow.errors import BundleInvalid
 from ctflow.model import ModelSpec, Segment
@@ -48,7 +49,7 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
     return torch.sigmoid(logits[0]) if spec.activation == "sigmoid" else logits[0]
 
 
-def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Labels:
+def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     """Mark voxels.
 
     Args:
@@ -56,7 +57,7 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Labels:
         spec: The model's threshold.
 
     Returns:
-        (D, H, W) uint8 on the CPU; 0 is background.
+        (D, H, W) uint8 on the same device; 0 is background.
     """
     if is_two_class(spec):
         labels = probabilities[0] > 0.5
@@ -65,8 +66,52 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Labels:
     else:
         # MONAI's AsDiscrete: at the threshold a voxel is marked.
         labels = probabilities[0] >= spec.threshold
-    marked: Labels = labels.to(torch.uint8).cpu().numpy()
-    return marked
+    return labels.to(torch.uint8)
+
+
+def labels_on_host(labels: Tensor, spec: ModelSpec) -> Labels:
+    """Bring labels to the CPU; of a mask, an eighth of the bytes leaves a GPU.
+
+    Args:
+        labels: (D, H, W) uint8 on any device, as `labels_from_probabilities` gives them.
+        spec: Whether it is a mask.
+
+    Returns:
+        (D, H, W) uint8; of labels on the CPU it shares the memory.
+    """
+    if labels.device.type == "cpu":
+        on_host: Labels = labels.numpy()
+        return on_host
+    if is_two_class(spec) or spec.threshold is not None:
+        return mask_from_bits(_copied(bits_from_mask(labels)), tuple(labels.shape))
+    return _copied(labels)
+
+
+def _copied(values: Tensor) -> Labels:
+    host = values.to("cpu", non_blocking=True)  # torch takes pinned memory for it
+    if values.is_cuda:
+        torch.cuda.current_stream(values.device).synchronize()
+    copied: Labels = host.numpy()
+    return copied
+
+
+def bits_from_mask(mask: Tensor) -> Tensor:
+    """Pack a mask, eight voxels a byte.
+
+    Args:
+        mask: uint8 of any shape and on any device, 0 or 1.
+
+    Returns:
+        (ceil(voxels / 8),) uint8 on the same device; the first voxel is the highest bit, as in `numpy.packbits`.
+    """
+    flat = functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
+    return torch.bitwise_left_shift(flat, places).sum(dim=1, dtype=torch.uint8)
+
+
+def mask_from_bits(bits: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Labels:
+    """The mask of `shape` that `bits_from_mask` packed."""
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ from torch.nn import functional
 
 from ctflow.errors import UnsupportedPixels
 from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
-from ctflow.volume import FloatArray, Volume
+from ctflow.volume import FloatArray, Size3, Volume
 
 SAME_SPACING_MM = 1e-3  # MONAI's AFFINE_TOL: an axis this close to the wanted spacing keeps its own
 LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32
 _SLAB = 8  # slices handled at once; keeps 14 classes of 512 x 512 below 120 MB
+_GPU_SLAB_BYTES = 2**28  # a GPU is quicker with more slices; each step of a slab takes at most this much
+_CHUNK_BYTES = 2**25  # pinned at once for an upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +35,12 @@ class Prepared:
     Attributes:
         tensor: (1, 1, X, Y, Z) float32 on the device, in the network's axes.
         source_axes: For each axis of the tensor, the axis of the source array (D, H, W) = (0, 1, 2).
-        back: For each axis of the tensor, (source voxels, network voxels) float32 weights.
+        back: For each axis of the tensor, (source voxels, network voxels) float64 weights.
     """
 
     tensor: Tensor
     source_axes: tuple[int, int, int]
-    back: tuple[Tensor, Tensor, Tensor]
+    back: tuple[FloatArray, FloatArray, FloatArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +74,29 @@ def prepare_volume(volume: Volume, steps: Sequence[Step], device: str) -> Prepar
     image = state.image.to(torch.float32)
     if not bool(torch.isfinite(image).all()):
         raise UnsupportedPixels("preprocessing gave values that are not finite: the bundle's scaling does not suit CT")
-    x, y, z = (torch.from_numpy(matrix.astype(np.float32)).to(device) for matrix in state.back)
-    return Prepared(image.contiguous()[None, None], state.axes, (x, y, z))
+    return Prepared(image.contiguous()[None, None], state.axes, state.back)
 
 
 def _loaded(volume: Volume, device: str) -> _State:
     """The volume as MONAI's readers give it."""
-    image = torch.from_numpy(volume.array).to(device).permute(2, 1, 0)
+    image = _uploaded(volume.array, torch.device(device)).permute(2, 1, 0)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine_mm[:, [2, 1, 0, 3]]
     x, y, z = (np.eye(size) for size in image.shape)
     return _State(image, affine, (2, 1, 0), (x, y, z))
+
+
+def _uploaded(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device; it reaches a GPU through pinned memory in chunks, and nothing waits for it."""
+    source = torch.from_numpy(array)
+    if device.type != "cuda":
+        return source.to(device)
+    uploaded = torch.empty(source.shape, dtype=source.dtype, device=device)
+    rows = max(_CHUNK_BYTES * len(source) // source.nbytes, 1)
+    for start in range(0, len(source), rows):
+        # torch keeps the pinned chunk until its copy is done, and then takes the same memory for another.
+        chunk = source[start : start + rows].pin_memory()
+        uploaded[start : start + rows].copy_(chunk, non_blocking=True)
+    return uploaded
 
 
 def _apply(state: _State, step: Step) -> _State:
@@ -195,23 +211,77 @@ def _interpolated(image: Tensor, weights: Sequence[FloatArray]) -> Tensor:
     outer = int(np.argmax(image.stride()))
     rest = [axis for axis in range(3) if axis != outer]
     order = [outer, *rest]
-    matrices = [torch.from_numpy(weights[axis].astype(np.float32)).to(image.device) for axis in order]
-    result = torch.empty([len(matrix) for matrix in matrices], device=image.device)
-    for rows, slab in _slabs(image.permute(order)[None], matrices):
+    result = torch.empty([len(weights[axis]) for axis in order], device=image.device)
+    for rows, slab in _slabs(image.permute(order)[None], [weights[axis] for axis in order]):
         result[rows] = slab[0]
     inverse = [order.index(axis) for axis in range(3)]
     return result.permute(inverse)
 
 
-def _slabs(image: Tensor, matrices: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Apply a matrix an axis to (C, X, Y, Z), a few rows of the first axis at a time."""
-    first, second, third = matrices
-    for start in range(0, len(first), _SLAB):
-        rows = slice(start, min(start + _SLAB, len(first)))
-        used = torch.nonzero(first[rows].any(dim=0)).flatten()
-        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        part = torch.einsum("rx,cxyz->cryz", first[rows, low:high], image[:, low:high].to(torch.float32))
-        yield rows, torch.matmul(torch.matmul(second, part), third.T)
+class _Axis:
+    """The weights of one axis, on the device; where each row is one voxel as it is, no product is made.
+
+    Args:
+        weights: (rows, columns), on the host: which columns are used is known without asking the device.
+        device: Where they are applied.
+    """
+
+    def __init__(self, weights: FloatArray, device: torch.device) -> None:
+        self._host = weights
+        self._weights: Tensor | None = None
+        self._voxels: Tensor | None = None
+        voxels = weights.argmax(axis=1)
+        taken = weights[np.arange(len(weights)), voxels]
+        if not ((taken == 1) & (np.count_nonzero(weights, axis=1) == 1)).all():
+            self._weights = _uploaded(np.ascontiguousarray(weights, dtype=np.float32), device)
+        elif not np.array_equal(voxels, np.arange(weights.shape[1])):
+            self._voxels = _uploaded(voxels, device)  # turned round, or cut out
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def some(self, image: Tensor, rows: slice) -> Tensor:
+        """(C, X, Y, Z) -> (C, rows, Y, Z) float32."""
+        if self._weights is not None:
+            used = np.flatnonzero(self._host[rows].any(axis=0))
+            low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+            part = image[:, low:high].to(torch.float32)
+            return torch.einsum("rx,cxyz->cryz", self._weights[rows, low:high], part)
+        part = image[:, rows] if self._voxels is None else image.index_select(1, self._voxels[rows])
+        return part.to(torch.float32)
+
+    def across(self, part: Tensor) -> Tensor:
+        """(C, X, Y, Z) -> (C, X, rows, Z) float32."""
+        if self._weights is not None:
+            return torch.matmul(self._weights, part)
+        return part if self._voxels is None else part.index_select(2, self._voxels)
+
+    def along(self, part: Tensor) -> Tensor:
+        """(C, X, Y, Z) -> (C, X, Y, rows) float32."""
+        if self._weights is not None:
+            return torch.matmul(part, self._weights.T)
+        return part if self._voxels is None else part.index_select(3, self._voxels)
+
+
+def _slabs(image: Tensor, weights: Sequence[FloatArray]) -> Iterator[tuple[slice, Tensor]]:
+    """Apply the weights of each axis to (C, X, Y, Z), some rows of the first axis at a time; nothing waits for a GPU.
+
+    A slab may share the image's memory.
+    """
+    first, second, third = (_Axis(matrix, image.device) for matrix in weights)
+    at_once = _rows_at_once(image, (len(first), len(second), len(third)))
+    for start in range(0, len(first), at_once):
+        rows = slice(start, min(start + at_once, len(first)))
+        yield rows, third.along(second.across(first.some(image, rows)))
+
+
+def _rows_at_once(image: Tensor, wanted: Size3) -> int:
+    """Rows of a slab, such that no step of it takes more than `_GPU_SLAB_BYTES`."""
+    if not image.is_cuda:
+        return _SLAB
+    channels, x, y, z = image.shape
+    read = max(math.ceil(x / wanted[0]), 1) * y * z  # where rows are left out, more are read than made
+    return max(_GPU_SLAB_BYTES // (4 * channels * max(read, wanted[1] * z, wanted[1] * wanted[2])), 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ crop
@@ -282,7 +352,7 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
 
     Yields:
         The source slices d and their (C, slices, H, W) float32 probabilities: linear between the network's voxels,
-        the border's beyond them, 0 where a crop removed the volume.
+        the border's beyond them, 0 where a crop removed the volume. They may share the memory of `probabilities`.
 
     Source: MONAI 1.6.1 `Invertd(nearest_interp=False)`.
     """

@@ -43,7 +43,12 @@ def test_switches_come_from_both():
         ({"precision": "int8"}, {}, "--precision"),
         ({"device": "tpu"}, {}, "--device"),
         ({"device": "cuda:"}, {}, "--device"),
-        ({"device": "cuda:0,1"}, {}, "not built yet"),
+        ({"device": "cuda:0,1,0"}, {}, "--device: .* names a GPU twice"),
+        ({"device": "cuda:1,01"}, {}, "names a GPU twice"),
+        ({"device": "cuda:0,"}, {}, "--device"),
+        ({"device": "cuda:0,cuda:1"}, {}, "--device"),
+        ({"device": "cuda,1"}, {}, "--device"),
+        ({"device": "cpu:0,1"}, {}, "--device"),
         ({"roi": "body"}, {}, "--roi: body is not built yet"),
         ({"roi": "head"}, {}, "--roi"),
         ({"series": " "}, {}, "--series"),
@@ -55,7 +60,7 @@ def test_a_wrong_value_names_its_flag_or_variable(values, environment, where):
         settings_from_values(values, environment)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12", "cuda:0,1", "cuda:3,0,2"])
 def test_devices_are_accepted(device):
     assert settings_from_values({"device": device}, {}).device == device
 

@@ -2,19 +2,30 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+import torch
 
 from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.read_segmentation import read_segmentation
-from ctflow.errors import BundleInvalid, EngineMismatch, NotWritten, NoUsableSeries, StorageFull
+from ctflow.engines.contract import EngineInfo
+from ctflow.errors import (
+    BackendUnavailable,
+    BundleInvalid,
+    DeviceOutOfMemory,
+    EngineMismatch,
+    NotWritten,
+    NoUsableSeries,
+    StorageFull,
+)
 from ctflow.export.measure import Choice
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
@@ -180,7 +191,7 @@ def test_a_network_that_returns_nan_is_a_named_error(model, series, settings, tm
     segmenter = Segmenter(model, settings)
     with segmenter:
         monkeypatch.setattr(
-            segmenter._engine, "predict", lambda windows: windows.new_full((1, 2, 64, 64, 64), float("nan"))
+            segmenter._engines[0], "predict", lambda windows: windows.new_full((1, 2, 64, 64, 64), float("nan"))
         )
         (case,) = find_cases(series, model.spec, settings).cases
         failed = pipeline.run_case(case, segmenter, settings, tmp_path / "out")
@@ -230,7 +241,131 @@ def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series,
 def test_without_a_cache_auto_is_plain_pytorch(model):
     segmenter = Segmenter(model, Settings(device="cpu"))
     with segmenter:
-        assert segmenter._engine.info.backend == "eager"
+        assert segmenter._engines[0].info.backend == "eager"
+
+
+@pytest.fixture
+def small_windows(model):
+    """The model with so small a window that the test's chest has several."""
+    return replace(model, spec=replace(model.spec, roi=(32, 32, 32), batch_size=4))
+
+
+def test_several_devices_give_the_seg_of_one(small_windows, series, settings, tmp_path, monkeypatch):
+    def predict(windows):
+        place = torch.linspace(-1, 1, 32**3).reshape(32, 32, 32)
+        return torch.cat([windows.new_zeros(windows.shape), windows - 0.6 + place / 4], dim=1)
+
+    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: FakeEngine(predict))
+    one = run_folder(series, tmp_path / "one", small_windows, settings)
+    monkeypatch.setattr(pipeline, "devices_from_setting", lambda _: ("cpu", "cpu"))
+    steps = []
+    both = run_folder(series, tmp_path / "both", small_windows, settings, lambda *step: steps.append(step))
+    assert max(total for stage, _, total in steps if stage == "segment") >= 4
+    files = [report.cases[0].folder / "segmentation.dcm" for report in (one, both)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    document = json.loads((both.cases[0].folder / "result.json").read_text())
+    assert document["engine"]["device"] == "cpu,cpu"
+    assert document["segments"][0]["voxels"] > 1000
+    assert document["warnings"] == one.cases[0].document["warnings"]
+
+
+def test_devices_are_named_as_on_the_command_line():
+    assert pipeline._text_of_devices(["cuda:1"]) == "cuda:1"
+    assert pipeline._text_of_devices(["cuda:0", "cuda:2", "cuda:3"]) == "cuda:0,2,3"
+
+
+def test_no_engine_stays_open_if_the_next_device_has_none(model, settings, monkeypatch):
+    opened, closed = [], []
+
+    class Opened:
+        def __init__(self, device):
+            self.info = replace(INFO, device=device)
+
+        def close(self):
+            closed.append(self.info.device)
+
+    def open_engine(name, _model, *, device, **_):
+        opened.append((name, device))
+        if device == "cuda:2":
+            raise BackendUnavailable("no")
+        return Opened(device)
+
+    monkeypatch.setattr(pipeline, "devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
+    monkeypatch.setattr(pipeline, "open_engine", open_engine)
+    segmenter = Segmenter(model, settings)
+    with pytest.raises(BackendUnavailable):
+        segmenter.open()
+    assert opened == [("auto", "cuda:0"), ("eager", "cuda:1"), ("eager", "cuda:2")]
+    assert sorted(closed) == ["cuda:0", "cuda:1"]
+    segmenter.close()
+    assert len(closed) == 2
+
+
+INFO = EngineInfo("eager", "fp32", "cpu", (32, 32, 32), (1, 4), "0", 2)
+
+
+def test_too_little_memory_for_a_batch_is_a_warning_of_that_case_only(
+    small_windows, series, settings, tmp_path, caplog, monkeypatch
+):
+    least = [1]
+
+    def predict(windows):
+        if len(windows) > least[0]:
+            raise DeviceOutOfMemory("too little memory")
+        return torch.zeros(len(windows), 2, 32, 32, 32)
+
+    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: FakeEngine(predict))
+    with Segmenter(small_windows, settings) as segmenter:
+        (case,) = find_cases(series, small_windows.spec, settings).cases
+        done = pipeline.run_case(case, segmenter, settings, tmp_path / "a")
+        least[0] = 4
+        again = pipeline.run_case(case, segmenter, settings, tmp_path / "b")
+    document = json.loads((done.folder / "result.json").read_text())
+    warning = "cpu had too little memory for 4 windows at once; 1 were computed at a time"
+    assert warning in document["warnings"]
+    assert document["window"]["batch_size"] == 1
+    assert warning in caplog.messages
+    assert again.document["window"]["batch_size"] == 4
+    assert warning not in again.document["warnings"]
+    files = [folder / "segmentation.dcm" for folder in (done.folder, again.folder)]
+    assert files[0].read_bytes() == files[1].read_bytes(), "the batch size is no part of the SEG"
+
+
+class FakeEngine:
+    def __init__(self, predict):
+        self.predict, self.info = predict, INFO
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["prepare_volume", "predict_volume", "probabilities_from_logits"])
+def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
+    model, series, settings, monkeypatch, error, stage
+):
+    held = []
+
+    def fail(*_, **__):
+        array = torch.zeros(10)
+        held.append(weakref.ref(array))
+        raise error
+
+    monkeypatch.setattr(pipeline, stage, fail)
+    if stage == "probabilities_from_logits":
+        monkeypatch.setattr(pipeline, "predict_volume", lambda *_, **__: torch.zeros(1, 2, 4, 4, 4))
+    with Segmenter(model, settings) as segmenter:
+        (case,) = find_cases(series, model.spec, settings).cases
+        failed = pipeline.segment_case(load_case(case), segmenter)
+    assert isinstance(failed.error, DeviceOutOfMemory)
+    assert "too little memory for this volume" in str(failed.error)
+    assert held[0]() is None
 
 
 def headers_of(folder: Path) -> list[pydicom.Dataset]:
@@ -245,7 +380,7 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
     monkeypatch.setattr(pipeline, "prepare_engine", damaged)
     settings = Settings(device="cpu", cache=tmp_path / "cache")
     with Segmenter(model, settings) as segmenter:
-        assert segmenter._engine.info.backend == "eager"
+        assert segmenter._engines[0].info.backend == "eager"
         assert "onnx-1" in segmenter.warnings[0]
     with pytest.raises(EngineMismatch):
         Segmenter(model, replace(settings, engine="openvino")).open()

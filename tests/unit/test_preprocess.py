@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -24,6 +25,7 @@ from monai.transforms import (
     Spacingd,
 )
 
+from ctflow import preprocess
 from ctflow.errors import UnsupportedPixels
 from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
 from ctflow.preprocess import linear_weights, orientation_from_affine, prepare_volume, restore_slabs
@@ -182,6 +184,41 @@ def test_slabs_cover_the_source_once(depth):
     assert np.array_equal(back[0].numpy(), volume.array.astype(np.float32))
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_the_size_of_a_slab_changes_no_value(monkeypatch, at_once):
+    volume, steps = volume_of(shape=(9, 12, 10)), (Orient("RAS"), Resample((1.5, 0.5, 1.1)), SCALE)
+    expected = prepare_volume(volume, steps, "cpu")
+    back = torch.cat([slab for _, slab in restore_slabs(expected, expected.tensor[0])], dim=1)
+    monkeypatch.setattr(preprocess, "_SLAB", at_once)
+    prepared = prepare_volume(volume, steps, "cpu")
+    assert torch.allclose(prepared.tensor, expected.tensor, atol=1e-6)
+    found = torch.cat([slab for _, slab in restore_slabs(prepared, expected.tensor[0])], dim=1)
+    assert torch.allclose(found, back, atol=1e-6)
+
+
+def test_a_gpus_slabs_stay_within_their_memory():
+    for channels, shape, wanted in [(14, (512, 512, 300), (700, 512, 512)), (1, (700, 512, 512), (100, 340, 340))]:
+        image = SimpleNamespace(is_cuda=True, shape=(channels, *shape))
+        rows = preprocess._rows_at_once(image, wanted)
+        assert rows >= 1
+        assert rows * channels * wanted[1] * wanted[2] * 4 <= 2**28
+        assert rows * channels * shape[0] / wanted[0] * shape[1] * shape[2] * 4 <= 2**28
+
+
+def test_an_axis_that_keeps_its_voxels_needs_no_product(monkeypatch):
+    """Also one that is only turned round: the values stay exactly as they are."""
+
+    def refuse(*_):
+        raise AssertionError("a product")
+
+    monkeypatch.setattr(torch, "einsum", refuse)
+    monkeypatch.setattr(torch, "matmul", refuse)
+    volume = volume_of()
+    prepared = prepare_volume(volume, (Orient("RAS"), Resample((0.9, 0.6, 2.5)), Orient("PIR")), "cpu")
+    back = torch.cat([slab for _, slab in restore_slabs(prepared, prepared.tensor[0])], dim=1)
+    assert np.array_equal(back[0].numpy(), volume.array.astype(np.float32))
+
+
 def test_nothing_in_the_foreground_is_a_named_error():
     volume = volume_of()
     empty = Volume(np.full_like(volume.array, -1024), volume.geometry)
@@ -218,7 +255,7 @@ def test_activation_then_way_back_then_argmax_equals_monai():
     prepared = prepare_volume(volume, steps, "cpu")
     logits = torch.from_numpy(np.random.default_rng(3).standard_normal((1, 2, *prepared.tensor.shape[2:]), np.float32))
     slabs = restore_slabs(prepared, probabilities_from_logits(logits, spec))
-    ours = np.concatenate([labels_from_probabilities(slab, spec) for _, slab in slabs])
+    ours = np.concatenate([labels_from_probabilities(slab, spec).numpy() for _, slab in slabs])
     transforms = Compose([monai_transform(step) for step in steps])
     data = transforms({"image": monai_image(volume)})
     image = data["image"]

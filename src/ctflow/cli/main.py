@@ -12,7 +12,7 @@ import click
 
 from ctflow import __version__
 from ctflow.cli.inspection import inspect_folder
-from ctflow.cli.monai_deploy import exec_application, owner_of_script
+from ctflow.cli.monai_deploy import exec_application
 from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
@@ -160,20 +160,16 @@ def export(model: str | None, output: str | None, **given: Any) -> int:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-def engines(as_json: bool) -> int:
-    """Show which backends this machine has, and why not the others."""
-    from ctflow.engines.choose import backends  # noqa: PLC0415
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+@_options("cache")
+def engines(as_json: bool, **given: Any) -> int:
+    """Show which backends this machine has and why not the others, and which engines are made."""
+    from ctflow.cli.engines import engines_document  # noqa: PLC0415
 
-    ours, sentence = owner_of_script()
-    document = {
-        "backends": [
-            {"name": name, "available": available, "reason": reason} for name, available, reason in backends()
-        ],
-        "monai_deploy": {"has_exec": ours, "reason": sentence},
-    }
+    settings = settings_from_values(given, read_environment())
+    document = engines_document(settings.cache)
     if as_json:
-        click.echo(json.dumps(document, indent=2))
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         say_engines(document)
     return 0

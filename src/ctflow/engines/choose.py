@@ -125,23 +125,28 @@ def backend_module(name: str) -> Backend:
     return module
 
 
-def device_from_setting(device: str | None) -> str:
-    """The torch device of a setting: None is the first GPU, or the CPU where there is none.
+def devices_from_setting(device: str | None) -> tuple[str, ...]:
+    """The torch devices of a setting ("cuda:0,1"): None is the first GPU, or the CPU where there is none.
 
     Raises:
-        BackendUnavailable: The device is not there.
+        BackendUnavailable: One of them is not there.
     """
     import torch  # noqa: PLC0415  # seconds to import, which `ctflow engines --help` should not cost
 
     count = torch.cuda.device_count()
-    if device is None:
-        return "cuda:0" if count else "cpu"
-    if device == "cpu":
-        return device
-    chosen = "cuda:0" if device == "cuda" else device
-    if int(chosen.partition(":")[2]) >= count:
-        raise BackendUnavailable(f"device {device} is not there: this machine has {count} GPUs; use --device cpu")
-    return chosen
+    if device == "cpu" or (device is None and not count):
+        return ("cpu",)
+    named = "0" if device in {None, "cuda"} else str(device).partition(":")[2]
+    numbers = [int(number) for number in named.split(",")]
+    if max(numbers) >= count:
+        missing = f"device cuda:{max(numbers)} is not there"
+        raise BackendUnavailable(f"{missing}: this machine has {count} GPUs; use --device cpu")
+    return tuple(f"cuda:{number}" for number in numbers)
+
+
+def device_from_setting(device: str | None) -> str:
+    """The first torch device of a setting; see `devices_from_setting`."""
+    return devices_from_setting(device)[0]
 
 
 def _load(name: str) -> Backend:

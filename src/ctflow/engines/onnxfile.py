@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from ctflow.engines.contract import Precision
 from ctflow.engines.store import EngineKey, EngineStore
 from ctflow.errors import BackendUnavailable
 from ctflow.model import Model
 from ctflow.networks.head import is_two_class
-from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.networks.swin import MOST_SCORES, REWRITE_VERSION
 from ctflow.volume import Size3
 
 # The CPU engines take one window after another: on a CPU a larger batch is no quicker (0.71 s a window for 1, 2 and 4;
 # OpenVINO 2026.4, 2 cores), needs more memory, and a graph with one fixed batch is exported in a third of the time.
 CPU_BATCH = (1, 1)
-OPSET = 20
+
+
+@dataclass(frozen=True)
+class GraphStyle:
+    """How a network is written as ONNX, by what the engine that reads it takes.
+
+    Attributes:
+        opset: Version of the operators.
+        precision: Number format of weights and products; norms, softmax and sums along tokens stay in fp32.
+        written_norms: Whether norms are written out in plain arithmetic.
+        most_scores: See `ctflow.networks.swin.rewrite_for_export`.
+    """
+
+    opset: int
+    precision: Precision
+    written_norms: bool
+    most_scores: int
+
+
+CPU_GRAPH = GraphStyle(20, "fp32", written_norms=False, most_scores=MOST_SCORES)
 
 
 def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
@@ -48,7 +69,7 @@ def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKe
 
 def software_versions() -> str:
     """Everything that shapes the graph: the network's code, the exporter, and what it writes with."""
-    found = [f"torch {torch.__version__}", f"opset {OPSET}"]
+    found = [f"torch {torch.__version__}", f"opset {CPU_GRAPH.opset}"]
     for package in ("monai", "onnx", "onnxscript"):
         try:
             found.append(f"{package} {version(package)}")

@@ -17,10 +17,12 @@ import torch
 from torch import nn
 
 from ctflow.atomic import write_atomically
-from ctflow.engines.onnxfile import OPSET
+from ctflow.engines.onnxfile import CPU_GRAPH, GraphStyle
 from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
+from ctflow.export.opset import OLDEST_EXPORTED, downgrade_opset
+from ctflow.networks.half import HALVES, with_half_precision, with_written_norms
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.swin import rewrite_for_export
 from ctflow.volume import Size3
@@ -44,7 +46,9 @@ class OnnxFile:
     size: int
 
 
-def onnx_from_model(model: Model, roi: Size3, *, batch_range: tuple[int, int], path: Path) -> OnnxFile:
+def onnx_from_model(
+    model: Model, roi: Size3, *, batch_range: tuple[int, int], path: Path, style: GraphStyle = CPU_GRAPH
+) -> OnnxFile:
     """Write a model's network, with its exact rewrites, as ONNX: input "windows", output "logits".
 
     Args:
@@ -53,6 +57,7 @@ def onnx_from_model(model: Model, roi: Size3, *, batch_range: tuple[int, int], p
         batch_range: Smallest and largest batch; equal numbers make a graph of that batch, which is exported sooner and
             which engines optimise further.
         path: The file; its folder exists.
+        style: What the engine that will read it needs.
 
     Returns:
         What was written: the same bytes each time for the same model and versions.
@@ -66,12 +71,14 @@ def onnx_from_model(model: Model, roi: Size3, *, batch_range: tuple[int, int], p
     absent = [name for name in _NEEDED if find_spec(name) is None]
     if absent:
         raise BackendUnavailable(f"{' and '.join(absent)} not installed: pip install 'ctflow[openvino]'")
-    original = network_from_model(model)
-    network, folded = fold_two_class_head(original, model.spec)
-    fixed = rewrite_for_export(network, roi)
-    # The rewritten network is known to need none of the exporter's own optimisation, which takes half of its time.
-    program = _program(_with_explicit_zeros(fixed), model, roi, batch_range, optimize=fixed is network)
+    network, folded = fold_two_class_head(network_from_model(model), model.spec)
+    fixed = rewrite_for_export(network, roi, most_scores=style.most_scores)
+    # The rewritten network needs none of the exporter's own optimisation, which takes half of its time; written-out
+    # norms need it, as their axes are computed otherwise.
+    optimize = fixed is network or style.written_norms
+    program = _program(_in_style(fixed, style), model, roi, batch_range, style.opset, optimize=optimize)
     proto = _anonymous(program.model_proto)
+    downgrade_opset(proto, style.opset)
     result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
     if result != tuple(roi):
         raise BundleInvalid(f"the network does not take windows of {roi}: its logits are {result}")
@@ -82,7 +89,17 @@ def onnx_from_model(model: Model, roi: Size3, *, batch_range: tuple[int, int], p
     return OnnxFile(1 if folded else model.spec.out_channels, len(proto.graph.node), len(data))
 
 
-def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[int, int], *, optimize: bool) -> Any:
+def _in_style(network: nn.Module, style: GraphStyle) -> nn.Module:
+    """The network with the norms and the number format that the engine needs."""
+    network = _with_explicit_zeros(network)
+    if style.written_norms:
+        network = with_written_norms(network)
+    return with_half_precision(network, HALVES[style.precision]) if style.precision in HALVES else network
+
+
+def _program(
+    network: nn.Module, model: Model, roi: Size3, batch_range: tuple[int, int], opset: int, *, optimize: bool
+) -> Any:
     """The exporter's result."""
     low, high = batch_range
     # An example of batch 1 would fix the batch at 1.
@@ -94,7 +111,7 @@ def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[in
                 network,
                 (windows,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=max(opset, OLDEST_EXPORTED),
                 dynamic_shapes=batch,
                 input_names=["windows"],
                 output_names=["logits"],

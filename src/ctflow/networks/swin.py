@@ -22,12 +22,13 @@ from torch.nn import functional
 from ctflow.networks.build import network_class
 from ctflow.volume import Size3
 
-REWRITE_VERSION = 1  # part of every stored engine's key: raise it when a rewrite changes what is exported
+REWRITE_VERSION = 2  # part of every stored engine's key: raise it when a rewrite changes what is exported
 
 MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
 # Scores of one product, so that an engine that keeps them whole needs at most some 100 MB for each; onnxruntime 1.31
 # takes 2.7 GB without a limit, and 0.8 GB with it, in the same time (feature_size 12, window 96, 2 cores).
-_MOST_SCORES = 24_000_000
+MOST_SCORES = 24_000_000
+_HALVES = (torch.float16, torch.bfloat16)
 _MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
 # The order in which MONAI's PatchMerging concatenates a voxel's eight neighbours (offsets along d, h, w).
 _MERGING_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
@@ -36,12 +37,13 @@ _V2_ORDER = tuple(itertools.product(range(2), repeat=3))
 _Index = npt.NDArray[np.int64]
 
 
-def rewrite_for_export(network: nn.Module, roi: Size3) -> nn.Module:
+def rewrite_for_export(network: nn.Module, roi: Size3, *, most_scores: int = MOST_SCORES) -> nn.Module:
     """A copy of a SwinUNETR that takes windows of one size only and computes the same from fewer operations.
 
     Args:
         network: In evaluation mode; stays as it is.
         roi: Window size in voxels.
+        most_scores: Attention scores of a window image that are computed at once; what is more is done in parts.
 
     Returns:
         The copy; or `network` itself if it is no three-dimensional SwinUNETR with window attention in every stage, or
@@ -58,9 +60,10 @@ def rewrite_for_export(network: nn.Module, roi: Size3) -> nn.Module:
     longest = _stages(rewritten)[0].blocks[0].attn.relative_position_index
     shared: Any = nn.Module()
     shared.register_buffer("index", longest.to(torch.int32))
-    for number, (stage, size) in enumerate(zip(_stages(rewritten), sizes, strict=True), 1):
-        layers = getattr(rewritten.swinViT, f"layers{number}")
-        layers[0] = FixedStage(stage, size, shared)
+    stages = [
+        FixedStage(stage, size, shared, most_scores) for stage, size in zip(_stages(rewritten), sizes, strict=True)
+    ]
+    rewritten.swinViT = FixedTransformer(rewritten.swinViT, stages)
     result: nn.Module = rewritten.eval()
     return result
 
@@ -184,6 +187,37 @@ def _patterns(regions: _Index) -> tuple[_Index, _Index]:
     return np.stack(rows), np.array(chosen)
 
 
+class FixedTransformer(nn.Module):
+    """MONAI's `SwinTransformer` with its four stages rewritten.
+
+    Args:
+        transformer: The module.
+        stages: Its stages, each for one size.
+    """
+
+    def __init__(self, transformer: Any, stages: list[FixedStage]) -> None:
+        super().__init__()
+        self.patch_embed: nn.Module = transformer.patch_embed
+        self.stages = nn.ModuleList(stages)
+        # The second version has a residual convolution before each stage.
+        self.residuals = nn.ModuleList(
+            getattr(transformer, f"layers{number}c")[0] if transformer.use_v2 else nn.Identity() for number in range(1, 5)
+        )
+        width = int(transformer.embed_dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(width * 2**n, elementwise_affine=False) for n in range(5))
+
+    def forward(self, x: Tensor, normalize: bool = True) -> list[Tensor]:
+        """(B, C_in, D, H, W) -> the input of each stage and the last output, normalised over channels if asked."""
+        x = self.patch_embed(x)
+        found = [x]
+        for residual, stage in zip(self.residuals, self.stages, strict=True):
+            x = stage(residual(x))
+            found.append(x)
+        if not normalize:
+            return found
+        return [norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3) for norm, x in zip(self.norms, found, strict=True)]
+
+
 class FixedStage(nn.Module):
     """MONAI's `BasicLayer` for one size of its input.
 
@@ -191,17 +225,19 @@ class FixedStage(nn.Module):
         stage: The layer.
         size: (D, H, W) of its input, in tokens.
         shared: Holds the index into every relative position table.
+        most_scores: See `rewrite_for_export`.
     """
 
-    def __init__(self, stage: Any, size: Size3, shared: Any) -> None:
+    def __init__(self, stage: Any, size: Size3, shared: Any, most_scores: int) -> None:
         super().__init__()
         self.size = size
-        self.blocks = nn.ModuleList(FixedBlock(block, size, shared) for block in stage.blocks)
+        self.blocks = nn.ModuleList(FixedBlock(block, size, shared, most_scores) for block in stage.blocks)
         self.merging = FixedMerging(stage.downsample, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, 2 C, D / 2, H / 2, W / 2)."""
-        tokens = x.flatten(2).transpose(1, 2)
+        # Each block adds to the tokens: in half precision the sum alone is kept in fp32.
+        tokens = _at_least_float(x.flatten(2).transpose(1, 2))
         for block in self.blocks:
             tokens = block(tokens)
         merged: Tensor = self.merging(tokens)
@@ -215,18 +251,19 @@ class FixedBlock(nn.Module):
         block: The block.
         size: (D, H, W) in tokens.
         shared: Holds the index into the relative position table.
+        most_scores: See `rewrite_for_export`.
     """
 
     fetch: Tensor
     back: Tensor
 
-    def __init__(self, block: Any, size: Size3, shared: Any) -> None:
+    def __init__(self, block: Any, size: Size3, shared: Any, most_scores: int) -> None:
         super().__init__()
         table = window_table(size, tuple(block.window_size), tuple(block.shift_size))
         self.norm1: nn.Module = block.norm1
         self.norm2: nn.Module = block.norm2
         self.mlp: nn.Module = block.mlp
-        self.attention = FixedAttention(block.attn, table, shared)
+        self.attention = FixedAttention(block.attn, table, shared, most_scores)
         self.pads = table.pads
         self.moves = table.pads or bool((table.fetch != np.arange(table.tokens)).any())
         if self.moves:
@@ -254,20 +291,21 @@ class FixedAttention(nn.Module):
         attention: The module.
         table: The stage's windows.
         shared: Holds the index into the relative position table.
+        most_scores: See `rewrite_for_export`.
     """
 
     regions: Tensor
 
-    def __init__(self, attention: Any, table: WindowTable, shared: Any) -> None:
+    def __init__(self, attention: Any, table: WindowTable, shared: Any, most_scores: int) -> None:
         super().__init__()
         self.heads: int = attention.num_heads
         self.n = int(np.prod(table.length))
         self.counts = table.counts
-        most = max(1, _MOST_SCORES // (self.heads * self.n**2))
+        most = max(1, most_scores // (self.heads * self.n**2))
         self.parts = tuple(
-            (min(most, count - first), pattern)
-            for pattern, count in enumerate(table.counts)
-            for first in range(0, count, most)
+            (first, min(first + most, stop), pattern)
+            for pattern, (start, stop) in enumerate(itertools.pairwise(np.cumsum([0, *table.counts]).tolist()))
+            for first in range(start, stop, most)
         )
         self.table, self.proj = attention.relative_position_bias_table, attention.proj
         self.qkv = _scaled_queries(attention.qkv, float(attention.scale))
@@ -279,37 +317,32 @@ class FixedAttention(nn.Module):
         batch, places, channels = x.shape
         windows, width = places // self.n, channels // self.heads
         split = self.qkv(x).reshape(batch, windows, self.n, 3, self.heads, width)
-        # The window stands before the case in the batch, so that windows of one pattern stand together in every batch.
-        split = split.permute(3, 1, 0, 4, 2, 5).reshape(3, windows * batch, self.heads, self.n, width)
-        q, k, v = split.unbind(0)
-        k = k.transpose(2, 3)
-        sizes = [count * batch for count, _ in self.parts]
+        q, k, v = split.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, n, width)
+        k = k.transpose(3, 4)
         scores = self._scores()
+        # The softmax is in fp32 even where the products are not: half precision is too coarse for large scores.
         parts = [
-            torch.softmax(q_part @ k_part + score, dim=-1) @ v_part
-            for q_part, k_part, v_part, score in zip(
-                q.split(sizes),
-                k.split(sizes),
-                v.split(sizes),
-                (scores[pattern] for _, pattern in self.parts),
-                strict=True,
-            )
+            torch.softmax(_at_least_float(q[:, a:b] @ k[:, a:b]) + scores[pattern], dim=-1).to(v.dtype) @ v[:, a:b]
+            for a, b, pattern in self.parts
         ]
-        seen = torch.cat(parts) if len(parts) > 1 else parts[0]
-        seen = seen.reshape(windows, batch, self.heads, self.n, width).permute(1, 0, 3, 2, 4)
-        result: Tensor = self.proj(seen.reshape(batch, places, channels))
+        seen = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        result: Tensor = self.proj(seen.transpose(2, 3).reshape(batch, places, channels))
         return result
 
     def _scores(self) -> tuple[Tensor, ...]:
         """(heads, n, n) a pattern: what is added to the score of two places, by their position and their regions."""
         index: Tensor = self.shared.index[: self.n, : self.n]
-        bias = self.table.index_select(0, index.reshape(-1))
+        bias = _at_least_float(self.table).index_select(0, index.reshape(-1))
         bias = bias.reshape(self.n, self.n, self.heads).permute(2, 0, 1)
         if len(self.counts) == 1:
             return (bias,)
         same = self.regions[:, None, :, None] == self.regions[:, None, None, :]
         scores: tuple[Tensor, ...] = (bias + torch.where(same, 0.0, _MASKED)).unbind(0)
         return scores
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALVES else x
 
 
 def _scaled_queries(qkv: nn.Linear, scale: float) -> nn.Linear:

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from ctflow.progress import Progress
 
+_BAD = ("damaged", "foreign")  # states of stored engines that never end by themselves
+_LONGEST = 300  # characters of a text that a stored file holds
 _STAGES = {
     "phantom": "drawing phantoms",
     "prepare engine": "making the engine",
@@ -173,14 +175,104 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
 
 
 def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Show which backends this machine has (`ctflow engines`)."""
+    """Show the backends of this machine, the engines made for them and what `auto` chose (`ctflow engines`).
+
+    Args:
+        document: "backends" and "monai_deploy"; "cache", "engines" and "choices" where a cache was asked for
+            (`ctflow.cli.engines.engines_document`).
+        stream: Gets the text; None takes standard output.
+    """
     console = Console(file=stream or sys.stdout, soft_wrap=True)
     for backend in document["backends"]:
         verdict = ("available", "green") if backend["available"] else ("absent", "red")
-        console.print(Text.assemble((f"{backend['name']:<16}", "bold"), verdict, f"  {backend['reason']}"))
+        _say_beside(console, _named(backend["name"], *verdict), backend["reason"])
     owner = document["monai_deploy"]
     verdict = ("ready", "green") if owner["has_exec"] else ("needs repair", "red")
-    console.print(Text.assemble((f"{'monai-deploy':<16}", "bold"), verdict, f"  {owner['reason']}"))
+    _say_beside(console, _named("monai-deploy", *verdict), owner["reason"])
+    if "cache" in document:
+        _say_cache(console, document)
+
+
+def _named(name: str, verdict: str, colour: str) -> Text:
+    return Text.assemble((f"{name:<16}", "bold"), (verdict, colour), "  ")
+
+
+def _say_cache(console: Console, document: Mapping[str, Any]) -> None:
+    cache, engines, choices = document["cache"], document["engines"], document["choices"]
+    console.print()
+    if cache["folder"] is None:
+        console.print(Text("no folder keeps engines: give --cache DIR or set CTFLOW_CACHE"))
+        return
+    if cache["problem"]:
+        console.print(Text(f"engines in {_plain(cache['folder'])}: {_plain(cache['problem'])}", style="yellow"))
+        return
+    if not engines:
+        console.print(Text(f"no engines in {_plain(cache['folder'])}"))
+        console.print(Text("make one with `ctflow export`, for another bundle with `ctflow export -m BUNDLE`"))
+    else:
+        console.print(Text(f"engines in {_plain(cache['folder'])}"))
+    for engine in engines:
+        _say_engine(console, engine)
+    if any(engine["state"] in _BAD for engine in engines):
+        _say_beside(console, Text(), f"remove what is {' or '.join(_BAD)}, and run `ctflow export`")
+    if choices:
+        console.print()
+        console.print(Text("what auto chose, by a model and a machine"))
+    for choice in choices:
+        _say_choice(console, choice)
+
+
+def _say_engine(console: Console, engine: Mapping[str, Any]) -> None:
+    colour = {"ready": "green", "being made": "cyan"}.get(engine["state"], "red")
+    console.print(
+        Text.assemble(
+            (f"{_plain(engine['name']):<37}", "bold"),
+            "  ",
+            (f"{engine['state']:<10}", colour),
+            f"{engine['bytes'] / 1e6:>9.1f} MB  {(engine['made'] or '')[:10]}".rstrip(),
+        )
+    )
+    if engine["reason"]:
+        _say_beside(console, Text("  "), engine["reason"], style="yellow")
+    if engine["kind"] is None:
+        return
+    low, high = engine["batch_range"]
+    facts = (
+        f"{engine['kind']} in {engine['precision']}, windows of {' x '.join(map(str, engine['roi']))}, batch "
+        f"{low if low == high else f'{low} to {high}'}, {engine['network']} {engine['weights_digest'][:12]}"
+    )
+    _say_beside(console, Text("  "), facts)
+    _say_beside(console, Text("  "), f"for {'any device' if engine['device'] == 'any' else engine['device']}")
+    _say_beside(console, Text("  "), f"by {engine['version']}")
+
+
+def _say_choice(console: Console, choice: Mapping[str, Any]) -> None:
+    name = Text(f"{_plain(choice['name']):<39}  ", style="bold")
+    if choice["state"] != "ready":
+        _say_beside(console, name, f"{choice['state']}: {choice['reason']}", style="yellow")
+        return
+    seconds = choice["window_seconds"].get(choice["backend"])
+    speed = "" if seconds is None else f"  {seconds:.3f} s a window"
+    _say_beside(console, name, f"{choice['backend']}{speed}")
+
+
+def _say_beside(console: Console, lead: Text, text: str, style: str = "") -> None:
+    """A line; on a terminal that is too narrow its text continues beside the lead, not below it."""
+    shown = Text(_plain(text), style=style)
+    if not console.is_terminal:
+        console.print(lead + shown)
+        return
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(lead, shown)
+    console.print(grid, soft_wrap=False)
+
+
+def _plain(text: str) -> str:
+    """Text of a stored file without anything that a terminal would obey."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _LONGEST + 1])
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
 
 
 def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> None:

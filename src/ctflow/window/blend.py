@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,9 +36,35 @@ def importance_map(roi: Size3, blend: Blend, device: torch.device) -> Tensor:
         raise ValueError(f"unknown blend {blend!r}")
     d, h, w = (_gaussian(size, device) for size in roi)
     weights = (d[:, None] * h[None, :])[:, :, None] * w
-    return weights.clamp_(min=max(float(weights.min()), LEAST_WEIGHT))
+    # The least weight stays on the device: a GPU would be waited for.
+    return torch.maximum(weights, weights.min().clamp(min=LEAST_WEIGHT))
 
 
 def _gaussian(size: int, device: torch.device) -> Tensor:
     offset = torch.arange(-(size - 1) / 2.0, (size - 1) / 2.0 + 1, dtype=torch.float32, device=device)
     return torch.exp(offset**2 / (-2 * (size * SIGMA_SCALE) ** 2))
+
+
+def total_weight(weight: Tensor, axis_starts: Sequence[Sequence[int]], size: Size3) -> Tensor:
+    """Sum of all windows' weights at each voxel, which no volume's content changes.
+
+    The windows are every combination of the axes' starts, so their weights can be added one axis after another: some
+    tens of additions instead of one a window.
+
+    Args:
+        weight: (D, H, W) float32 of a window, as `importance_map` gives it.
+        axis_starts: First voxel of the windows along each axis.
+        size: Voxels of the volume.
+
+    Returns:
+        (D, H, W) float32 of the volume's size on the weight's device.
+    """
+    total = weight
+    for axis in (2, 1, 0):  # the small arrays first
+        shape = list(total.shape)
+        shape[axis] = size[axis]
+        added = total.new_zeros(shape)
+        for start in axis_starts[axis]:
+            added.narrow(axis, start, weight.shape[axis]).add_(total)
+        total = added
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from ctflow.volume import Size3
 
@@ -27,6 +28,21 @@ def starts_along_axis(size: int, window: int, overlap: float) -> list[int]:
     return starts
 
 
+def window_axes(size: Size3, roi: Size3, overlap: float) -> tuple[list[int], list[int], list[int]]:
+    """First voxel of the windows along each axis; the windows are every combination of them.
+
+    Args:
+        size: Voxels of the volume, each axis at least the window's.
+        roi: Voxels of the window.
+        overlap: 0 <= overlap < 1.
+
+    Returns:
+        Ascending starts along d, h and w.
+    """
+    d, h, w = (starts_along_axis(n, window, overlap) for n, window in zip(size, roi, strict=True))
+    return d, h, w
+
+
 def window_starts(size: Size3, roi: Size3, overlap: float) -> list[Size3]:
     """First voxel of each window, in MONAI's order (the last axis runs fastest).
 
@@ -38,8 +54,22 @@ def window_starts(size: Size3, roi: Size3, overlap: float) -> list[Size3]:
     Returns:
         (d, h, w) starts.
     """
-    axes = (starts_along_axis(n, window, overlap) for n, window in zip(size, roi, strict=True))
-    return list(itertools.product(*axes))  # type: ignore[arg-type]  # a product of three
+    return list(itertools.product(*window_axes(size, roi, overlap)))
+
+
+def shares_of_windows(starts: Sequence[Size3], count: int) -> list[list[Size3]]:
+    """Divide the windows among devices: contiguous runs, so that each device needs one slab of the volume.
+
+    Args:
+        starts: The windows, in MONAI's order.
+        count: Devices.
+
+    Returns:
+        At most `count` runs, none empty, whose lengths differ by at most one.
+    """
+    count = min(count, len(starts))
+    ends = [len(starts) * (index + 1) // count for index in range(count)]
+    return [list(starts[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
 
 
 def padding_for_window(size: Size3, roi: Size3) -> tuple[tuple[int, int], ...]:

@@ -1,64 +1,86 @@
-"""Sliding-window prediction, equal to `monai.inferers.sliding_window_inference`."""
+"""Sliding-window prediction on any number of devices, equal to `monai.inferers.sliding_window_inference`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import Blend
 from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
-from ctflow.window.blend import importance_map
-from ctflow.window.grid import padding_for_window, window_starts
+from ctflow.window.blend import importance_map, total_weight
+from ctflow.window.devices import Predict, Say, Worker, run_on_devices
+from ctflow.window.grid import padding_for_window, shares_of_windows, window_axes, window_starts
+
+Halved = Callable[[torch.device, int, int], None]
+
+
+def unheard(device: torch.device, tried: int, left: int) -> None:
+    """An `on_halved` that tells nobody."""
 
 
 def predict_volume(
     volume: Tensor,
-    predict: Callable[[Tensor], Tensor],
+    predict: Predict | Sequence[Worker],
     *,
     roi: Size3,
     overlap: float = 0.25,
     blend: Blend = "gaussian",
     batch_size: int = 4,
     progress: Progress = silent,
+    on_halved: Halved = unheard,
 ) -> Tensor:
     """Predict a volume window by window and blend the logits.
 
     Args:
         volume: (1, C_in, D, H, W) float32.
-        predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device, B at most `batch_size`.
+        predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device, B at most `batch_size`; or several
+            workers, of which the first is on the volume's device. Each gets a contiguous run of the windows, and only
+            the part of the volume that they touch.
         roi: Window size in voxels. A smaller volume is padded with zeros on both sides.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
         blend: Weight of each voxel of a window.
         batch_size: Windows a call of `predict`.
-        progress: Told of each batch, in windows, as stage "segment".
+        progress: Told of each batch, in windows, as stage "segment"; called in the calling thread only.
+        on_halved: Told, in the calling thread, that a device had too little memory for `tried` windows at once and
+            goes on with `left`.
 
     Returns:
         (1, C_out, D, H, W) float32 logits on the volume's device.
 
     Raises:
         ValueError: An argument is out of range, or `predict` returns another window size.
+        DeviceOutOfMemory: A device has too little memory for one window.
 
-    Source: equal to `monai.inferers.sliding_window_inference` (MONAI 1.6.1) within float tolerance.
+    Source: equal to `monai.inferers.sliding_window_inference` (MONAI 1.6.1) within float tolerance, on any number of
+    devices.
     """
-    _check(volume, roi, overlap, batch_size)
+    workers = (Worker(predict, volume.device),) if callable(predict) else tuple(predict)
+    _check(volume, workers, roi, overlap, batch_size)
     size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # checked to be three
     padding = padding_for_window(size, roi)
     flat = [n for pair in reversed(padding) for n in pair]  # F.pad begins at the last axis
     padded = functional.pad(volume, flat) if any(flat) else volume
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
-    starts = window_starts(padded_size, roi, overlap)
-    logits = _blend_windows(padded, predict, starts, importance_map(roi, blend, volume.device), batch_size, progress)
+    weight = importance_map(roi, blend, volume.device)
+    shares = _shares(workers, window_starts(padded_size, roi, overlap), padded_size, roi)
+    logits = _sum_of_windows(padded, weight, shares, batch_size, progress, on_halved)
+    logits.div_(total_weight(weight, window_axes(padded_size, roi, overlap), padded_size))
     (d, _), (h, _), (w, _) = padding
     return logits[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]
 
 
-def _check(volume: Tensor, roi: Size3, overlap: float, batch_size: int) -> None:
+def _check(volume: Tensor, workers: Sequence[Worker], roi: Size3, overlap: float, batch_size: int) -> None:
     if volume.ndim != 5 or volume.shape[0] != 1:
         raise ValueError(f"a volume is (1, C, D, H, W), not {tuple(volume.shape)}")
+    if not workers or workers[0].device != volume.device:
+        raise ValueError(f"the first worker is on the volume's device, {volume.device}")
     if len(roi) != 3 or min(roi) < 1:
         raise ValueError(f"a window has three sizes of at least 1, not {roi}")
     if not 0.0 <= overlap < 1.0:
@@ -67,38 +89,141 @@ def _check(volume: Tensor, roi: Size3, overlap: float, batch_size: int) -> None:
         raise ValueError(f"batch_size is at least 1, not {batch_size}")
 
 
-def _blend_windows(
+# ------------------------------------------------------------------------------------------------- several devices
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """A worker's part.
+
+    Attributes:
+        worker: Who computes it.
+        box: The slab of the padded volume that its windows touch.
+        places: Where each window lies in the slab, all channels.
+    """
+
+    worker: Worker
+    box: tuple[slice, slice, slice]
+    places: list[tuple[slice, ...]]
+
+
+def _shares(workers: Sequence[Worker], starts: Sequence[Size3], size: Size3, roi: Size3) -> list[_Share]:
+    """Divide the windows; the first worker's slab is the whole volume, so that the others' are added to it."""
+    shares: list[_Share] = []
+    for worker, run in zip(workers, shares_of_windows(starts, len(workers)), strict=False):
+        first, last = ((0, 0, 0), size) if not shares else _bounds(run, roi)
+        box = (slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2]))
+        places = [
+            (slice(None), *(slice(n - low, n - low + length) for n, low, length in zip(start, first, roi, strict=True)))
+            for start in run
+        ]
+        shares.append(_Share(worker, box, places))
+    return shares
+
+
+def _bounds(starts: Sequence[Size3], roi: Size3) -> tuple[Size3, Size3]:
+    d, h, w = zip(*starts, strict=True)
+    return (min(d), min(h), min(w)), (max(d) + roi[0], max(h) + roi[1], max(w) + roi[2])
+
+
+def _sum_of_windows(
     volume: Tensor,
-    predict: Callable[[Tensor], Tensor],
-    starts: list[Size3],
     weight: Tensor,
+    shares: Sequence[_Share],
     batch_size: int,
     progress: Progress,
+    on_halved: Halved,
 ) -> Tensor:
-    """Weighted mean of all windows' logits; the volume is at least as large as a window."""
-    roi: Size3 = tuple(weight.shape)  # type: ignore[assignment]  # a map has three axes
-    total = torch.zeros(volume.shape[2:], device=volume.device)
-    logits: Tensor | None = None
-    batch = torch.empty((batch_size, volume.shape[1], *roi), dtype=volume.dtype, device=volume.device)
-    progress("segment", 0, len(starts))
-    for first in range(0, len(starts), batch_size):
-        places = [_place(start, roi) for start in starts[first : first + batch_size]]
-        for row, place in enumerate(places):
-            batch[row] = volume[0][(slice(None), *place)]
-        answer = predict(batch[: len(places)])
-        if answer.shape[0] != len(places) or tuple(answer.shape[2:]) != roi:
-            raise ValueError(f"predict returned {tuple(answer.shape)} for {len(places)} windows of {roi}")
-        if logits is None:
-            logits = torch.zeros((1, answer.shape[1], *volume.shape[2:]), device=volume.device)
+    """(1, C_out, D, H, W) sum of all windows' weighted logits; the volume is at least as large as a window."""
+    done, total = 0, sum(len(share.places) for share in shares)
+
+    def advance(windows: int) -> None:
+        nonlocal done
+        done += windows
+        progress("segment", done, total)
+
+    def job(index: int, say: Say) -> Tensor:
+        slab = _Slab(volume, weight, shares[index], batch_size)
+        return _sum_of_share(slab, batch_size, say, advance, on_halved)
+
+    advance(0)
+    logits, *slabs = run_on_devices([share.worker.device for share in shares], job)
+    for share, slab in zip(shares[1:], slabs, strict=True):
+        for channel, added in enumerate(slab[0]):  # one at a time: the first device needs room for one only
+            logits[0, channel][share.box].add_(added.to(logits.device))
+    return logits
+
+
+# ------------------------------------------------------------------------------------------------------ one device
+
+
+class _Slab:
+    """The part of a volume that a share's windows touch, and the sum of their logits, on the share's device.
+
+    Args:
+        volume: (1, C_in, D, H, W), padded.
+        weight: Of each voxel of a window.
+        share: The worker and its windows.
+        batch_size: Most windows at once.
+    """
+
+    def __init__(self, volume: Tensor, weight: Tensor, share: _Share, batch_size: int) -> None:
+        self.share = share
+        device = share.worker.device
+        self._part = volume[0][(slice(None), *share.box)].to(device)
+        self._weight = weight.to(device)
+        self._batch = self._part.new_empty((min(batch_size, len(share.places)), len(self._part), *weight.shape))
+        self._sum: Tensor | None = None
+
+    @property
+    def sum(self) -> Tensor:
+        """(1, C_out, D, H, W) float32 sum of the weighted logits so far."""
+        if self._sum is None:
+            raise ValueError("no window has been computed")
+        return self._sum
+
+    def add(self, places: Sequence[tuple[slice, ...]]) -> bool:
+        """Compute some windows; False if the device has too little memory for them, but may have for fewer.
+
+        Nothing here waits for a GPU, and only the first call takes memory.
+        """
+        roi = self._weight.shape
+        windows = self._batch[: len(places)]
+        for window, place in zip(windows, places, strict=True):
+            window.copy_(self._part[place])
+        answer = self._answer(windows)
+        if answer is None:
+            return False
+        if len(answer) != len(places) or answer.shape[2:] != roi:
+            raise ValueError(f"predict returned {tuple(answer.shape)} for {len(places)} windows of {tuple(roi)}")
+        if self._sum is None:
+            shape = (1, answer.shape[1], *self._part.shape[1:])
+            self._sum = torch.zeros(shape, device=self._part.device)
         for window, place in zip(answer, places, strict=True):
-            logits[0][(slice(None), *place)].addcmul_(window.to(logits.dtype), weight)
-            total[place] += weight
-        progress("segment", first + len(places), len(starts))
-    if logits is None:
-        raise ValueError("there is no window")
-    return logits.div_(total)
+            self._sum[0][place].addcmul_(window.to(torch.float32), self._weight)
+        return True
+
+    def _answer(self, windows: Tensor) -> Tensor | None:
+        try:
+            return self.share.worker.predict(windows)
+        except DeviceOutOfMemory:
+            if len(windows) == 1:
+                raise
+        if self._part.is_cuda:
+            torch.cuda.empty_cache()  # not above: what the error's frames hold is free only once the error is gone
+        return None
 
 
-def _place(start: Size3, roi: Size3) -> tuple[slice, slice, slice]:
-    d, h, w = (slice(first, first + length) for first, length in zip(start, roi, strict=True))
-    return d, h, w
+def _sum_of_share(slab: _Slab, batch_size: int, say: Say, advance: Callable[[int], None], on_halved: Halved) -> Tensor:
+    """Compute all windows of a share; where memory does not suffice, fewer at once."""
+    places, device, done = slab.share.places, slab.share.worker.device, 0
+    with torch.no_grad():  # a thread does not inherit the caller's
+        while done < len(places):
+            some = places[done : done + batch_size]
+            if slab.add(some):
+                done += len(some)
+                say(partial(advance, len(some)))
+            else:
+                batch_size = len(some) // 2
+                say(partial(on_halved, device, len(some), batch_size))
+    return slab.sum

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctflow.engines import choose
-from ctflow.engines.choose import backends, device_from_setting, open_engine
+from ctflow.engines.choose import backends, device_from_setting, devices_from_setting, open_engine
 from ctflow.errors import BackendUnavailable, SettingsInvalid
 
 
@@ -32,16 +32,24 @@ def test_an_absent_backend_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setting", "gpus", "device"),
-    [(None, 0, "cpu"), (None, 2, "cuda:0"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
+    ("setting", "gpus", "devices"),
+    [
+        (None, 0, ["cpu"]),
+        (None, 2, ["cuda:0"]),
+        ("cpu", 2, ["cpu"]),
+        ("cuda", 1, ["cuda:0"]),
+        ("cuda:1", 2, ["cuda:1"]),
+        ("cuda:2,0", 3, ["cuda:2", "cuda:0"]),
+    ],
 )
-def test_the_device_follows_the_setting_and_the_machine(monkeypatch, setting, gpus, device):
+def test_the_devices_follow_the_setting_and_the_machine(monkeypatch, setting, gpus, devices):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert device_from_setting(setting) == device
+    assert devices_from_setting(setting) == tuple(devices)
+    assert device_from_setting(setting) == devices[0]
 
 
-@pytest.mark.parametrize(("setting", "gpus"), [("cuda", 0), ("cuda:2", 2)])
+@pytest.mark.parametrize(("setting", "gpus"), [("cuda", 0), ("cuda:2", 2), ("cuda:0,2", 2)])
 def test_a_device_that_is_not_there_is_named(monkeypatch, setting, gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(BackendUnavailable, match=f"this machine has {gpus} GPUs"):
-        device_from_setting(setting)
+        devices_from_setting(setting)

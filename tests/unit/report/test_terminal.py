@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from ctflow.report.terminal import (
     BarProgress,
@@ -147,3 +148,45 @@ def test_engines_and_the_script_are_shown():
     assert "absent" in stream.getvalue()
     say_engines({"backends": [], "monai_deploy": {"has_exec": True, "reason": "fine"}}, stream)
     assert "ready" in stream.getvalue()
+
+
+def engines_of_a_cache(**change):
+    engine = {
+        "name": "plan-" + "0" * 32, "state": "ready", "reason": None, "bytes": 31_400_000, "kind": "plan",
+        "made": "2026-11-21T12:53:30+00:00", "version": "torch 2.13.0+cpu, opset 20, monai 1.6.1, onnx 1.23.2, more 1",
+        "network": "SwinUNETR", "weights_digest": "d" * 64, "precision": "fp16", "roi": [96, 96, 96],
+        "batch_range": [1, 8], "device": "NVIDIA H200, compute capability 9.0, driver 580.159.04",
+    }  # fmt: skip
+    choice = {"name": "choice-" + "0" * 32, "state": "ready", "reason": None, "backend": "openvino"}
+    return {
+        "backends": [
+            {"name": "tensorrt", "available": False, "reason": "the package is not installed: " + "pip " * 20}
+        ],
+        "monai_deploy": {"has_exec": True, "reason": "fine"},
+        "cache": {"folder": "/cache", "problem": None},
+        "engines": [engine, {**engine, "state": "unreadable", "reason": "because " * 12, "kind": None}],
+        "choices": [{**choice, "window_seconds": {"openvino": 0.7}}, {**choice, "window_seconds": {}}],
+        **change,
+    }
+
+
+def test_engines_fit_a_terminal(monkeypatch):
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        stream = Terminal()
+        say_engines(engines_of_a_cache(), stream)
+        lines = [Text.from_ansi(line).plain.rstrip() for line in stream.getvalue().splitlines()]
+        assert max(map(len, lines)) <= width
+        assert all(line.startswith("  ") or not line or line[0] != " " for line in lines)
+        assert sum("because" in line for line in lines) == (2 if width == 80 else 1)
+        assert f"plan-{'0' * 32}  ready          31.4 MB  2026-11-21" in lines
+
+
+def test_engines_in_a_pipe_keep_a_line_for_each_fact():
+    stream = io.StringIO()
+    say_engines(engines_of_a_cache(), stream)
+    lines = stream.getvalue().splitlines()
+    assert "  " + "because " * 12 in lines
+    assert "  by torch 2.13.0+cpu, opset 20, monai 1.6.1, onnx 1.23.2, more 1" in lines
+    assert "  for NVIDIA H200, compute capability 9.0, driver 580.159.04" in lines
+    assert "remove" not in stream.getvalue()

@@ -11,8 +11,9 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 
-from ctflow.window.blend import importance_map
-from ctflow.window.grid import padding_for_window, starts_along_axis, window_starts
+from ctflow.errors import DeviceOutOfMemory
+from ctflow.window.blend import importance_map, total_weight
+from ctflow.window.grid import padding_for_window, shares_of_windows, starts_along_axis, window_axes, window_starts
 from ctflow.window.predict import predict_volume
 
 sizes = st.tuples(*[st.integers(1, 23)] * 3)
@@ -81,6 +82,27 @@ def test_windows_cover_every_voxel_and_end_at_the_border():
     assert padding_for_window((3, 4, 9), (4, 4, 6)) == ((0, 1), (0, 0), (0, 0))
 
 
+@settings(max_examples=100, deadline=None)
+@given(size=sizes, roi=windows, overlap=overlaps, blend=st.sampled_from(["constant", "gaussian"]))
+def test_the_total_weight_is_the_sum_of_every_windows_weight(size, roi, overlap, blend):
+    padded = tuple(max(pair) for pair in zip(size, roi, strict=True))
+    weight = importance_map(roi, blend, torch.device("cpu"))
+    expected = torch.zeros(padded)
+    for start in window_starts(padded, roi, overlap):
+        expected[tuple(slice(n, n + length) for n, length in zip(start, roi, strict=True))] += weight
+    found = total_weight(weight, window_axes(padded, roi, overlap), padded)
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+@given(windows=st.integers(1, 60), count=st.integers(1, 70))
+def test_shares_are_contiguous_equal_and_never_empty(windows, count):
+    starts = [(n, 0, 0) for n in range(windows)]
+    shares = shares_of_windows(starts, count)
+    assert [start for share in shares for start in share] == starts
+    assert len(shares) == min(count, windows)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
 def test_constant_in_constant_out(blend):
     volume = torch.full((1, 1, 17, 9, 30), 3.0)
@@ -120,3 +142,67 @@ def test_wrong_arguments_are_named(wrong):
     arguments = {"volume": torch.zeros(1, 1, 8, 8, 8), "predict": lambda windows: windows, "roi": (4, 4, 4), **wrong}
     with pytest.raises(ValueError, match=r"."):
         predict_volume(arguments.pop("volume"), arguments.pop("predict"), **arguments)
+
+
+def predict_up_to(most: int, calls: list[int]):
+    """A network whose device has memory for `most` windows."""
+
+    def predict(windows):
+        calls.append(len(windows))
+        if len(windows) > most:
+            raise DeviceOutOfMemory("too little memory")
+        return windows * 2
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    ("most", "calls", "halved"),
+    [
+        (8, [8, 8, 2], []),
+        (7, [8, 4, 4, 4, 4, 2], [(8, 4)]),
+        (3, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2], [(8, 4), (4, 2)]),
+        (1, [8, 4, 2, *[1] * 18], [(8, 4), (4, 2), (2, 1)]),
+    ],
+)
+def test_too_little_memory_halves_the_batch_and_changes_no_result(most, calls, halved):
+    volume = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 1, 8, 12, 12), np.float32))
+    arguments = {"roi": (4, 4, 4), "overlap": 0.0, "batch_size": 8}
+    called, told, steps = [], [], []
+    found = predict_volume(
+        volume,
+        predict_up_to(most, called),
+        **arguments,
+        progress=lambda *step: steps.append(step),
+        on_halved=lambda device, tried, left: told.append((str(device), tried, left)),
+    )
+    assert called == calls
+    assert told == [("cpu", *pair) for pair in halved]
+    assert steps[-1] == ("segment", 18, 18)
+    assert torch.equal(found, predict_volume(volume, lambda windows: windows * 2, **arguments))
+
+
+def test_a_short_last_batch_is_halved_too():
+    limits = iter([8, 2, 2, 2, 2])
+    told = []
+
+    def predict(windows):
+        if len(windows) > next(limits):
+            raise DeviceOutOfMemory("too little memory")
+        return windows
+
+    arguments = {"roi": (4, 4, 4), "overlap": 0.0, "batch_size": 8}
+    volume = torch.rand(1, 1, 4, 4, 44)
+    found = predict_volume(volume, predict, **arguments, on_halved=lambda _, *pair: told.append(pair))
+    assert told == [(3, 1)]
+    assert torch.allclose(found, volume)
+
+
+def test_too_little_memory_for_one_window_is_the_cases_error():
+    with pytest.raises(DeviceOutOfMemory, match="too little memory"):
+        predict_volume(torch.zeros(1, 1, 8, 8, 8), predict_up_to(0, []), roi=(4, 4, 4), batch_size=4)
+
+
+def test_no_graph_is_kept():
+    network = torch.nn.Conv3d(1, 2, 1)
+    assert not predict_volume(torch.zeros(1, 1, 8, 8, 8), network, roi=(4, 4, 4)).requires_grad

@@ -1,0 +1,439 @@
+"""TensorRT on an NVIDIA GPU: a plan that was built for it, run through torch's memory, streams and CUDA graphs.
+
+One module serves TensorRT 8.5, 10 and 11; `ctflow.engines.tensorrt_rtx` runs the same engine with TensorRT-RTX, which
+has the same programming interface.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.onnxfile import GraphStyle
+from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
+from ctflow.model import Model
+from ctflow.networks.head import is_two_class
+from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.volume import Size3
+
+FILE = "plan"
+DEVICES = ("cuda",)
+INPUT, OUTPUT = "windows", "logits"
+_NAME = "tensorrt"
+_OLDEST = (8, 5)  # the first with named tensors
+_ALL_SCORES = 2**40  # a GPU computes all windows of an attention at once
+_UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
+_TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
+
+log = logging.getLogger(__name__)
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether the package is installed and loads."""
+    return runtime_state(_NAME)
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What `auto` tries, and last what is meant where no precision is named."""
+    return ("fp16",)
+
+
+def check_settings(device: str, precision: Precision) -> None:
+    """Whether this machine computes so with TensorRT.
+
+    Raises:
+        BackendUnavailable: It does not.
+    """
+    check_gpu(_NAME, device, precision)
+
+
+def open_backend(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,
+) -> TensorRtEngine:
+    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    return open_plan(_NAME, model, device, precision, roi, batch_range, cache_dir)
+
+
+# ------------------------------------------------------------------------------------------- shared with TensorRT-RTX
+
+
+def runtime_state(name: str) -> tuple[bool, str]:
+    """Whether TensorRT or TensorRT-RTX is installed and loads.
+
+    Args:
+        name: Backend name.
+
+    Returns:
+        True and the version, or False and what to do.
+    """
+    if find_spec(_module_name(name)) is None:
+        return False, f"the package {name} is not installed: pip install 'ctflow[{name}]'"
+    try:
+        runtime = load_runtime(name)
+    except BackendUnavailable as error:
+        return False, str(error)
+    if not is_new_enough(runtime):
+        return False, f"{name} {runtime.__version__} is older than 8.5: pip install --upgrade 'ctflow[{name}]'"
+    return True, f"{name} {runtime.__version__}"
+
+
+def is_new_enough(runtime: Any) -> bool:
+    """Whether the runtime has named tensors; TensorRT-RTX, whose versions count from 1, always has them."""
+    return is_rtx(runtime) or version_of(runtime)[:2] >= _OLDEST
+
+
+def is_rtx(runtime: Any) -> bool:
+    """Whether this is TensorRT-RTX."""
+    return str(runtime.__name__).startswith("tensorrt_rtx")
+
+
+def version_of(runtime: Any) -> tuple[int, ...]:
+    """The version as numbers."""
+    return tuple(int(part) for part in str(runtime.__version__).split(".") if part.isdecimal())
+
+
+def is_strongly_typed(runtime: Any) -> bool:
+    """Whether networks follow the types of their graph; else a flag of the builder allows half precision."""
+    return hasattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or version_of(runtime)[0] >= 11
+
+
+def load_runtime(name: str) -> Any:
+    """The Python module of TensorRT or TensorRT-RTX.
+
+    Raises:
+        BackendUnavailable: It does not load; gives the system's reason.
+    """
+    try:
+        return importlib.import_module(_module_name(name))
+    except (ImportError, OSError, RuntimeError) as error:  # a stub without libraries, or a library that is missing
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise BackendUnavailable(f"{name} does not load: {reason}") from error
+
+
+def _module_name(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def check_gpu(name: str, device: str, precision: Precision) -> None:
+    """Whether this machine computes so.
+
+    Raises:
+        BackendUnavailable: The device is no GPU, or this version has no such precision.
+    """
+    if torch.device(device).type != "cuda":
+        raise BackendUnavailable(f"{name} computes on a GPU, not on {device}: choose with --device cuda")
+    known = precisions_of(load_runtime(name))
+    if precision not in known:
+        raise BackendUnavailable(f"this {name} computes {', '.join(known)}, not {precision}: choose with --precision")
+
+
+def precisions_of(runtime: Any) -> tuple[Precision, ...]:
+    """The number formats that plans of this version are built for."""
+    return _TYPED if is_strongly_typed(runtime) else _UNTYPED_HALVES
+
+
+def graph_style(runtime: Any, precision: Precision) -> GraphStyle:
+    """How a network must be written for this version's parser.
+
+    8.5 has no operation for norms (its instance norm needs cuDNN) and chooses number formats itself; later versions
+    compute in the formats that the graph states.
+    """
+    if is_strongly_typed(runtime):
+        stated: Precision = "fp32" if precision == "tf32" else precision
+        return GraphStyle(20, stated, written_norms=False, most_scores=_ALL_SCORES)
+    return GraphStyle(16, "fp32", written_norms=True, most_scores=_ALL_SCORES)
+
+
+def plan_key(
+    name: str, model: Model, device: str, precision: Precision, roi: Size3, batch_range: tuple[int, int]
+) -> EngineKey:
+    """Key of a plan.
+
+    Args:
+        name: Backend name.
+        model: The model.
+        device: torch device that it is for; TensorRT-RTX's plans are for every GPU that it supports.
+        precision: Number format of the heavy arithmetic.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch.
+    """
+    runtime, spec = load_runtime(name), model.spec
+    return EngineKey(
+        kind=FILE,
+        version=f"{name} {runtime.__version__}",
+        rewrite=REWRITE_VERSION,
+        weights_digest=model.weights_digest,
+        network=spec.network.name,
+        arguments=spec.network.arguments,
+        head="difference" if is_two_class(spec) else "all channels",
+        roi=roi,
+        batch_range=batch_range,
+        precision=precision,
+        device="any" if is_rtx(runtime) else gpu_identity(device),
+    )
+
+
+def gpu_identity(device: str) -> str:
+    """Name, compute capability and driver of a GPU: a plan runs on no other."""
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name}, compute capability {found.major}.{found.minor}, driver {driver_version()}"
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, from its own library; "unknown" where that cannot be asked."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return "unknown"
+    text = ctypes.create_string_buffer(96)
+    if nvml.nvmlInit_v2() != 0:
+        return "unknown"
+    try:
+        return text.value.decode() if nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0 else "unknown"
+    finally:
+        nvml.nvmlShutdown()
+
+
+def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
+    """The stored plan of a key.
+
+    Raises:
+        BackendUnavailable: It has not been built; says so of a plan for another GPU, driver or version.
+        EngineMismatch: It is damaged.
+    """
+    store = None if cache_dir is None else EngineStore(cache_dir)
+    path = None if store is None else store.find(key)
+    if path is None:
+        near = None if store is None else store.nearest(key)
+        why = f" ({near.text})" if near is not None else ""
+        raise BackendUnavailable(f"{name} has no plan of this model yet{why}: run `ctflow export --engine {name}`")
+    return path
+
+
+def open_plan(
+    name: str,
+    model: Model,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,
+) -> TensorRtEngine:
+    """Open a stored plan; see `ctflow.engines.choose.open_engine`."""
+    check_gpu(name, device, precision)
+    path = find_plan(name, plan_key(name, model, device, precision, roi, batch_range), cache_dir)
+    runtime = load_runtime(name)
+    versions = {"torch": str(torch.__version__), name: str(runtime.__version__), "driver": driver_version()}
+    with torch.cuda.device(device):
+        plan = LoadedPlan(runtime, path.read_bytes(), name)
+        info = EngineInfo(name, precision, device, roi, batch_range, model.weights_digest, plan.out_channels, versions)
+        return TensorRtEngine(plan, info)
+
+
+class Messages:
+    """What TensorRT said: its errors are kept for our own, the rest goes to the debug log."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def logger(self, runtime: Any) -> Any:
+        """An object of the runtime's logger class that writes here."""
+        kept, worst = self.errors, (runtime.ILogger.Severity.INTERNAL_ERROR, runtime.ILogger.Severity.ERROR)
+
+        class Listener(runtime.ILogger):  # type: ignore[misc]  # the class is known at run time only
+            def __init__(self) -> None:
+                runtime.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in worst:
+                    kept.append(message.strip())
+                log.debug("%s: %s", runtime.__name__, message)
+
+        return Listener()
+
+    @property
+    def last(self) -> str:
+        """The last error, as one short line."""
+        text = self.errors[-1] if self.errors else "it gave no reason"
+        return text.splitlines()[0][:300]
+
+
+class LoadedPlan:
+    """A deserialised plan, for the current GPU.
+
+    Args:
+        runtime: The Python module of TensorRT.
+        data: The plan's bytes.
+        name: Backend name, for messages.
+
+    Raises:
+        BackendUnavailable: This GPU or driver cannot run it; gives the runtime's reason.
+        EngineMismatch: It is not a plan with our tensors.
+    """
+
+    def __init__(self, runtime: Any, data: bytes, name: str) -> None:
+        messages = Messages()
+        self._module, self._name = runtime, name
+        self._logger = messages.logger(runtime)
+        self._runtime = runtime.Runtime(self._logger)
+        self.engine = self._runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            raise BackendUnavailable(f"{name} cannot run this plan here: {messages.last}")
+        tensors = {self.engine.get_tensor_name(n) for n in range(self.engine.num_io_tensors)}
+        if tensors != {INPUT, OUTPUT}:
+            raise EngineMismatch(f"the stored plan has the tensors {sorted(tensors)}, not {INPUT} and {OUTPUT}")
+        self.messages = messages
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory that a run of any batch needs beside input and output."""
+        name = "device_memory_size_v2" if hasattr(self.engine, "device_memory_size_v2") else "device_memory_size"
+        return int(getattr(self.engine, name))
+
+    def context(self, scratch: Tensor) -> Any:
+        """A new execution context that works in the given device memory.
+
+        Args:
+            scratch: (`scratch_bytes`,) uint8; contexts that never run at the same time may share it.
+
+        Raises:
+            DeviceOutOfMemory: The GPU has too little memory left for it.
+            BackendUnavailable: This GPU cannot run it.
+        """
+        engine = self.engine
+        if hasattr(engine, "create_execution_context_without_device_memory"):  # before 11
+            context = engine.create_execution_context_without_device_memory()
+        else:
+            managed = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(managed)
+        if context is None:
+            raise self.failure("cannot run this plan here")
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        else:  # before 10
+            context.device_memory = scratch.data_ptr()
+        return context
+
+    def failure(self, what: str) -> ResourceError:
+        """The error that says what TensorRT said."""
+        text = f"{self._name} {what}: {self.messages.last}"
+        memory = any("memory" in message.lower() for message in self.messages.errors)
+        return DeviceOutOfMemory(text) if memory else BackendUnavailable(text)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return int(self.engine.get_tensor_shape(INPUT)[1])
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the logits."""
+        return int(self.engine.get_tensor_shape(OUTPUT)[1])
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Smallest and largest batch of the plan's profile."""
+        low, _, high = self.engine.get_tensor_profile_shape(INPUT, 0)
+        return int(low[0]), int(high[0])
+
+
+class TensorRtEngine:
+    """A plan on one GPU; see `ctflow.engines.contract.Engine`.
+
+    Input, output and scratch memory are made once; each batch size is captured as a CUDA graph at its first use, so
+    that a call launches one graph and allocates nothing. One thread at a time may call it.
+
+    Args:
+        plan: The plan, on the current GPU.
+        info: What it is; its batch range may be wider than the plan's: a larger batch is split, a smaller one padded.
+
+    Raises:
+        DeviceOutOfMemory: The GPU has too little memory for the buffers.
+    """
+
+    def __init__(self, plan: LoadedPlan, info: EngineInfo) -> None:
+        self._plan: LoadedPlan | None = plan
+        self._info = info
+        self._low, self._high = plan.batches
+        # Room for the padding of the last part of a batch that is split.
+        most = -(-info.batch_range[1] // self._high) * self._high
+        try:
+            # zeros, because what pads a batch below the plan's smallest is computed, too.
+            self._windows = torch.zeros((self._high, plan.in_channels, *info.roi), device=info.device)
+            self._logits = torch.empty((most, plan.out_channels, *info.roi), device=info.device)
+            self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=info.device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(f"{info.device} has too little memory for {self._high} windows") from error
+        # A context belongs to its graph: setting another shape in it would change what the graph runs with.
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def predict(self, windows: Tensor) -> Tensor:
+        """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`."""
+        if self._plan is None:
+            raise ValueError("the engine is closed")
+        check_windows(windows, self._info)
+        with torch.cuda.device(self._info.device), torch.inference_mode():
+            for first in range(0, len(windows), self._high):
+                self._run(windows[first : first + self._high], first)
+        return self._logits[: len(windows)]
+
+    def _run(self, windows: Tensor, first: int) -> None:
+        """At most as many windows as the plan takes -> their logits, from place `first` of the output on."""
+        count = len(windows)
+        self._windows[:count].copy_(windows, non_blocking=True)
+        batch = max(count, self._low)
+        if (batch, first) not in self._graphs:
+            self._graphs[batch, first] = self._captured(batch, first)
+        self._graphs[batch, first][0].replay()
+
+    def _captured(self, batch: int, first: int) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A CUDA graph of one batch size that writes from place `first` of the output on, and its context."""
+        plan = self._plan
+        if plan is None:
+            raise ValueError("the engine is closed")
+        context = plan.context(self._scratch)
+        context.set_input_shape(INPUT, (batch, *self._windows.shape[1:]))
+        context.set_tensor_address(INPUT, self._windows.data_ptr())
+        context.set_tensor_address(OUTPUT, self._logits[first:].data_ptr())
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        self._enqueue(context, aside)  # the first run chooses kernels, which a capture must not do
+        aside.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of this process go on with their own GPUs while this one captures.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            self._enqueue(context, aside)
+        return graph, context
+
+    def _enqueue(self, context: Any, stream: torch.cuda.Stream) -> None:
+        if not context.execute_async_v3(stream.cuda_stream) and self._plan is not None:
+            raise self._plan.failure(f"failed on {self._info.device}")
+
+    def close(self) -> None:
+        """Free the plan, the graphs and the buffers."""
+        if self._plan is None:
+            return
+        torch.cuda.synchronize(self._info.device)
+        self._graphs.clear()
+        self._plan = None
+        del self._windows, self._logits, self._scratch

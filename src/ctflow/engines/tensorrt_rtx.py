@@ -1,0 +1,40 @@
+"""TensorRT-RTX: plans are built on any machine, also without a GPU, and run on RTX cards (not on an H100 or H200)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ctflow.engines.contract import Precision
+from ctflow.engines.tensorrt import DEVICES, FILE, TensorRtEngine, check_gpu, open_plan, precisions, runtime_state
+from ctflow.model import Model
+from ctflow.volume import Size3
+
+__all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]
+_NAME = "tensorrt-rtx"
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether the package is installed and loads."""
+    return runtime_state(_NAME)
+
+
+def check_settings(device: str, precision: Precision) -> None:
+    """Whether this machine computes so with TensorRT-RTX.
+
+    Raises:
+        BackendUnavailable: It does not.
+    """
+    check_gpu(_NAME, device, precision)
+
+
+def open_backend(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,
+) -> TensorRtEngine:
+    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    return open_plan(_NAME, model, device, precision, roi, batch_range, cache_dir)

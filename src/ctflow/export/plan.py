@@ -1,0 +1,167 @@
+"""A TensorRT plan from an ONNX file: one small adapter for TensorRT 8.5, 10, 11 and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctflow.atomic import write_atomically
+from ctflow.engines.contract import Precision
+from ctflow.engines.tensorrt import INPUT, Messages, is_rtx, is_strongly_typed, load_runtime
+from ctflow.errors import DeviceOutOfMemory, ExportFailed
+from ctflow.progress import Progress, silent
+
+_STAGE = "build engine"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a plan is built.
+
+    Attributes:
+        precision: Number format of the heavy arithmetic.
+        batches: Smallest, usual and largest batch; kernels are chosen for the usual one.
+        memory_limit: Bytes of device memory that kernels may use for work space; None leaves it to TensorRT.
+        optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's own, and versions before 8.6 have
+            no choice.
+        timing_cache: File of measured kernels, read if it is there and written back: shortens later builds.
+    """
+
+    precision: Precision
+    batches: tuple[int, int, int]
+    memory_limit: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+
+
+def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, progress: Progress = silent) -> None:
+    """Build a plan on the current GPU (TensorRT-RTX: on any machine).
+
+    Args:
+        name: "tensorrt" or "tensorrt-rtx".
+        onnx: The graph, in the style that `ctflow.engines.tensorrt.graph_style` gives for this version.
+        path: Where the plan is written.
+        settings: How.
+        progress: Told of the build's steps as stage "build engine"; TensorRT before 10 tells start and end only.
+
+    Raises:
+        BackendUnavailable: TensorRT does not load.
+        ExportFailed: It cannot build the graph; gives its reason.
+        DeviceOutOfMemory: The GPU has too little memory to build it.
+        OutputError: The file cannot be written.
+    """
+    runtime, messages = load_runtime(name), Messages()
+    logger = messages.logger(runtime)
+    builder = runtime.Builder(logger)
+    network = builder.create_network(_network_flags(runtime))
+    parser = runtime.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        reasons = "; ".join(parser.get_error(n).desc() for n in range(parser.num_errors))
+        raise ExportFailed(f"{name} cannot read the graph: {reasons[:300]}")
+    config = builder.create_builder_config()
+    _configure(runtime, builder, config, network, settings)
+    steps = _watch(runtime, config, progress)
+    progress(_STAGE, 0, 1)
+    plan = builder.build_serialized_network(network, config)
+    if steps is not None and steps.stopped is not None:
+        raise steps.stopped
+    if plan is None:
+        if any("out of memory" in text.lower() for text in messages.errors):
+            raise DeviceOutOfMemory(f"{name} has too little memory to build the engine: {messages.last}")
+        raise ExportFailed(f"{name} cannot build the engine: {messages.last}")
+    progress(_STAGE, 1, 1)
+    _write_timing_cache(config, settings.timing_cache)
+    data = bytes(plan)
+    write_atomically(path, lambda stream: stream.write(data))
+
+
+def _network_flags(runtime: Any) -> int:
+    """Batches are a dimension like others, and types are obeyed, where a version has to be asked for either."""
+    flags = runtime.NetworkDefinitionCreationFlag
+    return sum(1 << int(getattr(flags, name)) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(flags, name))
+
+
+def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: PlanSettings) -> None:
+    flags = runtime.BuilderFlag
+    if not is_strongly_typed(runtime) and settings.precision == "fp16":
+        config.set_flag(flags.FP16)
+    if settings.precision == "tf32":
+        config.set_flag(flags.TF32)
+    else:
+        config.clear_flag(flags.TF32)
+    if settings.memory_limit is not None:
+        config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, settings.memory_limit)
+    if settings.optimization_level is not None and hasattr(config, "builder_optimization_level"):
+        config.builder_optimization_level = settings.optimization_level
+    if hasattr(runtime, "TacticSource") and hasattr(runtime.TacticSource, "CUDNN"):
+        # The later versions do without cuDNN, and its 8.5 kernels want a cuDNN that torch no longer brings.
+        config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(runtime.TacticSource.CUDNN)))
+    _set_profile(builder, config, network, settings.batches)
+    _read_timing_cache(runtime, config, settings.timing_cache)
+
+
+def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:
+    shape = tuple(network.get_input(0).shape)[1:]
+    if network.get_input(0).name != INPUT:
+        raise ExportFailed(f"the graph's input is {network.get_input(0).name}, not {INPUT}")
+    profile = builder.create_optimization_profile()
+    profile.set_shape(INPUT, *((batch, *shape) for batch in batches))
+    config.add_optimization_profile(profile)
+
+
+def _read_timing_cache(runtime: Any, config: Any, path: Path | None) -> None:
+    """An earlier cache; one of another GPU or version is set aside, as TensorRT itself checks."""
+    if path is None or is_rtx(runtime):  # RTX chooses kernels when it runs
+        return
+    try:
+        known = path.read_bytes()
+    except OSError:
+        known = b""
+    cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
+    if not config.set_timing_cache(cache, False) and known:
+        log.warning("the timing cache %s is of another GPU or version: kernels are measured anew", path.name)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _write_timing_cache(config: Any, path: Path | None) -> None:
+    cache = config.get_timing_cache() if path is not None else None
+    if cache is not None and path is not None:
+        data = bytes(cache.serialize())
+        write_atomically(path, lambda stream: stream.write(data))
+
+
+def _watch(runtime: Any, config: Any, progress: Progress) -> Any:
+    """Hand the builder's steps to `progress`; None where this version tells nothing."""
+    if not hasattr(runtime, "IProgressMonitor"):
+        return None
+
+    class Steps(runtime.IProgressMonitor):  # type: ignore[misc]  # the class is known at run time only
+        """The builder's outermost phase as steps done of steps to do."""
+
+        def __init__(self) -> None:
+            runtime.IProgressMonitor.__init__(self)
+            self.stopped: BaseException | None = None
+            self.phase, self.total = "", 1
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.phase, self.total = phase, max(steps, 1)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if phase == self.phase and self.stopped is None:
+                try:
+                    progress(_STAGE, min(step, self.total), self.total + 1)
+                except BaseException as error:  # noqa: BLE001  # kept, and raised when the builder has stopped
+                    self.stopped = error
+            return self.stopped is None
+
+        def phase_finish(self, phase: str) -> None:
+            """Nothing: the next phase or the end tells."""
+
+    steps = Steps()
+    config.progress_monitor = steps
+    return steps

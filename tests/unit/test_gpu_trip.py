@@ -1,0 +1,108 @@
+"""On GPUs: the same numbers as on the CPU, from upload to mask, and no wait inside the loops."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from ctflow.errors import DeviceOutOfMemory
+from ctflow.model import ModelSpec, NetworkSpec, Orient, Resample, ScaleRange
+from ctflow.phantom import phantom_from_seed
+from ctflow.postprocess import labels_from_probabilities, labels_on_host, probabilities_from_logits
+from ctflow.preprocess import prepare_volume, restore_slabs
+from ctflow.window.devices import Worker
+from ctflow.window.predict import predict_volume
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+STEPS = (Orient("RAS"), Resample((2.0, 2.0, 2.0)), ScaleRange(-1000, 400, 0.0, 1.0, True))
+
+
+@contextmanager
+def no_wait():
+    """Fails where the host waits for a GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def spec_of(channels: int) -> ModelSpec:
+    return ModelSpec(
+        "m", "1", NetworkSpec("UNet", {}), 1, channels, STEPS, (32, 32, 32), 0.25, "gaussian", 1, "softmax", None, (),
+        "", False,
+    )  # fmt: skip
+
+
+def network(windows):
+    """Two channels that depend on the place inside the window."""
+    place = torch.arange(windows[0, 0].numel(), device=windows.device).reshape(windows.shape[2:]) / 1000 % 1
+    return torch.cat([windows * (1 + place) + place, windows - place], dim=1)
+
+
+def devices() -> list[list[str]]:
+    every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [["cuda:0"], ["cuda:0", "cuda:0"], ["cuda:0", "cuda:0", "cuda:0"], every, [*every, "cpu"]]
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_any_devices_equal_the_cpu(blend):
+    volume = torch.rand(1, 1, 70, 61, 83)
+    arguments = {"roi": (32, 24, 16), "overlap": 0.5, "blend": blend, "batch_size": 3}
+    expected = predict_volume(volume, network, **arguments)
+    for names in devices():
+        workers = [Worker(network, torch.device(name)) for name in names]
+        for _ in range(5):  # streams and memory are taken again
+            found = predict_volume(volume.to(names[0]), workers, **arguments)
+            assert str(found.device) == names[0]
+            assert float((found.cpu() - expected).abs().max()) < 1e-5, names
+
+
+def test_nothing_waits_for_the_gpu_between_windows():
+    volume = torch.rand(1, 1, 70, 61, 83, device="cuda:0")
+    with no_wait():
+        predict_volume(volume, network, roi=(32, 24, 16), overlap=0.5, batch_size=3)
+
+
+def test_memory_that_is_too_small_for_a_batch_halves_it():
+    volume, told = torch.rand(1, 1, 64, 64, 64, device="cuda:0"), []
+
+    def predict(windows):
+        if len(windows) > 2:
+            raise DeviceOutOfMemory("too little memory")
+        return network(windows)
+
+    arguments = {"roi": (32, 32, 32), "batch_size": 8}
+    found = predict_volume(volume, predict, **arguments, on_halved=lambda *step: told.append(step))
+    assert told == [(torch.device("cuda:0"), 8, 4), (torch.device("cuda:0"), 4, 2)]
+    assert torch.allclose(found, predict_volume(volume, network, **arguments), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_the_trip_there_and_back_equals_the_cpus(channels):
+    volume, spec, labels = phantom_from_seed(3, (40, 128, 128)).volume, spec_of(channels), []
+    for device in ("cpu", "cuda:0"):
+        prepared = prepare_volume(volume, STEPS, device)
+        rng = np.random.default_rng(0)
+        coarse = torch.from_numpy(rng.standard_normal((1, channels, 5, 6, 7), np.float32))
+        logits = torch.nn.functional.interpolate(coarse, tuple(prepared.tensor.shape[2:]), mode="trilinear")
+        probabilities = probabilities_from_logits(logits.to(device), spec)
+        marked = torch.empty(volume.array.shape, dtype=torch.uint8, device=device)
+        slabs = restore_slabs(prepared, probabilities)
+        if device == "cpu":
+            expected = prepared.tensor
+        else:
+            assert torch.allclose(prepared.tensor.cpu(), expected, atol=1e-5)
+            with no_wait():
+                slabs = [(rows, labels_from_probabilities(slab, spec)) for rows, slab in slabs]
+        for rows, slab in slabs:
+            marked[rows] = labels_from_probabilities(slab, spec) if device == "cpu" else slab
+        labels.append(labels_on_host(marked, spec))
+    assert labels[0].any()
+    assert (labels[0] != labels[1]).mean() < 1e-5  # sums of floats in another order, at the threshold
