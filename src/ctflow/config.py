@@ -22,7 +22,7 @@ class Settings:
         pick: Run every series that is fit, or the best one of each study and frame of reference.
         force: Run series that the fitness rules set aside, with a warning.
         engine: Backend name, or "auto".
-        precision: Number format of the heavy arithmetic.
+        precision: Number format of the heavy arithmetic; None takes the engine's own.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
         roi: Which part of the volume gets windows; "none" is the whole volume.
         device: torch device, or several GPUs ("cuda:0,1"); None takes the first GPU, or the CPU where there is none.
@@ -34,7 +34,7 @@ class Settings:
     pick: Pick = "all"
     force: bool = False
     engine: str = "auto"
-    precision: str = "fp32"
+    precision: str | None = None
     overlap: float | None = None
     roi: str = "none"
     device: str | None = None
@@ -115,7 +115,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("pick", "all|best", "Run every fit series, or the best of each study.", _one_of("all", "best")),
     Option("force", "", "Run series that the fitness rules set aside, with a warning.", _switch, switch=True),
     Option("engine", "NAME", "Backend that computes (see `ctflow engines`).", str),
-    Option("precision", "P", "fp32, tf32, bf16 or fp16.", _one_of("fp32", "tf32", "bf16", "fp16")),
+    Option(
+        "precision",
+        "P",
+        "fp32, tf32, bf16 or fp16 (default: the engine's own).",
+        _one_of("fp32", "tf32", "bf16", "fp16"),
+    ),
     Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
     Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),

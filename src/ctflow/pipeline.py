@@ -26,8 +26,8 @@ from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
-from ctflow.engines.choose import devices_from_setting, open_engine
-from ctflow.engines.contract import Engine, EngineInfo
+from ctflow.engines.choose import batch_range_for, check_engine, devices_from_setting, open_engine
+from ctflow.engines.contract import Engine, EngineInfo, Precision
 from ctflow.errors import (
     EXIT_DONE,
     EXIT_PARTLY,
@@ -172,13 +172,16 @@ class Segmenter:
             "device": devices[0],
             "precision": settings.precision,
             "roi": spec.roi,
-            "batch_range": (1, spec.batch_size),
+            "batch_range": batch_range_for(spec, devices[0]),
         }
         name = settings.engine
         if name == "auto":
-            name = self._fastest(wanted, progress)
+            name, wanted["precision"] = self._fastest(wanted, progress)
         elif settings.cache is not None:
-            prepare_engine(name, self.model, **wanted, cache_dir=settings.cache, progress=progress)
+            for device in devices:  # nothing to do for a second GPU that is like the first
+                check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
+                arguments = {**wanted, "device": device, "cache_dir": settings.cache}
+                prepare_engine(name, self.model, **arguments, progress=progress)
         self._engines = self._opened(name, wanted, devices)
         info = self._engine_info()
         log.info("engine %s %s on %s", info.backend, info.precision, info.device)
@@ -195,20 +198,21 @@ class Segmenter:
             stack.pop_all()
         return tuple(engines)
 
-    def _fastest(self, wanted: Mapping[str, Any], progress: Progress) -> str:
+    def _fastest(self, wanted: Mapping[str, Any], progress: Progress) -> tuple[str, Precision | None]:
         """The engine that measurement chose; without a cache that can be written, "auto" takes one without a file."""
         cache = self._settings.cache
         if cache is None:
-            return "auto"
+            return "auto", wanted["precision"]
         try:
-            name = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress).backend
-            prepare_engine(name, self.model, **wanted, cache_dir=cache, progress=progress)
+            choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
+            arguments = {**wanted, "precision": choice.precision}
+            prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
         except (OutputError, EngineMismatch) as error:
             # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
             self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
             log.warning(self.warnings[0])
-            return "eager"
-        return name
+            return "eager", wanted["precision"]
+        return choice.backend, choice.precision
 
     def close(self) -> None:
         """Close the engines; may be called twice."""

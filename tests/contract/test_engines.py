@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets import UNet
 
 from ctflow.engines.choose import backend_module, backends, open_engine
-from ctflow.engines.contract import Engine
+from ctflow.engines.contract import PRECISIONS, Engine
 from ctflow.errors import BackendUnavailable, BundleInvalid
 from ctflow.export.prepare import prepare_engine
 from ctflow.model import Model, ModelSpec, NetworkSpec
@@ -77,22 +77,20 @@ GPU = [
 
 
 @pytest.fixture(scope="module")
-def cache_dir(model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("engines")
-    for name in NAMES:
-        device = backend_module(name).DEVICES[0]
-        prepare_engine(
-            name, model, device=device, precision="fp32", roi=ROI, batch_range=(1, 4), cache_dir=folder
-        )  # fmt: skip
-    return folder
+def cache_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+def wanted(device: str, precision: str, cache_dir: Path | None, roi=ROI, most: int = 4) -> dict:
+    return {"device": device, "precision": precision, "roi": roi, "batch_range": (1, most), "cache_dir": cache_dir}
 
 
 @pytest.fixture(params=[*CPU, *GPU], ids=str)
 def engine(request, model, cache_dir):
     name, device, precision = request.param
-    engine: Engine = open_engine(
-        name, model, device=device, precision=precision, roi=ROI, batch_range=(1, 4), cache_dir=cache_dir
-    )
+    choice = wanted(device, precision, cache_dir)
+    prepare_engine(name, model, **choice)  # makes its file the first time
+    engine: Engine = open_engine(name, model, **choice)
     yield engine
     engine.close()
 
@@ -100,6 +98,16 @@ def engine(request, model, cache_dir):
 def test_every_backend_computes_fp32_somewhere():
     for name in NAMES:
         assert any(computes(name, device, "fp32") for device in ("cpu", "cuda:0"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_auto_tries_is_what_a_backend_computes(name):
+    module = backend_module(name)
+    for device in module.DEVICES:
+        assert module.precisions(device)
+        for precision in module.precisions(device):
+            assert precision in PRECISIONS
+            module.check_settings(device, precision)
 
 
 def test_logits_are_those_of_fp32_eager(engine, windows, reference):
@@ -155,10 +163,7 @@ def test_the_windows_stay_as_they_were(engine, windows):
 
 def test_two_engines_do_not_disturb_each_other(engine, model, windows, cache_dir):
     info = engine.info
-    other = open_engine(
-        info.backend, model, device=info.device, precision=info.precision, roi=ROI, batch_range=(1, 4),
-        cache_dir=cache_dir,
-    )  # fmt: skip
+    other = open_engine(info.backend, model, **wanted(info.device, info.precision, cache_dir))
     first = engine.predict(windows[:1].to(info.device)).clone()
     second = other.predict(windows[1:2].to(info.device)).clone()
     other.close()
@@ -185,16 +190,26 @@ def test_global_switches_stay_as_they_were(engine, windows):
     assert switches() == before
 
 
+ON_CPU = [name for name in NAMES if "cpu" in backend_module(name).DEVICES]
+ON_GPU = [name for name in NAMES if "cpu" not in backend_module(name).DEVICES]
+
+
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_a_precision_that_the_cpu_lacks_is_named(model, name, precision):
     with pytest.raises(BackendUnavailable, match=precision):
-        open_engine(name, model, device="cpu", precision=precision, roi=ROI, batch_range=(1, 1))
+        open_engine(name, model, **wanted("cpu", precision, None))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ON_GPU)
+def test_an_engine_of_gpus_says_so_on_a_cpu(model, name):
+    with pytest.raises(BackendUnavailable, match="on a GPU, not on cpu"):
+        open_engine(name, model, **wanted("cpu", "fp32", None))
+
+
+@pytest.mark.parametrize("name", ON_CPU)
 def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, name, tmp_path):
-    choice = {"device": "cpu", "precision": "fp32", "roi": (30, 32, 32), "batch_range": (1, 1), "cache_dir": tmp_path}
+    choice = wanted("cpu", "fp32", tmp_path, roi=(30, 32, 32), most=1)
     with pytest.raises(BundleInvalid, match="30, 32, 32"):
         prepare_engine(name, model, **choice)
         engine = open_engine(name, model, **choice)
@@ -202,16 +217,18 @@ def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, name,
     assert not list(tmp_path.glob("*/*"))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if backend_module(name).NEEDS_FILE])
+@pytest.mark.parametrize("name", [name for name in ON_CPU if backend_module(name).FILE is not None])
 @pytest.mark.parametrize("known", [True, False])
 def test_an_engine_without_its_file_says_how_to_make_it(model, name, known, tmp_path):
-    choice = {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 1)}
+    choice = wanted("cpu", "fp32", tmp_path if known else None)
     with pytest.raises(BackendUnavailable, match="run `ctflow export"):
-        open_engine(name, model, **choice, cache_dir=tmp_path if known else None)
+        open_engine(name, model, **choice)
     # auto goes on to the next that can start at once.
-    assert open_engine("auto", model, **choice, cache_dir=tmp_path if known else None).info.backend == "eager"
+    assert open_engine("auto", model, **choice).info.backend == "eager"
 
 
-def test_auto_takes_the_first_whose_file_is_there(model, cache_dir):
-    choice = {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 4), "cache_dir": cache_dir}
-    assert open_engine("auto", model, **choice).info.backend == NAMES[0]
+def test_auto_takes_the_first_whose_file_is_there(model, tmp_path):
+    choice = wanted("cpu", "fp32", tmp_path)
+    for name in ON_CPU:
+        prepare_engine(name, model, **choice)
+    assert open_engine("auto", model, **choice).info.backend == ON_CPU[0]

@@ -376,7 +376,7 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
     def damaged(*_, **__):
         raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read")
 
-    monkeypatch.setattr(pipeline, "choose_fastest", lambda *_, **__: Choice("openvino", ()))
+    monkeypatch.setattr(pipeline, "choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
     monkeypatch.setattr(pipeline, "prepare_engine", damaged)
     settings = Settings(device="cpu", cache=tmp_path / "cache")
     with Segmenter(model, settings) as segmenter:

@@ -36,22 +36,24 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
     model_folder = model_path_from_value(model_path, environment)
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-    from ctflow.engines.choose import device_from_setting  # noqa: PLC0415
+    from ctflow.engines.choose import batch_range_for, device_from_setting  # noqa: PLC0415
     from ctflow.export.measure import Choice, choose_fastest, measure_engine  # noqa: PLC0415
 
     model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
     with progress_on(sys.stderr) as progress:
+        device = device_from_setting(settings.device)
         wanted = {
-            "device": device_from_setting(settings.device),
+            "device": device,
             "precision": settings.precision,
             "roi": model.spec.roi,
-            "batch_range": (1, model.spec.batch_size),
+            "batch_range": batch_range_for(model.spec, device),
             "cache_dir": settings.cache,
         }
         if settings.engine == "auto":
-            choice = choose_fastest(model, **wanted, progress=progress)  # type: ignore[arg-type]
+            choice = choose_fastest(model, **wanted, make=True, progress=progress)  # type: ignore[arg-type]
         else:
-            choice = Choice(settings.engine, (measure_engine(settings.engine, model, **wanted),))  # type: ignore[arg-type]
+            measured = measure_engine(settings.engine, model, **wanted, progress=progress)  # type: ignore[arg-type]
+            choice = Choice(measured.backend, measured.precision, (measured,))
     document = asdict(choice)
     say_measured(document)
     click.echo(json.dumps(document, allow_nan=False, separators=(",", ":")))

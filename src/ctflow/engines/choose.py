@@ -8,27 +8,36 @@ from typing import Protocol, cast
 
 from ctflow.engines.contract import Engine, Precision
 from ctflow.errors import BackendUnavailable, SettingsInvalid
-from ctflow.model import Model
+from ctflow.model import Model, ModelSpec
 from ctflow.volume import Size3
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
 BACKENDS = {
+    "tensorrt": "ctflow.engines.tensorrt",
+    "tensorrt-rtx": "ctflow.engines.tensorrt_rtx",
+    "torch-tensorrt": "ctflow.engines.torch_tensorrt",
+    "compile": "ctflow.engines.compile",
     "openvino": "ctflow.engines.openvino",
     "onnxruntime": "ctflow.engines.onnxruntime",
     "eager": "ctflow.engines.eager",
 }
+_LEAST_GPU_BATCH = 4  # fewer windows leave parts of a large GPU idle in the deep layers
+_ONLY_BY_NAME = ("compile",)  # a minute of compilation in each process
 
 
 class Backend(Protocol):
     """A module that runs engines of one kind.
 
     Attributes:
-        NEEDS_FILE: Whether it runs a file that `ctflow.export.prepare` makes.
+        FILE: Kind of the file that it runs and that `ctflow.export.prepare` makes; None if it runs none.
         DEVICES: Kinds of torch device that it computes on.
     """
 
-    NEEDS_FILE: bool
+    FILE: str | None
     DEVICES: tuple[str, ...]
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """Number formats that "auto" tries on a device; the last is the one meant where none is named."""
 
     def check_settings(self, device: str, precision: Precision) -> None:
         """Raise BackendUnavailable unless this machine computes so with it."""
@@ -59,7 +68,7 @@ def open_engine(
     model: Model,
     *,
     device: str,
-    precision: Precision,
+    precision: Precision | None,
     roi: Size3,
     batch_range: tuple[int, int],
     cache_dir: Path | None = None,
@@ -70,7 +79,7 @@ def open_engine(
         name: A backend's name, or "auto" for the fastest that is available.
         model: The model.
         device: torch device.
-        precision: Number format of the heavy arithmetic.
+        precision: Number format of the heavy arithmetic; None is the backend's own.
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
         cache_dir: Where built engines are kept; None for backends that build nothing.
@@ -91,8 +100,9 @@ def open_engine(
             reasons.append(f"{backend}: {reason}")
             continue
         try:
+            chosen = precision or module.precisions(device)[-1]
             return module.open_backend(
-                model, device=device, precision=precision, roi=roi, batch_range=batch_range, cache_dir=cache_dir
+                model, device=device, precision=chosen, roi=roi, batch_range=batch_range, cache_dir=cache_dir
             )
         except BackendUnavailable as error:
             if name != "auto":
@@ -107,15 +117,16 @@ def backend_names(name: str) -> tuple[str, ...]:
     Raises:
         SettingsInvalid: The name is unknown.
     """
-    if name != "auto" and name not in BACKENDS:
-        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}")
-    return tuple(BACKENDS) if name == "auto" else (name,)
+    if name != "auto":
+        _load(name)
+    return tuple(entry for entry in BACKENDS if entry not in _ONLY_BY_NAME) if name == "auto" else (name,)
 
 
 def backend_module(name: str) -> Backend:
     """The module of a backend.
 
     Raises:
+        SettingsInvalid: The name is unknown.
         BackendUnavailable: The package behind it is not installed.
     """
     module = _load(name)
@@ -123,6 +134,36 @@ def backend_module(name: str) -> Backend:
     if not available:
         raise BackendUnavailable(f"{name}: {reason}")
     return module
+
+
+def check_engine(name: str, device: str, precision: Precision | None) -> Precision:
+    """Whether a backend computes so on this machine.
+
+    Args:
+        name: A backend's name.
+        device: torch device.
+        precision: Number format of the heavy arithmetic; None is the backend's own.
+
+    Returns:
+        The precision meant.
+
+    Raises:
+        SettingsInvalid: The name is unknown.
+        BackendUnavailable: It does not.
+    """
+    module = backend_module(name)
+    chosen = precision or module.precisions(device)[-1]
+    module.check_settings(device, chosen)
+    return chosen
+
+
+def batch_range_for(spec: ModelSpec, device: str) -> tuple[int, int]:
+    """Smallest and largest batch that a model's windows are computed in on a device.
+
+    Bundles ask for one window at a time as often as not, to fit small GPUs; where memory does not suffice, the batch
+    halves while a case runs.
+    """
+    return 1, max(spec.batch_size, _LEAST_GPU_BATCH) if device.startswith("cuda") else spec.batch_size
 
 
 def devices_from_setting(device: str | None) -> tuple[str, ...]:
@@ -150,4 +191,6 @@ def device_from_setting(device: str | None) -> str:
 
 
 def _load(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}")
     return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -9,21 +9,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
+from ctflow.networks.half import HALVES
 from ctflow.volume import Size3
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ON_CPU = ("fp32", "bf16")
-NEEDS_FILE = False
+FILE: str | None = None
 DEVICES = ("cpu", "cuda")  # kinds of torch device
 
 
 def is_available() -> tuple[bool, str]:
     """Always: torch is a dependency."""
     return True, f"torch {torch.__version__}"
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What "auto" tries, and last what is meant where no precision is named."""
+    return ("fp32",) if torch.device(device).type == "cpu" else ("fp16", "fp32")
 
 
 def check_settings(device: str, precision: Precision) -> None:
@@ -78,22 +84,14 @@ class EagerEngine:
 
 @contextmanager
 def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
-    """The number format for the calls inside, and the same result each time; global switches are put back."""
-    kind = torch.device(device).type
-    cudnn = torch.backends.cudnn
-    before = torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-    # cuDNN's transposed convolutions in fp32 sum in another order each time, and the SEG must be the same file.
-    cudnn.deterministic = True
-    try:
-        if precision in _AUTOCAST:
+    """The number format for the calls inside, and the same result each time."""
+    with switches(precision):
+        if precision in HALVES:
             # Autocast keeps norms and softmax in fp32, where half precision would overflow.
-            with torch.autocast(kind, dtype=_AUTOCAST[precision]):
+            with torch.autocast(torch.device(device).type, dtype=HALVES[precision]):
                 yield
         else:
             yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 def open_backend(

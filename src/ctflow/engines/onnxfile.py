@@ -15,7 +15,7 @@ from ctflow.engines.store import EngineKey, EngineStore
 from ctflow.errors import BackendUnavailable
 from ctflow.model import Model
 from ctflow.networks.head import is_two_class
-from ctflow.networks.swin import MOST_SCORES, REWRITE_VERSION
+from ctflow.networks.swin import CPU_ATTENTION, REWRITE_VERSION, AttentionStyle
 from ctflow.volume import Size3
 
 # The CPU engines take one window after another: on a CPU a larger batch is no quicker (0.71 s a window for 1, 2 and 4;
@@ -31,16 +31,16 @@ class GraphStyle:
         opset: Version of the operators.
         precision: Number format of weights and products; norms, softmax and sums along tokens stay in fp32.
         written_norms: Whether norms are written out in plain arithmetic.
-        most_scores: See `ctflow.networks.swin.rewrite_for_export`.
+        attention: How a transformer's windows are computed.
     """
 
     opset: int
     precision: Precision
     written_norms: bool
-    most_scores: int
+    attention: AttentionStyle
 
 
-CPU_GRAPH = GraphStyle(20, "fp32", written_norms=False, most_scores=MOST_SCORES)
+CPU_GRAPH = GraphStyle(20, "fp32", written_norms=False, attention=CPU_ATTENTION)
 
 
 def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:

@@ -17,7 +17,7 @@ from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.model import Model
 from ctflow.volume import Size3
 
-NEEDS_FILE = True
+FILE = "onnx"
 DEVICES = ("cpu",)
 _PACKAGE = "onnxruntime"
 _FLOAT32 = 1  # onnx.TensorProto.FLOAT, without the package onnx
@@ -32,6 +32,11 @@ def is_available() -> tuple[bool, str]:
         return True, f"{_PACKAGE} {version(_PACKAGE)}"
     except PackageNotFoundError:
         return False, f"the package {_PACKAGE} is damaged: pip install --force-reinstall 'ctflow[onnxruntime]'"
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What "auto" tries, and what is meant where no precision is named."""
+    return ("fp32",)
 
 
 def check_settings(device: str, precision: Precision) -> None:

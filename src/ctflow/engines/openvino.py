@@ -24,7 +24,7 @@ from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.model import Model
 from ctflow.volume import Size3
 
-NEEDS_FILE = True
+FILE = "onnx"
 DEVICES = ("cpu",)
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"
@@ -39,6 +39,11 @@ def is_available() -> tuple[bool, str]:
         return True, f"openvino {version('openvino')}"
     except PackageNotFoundError:
         return False, "the package openvino is damaged: pip install --force-reinstall 'ctflow[openvino]'"
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What "auto" tries, and what is meant where no precision is named."""
+    return ("fp32",)
 
 
 def check_settings(device: str, precision: Precision) -> None:

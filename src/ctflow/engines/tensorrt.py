@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.cudagraph import capture
 from ctflow.engines.onnxfile import GraphStyle
 from ctflow.engines.store import EngineKey, EngineStore
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
 from ctflow.model import Model
 from ctflow.networks.head import is_two_class
-from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.networks.swin import GPU_ATTENTION, REWRITE_VERSION
 from ctflow.volume import Size3
 
 FILE = "plan"
+RTX_FILE = "rtx_plan"
 DEVICES = ("cuda",)
 INPUT, OUTPUT = "windows", "logits"
 _NAME = "tensorrt"
 _OLDEST = (8, 5)  # the first with named tensors
-_ALL_SCORES = 2**40  # a GPU computes all windows of an attention at once
 _UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 _TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 
@@ -137,6 +138,15 @@ def check_gpu(name: str, device: str, precision: Precision) -> None:
     """
     if torch.device(device).type != "cuda":
         raise BackendUnavailable(f"{name} computes on a GPU, not on {device}: choose with --device cuda")
+    check_precision(name, precision)
+
+
+def check_precision(name: str, precision: Precision) -> None:
+    """Whether this version builds plans of a precision.
+
+    Raises:
+        BackendUnavailable: It does not, or is not installed.
+    """
     known = precisions_of(load_runtime(name))
     if precision not in known:
         raise BackendUnavailable(f"this {name} computes {', '.join(known)}, not {precision}: choose with --precision")
@@ -155,8 +165,8 @@ def graph_style(runtime: Any, precision: Precision) -> GraphStyle:
     """
     if is_strongly_typed(runtime):
         stated: Precision = "fp32" if precision == "tf32" else precision
-        return GraphStyle(20, stated, written_norms=False, most_scores=_ALL_SCORES)
-    return GraphStyle(16, "fp32", written_norms=True, most_scores=_ALL_SCORES)
+        return GraphStyle(20, stated, written_norms=False, attention=GPU_ATTENTION)
+    return GraphStyle(16, "fp32", written_norms=True, attention=GPU_ATTENTION)
 
 
 def plan_key(
@@ -170,11 +180,12 @@ def plan_key(
         device: torch device that it is for; TensorRT-RTX's plans are for every GPU that it supports.
         precision: Number format of the heavy arithmetic.
         roi: Window size in voxels.
-        batch_range: Smallest and largest batch.
+        batch_range: Smallest and largest batch wanted.
     """
     runtime, spec = load_runtime(name), model.spec
+    low, _, high = plan_batches(batch_range)
     return EngineKey(
-        kind=FILE,
+        kind=RTX_FILE if is_rtx(runtime) else FILE,
         version=f"{name} {runtime.__version__}",
         rewrite=REWRITE_VERSION,
         weights_digest=model.weights_digest,
@@ -182,10 +193,18 @@ def plan_key(
         arguments=spec.network.arguments,
         head="difference" if is_two_class(spec) else "all channels",
         roi=roi,
-        batch_range=batch_range,
+        batch_range=(low, high),
         precision=precision,
         device="any" if is_rtx(runtime) else gpu_identity(device),
     )
+
+
+def plan_batches(batch_range: tuple[int, int]) -> tuple[int, int, int]:
+    """Smallest, usual and largest batch that a plan is built for.
+
+    One fixed batch: kernels need no other shapes, the build is shorter, and of a volume only the last batch is padded.
+    """
+    return batch_range[1], batch_range[1], batch_range[1]
 
 
 def gpu_identity(device: str) -> str:
@@ -415,17 +434,11 @@ class TensorRtEngine:
         context.set_input_shape(INPUT, (batch, *self._windows.shape[1:]))
         context.set_tensor_address(INPUT, self._windows.data_ptr())
         context.set_tensor_address(OUTPUT, self._logits[first:].data_ptr())
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        self._enqueue(context, aside)  # the first run chooses kernels, which a capture must not do
-        aside.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of this process go on with their own GPUs while this one captures.
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-            self._enqueue(context, aside)
+        graph, _ = capture(lambda: self._enqueue(context))
         return graph, context
 
-    def _enqueue(self, context: Any, stream: torch.cuda.Stream) -> None:
+    def _enqueue(self, context: Any) -> None:
+        stream = torch.cuda.current_stream(self._info.device)
         if not context.execute_async_v3(stream.cuda_stream) and self._plan is not None:
             raise self._plan.failure(f"failed on {self._info.device}")
 

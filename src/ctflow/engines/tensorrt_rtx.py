@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctflow.engines.contract import Precision
-from ctflow.engines.tensorrt import DEVICES, FILE, TensorRtEngine, check_gpu, open_plan, precisions, runtime_state
+from ctflow.engines.tensorrt import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions, runtime_state
 from ctflow.model import Model
 from ctflow.volume import Size3
 
 __all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]
 _NAME = "tensorrt-rtx"
+FILE = RTX_FILE
 
 
 def is_available() -> tuple[bool, str]:

@@ -9,12 +9,11 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,9 +21,10 @@ from ctflow.atomic import write_atomically
 from ctflow.engines.choose import backend_module, backend_names, backends, open_engine
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
+from ctflow.engines.tensorrt import gpu_identity
 from ctflow.errors import BackendUnavailable, CtflowError, EngineMismatch, ModelError, OutputError, ResourceError
 from ctflow.export.parity import ParityResult, check_parity
-from ctflow.export.prepare import prepare_engine
+from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.model import Model
 from ctflow.networks.swin import REWRITE_VERSION
 from ctflow.phantom import phantom_from_seed
@@ -33,7 +33,7 @@ from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
 
 _STAGE = "measure engines"
-_FORMAT = 1  # of the record
+_FORMAT = 2  # of the record
 _LONGEST_S = 3.0  # no repetition starts later
 _PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
 
@@ -49,6 +49,7 @@ class Measured:
 
     Attributes:
         backend: Its name.
+        precision: Number format of the heavy arithmetic.
         window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it
             could not be made or run.
         parity: How near it is to PyTorch in fp32; None if it was not compared, as a faster one is good.
@@ -56,6 +57,7 @@ class Measured:
     """
 
     backend: str
+    precision: Precision
     window_seconds: float | None
     parity: ParityResult | None
     reason: str | None
@@ -63,9 +65,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured, and which engine that chose."""
+    """What was measured, and which engine and precision that chose."""
 
     backend: str
+    precision: Precision
     measured: tuple[Measured, ...]
 
 
@@ -73,10 +76,11 @@ def choose_fastest(
     model: Model,
     *,
     device: str,
-    precision: Precision,
+    precision: Precision | None,
     roi: Size3,
     batch_range: tuple[int, int],
     cache_dir: Path,
+    make: bool = False,
     progress: Progress = silent,
 ) -> Choice:
     """The fastest engine that agrees with PyTorch in fp32; from the record in the cache, or measured and recorded.
@@ -84,10 +88,11 @@ def choose_fastest(
     Args:
         model: The model.
         device: torch device.
-        precision: Number format of the heavy arithmetic.
+        precision: Number format of the heavy arithmetic; None lets each backend try its own.
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
         cache_dir: Keeps engines and the record.
+        make: Whether engines that take minutes to make are made; else only those in the cache take part.
         progress: Told of each engine as stage "measure engines".
 
     Returns:
@@ -98,21 +103,25 @@ def choose_fastest(
         ModelError: No engine can be made from the model.
         OutputError: The cache cannot be written.
     """
-    names = _fitting_backends(device, precision)
-    settings = {"device": device, "precision": precision, "roi": roi, "batch_range": batch_range}
-    if len(names) == 1:  # nothing to compare: no minutes for a measurement
-        return Choice(names[0], ())
-    path = cache_dir / f"choice-{_key(model, settings)}.json"
-    known = _read_choice(path, names)
+    settings = {"device": device, "roi": roi, "batch_range": batch_range}
+    candidates = [
+        (name, chosen)
+        for name, chosen in _fitting_backends(device, precision)
+        if make or is_prepared(name, model, precision=chosen, **settings, cache_dir=cache_dir)  # type: ignore[arg-type]
+    ]
+    if len(candidates) == 1:  # nothing to compare: no minutes for a measurement
+        return Choice(*candidates[0], ())
+    path = cache_dir / f"choice-{_key(model, settings, candidates)}.json"
+    known = _read_choice(path, candidates)
     if known is not None:
         return known
     window = example_window(model, roi)
     timed: list[Measured] = []
     failures: list[Exception] = []
-    progress(_STAGE, 0, len(names))
-    for done, name in enumerate(names, start=1):
-        timed.append(_time_engine(name, model, window, cache_dir, settings, failures))
-        progress(_STAGE, done, len(names))
+    progress(_STAGE, 0, len(candidates))
+    for done, (name, chosen) in enumerate(candidates, start=1):
+        timed.append(_time_engine(name, model, window, cache_dir, {**settings, "precision": chosen}, failures))
+        progress(_STAGE, done, len(candidates))
     choice = _first_exact(model, timed, window, cache_dir, settings, failures)
     if not any(isinstance(failure, _PASSING) for failure in failures):
         _write_choice(choice, path)
@@ -124,10 +133,11 @@ def measure_engine(
     model: Model,
     *,
     device: str,
-    precision: Precision,
+    precision: Precision | None,
     roi: Size3,
     batch_range: tuple[int, int],
     cache_dir: Path,
+    progress: Progress = silent,
 ) -> Measured:
     """Make one engine if it is not there, time it and compare it with PyTorch in fp32.
 
@@ -135,22 +145,30 @@ def measure_engine(
         name: The backend.
         model: The model.
         device: torch device.
-        precision: Number format of the heavy arithmetic.
+        precision: Number format of the heavy arithmetic; None is the backend's own.
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
         cache_dir: Where engines are kept.
+        progress: Told of the making.
 
     Returns:
-        What was measured.
+        What was measured; only that it was made, and why no more, where a machine makes an engine for another one.
 
     Raises:
         ParityFailed: It computes something else.
         CtflowError: It cannot be made or run here.
     """
+    chosen = precision or backend_module(name).precisions(device)[-1]
+    settings = {"device": device, "precision": chosen, "roi": roi, "batch_range": batch_range}
+    prepare_engine(name, model, cache_dir=cache_dir, progress=progress, **settings)  # type: ignore[arg-type]
     window = example_window(model, roi)
-    settings = {"device": device, "precision": precision, "roi": roi, "batch_range": batch_range}
-    seconds = _seconds_a_window(name, model, window, cache_dir, settings)
-    return Measured(name, seconds, _parity(name, model, window, cache_dir, settings), None)
+    try:
+        seconds = _seconds_a_window(name, model, window, cache_dir, settings)
+    except BackendUnavailable as error:
+        if not is_made_anywhere(name):
+            raise
+        return Measured(name, chosen, None, None, f"made, not run here: {error}")
+    return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, settings), None)
 
 
 def example_window(model: Model, roi: Size3) -> Tensor:
@@ -174,30 +192,32 @@ def example_window(model: Model, roi: Size3) -> Tensor:
     return padded[tuple(place)].expand(-1, model.spec.in_channels, -1, -1, -1).contiguous()
 
 
-def _fitting_backends(device: str, precision: Precision) -> list[str]:
-    """Backends that this machine has for the device and precision."""
-    fitting, reasons = [], []
+def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[str, Precision]]:
+    """Backends that this machine has for the device, with the precisions that each would try."""
+    fitting: list[tuple[str, Precision]] = []
+    reasons = []
     for name in backend_names("auto"):
         try:
-            backend_module(name).check_settings(device, precision)
+            module = backend_module(name)
+            for chosen in (precision,) if precision is not None else module.precisions(device):
+                module.check_settings(device, chosen)
+                fitting.append((name, chosen))
         except BackendUnavailable as error:
             reasons.append(str(error))
-        else:
-            fitting.append(name)
     if not fitting:
         raise BackendUnavailable("; ".join(reasons))
     return fitting
 
 
-def _key(model: Model, settings: Mapping[str, Any]) -> str:
+def _key(model: Model, settings: Mapping[str, Any], candidates: Sequence[tuple[str, Precision]]) -> str:
     """Digest of everything that the choice depends on."""
     where: list[object] = [_processor(), usable_cpus()]
     if str(settings["device"]).startswith("cuda"):
-        where.append(torch.cuda.get_device_name(settings["device"]))
+        where.append(gpu_identity(settings["device"]))
     spec = model.spec
     what = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION]
     meaning = [spec.activation, spec.threshold, spec.out_channels, repr(spec.preprocessing)]
-    fields = [what, meaning, where, software_versions(), backends(), settings]
+    fields = [what, meaning, where, software_versions(), backends(), settings, candidates]
     text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -211,7 +231,7 @@ def _processor() -> str:
     return "; ".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))
 
 
-def _read_choice(path: Path, names: Sequence[str]) -> Choice | None:
+def _read_choice(path: Path, candidates: Sequence[tuple[str, Precision]]) -> Choice | None:
     """A record of an earlier measurement; a damaged one is measured again."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -219,10 +239,10 @@ def _read_choice(path: Path, names: Sequence[str]) -> Choice | None:
             Measured(**{**entry, "parity": entry["parity"] and ParityResult(**entry["parity"])})
             for entry in document["measured"]
         )
-        choice = Choice(document["backend"], measured)
+        choice = Choice(document["backend"], document["precision"], measured)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return choice if document.get("format") == _FORMAT and choice.backend in names else None
+    return choice if document.get("format") == _FORMAT and (choice.backend, choice.precision) in candidates else None
 
 
 def _write_choice(choice: Choice, path: Path) -> None:
@@ -243,18 +263,19 @@ def _time_engine(
 ) -> Measured:
     """Time one of several engines; one that cannot be made or run is set aside with its reason."""
     try:
-        return Measured(name, _seconds_a_window(name, model, window, cache_dir, settings), None, None)
+        prepare_engine(name, model, cache_dir=cache_dir, **settings)
+        seconds = _seconds_a_window(name, model, window, cache_dir, settings)
+        return Measured(name, settings["precision"], seconds, None, None)
     except OutputError:
         raise
     # Libraries that do not load or run raise ImportError and RuntimeError; another engine may do.
     except (CtflowError, ImportError, RuntimeError) as error:
         failures.append(error)
         log.warning("engine %s is set aside: %s", name, error)
-        return Measured(name, None, None, str(error))
+        return Measured(name, settings["precision"], None, None, str(error))
 
 
 def _seconds_a_window(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> float:
-    prepare_engine(name, model, cache_dir=cache_dir, **settings)
     engine = open_engine(name, model, cache_dir=cache_dir, **settings)
     try:
         count = engine.info.batch_range[1]
@@ -288,19 +309,20 @@ def _first_exact(
 ) -> Choice:
     """The fastest that agrees with PyTorch; PyTorch itself in fp32 agrees without a comparison."""
     runnable = sorted((entry for entry in timed if entry.window_seconds is not None), key=_seconds)
-    final = {entry.backend: entry for entry in timed}
+    final = {(entry.backend, entry.precision): entry for entry in timed}
     for entry in runnable:
+        name, chosen = entry.backend, entry.precision
         try:
             parity = None
-            if (entry.backend, settings["precision"]) != ("eager", "fp32"):
-                parity = _parity(entry.backend, model, window, cache_dir, settings)
+            if (name, chosen) != ("eager", "fp32"):
+                parity = _parity(name, model, window, cache_dir, {**settings, "precision": chosen})
         except (ModelError, ResourceError) as error:
             failures.append(error)
-            log.warning("engine %s is set aside: %s", entry.backend, error)
-            final[entry.backend] = Measured(entry.backend, entry.window_seconds, None, str(error))
+            log.warning("engine %s %s is set aside: %s", name, chosen, error)
+            final[name, chosen] = replace(entry, reason=str(error))
             continue
-        final[entry.backend] = Measured(entry.backend, entry.window_seconds, parity, None)
-        return Choice(entry.backend, tuple(final.values()))
+        final[name, chosen] = replace(entry, parity=parity)
+        return Choice(name, chosen, tuple(final.values()))
     if failures and all(isinstance(failure, ModelError) for failure in failures):
         raise failures[-1]  # PyTorch's own: the model is at fault, not the machine
     raise BackendUnavailable("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))

@@ -19,9 +19,9 @@ from torch import nn
 from ctflow.atomic import write_atomically
 from ctflow.engines.onnxfile import CPU_GRAPH, GraphStyle
 from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed
+from ctflow.export.opset import OLDEST_EXPORTED, downgrade_opset
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
-from ctflow.export.opset import OLDEST_EXPORTED, downgrade_opset
 from ctflow.networks.half import HALVES, with_half_precision, with_written_norms
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.swin import rewrite_for_export
@@ -72,7 +72,7 @@ def onnx_from_model(
     if absent:
         raise BackendUnavailable(f"{' and '.join(absent)} not installed: pip install 'ctflow[openvino]'")
     network, folded = fold_two_class_head(network_from_model(model), model.spec)
-    fixed = rewrite_for_export(network, roi, most_scores=style.most_scores)
+    fixed = rewrite_for_export(network, roi, style.attention)
     # The rewritten network needs none of the exporter's own optimisation, which takes half of its time; written-out
     # norms need it, as their axes are computed otherwise.
     optimize = fixed is network or style.written_norms
@@ -91,9 +91,9 @@ def onnx_from_model(
 
 def _in_style(network: nn.Module, style: GraphStyle) -> nn.Module:
     """The network with the norms and the number format that the engine needs."""
-    network = _with_explicit_zeros(network)
     if style.written_norms:
         network = with_written_norms(network)
+    network = _with_explicit_zeros(network)
     return with_half_precision(network, HALVES[style.precision]) if style.precision in HALVES else network
 
 

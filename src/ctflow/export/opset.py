@@ -10,7 +10,7 @@ from ctflow.errors import ExportFailed
 OLDEST_EXPORTED = 18  # torch's exporter has nothing older
 _AXES_INPUT = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")  # since opset 18
 # Attributes that newer versions of an operator have, and the values at which it does what the older one did.
-_NEW_ATTRIBUTES = {
+_NEW_ATTRIBUTES: dict[str, dict[str, Any]] = {
     **{name: {"noop_with_empty_axes": 0} for name in _AXES_INPUT},
     "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
     "Split": {"num_outputs": None},  # any number: an absent size means equal parts in both versions
@@ -93,9 +93,8 @@ def _constants(graph: Any) -> dict[str, list[int]]:
     """Whole numbers that are known: initializers and constant nodes, by name."""
     onnx = importlib.import_module("onnx")
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            tensors |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+    constant = [node for node in graph.node if node.op_type == "Constant"]
+    tensors |= {n.output[0]: a.t for n in constant for a in n.attribute if a.name == "value"}
     small = {name: tensor for name, tensor in tensors.items() if tensor.data_type == onnx.TensorProto.INT64}
     return {
         name: [int(n) for n in onnx.numpy_helper.to_array(tensor).ravel()]

@@ -88,7 +88,7 @@ def _network_flags(runtime: Any) -> int:
 def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: PlanSettings) -> None:
     flags = runtime.BuilderFlag
     if not is_strongly_typed(runtime) and settings.precision == "fp16":
-        config.set_flag(flags.FP16)
+        _allow_half(runtime, config, network)
     if settings.precision == "tf32":
         config.set_flag(flags.TF32)
     else:
@@ -102,6 +102,20 @@ def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: 
         config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(runtime.TacticSource.CUDNN)))
     _set_profile(builder, config, network, settings.batches)
     _read_timing_cache(runtime, config, settings.timing_cache)
+
+
+def _allow_half(runtime: Any, config: Any, network: Any) -> None:
+    """Products in fp16, and the rest in what is quickest, for versions before 10 that choose number formats themselves.
+
+    Asking for it spares the builder the measurement of all fp32 kernels, which takes most of its time.
+    """
+    config.set_flag(runtime.BuilderFlag.FP16)
+    config.set_flag(runtime.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+    products = {runtime.LayerType.CONVOLUTION, runtime.LayerType.DECONVOLUTION, runtime.LayerType.MATRIX_MULTIPLY}
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.type in products:
+            layer.precision = runtime.float16
 
 
 def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:

@@ -91,7 +91,7 @@ class WrittenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The norm of x, in the shape of x."""
-        grouped = x.unflatten(1, (self.groups, -1)) if self.groups else x
+        grouped = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:]) if self.groups else x
         axes = (-4, *self.axes) if self.groups else self.axes
         centred = grouped - grouped.mean(axes, keepdim=True)
         variance = (centred * centred).mean(axes, keepdim=True)

@@ -37,13 +37,32 @@ _V2_ORDER = tuple(itertools.product(range(2), repeat=3))
 _Index = npt.NDArray[np.int64]
 
 
-def rewrite_for_export(network: nn.Module, roi: Size3, *, most_scores: int = MOST_SCORES) -> nn.Module:
+@dataclass(frozen=True)
+class AttentionStyle:
+    """How the windows of an attention are computed, by what suits the engine.
+
+    Attributes:
+        most_scores: Attention scores of a window image that are computed at once; what is more is done in parts.
+        by_pattern: Whether the windows of each mask pattern are a product of their own, which adds one small mask to
+            all of them and suits caches; else all masked windows are one product, each with its own mask, which is
+            fewer and larger operations and suits GPUs.
+    """
+
+    most_scores: int
+    by_pattern: bool
+
+
+CPU_ATTENTION = AttentionStyle(MOST_SCORES, by_pattern=True)
+GPU_ATTENTION = AttentionStyle(2**40, by_pattern=False)
+
+
+def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle = CPU_ATTENTION) -> nn.Module:
     """A copy of a SwinUNETR that takes windows of one size only and computes the same from fewer operations.
 
     Args:
         network: In evaluation mode; stays as it is.
         roi: Window size in voxels.
-        most_scores: Attention scores of a window image that are computed at once; what is more is done in parts.
+        attention: How its attention is computed.
 
     Returns:
         The copy; or `network` itself if it is no three-dimensional SwinUNETR with window attention in every stage, or
@@ -60,9 +79,7 @@ def rewrite_for_export(network: nn.Module, roi: Size3, *, most_scores: int = MOS
     longest = _stages(rewritten)[0].blocks[0].attn.relative_position_index
     shared: Any = nn.Module()
     shared.register_buffer("index", longest.to(torch.int32))
-    stages = [
-        FixedStage(stage, size, shared, most_scores) for stage, size in zip(_stages(rewritten), sizes, strict=True)
-    ]
+    stages = [FixedStage(stage, size, shared, attention) for stage, size in zip(_stages(rewritten), sizes, strict=True)]
     rewritten.swinViT = FixedTransformer(rewritten.swinViT, stages)
     result: nn.Module = rewritten.eval()
     return result
@@ -201,7 +218,8 @@ class FixedTransformer(nn.Module):
         self.stages = nn.ModuleList(stages)
         # The second version has a residual convolution before each stage.
         self.residuals = nn.ModuleList(
-            getattr(transformer, f"layers{number}c")[0] if transformer.use_v2 else nn.Identity() for number in range(1, 5)
+            getattr(transformer, f"layers{number}c")[0] if transformer.use_v2 else nn.Identity()
+            for number in range(1, 5)
         )
         width = int(transformer.embed_dim)
         self.norms = nn.ModuleList(nn.LayerNorm(width * 2**n, elementwise_affine=False) for n in range(5))
@@ -215,7 +233,9 @@ class FixedTransformer(nn.Module):
             found.append(x)
         if not normalize:
             return found
-        return [norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3) for norm, x in zip(self.norms, found, strict=True)]
+        return [
+            norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3) for norm, x in zip(self.norms, found, strict=True)
+        ]
 
 
 class FixedStage(nn.Module):
@@ -225,13 +245,13 @@ class FixedStage(nn.Module):
         stage: The layer.
         size: (D, H, W) of its input, in tokens.
         shared: Holds the index into every relative position table.
-        most_scores: See `rewrite_for_export`.
+        style: How attention is computed.
     """
 
-    def __init__(self, stage: Any, size: Size3, shared: Any, most_scores: int) -> None:
+    def __init__(self, stage: Any, size: Size3, shared: Any, style: AttentionStyle) -> None:
         super().__init__()
         self.size = size
-        self.blocks = nn.ModuleList(FixedBlock(block, size, shared, most_scores) for block in stage.blocks)
+        self.blocks = nn.ModuleList(FixedBlock(block, size, shared, style) for block in stage.blocks)
         self.merging = FixedMerging(stage.downsample, size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,19 +271,19 @@ class FixedBlock(nn.Module):
         block: The block.
         size: (D, H, W) in tokens.
         shared: Holds the index into the relative position table.
-        most_scores: See `rewrite_for_export`.
+        style: How attention is computed.
     """
 
     fetch: Tensor
     back: Tensor
 
-    def __init__(self, block: Any, size: Size3, shared: Any, most_scores: int) -> None:
+    def __init__(self, block: Any, size: Size3, shared: Any, style: AttentionStyle) -> None:
         super().__init__()
         table = window_table(size, tuple(block.window_size), tuple(block.shift_size))
         self.norm1: nn.Module = block.norm1
         self.norm2: nn.Module = block.norm2
         self.mlp: nn.Module = block.mlp
-        self.attention = FixedAttention(block.attn, table, shared, most_scores)
+        self.attention = FixedAttention(block.attn, table, shared, style)
         self.pads = table.pads
         self.moves = table.pads or bool((table.fetch != np.arange(table.tokens)).any())
         if self.moves:
@@ -291,26 +311,23 @@ class FixedAttention(nn.Module):
         attention: The module.
         table: The stage's windows.
         shared: Holds the index into the relative position table.
-        most_scores: See `rewrite_for_export`.
+        style: How attention is computed.
     """
 
     regions: Tensor
 
-    def __init__(self, attention: Any, table: WindowTable, shared: Any, most_scores: int) -> None:
+    def __init__(self, attention: Any, table: WindowTable, shared: Any, style: AttentionStyle) -> None:
         super().__init__()
         self.heads: int = attention.num_heads
         self.n = int(np.prod(table.length))
-        self.counts = table.counts
-        most = max(1, most_scores // (self.heads * self.n**2))
-        self.parts = tuple(
-            (first, min(first + most, stop), pattern)
-            for pattern, (start, stop) in enumerate(itertools.pairwise(np.cumsum([0, *table.counts]).tolist()))
-            for first in range(start, stop, most)
-        )
+        self.parts = _attention_parts(table, style, self.heads * self.n**2)
         self.table, self.proj = attention.relative_position_bias_table, attention.proj
         self.qkv = _scaled_queries(attention.qkv, float(attention.scale))
         self.shared = shared
-        self.register_buffer("regions", torch.from_numpy(table.regions.astype(np.float32)), persistent=False)
+        regions = np.repeat(table.regions, table.counts, axis=0)
+        self.masked: npt.NDArray[np.bool_] = np.asarray(regions.any(axis=1))
+        # float32, not whole numbers: onnxruntime and TensorRT compare those everywhere.
+        self.register_buffer("regions", torch.from_numpy(regions.astype(np.float32)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, windows * n, C) -> the same."""
@@ -319,26 +336,45 @@ class FixedAttention(nn.Module):
         split = self.qkv(x).reshape(batch, windows, self.n, 3, self.heads, width)
         q, k, v = split.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, n, width)
         k = k.transpose(3, 4)
-        scores = self._scores()
+        bias = self._bias()
         # The softmax is in fp32 even where the products are not: half precision is too coarse for large scores.
         parts = [
-            torch.softmax(_at_least_float(q[:, a:b] @ k[:, a:b]) + scores[pattern], dim=-1).to(v.dtype) @ v[:, a:b]
-            for a, b, pattern in self.parts
+            torch.softmax(self._scores(_at_least_float(q[:, a:b] @ k[:, a:b]), bias, a, b, one), dim=-1).to(v.dtype)
+            @ v[:, a:b]
+            for a, b, one in self.parts
         ]
         seen = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         result: Tensor = self.proj(seen.transpose(2, 3).reshape(batch, places, channels))
         return result
 
-    def _scores(self) -> tuple[Tensor, ...]:
-        """(heads, n, n) a pattern: what is added to the score of two places, by their position and their regions."""
+    def _bias(self) -> Tensor:
+        """(heads, n, n): what is added to the score of two places, by their position."""
         index: Tensor = self.shared.index[: self.n, : self.n]
         bias = _at_least_float(self.table).index_select(0, index.reshape(-1))
-        bias = bias.reshape(self.n, self.n, self.heads).permute(2, 0, 1)
-        if len(self.counts) == 1:
-            return (bias,)
-        same = self.regions[:, None, :, None] == self.regions[:, None, None, :]
-        scores: tuple[Tensor, ...] = (bias + torch.where(same, 0.0, _MASKED)).unbind(0)
-        return scores
+        return bias.reshape(self.n, self.n, self.heads).permute(2, 0, 1)
+
+    def _scores(self, products: Tensor, bias: Tensor, first: int, stop: int, one: bool) -> Tensor:
+        """(B, windows, heads, n, n) products with what position and region add to them."""
+        if not self.masked[first:stop].any():
+            return products + bias
+        regions = self.regions[first:stop, None]  # (windows, 1, n), of which one may serve all
+        regions = regions[0] if one else regions
+        mask = torch.where(regions[..., :, None] == regions[..., None, :], 0.0, _MASKED)
+        # Where each window has its mask, a sum with the bias of all heads would be a constant many times as large.
+        return products + (bias + mask) if one else products + bias + mask
+
+
+def _attention_parts(table: WindowTable, style: AttentionStyle, scores: int) -> tuple[tuple[int, int, bool], ...]:
+    """First and last window of each product, and whether one mask serves all of its windows."""
+    most = max(1, style.most_scores // scores)
+    bounds = np.cumsum([0, *table.counts]).tolist()
+    if style.by_pattern or len(table.counts) <= 2:
+        runs = [(start, stop, True) for start, stop in itertools.pairwise(bounds)]
+    else:  # the first window of all is never masked, so the first pattern is the one without a mask
+        runs = [(0, bounds[1], True), (bounds[1], bounds[-1], False)]
+    return tuple(
+        (first, min(first + most, stop), one) for start, stop, one in runs for first in range(start, stop, most)
+    )
 
 
 def _at_least_float(x: Tensor) -> Tensor:

@@ -283,11 +283,15 @@ def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> N
         table.add_column(heading, justify="left" if heading in {"engine", ""} else "right")
     for entry in document["measured"]:
         parity, seconds = entry["parity"], entry["window_seconds"]
+        chosen = all(entry[key] == document[key] for key in ("backend", "precision"))
         table.add_row(
-            entry["backend"],
+            f"{entry['backend']} {entry['precision']}",
             "" if seconds is None else f"{seconds:.3f}",
             f"{parity['dice']:.5f}" if parity else "",
             f"{parity['relative_error']:.1e}" if parity else "",
-            "chosen" if entry["backend"] == document["backend"] else entry["reason"] or "",
+            "chosen" if chosen and not entry["reason"] else "",
         )
     console.print(table)
+    for entry in document["measured"]:
+        if entry["reason"]:
+            console.print(f"{entry['backend']} {entry['precision']}: {entry['reason']}", markup=False, highlight=False)

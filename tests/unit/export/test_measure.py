@@ -95,8 +95,8 @@ def test_one_that_computes_something_else_is_never_chosen(model, tmp_path, prete
     with caplog.at_level(logging.WARNING):
         choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
     assert choice.backend == "onnxruntime"
-    assert Measured("openvino", 0.3, None, "too far") in choice.measured
-    assert "openvino is set aside: too far" in caplog.text
+    assert Measured("openvino", "fp32", 0.3, None, "too far") in choice.measured
+    assert "openvino fp32 is set aside: too far" in caplog.text
 
 
 def test_one_that_cannot_be_made_leaves_the_others(model, tmp_path, pretend, caplog):

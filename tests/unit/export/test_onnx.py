@@ -135,7 +135,7 @@ def choice(folder) -> dict:
 
 def test_preparing_makes_one_file_for_all_cpu_engines_and_says_so(swin, tmp_path):
     told = []
-    for name in ("onnxruntime", "openvino", "auto", "eager"):
+    for name in ("onnxruntime", "openvino", "eager"):
         prepare_engine(name, swin, **choice(tmp_path), progress=lambda *args: told.append(args))
     assert told == [("prepare engine", 0, 1), ("prepare engine", 1, 1)]
     assert EngineStore(tmp_path).find(onnx_key(swin, ROI, CPU_BATCH))
@@ -151,9 +151,8 @@ def test_preparing_makes_one_file_for_all_cpu_engines_and_says_so(swin, tmp_path
 def test_an_unknown_name_or_precision_is_refused(swin, tmp_path):
     with pytest.raises(SettingsInvalid, match="none of auto"):
         prepare_engine("warp", swin, **choice(tmp_path))
-    for name in ("openvino", "auto"):
-        with pytest.raises(BackendUnavailable, match="fp16"):
-            prepare_engine(name, swin, **choice(tmp_path) | {"precision": "fp16"})
+    with pytest.raises(BackendUnavailable, match="fp16"):
+        prepare_engine("openvino", swin, **choice(tmp_path) | {"precision": "fp16"})
 
 
 class Wrong:

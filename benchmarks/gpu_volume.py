@@ -1,0 +1,139 @@
+"""Milliseconds a window of an engine, and a whole volume 300 x 512 x 512 from host memory to a mask in host memory.
+
+    python benchmarks/gpu_volume.py --engine tensorrt [--feature-size 48] [--batch 8] [--overlap 0] [--cache DIR]
+
+The network is the demonstration bundle's SwinUNETR at another width, with random weights of a fixed seed: time does not
+depend on them. The volume is noise at the bundle's spacing, so that the windows lie as in an article's 512 x 512 x 300.
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctflow.bundle.locate import demonstration_bundle
+from ctflow.bundle.read import read_bundle
+from ctflow.config import Settings
+from ctflow.engines.choose import open_engine
+from ctflow.engines.contract import Engine
+from ctflow.engines.tensorrt import driver_version
+from ctflow.export.prepare import prepare_engine
+from ctflow.model import Model, NetworkSpec, Resample
+from ctflow.networks.build import network_from_spec
+from ctflow.pipeline import Segmenter
+from ctflow.volume import Geometry, Volume
+
+SHAPE = (300, 512, 512)
+SPACING_MM = 1.5
+
+
+def model_of_width(feature_size: int, batch: int) -> Model:
+    """The demonstration model at another width, with random weights and without resampling."""
+    model = read_bundle(demonstration_bundle())
+    network = NetworkSpec("SwinUNETR", {**model.spec.network.arguments, "feature_size": feature_size})
+    steps = tuple(step for step in model.spec.preprocessing if not isinstance(step, Resample))
+    torch.manual_seed(0)
+    weights = network_from_spec(network).state_dict()
+    spec = replace(model.spec, network=network, preprocessing=steps, batch_size=batch)
+    return Model(spec, weights, f"random weights, seed 0, feature_size {feature_size}")
+
+
+def milliseconds(call: Callable[[], object], repeats: int) -> float:
+    """Median time of a call on the current GPU, by its events, after three calls."""
+    for _ in range(3):
+        call()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    for event in events[:-1]:
+        event.record()
+        call()
+    events[-1].record()
+    torch.cuda.synchronize()
+    return statistics.median(first.elapsed_time(second) for first, second in itertools.pairwise(events))
+
+
+def time_windows(engine: Engine, repeats: int) -> float:
+    """Milliseconds a window in full batches of noise."""
+    batch = engine.info.batch_range[1]
+    windows = torch.rand((batch, 1, *engine.info.roi), device=engine.info.device)
+    return milliseconds(lambda: engine.predict(windows), repeats) / batch
+
+
+def error_to_fp32(engine: Engine, model: Model) -> float:
+    """Largest difference of a window's logits to PyTorch in fp32 on the same GPU, relative to the largest logit."""
+    info = engine.info
+    windows = torch.rand((info.batch_range[1], 1, *info.roi), device=info.device)
+    found = engine.predict(windows).clone()
+    options: dict[str, Any] = {"device": info.device, "precision": "fp32", "roi": info.roi}
+    reference = open_engine("eager", model, batch_range=(1, 1), **options)
+    expected = reference.predict(windows[:1])
+    reference.close()
+    if expected.shape[1] != found.shape[1]:
+        expected = expected[:, 1:2] - expected[:, 0:1]
+    return float((found[:1] - expected).abs().max() / expected.abs().max())
+
+
+def time_volume(model: Model, settings: Settings, repeats: int) -> list[dict[str, float]]:
+    """Seconds of each stage of whole volumes, after one that is not counted."""
+    noise = np.random.default_rng(0).integers(-1000, 400, SHAPE, dtype=np.int16)
+    # Index (d, h, w) to LPS: slices along z, rows along y, columns along x.
+    affine = np.array([[0, 0, SPACING_MM, 0], [0, SPACING_MM, 0, 0], [SPACING_MM, 0, 0, 0], [0, 0, 0, 1.0]])
+    volume = Volume(noise, Geometry(SHAPE, affine))
+    found = []
+    with Segmenter(model, settings) as segmenter:
+        for turn in range(repeats + 1):
+            start = time.perf_counter()
+            _, seconds = segmenter.segment(volume)
+            if turn:
+                found.append({"total": time.perf_counter() - start, **seconds})
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", default="tensorrt")
+    parser.add_argument("--precision", default=None)
+    parser.add_argument("--feature-size", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--overlap", type=float, default=0.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--cache", type=Path, default=Path("engines"))
+    given = parser.parse_args()
+    model = model_of_width(given.feature_size, given.batch)
+    wanted: dict[str, Any] = {"device": given.device.partition(",")[0], "precision": given.precision,
+                              "roi": model.spec.roi, "batch_range": (1, given.batch)}  # fmt: skip
+    start = time.perf_counter()
+    prepare_engine(given.engine, model, **wanted, cache_dir=given.cache)
+    prepared_s = time.perf_counter() - start
+    engine = open_engine(given.engine, model, **wanted, cache_dir=given.cache)
+    try:
+        error, window_ms, info = error_to_fp32(engine, model), time_windows(engine, 30), asdict(engine.info)
+    finally:
+        engine.close()
+    settings = Settings(engine=given.engine, precision=given.precision, overlap=given.overlap, device=given.device,
+                        cache=given.cache)  # fmt: skip
+    stages = time_volume(model, settings, given.repeats)
+    print(json.dumps({  # noqa: T201
+        "engine": info, "feature_size": given.feature_size, "prepare_s": round(prepared_s, 1),
+        "relative_error_to_fp32": error, "window_ms": window_ms, "overlap": given.overlap, "shape": SHAPE,
+        "volume_s": statistics.median(entry["total"] for entry in stages), "volumes": stages,
+        "gpu": torch.cuda.get_device_name(), "driver": driver_version(), "torch": torch.__version__,
+        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""torch.compile on an NVIDIA GPU, each batch size as a CUDA graph: no file is made, and any network of MONAI runs.
+
+The first batch of a process waits for the compiler: about a minute (70 s for a SwinUNETR of feature_size 48 on an H200
+with torch 2.11; torch's own cache on disk shortens later processes), and again for each other batch size. "auto"
+therefore never takes this engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.engines.arithmetic import switches
+from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.cudagraph import CapturedFunction
+from ctflow.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
+from ctflow.model import Model
+from ctflow.networks.build import network_from_model
+from ctflow.networks.half import HALVES, with_half_precision
+from ctflow.networks.head import fold_two_class_head
+from ctflow.networks.swin import GPU_ATTENTION, rewrite_for_export
+from ctflow.volume import Size3
+
+FILE: str | None = None
+DEVICES = ("cuda",)
+Function = Callable[[Tensor], Tensor]
+# What a machine lacks, not the network; by name, as torch moves these classes.
+_LACKS = ("TritonMissing", "GPUTooOldForTriton", "InvalidCxxCompiler", "CppCompileError")
+# Engines and batch sizes share torch's limit on compilations of one function, beyond which it computes eagerly unasked.
+_COMPILATIONS = 4096
+_COMPILING = threading.Lock()  # torch's compiler keeps much of its state for the whole process
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether there is a GPU, and the compiler for it."""
+    if not torch.cuda.is_available():
+        return False, "it needs an NVIDIA GPU, and a torch that is built for it"
+    if find_spec("triton") is None:
+        return False, "the package triton is not installed: pip install triton"
+    return True, ", ".join(f"{name} {found}" for name, found in _versions().items())
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What is meant where no precision is named."""
+    return ("fp16",)
+
+
+def check_settings(device: str, precision: Precision) -> None:
+    """Whether it computes so here; every precision is taken.
+
+    Raises:
+        BackendUnavailable: The device is no GPU.
+    """
+    if torch.device(device).type not in DEVICES:
+        raise BackendUnavailable(f"compile computes {precision} on a GPU, not on {device}: choose with --device cuda")
+
+
+def network_for_gpu(model: Model, roi: Size3, precision: Precision) -> tuple[nn.Module, int]:
+    """A model's network with its exact rewrites and its number format, as compilers for GPUs are given it.
+
+    Args:
+        model: The model.
+        roi: Window size in voxels.
+        precision: Number format of the heavy arithmetic; "tf32" is no format of tensors and gives a network in fp32.
+
+    Returns:
+        The network on the CPU, in evaluation mode, with float32 input and output, and how many channels it gives.
+    """
+    network, folded = fold_two_class_head(network_from_model(model), model.spec)
+    network = rewrite_for_export(network, roi, GPU_ATTENTION)
+    if precision in HALVES:
+        network = with_half_precision(network, HALVES[precision])
+    return network, 1 if folded else model.spec.out_channels
+
+
+class CompileEngine:
+    """A network that torch.compile has compiled; see `ctflow.engines.contract.Engine`.
+
+    A batch size is compiled and captured at its first call. One thread at a time may call it.
+
+    Args:
+        network: In evaluation mode, on the device.
+        info: What it is.
+        backend: torch's name of the compiler.
+        kept: Makes of the compiled network what later calls run.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        info: EngineInfo,
+        *,
+        backend: str | Callable[..., Function] = "inductor",
+        kept: Callable[[Function], Function] = CapturedFunction,
+    ) -> None:
+        self._network: nn.Module | None = network
+        self._info = info
+        self._compiled: Function | None = torch.compile(network, backend=backend, dynamic=False)
+        self._run: Function | None = kept(self._compute)
+        self._sizes: set[int] = set()  # batches that have been computed before
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def predict(self, windows: Tensor) -> Tensor:
+        """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`.
+
+        Raises:
+            BackendUnavailable: The first batch of a size: this machine lacks what compiling needs.
+            BundleInvalid: Likewise: the network does not take windows of this size.
+            ExportFailed: Likewise: the network cannot be compiled or captured.
+        """
+        if self._run is None:
+            raise ValueError("the engine is closed")
+        check_windows(windows, self._info)
+        # Buffers that outlive the call must not be inference tensors, whoever calls.
+        with torch.inference_mode(False), torch.no_grad():
+            if len(windows) in self._sizes:
+                return self._run(windows)
+            try:
+                with _COMPILING, _compiler_at_ease():
+                    logits = self._run(windows)
+            except Exception as error:  # a compiler raises whatever its passes raise
+                raise self._failure(error, windows) from error
+            if tuple(logits.shape[2:]) != self._info.roi:
+                raise BundleInvalid(
+                    f"the network does not take windows of {self._info.roi}: its logits are {tuple(logits.shape[2:])}"
+                )
+            self._sizes.add(len(windows))
+            return logits
+
+    def _compute(self, windows: Tensor) -> Tensor:
+        """The compiled network, launched kernel by kernel."""
+        if self._compiled is None:
+            raise ValueError("the engine is closed")
+        with switches(self._info.precision):
+            return self._compiled(windows).float()
+
+    def _failure(self, error: Exception, windows: Tensor) -> CtflowError:
+        """The named error of a first batch."""
+        info, causes = self._info, list(_causes(error))
+        short = DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows")
+        if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+            return short
+        reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0][:200]
+        if any(type(cause).__name__ in _LACKS or "C compiler" in str(cause) for cause in causes):
+            return BackendUnavailable(f"compile needs what this machine lacks: {reason}; use --engine eager")
+        try:
+            if self._network is not None:
+                self._network(windows[:1])
+        except torch.OutOfMemoryError:
+            return short
+        except (RuntimeError, ValueError, IndexError) as plain:
+            return BundleInvalid(f"the network does not take windows of {info.roi}: {plain}")
+        return ExportFailed(f"the network cannot be compiled: {reason}; use --engine eager")
+
+    def close(self) -> None:
+        """Free the network and the graphs."""
+        if self._network is not None and torch.device(self._info.device).type == "cuda":
+            torch.cuda.synchronize(self._info.device)
+        self._network = self._compiled = self._run = None
+
+
+def open_backend(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,  # torch keeps what it compiles in a cache of its own
+) -> CompileEngine:
+    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    check_settings(device, precision)
+    network, channels = network_for_gpu(model, roi, precision)
+    try:
+        network = network.to(device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
+    info = EngineInfo("compile", precision, device, roi, batch_range, model.weights_digest, channels, _versions())
+    return CompileEngine(network, info)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes."""
+    found = {"torch": str(torch.__version__)}
+    with suppress(PackageNotFoundError):  # some builds of torch bring it under another name
+        found["triton"] = version("triton")
+    return found
+
+
+@contextmanager
+def _compiler_at_ease() -> Iterator[None]:
+    """No limit on compilations, and no advice to a person who can do nothing about it."""
+    from torch._dynamo import config  # noqa: PLC0415  # seconds to import
+
+    with (
+        warnings.catch_warnings(),
+        config.patch(recompile_limit=_COMPILATIONS, accumulated_recompile_limit=_COMPILATIONS),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        inner = getattr(seen, "inner_exception", None)  # where torch's compiler keeps the cause
+        seen = inner or seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

@@ -1,0 +1,231 @@
+"""Torch-TensorRT: a program of PyTorch in which TensorRT computes what it can, and PyTorch on the GPU the rest.
+
+NOT RUN BY US: no machine that we have has both a GPU and Torch-TensorRT. The calls follow the sources of Torch-TensorRT
+2.11 to 2.14 and are tested with a stand-in for it.
+
+`ctflow.export.torch_program` makes the program. It takes one batch size (smaller batches are padded) and belongs to one
+GPU of the machine by its number, as its tensors say where they lie. A program holds pickled objects: open none from a
+folder that others may write to.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctflow.engines.arithmetic import switches
+from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
+from ctflow.engines.store import EngineKey
+from ctflow.engines.tensorrt import driver_version, find_plan, gpu_identity, load_runtime
+from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
+from ctflow.model import Model
+from ctflow.networks.head import is_two_class
+from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.volume import Size3
+
+FILE: str | None = "program"
+DEVICES = ("cuda",)
+_NAME = "torch-tensorrt"
+_MODULE = "torch_tensorrt"
+_OLDEST = (2, 11)  # the first that follows a network's number formats unasked
+_INSTALL = "pip install 'ctflow[torch-tensorrt]'"
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether the packages are installed; they are not loaded, which takes seconds."""
+    if find_spec(_MODULE) is None:
+        return False, f"the package {_NAME} is not installed: {_INSTALL}"
+    if find_spec("tensorrt") is None:  # torch-tensorrt 2.14 does not ask for it
+        return False, "the package tensorrt is not installed: pip install 'ctflow[tensorrt]'"
+    found = _version(_NAME)
+    parts = tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
+    if parts and parts < _OLDEST:
+        return False, f"{_NAME} {found} is older than 2.11: pip install --upgrade 'ctflow[{_NAME}]'"
+    return True, f"{_NAME} {found}"
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What `auto` tries, and last what is meant where no precision is named."""
+    return ("fp16",)
+
+
+def check_settings(device: str, precision: Precision) -> None:
+    """Whether this machine computes so with Torch-TensorRT.
+
+    Raises:
+        BackendUnavailable: It does not.
+    """
+    if torch.device(device).type not in DEVICES:
+        raise BackendUnavailable(f"{_NAME} computes on a GPU, not on {device}: choose with --device cuda")
+    if precision not in PRECISIONS:
+        raise BackendUnavailable(f"{_NAME} computes {', '.join(PRECISIONS)}, not {precision}: choose with --precision")
+
+
+def load_torch_tensorrt() -> Any:
+    """The Python module; programs can be opened only after it was loaded.
+
+    Raises:
+        BackendUnavailable: It does not load; gives the system's reason.
+    """
+    load_runtime("tensorrt")  # else torch_tensorrt puts a module of its own in its place
+    try:
+        return importlib.import_module(_MODULE)
+    except Exception as error:  # it raises Exception itself where TensorRT's libraries are not found
+        raise BackendUnavailable(f"{_NAME} does not load: {_short(error)}") from error
+
+
+def program_key(model: Model, device: str, precision: Precision, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
+    """Key of a program. Torch-TensorRT's own cache of engines lacks the GPU and the driver.
+
+    Args:
+        model: The model.
+        device: torch device that it is for.
+        precision: Number format of the heavy arithmetic.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch wanted; the program is of the largest.
+
+    Raises:
+        BackendUnavailable: TensorRT does not load.
+    """
+    spec = model.spec
+    return EngineKey(
+        kind="program",
+        version=", ".join(f"{name} {found}" for name, found in (*_versions().items(), ("monai", _version("monai")))),
+        rewrite=REWRITE_VERSION,
+        weights_digest=model.weights_digest,
+        network=spec.network.name,
+        arguments=spec.network.arguments,
+        head="difference" if is_two_class(spec) else "all channels",
+        roi=roi,
+        batch_range=(batch_range[1], batch_range[1]),
+        precision=precision,
+        device=f"{gpu_identity(device)}, cuda:{torch.device(device).index or 0}",
+    )
+
+
+class TorchTensorRtEngine:
+    """A program on one GPU; see `ctflow.engines.contract.Engine`. One thread at a time may call it.
+
+    Args:
+        program: (batch, C_in, *roi) -> (batch, C_out, *roi), float32 on the device.
+        info: What it is.
+        shape: Of the program's input.
+
+    Raises:
+        DeviceOutOfMemory: The GPU has too little memory for the input.
+    """
+
+    def __init__(self, program: Any, info: EngineInfo, shape: tuple[int, ...]) -> None:
+        self._program: Any = program
+        self._info = info
+        try:
+            # zeros, because what pads a smaller batch is computed, too.
+            self._windows = torch.zeros(shape, device=info.device)
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(f"{info.device} has too little memory for {shape[0]} windows") from error
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def predict(self, windows: Tensor) -> Tensor:
+        """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`.
+
+        Raises:
+            BackendUnavailable: TensorRT failed; gives its reason.
+        """
+        info = self._info
+        if self._program is None:
+            raise ValueError("the engine is closed")
+        check_windows(windows, info)
+        count = len(windows)
+        try:
+            with _on(info.device), torch.inference_mode(False), torch.no_grad(), switches(info.precision):
+                self._windows[:count].copy_(windows, non_blocking=True)
+                logits: Tensor = self._program(self._windows)
+                return logits[:count]
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(f"{info.device} has too little memory for {count} windows") from error
+        except RuntimeError as error:
+            raise BackendUnavailable(f"{_NAME} failed on {info.device}: {_short(error)}") from error
+
+    def close(self) -> None:
+        """Free the program and its input."""
+        if self._program is not None:
+            self._program = None
+            del self._windows
+
+
+def open_backend(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,
+) -> TorchTensorRtEngine:
+    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    check_settings(device, precision)
+    path = find_plan(_NAME, program_key(model, device, precision, roi, batch_range), cache_dir)
+    load_torch_tensorrt()
+    shape = (batch_range[1], model.spec.in_channels, *roi)
+    try:
+        # A stream: of a path without the ending .pt2 torch warns.
+        with _on(device), path.open("rb") as stream:
+            exported = torch.export.load(stream)
+            program = exported.module()
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(f"{device} has too little memory for the program") from error
+    except RuntimeError as error:
+        raise BackendUnavailable(f"{_NAME} cannot run this program here: {_short(error)}") from error
+    channels = _out_channels(exported, shape)
+    versions = {**_versions(), "driver": driver_version()}
+    info = EngineInfo(_NAME, precision, device, roi, batch_range, model.weights_digest, channels, versions)
+    return TorchTensorRtEngine(program, info, shape)
+
+
+def _out_channels(exported: Any, shape: tuple[int, ...]) -> int:
+    """Channels of a program's logits.
+
+    Raises:
+        EngineMismatch: Its output is not one tensor for windows of this shape.
+        BundleInvalid: The logits have another size than the windows.
+    """
+    (output,) = (node for node in exported.graph.nodes if node.op == "output")
+    found = [tuple(given.meta["val"].shape) for given in output.args[0]]
+    if len(found) != 1 or len(found[0]) != len(shape) or found[0][0] != shape[0]:
+        raise EngineMismatch(f"the stored program gives {found}, not the logits of {shape}")
+    if found[0][2:] != shape[2:]:
+        raise BundleInvalid(f"the network does not take windows of {shape[2:]}: its logits are {found[0][2:]}")
+    return int(found[0][1])
+
+
+def _on(device: str) -> Any:
+    """Make a GPU the current one."""
+    return torch.cuda.device(device)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes."""
+    runtime = load_runtime("tensorrt")
+    return {"torch": str(torch.__version__), _NAME: _version(_NAME), "tensorrt": str(runtime.__version__)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _short(error: BaseException) -> str:
+    """An error as one short line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,98 @@
+"""A program for `ctflow.engines.torch_tensorrt`: the network, exported, with the parts that TensorRT computes built in.
+
+NOT RUN BY US, as that module says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.engines.arithmetic import switches
+from ctflow.engines.compile import network_for_gpu
+from ctflow.engines.contract import Precision
+from ctflow.engines.torch_tensorrt import load_torch_tensorrt
+from ctflow.errors import BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
+from ctflow.model import Model
+from ctflow.volume import Size3
+
+
+def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch: int, path: Path, device: str) -> None:
+    """Build a program for one GPU and write it.
+
+    Args:
+        model: The model.
+        roi: Window size in voxels.
+        precision: Number format of the heavy arithmetic.
+        batch: How many windows it computes at a time.
+        path: The file; its folder exists.
+        device: The GPU, as a torch device.
+
+    Raises:
+        BackendUnavailable: Torch-TensorRT does not load.
+        BundleInvalid: The network does not take windows of this size.
+        ExportFailed: It cannot build the network; gives its reason.
+        DeviceOutOfMemory: The GPU has too little memory to build it.
+    """
+    runtime = load_torch_tensorrt()
+    network, _ = network_for_gpu(model, roi, precision)
+    # Beside the file, for the rename; torch wants the ending .pt2.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.cuda.device(device):
+        made = Path(folder) / "made.pt2"
+        try:
+            network = network.to(device)
+            windows = torch.zeros((batch, model.spec.in_channels, *roi), device=device)
+            with _quiet(), torch.inference_mode(False), torch.no_grad(), switches(precision):
+                _build(runtime, network, windows, precision, device, made)
+        except OSError:
+            raise  # the store names it
+        except Exception as error:  # a compiler raises whatever its passes raise
+            raise _failure(error, model, network, roi, device) from error
+        made.replace(path)
+
+
+def _build(runtime: Any, network: nn.Module, windows: Tensor, precision: Precision, device: str, path: Path) -> None:
+    """Export, compile and save.
+
+    Since 2.11 TensorRT follows the network's own number formats, so that none is asked for here (the option
+    `use_explicit_typing` of 2.11 and 2.12 is true unless told otherwise, and 2.13 has no other way).
+    """
+    exported = torch.export.export(network, (windows,), strict=False)
+    module = runtime.dynamo.compile(
+        exported,
+        inputs=[windows],
+        device=torch.device(device),
+        disable_tf32=precision != "tf32",
+        require_full_compilation=False,  # PyTorch computes what TensorRT has no operation for
+        # By default all users of a machine share one file in /tmp.
+        timing_cache_path=str(path.parent / "timing.cache"),
+    )
+    runtime.save(module, str(path), output_format="exported_program", inputs=[windows])
+
+
+def _failure(error: Exception, model: Model, network: nn.Module, roi: Size3, device: str) -> CtflowError:
+    """The named error of a build that failed."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceOutOfMemory(f"{device} has too little memory to build the engine")
+    try:
+        with torch.inference_mode():
+            network(torch.zeros((1, model.spec.in_channels, *roi), device=device))
+    except (RuntimeError, ValueError, IndexError) as plain:
+        return BundleInvalid(f"the network does not take windows of {roi}: {plain}")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return ExportFailed(f"torch-tensorrt cannot build {model.spec.network.name}: {reason}; use --engine eager")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the compiler's warnings from a person who can do nothing about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

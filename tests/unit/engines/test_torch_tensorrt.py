@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import pytest
+import torch
+from monai.networks.nets import UNet
+
+from ctflow.engines import torch_tensorrt
+from ctflow.engines.store import EngineStore
+from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
+from ctflow.export.torch_program import program_from_model
+from ctflow.model import Model, ModelSpec, NetworkSpec
+
+ROI = (16, 16, 16)
+ARGUMENTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8, 16], "strides": [2, 2]}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    network = UNet(**ARGUMENTS)
+    spec = ModelSpec(
+        "m", "1", NetworkSpec("UNet", ARGUMENTS), 1, 2, (), ROI, 0.25, "gaussian", 4, "softmax", None, (), "", False
+    )
+    return Model(spec, network.state_dict(), "d" * 64)
+
+
+class Runtime(types.ModuleType):
+    """Stands in for torch_tensorrt: "compiles" to the exported program itself, on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_tensorrt")
+        self.__spec__ = ModuleSpec("torch_tensorrt", None)  # MONAI and torch look for it
+        self.compiled, self.saved = [], []
+        self.error = None
+        self.dynamo = types.SimpleNamespace(compile=self.compile)
+
+    def compile(self, exported_program, **options):
+        self.compiled.append((exported_program, options))
+        if self.error is not None:
+            raise self.error
+        return exported_program
+
+    def save(self, module, file_path, **options):
+        self.saved.append((file_path, options))
+        torch.export.save(module, file_path)
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    """A machine with Torch-TensorRT and a GPU whose memory is the CPU's."""
+    made = Runtime()
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", made)
+    monkeypatch.setattr(torch_tensorrt, "load_runtime", lambda _: types.SimpleNamespace(__version__="10.15.1"))
+    monkeypatch.setattr(torch_tensorrt, "version", lambda name: {"torch-tensorrt": "2.14.0", "monai": "1.6.1"}[name])
+    monkeypatch.setattr(torch_tensorrt, "gpu_identity", lambda _: "NVIDIA H200, compute capability 9.0, driver 580.1")
+    monkeypatch.setattr(torch_tensorrt, "driver_version", lambda: "580.1")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    return made
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """The engine's checks let the CPU pass as a GPU."""
+    monkeypatch.setattr(torch_tensorrt, "DEVICES", ("cuda", "cpu"))
+
+
+def build(model, path, precision="fp32", batch=4, roi=ROI):
+    program_from_model(model, roi, precision=precision, batch=batch, path=path, device="cpu")
+    return path
+
+
+def opened(model, folder, precision="fp32", batch_range=(1, 4)):
+    return torch_tensorrt.open_backend(
+        model, device="cpu", precision=precision, roi=ROI, batch_range=batch_range, cache_dir=folder
+    )
+
+
+def stored(model, folder, precision="fp32", batch_range=(1, 4)):
+    key = torch_tensorrt.program_key(model, "cpu", precision, ROI, batch_range)
+    EngineStore(folder).put(key, lambda path: build(model, path, precision, batch_range[1]))
+    return opened(model, folder, precision, batch_range)
+
+
+def plain(model, windows):
+    network = UNet(**ARGUMENTS).eval()
+    network.load_state_dict(model.weights)
+    with torch.inference_mode():
+        return network(windows)
+
+
+# -------------------------------------------------------------------------------------------------------- availability
+
+
+def installed(monkeypatch, *names, version="2.14.0"):
+    monkeypatch.setattr(torch_tensorrt, "find_spec", lambda name: object() if name in names else None)
+    monkeypatch.setattr(torch_tensorrt, "version", lambda _: version)
+
+
+@pytest.mark.parametrize(
+    ("names", "version", "available", "match"),
+    [
+        ((), "", False, "pip install 'ctflow.torch-tensorrt.'"),
+        (("torch_tensorrt",), "2.14.0", False, "pip install 'ctflow.tensorrt.'"),
+        (("torch_tensorrt", "tensorrt"), "2.10.1", False, "2.10.1 is older than 2.11"),
+        (("torch_tensorrt", "tensorrt"), "2.11.0+cu130", True, "^torch-tensorrt 2.11.0.cu130$"),
+    ],
+)
+def test_what_is_missing_is_named(monkeypatch, names, version, available, match):
+    installed(monkeypatch, *names, version=version)
+    found, reason = torch_tensorrt.is_available()
+    assert found is available
+    with pytest.raises(AssertionError, match=match):
+        raise AssertionError(reason)
+
+
+def test_a_package_that_does_not_load_gives_its_reason(monkeypatch, runtime):
+    def broken(name):
+        raise Exception("import error when try to import _TensorRTProxyModule\nmore")
+
+    monkeypatch.setattr(torch_tensorrt.importlib, "import_module", broken)
+    monkeypatch.setattr(torch_tensorrt, "load_runtime", lambda _: runtime)
+    with pytest.raises(BackendUnavailable, match="does not load: import error when try to import _TensorRTProxyModule"):
+        torch_tensorrt.load_torch_tensorrt()
+
+
+def test_tensorrt_is_loaded_before_torch_tensorrt_replaces_it(monkeypatch, runtime):
+    order = []
+    monkeypatch.setattr(torch_tensorrt, "load_runtime", order.append)
+    monkeypatch.setattr(torch_tensorrt.importlib, "import_module", lambda name: order.append(name) or runtime)
+    assert torch_tensorrt.load_torch_tensorrt() is runtime
+    assert order == ["tensorrt", "torch_tensorrt"]
+
+
+def test_settings(model):
+    with pytest.raises(BackendUnavailable, match="on a GPU, not on cpu"):
+        torch_tensorrt.check_settings("cpu", "fp32")
+    with pytest.raises(BackendUnavailable, match="fp32, tf32, bf16, fp16, not int8"):
+        torch_tensorrt.check_settings("cuda:0", "int8")
+    for precision in ("fp32", "tf32", "bf16", "fp16"):
+        torch_tensorrt.check_settings("cuda:3", precision)
+    assert torch_tensorrt.precisions("cuda:0") == ("fp16",)
+    assert (torch_tensorrt.FILE, torch_tensorrt.DEVICES) == ("program", ("cuda",))
+    with pytest.raises(BackendUnavailable, match="not on cpu"):
+        opened(model, None)
+
+
+# ----------------------------------------------------------------------------------------------------------------- key
+
+
+def test_the_key_holds_all_that_a_program_depends_on(model, runtime):
+    key = torch_tensorrt.program_key(model, "cuda:1", "fp16", ROI, (1, 4))
+    assert key.kind == "program"
+    assert key.version == f"torch {torch.__version__}, torch-tensorrt 2.14.0, tensorrt 10.15.1, monai 1.6.1"
+    assert key.device == "NVIDIA H200, compute capability 9.0, driver 580.1, cuda:1"
+    assert (key.weights_digest, key.network, key.arguments) == ("d" * 64, "UNet", ARGUMENTS)
+    assert (key.roi, key.batch_range, key.precision, key.head) == (ROI, (4, 4), "fp16", "difference")
+    assert key == torch_tensorrt.program_key(model, "cuda:1", "fp16", ROI, (2, 4))
+    for device, precision, roi, batches in (
+        ("cuda:0", "fp16", ROI, (1, 4)),
+        ("cuda:1", "fp32", ROI, (1, 4)),
+        ("cuda:1", "fp16", (32, 16, 16), (1, 4)),
+        ("cuda:1", "fp16", ROI, (1, 2)),
+    ):
+        assert torch_tensorrt.program_key(model, device, precision, roi, batches).name != key.name
+
+
+# --------------------------------------------------------------------------------------------------------------- build
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_it_is_compiled_and_saved_with_the_right_arguments(model, runtime, tmp_path, precision):
+    path = build(model, tmp_path / "engine.program", precision)
+    ((exported, options),) = runtime.compiled
+    (windows,) = options.pop("inputs")
+    assert tuple(windows.shape) == (4, 1, *ROI)
+    assert windows.dtype == torch.float32
+    timing = options.pop("timing_cache_path")
+    assert timing.startswith(str(tmp_path))
+    assert options == {
+        "device": torch.device("cpu"),
+        "disable_tf32": precision != "tf32",
+        "require_full_compilation": False,
+    }
+    ((made, options),) = runtime.saved
+    assert made.endswith(".pt2")
+    (given,) = options.pop("inputs")
+    assert given is windows
+    assert options == {"output_format": "exported_program"}
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    assert {weight.dtype for weight in exported.state_dict.values()} == {half}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "match"),
+    [
+        (
+            RuntimeError("no converter for aten.strange\nmore"),
+            ExportFailed,
+            "build UNet: no converter for aten.strange;",
+        ),
+        (AssertionError(), ExportFailed, "build UNet: AssertionError; use --engine eager"),
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory, "too little memory to build"),
+    ],
+)
+def test_a_build_that_fails_has_a_name(model, runtime, tmp_path, error, expected, match):
+    runtime.error = error
+    with pytest.raises(expected, match=match):
+        build(model, tmp_path / "engine.program")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, runtime, tmp_path):
+    with pytest.raises(BundleInvalid, match="14, 16, 16"):
+        build(model, tmp_path / "engine.program", roi=(14, 16, 16))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_no_fault_of_the_model(model, runtime, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runtime, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(model, tmp_path / "engine.program")
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------------- engine
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randn(4, 1, *ROI, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_are_those_of_the_network(model, runtime, on_cpu, tmp_path, windows, precision):
+    engine = stored(model, tmp_path, precision)
+    assert len(runtime.compiled) == 1
+    before, expected = windows.clone(), plain(model, windows)
+    for count in (4, 1, 3):
+        with torch.inference_mode():
+            logits = engine.predict(windows[:count])
+        assert logits.shape == (count, engine.info.out_channels, *ROI)
+        assert logits.dtype == torch.float32
+        difference = (logits - expected[:count]).abs().max() / expected.abs().max()
+        assert difference <= {"fp32": 1e-5, "bf16": 5e-2}[precision]
+    assert torch.equal(windows, before)
+    assert engine.info.batch_range == (1, 4)
+    assert engine.info.versions == {
+        "torch": torch.__version__,
+        "torch-tensorrt": "2.14.0",
+        "tensorrt": "10.15.1",
+        "driver": "580.1",
+    }
+    with pytest.raises(ValueError, match="takes 1 to 4 windows"):
+        engine.predict(torch.zeros(5, 1, *ROI))
+    engine.close()
+    engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        engine.predict(windows)
+
+
+def test_an_engine_without_its_program_says_how_to_make_it(model, runtime, on_cpu, tmp_path):
+    for folder in (None, tmp_path):
+        with pytest.raises(BackendUnavailable, match="run `ctflow export --engine torch-tensorrt`"):
+            opened(model, folder)
+
+
+def test_a_program_of_another_shape_is_refused(model, runtime, on_cpu, tmp_path):
+    key = torch_tensorrt.program_key(model, "cpu", "fp32", ROI, (1, 4))
+    EngineStore(tmp_path).put(key, lambda path: build(model, path, batch=2))
+    with pytest.raises(EngineMismatch, match=r"gives \[\(2, 2, 16, 16, 16\)\], not the logits of \(4, 1"):
+        opened(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(RuntimeError("enqueue failed\nmore"), BackendUnavailable), (torch.OutOfMemoryError("out"), DeviceOutOfMemory)],
+)
+def test_a_failure_while_computing_has_a_name(model, runtime, on_cpu, tmp_path, windows, error, expected):
+    engine = stored(model, tmp_path)
+
+    def fail(_):
+        raise error
+
+    engine._program = fail
+    with pytest.raises(expected, match="enqueue failed$|too little memory for 4 windows"):
+        engine.predict(windows)
+
+
+def test_a_file_that_torch_cannot_read_is_named(model, runtime, on_cpu, tmp_path, monkeypatch):
+    stored(model, tmp_path).close()
+
+    def broken(_):
+        raise RuntimeError("no class __torch__.torch.classes.tensorrt.Engine\nmore")
+
+    monkeypatch.setattr(torch.export, "load", broken)
+    with pytest.raises(BackendUnavailable, match="cannot run this program here: no class"):
+        opened(model, tmp_path)

@@ -1,0 +1,244 @@
+"""Plans: TensorRT-RTX builds real ones here, without a GPU; TensorRT 8.5 is tested on a stand-in for its module."""
+
+from __future__ import annotations
+
+import enum
+from types import SimpleNamespace
+
+import pytest
+import torch
+from monai.networks.nets import UNet
+
+from ctflow.engines.onnxfile import GraphStyle
+from ctflow.engines.tensorrt import LoadedPlan, graph_style, load_runtime
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
+from ctflow.export import plan as plan_module
+from ctflow.export.onnx import onnx_from_model
+from ctflow.export.plan import PlanSettings, plan_from_onnx
+from ctflow.model import Model, ModelSpec, NetworkSpec
+
+RTX = "tensorrt-rtx"
+ROI = (16, 16, 16)
+ARGUMENTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+
+
+def model_of() -> Model:
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        "m", "1", NetworkSpec("UNet", ARGUMENTS), 1, 2, (), ROI, 0.25, "gaussian", 4, "softmax", None, (), "", False
+    )
+    return Model(spec, UNet(**ARGUMENTS).state_dict(), "d" * 64)
+
+
+def graph(path, style: GraphStyle, batches=(1, 4)) -> bytes:
+    onnx_from_model(model_of(), ROI, batch_range=batches, path=path, style=style)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def half_graph(tmp_path_factory) -> bytes:
+    return graph(tmp_path_factory.mktemp("onnx") / "m.onnx", graph_style(load_runtime(RTX), "fp16"))
+
+
+def test_a_real_plan_is_built_without_a_gpu_and_tells_its_steps(half_graph, tmp_path):
+    told = []
+    path = tmp_path / "m.plan"
+    settings = PlanSettings("fp16", (1, 2, 4), memory_limit=1 << 30, optimization_level=2)
+    plan_from_onnx(RTX, half_graph, path, settings, lambda *args: told.append(args))
+    assert path.stat().st_size > 10_000
+    assert {stage for stage, _, _ in told} == {"build engine"}
+    assert told[0] == ("build engine", 0, 1)
+    assert told[-1] == ("build engine", 1, 1)
+    assert len(told) > 3  # steps of the builder itself
+    assert all(0 <= done <= total for _, done, total in told)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.plan"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the plan may run")
+def test_a_plan_that_cannot_run_here_says_why(half_graph, tmp_path):
+    plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)))
+    with pytest.raises(BackendUnavailable, match=r"tensorrt-rtx cannot run this plan here: \S+"):
+        LoadedPlan(load_runtime(RTX), (tmp_path / "m.plan").read_bytes(), RTX)
+
+
+def test_bytes_that_are_no_plan_are_refused_with_the_reason():
+    with pytest.raises(BackendUnavailable, match="cannot run this plan here: "):
+        LoadedPlan(load_runtime(RTX), b"not a plan", RTX)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_other_precisions_are_built(precision, tmp_path):
+    data = graph(tmp_path / "m.onnx", graph_style(load_runtime(RTX), precision), (2, 2))
+    plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings(precision, (2, 2, 2)))
+    assert (tmp_path / "m.plan").stat().st_size > 10_000
+
+
+def test_a_graph_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ExportFailed, match="cannot read the graph"):
+        plan_from_onnx(RTX, b"nonsense", tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_builder_cannot_build_is_named_and_leaves_nothing(tmp_path):
+    data = graph(tmp_path / "m.onnx", graph_style(load_runtime(RTX), "bf16"), (2, 2))
+    with pytest.raises(ExportFailed, match="cannot build the engine: .*deconv"):  # RTX 1.7: no transposed bf16
+        plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings("bf16", (2, 2, 2)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine")])
+def test_progress_may_stop_the_build(half_graph, tmp_path, error):
+    def stop(stage, done, total):
+        if total > 1:
+            raise error
+
+    with pytest.raises(type(error)):
+        plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)), stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_graphs_are_written_for_who_reads_them():
+    typed, old = load_runtime(RTX), Old()
+    assert graph_style(typed, "fp16").precision == "fp16"
+    assert graph_style(typed, "tf32").precision == "fp32"  # a switch of the builder, not a type
+    assert not graph_style(typed, "fp16").written_norms
+    assert graph_style(old, "fp16") == GraphStyle(16, "fp32", True, graph_style(typed, "fp16").attention)
+
+
+# ------------------------------------------------------------------------------------------------ TensorRT 8.5's rules
+
+
+class Kind(enum.IntEnum):
+    CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, REDUCE = range(4)
+
+
+class Flag(enum.IntEnum):
+    FP16, TF32, PREFER_PRECISION_CONSTRAINTS = range(3)
+
+
+class Source(enum.IntEnum):
+    CUBLAS, CUDNN, JIT_CONVOLUTIONS = range(3)
+
+
+class Cache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data + b"+"
+
+
+class Config:
+    def __init__(self) -> None:
+        self.flags, self.sources, self.cache, self.profiles = {Flag.TF32}, 0b111, None, []
+        self.accepts = True
+
+    set_flag = lambda self, flag: self.flags.add(flag)  # noqa: E731
+    clear_flag = lambda self, flag: self.flags.discard(flag)  # noqa: E731
+    get_tactic_sources = lambda self: self.sources  # noqa: E731
+    create_timing_cache = staticmethod(Cache)
+    get_timing_cache = lambda self: self.cache  # noqa: E731
+    add_optimization_profile = lambda self, profile: self.profiles.append(profile)  # noqa: E731
+
+    def set_tactic_sources(self, sources: int) -> None:
+        self.sources = sources
+
+    def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.cache = cache if self.accepts or not cache.data else self.cache
+        return self.cache is cache
+
+
+class Old:
+    """As much of TensorRT 8.5's module as a build needs."""
+
+    __name__, __version__ = "tensorrt", "8.5.3.1"
+    LayerType, BuilderFlag, TacticSource, float16 = Kind, Flag, Source, "half"
+    NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
+
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+    def __init__(self, plan: bytes | None = b"plan", said: str = "") -> None:
+        self.config, self.plan, self.said = Config(), plan, said
+        self.layers = [SimpleNamespace(type=kind, precision=None) for kind in Kind]
+        self.network = SimpleNamespace(
+            num_layers=len(self.layers), get_layer=self.layers.__getitem__,
+            get_input=lambda _: SimpleNamespace(name="windows", shape=(-1, 1, 16, 16, 16)),
+        )  # fmt: skip
+
+    def Builder(self, logger):
+        def build(network, config):
+            if self.said:
+                logger.log(1, self.said)
+            return self.plan
+
+        def create_network(flags):
+            assert flags == 1
+            return self.network
+
+        profile = SimpleNamespace(shapes=None, set_shape=lambda *shapes: setattr(profile, "shapes", shapes))
+        return SimpleNamespace(
+            create_network=create_network, create_builder_config=lambda: self.config,
+            create_optimization_profile=lambda: profile, build_serialized_network=build,
+        )  # fmt: skip
+
+    def OnnxParser(self, network, logger):
+        return SimpleNamespace(parse=lambda data: True)
+
+
+@pytest.fixture
+def old(monkeypatch):
+    def make(**arguments) -> Old:
+        runtime = Old(**arguments)
+        monkeypatch.setattr(plan_module, "load_runtime", lambda name: runtime)
+        return runtime
+
+    return make
+
+
+def test_an_untyped_network_gets_half_products_and_no_cudnn(old, tmp_path):
+    runtime, told = old(), []
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
+    assert (tmp_path / "p").read_bytes() == b"plan"
+    assert [layer.precision for layer in runtime.layers] == ["half", "half", "half", None]
+    assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
+    assert runtime.config.sources == 0b101
+    (profile,) = runtime.config.profiles
+    assert profile.shapes == ("windows", (2, 1, 16, 16, 16), (4, 1, 16, 16, 16), (8, 1, 16, 16, 16))
+    assert told == [("build engine", 0, 1), ("build engine", 1, 1)]
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("tf32", {Flag.TF32})])
+def test_full_precision_sets_no_half(old, tmp_path, precision, flags):
+    runtime = old()
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings(precision, (1, 1, 1)))
+    assert runtime.config.flags == flags
+    assert {layer.precision for layer in runtime.layers} == {None}
+
+
+def test_the_timing_cache_is_read_and_written_back(old, tmp_path):
+    settings = PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing")
+    old()
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", settings)
+    assert (tmp_path / "timing").read_bytes() == b"+"
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", settings)
+    assert (tmp_path / "timing").read_bytes() == b"++"
+
+
+def test_a_timing_cache_of_another_gpu_is_set_aside(old, tmp_path, caplog):
+    (tmp_path / "timing").write_bytes(b"foreign")
+    old().config.accepts = False
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing"))
+    assert (tmp_path / "timing").read_bytes() == b"+"
+    assert "another GPU or version" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "error"), [("Out of memory: wanted 8 GB", DeviceOutOfMemory), ("no kernel", ExportFailed)]
+)
+def test_a_build_that_fails_gives_the_reason(old, tmp_path, said, error):
+    old(plan=None, said=said)
+    with pytest.raises(error, match=said):
+        plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,115 @@
+"""Engines that take long to make: TensorRT-RTX's are real here, made without a GPU."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from ctflow import pipeline
+from ctflow.bundle import demonstration_bundle, read_bundle
+from ctflow.config import Settings
+from ctflow.engines.choose import open_engine
+from ctflow.engines.store import EngineStore
+from ctflow.engines.tensorrt import plan_key
+from ctflow.errors import BackendUnavailable
+from ctflow.export import measure, prepare
+from ctflow.export.measure import choose_fastest, measure_engine
+from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
+from ctflow.pipeline import Segmenter
+
+RTX = "tensorrt-rtx"
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module")
+def demonstration():
+    return read_bundle(demonstration_bundle())
+
+
+@pytest.fixture(scope="module")
+def coarse(coarse_bundle):
+    return read_bundle(coarse_bundle)
+
+
+def wanted(model, device: str = "cpu") -> dict:
+    return {"device": device, "precision": None, "roi": model.spec.roi, "batch_range": (1, 1)}
+
+
+@no_gpu
+def test_a_real_engine_of_the_demonstration_bundle_is_made_and_kept(demonstration, tmp_path, caplog):
+    told = []
+    with caplog.at_level(logging.WARNING):
+        found = measure_engine(
+            RTX, demonstration, **wanted(demonstration), cache_dir=tmp_path, progress=lambda *a: told.append(a)
+        )
+    # It says that it takes minutes, and that nothing was run.
+    assert "this takes minutes" in caplog.text
+    assert (found.backend, found.precision, found.window_seconds, found.parity) == (RTX, "fp16", None, None)
+    assert found.reason == "made, not run here: tensorrt-rtx computes on a GPU, not on cpu: choose with --device cuda"
+    assert {stage for stage, _, _ in told} == {"prepare engine", "build engine"}
+    key = plan_key(RTX, demonstration, "cpu", "fp16", demonstration.spec.roi, (1, 1))
+    path = EngineStore(tmp_path).find(key)
+    assert path.stat().st_size > 5_000_000
+    assert key.device == "any"
+    # Another call makes nothing.
+    told.clear()
+    prepare_engine(RTX, demonstration, **wanted(demonstration), cache_dir=tmp_path, progress=lambda *a: told.append(a))
+    assert not told
+    with pytest.raises(BackendUnavailable, match="on a GPU"):
+        open_engine(RTX, demonstration, **wanted(demonstration), cache_dir=tmp_path)
+
+
+@no_gpu
+def test_a_run_refuses_before_it_makes_what_cannot_run(coarse, tmp_path):
+    segmenter = Segmenter(coarse, Settings(engine=RTX, device="cpu", cache=tmp_path))
+    with pytest.raises(BackendUnavailable, match="on a GPU, not on cpu"):
+        segmenter.open()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """Pretends that a GPU is there that every backend computes on, and that an engine takes so many seconds."""
+    seconds = {(RTX, "fp16"): 0.01, ("eager", "fp16"): 0.1, ("eager", "fp32"): 0.3}
+    calls = []
+
+    def time_one(name, _model, _window, _cache, settings):
+        calls.append((name, settings["precision"]))
+        return seconds[calls[-1]]
+
+    monkeypatch.setattr(measure, "_seconds_a_window", time_one)
+    monkeypatch.setattr(measure, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 1))
+    monkeypatch.setattr(measure, "gpu_identity", lambda _: "a GPU")
+    monkeypatch.setattr(prepare, "_make_plan", lambda *arguments: arguments[6].write_bytes(b"a plan"))
+    return calls
+
+
+def test_auto_makes_nothing_for_minutes_and_takes_what_is_made(coarse, tmp_path, pretend_gpu):
+    settings = {**wanted(coarse, "cuda:0"), "cache_dir": tmp_path}
+    first = choose_fastest(coarse, **settings)
+    assert (first.backend, first.precision) == ("eager", "fp16")
+    assert pretend_gpu == [("eager", "fp16"), ("eager", "fp32")]
+    # `ctflow export` makes it; from then on a run takes it, although the earlier choice is on record.
+    made = choose_fastest(coarse, **settings, make=True)
+    assert (made.backend, made.precision) == (RTX, "fp16")
+    assert is_prepared(RTX, coarse, **{**settings, "precision": "fp16"})
+    again = choose_fastest(coarse, **settings)
+    assert (again.backend, again.precision) == (RTX, "fp16")
+    assert pretend_gpu.count((RTX, "fp16")) == 1
+
+
+def test_a_named_precision_leaves_the_others_out(coarse, tmp_path, pretend_gpu):
+    choice = choose_fastest(coarse, **{**wanted(coarse, "cuda:0"), "precision": "fp32"}, cache_dir=tmp_path)
+    assert (choice.backend, choice.precision) == ("eager", "fp32")
+
+
+def test_only_rtx_is_made_on_machines_that_cannot_run_it():
+    assert is_made_anywhere(RTX)
+    assert not is_made_anywhere("eager")
+
+
+def test_a_gpu_gets_larger_batches_than_the_bundle_asks_for(coarse):
+    assert pipeline.batch_range_for(coarse.spec, "cpu") == (1, coarse.spec.batch_size)
+    assert pipeline.batch_range_for(coarse.spec, "cuda:1") == (1, max(4, coarse.spec.batch_size))
