@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cache", type=Path, default=Path("engines"))
+    parser.add_argument("--only-prepare", action="store_true", help="make the engine, measure nothing")
     given = parser.parse_args()
     model = model_of_width(given.feature_size, given.batch)
     wanted: dict[str, Any] = {"device": given.device.partition(",")[0], "precision": given.precision,
@@ -118,6 +119,9 @@ def main() -> None:
     start = time.perf_counter()
     prepare_engine(given.engine, model, **wanted, cache_dir=given.cache)
     prepared_s = time.perf_counter() - start
+    if given.only_prepare:
+        print(json.dumps({"prepare_s": round(prepared_s, 1)}))  # noqa: T201
+        return
     engine = open_engine(given.engine, model, **wanted, cache_dir=given.cache)
     try:
         error, window_ms, info = error_to_fp32(engine, model), time_windows(engine, 30), asdict(engine.info)

@@ -9,7 +9,9 @@ from typing import Any
 
 from ctflow.cli.monai_deploy import owner_of_script
 from ctflow.engines.choose import BACKENDS, backends
-from ctflow.engines.store import EngineStore, StoredEngine, read_document
+from ctflow.engines.inventory import StoredEngine
+from ctflow.engines.manifest import read_document
+from ctflow.engines.store import EngineStore
 
 _KEY_FIELDS = ("kind", "version", "rewrite", "network", "weights_digest", "head", "precision", "device")
 

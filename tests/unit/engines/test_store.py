@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ctflow import atomic
-from ctflow.engines.store import Difference, EngineKey, EngineStore, read_document
+from ctflow.engines.manifest import Difference, read_document
+from ctflow.engines.store import EngineKey, EngineStore
 from ctflow.errors import EngineMismatch, ExportFailed, NotWritten, StorageFull
 
 KEY = EngineKey(

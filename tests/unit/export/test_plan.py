@@ -109,7 +109,7 @@ def test_graphs_are_written_for_who_reads_them():
 
 
 class Kind(enum.IntEnum):
-    CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, REDUCE = range(4)
+    CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, ELEMENTWISE, ACTIVATION, REDUCE = range(6)
 
 
 class Flag(enum.IntEnum):
@@ -149,6 +149,10 @@ class Config:
         return self.cache is cache
 
 
+def layer(kind: Kind, shape: tuple[int, ...]) -> SimpleNamespace:
+    return SimpleNamespace(type=kind, precision=None, get_output=lambda _: SimpleNamespace(shape=shape))
+
+
 class Old:
     """As much of TensorRT 8.5's module as a build needs."""
 
@@ -161,7 +165,7 @@ class Old:
 
     def __init__(self, plan: bytes | None = b"plan", said: str = "") -> None:
         self.config, self.plan, self.said = Config(), plan, said
-        self.layers = [SimpleNamespace(type=kind, precision=None) for kind in Kind]
+        self.layers = [layer(kind, (4, 12, 96, 96, 96)) for kind in Kind] + [layer(Kind.ELEMENTWISE, (4, 12, 1, 1, 1))]
         self.network = SimpleNamespace(
             num_layers=len(self.layers), get_layer=self.layers.__getitem__,
             get_input=lambda _: SimpleNamespace(name="windows", shape=(-1, 1, 16, 16, 16)),
@@ -201,7 +205,7 @@ def test_an_untyped_network_gets_half_products_and_no_cudnn(old, tmp_path):
     runtime, told = old(), []
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
-    assert [layer.precision for layer in runtime.layers] == ["half", "half", "half", None]
+    assert [layer.precision for layer in runtime.layers] == ["half"] * 5 + [None, None]
     assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles

@@ -1,0 +1,190 @@
+"""What lies in a folder of engines, whole or not, for a person to see; nothing here changes or refuses anything."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctflow.engines.manifest import (
+    MANIFEST,
+    Difference,
+    EngineKey,
+    Fault,
+    State,
+    check_digest,
+    differences,
+    is_file,
+    is_folder,
+    joined,
+    key_from_fields,
+    open_plain,
+    read_manifest,
+)
+
+_NAME = re.compile(r"[a-z0-9_]+-[0-9a-f]{32}")
+_TEMPORARY_NAME = re.compile(r"\.([a-z0-9_]+-[0-9a-f]+)\.[^.]+(\.old)?")  # as `temporary_folder` makes them
+
+
+@dataclass(frozen=True)
+class StoredEngine:
+    """What lies in a store under one name, whole or not.
+
+    Attributes:
+        name: Name of the folder.
+        state: "ready" can be found by its key; "damaged" lacks something or is not what was stored; "foreign" was not
+            stored here under this name; "unreadable" is another user's; "being made" is a running maker's; "left over"
+            is a killed maker's, which the next making of the same key removes.
+        reason: What is wrong; None where it is ready or being made.
+        key: Its key, if that can be told.
+        size: Bytes of its files.
+        made: When its manifest was written, in seconds since 1970; None without one.
+    """
+
+    name: str
+    state: State
+    reason: str | None
+    key: EngineKey | None
+    size: int
+    made: float | None
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The stored engine that is most like one that is absent.
+
+    Attributes:
+        engine: What is stored.
+        differing: In what its key differs, at least one.
+    """
+
+    engine: StoredEngine
+    differing: tuple[Difference, ...]
+
+    @property
+    def text(self) -> str:
+        """For a message: "a stored one differs in device (made for driver 550.54, this machine has driver 580.159)"."""
+        return f"a stored one differs in {joined(self.differing)}"
+
+
+def stored_engines(store: Path, *, check: bool = True) -> tuple[StoredEngine, ...]:
+    """Everything that is stored or being made, in the order of names; never raises.
+
+    Folders and files that are no engines, such as records of measurements, are left out.
+
+    Args:
+        store: The folder.
+        check: Read each file and compare it with its digest, so that "ready" is what the store would accept.
+
+    Returns:
+        One entry a folder; none if the store cannot be read (see `problem_with`).
+    """
+    try:
+        names = sorted(path.name for path in store.iterdir())
+    except OSError:
+        return ()
+    found = []
+    for name in names:
+        temporary = _TEMPORARY_NAME.fullmatch(name)
+        if temporary and is_folder(store / name):
+            locks = [other for other in names if other.startswith(temporary[1]) and other.endswith(".lock")]
+            found.append(_temporary_entry(store / name, [store / lock for lock in locks]))
+        elif _NAME.fullmatch(name) or is_file(store / name / MANIFEST):
+            found.append(_entry(store / name, check=check))
+    return tuple(found)
+
+
+def problem_with(store: Path) -> str | None:
+    """Why the store's folder cannot be listed; None where it can, or where nothing has been put yet."""
+    try:
+        next(store.iterdir(), None)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or type(error).__name__})"
+    return None
+
+
+def nearest_engine(store: Path, key: EngineKey) -> Nearest | None:
+    """What is stored for the same kind and weights instead of an absent key, to tell why that one is absent.
+
+    Files are not read, so that this takes milliseconds; never raises.
+
+    Args:
+        store: The folder.
+        key: What was wanted and not found.
+
+    Returns:
+        The entry with the fewest differing fields, of several the one made last; None if there is none.
+    """
+    wanted, found = key.fields, []
+    for entry in stored_engines(store, check=False):
+        if entry.state != "ready" or entry.key is None:
+            continue
+        same = (entry.key.kind, entry.key.weights_digest) == (key.kind, key.weights_digest)
+        differing = differences(entry.key.fields, wanted)
+        if same and differing:
+            found.append(Nearest(entry, differing))
+    return min(found, key=lambda near: (len(near.differing), -(near.engine.made or 0.0)), default=None)
+
+
+def _entry(folder: Path, *, check: bool) -> StoredEngine:
+    """What lies under a name; `Fault` becomes its state."""
+    key: EngineKey | None = None
+    state: State = "ready"
+    reason: str | None = None
+    try:
+        manifest = read_manifest(folder)
+        key = key_from_fields(manifest["key"])
+        _check_place(folder, key)
+        if check:
+            check_digest(folder / f"engine.{key.kind}", manifest)
+    except Fault as fault:
+        state, reason = fault.state, str(fault)
+    return StoredEngine(folder.name, state, reason, key, _size(folder), _made(folder / MANIFEST))
+
+
+def _check_place(folder: Path, key: EngineKey) -> None:
+    if key.name != folder.name:
+        raise Fault("foreign", f"it belongs under the name {key.name}")
+    if not is_file(folder / f"engine.{key.kind}"):
+        raise Fault("damaged", f"engine.{key.kind} is not there")
+
+
+def _temporary_entry(folder: Path, locks: list[Path]) -> StoredEngine:
+    """A folder without its final name: a running maker holds the lock."""
+    if any(_is_held(lock) for lock in locks):
+        return StoredEngine(folder.name, "being made", None, None, _size(folder), None)
+    reason = "its maker was killed; the next making of this engine removes it"
+    return StoredEngine(folder.name, "left over", reason, None, _size(folder), None)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with open_plain(lock) as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # BlockingIOError; where it cannot be told, nobody is told to remove it
+        return True
+    return False
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, as far as they can be told; a file in its place has its own."""
+    try:
+        if not is_folder(folder):
+            return folder.lstat().st_size
+        with os.scandir(folder) as found:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in found if not entry.is_dir())
+    except OSError:
+        return 0
+
+
+def _made(path: Path) -> float | None:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return None
