@@ -45,8 +45,10 @@ $(VENV)310/.installed: pyproject.toml constraints-py310.txt
 test-py310: $(VENV)310/.installed
 	PYTHONPATH=src:tests $(VENV)310/bin/python -m pytest -q -m "not gpu and not e2e" $(PY310_TESTS)
 
+# Tries an engine on this GPU and writes gpu-proof/record.json (docs/tensorrt.md).
+# Options: PROVE='--engine tensorrt-rtx --ct DIR'
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/prove_gpu.py --out gpu-proof $(PROVE)
 
 clean:
-	rm -rf $(VENV) $(VENV)310 $(DEMO) build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)310 $(DEMO) gpu-proof build dist src/*.egg-info

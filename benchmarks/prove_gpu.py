@@ -117,7 +117,9 @@ def prove_case(name: str, folder: Path, given: argparse.Namespace) -> dict[str, 
         code, seconds, _ = call((*command, *common), given.out / f"{name}-{way}.log")
         results = sorted(output.glob("*/result.json"))
         runs[way] = {"exit_code": code, "process_s": seconds}
-        if len(results) == 1:
+        if len(results) != 1:
+            runs[way]["reason"] = f"{len(results)} results: give folders of one CT series each"
+        else:
             files[way] = results[0].parent / "segmentation.dcm"
             document = json.loads(results[0].read_text(encoding="utf-8"))
             runs[way] |= {"stage_seconds": document["stage_seconds"], "engine": document["engine"]}
@@ -183,6 +185,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS))
     given = parser.parse_args()
+    if len({path.resolve().name for path in given.ct} | {"phantom"}) <= len(given.ct):
+        parser.error("--ct: folders of the same name, or one named phantom, would lie over each other")
     given.out, given.steps = given.out.resolve(), given.steps.split(",")
     given.out.mkdir(parents=True, exist_ok=True)
     given.cache = (given.cache or given.out / "engines").resolve()

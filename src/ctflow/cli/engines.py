@@ -9,6 +9,7 @@ from typing import Any
 
 from ctflow.cli.monai_deploy import owner_of_script
 from ctflow.engines.choose import BACKENDS, backends
+from ctflow.engines.contract import PRECISIONS
 from ctflow.engines.inventory import StoredEngine
 from ctflow.engines.manifest import read_document
 from ctflow.engines.store import EngineStore
@@ -65,22 +66,25 @@ def _choices(cache: Path) -> list[dict[str, Any]]:
 def _choice(path: Path) -> dict[str, Any]:
     """One record; a damaged one is measured again at the next run with `auto`."""
     found: dict[str, Any] = {"name": path.stem, "state": "damaged", "reason": None, "backend": None, "made": None}
-    found["window_seconds"] = None
+    found |= {"precision": None, "window_seconds": None}
     try:
         found["made"] = _time(path.lstat().st_mtime)
         record = read_document(path)
-        seconds = {entry["backend"]: entry["window_seconds"] for entry in record["measured"]}
+        seconds = {(entry["backend"], entry["precision"]): entry["window_seconds"] for entry in record["measured"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         return {**found, "reason": f"it cannot be read ({type(error).__name__})"}
-    backend = record.get("backend")
-    if backend not in [*BACKENDS] or not all(map(_is_backend_and_seconds, seconds.items())):
+    backend, precision = record.get("backend"), record.get("precision")
+    if backend not in [*BACKENDS] or precision not in PRECISIONS or not all(map(_is_engine_and_time, seconds.items())):
         return {**found, "reason": "it is of another kind"}
-    return {**found, "state": "ready", "backend": backend, "window_seconds": seconds}
+    times = {f"{name} {form}": value for (name, form), value in seconds.items()}
+    return {**found, "state": "ready", "backend": backend, "precision": precision, "window_seconds": times}
 
 
-def _is_backend_and_seconds(item: tuple[object, object]) -> bool:
-    name, seconds = item
-    return isinstance(name, str) and (seconds is None or (isinstance(seconds, float) and math.isfinite(seconds)))
+def _is_engine_and_time(item: tuple[tuple[object, object], object]) -> bool:
+    """Whether it is a backend's name, a precision, and seconds or None."""
+    (name, precision), seconds = item
+    named = isinstance(name, str) and isinstance(precision, str)
+    return named and (seconds is None or (isinstance(seconds, float) and math.isfinite(seconds)))
 
 
 def _time(seconds: float | None) -> str | None:

@@ -93,7 +93,7 @@ def open_engine(
         ModelError: The engine cannot be made from the model.
     """
     reasons = []
-    for backend in backend_names(name):
+    for backend in backend_names(name, device):
         module = _load(backend)
         available, reason = module.is_available()
         if not available:
@@ -111,15 +111,18 @@ def open_engine(
     raise BackendUnavailable("; ".join(reasons))
 
 
-def backend_names(name: str) -> tuple[str, ...]:
-    """The backends that a name stands for, in the order in which they are tried.
+def backend_names(name: str, device: str) -> tuple[str, ...]:
+    """The backends that a name stands for on a device, in the order in which they are tried.
 
     Raises:
         SettingsInvalid: The name is unknown.
     """
     if name != "auto":
         _load(name)
-    return tuple(entry for entry in BACKENDS if entry not in _ONLY_BY_NAME) if name == "auto" else (name,)
+        return (name,)
+    # Asked for before the packages are loaded, which takes seconds.
+    kind = device.partition(":")[0]
+    return tuple(entry for entry in BACKENDS if entry not in _ONLY_BY_NAME and kind in _load(entry).DEVICES)
 
 
 def backend_module(name: str) -> Backend:

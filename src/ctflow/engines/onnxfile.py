@@ -1,4 +1,4 @@
-"""The ONNX file of a model that the CPU engines share, and what they both need to run it."""
+"""The ONNX file of a model: how it is written for who reads it, and the one that the CPU engines share."""
 
 from __future__ import annotations
 

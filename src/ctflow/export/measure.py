@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctflow.atomic import write_atomically
-from ctflow.engines.choose import backend_module, backend_names, backends, open_engine
+from ctflow.engines.choose import backend_module, backend_names, open_engine
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
 from ctflow.engines.tensorrt import gpu_identity
@@ -196,7 +196,7 @@ def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[st
     """Backends that this machine has for the device, with the precisions that each would try."""
     fitting: list[tuple[str, Precision]] = []
     reasons = []
-    for name in backend_names("auto"):
+    for name in backend_names("auto", device):
         try:
             module = backend_module(name)
             for chosen in (precision,) if precision is not None else module.precisions(device):
@@ -217,7 +217,8 @@ def _key(model: Model, settings: Mapping[str, Any], candidates: Sequence[tuple[s
     spec = model.spec
     what = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION]
     meaning = [spec.activation, spec.threshold, spec.out_channels, repr(spec.preprocessing)]
-    fields = [what, meaning, where, software_versions(), backends(), settings, candidates]
+    versions = [backend_module(name).is_available()[1] for name, _ in candidates]
+    fields = [what, meaning, where, software_versions(), versions, settings, candidates]
     text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

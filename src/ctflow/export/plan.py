@@ -116,13 +116,21 @@ def _allow_half(runtime: Any, config: Any, network: Any) -> None:
     config.set_flag(runtime.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     kinds = runtime.LayerType
     products = {kinds.CONVOLUTION, kinds.DECONVOLUTION, kinds.MATRIX_MULTIPLY}
-    pointwise = {kinds.ELEMENTWISE, kinds.ACTIVATION}
     for number in range(network.num_layers):
         layer = network.get_layer(number)
-        # Small tensors are statistics and shapes: they stay as they are.
-        large = layer.type in pointwise and math.prod(layer.get_output(0).shape) >= _LARGE
-        if layer.type in products or large:
+        if layer.type in products or _is_large_pointwise(runtime, layer):
             layer.precision = runtime.float16
+
+
+def _is_large_pointwise(runtime: Any, layer: Any) -> bool:
+    """Whether a layer computes each element of a feature map by itself, from numbers that half precision holds."""
+    if layer.type not in {runtime.LayerType.ELEMENTWISE, runtime.LayerType.ACTIVATION}:
+        return False
+    result = layer.get_output(0)
+    # A square, of which norms make their variance, may be beyond half precision; a comparison gives no number.
+    square = layer.num_inputs == 2 and layer.get_input(0).name == layer.get_input(1).name
+    number = result.dtype in {runtime.float32, runtime.float16}
+    return number and not square and math.prod(result.shape) >= _LARGE
 
 
 def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:

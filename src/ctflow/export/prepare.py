@@ -79,7 +79,9 @@ def prepare_engine(
     if key is None or store.find(key) is not None:
         return
     if module.FILE in _SLOW:
-        log.warning("%s %s: building an engine, once; this takes minutes", name, chosen)
+        near = store.nearest(key)  # for example one for the driver of before an update
+        why = "" if near is None else f" ({near.text})"
+        log.warning("%s %s: building an engine, once; this takes minutes%s", name, chosen, why)
 
     def make(path: Path) -> None:
         if module.FILE == PROGRAM:

@@ -251,9 +251,10 @@ def _say_choice(console: Console, choice: Mapping[str, Any]) -> None:
     if choice["state"] != "ready":
         _say_beside(console, name, f"{choice['state']}: {choice['reason']}", style="yellow")
         return
-    seconds = choice["window_seconds"].get(choice["backend"])
+    engine = f"{choice['backend']} {choice['precision']}"
+    seconds = choice["window_seconds"].get(engine)
     speed = "" if seconds is None else f"  {seconds:.3f} s a window"
-    _say_beside(console, name, f"{choice['backend']}{speed}")
+    _say_beside(console, name, f"{engine}{speed}")
 
 
 def _say_beside(console: Console, lead: Text, text: str, style: str = "") -> None:

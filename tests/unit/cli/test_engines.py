@@ -17,8 +17,9 @@ PLAN = EngineKey(
     arguments={"feature_size": 12}, head="difference", roi=(96, 96, 96), batch_range=(1, 8), precision="fp16",
     device="NVIDIA H200, compute capability 9.0, driver 580.159.04",
 )  # fmt: skip
-MEASURED = [{"backend": "eager", "window_seconds": 2.5}, {"backend": "openvino", "window_seconds": None}]
-CHOICE = {"format": 1, "backend": "eager", "measured": MEASURED}
+EAGER = {"backend": "eager", "precision": "fp32"}
+MEASURED = [{**EAGER, "window_seconds": 2.5}, {"backend": "openvino", "precision": "fp32", "window_seconds": None}]
+CHOICE = {"format": 2, **EAGER, "measured": MEASURED}
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_the_lines_name_all_that_a_person_asks(cache, capsys):
         f"for {PLAN.device}\n",
         "by tensorrt 8.5.3.1\n",
         "choice-0 ",
-        "eager  2.500 s a window",
+        "eager fp32  2.500 s a window",
     ):
         assert expected in shown
     assert "remove" not in shown
@@ -140,11 +141,12 @@ def test_a_stored_key_cannot_write_to_the_terminal(cache, capsys):
         "", "{", "[]", "{}", "[" * 100_000, '{"format": 1, "backend": "eager"}',
         json.dumps({**CHOICE, "backend": "abacus"}), json.dumps({**CHOICE, "backend": ["eager"]}),
         json.dumps({**CHOICE, "measured": [3]}), json.dumps({**CHOICE, "measured": {"a": 1}}),
-        json.dumps({**CHOICE, "measured": [{"backend": "eager", "window_seconds": "soon"}]}),
-        json.dumps({**CHOICE, "measured": [{"backend": "eager", "window_seconds": float("nan")}]}),
-        json.dumps({**CHOICE, "measured": [{"backend": ["eager"], "window_seconds": 1.0}]}),
+        json.dumps({**CHOICE, "measured": [{**EAGER, "window_seconds": "soon"}]}),
+        json.dumps({**CHOICE, "measured": [{**EAGER, "window_seconds": float("nan")}]}),
+        json.dumps({**CHOICE, "measured": [{**EAGER, "backend": ["eager"], "window_seconds": 1.0}]}),
+        json.dumps({**CHOICE, "precision": "fp64"}), json.dumps({**CHOICE, "measured": [{"backend": "eager"}]}),
     ],
-    ids=range(13),
+    ids=range(15),
 )  # fmt: skip
 def test_a_damaged_choice_is_listed_as_such(cache, text, capsys):
     write_choice(cache, text)
@@ -161,6 +163,6 @@ def test_choices_are_told_with_their_times(cache):
     (cache / "choice-2.json").mkdir()
     first, *others = engines_document(cache)["choices"]
     assert first["backend"] == "eager"
-    assert first["window_seconds"] == {"eager": 2.5, "openvino": None}
+    assert first["window_seconds"] == {"eager fp32": 2.5, "openvino fp32": None}
     assert first["made"].endswith("+00:00")
     assert [other["state"] for other in others] == ["damaged", "damaged"]

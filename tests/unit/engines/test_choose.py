@@ -19,6 +19,8 @@ def test_an_unknown_name_lists_the_known():
 
 
 class Absent:
+    DEVICES = ("cpu",)
+
     @staticmethod
     def is_available():
         return False, "install it"

@@ -137,7 +137,7 @@ def test_a_choice_that_cannot_be_kept_is_still_a_choice(model, tmp_path, pretend
 
 def test_nothing_to_compare_takes_no_time(model, tmp_path, monkeypatch, pretend):
     calls = pretend({})
-    monkeypatch.setattr(measure, "backend_names", lambda _: ("eager",))
+    monkeypatch.setattr(measure, "backend_names", lambda *_: ("eager",))
     assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "eager"
     assert calls == []
     assert not list(tmp_path.iterdir())

@@ -149,15 +149,18 @@ class Config:
         return self.cache is cache
 
 
-def layer(kind: Kind, shape: tuple[int, ...]) -> SimpleNamespace:
-    return SimpleNamespace(type=kind, precision=None, get_output=lambda _: SimpleNamespace(shape=shape))
+def layer(kind: Kind, shape=(4, 12, 96, 96, 96), inputs=("a", "b"), dtype="float") -> SimpleNamespace:
+    return SimpleNamespace(
+        type=kind, precision=None, num_inputs=len(inputs), get_input=lambda n: SimpleNamespace(name=inputs[n]),
+        get_output=lambda _: SimpleNamespace(shape=shape, dtype=dtype),
+    )  # fmt: skip
 
 
 class Old:
     """As much of TensorRT 8.5's module as a build needs."""
 
     __name__, __version__ = "tensorrt", "8.5.3.1"
-    LayerType, BuilderFlag, TacticSource, float16 = Kind, Flag, Source, "half"
+    LayerType, BuilderFlag, TacticSource, float16, float32 = Kind, Flag, Source, "half", "float"
     NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
 
     class ILogger:
@@ -165,7 +168,12 @@ class Old:
 
     def __init__(self, plan: bytes | None = b"plan", said: str = "") -> None:
         self.config, self.plan, self.said = Config(), plan, said
-        self.layers = [layer(kind, (4, 12, 96, 96, 96)) for kind in Kind] + [layer(Kind.ELEMENTWISE, (4, 12, 1, 1, 1))]
+        self.layers = [
+            *(layer(kind) for kind in Kind),
+            layer(Kind.ELEMENTWISE, shape=(4, 12, 1, 1, 1)),  # statistics
+            layer(Kind.ELEMENTWISE, inputs=("a", "a")),  # squares
+            layer(Kind.ELEMENTWISE, dtype="bool"),  # a comparison
+        ]
         self.network = SimpleNamespace(
             num_layers=len(self.layers), get_layer=self.layers.__getitem__,
             get_input=lambda _: SimpleNamespace(name="windows", shape=(-1, 1, 16, 16, 16)),
@@ -205,7 +213,7 @@ def test_an_untyped_network_gets_half_products_and_no_cudnn(old, tmp_path):
     runtime, told = old(), []
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
-    assert [layer.precision for layer in runtime.layers] == ["half"] * 5 + [None, None]
+    assert [layer.precision for layer in runtime.layers] == ["half"] * 5 + [None] * 4
     assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles

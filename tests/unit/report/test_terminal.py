@@ -157,7 +157,13 @@ def engines_of_a_cache(**change):
         "network": "SwinUNETR", "weights_digest": "d" * 64, "precision": "fp16", "roi": [96, 96, 96],
         "batch_range": [1, 8], "device": "NVIDIA H200, compute capability 9.0, driver 580.159.04",
     }  # fmt: skip
-    choice = {"name": "choice-" + "0" * 32, "state": "ready", "reason": None, "backend": "openvino"}
+    choice = {
+        "name": "choice-" + "0" * 32,
+        "state": "ready",
+        "reason": None,
+        "backend": "openvino",
+        "precision": "fp32",
+    }
     return {
         "backends": [
             {"name": "tensorrt", "available": False, "reason": "the package is not installed: " + "pip " * 20}
@@ -165,7 +171,7 @@ def engines_of_a_cache(**change):
         "monai_deploy": {"has_exec": True, "reason": "fine"},
         "cache": {"folder": "/cache", "problem": None},
         "engines": [engine, {**engine, "state": "unreadable", "reason": "because " * 12, "kind": None}],
-        "choices": [{**choice, "window_seconds": {"openvino": 0.7}}, {**choice, "window_seconds": {}}],
+        "choices": [{**choice, "window_seconds": {"openvino fp32": 0.7}}, {**choice, "window_seconds": {}}],
         **change,
     }
 
