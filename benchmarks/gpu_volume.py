@@ -113,6 +113,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("engines"))
     parser.add_argument("--only-prepare", action="store_true", help="make the engine, measure nothing")
     given = parser.parse_args()
+    if given.batch < 4:
+        parser.error("--batch: a GPU computes at least 4 windows at a time")
+    torch.cuda.set_device(given.device.partition(",")[0])
     model = model_of_width(given.feature_size, given.batch)
     wanted: dict[str, Any] = {"device": given.device.partition(",")[0], "precision": given.precision,
                               "roi": model.spec.roi, "batch_range": (1, given.batch)}  # fmt: skip

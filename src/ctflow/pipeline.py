@@ -176,7 +176,7 @@ class Segmenter:
         }
         name = settings.engine
         if name == "auto":
-            name, wanted["precision"] = self._fastest(wanted, progress)
+            name, wanted["precision"] = self._fastest(wanted, devices, progress)
         elif settings.cache is not None:
             for device in devices:  # nothing to do for a second GPU that is like the first
                 check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
@@ -198,15 +198,18 @@ class Segmenter:
             stack.pop_all()
         return tuple(engines)
 
-    def _fastest(self, wanted: Mapping[str, Any], progress: Progress) -> tuple[str, Precision | None]:
+    def _fastest(
+        self, wanted: Mapping[str, Any], devices: Sequence[str], progress: Progress
+    ) -> tuple[str, Precision | None]:
         """The engine that measurement chose; without a cache that can be written, "auto" takes one without a file."""
         cache = self._settings.cache
         if cache is None:
             return "auto", wanted["precision"]
         try:
             choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
-            arguments = {**wanted, "precision": choice.precision}
-            prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
+            for device in devices:
+                arguments = {**wanted, "precision": choice.precision, "device": device}
+                prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
         except (OutputError, EngineMismatch) as error:
             # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
             self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.engines.arithmetic import switches
-from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import CapturedFunction
 from ctflow.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
 from ctflow.model import Model
@@ -152,6 +152,8 @@ class CompileEngine:
         short = DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows")
         if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
             return short
+        if any(is_of_gpu(cause) for cause in causes):
+            return BackendUnavailable(f"{info.device} failed: {str(causes[-1]).splitlines()[0][:200]}")
         reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0][:200]
         if any(type(cause).__name__ in _LACKS or "C compiler" in str(cause) for cause in causes):
             return BackendUnavailable(f"compile needs what this machine lacks: {reason}; use --engine eager")

@@ -81,3 +81,8 @@ def check_windows(windows: Tensor, info: EngineInfo) -> None:
     low, high = info.batch_range
     if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
         raise ValueError(f"this engine takes {low} to {high} windows of {info.roi}, not {tuple(windows.shape)}")
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    """Whether an error of torch says that the GPU or its libraries failed, and not the network or the windows."""
+    return type(error).__name__ == "AcceleratorError" or str(error).startswith(("CUDA", "CUDNN", "CUBLAS", "cuDNN"))

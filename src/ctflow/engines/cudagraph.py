@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,10 +10,18 @@ import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
+# torch allows one capture at a time in a process, and its allocator must not be emptied meanwhile.
+_CAPTURING = threading.Lock()
+
+
+def free_cached_memory() -> None:
+    """Give the GPUs' memory that torch holds and does not use back to others, such as TensorRT."""
+    with _CAPTURING:
+        torch.cuda.empty_cache()
 
 
 def capture(run: Callable[[], _T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, _T]:
-    """Capture what a function launches on the current GPU; other threads go on with their own GPUs meanwhile.
+    """Capture what a function launches on the current GPU; another thread's capture waits for the end of this one.
 
     Args:
         run: Launches on the current stream, and reads and writes tensors that stay where they are. Called twice: the
@@ -22,14 +31,15 @@ def capture(run: Callable[[], _T], pool: Any = None) -> tuple[torch.cuda.CUDAGra
     Returns:
         The graph, not yet replayed, and what `run` returned in it: tensors that each replay fills.
     """
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        run()
-    aside.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
-        result = run()
+    with _CAPTURING:
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            run()
+        aside.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            result = run()
     return graph, result
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.engines.arithmetic import switches
-from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
@@ -74,6 +74,8 @@ class EagerEngine:
         except (RuntimeError, ValueError, IndexError) as error:
             if "allocate memory" in str(error):  # torch's CPU allocator has no error of its own
                 raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
+            if is_of_gpu(error):
+                raise BackendUnavailable(f"{info.device} failed: {str(error).splitlines()[0][:200]}") from error
             # The windows were checked above, so it is the network that cannot take this size.
             raise BundleInvalid(f"the network does not take windows of {info.roi}: {error}") from error
 

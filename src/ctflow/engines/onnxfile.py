@@ -29,7 +29,8 @@ class GraphStyle:
 
     Attributes:
         opset: Version of the operators.
-        precision: Number format of weights and products; norms, softmax and sums along tokens stay in fp32.
+        precision: Number format of weights and products; in half precision, norms, softmax and a transformer's sums
+            along its tokens stay in fp32.
         written_norms: Whether norms are written out in plain arithmetic.
         attention: How a transformer's windows are computed.
     """
@@ -67,9 +68,9 @@ def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKe
     )
 
 
-def software_versions() -> str:
+def software_versions(style: GraphStyle = CPU_GRAPH) -> str:
     """Everything that shapes the graph: the network's code, the exporter, and what it writes with."""
-    found = [f"torch {torch.__version__}", f"opset {CPU_GRAPH.opset}"]
+    found = [f"torch {torch.__version__}", f"opset {style.opset}"]
     for package in ("monai", "onnx", "onnxscript"):
         try:
             found.append(f"{package} {version(package)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
-from ctflow.engines.cudagraph import capture
-from ctflow.engines.onnxfile import GraphStyle
+from ctflow.engines.cudagraph import capture, free_cached_memory
+from ctflow.engines.onnxfile import GraphStyle, software_versions
 from ctflow.engines.store import EngineKey, EngineStore
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
 from ctflow.model import Model
@@ -34,6 +35,12 @@ _NAME = "tensorrt"
 _OLDEST = (8, 5)  # the first with named tensors
 _UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 _TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
+
+_RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
+# TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
+_NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
+_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; it says so itself of a plan on another card
+_LOGGERS: dict[str, tuple[Messages, Any]] = {}
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +146,10 @@ def check_gpu(name: str, device: str, precision: Precision) -> None:
     if torch.device(device).type != "cuda":
         raise BackendUnavailable(f"{name} computes on a GPU, not on {device}: choose with --device cuda")
     check_precision(name, precision)
+    if is_rtx(load_runtime(name)) and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 10 and (major, minor) not in _RTX_CAPABILITIES:
+            raise BackendUnavailable(f"{name} cannot run on {device}, which has compute capability {major}.{minor}")
 
 
 def check_precision(name: str, precision: Precision) -> None:
@@ -177,7 +188,7 @@ def plan_key(
     Args:
         name: Backend name.
         model: The model.
-        device: torch device that it is for; TensorRT-RTX's plans are for every GPU that it supports.
+        device: torch device that it is for; TensorRT-RTX's plans are for any card that it runs on.
         precision: Number format of the heavy arithmetic.
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
@@ -186,7 +197,7 @@ def plan_key(
     low, _, high = plan_batches(batch_range)
     return EngineKey(
         kind=RTX_FILE if is_rtx(runtime) else FILE,
-        version=f"{name} {runtime.__version__}",
+        version=f"{name} {runtime.__version__}, recipe {_RECIPE}, {software_versions(graph_style(runtime, precision))}",
         rewrite=REWRITE_VERSION,
         weights_digest=model.weights_digest,
         network=spec.network.name,
@@ -256,10 +267,25 @@ def open_plan(
     """Open a stored plan; see `ctflow.engines.choose.open_engine`."""
     check_gpu(name, device, precision)
     path = find_plan(name, plan_key(name, model, device, precision, roi, batch_range), cache_dir)
+    return engine_from_plan(name, model, path.read_bytes(), device, precision, roi, batch_range)
+
+
+def engine_from_plan(
+    name: str,
+    model: Model,
+    data: bytes,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+) -> TensorRtEngine:
+    """An engine from a plan's bytes; arguments and errors as for `ctflow.engines.choose.open_engine`."""
+    check_gpu(name, device, precision)
     runtime = load_runtime(name)
     versions = {"torch": str(torch.__version__), name: str(runtime.__version__), "driver": driver_version()}
+    free_cached_memory()  # TensorRT takes its own
     with torch.cuda.device(device):
-        plan = LoadedPlan(runtime, path.read_bytes(), name)
+        plan = LoadedPlan(runtime, data, name)
         info = EngineInfo(name, precision, device, roi, batch_range, model.weights_digest, plan.out_channels, versions)
         return TensorRtEngine(plan, info)
 
@@ -286,10 +312,25 @@ class Messages:
         return Listener()
 
     @property
+    def tell_of_memory(self) -> bool:
+        """Whether an error says that memory did not suffice."""
+        return any(_NO_MEMORY.search(text) for text in self.errors)
+
+    @property
     def last(self) -> str:
         """The last error, as one short line."""
         text = self.errors[-1] if self.errors else "it gave no reason"
         return text.splitlines()[0][:300]
+
+
+def messages_of(runtime: Any) -> tuple[Messages, Any]:
+    """A runtime's messages, from now on, and its logger: TensorRT takes one logger a process and keeps the first."""
+    if runtime.__name__ not in _LOGGERS:
+        messages = Messages()
+        _LOGGERS[runtime.__name__] = (messages, messages.logger(runtime))
+    messages, logger = _LOGGERS[runtime.__name__]
+    messages.errors.clear()
+    return messages, logger
 
 
 class LoadedPlan:
@@ -302,21 +343,23 @@ class LoadedPlan:
 
     Raises:
         BackendUnavailable: This GPU or driver cannot run it; gives the runtime's reason.
+        DeviceOutOfMemory: The GPU has too little memory for it.
         EngineMismatch: It is not a plan with our tensors.
     """
 
     def __init__(self, runtime: Any, data: bytes, name: str) -> None:
-        messages = Messages()
+        self.messages, logger = messages_of(runtime)
         self._module, self._name = runtime, name
-        self._logger = messages.logger(runtime)
-        self._runtime = runtime.Runtime(self._logger)
+        try:
+            self._runtime = runtime.Runtime(logger)
+        except TypeError as error:  # what the bindings raise where CUDA does not start
+            raise self.failure("does not start") from error
         self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
-            raise BackendUnavailable(f"{name} cannot run this plan here: {messages.last}")
+            raise self.failure("cannot run this plan here")
         tensors = {self.engine.get_tensor_name(n) for n in range(self.engine.num_io_tensors)}
         if tensors != {INPUT, OUTPUT}:
             raise EngineMismatch(f"the stored plan has the tensors {sorted(tensors)}, not {INPUT} and {OUTPUT}")
-        self.messages = messages
 
     @property
     def scratch_bytes(self) -> int:
@@ -351,8 +394,7 @@ class LoadedPlan:
     def failure(self, what: str) -> ResourceError:
         """The error that says what TensorRT said."""
         text = f"{self._name} {what}: {self.messages.last}"
-        memory = any("memory" in message.lower() for message in self.messages.errors)
-        return DeviceOutOfMemory(text) if memory else BackendUnavailable(text)
+        return DeviceOutOfMemory(text) if self.messages.tell_of_memory else BackendUnavailable(text)
 
     @property
     def in_channels(self) -> int:
@@ -411,6 +453,8 @@ class TensorRtEngine:
         if self._plan is None:
             raise ValueError("the engine is closed")
         check_windows(windows, self._info)
+        if windows.shape[1] != self._windows.shape[1]:
+            raise ValueError(f"this engine takes {self._windows.shape[1]} channels, not {windows.shape[1]}")
         with torch.cuda.device(self._info.device), torch.inference_mode():
             for first in range(0, len(windows), self._high):
                 self._run(windows[first : first + self._high], first)
@@ -431,10 +475,17 @@ class TensorRtEngine:
         if plan is None:
             raise ValueError("the engine is closed")
         context = plan.context(self._scratch)
-        context.set_input_shape(INPUT, (batch, *self._windows.shape[1:]))
+        if not context.set_input_shape(INPUT, (batch, *self._windows.shape[1:])):
+            raise plan.failure(f"refuses a batch of {batch}")
         context.set_tensor_address(INPUT, self._windows.data_ptr())
         context.set_tensor_address(OUTPUT, self._logits[first:].data_ptr())
-        graph, _ = capture(lambda: self._enqueue(context))
+        plan.messages.errors.clear()
+        try:
+            graph, _ = capture(lambda: self._enqueue(context))
+        except torch.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(f"{self._info.device} has too little memory for {batch} windows") from error
+        except RuntimeError as error:
+            raise plan.failure(f"failed on {self._info.device} ({str(error).splitlines()[0][:200]})") from error
         return graph, context
 
     def _enqueue(self, context: Any) -> None:
@@ -446,7 +497,8 @@ class TensorRtEngine:
         """Free the plan, the graphs and the buffers."""
         if self._plan is None:
             return
-        torch.cuda.synchronize(self._info.device)
-        self._graphs.clear()
-        self._plan = None
+        with torch.cuda.device(self._info.device):
+            torch.cuda.synchronize()
+            self._graphs.clear()
+            self._plan = None
         del self._windows, self._logits, self._scratch

@@ -22,7 +22,7 @@ from torch import Tensor
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
 from ctflow.engines.store import EngineKey
-from ctflow.engines.tensorrt import driver_version, find_plan, gpu_identity, load_runtime
+from ctflow.engines.tensorrt import driver_version, find_plan, gpu_identity, load_runtime, runtime_state
 from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
 from ctflow.model import Model
 from ctflow.networks.head import is_two_class
@@ -41,8 +41,9 @@ def is_available() -> tuple[bool, str]:
     """Whether the packages are installed; they are not loaded, which takes seconds."""
     if find_spec(_MODULE) is None:
         return False, f"the package {_NAME} is not installed: {_INSTALL}"
-    if find_spec("tensorrt") is None:  # torch-tensorrt 2.14 does not ask for it
-        return False, "the package tensorrt is not installed: pip install 'ctflow[tensorrt]'"
+    below, reason = runtime_state("tensorrt")  # torch-tensorrt 2.14 does not ask for it
+    if not below:
+        return False, reason
     found = _version(_NAME)
     parts = tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
     if parts and parts < _OLDEST:

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
-from torch.nn import functional
 
 from ctflow.atomic import write_atomically
 from ctflow.engines.choose import backend_module, backend_names, open_engine
@@ -23,19 +21,16 @@ from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
 from ctflow.engines.tensorrt import gpu_identity
 from ctflow.errors import BackendUnavailable, CtflowError, EngineMismatch, ModelError, OutputError, ResourceError
-from ctflow.export.parity import ParityResult, check_parity
+from ctflow.export.parity import ParityResult, check_parity, example_window
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.model import Model
 from ctflow.networks.swin import REWRITE_VERSION
-from ctflow.phantom import phantom_from_seed
-from ctflow.preprocess import prepare_volume
 from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
 
 _STAGE = "measure engines"
 _FORMAT = 2  # of the record
 _LONGEST_S = 3.0  # no repetition starts later
-_PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
 
 # Failures that another day or machine may not have: what was measured under them is not kept.
 _PASSING = (ResourceError, EngineMismatch, ImportError, RuntimeError)
@@ -169,27 +164,6 @@ def measure_engine(
             raise
         return Measured(name, chosen, None, None, f"made, not run here: {error}")
     return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, settings), None)
-
-
-def example_window(model: Model, roi: Size3) -> Tensor:
-    """A window of a synthetic chest with its largest tumour in the middle, prepared as the model wants it.
-
-    Returns:
-        (1, C_in, *roi) float32 on the CPU.
-    """
-    phantom = phantom_from_seed(0, _PHANTOM, tumours=3)
-    prepared = prepare_volume(phantom.volume, model.spec.preprocessing, "cpu")
-    short = [max(0, n - have) for n, have in zip(roi, prepared.tensor.shape[2:], strict=True)]
-    padded = functional.pad(prepared.tensor, [m for n in reversed(short) for m in (0, n)])
-    largest = max(phantom.tumours, key=lambda tumour: tumour.diameter_mm)
-    inverse = np.linalg.inv(phantom.volume.geometry.affine_mm)
-    index = np.rint(inverse[:3, :3] @ largest.centre_mm + inverse[:3, 3]).astype(int)
-    place = [slice(None), slice(None)]
-    for axis, length in enumerate(roi):
-        middle = int(prepared.back[axis][index[prepared.source_axes[axis]]].argmax())
-        first = min(max(middle - length // 2, 0), padded.shape[2 + axis] - length)
-        place.append(slice(first, first + length))
-    return padded[tuple(place)].expand(-1, model.spec.in_channels, -1, -1, -1).contiguous()
 
 
 def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[str, Precision]]:

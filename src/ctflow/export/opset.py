@@ -13,7 +13,6 @@ _AXES_INPUT = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1",
 _NEW_ATTRIBUTES: dict[str, dict[str, Any]] = {
     **{name: {"noop_with_empty_axes": 0} for name in _AXES_INPUT},
     "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
-    "Split": {"num_outputs": None},  # any number: an absent size means equal parts in both versions
 }
 
 
@@ -53,6 +52,8 @@ def _downgrade(node: Any, constants: dict[str, list[int]], opset: int, exported:
         _axes_as_attribute(node, constants)
     elif node.op_type in _NEW_ATTRIBUTES:
         _drop_attributes(node, _NEW_ATTRIBUTES[node.op_type], opset)
+        if not _same_but_types(node, opset):
+            raise ExportFailed(f"{node.op_type} of opset {now.since_version} has no counterpart in opset {opset}")
     elif not (node.op_type == "Pad" and len(node.input) <= 3) and not _same_but_types(node, opset):
         raise ExportFailed(f"{node.op_type} of opset {now.since_version} has no counterpart in opset {opset}")
 
@@ -64,6 +65,8 @@ def _same_but_types(node: Any, opset: int) -> bool:
         return False
     older = defs.get_schema(node.op_type, max_inclusive_version=opset, domain=node.domain)
     given = {attribute.name for attribute in node.attribute}
+    if node.op_type.startswith("Scatter") and given:  # "max" and "min" are new values of an old attribute
+        return False
     return given <= set(older.attributes) and len(node.input) <= older.max_input
 
 
@@ -74,7 +77,8 @@ def _axes_as_attribute(node: Any, constants: dict[str, list[int]]) -> None:
     if node.input[1] not in constants:
         raise ExportFailed(f"{node.op_type} over axes that are computed cannot be written for an older opset")
     helper = importlib.import_module("onnx").helper
-    node.attribute.append(helper.make_attribute("axes", constants[node.input[1]]))
+    if constants[node.input[1]]:  # none are all, in both versions
+        node.attribute.append(helper.make_attribute("axes", constants[node.input[1]]))
     del node.input[1:]
 
 
@@ -84,7 +88,7 @@ def _drop_attributes(node: Any, harmless: dict[str, Any], opset: int) -> None:
         if attribute.name not in harmless:
             continue
         value = helper.get_attribute_value(attribute)
-        if harmless[attribute.name] is not None and value != harmless[attribute.name]:
+        if value != harmless[attribute.name]:
             raise ExportFailed(f"{node.op_type} with {attribute.name} {value} has no counterpart in opset {opset}")
         node.attribute.remove(attribute)
 

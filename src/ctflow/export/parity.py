@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ctflow.engines.contract import Engine
 from ctflow.errors import ParityFailed
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.head import is_two_class
+from ctflow.phantom import phantom_from_seed
+from ctflow.preprocess import prepare_volume
+from ctflow.volume import Size3
 
+_PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
 LOWEST_DICE = 0.999
 # Largest difference of logits to fp32 eager, relative to the largest logit, on windows of a CT. For a trained SwinUNETR
 # the worst voxel of ONNX Runtime is off by 6e-5, that of OpenVINO 2026.4 by 2.5e-3.
@@ -33,6 +39,27 @@ class ParityResult:
     relative_error: float
     dice: float
     windows: int
+
+
+def example_window(model: Model, roi: Size3) -> Tensor:
+    """A window of a synthetic chest with its largest tumour in the middle, prepared as the model wants it.
+
+    Returns:
+        (1, C_in, *roi) float32 on the CPU.
+    """
+    phantom = phantom_from_seed(0, _PHANTOM, tumours=3)
+    prepared = prepare_volume(phantom.volume, model.spec.preprocessing, "cpu")
+    short = [max(0, n - have) for n, have in zip(roi, prepared.tensor.shape[2:], strict=True)]
+    padded = functional.pad(prepared.tensor, [m for n in reversed(short) for m in (0, n)])
+    largest = max(phantom.tumours, key=lambda tumour: tumour.diameter_mm)
+    inverse = np.linalg.inv(phantom.volume.geometry.affine_mm)
+    index = np.rint(inverse[:3, :3] @ largest.centre_mm + inverse[:3, 3]).astype(int)
+    place = [slice(None), slice(None)]
+    for axis, length in enumerate(roi):
+        middle = int(prepared.back[axis][index[prepared.source_axes[axis]]].argmax())
+        first = min(max(middle - length // 2, 0), padded.shape[2 + axis] - length)
+        place.append(slice(first, first + length))
+    return padded[tuple(place)].expand(-1, model.spec.in_channels, -1, -1, -1).contiguous()
 
 
 def check_parity(

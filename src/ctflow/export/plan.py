@@ -10,12 +10,12 @@ from typing import Any
 
 from ctflow.atomic import write_atomically
 from ctflow.engines.contract import Precision
-from ctflow.engines.tensorrt import INPUT, Messages, is_rtx, is_strongly_typed, load_runtime
-from ctflow.errors import DeviceOutOfMemory, ExportFailed
+from ctflow.engines.tensorrt import INPUT, Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, OutputError
 from ctflow.progress import Progress, silent
 
 _STAGE = "build engine"
-_LARGE = 100_000  # elements of a batch: feature maps and attention scores have more, statistics fewer
+_LARGE = 100_000  # elements of a batch: feature maps and attention scores have more
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
         DeviceOutOfMemory: The GPU has too little memory to build it.
         OutputError: The file cannot be written.
     """
-    runtime, messages = load_runtime(name), Messages()
-    logger = messages.logger(runtime)
-    builder = runtime.Builder(logger)
+    runtime = load_runtime(name)
+    messages, logger = messages_of(runtime)
+    builder = _builder(runtime, logger, messages)
     network = builder.create_network(_network_flags(runtime))
     parser = runtime.OnnxParser(network, logger)
     if not parser.parse(onnx):
@@ -72,13 +72,20 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
     if steps is not None and steps.stopped is not None:
         raise steps.stopped
     if plan is None:
-        if any("out of memory" in text.lower() for text in messages.errors):
+        if messages.tell_of_memory:
             raise DeviceOutOfMemory(f"{name} has too little memory to build the engine: {messages.last}")
         raise ExportFailed(f"{name} cannot build the engine: {messages.last}")
     progress(_STAGE, 1, 1)
-    _write_timing_cache(config, settings.timing_cache)
     data = bytes(plan)
     write_atomically(path, lambda stream: stream.write(data))
+    _write_timing_cache(config, settings.timing_cache)
+
+
+def _builder(runtime: Any, logger: Any, messages: Messages) -> Any:
+    try:
+        return runtime.Builder(logger)
+    except TypeError as error:  # what the bindings raise where CUDA does not start
+        raise BackendUnavailable(f"{runtime.__name__} does not start: {messages.last}") from error
 
 
 def _network_flags(runtime: Any) -> int:
@@ -107,7 +114,7 @@ def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: 
 
 
 def _allow_half(runtime: Any, config: Any, network: Any) -> None:
-    """Heavy layers in fp16, the rest in what is quickest, for versions before 10, which choose formats themselves.
+    """Heavy layers in fp16 and statistics in fp32, for versions before 10, which choose the other formats themselves.
 
     Asking for fp16 spares the builder the measurement of fp32 kernels. Of fused pointwise layers, such as a norm's last
     steps, it compiles every kernel that it measures, 0.23 s each (TensorRT 8.5.3.1, H200): most of a build's time.
@@ -118,19 +125,35 @@ def _allow_half(runtime: Any, config: Any, network: Any) -> None:
     products = {kinds.CONVOLUTION, kinds.DECONVOLUTION, kinds.MATRIX_MULTIPLY}
     for number in range(network.num_layers):
         layer = network.get_layer(number)
-        if layer.type in products or _is_large_pointwise(runtime, layer):
+        if not _gives_numbers(runtime, layer):
+            continue
+        if _is_statistic(runtime, layer):
+            layer.precision = runtime.float32
+            layer.set_output_type(0, runtime.float32)
+        elif layer.type in products or _is_large_pointwise(runtime, layer):
             layer.precision = runtime.float16
 
 
-def _is_large_pointwise(runtime: Any, layer: Any) -> bool:
-    """Whether a layer computes each element of a feature map by itself, from numbers that half precision holds."""
-    if layer.type not in {runtime.LayerType.ELEMENTWISE, runtime.LayerType.ACTIVATION}:
-        return False
-    result = layer.get_output(0)
-    # A square, of which norms make their variance, may be beyond half precision; a comparison gives no number.
+def _gives_numbers(runtime: Any, layer: Any) -> bool:
+    """Whether a layer's result is floating point: comparisons, indices and shapes keep their types."""
+    return layer.num_outputs == 1 and layer.get_output(0).dtype in {runtime.float32, runtime.float16}
+
+
+def _is_statistic(runtime: Any, layer: Any) -> bool:
+    """Whether half precision may overflow or be too coarse: means, squares, roots, softmax, and sums of them."""
+    kinds = runtime.LayerType
+    if layer.type in {kinds.REDUCE, kinds.UNARY, kinds.SOFTMAX}:
+        return True
     square = layer.num_inputs == 2 and layer.get_input(0).name == layer.get_input(1).name
-    number = result.dtype in {runtime.float32, runtime.float16}
-    return number and not square and math.prod(result.shape) >= _LARGE
+    shape = tuple(layer.get_output(0).shape)
+    # A norm's statistics have 1 in place of the axes that they are of; those of a layer norm are as many as tokens.
+    return layer.type == kinds.ELEMENTWISE and (square or not shape or shape[-1] == 1)
+
+
+def _is_large_pointwise(runtime: Any, layer: Any) -> bool:
+    """Whether a layer computes each element of a feature map by itself."""
+    kinds = runtime.LayerType
+    return layer.type in {kinds.ELEMENTWISE, kinds.ACTIVATION} and math.prod(layer.get_output(0).shape) >= _LARGE
 
 
 def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:
@@ -160,7 +183,10 @@ def _write_timing_cache(config: Any, path: Path | None) -> None:
     cache = config.get_timing_cache() if path is not None else None
     if cache is not None and path is not None:
         data = bytes(cache.serialize())
-        write_atomically(path, lambda stream: stream.write(data))
+        try:
+            write_atomically(path, lambda stream: stream.write(data))
+        except OutputError as error:  # the plan, which took minutes, is there
+            log.warning("the timing cache is not kept: %s", error)
 
 
 def _watch(runtime: Any, config: Any, progress: Progress) -> Any:

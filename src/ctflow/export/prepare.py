@@ -17,6 +17,7 @@ from ctflow.engines.tensorrt import FILE as PLAN
 from ctflow.engines.tensorrt import (
     RTX_FILE,
     check_precision,
+    engine_from_plan,
     gpu_identity,
     graph_style,
     load_runtime,
@@ -26,6 +27,7 @@ from ctflow.engines.tensorrt import (
 from ctflow.engines.torch_tensorrt import FILE as PROGRAM
 from ctflow.engines.torch_tensorrt import program_key
 from ctflow.export.onnx import onnx_from_model
+from ctflow.export.parity import check_parity, example_window
 from ctflow.export.plan import PlanSettings, plan_from_onnx
 from ctflow.export.torch_program import program_from_model
 from ctflow.model import Model
@@ -65,7 +67,8 @@ def prepare_engine(
     Raises:
         SettingsInvalid: The name is unknown.
         BackendUnavailable: The backend, device or precision cannot be used here.
-        ModelError: The engine cannot be made from the model, or a stored file is damaged.
+        ModelError: The engine cannot be made from the model, a stored file is damaged, or a new plan computes something
+            else than PyTorch in fp32, and is not kept.
         OutputError: The file cannot be written.
     """
     module = backend_module(name)
@@ -88,6 +91,7 @@ def prepare_engine(
             program_from_model(model, roi, precision=chosen, batch=batch_range[1], path=path, device=device)
         elif module.FILE in (PLAN, RTX_FILE):
             _make_plan(name, model, roi, batch_range, chosen, device, path, cache_dir, progress)
+            _check_plan(name, model, roi, batch_range, chosen, device, path)
         else:
             onnx_from_model(model, roi, batch_range=CPU_BATCH, path=path)
 
@@ -161,3 +165,22 @@ def _make_plan(
     timing_cache = cache_dir / f"timing-{load_runtime(name).__version__}-{where}.cache"
     with torch.cuda.device(device):
         plan_from_onnx(name, data, path, PlanSettings(precision, batches, timing_cache=timing_cache), progress)
+
+
+def _check_plan(
+    name: str,
+    model: Model,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    precision: Precision,
+    device: str,
+    path: Path,
+) -> None:
+    """Compare a new plan with PyTorch, so that none is kept which computes something else; where it can run at all."""
+    if torch.device(device).type != "cuda":  # made for another machine, which compares when it measures
+        return
+    engine = engine_from_plan(name, model, path.read_bytes(), device, precision, roi, batch_range)
+    try:
+        check_parity(engine, model, [example_window(model, roi)])
+    finally:
+        engine.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _Norm = nn.LayerNorm | nn.InstanceNorm3d | nn.GroupNorm
 _NORMS = (nn.LayerNorm, nn.InstanceNorm3d, nn.GroupNorm)
+_RUNNING = "track_running_stats"
 
 
 def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -29,9 +29,10 @@ def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     Returns:
         A module with float32 input and output.
     """
-    half = _with_norms(
-        copy.deepcopy(network).to(dtype), (*_NORMS, WrittenNorm), lambda norm: FullPrecisionNorm(norm.float(), dtype)
-    )
+    kept = copy.deepcopy(network)
+    half = copy.deepcopy(network).to(dtype)
+    # The norms' own numbers are those of before: a running variance may be beyond half precision.
+    half = _with_norms(half, _IN_FULL, lambda name: FullPrecisionNorm(kept.get_submodule(name), dtype))
     return HalfNetwork(half, dtype).eval()
 
 
@@ -41,7 +42,8 @@ def with_written_norms(network: nn.Module) -> nn.Module:
     Args:
         network: In evaluation mode; stays as it is.
     """
-    return _with_norms(copy.deepcopy(network), _NORMS, WrittenNorm).eval()
+    written = copy.deepcopy(network)
+    return _with_norms(written, _NORMS, lambda name: WrittenNorm(written.get_submodule(name))).eval()  # type: ignore[arg-type]
 
 
 class HalfNetwork(nn.Module):
@@ -102,12 +104,15 @@ class WrittenNorm(nn.Module):
         return result if self.shift is None else result + self.shift
 
 
+_IN_FULL = (*_NORMS, nn.BatchNorm3d, WrittenNorm)
+
+
 def _with_norms(
-    network: nn.Module, kinds: tuple[type[nn.Module], ...], replacement: Callable[[Any], nn.Module]
+    network: nn.Module, kinds: tuple[type[nn.Module], ...], replacement: Callable[[str], nn.Module]
 ) -> nn.Module:
-    """The network itself, each norm of these kinds that computes statistics replaced."""
+    """The network itself, each norm of these kinds replaced; one with running statistics has none to be written."""
     for name, module in list(network.named_modules()):
-        if isinstance(module, kinds) and not getattr(module, "track_running_stats", False) and name:
+        if isinstance(module, kinds) and name and not (kinds is _NORMS and getattr(module, _RUNNING, False)):
             parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, replacement(module))
+            setattr(network.get_submodule(parent), child, replacement(name))
     return network

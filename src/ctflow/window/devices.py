@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -61,7 +61,7 @@ def run_on_devices(devices: Sequence[torch.device], job: Callable[[int, Say], Te
         return [job(0, _at_once)]
     messages: SimpleQueue[Callable[[], None] | _Ended] = SimpleQueue()
     stop = threading.Event()
-    ready = _mark(devices[0])
+    ready = {device: _mark(device) for device in devices}
 
     def say(action: Callable[[], None]) -> None:
         if stop.is_set():
@@ -118,19 +118,24 @@ def _mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 @contextmanager
-def _own_stream(device: torch.device, source: torch.device, ready: torch.cuda.Event | None) -> Iterator[None]:
-    """Work on a device's own stream, after `ready` on the source; all of it is finished at the end."""
+def _own_stream(
+    device: torch.device, source: torch.device, ready: Mapping[torch.device, torch.cuda.Event | None]
+) -> Iterator[None]:
+    """Work on a device's own stream, after what was asked of it and of the source; all is finished at the end."""
+    marks = [mark for mark in (ready[source], ready[device]) if mark is not None]
     if device.type != "cuda":
-        if ready is not None:
-            ready.synchronize()
+        for mark in marks:
+            mark.synchronize()
         yield
         return
     stream = _stream_of(device)
     with torch.cuda.device(device), torch.cuda.stream(stream):
-        if ready is not None:
-            stream.wait_event(ready)
+        for mark in marks:
+            stream.wait_event(mark)
+        first = ready[source]
+        if first is not None:
             # A copy between GPUs runs on this thread's stream of the GPU it comes from.
-            torch.cuda.current_stream(source).wait_event(ready)
+            torch.cuda.current_stream(source).wait_event(first)
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import Blend
 from ctflow.progress import Progress, silent
@@ -210,7 +211,7 @@ class _Slab:
             if len(windows) == 1:
                 raise
         if self._part.is_cuda:
-            torch.cuda.empty_cache()  # not above: what the error's frames hold is free only once the error is gone
+            free_cached_memory()  # not above: what the error's frames hold is free only once the error is gone
         return None
 
 

@@ -99,6 +99,8 @@ def plain(model, windows):
 def installed(monkeypatch, *names, version="2.14.0"):
     monkeypatch.setattr(torch_tensorrt, "find_spec", lambda name: object() if name in names else None)
     monkeypatch.setattr(torch_tensorrt, "version", lambda _: version)
+    below = (True, "tensorrt") if "tensorrt" in names else (False, "pip install 'ctflow[tensorrt]'")
+    monkeypatch.setattr(torch_tensorrt, "runtime_state", lambda _: below)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ CASES = {
         [],
     ),
     "pad": ([helper.make_node("Pad", ["x", "pads"], ["y"], mode="constant")], [("pads", ints(0, 1, 0, 0, 0, 2))]),
-    "equal parts": ([helper.make_node("Split", ["x"], ["y", "rest"], axis=1, num_outputs=2)], []),
+    "empty axes": ([helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)], [("axes", ints())]),
     "given parts": ([helper.make_node("Split", ["x", "parts"], ["y", "rest"], axis=1)], [("parts", ints(1, 3))]),
     "unchanged": ([helper.make_node("Add", ["x", "x"], ["y"])], []),
 }
@@ -75,8 +75,15 @@ def test_a_graph_that_is_old_enough_stays_as_it_is():
         ),
         (helper.make_node("ReduceMean", ["x", "axes"], ["y"], noop_with_empty_axes=1), [("axes", ints(1))], "noop"),
         (helper.make_node("Pad", ["x", "p", "", "a"], ["y"]), [("p", ints(1, 1)), ("a", ints(1))], "Pad"),
+        (helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2), [], "Split"),
+        (
+            helper.make_node("ScatterElements", ["x", "i", "x"], ["y"], reduction="max"),
+            [("i", np.zeros(X.shape, np.int64))],
+            "ScatterElements",
+        ),
+        (helper.make_node("Resize", ["x", "", "s"], ["y"], axes=[2]), [("s", np.ones(1, np.float32))], "Resize"),
     ],
-    ids=["new operator", "new meaning", "new input"],
+    ids=["new operator", "new meaning", "new input", "new attribute", "new value", "axes of a resize"],
 )
 def test_what_the_older_set_lacks_is_named(node, initializers, named):
     with pytest.raises(ExportFailed, match=named):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
+from ctflow.engines import tensorrt as tensorrt_module
 from ctflow.engines.onnxfile import GraphStyle
 from ctflow.engines.tensorrt import LoadedPlan, graph_style, load_runtime
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
@@ -109,7 +110,7 @@ def test_graphs_are_written_for_who_reads_them():
 
 
 class Kind(enum.IntEnum):
-    CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, ELEMENTWISE, ACTIVATION, REDUCE = range(6)
+    CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, ELEMENTWISE, ACTIVATION, REDUCE, UNARY, SOFTMAX, SHUFFLE = range(9)
 
 
 class Flag(enum.IntEnum):
@@ -149,11 +150,14 @@ class Config:
         return self.cache is cache
 
 
-def layer(kind: Kind, shape=(4, 12, 96, 96, 96), inputs=("a", "b"), dtype="float") -> SimpleNamespace:
-    return SimpleNamespace(
-        type=kind, precision=None, num_inputs=len(inputs), get_input=lambda n: SimpleNamespace(name=inputs[n]),
-        get_output=lambda _: SimpleNamespace(shape=shape, dtype=dtype),
-    )  # fmt: skip
+class Layer(SimpleNamespace):
+    def __init__(self, kind: Kind, shape=(4, 12, 96, 96, 96), inputs=("a", "b"), dtype="float") -> None:
+        super().__init__(type=kind, precision=None, output_type=None, num_inputs=len(inputs), num_outputs=1)
+        self.get_input = lambda n: SimpleNamespace(name=inputs[n])
+        self.get_output = lambda _: SimpleNamespace(shape=shape, dtype=dtype)
+
+    def set_output_type(self, index: int, kind: str) -> None:
+        self.output_type = kind
 
 
 class Old:
@@ -169,10 +173,11 @@ class Old:
     def __init__(self, plan: bytes | None = b"plan", said: str = "") -> None:
         self.config, self.plan, self.said = Config(), plan, said
         self.layers = [
-            *(layer(kind) for kind in Kind),
-            layer(Kind.ELEMENTWISE, shape=(4, 12, 1, 1, 1)),  # statistics
-            layer(Kind.ELEMENTWISE, inputs=("a", "a")),  # squares
-            layer(Kind.ELEMENTWISE, dtype="bool"),  # a comparison
+            *(Layer(kind) for kind in Kind),
+            Layer(Kind.ELEMENTWISE, shape=(4, 110_592, 1)),  # a layer norm's statistics: many, but statistics
+            Layer(Kind.ELEMENTWISE, inputs=("a", "a")),  # squares
+            Layer(Kind.ELEMENTWISE, dtype="bool"),  # a comparison
+            Layer(Kind.UNARY, dtype="int"),  # a shape's arithmetic
         ]
         self.network = SimpleNamespace(
             num_layers=len(self.layers), get_layer=self.layers.__getitem__,
@@ -203,6 +208,7 @@ class Old:
 def old(monkeypatch):
     def make(**arguments) -> Old:
         runtime = Old(**arguments)
+        monkeypatch.setattr(tensorrt_module, "_LOGGERS", {})
         monkeypatch.setattr(plan_module, "load_runtime", lambda name: runtime)
         return runtime
 
@@ -213,7 +219,9 @@ def test_an_untyped_network_gets_half_products_and_no_cudnn(old, tmp_path):
     runtime, told = old(), []
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
-    assert [layer.precision for layer in runtime.layers] == ["half"] * 5 + [None] * 4
+    formats = [layer.precision for layer in runtime.layers]
+    assert formats == ["half"] * 5 + ["float"] * 3 + [None] + ["float"] * 2 + [None] * 2
+    assert [layer.output_type for layer in runtime.layers] == [f if f == "float" else None for f in formats]
     assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles
@@ -238,6 +246,24 @@ def test_the_timing_cache_is_read_and_written_back(old, tmp_path):
     assert (tmp_path / "timing").read_bytes() == b"++"
 
 
+def test_a_timing_cache_that_cannot_be_written_costs_no_plan(old, tmp_path, caplog):
+    (tmp_path / "timing").mkdir()
+    old()
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing"))
+    assert (tmp_path / "p").read_bytes() == b"plan"
+    assert "timing cache is not kept" in caplog.text
+
+
+def test_bindings_that_do_not_start_are_named(old, tmp_path, monkeypatch):
+    def refuse(logger):
+        logger.log(1, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(old(), "Builder", refuse)
+    with pytest.raises(BackendUnavailable, match="does not start: CUDA initialization failure"):
+        plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
+
+
 def test_a_timing_cache_of_another_gpu_is_set_aside(old, tmp_path, caplog):
     (tmp_path / "timing").write_bytes(b"foreign")
     old().config.accepts = False
@@ -247,10 +273,10 @@ def test_a_timing_cache_of_another_gpu_is_set_aside(old, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("said", "error"), [("Out of memory: wanted 8 GB", DeviceOutOfMemory), ("no kernel", ExportFailed)]
+    ("said", "error"), [("Error Code 2: OutOfMemory [(]Requested", DeviceOutOfMemory), ("no kernel", ExportFailed)]
 )
 def test_a_build_that_fails_gives_the_reason(old, tmp_path, said, error):
-    old(plan=None, said=said)
+    old(plan=None, said=said.replace("[(]", "("))
     with pytest.raises(error, match=said):
         plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from ctflow.config import Settings
 from ctflow.engines.choose import open_engine
 from ctflow.engines.store import EngineStore
 from ctflow.engines.tensorrt import plan_key
-from ctflow.errors import BackendUnavailable
+from ctflow.errors import BackendUnavailable, ParityFailed
 from ctflow.export import measure, prepare
 from ctflow.export.measure import choose_fastest, measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
@@ -83,6 +83,7 @@ def pretend_gpu(monkeypatch):
     monkeypatch.setattr(measure, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 1))
     monkeypatch.setattr(measure, "gpu_identity", lambda _: "a GPU")
     monkeypatch.setattr(prepare, "_make_plan", lambda *arguments: arguments[6].write_bytes(b"a plan"))
+    monkeypatch.setattr(prepare, "_check_plan", lambda *_: None)
     return calls
 
 
@@ -98,6 +99,18 @@ def test_auto_makes_nothing_for_minutes_and_takes_what_is_made(coarse, tmp_path,
     again = choose_fastest(coarse, **settings)
     assert (again.backend, again.precision) == (RTX, "fp16")
     assert pretend_gpu.count((RTX, "fp16")) == 1
+
+
+def test_a_plan_that_computes_something_else_is_not_kept(coarse, tmp_path, pretend_gpu, monkeypatch):
+    def differs(*_):
+        raise ParityFailed("too far")
+
+    monkeypatch.setattr(prepare, "_check_plan", differs)
+    settings = {**wanted(coarse, "cuda:0"), "precision": "fp16", "cache_dir": tmp_path}
+    with pytest.raises(ParityFailed, match="too far"):
+        prepare_engine(RTX, coarse, **settings)
+    assert not is_prepared(RTX, coarse, **settings)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_named_precision_leaves_the_others_out(coarse, tmp_path, pretend_gpu):

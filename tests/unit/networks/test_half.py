@@ -96,3 +96,14 @@ def test_a_norm_does_not_overflow_where_half_precision_would():
         expected = norm(x.double())
     assert torch.isfinite(found).all()
     assert relative_error(expected, found.double()) <= 2e-3
+
+
+def test_a_running_variance_beyond_half_precision_is_kept():
+    norm = nn.Sequential(nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1)).eval().requires_grad_(False)
+    norm[0].weight.fill_(1.0)
+    norm[1].running_var.fill_(7e4)
+    norm[1].weight.fill_(100.0)
+    half = with_half_precision(norm, torch.float16)
+    with torch.inference_mode():
+        expected, found = norm(noise(1, 1, 4, 4, 4)), half(noise(1, 1, 4, 4, 4))
+    assert relative_error(expected, found) <= 2e-3
