@@ -42,6 +42,7 @@ def pretend(monkeypatch):
                 raise found
             return found
 
+        monkeypatch.setattr(measure, "prepare_engine", lambda *_, **__: None)  # minutes, if each test made its own
         monkeypatch.setattr(measure, "_seconds_a_window", time_one)
         monkeypatch.setattr(measure, "_parity", compare)
         return calls
