@@ -36,7 +36,7 @@ _OLDEST = (8, 5)  # the first with named tensors
 _UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 _TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 
-_RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
+_RECIPE = 3  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
 # TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
 _NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
 _RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; it says so itself of a plan on another card

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, O
 from ctflow.progress import Progress, silent
 
 _STAGE = "build engine"
-_LARGE = 100_000  # elements of a batch: feature maps and attention scores have more
 
 log = logging.getLogger(__name__)
 
@@ -114,24 +112,14 @@ def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: 
 
 
 def _allow_half(runtime: Any, config: Any, network: Any) -> None:
-    """Heavy layers in fp16 and statistics in fp32, for versions before 10, which choose the other formats themselves.
-
-    Asking for fp16 spares the builder the measurement of fp32 kernels. Of fused pointwise layers, such as a norm's last
-    steps, it compiles every kernel that it measures, 0.23 s each (TensorRT 8.5.3.1, H200): most of a build's time.
-    """
+    """Statistics in fp32, all else as is fastest, for versions before 10, which choose the formats themselves."""
     config.set_flag(runtime.BuilderFlag.FP16)
     config.set_flag(runtime.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-    kinds = runtime.LayerType
-    products = {kinds.CONVOLUTION, kinds.DECONVOLUTION, kinds.MATRIX_MULTIPLY}
     for number in range(network.num_layers):
         layer = network.get_layer(number)
-        if not _gives_numbers(runtime, layer):
-            continue
-        if _is_statistic(runtime, layer):
+        if _gives_numbers(runtime, layer) and _is_statistic(runtime, layer):
             layer.precision = runtime.float32
             layer.set_output_type(0, runtime.float32)
-        elif layer.type in products or _is_large_pointwise(runtime, layer):
-            layer.precision = runtime.float16
 
 
 def _gives_numbers(runtime: Any, layer: Any) -> bool:
@@ -148,12 +136,6 @@ def _is_statistic(runtime: Any, layer: Any) -> bool:
     shape = tuple(layer.get_output(0).shape)
     # A norm's statistics have 1 in place of the axes that they are of; those of a layer norm are as many as tokens.
     return layer.type == kinds.ELEMENTWISE and (square or not shape or shape[-1] == 1)
-
-
-def _is_large_pointwise(runtime: Any, layer: Any) -> bool:
-    """Whether a layer computes each element of a feature map by itself."""
-    kinds = runtime.LayerType
-    return layer.type in {kinds.ELEMENTWISE, kinds.ACTIVATION} and math.prod(layer.get_output(0).shape) >= _LARGE
 
 
 def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _Norm = nn.LayerNorm | nn.InstanceNorm3d | nn.GroupNorm
 _NORMS = (nn.LayerNorm, nn.InstanceNorm3d, nn.GroupNorm)
+_LEAKY = (nn.LeakyReLU, nn.PReLU)
+_Kinds = tuple[type[nn.Module], ...]
 _RUNNING = "track_running_stats"
 
 
@@ -32,18 +35,25 @@ def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     kept = copy.deepcopy(network)
     half = copy.deepcopy(network).to(dtype)
     # The norms' own numbers are those of before: a running variance may be beyond half precision.
-    half = _with_norms(half, _IN_FULL, lambda name: FullPrecisionNorm(kept.get_submodule(name), dtype))
+    _replace(half, _IN_FULL, lambda _, name: FullPrecisionNorm(kept.get_submodule(name), dtype))
     return HalfNetwork(half, dtype).eval()
 
 
 def with_written_norms(network: nn.Module) -> nn.Module:
     """A copy whose norms are means, products and roots, for engines that have no operation for them.
 
+    Variances and the activations that follow norms, leaky ReLUs, are written as choices (`where`): what lies around a
+    choice TensorRT 8.5 hands to its second compiler as one piece. Step by step it compiles some hundred kernels for
+    each norm, to measure them: the build of a SwinUNETR then does not end within ten minutes.
+
     Args:
         network: In evaluation mode; stays as it is.
     """
     written = copy.deepcopy(network)
-    return _with_norms(written, _NORMS, lambda name: WrittenNorm(written.get_submodule(name))).eval()  # type: ignore[arg-type]
+    _replace(written, _LEAKY, lambda activation, _: WrittenLeakyReLU(activation))
+    # A norm with running statistics is an affine map already.
+    _replace(written, _NORMS, lambda norm, _: norm if getattr(norm, _RUNNING, False) else WrittenNorm(norm))
+    return written.eval()
 
 
 class HalfNetwork(nn.Module):
@@ -84,8 +94,9 @@ class WrittenNorm(nn.Module):
     def __init__(self, norm: _Norm) -> None:
         super().__init__()
         self.eps = norm.eps
-        self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else 0
-        self.axes = tuple(range(-len(norm.normalized_shape), 0)) if isinstance(norm, nn.LayerNorm) else (-3, -2, -1)
+        self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else None
+        # The axes of tokens; voxels become one long axis, for which TensorRT 8.5 has fewer memory formats to measure.
+        self.axes = tuple(range(-len(norm.normalized_shape), 0)) if isinstance(norm, nn.LayerNorm) else None
         # A layer norm has a weight for each place that it norms over, the others one for each channel.
         shape = tuple(norm.normalized_shape) if isinstance(norm, nn.LayerNorm) else (-1, 1, 1, 1)
         self.scale = None if norm.weight is None else nn.Parameter(norm.weight.detach().reshape(shape), False)
@@ -93,26 +104,45 @@ class WrittenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The norm of x, in the shape of x."""
-        grouped = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:]) if self.groups else x
-        axes = (-4, *self.axes) if self.groups else self.axes
-        centred = grouped - grouped.mean(axes, keepdim=True)
-        variance = (centred * centred).mean(axes, keepdim=True)
-        normalized = centred / torch.sqrt(variance + self.eps)
-        result = normalized.flatten(1, 2) if self.groups else normalized
+        grouped = x if self.axes else x.reshape(x.shape[0], self.groups or x.shape[1], -1)
+        result = _normalized(grouped, self.axes or (-1,), self.eps).reshape(x.shape)
         if self.scale is not None:
             result = result * self.scale
         return result if self.shift is None else result + self.shift
 
 
+class WrittenLeakyReLU(nn.Module):
+    """`LeakyReLU` or `PReLU` as a choice."""
+
+    def __init__(self, activation: nn.LeakyReLU | nn.PReLU) -> None:
+        super().__init__()
+        if isinstance(activation, nn.PReLU):  # one slope, or one for each channel
+            self.slope: Tensor | float = nn.Parameter(activation.weight.detach().reshape(-1, 1, 1, 1), False)
+        else:
+            self.slope = activation.negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> the same shape."""
+        return torch.where(x > 0, x, x * self.slope)
+
+
+def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    """What is above the mean, in units of the deviation.
+
+    The variance is that of centred values: TensorRT 8.5 rounds statistics to half precision whatever it is asked for,
+    and a mean of squares less a squared mean would lose four times as much there (docs/performance.md).
+    """
+    centred = x - x.mean(axes, keepdim=True)
+    variance = (centred * centred).mean(axes, keepdim=True)
+    return centred / torch.sqrt(torch.where(variance > 0, variance, 0.0) + eps)
+
+
 _IN_FULL = (*_NORMS, nn.BatchNorm3d, WrittenNorm)
 
 
-def _with_norms(
-    network: nn.Module, kinds: tuple[type[nn.Module], ...], replacement: Callable[[str], nn.Module]
-) -> nn.Module:
-    """The network itself, each norm of these kinds replaced; one with running statistics has none to be written."""
+def _replace(network: nn.Module, kinds: _Kinds, replacement: Callable[[Any, str], nn.Module]) -> None:
+    """Each module of these kinds replaced by what is made of it and its name."""
     for name, module in list(network.named_modules()):
-        if isinstance(module, kinds) and name and not (kinds is _NORMS and getattr(module, _RUNNING, False)):
+        if isinstance(module, kinds) and name:
             parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, replacement(name))
-    return network
+            setattr(network.get_submodule(parent), child, replacement(module, name))

@@ -215,13 +215,13 @@ def old(monkeypatch):
     return make
 
 
-def test_an_untyped_network_gets_half_products_and_no_cudnn(old, tmp_path):
+def test_an_untyped_network_keeps_its_statistics_and_gets_no_cudnn(old, tmp_path):
     runtime, told = old(), []
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
     formats = [layer.precision for layer in runtime.layers]
-    assert formats == ["half"] * 5 + ["float"] * 3 + [None] + ["float"] * 2 + [None] * 2
-    assert [layer.output_type for layer in runtime.layers] == [f if f == "float" else None for f in formats]
+    assert formats == [None] * 5 + ["float"] * 3 + [None] + ["float"] * 2 + [None] * 2
+    assert [layer.output_type for layer in runtime.layers] == formats
     assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles

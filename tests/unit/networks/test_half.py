@@ -5,7 +5,13 @@ import torch
 from monai.networks.nets import SwinUNETR, UNet
 from torch import nn
 
-from ctflow.networks.half import FullPrecisionNorm, WrittenNorm, with_half_precision, with_written_norms
+from ctflow.networks.half import (
+    FullPrecisionNorm,
+    WrittenLeakyReLU,
+    WrittenNorm,
+    with_half_precision,
+    with_written_norms,
+)
 from ctflow.networks.swin import GPU_ATTENTION, rewrite_for_export
 
 ROI = (64, 32, 32)
@@ -52,6 +58,25 @@ def test_a_written_norm_is_the_norm(norm, shape):
         expected, found = norm(x), WrittenNorm(norm)(x)
     assert found.shape == expected.shape
     assert relative_error(expected, found) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.LeakyReLU(0.1, inplace=True), nn.PReLU(), nn.PReLU(4, init=0.3)], ids=["leaky", "PReLU", "PReLU4"]
+)
+def test_a_written_activation_is_the_activation(activation):
+    network = nn.Sequential(nn.Conv3d(1, 4, 1), activation).eval().requires_grad_(False)
+    written = with_written_norms(network)
+    assert isinstance(written[1], WrittenLeakyReLU)
+    with torch.inference_mode():
+        assert torch.equal(written(noise(2, 1, 3, 5, 7)), network(noise(2, 1, 3, 5, 7)))
+
+
+def test_statistics_that_an_engine_rounds_cost_little(monkeypatch):
+    """TensorRT 8.5 rounds means and variances to half precision; far from zero this must not cost the variance."""
+    mean = torch.Tensor.mean
+    monkeypatch.setattr(torch.Tensor, "mean", lambda *args, **named: mean(*args, **named).half().float())
+    norm, x = nn.InstanceNorm3d(1), noise(1, 1, 8, 8, 8) + 20
+    assert relative_error(norm(x), WrittenNorm(norm)(x)) <= 2e-3
 
 
 def test_a_network_with_written_norms_computes_the_same(swin):
