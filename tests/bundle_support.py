@@ -23,6 +23,30 @@ def bundle_with_spacing(folder: Path, spacing_mm: float, roi: int) -> Path:
     return folder
 
 
+def small_unet_bundle(folder: Path) -> Path:
+    """A bundle whose windows take milliseconds: a small UNet on a grid of 6 mm, windows of 32^3."""
+    bundle_with_spacing(folder, 6.0, 32)
+    path = folder / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["network_def"] = {
+        "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2],
+        "norm": "instance",
+    }  # fmt: skip
+    path.write_text(json.dumps(config, indent=2))
+    _write_untrained_unet({**config["network_def"]}, folder / "models" / "model.pt")
+    return folder
+
+
+def _write_untrained_unet(definition: dict[str, object], path: Path) -> None:
+    import torch  # noqa: PLC0415
+    from monai.networks.nets import UNet  # noqa: PLC0415
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        network = UNet(**{key: value for key, value in definition.items() if key != "_target_"})
+    torch.save(network.state_dict(), path)
+
+
 def _write_untrained_weights(definition: dict[str, object], path: Path) -> None:
     """Seeded weights whose bias is chosen so that a chest has a few marks: tests do not hang on the trained ones."""
     import torch  # noqa: PLC0415  # the tests of rooms without torch also come by here

@@ -1,6 +1,7 @@
 """Make the training set of the demonstration model: phantoms, and tumours put into the lung of a real CT.
 
     python training/make_set.py DIR --phantoms 240 --processes 16 [--background lidc.npz --insertions 48]
+    python training/make_set.py DIR --phantoms 24 --shape 300,512,512
 
 Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them; a label is the tumour's number, so that small
 ones are sampled as often as large ones. Nothing within 30 mm of the real nodule of the
@@ -22,11 +23,12 @@ from ctflow.phantom import phantom_from_seed
 from ctflow.phantom.grid import Field, Grid
 from ctflow.phantom.paint import Tubes
 from ctflow.phantom.tumours import draw_mimics, draw_tumours, plans_from_rng
+from ctflow.volume import Size3
 
 # Seeds from here on; 1000-1019 and 2000-2009 are for the evaluation and never drawn.
 FIRST_SEED = 100_000
 # Voxel sizes from thick slices to thin ones; what a model sees is resampled to its own spacing.
-SHAPES = ((160, 256, 256), (160, 256, 256), (200, 320, 320), (130, 300, 300), (240, 384, 384))
+SHAPES: tuple[Size3, ...] = ((160, 256, 256), (160, 256, 256), (200, 320, 320), (130, 300, 300), (240, 384, 384))
 CLEAR_MM = 30.0
 SMALLEST_BOX_MM = 110.0
 
@@ -39,12 +41,12 @@ def write_case(folder: Path, hu: np.ndarray, labels: np.ndarray, affine_lps: np.
     nib.save(nib.Nifti1Image(labels, affine), folder / "label.nii")
 
 
-def make_phantom(folder: Path, number: int) -> None:
-    """One phantom; every tenth has no tumour."""
+def make_phantom(folder: Path, number: int, shape: Size3) -> None:
+    """One phantom of `shape` (D, H, W) voxels; every tenth has no tumour."""
     seed = FIRST_SEED + number
     rng = np.random.default_rng([seed, 99])
     count = 0 if number % 10 == 9 else int(rng.integers(2, 6))
-    phantom = phantom_from_seed(seed, SHAPES[number % len(SHAPES)], tumours=count)
+    phantom = phantom_from_seed(seed, shape, tumours=count)
     write_case(folder / f"phantom-{seed}", phantom.volume.array, phantom.numbers, phantom.volume.geometry.affine_mm)
 
 
@@ -94,6 +96,16 @@ def boxes_clear_of(nodule: np.ndarray, shape: tuple[int, ...], spacing_mm: float
     return boxes
 
 
+def shape_from_text(text: str) -> Size3:
+    """Three whole numbers with commas between them, "D,H,W".
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    depth, height, width = (int(part) for part in text.split(","))
+    return depth, height, width
+
+
 def main() -> None:
     """Make the set."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -102,8 +114,14 @@ def main() -> None:
     parser.add_argument("--insertions", type=int, default=48)
     parser.add_argument("--background", type=Path, help="made by training/make_background.py")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument(
+        "--shape", type=shape_from_text, metavar="D,H,W", help="voxels of every phantom (default: a mixture)"
+    )
     words = parser.parse_args()
-    jobs: list[tuple[Any, tuple[Any, ...]]] = [(make_phantom, (words.folder, n)) for n in range(words.phantoms)]
+    shapes = (words.shape,) if words.shape else SHAPES
+    jobs: list[tuple[Any, tuple[Any, ...]]] = [
+        (make_phantom, (words.folder, n, shapes[n % len(shapes)])) for n in range(words.phantoms)
+    ]
     if words.background:
         with np.load(words.background) as stored:
             background = dict(stored)

@@ -175,6 +175,45 @@ def engines(as_json: bool, **given: Any) -> int:
     return 0
 
 
+@cli.group()
+def bench() -> None:
+    """Measure speed and exactness on this machine."""
+
+
+@bench.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Gets ladder.json and ladder.png.")
+@_MODEL
+@click.option("--shape", metavar="D,H,W", default="300,512,512", show_default=True, callback=_shape)
+@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Draws the phantom.")
+@click.option(
+    "--overlap", "overlaps", type=click.FloatRange(0, 1, max_open=True), multiple=True, default=(0.0, 0.25),
+    show_default=True, help="May be given several times.",
+)  # fmt: skip
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timed volumes of each row.")
+@click.option("--rows", metavar="ID,ID", help="Only these rows (default: all).")
+@click.option(
+    "--python", "pythons", metavar="ROW=PATH", multiple=True, help="Interpreter of a row (default: this one)."
+)
+@_options("cache", "device")
+def ladder(
+    output: Path | None,
+    model: str | None,
+    shape: tuple[int, int, int],
+    seed: int,
+    overlaps: tuple[float, ...],
+    repeats: int,
+    rows: str | None,
+    pythons: tuple[str, ...],
+    **given: Any,
+) -> int:
+    """Segment a phantom in every way, from stock MONAI to ctflow's engines, each in a process of its own."""
+    from ctflow.cli.ladder import ladder_command  # noqa: PLC0415
+
+    return ladder_command(
+        model, given, output, shape=shape, seed=seed, overlaps=overlaps, repeats=repeats, rows=rows, pythons=pythons
+    )
+
+
 @cli.command(
     "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, add_help_option=False
 )

@@ -63,6 +63,13 @@ def backends() -> list[tuple[str, bool, str]]:
     return [(name, *_load(name).is_available()) for name in BACKENDS]
 
 
+def backends_for(device: str) -> list[tuple[str, tuple[Precision, ...]]]:
+    """Every backend that computes on such a device, installed or not, and the precisions that `auto` tries with it."""
+    kind = device.partition(":")[0]
+    modules = [(name, _load(name)) for name in BACKENDS]
+    return [(name, module.precisions(device)) for name, module in modules if kind in module.DEVICES]
+
+
 def open_engine(
     name: str,
     model: Model,

@@ -8,21 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
-from ctflow.atomic import write_atomically
-from ctflow.report.lettering import font_of, shortened
+from ctflow.report.pen import DIM, FRAME, GRID, PAPER, Pen
 
 WIDTH_PX, HEIGHT_PX = 1200, 760
-_FINE = 3  # drawn this much larger and then reduced, which smooths every edge
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 1164, 196, 640  # the plot's frame
 _MISSED_PX = 22  # missed lesions stand this far below the line of Dice 0
 _TICKS_MM = (2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200)
 _LEAST_MM, _MOST_MM = 5.2, 69.0  # shown even if no lesion is that small or large
 
-Colour = tuple[int, int, int]
-_PAPER, _INK, _DIM, _GRID = (255, 255, 255), (28, 33, 42), (104, 112, 124), (224, 228, 234)
-_FRAME, _BAND, _BAND_OTHER = (150, 158, 170), (238, 243, 249), (247, 249, 252)
+_BAND, _BAND_OTHER = (238, 243, 249), (247, 249, 252)
 _FOUND, _MISSED, _MEAN, _ALARM = (20, 110, 180), (205, 52, 48), (206, 112, 0), (178, 70, 0)
 
 
@@ -42,45 +36,6 @@ class _Scale:
         return floor - dice * (floor - _TOP)
 
 
-class _Pen:
-    """Draws in the picture's pixels on the finer canvas."""
-
-    def __init__(self, canvas: Image.Image) -> None:
-        self._canvas = canvas
-        self._draw = ImageDraw.Draw(canvas, "RGBA")
-
-    def words(
-        self, x: float, y: float, words: str, size: int, anchor: str = "ls", fill: Colour = _INK, *, bold: bool = False
-    ) -> None:
-        """One line; the font has no bold cut, so a thin rim of its own colour stands in."""
-        place, rim = (x * _FINE, y * _FINE), 0.35 * _FINE if bold else 0
-        self._draw.text(place, words, font=font_of(size * _FINE), anchor=anchor, fill=fill, stroke_width=rim)
-
-    def line(self, points: Sequence[tuple[float, float]], fill: Colour, width: float = 1.0) -> None:
-        """A line through points."""
-        fine = [(x * _FINE, y * _FINE) for x, y in points]
-        self._draw.line(fine, fill=fill, width=max(round(width * _FINE), 1))
-
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Colour) -> None:
-        """A filled rectangle."""
-        self._draw.rectangle([left * _FINE, top * _FINE, right * _FINE, bottom * _FINE], fill=fill)
-
-    def dot(self, x: float, y: float, radius: float = 6.0) -> None:
-        """A found lesion; where several lie together the colour deepens."""
-        for reach, fill in ((radius, (*_PAPER, 235)), (radius - 1.2, (*_FOUND, 190))):
-            edges = [(x - reach) * _FINE, (y - reach) * _FINE, (x + reach) * _FINE, (y + reach) * _FINE]
-            self._draw.ellipse(edges, fill=fill)
-
-    def cross(self, x: float, y: float, reach: float = 5.5) -> None:
-        """A missed lesion."""
-        self.line([(x - reach, y - reach), (x + reach, y + reach)], _MISSED, 2.4)
-        self.line([(x - reach, y + reach), (x + reach, y - reach)], _MISSED, 2.4)
-
-    def room(self, words: str, size: int) -> float:
-        """Length of a line."""
-        return font_of(size * _FINE).getlength(words) / _FINE
-
-
 def write_exactness_chart(document: Mapping[str, Any], path: Path) -> None:
     """Draw an evaluation.
 
@@ -96,24 +51,22 @@ def write_exactness_chart(document: Mapping[str, Any], path: Path) -> None:
     scale = _Scale(
         min([_LEAST_MM, *(mm / 1.08 for mm in diameters)]), max([_MOST_MM, *(mm * 1.08 for mm in diameters)])
     )
-    canvas = Image.new("RGB", (WIDTH_PX * _FINE, HEIGHT_PX * _FINE), _PAPER)
-    pen = _Pen(canvas)
+    pen = Pen(WIDTH_PX, HEIGHT_PX)
     _draw_head(pen, document)
     _draw_bands(pen, scale, document["summary"]["by_size"])
     _draw_axes(pen, scale)
     _draw_means(pen, scale, document["summary"]["by_size"])
     _draw_lesions(pen, scale, lesions)
     _draw_legend(pen)
-    picture = canvas.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.LANCZOS)
-    write_atomically(path, lambda stream: picture.save(stream, format="PNG", compress_level=6))
+    pen.save(path)
 
 
-def _draw_head(pen: _Pen, document: Mapping[str, Any]) -> None:
+def _draw_head(pen: Pen, document: Mapping[str, Any]) -> None:
     notice = document["research_only"] or ""
     pen.words(_RIGHT, 48, notice, 17, "rs", _ALARM, bold=True)
     room = _RIGHT - _LEFT - pen.room(notice, 17) - 40
     model, engine, summary = document["model"], document["engine"], document["summary"]
-    title = shortened(f"{model['name']} {model['version']}", 26 * _FINE, room * _FINE)
+    title = pen.fitted(f"{model['name']} {model['version']}", 26, room)
     pen.words(_LEFT, 50, title, 26, bold=True)
     parts = [f"{engine['backend']} {engine['precision']} on {engine['device']}"] if engine else []
     overall, free = summary["overall"], summary["tumour_free"]
@@ -130,11 +83,11 @@ def _draw_head(pen: _Pen, document: Mapping[str, Any]) -> None:
     _draw_facts(pen, 102, parts)
 
 
-def _draw_facts(pen: _Pen, y: float, parts: Sequence[str]) -> None:
-    pen.words(_LEFT, y, shortened("   |   ".join(parts), 15 * _FINE, (_RIGHT - _LEFT) * _FINE), 15, fill=_DIM)
+def _draw_facts(pen: Pen, y: float, parts: Sequence[str]) -> None:
+    pen.words(_LEFT, y, pen.fitted("   |   ".join(parts), 15, _RIGHT - _LEFT), 15, fill=DIM)
 
 
-def _draw_bands(pen: _Pen, scale: _Scale, classes: Sequence[Mapping[str, Any]]) -> None:
+def _draw_bands(pen: Pen, scale: _Scale, classes: Sequence[Mapping[str, Any]]) -> None:
     """Shades each size class and writes its figures above it."""
     for index, row in enumerate(classes):
         left, right = scale.x(row["from_mm"]), scale.x(row["to_mm"])
@@ -142,49 +95,61 @@ def _draw_bands(pen: _Pen, scale: _Scale, classes: Sequence[Mapping[str, Any]]) 
         middle = (left + right) / 2
         pen.words(middle, 142, f"{row['from_mm']:.0f} to {row['to_mm']:.0f} mm", 17, "ms", bold=True)
         if not row["lesions"]:
-            pen.words(middle, 164, "no lesions", 14, "ms", _DIM)
+            pen.words(middle, 164, "no lesions", 14, "ms", DIM)
             continue
         pen.words(middle, 164, f"{row['hits']} of {row['lesions']} found ({100 * row['sensitivity']:.0f} %)", 14, "ms")
         pen.words(middle, 184, f"mean Dice {row['mean_dice']:.2f}", 15, "ms", _MEAN)
 
 
-def _draw_axes(pen: _Pen, scale: _Scale) -> None:
+def _draw_axes(pen: Pen, scale: _Scale) -> None:
     for tenths in range(0, 11, 2):
         y = scale.y(tenths / 10)
-        pen.line([(_LEFT, y), (_RIGHT, y)], _GRID)
-        pen.words(_LEFT - 10, y, f"{tenths / 10:.1f}", 14, "rm", _DIM)
+        pen.line([(_LEFT, y), (_RIGHT, y)], GRID)
+        pen.words(_LEFT - 10, y, f"{tenths / 10:.1f}", 14, "rm", DIM)
     pen.words(_LEFT - 10, _BOTTOM - _MISSED_PX, "missed", 14, "rm", _MISSED)
     for millimetres in _TICKS_MM:
         if scale.low_mm <= millimetres <= scale.high_mm:
             x = scale.x(millimetres)
-            pen.line([(x, _BOTTOM), (x, _BOTTOM + 6)], _FRAME)
-            pen.words(x, _BOTTOM + 12, str(millimetres), 14, "mt", _DIM)
-    pen.line([(_LEFT, _TOP), (_LEFT, _BOTTOM), (_RIGHT, _BOTTOM)], _FRAME, 1.3)
+            pen.line([(x, _BOTTOM), (x, _BOTTOM + 6)], FRAME)
+            pen.words(x, _BOTTOM + 12, str(millimetres), 14, "mt", DIM)
+    pen.line([(_LEFT, _TOP), (_LEFT, _BOTTOM), (_RIGHT, _BOTTOM)], FRAME, 1.3)
     pen.words(_LEFT - 10, _TOP - 18, "Dice", 15, "rs")
     label = "equivalent diameter of the true lesion (of the sphere of its volume), mm"
     pen.words((_LEFT + _RIGHT) / 2, _BOTTOM + 38, label, 15, "mt")
 
 
-def _draw_lesions(pen: _Pen, scale: _Scale, lesions: Sequence[Mapping[str, Any]]) -> None:
+def _draw_lesions(pen: Pen, scale: _Scale, lesions: Sequence[Mapping[str, Any]]) -> None:
     for lesion in lesions:
         x = scale.x(lesion["equivalent_diameter_mm"])
         if lesion["hit"]:
-            pen.dot(x, scale.y(lesion["dice"]))
+            _dot(pen, x, scale.y(lesion["dice"]))
         else:
-            pen.cross(x, _BOTTOM - _MISSED_PX)
+            _cross(pen, x, _BOTTOM - _MISSED_PX)
     if not lesions:
         middle = ((_LEFT + _RIGHT) / 2, scale.y(0.5))
-        pen.words(*middle, "no true lesions", 20, "mm", _DIM)
+        pen.words(*middle, "no true lesions", 20, "mm", DIM)
 
 
-def _draw_means(pen: _Pen, scale: _Scale, classes: Sequence[Mapping[str, Any]]) -> None:
+def _draw_means(pen: Pen, scale: _Scale, classes: Sequence[Mapping[str, Any]]) -> None:
     for row in classes:
         if row["mean_dice"] is not None:
             y = scale.y(row["mean_dice"])
             pen.line([(scale.x(row["from_mm"]), y), (scale.x(row["to_mm"]), y)], _MEAN, 2.6)
 
 
-def _draw_legend(pen: _Pen) -> None:
+def _dot(pen: Pen, x: float, y: float, radius: float = 6.0) -> None:
+    """A found lesion; where several lie together the colour deepens."""
+    pen.disc(x, y, radius, (*PAPER, 235))
+    pen.disc(x, y, radius - 1.2, (*_FOUND, 190))
+
+
+def _cross(pen: Pen, x: float, y: float, reach: float = 5.5) -> None:
+    """A missed lesion."""
+    pen.line([(x - reach, y - reach), (x + reach, y + reach)], _MISSED, 2.4)
+    pen.line([(x - reach, y + reach), (x + reach, y - reach)], _MISSED, 2.4)
+
+
+def _draw_legend(pen: Pen) -> None:
     """One row below the axis, in its middle."""
     entries = (
         "a lesion that was found",
@@ -196,10 +161,10 @@ def _draw_legend(pen: _Pen) -> None:
     x = (_LEFT + _RIGHT - sum(lengths) - gap * (len(entries) - 1)) / 2
     for index, (words, length) in enumerate(zip(entries, lengths, strict=True)):
         if index == 0:
-            pen.dot(x + 12, y)
+            _dot(pen, x + 12, y)
         elif index == 1:
-            pen.cross(x + 12, y)
+            _cross(pen, x + 12, y)
         else:
             pen.line([(x, y), (x + 24, y)], _MEAN, 2.6)
-        pen.words(x + mark, y, words, 14, "lm", _DIM)
+        pen.words(x + mark, y, words, 14, "lm", DIM)
         x += length + gap

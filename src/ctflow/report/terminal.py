@@ -23,6 +23,8 @@ _STAGES = {
     "phantom": "drawing phantoms",
     "prepare engine": "making the engine",
     "measure engines": "measuring engines",
+    "draw phantom": "drawing the phantom",
+    "measure rows": "measuring rows",
     "evaluate": "evaluating cases",
     "scan": "reading headers",
     "read": "reading slices",

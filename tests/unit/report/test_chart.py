@@ -8,6 +8,7 @@ from ctflow.errors import NotWritten
 from ctflow.report import chart
 from ctflow.report.chart import HEIGHT_PX, WIDTH_PX, write_exactness_chart
 from ctflow.report.lettering import font_of, shortened
+from ctflow.report.pen import PAPER
 
 NOTICE = "RESEARCH ONLY - NOT FOR CLINICAL USE"
 HEAD = np.s_[:60, WIDTH_PX // 2 :]
@@ -128,7 +129,7 @@ def test_bands_are_shaded_between_the_limits(draw):
     scale = chart._Scale(chart._LEAST_MM, chart._MOST_MM)
     y = round(scale.y(0.9))
     shades = [tuple(picture[y, round(scale.x(mm))]) for mm in (5.5, 7, 15, 30, 65)]
-    assert shades == [chart._PAPER, chart._BAND, chart._BAND_OTHER, chart._BAND, chart._PAPER]
+    assert shades == [PAPER, chart._BAND, chart._BAND_OTHER, chart._BAND, PAPER]
 
 
 def test_research_only_is_said_beside_any_name(draw):

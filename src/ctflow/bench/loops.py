@@ -1,0 +1,156 @@
+"""A whole volume in three ways: stock MONAI's, the starting article's own loop, and ctflow's.
+
+All take the same prepared volume and give the same kind of mask in host memory, so that their seconds can be compared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctflow.model import ModelSpec
+from ctflow.postprocess import Labels, labels_from_probabilities, labels_on_host, probabilities_from_logits
+from ctflow.volume import Size3
+from ctflow.window.blend import importance_map
+from ctflow.window.devices import Predict, Worker
+from ctflow.window.grid import shares_of_windows, window_starts
+from ctflow.window.predict import predict_volume
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a volume is cut and blended.
+
+    Attributes:
+        overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
+        batch_size: Windows a call.
+    """
+
+    overlap: float
+    batch_size: int
+
+
+def stock_volume(predict: Predict, volume: Tensor, spec: ModelSpec, windows: Windows, stitch: str) -> Labels:
+    """`monai.inferers.sliding_window_inference` and an argmax.
+
+    Args:
+        predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device and in its precision.
+        volume: (1, C_in, X, Y, Z), where the windows are computed.
+        spec: The model's window and blend.
+        windows: Overlap and batch.
+        stitch: torch device on which windows are blended and the argmax is taken.
+
+    Returns:
+        (X, Y, Z) uint8 in host memory.
+    """
+    from monai.inferers import sliding_window_inference  # noqa: PLC0415  # seconds, which the other ways do not need
+
+    logits = sliding_window_inference(
+        volume,
+        spec.roi,
+        windows.batch_size,
+        predict,
+        overlap=windows.overlap,
+        mode=spec.blend,
+        sw_device=volume.device,
+        device=stitch,
+    )
+    labels: Labels = logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def article_volume(
+    workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, windows: Windows, *, one_channel: bool
+) -> Labels:
+    """The starting article's loop: windows go to the GPU, their result comes back and is merged in host memory.
+
+    Args:
+        workers: One for each device, a thread each; results in any floating-point format.
+        volume: (1, C_in, X, Y, Z) float32 in host memory, no axis smaller than the window.
+        spec: The model's window, blend and number of channels.
+        windows: Overlap and batch.
+        one_channel: Whether softmax is computed on the device and only the channel of class 1 comes back; else every
+            channel does, and softmax and argmax are computed in host memory.
+
+    Returns:
+        (X, Y, Z) uint8.
+    """
+    size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # a volume has three
+    weight = importance_map(spec.roi, spec.blend, volume.device)
+    total = torch.zeros((1 if one_channel else spec.out_channels, *size))
+    weights = torch.zeros(size)
+    merging = threading.Lock()
+
+    def compute(worker: Worker, starts: Sequence[Size3]) -> None:
+        with torch.inference_mode(), _current(worker.device):
+            for first in range(0, len(starts), windows.batch_size):
+                boxes = [_box(start, spec.roi) for start in starts[first : first + windows.batch_size]]
+                batch = torch.stack([volume[0][box] for box in boxes]).to(worker.device)
+                found = _probabilities(worker.predict(batch), one_channel=one_channel)
+                with merging:
+                    for box, part in zip(boxes, found, strict=True):
+                        total[box] += part * weight
+                        weights[box[1:]] += weight
+
+    shares = shares_of_windows(window_starts(size, spec.roi, windows.overlap), len(workers))
+    with ThreadPoolExecutor(len(workers)) as threads:
+        for ended in [threads.submit(compute, *pair) for pair in zip(workers, shares, strict=False)]:
+            ended.result()
+    total /= weights
+    labels: Labels = (total[0] > 0.5 if one_channel else total.argmax(dim=0)).to(torch.uint8).numpy()
+    return labels
+
+
+def _probabilities(logits: Tensor, *, one_channel: bool) -> Tensor:
+    """Softmax on the device and one channel of it in host memory, or all channels in host memory and softmax there."""
+    if one_channel:
+        return torch.softmax(logits.float(), dim=1)[:, 1:2].cpu()
+    return torch.softmax(logits.cpu().float(), dim=1)
+
+
+def _box(start: Size3, roi: Size3) -> tuple[slice, ...]:
+    """A window of every channel."""
+    return (slice(None), *(slice(first, first + size) for first, size in zip(start, roi, strict=True)))
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, windows: Windows) -> Labels:
+    """What ctflow does: everything stays on the devices, and the packed mask comes back.
+
+    Args:
+        workers: One for each device; the first is on the volume's.
+        volume: (1, C_in, X, Y, Z) float32 on the first device.
+        spec: The model.
+        windows: Overlap and batch.
+
+    Returns:
+        (X, Y, Z) uint8 in host memory.
+    """
+    logits = predict_volume(
+        volume, workers, roi=spec.roi, overlap=windows.overlap, blend=spec.blend, batch_size=windows.batch_size
+    )
+    return labels_on_host(labels_from_probabilities(probabilities_from_logits(logits, spec), spec), spec)
+
+
+def two_channels(predict: Predict) -> Predict:
+    """Both channels of a folded two-class head, whose one logit is their difference: (0, difference)."""
+
+    def both(windows: Tensor) -> Tensor:
+        logits = predict(windows)
+        return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+    return both

@@ -1,0 +1,238 @@
+"""One row of a ladder in a process of its own: `python -m ctflow.bench.row REQUEST.json`, written by `bench.ladder`.
+
+Each row gets a fresh process, so that no engine warms another up or keeps memory, and engines whose packages do not get
+on with each other may live in different interpreters.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
+from ctflow.bundle.read import read_bundle
+from ctflow.engines.choose import check_engine, open_engine
+from ctflow.errors import BackendUnavailable, BundleInvalid, CtflowError
+from ctflow.model import Model
+from ctflow.networks.build import network_from_model
+from ctflow.postprocess import Labels
+from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
+from ctflow.volume import Geometry, Size3, Volume
+from ctflow.window.devices import Predict, Worker
+from ctflow.window.grid import window_starts
+
+TORCH = "torch"  # the network as MONAI builds it, in place of an engine
+STRICT, DEFAULT = "strict fp32", "torch's default"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a row is to do.
+
+    Attributes:
+        way: "stock", "article", "article, one channel" or "ctflow".
+        engine: Backend name, or `TORCH`.
+        precision: `STRICT`, `DEFAULT` or "fp16" for `TORCH`; else the engine's.
+        stitch: Where stock MONAI blends: "device" or "cpu".
+        devices: torch devices.
+        model: The bundle.
+        case: An .npz with hu (D, H, W) int16 and affine_mm (4, 4).
+        overlaps: Each is measured.
+        batch_size: Windows a call.
+        repeats: Timed volumes, after one that is not.
+        cache: Folder of made engines.
+        result: Folder of the answer: result.json, and a mask for each overlap.
+    """
+
+    way: str
+    engine: str
+    precision: str
+    stitch: str
+    devices: tuple[str, ...]
+    model: str
+    case: str
+    overlaps: tuple[float, ...]
+    batch_size: int
+    repeats: int
+    cache: str | None
+    result: str
+
+
+def run_row(request: Request) -> dict[str, Any]:
+    """Measure a row and write its masks.
+
+    Args:
+        request: What to do.
+
+    Returns:
+        What was measured: engine, versions, bytes of memory taken on each GPU, and for each overlap the seconds of each
+        volume and the number of windows.
+
+    Raises:
+        CtflowError: This machine or model cannot do it.
+    """
+    model = read_bundle(Path(request.model))
+    _check(model, request)
+    free = [_free_bytes(device) for device in request.devices]
+    volume = _volume(Path(request.case))
+    prepared = prepare_volume(volume, model.spec.preprocessing, "cpu")
+    size: Size3 = tuple(prepared.tensor.shape[2:])  # type: ignore[assignment]  # a volume has three
+    if any(voxels < window for voxels, window in zip(size, model.spec.roi, strict=True)):
+        raise BundleInvalid(f"the volume {size} is smaller than the window {model.spec.roi}: use a larger --shape")
+    measured = []
+    with ExitStack() as stack, torch.inference_mode():
+        workers, info = _workers(model, request, stack)
+        for number, overlap in enumerate(request.overlaps):
+            way = _way(model, request, workers, prepared, Windows(overlap, request.batch_size))
+            labels, seconds = _timed(way, request)
+            np.save(Path(request.result) / f"mask-{number}.npy", np.packbits(_on_source(labels, prepared, volume)))
+            count = len(window_starts(size, model.spec.roi, overlap))
+            measured.append({"overlap": overlap, "windows": count, "seconds": [round(s, 4) for s in seconds]})
+        taken = [before - _free_bytes(device) for before, device in zip(free, request.devices, strict=True)]
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {"engine": info, "versions": versions, "memory_bytes": taken if any(free) else None, "measured": measured}
+
+
+def _check(model: Model, request: Request) -> None:
+    spec = model.spec
+    if spec.activation != "softmax":
+        raise BundleInvalid(f"the ladder compares models with a softmax; this one has {spec.activation}")
+    if request.way.endswith("one channel") and spec.out_channels != 2:
+        raise BundleInvalid(f"one channel says all of two classes only; this model has {spec.out_channels}")
+    if request.engine == TORCH:
+        if request.precision == "fp16" and request.devices[0] == "cpu":
+            raise BackendUnavailable("PyTorch computes fp16 on a GPU only")
+    else:
+        for device in request.devices:
+            check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
+
+
+def _free_bytes(device: str) -> int:
+    """Free memory of a GPU; 0 for the CPU."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else 0
+
+
+def _volume(path: Path) -> Volume:
+    with np.load(path) as case:
+        hu, affine = case["hu"], case["affine_mm"]
+    return Volume(hu, Geometry(hu.shape, affine))
+
+
+def _workers(model: Model, request: Request, stack: ExitStack) -> tuple[list[Worker], dict[str, Any] | None]:
+    """What computes windows on each device, and which engine it is."""
+    if request.engine == TORCH:
+        stack.enter_context(_arithmetic(request.precision))
+        half = request.precision == "fp16"
+        network = network_from_model(model)
+        return [Worker(_plain(network, device, half=half), torch.device(device)) for device in request.devices], None
+    workers, info = [], None
+    for device in request.devices:
+        engine = open_engine(
+            request.engine,
+            model,
+            device=device,
+            precision=request.precision,  # type: ignore[arg-type]  # checked before
+            roi=model.spec.roi,
+            batch_range=(1, request.batch_size),
+            cache_dir=Path(request.cache) if request.cache else None,
+        )
+        stack.callback(engine.close)
+        info = info or asdict(engine.info)
+        workers.append(Worker(engine.predict, torch.device(engine.info.device)))
+    return workers, info
+
+
+def _plain(network: nn.Module, device: str, *, half: bool) -> Predict:
+    """The network as it is."""
+    on_device = network.to(device).eval()
+    if half:
+        on_device = on_device.half()
+
+    def predict(windows: Tensor) -> Tensor:
+        logits: Tensor = on_device(windows.half() if half else windows)
+        return logits
+
+    return predict
+
+
+@contextmanager
+def _arithmetic(precision: str) -> Iterator[None]:
+    """Strict fp32 computes no product in tf32; the default is as torch starts."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    if precision == STRICT:
+        cudnn.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
+
+
+def _way(
+    model: Model, request: Request, workers: Sequence[Worker], prepared: Prepared, windows: Windows
+) -> Callable[[], Labels]:
+    """A call that segments the volume; what it reads lies in host memory and on the first device already."""
+    spec, host = model.spec, prepared.tensor
+    resident = host.to(workers[0].device)
+    if request.way == "stock":
+        stitch = str(workers[0].device) if request.stitch == "device" else "cpu"
+        source = resident.half() if request.precision == "fp16" else resident
+        return lambda: stock_volume(workers[0].predict, source, spec, windows, stitch)
+    if request.way.startswith("article"):
+        both = [Worker(two_channels(worker.predict), worker.device) for worker in workers]
+        one = request.way.endswith("one channel")
+        return lambda: article_volume(both, host, spec, windows, one_channel=one)
+    return lambda: resident_volume(workers, resident, spec, windows)
+
+
+def _timed(way: Callable[[], Labels], request: Request) -> tuple[Labels, list[float]]:
+    """The last mask, and the seconds of each volume after the first."""
+    seconds = []
+    for _ in range(request.repeats + 1):
+        for device in request.devices:
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        labels = way()  # ends with the mask in host memory
+        seconds.append(time.perf_counter() - start)
+    return labels, seconds[1:]
+
+
+def _on_source(labels: Labels, prepared: Prepared, volume: Volume) -> Labels:
+    """The mask on the grid of the CT; of several classes, everything that is not background."""
+    marked = torch.from_numpy(labels > 0).to(torch.float32)[None]
+    found = np.empty(volume.array.shape, np.uint8)
+    for rows, slab in restore_slabs(prepared, marked):
+        found[rows] = (slab[0] > 0.5).numpy()
+    return found
+
+
+def request_from_document(document: Mapping[str, Any]) -> Request:
+    """A request as `bench.ladder` wrote it."""
+    lists = {"devices": tuple(document["devices"]), "overlaps": tuple(document["overlaps"])}
+    return Request(**{**document, **lists})
+
+
+def main() -> None:
+    """Do what the file says; the answer is result.json, with a reason where the row cannot be run here."""
+    request = request_from_document(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    try:
+        answer = run_row(request)
+    except (CtflowError, torch.OutOfMemoryError) as error:
+        answer = {"reason": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+    (Path(request.result) / "result.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

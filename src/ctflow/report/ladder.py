@@ -1,0 +1,157 @@
+"""What a person sees of a ladder: a table of rows, and a picture of their seconds."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ctflow.report.pen import DIM, FRAME, GRID, Pen
+
+WIDTH_PX = 1280
+_TOP, _ROW, _BAR = 150, 34, 20  # heights in pixels
+_NAMES, _LEFT, _RIGHT = 40, 470, 1130  # where names and bars begin, and the longest bar ends
+_STOCK, _ARTICLE, _OWN = (150, 158, 170), (206, 112, 0), (20, 110, 180)
+_COLOURS = {"stock": _STOCK, "article": _ARTICLE, "article, one channel": _ARTICLE, "ctflow": _OWN}
+_GIB = 2**30
+
+
+def say_ladder(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show a ladder.
+
+    Args:
+        document: What `ctflow.bench.ladder.run_ladder` returns.
+        stream: Gets the text; None takes standard output.
+    """
+    stream = stream or sys.stdout
+    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 180)
+    console.print(_head(document), markup=False, highlight=False)
+    for number, overlap in enumerate(_overlaps(document)):
+        console.print(Text(f"\noverlap {overlap['overlap']:g}, {overlap['windows']} windows", style="bold"))
+        console.print(_table(document["rows"], number))
+    for row in document["rows"]:
+        if row["reason"]:
+            console.print(f"{row['id']} ({row['text']}) not run: {row['reason']}", markup=False, highlight=False)
+
+
+def _head(document: Mapping[str, Any]) -> str:
+    """Machine, network and case in a line or two."""
+    machine, model, case = document["machine"], document["model"], document["case"]
+    where = ", ".join(machine["gpus"]) or f"{machine['processors']} processors, no GPU"
+    size = model["arguments"].get("feature_size")
+    network = f"{model['network']}{f' feature_size {size}' if size else ''}"
+    shape = " x ".join(map(str, case["shape"]))
+    return f"{network} on a phantom of {shape}, {where}, torch {machine['torch']}, {document['date']}"
+
+
+def _overlaps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The first measured row's results, which have what is the same for all."""
+    return next((row["results"] for row in document["rows"] if not row["reason"]), [])
+
+
+def _table(rows: Sequence[Mapping[str, Any]], number: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("row", "what"):
+        table.add_column(heading)
+    for heading in ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 1", "Dice to truth", "GPU GiB"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if not row["reason"]:
+            table.add_row(row["id"], row["text"], *_cells(row, row["results"][number]))
+    return table
+
+
+def _cells(row: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
+    memory = row["memory_bytes"]
+    return (
+        f"{result['median_s']:.3f}",
+        f"{result['spread_s']:.3f}",
+        *(_number(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
+        _number(result["dice_to_article"], 4),
+        _number(result["dice_to_truth"], 4),
+        "-" if memory is None else " + ".join(f"{taken / _GIB:.1f}" for taken in memory),
+    )
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def write_ladder_chart(document: Mapping[str, Any], path: Path) -> None:
+    """Draw the seconds of every row at the first overlap, on a logarithmic scale.
+
+    Args:
+        document: What `ctflow.bench.ladder.run_ladder` returns.
+        path: The PNG.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    rows = [row for row in document["rows"] if not row["reason"]]
+    bottom = _TOP + _ROW * max(len(rows), 1)
+    pen = Pen(WIDTH_PX, bottom + 70)
+    pen.words(_NAMES, 52, "Seconds for a whole CT, from the article's loop to ctflow", 26, bold=True)
+    pen.words(_NAMES, 84, pen.fitted(_head(document), 15, WIDTH_PX - 2 * _NAMES), 15, fill=DIM)
+    if not rows:
+        pen.words(_NAMES, _TOP + 20, "no row could be run here", 18, fill=DIM)
+        pen.save(path)
+        return
+    first = _overlaps(document)[0]
+    cut = f"overlap {first['overlap']:g}, {first['windows']} windows"
+    how = f"{cut}; median of {document['repeats']}; 2 x: twice as quick as row 1"
+    pen.words(_NAMES, 108, how, 15, fill=DIM)
+    seconds = [row["results"][0]["median_s"] for row in rows]
+    scale = _Scale(min(seconds), max(seconds))
+    _draw_axis(pen, scale, bottom)
+    for place, row in enumerate(rows):
+        _draw_row(pen, scale, _TOP + _ROW * place, row)
+    pen.save(path)
+
+
+class _Scale:
+    """Where seconds lie on the picture: logarithmic, from half of the least to twice the most.
+
+    Args:
+        least_s: The quickest row.
+        most_s: The slowest.
+    """
+
+    def __init__(self, least_s: float, most_s: float) -> None:
+        self.low, self.high = max(least_s, 1e-4) / 2, max(most_s, 1e-4) * 1.1
+
+    def x(self, seconds: float) -> float:
+        share = math.log(max(seconds, self.low) / self.low) / math.log(self.high / self.low)
+        return _LEFT + share * (_RIGHT - _LEFT)
+
+    def ticks(self) -> list[float]:
+        """1, 2 and 5 of each power of ten."""
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        return [mark for mark in marks if self.low <= mark <= self.high]
+
+
+def _draw_axis(pen: Pen, scale: _Scale, bottom: float) -> None:
+    for seconds in scale.ticks():
+        x = scale.x(seconds)
+        pen.line([(x, _TOP - 8), (x, bottom)], GRID)
+        pen.words(x, bottom + 10, f"{seconds:g}", 14, "mt", DIM)
+    pen.line([(_LEFT, _TOP - 8), (_LEFT, bottom), (_RIGHT, bottom)], FRAME, 1.3)
+    pen.words((_LEFT + _RIGHT) / 2, bottom + 34, "seconds, logarithmic", 15, "mt")
+
+
+def _draw_row(pen: Pen, scale: _Scale, top: float, row: Mapping[str, Any]) -> None:
+    result = row["results"][0]
+    middle, end = top + _BAR / 2, scale.x(result["median_s"])
+    name = pen.fitted(f"{row['id']}  {row['text']}" if row["way"] != "ctflow" else row["text"], 15, _LEFT - _NAMES - 16)
+    pen.words(_NAMES, middle, name, 15, "lm")
+    pen.box(_LEFT, top, end, top + _BAR, _COLOURS[row["way"]])
+    factor = result["factor_to_article"]
+    words = f"{result['median_s']:.2f} s" + ("" if factor is None else f"   {factor:.1f} x")
+    pen.words(end + 8, middle, words, 15, "lm", bold=row["way"] == "ctflow")

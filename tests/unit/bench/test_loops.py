@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
+from ctflow.model import ModelSpec, NetworkSpec
+from ctflow.window.devices import Worker
+
+ROI = (16, 16, 16)
+CPU = torch.device("cpu")
+
+
+def spec_of(classes: int = 2, blend: str = "gaussian") -> ModelSpec:
+    network = NetworkSpec("UNet", {})
+    return ModelSpec("m", "1", network, 1, classes, (), ROI, 0.25, blend, 4, "softmax", None, (), "", False)
+
+
+def network_of(classes: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Conv3d(1, classes, 3, padding=1).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def volume() -> torch.Tensor:
+    return torch.randn(1, 1, 40, 24, 33, generator=torch.Generator().manual_seed(1))
+
+
+def workers_of(network: nn.Module, count: int = 1) -> list[Worker]:
+    return [Worker(network, CPU) for _ in range(count)]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_articles_loop_marks_what_stock_marks_where_windows_do_not_meet(volume, overlap, count):
+    """It blends probabilities and MONAI logits: voxels may differ where windows overlap, and nowhere else."""
+    network, windows = network_of(), Windows(overlap, 3)
+    stock = stock_volume(network, volume, spec_of(), windows, "cpu")
+    article = article_volume(workers_of(network, count), volume, spec_of(), windows, one_channel=False)
+    assert article.dtype == np.uint8
+    assert article.shape == (40, 24, 33)
+    alone = np.s_[: 16 if overlap == 0 else 12, :8, : 16 if overlap == 0 else 12]  # in the first window only
+    assert np.array_equal(article[alone], stock[alone])
+    assert (article != stock).mean() < 0.02
+    assert 0.1 < article.mean() < 0.9
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_one_channel_says_what_both_say(volume, blend):
+    windows, workers = Windows(0.25, 4), workers_of(network_of())
+    both = article_volume(workers, volume, spec_of(blend=blend), windows, one_channel=False)
+    one = article_volume(workers, volume, spec_of(blend=blend), windows, one_channel=True)
+    assert (both != one).mean() < 1e-4  # a probability of one half may fall either way
+
+
+def test_threads_change_nothing_but_the_order_of_sums(volume):
+    windows, network = Windows(0.25, 2), network_of(3)
+    single, several = (
+        article_volume(workers_of(network, count), volume, spec_of(3), windows, one_channel=False) for count in (1, 4)
+    )
+    assert set(np.unique(single)) == {0, 1, 2}
+    assert (single != several).mean() < 1e-4
+
+
+def test_ctflows_way_marks_what_stock_marks(volume):
+    windows, network = Windows(0.25, 4), network_of()
+    stock = stock_volume(network, volume, spec_of(), windows, "cpu")
+    assert (resident_volume(workers_of(network, 2), volume, spec_of(), windows) != stock).mean() < 1e-4
+
+
+def test_a_folded_head_gives_both_channels_again():
+    windows, network = torch.randn(2, 1, *ROI), network_of()
+    logits = network(windows)
+    folded = two_channels(lambda x: network(x)[:, 1:2] - network(x)[:, 0:1])
+    assert torch.allclose(torch.softmax(folded(windows), 1), torch.softmax(logits, 1), atol=1e-6)
+    assert torch.equal(two_channels(network)(windows), logits)
+
+
+def test_an_error_in_a_thread_is_raised(volume):
+    def fail(windows: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no memory")
+
+    broken = [*workers_of(network_of()), Worker(fail, CPU)]
+    with pytest.raises(RuntimeError, match="no memory"):
+        article_volume(broken, volume, replace(spec_of()), Windows(0.0, 2), one_channel=False)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctflow.report import ladder
+from ctflow.report.ladder import say_ladder, write_ladder_chart
+
+GIB = 2**30
+
+
+def result(seconds: float, overlap: float = 0.0) -> dict:
+    return {
+        "overlap": overlap, "windows": 144, "seconds": [seconds], "median_s": seconds, "spread_s": 0.01,
+        "factor_to_stock": 4.2 / seconds, "factor_to_stock_half": None, "factor_to_article": 5.0 / seconds,
+        "dice_to_article": 0.9991, "dice_to_truth": 0.91,
+    }  # fmt: skip
+
+
+def row(name: str, way: str, seconds: float | None, reason: str | None = None, memory=(3 * GIB,)) -> dict:
+    entry = {"id": name, "text": f"text of {name}", "way": way, "reason": reason, "memory_bytes": memory}
+    return entry if seconds is None else {**entry, "results": [result(seconds), result(2 * seconds, 0.25)]}
+
+
+def document_of(*rows: dict) -> dict:
+    return {
+        "date": "2026-11-21", "repeats": 3, "rows": list(rows),
+        "machine": {"gpus": ["NVIDIA H200"], "torch": "2.11", "processors": 16},
+        "model": {"network": "SwinUNETR", "arguments": {"feature_size": 48}}, "case": {"shape": [300, 512, 512]},
+    }  # fmt: skip
+
+
+ROWS = (
+    row("0a", "stock", 4.2),
+    row("1", "article", 5.0),
+    row("4", "article, one channel", None, "tensorrt: not installed [bold]"),
+    row("eager-fp16", "ctflow", 1.25, memory=(GIB, 2 * GIB)),
+)
+
+
+def test_the_table_has_a_row_each_and_reasons_below():
+    stream = io.StringIO()
+    say_ladder(document_of(*ROWS), stream)
+    text = stream.getvalue()
+    assert "SwinUNETR feature_size 48 on a phantom of 300 x 512 x 512, NVIDIA H200" in text
+    assert text.index("overlap 0, 144 windows") < text.index("overlap 0.25")
+    (first, second) = [line.split() for line in text.splitlines() if line.startswith(" eager-fp16")]
+    assert first[4:] == ["1.250", "0.010", "3.36", "-", "4.00", "0.9991", "0.9100", "1.0", "+", "2.0"]
+    assert second[4] == "2.500"
+    assert "4 (text of 4) not run: tensorrt: not installed [bold]" in text
+
+
+def test_nothing_measured_is_said_and_drawn(tmp_path):
+    stream = io.StringIO()
+    say_ladder(document_of(ROWS[2]), stream)
+    assert "not run" in stream.getvalue()
+    write_ladder_chart(document_of(ROWS[2]), tmp_path / "ladder.png")
+    with Image.open(tmp_path / "ladder.png") as picture:
+        assert picture.width == ladder.WIDTH_PX
+
+
+def test_bars_are_as_long_as_the_logarithm_of_their_seconds(tmp_path):
+    write_ladder_chart(document_of(*ROWS), tmp_path / "ladder.png")
+    with Image.open(tmp_path / "ladder.png") as image:
+        picture = np.asarray(image.convert("RGB")).astype(int)
+    scale = ladder._Scale(1.25, 5.0)
+    for place, (colour, seconds) in enumerate([(ladder._STOCK, 4.2), (ladder._ARTICLE, 5.0), (ladder._OWN, 1.25)]):
+        line = picture[ladder._TOP + ladder._ROW * place + 4]
+        bar = np.flatnonzero((np.abs(line - colour) < 6).all(axis=1))
+        assert bar[0] == pytest.approx(ladder._LEFT, abs=3)
+        assert bar[-1] == pytest.approx(scale.x(seconds), abs=3)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.3, 5.0), (0.01, 0.02), (2.0, 2.0), (0.0, 0.0)])
+def test_a_scale_has_ticks_and_keeps_inside(least, most):
+    scale = ladder._Scale(least, most)
+    assert scale.ticks()
+    for seconds in (least, most, *scale.ticks()):
+        assert ladder._LEFT <= scale.x(seconds) <= ladder._RIGHT
