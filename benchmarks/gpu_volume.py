@@ -1,9 +1,11 @@
 """Milliseconds a window of an engine, and a whole volume 300 x 512 x 512 from host memory to a mask in host memory.
 
-    python benchmarks/gpu_volume.py --engine tensorrt [--feature-size 48] [--batch 8] [--overlap 0] [--cache DIR]
+    python benchmarks/gpu_volume.py --engine tensorrt [--model BUNDLE | --feature-size 48] [--batch 8] [--overlap 0]
+                                    [--cache DIR]
 
-The network is the demonstration bundle's SwinUNETR at another width, with random weights of a fixed seed: time does not
-depend on them. The volume is noise at the bundle's spacing, so that the windows lie as in an article's 512 x 512 x 300.
+Without a bundle the network is the demonstration bundle's SwinUNETR at another width, with random weights of a fixed
+seed: time does not depend on them. The volume is noise at the bundle's spacing, so that the windows lie as in an
+article's 512 x 512 x 300.
 The last line of the output is one JSON document.
 """
 
@@ -41,13 +43,17 @@ SPACING_MM = 1.5
 
 def model_of_width(feature_size: int, batch: int) -> Model:
     """The demonstration model at another width, with random weights and without resampling."""
-    model = read_bundle(demonstration_bundle())
+    model = without_resampling(read_bundle(demonstration_bundle()), batch)
     network = NetworkSpec("SwinUNETR", {**model.spec.network.arguments, "feature_size": feature_size})
-    steps = tuple(step for step in model.spec.preprocessing if not isinstance(step, Resample))
     torch.manual_seed(0)
     weights = network_from_spec(network).state_dict()
-    spec = replace(model.spec, network=network, preprocessing=steps, batch_size=batch)
-    return Model(spec, weights, f"random weights, seed 0, feature_size {feature_size}")
+    return Model(replace(model.spec, network=network), weights, f"random weights, seed 0, feature_size {feature_size}")
+
+
+def without_resampling(model: Model, batch: int) -> Model:
+    """A model whose windows lie on the volume's own grid."""
+    steps = tuple(step for step in model.spec.preprocessing if not isinstance(step, Resample))
+    return replace(model, spec=replace(model.spec, preprocessing=steps, batch_size=batch))
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
@@ -105,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", default="tensorrt")
     parser.add_argument("--precision", default=None)
+    parser.add_argument("--model", type=Path, help="bundle; without it a network with random weights")
     parser.add_argument("--feature-size", type=int, default=48)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--overlap", type=float, default=0.0)
@@ -116,7 +123,10 @@ def main() -> None:
     if given.batch < 4:
         parser.error("--batch: a GPU computes at least 4 windows at a time")
     torch.cuda.set_device(given.device.partition(",")[0])
-    model = model_of_width(given.feature_size, given.batch)
+    bundle = None if given.model is None else read_bundle(given.model)
+    model = (
+        model_of_width(given.feature_size, given.batch) if bundle is None else without_resampling(bundle, given.batch)
+    )
     wanted: dict[str, Any] = {"device": given.device.partition(",")[0], "precision": given.precision,
                               "roi": model.spec.roi, "batch_range": (1, given.batch)}  # fmt: skip
     start = time.perf_counter()
@@ -134,7 +144,8 @@ def main() -> None:
                         cache=given.cache)  # fmt: skip
     stages = time_volume(model, settings, given.repeats)
     print(json.dumps({  # noqa: T201
-        "engine": info, "feature_size": given.feature_size, "prepare_s": round(prepared_s, 1),
+        "engine": info, "network": model.spec.network.name, "arguments": dict(model.spec.network.arguments),
+        "weights": "random" if given.model is None else "the bundle's", "prepare_s": round(prepared_s, 1),
         "relative_error_to_fp32": error, "window_ms": window_ms, "overlap": given.overlap, "shape": SHAPE,
         "volume_s": statistics.median(entry["total"] for entry in stages), "volumes": stages,
         "gpu": torch.cuda.get_device_name(), "driver": driver_version(), "torch": torch.__version__,

@@ -24,6 +24,7 @@ from ctflow.networks.build import network_from_model
 
 TRAIN = "configs/train.json"
 RESAMPLING = "Spacingd"
+BATCH = 8  # windows a call: what an H200 wants to be busy
 _WORDS = {
     "name": "ctflow benchmark network",
     "version": "0.1.0",
@@ -68,6 +69,7 @@ def widen_configs(folder: Path, feature_size: int) -> None:
 
     def inference(document: dict[str, Any]) -> None:
         document["network_def"]["feature_size"] = feature_size
+        document["inferer"]["sw_batch_size"] = BATCH
         drop_resampling(document["preprocessing"]["transforms"])
 
     def training(document: dict[str, Any]) -> None:
