@@ -28,7 +28,7 @@ import torch
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.config import Settings
-from ctflow.engines.choose import open_engine
+from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.tensorrt import driver_version
 from ctflow.export.prepare import prepare_engine
@@ -41,7 +41,7 @@ SHAPE = (300, 512, 512)
 SPACING_MM = 1.5
 
 
-def model_of_width(feature_size: int, batch: int) -> Model:
+def model_of_width(feature_size: int, batch: int | None) -> Model:
     """The demonstration model at another width, with random weights and without resampling."""
     model = without_resampling(read_bundle(demonstration_bundle()), batch)
     network = NetworkSpec("SwinUNETR", {**model.spec.network.arguments, "feature_size": feature_size})
@@ -50,10 +50,10 @@ def model_of_width(feature_size: int, batch: int) -> Model:
     return Model(replace(model.spec, network=network), weights, f"random weights, seed 0, feature_size {feature_size}")
 
 
-def without_resampling(model: Model, batch: int) -> Model:
-    """A model whose windows lie on the volume's own grid."""
+def without_resampling(model: Model, batch: int | None) -> Model:
+    """A model whose windows lie on the volume's own grid; None leaves the batch to the bundle."""
     steps = tuple(step for step in model.spec.preprocessing if not isinstance(step, Resample))
-    return replace(model, spec=replace(model.spec, preprocessing=steps, batch_size=batch))
+    return replace(model, spec=replace(model.spec, preprocessing=steps, batch_size=batch or model.spec.batch_size))
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
@@ -113,22 +113,24 @@ def main() -> None:
     parser.add_argument("--precision", default=None)
     parser.add_argument("--model", type=Path, help="bundle; without it a network with random weights")
     parser.add_argument("--feature-size", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, help="windows a call (default: the bundle's, at least 4)")
     parser.add_argument("--overlap", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cache", type=Path, default=Path("engines"))
     parser.add_argument("--only-prepare", action="store_true", help="make the engine, measure nothing")
     given = parser.parse_args()
-    if given.batch < 4:
+    if given.batch is not None and given.batch < 4:
         parser.error("--batch: a GPU computes at least 4 windows at a time")
     torch.cuda.set_device(given.device.partition(",")[0])
     bundle = None if given.model is None else read_bundle(given.model)
     model = (
         model_of_width(given.feature_size, given.batch) if bundle is None else without_resampling(bundle, given.batch)
     )
-    wanted: dict[str, Any] = {"device": given.device.partition(",")[0], "precision": given.precision,
-                              "roi": model.spec.roi, "batch_range": (1, given.batch)}  # fmt: skip
+    first, batches = given.device.partition(",")[0], batch_range_for(model.spec, given.device)
+    wanted: dict[str, Any] = {
+        "device": first, "precision": given.precision, "roi": model.spec.roi, "batch_range": batches,
+    }  # fmt: skip
     start = time.perf_counter()
     prepare_engine(given.engine, model, **wanted, cache_dir=given.cache)
     prepared_s = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Whether an engine does on this GPU what ctflow promises, as a record: `make test-gpu`.
 
     python benchmarks/prove_gpu.py --out DIR [--engine tensorrt] [--ct DIR ...] [--wide BUNDLE | --feature-size 48]
-                                   [--batch 4] [--steps engine,cases,contract,volume]
+                                   [--batch 8] [--steps engine,cases,contract,volume]
 
 Steps: the bundle's engine made, timed and compared with PyTorch; the application (Holoscan) and `ctflow run` on each CT
 series and on a synthetic chest, whose SEGs must be the same file, against PyTorch in fp32; the contract suite on the
@@ -163,7 +163,8 @@ def volume_command(given: argparse.Namespace) -> tuple[str, ...]:
     width = (
         ("--feature-size", str(given.feature_size)) if given.wide is None else ("--model", str(given.wide.resolve()))
     )
-    options = ("--engine", given.engine, *width, "--batch", str(given.batch))
+    batch = () if given.batch is None else ("--batch", str(given.batch))
+    options = ("--engine", given.engine, *width, *batch)
     places = ("--cache", str(given.cache), "--device", given.device)
     return (sys.executable, "benchmarks/gpu_volume.py", *options, *places)
 
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--ct", type=Path, action="append", default=[])
     parser.add_argument("--wide", type=Path, help="bundle for the step volume; without it one with random weights")
     parser.add_argument("--feature-size", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, help="of the step volume (default: the bundle's, at least 4)")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS))

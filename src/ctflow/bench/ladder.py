@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ctflow.bench.row import DEFAULT, STRICT, TORCH, Request
 from ctflow.bundle.read import read_bundle
-from ctflow.engines.choose import backends_for, batch_range_for, devices_from_setting
+from ctflow.engines.choose import backend_module, backends_for, batch_range_for, devices_from_setting
 from ctflow.engines.tensorrt import driver_version
-from ctflow.errors import SettingsInvalid
+from ctflow.errors import BackendUnavailable, SettingsInvalid
 from ctflow.model import Model
 from ctflow.phantom import phantom_from_seed
 from ctflow.progress import Progress, silent
@@ -31,8 +35,15 @@ from ctflow.volume import Size3
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
 TUMOURS = 4
+LIMIT_S = 900.0
 STOCK, STOCK_ON_CPU, STOCK_HALF, ARTICLE = "0a", "0b", "0c", "1"
 _COUNTS = (2, 4)  # devices of the rows with several
+
+Heard = Callable[[Mapping[str, Any]], None]
+
+
+def unheard(document: Mapping[str, Any]) -> None:
+    """A `heard` that tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,9 @@ class Plan:
         only: Rows to be measured; none names all.
         pythons: Row -> interpreter that has its packages, and ctflow.
         cache: Folder of made engines.
+        limit_s: A row that takes longer is ended.
+        kept: Folder in which rows are kept, with what they said; one that was measured before with the same request and
+            phantom is not measured again. None keeps nothing.
     """
 
     model: Path
@@ -100,6 +114,8 @@ class Plan:
     only: tuple[str, ...] = ()
     pythons: Mapping[str, str] | None = None
     cache: Path | None = None
+    limit_s: float = LIMIT_S
+    kept: Path | None = None
 
 
 def rows_for(devices: Sequence[str]) -> tuple[Row, ...]:
@@ -110,56 +126,76 @@ def rows_for(devices: Sequence[str]) -> tuple[Row, ...]:
 def _own_rows(devices: Sequence[str]) -> Iterator[Row]:
     for name, precisions in backends_for(devices[0]):
         for precision in precisions:
-            for count in (1, *(count for count in _COUNTS if count <= len(devices))):
+            for count in (1, *_COUNTS):
                 several, times = (f", {count} GPUs", f"x{count}") if count > 1 else ("", "")
                 text = f"ctflow, {name} {precision}{several}"
                 yield Row(f"{name}-{precision}{times}", text, "ctflow", name, precision, devices=count)
 
 
-def run_ladder(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
+def run_ladder(plan: Plan, progress: Progress = silent, heard: Heard = unheard) -> dict[str, Any]:
     """Measure every row that this machine can run.
 
     Args:
         plan: On what.
         progress: Told of the stages "draw phantom" and "measure rows".
+        heard: Given the document after each row, as it is then.
 
     Returns:
-        A JSON document: machine, model, case and rows; a row has a reason or its results, one for each overlap.
+        A JSON document: machine, model, case and rows; a row has a status ("measured", "refused" or "crashed") and its
+        results, one for each overlap, or a reason.
 
     Raises:
-        SettingsInvalid: A row is named that does not exist.
+        SettingsInvalid: A row is named that does not exist, or the phantom cannot have this shape.
         BundleInvalid: The bundle cannot be read.
     """
     rows = rows_for(plan.devices)
     _check_names(plan, rows)
     model = read_bundle(plan.model)
     chosen = [row for row in rows if not plan.only or row.id in plan.only]
-    with tempfile.TemporaryDirectory(prefix="ctflow-ladder-") as folder:
+    with _work_folder(plan) as folder:
         progress("draw phantom", 0, 1)
-        case = _draw_case(plan, Path(folder))
+        case = _draw_case(plan, folder)
         progress("draw phantom", 1, 1)
+        document = _head(plan, model, case)
         answers: dict[str, dict[str, Any]] = {}
         progress("measure rows", 0, len(chosen))
         for done, row in enumerate(chosen, 1):
-            answers[row.id] = _answer(row, plan, model, Path(folder))
+            answers[row.id] = _answer(row, plan, model, case["digest"], folder)
+            document = {**document, "rows": _compared(chosen[:done], answers, folder)}
             progress("measure rows", done, len(chosen))
-        compared = _compared(chosen, answers, Path(folder))
+            heard(document)
+    return document
+
+
+@contextmanager
+def _work_folder(plan: Plan) -> Iterator[Path]:
+    if plan.kept is not None:
+        plan.kept.mkdir(parents=True, exist_ok=True)
+        yield plan.kept.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="ctflow-ladder-") as folder:
+        yield Path(folder)
+
+
+def _head(plan: Plan, model: Model, case: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same for all rows."""
+    spec = model.spec
     return {
         "ladder": 1,
         "date": time.strftime("%Y-%m-%d"),
         "machine": _machine(plan.devices),
         "model": {
-            "name": model.spec.name,
-            "version": model.spec.version,
-            "network": model.spec.network.name,
-            "arguments": dict(model.spec.network.arguments),
+            "name": spec.name,
+            "version": spec.version,
+            "network": spec.network.name,
+            "arguments": dict(spec.network.arguments),
             "weights_digest": model.weights_digest,
-            "window": list(model.spec.roi),
+            "window": list(spec.roi),
         },
-        "case": case,
-        "batch_size": batch_range_for(model.spec, plan.devices[0])[1],
+        "case": dict(case),
+        "batch_size": batch_range_for(spec, plan.devices[0])[1],
         "repeats": plan.repeats,
-        "rows": compared,
+        "rows": [],
     }
 
 
@@ -172,20 +208,53 @@ def _check_names(plan: Plan, rows: Sequence[Row]) -> None:
 
 def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
     """The phantom, in the folder for the rows, and what it is."""
-    phantom = phantom_from_seed(plan.seed, plan.shape, tumours=TUMOURS)
+    try:
+        phantom = phantom_from_seed(plan.seed, plan.shape, tumours=TUMOURS)
+    except ValueError as error:
+        raise SettingsInvalid(f"--shape: {error}") from error
     np.savez(folder / "case.npz", hu=phantom.volume.array, affine_mm=phantom.volume.geometry.affine_mm)
     np.save(folder / "truth.npy", np.packbits(phantom.labels))
     spacing = [round(mm, 4) for mm in phantom.volume.geometry.spacing_mm]
-    return {"seed": plan.seed, "shape": list(plan.shape), "spacing_mm": spacing, "tumours": len(phantom.tumours)}
+    digest = hashlib.sha256(phantom.volume.array.tobytes()).hexdigest()[:16]
+    return {
+        "digest": digest,
+        "seed": plan.seed,
+        "shape": list(plan.shape),
+        "spacing_mm": spacing,
+        "tumours": len(phantom.tumours),
+    }
 
 
-def _answer(row: Row, plan: Plan, model: Model, folder: Path) -> dict[str, Any]:
+def _answer(row: Row, plan: Plan, model: Model, case: str, folder: Path) -> dict[str, Any]:
     """What the row's process says."""
     if row.devices > len(plan.devices):
-        return {"reason": f"needs {row.devices} GPUs; {len(plan.devices)} given"}
+        return _refused(f"needs {row.devices} GPUs; {len(plan.devices)} given")
+    python = (plan.pythons or {}).get(row.id, sys.executable)
+    if row.engine != TORCH and python == sys.executable:
+        try:
+            backend_module(row.engine)
+        except BackendUnavailable as error:  # spares a process
+            return _refused(str(error))
     own = folder / row.id
+    request = json.dumps(asdict(_request(row, plan, model, case, folder)))
+    known = _known_answer(own, request)
+    if known is not None:
+        return known
+    shutil.rmtree(own, ignore_errors=True)
     own.mkdir()
-    request = Request(
+    (own / "request.json").write_text(request, encoding="utf-8")
+    crash = _crash_of_process(python, own, plan.limit_s)
+    if crash is not None:
+        return {"status": "crashed", "reason": crash}
+    return _known_answer(own, request) or {"status": "crashed", "reason": "its process gave no answer"}
+
+
+def _refused(reason: str) -> dict[str, Any]:
+    return {"status": "refused", "reason": reason}
+
+
+def _request(row: Row, plan: Plan, model: Model, case: str, folder: Path) -> Request:
+    return Request(
         way=row.way,
         engine=row.engine,
         precision=row.precision,
@@ -197,62 +266,90 @@ def _answer(row: Row, plan: Plan, model: Model, folder: Path) -> dict[str, Any]:
         batch_size=batch_range_for(model.spec, plan.devices[0])[1],
         repeats=plan.repeats,
         cache=str(plan.cache.resolve()) if plan.cache else None,
-        result=str(own),
+        result=str(folder / row.id),
+        digests=(model.weights_digest, case),
     )
-    (own / "request.json").write_text(json.dumps(asdict(request)), encoding="utf-8")
-    python = (plan.pythons or {}).get(row.id, sys.executable)
+
+
+def _known_answer(own: Path, request: str) -> dict[str, Any] | None:
+    """The answer to this very request, if there is one."""
     try:
-        done = subprocess.run(
-            (python, "-m", "ctflow.bench.row", str(own / "request.json")), capture_output=True, check=False
-        )
-    except OSError as error:
-        return {"reason": f"{python} does not start: {error.strerror}"}
-    try:
+        if (own / "request.json").read_text(encoding="utf-8") != request:
+            return None
         answer: dict[str, Any] = json.loads((own / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        return {"reason": f"its process ended with {done.returncode}: {last[:200]}"}
-    return answer
+        return None
+    return {**answer, "status": "refused" if answer.get("reason") else "measured"}
+
+
+def _crash_of_process(python: str, own: Path, limit_s: float) -> str | None:
+    """Run the row; its words are kept in `log.txt` beside it.
+
+    Returns:
+        Why it gave no answer; None if it did.
+    """
+    environment = dict(os.environ)
+    if python != sys.executable:  # what this interpreter needs may be another version's; a script may set its own
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            environment.pop(name, None)
+    command = (python, "-m", "ctflow.bench.row", str(own / "request.json"))
+    try:
+        with (own / "log.txt").open("wb") as log:
+            done = subprocess.run(
+                command, cwd=own, env=environment, stdout=log, stderr=log, timeout=limit_s, check=False
+            )
+    except OSError as error:
+        return f"{python} does not start: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"took longer than {limit_s:g} s"
+    if done.returncode == 0:
+        return None
+    said = (own / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"its process ended with {done.returncode}: {(said or ['it said nothing'])[-1][:200]}"
 
 
 def _compared(rows: Sequence[Row], answers: Mapping[str, Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Each row with its factors and Dice."""
     truth = np.unpackbits(np.load(folder / "truth.npy"))
-    medians = {name: _medians(answer) for name, answer in answers.items()}
     document = []
     for row in rows:
         answer = answers[row.id]
-        entry: dict[str, Any] = {**asdict(row), "reason": answer.get("reason")}
-        if entry["reason"] is None:
-            entry |= {key: answer[key] for key in ("engine", "versions", "memory_bytes")}
+        entry: dict[str, Any] = {**asdict(row), "status": answer["status"], "reason": answer["reason"]}
+        if answer["status"] == "measured":
+            entry |= {"engine_info": answer["engine_info"], "versions": answer["versions"]}
             entry["results"] = [
-                _result(row, number, measured, medians, folder, truth)
-                for number, measured in enumerate(answer["measured"])
+                _result(row, number, answers, folder, truth) for number in range(len(answer["measured"]))
             ]
         document.append(entry)
     return document
 
 
-def _medians(answer: Mapping[str, Any]) -> list[float]:
-    return [statistics.median(measured["seconds"]) for measured in answer.get("measured", ())]
+def _median(answers: Mapping[str, Mapping[str, Any]], name: str, number: int) -> float | None:
+    """Median seconds of a row at an overlap; None where it was not measured."""
+    answer = answers.get(name, {})
+    if answer.get("status") != "measured" or answer["measured"][number]["reason"]:
+        return None
+    seconds: list[float] = answer["measured"][number]["seconds"]
+    return statistics.median(seconds)
 
 
 def _result(
-    row: Row,
-    number: int,
-    measured: Mapping[str, Any],
-    medians: Mapping[str, Sequence[float]],
-    folder: Path,
-    truth: np.ndarray[Any, Any],
+    row: Row, number: int, answers: Mapping[str, Mapping[str, Any]], folder: Path, truth: npt.NDArray[np.uint8]
 ) -> dict[str, Any]:
     """One overlap of a row: factors say how many times quicker it is than another row."""
-    own = medians[row.id][number]
+    measured: dict[str, Any] = answers[row.id]["measured"][number]
+    own = _median(answers, row.id, number)
+    if own is None:
+        return measured
     mask = np.unpackbits(np.load(folder / row.id / f"mask-{number}.npy"))
 
     def factor(other: str) -> float | None:
-        return round(medians[other][number] / own, 3) if medians.get(other) else None
+        seconds = _median(answers, other, number)
+        return None if seconds is None else round(seconds / own, 3)
 
-    reference = folder / ARTICLE / f"mask-{number}.npy"
+    compared = None
+    if _median(answers, ARTICLE, number) is not None:
+        compared = _dice(mask, np.unpackbits(np.load(folder / ARTICLE / f"mask-{number}.npy")))
     return {
         **measured,
         "median_s": round(own, 4),
@@ -260,12 +357,12 @@ def _result(
         "factor_to_stock": factor(STOCK),
         "factor_to_stock_half": factor(STOCK_HALF),
         "factor_to_article": factor(ARTICLE),
-        "dice_to_article": _dice(mask, np.unpackbits(np.load(reference))) if reference.exists() else None,
+        "dice_to_article": compared,
         "dice_to_truth": _dice(mask, truth),
     }
 
 
-def _dice(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+def _dice(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> float:
     both = int(np.count_nonzero(first & second))
     sizes = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
     return round(2 * both / sizes, 6) if sizes else 1.0

@@ -1,19 +1,21 @@
 """A whole volume in three ways: stock MONAI's, the starting article's own loop, and ctflow's.
 
-All take the same prepared volume and give the same kind of mask in host memory, so that their seconds can be compared.
+All take the same prepared volume in host memory and give the same kind of mask there, so that their seconds can be
+compared.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import ModelSpec
 from ctflow.postprocess import Labels, labels_from_probabilities, labels_on_host, probabilities_from_logits
 from ctflow.volume import Size3
@@ -36,14 +38,17 @@ class Windows:
     batch_size: int
 
 
-def stock_volume(predict: Predict, volume: Tensor, spec: ModelSpec, windows: Windows, stitch: str) -> Labels:
+def stock_volume(
+    worker: Worker, volume: Tensor, spec: ModelSpec, windows: Windows, *, half: bool, stitch: str
+) -> Labels:
     """`monai.inferers.sliding_window_inference` and an argmax.
 
     Args:
-        predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device and in its precision.
-        volume: (1, C_in, X, Y, Z), where the windows are computed.
+        worker: (B, C_in, *roi) -> (B, C_out, *roi), in the precision of `half`.
+        volume: (1, C_in, X, Y, Z) float32 in host memory.
         spec: The model's window and blend.
         windows: Overlap and batch.
+        half: Whether the volume becomes fp16 on the device.
         stitch: torch device on which windows are blended and the argmax is taken.
 
     Returns:
@@ -51,14 +56,15 @@ def stock_volume(predict: Predict, volume: Tensor, spec: ModelSpec, windows: Win
     """
     from monai.inferers import sliding_window_inference  # noqa: PLC0415  # seconds, which the other ways do not need
 
+    source = volume.to(worker.device)
     logits = sliding_window_inference(
-        volume,
+        source.half() if half else source,
         spec.roi,
         windows.batch_size,
-        predict,
+        worker.predict,
         overlap=windows.overlap,
         mode=spec.blend,
-        sw_device=volume.device,
+        sw_device=worker.device,
         device=stitch,
     )
     labels: Labels = logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
@@ -66,15 +72,23 @@ def stock_volume(predict: Predict, volume: Tensor, spec: ModelSpec, windows: Win
 
 
 def article_volume(
-    workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, windows: Windows, *, one_channel: bool
+    workers: Sequence[Worker],
+    volume: Tensor,
+    spec: ModelSpec,
+    windows: Windows,
+    threads: Sequence[Executor],
+    *,
+    one_channel: bool,
 ) -> Labels:
     """The starting article's loop: windows go to the GPU, their result comes back and is merged in host memory.
 
     Args:
-        workers: One for each device, a thread each; results in any floating-point format.
+        workers: One for each device; results in any floating-point format.
         volume: (1, C_in, X, Y, Z) float32 in host memory, no axis smaller than the window.
         spec: The model's window, blend and number of channels.
         windows: Overlap and batch.
+        threads: A thread for each of several workers, always the same for each: what cuDNN has found out belongs to a
+            thread. One worker is served by the calling thread.
         one_channel: Whether softmax is computed on the device and only the channel of class 1 comes back; else every
             channel does, and softmax and argmax are computed in host memory.
 
@@ -82,7 +96,7 @@ def article_volume(
         (X, Y, Z) uint8.
     """
     size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # a volume has three
-    weight = importance_map(spec.roi, spec.blend, volume.device)
+    weight = importance_map(spec.roi, spec.blend, torch.device("cpu"))
     total = torch.zeros((1 if one_channel else spec.out_channels, *size))
     weights = torch.zeros(size)
     merging = threading.Lock()
@@ -99,8 +113,11 @@ def article_volume(
                         weights[box[1:]] += weight
 
     shares = shares_of_windows(window_starts(size, spec.roi, windows.overlap), len(workers))
-    with ThreadPoolExecutor(len(workers)) as threads:
-        for ended in [threads.submit(compute, *pair) for pair in zip(workers, shares, strict=False)]:
+    if len(shares) == 1:
+        compute(workers[0], shares[0])
+    else:
+        jobs = zip(threads, workers, shares, strict=False)  # fewer windows than workers leave some idle
+        for ended in [thread.submit(compute, worker, share) for thread, worker, share in jobs]:
             ended.result()
     total /= weights
     labels: Labels = (total[0] > 0.5 if one_channel else total.argmax(dim=0)).to(torch.uint8).numpy()
@@ -132,18 +149,31 @@ def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, 
     """What ctflow does: everything stays on the devices, and the packed mask comes back.
 
     Args:
-        workers: One for each device; the first is on the volume's.
-        volume: (1, C_in, X, Y, Z) float32 on the first device.
+        workers: One for each device.
+        volume: (1, C_in, X, Y, Z) float32 in host memory.
         spec: The model.
         windows: Overlap and batch.
 
     Returns:
         (X, Y, Z) uint8 in host memory.
+
+    Raises:
+        DeviceOutOfMemory: A device has too little memory for a batch; smaller ones would not be comparable.
     """
     logits = predict_volume(
-        volume, workers, roi=spec.roi, overlap=windows.overlap, blend=spec.blend, batch_size=windows.batch_size
+        volume.to(workers[0].device, non_blocking=True),
+        workers,
+        roi=spec.roi,
+        overlap=windows.overlap,
+        blend=spec.blend,
+        batch_size=windows.batch_size,
+        on_halved=_refuse,
     )
     return labels_on_host(labels_from_probabilities(probabilities_from_logits(logits, spec), spec), spec)
+
+
+def _refuse(device: torch.device, tried: int, left: int) -> None:
+    raise DeviceOutOfMemory(f"{device} has too little memory for {tried} windows at once")
 
 
 def two_channels(predict: Predict) -> Predict:

@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Request:
         repeats: Timed volumes, after one that is not.
         cache: Folder of made engines.
         result: Folder of the answer: result.json, and a mask for each overlap.
+        digests: Of the weights and of the case, so that a request for others is another one.
     """
 
     way: str
@@ -67,6 +69,7 @@ class Request:
     repeats: int
     cache: str | None
     result: str
+    digests: tuple[str, ...]
 
 
 def run_row(request: Request) -> dict[str, Any]:
@@ -76,46 +79,56 @@ def run_row(request: Request) -> dict[str, Any]:
         request: What to do.
 
     Returns:
-        What was measured: engine, versions, bytes of memory taken on each GPU, and for each overlap the seconds of each
-        volume and the number of windows.
+        Engine, versions, and what was measured at each overlap: seconds of each volume, number of windows and bytes
+        taken on each GPU; or a reason why not.
 
     Raises:
         CtflowError: This machine or model cannot do it.
     """
+    _check_engine(request)
     model = read_bundle(Path(request.model))
-    _check(model, request)
+    _check_model(model, request)
     free = [_free_bytes(device) for device in request.devices]
     volume = _volume(Path(request.case))
     prepared = prepare_volume(volume, model.spec.preprocessing, "cpu")
     size: Size3 = tuple(prepared.tensor.shape[2:])  # type: ignore[assignment]  # a volume has three
     if any(voxels < window for voxels, window in zip(size, model.spec.roi, strict=True)):
         raise BundleInvalid(f"the volume {size} is smaller than the window {model.spec.roi}: use a larger --shape")
+    host = prepared.tensor.pin_memory() if request.devices[0] != "cpu" else prepared.tensor
     measured = []
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack:
         workers, info = _workers(model, request, stack)
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in workers]
         for number, overlap in enumerate(request.overlaps):
-            way = _way(model, request, workers, prepared, Windows(overlap, request.batch_size))
-            labels, seconds = _timed(way, request)
-            np.save(Path(request.result) / f"mask-{number}.npy", np.packbits(_on_source(labels, prepared, volume)))
-            count = len(window_starts(size, model.spec.roi, overlap))
-            measured.append({"overlap": overlap, "windows": count, "seconds": [round(s, 4) for s in seconds]})
-        taken = [before - _free_bytes(device) for before, device in zip(free, request.devices, strict=True)]
+            entry: dict[str, Any] = {"overlap": overlap, "windows": len(window_starts(size, model.spec.roi, overlap))}
+            way = _way(model, request, workers, threads, host, Windows(overlap, request.batch_size))
+            try:
+                labels, seconds = _timed(way, request)
+            except (CtflowError, torch.OutOfMemoryError) as error:
+                measured.append({**entry, "reason": _first_line(error)})
+                continue
+            np.save(Path(request.result) / f"mask-{number}.npy", np.packbits(on_source(labels, prepared, volume)))
+            taken = [before - _free_bytes(device) for before, device in zip(free, request.devices, strict=True)]
+            entry |= {"seconds": [round(s, 4) for s in seconds], "memory_bytes": taken if any(free) else None}
+            measured.append({**entry, "reason": None})
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return {"engine": info, "versions": versions, "memory_bytes": taken if any(free) else None, "measured": measured}
+    return {"reason": None, "engine_info": info, "versions": versions, "measured": measured}
 
 
-def _check(model: Model, request: Request) -> None:
+def _check_engine(request: Request) -> None:
+    if request.engine != TORCH:
+        for device in request.devices:
+            check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
+    elif request.precision == "fp16" and request.devices[0] == "cpu":
+        raise BackendUnavailable("PyTorch computes fp16 on a GPU only")
+
+
+def _check_model(model: Model, request: Request) -> None:
     spec = model.spec
     if spec.activation != "softmax":
         raise BundleInvalid(f"the ladder compares models with a softmax; this one has {spec.activation}")
     if request.way.endswith("one channel") and spec.out_channels != 2:
         raise BundleInvalid(f"one channel says all of two classes only; this model has {spec.out_channels}")
-    if request.engine == TORCH:
-        if request.precision == "fp16" and request.devices[0] == "cpu":
-            raise BackendUnavailable("PyTorch computes fp16 on a GPU only")
-    else:
-        for device in request.devices:
-            check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
 
 
 def _free_bytes(device: str) -> int:
@@ -134,8 +147,8 @@ def _workers(model: Model, request: Request, stack: ExitStack) -> tuple[list[Wor
     if request.engine == TORCH:
         stack.enter_context(_arithmetic(request.precision))
         half = request.precision == "fp16"
-        network = network_from_model(model)
-        return [Worker(_plain(network, device, half=half), torch.device(device)) for device in request.devices], None
+        networks = [(network_from_model(model), device) for device in request.devices]
+        return [Worker(_plain(network, device, half=half), torch.device(device)) for network, device in networks], None
     workers, info = [], None
     for device in request.devices:
         engine = open_engine(
@@ -180,20 +193,24 @@ def _arithmetic(precision: str) -> Iterator[None]:
 
 
 def _way(
-    model: Model, request: Request, workers: Sequence[Worker], prepared: Prepared, windows: Windows
+    model: Model,
+    request: Request,
+    workers: Sequence[Worker],
+    threads: Sequence[Executor],
+    host: Tensor,
+    windows: Windows,
 ) -> Callable[[], Labels]:
-    """A call that segments the volume; what it reads lies in host memory and on the first device already."""
-    spec, host = model.spec, prepared.tensor
-    resident = host.to(workers[0].device)
+    """A call that segments the volume, from host memory to a mask in host memory."""
+    spec = model.spec
     if request.way == "stock":
+        half = request.precision == "fp16"
         stitch = str(workers[0].device) if request.stitch == "device" else "cpu"
-        source = resident.half() if request.precision == "fp16" else resident
-        return lambda: stock_volume(workers[0].predict, source, spec, windows, stitch)
+        return lambda: stock_volume(workers[0], host, spec, windows, half=half, stitch=stitch)
     if request.way.startswith("article"):
         both = [Worker(two_channels(worker.predict), worker.device) for worker in workers]
         one = request.way.endswith("one channel")
-        return lambda: article_volume(both, host, spec, windows, one_channel=one)
-    return lambda: resident_volume(workers, resident, spec, windows)
+        return lambda: article_volume(both, host, spec, windows, threads, one_channel=one)
+    return lambda: resident_volume(workers, host, spec, windows)
 
 
 def _timed(way: Callable[[], Labels], request: Request) -> tuple[Labels, list[float]]:
@@ -204,13 +221,23 @@ def _timed(way: Callable[[], Labels], request: Request) -> tuple[Labels, list[fl
             if device.startswith("cuda"):
                 torch.cuda.synchronize(device)
         start = time.perf_counter()
-        labels = way()  # ends with the mask in host memory
+        with torch.inference_mode():
+            labels = way()  # ends with the mask in host memory
         seconds.append(time.perf_counter() - start)
     return labels, seconds[1:]
 
 
-def _on_source(labels: Labels, prepared: Prepared, volume: Volume) -> Labels:
-    """The mask on the grid of the CT; of several classes, everything that is not background."""
+def on_source(labels: Labels, prepared: Prepared, volume: Volume) -> Labels:
+    """A mask on the grid of the CT.
+
+    Args:
+        labels: (X, Y, Z) uint8 on the network's grid; of several classes, everything that is not background is marked.
+        prepared: The way back.
+        volume: The CT.
+
+    Returns:
+        (D, H, W) uint8.
+    """
     marked = torch.from_numpy(labels > 0).to(torch.float32)[None]
     found = np.empty(volume.array.shape, np.uint8)
     for rows, slab in restore_slabs(prepared, marked):
@@ -218,10 +245,16 @@ def _on_source(labels: Labels, prepared: Prepared, volume: Volume) -> Labels:
     return found
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def request_from_document(document: Mapping[str, Any]) -> Request:
     """A request as `bench.ladder` wrote it."""
-    lists = {"devices": tuple(document["devices"]), "overlaps": tuple(document["overlaps"])}
-    return Request(**{**document, **lists})
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    return Request(**fields)
 
 
 def main() -> None:
@@ -230,7 +263,7 @@ def main() -> None:
     try:
         answer = run_row(request)
     except (CtflowError, torch.OutOfMemoryError) as error:
-        answer = {"reason": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+        answer = {"reason": _first_line(error)}
     (Path(request.result) / "result.json").write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ import click
 
 from ctflow.atomic import output_error_from_oserror
 from ctflow.config import model_path_from_value, read_environment, settings_from_values
-from ctflow.errors import SettingsInvalid
+from ctflow.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.report.terminal import progress_on
+
+log = logging.getLogger(__name__)
 
 
 def ladder_command(
@@ -27,22 +30,25 @@ def ladder_command(
     repeats: int,
     rows: str | None,
     pythons: Sequence[str],
+    limit_s: float,
 ) -> int:
     """Measure a ladder; the last line on standard output is the result as one JSON document.
 
     Args:
         model_path: Bundle; None takes the environment's or the demonstration bundle.
         given_options: Settings as typed (`ctflow.config.OPTIONS`); device and cache are used.
-        output: Gets ladder.json and ladder.png.
+        output: Gets ladder.json after each row, ladder.png, and rows/ with each row's words and masks: the same command
+            goes on where it was ended.
         shape: Voxels of the phantom.
         seed: Of the phantom.
         overlaps: Each is measured.
         repeats: Timed volumes of each row and overlap.
         rows: Ids with commas; None measures all.
         pythons: ROW=PATH each.
+        limit_s: A row that takes longer is ended.
 
     Returns:
-        0, also where rows could not be run: the document says why.
+        0, also where this machine cannot run a row: the document says why; 6 if a row crashed.
 
     Raises:
         CtflowError: An argument is wrong, the bundle cannot be read, or the output cannot be written.
@@ -53,7 +59,8 @@ def ladder_command(
     interpreters = _pairs(pythons)
     from ctflow.bench.ladder import Plan, all_devices, run_ladder  # noqa: PLC0415  # torch takes seconds to import
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
-    from ctflow.report.ladder import say_ladder  # noqa: PLC0415
+    from ctflow.report.ladder import line_of_row, say_ladder, write_ladder_chart  # noqa: PLC0415
+    from ctflow.report.result import write_result  # noqa: PLC0415
 
     plan = Plan(
         model=find_bundle(Path(folder)) if folder else demonstration_bundle(),
@@ -65,17 +72,24 @@ def ladder_command(
         only=tuple(name.strip() for name in rows.split(",")) if rows else (),
         pythons=interpreters,
         cache=settings.cache,
+        limit_s=limit_s,
+        kept=None if output is None else output / "rows",
     )
     if output is not None:
         _make(output)  # before the work
+
+    def heard(document: Mapping[str, Any]) -> None:
+        log.info(line_of_row(document["rows"][-1]))
+        if output is not None:
+            write_result(document, output / "ladder.json")
+
     with progress_on(sys.stderr) as progress:
-        document = run_ladder(plan, progress)
+        document = run_ladder(plan, progress, heard)
     say_ladder(document)
-    # Before the files, so that a full disk does not lose the result.
-    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     if output is not None:
-        _write(document, output)
-    return 0
+        write_ladder_chart(document, output / "ladder.png")
+    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    return EXIT_PARTLY if any(row["status"] == "crashed" for row in document["rows"]) else EXIT_DONE
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:
@@ -91,11 +105,3 @@ def _make(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error_from_oserror(error, "the output folder") from error
-
-
-def _write(document: Mapping[str, Any], output: Path) -> None:
-    from ctflow.report.ladder import write_ladder_chart  # noqa: PLC0415
-    from ctflow.report.result import write_result  # noqa: PLC0415
-
-    write_result(document, output / "ladder.json")
-    write_ladder_chart(document, output / "ladder.png")

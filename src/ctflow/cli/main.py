@@ -181,7 +181,12 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Gets ladder.json and ladder.png.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Gets ladder.json, ladder.png, rows/; goes on from there.",
+)
 @_MODEL
 @click.option("--shape", metavar="D,H,W", default="300,512,512", show_default=True, callback=_shape)
 @click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Draws the phantom.")
@@ -194,6 +199,9 @@ def bench() -> None:
 @click.option(
     "--python", "pythons", metavar="ROW=PATH", multiple=True, help="Interpreter of a row (default: this one)."
 )
+@click.option(
+    "--row-limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds that a row may take."
+)
 @_options("cache", "device")
 def ladder(
     output: Path | None,
@@ -204,13 +212,23 @@ def ladder(
     repeats: int,
     rows: str | None,
     pythons: tuple[str, ...],
+    row_limit: float,
     **given: Any,
 ) -> int:
     """Segment a phantom in every way, from stock MONAI to ctflow's engines, each in a process of its own."""
     from ctflow.cli.ladder import ladder_command  # noqa: PLC0415
 
     return ladder_command(
-        model, given, output, shape=shape, seed=seed, overlaps=overlaps, repeats=repeats, rows=rows, pythons=pythons
+        model,
+        given,
+        output,
+        shape=shape,
+        seed=seed,
+        overlaps=overlaps,
+        repeats=repeats,
+        rows=rows,
+        pythons=pythons,
+        limit_s=row_limit,
     )
 
 

@@ -23,6 +23,7 @@ from ctflow.engines.onnxfile import GraphStyle, software_versions
 from ctflow.engines.store import EngineKey, EngineStore
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
 from ctflow.model import Model
+from ctflow.networks.half import WRITTEN_NORMS_VERSION
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import GPU_ATTENTION, REWRITE_VERSION
 from ctflow.volume import Size3
@@ -36,7 +37,7 @@ _OLDEST = (8, 5)  # the first with named tensors
 _UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 _TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 
-_RECIPE = 3  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
+_RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
 # TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
 _NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
 _RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; it says so itself of a plan on another card
@@ -195,9 +196,11 @@ def plan_key(
     """
     runtime, spec = load_runtime(name), model.spec
     low, _, high = plan_batches(batch_range)
+    style = graph_style(runtime, precision)
+    written = f", norms {WRITTEN_NORMS_VERSION}" if style.written_norms else ""
     return EngineKey(
         kind=RTX_FILE if is_rtx(runtime) else FILE,
-        version=f"{name} {runtime.__version__}, recipe {_RECIPE}, {software_versions(graph_style(runtime, precision))}",
+        version=f"{name} {runtime.__version__}, recipe {_RECIPE}{written}, {software_versions(style)}",
         rewrite=REWRITE_VERSION,
         weights_digest=model.weights_digest,
         network=spec.network.name,

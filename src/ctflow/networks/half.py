@@ -20,6 +20,9 @@ _NORMS = (nn.LayerNorm, nn.InstanceNorm3d, nn.GroupNorm)
 _LEAKY = (nn.LeakyReLU, nn.PReLU)
 _Kinds = tuple[type[nn.Module], ...]
 _RUNNING = "track_running_stats"
+WRITTEN_NORMS_VERSION = (
+    3  # part of the keys of engines made from written norms: raise it when they are written otherwise
+)
 
 
 def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -97,18 +100,20 @@ class WrittenNorm(nn.Module):
         self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else None
         # The axes of tokens; voxels become one long axis, for which TensorRT 8.5 has fewer memory formats to measure.
         self.axes = tuple(range(-len(norm.normalized_shape), 0)) if isinstance(norm, nn.LayerNorm) else None
-        # A layer norm has a weight for each place that it norms over, the others one for each channel.
-        shape = tuple(norm.normalized_shape) if isinstance(norm, nn.LayerNorm) else (-1, 1, 1, 1)
-        self.scale = None if norm.weight is None else nn.Parameter(norm.weight.detach().reshape(shape), False)
-        self.shift = None if norm.bias is None else nn.Parameter(norm.bias.detach().reshape(shape), False)
+        self.scale = None if norm.weight is None else nn.Parameter(norm.weight.detach(), False)
+        self.shift = None if norm.bias is None else nn.Parameter(norm.bias.detach(), False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The norm of x, in the shape of x."""
         grouped = x if self.axes else x.reshape(x.shape[0], self.groups or x.shape[1], -1)
         result = _normalized(grouped, self.axes or (-1,), self.eps).reshape(x.shape)
         if self.scale is not None:
-            result = result * self.scale
-        return result if self.shift is None else result + self.shift
+            result = result * self._placed(self.scale, x)
+        return result if self.shift is None else result + self._placed(self.shift, x)
+
+    def _placed(self, numbers: Tensor, x: Tensor) -> Tensor:
+        """A layer norm has a number for each place that it norms over, the others one for each channel."""
+        return numbers if self.axes else _of_channels(numbers, x)
 
 
 class WrittenLeakyReLU(nn.Module):
@@ -117,20 +122,26 @@ class WrittenLeakyReLU(nn.Module):
     def __init__(self, activation: nn.LeakyReLU | nn.PReLU) -> None:
         super().__init__()
         if isinstance(activation, nn.PReLU):  # one slope, or one for each channel
-            self.slope: Tensor | float = nn.Parameter(activation.weight.detach().reshape(-1, 1, 1, 1), False)
+            slopes = activation.weight.detach()
         else:
-            self.slope = activation.negative_slope
+            slopes = torch.tensor([activation.negative_slope])
+        self.slopes = nn.Parameter(slopes, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> the same shape."""
-        return torch.where(x > 0, x, x * self.slope)
+        """(B, C, ...) -> the same shape."""
+        return torch.where(x > 0, x, x * _of_channels(self.slopes, x))
+
+
+def _of_channels(numbers: Tensor, x: Tensor) -> Tensor:
+    """(C,) or (1,) -> the shape in which it meets the channels of x, (B, C, ...)."""
+    return numbers.reshape([-1] + [1] * (x.dim() - 2))
 
 
 def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     """What is above the mean, in units of the deviation.
 
     The variance is that of centred values: TensorRT 8.5 rounds statistics to half precision whatever it is asked for,
-    and a mean of squares less a squared mean would lose four times as much there (docs/performance.md).
+    and a mean of squares less a squared mean would lose more than twice as much there (docs/performance.md).
     """
     centred = x - x.mean(axes, keepdim=True)
     variance = (centred * centred).mean(axes, keepdim=True)
@@ -141,8 +152,11 @@ _IN_FULL = (*_NORMS, nn.BatchNorm3d, WrittenNorm)
 
 
 def _replace(network: nn.Module, kinds: _Kinds, replacement: Callable[[Any, str], nn.Module]) -> None:
-    """Each module of these kinds replaced by what is made of it and its name."""
-    for name, module in list(network.named_modules()):
+    """Each module of these kinds replaced by what is made of it and its name; one that is used twice stays one."""
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, kinds) and name:
+            if module not in made:
+                made[module] = replacement(module, name)
             parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, replacement(module, name))
+            setattr(network.get_submodule(parent), child, made[module])

@@ -37,8 +37,30 @@ def say_ladder(document: Mapping[str, Any], stream: TextIO | None = None) -> Non
         console.print(Text(f"\noverlap {overlap['overlap']:g}, {overlap['windows']} windows", style="bold"))
         console.print(_table(document["rows"], number))
     for row in document["rows"]:
-        if row["reason"]:
-            console.print(f"{row['id']} ({row['text']}) not run: {row['reason']}", markup=False, highlight=False)
+        for words in _reasons(row):
+            console.print(f"{row['id']} ({row['text']}) {words}", markup=False, highlight=False)
+
+
+def line_of_row(row: Mapping[str, Any]) -> str:
+    """A row in one line, for a log.
+
+    Args:
+        row: One of the document's.
+    """
+    seconds = [f"{result['median_s']:.3f} s at overlap {result['overlap']:g}" for result in _measured(row)]
+    return f"{row['id']} ({row['text']}): {', '.join([*seconds, *_reasons(row)])}"
+
+
+def _measured(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [result for result in row.get("results", ()) if not result["reason"]]
+
+
+def _reasons(row: Mapping[str, Any]) -> list[str]:
+    """Why a row, or one of its overlaps, has no seconds."""
+    if row["reason"]:
+        return [f"{'crashed' if row['status'] == 'crashed' else 'not run'}: {row['reason']}"]
+    results = row.get("results", ())
+    return [f"not run at overlap {each['overlap']:g}: {each['reason']}" for each in results if each["reason"]]
 
 
 def _head(document: Mapping[str, Any]) -> str:
@@ -53,7 +75,7 @@ def _head(document: Mapping[str, Any]) -> str:
 
 def _overlaps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The first measured row's results, which have what is the same for all."""
-    return next((row["results"] for row in document["rows"] if not row["reason"]), [])
+    return next((row["results"] for row in document["rows"] if "results" in row), [])
 
 
 def _table(rows: Sequence[Mapping[str, Any]], number: int) -> Table:
@@ -63,13 +85,13 @@ def _table(rows: Sequence[Mapping[str, Any]], number: int) -> Table:
     for heading in ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 1", "Dice to truth", "GPU GiB"):
         table.add_column(heading, justify="right")
     for row in rows:
-        if not row["reason"]:
-            table.add_row(row["id"], row["text"], *_cells(row, row["results"][number]))
+        if "results" in row and not row["results"][number]["reason"]:
+            table.add_row(row["id"], row["text"], *_cells(row["results"][number]))
     return table
 
 
-def _cells(row: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
-    memory = row["memory_bytes"]
+def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
+    memory = result["memory_bytes"]
     return (
         f"{result['median_s']:.3f}",
         f"{result['spread_s']:.3f}",
@@ -94,10 +116,10 @@ def write_ladder_chart(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    rows = [row for row in document["rows"] if not row["reason"]]
+    rows = [row for row in document["rows"] if "results" in row and not row["results"][0]["reason"]]
     bottom = _TOP + _ROW * max(len(rows), 1)
     pen = Pen(WIDTH_PX, bottom + 70)
-    pen.words(_NAMES, 52, "Seconds for a whole CT, from the article's loop to ctflow", 26, bold=True)
+    pen.words(_NAMES, 52, "Seconds for a whole CT, from stock MONAI to ctflow", 26, bold=True)
     pen.words(_NAMES, 84, pen.fitted(_head(document), 15, WIDTH_PX - 2 * _NAMES), 15, fill=DIM)
     if not rows:
         pen.words(_NAMES, _TOP + 20, "no row could be run here", 18, fill=DIM)
@@ -116,7 +138,7 @@ def write_ladder_chart(document: Mapping[str, Any], path: Path) -> None:
 
 
 class _Scale:
-    """Where seconds lie on the picture: logarithmic, from half of the least to twice the most.
+    """Where seconds lie on the picture: logarithmic, from half of the least to a little more than the most.
 
     Args:
         least_s: The quickest row.
@@ -131,9 +153,9 @@ class _Scale:
         return _LEFT + share * (_RIGHT - _LEFT)
 
     def ticks(self) -> list[float]:
-        """1, 2 and 5 of each power of ten."""
+        """1, 2, 3 and 5 of each power of ten: at least one lies between any seconds and twice as many."""
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        marks = [factor * 10.0**power for power in powers for factor in (1, 2, 3, 5)]
         return [mark for mark in marks if self.low <= mark <= self.high]
 
 

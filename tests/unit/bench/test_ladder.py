@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from bundle_support import small_unet_bundle
 from ctflow.bench import ladder
 from ctflow.bench.ladder import Plan, rows_for, run_ladder
-from ctflow.bench.row import Request, request_from_document, run_row
+from ctflow.bench.row import Request, on_source, request_from_document, run_row
+from ctflow.bundle.read import read_bundle
 from ctflow.errors import BackendUnavailable, BundleInvalid, SettingsInvalid
+from ctflow.phantom import phantom_from_seed
+from ctflow.preprocess import prepare_volume
+from ctflow.volume import Volume
 
 SHAPE = (120, 64, 64)
 
@@ -34,6 +39,7 @@ def row(document: dict, name: str) -> dict:
 
 def test_rows_are_measured_in_order_or_say_why_not(measured):
     assert [entry["id"] for entry in measured["rows"]] == ["0a", "1", "4", "5x2", "eager-fp32"]
+    assert [entry["status"] for entry in measured["rows"]] == ["measured", "measured", "refused", "refused", "measured"]
     assert [bool(entry["reason"]) for entry in measured["rows"]] == [False, False, True, True, False]
     assert "tensorrt" in row(measured, "4")["reason"]
     assert row(measured, "5x2")["reason"] == "needs 2 GPUs; 1 given"
@@ -55,8 +61,8 @@ def test_results_tell_seconds_windows_factors_and_exactness(measured):
             article = row(measured, "1")["results"][number]["median_s"]
             assert result["factor_to_article"] == pytest.approx(article / result["median_s"], rel=0.02)
     assert row(measured, "1")["results"][0]["dice_to_article"] == 1.0
-    assert row(measured, "eager-fp32")["engine"]["backend"] == "eager"
-    assert row(measured, "0a")["engine"] is None
+    assert row(measured, "eager-fp32")["engine_info"]["backend"] == "eager"
+    assert row(measured, "0a")["engine_info"] is None
 
 
 def test_the_document_says_on_what(measured):
@@ -66,11 +72,12 @@ def test_the_document_says_on_what(measured):
     assert measured["repeats"] == 2
 
 
-def test_a_machine_with_four_gpus_has_rows_for_them():
-    names = [entry.id for entry in rows_for(("cuda:0", "cuda:1", "cuda:2", "cuda:3"))]
+def test_rows_have_the_same_names_on_every_machine_with_gpus():
+    names = [entry.id for entry in rows_for(("cuda:0",))]
     assert {"5x2", "5x4", "tensorrt-fp16", "tensorrt-fp16x2", "tensorrt-fp16x4", "eager-fp16", "compile-fp16"} <= {
         *names
     }
+    assert names == [entry.id for entry in rows_for(("cuda:0", "cuda:1", "cuda:2", "cuda:3"))]
     assert len(names) == len({*names})
     assert not [name for name in names if "openvino" in name]
 
@@ -94,11 +101,72 @@ def test_an_interpreter_that_cannot_run_a_row_is_its_reason(bundle, python, reas
     monkeypatch.setattr(ladder, "phantom_from_seed", lambda seed, _, tumours: draw(seed, (16, 32, 32), tumours=tumours))
     document = run_ladder(Plan(bundle, ("cpu",), SHAPE, only=("0a",), pythons={"0a": python}))
     assert row(document, "0a")["reason"] == reason
+    assert row(document, "0a")["status"] == "crashed"
+
+
+def test_a_row_that_hangs_is_ended(bundle, tmp_path, monkeypatch):
+    draw = ladder.phantom_from_seed
+    monkeypatch.setattr(ladder, "phantom_from_seed", lambda seed, _, tumours: draw(seed, (16, 32, 32), tumours=tumours))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    plan = Plan(bundle, ("cpu",), SHAPE, only=("0a",), pythons={"0a": str(python)}, limit_s=1.0)
+    assert row(run_ladder(plan), "0a")["reason"] == "took longer than 1 s"
+
+
+def test_another_interpreter_gets_no_paths_of_this_one(bundle, tmp_path, monkeypatch):
+    draw = ladder.phantom_from_seed
+    monkeypatch.setattr(ladder, "phantom_from_seed", lambda seed, _, tumours: draw(seed, (16, 32, 32), tumours=tumours))
+    monkeypatch.setenv("PYTHONPATH", "/wrong/version")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "path is <$PYTHONPATH>"; exit 3\n')
+    python.chmod(0o755)
+    document = run_ladder(Plan(bundle, ("cpu",), SHAPE, only=("0a",), pythons={"0a": str(python)}))
+    assert row(document, "0a")["reason"] == "its process ended with 3: path is <>"
+
+
+def test_a_ladder_that_was_ended_goes_on(bundle, tmp_path, monkeypatch):
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
+    heard = []
+    first = run_ladder(plan, heard=heard.append)
+    assert heard == [first]
+    monkeypatch.setattr(ladder, "_crash_of_process", lambda *_: pytest.fail("measured again"))
+    again = run_ladder(plan)
+    assert again["rows"][0]["results"] == first["rows"][0]["results"]
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        run_ladder(replace(plan, seed=7))  # another phantom
+
+
+def test_a_shape_that_no_phantom_has_is_refused(bundle):
+    with pytest.raises(SettingsInvalid, match="--shape"):
+        run_ladder(Plan(bundle, ("cpu",), (1, 2, 3)))
+
+
+def test_a_mask_comes_back_to_the_grid_of_the_ct(bundle):
+    """The truth, brought to the network's grid by the bundle's own steps, and back."""
+    phantom = phantom_from_seed(3, (90, 70, 50), tumours=5)
+    steps = read_bundle(bundle).spec.preprocessing
+    truth = (phantom.volume.array > 0).astype(np.uint8)  # soft tissue and bone: large and different along every axis
+    volume = Volume(truth.astype(np.int16) * 1400 - 1000, phantom.volume.geometry)
+    prepared = prepare_volume(volume, steps, "cpu")
+    labels = (prepared.tensor[0, 0] > 0.5).numpy().astype(np.uint8)
+    assert len(set(labels.shape)) == 3
+    found = on_source(labels, prepared, volume)
+    assert found.shape == truth.shape
+    assert ladder._dice(found.ravel(), truth.ravel()) > 0.93
+    assert ladder._dice(found[::-1].ravel(), truth.ravel()) < 0.9
 
 
 def request_of(bundle: Path, folder: Path, **changes) -> Request:
     given = {"way": "ctflow", "engine": "eager", "precision": "fp32", "stitch": "device", "devices": ["cpu"]}
-    given |= {"model": str(bundle), "case": str(folder / "case.npz"), "overlaps": [0.0], "batch_size": 4, "repeats": 1}
+    given |= {
+        "digests": [],
+        "model": str(bundle),
+        "case": str(folder / "case.npz"),
+        "overlaps": [0.0],
+        "batch_size": 4,
+        "repeats": 1,
+    }
     return request_from_document({**given, "cache": None, "result": str(folder), **changes})
 
 

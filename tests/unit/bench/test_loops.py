@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
+from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import ModelSpec, NetworkSpec
 from ctflow.window.devices import Worker
 
@@ -30,17 +32,23 @@ def volume() -> torch.Tensor:
     return torch.randn(1, 1, 40, 24, 33, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="module")
+def threads():
+    with ExitStack() as stack:
+        yield [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(4)]
+
+
 def workers_of(network: nn.Module, count: int = 1) -> list[Worker]:
     return [Worker(network, CPU) for _ in range(count)]
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_articles_loop_marks_what_stock_marks_where_windows_do_not_meet(volume, overlap, count):
+def test_the_articles_loop_marks_what_stock_marks_where_windows_do_not_meet(volume, threads, overlap, count):
     """It blends probabilities and MONAI logits: voxels may differ where windows overlap, and nowhere else."""
     network, windows = network_of(), Windows(overlap, 3)
-    stock = stock_volume(network, volume, spec_of(), windows, "cpu")
-    article = article_volume(workers_of(network, count), volume, spec_of(), windows, one_channel=False)
+    stock = stock_volume(Worker(network, CPU), volume, spec_of(), windows, half=False, stitch="cpu")
+    article = article_volume(workers_of(network, count), volume, spec_of(), windows, threads, one_channel=False)
     assert article.dtype == np.uint8
     assert article.shape == (40, 24, 33)
     alone = np.s_[: 16 if overlap == 0 else 12, :8, : 16 if overlap == 0 else 12]  # in the first window only
@@ -50,17 +58,18 @@ def test_the_articles_loop_marks_what_stock_marks_where_windows_do_not_meet(volu
 
 
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
-def test_one_channel_says_what_both_say(volume, blend):
+def test_one_channel_says_what_both_say(volume, threads, blend):
     windows, workers = Windows(0.25, 4), workers_of(network_of())
-    both = article_volume(workers, volume, spec_of(blend=blend), windows, one_channel=False)
-    one = article_volume(workers, volume, spec_of(blend=blend), windows, one_channel=True)
+    both = article_volume(workers, volume, spec_of(blend=blend), windows, threads, one_channel=False)
+    one = article_volume(workers, volume, spec_of(blend=blend), windows, threads, one_channel=True)
     assert (both != one).mean() < 1e-4  # a probability of one half may fall either way
 
 
-def test_threads_change_nothing_but_the_order_of_sums(volume):
+def test_threads_change_nothing_but_the_order_of_sums(volume, threads):
     windows, network = Windows(0.25, 2), network_of(3)
     single, several = (
-        article_volume(workers_of(network, count), volume, spec_of(3), windows, one_channel=False) for count in (1, 4)
+        article_volume(workers_of(network, count), volume, spec_of(3), windows, threads, one_channel=False)
+        for count in (1, 4)
     )
     assert set(np.unique(single)) == {0, 1, 2}
     assert (single != several).mean() < 1e-4
@@ -68,8 +77,18 @@ def test_threads_change_nothing_but_the_order_of_sums(volume):
 
 def test_ctflows_way_marks_what_stock_marks(volume):
     windows, network = Windows(0.25, 4), network_of()
-    stock = stock_volume(network, volume, spec_of(), windows, "cpu")
+    stock = stock_volume(Worker(network, CPU), volume, spec_of(), windows, half=False, stitch="cpu")
     assert (resident_volume(workers_of(network, 2), volume, spec_of(), windows) != stock).mean() < 1e-4
+
+
+def test_smaller_batches_than_asked_for_are_refused(volume):
+    def scarce(windows: torch.Tensor) -> torch.Tensor:
+        if len(windows) > 1:
+            raise DeviceOutOfMemory("no memory")
+        return network_of()(windows)
+
+    with pytest.raises(DeviceOutOfMemory, match="too little memory for 4 windows"):
+        resident_volume([Worker(scarce, CPU)], volume, spec_of(), Windows(0.0, 4))
 
 
 def test_a_folded_head_gives_both_channels_again():
@@ -80,10 +99,10 @@ def test_a_folded_head_gives_both_channels_again():
     assert torch.equal(two_channels(network)(windows), logits)
 
 
-def test_an_error_in_a_thread_is_raised(volume):
+def test_an_error_in_a_thread_is_raised(volume, threads):
     def fail(windows: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no memory")
 
     broken = [*workers_of(network_of()), Worker(fail, CPU)]
     with pytest.raises(RuntimeError, match="no memory"):
-        article_volume(broken, volume, replace(spec_of()), Windows(0.0, 2), one_channel=False)
+        article_volume(broken, volume, spec_of(), Windows(0.0, 2), threads, one_channel=False)

@@ -47,6 +47,7 @@ def unet(norm: object) -> nn.Module:
         (nn.InstanceNorm3d(4, affine=True), (2, 4, 3, 5, 7)),
         (nn.GroupNorm(2, 4), (2, 4, 3, 5, 7)),
         (nn.GroupNorm(4, 4, affine=False), (2, 4, 3, 5, 7)),
+        (nn.GroupNorm(2, 4), (2, 4, 9)),
     ],
     ids=str,
 )
@@ -69,6 +70,22 @@ def test_a_written_activation_is_the_activation(activation):
     assert isinstance(written[1], WrittenLeakyReLU)
     with torch.inference_mode():
         assert torch.equal(written(noise(2, 1, 3, 5, 7)), network(noise(2, 1, 3, 5, 7)))
+
+
+def test_a_module_that_is_used_twice_is_written_at_both_places():
+    activation, norm = nn.LeakyReLU(0.2), nn.InstanceNorm3d(2)
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), norm, activation, nn.Conv3d(2, 2, 1), norm, activation).eval()
+    written = with_written_norms(network)
+    assert [type(written[place]) for place in (1, 2, 4, 5)] == [WrittenNorm, WrittenLeakyReLU] * 2
+    with torch.inference_mode():
+        assert relative_error(network(noise(1, 1, 4, 4, 4)), written(noise(1, 1, 4, 4, 4))) <= 1e-5
+
+
+def test_slopes_belong_to_channels_whatever_follows_them():
+    for shape in [(2, 4), (2, 4, 9), (2, 4, 3, 5, 7)]:
+        activation = nn.PReLU(4)
+        activation.weight.data = torch.tensor([0.1, 0.2, 0.3, 0.4])
+        assert torch.equal(WrittenLeakyReLU(activation)(noise(*shape)), activation(noise(*shape)))
 
 
 def test_statistics_that_an_engine_rounds_cost_little(monkeypatch):

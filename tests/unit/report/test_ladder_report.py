@@ -7,22 +7,23 @@ import pytest
 from PIL import Image
 
 from ctflow.report import ladder
-from ctflow.report.ladder import say_ladder, write_ladder_chart
+from ctflow.report.ladder import line_of_row, say_ladder, write_ladder_chart
 
 GIB = 2**30
 
 
-def result(seconds: float, overlap: float = 0.0) -> dict:
-    return {
-        "overlap": overlap, "windows": 144, "seconds": [seconds], "median_s": seconds, "spread_s": 0.01,
-        "factor_to_stock": 4.2 / seconds, "factor_to_stock_half": None, "factor_to_article": 5.0 / seconds,
-        "dice_to_article": 0.9991, "dice_to_truth": 0.91,
-    }  # fmt: skip
+def result(seconds: float, overlap: float = 0.0, memory=(3 * GIB,)) -> dict:
+    factors = {"factor_to_stock": 4.2 / seconds, "factor_to_stock_half": None, "factor_to_article": 5.0 / seconds}
+    measured = {"reason": None, "memory_bytes": memory, "overlap": overlap, "windows": 144, "seconds": [seconds]}
+    dice = {"dice_to_article": 0.9991, "dice_to_truth": 0.91}
+    return {**measured, **factors, **dice, "median_s": seconds, "spread_s": 0.01}
 
 
 def row(name: str, way: str, seconds: float | None, reason: str | None = None, memory=(3 * GIB,)) -> dict:
-    entry = {"id": name, "text": f"text of {name}", "way": way, "reason": reason, "memory_bytes": memory}
-    return entry if seconds is None else {**entry, "results": [result(seconds), result(2 * seconds, 0.25)]}
+    status = "measured" if reason is None else "refused"
+    entry = {"id": name, "text": f"text of {name}", "way": way, "reason": reason, "status": status}
+    results = [result(seconds, 0.0, memory), result(2 * seconds, 0.25, memory)] if seconds else None
+    return entry if results is None else {**entry, "results": results}
 
 
 def document_of(*rows: dict) -> dict:
@@ -53,6 +54,18 @@ def test_the_table_has_a_row_each_and_reasons_below():
     assert "4 (text of 4) not run: tensorrt: not installed [bold]" in text
 
 
+def test_a_crash_and_a_missing_overlap_are_told():
+    crashed = {**row("2", "article", None, "its process ended with -9: x"), "status": "crashed"}
+    partly = row("3", "article", 2.0)
+    partly["results"][1] = {"overlap": 0.25, "windows": 196, "reason": "too little memory"}
+    stream = io.StringIO()
+    say_ladder(document_of(partly, crashed), stream)
+    assert "2 (text of 2) crashed: its process ended with -9: x" in stream.getvalue()
+    assert "3 (text of 3) not run at overlap 0.25: too little memory" in stream.getvalue()
+    assert line_of_row(partly) == "3 (text of 3): 2.000 s at overlap 0, not run at overlap 0.25: too little memory"
+    assert stream.getvalue().count("2.000") == 1
+
+
 def test_nothing_measured_is_said_and_drawn(tmp_path):
     stream = io.StringIO()
     say_ladder(document_of(ROWS[2]), stream)
@@ -74,7 +87,7 @@ def test_bars_are_as_long_as_the_logarithm_of_their_seconds(tmp_path):
         assert bar[-1] == pytest.approx(scale.x(seconds), abs=3)
 
 
-@pytest.mark.parametrize(("least", "most"), [(0.3, 5.0), (0.01, 0.02), (2.0, 2.0), (0.0, 0.0)])
+@pytest.mark.parametrize(("least", "most"), [(0.3, 5.0), (0.01, 0.02), (4.1, 4.2), (2.0, 2.0), (0.0, 0.0)])
 def test_a_scale_has_ticks_and_keeps_inside(least, most):
     scale = ladder._Scale(least, most)
     assert scale.ticks()
