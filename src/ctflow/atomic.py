@@ -26,6 +26,18 @@ def output_error_from_oserror(error: OSError, what: str) -> OutputError:
     return NotWritten(f"{what} cannot be written ({error.strerror or type(error).__name__}): check the output folder")
 
 
+def make_output_folder(folder: Path) -> None:
+    """Make a folder for results, before the work that may take hours.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error_from_oserror(error, "the output folder") from error
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name, sync it, and give it its name.
 

@@ -54,7 +54,8 @@ class Request:
         repeats: Timed volumes, after one that is not.
         cache: Folder of made engines.
         result: Folder of the answer: result.json, and a mask for each overlap.
-        digests: Of the weights and of the case, so that a request for others is another one.
+        basis: What else the answer depends on, so that a request for another is another one: digests of weights and
+            case, and the interpreter.
     """
 
     way: str
@@ -69,7 +70,7 @@ class Request:
     repeats: int
     cache: str | None
     result: str
-    digests: tuple[str, ...]
+    basis: tuple[str, ...]
 
 
 def run_row(request: Request) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ctflow.atomic import output_error_from_oserror
+from ctflow.atomic import make_output_folder
 from ctflow.config import model_path_from_value, read_environment, settings_from_values
 from ctflow.report.evaluation import say_evaluation
 from ctflow.report.terminal import progress_on
@@ -54,7 +54,7 @@ def evaluate_command(
 
     model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
     if output is not None:
-        _make(output)  # before the work, which may take hours
+        make_output_folder(output)  # before the work, which may take hours
     with progress_on(sys.stderr) as progress:
         document = evaluate_folder(folder, model, settings, reference=reference, results=results, progress=progress)
     say_evaluation(document)
@@ -65,13 +65,6 @@ def evaluate_command(
     if least_dice is not None:
         require_accuracy(document, least_dice)
     return int(document["exit_code"])
-
-
-def _make(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error_from_oserror(error, "the output folder") from error
 
 
 def _write(document: Mapping[str, Any], output: Path) -> None:

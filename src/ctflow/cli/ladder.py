@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ctflow.atomic import output_error_from_oserror
+from ctflow.atomic import make_output_folder, output_error_from_oserror
 from ctflow.config import model_path_from_value, read_environment, settings_from_values
 from ctflow.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.report.terminal import progress_on
@@ -76,15 +76,18 @@ def ladder_command(
         kept=None if output is None else output / "rows",
     )
     if output is not None:
-        _make(output)  # before the work
+        make_output_folder(output)  # before the work
 
     def heard(document: Mapping[str, Any]) -> None:
         log.info(line_of_row(document["rows"][-1]))
         if output is not None:
             write_result(document, output / "ladder.json")
 
-    with progress_on(sys.stderr) as progress:
-        document = run_ladder(plan, progress, heard)
+    try:
+        with progress_on(sys.stderr) as progress:
+            document = run_ladder(plan, progress, heard)
+    except OSError as error:  # phantom and rows lie in files
+        raise output_error_from_oserror(error, "the ladder's files") from error
     say_ladder(document)
     if output is not None:
         write_ladder_chart(document, output / "ladder.png")
@@ -98,10 +101,3 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
         if not (row and sign and path):
             raise SettingsInvalid(f"--python: {row + sign + path!r} is not ROW=PATH")
     return {row: path for row, _, path in pairs}
-
-
-def _make(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error_from_oserror(error, "the output folder") from error

@@ -20,9 +20,7 @@ _NORMS = (nn.LayerNorm, nn.InstanceNorm3d, nn.GroupNorm)
 _LEAKY = (nn.LeakyReLU, nn.PReLU)
 _Kinds = tuple[type[nn.Module], ...]
 _RUNNING = "track_running_stats"
-WRITTEN_NORMS_VERSION = (
-    3  # part of the keys of engines made from written norms: raise it when they are written otherwise
-)
+WRITTEN_NORMS_VERSION = 3  # in the keys of engines made from them: raise it when they are written otherwise
 
 
 def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -140,8 +138,8 @@ def _of_channels(numbers: Tensor, x: Tensor) -> Tensor:
 def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     """What is above the mean, in units of the deviation.
 
-    The variance is that of centred values: TensorRT 8.5 rounds statistics to half precision whatever it is asked for,
-    and a mean of squares less a squared mean would lose more than twice as much there (docs/performance.md).
+    The variance is that of centred values: TensorRT 8.5 errs as if it rounded statistics to half precision, whatever it
+    is asked for, and a mean of squares less a squared mean loses more than twice as much then (docs/performance.md).
     """
     centred = x - x.mean(axes, keepdim=True)
     variance = (centred * centred).mean(axes, keepdim=True)

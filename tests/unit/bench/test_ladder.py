@@ -9,10 +9,12 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.bench import ladder
+from ctflow.bench.exactness import dice_of
 from ctflow.bench.ladder import Plan, rows_for, run_ladder
 from ctflow.bench.row import Request, on_source, request_from_document, run_row
 from ctflow.bundle.read import read_bundle
 from ctflow.errors import BackendUnavailable, BundleInvalid, SettingsInvalid
+from ctflow.export.prepare import prepare_engine
 from ctflow.phantom import phantom_from_seed
 from ctflow.preprocess import prepare_volume
 from ctflow.volume import Volume
@@ -137,6 +139,16 @@ def test_a_ladder_that_was_ended_goes_on(bundle, tmp_path, monkeypatch):
         run_ladder(replace(plan, seed=7))  # another phantom
 
 
+def test_a_row_that_was_refused_is_tried_again(bundle, tmp_path):
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("openvino-fp32",), overlaps=(0.0,), kept=tmp_path / "rows")
+    cached = replace(plan, cache=tmp_path / "cache")
+    assert "ctflow export" in row(run_ladder(cached), "openvino-fp32")["reason"]
+    model = read_bundle(bundle)
+    wanted = {"device": "cpu", "precision": "fp32", "roi": model.spec.roi, "batch_range": (1, model.spec.batch_size)}
+    prepare_engine("openvino", model, **wanted, cache_dir=tmp_path / "cache")
+    assert row(run_ladder(cached), "openvino-fp32")["status"] == "measured"
+
+
 def test_a_shape_that_no_phantom_has_is_refused(bundle):
     with pytest.raises(SettingsInvalid, match="--shape"):
         run_ladder(Plan(bundle, ("cpu",), (1, 2, 3)))
@@ -153,14 +165,14 @@ def test_a_mask_comes_back_to_the_grid_of_the_ct(bundle):
     assert len(set(labels.shape)) == 3
     found = on_source(labels, prepared, volume)
     assert found.shape == truth.shape
-    assert ladder._dice(found.ravel(), truth.ravel()) > 0.93
-    assert ladder._dice(found[::-1].ravel(), truth.ravel()) < 0.9
+    assert dice_of(found, truth) > 0.93
+    assert dice_of(found[::-1], truth) < 0.9
 
 
 def request_of(bundle: Path, folder: Path, **changes) -> Request:
     given = {"way": "ctflow", "engine": "eager", "precision": "fp32", "stitch": "device", "devices": ["cpu"]}
     given |= {
-        "digests": [],
+        "basis": [],
         "model": str(bundle),
         "case": str(folder / "case.npz"),
         "overlaps": [0.0],

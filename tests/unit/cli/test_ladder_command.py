@@ -36,3 +36,9 @@ def test_a_folder_that_cannot_be_made_ends_before_the_work(bundle, tmp_path, cap
     (tmp_path / "file").touch()
     assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path / "file" / "x")]) == 5
     assert "NotWritten" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_written_have_a_name(bundle, tmp_path, capsys):
+    (tmp_path / "rows").touch()
+    assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path)]) == 5
+    assert "the ladder's files" in capsys.readouterr().err
