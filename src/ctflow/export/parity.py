@@ -31,7 +31,8 @@ class ParityResult:
     """How near an engine is to PyTorch in fp32.
 
     Attributes:
-        relative_error: Largest difference of logits, relative to the largest logit.
+        relative_error: Largest difference of logits, also of a window's in a full batch to its own alone, relative to
+            the largest logit.
         dice: Overlap of the masks of all windows together; the smallest of all segments.
         windows: How many windows were compared.
     """
@@ -70,12 +71,13 @@ def check_parity(
     tolerance: float | None = None,
     lowest_dice: float = LOWEST_DICE,
 ) -> ParityResult:
-    """Compare an engine with the plain network in fp32 on the CPU.
+    """Compare an engine with the plain network in fp32 on the CPU, and with itself in its largest batch.
 
     Args:
         engine: Open.
         model: The model that it was made from.
-        windows: (1, C_in, D, H, W) float32 each; a CT's, as on noise the masks say little.
+        windows: (1, C_in, D, H, W) float32 each; a CT's, as on noise the masks say little. The first is also computed
+            as a full batch of its mirror images.
         tolerance: Largest relative error; None takes `TOLERANCE` of the engine's precision.
         lowest_dice: Smallest overlap of each segment's masks.
 
@@ -91,9 +93,11 @@ def check_parity(
     largest = difference = 0.0
     overlap, sizes, count = torch.zeros(0), torch.zeros(0), 0
     for window in windows:
+        if not count:
+            difference = _apart_in_a_batch(engine, window)
         with torch.inference_mode():
             expected = network(window)
-        found = engine.predict(window.to(engine.info.device)).to("cpu", copy=True)
+        found = _logits(engine, window)
         both = [_marked(logits, model) for logits in (expected, found)]
         if not count:
             overlap, sizes = torch.zeros(len(both[0])), torch.zeros(len(both[0]))
@@ -102,7 +106,7 @@ def check_parity(
         if expected.shape[1] != found.shape[1]:
             expected = expected[:, 1:2] - expected[:, 0:1]
         largest = max(largest, float(expected.abs().max()))
-        difference = max(difference, float((found - expected).abs().nan_to_num(torch.inf).max()))
+        difference = max(difference, _largest_difference(found, expected))
         count += 1
     if not count:
         raise ValueError("parity needs at least one window")
@@ -115,6 +119,28 @@ def check_parity(
             "use --engine eager"
         )
     return result
+
+
+def _apart_in_a_batch(engine: Engine, window: Tensor) -> float:
+    """Largest difference of logits between windows computed together and one by one.
+
+    TensorRT 8.5 has built plans that are right for one window and wrong for eight (docs/performance.md).
+    """
+    count = engine.info.batch_range[1]
+    if count == 1:
+        return 0.0
+    mirrored = [window.flip([axis + 2 for axis in range(3) if number >> axis & 1]) for number in range(8)]
+    together = _logits(engine, torch.cat([mirrored[number % 8] for number in range(count)]))
+    alone = [_logits(engine, one) for one in mirrored[:count]]
+    return max(_largest_difference(together[n], alone[n % 8][0]) for n in range(count))
+
+
+def _logits(engine: Engine, windows: Tensor) -> Tensor:
+    return engine.predict(windows.to(engine.info.device)).to("cpu", copy=True)
+
+
+def _largest_difference(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().nan_to_num(torch.inf).max())
 
 
 def _marked(logits: Tensor, model: Model) -> Tensor:

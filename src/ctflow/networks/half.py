@@ -8,6 +8,7 @@ transformer's tokens in fp32, where half precision would overflow or be too coar
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ _NORMS = (nn.LayerNorm, nn.InstanceNorm3d, nn.GroupNorm)
 _LEAKY = (nn.LeakyReLU, nn.PReLU)
 _Kinds = tuple[type[nn.Module], ...]
 _RUNNING = "track_running_stats"
-WRITTEN_NORMS_VERSION = 3  # in the keys of engines made from them: raise it when they are written otherwise
+WRITTEN_NORMS_VERSION = 4  # in the keys of engines made from them: raise it when they are written otherwise
 
 
 def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -103,8 +104,11 @@ class WrittenNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The norm of x, in the shape of x."""
-        grouped = x if self.axes else x.reshape(x.shape[0], self.groups or x.shape[1], -1)
-        result = _normalized(grouped, self.axes or (-1,), self.eps).reshape(x.shape)
+        if self.axes:
+            result = _normalized_tokens(x, self.axes, self.eps)
+        else:
+            grouped = x.reshape(x.shape[0], self.groups or x.shape[1], -1)
+            result = _normalized(grouped, self.eps).reshape(x.shape)
         if self.scale is not None:
             result = result * self._placed(self.scale, x)
         return result if self.shift is None else result + self._placed(self.shift, x)
@@ -135,15 +139,33 @@ def _of_channels(numbers: Tensor, x: Tensor) -> Tensor:
     return numbers.reshape([-1] + [1] * (x.dim() - 2))
 
 
-def _normalized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-    """What is above the mean, in units of the deviation.
+def _normalized(x: Tensor, eps: float) -> Tensor:
+    """What is above the mean along the last axis, in units of the deviation.
 
     The variance is that of centred values: TensorRT 8.5 errs as if it rounded statistics to half precision, whatever it
     is asked for, and a mean of squares less a squared mean loses more than twice as much then (docs/performance.md).
     """
-    centred = x - x.mean(axes, keepdim=True)
-    variance = (centred * centred).mean(axes, keepdim=True)
-    return centred / torch.sqrt(torch.where(variance > 0, variance, 0.0) + eps)
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / _deviation((centred * centred).mean(-1, keepdim=True), eps)
+
+
+def _normalized_tokens(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    """The same along a token's few numbers, with sums that half precision holds.
+
+    A sum of squares grows with the count and leaves half precision above a variance of 21 for the 3072 numbers of a
+    SwinUNETR's last merging. Scaled by about the root of the count, a power of two that rounds nothing, squares and
+    sums stay near the variance. The voxels of a channel are too many for that: their squares would vanish instead.
+    """
+    count = math.prod(x.shape[axis] for axis in axes)
+    scale = 2.0 ** -round(math.log2(count) / 2)
+    centred = x - (x * scale).sum(axes, keepdim=True) * (1 / (count * scale))
+    scaled = centred * scale
+    return centred / _deviation((scaled * scaled).sum(axes, keepdim=True) * (1 / (count * scale**2)), eps)
+
+
+def _deviation(variance: Tensor, eps: float) -> Tensor:
+    """Written with the choice that keeps a norm in one piece."""
+    return torch.sqrt(torch.where(variance > 0, variance, 0.0) + eps)
 
 
 _IN_FULL = (*_NORMS, nn.BatchNorm3d, WrittenNorm)

@@ -177,3 +177,18 @@ def test_a_wrong_engine_fails_parity(activation, wrong):
         check_parity(Wrong(engine, wrong), model, [noise(1)])
     with pytest.raises(ValueError, match="at least one"):
         check_parity(engine, model, [])
+
+
+def test_an_engine_that_is_wrong_in_a_full_batch_only_fails_parity():
+    model = model_of("UNet", UNET)
+    engine = open_engine("eager", model, **choice(None) | {"batch_range": (1, 3)})
+
+    def last_of_a_full_batch(logits):
+        logits = logits.clone()
+        if len(logits) == 3:
+            logits[2] = logits[2].roll(1, -1)
+        return logits
+
+    with pytest.raises(ParityFailed, match="eager fp32 differs"):
+        check_parity(Wrong(engine, last_of_a_full_batch), model, [noise(1)])
+    assert check_parity(engine, model, [noise(1)]).relative_error < 1e-3

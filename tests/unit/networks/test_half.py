@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR, UNet
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctflow.networks.half import (
     FullPrecisionNorm,
@@ -58,6 +59,31 @@ def test_a_written_norm_is_the_norm(norm, shape):
     with torch.inference_mode():
         expected, found = norm(x), WrittenNorm(norm)(x)
     assert found.shape == expected.shape
+    assert relative_error(expected, found) <= 1e-5
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest number that any operation gives."""
+
+    found = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.found = max(self.found, float(result.abs().max()))
+        return result
+
+
+@pytest.mark.parametrize("channels", [48, 768, 3072])
+def test_no_step_of_a_written_layer_norm_leaves_half_precision(channels):
+    norm = nn.LayerNorm(channels)
+    tokens = noise(2, 27, channels) * 90 + 30  # a trained network's last tokens deviate by 90
+    with torch.inference_mode():
+        expected = norm(tokens)
+        with Largest() as largest:
+            found = WrittenNorm(norm)(tokens)
+    assert (tokens * tokens).sum(-1).max() > torch.finfo(torch.float16).max
+    assert largest.found < 20000
     assert relative_error(expected, found) <= 1e-5
 
 
