@@ -22,7 +22,7 @@ from torch.nn import functional
 from ctflow.networks.build import network_class
 from ctflow.volume import Size3
 
-REWRITE_VERSION = 2  # part of every stored engine's key: raise it when a rewrite changes what is exported
+REWRITE_VERSION = 3  # part of every stored engine's key: raise it when a rewrite changes what is exported
 
 MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
 # Scores of one product, so that an engine that keeps them whole needs at most some 100 MB for each; onnxruntime 1.31
@@ -422,7 +422,8 @@ class FixedMerging(nn.Module):
         if d % 2 or h % 2 or w % 2:
             x = functional.pad(x, (0, 0, 0, w % 2, 0, h % 2, 0, d % 2))
         halves = ((d + 1) // 2, (h + 1) // 2, (w + 1) // 2)
-        x = x.reshape(batch, halves[0], 2, halves[1], 2, halves[2], 2, channels)
-        x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, *halves, 8 * channels)
+        # Six axes of eight: neighbours along W lie side by side already, and some engines take no more than eight.
+        x = x.reshape(batch * halves[0], 2, halves[1], 2, halves[2], 2 * channels)
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, *halves, 8 * channels)
         merged: Tensor = self.reduction(self.norm(x))
         return merged.permute(0, 4, 1, 2, 3)
