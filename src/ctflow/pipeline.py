@@ -23,8 +23,9 @@ from ctflow import __version__
 from ctflow.atomic import publish_folder, temporary_folder
 from ctflow.config import Settings
 from ctflow.dicom.assemble import Assembled, assemble_series
+from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.scan import Scan, scan_folder
-from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import batch_range_for, check_engine, devices_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo, Precision

@@ -9,7 +9,8 @@ import pydicom
 
 from ctflow import __version__
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.derived import Provenance, write_dataset
+from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import NotWritten, SettingsInvalid
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.phantom import phantom_from_seed

@@ -14,7 +14,8 @@ from ctflow.bundle import read_bundle
 from ctflow.cli.phantom import write_phantom
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.derived import Provenance, write_dataset
+from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.engines.contract import EngineInfo
 from ctflow.errors import AccuracyFailed, BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
 from ctflow.pipeline import Segmentation, Segmenter

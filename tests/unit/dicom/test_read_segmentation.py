@@ -6,8 +6,9 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
+from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.read_segmentation import read_segmentation
-from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import BrokenSeries, UnsupportedPixels
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from dicom_support import assembled, small_volume

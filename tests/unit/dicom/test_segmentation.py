@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
-from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.derived import Provenance, write_dataset
+from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import NotWritten
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.volume import Geometry
@@ -260,7 +261,7 @@ import sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
 from test_segmentation import segmented
-from ctflow.dicom.segmentation import write_dataset
+from ctflow.dicom.derived import write_dataset
 write_dataset(segmented(Path(sys.argv[1]))[0], Path(sys.argv[2]))
 """
 

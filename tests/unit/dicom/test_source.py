@@ -11,7 +11,8 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from ctflow.dicom.segmentation import Provenance, segmentation_from_labels, write_dataset
+from ctflow.dicom.derived import Provenance, write_dataset
+from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import clean_sources
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from dicom_support import assembled

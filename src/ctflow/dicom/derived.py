@@ -1,0 +1,117 @@
+"""What the objects that ctflow writes say alike: who made them, when, in which words, and how they reach the disk."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code as DicomCode
+
+from ctflow.atomic import write_atomically
+from ctflow.dicom.attributes import integer, text
+from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
+
+# highdicom logs values of attributes, which may be patient data.
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+
+ALGORITHM_SOURCE = "ctflow"
+_LONG_STRING = 64  # characters of VR LO
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a mask.
+
+    Attributes:
+        ctflow_version: The version that writes.
+        weights_digest: SHA-256 of the model's weights, as hexadecimal digits.
+        settings: Every setting that changes the result.
+    """
+
+    ctflow_version: str
+    weights_digest: str
+    settings: Mapping[str, str | int | float | bool | None]
+
+
+def algorithm_parameters(provenance: Provenance) -> dict[str, str]:
+    """The parameters of an algorithm identification (DICOM PS3.16 TID 4019), by name."""
+    return {
+        "weights_sha256": provenance.weights_digest,
+        "ctflow_version": provenance.ctflow_version,
+        **{key: str(value) for key, value in provenance.settings.items()},
+    }
+
+
+def tracking_id(segment: Segment, spec: ModelSpec) -> str:
+    """Name of what a segment marks, over all runs of a model; not yet fitted to an attribute."""
+    return f"{spec.name} {segment.label} {segment.number}"
+
+
+def concept(code: Code) -> DicomCode:
+    """A bundle's code as pydicom has it."""
+    return DicomCode(code.value, code.scheme, code.meaning)
+
+
+def fitted(value: str) -> str:
+    """Text that fits a Long String: no backslash, no control characters, at most 64 characters."""
+    return re.sub(r"[\\\x00-\x1f]+", " ", value).strip()[:_LONG_STRING].strip() or "unnamed"
+
+
+def series_number(header: Dataset, place: int) -> int:
+    """A result's SeriesNumber, so that results stand beside their source.
+
+    Args:
+        header: Of a source image.
+        place: 1 to 99, another one for each kind of object.
+
+    Returns:
+        100 times the source's and `place`; `place` where the source's is no usable number.
+    """
+    source = integer(header, "SeriesNumber")
+    return source * 100 + place if source is not None and 0 <= source < 2**31 // 100 - 1 else place
+
+
+def series_description(spec: ModelSpec, made_by: str) -> str:
+    """At most 64 characters: `made_by` and the model's name; research-only instead where the model is for no other."""
+    return fitted(f"{RESEARCH_ONLY}: {spec.name}" if spec.demonstration else f"{made_by} {spec.name}")
+
+
+def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
+    """Take over what says how to read texts and times; highdicom refuses valid character sets and drops the zone."""
+    for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):
+        if keyword in cleaned:
+            dataset[keyword] = cleaned[keyword]
+
+
+def give_moment(dataset: Dataset, date: str, time: str) -> None:
+    """Replace every date and time that highdicom takes from the clock."""
+    dataset.ContentDate = dataset.SeriesDate = date
+    dataset.ContentTime = dataset.SeriesTime = time
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+        if keyword in dataset:
+            del dataset[keyword]
+    for equipment in dataset.get("ContributingEquipmentSequence", []):
+        equipment.ContributionDateTime = date + time
+
+
+def moment_of(header: Dataset) -> tuple[str, str]:
+    """Date and time of the acquisition, or the nearest that the source has; 1900 where it has none."""
+    for prefix in ("Acquisition", "Content", "Series", "Study"):
+        date, time = text(header, f"{prefix}Date"), text(header, f"{prefix}Time")
+        if re.fullmatch(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", date):
+            usable = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d){2}(\.\d{1,6})?", time)
+            return date, time if usable else "000000"
+    return "19000101", "000000"  # ContentDate may not be empty, and any true date would be an invention
+
+
+def write_dataset(dataset: Dataset, path: Path) -> None:
+    """Write a DICOM file, whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    write_atomically(path, lambda stream: dataset.save_as(stream, enforce_file_format=True))
