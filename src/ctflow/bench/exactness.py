@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from ctflow.postprocess import longest_distance_mm
+from ctflow.measurements import longest_distance_mm
 from ctflow.volume import FloatArray
 
 SIZE_CLASSES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 60.0))  # equivalent diameter: from, and below
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 _Numbers = npt.NDArray[np.int32]
-_TOUCHING = ndimage.generate_binary_structure(3, 3)  # 26 neighbours, as `ctflow.postprocess` counts components
+_TOUCHING = ndimage.generate_binary_structure(3, 3)  # 26 neighbours, as `ctflow.measurements` counts components
 
 
 @dataclass(frozen=True)

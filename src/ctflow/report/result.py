@@ -40,7 +40,7 @@ def series_result(
         window: roi, overlap, blend, batch_size.
         settings: The run's settings.
         stage_seconds: Wall time of each stage.
-        segments: `ctflow.postprocess.SegmentMeasurements` as mappings.
+        segments: `ctflow.measurements.SegmentMeasurements` as mappings.
         warnings: Sentences.
         research_only: The notice of a demonstration model.
         intended_use: The bundle's words.

@@ -20,7 +20,15 @@ from ctflow.report.result import SCHEMA_VERSION, run_result, series_result, writ
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
-FINDING = {"volume_ml": 1.5, "longest_diameter_mm": 0.0, "centroid_mm": [1.0, -2.0, 3.5]}
+FINDING = {
+    "volume_ml": 1.5,
+    "longest_diameter_mm": 0.0,
+    "long_axis_mm": 0.0,
+    "short_axis_mm": 0.0,
+    "mean_hu": -31.5,
+    "sd_hu": 0.0,
+    "centroid_mm": [1.0, -2.0, 3.5],
+}
 SEGMENT = {
     "number": 1,
     "label": "Tumour",

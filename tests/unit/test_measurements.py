@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import SimpleITK as itk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctflow.measurements import MOST_FINDINGS, longest_distance_mm, measure_segments
+from ctflow.model import Code, Segment
+from ctflow.volume import Geometry, Volume
+
+SEGMENT = Segment(1, "tumour", Code("1", "SCT", "a"), Code("2", "SCT", "b"))
+
+
+def measured_on(labels, geometry: Geometry, segments=(SEGMENT,), hu=None):
+    """Measurements of labels on a volume; its HU matter to few tests."""
+    return measure_segments(labels, Volume(np.zeros(labels.shape, np.int16) if hu is None else hu, geometry), segments)
+
+
+def oblique(shape, spacing=(2.0, 0.7, 0.9)) -> Geometry:
+    turn, _ = np.linalg.qr(np.random.default_rng(4).standard_normal((3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = turn * spacing
+    affine[:3, 3] = [10, -20, 30]
+    return Geometry(shape, affine)
+
+
+def ellipsoid(shape, spacing, centre, radii_mm):
+    index = np.indices(shape).reshape(3, -1).T
+    inside = ((((index - centre) * spacing) / radii_mm) ** 2).sum(axis=1) <= 1
+    return inside.reshape(shape).astype(np.uint8)
+
+
+def test_an_ellipsoid_has_its_volume_diameter_and_centre():
+    shape, spacing, centre, radii = (40, 70, 60), (2.0, 0.7, 0.9), (20, 35, 30), (30.0, 14.0, 20.0)
+    geometry = oblique(shape, spacing)
+    (measured,) = measured_on(ellipsoid(shape, spacing, centre, radii), geometry, [SEGMENT])
+    assert measured.volume_ml == pytest.approx(4 / 3 * np.pi * np.prod(radii) / 1000, rel=0.02)
+    assert measured.longest_diameter_mm == pytest.approx(60.0, abs=2.0)
+    assert measured.centroid_mm == pytest.approx(tuple(geometry.world_from_index(centre)), abs=0.1)
+    assert measured.components == 1
+    assert measured.findings[0].volume_ml == pytest.approx(measured.volume_ml)
+    assert measured.findings_left_out == 0
+
+
+def brute_force(mask, geometry) -> float:
+    points = geometry.world_from_index(np.argwhere(mask))
+    return float(np.linalg.norm(points[:, None] - points[None], axis=2).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), density=st.floats(0.02, 0.9), shape=st.tuples(*[st.integers(1, 8)] * 3))
+def test_the_longest_diameter_is_exact(seed, density, shape):
+    from scipy import ndimage  # noqa: PLC0415
+
+    mask = (np.random.default_rng(seed).random(shape) < density).astype(np.uint8)
+    geometry = oblique(shape)
+    (measured,) = measured_on(mask, geometry, [SEGMENT])
+    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    assert measured.components == count
+    assert measured.voxels == int(mask.sum())
+    if count:
+        expected = max(brute_force(components == index, geometry) for index in range(1, count + 1))
+        assert measured.longest_diameter_mm == pytest.approx(expected, abs=1e-9)
+        assert sum(finding.volume_ml for finding in measured.findings) <= measured.volume_ml + 1e-9
+
+
+@pytest.mark.parametrize("shape", [(50, 1, 1), (1, 40, 1), (1, 9, 12), (9, 1, 12), (7, 7, 1), (1, 1, 1)])
+def test_flat_and_straight_components_are_measured(shape):
+    geometry = oblique(shape)
+    (measured,) = measured_on(np.ones(shape, np.uint8), geometry, [SEGMENT])
+    assert measured.longest_diameter_mm == pytest.approx(brute_force(np.ones(shape), geometry))
+
+
+def test_many_points_are_measured_in_blocks():
+    rng = np.random.default_rng(0)
+    sphere = rng.standard_normal((3000, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    expected = max(float(np.linalg.norm(sphere - point, axis=1).max()) for point in sphere)
+    assert longest_distance_mm(sphere) == pytest.approx(expected)
+
+
+def test_more_than_a_hundred_components_are_counted_not_listed():
+    mask = np.zeros((9, 45, 45), np.uint8)
+    mask[::4, ::3, ::3] = 1
+    count = int(mask.sum())
+    mask[0, 0, 1] = 1  # the largest
+    (measured,) = measured_on(mask, oblique(mask.shape), [SEGMENT])
+    assert measured.components == count
+    assert len(measured.findings) == MOST_FINDINGS
+    assert measured.findings_left_out == count - MOST_FINDINGS
+    assert measured.findings[0].volume_ml == pytest.approx(2 * oblique(mask.shape).voxel_ml)
+
+
+def test_a_thin_component_beyond_the_list_decides_the_longest_diameter():
+    mask = np.zeros((5, 120, 120), np.uint8)
+    for row in range(0, 110, 8):
+        for column in range(0, 60, 6):
+            mask[:, row : row + 4, column : column + 4] = 1  # 140 blocks of 80 voxels
+    mask[0, :60, 118] = 1  # a line of 60
+    geometry = oblique(mask.shape)
+    (measured,) = measured_on(mask, geometry, [SEGMENT])
+    assert measured.findings_left_out > 0
+    assert measured.longest_diameter_mm == pytest.approx(59 * 0.7)
+    assert max(finding.longest_diameter_mm for finding in measured.findings) < 59 * 0.7
+
+
+def test_an_empty_segment_is_told_and_others_are_measured():
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[1, 1, 1] = 2
+    other = Segment(2, "cyst", SEGMENT.category, SEGMENT.type)
+    empty, single = measured_on(labels, oblique(labels.shape), [SEGMENT, other])
+    assert asdict(empty) == {
+        "number": 1, "label": "tumour", "voxels": 0, "volume_ml": 0.0, "longest_diameter_mm": None,
+        "centroid_mm": None, "components": 0, "findings": (), "findings_left_out": 0,
+    }  # fmt: skip
+    assert single.longest_diameter_mm == 0.0
+    assert single.voxels == 1
+
+
+def sheared(shape) -> Geometry:
+    """Steps that are at right angles to nothing, as after gantry tilt."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([(0.4, 1.1, 2.5), (0.1, 0.8, 0.05), (0.9, 0.2, 0)])
+    return Geometry(shape, affine)
+
+
+GRIDS = {"oblique": oblique, "thick": lambda shape: oblique(shape, (5.0, 0.5, 1.25)), "sheared": sheared}
+
+
+def axes_by_brute_force(mask, geometry) -> tuple[float, float]:
+    """Every pair of every slice, in world coordinates."""
+    found = []
+    normal = np.cross(geometry.affine_mm[:3, 1], geometry.affine_mm[:3, 2])
+    for d, section in enumerate(mask):
+        points = geometry.world_from_index(np.column_stack([np.full(int(section.sum()), d), np.argwhere(section)]))
+        for a in points:
+            for b in points:
+                length = float(np.linalg.norm(b - a))
+                across = np.cross(normal, b - a)
+                extent = float(np.ptp(points @ across)) / float(np.linalg.norm(across)) if length else 0.0
+                found.append((round(length, 7), round(extent, 7)))  # equal lengths are equal
+    return max(found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    density=st.floats(0.3, 0.9),
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    grid=st.sampled_from(sorted(GRIDS)),
+)
+def test_axes_centroid_volume_and_hu_equal_brute_force(seed, density, shape, grid):
+    from scipy import ndimage  # noqa: PLC0415
+
+    rng = np.random.default_rng(seed)
+    mask = (rng.random(shape) < density).astype(np.uint8)
+    hu = rng.integers(-1024, 3000, shape, dtype=np.int16)
+    geometry = GRIDS[grid](shape)
+    (measured,) = measured_on(mask, geometry, hu=hu)
+    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    places = [components == index for index in range(1, count + 1)]
+    for finding, place in zip(measured.findings, sorted(places, key=np.sum, reverse=True), strict=True):
+        assert (finding.long_axis_mm, finding.short_axis_mm) == pytest.approx(
+            axes_by_brute_force(place, geometry), abs=1e-6
+        )
+        assert finding.long_axis_mm <= finding.longest_diameter_mm + 1e-9
+        assert finding.short_axis_mm <= finding.long_axis_mm + 1e-9
+        assert finding.volume_ml == pytest.approx(place.sum() * geometry.voxel_ml)
+        assert finding.mean_hu == pytest.approx(hu[place].mean())
+        assert finding.sd_hu == pytest.approx(hu[place].std())
+        centre = geometry.world_from_index(np.argwhere(place)).mean(axis=0)
+        assert finding.centroid_mm == pytest.approx(tuple(centre))
+
+
+@pytest.mark.parametrize("grid", ["oblique", "thick"])
+def test_simpleitk_measures_the_same(grid):
+    shape = (14, 20, 24)
+    geometry = GRIDS[grid](shape)
+    labels = np.zeros(shape, np.uint8)
+    labels[2:9, 3:9, 4:15] = 1
+    labels[6:8, 9:12, 4:6] = 1
+    hu = np.random.default_rng(3).normal(40, 200, shape).astype(np.float32)
+    image, values = itk.GetImageFromArray(labels), itk.GetImageFromArray(hu)
+    for each in (image, values):
+        each.SetSpacing(geometry.spacing_mm[::-1])
+        each.SetOrigin(tuple(geometry.affine_mm[:3, 3]))
+        each.SetDirection(geometry.directions[:, ::-1].ravel())
+    statistics, shapes = itk.LabelIntensityStatisticsImageFilter(), itk.LabelShapeStatisticsImageFilter()
+    shapes.ComputeFeretDiameterOn()
+    statistics.Execute(image, values)
+    shapes.Execute(image)
+    (finding,) = measured_on(labels, geometry, hu=hu)[0].findings
+    count = int(labels.sum())
+    assert finding.volume_ml * 1000 == pytest.approx(shapes.GetPhysicalSize(1))
+    assert finding.centroid_mm == pytest.approx(shapes.GetCentroid(1), abs=1e-6)
+    assert finding.longest_diameter_mm == pytest.approx(shapes.GetFeretDiameter(1), rel=1e-6)
+    assert finding.mean_hu == pytest.approx(statistics.GetMean(1), abs=1e-3)
+    # ITK divides by n - 1.
+    assert finding.sd_hu == pytest.approx(statistics.GetStandardDeviation(1) * np.sqrt((count - 1) / count), abs=1e-3)
+
+
+def test_axes_are_those_of_the_slice_with_the_longest():
+    mask = np.zeros((3, 30, 60), np.uint8)
+    mask[0, 10:21, 5:16] = 1  # 11 x 11
+    mask[1, 15, 5:55] = 1  # a line of 50
+    (finding,) = measured_on(mask, oblique(mask.shape, (2.0, 0.7, 0.9)))[0].findings
+    assert finding.long_axis_mm == pytest.approx(49 * 0.9)
+    assert finding.short_axis_mm == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_large_disc_has_the_axes_of_an_ellipse():
+    shape, spacing = (1, 200, 220), (2.0, 0.5, 0.5)
+    (finding,) = measured_on(ellipsoid(shape, spacing, (0, 100, 110), (9.0, 20.0, 45.0)), oblique(shape, spacing))[
+        0
+    ].findings
+    assert finding.long_axis_mm == pytest.approx(90.0, abs=0.6)
+    assert finding.short_axis_mm == pytest.approx(40.0, abs=0.6)
+
+
+def test_labels_beside_the_volume_are_a_programming_mistake():
+    volume = Volume(np.zeros((3, 4, 5), np.int16), oblique((3, 4, 5)))
+    with pytest.raises(ValueError, match="do not lie on"):
+        measure_segments(np.zeros((3, 4, 6), np.uint8), volume, [SEGMENT])
