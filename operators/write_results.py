@@ -14,7 +14,7 @@ from ctflow.progress import Progress, silent
 
 
 class WriteResultsOperator(Operator):
-    """Writes `segmentation.dcm`, `preview.png` and `result.json` of each case.
+    """Writes `segmentation.dcm`, `measurements.dcm`, `preview.png` and `result.json` of each case.
 
     Input:
         seg_image: A `Case` of `SegmentVolumeOperator`.

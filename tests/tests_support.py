@@ -57,6 +57,17 @@ def segment_points_by_dcmqi(path: Path) -> npt.NDArray[np.float64]:
     return np.concatenate(points)
 
 
+def report_by_dcmqi(path: Path) -> dict:
+    """What dcmqi's reader of TID 1500 finds in a measurement report."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        command = [BIN / "tid1500reader", "--inputDICOM", path, "--outputMetadata", folder / "report.json"]
+        subprocess.run(command, check=True, capture_output=True)
+        return json.loads((folder / "report.json").read_text())
+    finally:
+        shutil.rmtree(folder)
+
+
 def assert_same_points(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], within_mm: float = 0.01) -> None:
     """Two sets of points, in any order, are the same."""
     assert len(ours) == len(theirs) > 0

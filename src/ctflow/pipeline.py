@@ -24,6 +24,7 @@ from ctflow.atomic import publish_folder, temporary_folder
 from ctflow.config import Settings
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
+from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
@@ -445,7 +446,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
         measured = measure_segments(labels, volume, model.spec.segments)
     with temporary_folder(output, case.key) as folder:
         with _timed(seconds, "write"):
-            _write_segmentation(case, model, folder / "segmentation.dcm")
+            _write_objects(case, model, measured, folder)
         with _timed(seconds, "preview"):
             _write_preview(case, model.spec, folder / "preview.png")
         case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
@@ -458,7 +459,8 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     return replace(case, folder=output / case.key, document=document, assembled=None, segmentation=None)
 
 
-def _write_segmentation(case: Case, model: Model, path: Path) -> None:
+def _write_objects(case: Case, model: Model, measured: Sequence[SegmentMeasurements], folder: Path) -> None:
+    """The SEG, and the measurement report that refers to it."""
     engine = case.segmented.engine
     provenance = Provenance(
         ctflow_version=__version__,
@@ -466,7 +468,10 @@ def _write_segmentation(case: Case, model: Model, path: Path) -> None:
         settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
     )
     headers = [instance.header for instance in case.loaded.instances]
-    write_dataset(segmentation_from_labels(case.segmented.labels, headers, model.spec, provenance), path)
+    segmentation = segmentation_from_labels(case.segmented.labels, headers, model.spec, provenance)
+    write_dataset(segmentation, folder / "segmentation.dcm")
+    report = report_from_measurements(measured, segmentation, headers, model.spec, provenance)
+    write_dataset(report, folder / "measurements.dcm")
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:

@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from tests_support import assert_same_points, dciodvfy_errors, segment_points_by_dcmqi
+from tests_support import assert_same_points, dciodvfy_errors, report_by_dcmqi, segment_points_by_dcmqi
 
 pytestmark = pytest.mark.e2e
 DOORS = ("run", "app", "exec", "monai-deploy")
@@ -23,7 +23,8 @@ DOORS = ("run", "app", "exec", "monai-deploy")
 
 def only_result(output: Path) -> Path:
     (folder,) = (path for path in output.iterdir() if path.is_dir())
-    assert sorted(path.name for path in folder.iterdir()) == ["preview.png", "result.json", "segmentation.dcm"]
+    files = ["measurements.dcm", "preview.png", "result.json", "segmentation.dcm"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     return folder
 
 
@@ -44,7 +45,8 @@ def test_every_door_writes_the_same_file(results):
     first = (results["run"] / "segmentation.dcm").read_bytes()
     for name in DOORS[1:]:
         assert (results[name] / "segmentation.dcm").read_bytes() == first
-        assert (results[name] / "preview.png").read_bytes() == (results["run"] / "preview.png").read_bytes()
+        for file in ("measurements.dcm", "preview.png"):
+            assert (results[name] / file).read_bytes() == (results["run"] / file).read_bytes()
 
 
 def test_the_seg_conforms_and_two_readers_agree(results, series):
@@ -55,6 +57,16 @@ def test_the_seg_conforms_and_two_readers_agree(results, series):
     pixels = seg.get_pixels_by_source_instance([ct.SOPInstanceUID for ct in sources], segment_numbers=[1])[..., 0]
     assert pixels.any(), "the untrained model is tuned to mark something in every phantom"
     assert_same_points(np.array(list(world_points(pixels, sources))), segment_points_by_dcmqi(path))
+
+
+def test_the_report_conforms_and_says_what_result_json_says(results):
+    path = results["run"] / "measurements.dcm"
+    assert dciodvfy_errors(path) == []
+    (segment,) = json.loads((results["run"] / "result.json").read_text())["segments"]
+    groups = report_by_dcmqi(path)["Measurements"]
+    assert len(groups) == len(segment["findings"]) > 0
+    for group, finding in zip(groups, segment["findings"], strict=True):
+        assert float(group["measurementItems"][0]["value"]) == pytest.approx(finding["volume_ml"] * 1000, abs=1e-4)
 
 
 def world_points(pixels, sources):

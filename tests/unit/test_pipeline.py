@@ -53,7 +53,8 @@ def test_a_folder_becomes_a_result_a_series(model, series, settings, tmp_path):
     assert report.exit_code == 0
     (case,) = report.cases
     assert case.folder == tmp_path / case.candidate.series.uid
-    assert {path.name for path in case.folder.iterdir()} == {"segmentation.dcm", "preview.png", "result.json"}
+    files = {"segmentation.dcm", "measurements.dcm", "preview.png", "result.json"}
+    assert {path.name for path in case.folder.iterdir()} == files
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "done"
     assert [stage for stage, done, total in steps if done == total] == ["scan", "read", "segment", "restore", "write"]
     assert case.assembled is None, "arrays of a finished case are let go"
@@ -69,6 +70,9 @@ def test_the_same_run_gives_the_same_bytes_and_another_overlap_another_uid(model
         (case,) = run_folder(series, tmp_path / name, model, chosen).cases
         files.append(case.folder / "segmentation.dcm")
     assert files[0].read_bytes() == files[1].read_bytes()
+    reports = [path.with_name("measurements.dcm") for path in files]
+    assert reports[0].read_bytes() == reports[1].read_bytes()
+    assert pydicom.dcmread(reports[0]).SOPInstanceUID != pydicom.dcmread(reports[2]).SOPInstanceUID
     first, other = (pydicom.dcmread(path) for path in (files[0], files[2]))
     assert first.SOPInstanceUID != other.SOPInstanceUID
     assert first.SeriesInstanceUID == other.SeriesInstanceUID
@@ -105,6 +109,19 @@ def test_a_write_failure_is_noted_and_leaves_nothing(model, series, settings, tm
     report = run_folder(series, tmp_path / "out", model, settings)
     assert report.exit_code == 5
     assert report.document["series"][0]["status"] == "failed"
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_takes_the_seg_with_it(model, series, settings, tmp_path, monkeypatch):
+    write = pipeline.write_dataset
+
+    def full(dataset, path):
+        if path.name == "measurements.dcm":
+            raise StorageFull("the disk is full")
+        write(dataset, path)
+
+    monkeypatch.setattr(pipeline, "write_dataset", full)
+    assert run_folder(series, tmp_path / "out", model, settings).exit_code == 5
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 

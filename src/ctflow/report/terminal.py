@@ -133,7 +133,7 @@ def _say_series(console: Console, result: Mapping[str, Any], output: Path) -> No
         console.print(_table_of_segments(result["segments"]))
     for warning in result["warnings"]:
         console.print(Text(f"  warning: {warning}", style="yellow"))
-    console.print(Text(f"  {output / result['folder']}/segmentation.dcm, preview.png, result.json"))
+    console.print(Text(f"  {output / result['folder']}/segmentation.dcm, measurements.dcm, preview.png, result.json"))
 
 
 def _table_of_segments(segments: Sequence[Mapping[str, Any]]) -> Table:

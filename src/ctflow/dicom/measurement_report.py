@@ -1,0 +1,249 @@
+"""Measurements to a DICOM SR: one measurement group a tumour, on the segments of the SEG."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as DicomCode
+
+from ctflow.dicom.attributes import text
+from ctflow.dicom.derived import (
+    ALGORITHM_SOURCE,
+    Provenance,
+    algorithm_parameters,
+    concept,
+    fitted,
+    give_moment,
+    give_text_encoding,
+    moment_of,
+    series_description,
+    series_number,
+    tracking_id,
+)
+from ctflow.dicom.identity import series_uid, uid_from_parts
+from ctflow.dicom.source import clean_sources
+from ctflow.measurements import Finding, SegmentMeasurements
+from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
+
+# TID 1500 row 12. pydicom's dictionary has no UMLS codes.
+_QUALITATIVE_EVALUATIONS = DicomCode("C0034375", "UMLS", "Qualitative Evaluations")
+_ALGORITHM_MANUFACTURER = DicomCode("122405", "DCM", "Algorithm Manufacturer")
+_ENGLISH = DicomCode("en-US", "RFC5646", "English (United States)")
+_HOW_MEASURED = (
+    "Lengths are between voxel centres. Long and short axis lie in one slice of the series; the short axis is the "
+    "extent at right angles to the long axis."
+)
+_CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
+_MODIFIES = hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
+_DECIMALS = 4  # of mm, mm3 and HU: far below what a voxel can tell, far above what rounding on another machine changes
+
+
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """What every group of a report rests on; `header` is the first source image's."""
+
+    segmentation: Dataset
+    header: Dataset
+    spec: ModelSpec
+    provenance: Provenance
+
+
+def report_from_measurements(
+    measured: Sequence[SegmentMeasurements],
+    segmentation: Dataset,
+    sources: Sequence[Dataset],
+    spec: ModelSpec,
+    provenance: Provenance,
+) -> Dataset:
+    """Make a measurement report.
+
+    Args:
+        measured: One entry a segment of `spec`, in its order.
+        segmentation: The SEG of the same mask (`segmentation_from_labels`); only its UIDs and series are read.
+        sources: Headers of the source images, in array order; they are not changed.
+        spec: The model's name, version and segments.
+        provenance: What made the mask.
+
+    Returns:
+        A Comprehensive 3D SR, unverified and preliminary. COMPLETE, or PARTIAL where more was found than is listed.
+        Its UIDs follow from content, its dates from the source; the same measurements give the same bytes.
+
+    Raises:
+        ValueError: The measurements are not those of the model's segments.
+
+    Source: DICOM PS3.16 TID 1500, 1411, 4019; PS3.3 A.35.13 (Comprehensive 3D SR IOD); highdicom.
+    """
+    if [entry.number for entry in measured] != [segment.number for segment in spec.segments]:
+        raise ValueError("measurements and the model's segments differ in number")
+    basis = _Basis(segmentation, sources[0], spec, provenance)
+    cleaned = clean_sources(sources)
+    left_out = sum(entry.findings_left_out for entry in measured)
+    content = _content(measured, basis)
+    # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
+    uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, content.to_json())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values were checked in clean_sources
+        report: Dataset = hd.sr.Comprehensive3DSR(
+            evidence=[*cleaned, _evidence(segmentation, cleaned[0])],
+            content=_root([]),  # highdicom copies and searches it, which takes seconds where a hundred groups are in it
+            series_instance_uid=series_uid(text(sources[0], "SeriesInstanceUID"), spec.name, spec.version, "SR"),
+            series_number=series_number(sources[0], 2),
+            sop_instance_uid=uid,
+            instance_number=1,
+            manufacturer="ctflow",
+            is_complete=left_out == 0,
+            is_final=False,
+            is_verified=False,
+            manufacturer_model_name=fitted(spec.name),
+            software_versions=provenance.ctflow_version,
+            device_serial_number=provenance.weights_digest[:12],
+            series_description=series_description(spec, "Measurements by"),
+            specific_character_set="ISO_IR 192",  # for highdicom, which refuses valid ones; the source's follows below
+        )
+    report.ContentSequence = content.ContentSequence
+    if left_out:
+        report.CompletionFlagDescription = f"{left_out} smaller findings are not listed"
+    give_text_encoding(report, cleaned[0])
+    give_moment(report, *moment_of(sources[0]))
+    return report
+
+
+def _evidence(segmentation: Dataset, source: Dataset) -> Dataset:
+    """The SEG as evidence: its UIDs, without what highdicom would take over a second time."""
+    item = Dataset()
+    item.update(source)
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        item[keyword] = segmentation[keyword]
+    return item
+
+
+def _content(measured: Sequence[SegmentMeasurements], basis: _Basis) -> Dataset:
+    """TID 1500. highdicom's `MeasurementReport` wants a group, and none may be found."""
+    groups = [
+        item
+        for segment, entry in zip(basis.spec.segments, measured, strict=True)
+        for rank, finding in enumerate(entry.findings, start=1)
+        for item in _group(finding, rank, segment, basis)
+    ]
+    said = [hd.sr.TextContentItem(codes.DCM.Comment, line, _CONTAINS) for line in _statements(measured, basis.spec)]
+    return _root(
+        [
+            *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),
+            *hd.sr.ObservationContext(observer_device_context=_observer(basis)),
+            hd.sr.CodeContentItem(codes.DCM.ProcedureReported, codes.LN.CTUnspecifiedBodyRegion, _MODIFIES),
+            *([_container(codes.DCM.ImagingMeasurements, groups)] if groups else []),
+            _container(_QUALITATIVE_EVALUATIONS, said),
+        ]
+    )
+
+
+def _root(items: Sequence[Dataset]) -> Dataset:
+    root: Dataset = hd.sr.ContainerContentItem(
+        codes.DCM.ImagingMeasurementReport, is_content_continuous=False, template_id="1500"
+    )
+    root.ContentSequence = hd.sr.ContentSequence(items)
+    return root
+
+
+def _container(name: DicomCode, items: Sequence[Dataset]) -> Dataset:
+    container: Dataset = hd.sr.ContainerContentItem(name, is_content_continuous=False, relationship_type=_CONTAINS)
+    container.ContentSequence = hd.sr.ContentSequence(items)
+    return container
+
+
+def _observer(basis: _Basis) -> hd.sr.ObserverContext:
+    digest = basis.provenance.weights_digest
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=uid_from_parts("device", basis.provenance.ctflow_version, digest),
+        name="ctflow",
+        manufacturer_name="ctflow",
+        model_name=fitted(basis.spec.name),
+        serial_number=digest[:12],
+    )
+    return hd.sr.ObserverContext(codes.DCM.Device, device)
+
+
+def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Iterator[str]:
+    """What a person should know before reading a number."""
+    if spec.demonstration:
+        yield RESEARCH_ONLY
+    if not any(entry.components for entry in measured):
+        yield NOTHING_MARKED
+        return
+    for entry in measured:
+        name = f"Segment {entry.number}, {fitted(entry.label)}"
+        if not entry.components:
+            yield f"{name}: {NOTHING_MARKED}"
+        if entry.findings_left_out:
+            listed, left_out = len(entry.findings), entry.findings_left_out
+            yield f"{name}: the {listed} largest of {entry.components} findings are listed, {left_out} are left out."
+    yield _HOW_MEASURED
+
+
+def _group(
+    finding: Finding, rank: int, segment: Segment, basis: _Basis
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """TID 1411. All findings of a segment refer to that segment; tracking, volume and centre tell them apart."""
+    seg, header = basis.segmentation, basis.header
+    # From this SEG and not from the series: nobody has shown that the second largest of another run is the same tumour.
+    tracking = uid_from_parts("finding", seg.SOPInstanceUID, str(segment.number), str(rank))
+    name = f"{fitted(tracking_id(segment, basis.spec))}, finding {rank}"
+    series = hd.sr.SourceSeriesForSegmentation(text(header, "SeriesInstanceUID"))
+    group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(tracking, name),
+        referenced_segment=hd.sr.ReferencedSegment(
+            seg.SOPClassUID, seg.SOPInstanceUID, segment.number, source_series=series
+        ),
+        finding_category=concept(segment.category),
+        finding_type=concept(segment.type),
+        finding_sites=[hd.sr.FindingSite(concept(region)) for region in segment.anatomy] or None,
+        algorithm_id=_algorithm(basis),
+        measurements=list(_measurements(finding)),
+    )
+    if frame_of_reference := text(header, "FrameOfReferenceUID"):
+        group[0].ContentSequence.append(_centre(finding, frame_of_reference))
+    return group
+
+
+def _measurements(finding: Finding) -> Iterator[hd.sr.Measurement]:
+    mm, hu = codes.UCUM.Millimeter, codes.UCUM.HounsfieldUnit
+    for name, value, unit, derivation in (
+        (codes.SCT.Volume, finding.volume_ml * 1000, codes.UCUM.CubicMillimeter, None),
+        (codes.SCT.LongAxis, finding.long_axis_mm, mm, None),
+        (codes.SCT.ShortAxis, finding.short_axis_mm, mm, None),
+        (codes.SCT.Diameter, finding.longest_diameter_mm, mm, codes.SCT.Maximum),
+        (codes.DCM.AttenuationCoefficient, finding.mean_hu, hu, codes.SCT.Mean),
+        (codes.DCM.AttenuationCoefficient, finding.sd_hu, hu, codes.SCT.StandardDeviation),
+    ):
+        yield hd.sr.Measurement(name, round(value, _DECIMALS), unit, derivation=derivation)
+
+
+def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:
+    """TID 4019 with what the SEG's macro says; highdicom 0.25 has no argument for manufacturer and family."""
+    parameters = algorithm_parameters(basis.provenance)
+    identification = hd.sr.AlgorithmIdentification(
+        fitted(basis.spec.name),
+        fitted(basis.spec.version),
+        # One text, as highdicom writes it into the SEG: dcmqi reads only the first of several.
+        [",".join(f"{key}={value}" for key, value in parameters.items())],
+    )
+    identification.append(hd.sr.TextContentItem(_ALGORITHM_MANUFACTURER, ALGORITHM_SOURCE, _MODIFIES))
+    identification.append(hd.sr.CodeContentItem(codes.DCM.AlgorithmFamily, codes.DCM.ArtificialIntelligence, _MODIFIES))
+    return identification
+
+
+def _centre(finding: Finding, frame_of_reference: str) -> hd.sr.Scoord3DContentItem:
+    """The centroid. TID 1411 has no row for it and may be extended; name and value type are Chest CAD's (TID 4107)."""
+    return hd.sr.Scoord3DContentItem(
+        codes.DCM.Center,
+        hd.sr.GraphicTypeValues3D.POINT,
+        np.array([finding.centroid_mm]),
+        frame_of_reference,
+        relationship_type=_CONTAINS,
+    )
