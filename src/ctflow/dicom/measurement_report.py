@@ -90,7 +90,7 @@ def report_from_measurements(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
-            evidence=[*cleaned, _evidence(segmentation, cleaned[0])],
+            evidence=[*cleaned, segmentation],  # patient and study come from the first
             content=_root([]),  # highdicom copies and searches it, which takes seconds where a hundred groups are in it
             series_instance_uid=series_uid(text(sources[0], "SeriesInstanceUID"), spec.name, spec.version, "SR"),
             series_number=series_number(sources[0], 2),
@@ -112,15 +112,6 @@ def report_from_measurements(
     give_text_encoding(report, cleaned[0])
     give_moment(report, *moment_of(sources[0]))
     return report
-
-
-def _evidence(segmentation: Dataset, source: Dataset) -> Dataset:
-    """The SEG as evidence: its UIDs, without what highdicom would take over a second time."""
-    item = Dataset()
-    item.update(source)
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        item[keyword] = segmentation[keyword]
-    return item
 
 
 def _content(measured: Sequence[SegmentMeasurements], basis: _Basis) -> Dataset:
@@ -206,8 +197,7 @@ def _group(
         algorithm_id=_algorithm(basis),
         measurements=list(_measurements(finding)),
     )
-    if frame_of_reference := text(header, "FrameOfReferenceUID"):
-        group[0].ContentSequence.append(_centre(finding, frame_of_reference))
+    group[0].ContentSequence.append(_centre(finding, text(header, "FrameOfReferenceUID")))
     return group
 
 
@@ -221,7 +211,8 @@ def _measurements(finding: Finding) -> Iterator[hd.sr.Measurement]:
         (codes.DCM.AttenuationCoefficient, finding.mean_hu, hu, codes.SCT.Mean),
         (codes.DCM.AttenuationCoefficient, finding.sd_hu, hu, codes.SCT.StandardDeviation),
     ):
-        yield hd.sr.Measurement(name, round(value, _DECIMALS), unit, derivation=derivation)
+        # Adding 0 turns minus zero, which rounding may give, into zero.
+        yield hd.sr.Measurement(name, round(value, _DECIMALS) + 0.0, unit, derivation=derivation)
 
 
 def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:

@@ -416,6 +416,15 @@ def test_headers_without_patient_values_give_a_conforming_report(write, written)
     assert dciodvfy_errors(written(reported(write(adjust=adjust)).report)) == []
 
 
+def test_a_mean_just_below_zero_is_zero(write, written):
+    made = reported(write())
+    (entry,) = made.measured
+    near = (replace(entry, findings=(replace(entry.findings[0], mean_hu=-1e-9),), findings_left_out=1),)
+    path = written(report_from_measurements(near, made.segmentation, made.headers, SPEC, MADE_BY))
+    (group,) = report_by_dcmqi(path)["Measurements"]
+    assert [item["value"] for item in group["measurementItems"]][4] == "0.0"
+
+
 def test_odd_names_fit(write, written):
     odd = Segment(1, "Tumour\\left\n" + "x" * 80, ABNORMAL, NEOPLASM)
     made = reported(write(), spec=replace(SPEC, segments=(odd,), name="m\\n" * 40, version="v" * 90))
