@@ -46,8 +46,9 @@ from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.postprocess import labels_from_probabilities, labels_on_host, probabilities_from_logits
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
 from ctflow.progress import Progress, silent
-from ctflow.report.preview import write_preview
+from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
+from ctflow.report.views import oriented_from_volume
 from ctflow.volume import Volume, digest_of_uid
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
@@ -448,7 +449,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
         with _timed(seconds, "write"):
             _write_objects(case, model, measured, folder)
         with _timed(seconds, "preview"):
-            _write_preview(case, model.spec, folder / "preview.png")
+            write_picture(_picture(case, model.spec), folder / "preview.png")
         case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
         document = _document(case, model, settings, measured)
         write_result(document, folder / "result.json")
@@ -483,11 +484,9 @@ def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
     }
 
 
-def _write_preview(case: Case, spec: ModelSpec, path: Path) -> None:
-    write_preview(
-        case.loaded.volume,
-        case.segmented.labels,
-        path,
+def _picture(case: Case, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    return draw_preview(
+        oriented_from_volume(case.loaded.volume, case.segmented.labels),
         title=f"{spec.name} {spec.version}",
         research_only=spec.demonstration,
         segment_labels={segment.number: segment.label for segment in spec.segments},

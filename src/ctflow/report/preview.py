@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,101 +12,31 @@ from PIL import Image, ImageDraw
 from ctflow.atomic import write_atomically
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY
 from ctflow.report.lettering import font_of, shortened
-from ctflow.volume import Geometry, Volume
+from ctflow.report.views import COLOURS, PLANES, Grey, Oriented, Plane, picture_of_slice
 
 WINDOW_CENTRE_HU, WINDOW_WIDTH_HU = -600.0, 1500.0  # the usual lung window
 PANEL_PX = 440
 _GAP_PX, _HEADER_PX, _LEGEND_ROW_PX, _LEGEND_ROWS = 12, 64, 30, 4
 _BACKGROUND, _INK, _DIM, _ALARM = (12, 14, 18), (236, 238, 242), (150, 156, 166), (255, 196, 60)
-_COLOURS = (
-    (255, 92, 92),
-    (92, 200, 255),
-    (140, 230, 120),
-    (255, 190, 80),
-    (210, 140, 255),
-    (255, 140, 200),
-    (110, 235, 215),
-    (225, 225, 110),
-    (120, 150, 255),
-    (200, 120, 60),
-    (60, 170, 120),
-    (190, 80, 150),
-    (160, 100, 80),
-    (120, 190, 200),
-    (170, 160, 60),
-    (200, 190, 255),
-)
 _OUTLINE_PX = 2
 
-Grey = npt.NDArray[np.uint8]
-_Counts = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class _Plane:
-    """One view: which patient axes run across and down the picture, and the letters at its borders."""
-
-    name: str
-    across: int  # patient axis: 0 left, 1 posterior, 2 superior
-    down: int
-    down_sign: int
-    letters: tuple[str, str, str, str]  # left, right, top, bottom of the picture
-    position: str
-
-
-# Patient right on the picture's left, anterior up in axial views, head up in the others.
-_PLANES = (
-    _Plane("axial", 0, 1, 1, ("R", "L", "A", "P"), "S"),
-    _Plane("coronal", 0, 2, -1, ("R", "L", "H", "F"), "P"),
-    _Plane("sagittal", 1, 2, -1, ("A", "P", "H", "F"), "L"),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class _Oriented:
-    """Views turned so that axes 0, 1, 2 run to the patient's left, posterior and superior, by nearest axis.
-
-    Attributes:
-        hu: Values.
-        labels: Label values.
-        geometry: Where the turned arrays lie.
-        areas: Marked voxels of every slice across axis 0, 1 and 2.
-    """
-
-    hu: npt.NDArray[np.generic]
-    labels: Grey
-    geometry: Geometry
-    areas: tuple[_Counts, _Counts, _Counts]
-
-
-def write_preview(
-    volume: Volume,
-    labels: Grey,
-    path: Path,
-    *,
-    title: str,
-    research_only: bool,
-    segment_labels: Mapping[int, str],
-) -> None:
+def draw_preview(oriented: Oriented, *, title: str, research_only: bool, segment_labels: Mapping[int, str]) -> Grey:
     """Draw axial, coronal and sagittal slices with the outlines of what was marked.
 
     Args:
-        volume: CT in HU.
-        labels: (D, H, W), 0 is background.
-        path: The PNG.
+        oriented: The CT and what is marked in it.
         title: The model's name.
         research_only: Whether the picture must say that it is not for clinical use.
         segment_labels: Names of the label values.
 
-    Raises:
-        OutputError: The file cannot be written.
+    Returns:
+        (rows, columns, 3) uint8, RGB. It holds no patient data: places in the patient, and what the model is.
     """
-    areas, present = _marked(labels)
-    oriented = _orient(volume, labels, areas)
-    panels = [_panel(oriented, plane) for plane in _PLANES]
+    panels = [_panel(oriented, plane) for plane in PLANES]
     height = max(panel.height for panel in panels)
     width = sum(panel.width for panel in panels) + _GAP_PX * (len(panels) + 1)
-    legend = _legend_places([(n, segment_labels.get(n, f"segment {n}")) for n in present], width)
+    legend = _legend_places([(n, segment_labels.get(n, f"segment {n}")) for n in oriented.present], width)
     rows = 1 + max((row for _, _, _, row in legend), default=0)
     canvas = Image.new("RGB", (width, _HEADER_PX + height + rows * _LEGEND_ROW_PX + 2 * _GAP_PX), _BACKGROUND)
     left = _GAP_PX
@@ -117,61 +46,27 @@ def write_preview(
     draw = ImageDraw.Draw(canvas)
     _draw_header(draw, width, title, research_only)
     _draw_legend(draw, _HEADER_PX + height + _GAP_PX, legend)
-    write_atomically(path, lambda stream: canvas.save(stream, format="PNG", compress_level=6))
+    return np.array(canvas)
 
 
-def _marked(labels: Grey) -> tuple[tuple[_Counts, _Counts, _Counts], list[int]]:
-    """Marked voxels of every slice across each array axis, and the label values that occur.
+def write_picture(picture: Grey, path: Path) -> None:
+    """Write a PNG.
 
-    Slice by slice along the first axis, where the memory is contiguous: reductions over turned views take seconds.
+    Args:
+        picture: (rows, columns, 3) uint8, RGB.
+        path: The file.
+
+    Raises:
+        OutputError: It cannot be written.
     """
-    depth, rows, columns = labels.shape
-    across_depth, through = np.zeros(depth, np.int64), np.zeros((rows, columns), np.int32)
-    occurs = np.zeros(256, np.int64)
-    for index, picture in enumerate(labels):
-        mask = picture != 0
-        across_depth[index] = np.count_nonzero(mask)
-        if across_depth[index]:
-            through += mask
-            occurs += np.bincount(picture[mask], minlength=256)
-    return (across_depth, through.sum(axis=1), through.sum(axis=0)), np.flatnonzero(occurs).tolist()
+    image = Image.fromarray(picture)
+    write_atomically(path, lambda stream: image.save(stream, format="PNG", compress_level=6))
 
 
-def _orient(volume: Volume, labels: Grey, areas: tuple[_Counts, _Counts, _Counts]) -> _Oriented:
-    directions = volume.geometry.directions  # a column an array axis
-    order = _nearest_axes(directions)
-    flips = tuple(axis for axis, source in enumerate(order) if directions[axis, source] < 0)
-    hu = np.flip(volume.array.transpose(order), flips)
-    turn = np.zeros((4, 4))  # turned index -> array index
-    turn[3, 3] = 1
-    for axis, source in enumerate(order):
-        turn[source, axis] = -1 if axis in flips else 1
-        turn[source, 3] = hu.shape[axis] - 1 if axis in flips else 0
-    left, posterior, superior = (
-        areas[source][::-1] if axis in flips else areas[source] for axis, source in enumerate(order)
-    )
-    geometry = Geometry((hu.shape[0], hu.shape[1], hu.shape[2]), volume.geometry.affine_mm @ turn)
-    return _Oriented(hu, np.flip(labels.transpose(order), flips), geometry, (left, posterior, superior))
-
-
-def _nearest_axes(directions: npt.NDArray[np.float64]) -> tuple[int, int, int]:
-    """For each patient axis (left, posterior, superior) the array axis that runs along it best."""
-    strength = np.abs(directions)
-    order = [0, 0, 0]
-    for _ in range(3):
-        patient, axis = np.unravel_index(int(strength.argmax()), strength.shape)
-        order[int(patient)] = int(axis)
-        strength[patient] = -1
-        strength[:, axis] = -1
-    return order[0], order[1], order[2]
-
-
-def _panel(oriented: _Oriented, plane: _Plane) -> Image.Image:
-    through = 3 - plane.across - plane.down
-    areas, spacing_mm = oriented.areas[through], oriented.geometry.spacing_mm
-    marks = bool(areas.any())
-    index = int(areas.argmax()) if marks else len(areas) // 2
-    grey = _windowed(_slice(oriented.hu, plane, through, index))
+def _panel(oriented: Oriented, plane: Plane) -> Image.Image:
+    spacing_mm, marks = oriented.geometry.spacing_mm, bool(oriented.present)
+    index = oriented.best_slice(plane.through)
+    grey = _windowed(picture_of_slice(oriented.hu, plane, index))
     across_mm = grey.shape[1] * spacing_mm[plane.across]
     down_mm = grey.shape[0] * spacing_mm[plane.down]
     scale = PANEL_PX / max(across_mm, down_mm)  # pixels a millimetre
@@ -179,24 +74,14 @@ def _panel(oriented: _Oriented, plane: _Plane) -> Image.Image:
     # Not bicubic: it draws dark rims around nodules in thick slices, which look like findings.
     image = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
     if marks:
-        _draw_outlines(image, _slice(oriented.labels, plane, through, index))
+        _draw_outlines(image, picture_of_slice(oriented.labels, plane, index))
     panel = Image.new("RGB", (PANEL_PX, max(size[1], PANEL_PX // 2)), (0, 0, 0))
     panel.paste(image, ((PANEL_PX - size[0]) // 2, (panel.height - size[1]) // 2))
     middle = [(count - 1) / 2 for count in oriented.geometry.shape]
-    middle[through] = index
-    position = float(oriented.geometry.world_from_index(middle)[through])
+    middle[plane.through] = index
+    position = float(oriented.geometry.world_from_index(middle)[plane.through])
     _annotate(panel, plane, position, scale, nothing=not marks)
     return panel
-
-
-def _slice(array: npt.NDArray[np.generic], plane: _Plane, through: int, index: int) -> npt.NDArray[np.generic]:
-    """(down, across) picture of one slice."""
-    whole = slice(None)
-    picture = array[tuple(index if axis == through else whole for axis in range(3))]
-    if plane.across < plane.down:
-        picture = picture.T
-    upright: npt.NDArray[np.generic] = np.ascontiguousarray(picture[::-1] if plane.down_sign < 0 else picture)
-    return upright
 
 
 def _windowed(hu: npt.NDArray[np.generic]) -> Grey:
@@ -212,7 +97,7 @@ def _draw_outlines(image: Image.Image, marked: npt.NDArray[np.generic]) -> None:
         inside = _enlarged(marked == number, image.size)
         edge = _grown(inside, _OUTLINE_PX) & ~inside
         soft = Image.fromarray(np.where(edge, 255, 0).astype(np.uint8))
-        image.paste(_COLOURS[(number - 1) % len(_COLOURS)], (0, 0), soft)
+        image.paste(COLOURS[(number - 1) % len(COLOURS)], (0, 0), soft)
 
 
 def _enlarged(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -236,7 +121,7 @@ def _grown(mask: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _annotate(panel: Image.Image, plane: _Plane, position_mm: float, scale: float, *, nothing: bool) -> None:
+def _annotate(panel: Image.Image, plane: Plane, position_mm: float, scale: float, *, nothing: bool) -> None:
     draw = ImageDraw.Draw(panel)
     width, height = panel.size
     left, right, top, bottom = plane.letters
@@ -299,7 +184,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, top: int, places: list[tuple[int, st
     for number, words, left, row in places:
         middle = top + row * _LEGEND_ROW_PX + _LEGEND_ROW_PX // 2
         if number:
-            colour = _COLOURS[(number - 1) % len(_COLOURS)]
+            colour = COLOURS[(number - 1) % len(COLOURS)]
             draw.rectangle([(left, middle - 8), (left + 16, middle + 8)], outline=colour, width=3)
             _text(draw, (left + 26, middle), words, 15, "lm")
         else:

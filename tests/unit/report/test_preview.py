@@ -6,7 +6,8 @@ from PIL import Image
 
 from ctflow.errors import NotWritten
 from ctflow.report import preview
-from ctflow.report.preview import PANEL_PX, write_preview
+from ctflow.report.preview import PANEL_PX, draw_preview, write_picture
+from ctflow.report.views import COLOURS, oriented_from_volume
 from ctflow.volume import Geometry, Volume
 
 RED = (255, 92, 92)  # the first segment's
@@ -33,14 +34,9 @@ def draw(tmp_path):
         array = np.full(geometry.shape, -850, np.int16) if hu is None else hu
         names = {1: "Tumour"} if names is None else names
         path = tmp_path / "preview.png"
-        write_preview(
-            Volume(array, geometry),
-            labels.astype(np.uint8),
-            path,
-            title=title,
-            research_only=research_only,
-            segment_labels=names,
-        )
+        oriented = oriented_from_volume(Volume(array, geometry), labels.astype(np.uint8))
+        picture = draw_preview(oriented, title=title, research_only=research_only, segment_labels=names)
+        write_picture(picture, path)
         return np.asarray(Image.open(path).convert("RGB"))
 
     return make
@@ -199,7 +195,7 @@ def test_many_segments_are_listed_in_rows_and_the_rest_counted(draw):
     places = preview._legend_places([(n, f"Structure number {n}") for n in range(1, 201)], WIDTH)
     assert places[-1][:2] == (0, f"and {200 - len(places) + 1} more")
     assert max(x for _, _, x, _ in places) < WIDTH - 100
-    colours = {preview._COLOURS[number - 1] for number in range(1, 15)}
+    colours = {COLOURS[number - 1] for number in range(1, 15)}
     assert len(colours) == 14
 
 
@@ -207,8 +203,8 @@ def test_segments_have_their_own_colours(draw):
     geometry = geometry_from(GRIDS["head first"], CUBE)
     labels = np.where(sphere(geometry, (-40, 0, 0), 20), 1, 0) + np.where(sphere(geometry, (40, 0, 0), 22), 2, 0)
     picture = draw(labels, geometry, {1: "One", 2: "Two"})
-    assert marked_in_panels(picture, preview._COLOURS[0])[0][0].max() < 0
-    assert marked_in_panels(picture, preview._COLOURS[1])[0][0].min() > 0
+    assert marked_in_panels(picture, COLOURS[0])[0][0].max() < 0
+    assert marked_in_panels(picture, COLOURS[1])[0][0].min() > 0
 
 
 def test_float_values_and_the_lung_window(draw):
@@ -223,14 +219,5 @@ def test_float_values_and_the_lung_window(draw):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    geometry = geometry_from(GRIDS["head first"], (4, 4, 4))
-    volume = Volume(np.zeros((4, 4, 4), np.int16), geometry)
     with pytest.raises(NotWritten, match=r"preview\.png"):
-        write_preview(
-            volume,
-            np.zeros((4, 4, 4), np.uint8),
-            tmp_path / "absent" / "preview.png",
-            title="",
-            research_only=True,
-            segment_labels={},
-        )
+        write_picture(np.zeros((4, 4, 3), np.uint8), tmp_path / "absent" / "preview.png")
