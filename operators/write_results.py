@@ -14,7 +14,7 @@ from ctflow.progress import Progress, silent
 
 
 class WriteResultsOperator(Operator):
-    """Writes `segmentation.dcm`, `measurements.dcm`, `preview.png` and `result.json` of each case.
+    """Writes the result folder of each case, as `ctflow.pipeline.write_case` does.
 
     Input:
         seg_image: A `Case` of `SegmentVolumeOperator`.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ctflow.errors import SettingsInvalid
 
 Pick = Literal["all", "best"]
+Report = Literal["html", "none"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Settings:
         device: torch device, or several GPUs ("cuda:0,1"); None takes the first GPU, or the CPU where there is none.
         cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
             file can run.
+        report: Whether report.html is written beside the SEG.
     """
 
     series: str | None = None
@@ -39,6 +41,7 @@ class Settings:
     roi: str = "none"
     device: str | None = None
     cache: Path | None = None
+    report: Report = "html"
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
     Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
+    Option("report", "html|none", "Write report.html, a viewer in one file, or leave it out.", _one_of("html", "none")),
 )
 
 

@@ -46,9 +46,10 @@ from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.postprocess import labels_from_probabilities, labels_on_host, probabilities_from_logits
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
 from ctflow.progress import Progress, silent
+from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
-from ctflow.report.views import oriented_from_volume
+from ctflow.report.views import Oriented, oriented_from_volume
 from ctflow.volume import Volume, digest_of_uid
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
@@ -448,8 +449,12 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     with temporary_folder(output, case.key) as folder:
         with _timed(seconds, "write"):
             _write_objects(case, model, measured, folder)
+        oriented = oriented_from_volume(volume, labels)
         with _timed(seconds, "preview"):
-            write_picture(_picture(case, model.spec), folder / "preview.png")
+            write_picture(_picture(oriented, model.spec), folder / "preview.png")
+        if settings.report == "html":
+            with _timed(seconds, "report"):
+                write_html_report(oriented, _document(case, model, settings, measured), folder / "report.html")
         case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
         document = _document(case, model, settings, measured)
         write_result(document, folder / "result.json")
@@ -484,9 +489,9 @@ def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
     }
 
 
-def _picture(case: Case, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+def _picture(oriented: Oriented, spec: ModelSpec) -> npt.NDArray[np.uint8]:
     return draw_preview(
-        oriented_from_volume(case.loaded.volume, case.segmented.labels),
+        oriented,
         title=f"{spec.name} {spec.version}",
         research_only=spec.demonstration,
         segment_labels={segment.number: segment.label for segment in spec.segments},

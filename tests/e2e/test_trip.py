@@ -23,7 +23,7 @@ DOORS = ("run", "app", "exec", "monai-deploy")
 
 def only_result(output: Path) -> Path:
     (folder,) = (path for path in output.iterdir() if path.is_dir())
-    files = ["measurements.dcm", "preview.png", "result.json", "segmentation.dcm"]
+    files = ["measurements.dcm", "preview.png", "report.html", "result.json", "segmentation.dcm"]
     assert sorted(path.name for path in folder.iterdir()) == files
     return folder
 
@@ -45,7 +45,7 @@ def test_every_door_writes_the_same_file(results):
     first = (results["run"] / "segmentation.dcm").read_bytes()
     for name in DOORS[1:]:
         assert (results[name] / "segmentation.dcm").read_bytes() == first
-        for file in ("measurements.dcm", "preview.png"):
+        for file in ("measurements.dcm", "preview.png", "report.html"):
             assert (results[name] / file).read_bytes() == (results["run"] / file).read_bytes()
 
 

@@ -53,7 +53,7 @@ def test_a_folder_becomes_a_result_a_series(model, series, settings, tmp_path):
     assert report.exit_code == 0
     (case,) = report.cases
     assert case.folder == tmp_path / case.candidate.series.uid
-    files = {"segmentation.dcm", "measurements.dcm", "preview.png", "result.json"}
+    files = {"segmentation.dcm", "measurements.dcm", "preview.png", "report.html", "result.json"}
     assert {path.name for path in case.folder.iterdir()} == files
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "done"
     assert [stage for stage, done, total in steps if done == total] == ["scan", "read", "segment", "restore", "write"]

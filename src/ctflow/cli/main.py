@@ -47,7 +47,9 @@ def _options(*names: str) -> Callable[[Function], Function]:
     return decorate
 
 
+_OF_RESULTS = {"report"}  # what `evaluate`, which keeps no results, has no use for
 _run_options = _options(*(option.name for option in OPTIONS))
+_evaluate_options = _options(*(option.name for option in OPTIONS if option.name not in _OF_RESULTS))
 _MODEL = click.option(
     "-m",
     "--model",
@@ -132,7 +134,7 @@ def phantom(folder: Path, seed: int, shape: tuple[int, int, int], tumours: int |
 @click.option(
     "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
 )
-@_run_options
+@_evaluate_options
 def evaluate(
     folder: Path,
     output: Path | None,

@@ -1,0 +1,207 @@
+"""report.html: what was marked, its measurements and a viewer of slices, in one file that fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from ctflow.atomic import write_atomically
+from ctflow.report.pixels import Slices, hu_of_codes, jpegs_from_slices, runs_from_labels, steps_for
+from ctflow.report.preview import WINDOW_CENTRE_HU, WINDOW_WIDTH_HU
+from ctflow.report.views import COLOURS, PLANES, Oriented
+from ctflow.volume import FloatArray
+
+_WINDOWS = (  # name, centre and width in HU
+    ("Lung", WINDOW_CENTRE_HU, WINDOW_WIDTH_HU),
+    ("Mediastinum", 40.0, 400.0),
+    ("Bone", 400.0, 1800.0),
+)
+_COLUMNS = 8
+
+
+def write_html_report(oriented: Oriented, document: Mapping[str, Any], path: Path) -> None:
+    """Write the report of one series.
+
+    It says what result.json says but for the seconds, so that the same result is the same file. A series is named by
+    its digest only: a series description is free text, in which names have been found.
+
+    Args:
+        oriented: The CT and what is marked in it.
+        document: The series' result (`ctflow.report.result.series_result`), done.
+        path: The file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    content = _page(oriented, document).encode("utf-8")
+    write_atomically(path, lambda stream: stream.write(content))
+
+
+def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
+    style, script = _part("report.css"), _part("report.js")
+    steps = steps_for(oriented.geometry.shape, oriented.geometry.spacing_mm)
+    jpegs, quality = jpegs_from_slices(slices := Slices(oriented, steps))
+    data = _viewer_data(oriented, steps, document)
+    start = data["start"][2]
+    data |= {
+        "slices": [_base64(jpeg) for jpeg in jpegs],
+        "runs": _base64(runs_from_labels(oriented, steps)),
+        # A browser that alters what a page reads from pictures must not go unnoticed.
+        "check": {"slice": start, "mean": round(float(slices[start].mean()), 2)},
+    }
+    return Template(_part("report.html")).substitute(
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        notice=_notice(document),
+        model=_text(f"{document['model']['name']} {document['model']['version']}"),
+        windows=_window_buttons(),
+        measurements=_measurements(document),
+        facts="".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in _facts(document)),
+        remarks=_remarks(document),
+        pictures=_text(_pictures_note(steps, quality)),
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+def _part(name: str) -> str:
+    return (resources.files("ctflow.report") / "viewer" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Content-Security-Policy: this script and this style, and nothing else from anywhere."""
+    hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _text(value: object) -> str:
+    """Any text as HTML shows it; control and direction characters have no picture."""
+    return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)))
+
+
+def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the viewer needs but the pixels; indices run to the left, posterior and superior on the shown grid."""
+    affine = oriented.geometry.affine_mm @ np.diag([*steps, 1.0])
+    shape = [-(-count // step) for count, step in zip(oriented.geometry.shape, steps, strict=True)]
+    centres = [finding["centroid_mm"] for segment in document["segments"] for finding in segment["findings"]]
+    findings = [_index_of(centre, affine, shape) for centre in centres]
+    best = [oriented.best_slice(axis) // steps[axis] for axis in range(3)]
+    return {
+        "shape": shape,
+        "affine": [[round(float(value), 6) for value in row] for row in affine[:3]],
+        "planes": [
+            {"name": plane.name, "across": plane.across, "down": plane.down, "through": plane.through}
+            | {"sign": plane.down_sign, "letters": plane.letters, "position": plane.position}
+            for plane in PLANES
+        ],
+        "colours": [_colour(number) for number in range(1, len(COLOURS) + 1)],
+        "windows": [{"name": name, "centre": centre, "width": width} for name, centre, width in _WINDOWS],
+        "hu": hu_of_codes(),
+        "findings": findings,
+        "start": findings[0] if findings else best,
+    }
+
+
+def _index_of(point_mm: tuple[float, float, float], affine_mm: FloatArray, shape: list[int]) -> list[int]:
+    index = np.linalg.solve(affine_mm, [*point_mm, 1.0])[:3]
+    return [int(np.clip(np.rint(place), 0, count - 1)) for place, count in zip(index, shape, strict=True)]
+
+
+def _colour(number: int) -> str:
+    red, green, blue = COLOURS[(number - 1) % len(COLOURS)]
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _notice(document: Mapping[str, Any]) -> str:
+    return f'<p class="notice">{_text(document["research_only"])}</p>' if document["research_only"] else ""
+
+
+def _window_buttons() -> str:
+    return "".join(
+        f'<button type="button" data-window="{index}" aria-pressed="{"true" if index == 0 else "false"}" '
+        f'title="centre {centre:.0f} HU, width {width:.0f} HU">{name} <kbd>{index + 1}</kbd></button>'
+        for index, (name, centre, width) in enumerate(_WINDOWS)
+    )
+
+
+def _measurements(document: Mapping[str, Any]) -> str:
+    """A body a segment; a row a finding, whose button brings the viewer there."""
+    if document["statement"]:
+        return f'<tbody><tr><td colspan="{_COLUMNS}" class="statement">{_text(document["statement"])}</td></tr></tbody>'
+    rows, index = [], 0
+    for segment in document["segments"]:
+        rows.append(f"<tbody>{_segment_row(segment)}")
+        for rank, finding in enumerate(segment["findings"], start=1):
+            rows.append(_finding_row(segment["label"], rank, index, finding))
+            index += 1
+        rows.append("</tbody>")
+    return "".join(rows)
+
+
+def _segment_row(segment: Mapping[str, Any]) -> str:
+    count, left_out = segment["components"], segment["findings_left_out"]
+    said = (
+        "nothing marked" if not count else f"{count} finding{'s' if count > 1 else ''}, {segment['volume_ml']:.2f} ml"
+    )
+    if left_out:
+        said += f"; the {len(segment['findings'])} largest are listed, {left_out} are left out"
+    colour = _colour(segment["number"])
+    swatch = f'<svg viewBox="0 0 12 12" aria-hidden="true"><rect width="12" height="12" fill="{colour}"/></svg>'
+    heading = f"{swatch}{_text(segment['label'])} <span>{said}</span>"
+    return f'<tr class="segment"><th colspan="{_COLUMNS}" scope="rowgroup">{heading}</th></tr>'
+
+
+def _finding_row(label: str, rank: int, index: int, finding: Mapping[str, Any]) -> str:
+    values = (
+        f"{finding['volume_ml']:.2f}",
+        *(f"{finding[key]:.1f}" for key in ("long_axis_mm", "short_axis_mm", "longest_diameter_mm")),
+        *(f"{round(finding[key])}" for key in ("mean_hu", "sd_hu")),
+        "  ".join(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero
+    )
+    button = f'<button type="button" data-finding="{index}">{_text(label)} {rank}</button>'
+    cells = "".join(f"<td>{value.replace('-', '&minus;')}</td>" for value in values)
+    return f'<tr><th scope="row">{button}</th>{cells}</tr>'
+
+
+def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    series, model, engine, window = (document[key] for key in ("series", "model", "engine", "window"))
+    yield "Series", str(series["digest"])
+    yield "Voxels", " x ".join(map(str, series["shape"]))
+    yield "Spacing", f"{' x '.join(f'{mm:.2f}' for mm in series['spacing_mm'])} mm"
+    yield "Model", f"{model['name']} {model['version']}"
+    yield "Weights", str(model["weights_digest"])[:12]
+    yield "Engine", f"{engine['backend']} {engine['precision']} on {engine['device']}"
+    yield "Windows", f"{' x '.join(map(str, window['roi']))}, overlap {window['overlap']:g}, {window['blend']}"
+    yield "ctflow", str(document["ctflow_version"])
+
+
+def _remarks(document: Mapping[str, Any]) -> str:
+    lines = [f"Intended use: {document['intended_use']}"] if document["intended_use"] else []
+    return "".join(f"<li>{_text(line)}</li>" for line in [*lines, *(f"Warning: {w}" for w in document["warnings"])])
+
+
+def _pictures_note(steps: tuple[int, int, int], quality: int) -> str:
+    """What the pictures are not: the CT itself."""
+    thinned = [
+        f"every {step}. voxel along {name}"
+        for step, name in zip(steps, ("left", "posterior", "superior"), strict=True)
+        if step > 1
+    ]
+    shown = f" Shown is {', '.join(thinned)}." if thinned else ""
+    return f"Pictures are for orientation, not for diagnosis: 8 bit, JPEG of quality {quality}.{shown}"
