@@ -30,6 +30,7 @@ class Settings:
         cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
             file can run.
         report: Whether report.html is written beside the SEG.
+        secondary_capture: Whether the preview is written as a DICOM image, too.
     """
 
     series: str | None = None
@@ -42,6 +43,7 @@ class Settings:
     device: str | None = None
     cache: Path | None = None
     report: Report = "html"
+    secondary_capture: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Option:
     @property
     def flag(self) -> str:
         """The flag, as typed."""
-        return f"--{self.name}"
+        return f"--{self.name.replace('_', '-')}"
 
     @property
     def variable(self) -> str:
@@ -129,6 +131,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
     Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
     Option("report", "html|none", "Write report.html, a viewer in one file, or leave it out.", _one_of("html", "none")),
+    Option("secondary_capture", "", "Write the preview as a DICOM Secondary Capture, too.", _switch, switch=True),
 )
 
 

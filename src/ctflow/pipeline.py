@@ -26,6 +26,7 @@ from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.scan import Scan, scan_folder
+from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import batch_range_for, check_engine, devices_from_setting, open_engine
@@ -447,11 +448,12 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     with _timed(seconds, "measure"):
         measured = measure_segments(labels, volume, model.spec.segments)
     with temporary_folder(output, case.key) as folder:
-        with _timed(seconds, "write"):
-            _write_objects(case, model, measured, folder)
-        oriented = oriented_from_volume(volume, labels)
         with _timed(seconds, "preview"):
-            write_picture(_picture(oriented, model.spec), folder / "preview.png")
+            oriented = oriented_from_volume(volume, labels)
+            picture = _picture(oriented, model.spec)
+            write_picture(picture, folder / "preview.png")
+        with _timed(seconds, "write"):
+            _write_objects(case, model, measured, folder, picture if settings.secondary_capture else None)
         if settings.report == "html":
             with _timed(seconds, "report"):
                 write_html_report(oriented, _document(case, model, settings, measured), folder / "report.html")
@@ -465,8 +467,14 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     return replace(case, folder=output / case.key, document=document, assembled=None, segmentation=None)
 
 
-def _write_objects(case: Case, model: Model, measured: Sequence[SegmentMeasurements], folder: Path) -> None:
-    """The SEG, and the measurement report that refers to it."""
+def _write_objects(
+    case: Case,
+    model: Model,
+    measured: Sequence[SegmentMeasurements],
+    folder: Path,
+    picture: npt.NDArray[np.uint8] | None,
+) -> None:
+    """The SEG, the measurement report that refers to it, and the picture where it is asked for."""
     engine = case.segmented.engine
     provenance = Provenance(
         ctflow_version=__version__,
@@ -478,6 +486,9 @@ def _write_objects(case: Case, model: Model, measured: Sequence[SegmentMeasureme
     write_dataset(segmentation, folder / "segmentation.dcm")
     report = report_from_measurements(measured, segmentation, headers, model.spec, provenance)
     write_dataset(report, folder / "measurements.dcm")
+    if picture is not None:
+        capture = secondary_capture_from_picture(picture, segmentation, headers, model.spec, provenance)
+        write_dataset(capture, folder / "secondary_capture.dcm")
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:

@@ -25,6 +25,14 @@ def test_a_flag_wins_over_the_environment():
     assert settings == Settings(overlap=0.5, device="cpu")
 
 
+def test_what_is_written_can_be_chosen():
+    assert [option.flag for option in OPTIONS][-2:] == ["--report", "--secondary-capture"]
+    assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == Settings(
+        report="none", secondary_capture=True
+    )
+    assert settings_from_values({}, {"CTFLOW_REPORT": "none"}).report == "none"
+
+
 def test_switches_come_from_both():
     assert settings_from_values({"force": True}, {}).force
     assert settings_from_values({"force": False}, {"CTFLOW_FORCE": "yes"}).force
@@ -53,6 +61,8 @@ def test_switches_come_from_both():
         ({"roi": "head"}, {}, "--roi"),
         ({"series": " "}, {}, "--series"),
         ({}, {"CTFLOW_FORCE": "perhaps"}, "CTFLOW_FORCE"),
+        ({"report": "pdf"}, {}, "--report"),
+        ({}, {"CTFLOW_SECONDARY_CAPTURE": "perhaps"}, "CTFLOW_SECONDARY_CAPTURE"),
     ],
 )
 def test_a_wrong_value_names_its_flag_or_variable(values, environment, where):

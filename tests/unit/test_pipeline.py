@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from PIL import Image
 
 from ctflow import pipeline
 from ctflow.bundle import read_bundle
@@ -30,6 +31,7 @@ from ctflow.export.measure import Choice
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
 from dicom_support import assembled
+from tests_support import dciodvfy_errors
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,16 @@ def test_a_folder_becomes_a_result_a_series(model, series, settings, tmp_path):
         _ = case.loaded
     with pytest.raises(ValueError, match="segment it first"):
         _ = case.segmented
+
+
+def test_the_report_can_be_left_out_and_a_secondary_capture_asked_for(model, series, tmp_path):
+    settings = Settings(device="cpu", report="none", secondary_capture=True)
+    (case,) = run_folder(series, tmp_path, model, settings).cases
+    files = {"segmentation.dcm", "measurements.dcm", "secondary_capture.dcm", "preview.png", "result.json"}
+    assert {path.name for path in case.folder.iterdir()} == files
+    assert dciodvfy_errors(case.folder / "secondary_capture.dcm") == []
+    with Image.open(case.folder / "preview.png") as preview:
+        assert np.array_equal(pydicom.dcmread(case.folder / "secondary_capture.dcm").pixel_array, np.asarray(preview))
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_overlap_another_uid(model, series, settings, tmp_path):

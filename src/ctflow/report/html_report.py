@@ -187,7 +187,7 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Model", f"{model['name']} {model['version']}"
     yield "Weights", str(model["weights_digest"])[:12]
     yield "Engine", f"{engine['backend']} {engine['precision']} on {engine['device']}"
-    yield "Windows", f"{' x '.join(map(str, window['roi']))}, overlap {window['overlap']:g}, {window['blend']}"
+    yield "Network", f"{' x '.join(map(str, window['roi']))}, overlap {window['overlap']:g}, {window['blend']}"
     yield "ctflow", str(document["ctflow_version"])
 
 

@@ -58,7 +58,7 @@ class Slices:
         self._codes = np.roll(np.rint(values).astype(np.uint8), 2**15)
 
     def __len__(self) -> int:
-        return self._hu.shape[2]
+        return int(self._hu.shape[2])
 
     def __getitem__(self, index: int) -> Grey:
         picture: npt.NDArray[np.generic] = picture_of_slice(self._hu, _AXIAL, index)
@@ -112,5 +112,6 @@ def _runs(picture: Grey, index: int) -> npt.NDArray[np.int64]:
     flat = picture.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(np.append(starts, flat.size))
-    runs: npt.NDArray[np.int64] = np.column_stack([starts + index * flat.size, lengths, flat[starts]])
-    return runs[runs[:, 2] != 0]
+    runs = np.column_stack([starts + index * flat.size, lengths, flat[starts]])
+    marked: npt.NDArray[np.int64] = runs[runs[:, 2] != 0]
+    return marked

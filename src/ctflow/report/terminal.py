@@ -133,7 +133,14 @@ def _say_series(console: Console, result: Mapping[str, Any], output: Path) -> No
         console.print(_table_of_segments(result["segments"]))
     for warning in result["warnings"]:
         console.print(Text(f"  warning: {warning}", style="yellow"))
-    console.print(Text(f"  {output / result['folder']}/segmentation.dcm, measurements.dcm, preview.png, result.json"))
+    console.print(Text(f"  {_files_of(output / result['folder'])}"))
+
+
+def _files_of(folder: Path) -> str:
+    """The SEG with its path, then the names of what lies beside it."""
+    seg = "segmentation.dcm"
+    others = sorted(path.name for path in folder.glob("[!.]*") if path.name != seg)
+    return ", ".join([f"{folder}/{seg}", *others])
 
 
 def _table_of_segments(segments: Sequence[Mapping[str, Any]]) -> Table:

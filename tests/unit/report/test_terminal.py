@@ -86,6 +86,9 @@ def series(**changes):
 
 def test_a_report_names_findings_folder_and_warnings(tmp_path):
     stream = io.StringIO()
+    (tmp_path / "1.2.3").mkdir()
+    for name in ("segmentation.dcm", "preview.png", "report.html"):
+        (tmp_path / "1.2.3" / name).touch()
     refused = series(status="refused", error={"message": "series def456: gap"})
     empty = series(statement="The algorithm marked nothing, which does not exclude disease.")
     document = {"research_only": "RESEARCH ONLY - NOT FOR CLINICAL USE", "series": [series(), refused, empty]}
@@ -98,7 +101,7 @@ def test_a_report_names_findings_folder_and_warnings(tmp_path):
         "15.6",
         "1.0, -2.0, 3.5",
         "warning: lossy",
-        f"{tmp_path}/1.2.3/segmentation.dcm",
+        f"{tmp_path}/1.2.3/segmentation.dcm, preview.png, report.html\n",
     ):
         assert expected in shown
     assert "cyst" not in shown
