@@ -76,6 +76,29 @@ def test_the_report_can_be_left_out_and_a_secondary_capture_asked_for(model, ser
         assert np.array_equal(pydicom.dcmread(case.folder / "secondary_capture.dcm").pixel_array, np.asarray(preview))
 
 
+def test_what_people_look_at_holds_no_patient_data(model, settings, tmp_path):
+    markers = {
+        "PatientName": "Marker^Name",
+        "PatientID": "MARKER-ID",
+        "PatientBirthDate": "19010203",
+        "AccessionNumber": "MARKER-ACC",
+        "StudyDescription": "MARKER study",
+        "SeriesDescription": "MARKER </script><script>",
+        "ProtocolName": "MARKER protocol",
+        "OperatorsName": "Marker^Operator",
+    }
+
+    def adjust(dataset, _index):
+        for keyword, value in markers.items():
+            setattr(dataset, keyword, value)
+
+    (case,) = run_folder(another_series(tmp_path / "Marker" / "in", 3, adjust), tmp_path, model, settings).cases
+    for name in ("report.html", "result.json", "preview.png"):
+        content = (case.folder / name).read_bytes().lower()
+        assert b"marker" not in content, name
+        assert b"19010203" not in content, name
+
+
 def test_the_same_run_gives_the_same_bytes_and_another_overlap_another_uid(model, series, settings, tmp_path):
     files = []
     for name, chosen in (("a", settings), ("b", settings), ("c", Settings(device="cpu", overlap=0.5))):

@@ -25,7 +25,7 @@ _WINDOWS = (  # name, centre and width in HU
     ("Mediastinum", 40.0, 400.0),
     ("Bone", 400.0, 1800.0),
 )
-_COLUMNS = 8
+_COLUMNS = 10
 
 
 def write_html_report(oriented: Oriented, document: Mapping[str, Any], path: Path) -> None:
@@ -172,11 +172,11 @@ def _finding_row(label: str, rank: int, index: int, finding: Mapping[str, Any]) 
         f"{finding['volume_ml']:.2f}",
         *(f"{finding[key]:.1f}" for key in ("long_axis_mm", "short_axis_mm", "longest_diameter_mm")),
         *(f"{round(finding[key])}" for key in ("mean_hu", "sd_hu")),
-        "  ".join(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero
+        *(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero
     )
     button = f'<button type="button" data-finding="{index}">{_text(label)} {rank}</button>'
     cells = "".join(f"<td>{value.replace('-', '&minus;')}</td>" for value in values)
-    return f'<tr><th scope="row">{button}</th>{cells}</tr>'
+    return f'<tr class="finding"><th scope="row">{button}</th>{cells}</tr>'
 
 
 def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

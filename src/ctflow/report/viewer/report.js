@@ -294,7 +294,12 @@
 
   // --- reading -----------------------------------------------------------------------------------------------------
 
-  const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  function bytesOf(text) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+    const letters = atob(text), bytes = new Uint8Array(letters.length);
+    for (let index = 0; index < bytes.length; index++) bytes[index] = letters.charCodeAt(index);
+    return bytes;
+  }
 
   async function readLabels() {
     const stream = new Blob([bytesOf(data.runs)]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -339,6 +344,7 @@
     setWindow(0);
     if (data.findings.length) choose(0);
     try {
+      if (!window.DecompressionStream) throw new Error("This browser is too old; those of 2023 and later can.");
       await readLabels();
       await readSlices();
       document.body.dataset.state = "ready";
