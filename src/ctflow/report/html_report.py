@@ -199,7 +199,7 @@ def _remarks(document: Mapping[str, Any]) -> str:
 def _pictures_note(steps: tuple[int, int, int], quality: int) -> str:
     """What the pictures are not: the CT itself."""
     thinned = [
-        f"every {step}. voxel along {name}"
+        f"one of {step} voxels along {name}"
         for step, name in zip(steps, ("left", "posterior", "superior"), strict=True)
         if step > 1
     ]

@@ -442,6 +442,17 @@ def test_a_browser_that_alters_pictures_is_noticed(browser, tmp_path):
     browser.open(path)
     assert browser.value("document.body.dataset.state") == "failed"
     assert "alters pictures" in browser.value("problem.textContent")
+    assert browser.value("panes.getBoundingClientRect().height") == 0, "no picture is better than a wrong one"
+
+
+def test_a_slice_that_is_damaged_is_noticed(browser, tmp_path):
+    source = written(tmp_path / "report.html").read_text()
+    path = tmp_path / "damaged.html"
+    path.write_text(re.sub(r'"slices":\["[^"]{40}', '"slices":["' + "A" * 40, source))
+    browser.open(path)
+    assert browser.value("document.body.dataset.state") == "failed"
+    assert "cannot be shown" in browser.value("problem.textContent")
+    assert browser.value("document.querySelectorAll('[data-finding]').length") == 3, "the measurements stay"
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -492,7 +503,7 @@ def test_a_huge_volume_is_thinned_where_it_is_finest(monkeypatch):
 def test_a_thinned_volume_says_so_and_still_lies_right(page, monkeypatch):
     monkeypatch.setattr(pixels, "MOST_VOXELS", np.prod(SHAPE) // 2)
     viewer = page()
-    assert "every 2. voxel along posterior" in viewer.browser.value("document.querySelector('footer').innerText")
+    assert "one of 2 voxels along posterior" in viewer.browser.value("document.querySelector('footer').innerText")
     assert viewer.slices() == [16, 6, 34]
     rows, columns = red_of(viewer.picture("coronal")).T
     assert len(rows) > 50

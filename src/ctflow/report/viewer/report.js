@@ -6,6 +6,7 @@
   const shape = data.shape, stride = [1, shape[0], shape[0] * shape[1]];
   const voxels = stride[2] * shape[2];
   const codes = new Uint8Array(voxels), labels = new Uint8Array(voxels);
+  const decoded = new Uint8Array(shape[2]); // which slices are decoded
   const spacing = [0, 1, 2].map((axis) => Math.hypot(...data.affine.map((row) => row[axis])));
   const state = { at: [...data.start], window: 0, outlines: true, cross: true, finding: -1, active: null };
   const panes = data.planes.map(makePane);
@@ -192,7 +193,10 @@
     write(placeOf(pane), edge, edge, "left", "top");
     write(`W ${wide}  C ${String(centre).replace("-", "\u2212")}`, width - edge, edge, "right", "top");
     const code = codes[state.at.reduce((sum, index, axis) => sum + index * stride[axis], 0)];
-    write(`\u2248 ${String(Math.round(data.hu[code] / 10) * 10).replace("-", "\u2212")} HU`, width - edge, height - edge, "right", "bottom");
+    const hu = `\u2248 ${String(Math.round(data.hu[code] / 10) * 10).replace("-", "\u2212")} HU`;
+    if (decoded[state.at[2]]) write(hu, width - edge, height - edge, "right", "bottom");
+    const whole = pane.through === 2 ? decoded[state.at[2]] : decoded.every(Boolean);
+    if (!whole) write("loading \u2026", width / 2, height / 2, "center", "middle", 16); // not yet a picture of air
     const length = [100, 50, 20, 10, 5].find((mm) => mm * place.scale < width * 0.35) || 5;
     write(`${length} mm`, edge, height - edge - 7 * ratio, "left", "bottom");
     pen.fillRect(edge, height - edge - 2 * ratio, length * place.scale, 2 * ratio);
@@ -244,6 +248,7 @@
   }
 
   function onWheel(pane, event) {
+    if (event.ctrlKey) return; // the browser's own zoom
     event.preventDefault();
     activate(pane);
     // A notch of a mouse is one slice; the many small steps of a touchpad add up.
@@ -315,6 +320,7 @@
     bitmap.close();
     const pixels = pen.getImageData(0, 0, shape[0], shape[1]).data, first = index * stride[2];
     for (let pixel = 0; pixel < stride[2]; pixel++) codes[first + pixel] = pixels[4 * pixel];
+    decoded[index] = 1;
   }
 
   /** All slices, the nearest to what is looked at first. */
@@ -350,6 +356,7 @@
       document.body.dataset.state = "ready";
     } catch (error) {
       document.body.dataset.state = "failed";
+      element("panes").hidden = true; // no picture is better than a wrong one
       element("problem").hidden = false;
       element("problem").textContent = `The slices cannot be shown. ${error.message}`;
     }
