@@ -169,7 +169,7 @@ def _segment_row(segment: Mapping[str, Any]) -> str:
 
 def _finding_row(label: str, rank: int, index: int, finding: Mapping[str, Any]) -> str:
     values = (
-        f"{finding['volume_ml']:.2f}",
+        "&lt; 0.01" if finding["volume_ml"] < 0.005 else f"{finding['volume_ml']:.2f}",  # 0.00 would say nothing
         *(f"{finding[key]:.1f}" for key in ("long_axis_mm", "short_axis_mm", "longest_diameter_mm")),
         *(f"{round(finding[key])}" for key in ("mean_hu", "sd_hu")),
         *(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero

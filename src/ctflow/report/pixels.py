@@ -64,7 +64,7 @@ class Slices:
         picture: npt.NDArray[np.generic] = picture_of_slice(self._hu, _AXIAL, index)
         if picture.dtype != np.int16:
             picture = np.clip(np.rint(picture.astype(np.float32)), -(2**15), 2**15 - 1).astype(np.int16)
-        codes: Grey = self._codes[picture.view(np.uint16)]
+        codes: Grey = self._codes.take(picture.view(np.uint16))  # half the time of an index
         return codes
 
 

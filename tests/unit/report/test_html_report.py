@@ -129,6 +129,13 @@ def test_every_finding_has_its_measurements(tmp_path):
     assert RESEARCH_ONLY in text
 
 
+def test_the_smallest_finding_has_a_volume(tmp_path):
+    hu, labels = np.zeros((4, 5, 6), np.int16), np.zeros((4, 5, 6), np.uint8)
+    labels[2, 2, 2] = 1
+    volume = Volume(hu, Geometry(hu.shape, np.diag([1.0, 1.0, 1.0, 1.0])))
+    assert "Lung tumour 1 < 0.01 0.0 0.0 0.0 0 0" in Page(written(tmp_path / "report.html", volume, labels)).text
+
+
 def test_what_nothing_marked_means_is_said(tmp_path):
     path = written(tmp_path / "report.html", labels=np.zeros(SHAPE, np.uint8))
     assert NOTHING_MARKED in Page(path).text
