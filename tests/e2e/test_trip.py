@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from PIL import Image
 
+from bundle_support import bundle_with_spacing
 from tests_support import assert_same_points, dciodvfy_errors, report_by_dcmqi, segment_points_by_dcmqi
 
 pytestmark = pytest.mark.e2e
@@ -133,8 +134,6 @@ def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series,
 
 def test_lidc_runs_through_every_door_to_the_same_seg(door, data, tmp_path_factory):
     """The real CT, on a 3 mm grid so that the test takes a minute; docs/performance.md has the 1.5 mm run."""
-    from conftest import bundle_with_spacing  # noqa: PLC0415
-
     bundle = bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "3mm", 3.0, 96)
     written = []
     for name in ("run", "app", "exec"):
