@@ -16,6 +16,8 @@ from ctflow.progress import Progress, silent
 class WriteResultsOperator(Operator):
     """Writes the result folder of each case, as `ctflow.pipeline.write_case` does.
 
+    The settings say in which form, as they do for `ctflow run`.
+
     Input:
         seg_image: A `Case` of `SegmentVolumeOperator`.
 

@@ -47,11 +47,11 @@ def segments_by_dcmqi(path: Path) -> tuple[dict, list]:
         shutil.rmtree(folder)
 
 
-def segment_points_by_dcmqi(path: Path) -> npt.NDArray[np.float64]:
-    """(n, 3) LPS mm of every voxel that any segment marks."""
+def segment_points_by_dcmqi(path: Path, least: int = 1) -> npt.NDArray[np.float64]:
+    """(n, 3) LPS mm of every voxel that any segment marks; in a fractional SEG, with `least` 255ths or more."""
     points = [np.zeros((0, 3))]
     for image in segments_by_dcmqi(path)[1]:
-        index = np.argwhere(itk.GetArrayViewFromImage(image))[:, ::-1]
+        index = np.argwhere(itk.GetArrayViewFromImage(image) >= least)[:, ::-1]
         direction = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
         points.append(index @ direction.T + image.GetOrigin())
     return np.concatenate(points)

@@ -12,6 +12,8 @@ from ctflow.errors import SettingsInvalid
 
 Pick = Literal["all", "best"]
 Report = Literal["html", "none"]
+SegKind = Literal["binary", "labelmap", "fractional"]
+SegmentPer = Literal["class", "finding"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Settings:
             file can run.
         report: Whether report.html is written beside the SEG.
         secondary_capture: Whether the preview is written as a DICOM image, too.
+        seg: Kind of the SEG: a bit a pixel and segment, one label a pixel, or each segment's probability.
+        segments: A segment of the SEG for each class of the bundle, or for each finding (connected component).
+        omit_empty_frames: Leave frames without a marked pixel out of the SEG.
+        nifti: Write the mask as NIfTI, too.
     """
 
     series: str | None = None
@@ -44,17 +50,31 @@ class Settings:
     cache: Path | None = None
     report: Report = "html"
     secondary_capture: bool = False
+    seg: SegKind = "binary"
+    segments: SegmentPer = "class"
+    omit_empty_frames: bool = True
+    nifti: bool = False
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting as a flag (`--overlap`) and an environment variable (`CTFLOW_OVERLAP`)."""
+    """One setting as a flag (`--overlap`) and an environment variable (`CTFLOW_OVERLAP`).
+
+    Attributes:
+        name: The field of `Settings`.
+        metavar: What stands for the value in the help.
+        help: One sentence.
+        parse: Text to value; a ValueError says what is wrong.
+        switch: Takes no value.
+        of_files: Says what is written, and so means nothing to commands that write no result folder.
+    """
 
     name: str
     metavar: str
     help: str
     parse: Callable[[str], Any]
     switch: bool = field(default=False)
+    of_files: bool = field(default=False)
 
     @property
     def flag(self) -> str:
@@ -130,8 +150,43 @@ OPTIONS: tuple[Option, ...] = (
     Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
     Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
-    Option("report", "html|none", "Write report.html, a viewer in one file, or leave it out.", _one_of("html", "none")),
-    Option("secondary_capture", "", "Write the preview as a DICOM Secondary Capture, too.", _switch, switch=True),
+    Option(
+        "report",
+        "html|none",
+        "Write report.html, a viewer in one file, or leave it out.",
+        _one_of("html", "none"),
+        of_files=True,
+    ),
+    Option(
+        "secondary_capture",
+        "",
+        "Write the preview as a DICOM Secondary Capture, too.",
+        _switch,
+        switch=True,
+        of_files=True,
+    ),
+    Option(
+        "seg",
+        "KIND",
+        "Kind of the SEG: binary (default), labelmap or fractional.",
+        _one_of("binary", "labelmap", "fractional"),
+        of_files=True,
+    ),
+    Option(
+        "segments",
+        "class|finding",
+        "A segment for each class of the bundle (default), or for each finding.",
+        _one_of("class", "finding"),
+        of_files=True,
+    ),
+    Option(
+        "omit_empty_frames",
+        "yes|no",
+        "Leave frames without a mark out of the SEG (default: yes).",
+        _switch,
+        of_files=True,
+    ),
+    Option("nifti", "", "Write segmentation.nii.gz, too.", _switch, switch=True, of_files=True),
 )
 
 
@@ -160,6 +215,8 @@ def settings_from_values(values: Mapping[str, str | bool | None], environment: M
             chosen[option.name] = option.parse(str(text))
         except ValueError as error:
             raise SettingsInvalid(f"{where}: {error}") from error
+    if chosen.get("seg") == "fractional" and chosen.get("segments") == "finding":
+        raise SettingsInvalid("--segments finding: fractions around a finding belong to none; use another --seg")
     chosen["cache"] = _cache(chosen.get("cache"), environment)
     return Settings(**chosen)
 

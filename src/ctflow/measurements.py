@@ -1,4 +1,4 @@
-"""What was marked, in millilitres, millimetres and Hounsfield units.
+"""What was marked: its findings, in millilitres, millimetres and Hounsfield units.
 
 Apart from `postprocess`, because the DICOM room reads it and knows no torch.
 """
@@ -6,7 +6,7 @@ Apart from `postprocess`, because the DICOM room reads it and knows no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
 from ctflow.model import Segment
-from ctflow.volume import FloatArray, Geometry, Volume
+from ctflow.volume import FloatArray, Geometry, LabelArray, Volume
 
 MOST_FINDINGS = 100  # more are counted, not listed
 _TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours, so that a thin oblique vessel of voxels is one component
@@ -92,16 +92,71 @@ def measure_segments(labels: Labels, volume: Volume, segments: Sequence[Segment]
     return tuple(_measure(labels, volume, segment) for segment in segments)
 
 
+def split_findings(labels: Labels, segments: Sequence[Segment]) -> tuple[LabelArray, tuple[Segment, ...]]:
+    """Give every finding a segment of its own, so that a viewer can show and name each.
+
+    Args:
+        labels: (D, H, W) uint8; value k marks the segment with number k.
+        segments: What the label values mean.
+
+    Returns:
+        The labels (D, H, W), uint16 where uint8 has too few values, and their segments, numbered from 1: of each class
+        the largest `MOST_FINDINGS` findings, in the order of `SegmentMeasurements.findings`, then one segment for all
+        others, if there are any. A class of which nothing is marked keeps its own, empty segment.
+    """
+    split = np.zeros(labels.shape, np.uint16)
+    parts: list[Segment] = []
+    for segment in segments:
+        found = _components_of(labels, segment.number)
+        if found is None:
+            parts.append(replace(segment, number=len(parts) + 1))
+            continue
+        numbers = np.zeros(len(found.voxels) + 1, np.uint16)  # of the component's number in `found`
+        for rank, index in enumerate(found.largest, start=1):
+            numbers[index + 1] = len(parts) + 1
+            parts.append(_part(segment, len(parts) + 1, rank))
+        if len(found.largest) < len(found.voxels):
+            numbers[1:][numbers[1:] == 0] = len(parts) + 1
+            parts.append(_part(segment, len(parts) + 1, None))
+        split[found.box] += numbers[found.array]  # the classes do not overlap
+    few = len(parts) <= np.iinfo(np.uint8).max
+    return (split.astype(np.uint8) if few else split), tuple(parts)
+
+
+def _part(segment: Segment, number: int, rank: int | None) -> Segment:
+    which = "other findings" if rank is None else str(rank)
+    room = 64 - len(which) - 1  # characters of a Segment Label (VR LO): the number must not be what is cut off
+    label = f"{segment.label[:room].strip()} {which}"
+    return replace(segment, number=number, label=label, part_of=segment.number, rank=rank)
+
+
+@dataclass(frozen=True, eq=False)
+class _Components:
+    """The connected components of one segment: `array` numbers them from 1 within `box` of the label map."""
+
+    box: tuple[slice, slice, slice]
+    array: npt.NDArray[np.int32]
+    voxels: npt.NDArray[np.int64]  # of each component
+    largest: npt.NDArray[np.int64]  # indices into `voxels`, by volume, then by place
+
+
+def _components_of(labels: Labels, number: int) -> _Components | None:
+    """The components of the segment with this number; None if nothing of it is marked."""
+    box = _bounding_box(labels == number)
+    if box is None:
+        return None
+    array, count = ndimage.label(labels[box] == number, structure=_TOUCHING)
+    voxels = np.bincount(array.ravel(), minlength=count + 1)[1:]
+    return _Components(box, array, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
+
+
 def _measure(labels: Labels, volume: Volume, segment: Segment) -> SegmentMeasurements:
     geometry = volume.geometry
-    box = _bounding_box(labels == segment.number)
-    if box is None:
+    found = _components_of(labels, segment.number)
+    if found is None:
         return SegmentMeasurements(segment.number, segment.label, 0, 0.0, None, None, 0, (), 0)
-    mask = labels[box] == segment.number
-    corner = np.array([axis.start for axis in box])
-    components, count = ndimage.label(mask, structure=_TOUCHING)
-    voxels = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    largest = np.argsort(-voxels, kind="stable")[:MOST_FINDINGS]
+    components, voxels, largest = found.array, found.voxels, found.largest
+    corner = np.array([axis.start for axis in found.box])
     places = ndimage.find_objects(components)
     offsets = [corner + [s.start for s in place] for place in places]
     findings = tuple(_finding(components[places[index]] == index + 1, offsets[index], volume) for index in largest)
@@ -109,7 +164,7 @@ def _measure(labels: Labels, volume: Volume, segment: Segment) -> SegmentMeasure
     longest = max(finding.longest_diameter_mm for finding in findings)
     for index in _worth_measuring(places, geometry, longest, set(largest.tolist())):
         longest = max(longest, _diameter_mm(components[places[index]] == index + 1, offsets[index], geometry))
-    centre = geometry.world_from_index(np.argwhere(mask).mean(axis=0) + corner)
+    centre = geometry.world_from_index(np.argwhere(components).mean(axis=0) + corner)
     return SegmentMeasurements(
         segment.number,
         segment.label,
@@ -117,9 +172,9 @@ def _measure(labels: Labels, volume: Volume, segment: Segment) -> SegmentMeasure
         float(voxels.sum()) * geometry.voxel_ml,
         longest,
         (float(centre[0]), float(centre[1]), float(centre[2])),
-        int(count),
+        len(voxels),
         findings,
-        int(count) - len(findings),
+        len(voxels) - len(findings),
     )
 
 

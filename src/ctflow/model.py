@@ -38,6 +38,9 @@ class Segment:
         type: Segmented property type (CID 7151 and others).
         anatomy: Anatomic regions; may be empty.
         coded: False if the bundle gave no codes and the general ones stand in for them.
+        colour: Recommended display colour, red, green and blue from 0 to 255; None leaves it to the viewer.
+        part_of: Number of the class whose finding this segment marks; None if it marks the whole class.
+        rank: Which finding, the largest being 1; None with `part_of`: all that have no segment of their own.
     """
 
     number: int
@@ -46,6 +49,9 @@ class Segment:
     type: Code
     anatomy: tuple[Code, ...] = ()
     coded: bool = True
+    colour: tuple[int, int, int] | None = None
+    part_of: int | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

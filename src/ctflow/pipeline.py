@@ -27,7 +27,7 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
-from ctflow.dicom.segmentation import segmentation_from_labels
+from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.engines.choose import batch_range_for, check_engine, devices_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo, Precision
@@ -42,9 +42,16 @@ from ctflow.errors import (
 )
 from ctflow.export.measure import choose_fastest
 from ctflow.export.prepare import prepare_engine
-from ctflow.measurements import SegmentMeasurements, measure_segments
+from ctflow.measurements import SegmentMeasurements, measure_segments, split_findings
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
-from ctflow.postprocess import labels_from_probabilities, labels_on_host, probabilities_from_logits
+from ctflow.nifti import write_nifti
+from ctflow.postprocess import (
+    bytes_on_host,
+    fractions_from_probabilities,
+    labels_from_probabilities,
+    labels_on_host,
+    probabilities_from_logits,
+)
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
 from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
@@ -64,6 +71,7 @@ class Segmentation:
 
     Attributes:
         labels: (D, H, W) uint8 on the source grid; 0 is background.
+        fractions: (S, D, H, W) uint8, each segment's probability in 255ths, where a fractional SEG was asked for.
         engine: Who computed.
         window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device.
         warnings: What a person should know of how this volume was computed.
@@ -73,6 +81,7 @@ class Segmentation:
     engine: EngineInfo
     window: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    fractions: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +265,9 @@ class Segmenter:
             with _timed(seconds, "segment"):
                 logits, window, warnings = self._predict(prepared, progress)
             with _timed(seconds, "restore"):
-                labels = self._restore(prepared, logits, volume.array.shape, progress)
-        return Segmentation(labels, engine, window, warnings), seconds
+                labels, fractions = self._restore(prepared, logits, volume.array.shape, progress)
+        warnings = (*warnings, *_warnings_of_threshold(self.model.spec, fractions))
+        return Segmentation(labels, engine, window, warnings, fractions), seconds
 
     def _engine_info(self) -> EngineInfo:
         """The first engine's, with every device: the others differ in nothing else."""
@@ -292,16 +302,31 @@ class Segmenter:
 
     def _restore(
         self, prepared: Prepared, logits: Tensor, shape: tuple[int, ...], progress: Progress
-    ) -> npt.NDArray[np.uint8]:
-        """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time."""
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time.
+
+        With them the fractions, where the settings ask for them: (S, D, H, W).
+        """
         spec = self.model.spec
         probabilities = probabilities_from_logits(logits, spec)
         labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
+        count = len(spec.segments) if self._settings.seg == "fractional" else 0
+        fractions = torch.empty((count, *shape), dtype=torch.uint8, device=logits.device)
         progress("restore", 0, len(labels))
         for rows, slab in restore_slabs(prepared, probabilities):
             labels[rows] = labels_from_probabilities(slab, spec)
+            if count:
+                fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
             progress("restore", rows.stop, len(labels))
-        return labels_on_host(labels, spec)
+        return labels_on_host(labels, spec), bytes_on_host(fractions) if count else None
+
+
+def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | None) -> tuple[str, ...]:
+    """A reader of a fractional SEG takes half for the border; the model may have another."""
+    if fractions is None or spec.threshold in (None, 0.5):
+        return ()
+    threshold = f"{spec.threshold:g}"
+    return (f"the SEG holds probabilities; the bundle marks, and ctflow measures, what has {threshold} or more",)
 
 
 def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
@@ -453,7 +478,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
             picture = _picture(oriented, model.spec)
             write_picture(picture, folder / "preview.png")
         with _timed(seconds, "write"):
-            _write_objects(case, model, measured, folder, picture if settings.secondary_capture else None)
+            _write_objects(case, model, settings, measured, folder, picture if settings.secondary_capture else None)
         if settings.report == "html":
             with _timed(seconds, "report"):
                 write_html_report(oriented, _document(case, model, settings, measured), folder / "report.html")
@@ -470,11 +495,12 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
 def _write_objects(
     case: Case,
     model: Model,
+    settings: Settings,
     measured: Sequence[SegmentMeasurements],
     folder: Path,
     picture: npt.NDArray[np.uint8] | None,
 ) -> None:
-    """The SEG, the measurement report that refers to it, and the picture where it is asked for."""
+    """The SEG, the measurement report that refers to it, and the mask and the picture in other forms if asked for."""
     engine = case.segmented.engine
     provenance = Provenance(
         ctflow_version=__version__,
@@ -482,13 +508,26 @@ def _write_objects(
         settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
     )
     headers = [instance.header for instance in case.loaded.instances]
-    segmentation = segmentation_from_labels(case.segmented.labels, headers, model.spec, provenance)
+    spec, labels = model.spec, case.segmented.labels
+    by_finding = settings.segments == "finding"
+    marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
+    form = SegForm(settings.seg, omit_empty_frames=settings.omit_empty_frames)
+    segmentation = segmentation_from_labels(
+        marked,
+        headers,
+        replace(spec, segments=segments),
+        provenance,
+        form=form,
+        fractions=case.segmented.fractions,
+    )
     write_dataset(segmentation, folder / "segmentation.dcm")
-    report = report_from_measurements(measured, segmentation, headers, model.spec, provenance)
+    report = report_from_measurements(measured, segmentation, headers, spec, provenance, marked_as=segments)
     write_dataset(report, folder / "measurements.dcm")
     if picture is not None:
-        capture = secondary_capture_from_picture(picture, segmentation, headers, model.spec, provenance)
+        capture = secondary_capture_from_picture(picture, segmentation, headers, spec, provenance)
         write_dataset(capture, folder / "secondary_capture.dcm")
+    if settings.nifti:
+        write_nifti(marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:

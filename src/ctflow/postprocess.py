@@ -13,6 +13,7 @@ from ctflow.model import ModelSpec
 from ctflow.networks.head import is_two_class
 
 Labels = npt.NDArray[np.uint8]
+_WHOLE = 255  # what a probability of 1 is in a fraction
 
 
 def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
@@ -60,6 +61,46 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     return labels.to(torch.uint8)
 
 
+def fractions_from_probabilities(probabilities: Tensor, labels: Tensor, spec: ModelSpec) -> Tensor:
+    """Each segment's probability in 255ths.
+
+    Args:
+        probabilities: (C, D, H, W), as `probabilities_from_logits` gives them, on any grid.
+        labels: (D, H, W), what `labels_from_probabilities` makes of them.
+        spec: The model's activation and threshold.
+
+    Returns:
+        (S, D, H, W) uint8 on the same device, one channel a segment, rounded so that the mask can be read from it: a
+        marked voxel's own fraction is larger than every other's and than what all leave to the background, of any
+        other voxel the background has most. Not so where the threshold is another than one half.
+    """
+    background = 1 if spec.activation == "softmax" and not is_two_class(spec) else 0
+    fractions = (probabilities[background:] * _WHOLE).round().clamp(0, _WHOLE).to(torch.int16)
+    if spec.threshold in (None, 0.5):
+        _agree(fractions.flatten(1), labels.flatten().long())
+    return fractions.to(torch.uint8)
+
+
+def _agree(fractions: Tensor, labels: Tensor) -> None:
+    """Move fractions (S, n) by single 255ths, in place, until they say the labels (n,); rounding makes ties."""
+    open_ones = torch.arange(len(labels), device=labels.device)
+    for _ in range(_WHOLE):
+        values, wanted = fractions[:, open_ones], labels[open_ones]
+        marked = wanted > 0
+        own_row = (wanted - 1).clamp(min=0).unsqueeze(0)
+        own = values.gather(0, own_row)[0]
+        others = values.scatter(0, own_row, torch.where(marked, -1, own).unsqueeze(0).to(values.dtype))
+        largest, row = others.max(dim=0)
+        rest = _WHOLE - values.sum(dim=0)
+        wrong = torch.where(marked, (own <= largest) | (own <= rest), largest > rest)
+        if not bool(wrong.any()):
+            return
+        open_ones, marked, row, own_row = open_ones[wrong], marked[wrong], row[wrong], own_row[0, wrong]
+        lower = ~marked | (own <= largest)[wrong]
+        fractions[row[lower], open_ones[lower]] -= 1
+        fractions[own_row[marked], open_ones[marked]] += 1
+
+
 def labels_on_host(labels: Tensor, spec: ModelSpec) -> Labels:
     """Bring labels to the CPU; of a mask, an eighth of the bytes leaves a GPU.
 
@@ -74,11 +115,12 @@ def labels_on_host(labels: Tensor, spec: ModelSpec) -> Labels:
         on_host: Labels = labels.numpy()
         return on_host
     if is_two_class(spec) or spec.threshold is not None:
-        return mask_from_bits(_copied(bits_from_mask(labels)), tuple(labels.shape))
-    return _copied(labels)
+        return mask_from_bits(bytes_on_host(bits_from_mask(labels)), tuple(labels.shape))
+    return bytes_on_host(labels)
 
 
-def _copied(values: Tensor) -> Labels:
+def bytes_on_host(values: Tensor) -> Labels:
+    """Bring uint8 of any shape to the CPU; of what lies there already it shares the memory."""
     host = values.to("cpu", non_blocking=True)  # torch takes pinned memory for it
     if values.is_cuda:
         torch.cuda.current_stream(values.device).synchronize()

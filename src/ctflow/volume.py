@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Size3 = tuple[int, int, int]
 
 

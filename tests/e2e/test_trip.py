@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from bundle_support import bundle_with_spacing
+from bundle_support import bundle_with_spacing, small_unet_bundle
 from tests_support import assert_same_points, dciodvfy_errors, report_by_dcmqi, segment_points_by_dcmqi
 
 pytestmark = pytest.mark.e2e
@@ -68,6 +68,27 @@ def test_the_report_conforms_and_says_what_result_json_says(results):
     assert len(groups) == len(segment["findings"]) > 0
     for group, finding in zip(groups, segment["findings"], strict=True):
         assert float(group["measurementItems"][0]["value"]) == pytest.approx(finding["volume_ml"] * 1000, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seg", "fractional", "--nifti"],
+        ["--seg", "labelmap", "--segments", "finding", "--omit-empty-frames", "no"],
+    ],
+)
+def test_what_is_written_is_chosen_alike_at_every_door(door, series, tmp_path, words):
+    bundle = small_unet_bundle(tmp_path / "bundle")
+    written = {}
+    for name in ("run", "app"):
+        done = door(name, ["-i", series, "-o", tmp_path / name, "-m", bundle, *words])
+        assert done.returncode == 0, done.stderr
+        (folder,) = (path for path in (tmp_path / name).iterdir() if path.is_dir())
+        written[name] = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "result.json"}
+        assert dciodvfy_errors(folder / "segmentation.dcm") == []
+        assert pydicom.dcmread(folder / "segmentation.dcm").SegmentationType == words[1].upper()
+    assert written["run"] == written["app"]
+    assert ("segmentation.nii.gz" in written["app"]) == ("--nifti" in words)
 
 
 def world_points(pixels, sources):

@@ -63,6 +63,11 @@ def test_switches_come_from_both():
         ({}, {"CTFLOW_FORCE": "perhaps"}, "CTFLOW_FORCE"),
         ({"report": "pdf"}, {}, "--report"),
         ({}, {"CTFLOW_SECONDARY_CAPTURE": "perhaps"}, "CTFLOW_SECONDARY_CAPTURE"),
+        ({"seg": "bits"}, {}, "--seg: 'bits' is none of binary, labelmap, fractional"),
+        ({"segments": "tumour"}, {}, "--segments"),
+        ({"omit_empty_frames": "maybe"}, {}, "--omit-empty-frames"),
+        ({}, {"CTFLOW_OMIT_EMPTY_FRAMES": "maybe"}, "CTFLOW_OMIT_EMPTY_FRAMES"),
+        ({"seg": "fractional"}, {"CTFLOW_SEGMENTS": "finding"}, "use another --seg"),
     ],
 )
 def test_a_wrong_value_names_its_flag_or_variable(values, environment, where):
@@ -77,6 +82,14 @@ def test_devices_are_accepted(device):
 
 def test_every_option_has_a_field():
     assert {option.name for option in OPTIONS} == set(Settings.__dataclass_fields__)
+
+
+def test_what_is_written_is_chosen_by_flags_and_variables():
+    given = {"seg": "labelmap", "segments": "finding", "omit_empty_frames": "no", "nifti": True}
+    expected = Settings(seg="labelmap", segments="finding", omit_empty_frames=False, nifti=True)
+    assert settings_from_values(given, {}) == expected
+    variables = {"CTFLOW_SEG": "labelmap", "CTFLOW_SEGMENTS": "finding", "CTFLOW_NIFTI": "1"}
+    assert settings_from_values({}, {**variables, "CTFLOW_OMIT_EMPTY_FRAMES": "false"}) == expected
 
 
 def test_paths_come_from_flags_then_from_the_map_variables():

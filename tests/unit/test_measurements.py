@@ -8,7 +8,7 @@ import SimpleITK as itk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctflow.measurements import MOST_FINDINGS, longest_distance_mm, measure_segments
+from ctflow.measurements import MOST_FINDINGS, longest_distance_mm, measure_segments, split_findings
 from ctflow.model import Code, Segment
 from ctflow.volume import Geometry, Volume
 
@@ -225,3 +225,70 @@ def test_labels_beside_the_volume_are_a_programming_mistake():
     volume = Volume(np.zeros((3, 4, 5), np.int16), oblique((3, 4, 5)))
     with pytest.raises(ValueError, match="do not lie on"):
         measure_segments(np.zeros((3, 4, 6), np.uint8), volume, [SEGMENT])
+
+
+CYST = Segment(2, "cyst", SEGMENT.category, SEGMENT.type, colour=(1, 2, 3))
+
+
+def test_split_findings_stand_in_the_order_in_which_they_are_measured():
+    labels = np.zeros((12, 20, 20), np.uint8)
+    labels[1, 1, 1:3] = 1
+    labels[3:6, 3:6, 3:6] = 1
+    labels[8, 8, 8] = labels[8, 8, 12] = 2
+    geometry = oblique(labels.shape)
+    split, parts = split_findings(labels, (SEGMENT, CYST))
+    assert split.dtype == np.uint8
+    assert np.array_equal(split > 0, labels > 0)
+    assert [(part.number, part.label, part.part_of, part.rank) for part in parts] == [
+        (1, "tumour 1", 1, 1),
+        (2, "tumour 2", 1, 2),
+        (3, "cyst 1", 2, 1),
+        (4, "cyst 2", 2, 2),
+    ]
+    assert [part.colour for part in parts] == [None, None, (1, 2, 3), (1, 2, 3)]
+    measured = measured_on(labels, geometry, (SEGMENT, CYST))
+    findings = [finding for entry in measured for finding in entry.findings]
+    for part, finding in zip(parts, findings, strict=True):
+        assert (split == part.number).sum() * geometry.voxel_ml == pytest.approx(finding.volume_ml)
+        centre = geometry.world_from_index(np.argwhere(split == part.number).mean(axis=0))
+        assert finding.centroid_mm == pytest.approx(tuple(centre))
+
+
+def test_a_class_without_a_mark_keeps_its_segment():
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[1, 1, 1] = 2
+    split, parts = split_findings(labels, (SEGMENT, CYST))
+    assert [(part.label, part.part_of) for part in parts] == [("tumour", None), ("cyst 1", 2)]
+    assert np.array_equal(split, labels)
+
+
+def test_more_than_the_listed_findings_share_a_segment_and_none_is_lost():
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[:10:2, ::2, ::2] = 1
+    labels[10::2, ::2, ::2] = 2
+    labels[10, 18, 18:20] = 2
+    long = Segment(3, "x" * 64, SEGMENT.category, SEGMENT.type)
+    labels[19, 19, 0:2] = 3
+    split, parts = split_findings(labels, (SEGMENT, CYST, long))
+    assert len(parts) == 2 * (MOST_FINDINGS + 1) + 1
+    assert np.array_equal(split > 0, labels > 0)
+    others = [part for part in parts if part.rank is None]
+    assert [part.label for part in others] == ["tumour other findings", "cyst other findings"]
+    for part in others:
+        assert (split == part.number).sum() == (500 - 1) + (1 if part.part_of == 1 else 0) - MOST_FINDINGS + (
+            0 if part.part_of == 1 else 1
+        )
+    assert len(parts[-1].label) == 64
+    assert parts[-1].label.endswith("x 1")
+
+
+def test_more_segments_than_a_byte_holds_take_two():
+    labels = np.zeros((20, 20, 60), np.uint8)
+    segments = tuple(Segment(number, f"s{number}", SEGMENT.category, SEGMENT.type) for number in (1, 2, 3))
+    for number in (1, 2, 3):
+        labels[::2, ::2, 20 * (number - 1) : 20 * number : 2] = number
+    split, parts = split_findings(labels, segments)
+    assert len(parts) == 303
+    assert split.dtype == np.uint16
+    assert int(split.max()) == 303
+    assert np.array_equal(split > 0, labels > 0)

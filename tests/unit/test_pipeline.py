@@ -6,6 +6,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -28,6 +29,7 @@ from ctflow.errors import (
     StorageFull,
 )
 from ctflow.export.measure import Choice
+from ctflow.model import Code, Segment
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
 from dicom_support import assembled
@@ -448,3 +450,81 @@ def test_a_cache_that_cannot_be_written_costs_speed_and_not_the_case(model, seri
     assert str(tmp_path) not in json.dumps(document)
     with pytest.raises(NotWritten):
         run_folder(series, tmp_path / "other", model, replace(settings, engine="openvino"))
+
+
+def test_the_form_of_the_seg_changes_nothing_of_the_mask(model, series, settings, tmp_path):
+    """Nor of the measurements; the fractional one's border is the mask's, voxel for voxel."""
+    headers, documents, masks = headers_of(series), {}, {}
+    for seg in ("binary", "labelmap", "fractional"):
+        chosen = replace(settings, seg=seg, omit_empty_frames=seg != "labelmap")
+        (case,) = run_folder(series, tmp_path / seg, model, chosen).cases
+        path = case.folder / "segmentation.dcm"
+        assert pydicom.dcmread(path).SegmentationType == seg.upper()
+        documents[seg] = json.loads((case.folder / "result.json").read_text())
+        masks[seg] = read_segmentation(path, headers)
+        assert documents[seg]["settings"]["seg"] == seg
+    assert masks["binary"].any()
+    for seg in ("labelmap", "fractional"):
+        assert np.array_equal(masks[seg], masks["binary"])
+        assert documents[seg]["segments"] == documents["binary"]["segments"]
+    assert int(pydicom.dcmread(tmp_path / "labelmap" / case.key / "segmentation.dcm").NumberOfFrames) == len(headers)
+
+
+def test_a_segment_a_finding_and_nifti_by_option(model, series, settings, tmp_path):
+    plain = run_folder(series, tmp_path / "plain", model, settings).cases[0]
+    chosen = replace(settings, segments="finding", nifti=True)
+    case = run_folder(series, tmp_path / "split", model, chosen).cases[0]
+    assert not (plain.folder / "segmentation.nii.gz").exists()
+    (segment,) = case.document["segments"]
+    split = read_segmentation(case.folder / "segmentation.dcm", headers_of(series))
+    whole = read_segmentation(plain.folder / "segmentation.dcm", headers_of(series))
+    assert np.array_equal(split > 0, whole > 0)
+    listed = len(segment["findings"])
+    assert listed > 1
+    assert int(split.max()) == listed + (segment["findings_left_out"] > 0)
+    for number, finding in enumerate(segment["findings"], start=1):
+        voxel_ml = segment["volume_ml"] / segment["voxels"]
+        assert (split == number).sum() * voxel_ml == pytest.approx(finding["volume_ml"])
+    image = nibabel.load(case.folder / "segmentation.nii.gz")
+    assert np.array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), split)
+
+
+def test_several_classes_keep_their_codes_and_colours_in_every_form(
+    small_windows, series, settings, tmp_path, monkeypatch
+):
+    codes = [Code("4147007", "SCT", "Mass"), Code("39607008", "SCT", "Lung")]
+    segments = tuple(
+        Segment(
+            number, code.meaning, Code("123037004", "SCT", "Anatomical Structure"), code, colour=(40 * number, 9, 9)
+        )
+        for number, code in enumerate(codes, start=1)
+    )
+    several = replace(small_windows, spec=replace(small_windows.spec, out_channels=3, segments=segments))
+
+    def predict(windows):
+        place = torch.linspace(-2, 2, 32**3).reshape(32, 32, 32)
+        return torch.cat([windows.new_zeros(windows.shape), windows - 0.6 + place, windows - 0.6 - place], dim=1)
+
+    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: FakeEngine(predict))
+    masks = []
+    for seg in ("binary", "labelmap", "fractional"):
+        (case,) = run_folder(series, tmp_path / seg, several, replace(settings, seg=seg)).cases
+        dataset = pydicom.dcmread(case.folder / "segmentation.dcm")
+        described = dataset.SegmentSequence[-2:]
+        assert [item.SegmentLabel for item in described] == ["Mass", "Lung"]
+        assert [item.SegmentedPropertyTypeCodeSequence[0].CodeValue for item in described] == ["4147007", "39607008"]
+        assert len({tuple(item.RecommendedDisplayCIELabValue) for item in described}) == 2
+        masks.append(read_segmentation(case.folder / "segmentation.dcm", headers_of(series)))
+    assert set(np.unique(masks[0])) == {0, 1, 2}
+    assert np.array_equal(masks[1], masks[0])
+    assert np.array_equal(masks[2], masks[0])
+
+
+def test_a_fractional_seg_of_another_threshold_says_so(small_windows, series, settings, tmp_path, monkeypatch):
+    spec = replace(small_windows.spec, out_channels=1, activation="sigmoid", threshold=0.3)
+    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: FakeEngine(lambda windows: windows - 1.2))
+    chosen = replace(settings, seg="fractional")
+    (case,) = run_folder(series, tmp_path / "out", replace(small_windows, spec=spec), chosen).cases
+    assert any("what has 0.3 or more" in warning for warning in case.document["warnings"])
+    (plain,) = run_folder(series, tmp_path / "plain", replace(small_windows, spec=spec), settings).cases
+    assert not any("0.3" in warning for warning in plain.document["warnings"])

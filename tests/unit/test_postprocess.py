@@ -11,6 +11,7 @@ from ctflow.errors import BundleInvalid
 from ctflow.model import ModelSpec, NetworkSpec
 from ctflow.postprocess import (
     bits_from_mask,
+    fractions_from_probabilities,
     labels_from_probabilities,
     labels_on_host,
     mask_from_bits,
@@ -73,3 +74,40 @@ def test_a_packed_mask_comes_back_as_it_was(shape, seed):
     bits = bits_from_mask(torch.from_numpy(mask))
     assert np.array_equal(bits.numpy(), np.packbits(mask))
     assert np.array_equal(mask_from_bits(bits.numpy(), shape), mask)
+
+
+@pytest.mark.parametrize(("channels", "activation", "threshold"), [(2, "softmax", None), (1, "sigmoid", 0.5)])
+def test_one_half_of_a_fraction_is_the_border_of_the_mask(channels, activation, threshold):
+    spec = spec_of(channels, activation, threshold)
+    near = torch.tensor([0.0, 1e-7, -1e-7, 0.004, -0.004, 0.02, -0.02, 9.0, -9.0]).reshape(1, 1, 9, 1, 1)
+    logits = torch.cat([torch.zeros_like(near), near], dim=1) if channels == 2 else near
+    probabilities = probabilities_from_logits(logits, spec)
+    labels = labels_from_probabilities(probabilities, spec)
+    fractions = fractions_from_probabilities(probabilities, labels, spec)
+    assert fractions.dtype == torch.uint8
+    assert torch.equal(fractions[0] >= 128, labels > 0)
+    assert (fractions[0] - probabilities[0] * 255).abs().max() <= 1
+    assert fractions.flatten()[-2:].tolist() == [255, 0]
+
+
+@given(channels=st.integers(3, 6), spread=st.floats(0.0, 3.0), seed=st.integers(0, 99))
+def test_the_labels_of_several_classes_can_be_read_from_their_fractions(channels, spread, seed):
+    spec = spec_of(channels, "softmax", None)
+    values = np.random.default_rng(seed).standard_normal((1, channels, 6, 7, 8), np.float32)
+    probabilities = probabilities_from_logits(torch.from_numpy(values) * spread, spec)
+    labels = labels_from_probabilities(probabilities, spec)
+    fractions = fractions_from_probabilities(probabilities, labels, spec).int()
+    rest = 255 - fractions.sum(dim=0)
+    largest = fractions.max(dim=0).values
+    assert torch.equal(largest > rest, labels > 0)
+    for number in range(1, channels):
+        others = torch.cat([fractions[: number - 1], fractions[number:]]).max(dim=0).values
+        assert bool((fractions[number - 1] > others)[labels == number].all())
+    assert (fractions - probabilities[1:] * 255).abs().max() <= channels
+
+
+def test_another_threshold_leaves_the_probabilities_as_they_are():
+    spec = spec_of(1, "sigmoid", 0.3)
+    probabilities = probabilities_from_logits(logits_of(1), spec)
+    fractions = fractions_from_probabilities(probabilities, labels_from_probabilities(probabilities, spec), spec)
+    assert torch.equal(fractions, (probabilities * 255).round().to(torch.uint8))

@@ -16,6 +16,7 @@ MOST_CHANNELS = 256
 # For a channel whose bundle gives no codes (DICOM PS3.16 CID 7150 and 7151 both hold it).
 TISSUE = Code("85756007", "SCT", "Tissue")
 _CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
+_COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM PS3.5 section 6.2, VR CS
 
 
@@ -88,7 +89,7 @@ def _segments(
         if not isinstance(anatomy, list) or len(anatomy) > 10:
             raise _invalid(f"{at}#anatomy", f"must be a list of at most 10 codes, not {short(anatomy)}")
         regions = tuple(_code({str(i): code}, str(i), f"{at}#anatomy") for i, code in enumerate(anatomy))
-        segments.append(Segment(number, label, category, kind, regions))
+        segments.append(Segment(number, label, category, kind, regions, colour=_colour(value, at)))
     return tuple(segments), notes
 
 
@@ -140,6 +141,17 @@ def _code(holder: Mapping[str, Any], key: str, at: str) -> Code:
         _text(value, "scheme", f"{at}#scheme", longest=16),
         _text(value, "meaning", f"{at}#meaning"),
     )
+
+
+def _colour(holder: Mapping[str, Any], at: str) -> tuple[int, int, int] | None:
+    """Red, green and blue of "#rrggbb"; None if the bundle gives no colour."""
+    value = holder.get("colour")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _COLOUR.fullmatch(value):
+        raise _invalid(f"{at}#colour", f'must be a colour such as "#d62728", not {short(value)}')
+    red, green, blue = bytes.fromhex(value[1:])
+    return red, green, blue
 
 
 def _body_parts(document: Mapping[str, Any]) -> tuple[str, ...]:

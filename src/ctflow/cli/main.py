@@ -47,9 +47,8 @@ def _options(*names: str) -> Callable[[Function], Function]:
     return decorate
 
 
-_OF_RESULTS = {"report", "secondary_capture"}  # what `evaluate`, which keeps no results, has no use for
 _run_options = _options(*(option.name for option in OPTIONS))
-_evaluate_options = _options(*(option.name for option in OPTIONS if option.name not in _OF_RESULTS))
+_evaluate_options = _options(*(option.name for option in OPTIONS if not option.of_files))
 _MODEL = click.option(
     "-m",
     "--model",

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
+from pydicom.uid import UID
 
 from ctflow.atomic import write_atomically
 from ctflow.dicom.attributes import integer, text
+from ctflow.dicom.identity import uid_from_parts
 from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 
 # highdicom logs values of attributes, which may be patient data.
@@ -47,8 +49,21 @@ def algorithm_parameters(provenance: Provenance) -> dict[str, str]:
 
 
 def tracking_id(segment: Segment, spec: ModelSpec) -> str:
-    """Name of what a segment marks, over all runs of a model; not yet fitted to an attribute."""
-    return f"{spec.name} {segment.label} {segment.number}"
+    """Name of what a segment marks, over all runs of a model if it is a class; not yet fitted to an attribute."""
+    return f"{spec.name} {segment.label}" + (f" {segment.number}" if segment.part_of is None else "")
+
+
+def finding_uid(segmentation_uid: str, class_number: int, rank: int | None) -> UID:
+    """Tracking UID of one finding.
+
+    From this SEG and not from the series: nobody has shown that the second largest of another run is the same tumour.
+
+    Args:
+        segmentation_uid: SOPInstanceUID of the SEG.
+        class_number: Of the segment that marks the finding's class.
+        rank: The largest is 1; None means all that are not listed.
+    """
+    return uid_from_parts("finding", segmentation_uid, str(class_number), "others" if rank is None else str(rank))
 
 
 def concept(code: Code) -> DicomCode:

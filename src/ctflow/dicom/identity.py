@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 from pydicom.uid import UID
+
+from ctflow.volume import LabelArray
 
 _NAMESPACE = uuid.UUID("6f0c7a52-8f0f-5d0e-9c34-5b1f6f8f1c11")
 
@@ -53,7 +54,7 @@ def instance_uid(
     )
 
 
-def digest_of_mask(labels: npt.NDArray[np.uint8]) -> str:
+def digest_of_mask(labels: LabelArray) -> str:
     """SHA-256 of a label map's shape and values, as hexadecimal digits."""
     digest = hashlib.sha256(repr(labels.shape).encode())
     digest.update(np.ascontiguousarray(labels).data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import highdicom as hd
@@ -18,6 +18,7 @@ from ctflow.dicom.derived import (
     Provenance,
     algorithm_parameters,
     concept,
+    finding_uid,
     fitted,
     give_moment,
     give_text_encoding,
@@ -46,12 +47,16 @@ _DECIMALS = 4  # of mm, mm3 and HU: far below what a voxel can tell, far above w
 
 @dataclass(frozen=True, eq=False)
 class _Basis:
-    """What every group of a report rests on; `header` is the first source image's."""
+    """What every group of a report rests on; `header` is the first source image's.
+
+    `parts` has the segments of the SEG that mark one finding: (number of its class, rank) -> segment number.
+    """
 
     segmentation: Dataset
     header: Dataset
     spec: ModelSpec
     provenance: Provenance
+    parts: Mapping[tuple[int, int], int]
 
 
 def report_from_measurements(
@@ -60,6 +65,8 @@ def report_from_measurements(
     sources: Sequence[Dataset],
     spec: ModelSpec,
     provenance: Provenance,
+    *,
+    marked_as: Sequence[Segment] = (),
 ) -> Dataset:
     """Make a measurement report.
 
@@ -69,6 +76,7 @@ def report_from_measurements(
         sources: Headers of the source images, in array order; they are not changed.
         spec: The model's name, version and segments.
         provenance: What made the mask.
+        marked_as: The SEG's segments, where they are findings (`ctflow.measurements.split_findings`) and not classes.
 
     Returns:
         A Comprehensive 3D SR, unverified and preliminary. COMPLETE, or PARTIAL where more was found than is listed.
@@ -81,7 +89,8 @@ def report_from_measurements(
     """
     if [entry.number for entry in measured] != [segment.number for segment in spec.segments]:
         raise ValueError("measurements and the model's segments differ in number")
-    basis = _Basis(segmentation, sources[0], spec, provenance)
+    parts = {(part.part_of, part.rank): part.number for part in marked_as if part.part_of and part.rank}
+    basis = _Basis(segmentation, sources[0], spec, provenance, parts)
     cleaned = clean_sources(sources)
     left_out = sum(entry.findings_left_out for entry in measured)
     content = _content(measured, basis)
@@ -180,16 +189,18 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
 def _group(
     finding: Finding, rank: int, segment: Segment, basis: _Basis
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """TID 1411. All findings of a segment refer to that segment; tracking, volume and centre tell them apart."""
+    """TID 1411. Findings that share a segment all refer to it; tracking, volume and centre tell them apart."""
     seg, header = basis.segmentation, basis.header
-    # From this SEG and not from the series: nobody has shown that the second largest of another run is the same tumour.
-    tracking = uid_from_parts("finding", seg.SOPInstanceUID, str(segment.number), str(rank))
+    number = basis.parts.get((segment.number, rank))
+    tracking = finding_uid(seg.SOPInstanceUID, segment.number, rank)  # also the segment's, where it has its own
     name = f"{fitted(tracking_id(segment, basis.spec))}, finding {rank}"
+    if number is not None:
+        name = next(item.TrackingID for item in seg.SegmentSequence if item.SegmentNumber == number)
     series = hd.sr.SourceSeriesForSegmentation(text(header, "SeriesInstanceUID"))
     group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(tracking, name),
         referenced_segment=hd.sr.ReferencedSegment(
-            seg.SOPClassUID, seg.SOPInstanceUID, segment.number, source_series=series
+            seg.SOPClassUID, seg.SOPInstanceUID, number or segment.number, source_series=series
         ),
         finding_category=concept(segment.category),
         finding_type=concept(segment.type),

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
 from ctflow.errors import BrokenSeries, UnsupportedPixels
-from ctflow.volume import digest_of_uid
+from ctflow.volume import LabelArray, digest_of_uid
 
 # highdicom logs values of attributes, which may be patient data.
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
@@ -23,7 +23,7 @@ logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 _SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the second: LABELMAP
 
 
-def read_segmentation(path: Path, sources: Sequence[Dataset]) -> npt.NDArray[np.uint8]:
+def read_segmentation(path: Path, sources: Sequence[Dataset]) -> LabelArray:
     """Read a segmentation onto the grid of its source series.
 
     Args:
@@ -31,12 +31,13 @@ def read_segmentation(path: Path, sources: Sequence[Dataset]) -> npt.NDArray[np.
         sources: Headers of the source images, in array order (index d of the volume).
 
     Returns:
-        (D, H, W) uint8; value k marks segment k, images without a frame are 0.
+        (D, H, W) uint8, or uint16 for more than 255 segments; value k marks segment k, images without a frame are 0.
+        Of a fractional SEG each pixel's largest fraction counts, if it is larger than what all leave to the background.
 
     Raises:
         BrokenSeries: The file is absent or damaged.
         UnsupportedPixels: It is no SEG, marks another series, or its frames do not lie on the source images; or its
-            segments overlap, are too many, or are fractional.
+            segments overlap.
 
     Source: DICOM PS3.3 A.51, C.8.20; Derivation Image Functional Group (C.7.6.16.2.6).
     """
@@ -45,9 +46,8 @@ def read_segmentation(path: Path, sources: Sequence[Dataset]) -> npt.NDArray[np.
         raise UnsupportedPixels(f"{path.name}: not a DICOM SEG")
     _check_grid(path, dataset, sources)
     labels = _pixels_on_sources(path, dataset, [text(source, "SOPInstanceUID") for source in sources])
-    if int(labels.max(initial=0)) > np.iinfo(np.uint8).max:
-        raise UnsupportedPixels(f"{path.name}: more than 255 segments")
-    return labels.astype(np.uint8)
+    few = int(labels.max(initial=0)) <= np.iinfo(np.uint8).max
+    return labels.astype(np.uint8) if few else labels.astype(np.uint16)
 
 
 def _read_dataset(path: Path) -> Dataset:
@@ -93,12 +93,27 @@ def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDA
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            labels: npt.NDArray[np.unsignedinteger] = hd.seg.Segmentation.from_dataset(
-                dataset, copy=False
-            ).get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+            segmentation = hd.seg.Segmentation.from_dataset(dataset, copy=False)
+            fractional = segmentation.segmentation_type == hd.seg.SegmentationTypeValues.FRACTIONAL
+            pixels: npt.NDArray[np.unsignedinteger] = segmentation.get_pixels_by_source_instance(
+                uids,
+                combine_segments=not fractional,
+                rescale_fractional=False,
+                assert_missing_frames_are_empty=True,
+            )
+            return _most_likely(pixels, int(dataset.MaximumFractionalValue)) if fractional else pixels
     except (*PARSE_ERRORS, RuntimeError) as error:  # its text may quote values of the file
         raise UnsupportedPixels(
             f"{path.name}: its frames cannot be laid on the series' images ({type(error).__name__}): a binary or"
-            " label-map SEG without overlaps is needed"
+            " label-map SEG without overlaps, or a fractional one, is needed"
         ) from error
+
+
+def _most_likely(fractions: npt.NDArray[np.unsignedinteger], whole: int) -> npt.NDArray[np.unsignedinteger]:
+    """(D, H, W, S) fractions to labels: the largest, where it is larger than the rest that is the background's."""
+    labels = np.zeros(fractions.shape[:3], np.uint16)
+    for d, section in enumerate(fractions):
+        of_segments = section.astype(np.int32)
+        marked = of_segments.max(axis=-1) > whole - of_segments.sum(axis=-1)
+        labels[d] = np.where(marked, of_segments.argmax(axis=-1) + 1, 0)
     return labels

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import highdicom as hd
 import numpy as np
@@ -17,6 +19,7 @@ from ctflow.dicom.derived import (
     Provenance,
     algorithm_parameters,
     concept,
+    finding_uid,
     fitted,
     give_moment,
     give_text_encoding,
@@ -28,47 +31,73 @@ from ctflow.dicom.derived import (
 from ctflow.dicom.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.source import clean_sources
 from ctflow.model import RESEARCH_ONLY, ModelSpec, Segment
+from ctflow.volume import LabelArray
 
+MOST_FRACTION = 255  # MaximumFractionalValue
 _NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"
 
 
+@dataclass(frozen=True)
+class SegForm:
+    """How a SEG holds a mask.
+
+    Attributes:
+        kind: "binary": a bit for each pixel and segment; "labelmap": a label for each pixel (Supplement 243);
+            "fractional": each segment's probability.
+        omit_empty_frames: Leave out frames that mark nothing, unless nothing at all is marked.
+    """
+
+    kind: Literal["binary", "labelmap", "fractional"] = "binary"
+    omit_empty_frames: bool = True
+
+
 def segmentation_from_labels(
-    labels: npt.NDArray[np.uint8], sources: Sequence[Dataset], spec: ModelSpec, provenance: Provenance
+    labels: LabelArray,
+    sources: Sequence[Dataset],
+    spec: ModelSpec,
+    provenance: Provenance,
+    *,
+    form: SegForm = SegForm(),
+    fractions: npt.NDArray[np.uint8] | None = None,
 ) -> Dataset:
-    """Make a BINARY segmentation.
+    """Make a segmentation.
 
     Args:
-        labels: (D, H, W); value k marks the segment with number k.
+        labels: (D, H, W) uint8 or uint16; value k marks the segment with number k.
         sources: Headers of the D source images, in array order; they are not changed.
         spec: The model's name, version and segments.
         provenance: What made the mask.
+        form: How the SEG holds it.
+        fractions: (S, D, H, W) uint8, each segment's probability in 255ths; for a fractional SEG, which needs them.
 
     Returns:
-        The SEG: frames without a marked pixel are left out, unless nothing at all is marked. Its UIDs follow from
-        content, its dates from the source; the same mask gives the same bytes.
+        The SEG. Its UIDs follow from content, its dates from the source; the same mask gives the same bytes.
 
     Raises:
-        ValueError: Labels and sources differ in number, or a label has no segment.
+        ValueError: Labels, fractions and sources differ in number, or a label has no segment.
 
-    Source: DICOM PS3.3 A.51 (Segmentation IOD), C.8.20; highdicom.
+    Source: DICOM PS3.3 A.51 (Segmentation IOD), A.51.3 (Label Map Segmentation IOD), C.8.20; highdicom.
     """
     _check(labels, sources, spec)
+    pixels = _pixels(labels, spec, form, fractions)
     header = sources[0]
     uid = instance_uid(
         [text(source, "SOPInstanceUID") for source in sources],
         provenance.weights_digest,
         provenance.ctflow_version,
-        {**provenance.settings, "model": spec.name, "model_version": spec.version},
-        digest_of_mask(labels),
+        {**provenance.settings, "model": spec.name, "model_version": spec.version, **_choices(spec, form)},
+        digest_of_mask(labels if fractions is None else fractions),
     )
     cleaned = clean_sources(sources)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
             source_images=cleaned,
-            pixel_array=labels,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_describe(segment, header, spec, provenance) for segment in spec.segments],
+            pixel_array=pixels,
+            segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
+            max_fractional_value=MOST_FRACTION,
+            omit_empty_frames=form.omit_empty_frames,
+            segment_descriptions=[_describe(segment, header, spec, provenance, uid) for segment in spec.segments],
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
             series_number=series_number(header, 1),
             sop_instance_uid=uid,
@@ -87,17 +116,48 @@ def segmentation_from_labels(
     return segmentation
 
 
-def _check(labels: npt.NDArray[np.uint8], sources: Sequence[Dataset], spec: ModelSpec) -> None:
-    if labels.ndim != 3 or labels.dtype != np.uint8 or len(labels) != len(sources):
+def _choices(spec: ModelSpec, form: SegForm) -> dict[str, str]:
+    """What makes another object of the same mask; empty for the usual one, whose UIDs so stay what they were."""
+    colours = {str(segment.number): segment.colour for segment in spec.segments if segment.colour is not None}
+    choices = {
+        "seg": form.kind if form.kind != "binary" else "",
+        "frames": "" if form.omit_empty_frames else "all",
+        "segments": "finding" if any(segment.part_of is not None for segment in spec.segments) else "",
+        "colours": repr(colours) if colours else "",
+    }
+    return {name: choice for name, choice in choices.items() if choice}
+
+
+def _pixels(
+    labels: LabelArray, spec: ModelSpec, form: SegForm, fractions: npt.NDArray[np.uint8] | None
+) -> LabelArray | npt.NDArray[np.float32]:
+    """What highdicom takes: the labels, or (D, H, W, S) float32 in [0, 1]."""
+    if (form.kind == "fractional") != (fractions is not None):
+        raise ValueError("a fractional SEG, and no other, is made of fractions")
+    if fractions is None:
+        return labels
+    if fractions.dtype != np.uint8 or fractions.shape != (len(spec.segments), *labels.shape):
+        raise ValueError(f"fractions {fractions.shape} {fractions.dtype} do not suit labels {labels.shape}")
+    # float32 holds k / 255 so closely that times 255 rounds to k again.
+    return np.moveaxis(fractions, 0, -1).astype(np.float32) / np.float32(MOST_FRACTION)
+
+
+def _check(labels: LabelArray, sources: Sequence[Dataset], spec: ModelSpec) -> None:
+    if labels.ndim != 3 or labels.dtype not in (np.uint8, np.uint16) or len(labels) != len(sources):
         raise ValueError(f"labels {labels.shape} {labels.dtype} do not lie on {len(sources)} source images")
     numbers = [segment.number for segment in spec.segments]
     if not numbers or numbers != list(range(1, len(numbers) + 1)) or int(labels.max(initial=0)) > len(numbers):
         raise ValueError(f"labels up to {labels.max(initial=0)} do not suit segments {numbers}")
 
 
-def _describe(segment: Segment, header: Dataset, spec: ModelSpec, provenance: Provenance) -> hd.seg.SegmentDescription:
+def _describe(
+    segment: Segment, header: Dataset, spec: ModelSpec, provenance: Provenance, uid: str
+) -> hd.seg.SegmentDescription:
     name = tracking_id(segment, spec)
-    tracking = uid_from_parts("segment", text(header, "SeriesInstanceUID"), spec.name, spec.version, name)
+    if segment.part_of is None:
+        tracking = uid_from_parts("segment", text(header, "SeriesInstanceUID"), spec.name, spec.version, name)
+    else:
+        tracking = finding_uid(uid, segment.part_of, segment.rank)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=fitted(spec.name),
         family=codes.DCM.ArtificialIntelligence,
@@ -115,6 +175,7 @@ def _describe(segment: Segment, header: Dataset, spec: ModelSpec, provenance: Pr
         tracking_uid=tracking,
         tracking_id=fitted(name),
         anatomic_regions=[concept(region) for region in segment.anatomy] or None,
+        display_color=None if segment.colour is None else hd.color.CIELabColor.from_rgb(*segment.colour),
     )
 
 

@@ -59,6 +59,12 @@ def test_one_sigmoid_channel_is_label_1():
     assert (segment.number, segment.label, segment.coded) == (1, "Liver mass", True)
 
 
+@pytest.mark.parametrize(("given", "colour"), [("#d62728", (214, 39, 40)), ("#FFFFFF", (255, 255, 255)), (None, None)])
+def test_a_segment_has_the_colour_of_the_bundle(given, colour):
+    (segment, _) = read(document(["background", "a", "b"], segments=[{**CODED, "colour": given}])).segments
+    assert segment.colour == colour
+
+
 THREE = ["background", "a", "b"]
 CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
 
@@ -95,6 +101,9 @@ CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
         (document(THREE, segments=[{**CODED, "type": "Neoplasm"}]), "segments#0#type"),
         (document(THREE, segments=[{**CODED, "type": {"value": "1" * 17}}]), "segments#0#type#value"),
         (document(THREE, segments=[{**CODED, "type": {"value": "1", "scheme": "SCT"}}]), "segments#0#type#meaning"),
+        (document(THREE, segments=[{**CODED, "colour": "red"}]), "segments#0#colour"),
+        (document(THREE, segments=[{**CODED, "colour": "#d6272"}]), "segments#0#colour"),
+        (document(THREE, segments=[{**CODED, "colour": [214, 39, 40]}]), "segments#0#colour"),
         (document(THREE, segments=[{**CODED, "anatomy": {}}]), "segments#0#anatomy"),
         (document(THREE, segments=[{**CODED, "anatomy": [{}]}]), "segments#0#anatomy#0#value"),
     ],

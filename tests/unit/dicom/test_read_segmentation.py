@@ -189,13 +189,17 @@ def test_overlapping_segments_are_refused(marked, tmp_path):
         read_segmentation(tmp_path / "other.dcm", headers)
 
 
-def test_fractions_are_refused(marked, tmp_path):
+def test_of_fractions_the_largest_counts_unless_the_background_has_more(marked, tmp_path):
     _, headers = marked()
-    pixels = np.zeros((16, 12, 10), np.float32)
-    pixels[4, 2:6, 2:6] = 0.4
+    pixels = np.zeros((16, 12, 10, 2), np.float32)
+    pixels[4, 2:6, 2:6] = (0.3, 0.6)
+    pixels[5, 2:6, 2:6] = (0.4, 0.3)
+    pixels[6, 2:6, 2:6] = (0.2, 0.3)
     foreign(tmp_path / "other.dcm", headers, pixels, "FRACTIONAL")
-    with pytest.raises(UnsupportedPixels, match="label-map SEG"):
-        read_segmentation(tmp_path / "other.dcm", headers)
+    expected = np.zeros((16, 12, 10), np.uint8)
+    expected[4, 2:6, 2:6] = 2
+    expected[5, 2:6, 2:6] = 1
+    assert np.array_equal(read_segmentation(tmp_path / "other.dcm", headers), expected)
 
 
 def test_a_label_map_is_read(marked, tmp_path):
