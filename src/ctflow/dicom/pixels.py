@@ -34,8 +34,9 @@ Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
 _LOSSLESS = frozenset(
     {HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless}
 )
-LOSSY = frozenset({HTJ2K, JPEG2000, JPEGLSNearLossless})
-_DECODED = _LOSSLESS | LOSSY | {RLELossless, DeflatedExplicitVRLittleEndian}
+# With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
+LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "ISO_14495_1"}
+_DECODED = _LOSSLESS | LOSSY.keys() | {RLELossless, DeflatedExplicitVRLittleEndian}
 # Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
 _DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 

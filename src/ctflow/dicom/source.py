@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
 
-from ctflow.dicom.attributes import texts, value_of
+from ctflow.dicom.attributes import text, texts, value_of
+from ctflow.dicom.pixels import LOSSY
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
 _TYPE_2 = (
@@ -58,9 +60,6 @@ _PER_IMAGE = (
     "PixelSpacing",
     "SliceThickness",
     "SpacingBetweenSlices",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
 )
 _DATE = re.compile(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
@@ -78,7 +77,11 @@ _FORMATS = {
     "TimezoneOffsetFromUTC": re.compile(r"[+-][01]\d[0-5]\d"),
     "StudyDescription": re.compile(r"[^\\]{1,64}"),
     "DeidentificationMethod": re.compile(r"[^\\]{1,64}"),
+    "LossyImageCompressionRatio": re.compile(r"\d{1,8}(\.\d{1,7})?"),
+    "LossyImageCompressionMethod": re.compile(r"[A-Z0-9_]{1,16}"),
 }
+# Those that may have several values.
+_MULTIPLE = frozenset({"DeidentificationMethod", "LossyImageCompressionRatio", "LossyImageCompressionMethod"})
 
 
 def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
@@ -89,9 +92,10 @@ def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
 
     Returns:
         One dataset each: identity and geometry of the image; the first one's patient and study, with absent or
-        malformed Type 2 values empty, and empty or malformed optional ones left out.
+        malformed Type 2 values empty, and empty or malformed optional ones left out; what compression lost in any.
     """
     shared = _patient_and_study(sources[0])
+    shared.update(_loss(sources))
     cleaned = []
     for source in sources:
         dataset = Dataset()
@@ -118,12 +122,38 @@ def _patient_and_study(source: Dataset) -> Dataset:
     return dataset
 
 
+def _loss(sources: Sequence[Dataset]) -> Dataset:
+    """LossyImageCompression and what is known of it, if any source says so or is stored in a lossy transfer syntax.
+
+    A transfer syntax tells the method. It does not tell the ratio, which is then left out and not invented.
+    """
+    dataset = Dataset()
+    methods = [LOSSY.get(UID(_transfer_syntax_of(source))) for source in sources]
+    declared = [source for source in sources if text(source, "LossyImageCompression") == "01"]
+    if not declared and not any(methods):
+        return dataset
+    dataset.LossyImageCompression = "01"
+    if declared:
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if texts(declared[0], keyword) and _is_well_formed(keyword, value_of(declared[0], keyword)):
+                dataset[keyword] = declared[0][keyword]
+    if "LossyImageCompressionMethod" not in dataset and any(methods):
+        dataset.LossyImageCompressionMethod = sorted({method for method in methods if method})
+    return dataset
+
+
+def _transfer_syntax_of(source: Dataset) -> str:
+    """Transfer syntax UID of the file that a header is from; "" if it does not say."""
+    meta = getattr(source, "file_meta", None)
+    return "" if meta is None else text(meta, "TransferSyntaxUID")
+
+
 def _is_well_formed(keyword: str, value: object) -> bool:
     form = _FORMATS.get(keyword)
     if value is None or form is None:
         return value is not None
     values = list(value) if isinstance(value, MultiValue) else [value]
-    fits = len(values) == 1 or keyword == "DeidentificationMethod"  # the only one here that may have several values
+    fits = len(values) == 1 or keyword in _MULTIPLE
     return fits and all(form.fullmatch(str(one).strip()) for one in values)
 
 

@@ -15,7 +15,7 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import clean_sources
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
-from dicom_support import assembled
+from dicom_support import assembled, small_volume
 from tests_support import dciodvfy_errors
 
 LUNG = Code("39607008", "SCT", "Lung")
@@ -220,6 +220,54 @@ def test_a_value_that_cannot_be_parsed_becomes_an_empty_one(headers):
 def test_several_deidentification_methods_are_taken_over(headers, tmp_path):
     result = conforming(odd(headers, DeidentificationMethod=["One", "Two"]), tmp_path)
     assert list(result.DeidentificationMethod) == ["One", "Two"]
+
+
+LOSSY = [("1.2.840.10008.1.2.4.81", "ISO_14495_1"), ("1.2.840.10008.1.2.4.91", "ISO_15444_1")]
+
+
+@pytest.mark.parametrize("lossy", ["all", "one"])
+@pytest.mark.parametrize(("syntax", "method"), LOSSY)
+def test_loss_in_any_source_is_marked(write, tmp_path, syntax, method, lossy):
+    folder = write(small_volume(shape=(16, 32, 40)))
+    for path in sorted(folder.iterdir())[slice(None) if lossy == "all" else slice(5, 6)]:
+        dataset = pydicom.dcmread(path)
+        options = {"jls_error": 1} if syntax.endswith("81") else {"j2k_psnr": [60]}
+        dataset.compress(syntax, generate_instance_uid=False, **options)
+        dataset.LossyImageCompression = "00"  # as senders that transcode leave it
+        dataset.save_as(path)
+    loaded = assembled(folder)
+    assert any("compressed with loss" in warning for warning in loaded.warnings)
+    result = conforming([instance.header for instance in loaded.instances], tmp_path)
+    assert result.LossyImageCompression == "01"
+    assert result.LossyImageCompressionMethod == method
+    assert "LossyImageCompressionRatio" not in result
+
+
+def test_loss_that_a_source_declares_is_taken_over(headers, tmp_path):
+    ratios, methods = [5.5, 2.0], ["ISO_10918_1", "ISO_15444_1"]
+    marked = odd(headers)
+    for keyword, value in (
+        ("LossyImageCompression", "01"),
+        ("LossyImageCompressionRatio", ratios),
+        ("LossyImageCompressionMethod", methods),
+    ):
+        put(marked[3], keyword, value)
+    result = conforming(marked, tmp_path)
+    assert result.LossyImageCompression == "01"
+    assert [float(ratio) for ratio in result.LossyImageCompressionRatio] == ratios
+    assert list(result.LossyImageCompressionMethod) == methods
+
+
+@pytest.mark.parametrize(("ratio", "method"), [(-4, "jpeg 2000"), (None, "")])
+def test_loss_that_is_declared_badly_is_still_marked(headers, tmp_path, ratio, method):
+    values = {"LossyImageCompressionRatio": ratio, "LossyImageCompressionMethod": method}
+    result = conforming(odd(headers, LossyImageCompression="01", **values), tmp_path)
+    assert result.LossyImageCompression == "01"
+    assert not set(values) & set(result.dir())
+
+
+def test_without_loss_the_seg_says_so(headers, tmp_path):
+    assert conforming(headers, tmp_path).LossyImageCompression == "00"
 
 
 def test_sources_are_not_changed(headers):
