@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom.charset import convert_encodings, decode_bytes, default_encoding, encode_string
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import UID
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, TEXT_VR_DELIMS, VR
 
 from ctflow.atomic import write_atomically
-from ctflow.dicom.attributes import integer, text
+from ctflow.dicom.attributes import integer, text, texts
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 
@@ -96,10 +99,37 @@ def series_description(spec: ModelSpec, made_by: str) -> str:
 
 
 def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
-    """Take over what says how to read texts and times; highdicom refuses valid character sets and drops the zone."""
+    """Take over what says how to read texts and times; highdicom refuses valid character sets and drops the zone.
+
+    UTF-8 takes the place of a character set that cannot hold the model's own words (a segment's label, for example).
+    """
     for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):
         if keyword in cleaned:
             dataset[keyword] = cleaned[keyword]
+    encodings = convert_encodings(list(texts(cleaned, "SpecificCharacterSet")))
+    if not all(_can_hold(encodings, value) for value in _own_texts(dataset)):
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _own_texts(dataset: Dataset) -> Iterator[str]:
+    """Every text that the character set applies to, but names: they came in it, and pydicom writes them in another."""
+    for element in dataset:
+        if element.VR == VR.SQ and element.keyword != "PerFrameFunctionalGroupsSequence":  # no text, thousands of items
+            for item in element.value:
+                yield from _own_texts(item)
+        elif element.VR in CUSTOMIZABLE_CHARSET_VR and element.VR != VR.PN:
+            yield from texts(dataset, element.keyword)
+
+
+def _can_hold(encodings: list[str], value: str) -> bool:
+    if value.isascii():
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoded = encode_string(value, encodings)
+        kept = decode_bytes(encoded, encodings, TEXT_VR_DELIMS) == value
+    # pydicom takes the default repertoire for Latin-1; to other readers it is ASCII.
+    return kept and not (encodings[0] == default_encoding and b"\x1b" not in encoded)
 
 
 def give_moment(dataset: Dataset, date: str, time: str) -> None:

@@ -197,6 +197,14 @@ def _several_patients(series: Series) -> Verdict | None:
     return None
 
 
+def _no_frame_of_reference(series: Series) -> Verdict | None:
+    if all(text(instance.header, "FrameOfReferenceUID") for instance in series.instances):
+        return None
+    # One made up here would be no source's: viewers would not lay the SEG over the CT.
+    reason = "FrameOfReferenceUID is empty or absent, and a SEG needs it: have the sender repair the series"
+    return "no-frame-of-reference", reason
+
+
 def _no_image(series: Series) -> Verdict | None:
     if not all(instance.has_pixels for instance in series.instances):
         return "no-pixels", "slices without pixel data"
@@ -207,7 +215,7 @@ def _no_image(series: Series) -> Verdict | None:
     return None
 
 
-_IMPOSSIBLE = (_no_uid, _not_ct, _several_patients, _no_image)
+_IMPOSSIBLE = (_no_uid, _not_ct, _several_patients, _no_image, _no_frame_of_reference)
 
 
 # ------------------------------------------------------------------------------------------- fitness: --force may pass

@@ -370,6 +370,18 @@ def test_names_keep_their_bytes(write, written, character_set, name):
     assert len(report_by_dcmqi(path)["Measurements"]) == 2
 
 
+def test_a_label_outside_the_sources_character_set_is_kept(write, written):
+    def adjust(dataset, _):
+        dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 144", "Люксембург"
+
+    path = written(
+        reported(write(adjust=adjust), spec=replace(SPEC, segments=(replace(TUMOUR, label="Tumör"),))).report
+    )
+    assert dciodvfy_errors(path) == []
+    assert str(pydicom.dcmread(path).PatientName) == "Люксембург"
+    assert groups_of(path)[0].tracking_identifier == "lung_tumour Tumör 1, finding 1"
+
+
 COPIED = ("Patient", "ClinicalTrial", "Deidentification", "LongitudinalTemporal", "Study", "Accession", "Referring")
 
 

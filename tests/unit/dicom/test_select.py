@@ -51,6 +51,8 @@ def test_a_fit_series_is_chosen(write):
         ({"SamplesPerPixel": 3}, "colour"),
         ({"SamplesPerPixel": None}, "colour"),
         ({"PixelData": None}, "no-pixels"),
+        ({"FrameOfReferenceUID": None}, "no-frame-of-reference"),
+        ({"FrameOfReferenceUID": ""}, "no-frame-of-reference"),
     ],
 )
 def test_what_cannot_be_run_is_refused_even_by_force(write, attributes, rule):
@@ -58,6 +60,14 @@ def test_what_cannot_be_run_is_refused_even_by_force(write, attributes, rule):
     for force in (False, True):
         candidate = verdict(folder, force=force)
         assert (candidate.chosen, candidate.rule) == (False, rule)
+
+
+def test_one_slice_without_a_frame_of_reference_is_enough(write):
+    folder = write(adjust=lambda dataset, index: index or setattr(dataset, "FrameOfReferenceUID", ""))
+    scan = scan_folder(folder)
+    selection = select_series(scan, force=True)
+    with pytest.raises(NoUsableSeries, match="FrameOfReferenceUID is empty or absent.*have the sender repair"):
+        require_chosen(selection, scan)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -60,10 +61,10 @@ def odd(headers, absent=(), **values):
     return copies
 
 
-def segmentation_of(headers) -> Dataset:
+def segmentation_of(headers, spec=SPEC) -> Dataset:
     labels = np.zeros((len(headers), headers[0].Rows, headers[0].Columns), np.uint8)
     labels[3:6, 2:5, 2:5] = 1
-    return segmentation_from_labels(labels, headers, SPEC, Provenance("0.1.0", "ab" * 32, {}))
+    return segmentation_from_labels(labels, headers, spec, Provenance("0.1.0", "ab" * 32, {}))
 
 
 def conforming(headers, tmp_path) -> Dataset:
@@ -172,6 +173,49 @@ def test_names_keep_their_bytes(write, tmp_path, character_set, name):
     result = conforming([instance.header for instance in assembled(folder).instances], tmp_path)
     assert result.get_item("PatientName").value.strip() == source.get_item("PatientName").value.strip()
     assert str(result.PatientName) == name
+
+
+OUTSIDE = [
+    (["ISO_IR 144"], "Люксембург", "Tumör"),
+    (["ISO_IR 100"], "Müller^Jürgen", "腫瘍"),
+    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう", "Tumör"),
+    ([""], "Plain^Name", "腫瘍"),
+    ([], "Plain^Name", "опухоль"),
+]
+
+
+@pytest.mark.parametrize(("character_set", "name", "label"), OUTSIDE)
+def test_a_label_outside_the_sources_character_set_is_kept_and_so_is_the_name(
+    write, tmp_path, character_set, name, label
+):
+    def adjust(dataset, _):
+        dataset.PatientName, dataset.StudyDescription = name, name.split("^")[0]
+        dataset.SpecificCharacterSet = character_set
+        if not character_set:
+            del dataset.SpecificCharacterSet
+
+    headers = [instance.header for instance in assembled(write(adjust=adjust)).instances]
+    spec = replace(SPEC, segments=(replace(SPEC.segments[0], label=label),))
+    path = tmp_path / "segmentation.dcm"
+    write_dataset(segmentation_of(headers, spec), path)
+    assert dciodvfy_errors(path) == []
+    result = pydicom.dcmread(path)
+    assert result.SpecificCharacterSet == "ISO_IR 192"
+    assert result.SegmentSequence[0].SegmentLabel == label
+    assert str(result.PatientName) == name
+    assert result.StudyDescription == name.split("^")[0]
+    assert name.split("=")[-1].split("^")[0].encode("utf-8") in path.read_bytes()
+
+
+@pytest.mark.parametrize(("character_set", "label"), [(["ISO_IR 100"], "Tumör"), (["", "ISO 2022 IR 87"], "腫瘍")])
+def test_a_label_that_the_sources_character_set_holds_changes_nothing(write, tmp_path, character_set, label):
+    folder = write(adjust=lambda dataset, _: setattr(dataset, "SpecificCharacterSet", character_set))
+    headers = [instance.header for instance in assembled(folder).instances]
+    spec = replace(SPEC, segments=(replace(SPEC.segments[0], label=label),))
+    write_dataset(segmentation_of(headers, spec), tmp_path / "segmentation.dcm")
+    result = pydicom.dcmread(tmp_path / "segmentation.dcm")
+    assert result.SpecificCharacterSet == (character_set[0] if len(character_set) == 1 else character_set)
+    assert result.SegmentSequence[0].SegmentLabel == label
 
 
 def test_an_unknown_character_set_is_replaced_by_utf_8(headers, tmp_path):
