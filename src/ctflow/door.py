@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import warnings
 from collections.abc import Callable
 
 from ctflow.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError
@@ -29,16 +30,28 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
         say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # a door is the last place that can name an unexpected error
-        # Its text may hold anything the input held, so only its type is shown unless the person asks for more.
-        say(traceback.format_exc() if debug else f"unexpected {type(error).__name__}; --debug shows where")
+        # Its text may hold anything the input held, so its type and place are all that is ever shown.
+        say(_where(error) if debug else f"unexpected {type(error).__name__}; --debug shows where")
         return EXIT_UNEXPECTED
 
 
+def _where(error: BaseException) -> str:
+    """The traceback of an error and of what led to it, without the errors' texts."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.insert(0, link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    parts = [f"{''.join(traceback.format_tb(each.__traceback__))}{type(each).__name__}" for each in chain]
+    return "\n\n".join(["Traceback (without the errors' texts, which may hold patient data):", *parts])
+
+
 def set_up_logging(level: str | None) -> None:
-    """Send log lines to standard error, one a line with its time.
+    """Send log lines to standard error, one a line with its time; and no warnings of libraries, which quote values.
 
     Args:
         level: DEBUG, INFO, WARNING, ERROR or CRITICAL (WARN is accepted); None means WARNING.
     """
     name = {"WARN": "WARNING", None: "WARNING"}.get(level, level)
+    warnings.simplefilter("ignore")
     logging.basicConfig(level=name, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

@@ -32,6 +32,7 @@ def door() -> Run:
     ) -> subprocess.CompletedProcess[str]:
         command = {
             "run": [BIN / "ctflow", "run"],
+            "debug": [BIN / "ctflow", "--debug", "-l", "DEBUG", "run"],
             "app": [sys.executable, "app"],
             "exec": [BIN / "ctflow", "exec", "app"],
             "monai-deploy": [BIN / "monai-deploy", "exec", "app"],

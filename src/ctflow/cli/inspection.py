@@ -6,25 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.dicom.assemble import geometry_of_series
-from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.scan import name_without_patient, scan_folder
 from ctflow.dicom.select import Candidate, select_series
 from ctflow.errors import BrokenSeries
 
 
-def inspect_folder(folder: Path) -> dict[str, Any]:
+def inspect_folder(folder: Path, *, names: bool = False) -> dict[str, Any]:
     """Look at every series of a folder without reading pixels.
 
     Args:
         folder: Searched with all its subfolders.
+        names: Call files by their paths, which may hold a patient's name.
 
     Returns:
-        {"series": [...], "unreadable": [...], "ignored": number of files that are not DICOM}; no patient data.
+        {"series": [...], "unreadable": [...], "ignored": number of files that are not DICOM}; no patient data but such
+        paths.
         Body parts are not judged, as no model is asked.
 
     Raises:
         InputError: The folder cannot be read.
     """
-    scan = scan_folder(folder)
+    scan = scan_folder(folder, name_of=Path.as_posix if names else name_without_patient)
     selection = select_series(scan)
     return {
         "series": [_entry(candidate) for candidate in selection.candidates],

@@ -81,9 +81,10 @@ def run(**given: Any) -> int:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-def inspect(folder: Path, as_json: bool) -> int:
+@click.option("--names", is_flag=True, help="Call files by their paths, which may hold a patient's name.")
+def inspect(folder: Path, as_json: bool, names: bool) -> int:
     """Show every series found, chosen or refused and why, and its geometry."""
-    document = inspect_folder(folder)
+    document = inspect_folder(folder, names=names)
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,6 @@ from ctflow.atomic import write_atomically
 from ctflow.dicom.attributes import integer, text, texts
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
-
-# highdicom logs values of attributes, which may be patient data.
-logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 ALGORITHM_SOURCE = "ctflow"
 _LONG_STRING = 64  # characters of VR LO

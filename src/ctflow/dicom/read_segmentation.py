@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,6 @@ from pydicom.dataset import Dataset
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
 from ctflow.errors import BrokenSeries, UnsupportedPixels
 from ctflow.volume import LabelArray, digest_of_uid
-
-# highdicom logs values of attributes, which may be patient data.
-logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 _SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the second: LABELMAP
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from pydicom.uid import (
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.errors import NoUsableSeries
 from ctflow.progress import Progress, silent
+from ctflow.volume import digest_of_uid
 
 _NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -33,7 +35,7 @@ class Instance:
 
     Attributes:
         path: Absolute path.
-        name: Path below the scanned folder, for messages.
+        name: What messages call the file (`name_without_patient`).
         header: Everything before the pixel data, with file_meta.
         transfer_syntax: UID.
         has_pixels: Whether pixel data follows.
@@ -75,12 +77,37 @@ class Scan:
     ignored: int
 
 
-def scan_folder(folder: Path, progress: Progress = silent) -> Scan:
+# Nothing but a short number: what scanners and archives give. Six digits may be a date of birth, more a patient's ID.
+_HARMLESS = re.compile(r"(?:CT|IM|IMG|I|IMAGE|SLICE)?[-_.]?\d{1,5}(?:\.(?:dcm|dicom|ima))?", re.IGNORECASE)
+
+
+def name_without_patient(path: Path) -> str:
+    """What messages call a file, whose path may hold a patient's name, ID or date of birth.
+
+    Args:
+        path: Below the scanned folder.
+
+    Returns:
+        Its parts with slashes between; in place of each that is more than a short number a digest, with the ending kept
+        where that is DICOM's. `ctflow inspect --names` shows paths as they are.
+    """
+
+    def shown(part: str) -> str:
+        ending = part[-4:].lower() if part.lower().endswith(".dcm") else ""
+        return part if _HARMLESS.fullmatch(part) else digest_of_uid(part) + ending
+
+    return "/".join(shown(part) for part in path.parts)
+
+
+def scan_folder(
+    folder: Path, progress: Progress = silent, *, name_of: Callable[[Path], str] = name_without_patient
+) -> Scan:
     """Read the header of every DICOM file below a folder.
 
     Args:
         folder: Searched with all its subfolders; symbolic links are followed once.
         progress: Told of every file, as stage "scan".
+        name_of: Path below the folder to what messages call the file.
 
     Returns:
         What was found.
@@ -96,7 +123,7 @@ def scan_folder(folder: Path, progress: Progress = silent) -> Scan:
     paths = sorted(_files_below(folder))
     progress("scan", 0, len(paths))
     for done, path in enumerate(paths, start=1):
-        found = _read_file(path, path.relative_to(folder).as_posix())
+        found = _read_file(path, name_of(path.relative_to(folder)))
         if isinstance(found, Instance):
             instances.append(found)
         elif isinstance(found, Unreadable):

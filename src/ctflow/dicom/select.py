@@ -310,19 +310,31 @@ def _describe(series: Series) -> dict[str, object]:
     spacing = numbers(header, "PixelSpacing", 2)
     between = slice_spacing_mm(series)
     return {
-        "modality": _code_string(text(header, "Modality")),
+        "modality": _one_of(_MODALITIES, text(header, "Modality")),
         "slices": len(series.instances),
         "rows": integer(header, "Rows"),
         "columns": integer(header, "Columns"),
         "pixel_spacing_mm": list(spacing) if spacing else None,
         "slice_spacing_mm": round(between, 4) if between is not None else None,
-        "body_part": _code_string(text(header, "BodyPartExamined")),
-        "patient_position": _code_string(text(header, "PatientPosition")),
+        "body_part": _one_of(_BODY_PARTS, text(header, "BodyPartExamined").upper()),
+        "patient_position": _one_of(_POSITIONS, text(header, "PatientPosition")),
         "series_number": integer(header, "SeriesNumber"),
         "transfer_syntaxes": sorted({UID(i.transfer_syntax).name for i in series.instances}),
     }
 
 
-def _code_string(value: str) -> str | None:
-    """A DICOM code string, or None: what is not one may be free text with a name in it."""
-    return value if re.fullmatch(r"[A-Z0-9_]{1,16}", value) else None
+_MODALITIES = "CT MR PT NM CR DX MG US XA RF OT SC SR SEG PR KO REG RTDOSE RTPLAN RTSTRUCT RTIMAGE DOC"
+_POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"
+# Of DICOM PS3.16 Annex L, what CT examines.
+_BODY_PARTS = (
+    "ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM BLADDER BONE BRAIN BREAST CAROTID CERVIX CHEST CHESTABDOMEN"
+    " CHESTABDPELVIS CLAVICLE COLON CSPINE CTSPINE EAR ELBOW ESOPHAGUS EXTREMITY EYE FACE FEMUR FINGER FOOT HAND HEAD"
+    " HEADNECK HEART HIP HUMERUS JAW KIDNEY KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG MAXILLA MEDIASTINUM NECK"
+    " NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV ORBIT PANCREAS PELVIS PROSTATE RIB SACRUM SCAPULA SHOULDER SINUS"
+    " SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THIGH THORAX THYROID TLSPINE TRACHEA TSPINE WHOLEBODY WRIST ZYGOMA"
+)
+
+
+def _one_of(terms: str, value: str) -> str | None:
+    """A known term, or None: anything else, whatever it looks like, may be a name or an ID."""
+    return value if value in terms.split() else None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.scan import name_without_patient, scan_folder
 from ctflow.errors import NoUsableSeries
 
 
@@ -91,8 +92,26 @@ def test_a_damaged_dicom_file_is_named(write, content):
     (folder / "sub").mkdir()
     (folder / "sub" / "bad.dcm").write_bytes(content)
     (unreadable,) = scan_folder(folder).unreadable
-    assert unreadable.name == "sub/bad.dcm"
+    assert unreadable.name == name_without_patient(Path("sub/bad.dcm"))
     assert unreadable.reason
+    (unreadable,) = scan_folder(folder, name_of=Path.as_posix).unreadable
+    assert unreadable.name == "sub/bad.dcm"
+
+
+@pytest.mark.parametrize(
+    "name", ["00003.dcm", "12", "IM-0001.dcm", "IM00012", "I7.ima", "slice_004.DCM", "12/IMG00001", "1.dicom"]
+)
+def test_short_numbers_are_shown_as_they_are(name):
+    assert name_without_patient(Path(name)) == name
+
+
+@pytest.mark.parametrize("part", ["Doe_John", "123456", "19370213.dcm", "0001_Doe.dcm", "CTDoe", "1.2.840.1.dcm", "ct"])
+def test_a_part_that_may_hold_a_patients_name_is_a_digest(part):
+    shown = name_without_patient(Path(part) / part / "00001.dcm").split("/")
+    assert shown[0] == shown[1] != part
+    assert shown[2] == "00001.dcm"
+    assert re.fullmatch(r"[0-9a-f]{12}(\.dcm)?", shown[0])
+    assert name_without_patient(Path(f"x{part}")) != shown[0]
 
 
 @pytest.mark.parametrize("length", [140, 300, 700, 1000])
@@ -123,9 +142,9 @@ def test_symbolic_links_are_followed_once(write, tmp_path):
     (folder / "linked").symlink_to(outside)
     (folder / "broken.dcm").symlink_to(folder / "nowhere")
     scan = scan_folder(folder)
-    assert sorted(i.name for i in scan.instances)[-1] == "linked/more.dcm"
+    assert folder / "linked" / "more.dcm" in [instance.path for instance in scan.instances]
     assert len(scan.instances) == 17
-    assert [file.name for file in scan.unreadable] == ["broken.dcm"]
+    assert [file.name for file in scan.unreadable] == [name_without_patient(Path("broken.dcm"))]
 
 
 def test_a_pipe_does_not_block(write):
