@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pydicom
 import pytest
 
 from ctflow.cli import main as cli_main
 from ctflow.cli.main import main
+from ctflow.dicom.scan import name_without_patient
 from ctflow.engines.choose import BACKENDS
 from ctflow.errors import NoUsableSeries
 
@@ -93,7 +95,7 @@ def test_inspect_names_the_broken_series_and_the_unreadable_file(series, tmp_pat
     assert set(verdicts) == {"gap", "modality"}
     assert not verdicts["gap"]["chosen"]
     assert verdicts["gap"]["geometry"] is None
-    assert document["unreadable"][0]["file"] == "bad.dcm"
+    assert document["unreadable"][0]["file"] == name_without_patient(Path("bad.dcm"))
     assert main(["inspect", str(tmp_path)]) == 0
     assert "refused (gap)" in capsys.readouterr().out
 
@@ -138,7 +140,7 @@ def test_exec_passes_every_option_and_the_exit_code_on(tmp_path):
 
 
 def test_an_interrupt_is_130(monkeypatch, tmp_path):
-    def interrupt(_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli_main, "inspect_folder", interrupt)
@@ -146,7 +148,7 @@ def test_an_interrupt_is_130(monkeypatch, tmp_path):
 
 
 def test_an_unexpected_error_is_70(monkeypatch, tmp_path, capsys):
-    def fail(_):
+    def fail(*_, **__):
         raise RuntimeError("Doe^John")
 
     monkeypatch.setattr(cli_main, "inspect_folder", fail)

@@ -177,7 +177,9 @@ def test_nothing_chosen_lists_every_reason(write, tmp_path):
     folder = write(adjust=setter(Modality="MR"))
     (folder / "bad.dcm").write_bytes(b"")
     scan = scan_folder(tmp_path)
-    with pytest.raises(NoUsableSeries, match=r"series [0-9a-f]{12}: not CT.*file [0-9a-f]{12}/[0-9a-f]{12}\.dcm: empty"):
+    with pytest.raises(
+        NoUsableSeries, match=r"series [0-9a-f]{12}: not CT.*file [0-9a-f]{12}/[0-9a-f]{12}\.dcm: empty"
+    ):
         require_chosen(select_series(scan), scan)
 
 
