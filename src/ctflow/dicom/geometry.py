@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.dicom.agreement import are_interleaved, disagreements
 from ctflow.dicom.attributes import integer, numbers, text
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
@@ -64,7 +65,10 @@ def stack_of_series(series: Series) -> Stack:
     affine[:3, 3] = positions[0]
     geometry = Geometry((len(instances), rows, columns), affine)
     ordered = tuple(instances[int(index)] for index in order)
-    return Stack(geometry, ordered, (*warnings, *_count_warnings(ordered)))
+    if are_interleaved(ordered):
+        what = "its AcquisitionNumber alternates from slice to slice: send one acquisition at a time"
+        raise _broken(series, "doubled", what)
+    return Stack(geometry, ordered, (*warnings, *_count_warnings(ordered), *disagreements(ordered)))
 
 
 def _broken(series: Series, reason: str, message: str) -> BrokenSeries:

@@ -20,12 +20,14 @@ from pydicom.uid import (
 )
 
 from ctflow.dicom.attributes import PARSE_ERRORS, text
+from ctflow.dicom.structure import flaw_of_header
 from ctflow.errors import NoUsableSeries
 from ctflow.progress import Progress, silent
 from ctflow.volume import digest_of_uid
 
 _NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_SUFFIXES = frozenset({".dcm", ".dicom"})
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 
 
@@ -156,7 +158,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
     """The header; or why it cannot be read; or None for what is not DICOM."""
-    says_dicom = path.suffix.lower() in {".dcm", ".dicom"}
+    says_dicom = path.suffix.lower() in _SUFFIXES
     try:
         if not path.is_file():  # a pipe or device would block, a broken link has nothing
             return Unreadable(name, "not a regular file") if says_dicom else None
@@ -183,6 +185,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
+    flaw = flaw_of_header(stream, preamble=not force)
+    if flaw and not (force and path.suffix.lower() not in _SUFFIXES):  # without a preamble it may be anything else
+        return Unreadable(name, flaw)
+    if flaw:
+        return None
+    stream.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked below
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)

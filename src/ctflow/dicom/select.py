@@ -112,7 +112,7 @@ def require_chosen(selection: Selection, scan: Scan) -> None:
     most = 20
     if len(lines) > most:
         lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
-    found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files"
+    found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files (archives are not opened)"
     raise NoUsableSeries(f"no series can be run: {found}")
 
 

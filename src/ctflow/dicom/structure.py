@@ -1,0 +1,185 @@
+"""Is a file's header whole? Looked at before pydicom parses it, which takes damaged bytes for elements as best it can.
+
+A damaged length or a lost byte shifts all that follows: elements vanish into others' values, and what is left may still
+parse. But hardly ever does it leave every tag in ascending order, every VR known and every length inside the file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from typing import BinaryIO
+
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+LARGEST_HEADER = 2**25  # bytes before the pixel data; the largest seen in real CT is 0.3 MB
+LARGEST_INFLATED = 2**26  # bytes of a deflated file: a slice of 4096 x 4096 has half of it
+DEEPEST = 32  # sequences within each other; real ones have 3 or 4
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PIXELS = 0x7FE00000  # from here on the reader looks by itself
+_LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+
+
+class _Flaw(Exception):
+    """What is wrong; the text quotes nothing of the file."""
+
+
+def flaw_of_header(stream: BinaryIO, *, preamble: bool) -> str | None:
+    """What is wrong with the header of a DICOM file, or None.
+
+    Args:
+        stream: The file; left anywhere.
+        preamble: Whether 128 bytes and "DICM" come first.
+
+    Returns:
+        A sentence without values of the file, or None where every element up to the pixel data is whole, in order and
+        of a known VR, and nothing is larger than the limits of this module.
+
+    Source: DICOM PS3.5 section 7.1 (data elements), 7.5 (sequences), PS3.10 section 7.1 (meta information).
+    """
+    size = stream.seek(0, os.SEEK_END)
+    walk = _Walk(stream, size)
+    try:
+        start, syntax = walk.meta(132 if preamble else 0)
+        if syntax == DeflatedExplicitVRLittleEndian:
+            inflated = _inflated(stream, start)
+            _Walk(BytesIO(inflated), len(inflated)).dataset(0, implicit=False)
+        else:
+            implicit = syntax == ImplicitVRLittleEndian if syntax else not walk.has_vr(start)
+            walk.order = ">" if syntax == ExplicitVRBigEndian else "<"
+            walk.dataset(start, implicit=implicit)
+    except _Flaw as flaw:
+        return str(flaw)
+    return None
+
+
+def _inflated(stream: BinaryIO, start: int) -> bytes:
+    """The head of a deflated data set: enough for any header; the rest is only counted, a little at a time."""
+    stream.seek(start)
+    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+    head, count, packed = [], 0, b""
+    try:
+        while not unpack.eof:
+            packed = unpack.unconsumed_tail or stream.read(2**16)
+            if not packed:
+                raise _Flaw("cut short in its deflated part")
+            piece = unpack.decompress(packed, 2**20)
+            if count < LARGEST_HEADER // 4:
+                head.append(piece)
+            count += len(piece)
+            if count > LARGEST_INFLATED:
+                raise _Flaw(f"inflates to more than {LARGEST_INFLATED >> 20} MB, as no CT slice does")
+    except zlib.error as error:
+        raise _Flaw("its deflated part is damaged") from error
+    return b"".join(head)
+
+
+class _Walk:
+    """Steps from element to element without reading values."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream = stream
+        self._size = size
+        self.order = "<"
+
+    def meta(self, position: int) -> tuple[int, str]:
+        """Where the data set begins, and its transfer syntax ("" if there is no meta information)."""
+        syntax, last = "", 0
+        while self._left(position) >= 8 and self._head(position)[:2] == b"\x02\x00":
+            tag, _, length, value = self._element(position, implicit=False)
+            if tag <= last or length == _UNDEFINED:
+                raise _Flaw("damaged meta information")
+            if tag == 0x00020010:
+                self._stream.seek(value)
+                syntax = self._stream.read(length).decode("ascii", "replace").strip(" \0")
+            position, last = self._end(value, length), tag
+        return position, syntax
+
+    def has_vr(self, position: int) -> bool:
+        """Whether an element names its VR, where nothing says so."""
+        return self._head(position)[4:6] in _SHORT | _LONG
+
+    def dataset(self, position: int, *, implicit: bool) -> None:
+        """Go through a data set up to its pixel data."""
+        start, last = position, -1
+        while position < self._size:
+            if self._left(position) < 8:
+                raise _Flaw("cut short in its header")
+            tag, vr, length, value = self._element(position, implicit=implicit)
+            if tag >= _PIXELS and tag >> 16 != 0xFFFE:
+                return
+            if tag <= last or tag >> 16 == 0xFFFE:
+                raise _Flaw("damaged header (its elements are not in order)")
+            last = tag
+            position = self._after(vr, length, value, implicit, depth=0)
+            if position - start > LARGEST_HEADER:
+                raise _Flaw(f"its header is larger than {LARGEST_HEADER >> 20} MB")
+
+    def _after(self, vr: bytes, length: int, value: int, implicit: bool, depth: int) -> int:
+        """Where the next element begins."""
+        if length != _UNDEFINED:
+            return self._end(value, length)
+        if not implicit and vr not in (b"SQ", b"UN"):
+            raise _Flaw("damaged header (an undefined length where none may be)")
+        if depth >= DEEPEST:
+            raise _Flaw(f"damaged header (sequences nested more than {DEEPEST} deep)")
+        # What is UN and of undefined length is encoded as Implicit VR (PS3.5 section 6.2.2).
+        return self._sequence(value, implicit=implicit or vr == b"UN", depth=depth + 1)
+
+    def _sequence(self, position: int, *, implicit: bool, depth: int) -> int:
+        while True:
+            tag, length, value = self._marker(position)
+            if tag == _SEQUENCE_END:
+                return value
+            if tag != _ITEM:
+                raise _Flaw("damaged header (a sequence without its end)")
+            position = self._end(value, length) if length != _UNDEFINED else self._item(value, implicit, depth)
+
+    def _item(self, position: int, implicit: bool, depth: int) -> int:
+        last = -1
+        while True:
+            if self._marker(position)[0] == _ITEM_END:
+                return position + 8
+            tag, vr, length, value = self._element(position, implicit=implicit)
+            if tag <= last:
+                raise _Flaw("damaged header (elements of a sequence are not in order)")
+            last = tag
+            position = self._after(vr, length, value, implicit, depth)
+
+    def _marker(self, position: int) -> tuple[int, int, int]:
+        """Tag, length and the place behind an item's or a delimiter's head, which has no VR."""
+        group, element, length = struct.unpack(f"{self.order}HHL", self._head(position))
+        return group << 16 | element, length, position + 8
+
+    def _element(self, position: int, *, implicit: bool) -> tuple[int, bytes, int, int]:
+        """Tag, VR (empty if implicit), length and place of the value."""
+        head = self._head(position)
+        group, element = struct.unpack(f"{self.order}HH", head[:4])
+        tag = group << 16 | element
+        if implicit:
+            return tag, b"", struct.unpack(f"{self.order}L", head[4:])[0], position + 8
+        vr = head[4:6]
+        if vr in _SHORT:
+            return tag, vr, struct.unpack(f"{self.order}H", head[6:])[0], position + 8
+        if vr in _LONG:
+            return tag, vr, struct.unpack(f"{self.order}L", self._head(position + 8, 4))[0], position + 12
+        raise _Flaw("damaged header (an unknown VR)")
+
+    def _end(self, value: int, length: int) -> int:
+        if length > self._left(value):
+            raise _Flaw("cut short in its header, or a damaged length")
+        return value + length
+
+    def _left(self, position: int) -> int:
+        return self._size - position
+
+    def _head(self, position: int, count: int = 8) -> bytes:
+        self._stream.seek(position)
+        head = self._stream.read(count)
+        if len(head) < count:
+            raise _Flaw("cut short in its header")
+        return head
