@@ -8,7 +8,7 @@ import pytest
 from ctflow.dicom.assemble import geometry_of_series
 from ctflow.dicom.geometry import stack_of_series
 from ctflow.errors import BrokenSeries
-from dicom_support import DEPTH, assembled, selection_of, small_volume
+from dicom_support import DEPTH, assembled, moved, selection_of, small_volume
 
 
 def broken(folder) -> BrokenSeries:
@@ -18,16 +18,6 @@ def broken(folder) -> BrokenSeries:
     assert candidate.series.digest in str(caught.value)
     assert f"[{caught.value.reason}]" in str(caught.value)
     return caught.value
-
-
-def moved(index_of, offset_mm):
-    """Moves some slices along z."""
-
-    def adjust(dataset, index):
-        x, y, z = dataset.ImagePositionPatient
-        dataset.ImagePositionPatient = [x, y, float(z) + offset_mm * index_of(index)]
-
-    return adjust
 
 
 def test_geometry_needs_no_pixels_and_has_the_slices_in_order(write, volume):

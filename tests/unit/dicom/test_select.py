@@ -10,23 +10,12 @@ from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import require_chosen, select_series
 from ctflow.errors import NoUsableSeries
 from ctflow.volume import Geometry, Volume, digest_of_uid
-from dicom_support import DEPTH, selection_of, small_volume
+from dicom_support import DEPTH, selection_of, setter, small_volume
 
 
 def verdict(folder, **options):
     (candidate,) = selection_of(folder, **options).candidates
     return candidate
-
-
-def setter(**attributes):
-    def adjust(dataset, _index):
-        for keyword, value in attributes.items():
-            if value is None:
-                del dataset[keyword]
-            else:
-                setattr(dataset, keyword, value)
-
-    return adjust
 
 
 def test_a_fit_series_is_chosen(write):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctflow.volume import Volume
-from dicom_support import DEPTH, assembled, selection_of, small_volume
+from dicom_support import DEPTH, assembled, axes, rotation, selection_of, small_volume
 
 
 def read_by_simpleitk(folder) -> sitk.Image:
@@ -52,15 +52,6 @@ def test_the_lidc_nodule_is_soft_tissue_in_lung(data):
     assert np.median(volume.array[tuple(index.T)]) > -200
 
 
-def axes(order, signs, spacing=(2.5, 0.6, 0.9), origin=(-10.5, 20.25, -300.0)):
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, (target, sign) in enumerate(zip(order, signs, strict=True)):
-        affine[target, axis] = sign * spacing[axis]
-    affine[:3, 3] = origin
-    return affine
-
-
 ORIENTATIONS = [
     axes(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
 ]
@@ -80,17 +71,6 @@ def test_all_48_orientations_are_read_back(write, affine):
         point = result.geometry.world_from_index(index)
         original = np.rint(back[:3, :3] @ point + back[:3, 3]).astype(int)
         assert result.array[tuple(index)] == volume.array[tuple(original)]
-
-
-def rotation(angles):
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        a, b = (other for other in range(3) if other != axis)
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,810 @@
+"""Odd and hostile CT: every case that the reader must get right, or refuse by name.
+
+`ODD` is the table. `outcome_of` says what the code really makes of a folder, in the words of docs/dicom.md.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gdcm
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from ctflow.dicom.assemble import assemble_series
+from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.select import select_series
+from ctflow.errors import BrokenSeries, CtflowError
+from ctflow.volume import Geometry, Volume
+from dicom_support import LinearField, axes, indices_of, moved, rotation, setter, small_volume
+
+SHAPE = (16, 32, 40)  # JPEG 2000 asks for 32 x 32
+RIGHT, WARNED = "right volume", "right volume, warned"
+
+Truth = Volume | LinearField | None
+Adjust = Callable[[Dataset, int], None]
+
+
+@dataclass(frozen=True)
+class Odd:
+    """One odd folder.
+
+    Attributes:
+        name: As the table of docs/dicom.md has it.
+        outcome: What must become of it, in `outcome_of`'s words.
+        write: Fills an empty folder; returns the true volume, or the field of which the slices are samples, or None
+            where nothing may come out.
+        says: Words that a warning or refusal must hold.
+    """
+
+    name: str
+    outcome: str
+    write: Callable[[Path], Truth]
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the code made of a folder: in words, what it said, and the volumes."""
+
+    text: str
+    said: str
+    volumes: tuple[Volume, ...]
+
+
+def outcome_of(folder: Path) -> Outcome:
+    """Scan, select and assemble a folder as a run does."""
+    scan = scan_folder(folder)
+    texts, said, volumes = [], [], []
+    for candidate in select_series(scan).candidates:
+        said += [candidate.reason, *candidate.series.dropped]
+        if not candidate.chosen:
+            texts.append(f"set aside: `{candidate.rule}`")
+            continue
+        try:
+            assembled = assemble_series(candidate.series)
+        except CtflowError as error:
+            reason = f": `{error.reason}`" if isinstance(error, BrokenSeries) else ""
+            texts.append(f"`{type(error).__name__}`{reason}")
+            said.append(str(error))
+            continue
+        warnings = (*candidate.series.dropped, *assembled.warnings)
+        texts.append(WARNED if warnings else RIGHT)
+        said += warnings
+        volumes.append(assembled.volume)
+    if scan.unreadable:
+        texts.append("file named")
+        said += [f"{file.name}: {file.reason}" for file in scan.unreadable]
+    counted = [f"{texts.count(text)} x {text}" if texts.count(text) > 1 else text for text in dict.fromkeys(texts)]
+    return Outcome(" + ".join(sorted(counted)) or "`NoUsableSeries`", "; ".join(said), tuple(volumes))
+
+
+# -------------------------------------------------------------------------------------------------- how to write them
+
+
+def odd_volume(affine=None, seed: int = 0, shape=SHAPE) -> Volume:
+    return small_volume(affine, shape, seed)
+
+
+def written(folder: Path, volume: Volume | None = None, adjust: Adjust | None = None, **options) -> Volume:
+    """Write a series into a new subfolder; its name means nothing."""
+    volume = volume if volume is not None else odd_volume()
+    write_ct_series(volume, folder / f"s{len(list(folder.iterdir()))}", adjust=adjust, **options)
+    return volume
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def every(**attributes) -> Callable[[Path], Volume]:
+    """A series whose slices all have these attributes (None: absent)."""
+    return lambda folder: written(folder, adjust=setter(**attributes))
+
+
+def nothing(write: Callable[[Path], object]) -> Callable[[Path], None]:
+    """The same, for a series of which no volume may come out."""
+
+    def run(folder: Path) -> None:
+        write(folder)
+
+    return run
+
+
+def one(index: int = 5, **attributes) -> Callable[[Path], Volume]:
+    """A series of which one slice has these attributes."""
+    change = setter(**attributes)
+    return lambda folder: written(folder, adjust=lambda dataset, d: change(dataset, d) if d == index else None)
+
+
+def placed(affine) -> Callable[[Path], Volume]:
+    return lambda folder: written(folder, odd_volume(affine))
+
+
+def sampled(z_mm: list[float], tilt: float = 0.0, adjust: Adjust | None = None) -> Callable[[Path], LinearField]:
+    """Slices of a linear field at any places: its values are known between them, too."""
+
+    def write(folder: Path) -> LinearField:
+        field, depth = LinearField(), len(z_mm)
+        base = odd_volume(shape=(depth, *SHAPE[1:]))
+
+        def place(dataset: Dataset, d: int) -> None:
+            x, y, z = base.geometry.affine_mm[:3, 3] + [0, tilt * z_mm[d], z_mm[d]]
+            dataset.ImagePositionPatient = [f"{value:.6f}" for value in (x, y, z)]
+            points = indices_of(SHAPE[1:]) @ base.geometry.affine_mm[:3, 1:3].T + [x, y, z]
+            stored = np.rint((field.at(points) + 1024) * 20)
+            dataset.PixelData = stored.astype("<u2").tobytes()
+            dataset.RescaleSlope = "0.05"
+            if adjust is not None:
+                adjust(dataset, d)
+
+        written(folder, base, place)
+        return field
+
+    return write
+
+
+def without(*indices: int, **attributes) -> Callable[[Path], Volume]:
+    """A series that lacks some slices."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder, odd_volume(shape=(SHAPE[0] + 4, *SHAPE[1:])), setter(**attributes))
+        for index in indices:
+            files_of(folder)[0].with_name(f"{index:05d}.dcm").unlink()
+        kept = [d for d in range(len(volume.array)) if d not in indices]
+        array = volume.array[kept]
+        return Volume(array, Geometry(array.shape, volume.geometry.affine_mm))
+
+    return write
+
+
+def resaved(change: Callable[[Dataset], object], *, first: int = 1000) -> Callable[[Path], Volume]:
+    """A series whose files are read, changed and saved again (the first ones only, if asked)."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        for path in files_of(folder)[:first]:
+            dataset = pydicom.dcmread(path)
+            if change(dataset) is None:
+                dataset.save_as(path)
+        return volume
+
+    return write
+
+
+def rewritten(change: Callable[[bytes], bytes], *, index: int = 5) -> Callable[[Path], Volume]:
+    """A series of which one file's bytes are changed."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        path = files_of(folder)[index]
+        path.write_bytes(change(path.read_bytes()))
+        return volume
+
+    return write
+
+
+def joined(*writers: Callable[[Path], Truth]) -> Callable[[Path], Truth]:
+    """Several in one folder; the truth is the first one's."""
+
+    def write(folder: Path) -> Truth:
+        truths = [make(folder) for make in writers]
+        return truths[0]
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------------- single writers
+
+
+def signedness(folder: Path) -> Volume:
+    """The first slice is unsigned, the others signed; a dtype of the first would turn -1000 HU into 64536."""
+    volume = odd_volume()
+
+    def adjust(dataset: Dataset, d: int) -> None:
+        if d:
+            dataset.PixelRepresentation, dataset.RescaleIntercept = 1, "0"
+            dataset.PixelData = volume.array[d].astype("<i2").tobytes()
+
+    return written(folder, volume, adjust)
+
+
+def rescaled_by_slice(folder: Path) -> Volume:
+    volume = odd_volume()
+    even = Volume(volume.array // 2 * 2, volume.geometry)
+
+    def adjust(dataset: Dataset, d: int) -> None:
+        slope, intercept = 1 + d % 2, -1024 - 2 * d
+        dataset.RescaleSlope, dataset.RescaleIntercept = str(slope), str(intercept)
+        dataset.PixelData = ((even.array[d].astype(int) - intercept) // slope).astype("<u2").tobytes()
+
+    return written(folder, even, adjust)
+
+
+def rescaled(slope: str, intercept: str) -> Callable[[Path], Volume]:
+    def write(folder: Path) -> Volume:
+        volume = written(folder, adjust=setter(RescaleSlope=slope, RescaleIntercept=intercept))
+        values = (volume.array.astype(np.float64) + 1024) * float(slope) + float(intercept)
+        return Volume(values.astype(np.float32), volume.geometry)
+
+    return write
+
+
+def outside_circle(padding: int | None, marked: int, vr: str = "SS") -> Callable[[Path], Volume]:
+    """A corner of each slice holds a value that no tissue has; as PixelPaddingValue says, or unsaid."""
+
+    def write(folder: Path) -> Volume:
+        volume = odd_volume()
+        truth = volume.array.copy()
+        truth[:, :4, :4] = -1024 if padding is not None else marked - 1024
+
+        def adjust(dataset: Dataset, d: int) -> None:
+            stored = volume.array[d].astype(int) + 1024
+            stored[:4, :4] = marked
+            dataset.PixelRepresentation = 1
+            dataset.PixelData = stored.astype("<i2").tobytes()
+            if padding is not None:
+                dataset.add_new("PixelPaddingValue", vr, padding)
+
+        written(folder, volume, adjust)
+        return Volume(truth, volume.geometry)
+
+    return write
+
+
+def overlay_bits(dataset: Dataset, d: int) -> None:
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    dataset.PixelData = (np.frombuffer(dataset.PixelData, "<u2") | 0xF000).tobytes()
+
+
+def doubled(offset_mm: float, count: int = SHAPE[0], **attributes) -> Callable[[Path], None]:
+    """A second run of slices (another phase or acquisition) under the same SeriesInstanceUID."""
+
+    def write(folder: Path) -> None:
+        written(folder)
+        uid = pydicom.dcmread(files_of(folder)[0]).SeriesInstanceUID
+        study, frame = (
+            str(pydicom.dcmread(files_of(folder)[0])[key].value) for key in ("StudyInstanceUID", "FrameOfReferenceUID")
+        )
+        shared = {
+            "SeriesInstanceUID": uid,
+            "StudyInstanceUID": study,
+            "FrameOfReferenceUID": frame,
+            "PatientID": "PHANTOM-0",
+        }
+        change, shift = setter(**shared, **attributes), moved(lambda _: 1, offset_mm)
+
+        def adjust(dataset: Dataset, d: int) -> None:
+            change(dataset, d)
+            shift(dataset, d)
+
+        written(folder, odd_volume(seed=1), adjust, seed=1)
+        for path in files_of(folder)[SHAPE[0] + count :]:
+            path.unlink()
+
+    return write
+
+
+def copied_file(folder: Path) -> Volume:
+    volume = written(folder)
+    shutil.copy(files_of(folder)[3], folder / "again.dcm")
+    return volume
+
+
+def with_localizer(shape, **attributes) -> Callable[[Path], Volume]:
+    """A scout in the series: a sagittal image, of the slices' size or another."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        dataset = pydicom.dcmread(files_of(folder)[0])
+        dataset.ImageOrientationPatient = ["0", "1", "0", "0", "0", "-1"]
+        dataset.Rows, dataset.Columns = shape
+        dataset.PixelData = bytes(2 * shape[0] * shape[1])
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID + ".1"
+        setter(**attributes)(dataset, 0)
+        dataset.save_as(folder / "scout.dcm")
+        return volume
+
+    return write
+
+
+def enhanced(shared: bool) -> Callable[[Path], None]:
+    """An Enhanced CT whose rescale lies in the shared or per-frame functional groups."""
+
+    def write(folder: Path) -> None:
+        volume = written(folder)
+        paths = files_of(folder)
+        dataset = pydicom.dcmread(paths[0])
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+        group, rescale = Dataset(), Dataset()
+        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = "1", "-1024", "HU"
+        group.PixelValueTransformationSequence = [rescale]
+        empty = [Dataset() for _ in paths]
+        dataset.SharedFunctionalGroupsSequence = [group if shared else Dataset()]
+        dataset.PerFrameFunctionalGroupsSequence = empty if shared else [group for _ in paths]
+        dataset.NumberOfFrames = len(paths)
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        dataset.PixelData = (volume.array.astype(int) + 1024).astype("<u2").tobytes()
+        dataset.save_as(folder / "enhanced.dcm")
+        shutil.rmtree(paths[0].parent)
+
+    return write
+
+
+def cut_to(count: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        written(folder)
+        for path in files_of(folder)[count:]:
+            path.unlink()
+
+    return write
+
+
+def wrong_vrs(dataset: Dataset, _d: int) -> None:
+    """Numbers as text and text as other text: what some gateways make of a file."""
+    for keyword, vr in (
+        ("RescaleSlope", "LO"),
+        ("RescaleIntercept", "LO"),
+        ("PixelSpacing", "LO"),
+        ("Rows", "UL"),
+        ("Modality", "LO"),
+    ):
+        value = dataset[keyword].value
+        del dataset[keyword]
+        dataset.add_new(
+            keyword, vr, list(map(str, value)) if keyword == "PixelSpacing" else value if vr == "UL" else str(value)
+        )
+
+
+def private_junk(dataset: Dataset, _d: int) -> None:
+    block = dataset.private_block(0x0029, "JUNK", create=True)
+    block.add_new(1, "OB", bytes(range(256)))
+    block.add_new(2, "UN", b"\xfe\xff\x00\xe0\xff\xff\xff\xff")
+    dataset.add_new(0x00091001, "LO", "no creator for this block")
+    dataset.add_new(0x00280107, "SS", -5)
+
+
+def dicomdir(folder: Path) -> Volume:
+    volume = written(folder)
+    dataset = pydicom.dcmread(files_of(folder)[0], stop_before_pixels=True)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    dataset.save_as(folder / "DICOMDIR")
+    return volume
+
+
+def zipped(folder: Path) -> None:
+    written(folder)
+    with zipfile.ZipFile(folder / "study.zip", "w") as archive:
+        for path in files_of(folder):
+            if path.suffix == ".dcm":
+                archive.write(path, path.name)
+    shutil.rmtree(folder / "s0")
+
+
+def linked(folder: Path) -> Volume:
+    volume = written(folder)
+    (folder / "s0" / "loop").symlink_to(folder)
+    (folder / "other").symlink_to(folder / "s0")
+    return volume
+
+
+def among_others(folder: Path) -> Volume:
+    volume = written(folder)
+    (folder / "rest").mkdir()
+    for number in range(20_000):
+        os.close(os.open(folder / "rest" / f"{number}.txt", os.O_CREAT | os.O_WRONLY))
+    return volume
+
+
+def without_preamble(folder: Path) -> Volume:
+    volume = written(folder)
+    for number, path in enumerate(files_of(folder)):
+        dataset = pydicom.dcmread(path)
+        del dataset.file_meta
+        dataset.preamble = None
+        dataset.save_as(folder / f"{number * 7 % 16}", implicit_vr=True, little_endian=True, enforce_file_format=False)
+        path.unlink()
+    return volume
+
+
+def in_syntax(syntax: str) -> Callable[[Path], Volume]:
+    """A series in another transfer syntax; GDCM writes JPEG Lossless, which pydicom cannot."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        for path in files_of(folder):
+            transcode(path, syntax)
+        return volume
+
+    return write
+
+
+def transcode(path: Path, syntax: str) -> None:
+    """Rewrite a native little-endian file without loss in another transfer syntax."""
+    dataset = pydicom.dcmread(path)
+    if syntax in (JPEG2000Lossless, JPEGLSLossless, RLELossless):
+        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.save_as(path)
+    elif syntax.startswith("1.2.840.10008.1.2.4."):
+        reader = gdcm.ImageReader()
+        reader.SetFileName(str(path))
+        change = gdcm.ImageChangeTransferSyntax()
+        code = (
+            gdcm.TransferSyntax.JPEGLosslessProcess14
+            if syntax.endswith("57")
+            else gdcm.TransferSyntax.JPEGLosslessProcess14_1
+        )
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(code))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    else:
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+        encoding = {"implicit_vr": UID(syntax).is_implicit_VR, "little_endian": UID(syntax).is_little_endian}
+        pydicom.dcmwrite(path, dataset, **encoding, force_encoding=True)
+
+
+def lossy(syntax: str) -> Callable[[Path], Volume]:
+    """Only named so: the frame is a valid lossless one, which lies within every loss."""
+
+    def change(dataset: Dataset) -> None:
+        dataset.compress(JPEG2000Lossless if syntax.endswith("91") else JPEGLSLossless, generate_instance_uid=False)
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+
+    return resaved(change)
+
+
+def encapsulated(syntax: str, frame: bytes) -> Callable[[Path], None]:
+    def change(dataset: Dataset) -> None:
+        dataset.PixelData = encapsulate([frame])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+
+    return nothing(resaved(change))
+
+
+def zero_frames(folder: Path) -> None:
+    written(folder, Volume(np.full(SHAPE, -1024, np.int16), odd_volume().geometry))
+    for path in files_of(folder):
+        transcode(path, RLELossless)
+
+
+def damaged_frame(folder: Path) -> None:
+    in_syntax(JPEG2000Lossless)(folder)
+    path = files_of(folder)[5]
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51")
+    path.write_bytes(content[: at + 40] + bytes(60) + content[at + 100 :])
+
+
+def before_pixels(extra: bytes) -> Callable[[bytes], bytes]:
+    """Put bytes before the pixel data of an explicit little-endian file."""
+    pixel_data = struct.pack("<HH", 0x7FE0, 0x0010)
+    return lambda content: (
+        content[: content.rindex(pixel_data + b"OW")] + extra + content[content.rindex(pixel_data + b"OW") :]
+    )
+
+
+def nested(depth: int) -> bytes:
+    """Sequences of undefined length within each other."""
+    start = struct.pack("<HH2sHL", 0x0029, 0x1010, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
+    end = struct.pack("<HHL", 0xFFFE, 0xE00D, 0) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    return start * depth + end * depth
+
+
+def bomb(content: bytes) -> bytes:
+    """A deflated file that inflates to 400 MB; its meta information stays as it is but for the transfer syntax."""
+    dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    stream = io.BytesIO()
+    dataset.save_as(stream)
+    start = stream.getvalue()
+    at = 144 + struct.unpack("<L", start[140:144])[0]
+    pack = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = zlib.decompress(start[at:], -zlib.MAX_WBITS)
+    head = struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, 400 * 2**20)
+    packed = [pack.compress(body + head), *(pack.compress(bytes(2**20)) for _ in range(400)), pack.flush()]
+    return start[:at] + b"".join(packed)
+
+
+def vr_length(keyword_tag: tuple[int, int], vr: bytes, length: int) -> Callable[[bytes], bytes]:
+    """Change the 16 bit length of an element."""
+    head = struct.pack("<HH2s", *keyword_tag, vr)
+
+    def change(content: bytes) -> bytes:
+        at = content.index(head) + 6
+        return content[:at] + struct.pack("<H", length) + content[at + 2 :]
+
+    return change
+
+
+def patients(folder: Path) -> Volume:
+    volume = written(folder, adjust=setter(PatientID="A"))
+    written(folder, volume, setter(PatientID="B"), seed=1)
+    return volume
+
+
+def phases(folder: Path) -> Volume:
+    """The same places twice, each phase a series of its own; the second is the first one's copy in other files."""
+    volume = written(folder, adjust=setter(StudyInstanceUID="1.2.3", FrameOfReferenceUID="1.2.4"))
+    written(folder, volume, setter(StudyInstanceUID="1.2.3", FrameOfReferenceUID="1.2.4"), seed=1)
+    return volume
+
+
+def padded_once(folder: Path) -> Volume:
+    """One slice alone says which value is padding: there it becomes air."""
+    volume = odd_volume()
+    truth = volume.array.copy()
+    value = int(truth[5, 0, 0]) + 1024
+    truth[5][truth[5] == value - 1024] = -1024
+    written(folder, volume, lambda dataset, d: dataset.add_new("PixelPaddingValue", "US", value) if d == 5 else None)
+    return Volume(truth, volume.geometry)
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+
+TILT = 0.3  # tangent: 16.7 degrees
+FEET_FIRST = axes((2, 1, 0), (-1, 1, -1))
+PRONE = axes((2, 1, 0), (1, -1, -1))
+DECUBITUS = axes((2, 0, 1), (1, -1, 1))
+CORONAL = axes((1, 2, 0), (1, -1, 1))
+
+
+def oblique(angles) -> np.ndarray:
+    affine = axes((2, 1, 0), (1, 1, 1))
+    affine[:3, :3] = rotation(angles) @ affine[:3, :3]
+    return affine
+
+
+def runs(*pieces: tuple[int, float]) -> list[float]:
+    """Places of slices with so many gaps of such a width, one after another."""
+    return [0.0, *np.cumsum([width for count, width in pieces for _ in range(count)]).tolist()]
+
+
+def _geometry() -> Iterator[Odd]:
+    yield Odd("plain, anisotropic PixelSpacing", RIGHT, every())
+    yield Odd("PixelSpacing the other way round", RIGHT, placed(axes((2, 1, 0), (1, 1, 1), (2.5, 0.9, 0.6))))
+    yield Odd("feet first", RIGHT, placed(FEET_FIRST))
+    yield Odd("prone", RIGHT, placed(PRONE))
+    yield Odd("on the side", RIGHT, placed(DECUBITUS))
+    yield Odd("coronal slices", RIGHT, placed(CORONAL))
+    yield Odd("oblique", RIGHT, placed(oblique((0.2, -0.4, 0.7))))
+    yield Odd("a slice is missing in the middle", "`BrokenSeries`: `gap`", nothing(without(7)), "1 slices are missing")
+    yield Odd("the last slice is missing and nothing counts", RIGHT, without(19))
+    yield Odd(
+        "the last slice is missing, ImagesInAcquisition", WARNED, without(19, ImagesInAcquisition="20"), "holds 19"
+    )
+    yield Odd("a file twice", WARNED, copied_file, "repeat another")
+    yield Odd("a second slice at a place", "`BrokenSeries`: `doubled`", nothing(doubled(12.5, 1)), "one acquisition")
+    yield Odd("a near-double", "`BrokenSeries`: `irregular`", nothing(doubled(12.8, 1)))
+    yield Odd("two acquisitions at the same places", "`BrokenSeries`: `doubled`", nothing(doubled(0.0)))
+    yield Odd(
+        "two acquisitions, one between the other's slices",
+        "`BrokenSeries`: `doubled`",
+        nothing(doubled(1.25, AcquisitionNumber="2")),
+        "AcquisitionNumber",
+    )
+    yield Odd("two phases, each a series", f"2 x {RIGHT}", phases)
+    yield Odd(
+        "a localizer of the same size",
+        WARNED,
+        with_localizer(SHAPE[1:], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        "1 localizer",
+    )
+    yield Odd(
+        "a localizer of another size",
+        WARNED,
+        with_localizer((40, 8), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        "1 localizer",
+    )
+    yield Odd(
+        "a localizer that does not say so", "`BrokenSeries`: `mixed-orientation`", nothing(with_localizer(SHAPE[1:]))
+    )
+    yield Odd(
+        "irregular distances",
+        "`BrokenSeries`: `irregular`",
+        nothing(sampled(runs((4, 2.5), (1, 3.1), (6, 2.5), (1, 2.0), (5, 2.5)))),
+    )
+    yield Odd(
+        "a slice lies beside the others",
+        "`BrokenSeries`: `irregular`",
+        nothing(one(ImagePositionPatient=["-9", "20.25", "-287.5"])),
+    )
+    yield Odd("one slice only", "set aside: `too-few-slices`", cut_to(1))
+    yield Odd("two slices", "set aside: `too-few-slices`", cut_to(2))
+    yield Odd("slices 6 mm apart", "set aside: `too-thick`", nothing(placed(axes((2, 1, 0), (1, 1, 1), (6, 0.6, 0.9)))))
+    yield Odd(
+        "SliceThickness and SpacingBetweenSlices contradict the positions",
+        RIGHT,
+        every(SliceThickness="7", SpacingBetweenSlices="-1"),
+    )
+    yield Odd(
+        "InstanceNumber and SliceLocation contradict the positions",
+        RIGHT,
+        lambda folder: written(
+            folder, adjust=lambda dataset, d: setter(InstanceNumber=str(99 - d), SliceLocation=str(-d))(dataset, d)
+        ),
+    )
+    yield Odd("PatientPosition contradicts the orientation", RIGHT, every(PatientPosition="FFP"))
+    yield Odd("no ImagePositionPatient", "`BrokenSeries`: `no-geometry`", nothing(every(ImagePositionPatient=None)))
+    yield Odd(
+        "no ImageOrientationPatient", "`BrokenSeries`: `no-geometry`", nothing(every(ImageOrientationPatient=None))
+    )
+    yield Odd("no PixelSpacing", "`BrokenSeries`: `no-geometry`", nothing(every(PixelSpacing=None)))
+    yield Odd("PixelSpacing of 0", "`BrokenSeries`: `no-geometry`", nothing(every(PixelSpacing=["0", "0.9"])))
+    yield Odd(
+        "an orientation that is none",
+        "`BrokenSeries`: `no-geometry`",
+        nothing(every(ImageOrientationPatient=["1", "0", "0", "1", "0", "0"])),
+    )
+    yield Odd("Rows and Columns of 0", "`BrokenSeries`: `no-geometry`", nothing(every(Rows=0, Columns=0)))
+
+
+def _values() -> Iterator[Odd]:
+    pixels = "`UnsupportedPixels`"
+    yield Odd("an unsigned first slice, the others signed", WARNED, signedness, "PixelRepresentation")
+    yield Odd("fractional rescale", RIGHT, rescaled("0.5", "-1000.25"))
+    yield Odd("values beyond 16 bits", RIGHT, rescaled("40", "-40960"))
+    yield Odd("another rescale in each slice", WARNED, rescaled_by_slice, "RescaleIntercept")
+    yield Odd("PixelPaddingValue -32768, intercept -1024", RIGHT, outside_circle(-32768, -32768))
+    yield Odd("the same as US", RIGHT, outside_circle(32768, -32768, "US"))
+    yield Odd("-1500 outside the scan circle and no PixelPaddingValue", RIGHT, outside_circle(None, -1500))
+    yield Odd(
+        "old overlays above HighBit",
+        RIGHT,
+        lambda folder: written(folder, Volume(odd_volume().array % 4096 - 1024, odd_volume().geometry), overlay_bits),
+    )
+    yield Odd("RescaleType US", pixels, nothing(every(RescaleType="US")), "RescaleType")
+    yield Odd("RescaleType MGML (an iodine map)", pixels, nothing(every(RescaleType="MGML")), "iodine")
+    yield Odd("no RescaleType", RIGHT, every(RescaleType=None))
+    yield Odd("no rescale", pixels, nothing(every(RescaleSlope=None, RescaleIntercept=None)), "RescaleSlope")
+    yield Odd("RescaleSlope 0", pixels, nothing(every(RescaleSlope="0")), "RescaleSlope")
+    yield Odd("a Modality LUT", pixels, nothing(every(ModalityLUTSequence=[])), "Modality LUT")
+    yield Odd("MONOCHROME1", pixels, nothing(every(PhotometricInterpretation="MONOCHROME1")), "MONOCHROME2")
+    yield Odd("32 bit", pixels, nothing(every(BitsAllocated=32)), "BitsAllocated")
+    yield Odd("HighBit contradicts BitsStored", pixels, nothing(every(HighBit=11)), "HighBit")
+    yield Odd("no PixelRepresentation", pixels, nothing(every(PixelRepresentation=None)), "PixelRepresentation")
+
+
+def _one_slice_deviates() -> Iterator[Odd]:
+    size, plane = "`BrokenSeries`: `mixed-size`", "`BrokenSeries`: `mixed-orientation`"
+    yield Odd(
+        "one slice: another ImageOrientationPatient",
+        plane,
+        nothing(one(ImageOrientationPatient=["1", "0", "0", "0", "0.995", "0.0998"])),
+    )
+    yield Odd("one slice: another FrameOfReferenceUID", plane, nothing(one(FrameOfReferenceUID="1.2.3")))
+    yield Odd("one slice: other Rows", size, nothing(one(Rows=12)))
+    yield Odd("one slice: another PixelSpacing", size, nothing(one(PixelSpacing=["0.6", "0.91"])))
+    yield Odd("one slice: another PatientID", "set aside: `mixed-patients`", nothing(one(PatientID="OTHER")))
+    yield Odd("one slice: another Modality", "set aside: `modality`", nothing(one(Modality="MR")))
+    yield Odd("one slice: another PixelRepresentation", WARNED, one(PixelRepresentation=1), "PixelRepresentation of")
+    yield Odd("one slice: other BitsStored", WARNED, one(BitsStored=15, HighBit=14), "BitsStored of")
+    yield Odd("one slice: a PixelPaddingValue", WARNED, padded_once, "PixelPaddingValue of")
+    yield Odd("one slice: another SliceThickness", WARNED, one(SliceThickness="5"), "SliceThickness of")
+    yield Odd("one slice: another PatientPosition", WARNED, one(PatientPosition="HFP"), "PatientPosition of")
+    yield Odd("one slice: MONOCHROME1", "`UnsupportedPixels`", nothing(one(PhotometricInterpretation="MONOCHROME1")))
+
+
+def _objects() -> Iterator[Odd]:
+    yield Odd("Enhanced CT, rescale in the shared group", "set aside: `enhanced`", enhanced(True), "single-frame")
+    yield Odd("Enhanced CT, rescale per frame", "set aside: `enhanced`", enhanced(False), "single-frame")
+    yield Odd("MR", "set aside: `modality`", nothing(every(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")))
+    yield Odd("several frames in a CT image", "set aside: `multi-frame`", nothing(every(NumberOfFrames="2")))
+    yield Odd("colour", "set aside: `colour`", nothing(every(SamplesPerPixel=3)))
+    yield Odd("no pixel data", "set aside: `no-pixels`", nothing(every(PixelData=None)))
+    yield Odd("a MIP", "set aside: `derived`", nothing(every(ImageType=["DERIVED", "SECONDARY", "MIP"])))
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
+        yield Odd(f"an empty {keyword}", "set aside: `no-uid`", nothing(every(**{keyword: ""})), keyword)
+    yield Odd("two patients in a folder", f"2 x {RIGHT}", patients)
+    yield Odd(
+        "two patients in a series",
+        "set aside: `mixed-patients`",
+        nothing(lambda folder: written(folder, adjust=lambda dataset, d: setattr(dataset, "PatientID", str(d % 2)))),
+    )
+    yield Odd("wrong VRs: numbers and codes as LO, Rows as UL", RIGHT, lambda folder: written(folder, adjust=wrong_vrs))
+    yield Odd(
+        "PixelSpacing as OB",
+        "`BrokenSeries`: `no-geometry`",
+        nothing(
+            lambda folder: written(
+                folder, adjust=lambda dataset, _d: dataset.add_new("PixelSpacing", "OB", b"\xff\xfe")
+            )
+        ),
+    )
+    yield Odd("private junk", RIGHT, lambda folder: written(folder, adjust=private_junk))
+
+
+def _files() -> Iterator[Odd]:
+    broken = "file named + set aside: `too-few-slices`"
+    yield Odd("a DICOMDIR", RIGHT, dicomdir)
+    yield Odd("a zip file", "`NoUsableSeries`", zipped)
+    yield Odd("a loop of symbolic links", RIGHT, linked)
+    yield Odd("among 20,000 other files", RIGHT, among_others)
+    yield Odd("no preamble, no meta information, no file extension", RIGHT, without_preamble)
+    yield Odd(
+        "an empty file with the name of a DICOM file",
+        f"file named + {RIGHT}",
+        joined(every(), lambda folder: (folder / "empty.dcm").touch()),
+    )
+    yield Odd("a file cut in its header", broken, nothing(rewritten(lambda content: content[:700])), "00005.dcm")
+    yield Odd(
+        "a file cut in its pixels",
+        "`BrokenSeries`: `unreadable`",
+        nothing(rewritten(lambda content: content[:-20])),
+        "00005.dcm",
+    )
+    yield Odd(
+        "a length beyond the file",
+        broken,
+        nothing(rewritten(before_pixels(struct.pack("<HH2sHL", 0x0029, 0x1010, b"OB", 0, 0xFFFFFFF0)))),
+        "00005.dcm",
+    )
+    yield Odd(
+        "a value that swallows bytes of the next",
+        broken,
+        nothing(rewritten(vr_length((0x0018, 0x0050), b"DS", 9))),
+        "00005.dcm",
+    )
+    yield Odd(
+        "a value that swallows whole elements",
+        WARNED,
+        rewritten(vr_length((0x0018, 0x0050), b"DS", 60)),
+        "SliceThickness of",
+    )
+    yield Odd("sequences nested 400 deep", broken, nothing(rewritten(before_pixels(nested(400)))), "00005.dcm")
+    yield Odd("a deflate bomb", broken, nothing(rewritten(bomb)), "00005.dcm")
+
+
+def _syntaxes() -> Iterator[Odd]:
+    base = "1.2.840.10008."
+    names = {
+        "1.2": "Implicit VR", "1.2.1": "Explicit VR", "1.2.2": "Explicit VR big endian", "1.2.1.99": "Deflated",
+        "1.2.4.90": "JPEG 2000 lossless", "1.2.4.80": "JPEG-LS lossless", "1.2.4.57": "JPEG Lossless, process 14",
+        "1.2.4.70": "JPEG Lossless, first-order prediction", "1.2.5": "RLE",
+    }  # fmt: skip
+    for suffix, name in names.items():
+        yield Odd(f"{name} ({suffix})", RIGHT, in_syntax(base + suffix))
+    yield Odd("JPEG 2000 (1.2.4.91)", WARNED, lossy(base + "1.2.4.91"), "not exact")
+    yield Odd("JPEG-LS near-lossless (1.2.4.81)", WARNED, lossy(base + "1.2.4.81"), "not exact")
+    for suffix in ("50", "51", "53", "55"):
+        yield Odd(
+            f"lossy JPEG (1.2.4.{suffix})",
+            "`UnsupportedPixels`",
+            encapsulated(f"{base}1.2.4.{suffix}", b"\xff\xd8\xff\xd9"),
+            suffix,
+        )
+    yield Odd("a video (1.2.4.102)", "`UnsupportedPixels`", encapsulated(f"{base}1.2.4.102", bytes(64)), "102")
+    yield Odd("a damaged compressed frame", "`UnsupportedPixels`", damaged_frame, "00005.dcm")
+    yield Odd("frames that decode to zeros", "`UnsupportedPixels`", zero_frames, "zeros only")
+
+
+ODD: tuple[Odd, ...] = (*_geometry(), *_values(), *_one_slice_deviates(), *_objects(), *_files(), *_syntaxes())
