@@ -628,6 +628,29 @@ def _geometry() -> Iterator[Odd]:
     yield Odd(
         "a localizer that does not say so", "`BrokenSeries`: `mixed-orientation`", nothing(with_localizer(SHAPE[1:]))
     )
+    even = runs((17, 2.5))
+    yield Odd("gantry tilt", WARNED, sampled(even, TILT), "tilt of 16.7 degrees")
+    yield Odd("gantry tilt the other way", WARNED, sampled(even, -TILT), "tilt of 16.7 degrees")
+    yield Odd("slices displaced by more than any gantry tilts", "`BrokenSeries`: `tilted`", nothing(sampled(even, 1.2)))
+    yield Odd("half 2 mm, half 3 mm apart", WARNED, sampled(runs((9, 2), (9, 3))), "9 of 2.000 mm, 9 of 3.000 mm")
+    yield Odd("two pieces that overlap", WARNED, sampled(runs((9, 2), (1, 0.7), (9, 3))), "1 of 0.700 mm")
+    yield Odd(
+        "tilted and in pieces, as tilted/ is",
+        WARNED,
+        sampled(runs((13, 4.002), (1, 1.081), (13, 6.999)), 0.335),
+        "resampled by position",
+    )
+    yield Odd(
+        "every second slice of a half is missing",
+        "`BrokenSeries`: `gap`",
+        nothing(without(13, 15, 17, 19)),
+        "InstanceNumber",
+    )
+    yield Odd(
+        "equal pieces, not in step with each other",
+        "`BrokenSeries`: `irregular`",
+        nothing(sampled(runs((9, 2.5), (1, 1.2), (9, 2.5)))),
+    )
     yield Odd(
         "irregular distances",
         "`BrokenSeries`: `irregular`",

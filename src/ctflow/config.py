@@ -24,6 +24,7 @@ class Settings:
         series: Run only the series with this SeriesInstanceUID.
         pick: Run every series that is fit, or the best one of each study and frame of reference.
         force: Run series that the fitness rules set aside, with a warning.
+        allow_gaps: Interpolate where one slice is missing between two, with a warning.
         engine: Backend name, or "auto".
         precision: Number format of the heavy arithmetic; None takes the engine's own.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
@@ -42,6 +43,7 @@ class Settings:
     series: str | None = None
     pick: Pick = "all"
     force: bool = False
+    allow_gaps: bool = False
     engine: str = "auto"
     precision: str | None = None
     overlap: float | None = None
@@ -139,6 +141,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("series", "UID", "Run only the series with this SeriesInstanceUID.", _series),
     Option("pick", "all|best", "Run every fit series, or the best of each study.", _one_of("all", "best")),
     Option("force", "", "Run series that the fitness rules set aside, with a warning.", _switch, switch=True),
+    Option("allow_gaps", "", "Interpolate single missing slices, with a warning.", _switch, switch=True),
     Option("engine", "NAME", "Backend that computes (see `ctflow engines`).", str),
     Option(
         "precision",

@@ -7,7 +7,7 @@ by the digest of its UID (`ctflow.volume.digest_of_uid`).
 from __future__ import annotations
 
 EXIT_DONE = 0
-EXIT_PARTLY = 6  # some series done, some refused or failed
+EXIT_PARTLY = 6  # some series done, some refused or failed, or files unreadable
 EXIT_UNEXPECTED = 70
 EXIT_INTERRUPTED = 130
 

@@ -91,6 +91,7 @@ class Case:
     Attributes:
         candidate: The series and the rule that chose it.
         key: Name of its result folder.
+        allow_gaps: Whether single missing slices are interpolated.
         assembled: Its volume, once loaded.
         segmentation: What was marked, once segmented.
         error: Why it went no further.
@@ -102,6 +103,7 @@ class Case:
 
     candidate: Candidate
     key: str
+    allow_gaps: bool = False
     assembled: Assembled | None = None
     segmentation: Segmentation | None = None
     error: CtflowError | None = None
@@ -398,7 +400,7 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
             key = digest_of_uid(f"{candidate.series.study_uid}/{candidate.series.uid}")
         keys.add(key)
         warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
-        cases.append(Case(candidate, key, warnings=warnings))
+        cases.append(Case(candidate, key, settings.allow_gaps, warnings=warnings))
     return Found(tuple(cases), scan, selection)
 
 
@@ -440,7 +442,7 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
     def stage() -> Case:
         seconds: dict[str, float] = {}
         with _timed(seconds, "read"):
-            assembled = assemble_series(case.candidate.series, progress)
+            assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
         return replace(case, assembled=assembled, warnings=case.warnings + assembled.warnings, stage_seconds=seconds)
 
     return _attempt(case, stage)
@@ -512,13 +514,14 @@ def _write_objects(
     by_finding = settings.segments == "finding"
     marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
     form = SegForm(settings.seg, omit_empty_frames=settings.omit_empty_frames)
+    fractions = case.segmented.fractions
     segmentation = segmentation_from_labels(
-        marked,
+        case.loaded.on_instances(marked),
         headers,
         replace(spec, segments=segments),
         provenance,
         form=form,
-        fractions=case.segmented.fractions,
+        fractions=None if fractions is None else case.loaded.on_instances(fractions),
     )
     write_dataset(segmentation, folder / "segmentation.dcm")
     report = report_from_measurements(measured, segmentation, headers, spec, provenance, marked_as=segments)
@@ -615,6 +618,8 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
     """
     code = exit_code_of_cases(cases)
     done = sum(case.error is None for case in cases)
+    if done and found.scan.unreadable:  # one of them may be a series' last slice, which nothing else would miss
+        code = EXIT_PARTLY
     set_aside = [c for c in found.selection.candidates if not c.chosen]
     document = run_result(
         status="done" if code == EXIT_DONE else "partly" if done else "failed",

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ctflow.errors import UnsupportedPixels
 from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
-from ctflow.volume import FloatArray, Size3, Volume
+from ctflow.volume import FloatArray, Geometry, Size3, Volume
 
 SAME_SPACING_MM = 1e-3  # MONAI's AFFINE_TOL: an axis this close to the wanted spacing keeps its own
 LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32
@@ -36,11 +36,14 @@ class Prepared:
         tensor: (1, 1, X, Y, Z) float32 on the device, in the network's axes.
         source_axes: For each axis of the tensor, the axis of the source array (D, H, W) = (0, 1, 2).
         back: For each axis of the tensor, (source voxels, network voxels) float64 weights.
+        upright: How a tilted source was set upright before all this; its voxels are then the upright ones. None where
+            the source's axes are at right angles.
     """
 
     tensor: Tensor
     source_axes: tuple[int, int, int]
     back: tuple[FloatArray, FloatArray, FloatArray]
+    upright: Upright | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,19 +71,25 @@ def prepare_volume(volume: Volume, steps: Sequence[Step], device: str) -> Prepar
     Source: MONAI 1.6.1 `Orientation`, `Spacing`, `ScaleIntensityRange(Percentiles)`, `NormalizeIntensity`,
     `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine.
     """
-    state = _loaded(volume, device)
+    upright = upright_of_geometry(volume.geometry)
+    state = _loaded(volume, device) if upright is None else _set_upright(volume, upright, device)
     for step in steps:
         state = _apply(state, step)
     image = state.image.to(torch.float32)
     if not bool(torch.isfinite(image).all()):
         raise UnsupportedPixels("preprocessing gave values that are not finite: the bundle's scaling does not suit CT")
-    return Prepared(image.contiguous()[None, None], state.axes, state.back)
+    return Prepared(image.contiguous()[None, None], state.axes, state.back, upright)
 
 
 def _loaded(volume: Volume, device: str) -> _State:
     """The volume as MONAI's readers give it."""
-    image = _uploaded(volume.array, torch.device(device)).permute(2, 1, 0)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine_mm[:, [2, 1, 0, 3]]
+    return _state(_uploaded(volume.array, torch.device(device)), volume.geometry.affine_mm)
+
+
+def _state(array: Tensor, affine_mm: FloatArray) -> _State:
+    """(D, H, W) with its LPS affine, before any step."""
+    image = array.permute(2, 1, 0)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm[:, [2, 1, 0, 3]]
     x, y, z = (np.eye(size) for size in image.shape)
     return _State(image, affine, (2, 1, 0), (x, y, z))
 
@@ -112,6 +121,67 @@ def _apply(state: _State, step: Step) -> _State:
     if isinstance(step, ScalePercentiles):
         return replace(state, image=_scale(image, _range_from_percentiles(image, step)))
     return replace(state, image=_normalize(image, step))
+
+
+# --------------------------------------------------------------------------------------------------------- upright
+
+
+@dataclass(frozen=True, eq=False)
+class Upright:
+    """A right-angled grid around a tilted one, with the same slices: each is displaced within its own plane.
+
+    Attributes:
+        geometry: The right-angled grid.
+        rows: (D,) by how many of its rows each tilted slice begins below the grid's first row.
+        columns: The same for columns.
+    """
+
+    geometry: Geometry
+    rows: FloatArray
+    columns: FloatArray
+
+
+def upright_of_geometry(geometry: Geometry) -> Upright | None:
+    """The smallest right-angled grid that holds every slice of a tilted one; None where nothing is tilted.
+
+    Args:
+        geometry: Slices that follow each other at an angle to their normal (gantry tilt: a sheared affine).
+    """
+    if not geometry.is_tilted:
+        return None
+    affine, (depth, height, width) = geometry.affine_mm.copy(), geometry.shape
+    (down, across), *_ = np.linalg.lstsq(affine[:3, 1:3], affine[:3, 0], rcond=None)
+    rows, columns = np.arange(depth) * down, np.arange(depth) * across
+    first_row, first_column = math.floor(rows.min()), math.floor(columns.min())
+    affine[:3, 0] -= affine[:3, 1:3] @ [down, across]
+    affine[:3, 3] += affine[:3, 1:3] @ [first_row, first_column]
+    rows, columns = rows - first_row, columns - first_column
+    shape = (depth, height + math.ceil(rows.max()), width + math.ceil(columns.max()))
+    return Upright(Geometry(shape, affine), rows, columns)
+
+
+def _set_upright(volume: Volume, upright: Upright, device: str) -> _State:
+    """The volume on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
+    _, height, width = upright.geometry.shape
+    source = _uploaded(volume.array, torch.device(device))
+    result = torch.empty(upright.geometry.shape, device=device)
+    for d, image in enumerate(source):
+        rows = linear_weights(np.arange(height) - upright.rows[d], image.shape[0])
+        columns = linear_weights(np.arange(width) - upright.columns[d], image.shape[1])
+        result[d] = next(_slabs(image.to(torch.float32)[None, None], [np.eye(1), rows, columns]))[1][0, 0]
+    return _state(result, upright.geometry.affine_mm)
+
+
+def _tilted_again(slab: Tensor, rows: slice, upright: Upright, size: tuple[int, int]) -> Tensor:
+    """(C, slices, H', W') of the right-angled grid -> (C, slices, H, W) of the tilted source."""
+    result = torch.empty((*slab.shape[:2], *size), device=slab.device)
+    for index, d in enumerate(range(rows.start, rows.stop)):
+        weights = [
+            linear_weights(np.arange(count) + start, wide)
+            for count, start, wide in zip(size, (upright.rows[d], upright.columns[d]), slab.shape[2:], strict=True)
+        ]
+        result[:, index : index + 1] = next(_slabs(slab[:, index : index + 1], [np.eye(1), *weights]))[1]
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------- orient
@@ -358,4 +428,12 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
     """
     order = [prepared.source_axes.index(axis) for axis in range(3)]
     image = probabilities.permute(0, *(1 + axis for axis in order))
-    yield from _slabs(image, [prepared.back[axis] for axis in order])
+    slabs = _slabs(image, [prepared.back[axis] for axis in order])
+    upright = prepared.upright
+    if upright is None:
+        yield from slabs
+        return
+    _, height, width = upright.geometry.shape
+    size = height - math.ceil(upright.rows.max()), width - math.ceil(upright.columns.max())
+    for rows, slab in slabs:
+        yield rows, _tilted_again(slab, rows, upright, size)

@@ -35,6 +35,8 @@ def test_what_is_written_can_be_chosen():
 
 def test_switches_come_from_both():
     assert settings_from_values({"force": True}, {}).force
+    assert settings_from_values({"allow_gaps": True}, {}).allow_gaps
+    assert settings_from_values({}, {"CTFLOW_ALLOW_GAPS": "yes"}).allow_gaps
     assert settings_from_values({"force": False}, {"CTFLOW_FORCE": "yes"}).force
     assert not settings_from_values({"force": False}, {"CTFLOW_FORCE": "0"}).force
 

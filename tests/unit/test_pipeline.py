@@ -129,6 +129,54 @@ def test_broken_and_good_series_end_as_six(model, series, settings, tmp_path):
     assert refused["error"]["type"] == "BrokenSeries"
 
 
+def test_an_unreadable_file_beside_a_good_series_ends_as_six(model, series, settings, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good").symlink_to(series)
+    (folder / "empty.dcm").touch()
+    report = run_folder(folder, tmp_path / "out", model, settings)
+    assert report.exit_code == 6
+    assert report.document["status"] == "partly"
+    assert [entry["file"] for entry in report.document["unreadable"]] == ["empty.dcm"]
+
+
+def tilted_in_pieces(dataset, index):
+    """2 mm apart up to the tenth slice, then 3 mm, and 0.3 mm to the back for every mm upwards."""
+    x, y, z = (float(mm) for mm in dataset.ImagePositionPatient)
+    up = 2 * index + max(index - 9, 0)
+    dataset.ImagePositionPatient = [x, y + 0.3 * up, z - index * float(dataset.SpacingBetweenSlices) + up]
+
+
+def test_a_tilted_series_in_pieces_is_resampled_and_marked_on_its_own_slices(model, settings, tmp_path):
+    another_series(tmp_path / "in", 1, tilted_in_pieces)
+    (case,) = run_folder(tmp_path / "in", tmp_path / "out", model, settings).cases
+    assert case.error is None
+    said = " ".join(case.document["warnings"])
+    assert "9 of 2.000 mm, 8 of 3.000 mm" in said
+    assert "tilt of 16.7 degrees" in said
+    assert case.document["series"]["shape"] == [22, 80, 80]
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted((tmp_path / "in").iterdir())]
+    labels = read_segmentation(case.folder / "segmentation.dcm", headers)
+    assert labels.shape == (18, 80, 80)
+    assert labels.any()
+    volume_ml = sum(segment["volume_ml"] for segment in case.document["segments"])
+    per_voxel = volume_ml / (np.prod(case.document["series"]["spacing_mm"]) * np.cos(np.arctan(0.3)) / 1000)
+    assert per_voxel == pytest.approx(round(per_voxel), abs=1e-2), (
+        "counted on the resampled grid, of its voxels' volume"
+    )
+
+
+def test_a_missing_slice_runs_with_allow_gaps(model, tmp_path):
+    another_series(tmp_path / "in", 1)
+    (tmp_path / "in" / "00009.dcm").unlink()
+    report = run_folder(tmp_path / "in", tmp_path / "out", model, Settings(device="cpu", allow_gaps=True))
+    assert report.exit_code == 0
+    (case,) = report.cases
+    assert case.document["series"]["shape"][0] == 18
+    assert any("1 missing slices were interpolated" in warning for warning in case.document["warnings"])
+    assert case.document["settings"]["allow_gaps"] is True
+
+
 def test_nothing_done_writes_nothing_and_the_first_failure_decides(model, settings, tmp_path):
     another_series(tmp_path / "in", 1)
     (tmp_path / "in" / "00009.dcm").unlink()

@@ -28,19 +28,15 @@ from monai.transforms import (
 from ctflow import preprocess
 from ctflow.errors import UnsupportedPixels
 from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
-from ctflow.preprocess import linear_weights, orientation_from_affine, prepare_volume, restore_slabs
+from ctflow.preprocess import (
+    linear_weights,
+    orientation_from_affine,
+    prepare_volume,
+    restore_slabs,
+    upright_of_geometry,
+)
 from ctflow.volume import Geometry, Volume
-
-
-def rotation(angles) -> np.ndarray:
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        a, b = (other for other in range(3) if other != axis)
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
+from dicom_support import LinearField, indices_of, rotation
 
 
 def volume_of(shape=(9, 11, 7), spacing=(2.5, 0.6, 0.9), turn=None, order=(2, 1, 0), dtype=np.int16) -> Volume:
@@ -270,3 +266,50 @@ def test_activation_then_way_back_then_argmax_equals_monai():
 def test_an_implausible_spacing_is_refused_before_memory_runs_out():
     with pytest.raises(UnsupportedPixels, match="implausible"):
         prepare_volume(volume_of(spacing=(2.5, 5000.0, 5000.0)), (Orient("RAS"), Resample((0.5, 0.5, 0.5))), "cpu")
+
+
+def tilted_volume(by_mm: tuple[float, float], turn=None) -> Volume:
+    """A linear field on slices that are each displaced by so much more in their plane (down, across)."""
+    affine = volume_of(turn=turn).geometry.affine_mm.copy()
+    unit = affine[:3, 1:3] / np.linalg.norm(affine[:3, 1:3], axis=0)
+    affine[:3, 0] += unit @ by_mm
+    geometry = Geometry((9, 11, 7), affine)
+    field = LinearField().at(geometry.world_from_index(indices_of(geometry.shape)))
+    return Volume(field.astype(np.float32), geometry)
+
+
+@pytest.mark.parametrize("by_mm", [(0.8, 0.0), (-0.8, 0.0), (0.3, -0.5)])
+@pytest.mark.parametrize("turn", [None, rotation((0.2, -0.4, 0.7))])
+def test_a_tilted_volume_is_set_upright_where_it_lies(by_mm, turn):
+    volume = tilted_volume(by_mm, turn)
+    upright = upright_of_geometry(volume.geometry)
+    assert upright.geometry.is_orthogonal
+    prepared = prepare_volume(volume, [], "cpu")
+    found = prepared.tensor[0, 0].permute(2, 1, 0).numpy()
+    assert found.shape == upright.geometry.shape
+    points = upright.geometry.world_from_index(indices_of(found.shape))
+    inverse = np.linalg.inv(volume.geometry.affine_mm)
+    index = points @ inverse[:3, :3].T + inverse[:3, 3]
+    inside = ((index > -1e-6) & (index < np.array([9, 11, 7]) - 1 + 1e-6)).all(axis=-1)
+    assert inside.sum() > 9 * 9 * 5
+    assert np.abs(found - LinearField().at(points))[inside].max() < 1e-3
+    corners = list(itertools.product((0, 8), (0, 10), (0, 6)))
+    inverse = np.linalg.inv(upright.geometry.affine_mm)
+    reached = volume.geometry.world_from_index(corners) @ inverse[:3, :3].T + inverse[:3, 3]
+    assert (reached > -1e-6).all()
+    assert (reached < np.array(found.shape) - 1 + 1e-6).all(), "no slice is cut"
+
+
+@pytest.mark.parametrize("by_mm", [(0.8, 0.0), (0.3, -0.5)])
+def test_the_way_back_leads_to_the_tilted_slices(by_mm):
+    """A field stays what it is, also through the model's axes and spacing, but for its borders."""
+    volume = tilted_volume(by_mm)
+    prepared = prepare_volume(volume, [Orient("RAS"), Resample((0.7, 0.5, 1.5))], "cpu")
+    back = torch.cat([slab for _, slab in restore_slabs(prepared, prepared.tensor[0])], dim=1)[0].numpy()
+    assert back.shape == volume.array.shape
+    assert np.abs(back - volume.array)[2:-2, 3:-3, 2:-2].max() < 0.05
+
+
+def test_what_is_not_tilted_stays_on_its_own_grid():
+    assert upright_of_geometry(volume_of(turn=rotation((0.2, -0.4, 0.7))).geometry) is None
+    assert prepare_volume(volume_of(), [], "cpu").upright is None

@@ -92,7 +92,7 @@ def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
     return path, options
 
 
-_SWITCHES = frozenset({"-h", "--help", "--force", "--debug"})
+_SWITCHES = frozenset({"-h", "--help", "--force", "--allow-gaps", "--debug"})
 
 
 def owner_of_script() -> tuple[bool, str]:

@@ -60,7 +60,7 @@ def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
     names = [instance.name for instance, value in zip(instances, values, strict=True) if value != usual]
     if len(names) <= _MOST_NAMED and count > len(names):
         return f"{keyword} of {', '.join(names)} differs from the other slices'"
-    return f"{keyword} differs between slices; each is read by its own"
+    return f"{keyword} differs between slices"
 
 
 def _comparable(header: Dataset, keyword: str) -> tuple[str | float, ...]:

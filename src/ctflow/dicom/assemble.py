@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
 from ctflow.progress import Progress, silent
-from ctflow.volume import Geometry, Volume
+from ctflow.volume import FloatArray, Geometry, Volume
 
 PADDING_HU = -1024
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +27,19 @@ class Assembled:
 
     Attributes:
         volume: HU and geometry.
-        instances: The slice of each index d.
+        instances: The slices, in array order.
+        slices: For each of them its index d in the volume, or the nearest one where the volume was resampled.
         warnings: What a person should know.
     """
 
     volume: Volume
     instances: tuple[Instance, ...]
+    slices: tuple[int, ...]
     warnings: tuple[str, ...]
+
+    def on_instances(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        """(..., D, H, W) values of the volume as (..., instances, H, W) values of the slices."""
+        return values if self.slices == tuple(range(values.shape[-3])) else values[..., list(self.slices), :, :]
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,17 @@ def geometry_of_series(series: Series) -> tuple[Geometry, tuple[Instance, ...]]:
     return stack.geometry, stack.instances
 
 
-def assemble_series(series: Series, progress: Progress = silent) -> Assembled:
+def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: bool = False) -> Assembled:
     """Read a series into a volume.
 
     Args:
         series: The slices in any order.
         progress: Told of every slice, as stage "read".
+        allow_gaps: Interpolate where one slice is missing between two.
 
     Returns:
-        The volume: int16 where every slope and intercept is integral and all values fit, else float32.
+        The volume: int16 where every slope and intercept is integral, all values fit and no slice is interpolated, else
+        float32.
 
     Raises:
         BrokenSeries: The slices do not form one regular grid, or pixels are missing.
@@ -71,9 +80,9 @@ def assemble_series(series: Series, progress: Progress = silent) -> Assembled:
 
     Source: DICOM PS3.3 C.7.5.1.1.2 (padding), C.11.1 (modality LUT), C.8.2.1 (CT image).
     """
-    stack = stack_of_series(series)
+    stack = stack_of_series(series, allow_gaps=allow_gaps)
     rescales = [_rescale_of(instance) for instance in stack.instances]
-    depth, rows, columns = stack.geometry.shape
+    depth, (_, rows, columns) = len(rescales), stack.geometry.shape
     raw = np.empty((depth, rows, columns), np.uint16)
     padding: npt.NDArray[np.bool_] | None = None
     fits = True
@@ -87,8 +96,27 @@ def assemble_series(series: Series, progress: Progress = silent) -> Assembled:
         fits = fits and _fits_int16(raw[d], rescale, mask)
         progress("read", d + 1, depth)
     array = _hounsfield(raw, rescales, padding, small=fits)
+    weights = stack.spacing.weights
+    if weights is not None:
+        array, padding = _resampled(array, padding, weights)
     volume = Volume(array, stack.geometry, padding)
-    return Assembled(volume, stack.instances, (*stack.warnings, *_lossy_warnings(stack.instances)))
+    warnings = (*stack.warnings, *_lossy_warnings(stack.instances))
+    return Assembled(volume, stack.instances, stack.spacing.nearest, warnings)
+
+
+def _resampled(
+    array: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None, weights: FloatArray
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+    """Slices at other places: linear between the two beside them; what padding had a share in is padding."""
+    result = np.empty((len(weights), *array.shape[1:]), np.float32)
+    marks = np.zeros(result.shape, bool) if padding is not None else None
+    for k, row in enumerate(weights):
+        used = np.flatnonzero(row)
+        result[k] = sum(row[d] * array[d].astype(np.float32) for d in used)
+        if marks is not None and padding is not None:
+            marks[k] = padding[used].any(axis=0)
+            result[k][marks[k]] = PADDING_HU
+    return result, marks
 
 
 def _rescale_of(instance: Instance) -> _Rescale:

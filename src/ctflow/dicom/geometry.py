@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,63 +13,75 @@ from ctflow.dicom.agreement import are_interleaved, disagreements
 from ctflow.dicom.attributes import integer, numbers, text
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
+from ctflow.dicom.spacing import Spacing, spacing_of_slices, tolerance_mm
 from ctflow.errors import BrokenSeries
 from ctflow.volume import FloatArray, Geometry
 
 _SAME_DIRECTION = 1e-4  # of unit vectors' components; scanners write six decimals
 _SAME_SPACING_MM = 1e-4
 _UNIT = 1e-2  # how far a direction's length, or the dot product of the two, may be off
-_TILT = 2e-3  # tangent: 0.11 degrees; in 400 mm of body this is 0.8 mm
+_LARGEST_TILT_DEGREES = 45.0  # gantries tilt by at most 30
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Slices in array order and where they lie.
+    """Slices in order and the grid that they give.
 
     Attributes:
-        geometry: Shape (D, H, W) and affine.
-        instances: The slice of each index d.
+        geometry: Shape (D, H, W) and affine of the grid.
+        instances: The slices along the normal.
+        spacing: Where they lie on the grid.
         warnings: What a person should know.
     """
 
     geometry: Geometry
     instances: tuple[Instance, ...]
+    spacing: Spacing
     warnings: tuple[str, ...]
 
 
-def stack_of_series(series: Series) -> Stack:
+def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
     """Order a series' slices and find their common grid, without reading pixels.
 
     Args:
         series: The slices in any order.
+        allow_gaps: Interpolate where one slice is missing between two.
 
     Returns:
-        The stack. d runs along the normal (row direction x column direction), h down the columns, w along the rows.
+        The stack. d runs along the normal (row direction x column direction), h down the columns, w along the rows. A
+        gantry tilt makes the affine a sheared one.
 
     Raises:
-        BrokenSeries: The slices do not form one regular grid; its reason names the rule.
+        BrokenSeries: The slices do not give one regular grid; its reason names the rule.
 
     Source: DICOM PS3.3 C.7.6.2.1.1 (PixelSpacing[0] lies between rows, [1] between columns).
     """
     instances, warnings = _without_copies(series)
     rows, columns = _common_size(series, instances)
-    row_direction, column_direction, spacing = _common_plane(series, instances)
+    row_direction, column_direction, pixel_mm = _common_plane(series, instances)
     normal = np.cross(row_direction, column_direction)
     positions = _positions(series, instances)
     order = np.argsort(positions @ normal, kind="stable")
     positions = positions[order]
-    step = _regular_step(series, positions, normal)
-    affine = np.eye(4)
-    affine[:3, 0] = step
-    affine[:3, 1] = column_direction * spacing[0]
-    affine[:3, 2] = row_direction * spacing[1]
-    affine[:3, 3] = positions[0]
-    geometry = Geometry((len(instances), rows, columns), affine)
     ordered = tuple(instances[int(index)] for index in order)
+    across, distances = _line(series, positions, normal)
+    spacing = spacing_of_slices(
+        distances,
+        [integer(instance.header, "InstanceNumber") for instance in ordered],
+        allow_gaps=allow_gaps,
+        refuse=partial(_broken, series),
+    )
+    affine = np.eye(4)
+    affine[:3, 0] = across / (spacing.count - 1)
+    affine[:3, 1] = column_direction * pixel_mm[0]
+    affine[:3, 2] = row_direction * pixel_mm[1]
+    affine[:3, 3] = positions[0]
+    geometry = Geometry((spacing.count, rows, columns), affine)
     if are_interleaved(ordered):
         what = "its AcquisitionNumber alternates from slice to slice: send one acquisition at a time"
         raise _broken(series, "doubled", what)
-    return Stack(geometry, ordered, (*warnings, *_count_warnings(ordered), *disagreements(ordered)))
+    found = (*spacing.warnings, *_tilt_warnings(series, geometry), *_count_warnings(ordered), *disagreements(ordered))
+    return Stack(geometry, ordered, spacing, (*warnings, *found))
 
 
 def _broken(series: Series, reason: str, message: str) -> BrokenSeries:
@@ -135,36 +148,30 @@ def _all_numbers(series: Series, instances: Sequence[Instance], keyword: str, co
     return np.array(found, dtype=np.float64)
 
 
-def _regular_step(series: Series, positions: FloatArray, normal: FloatArray) -> FloatArray:
-    """The step from slice to slice in LPS mm; positions are sorted along the normal."""
+def _line(series: Series, positions: FloatArray, normal: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """From the first slice to the last in LPS mm, and each one's distance along the normal, ascending."""
     if len(positions) < 2:
         raise _broken(series, "no-geometry", "one slice has no extent along its normal")
-    gaps = np.diff(positions @ normal)
-    median = float(np.median(gaps))
-    tolerance = max(0.01 * median, 0.01)
-    if gaps.min() <= 0.01:
-        count = int((gaps <= 0.01).sum())
-        raise _broken(series, "doubled", f"{count} slices lie where another lies: send one acquisition at a time")
-    step: FloatArray = (positions[-1] - positions[0]) / (len(positions) - 1)
-    along = float(step @ normal)
-    if float(np.linalg.norm(step - along * normal)) > _TILT * along:
-        degrees = np.degrees(np.arctan2(np.linalg.norm(step - along * normal), along))
-        raise _broken(series, "tilted", f"its gantry tilt of {degrees:.1f} degrees is not supported yet")
-    off = np.abs(gaps - median)
-    if off.max() > tolerance:
-        ratios = gaps[off > tolerance] / median
-        missing = np.round(ratios)
-        if np.all((missing >= 2) & (np.abs(ratios - missing) <= 0.01 * missing)):
-            lost = int((missing - 1).sum())
-            raise _broken(series, "gap", f"{lost} slices are missing in its middle: send the whole series")
-        raise _broken(
-            series, "irregular", f"distances between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm"
-        )
-    drift = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
-    sideways = np.linalg.norm(drift - (drift @ normal)[:, None] * normal, axis=1)
-    if sideways.max() > tolerance:
-        raise _broken(series, "irregular", f"a slice lies {sideways.max():.3f} mm beside the others' line")
-    return step
+    distances = (positions - positions[0]) @ normal
+    across = positions[-1] - positions[0]
+    extent = float(distances[-1])
+    if extent <= 0:
+        raise _broken(series, "doubled", "all its slices lie at one place: send one acquisition at a time")
+    beside = positions - positions[0] - np.outer(distances / extent, across)
+    most = float(np.linalg.norm(beside, axis=1).max())
+    if most > tolerance_mm(float(np.median(np.diff(distances)))):
+        raise _broken(series, "irregular", f"a slice lies {most:.3f} mm beside the others' line")
+    return across, distances
+
+
+def _tilt_warnings(series: Series, geometry: Geometry) -> tuple[str, ...]:
+    degrees = geometry.tilt_degrees
+    if degrees > _LARGEST_TILT_DEGREES:
+        raise _broken(series, "tilted", f"its slices are displaced by {degrees:.1f} degrees, more than a gantry tilts")
+    if not geometry.is_tilted:
+        return ()
+    what = f"its gantry tilt of {degrees:.1f} degrees was resampled to right angles for the model"
+    return (f"{what}; the SEG lies on the tilted slices, which some readers do not open",)
 
 
 def _count_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:

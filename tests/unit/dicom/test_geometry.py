@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ctflow.dicom.assemble import geometry_of_series
+from ctflow.dicom.assemble import assemble_series, geometry_of_series
 from ctflow.dicom.geometry import stack_of_series
 from ctflow.errors import BrokenSeries
 from dicom_support import DEPTH, assembled, moved, selection_of, small_volume
@@ -59,8 +59,46 @@ def test_near_doubles_are_irregular(write):
     assert broken(write(adjust=moved(lambda index: index == 5, -2.2))).reason == "irregular"
 
 
-def test_a_change_of_distance_is_irregular(write):
-    assert broken(write(adjust=moved(lambda index: max(index - 8, 0), 1.0))).reason == "irregular"
+def test_pieces_of_other_distances_are_resampled_by_position(write):
+    """8 gaps of 2.5 mm, 7 of 3.5 mm: every 2.5 mm, the last slice where it was."""
+    folder = write(adjust=moved(lambda index: max(index - 8, 0), 1.0))
+    result = assembled(folder)
+    assert "8 of 2.500 mm, 7 of 3.500 mm" in result.warnings[0]
+    geometry = result.volume.geometry
+    assert geometry.shape[0] == 19
+    assert geometry.world_from_index([18, 0, 0])[2] == pytest.approx(-300 + 8 * 2.5 + 7 * 3.5)
+    assert result.volume.array.dtype == np.float32
+    assert (result.slices[0], result.slices[8], result.slices[15]) == (0, 8, 18)
+
+
+def without_one_slice(write, count=1):
+    folder = write(small_volume(shape=(DEPTH + 2, 12, 10)))
+    for index in range(7, 7 + count):
+        (folder / f"{index:05d}.dcm").unlink()
+    (candidate,) = selection_of(folder).chosen
+    return candidate.series
+
+
+def test_a_missing_slice_is_interpolated_only_if_allowed(write):
+    series = without_one_slice(write)
+    with pytest.raises(BrokenSeries, match="--allow-gaps"):
+        assemble_series(series)
+    result = assemble_series(series, allow_gaps=True)
+    volume = small_volume(shape=(DEPTH + 2, 12, 10))
+    assert result.warnings == ("1 missing slices were interpolated between their neighbours (--allow-gaps)",)
+    present = [d for d in range(DEPTH + 2) if d != 7]
+    assert np.array_equal(result.volume.array[present], volume.array[present])
+    assert np.array_equal(result.volume.array[7], (volume.array[6] / 2 + volume.array[8] / 2).astype(np.float32))
+    assert np.allclose(result.volume.geometry.affine_mm, volume.geometry.affine_mm, atol=1e-5)
+    labels = np.arange(DEPTH + 2, dtype=np.uint8)[:, None, None]
+    assert result.on_instances(labels)[:, 0, 0].tolist() == present
+
+
+def test_two_missing_slices_in_a_row_are_never_interpolated(write):
+    with pytest.raises(BrokenSeries) as caught:
+        assemble_series(without_one_slice(write, 2), allow_gaps=True)
+    assert caught.value.reason == "gap"
+    assert "--allow-gaps" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("offset", "regular"), [(0.02, True), (0.03, False)])
@@ -78,14 +116,27 @@ def test_thin_slices_are_allowed_a_hundredth_of_a_millimetre(write):
     assert assembled(folder).volume.geometry.spacing_mm[0] == pytest.approx(0.5)
 
 
-def test_gantry_tilt_is_refused_by_name(write):
+def tilted(by):
     def tilt(dataset, index):
         x, y, z = dataset.ImagePositionPatient
-        dataset.ImagePositionPatient = [x, float(y) + 0.5 * index, z]
+        dataset.ImagePositionPatient = [x, float(y) + by * index, z]
 
-    error = broken(write(adjust=tilt))
-    assert error.reason == "tilted"
-    assert "11.3 degrees" in str(error)
+    return tilt
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gantry_tilt_is_a_sheared_affine(write, volume, sign):
+    result = assembled(write(adjust=tilted(sign * 0.5)))
+    assert "11.3 degrees" in result.warnings[0]
+    assert "which some readers do not open" in result.warnings[0]
+    expected = volume.geometry.affine_mm.copy()
+    expected[1, 0] = sign * 0.5
+    assert np.allclose(result.volume.geometry.affine_mm, expected, atol=1e-5)
+    assert np.array_equal(result.volume.array, volume.array)
+
+
+def test_more_than_any_gantry_tilts_is_refused(write):
+    assert broken(write(adjust=tilted(2.6))).reason == "tilted"
 
 
 def test_a_slice_beside_the_others_is_irregular(write):
@@ -160,5 +211,12 @@ def test_two_slices_with_one_uid_are_doubled(write):
     assert "00000.dcm and 00003.dcm" in str(error)
 
 
-def test_the_tilted_head_ct_is_refused(data):
-    assert broken(data / "tilted").reason == "tilted"
+def test_the_tilted_head_ct_is_resampled_by_position(data):
+    result = assembled(data / "tilted")
+    assert "13 of 4.002 mm, 1 of 1.081 mm, 13 of 6.999 mm" in result.warnings[0]
+    assert "18.5 degrees" in result.warnings[1]
+    assert len(result.instances) == len(result.slices) == 28
+    for instance, d in zip(result.instances, result.slices, strict=True):
+        place = result.volume.geometry.world_from_index([d, 0, 0])
+        away = place - [float(mm) for mm in instance.header.ImagePositionPatient]
+        assert np.linalg.norm(away) <= result.volume.geometry.spacing_mm[0] / 2 + 1e-3
