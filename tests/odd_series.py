@@ -503,6 +503,15 @@ def damaged_frame(folder: Path) -> None:
     path.write_bytes(content[: at + 40] + bytes(60) + content[at + 100 :])
 
 
+def huge_frame(folder: Path) -> None:
+    """One JPEG 2000 frame claims 60000 x 60000: decoding it would take 7 GB."""
+    in_syntax(JPEG2000Lossless)(folder)
+    path = files_of(folder)[5]
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(content[:at] + struct.pack(">LL", 60000, 60000) + content[at + 8 :])
+
+
 def before_pixels(extra: bytes) -> Callable[[bytes], bytes]:
     """Put bytes before the pixel data of an explicit little-endian file."""
     pixel_data = struct.pack("<HH", 0x7FE0, 0x0010)
@@ -827,6 +836,7 @@ def _syntaxes() -> Iterator[Odd]:
         )
     yield Odd("a video (1.2.4.102)", "`UnsupportedPixels`", encapsulated(f"{base}1.2.4.102", bytes(64)), "102")
     yield Odd("a damaged compressed frame", "`UnsupportedPixels`", damaged_frame, "00005.dcm")
+    yield Odd("a compressed frame that claims 60000 x 60000", "`UnsupportedPixels`", huge_frame, "another size")
     yield Odd("frames that decode to zeros", "`UnsupportedPixels`", zero_frames, "zeros only")
 
 

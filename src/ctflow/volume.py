@@ -75,7 +75,7 @@ class Geometry:
     @property
     def is_tilted(self) -> bool:
         """Whether slices are displaced by more than 0.11 degrees, which is 0.8 mm in 400 mm of body."""
-        return self.tilt_degrees > np.degrees(2e-3)
+        return bool(self.tilt_degrees > np.degrees(2e-3))
 
     @property
     def is_orthogonal(self) -> bool:

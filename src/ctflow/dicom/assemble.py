@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydicom.uid import UID
 
 from ctflow.dicom.attributes import integer, number, text
+from ctflow.dicom.frames import slices_unlike_both_neighbours
 from ctflow.dicom.geometry import stack_of_series
 from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored, unsupported
 from ctflow.dicom.scan import Instance
@@ -96,11 +97,12 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
         fits = fits and _fits_int16(raw[d], rescale, mask)
         progress("read", d + 1, depth)
     array = _hounsfield(raw, rescales, padding, small=fits)
+    doubtful = _doubtful_frames(array, stack.instances)
     weights = stack.spacing.weights
     if weights is not None:
         array, padding = _resampled(array, padding, weights)
     volume = Volume(array, stack.geometry, padding)
-    warnings = (*stack.warnings, *_lossy_warnings(stack.instances))
+    warnings = (*stack.warnings, *_lossy_warnings(stack.instances), *doubtful)
     return Assembled(volume, stack.instances, stack.spacing.nearest, warnings)
 
 
@@ -210,6 +212,16 @@ def _hounsfield(
 def _wrapped(value: float) -> int:
     """An integral number modulo 2**16, as int16 holds it."""
     return (int(value) + 0x8000) % 0x10000 - 0x8000
+
+
+def _doubtful_frames(array: npt.NDArray[Any], instances: tuple[Instance, ...]) -> tuple[str, ...]:
+    """Compressed frames have no checksum: most damage decodes to an image, only to another one."""
+    if all(instance.pixel_offset is not None for instance in instances):
+        return ()
+    names = [instances[d].name for d in slices_unlike_both_neighbours(array) if instances[d].pixel_offset is None]
+    if not names:
+        return ()
+    return (f"pixels of {', '.join(names)} are unlike both neighbours': its compressed frame may be damaged",)
 
 
 def _lossy_warnings(instances: tuple[Instance, ...]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     HTJ2K,
@@ -26,6 +27,7 @@ from pydicom.uid import (
 )
 
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
+from ctflow.dicom.frames import flaw_of_rle, flaw_of_size
 from ctflow.dicom.scan import Instance
 from ctflow.errors import BrokenSeries, UnsupportedPixels
 
@@ -94,7 +96,7 @@ def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) 
     if instance.pixel_offset is not None:
         values = _read_native(instance, form, rows * columns)
     else:
-        values = _decode(instance, form, rows * columns)
+        values = _decode(instance, form, rows, columns)
     if form.bits_allocated == 8:
         # Widened with their sign, so that the rest need not care.
         values = (values.view(np.int8).astype(np.int16) if form.signed else values.astype(np.int16)).view(np.uint16)
@@ -121,6 +123,20 @@ def _read_native(instance: Instance, form: PixelFormat, count: int) -> npt.NDArr
     return values.byteswap() if big and item == 2 else values
 
 
+def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:
+    """What decoders neither notice nor survive: a frame of another size, an RLE frame of another length."""
+    syntax = UID(instance.transfer_syntax)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax == RLELossless:
+        flaw = flaw_of_rle(frame, rows * columns, form.bits_allocated // 8)
+    else:
+        flaw = flaw_of_size(frame, rows, columns)
+    if flaw:
+        raise unsupported(instance, f"its {syntax.name} frame {flaw}: have it sent again")
+
+
 def _is_word(instance: Instance) -> bool:
     """Whether 8 bit values are packed in big-endian words (VR OW), where each pair is swapped."""
     with instance.path.open("rb") as stream:
@@ -128,17 +144,19 @@ def _is_word(instance: Instance) -> bool:
         return stream.read(2) == b"OW"
 
 
-def _decode(instance: Instance, form: PixelFormat, count: int) -> npt.NDArray[np.generic]:
+def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
     syntax = UID(instance.transfer_syntax)
     if syntax not in _DECODED:
         raise unsupported(instance, f"transfer syntax {syntax.name} ({syntax}) does not give exact Hounsfield units")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below
-            decoded = pixel_array(pydicom.dcmread(instance.path), raw=True)
+            dataset = pydicom.dcmread(instance.path)
+            _check_frame(instance, dataset, form, rows, columns)
+            decoded = pixel_array(dataset, raw=True)
     except _DECODE_ERRORS as error:
         raise unsupported(instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})") from error
-    if decoded.size != count or decoded.dtype.itemsize * 8 != form.bits_allocated:
+    if decoded.size != rows * columns or decoded.dtype.itemsize * 8 != form.bits_allocated:
         raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
     if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian and not decoded.any():
         raise unsupported(instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged")

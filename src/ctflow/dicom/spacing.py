@@ -97,7 +97,7 @@ def _runs(gaps: FloatArray) -> list[slice]:
 
 
 def _is_long(run: slice) -> bool:
-    return run.stop - run.start >= _LEAST_RUN
+    return int(run.stop - run.start) >= _LEAST_RUN
 
 
 def _is_piecewise(gaps: FloatArray, runs: Sequence[slice]) -> bool:

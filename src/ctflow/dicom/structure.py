@@ -19,7 +19,7 @@ LARGEST_INFLATED = 2**26  # bytes of a deflated file: a slice of 4096 x 4096 has
 DEEPEST = 32  # sequences within each other; real ones have 3 or 4
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXELS = 0x7FE00000  # from here on the reader looks by itself
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # here pydicom stops, too
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 
@@ -46,8 +46,7 @@ def flaw_of_header(stream: BinaryIO, *, preamble: bool) -> str | None:
     try:
         start, syntax = walk.meta(132 if preamble else 0)
         if syntax == DeflatedExplicitVRLittleEndian:
-            inflated = _inflated(stream, start)
-            _Walk(BytesIO(inflated), len(inflated)).dataset(0, implicit=False)
+            _check_deflated(stream, start)
         else:
             implicit = syntax == ImplicitVRLittleEndian if syntax else not walk.has_vr(start)
             walk.order = ">" if syntax == ExplicitVRBigEndian else "<"
@@ -57,11 +56,23 @@ def flaw_of_header(stream: BinaryIO, *, preamble: bool) -> str | None:
     return None
 
 
-def _inflated(stream: BinaryIO, start: int) -> bytes:
-    """The head of a deflated data set: enough for any header; the rest is only counted, a little at a time."""
+def _check_deflated(stream: BinaryIO, start: int) -> None:
+    """Look at a deflated data set. Deflate has no checksum, but damage nearly always changes the length."""
+    head, count = _inflated(stream, start)
+    walk = _Walk(BytesIO(head), len(head))
+    pixels = walk.dataset(0, implicit=False)
+    if pixels is None:
+        return
+    end = walk.end_of(pixels)
+    if end is None or not (end <= count <= end + 1 or head[end : end + 4] == b"\xfc\xff\xfc\xff"):
+        raise _Flaw("damaged (its deflated pixels have another length than it says)")
+
+
+def _inflated(stream: BinaryIO, start: int) -> tuple[bytes, int]:
+    """The head of a deflated data set, enough for any header, and its whole length: the rest is only counted."""
     stream.seek(start)
     unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-    head, count, packed = [], 0, b""
+    head, count = [], 0
     try:
         while not unpack.eof:
             packed = unpack.unconsumed_tail or stream.read(2**16)
@@ -75,7 +86,9 @@ def _inflated(stream: BinaryIO, start: int) -> bytes:
                 raise _Flaw(f"inflates to more than {LARGEST_INFLATED >> 20} MB, as no CT slice does")
     except zlib.error as error:
         raise _Flaw("its deflated part is damaged") from error
-    return b"".join(head)
+    if len(unpack.unused_data) + len(stream.read(2)) > 1:
+        raise _Flaw("damaged (its deflated part ends before the file)")
+    return b"".join(head), count
 
 
 class _Walk:
@@ -103,21 +116,27 @@ class _Walk:
         """Whether an element names its VR, where nothing says so."""
         return self._head(position)[4:6] in _SHORT | _LONG
 
-    def dataset(self, position: int, *, implicit: bool) -> None:
-        """Go through a data set up to its pixel data."""
+    def end_of(self, position: int) -> int | None:
+        """Where the value of an element with a VR ends; None if it has no length of its own."""
+        _, _, length, value = self._element(position, implicit=False)
+        return None if length == _UNDEFINED else value + length
+
+    def dataset(self, position: int, *, implicit: bool) -> int | None:
+        """Go through a data set up to its pixel data, and say where that begins; None if there is none."""
         start, last = position, -1
         while position < self._size:
             if self._left(position) < 8:
                 raise _Flaw("cut short in its header")
             tag, vr, length, value = self._element(position, implicit=implicit)
-            if tag >= _PIXELS and tag >> 16 != 0xFFFE:
-                return
+            if tag in _PIXELS:
+                return position
             if tag <= last or tag >> 16 == 0xFFFE:
                 raise _Flaw("damaged header (its elements are not in order)")
             last = tag
             position = self._after(vr, length, value, implicit, depth=0)
             if position - start > LARGEST_HEADER:
                 raise _Flaw(f"its header is larger than {LARGEST_HEADER >> 20} MB")
+        return None
 
     def _after(self, vr: bytes, length: int, value: int, implicit: bool, depth: int) -> int:
         """Where the next element begins."""
