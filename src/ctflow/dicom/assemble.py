@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,9 +11,10 @@ import numpy.typing as npt
 from pydicom.uid import UID
 
 from ctflow.dicom.attributes import integer, number, text
+from ctflow.dicom.decode import read_slices
 from ctflow.dicom.frames import slices_unlike_both_neighbours
 from ctflow.dicom.geometry import stack_of_series
-from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored, unsupported
+from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, unsupported
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
 from ctflow.progress import Progress, silent
@@ -88,14 +90,15 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
     padding: npt.NDArray[np.bool_] | None = None
     fits = True
     progress("read", 0, depth)
-    for d, (instance, rescale) in enumerate(zip(stack.instances, rescales, strict=True)):
-        raw[d] = read_stored(instance, rescale.form, rows, columns)
-        mask = _padding_mask(raw[d], rescale)
-        if mask is not None:
-            padding = np.zeros(raw.shape, bool) if padding is None else padding
-            padding[d] = mask
-        fits = fits and _fits_int16(raw[d], rescale, mask)
-        progress("read", d + 1, depth)
+    with closing(read_slices(stack.instances, [each.form for each in rescales], rows, columns)) as slices:
+        for d, (values, rescale) in enumerate(zip(slices, rescales, strict=True)):
+            raw[d] = values
+            mask = _padding_mask(raw[d], rescale)
+            if mask is not None:
+                padding = np.zeros(raw.shape, bool) if padding is None else padding
+                padding[d] = mask
+            fits = fits and _fits_int16(raw[d], rescale, mask)
+            progress("read", d + 1, depth)
     array = _hounsfield(raw, rescales, padding, small=fits)
     doubtful = _doubtful_frames(array, stack.instances)
     weights = stack.spacing.weights

@@ -111,7 +111,7 @@ def slices_unlike_both_neighbours(array: npt.NDArray[np.generic]) -> tuple[int, 
     small = array[:, ::2, ::2]
     away = np.zeros(len(array))
     for d in range(1, len(array) - 1):
-        mean = (small[d - 1].astype(np.float32) + small[d + 1].astype(np.float32)) / 2  # type: ignore[operator]
+        mean = (small[d - 1].astype(np.float32) + small[d + 1].astype(np.float32)) / 2
         away[d] = np.abs(small[d] - mean).mean()
     usual = float(np.median(away[1:-1]))
     # A damaged slice also makes its neighbours' means wrong, by half as much.
