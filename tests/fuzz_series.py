@@ -23,6 +23,7 @@ from pathlib import Path
 import gdcm
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
@@ -230,7 +231,7 @@ def _is_same_place(found: Volume, base: Volume) -> bool:
     return found.array.shape == base.array.shape and float(np.abs(away).max()) <= SAME_MM
 
 
-def verdict_of(what: str, path: Path, d: int, base: Volume) -> str:
+def verdict_of(what: str, path: Path, d: int, base: Volume, header: Dataset) -> str:
     """What became of a mutant: one of `FINE`, or "silent: ..."."""
     try:
         found = read(path.parents[1])
@@ -249,7 +250,12 @@ def verdict_of(what: str, path: Path, d: int, base: Volume) -> str:
         return "silent: GDCM reads another slice" + (", warned" if warned else "")
     if warned:
         return "warned"
-    return "valid frame" if what.startswith("frame") else "silent: no warning names the file"
+    in_values = what.startswith("frame") or (what.endswith(" 1.2.1.99") and _header(path) == header)
+    return "valid frame" if in_values else "silent: no warning names the file"
+
+
+def _header(path: Path) -> Dataset:
+    return pydicom.dcmread(path, stop_before_pixels=True)
 
 
 def slice_by_gdcm(path: Path) -> npt.NDArray[np.float64] | None:
@@ -304,11 +310,11 @@ def _work(numbers: range, seed: int, root: Path, pipe: Connection) -> None:
     bases = {syntax: read(folder).volume for syntax, folder in folders.items()}
     for number in numbers:
         path, d, what, content = mutant(number, seed, folders)
-        whole = path.read_bytes()
+        whole, header = path.read_bytes(), _header(path)
         pipe.send((number, what, None))
         try:
             path.write_bytes(content)
-            verdict = verdict_of(what, path, d, bases[path.parents[1].name])
+            verdict = verdict_of(what, path, d, bases[path.parents[1].name], header)
         except Exception as error:
             verdict = f"crash: {type(error).__name__}"
         finally:
