@@ -309,7 +309,7 @@ def test_the_first_log_line_of_a_demonstration_says_so(model, caplog):
 
 
 def test_too_little_memory_is_a_named_error_of_that_series(model, series, settings, monkeypatch):
-    def fail(*_):
+    def fail(*_, **_options):
         raise MemoryError
 
     monkeypatch.setattr(pipeline, "assemble_series", fail)
