@@ -26,7 +26,8 @@ def test_a_flag_wins_over_the_environment():
 
 
 def test_what_is_written_can_be_chosen():
-    assert [option.flag for option in OPTIONS][-2:] == ["--report", "--secondary-capture"]
+    of_files = {option.flag for option in OPTIONS if option.of_files}
+    assert {"--report", "--secondary-capture", "--seg", "--segments", "--omit-empty-frames", "--nifti"} == of_files
     assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == Settings(
         report="none", secondary_capture=True
     )

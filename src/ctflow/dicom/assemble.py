@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from ctflow.progress import Progress, silent
 from ctflow.volume import FloatArray, Geometry, Volume
 
 PADDING_HU = -1024
-_Number = TypeVar("_Number", bound=np.generic)
+_Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,11 @@ class Assembled:
     slices: tuple[int, ...]
     warnings: tuple[str, ...]
 
-    def on_instances(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    def on_instances(self, values: _Array) -> _Array:
         """(..., D, H, W) values of the volume as (..., instances, H, W) values of the slices."""
-        return values if self.slices == tuple(range(values.shape[-3])) else values[..., list(self.slices), :, :]
+        if self.slices == tuple(range(values.shape[-3])):
+            return values
+        return cast(_Array, values[..., list(self.slices), :, :])
 
 
 @dataclass(frozen=True)
