@@ -166,6 +166,22 @@ def test_a_tilted_series_in_pieces_is_resampled_and_marked_on_its_own_slices(mod
     )
 
 
+def test_a_resampled_series_marks_the_same_slices_in_every_kind_of_seg(model, settings, tmp_path):
+    another_series(tmp_path / "in", 1, tilted_in_pieces)
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted((tmp_path / "in").iterdir())]
+    kinds = {"binary": {}, "labelmap": {"seg": "labelmap"}, "fractional": {"seg": "fractional"},
+             "finding": {"segments": "finding", "nifti": True}}  # fmt: skip
+    marked = {}
+    for kind, chosen in kinds.items():
+        (case,) = run_folder(tmp_path / "in", tmp_path / kind, model, replace(settings, **chosen)).cases
+        marked[kind] = read_segmentation(case.folder / "segmentation.dcm", headers) > 0
+    assert marked["binary"].shape == (18, 80, 80)
+    assert marked["binary"].any()
+    assert all(np.array_equal(mask, marked["binary"]) for mask in marked.values())
+    image = nibabel.load(case.folder / "segmentation.nii.gz")
+    assert image.shape == (80, 80, 22), "NIfTI has the resampled grid, which its affine can say"
+
+
 def test_a_missing_slice_runs_with_allow_gaps(model, tmp_path):
     another_series(tmp_path / "in", 1)
     (tmp_path / "in" / "00009.dcm").unlink()
