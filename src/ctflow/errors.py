@@ -6,6 +6,9 @@ by the digest of its UID (`ctflow.volume.digest_of_uid`).
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 EXIT_DONE = 0
 EXIT_PARTLY = 6  # some series done, some refused or failed, or files unreadable
 EXIT_UNEXPECTED = 70
@@ -55,6 +58,9 @@ class BrokenSeries(InputError):
             "unreadable",
         }
     )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), reason=self.reason), (str(self),)  # processes hand errors on by pickle
 
     def __init__(self, message: str, *, reason: str) -> None:
         if reason not in self.REASONS:

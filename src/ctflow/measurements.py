@@ -130,6 +130,25 @@ def _part(segment: Segment, number: int, rank: int | None) -> Segment:
     return replace(segment, number=number, label=label, part_of=segment.number, rank=rank)
 
 
+def count_findings_between(labels: Labels, slices: Sequence[int], segments: Sequence[Segment]) -> int:
+    """How many findings of a resampled volume lie between the slices that there are.
+
+    Args:
+        labels: (D, H, W) uint8; value k marks the segment with number k.
+        slices: Indices d that stand for slices of the series.
+        segments: What the label values mean.
+    """
+    between = np.setdiff1d(np.arange(len(labels)), slices)
+    lost = 0
+    for segment in segments if len(between) else ():
+        found = _components_of(labels, segment.number)
+        if found is not None:
+            kept = [d - found.box[0].start for d in set(slices)]
+            seen = np.unique(found.array[[d for d in kept if 0 <= d < len(found.array)]])
+            lost += len(found.voxels) - int(np.count_nonzero(seen))
+    return lost
+
+
 @dataclass(frozen=True, eq=False)
 class _Components:
     """The connected components of one segment: `array` numbers them from 1 within `box` of the label map."""

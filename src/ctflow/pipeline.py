@@ -42,7 +42,7 @@ from ctflow.errors import (
 )
 from ctflow.export.measure import choose_fastest
 from ctflow.export.prepare import prepare_engine
-from ctflow.measurements import SegmentMeasurements, measure_segments, split_findings
+from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.nifti import write_nifti
 from ctflow.postprocess import (
@@ -61,6 +61,8 @@ from ctflow.report.views import Oriented, oriented_from_volume
 from ctflow.volume import Volume, digest_of_uid
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
+
+_RESAMPLED = "The slices were resampled to equal distances; lengths, volumes and HU are of the resampled volume."
 
 log = logging.getLogger(__name__)
 
@@ -474,6 +476,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     seconds: dict[str, float] = {}
     with _timed(seconds, "measure"):
         measured = measure_segments(labels, volume, model.spec.segments)
+        case = replace(case, warnings=(*case.warnings, *_warnings_of_grid(case, model.spec)))
     with temporary_folder(output, case.key) as folder:
         with _timed(seconds, "preview"):
             oriented = oriented_from_volume(volume, labels)
@@ -492,6 +495,19 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
     # The arrays have served: a folder of many series must not pile them up.
     return replace(case, folder=output / case.key, document=document, assembled=None, segmentation=None)
+
+
+def _warnings_of_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
+    """What a grid that is not the slices' own keeps from the SEG."""
+    lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
+    return (f"{lost} findings lie between the slices that there are: measured, but not in the SEG",) if lost else ()
+
+
+def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
+    """The same for the measurement report, which has no other warnings."""
+    loaded = case.loaded
+    resampled = loaded.slices != tuple(range(loaded.volume.geometry.shape[0]))
+    return (*((_RESAMPLED,) if resampled else ()), *_warnings_of_grid(case, spec))
 
 
 def _write_objects(
@@ -524,7 +540,9 @@ def _write_objects(
         fractions=None if fractions is None else case.loaded.on_instances(fractions),
     )
     write_dataset(segmentation, folder / "segmentation.dcm")
-    report = report_from_measurements(measured, segmentation, headers, spec, provenance, marked_as=segments)
+    report = report_from_measurements(
+        measured, segmentation, headers, spec, provenance, marked_as=segments, remarks=_remarks_on_grid(case, spec)
+    )
     write_dataset(report, folder / "measurements.dcm")
     if picture is not None:
         capture = secondary_capture_from_picture(picture, segmentation, headers, spec, provenance)

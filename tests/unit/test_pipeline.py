@@ -31,7 +31,17 @@ from ctflow.errors import (
 from ctflow.export.measure import Choice
 from ctflow.model import Code, Segment
 from ctflow.phantom import phantom_from_seed
-from ctflow.pipeline import Segmenter, announce, exit_code_of_cases, find_cases, key_of_series, load_case, run_folder
+from ctflow.pipeline import (
+    Segmenter,
+    announce,
+    exit_code_of_cases,
+    find_cases,
+    key_of_series,
+    load_case,
+    run_folder,
+    segment_case,
+    write_case,
+)
 from dicom_support import assembled
 from tests_support import dciodvfy_errors
 
@@ -191,6 +201,27 @@ def test_a_missing_slice_runs_with_allow_gaps(model, tmp_path):
     assert case.document["series"]["shape"][0] == 18
     assert any("1 missing slices were interpolated" in warning for warning in case.document["warnings"])
     assert case.document["settings"]["allow_gaps"] is True
+
+
+def test_a_finding_between_slices_is_told_of(model, settings, tmp_path):
+    another_series(tmp_path / "in", 1)
+    (tmp_path / "in" / "00009.dcm").unlink()
+    chosen = replace(settings, allow_gaps=True)
+    case = load_case(find_cases(tmp_path / "in", model.spec, chosen).cases[0])
+    with Segmenter(model, chosen) as segmenter:
+        case = segment_case(case, segmenter)
+    labels = np.zeros_like(case.segmented.labels)
+    (missing,) = set(range(18)) - set(case.loaded.slices)
+    labels[missing, 30:34, 30:34] = 1
+    labels[3, 10:14, 10:14] = 1
+    case = replace(case, segmentation=replace(case.segmentation, labels=labels))
+    case = write_case(case, model, chosen, tmp_path / "out")
+    assert case.error is None
+    said = "1 findings lie between the slices that there are: measured, but not in the SEG"
+    assert said in case.document["warnings"]
+    comments = str(pydicom.dcmread(case.folder / "measurements.dcm"))
+    assert said in comments
+    assert "resampled to equal distances" in comments
 
 
 def test_nothing_done_writes_nothing_and_the_first_failure_decides(model, settings, tmp_path):

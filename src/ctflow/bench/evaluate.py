@@ -24,7 +24,15 @@ from ctflow.bench.exactness import (
 from ctflow.config import Settings
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, AccuracyFailed, CtflowError, NoUsableSeries, SettingsInvalid
+from ctflow.errors import (
+    EXIT_DONE,
+    EXIT_PARTLY,
+    AccuracyFailed,
+    CtflowError,
+    NoUsableSeries,
+    SettingsInvalid,
+    UnsupportedPixels,
+)
 from ctflow.model import RESEARCH_ONLY, Model
 from ctflow.pipeline import Case, Segmenter, announce, find_cases, load_case, segment_case
 from ctflow.progress import Progress, silent
@@ -182,6 +190,7 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
         outcome = replace(outcome, digest=case.candidate.series.digest)
         case = _unless_failed(load_case(case, progress))
         headers = [instance.header for instance in case.loaded.instances]
+        _check_grid(case)
         truth = read_segmentation(folder / TRUTH, headers)  # before the network: a wrong one costs no minutes
         found, seconds, engine = _found(case, headers, segmenters, progress)
         reference = _against_reference(case, found, segmenters.reference, progress)
@@ -195,6 +204,14 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
         seconds=seconds,
         engine=engine,
     )
+
+
+def _check_grid(case: Case) -> None:
+    """Whether distances and volumes can be measured on the series' own slices, which is where its truth is drawn."""
+    geometry = case.loaded.volume.geometry
+    if geometry.is_tilted or case.loaded.slices != tuple(range(geometry.shape[0])):
+        digest = case.candidate.series.digest
+        raise UnsupportedPixels(f"series {digest}: tilted or resampled, it cannot be evaluated on its own slices")
 
 
 def _found(

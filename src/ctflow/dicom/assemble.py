@@ -21,6 +21,7 @@ from ctflow.progress import Progress, silent
 from ctflow.volume import FloatArray, Geometry, Volume
 
 PADDING_HU = -1024
+_LEAST_SHARE = 1e-3  # of a slice in an interpolated one: 1 HU of 1000, and padding need not spread for less
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 
@@ -118,7 +119,7 @@ def _resampled(
     result = np.empty((len(weights), *array.shape[1:]), np.float32)
     marks = np.zeros(result.shape, bool) if padding is not None else None
     for k, row in enumerate(weights):
-        used = np.flatnonzero(row)
+        used = np.flatnonzero(row > _LEAST_SHARE)
         result[k] = sum(row[d] * array[d].astype(np.float32) for d in used)
         if marks is not None and padding is not None:
             marks[k] = padding[used].any(axis=0)

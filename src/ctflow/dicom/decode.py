@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +29,8 @@ LARGEST_POOL = 8
 _AHEAD = 3  # slices that wait for each process: results must not pile up
 
 Slice = npt.NDArray[np.uint16]
+
+log = logging.getLogger(__name__)
 
 
 def read_slices(
@@ -46,18 +53,43 @@ def read_slices(
     """
     encoded = sum(instance.pixel_offset is None for instance in instances)
     workers = min(_cores(), LARGEST_POOL)
-    if encoded < LEAST_SLICES or workers < 2:
-        for instance, form in zip(instances, forms, strict=True):
-            yield read_stored(instance, form, rows, columns)
+    pool = _started_pool(workers) if encoded >= LEAST_SLICES and workers >= 2 else None
+    if pool is not None:
+        yield from _in_processes(pool, instances, forms, rows, columns, workers * _AHEAD)
         return
-    yield from _in_processes(instances, forms, rows, columns, workers)
+    for instance, form in zip(instances, forms, strict=True):
+        yield read_stored(instance, form, rows, columns)
+
+
+def _started_pool(workers: int) -> ProcessPoolExecutor | None:
+    """A pool of running processes; None where the system gives none (a daemon's process, no semaphores, no memory)."""
+    if multiprocessing.current_process().daemon:
+        return None
+    # Not forked: this process may have threads and a GPU, which a fork does not survive.
+    try:
+        with _bare_start():
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    except (OSError, ImportError) as error:
+        log.warning("slices are decoded in one process, as none can be started: %s", type(error).__name__)
+        return None
+    try:
+        with _bare_start():
+            pool.submit(int).result()
+    except (OSError, BrokenProcessPool) as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        log.warning("slices are decoded in one process, as none can be started: %s", type(error).__name__)
+        return None
+    return pool
 
 
 def _in_processes(
-    instances: Sequence[Instance], forms: Sequence[PixelFormat], rows: int, columns: int, workers: int
+    pool: ProcessPoolExecutor,
+    instances: Sequence[Instance],
+    forms: Sequence[PixelFormat],
+    rows: int,
+    columns: int,
+    ahead: int,
 ) -> Generator[Slice, None, None]:
-    # Not forked: this process may have threads and a GPU, which a fork does not survive.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
     waiting: deque[tuple[Instance, Future[Slice]]] = deque()
 
     def first() -> Slice:
@@ -65,16 +97,21 @@ def _in_processes(
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise unsupported(
-                instance, "it, or a slice soon after it, ended its decoder: have it sent again"
-            ) from error
+            what = "it, or a slice soon after it, ended its decoder, or memory is short: have it sent again"
+            raise unsupported(instance, what) from error
 
     try:
         for instance, form in zip(instances, forms, strict=True):
             # The header stays here: it is larger than what a decoder needs, and holds the patient's name.
             small = replace(instance, header=Dataset())
-            waiting.append((instance, pool.submit(read_stored, small, form, rows, columns)))
-            if len(waiting) >= workers * _AHEAD:
+            try:
+                with _bare_start():  # a process more may start here
+                    future = pool.submit(read_stored, small, form, rows, columns)
+            except BrokenProcessPool as error:  # an earlier slice's, which is the first of those that wait
+                future = Future()
+                future.set_exception(error)
+            waiting.append((instance, future))
+            if len(waiting) >= ahead:
                 yield first()
         while waiting:
             yield first()
@@ -87,6 +124,30 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; the first one ends the others."""
+@contextmanager
+def _bare_start() -> Iterator[None]:
+    """Start processes that run nothing of the user's script, and with this thread's signals as they were.
+
+    A spawned process runs the script's top level first, which for one without a `__main__` guard is everything it does;
+    and the helper that Python starts beside it unblocks SIGINT and SIGTERM.
+    """
+    script, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _begin() -> None:
+    """Ctrl-C reaches every process of the terminal, and the first one ends the others; one that is killed cannot."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -14,6 +14,9 @@ _NO_SOF = (0xC4, 0xC8, 0xCC)  # tables and extensions within the frame headers' 
 # Tuned on 2026-11 with the chest of LIDC-IDRI-0314 (1 mm) and phantoms (2.5 and 5 mm): no whole slice was named.
 _UNLIKE = 3.0  # times the usual distance of a slice from the mean of its neighbours
 _LEAST_HU = 15.0
+# A damaged slice also makes its neighbours' means wrong, by half as much; where a chest changes its shape, at the
+# shoulders, slices beside each other are about as unlike.
+_BESIDE = 1.5
 
 
 def flaw_of_size(frame: bytes, rows: int, columns: int) -> str | None:
@@ -114,9 +117,8 @@ def slices_unlike_both_neighbours(array: npt.NDArray[np.generic]) -> tuple[int, 
         mean = (small[d - 1].astype(np.float32) + small[d + 1].astype(np.float32)) / 2
         away[d] = np.abs(small[d] - mean).mean()
     usual = float(np.median(away[1:-1]))
-    # A damaged slice also makes its neighbours' means wrong, by half as much.
     return tuple(
         d
         for d in range(1, len(array) - 1)
-        if away[d] > max(_UNLIKE * usual, usual + _LEAST_HU) and away[d] >= max(away[d - 1], away[d + 1])
+        if away[d] > max(_UNLIKE * usual, usual + _LEAST_HU) and away[d] > _BESIDE * max(away[d - 1], away[d + 1])
     )

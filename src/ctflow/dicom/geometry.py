@@ -18,6 +18,7 @@ from ctflow.errors import BrokenSeries
 from ctflow.volume import FloatArray, Geometry
 
 _SAME_DIRECTION = 1e-4  # of unit vectors' components; scanners write six decimals
+_LEAST_MM = 0.001  # the finest CT of bone has voxels of 0.01 mm
 _SAME_SPACING_MM = 1e-4
 _UNIT = 1e-2  # how far a direction's length, or the dot product of the two, may be off
 _LARGEST_TILT_DEGREES = 45.0  # gantries tilt by at most 30
@@ -127,6 +128,8 @@ def _common_plane(series: Series, instances: Sequence[Instance]) -> tuple[FloatA
         raise _broken(series, "mixed-size", "its slices differ in PixelSpacing: send one series at a time")
     if spacings[0].min() <= 0:
         raise _broken(series, "no-geometry", "PixelSpacing is not above 0")
+    if spacings[0].min() < _LEAST_MM:
+        raise _broken(series, "no-geometry", f"PixelSpacing is below {_LEAST_MM} mm")
     row, column = axes[0, :3], axes[0, 3:]
     lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > _UNIT:

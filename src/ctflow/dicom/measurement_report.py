@@ -67,6 +67,7 @@ def report_from_measurements(
     provenance: Provenance,
     *,
     marked_as: Sequence[Segment] = (),
+    remarks: Sequence[str] = (),
 ) -> Dataset:
     """Make a measurement report.
 
@@ -77,6 +78,7 @@ def report_from_measurements(
         spec: The model's name, version and segments.
         provenance: What made the mask.
         marked_as: The SEG's segments, where they are findings (`ctflow.measurements.split_findings`) and not classes.
+        remarks: What else a person should know before reading a number.
 
     Returns:
         A Comprehensive 3D SR, unverified and preliminary. COMPLETE, or PARTIAL where more was found than is listed.
@@ -93,7 +95,7 @@ def report_from_measurements(
     basis = _Basis(segmentation, sources[0], spec, provenance, parts)
     cleaned = clean_sources(sources)
     left_out = sum(entry.findings_left_out for entry in measured)
-    content = _content(measured, basis)
+    content = _content(measured, basis, remarks)
     # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
     uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, content.to_json())
     with warnings.catch_warnings():
@@ -123,7 +125,7 @@ def report_from_measurements(
     return report
 
 
-def _content(measured: Sequence[SegmentMeasurements], basis: _Basis) -> Dataset:
+def _content(measured: Sequence[SegmentMeasurements], basis: _Basis, remarks: Sequence[str]) -> Dataset:
     """TID 1500. highdicom's `MeasurementReport` wants a group, and none may be found."""
     groups = [
         item
@@ -131,7 +133,8 @@ def _content(measured: Sequence[SegmentMeasurements], basis: _Basis) -> Dataset:
         for rank, finding in enumerate(entry.findings, start=1)
         for item in _group(finding, rank, segment, basis)
     ]
-    said = [hd.sr.TextContentItem(codes.DCM.Comment, line, _CONTAINS) for line in _statements(measured, basis.spec)]
+    lines = (*_statements(measured, basis.spec), *remarks)
+    said = [hd.sr.TextContentItem(codes.DCM.Comment, line, _CONTAINS) for line in lines]
     return _root(
         [
             *hd.sr.LanguageOfContentItemAndDescendants(_ENGLISH),

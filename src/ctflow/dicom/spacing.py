@@ -12,6 +12,7 @@ from ctflow.volume import FloatArray
 
 Refuse = Callable[[str, str], BrokenSeries]
 _DOUBLED_MM = 0.01
+_MOST_GROWTH = 8  # grid slices for each slice there is: real ones need 2 or 3, and memory is not endless
 _LEAST_RUN = 3  # equal gaps that make a piece of a piecewise regular series; fewer are chance
 
 
@@ -74,8 +75,8 @@ def spacing_of_slices(
     if np.abs(gaps - median).max() <= tolerance_mm(median):
         return Spacing(len(distances_mm), np.arange(len(distances_mm), dtype=np.float64))
     runs = _runs(gaps)
-    if _is_piecewise(gaps, runs):
-        return _piecewise(distances_mm, gaps, runs, numbers, refuse)
+    if _is_piecewise(gaps, runs) and not _may_lack_slices(gaps, runs, numbers):
+        return _piecewise(distances_mm, gaps, runs, refuse)
     steps = np.round(gaps / median)
     if np.all((steps >= 1) & (np.abs(gaps / median - steps) <= 0.01 * steps)):
         return _with_gaps(steps, allow_gaps, refuse)
@@ -121,27 +122,32 @@ def _is_piecewise(gaps: FloatArray, runs: Sequence[slice]) -> bool:
     return True
 
 
-def _piecewise(
-    distances_mm: FloatArray, gaps: FloatArray, runs: Sequence[slice], numbers: Sequence[int | None], refuse: Refuse
-) -> Spacing:
-    if _numbers_jump(runs, numbers):
-        raise refuse("gap", "InstanceNumber says that slices are missing where its distances are wider")
+def _piecewise(distances_mm: FloatArray, gaps: FloatArray, runs: Sequence[slice], refuse: Refuse) -> Spacing:
     long = [run for run in runs if _is_long(run)]
     extent = float(distances_mm[-1] - distances_mm[0])
     count = round(extent / min(float(gaps[run].mean()) for run in long)) + 1
+    if count > _MOST_GROWTH * len(distances_mm):
+        raise refuse("irregular", f"distances between slices, {gaps.min():.3f} to {gaps.max():.3f} mm, differ too much")
     step = extent / (count - 1)
     pieces = ", ".join(f"{run.stop - run.start} of {gaps[run].mean():.3f} mm" for run in runs)
     warning = f"distances between slices change ({pieces}): it was resampled by position, every {step:.3f} mm"
     return Spacing(count, (distances_mm - distances_mm[0]) / step, (warning,))
 
 
-def _numbers_jump(runs: Sequence[slice], numbers: Sequence[int | None]) -> bool:
-    """Whether InstanceNumber counts one by one in some runs and leaves numbers out in others."""
+def _may_lack_slices(gaps: FloatArray, runs: Sequence[slice], numbers: Sequence[int | None]) -> bool:
+    """Whether slices may be missing where gaps are wider.
+
+    InstanceNumber says so if it counts one by one in some runs and leaves numbers out in others. Where it is not in all
+    slices, gaps that are whole multiples of the narrowest say so.
+    """
+    long = [run for run in runs if _is_long(run)]
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers):
-        return False
+        widths = np.array([gaps[run].mean() for run in long])
+        times = widths / widths.min()
+        return bool(np.all(np.abs(times - np.round(times)) <= 0.01 * times))
     steps = np.abs(np.diff(known))
-    inside = [steps[run] for run in runs if _is_long(run)]
+    inside = [steps[run] for run in long]
     return any((found == 1).all() for found in inside) and any((found > 1).all() for found in inside)
 
 

@@ -142,6 +142,8 @@ class _Walk:
         """Where the next element begins."""
         if length != _UNDEFINED:
             return self._end(value, length)
+        if not implicit and depth and vr in (b"OB", b"OW"):  # an icon's compressed pixels: fragments like items
+            return self._sequence(value, implicit=False, depth=DEEPEST)
         if not implicit and vr not in (b"SQ", b"UN"):
             raise _Flaw("damaged header (an undefined length where none may be)")
         if depth >= DEEPEST:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.uid import JPEGLSLossless
 
 from ctflow.dicom import decode
-from ctflow.errors import UnsupportedPixels
+from ctflow.errors import BrokenSeries, UnsupportedPixels
 from dicom_support import assembled, small_volume
 from odd_series import transcode
 
@@ -61,9 +66,68 @@ def test_a_damaged_frame_is_named_from_there_too(folder):
 
 def test_a_decoder_that_dies_is_a_refusal(folder, monkeypatch):
     class Dying(decode.ProcessPoolExecutor):
-        def submit(self, _function, *_arguments):
-            return super().submit(os._exit, 1)
+        def submit(self, function, *_arguments):
+            return super().submit(function) if function is int else super().submit(os._exit, 1)
 
     monkeypatch.setattr(decode, "ProcessPoolExecutor", Dying)
     with pytest.raises(UnsupportedPixels, match=r"00000\.dcm: .*ended its decoder"):
         assembled(folder)
+
+
+def test_without_processes_one_does_it(folder, monkeypatch, caplog):
+    def none(*_arguments, **_options):
+        raise OSError(28, "no semaphores")
+
+    monkeypatch.setattr(decode, "ProcessPoolExecutor", none)
+    assert np.array_equal(assembled(folder).volume.array, small_volume(shape=SHAPE).array)
+    assert "decoded in one process" in caplog.text
+
+
+def test_a_slice_that_is_cut_short_is_named_from_there_too():
+    error = BrokenSeries("00040.dcm has 2038 bytes", reason="unreadable")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.reason, type(again)) == (str(error), "unreadable", BrokenSeries)
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from ctflow.dicom import decode
+from ctflow.dicom.assemble import assemble_series
+from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.select import select_series
+decode.LEAST_SLICES, decode._cores = 20, lambda: 2
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("begun")
+if sys.argv[2] == "killed":
+    real = decode._in_processes
+    def interrupted(pool, *arguments):
+        slices = real(pool, *arguments)
+        yield next(slices)
+        print(*pool._processes)
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    decode._in_processes = interrupted
+(chosen,) = select_series(scan_folder(Path(sys.argv[1])), force=True).chosen
+print(assemble_series(chosen.series).volume.array.shape, signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+def run_script(folder, how):
+    command = (sys.executable, "-", str(folder), how)
+    return subprocess.run(command, check=False, input=SCRIPT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_script_from_standard_input_needs_no_guard_and_keeps_its_signals(folder):
+    done = run_script(folder, "whole")
+    assert done.stdout.splitlines() == ["begun", f"{SHAPE} True"], done.stderr
+
+
+def test_processes_end_with_one_that_is_killed(folder):
+    done = run_script(folder, "killed")
+    workers = [int(pid) for pid in done.stdout.split()[1:]]
+    assert workers, done.stderr
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers):
+        assert time.monotonic() < until, "a worker outlived its parent"
+        time.sleep(0.1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ctflow.dicom.assemble import _resampled
 from ctflow.dicom.spacing import spacing_of_slices
 from ctflow.errors import BrokenSeries
 from odd_series import runs
@@ -63,6 +64,28 @@ def test_instance_numbers_tell_missing_slices_from_a_wider_piece():
     places = runs((6, 2), (4, 4))
     assert spacing(places, list(range(11))).count == 15
     assert reason(places, [*range(7), 8, 10, 12, 14]) == "gap"
+    assert reason(places) == "gap", "nothing says that none is missing"
+    assert spacing(runs((6, 2), (4, 3))).count == 13, "no slice is missing in a gap of 3 mm beside 2"
+
+
+def test_missing_slices_in_a_row_of_wide_gaps_are_interpolated_if_allowed():
+    places, numbers = runs((10, 2.5), (3, 5), (10, 2.5)), [*range(11), 12, 14, 16, *range(17, 27)]
+    assert reason(places, numbers) == "gap"
+    found = spacing(places, numbers, allow_gaps=True)
+    assert found.count == 27
+    assert "3 missing slices were interpolated" in found.warnings[0]
+
+
+def test_distances_that_would_make_a_grid_without_end_are_refused():
+    assert reason(runs((60, 5), (3, 0.02)), list(range(64))) == "irregular"
+
+
+def test_a_slice_of_rounding_errors_takes_no_part():
+    found = spacing(runs((12, 0.7), (8, 2.1)), list(range(21)))
+    padding = np.zeros((21, 1, 1), bool)
+    padding[6] = True
+    _, marks = _resampled(np.zeros((21, 1, 1), np.int16), padding, found.weights)
+    assert np.flatnonzero(marks).tolist() == [6]
 
 
 def test_single_gaps_are_interpolated_exactly_between_two():
