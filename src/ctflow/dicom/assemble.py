@@ -21,7 +21,7 @@ from ctflow.progress import Progress, silent
 from ctflow.volume import FloatArray, Geometry, Volume
 
 PADDING_HU = -1024
-_LEAST_SHARE = 1e-3  # of a slice in an interpolated one: 1 HU of 1000, and padding need not spread for less
+_LEAST_SHARE = 1e-6  # of a slice in an interpolated one: less is rounding, for which padding must not spread
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 

@@ -158,7 +158,6 @@ def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> n
         raise unsupported(instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})") from error
     if decoded.size != rows * columns or decoded.dtype.itemsize * 8 != form.bits_allocated:
         raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
-    # RLE's own lengths are checked; the others' decoders give zeros for what they cannot make out.
-    if syntax.is_compressed and syntax not in (DeflatedExplicitVRLittleEndian, RLELossless) and not decoded.any():
+    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian and not decoded.any():
         raise unsupported(instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged")
     return np.ascontiguousarray(decoded).reshape(-1)
