@@ -653,7 +653,7 @@ def _geometry() -> Iterator[Odd]:
         "every second slice of a half is missing",
         "`BrokenSeries`: `gap`",
         nothing(without(13, 15, 17, 19)),
-        "4 slices are missing in its middle: send the whole series; --allow-gaps interpolates single ones",
+        "3 slices are missing in its middle: send the whole series; --allow-gaps interpolates single ones",
     )
     yield Odd(
         "equal pieces, not in step with each other",
