@@ -219,7 +219,7 @@ def test_a_finding_between_slices_is_told_of(model, settings, tmp_path):
     assert case.error is None
     said = "1 findings lie between the slices that there are: measured, but not in the SEG"
     assert said in case.document["warnings"]
-    comments = str(pydicom.dcmread(case.folder / "measurements.dcm"))
+    comments = pydicom.dcmread(case.folder / "measurements.dcm").to_json()
     assert said in comments
     assert "resampled to equal distances" in comments
 

@@ -238,6 +238,21 @@ def test_a_failed_case_is_listed_and_the_others_count(model, write_case, finds, 
     assert document["summary"]["cases"] == 1
 
 
+def test_a_resampled_series_is_refused_not_compared_with_another_grid(model, write_case, finds, tmp_path):
+    folder = write_case("a", TUMOUR)
+    shutil.rmtree(folder / "ct")
+
+    def sheared(dataset, index):
+        x, y, z = (float(mm) for mm in dataset.ImagePositionPatient)
+        dataset.ImagePositionPatient = [x, y + 0.3 * index, z]
+
+    write_ct_series(small_volume(seed=0), folder / "ct", seed=0, adjust=sheared)
+    finds(mark_tumour)
+    (case,) = evaluate_folder(tmp_path / "cases", model, CPU, reference=False)["cases"]
+    assert case["error"]["type"] == "UnsupportedPixels"
+    assert "tilted or resampled" in case["error"]["message"]
+
+
 def test_where_all_fail_the_first_decides(model, write_case, finds, tmp_path):
     def fail(*_):
         raise BundleInvalid("not finite")
