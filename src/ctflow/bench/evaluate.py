@@ -113,6 +113,7 @@ def evaluate_folder(
         raise SettingsInvalid(f"--model: evaluation takes a model of one segment, not of {len(model.spec.segments)}")
     folders = case_folders(folder)
     announce(model)
+    settings = replace(settings, seg="binary")  # nothing is written, so that fractions would be made for nothing
     exact = replace(settings, engine="eager", precision="fp32")
     outcomes = []
     with ExitStack() as stack:
