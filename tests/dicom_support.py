@@ -17,6 +17,17 @@ from ctflow.volume import Geometry, Volume
 
 DEPTH, ROWS, COLUMNS = 16, 12, 10
 
+# Character sets of sources, and names in them that must keep their bytes.
+NAMES = [
+    (["ISO_IR 192"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    (["ISO_IR 100"], "Müller^Jürgen"),
+    (["ISO_IR 144"], "Люксембург"),  # Cyrillic is meant
+    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
+    (["GB18030"], "Wang^XiaoDong=王^小东"),
+    ([""], "Plain^Name"),
+]
+
 
 def small_volume(affine=None, shape=(DEPTH, ROWS, COLUMNS), seed=0) -> Volume:
     """Random HU on a grid that differs along every axis."""

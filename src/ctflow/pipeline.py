@@ -476,14 +476,15 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     seconds: dict[str, float] = {}
     with _timed(seconds, "measure"):
         measured = measure_segments(labels, volume, model.spec.segments)
-        case = replace(case, warnings=(*case.warnings, *_warnings_of_grid(case, model.spec)))
+        remarks = _remarks_on_grid(case, model.spec)
+        case = replace(case, warnings=(*case.warnings, *remarks))
     with temporary_folder(output, case.key) as folder:
         with _timed(seconds, "preview"):
             oriented = oriented_from_volume(volume, labels)
             picture = _picture(oriented, model.spec)
             write_picture(picture, folder / "preview.png")
         with _timed(seconds, "write"):
-            _write_objects(case, model, settings, measured, folder, picture if settings.secondary_capture else None)
+            _write_objects(case, model, settings, measured, remarks, picture, folder)
         if settings.report == "html":
             with _timed(seconds, "report"):
                 write_html_report(oriented, _document(case, model, settings, measured), folder / "report.html")
@@ -497,17 +498,13 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     return replace(case, folder=output / case.key, document=document, assembled=None, segmentation=None)
 
 
-def _warnings_of_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
-    """What a grid that is not the slices' own keeps from the SEG."""
-    lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
-    return (f"{lost} findings lie between the slices that there are: measured, but not in the SEG",) if lost else ()
-
-
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
-    """The same for the measurement report, which has no other warnings."""
-    loaded = case.loaded
-    resampled = loaded.slices != tuple(range(loaded.volume.geometry.shape[0]))
-    return (*((_RESAMPLED,) if resampled else ()), *_warnings_of_grid(case, spec))
+    """What measurements on a grid that is not the slices' own mean, and what it keeps from the SEG."""
+    if not case.loaded.is_resampled:
+        return ()
+    lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
+    between = f"{lost} findings lie between the slices that there are: measured, but not in the SEG"
+    return (_RESAMPLED, between) if lost else (_RESAMPLED,)
 
 
 def _write_objects(
@@ -515,8 +512,9 @@ def _write_objects(
     model: Model,
     settings: Settings,
     measured: Sequence[SegmentMeasurements],
+    remarks: Sequence[str],
+    picture: npt.NDArray[np.uint8],
     folder: Path,
-    picture: npt.NDArray[np.uint8] | None,
 ) -> None:
     """The SEG, the measurement report that refers to it, and the mask and the picture in other forms if asked for."""
     engine = case.segmented.engine
@@ -541,10 +539,10 @@ def _write_objects(
     )
     write_dataset(segmentation, folder / "segmentation.dcm")
     report = report_from_measurements(
-        measured, segmentation, headers, spec, provenance, marked_as=segments, remarks=_remarks_on_grid(case, spec)
+        measured, segmentation, headers, spec, provenance, marked_as=segments, remarks=remarks
     )
     write_dataset(report, folder / "measurements.dcm")
-    if picture is not None:
+    if settings.secondary_capture:
         capture = secondary_capture_from_picture(picture, segmentation, headers, spec, provenance)
         write_dataset(capture, folder / "secondary_capture.dcm")
     if settings.nifti:

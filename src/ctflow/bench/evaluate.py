@@ -209,8 +209,7 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
 
 def _check_grid(case: Case) -> None:
     """Whether distances and volumes can be measured on the series' own slices, which is where its truth is drawn."""
-    geometry = case.loaded.volume.geometry
-    if geometry.is_tilted or case.loaded.slices != tuple(range(geometry.shape[0])):
+    if case.loaded.volume.geometry.is_tilted or case.loaded.is_resampled:
         digest = case.candidate.series.digest
         raise UnsupportedPixels(f"series {digest}: tilted or resampled, it cannot be evaluated on its own slices")
 

@@ -41,11 +41,14 @@ class Assembled:
     slices: tuple[int, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def is_resampled(self) -> bool:
+        """Whether the volume's grid is another than the slices' own."""
+        return self.slices != tuple(range(self.volume.geometry.shape[0]))
+
     def on_instances(self, values: _Array) -> _Array:
         """(..., D, H, W) values of the volume as (..., instances, H, W) values of the slices."""
-        if self.slices == tuple(range(values.shape[-3])):
-            return values
-        return cast(_Array, values[..., list(self.slices), :, :])
+        return cast(_Array, values[..., list(self.slices), :, :]) if self.is_resampled else values
 
 
 @dataclass(frozen=True)

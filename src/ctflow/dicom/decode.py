@@ -30,6 +30,8 @@ _AHEAD = 3  # slices that wait for each process: results must not pile up
 
 Slice = npt.NDArray[np.uint16]
 
+_STARTING = threading.Lock()
+
 log = logging.getLogger(__name__)
 
 
@@ -131,13 +133,14 @@ def _bare_start() -> Iterator[None]:
     A spawned process runs the script's top level first, which for one without a `__main__` guard is everything it does;
     and the helper that Python starts beside it unblocks SIGINT and SIGTERM.
     """
-    script, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with _STARTING:  # of two threads, each would take the other's stand-in for the script
+        script, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _begin() -> None:

@@ -21,7 +21,7 @@ from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, ModelSpec, NetworkSpec, Segment
 from ctflow.volume import Volume
-from dicom_support import assembled, small_volume
+from dicom_support import NAMES, assembled, small_volume
 from tests_support import dciodvfy_errors, report_by_dcmqi
 
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -341,17 +341,6 @@ def test_dates_are_the_sources_and_the_clocks_are_nowhere(write):
     assert (made.report.SeriesDate, made.report.SeriesTime) == moment
     assert "InstanceCreationDate" not in made.report
     assert made.report.ContributingEquipmentSequence[0].ContributionDateTime == "".join(moment)
-
-
-NAMES = [
-    (["ISO_IR 192"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-    (["ISO_IR 100"], "Müller^Jürgen"),
-    (["ISO_IR 144"], "Люксембург"),  # Cyrillic is meant
-    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-    (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
-    (["GB18030"], "Wang^XiaoDong=王^小东"),
-    ([""], "Plain^Name"),
-]
 
 
 @pytest.mark.parametrize(("character_set", "name"), NAMES)

@@ -16,7 +16,7 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import clean_sources
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
-from dicom_support import assembled, small_volume
+from dicom_support import NAMES, assembled, small_volume
 from tests_support import dciodvfy_errors
 
 LUNG = Code("39607008", "SCT", "Lung")
@@ -149,17 +149,6 @@ WELL_FORMED = [
 @pytest.mark.parametrize(("keyword", "value"), WELL_FORMED)
 def test_a_well_formed_value_is_taken_over(headers, tmp_path, keyword, value):
     assert str(conforming(odd(headers, **{keyword: value}), tmp_path)[keyword].value) == value
-
-
-NAMES = [
-    (["ISO_IR 192"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-    (["ISO_IR 100"], "Müller^Jürgen"),
-    (["ISO_IR 144"], "Люксембург"),  # Cyrillic is meant
-    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-    (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
-    (["GB18030"], "Wang^XiaoDong=王^小东"),
-    ([""], "Plain^Name"),
-]
 
 
 @pytest.mark.parametrize(("character_set", "name"), NAMES)
