@@ -47,6 +47,17 @@ def algorithm_parameters(provenance: Provenance) -> dict[str, str]:
     }
 
 
+def equipment(spec: ModelSpec, provenance: Provenance) -> dict[str, str]:
+    """What highdicom's objects are told of who wrote them, and in which characters."""
+    return {
+        "manufacturer": ALGORITHM_SOURCE,
+        "manufacturer_model_name": fitted(spec.name),
+        "software_versions": provenance.ctflow_version,
+        "device_serial_number": provenance.weights_digest[:12],
+        "specific_character_set": "ISO_IR 192",  # highdicom refuses valid ones; `give_text_encoding` has the last word
+    }
+
+
 def tracking_id(segment: Segment, spec: ModelSpec) -> str:
     """Name of what a segment marks, over all runs of a model if it is a class; not yet fitted to an attribute."""
     return f"{spec.name} {segment.label}" + (f" {segment.number}" if segment.part_of is None else "")

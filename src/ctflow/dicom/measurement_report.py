@@ -18,6 +18,7 @@ from ctflow.dicom.derived import (
     Provenance,
     algorithm_parameters,
     concept,
+    equipment,
     finding_uid,
     fitted,
     give_moment,
@@ -107,15 +108,11 @@ def report_from_measurements(
             series_number=series_number(sources[0], 2),
             sop_instance_uid=uid,
             instance_number=1,
-            manufacturer="ctflow",
             is_complete=left_out == 0,
             is_final=False,
             is_verified=False,
-            manufacturer_model_name=fitted(spec.name),
-            software_versions=provenance.ctflow_version,
-            device_serial_number=provenance.weights_digest[:12],
+            **equipment(spec, provenance),
             series_description=series_description(spec, "Measurements by"),
-            specific_character_set="ISO_IR 192",  # for highdicom, which refuses valid ones; the source's follows below
         )
     report.ContentSequence = content.ContentSequence
     if left_out:

@@ -15,6 +15,7 @@ from pydicom.sr.codedict import codes
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     Provenance,
+    equipment,
     fitted,
     give_moment,
     give_text_encoding,
@@ -71,12 +72,8 @@ def secondary_capture_from_picture(
             series_number=series_number(sources[0], 3),
             sop_instance_uid=uid_from_parts("secondary capture", segmentation.SOPInstanceUID, pixels),
             instance_number=1,
-            manufacturer="ctflow",
-            manufacturer_model_name=fitted(spec.name),
-            software_versions=provenance.ctflow_version,
-            device_serial_number=provenance.weights_digest[:12],
+            **equipment(spec, provenance),
             series_description=series_description(spec, "Picture by"),
-            specific_character_set="ISO_IR 192",  # for highdicom, which refuses valid ones; the source's follows below
         )
         image.copy_patient_and_study_information(cleaned[0])
     _describe(image, cleaned, spec)

@@ -19,6 +19,7 @@ from ctflow.dicom.derived import (
     Provenance,
     algorithm_parameters,
     concept,
+    equipment,
     finding_uid,
     fitted,
     give_moment,
@@ -102,14 +103,10 @@ def segmentation_from_labels(
             series_number=series_number(header, 1),
             sop_instance_uid=uid,
             instance_number=1,
-            manufacturer="ctflow",
-            manufacturer_model_name=fitted(spec.name),
-            software_versions=provenance.ctflow_version,
-            device_serial_number=provenance.weights_digest[:12],
+            **equipment(spec, provenance),
             content_description=_content_description(spec, marked=bool(labels.any())),
             content_label="SEGMENTATION",
             series_description=series_description(spec, "Segmentation by"),
-            specific_character_set="ISO_IR 192",  # for highdicom, which refuses valid ones; the source's follows below
         )
     give_text_encoding(segmentation, cleaned[0])
     _make_reproducible(segmentation, header, uid)
