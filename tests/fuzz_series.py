@@ -27,11 +27,11 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
-from ctflow.dicom.assemble import PADDING_HU, Assembled, assemble_series
+from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import require_chosen, select_series
 from ctflow.errors import CtflowError
-from ctflow.volume import Volume
+from ctflow.volume import PADDING_HU, Volume
 from dicom_support import indices_of
 from odd_series import files_of, odd_volume, transcode, written
 

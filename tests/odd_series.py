@@ -359,6 +359,20 @@ def cut_to(count: int) -> Callable[[Path], None]:
     return write
 
 
+def ending_elsewhere(count: int, **attributes) -> Callable[[Path], Volume]:
+    """18 slices, of which the last ones have these attributes; the others are the truth."""
+    change = setter(**attributes)
+
+    def write(folder: Path) -> Volume:
+        depth = 18
+        whole = odd_volume(shape=(depth, *SHAPE[1:]))
+        written(folder, whole, lambda dataset, d: change(dataset, d) if d >= depth - count else None)
+        array = whole.array[: depth - count]
+        return Volume(array, Geometry(array.shape, whole.geometry.affine_mm))
+
+    return write
+
+
 def wrong_vrs(dataset: Dataset, _d: int) -> None:
     """Numbers as text and text as other text: what some gateways make of a file."""
     for keyword, vr in (
@@ -670,6 +684,18 @@ def _geometry() -> Iterator[Odd]:
         "`BrokenSeries`: `irregular`",
         nothing(one(ImagePositionPatient=["-9", "20.25", "-287.5"])),
     )
+    stray = f"{WARNED} + set aside: `stray`"
+    for count, ends in ((1, "the last slice of 18 has"), (2, "the last two slices of 18 have")):
+        write = ending_elsewhere(count, SeriesInstanceUID="1.2.3")
+        yield Odd(f"{ends} another SeriesInstanceUID", stray, write, "there its next ones would lie")
+    yield Odd(
+        "the last slice of 18 has no SeriesInstanceUID",
+        stray,
+        ending_elsewhere(1, SeriesInstanceUID=""),
+        "is empty or absent",
+    )
+    elsewhere = ending_elsewhere(1, SeriesInstanceUID="1.2.3", SeriesNumber="7")
+    yield Odd("one more slice of another series", f"{RIGHT} + set aside: `too-few-slices`", elsewhere)
     yield Odd("one slice only", "set aside: `too-few-slices`", cut_to(1))
     yield Odd("two slices", "set aside: `too-few-slices`", cut_to(2))
     yield Odd("slices 6 mm apart", "set aside: `too-thick`", nothing(placed(axes((2, 1, 0), (1, 1, 1), (6, 0.6, 0.9)))))

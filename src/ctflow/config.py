@@ -14,6 +14,7 @@ Pick = Literal["all", "best"]
 Report = Literal["html", "none"]
 SegKind = Literal["binary", "labelmap", "fractional"]
 SegmentPer = Literal["class", "finding"]
+SegGrid = Literal["source", "resampled"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Settings:
         report: Whether report.html is written beside the SEG.
         secondary_capture: Whether the preview is written as a DICOM image, too.
         seg: Kind of the SEG: a bit a pixel and segment, one label a pixel, or each segment's probability.
+        seg_grid: Where the SEG's frames lie: on the source's slices, or, where those are tilted or were resampled, on a
+            right-angled regular grid.
         segments: A segment of the SEG for each class of the bundle, or for each finding (connected component).
         omit_empty_frames: Leave frames without a marked pixel out of the SEG.
         nifti: Write the mask as NIfTI, too.
@@ -53,6 +56,7 @@ class Settings:
     report: Report = "html"
     secondary_capture: bool = False
     seg: SegKind = "binary"
+    seg_grid: SegGrid = "source"
     segments: SegmentPer = "class"
     omit_empty_frames: bool = True
     nifti: bool = False
@@ -173,6 +177,13 @@ OPTIONS: tuple[Option, ...] = (
         "KIND",
         "Kind of the SEG: binary (default), labelmap or fractional.",
         _one_of("binary", "labelmap", "fractional"),
+        of_files=True,
+    ),
+    Option(
+        "seg_grid",
+        "source|resampled",
+        "SEG of a tilted or uneven series: on its slices (default), or on a right-angled grid.",
+        _one_of("source", "resampled"),
         of_files=True,
     ),
     Option(

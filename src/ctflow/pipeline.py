@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctflow import __version__
 from ctflow.atomic import publish_folder, temporary_folder
-from ctflow.config import Settings
+from ctflow.config import SegGrid, Settings
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
@@ -52,7 +52,7 @@ from ctflow.postprocess import (
     labels_on_host,
     probabilities_from_logits,
 )
-from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
+from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, upright_volume
 from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
@@ -62,7 +62,8 @@ from ctflow.volume import Volume, digest_of_uid
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
 
-_RESAMPLED = "The slices were resampled to equal distances; lengths, volumes and HU are of the resampled volume."
+_RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
+_ON_TILTED = "the SEG lies on tilted slices, which some readers do not open (--seg-grid resampled writes another)"
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Case:
         candidate: The series and the rule that chose it.
         key: Name of its result folder.
         allow_gaps: Whether single missing slices are interpolated.
+        seg_grid: Whether the SEG lies on the slices, or on the grid that a tilted or uneven series was resampled to.
         assembled: Its volume, once loaded.
         segmentation: What was marked, once segmented.
         error: Why it went no further.
@@ -106,6 +108,7 @@ class Case:
     candidate: Candidate
     key: str
     allow_gaps: bool = False
+    seg_grid: SegGrid = "source"
     assembled: Assembled | None = None
     segmentation: Segmentation | None = None
     error: CtflowError | None = None
@@ -402,7 +405,7 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
             key = digest_of_uid(f"{candidate.series.study_uid}/{candidate.series.uid}")
         keys.add(key)
         warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
-        cases.append(Case(candidate, key, settings.allow_gaps, warnings=warnings))
+        cases.append(Case(candidate, key, settings.allow_gaps, settings.seg_grid, warnings=warnings))
     return Found(tuple(cases), scan, selection)
 
 
@@ -445,9 +448,20 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
         seconds: dict[str, float] = {}
         with _timed(seconds, "read"):
             assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
+            if assembled.volume.geometry.is_tilted:
+                assembled = _set_upright(assembled, case.seg_grid)
         return replace(case, assembled=assembled, warnings=case.warnings + assembled.warnings, stage_seconds=seconds)
 
     return _attempt(case, stage)
+
+
+def _set_upright(assembled: Assembled, seg_grid: SegGrid) -> Assembled:
+    """A tilted series as its SEG will need it: on its slices, or from here on at right angles."""
+    upright = upright_volume(assembled.volume) if seg_grid == "resampled" else None
+    if upright is None:
+        return replace(assembled, warnings=(*assembled.warnings, _ON_TILTED))
+    volume, outside = upright
+    return replace(assembled, volume=volume, outside=outside)
 
 
 def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) -> Case:
@@ -455,6 +469,7 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
 
     def stage() -> Case:
         segmentation, seconds = segmenter.segment(case.loaded.volume, progress)
+        _clear(segmentation, case.loaded.outside)
         return replace(
             case,
             segmentation=segmentation,
@@ -463,6 +478,15 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
         )
 
     return _attempt(case, stage)
+
+
+def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
+    """What the model marks where there is no image is not a finding."""
+    if outside is None:
+        return
+    segmentation.labels[outside] = 0
+    if segmentation.fractions is not None:
+        segmentation.fractions[:, outside] = 0
 
 
 def write_case(case: Case, model: Model, settings: Settings, output: Path, progress: Progress = silent) -> Case:
@@ -502,9 +526,12 @@ def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
     """What measurements on a grid that is not the slices' own mean, and what it keeps from the SEG."""
     if not case.loaded.is_resampled:
         return ()
+    resampled = _RESAMPLED.format("equal distances" if case.loaded.outside is None else "right angles")
+    if case.seg_grid == "resampled":
+        return (resampled, "The SEG lies on that volume's grid and not on the slices.")
     lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
     between = f"{lost} findings lie between the slices that there are: measured, but not in the SEG"
-    return (_RESAMPLED, between) if lost else (_RESAMPLED,)
+    return (resampled, f"{between} (--seg-grid resampled writes them)") if lost else (resampled,)
 
 
 def _write_objects(
@@ -529,13 +556,15 @@ def _write_objects(
     marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
     form = SegForm(settings.seg, omit_empty_frames=settings.omit_empty_frames)
     fractions = case.segmented.fractions
+    own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
     segmentation = segmentation_from_labels(
-        case.loaded.on_instances(marked),
+        marked if own_grid else case.loaded.on_instances(marked),
         headers,
         replace(spec, segments=segments),
         provenance,
         form=form,
-        fractions=None if fractions is None else case.loaded.on_instances(fractions),
+        fractions=fractions if own_grid or fractions is None else case.loaded.on_instances(fractions),
+        grid=case.loaded.volume.geometry if own_grid else None,
     )
     write_dataset(segmentation, folder / "segmentation.dcm")
     report = report_from_measurements(
@@ -634,7 +663,9 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
     """
     code = exit_code_of_cases(cases)
     done = sum(case.error is None for case in cases)
-    if done and found.scan.unreadable:  # one of them may be a series' last slice, which nothing else would miss
+    if done and (
+        found.scan.unreadable or found.selection.strays
+    ):  # a series' last slice, which nothing else would miss
         code = EXIT_PARTLY
     set_aside = [c for c in found.selection.candidates if not c.chosen]
     document = run_result(

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ctflow.errors import UnsupportedPixels
 from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
-from ctflow.volume import FloatArray, Geometry, Size3, Volume
+from ctflow.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Size3, Volume
 
 SAME_SPACING_MM = 1e-3  # MONAI's AFFINE_TOL: an axis this close to the wanted spacing keeps its own
 LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32
@@ -72,7 +72,10 @@ def prepare_volume(volume: Volume, steps: Sequence[Step], device: str) -> Prepar
     `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine.
     """
     upright = upright_of_geometry(volume.geometry)
-    state = _loaded(volume, device) if upright is None else _set_upright(volume, upright, device)
+    if upright is None:
+        state = _state(_uploaded(volume.array, torch.device(device)), volume.geometry.affine_mm)
+    else:
+        state = _state(_set_upright(volume.array, upright, device), upright.geometry.affine_mm)
     for step in steps:
         state = _apply(state, step)
     image = state.image.to(torch.float32)
@@ -81,13 +84,8 @@ def prepare_volume(volume: Volume, steps: Sequence[Step], device: str) -> Prepar
     return Prepared(image.contiguous()[None, None], state.axes, state.back, upright)
 
 
-def _loaded(volume: Volume, device: str) -> _State:
-    """The volume as MONAI's readers give it."""
-    return _state(_uploaded(volume.array, torch.device(device)), volume.geometry.affine_mm)
-
-
 def _state(array: Tensor, affine_mm: FloatArray) -> _State:
-    """(D, H, W) with its LPS affine, before any step."""
+    """(D, H, W) with its LPS affine, as MONAI's readers give it, before any step."""
     image = array.permute(2, 1, 0)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm[:, [2, 1, 0, 3]]
     x, y, z = (np.eye(size) for size in image.shape)
@@ -160,16 +158,46 @@ def upright_of_geometry(geometry: Geometry) -> Upright | None:
     return Upright(Geometry(shape, affine), rows, columns)
 
 
-def _set_upright(volume: Volume, upright: Upright, device: str) -> _State:
-    """The volume on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
+def upright_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | None:
+    """A tilted volume on the smallest right-angled grid that holds all its slices; None where nothing is tilted.
+
+    Args:
+        volume: CT in HU on a sheared grid.
+
+    Returns:
+        The volume as `prepare_volume` sets it upright, float32, and (D, H, W) bool: which voxels no slice reaches. They
+        repeat the slice's border. What padding had a share in is padding.
+    """
+    upright = upright_of_geometry(volume.geometry)
+    if upright is None:
+        return None
+    array = _set_upright(volume.array, upright, "cpu").numpy()
+    depth, height, width = volume.array.shape
+    outside = np.ones(array.shape, bool)
+    for d in range(depth):
+        outside[d, _reached(upright.rows[d], height), _reached(upright.columns[d], width)] = False
+    padding = None
+    if volume.padding is not None:
+        padding = _set_upright(volume.padding.astype(np.float32), upright, "cpu").numpy() > LEAST_SHARE
+        array[padding] = PADDING_HU
+    return Volume(array, upright.geometry, padding), outside
+
+
+def _reached(start: float, size: int) -> slice:
+    """The voxels whose centres lie on one of `size` pixels, of which the first one's centre is at `start` >= 0."""
+    return slice(math.ceil(start - 0.5), math.floor(start + size - 0.5) + 1)
+
+
+def _set_upright(array: npt.NDArray[Any], upright: Upright, device: str) -> Tensor:
+    """The slices on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
     _, height, width = upright.geometry.shape
-    source = _uploaded(volume.array, torch.device(device))
+    source = _uploaded(array, torch.device(device))
     result = torch.empty(upright.geometry.shape, device=device)
     for d, image in enumerate(source):
         rows = linear_weights(np.arange(height) - upright.rows[d], image.shape[0])
         columns = linear_weights(np.arange(width) - upright.columns[d], image.shape[1])
         result[d] = next(_slabs(image.to(torch.float32)[None, None], [np.eye(1), rows, columns]))[1][0, 0]
-    return _state(result, upright.geometry.affine_mm)
+    return result
 
 
 def _tilted_again(slab: Tensor, rows: slice, upright: Upright, size: tuple[int, int]) -> Tensor:

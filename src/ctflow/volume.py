@@ -12,6 +12,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Size3 = tuple[int, int, int]
+PADDING_HU = -1024  # of what the scanner did not see
+LEAST_SHARE = 1e-6  # of padding in an interpolated voxel: less is rounding, for which padding must not spread
 
 
 def digest_of_uid(uid: str) -> str:
@@ -103,7 +105,7 @@ class Volume:
     Attributes:
         array: (D, H, W) int16 or float32, in HU, C-contiguous.
         geometry: Where the voxels lie; its shape equals the array's.
-        padding: (D, H, W) bool, true where the scanner wrote padding (those voxels are -1024 HU); None if nowhere.
+        padding: (D, H, W) bool, true where the scanner wrote padding (those voxels are `PADDING_HU`); None if nowhere.
     """
 
     array: npt.NDArray[Any]

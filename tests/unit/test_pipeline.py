@@ -6,12 +6,14 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import highdicom as hd
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from ctflow import pipeline
 from ctflow.bundle import read_bundle
@@ -43,8 +45,8 @@ from ctflow.pipeline import (
     segment_case,
     write_case,
 )
-from dicom_support import assembled
-from tests_support import dciodvfy_errors
+from dicom_support import assembled, setter
+from tests_support import dciodvfy_errors, segment_points_by_dcmqi
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,22 @@ def tilted_in_pieces(dataset, index):
     dataset.ImagePositionPatient = [x, y + 0.3 * up, z - index * float(dataset.SpacingBetweenSlices) + up]
 
 
+def test_a_last_slice_that_a_damaged_uid_cuts_off_ends_as_six(model, settings, tmp_path):
+    cut = setter(SeriesInstanceUID="1.2.3")
+    another_series(tmp_path / "in", 1, lambda dataset, d: cut(dataset, d) if d == 17 else None)
+    report = run_folder(tmp_path / "in", tmp_path / "out", model, settings)
+    assert report.exit_code == 6
+    assert report.document["set_aside"][0]["rule"] == "stray"
+    (case,) = report.cases
+    assert "may be its own" in " ".join(case.document["warnings"])
+
+
+def tilted(dataset, index):
+    """0.3 mm to the back for every mm upwards."""
+    x, y, z = (float(mm) for mm in dataset.ImagePositionPatient)
+    dataset.ImagePositionPatient = [x, y + 0.3 * index * float(dataset.SpacingBetweenSlices), z]
+
+
 def test_a_tilted_series_in_pieces_is_resampled_and_marked_on_its_own_slices(model, settings, tmp_path):
     another_series(tmp_path / "in", 1, tilted_in_pieces)
     (case,) = run_folder(tmp_path / "in", tmp_path / "out", model, settings).cases
@@ -193,6 +211,80 @@ def test_a_resampled_series_marks_the_same_slices_in_every_kind_of_seg(model, se
     assert image.shape == (80, 80, 22), "NIfTI has the resampled grid, which its affine can say"
 
 
+def run_on_grid(model, settings, folder, output):
+    """A run with a SEG on the right-angled grid, its NIfTI, and the points that highdicom finds marked, in LPS mm."""
+    (case,) = run_folder(folder, output, model, replace(settings, seg_grid="resampled", nifti=True)).cases
+    assert case.error is None
+    volume = hd.seg.segread(case.folder / "segmentation.dcm").get_volume(
+        combine_segments=True, allow_missing_positions=True
+    )
+    index = np.argwhere(volume.array > 0)
+    return case, ordered(volume.map_indices_to_reference(index))
+
+
+def points_of_nifti(case):
+    image = nibabel.load(case.folder / "segmentation.nii.gz")
+    index = np.argwhere(np.asarray(image.dataobj) > 0)
+    return ordered(nibabel.affines.apply_affine(image.affine, index) * [-1, -1, 1])
+
+
+def ordered(points):
+    rounded = np.round(np.asarray(points, dtype=np.float64), 2) + 0.0
+    return rounded[np.lexsort(rounded.T)]
+
+
+@pytest.mark.parametrize("adjust", [tilted_in_pieces, tilted])
+def test_a_seg_on_a_right_angled_grid_opens_where_one_on_tilted_slices_does_not(model, settings, tmp_path, adjust):
+    another_series(tmp_path / "in", 1, adjust)
+    case, points = run_on_grid(model, settings, tmp_path / "in", tmp_path / "out")
+    path = case.folder / "segmentation.dcm"
+    assert len(points) > 0
+    assert np.allclose(points, points_of_nifti(case), atol=0.02)
+    assert np.allclose(points, ordered(segment_points_by_dcmqi(path)), atol=0.02)
+    assert dciodvfy_errors(path) == []
+    assert dciodvfy_errors(case.folder / "measurements.dcm") == []
+    said = " ".join(case.document["warnings"])
+    assert "The SEG lies on that volume's grid and not on the slices." in said
+    assert "resampled to right angles; lengths" in said
+    assert "which some readers do not open" not in said
+
+    (other,) = run_folder(tmp_path / "in", tmp_path / "tilted", model, replace(settings, nifti=True)).cases
+    assert "(--seg-grid resampled writes another)" in " ".join(other.document["warnings"])
+    uids = [pydicom.dcmread(one.folder / "segmentation.dcm").SOPInstanceUID for one in (case, other)]
+    assert uids[0] != uids[1]
+    on_slices = points_of_nifti(other)
+    distance_mm, _ = cKDTree(points).query(on_slices)
+    assert distance_mm.max() < 4.5, "a pixel: what is marked on the slices is marked there at right angles, too"
+
+
+def test_a_seg_of_an_even_series_lies_on_its_slices_whatever_grid_is_asked_for(model, series, settings, tmp_path):
+    run_folder(series, tmp_path / "source", model, settings)
+    run_folder(series, tmp_path / "resampled", model, replace(settings, seg_grid="resampled"))
+    paths = [sorted(folder.rglob("segmentation.dcm")) for folder in (tmp_path / "source", tmp_path / "resampled")]
+    assert paths[0][0].read_bytes() == paths[1][0].read_bytes()
+
+
+def test_every_kind_of_seg_marks_the_same_on_a_right_angled_grid(model, settings, tmp_path):
+    another_series(tmp_path / "in", 1, tilted_in_pieces)
+    _, points = run_on_grid(model, settings, tmp_path / "in", tmp_path / "out")
+    for seg in ("labelmap", "fractional"):
+        (case,) = run_folder(
+            tmp_path / "in", tmp_path / seg, model, replace(settings, seg_grid="resampled", seg=seg)
+        ).cases
+        found = segment_points_by_dcmqi(case.folder / "segmentation.dcm", least=128 if seg == "fractional" else 1)
+        assert np.allclose(points, ordered(found), atol=0.02)
+
+
+def test_nothing_is_marked_beside_the_slices_of_a_tilted_series(model, settings, tmp_path, monkeypatch):
+    another_series(tmp_path / "in", 1, tilted)
+    everything = replace(model, spec=replace(model.spec, threshold=1e-6))
+    case, points = run_on_grid(everything, settings, tmp_path / "in", tmp_path / "out")
+    labels = np.asarray(nibabel.load(case.folder / "segmentation.nii.gz").dataobj).transpose(2, 1, 0)
+    rows = np.flatnonzero(labels[0].any(axis=1))
+    assert len(rows) == 80 < labels.shape[1]
+    assert len(points) == labels.sum()
+
+
 def test_a_missing_slice_runs_with_allow_gaps(model, tmp_path):
     another_series(tmp_path / "in", 1)
     (tmp_path / "in" / "00009.dcm").unlink()
@@ -215,14 +307,22 @@ def test_a_finding_between_slices_is_told_of(model, settings, tmp_path):
     (missing,) = set(range(18)) - set(case.loaded.slices)
     labels[missing, 30:34, 30:34] = 1
     labels[3, 10:14, 10:14] = 1
-    case = replace(case, segmentation=replace(case.segmentation, labels=labels))
-    case = write_case(case, model, chosen, tmp_path / "out")
+    again = replace(case, segmentation=replace(case.segmentation, labels=labels))
+    case = write_case(again, model, chosen, tmp_path / "out")
     assert case.error is None
     said = "1 findings lie between the slices that there are: measured, but not in the SEG"
+    said += " (--seg-grid resampled writes them)"
     assert said in case.document["warnings"]
     comments = pydicom.dcmread(case.folder / "measurements.dcm").to_json()
     assert said in comments
     assert "resampled to equal distances" in comments
+
+    case = write_case(replace(again, seg_grid="resampled"), model, chosen, tmp_path / "grid")
+    volume = hd.seg.segread(case.folder / "segmentation.dcm").get_volume(
+        combine_segments=True, allow_missing_positions=True
+    )
+    assert int((volume.array > 0).sum()) == int((labels > 0).sum()), "on the grid, no finding is lost"
+    assert not any("between the slices" in warning for warning in case.document["warnings"])
 
 
 def test_nothing_done_writes_nothing_and_the_first_failure_decides(model, settings, tmp_path):

@@ -18,10 +18,8 @@ from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, unsupported
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
 from ctflow.progress import Progress, silent
-from ctflow.volume import FloatArray, Geometry, Volume
+from ctflow.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Volume
 
-PADDING_HU = -1024
-_LEAST_SHARE = 1e-6  # of a slice in an interpolated one: less is rounding, for which padding must not spread
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 
@@ -34,17 +32,19 @@ class Assembled:
         instances: The slices, in array order.
         slices: For each of them its index d in the volume, or the nearest one where the volume was resampled.
         warnings: What a person should know.
+        outside: (D, H, W) bool, voxels of an upright grid that no tilted slice reaches; None for every other volume.
     """
 
     volume: Volume
     instances: tuple[Instance, ...]
     slices: tuple[int, ...]
     warnings: tuple[str, ...]
+    outside: npt.NDArray[np.bool_] | None = None
 
     @property
     def is_resampled(self) -> bool:
         """Whether the volume's grid is another than the slices' own."""
-        return self.slices != tuple(range(self.volume.geometry.shape[0]))
+        return self.outside is not None or self.slices != tuple(range(self.volume.geometry.shape[0]))
 
     def on_instances(self, values: _Array) -> _Array:
         """(..., D, H, W) values of the volume as (..., instances, H, W) values of the slices."""
@@ -122,7 +122,7 @@ def _resampled(
     result = np.empty((len(weights), *array.shape[1:]), np.float32)
     marks = np.zeros(result.shape, bool) if padding is not None else None
     for k, row in enumerate(weights):
-        used = np.flatnonzero(row > _LEAST_SHARE)
+        used = np.flatnonzero(row > LEAST_SHARE)
         result[k] = sum(row[d] * array[d].astype(np.float32) for d in used)
         if marks is not None and padding is not None:
             marks[k] = padding[used].any(axis=0)

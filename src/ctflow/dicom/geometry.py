@@ -173,8 +173,7 @@ def _tilt_warnings(series: Series, geometry: Geometry) -> tuple[str, ...]:
         raise _broken(series, "tilted", f"its slices are displaced by {degrees:.1f} degrees, more than a gantry tilts")
     if not geometry.is_tilted:
         return ()
-    what = f"its gantry tilt of {degrees:.1f} degrees was resampled to right angles for the model"
-    return (f"{what}; the SEG lies on the tilted slices, which some readers do not open",)
+    return (f"its gantry tilt of {degrees:.1f} degrees was resampled to right angles for the model",)
 
 
 def _count_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:

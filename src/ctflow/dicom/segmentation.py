@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import highdicom as hd
 import numpy as np
@@ -32,7 +32,7 @@ from ctflow.dicom.derived import (
 from ctflow.dicom.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.source import clean_sources
 from ctflow.model import RESEARCH_ONLY, ModelSpec, Segment
-from ctflow.volume import LabelArray
+from ctflow.volume import Geometry, LabelArray
 
 MOST_FRACTION = 255  # MaximumFractionalValue
 _NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"
@@ -60,36 +60,39 @@ def segmentation_from_labels(
     *,
     form: SegForm = SegForm(),
     fractions: npt.NDArray[np.uint8] | None = None,
+    grid: Geometry | None = None,
 ) -> Dataset:
     """Make a segmentation.
 
     Args:
         labels: (D, H, W) uint8 or uint16; value k marks the segment with number k.
-        sources: Headers of the D source images, in array order; they are not changed.
+        sources: Headers of the source images, in array order; they are not changed. D of them unless there is a grid.
         spec: The model's name, version and segments.
         provenance: What made the mask.
         form: How the SEG holds it.
         fractions: (S, D, H, W) uint8, each segment's probability in 255ths; for a fractional SEG, which needs them.
+        grid: Where the labels lie, with its axes at right angles, if not on the source images.
 
     Returns:
         The SEG. Its UIDs follow from content, its dates from the source; the same mask gives the same bytes.
 
     Raises:
-        ValueError: Labels, fractions and sources differ in number, or a label has no segment.
+        ValueError: Labels, fractions, sources and grid differ in size, or a label has no segment.
 
     Source: DICOM PS3.3 A.51 (Segmentation IOD), A.51.3 (Label Map Segmentation IOD), C.8.20; highdicom.
     """
-    _check(labels, sources, spec)
+    _check(labels, sources, spec, grid)
     pixels = _pixels(labels, spec, form, fractions)
     header = sources[0]
     uid = instance_uid(
         [text(source, "SOPInstanceUID") for source in sources],
         provenance.weights_digest,
         provenance.ctflow_version,
-        {**provenance.settings, "model": spec.name, "model_version": spec.version, **_choices(spec, form)},
+        {**provenance.settings, "model": spec.name, "model_version": spec.version, **_choices(spec, form, grid)},
         digest_of_mask(labels if fractions is None else fractions),
     )
     cleaned = clean_sources(sources)
+    planes = {} if grid is None else _planes(grid)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
@@ -98,6 +101,7 @@ def segmentation_from_labels(
             segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
             max_fractional_value=MOST_FRACTION,
             omit_empty_frames=form.omit_empty_frames,
+            **planes,
             segment_descriptions=[_describe(segment, header, spec, provenance, uid) for segment in spec.segments],
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
             series_number=series_number(header, 1),
@@ -108,12 +112,14 @@ def segmentation_from_labels(
             content_label="SEGMENTATION",
             series_description=series_description(spec, "Segmentation by"),
         )
+    if grid is not None:  # highdicom takes the sources' where pixels are as far apart, however slices are
+        segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = planes["pixel_measures"]
     give_text_encoding(segmentation, cleaned[0])
     _make_reproducible(segmentation, header, uid)
     return segmentation
 
 
-def _choices(spec: ModelSpec, form: SegForm) -> dict[str, str]:
+def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
     """What makes another object of the same mask; empty for the usual one, whose UIDs so stay what they were."""
     colours = {str(segment.number): segment.colour for segment in spec.segments if segment.colour is not None}
     choices = {
@@ -121,6 +127,7 @@ def _choices(spec: ModelSpec, form: SegForm) -> dict[str, str]:
         "frames": "" if form.omit_empty_frames else "all",
         "segments": "finding" if any(segment.part_of is not None for segment in spec.segments) else "",
         "colours": repr(colours) if colours else "",
+        "grid": "" if grid is None else repr((grid.shape, np.round(grid.affine_mm, 6).tolist())),
     }
     return {name: choice for name, choice in choices.items() if choice}
 
@@ -139,9 +146,30 @@ def _pixels(
     return np.moveaxis(fractions, 0, -1).astype(np.float32) / np.float32(MOST_FRACTION)
 
 
-def _check(labels: LabelArray, sources: Sequence[Dataset], spec: ModelSpec) -> None:
-    if labels.ndim != 3 or labels.dtype not in (np.uint8, np.uint16) or len(labels) != len(sources):
-        raise ValueError(f"labels {labels.shape} {labels.dtype} do not lie on {len(sources)} source images")
+def _planes(grid: Geometry) -> dict[str, Any]:
+    """Where frames lie, in highdicom's words: a frame then refers to a source image only if it lies on one."""
+    between_slices, between_rows, between_columns = grid.spacing_mm
+    along = grid.directions
+    origins = grid.world_from_index([(d, 0, 0) for d in range(grid.shape[0])])
+    patient = hd.CoordinateSystemNames.PATIENT
+    return {
+        "pixel_measures": hd.PixelMeasuresSequence(
+            pixel_spacing=(between_rows, between_columns),
+            slice_thickness=between_slices,
+            spacing_between_slices=between_slices,
+        ),
+        "plane_orientation": hd.PlaneOrientationSequence(patient, (*along[:, 2], *along[:, 1])),
+        "plane_positions": [hd.PlanePositionSequence(patient, origin) for origin in origins],
+    }
+
+
+def _check(labels: LabelArray, sources: Sequence[Dataset], spec: ModelSpec, grid: Geometry | None) -> None:
+    if labels.ndim != 3 or labels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"labels are (D, H, W) uint8 or uint16, not {labels.shape} {labels.dtype}")
+    if grid is None and len(labels) != len(sources):
+        raise ValueError(f"labels {labels.shape} do not lie on {len(sources)} source images")
+    if grid is not None and (labels.shape != grid.shape or not grid.is_orthogonal):
+        raise ValueError(f"labels {labels.shape} do not lie on a right-angled grid of {grid.shape}")
     numbers = [segment.number for segment in spec.segments]
     if not numbers or numbers != list(range(1, len(numbers) + 1)) or int(labels.max(initial=0)) > len(numbers):
         raise ValueError(f"labels up to {labels.max(initial=0)} do not suit segments {numbers}")

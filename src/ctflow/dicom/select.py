@@ -12,6 +12,7 @@ from pydicom.uid import UID
 
 from ctflow.dicom.attributes import integer, number, numbers, text, texts
 from ctflow.dicom.scan import Instance, Scan
+from ctflow.dicom.strays import continues
 from ctflow.errors import NoUsableSeries
 from ctflow.volume import digest_of_uid
 
@@ -19,6 +20,7 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 LEAST_SLICES = 16
 LARGEST_SPACING_MM = 5.0
+_STRAY = "it continues series {}, of which its SeriesInstanceUID may cut it off"
 _DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
 
 Verdict = tuple[str, str]  # rule, reason
@@ -75,6 +77,11 @@ class Selection:
         """Those to be run."""
         return tuple(candidate for candidate in self.candidates if candidate.chosen)
 
+    @property
+    def strays(self) -> tuple[Candidate, ...]:
+        """Those set aside that seem to be the end of one that is run."""
+        return tuple(candidate for candidate in self.candidates if candidate.rule == "stray")
+
 
 def select_series(
     scan: Scan,
@@ -100,6 +107,8 @@ def select_series(
     candidates = [_judge(series, series_uid, force, body_parts) for series in _series_of(scan)]
     if pick == "best":
         candidates = _keep_best(candidates)
+    if series_uid is None:
+        candidates = _name_strays(candidates)
     return Selection(tuple(candidates))
 
 
@@ -268,6 +277,34 @@ def slice_spacing_mm(series: Series) -> float | None:
         places.append(float(np.dot(np.cross(axes[:3], axes[3:]), position)))
     gaps = np.diff(np.unique(np.round(places, 3)))
     return float(np.median(gaps)) if len(gaps) else None
+
+
+# ------------------------------------------------------------------------------------------------------------- stray
+
+
+def _name_strays(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """A series set aside that continues a chosen one may be its end: nothing else would tell that it was cut short."""
+    result = list(candidates)
+    for place, few in enumerate(candidates):
+        if few.chosen or len(few.series.instances) >= LEAST_SLICES:
+            continue
+        whose = (
+            at for at, one in enumerate(result) if one.chosen and continues(few.series.instances, one.series.instances)
+        )
+        at = next(whose, None)
+        if at is not None:
+            result[place], result[at] = _parted(few, result[at])
+    return result
+
+
+def _parted(few: Candidate, rest: Candidate) -> tuple[Candidate, Candidate]:
+    """A stray and the series that it may be of; each says so of the other."""
+    count = len(few.series.instances)
+    slices = "a slice" if count == 1 else f"{count} slices"
+    dropped = f"{slices} of series {few.series.digest} may be its own: there its next ones would lie"
+    series = replace(rest.series, dropped=(*rest.series.dropped, dropped))
+    reason = f"{_STRAY.format(rest.series.digest)}: {few.reason}"
+    return replace(few, rule="stray", reason=reason), replace(rest, series=series)
 
 
 # -------------------------------------------------------------------------------------------------------------- best
