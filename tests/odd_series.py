@@ -452,6 +452,23 @@ def in_syntax(syntax: str) -> Callable[[Path], Volume]:
     return write
 
 
+def in_high_throughput(syntax: str) -> Callable[[Path], Volume]:
+    """In HTJ2K, which no library of the tests writes: frames of the very same pixels, by OpenJPH 0.26.3 (RPCL)."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        with zipfile.ZipFile(Path(__file__).parent / "data" / "htj2k.zip") as frames:
+            for path, name in zip(files_of(folder), sorted(frames.namelist()), strict=True):
+                dataset = pydicom.dcmread(path)
+                dataset.PixelData = encapsulate([frames.read(name)])
+                dataset["PixelData"].is_undefined_length = True
+                dataset.file_meta.TransferSyntaxUID = UID(syntax)
+                dataset.save_as(path)
+        return volume
+
+    return write
+
+
 def transcode(path: Path, syntax: str) -> None:
     """Rewrite a native little-endian file without loss in another transfer syntax."""
     dataset = pydicom.dcmread(path)
@@ -851,6 +868,9 @@ def _syntaxes() -> Iterator[Odd]:
     }  # fmt: skip
     for suffix, name in names.items():
         yield Odd(f"{name} ({suffix})", RIGHT, in_syntax(base + suffix))
+    for suffix, name in {"201": "HTJ2K lossless", "202": "HTJ2K lossless, RPCL"}.items():
+        yield Odd(f"{name} (1.2.4.{suffix})", RIGHT, in_high_throughput(f"{base}1.2.4.{suffix}"))
+    yield Odd("HTJ2K (1.2.4.203)", WARNED, in_high_throughput(base + "1.2.4.203"), "not exact")
     yield Odd("JPEG 2000 (1.2.4.91)", WARNED, lossy(base + "1.2.4.91"), "not exact")
     yield Odd("JPEG-LS near-lossless (1.2.4.81)", WARNED, lossy(base + "1.2.4.81"), "not exact")
     for suffix in ("50", "51", "53", "55"):
