@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import Selection, select_series
+from ctflow.model import ModelSpec, NetworkSpec, Segment
 from ctflow.volume import Geometry, Volume
 
 DEPTH, ROWS, COLUMNS = 16, 12, 10
@@ -35,6 +36,29 @@ def small_volume(affine=None, shape=(DEPTH, ROWS, COLUMNS), seed=0) -> Volume:
         affine = axes((2, 1, 0), (1, 1, 1))
     values = np.random.default_rng(seed).integers(-1024, 1500, shape, dtype=np.int16)
     return Volume(values, Geometry(shape, np.asarray(affine, float)))
+
+
+def spec_of(
+    segments: tuple[Segment, ...], name: str = "lung_tumour", version: str = "0.1.0", demonstration: bool = True
+) -> ModelSpec:
+    """A model of which only the written objects speak."""
+    return ModelSpec(
+        name=name,
+        version=version,
+        network=NetworkSpec("SwinUNETR", {}),
+        in_channels=1,
+        out_channels=1 + len(segments),
+        preprocessing=(),
+        roi=(64, 64, 64),
+        overlap=0.25,
+        blend="gaussian",
+        batch_size=1,
+        activation="softmax",
+        threshold=None,
+        segments=segments,
+        intended_use="",
+        demonstration=demonstration,
+    )
 
 
 def axes(order, signs, spacing=(2.5, 0.6, 0.9), origin=(-10.5, 20.25, -300.0)) -> npt.NDArray[np.float64]:

@@ -33,6 +33,7 @@ def door() -> Run:
         command = {
             "run": [BIN / "ctflow", "run"],
             "debug": [BIN / "ctflow", "--debug", "-l", "DEBUG", "run"],
+            "app-debug": [sys.executable, "app", "--debug", "-l", "DEBUG"],
             "app": [sys.executable, "app"],
             "exec": [BIN / "ctflow", "exec", "app"],
             "monai-deploy": [BIN / "monai-deploy", "exec", "app"],

@@ -119,11 +119,12 @@ def assert_silent(text: str | bytes, where: str) -> None:
         assert marker.lower().encode() not in content.lower(), f"{marker} in {where}"
 
 
-def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(door, hospital, tmp_path):
+@pytest.mark.parametrize("name", ["debug", "app-debug"])
+def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(door, hospital, tmp_path, name):
     count = odd_series(hospital)
     bundle = small_unet_bundle(tmp_path / "bundle")
     output = tmp_path / "out"
-    done = door("debug", ["-i", hospital, "-o", output, "-m", bundle, "--nifti", "--segments", "finding"])
+    done = door(name, ["-i", hospital, "-o", output, "-m", bundle, "--nifti", "--segments", "finding"])
     assert done.returncode == 6, done.stderr
     document = json.loads((output / "result.json").read_text())
     assert len(document["series"]) + len(document["set_aside"]) == count

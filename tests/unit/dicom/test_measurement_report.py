@@ -19,9 +19,9 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments
-from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, ModelSpec, NetworkSpec, Segment
+from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
 from ctflow.volume import Volume
-from dicom_support import NAMES, assembled, small_volume
+from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors, report_by_dcmqi
 
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -32,23 +32,7 @@ TUMOUR = Segment(1, "Lung tumour", ABNORMAL, NEOPLASM, (LUNG,))
 LUNGS = Segment(2, "Lungs", ORGAN, LUNG)
 OTHER = Segment(3, "Other", ORGAN, LUNG)
 MADE_BY = Provenance("0.1.0", "ab" * 32, {"backend": "eager", "precision": "fp32", "overlap": 0.25})
-SPEC = ModelSpec(
-    name="lung_tumour",
-    version="0.1.0",
-    network=NetworkSpec("SwinUNETR", {}),
-    in_channels=1,
-    out_channels=2,
-    preprocessing=(),
-    roi=(64, 64, 64),
-    overlap=0.25,
-    blend="gaussian",
-    batch_size=1,
-    activation="softmax",
-    threshold=None,
-    segments=(TUMOUR,),
-    intended_use="",
-    demonstration=True,
-)
+SPEC = spec_of((TUMOUR,))
 SEVERAL = replace(SPEC, segments=(TUMOUR, LUNGS, OTHER))
 TURN = 0.3
 GRIDS = {

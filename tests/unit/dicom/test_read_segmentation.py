@@ -10,16 +10,14 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import BrokenSeries, UnsupportedPixels
-from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
-from dicom_support import assembled, small_volume
+from ctflow.model import Code, Segment
+from dicom_support import assembled, small_volume, spec_of
 
 LUNG = Code("39607008", "SCT", "Lung")
 SEGMENTS = tuple(
     Segment(number, f"Part {number}", Code("123037004", "SCT", "Anatomical Structure"), LUNG) for number in (1, 2)
 )
-SPEC = ModelSpec(
-    "m", "1", NetworkSpec("none", {}), 1, 3, (), (1, 1, 1), 0.0, "constant", 1, "none", None, SEGMENTS, "", True
-)
+SPEC = spec_of(SEGMENTS, name="m", version="1")
 TURN = 0.3
 
 

@@ -10,28 +10,12 @@ import SimpleITK as itk
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, NetworkSpec, Segment
-from dicom_support import assembled
+from ctflow.model import RESEARCH_ONLY, Code, Segment
+from dicom_support import assembled, spec_of
 from tests_support import dciodvfy_errors
 
 TISSUE = Code("85756007", "SCT", "Tissue")
-SPEC = ModelSpec(
-    name="lung_tumour",
-    version="0.1.0",
-    network=NetworkSpec("SwinUNETR", {}),
-    in_channels=1,
-    out_channels=2,
-    preprocessing=(),
-    roi=(64, 64, 64),
-    overlap=0.25,
-    blend="gaussian",
-    batch_size=1,
-    activation="softmax",
-    threshold=None,
-    segments=(Segment(1, "Lung tumour", TISSUE, TISSUE),),
-    intended_use="",
-    demonstration=True,
-)
+SPEC = spec_of((Segment(1, "Lung tumour", TISSUE, TISSUE),))
 MADE_BY = Provenance("0.1.0", "ab" * 32, {"backend": "eager"})
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
 

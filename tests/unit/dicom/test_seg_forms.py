@@ -14,8 +14,8 @@ from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.measurements import measure_segments, split_findings
-from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
-from dicom_support import assembled, small_volume
+from ctflow.model import Code, Segment
+from dicom_support import assembled, small_volume, spec_of
 from tests_support import (
     assert_same_points,
     dciodvfy_errors,
@@ -34,9 +34,7 @@ SEGMENTS = (
     ),
     Segment(2, "Lung", ORGAN, LUNG, colour=(31, 119, 180)),
 )
-SPEC = ModelSpec(
-    "m", "1", NetworkSpec("none", {}), 1, 3, (), (1, 1, 1), 0.0, "constant", 1, "softmax", None, SEGMENTS, "", True
-)
+SPEC = spec_of(SEGMENTS, name="m", version="1")
 MADE_BY = Provenance("0.1.0", "ab" * 32, {"backend": "eager"})
 KINDS = ("binary", "labelmap", "fractional")
 

@@ -15,9 +15,9 @@ from pydicom.sr.codedict import codes
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import NotWritten
-from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
+from ctflow.model import Code, Segment
 from ctflow.volume import Geometry
-from dicom_support import assembled, selection_of, small_volume
+from dicom_support import assembled, selection_of, small_volume, spec_of
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi, segments_by_dcmqi
 
 NOTICE = "RESEARCH ONLY - NOT FOR CLINICAL USE"
@@ -28,26 +28,6 @@ ORGAN = Code("123037004", "SCT", "Anatomical Structure")
 TUMOUR = Segment(1, "Lung tumour", CATEGORY, NEOPLASM, (LUNG,))
 LUNGS = Segment(2, "Lungs", ORGAN, LUNG)
 MADE_BY = Provenance("0.1.0", "ab" * 32, {"backend": "eager", "precision": "fp32", "overlap": 0.25})
-
-
-def spec_of(segments=(TUMOUR,), name="lung_tumour", version="0.1.0", demonstration=True) -> ModelSpec:
-    return ModelSpec(
-        name=name,
-        version=version,
-        network=NetworkSpec("SwinUNETR", {}),
-        in_channels=1,
-        out_channels=1 + len(segments),
-        preprocessing=(),
-        roi=(64, 64, 64),
-        overlap=0.25,
-        blend="gaussian",
-        batch_size=1,
-        activation="softmax",
-        threshold=None,
-        segments=tuple(segments),
-        intended_use="",
-        demonstration=demonstration,
-    )
 
 
 def affine_from(columns, origin=(-10.5, 20.25, -300.0)):
@@ -88,7 +68,7 @@ def segmented(folder, labels=None, spec=None, made_by=MADE_BY):
     loaded = assembled(folder)
     headers = [instance.header for instance in loaded.instances]
     labels = some_labels(loaded.volume.array.shape) if labels is None else labels
-    return segmentation_from_labels(labels, headers, spec or spec_of(), made_by), loaded.volume, headers
+    return segmentation_from_labels(labels, headers, spec or spec_of((TUMOUR,)), made_by), loaded.volume, headers
 
 
 @pytest.fixture
@@ -144,7 +124,7 @@ def test_several_segments_of_which_one_is_empty(write, written):
 @pytest.mark.parametrize("demonstration", [True, False])
 def test_an_empty_result_is_valid_and_says_so(write, written, demonstration):
     labels = np.zeros((16, 12, 10), np.uint8)
-    dataset, _, _ = segmented(write(), labels, spec_of(demonstration=demonstration))
+    dataset, _, _ = segmented(write(), labels, spec_of((TUMOUR,), demonstration=demonstration))
     path = written(dataset)
     assert dciodvfy_errors(path) == []
     assert re.search(r"(None marked, not excluded|marked nothing; this does not exclude)", dataset.ContentDescription)
@@ -155,11 +135,11 @@ def test_an_empty_result_is_valid_and_says_so(write, written, demonstration):
 
 @pytest.mark.parametrize("name", ["m", "a_model_with_a_name_that_is_much_longer_than_sixty_four_characters_are"])
 def test_demonstration_results_say_that_they_are_for_research_only(write, name):
-    dataset, _, _ = segmented(write(), spec=spec_of(name=name))
+    dataset, _, _ = segmented(write(), spec=spec_of((TUMOUR,), name=name))
     for keyword in ("SeriesDescription", "ContentDescription"):
         assert dataset[keyword].value.startswith(NOTICE)
         assert len(dataset[keyword].value) <= 64
-    other, _, _ = segmented(write(), spec=spec_of(name=name, demonstration=False))
+    other, _, _ = segmented(write(), spec=spec_of((TUMOUR,), name=name, demonstration=False))
     assert "RESEARCH" not in other.SeriesDescription + other.ContentDescription
     assert name[:20] in other.SeriesDescription
 
@@ -292,7 +272,7 @@ def test_another_result_is_another_object_of_the_same_series(write):
     ]
     assert len({dataset.SOPInstanceUID for dataset in (first, *others)}) == 5
     assert {dataset.SeriesInstanceUID for dataset in others} == {first.SeriesInstanceUID}
-    newer, _, _ = segmented(folder, spec=spec_of(version="0.2.0"))
+    newer, _, _ = segmented(folder, spec=spec_of((TUMOUR,), version="0.2.0"))
     assert newer.SeriesInstanceUID != first.SeriesInstanceUID
 
 
@@ -300,7 +280,7 @@ def test_sources_are_not_changed(write):
     loaded = assembled(write())
     headers = [instance.header for instance in loaded.instances]
     before = copy.deepcopy(headers)
-    segmentation_from_labels(some_labels(loaded.volume.array.shape), headers, spec_of(), MADE_BY)
+    segmentation_from_labels(some_labels(loaded.volume.array.shape), headers, spec_of((TUMOUR,)), MADE_BY)
     assert headers == before
 
 
@@ -343,7 +323,9 @@ def test_real_headers_give_a_conforming_object(data, written):
     )
     labels = (sum(x**2 for x in mm) < 12**2).astype(np.uint8)
     path = written(
-        segmentation_from_labels(labels, [instance.header for instance in loaded.instances], spec_of(), MADE_BY)
+        segmentation_from_labels(
+            labels, [instance.header for instance in loaded.instances], spec_of((TUMOUR,)), MADE_BY
+        )
     )
     assert dciodvfy_errors(path) == []
     expected = world_points(labels, loaded.volume.geometry)

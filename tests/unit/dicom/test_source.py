@@ -15,28 +15,12 @@ from pydicom.dataset import Dataset
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import clean_sources
-from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
-from dicom_support import NAMES, assembled, small_volume
+from ctflow.model import Code, Segment
+from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors
 
 LUNG = Code("39607008", "SCT", "Lung")
-SPEC = ModelSpec(
-    name="model",
-    version="1",
-    network=NetworkSpec("SwinUNETR", {}),
-    in_channels=1,
-    out_channels=2,
-    preprocessing=(),
-    roi=(64, 64, 64),
-    overlap=0.25,
-    blend="gaussian",
-    batch_size=1,
-    activation="softmax",
-    threshold=None,
-    segments=(Segment(1, "Lung", Code("123037004", "SCT", "Anatomical Structure"), LUNG),),
-    intended_use="",
-    demonstration=True,
-)
+SPEC = spec_of((Segment(1, "Lung", Code("123037004", "SCT", "Anatomical Structure"), LUNG),), name="model", version="1")
 
 
 @pytest.fixture
