@@ -1,64 +1,156 @@
-"""How long ctflow takes to read a CT series, against a bare pydicom read of the same files in the same run."""
+"""How long ctflow takes to read a CT series, and how much memory, against a bare pydicom read of the same files.
+
+With `--syntax`, of a copy of the series in a compressed transfer syntax, and also against decoding slice by slice.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import statistics
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pydicom
+from pydicom.uid import UID
 
 from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import select_series
 
+SYNTAXES = {
+    "jpeg2000": "1.2.840.10008.1.2.4.90",
+    "jpegls": "1.2.840.10008.1.2.4.80",
+    "rle": "1.2.840.10008.1.2.5",
+}
+_SAMPLE_S = 0.01
 
-def read_bare(folder: Path) -> None:
-    """Every file read and decoded, stacked, unsorted, not rescaled."""
-    np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir())])
+
+def read_bare(folder: Path) -> int:
+    """Every file read and decoded, stacked, unsorted, not rescaled; bytes of the int16 volume."""
+    return int(np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir())]).size * 2)
 
 
-def read_by_ctflow(folder: Path) -> None:
-    """Scan, select and assemble: sorted, checked, in HU."""
+def read_by_ctflow(folder: Path) -> int:
+    """Scan, select and assemble: sorted, checked, in HU; bytes of the int16 volume."""
     (candidate,) = select_series(scan_folder(folder), force=True).chosen
-    assemble_series(candidate.series)
+    return int(assemble_series(candidate.series).volume.array.size * 2)
 
 
-def seconds_of(work: Callable[[Path], None], folder: Path) -> float:
+def read_one_by_one(folder: Path) -> int:
+    """The same, but compressed slices are decoded one after another in this process."""
+    with mock.patch("ctflow.dicom.decode.LEAST_SLICES", sys.maxsize):
+        return read_by_ctflow(folder)
+
+
+WAYS: dict[str, Callable[[Path], int]] = {
+    "bare_pydicom": read_bare,
+    "one_by_one": read_one_by_one,
+    "ctflow": read_by_ctflow,
+}
+
+
+def compressed_copy(folder: Path, syntax: str, output: Path) -> None:
+    """The series in another transfer syntax, without loss."""
+    for number, path in enumerate(sorted(folder.iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.compress(UID(SYNTAXES[syntax]), generate_instance_uid=False)
+        dataset.save_as(output / f"{number:05}.dcm")
+
+
+def seconds_of(work: Callable[[Path], int], folder: Path) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     work(folder)
     return time.perf_counter() - start
 
 
+def peak_of(way: str, folder: Path) -> dict[str, float]:
+    """Memory of a fresh process and its children at the worst moment, shared pages counted once, in MB."""
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_watched, args=(way, folder, sender))
+    process.start()
+    volume_bytes, peak_bytes = receiver.recv()
+    process.join()
+    return {"peak_mb": round(peak_bytes / 1e6, 1), "int16_volume_mb": round(volume_bytes / 1e6, 1)}
+
+
+def _watched(way: str, folder: Path, sender: multiprocessing.connection.Connection) -> None:
+    done, peaks = threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_S):
+            peaks.append(sum(_proportional_bytes(pid) for pid in _family(os.getpid())))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    volume_bytes = WAYS[way](folder)
+    done.set()
+    watcher.join()
+    sender.send((volume_bytes, max(peaks)))
+
+
+def _family(pid: int) -> Iterable[int]:
+    """The process and all below it."""
+    yield pid
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = " ".join((task / "children").read_text() for task in tasks)
+    except OSError:
+        return
+    for child in children.split():
+        yield from _family(int(child))
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Pss: pages that several processes share are shared out among them; 0 for one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def measure(folder: Path, ways: Iterable[str], runs: int) -> dict[str, object]:
+    """Median seconds of each way, the ways in turn; ratios to the first, run by run; memory of the last."""
+    ways = list(ways)
+    rounds = [[seconds_of(WAYS[way], folder) for way in ways] for _ in range(runs + 1)][1:]
+    seconds = {f"{way}_s": round(statistics.median(row[at] for row in rounds), 4) for at, way in enumerate(ways)}
+    last = [{f"{way}/ctflow": row[at] / row[-1] for at, way in enumerate(ways[:-1])} for row in rounds]
+    ratios = {name: round(statistics.median(row[name] for row in last), 3) for name in last[0]}
+    return {"files": len(list(folder.iterdir())), "runs": runs, **seconds, **ratios, **peak_of("ctflow", folder)}
+
+
 def main() -> None:
-    """Print a line a way and one JSON document last."""
+    """Print a line and one JSON document last."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="one CT series, nothing else")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--syntax", choices=sorted(SYNTAXES), help="measure a copy in this transfer syntax")
     arguments = parser.parse_args()
-    pairs = [
-        (seconds_of(read_bare, arguments.folder), seconds_of(read_by_ctflow, arguments.folder))
-        for _ in range(arguments.runs + 1)
-    ][1:]
-    bare, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    sys.stdout.write(f"bare pydicom {bare:.3f} s, ctflow {ours:.3f} s, median ratio {ratio:.2f}\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, ways = arguments.folder, ["bare_pydicom", "ctflow"]
+        if arguments.syntax:
+            compressed_copy(folder, arguments.syntax, Path(scratch))
+            folder, ways = Path(scratch), list(WAYS)
+        found = measure(folder, ways, arguments.runs)
+    sys.stdout.write(", ".join(f"{name} {value}" for name, value in found.items()) + "\n")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     document = {
         "benchmark": "read_ct",
-        "files": len(list(arguments.folder.iterdir())),
-        "runs": arguments.runs,
-        "bare_pydicom_s": round(bare, 4),
-        "ctflow_s": round(ours, 4),
-        "ratio": round(ratio, 3),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, pydicom {version('pydicom')}",
+        "syntax": arguments.syntax,
+        **found,
+        "machine": f"{machine}, pydicom {version('pydicom')}",
     }
     sys.stdout.write(json.dumps(document) + "\n")
 
