@@ -29,9 +29,9 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-# Types and import direction are house tests: they need the rooms as a wheel lays them out.
+# A process a core, each with one thread. Types and import direction are house tests: they need the rooms as a wheel lays them out.
 test: lint
-	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term-missing --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu" --cov --cov-report=term-missing --durations=25
 
 # The rooms that need no torch, on the oldest Python of the library.
 PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py measurements.py phantom.py door.py atomic.py)
