@@ -149,25 +149,28 @@ collect_wheels() {
 
 # What the Containerfile sees: linked rather than copied where it is large.
 fill_context() {
-  rm -rf "$context"
+  local code=(app bundle operators src LICENSE README.md pyproject.toml) source=$output/source
+  rm -rf "$context" "$source"
   mkdir -p "$context/recipe" "$context/ctflow" "$context/docs"
   cp -al "$output/wheels-$flavour" "$context/wheels"
-  cp MAP/install.sh MAP/finish.sh MAP/prune-*.txt MAP/manifests.py MAP/sbom.py MAP/engine.py "$context/recipe/"
-  cp MAP/tools.py "$context/tools"
-  cp README.md LICENSE CHANGELOG.md docs/map.md "$context/docs/"
+  cp -p MAP/install.sh MAP/finish.sh MAP/prune-*.txt MAP/manifests.py MAP/sbom.py MAP/engine.py "$context/recipe/"
+  cp -p MAP/tools.py "$context/tools"
+  cp -p README.md LICENSE CHANGELOG.md docs/map.md "$context/docs/"
   mkdir "$context/app"
-  git ls-files -z --cached --others --exclude-standard app | xargs -0 cp -t "$context/app"
-  cp -R "$bundle" "$context/model"
+  tree_files app | xargs -0 cp -p -t "$context/app"
+  cp -Rp "$bundle" "$context/model"
   # A wheel of what is in the tree, from a copy, so that nothing of an earlier build slips in.
-  local source=$output/source
-  rm -rf "$source"
   mkdir "$source"
-  git ls-files -z --cached --others --exclude-standard app bundle operators src LICENSE README.md pyproject.toml |
-    xargs -0 cp --parents -t "$source"
+  tree_files "${code[@]}" | xargs -0 cp -p --parents -t "$source"
   "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$context/ctflow" "$source" 2> \
     "$output/wheel.log" || { cat "$output/wheel.log" >&2; fail "ctflow's wheel cannot be built"; }
   rm -rf "$source"
+  # Tools that build from a Containerfile do not all look at what a RUN mounts: these make them do so.
+  library_key=$(digest "$output/wheels-$flavour/key" MAP/install.sh "MAP/prune-$flavour.txt")
+  code_key=$(tree_files MAP "${code[@]}" | xargs -0 sha256sum | digest)
 }
+
+tree_files() { git ls-files -z --cached --others --exclude-standard "$@"; }
 
 # One file that every engine loads; beside it what is inside, for who must know before loading.
 write_archive() {
@@ -206,6 +209,7 @@ say "image $tag on $base"
 build_image "$tag" "$context" MAP/Containerfile \
   --build-arg "BASE=$base" --build-arg "FLAVOUR=$flavour" --build-arg "ENGINE=$engine" --build-arg "GPUS=$gpus" --build-arg "MODEL=$model" \
   --build-arg "TAG=$tag" --build-arg "VERSION=$VERSION" --build-arg "PYTHON=$python" \
+  --build-arg "LIBRARY_KEY=$library_key" --build-arg "CODE_KEY=$code_key" \
   --build-arg "HOLOSCAN=$(pinned holoscan-cu13)" --build-arg "APP_SDK=$(pinned monai-deploy-app-sdk)"
 extract_documents
 [ "$archive" = no ] || write_archive

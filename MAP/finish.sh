@@ -7,6 +7,7 @@ folder=/opt/ctflow/lib/python3*/site-packages/ctflow
 python "$(echo /mnt/wheels/pip-*.whl)/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps --no-compile \
   --no-cache-dir /mnt/ctflow/ctflow-*.whl
 python -m compileall -q --invalidation-mode unchecked-hash $folder
+python -c 'import ctflow.app.application' # what the image leaves out must not be missed
 mkdir -p /etc/holoscan /var/holoscan/input /var/holoscan/output /var/holoscan/logs /var/holoscan/cache
 cp /opt/holoscan/app/app.yaml /var/holoscan/app.yaml
 python /mnt/recipe/manifests.py /opt/holoscan/app/app.yaml "$flavour" "$model" /etc/holoscan

@@ -21,8 +21,12 @@ for wheel in /mnt/wheels/*.whl; do
   grep -q "^$name\b" "/mnt/recipe/prune-$flavour.txt" || set -- "$@" "$wheel"
 done
 "$python" -m venv --without-pip /opt/ctflow
-"$python" "$(echo /mnt/wheels/pip-*.whl)/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps \
+pip=$(echo /mnt/wheels/pip-*.whl)
+"$python" "$pip/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps \
   --no-compile --no-cache-dir "$@"
+# Holoscan's wheel makes its links when Python first starts after it was installed, and wants pip for that.
+PYTHONPATH=$pip /opt/ctflow/bin/python -c ''
+ls /opt/ctflow/lib/python*/site-packages/holoscan_cu13-*.dist-info/axle.done > /dev/null
 
 cd /opt/ctflow/lib/python*/site-packages
 # Tests, headers and programs of others, and parts for hardware that the flavour is not for.
