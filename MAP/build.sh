@@ -93,6 +93,7 @@ make_base() {
     say "Debian base"
     command -v mmdebstrap > /dev/null || fail "mmdebstrap is not here: apt-get install mmdebstrap, or give --base" 4
     local mirror=${DEBIAN_MIRROR:-http://deb.debian.org}
+    # shellcheck disable=SC2016  # mmdebstrap's shell expands $1, the new root
     # usr-is-merged stands for a package that would bring Perl. Licences stay; manuals and translations do not.
     mmdebstrap --quiet --format=tar --variant=essential --include=usr-is-merged,python3,libstdc++6 \
       --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \

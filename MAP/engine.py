@@ -1,4 +1,4 @@
-"""In the image: the file that the image's engine runs, made once and compared with PyTorch, copied where ctflow looks."""
+"""In the image: the file that its engine runs, made once and compared with PyTorch, copied where ctflow looks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ echo 'holoscan:x:1000:' >> /etc/group
 set --
 for wheel in /mnt/wheels/*.whl; do
   name=$(basename "$wheel" | cut -d- -f1 | tr _ -)
-  grep -q "^$name\b" "/mnt/recipe/prune-$flavour.txt" || set -- "$@" "$wheel"
+  grep -q "^$name\( \|$\)" "/mnt/recipe/prune-$flavour.txt" || set -- "$@" "$wheel"
 done
 "$python" -m venv --without-pip /opt/ctflow
 pip=$(echo /mnt/wheels/pip-*.whl)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import distributions, version
 from pathlib import Path
 
-from cyclonedx.factory.license import LicenseFactory
+from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
@@ -87,8 +87,9 @@ def main() -> int:
     bom.components.update(python_components(factory))
     if _STATUS.is_file():
         bom.components.update(debian_components(factory))
+    bom.register_dependency(bom.metadata.component, bom.components)
     (target / "sbom.cdx.json").write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n", encoding="utf-8")
-    head = "What this image holds, and under which licences. Texts: /usr/share/doc/*/copyright (deb), *.dist-info (pypi).\n"
+    head = "What this image holds, and under which licences (texts: /usr/share/doc/*/copyright, *.dist-info).\n"
     (target / "licences.txt").write_text(head + "\n".join(licence_lines(bom)) + "\n", encoding="utf-8")
     return 0
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EXPORT = Path("/var/run/holoscan/export")
@@ -104,15 +104,32 @@ def print_environment() -> None:
     sys.stdout.writelines(f"{name}={text}\n" for name, text in sorted(os.environ.items()))
 
 
+def print_help() -> None:
+    """Print the words."""
+    sys.stdout.write(HELP)
+
+
 def run(words: Sequence[str]) -> None:
     """Become the application."""
     command = shlex.split(json.loads(_manifest("app"))["command"])
     work = os.environ.get("HOLOSCAN_WORKDIR", "/var/holoscan")
     try:
         os.chdir(work)
-        os.execvp(command[0], [*command, *words])
+        os.execvp(command[0], [*command, *words])  # noqa: S606  # without a shell, as meant
     except OSError as error:
         raise Failed(EXIT_MACHINE, f"cannot run {shlex.join(command)} in {work}: {error.strerror}") from error
+
+
+def _dispatch(verb: str, rest: Sequence[str], words: Sequence[str]) -> None:
+    alone: dict[str, Callable[[], object]] = {"extract": extract, "env": print_environment, "help": print_help}
+    if verb == "show":
+        show(rest)
+    elif verb not in alone:
+        run(words)
+    elif rest:
+        raise Failed(EXIT_USAGE, f"{verb} takes no words")
+    else:
+        alone[verb]()
 
 
 def main(words: Sequence[str]) -> int:
@@ -121,16 +138,8 @@ def main(words: Sequence[str]) -> int:
     Returns:
         0, or an exit code of ctflow's table; running the application never returns.
     """
-    verb, rest = (words[0], words[1:]) if words else ("", ())
     try:
-        if verb == "show":
-            show(rest)
-        elif verb in {"extract", "env", "help"}:
-            if rest:
-                raise Failed(EXIT_USAGE, f"{verb} takes no words")
-            {"extract": extract, "env": print_environment, "help": lambda: sys.stdout.write(HELP)}[verb]()
-        else:
-            run(words)
+        _dispatch(words[0] if words else "", words[1:], words)
     except Failed as failed:
         sys.stderr.write(f"tools: {failed}\n")
         return failed.exit_code
