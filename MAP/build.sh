@@ -136,6 +136,9 @@ collect_wheels() {
       for glibc in $(seq 36 -1 17); do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
       platforms+=(--platform manylinux2014_x86_64 --python-version "$python")
     fi
+    # Has no wheel of its own, only its parts have.
+    [ "$flavour" = cpu ] || "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$wheels" \
+      "tensorrt-rtx-cu13==$(pinned tensorrt_rtx_cu13)"
     local pip=("$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: "${platforms[@]}")
     "${pip[@]}" --no-deps --dest "$wheels" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$(pinned torch)"
     "${pip[@]}" --dest "$wheels" --find-links "$wheels" --constraint constraints.txt "$wheels"/torch-*.whl -r "$wanted" pip

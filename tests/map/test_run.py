@@ -144,3 +144,16 @@ def test_a_mounted_bundle_keeps_its_engine_in_the_mounted_cache(chest, another_b
     again = run_image(mounts={**mounts, "/var/holoscan/output": writable_folder(tmp_path / "again")})
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("engine.onnx")} == made
+
+
+def test_a_mounted_bundle_without_a_cache_wants_one_unless_pytorch_may_compute(chest, another_bundle, tmp_path):
+    mounts = {"/var/holoscan/input:ro": chest, "/opt/holoscan/models:ro": another_bundle.parent}
+    named = run_image(mounts={**mounts, "/var/holoscan/output": writable_folder(tmp_path / "named")})
+    assert named.returncode == 5, named.stderr
+    output = writable_folder(tmp_path / "auto")
+    auto = run_image(mounts={**mounts, "/var/holoscan/output": output}, options=["-e", "CTFLOW_ENGINE=auto"])
+    assert auto.returncode == 0, auto.stderr
+    (path,) = output.glob("*/result.json")
+    document = json.loads(path.read_text())
+    assert document["engine"]["backend"] == "eager"
+    assert any("--cache" in warning for warning in document["warnings"])
