@@ -81,9 +81,8 @@ build_image() { # TAG CONTEXT CONTAINERFILE [build arguments ...]
   local name=$1 folder=$2 file=$3
   shift 3
   case $tool in
-    buildah) buildah build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
+    buildah|podman) "$tool" build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
       -t "$name" -f "$file" "$@" "$folder" ;;
-    podman) podman build --layers --pull=false --format oci -t "$name" -f "$file" "$@" "$folder" ;;
     docker) docker buildx build --load -t "$name" -f "$file" "$@" "$folder" ;;
   esac
 }

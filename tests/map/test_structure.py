@@ -168,7 +168,7 @@ def test_no_compiler_installer_test_or_secret_is_inside(root):
     assert not names & {".netrc", ".git-credentials", "pip.conf", "id_rsa", "id_ed25519", ".pypirc", ".env"}
     (site,) = (root / "opt/ctflow/lib").glob("python3*/site-packages")
     folders = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_dir()}
-    assert not {"pip", "setuptools", "pytest", "cupy", "torch/test", "torch/include"} & folders
+    assert not {"pip", "setuptools", "pytest", "cupy", "openvino_telemetry", "torch/test", "torch/include"} & folders
     assert not [path for path in folders if path.endswith("/tests") and ".dist-info" not in path]
     for path in files_of(root / "etc") + files_of(root / "opt/holoscan") + files_of(root / "var/holoscan"):
         assert b"PRIVATE KEY-----" not in path.read_bytes(), path
