@@ -125,7 +125,7 @@ image_exists() {
 collect_wheels() {
   local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc
   "$PYTHON" MAP/requirements.py "${extras[@]}" > "$wanted"
-  key=$(digest "$wanted" constraints.txt)-$python
+  key=$(digest "$wanted" constraints.txt)-$python-${TORCH_INDEX:-}
   wheels=$output/wheels-$flavour
   if [ "$(cat "$wheels/key" 2> /dev/null)" != "$key" ]; then
     say "wheels"

@@ -13,6 +13,7 @@ from bundle_support import small_unet_bundle
 from map_support import REPOSITORY, inspect_image, run_image, writable_folder
 
 IMAGE = "localhost/ctflow-test:cuda"
+pytestmark = pytest.mark.timeout(1200)  # the first builds the image
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def image(tmp_path_factory) -> str:
     command = ["MAP/build.sh", "--flavour", "cuda", "--base", base, "--bundle", bundle, "--tag", IMAGE, "--no-archive"]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(
-        ["bash", *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=560
+        ["bash", *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=1100
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return IMAGE
