@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-py310 test-gpu lint install clean
+.PHONY: demo test test-py310 test-gpu map map-test lint install clean
 
 # torch first and by itself, so that an index with a CPU build is used for it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -29,9 +29,9 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-# A process a core, each with one thread. Types and import direction are house tests: they need the rooms as a wheel lays them out.
+# A process a core, each with one thread. Types and import direction are house tests: they need a wheel's layout.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu" --cov --cov-report=term-missing --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not map" --cov --cov-report=term-missing --durations=25
 
 # The rooms that need no torch, on the oldest Python of the library.
 PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py measurements.py phantom.py door.py atomic.py)
@@ -49,6 +49,14 @@ test-py310: $(VENV)310/.installed
 # Options: PROVE='--engine tensorrt-rtx --ct DIR'
 test-gpu: install
 	$(BIN)/python benchmarks/prove_gpu.py --out gpu-proof $(PROVE)
+
+# The container: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options: MAP='--bundle DIR'
+map: install
+	PYTHON=$(BIN)/python MAP/build.sh $(MAP)
+
+# Runs it, and packages the application with holoscan-cli; needs podman beside what `make map` needs.
+map-test: install
+	$(BIN)/python -m pytest -m map tests/map --durations=10
 
 clean:
 	rm -rf $(VENV) $(VENV)310 $(DEMO) gpu-proof build dist src/*.egg-info

@@ -29,7 +29,7 @@ from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
-from ctflow.engines.choose import batch_range_for, check_engine, devices_from_setting, open_engine
+from ctflow.engines.choose import backend_module, batch_range_for, check_engine, devices_from_setting, open_engine
 from ctflow.engines.contract import Engine, EngineInfo, Precision
 from ctflow.errors import (
     EXIT_DONE,
@@ -40,7 +40,7 @@ from ctflow.errors import (
     InputError,
     OutputError,
 )
-from ctflow.export.measure import choose_fastest
+from ctflow.export.measure import choose_fastest, engines_not_made
 from ctflow.export.prepare import prepare_engine
 from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
@@ -220,9 +220,12 @@ class Segmenter:
         """The engine that measurement chose; without a cache that can be written, "auto" takes one without a file."""
         cache = self._settings.cache
         if cache is None:
+            self._tell_of_unmade(wanted)
             return "auto", wanted["precision"]
         try:
             choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
+            if backend_module(choice.backend).FILE is None:
+                self._tell_of_unmade(wanted)
             for device in devices:
                 arguments = {**wanted, "precision": choice.precision, "device": device}
                 prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
@@ -232,6 +235,14 @@ class Segmenter:
             log.warning(self.warnings[0])
             return "eager", wanted["precision"]
         return choice.backend, choice.precision
+
+    def _tell_of_unmade(self, wanted: Mapping[str, Any]) -> None:
+        """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
+        unmade = engines_not_made(self.model, **wanted, cache_dir=self._settings.cache)
+        if unmade:
+            text = f"no engine made for this device is in the cache: `ctflow export` makes one ({', '.join(unmade)})"
+            self.warnings = (*self.warnings, text)
+            log.warning(text)
 
     def close(self) -> None:
         """Close the engines; may be called twice."""

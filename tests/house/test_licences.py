@@ -8,6 +8,8 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 import pytest
 from packaging.requirements import Requirement
 
+from licence_support import is_gpl
+
 
 def closure(root: str) -> dict[str, Distribution]:
     found: dict[str, Distribution] = {}
@@ -34,12 +36,6 @@ def licence_of(package: Distribution) -> str:
     classifiers = [line for line in metadata.get_all("Classifier", []) if line.startswith("License")]
     words = [metadata.get("License-Expression", ""), (metadata.get("License") or "")[:200], *classifiers]
     return " | ".join(word for word in words if word and word != "UNKNOWN")
-
-
-def is_gpl(licence: str) -> bool:
-    """GPL or AGPL, but not LGPL, and not where another licence may be chosen."""
-    text = re.sub(r"(?i)lesser general public|library or lesser|LGPL[\w.+-]*", "", licence)
-    return bool(re.search(r"(?i)\bA?GPL|general public licen[sc]e", text)) and " OR " not in licence
 
 
 def test_no_gpl_package_is_needed():

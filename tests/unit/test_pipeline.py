@@ -636,6 +636,18 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
         Segmenter(model, replace(settings, engine="openvino")).open()
 
 
+@pytest.mark.parametrize("cache", ["cache", None])
+def test_an_engine_that_may_be_made_for_this_device_is_told_of(model, tmp_path, monkeypatch, caplog, cache):
+    monkeypatch.setattr(pipeline, "choose_fastest", lambda *_, **__: Choice("eager", "fp32", ()))
+    monkeypatch.setattr(pipeline, "engines_not_made", lambda *_, **__: ("tensorrt-rtx",))
+    settings = Settings(device="cpu", cache=cache and tmp_path / cache)
+    with Segmenter(model, settings) as segmenter:
+        assert segmenter._engines[0].info.backend == "eager"
+        (said,) = segmenter.warnings
+    assert "`ctflow export` makes one (tensorrt-rtx)" in said
+    assert said in caplog.text
+
+
 def test_a_cache_that_cannot_be_written_costs_speed_and_not_the_case(model, series, tmp_path, caplog):
     (tmp_path / "file").touch()
     settings = Settings(device="cpu", cache=tmp_path / "file" / "cache")

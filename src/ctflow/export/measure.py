@@ -123,6 +123,35 @@ def choose_fastest(
     return choice
 
 
+def engines_not_made(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision | None,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,
+) -> tuple[str, ...]:
+    """Backends of this machine that take no part in a choice only because nobody has made their files yet.
+
+    Args:
+        model: The model.
+        device: torch device.
+        precision: Number format of the heavy arithmetic; None lets each backend try its own.
+        roi: Window size in voxels.
+        batch_range: Smallest and largest batch wanted.
+        cache_dir: Keeps engines, or None.
+
+    Raises:
+        BackendUnavailable: No backend computes with this device and precision.
+        EngineMismatch: A stored file is damaged.
+    """
+    settings: dict[str, Any] = {"device": device, "roi": roi, "batch_range": batch_range, "cache_dir": cache_dir}
+    fitting = _fitting_backends(device, precision)
+    made = {name for name, chosen in fitting if is_prepared(name, model, precision=chosen, **settings)}
+    return tuple(dict.fromkeys(name for name, _ in fitting if name not in made))
+
+
 def measure_engine(
     name: str,
     model: Model,

@@ -108,15 +108,19 @@ def is_prepared(
     precision: Precision,
     roi: Size3,
     batch_range: tuple[int, int],
-    cache_dir: Path,
+    cache_dir: Path | None,
 ) -> bool:
     """Whether an engine can be opened without making a file for minutes; arguments as for `prepare_engine`.
+
+    Without a cache (None) no file is there.
 
     Raises:
         EngineMismatch: Its stored file is damaged.
     """
     if backend_module(name).FILE not in _SLOW:
         return True
+    if cache_dir is None:
+        return False
     key = _file_key(name, model, device, precision, roi, batch_range)
     return key is not None and EngineStore(cache_dir).find(key) is not None
 

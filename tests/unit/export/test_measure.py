@@ -10,7 +10,7 @@ from ctflow.bundle import read_bundle
 from ctflow.engines.choose import open_engine
 from ctflow.errors import BackendUnavailable, BundleInvalid, EngineMismatch, ExportFailed, ParityFailed, StorageFull
 from ctflow.export import measure
-from ctflow.export.measure import Measured, choose_fastest, example_window, measure_engine
+from ctflow.export.measure import Measured, choose_fastest, engines_not_made, example_window, measure_engine
 from ctflow.export.parity import ParityResult
 
 ROI = (64, 64, 64)
@@ -156,3 +156,15 @@ def test_the_example_window_holds_a_tumour(model):
     # 6 mm voxels: the tumour of 20 to 40 mm fills the middle, unless the window ends at the volume's border.
     assert window[0, 0, 7:10, 7:10, 7:10].mean() > 0.6
     assert torch.equal(window, example_window(model, (16, 16, 16)))
+
+
+def test_an_engine_that_nobody_made_is_named_and_one_that_is_made_is_not(model, tmp_path, monkeypatch):
+    fitting = [("tensorrt", "fp16"), ("tensorrt-rtx", "fp16"), ("eager", "fp16"), ("eager", "fp32")]
+    monkeypatch.setattr(measure, "_fitting_backends", lambda *_: fitting)
+    monkeypatch.setattr(measure, "is_prepared", lambda name, *_, **__: name != "tensorrt-rtx")
+    assert engines_not_made(model, **WANTED, cache_dir=tmp_path) == ("tensorrt-rtx",)
+
+
+def test_on_a_cpu_no_engine_waits_to_be_made(model, tmp_path):
+    assert engines_not_made(model, **WANTED, cache_dir=tmp_path) == ()
+    assert engines_not_made(model, **WANTED, cache_dir=None) == ()

@@ -110,6 +110,7 @@ def test_a_plan_that_computes_something_else_is_not_kept(coarse, tmp_path, prete
     with pytest.raises(ParityFailed, match="too far"):
         prepare_engine(RTX, coarse, **settings)
     assert not is_prepared(RTX, coarse, **settings)
+    assert not is_prepared(RTX, coarse, **{**settings, "cache_dir": None})
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 

@@ -1,0 +1,219 @@
+#!/usr/bin/env bash
+# Builds the MONAI Application Package: an OCI image, its archive, its SBOM and its licence list (docs/map.md).
+set -euo pipefail
+REPOSITORY=$(cd "$(dirname "$0")/.." && pwd)
+cd "$REPOSITORY"
+
+usage() {
+  cat <<'USAGE'
+usage: MAP/build.sh [options]
+
+  --flavour cpu|cuda   cpu (default): OpenVINO on a Debian base that mmdebstrap makes; cuda: needs --base
+  --base IMAGE         base image; one with Python 3.11 to 3.13, or with apt to install it
+  --bundle DIR         MONAI bundle to put in (default: bundle, the demonstration)
+  --engine NAME        engine of the image (default: openvino in cpu, auto in cuda); cpu makes its file now
+  --extra NAME         one more extra of ctflow, such as tensorrt (cuda has tensorrt-rtx); may be repeated
+  --python X.Y         Python of the base (default: 3.11)
+  --tag NAME           image name (default: localhost/ctflow:VERSION-FLAVOUR)
+  --output DIR         gets the archive, SBOM and licences (default: build/map)
+  --tool NAME          buildah, podman or docker (default: the first that is there)
+  --no-archive         image only
+  --fresh              base and wheels anew, as for security updates; else they are kept in the output folder
+
+PYTHON       interpreter with pip that collects the wheels (default: .venv/bin/python, else python3)
+TORCH_INDEX  package index with the torch build of the flavour, where pip's own has another
+USAGE
+}
+
+fail() { echo "MAP/build.sh: $1" >&2; exit "${2:-1}"; }
+say() { echo "MAP: $*" >&2; }
+pinned() { sed -n "s/^$1==//p" constraints.txt; }
+digest() { cat "$@" | sha256sum | cut -c1-16; }
+
+flavour=cpu base='' bundle=bundle engine='' extras=() python=3.11 tag='' output=build/map tool='' archive=yes fresh=no
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h|--help) usage; exit 0 ;;
+    --no-archive) archive=no; shift; continue ;;
+    --fresh) fresh=yes; shift; continue ;;
+    --flavour|--base|--bundle|--engine|--extra|--python|--tag|--output|--tool)
+      [ $# -ge 2 ] || fail "$1 wants a value; --help lists the options" 64 ;;
+    *) fail "$1 is no option; --help lists them" 64 ;;
+  esac
+  case $1 in
+    --flavour) flavour=$2 ;;
+    --base) base=$2 ;;
+    --bundle) bundle=$2 ;;
+    --engine) engine=$2 ;;
+    --extra) extras+=("$2") ;;
+    --python) python=$2 ;;
+    --tag) tag=$2 ;;
+    --output) output=$2 ;;
+    --tool) tool=$2 ;;
+  esac
+  shift 2
+done
+
+case $flavour in
+  cpu) gpus=void extras+=(openvino); engine=${engine:-openvino} ;;
+  cuda)
+    [ -n "$base" ] || fail "--flavour cuda wants --base IMAGE, a CUDA 13 runtime; see docs/map.md" 64
+    gpus=all extras+=(tensorrt-rtx); engine=${engine:-auto} ;;
+  *) fail "--flavour: $flavour is neither cpu nor cuda" 64 ;;
+esac
+[ -f "$bundle/configs/metadata.json" ] || fail "--bundle: $bundle has no configs/metadata.json" 3
+for candidate in buildah podman docker; do
+  [ -n "$tool" ] || ! command -v "$candidate" > /dev/null || tool=$candidate
+done
+[ -n "$tool" ] || fail "none of buildah, podman and docker is here: apt-get install buildah" 4
+command -v "$tool" > /dev/null || fail "$tool is not here" 4
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+VERSION=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+tag=${tag:-localhost/ctflow:$VERSION-$flavour}
+mkdir -p "$output"
+output=$(cd "$output" && pwd)
+[ "$fresh" = no ] || rm -rf "$output/base.tar" "$output"/wheels-*
+context=$output/context-$flavour
+model=$("$PYTHON" MAP/model_name.py "$bundle")
+
+# Image files of a name, in the words of the tool at hand. Chroot isolation needs neither a daemon nor namespaces.
+build_image() { # TAG CONTEXT CONTAINERFILE [build arguments ...]
+  local name=$1 folder=$2 file=$3
+  shift 3
+  case $tool in
+    buildah|podman) "$tool" build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
+      -t "$name" -f "$file" "$@" "$folder" ;;
+    docker) docker buildx build --load -t "$name" -f "$file" "$@" "$folder" ;;
+  esac
+}
+
+make_base() {
+  if [ ! -f "$output/base.tar" ]; then
+    say "Debian base"
+    command -v mmdebstrap > /dev/null || fail "mmdebstrap is not here: apt-get install mmdebstrap, or give --base" 4
+    local mirror=${DEBIAN_MIRROR:-http://deb.debian.org}
+    # shellcheck disable=SC2016  # mmdebstrap's shell expands $1, the new root
+    # usr-is-merged stands for a package that would bring Perl. Licences stay; manuals and translations do not.
+    mmdebstrap --quiet --format=tar --variant=essential --include=usr-is-merged,python3,libstdc++6 \
+      --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
+      --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+      --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+      --customize-hook='rm -rf "$1"/usr/lib/python3*/test "$1"/usr/lib/python3*/EXTERNALLY-MANAGED' \
+      --customize-hook='find "$1" -xdev -type f -perm /6000 -exec chmod a-s {} +' \
+      bookworm "$output/base.tar.part" "deb $mirror/debian bookworm main" \
+      "deb $mirror/debian bookworm-updates main" "deb $mirror/debian-security bookworm-security main" 1>&2
+    mv "$output/base.tar.part" "$output/base.tar"
+  fi
+  base=localhost/ctflow-base:$(digest "$output/base.tar")
+  if ! image_exists "$base"; then
+    mkdir -p "$output/context-base"
+    ln -f "$output/base.tar" "$output/context-base/base.tar"
+    build_image "$base" "$output/context-base" MAP/Containerfile.base
+  fi
+}
+
+image_exists() {
+  case $tool in
+    buildah) buildah inspect --type image "$1" > /dev/null 2>&1 ;;
+    podman) podman image exists "$1" ;;
+    docker) docker image inspect "$1" > /dev/null 2>&1 ;;
+  esac
+}
+
+# Every wheel of the image, pinned, so that the build itself needs no network. torch first and by itself: else a
+# requirement might bring the build of another index.
+collect_wheels() {
+  local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc
+  "$PYTHON" MAP/requirements.py "${extras[@]}" > "$wanted"
+  key=$(digest "$wanted" constraints.txt)-$python-${TORCH_INDEX:-}
+  wheels=$output/wheels-$flavour
+  if [ "$(cat "$wheels/key" 2> /dev/null)" != "$key" ]; then
+    say "wheels"
+    rm -rf "$wheels"
+    mkdir -p "$wheels/sbom"
+    if [ "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$python" ]; then
+      for glibc in $(seq 36 -1 17); do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
+      platforms+=(--platform manylinux2014_x86_64 --python-version "$python")
+    fi
+    # Has no wheel of its own, only its parts have.
+    [ "$flavour" = cpu ] || "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$wheels" \
+      "tensorrt-rtx-cu13==$(pinned tensorrt_rtx_cu13)"
+    local pip=("$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: "${platforms[@]}")
+    "${pip[@]}" --no-deps --dest "$wheels" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$(pinned torch)"
+    "${pip[@]}" --dest "$wheels" --find-links "$wheels" --constraint constraints.txt "$wheels"/torch-*.whl -r "$wanted" pip
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile --target "$wheels/sbom" \
+      --constraint constraints.txt cyclonedx-python-lib
+    echo "$key" > "$wheels/key"
+  fi
+  if [ "$flavour" = cpu ] && compgen -G "$wheels/nvidia_cudnn*" > /dev/null; then
+    fail "this torch is a CUDA build of gigabytes: set TORCH_INDEX to an index with its CPU build, and add --fresh" 4
+  fi
+}
+
+# What the Containerfile sees: linked rather than copied where it is large.
+fill_context() {
+  local code=(app bundle operators src LICENSE README.md pyproject.toml) source=$output/source
+  rm -rf "$context" "$source"
+  mkdir -p "$context/recipe" "$context/ctflow" "$context/docs"
+  cp -al "$output/wheels-$flavour" "$context/wheels"
+  cp -p MAP/install.sh MAP/finish.sh MAP/prune-*.txt MAP/manifests.py MAP/sbom.py MAP/engine.py "$context/recipe/"
+  cp -p MAP/tools.py "$context/tools"
+  cp -p README.md LICENSE CHANGELOG.md docs/map.md "$context/docs/"
+  mkdir "$context/app"
+  tree_files app | xargs -0 cp -p -t "$context/app"
+  cp -Rp "$bundle" "$context/model"
+  # A wheel of what is in the tree, from a copy, so that nothing of an earlier build slips in.
+  mkdir "$source"
+  tree_files "${code[@]}" | xargs -0 cp -p --parents -t "$source"
+  "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$context/ctflow" "$source" 2> \
+    "$output/wheel.log" || { cat "$output/wheel.log" >&2; fail "ctflow's wheel cannot be built"; }
+  rm -rf "$source"
+  # Tools that build from a Containerfile do not all look at what a RUN mounts: these make them do so.
+  library_key=$(digest "$output/wheels-$flavour/key" MAP/install.sh "MAP/prune-$flavour.txt")
+  code_key=$(tree_files MAP "${code[@]}" | xargs -0 sha256sum | digest)
+}
+
+tree_files() { git ls-files -z --cached --others --exclude-standard "$@"; }
+
+# One file that every engine loads; beside it what is inside, for who must know before loading.
+write_archive() {
+  local file=$output/ctflow-$VERSION-$flavour.tar
+  rm -f "$file"
+  say "archive $file"
+  case $tool in
+    buildah) buildah push --quiet --compression-format gzip --compression-level 1 "$tag" "oci-archive:$file:$tag" > /dev/null ;;
+    podman) podman save --quiet --format oci-archive --output "$file" "$tag" ;;
+    docker) docker save --output "$file" "$tag" ;;
+  esac
+  (cd "$output" && sha256sum "$(basename "$file")" > "$(basename "$file").sha256")
+}
+
+extract_documents() {
+  local name=$output/ctflow-$VERSION-$flavour container mount
+  case $tool in
+    buildah)
+      container=$(buildah from --pull=false "$tag")
+      mount=$(buildah mount "$container")
+      cp "$mount/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
+      cp "$mount/opt/holoscan/docs/licences.txt" "$name.licences.txt"
+      buildah rm "$container" > /dev/null ;;
+    *)
+      container=$("$tool" create "$tag")
+      "$tool" cp "$container:/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
+      "$tool" cp "$container:/opt/holoscan/docs/licences.txt" "$name.licences.txt"
+      "$tool" rm "$container" > /dev/null ;;
+  esac
+}
+
+[ -n "$base" ] || make_base
+collect_wheels
+fill_context
+say "image $tag on $base"
+build_image "$tag" "$context" MAP/Containerfile \
+  --build-arg "BASE=$base" --build-arg "FLAVOUR=$flavour" --build-arg "ENGINE=$engine" --build-arg "GPUS=$gpus" --build-arg "MODEL=$model" \
+  --build-arg "TAG=$tag" --build-arg "VERSION=$VERSION" --build-arg "PYTHON=$python" \
+  --build-arg "LIBRARY_KEY=$library_key" --build-arg "CODE_KEY=$code_key" \
+  --build-arg "HOLOSCAN=$(pinned holoscan-cu13)" --build-arg "APP_SDK=$(pinned monai-deploy-app-sdk)"
+extract_documents
+[ "$archive" = no ] || write_archive
+say "done: $tag"

@@ -1,0 +1,40 @@
+"""In the image: the file that its engine runs, made once and compared with PyTorch, copied where ctflow looks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from ctflow.bundle import find_bundle, read_bundle
+from ctflow.engines.choose import backend_module, batch_range_for
+from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.store import EngineStore
+from ctflow.export.measure import measure_engine
+
+
+def main() -> int:
+    """Make the engine named first, in the folder named second, unless it is there; copy it to the third."""
+    name, kept, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    model = read_bundle(find_bundle(Path(os.environ["HOLOSCAN_MODEL_PATH"])))
+    if name != "auto" and backend_module(name).FILE is None:
+        return 0
+    store, key = EngineStore(kept), onnx_key(model, model.spec.roi, CPU_BATCH)
+    if store.find(key) is None:
+        measured = measure_engine(
+            "openvino" if name == "auto" else name,
+            model,
+            device="cpu",
+            precision=None,
+            roi=model.spec.roi,
+            batch_range=batch_range_for(model.spec, "cpu"),
+            cache_dir=kept,
+        )
+        sys.stdout.write(f"made and compared with PyTorch: {measured}\n")
+    shutil.copytree(store.path_of(key).parent, target / key.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+#!/bin/sh
+# In the image: the libraries, from wheels at /mnt/wheels, as /opt/ctflow. One layer: what is removed here takes no room.
+set -eu
+flavour=$1 python=python$2
+
+if ! command -v "$python" > /dev/null; then
+  command -v apt-get > /dev/null || { echo "the base has neither $python nor apt to install it" >&2; exit 4; }
+  apt-get update -qq
+  apt-get install -qq -y --no-install-recommends "$python"
+  rm -rf /var/lib/apt/lists/*
+fi
+find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+sed -i '/^[^:]*:[^:]*:1000:/d' /etc/passwd /etc/group
+echo 'holoscan:x:1000:1000::/tmp:/usr/sbin/nologin' >> /etc/passwd
+echo 'holoscan:x:1000:' >> /etc/group
+
+# The wheels but those that the flavour does without. pip runs from its own wheel and is not left in the image.
+set --
+for wheel in /mnt/wheels/*.whl; do
+  name=$(basename "$wheel" | cut -d- -f1 | tr _ -)
+  grep -q "^$name\( \|$\)" "/mnt/recipe/prune-$flavour.txt" || set -- "$@" "$wheel"
+done
+"$python" -m venv --without-pip /opt/ctflow
+pip=$(echo /mnt/wheels/pip-*.whl)
+"$python" "$pip/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps \
+  --no-compile --no-cache-dir "$@"
+# Holoscan's wheel makes its links when Python first starts after it was installed, and wants pip for that.
+PYTHONPATH=$pip /opt/ctflow/bin/python -c ''
+ls /opt/ctflow/lib/python*/site-packages/holoscan_cu13-*.dist-info/axle.done > /dev/null
+
+cd /opt/ctflow/lib/python*/site-packages
+# Tests, headers and programs of others, and parts for hardware that the flavour is not for.
+find . -type d \( -name tests -o -name test \) ! -path '*.dist-info/*' -prune -exec rm -rf {} +
+rm -rf torch/include torch/share openvino/include nvidia/*/include
+find torch/bin -type f ! -name torch_shm_manager -delete
+[ "$flavour" != cpu ] || (cd openvino/libs && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_plugin.so cache.json)
+# Made here, as the image is read-only where it runs. Some packages carry files for other versions of Python.
+/opt/ctflow/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . > /dev/null || true
+find /usr/lib/python3* /opt/ctflow -name '*.pyc.*' -delete

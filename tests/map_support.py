@@ -1,0 +1,63 @@
+"""Running the image that `make map` built, as a hospital would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctflow import __version__
+
+REPOSITORY = Path(__file__).parents[1]
+OUTPUT = Path(os.environ.get("CTFLOW_MAP_OUTPUT", REPOSITORY / "build" / "map"))
+IMAGE = os.environ.get("CTFLOW_MAP_IMAGE", f"localhost/ctflow:{__version__}-cpu")
+# Debian's crun does not start containers on every machine; limits as high as podman's default may not be allowed.
+PODMAN = ["podman", *(["--runtime", "runc"] if shutil.which("runc") else [])]
+LIMITS = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
+HARDENED = [
+    "--read-only", "--network", "none", "--cap-drop", "all", "--security-opt", "no-new-privileges",
+    "--tmpfs", "/tmp:rw,noexec,nosuid,nodev,size=512m", "--memory", "4g",
+]  # fmt: skip
+
+
+def run_image(
+    words: Sequence[str] = (),
+    *,
+    mounts: Mapping[str, Path] | None = None,
+    options: Sequence[str] = (),
+    image: str = IMAGE,
+) -> subprocess.CompletedProcess[str]:
+    """Run the image under the hardened flags.
+
+    Args:
+        words: What follows the image's name.
+        mounts: Path in the container (with ":ro" to mount it so) -> folder.
+        options: More options of `podman run`; a later one wins.
+        image: The image.
+    """
+    volumes = [
+        word
+        for target, folder in (mounts or {}).items()
+        for word in ("-v", f"{folder}:{target.removesuffix(':ro')}{':ro' if target.endswith(':ro') else ''}")
+    ]
+    command = [*PODMAN, "run", "--rm", *LIMITS, *HARDENED, *volumes, *options, image, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560)
+
+
+def inspect_image(image: str = IMAGE) -> dict[str, Any]:
+    """What podman says of an image."""
+    done = subprocess.run(["podman", "image", "inspect", image], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stderr}: run `make map` first"
+    (document,) = json.loads(done.stdout)
+    return document
+
+
+def writable_folder(path: Path) -> Path:
+    """A new folder in which any user may write, as the container's user is none of this machine's."""
+    path.mkdir()
+    path.chmod(0o777)
+    return path

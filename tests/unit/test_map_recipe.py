@@ -1,0 +1,205 @@
+"""What the image is made of, without an image: its tools, manifests and names (tests/map runs the image itself)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ctflow import __version__
+
+RECIPE = Path(__file__).parents[2] / "MAP"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"map_{name}", RECIPE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tools, manifests = load("tools"), load("manifests")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A package's files in a folder of this machine."""
+    for name in ("app", "models/small", "docs"):
+        (tmp_path / name).mkdir(parents=True)
+    files = {
+        "app/__main__.py": "import sys; sys.exit(int(sys.argv[1]))",
+        "models/small/model.pt": "weights",
+        "docs/README.md": "read",
+        "app.yaml": "title: x",
+        "pkg.json": '{"models": []}\n',
+        "app.json": json.dumps({"command": f"{sys.executable} {tmp_path / 'app'}"}) + "\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    names = {
+        "APPLICATION": "app", "MODEL_PATH": "models", "DOCS": "docs", "CONFIG_PATH": "app.yaml", "WORKDIR": ".",
+        "APP_MANIFEST_PATH": "app.json", "PKG_MANIFEST_PATH": "pkg.json",
+    }  # fmt: skip
+    for name, path in names.items():
+        monkeypatch.setenv(f"HOLOSCAN_{name}", str(tmp_path / path))
+    return tmp_path
+
+
+def test_show_of_one_manifest_is_plain_json(package, capsys):
+    assert tools.main(["show", "pkg"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"models": []}
+
+
+def test_show_prints_both_manifests_under_headings(package, capsys):
+    assert tools.main(["show"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index(" app.json ") < shown.index('"command"') < shown.index(" pkg.json ") < shown.index('"models"')
+
+
+@pytest.mark.parametrize(
+    "words", [["show", "all"], ["show", "app", "pkg"], ["env", "x"], ["extract", "x"], ["help", "x"]]
+)
+def test_words_that_the_tools_do_not_know_are_a_usage_error(package, capsys, words):
+    assert tools.main(words) == 64
+    assert words[0] in capsys.readouterr().err
+
+
+def test_a_missing_manifest_is_named(package, capsys):
+    (package / "app.json").unlink()
+    assert tools.main(["show", "app"]) == 4
+    assert "app.json" in capsys.readouterr().err
+
+
+def test_extract_without_a_mount_says_how(tmp_path):
+    with pytest.raises(tools.Failed, match="nothing is mounted") as caught:
+        tools.extract(tmp_path / "export")
+    assert caught.value.exit_code == 64
+
+
+def test_extract_fills_an_empty_export_with_all_parts(package, tmp_path):
+    export = tmp_path / "export"
+    export.mkdir()
+    tools.extract(export)
+    found = {path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file()}
+    assert found == {
+        "app/__main__.py", "models/small/model.pt", "docs/README.md",
+        "config/app.yaml", "config/app.json", "config/pkg.json",
+    }  # fmt: skip
+
+
+def test_extract_copies_every_part_that_is_mounted_and_no_other(package, tmp_path):
+    export = tmp_path / "export"
+    (export / "models").mkdir(parents=True)
+    (export / "docs").mkdir()
+    tools.extract(export)
+    found = {path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file()}
+    assert found == {"models/small/model.pt", "docs/README.md"}
+
+
+def test_extract_onto_what_cannot_be_written_is_exit_5(package, tmp_path):
+    export = tmp_path / "export"
+    (export / "docs" / "README.md").mkdir(parents=True)  # stands where the file would go
+    with pytest.raises(tools.Failed, match="docs") as caught:
+        tools.extract(export)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("code", [0, 2, 5, 130])
+def test_the_application_takes_the_place_of_the_tools_and_its_exit_code_is_kept(package, code):
+    done = subprocess.run([sys.executable, RECIPE / "tools.py", str(code)], check=False, timeout=60)
+    assert done.returncode == code
+
+
+def test_help_and_env_go_to_standard_output(package, capsys):
+    assert tools.main(["help"]) == 0
+    assert tools.main(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert "extract" in shown
+    assert f"HOLOSCAN_DOCS={package / 'docs'}\n" in shown
+
+
+def test_manifests_follow_the_configuration():
+    configuration = {"application": {"version": "1.2.3"}, "resources": {"cpu": 2, "gpu": 0, "memory": "4Gi"}}
+    environment = {"HOLOSCAN_INPUT_PATH": "/in", "PATH": "/bin"}
+    app = manifests.application_manifest(configuration, environment)
+    assert app["environment"] == {"HOLOSCAN_INPUT_PATH": "/in"}
+    assert app["version"] == "1.2.3"
+    assert manifests.package_manifest(configuration, "cpu", "m")["resources"]["gpu"] == 0
+    assert manifests.package_manifest(configuration, "cuda", "m")["resources"]["gpu"] == 1
+
+
+def test_app_yaml_says_the_version_of_ctflow():
+    text = (RECIPE.parent / "app" / "app.yaml").read_text()
+    assert f"  version: {__version__}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ctflow demonstration", "ctflow_demonstration"),
+        ("../../Lung (v2)\n", "lung_v2"),
+        ("", "model"),
+        ("a" * 300, "a" * 100),
+    ],
+)
+def test_a_bundle_name_becomes_a_folder_name(tmp_path, name, expected):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"name": name}))
+    done = subprocess.run(
+        [sys.executable, RECIPE / "model_name.py", tmp_path], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == expected + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--flavour", "gpu"], "neither cpu nor cuda"),
+        (["--flavour", "cuda"], "--base"),
+        (["--nonsense"], "no option"),
+        (["--tag"], "wants a value"),
+    ],
+)
+def test_a_wrong_option_of_the_build_is_a_usage_error(words, message):
+    done = subprocess.run(
+        ["bash", RECIPE / "build.sh", *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 64
+    assert message in done.stderr
+
+
+def test_the_build_refuses_a_folder_that_is_no_bundle(tmp_path):
+    done = subprocess.run(
+        ["bash", RECIPE / "build.sh", "--bundle", tmp_path], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 3
+    assert "metadata.json" in done.stderr
+
+
+def test_the_build_wants_only_requirements_of_pyproject():
+    def run(*extras: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(RECIPE / "requirements.py"), *extras]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    plain, fast = run().stdout.splitlines(), run("openvino").stdout.splitlines()
+    assert "einops>=0.8" in plain
+    assert not [line for line in plain if line.startswith("openvino")]
+    assert [line for line in fast if line.startswith("openvino")]
+    unknown = run("no-such-extra")
+    assert unknown.returncode == 64
+    assert "no-such-extra" in unknown.stderr
+
+
+def test_the_scripts_pass_shellcheck():
+    scripts = [*sorted(RECIPE.glob("*.sh")), RECIPE.parent / ".ci" / "run"]
+    done = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", *scripts], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
