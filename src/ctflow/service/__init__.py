@@ -1,0 +1,1 @@
+"""How do studies arrive and leave? A DICOM node around the pipeline."""
