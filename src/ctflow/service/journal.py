@@ -70,7 +70,7 @@ class Journal(JournalReader):
         super().close()
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Have a function called after every write, in the journal's thread: it must be quick (an event's `set`)."""
+        """Have a function called after every change, in the journal's thread: it must be quick (an event's `set`)."""
         self._listeners.append(listener)
 
     # -- the writer ---------------------------------------------------------------------------------------------------
@@ -90,9 +90,11 @@ class Journal(JournalReader):
             return
         opened.set_result(None)
         while (batch := self._next_batch()) is not None:
+            before = connection.total_changes
             self._write_batch(connection, batch)
-            for listener in tuple(self._listeners):
-                listener()
+            if connection.total_changes != before:
+                for listener in tuple(self._listeners):
+                    listener()
         connection.close()
 
     def _next_batch(self) -> list[tuple[Work[Any], Future[Any]]] | None:
@@ -379,17 +381,17 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
     """A new series, or a new revision that begins with the instances of the earlier one."""
     revision = 1 if earlier is None else int(earlier["revision"]) + 1
     key = key_of(arrival.study_uid, arrival.series_uid, revision)
-    previous, folder = (None, key) if earlier is None else (earlier["key"], earlier["folder"])
+    previous = None if earlier is None else str(earlier["key"])
     patient = arrival.patient
     who = (None,) * 4 if patient is None else (
         patient.name, patient.patient_id, patient.birth_date, patient.accession_number,
     )  # fmt: skip
     db.execute(
-        "INSERT INTO series (key, series_uid, study_uid, revision, previous, folder, calling_ae, peer, modality, "
+        "INSERT INTO series (key, series_uid, study_uid, revision, previous, calling_ae, peer, modality, "
         "first_at, last_at, state, patient_name, patient_id, patient_birth_date, accession_number) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'received', ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'received', ?, ?, ?, ?)",
         (
-            key, arrival.series_uid, arrival.study_uid, revision, previous, folder, arrival.calling_ae, arrival.peer,
+            key, arrival.series_uid, arrival.study_uid, revision, previous, arrival.calling_ae, arrival.peer,
             arrival.modality, now, now, *who,
         ),
     )  # fmt: skip
