@@ -81,7 +81,7 @@ def imported_names(path: Path) -> set[str]:
         ("uvicorn", {"src/ctflow/service/web"}),
         ("jinja2", {"src/ctflow/service/web"}),
         ("prometheus_client", {"src/ctflow/service/metrics.py"}),
-        ("yaml", {"src/ctflow/service/settings.py"}),
+        ("yaml", {"src/ctflow/service/document.py"}),
         ("tensorrt", {"src/ctflow/engines/tensorrt.py", "src/ctflow/export/plan.py"}),
         ("openvino", {"src/ctflow/engines/openvino.py"}),
         ("onnxruntime", {"src/ctflow/engines/onnxruntime.py"}),
