@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ ROWS = 50  # a page of the list
 _EVENTS = 200
 _REFRESH_S = 10
 _LARGEST_RESULT = 4_000_000  # bytes of a result.json; 1000 findings have 1 MB
+_ATTENTION = "attention"  # set aside or failed
 _REPORT, _PREVIEW = "report.html", "preview.png"
 
 
@@ -144,6 +146,7 @@ class Pages:
             later=later if self._node.journal.find(later) else None,
             steps=views.steps(series, detail.events, now, has_result=bool(detail.results)),
             results=[self._result(result) for result in reversed(detail.results)],
+            none_yet=views.no_result_text(series.state),
             deliveries=[views.delivery(record, now) for record in detail.deliveries],
             facts=views.facts(series, _classes(detail), now, patient_data=self._node.settings.web.patient_data),
             events=[views.event(record, now) for record in detail.events[:_EVENTS]],
@@ -154,7 +157,10 @@ class Pages:
         """The newest events of all series and of the node itself."""
         now = self._node.clock()
         found = self._node.journal.events(limit=_EVENTS)
-        return self._page("events.html", here="events", events=[views.event(record, now) for record in found])
+        keys = {record.series_key for record in found if record.series_key}
+        digests = {key: series.digest for key in keys if (series := self._node.journal.find(key))}
+        shown = [views.event(record, now) for record in found]
+        return self._page("events.html", here="events", events=shown, digests=digests)
 
     def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Reply:
         """A page that says one thing."""
@@ -238,8 +244,8 @@ class Pages:
         values.setdefault("refresh_s", None)
         node = {
             "ae_title": settings.ae_title,
-            "ae_title_quoted": "'" + settings.ae_title.replace("'", "'\\''") + "'",
-            "host": settings.bind,
+            "ae_title_quoted": shlex.quote(settings.ae_title),
+            "host": {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind),  # noqa: S104
             "port": settings.port,
             "address": views.address(settings.bind, settings.port),
             "problems": [views.plain(problem) for problem in self._node.problems()],
@@ -258,7 +264,7 @@ class Pages:
         shown = self._node.settings.web.patient_data
         return views.row(series, now, patient_data=shown, tokens=(tokens[0], tokens[1]))
 
-    def _tiles(self) -> list[dict[str, str]]:
+    def _tiles(self) -> list[dict[str, str | None]]:
         counts, totals = self._node.journal.counts(), self._node.journal.totals()
         free = shutil.disk_usage(self._node.results if self._node.results.is_dir() else Path.cwd()).free
         least = self._node.settings.limits.free_disk
@@ -271,6 +277,7 @@ class Pages:
                 views.thousands(failed),
                 f"{counts['dead']} failed, {counts['aside']} set aside",
                 "bad" if counts["dead"] else "warn" if failed else "",
+                f"/?state={_ATTENTION}" if failed else None,
             ),
             _tile("Received", views.thousands(totals["instances"]), f"instances, {views.size(totals['bytes'])}"),
             _tile("Free disk", views.size(free), f"refuses below {views.size(least)}", "bad" if free < least else ""),
@@ -342,11 +349,13 @@ def _part(name: str) -> bytes:
     return (resources.files("ctflow.service.web") / "templates" / name).read_bytes()
 
 
-def _tile(name: str, value: str, more: str, tone: str = "") -> dict[str, str]:
-    return {"name": name, "value": value, "more": more, "tone": tone}
+def _tile(name: str, value: str, more: str, tone: str = "", href: str | None = None) -> dict[str, str | None]:
+    return {"name": name, "value": value, "more": more, "tone": tone, "href": href}
 
 
 def _label(state: str) -> str:
+    if state == _ATTENTION:
+        return "Need a look"
     return next((shown.label for shown in views.STATES.values() if shown.name == state), "All")
 
 
@@ -354,6 +363,8 @@ def _state(given: str | None) -> tuple[str, tuple[State, ...]] | None:
     """The state that the address names and what to ask the journal for; None for a word that is no state."""
     if not given:
         return "", ()
+    if given == _ATTENTION:
+        return given, views.ATTENTION
     return next(((given, (state,)) for state in views.STATES if state == given), None)
 
 

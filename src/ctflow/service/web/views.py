@@ -49,6 +49,12 @@ CANNOT_DISCARD: frozenset[State] = frozenset({"discarded", "delivered"})
 ON_ITS_WAY: tuple[State, ...] = ("received", "complete", "running", "done")
 ATTENTION: tuple[State, ...] = ("aside", "dead")
 _TONES_OF_EVENTS = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
+_NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: as they are
+_NO_RESULT: Mapping[State, str] = {
+    "received": "The series is still coming in.",
+    "complete": "The series waits for a worker.",
+    "running": "The model is at work.",
+}
 
 
 def plain(value: object) -> str:
@@ -174,6 +180,11 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
         retry_token=tokens[0],
         discard_token=tokens[1],
     )
+
+
+def no_result_text(state: State) -> str:
+    """What stands in the place of a result that is not there."""
+    return _NO_RESULT.get(state, "There is none.")
 
 
 def _retry_label(series: SeriesRecord, now: float) -> str | None:
@@ -328,7 +339,7 @@ def event(record: EventRecord, now: float) -> Event:
     """An event as the page shows it."""
     return Event(
         at=moment(record.at, now),
-        kind=plain(record.kind),
+        kind=_NAMES_OF_EVENTS.get(record.kind, plain(record.kind)),
         key=record.series_key,
         peer=None if record.peer is None else plain(record.peer),
         text=plain(record.text),
