@@ -16,7 +16,7 @@ from ctflow.cli.monai_deploy import exec_application
 from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
-from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report
+from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -174,6 +174,30 @@ def engines(as_json: bool, **given: Any) -> int:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         say_engines(document)
+    return 0
+
+
+@cli.group()
+def rules() -> None:
+    """The DICOM node's rules: which series are run."""
+
+
+@rules.command("test")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (default: no rules, what is fit)."
+)
+@click.option("--calling-ae", metavar="TITLE", help="AE title of whom the series would come from.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+def rules_test(folder: Path, config: Path | None, calling_ae: str | None, as_json: bool) -> int:
+    """Show what the node would do with each series of FOLDER, and why."""
+    from ctflow.cli.rules import rules_document  # noqa: PLC0415
+
+    document = rules_document(folder, config, calling_ae, read_environment())
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        say_verdicts(document)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""How do studies arrive and leave? A DICOM node around the pipeline."""
+"""The DICOM node: receives series, runs them, sends results back, and shows what it does."""
