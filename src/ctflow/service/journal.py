@@ -211,19 +211,19 @@ class Journal(JournalReader):
         """
         return self._write(lambda db: _claim(db, self._clock()))
 
-    def commit(self, job: Job, answer: Answer, destinations: Sequence[str], *, files: Sequence[str]) -> bool:
-        """Keep a result, with a delivery of every file to every destination, before anything is sent.
+    def commit(self, job: Job, answer: Answer, deliveries: Sequence[tuple[str, str]]) -> bool:
+        """Keep a result, with what is to be delivered, before anything is sent.
 
         Args:
             job: As claimed.
             answer: What the worker wrote.
-            destinations: Names of the destinations; none makes the series "done" and leaves it there.
-            files: Names of the objects that are to be sent, in this order.
+            deliveries: Names of a destination and of a file, in the order in which they are to be sent; none makes
+                the series "done" and leaves it there.
 
         Returns:
             False where instances came meanwhile: the result is of a set that is no more and is not kept.
         """
-        return self._write(lambda db: _commit(db, job, answer, tuple(destinations), tuple(files), self._clock()))
+        return self._write(lambda db: _commit(db, job, answer, tuple(deliveries), self._clock()))
 
     def set_aside(self, key: str, reason: str, *, set_digest: str | None = None) -> bool:
         """Set a series aside; with a set's digest only if the series still is that set. Whether it was."""
@@ -514,7 +514,7 @@ def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
 
 
 def _commit(
-    db: sqlite3.Connection, job: Job, answer: Answer, destinations: tuple[str, ...], files: tuple[str, ...], now: float
+    db: sqlite3.Connection, job: Job, answer: Answer, deliveries: tuple[tuple[str, str], ...], now: float
 ) -> bool:
     if not _is_still(db, job.key, job.set_digest):
         _note(db, now, "superseded", "its instances changed while it ran; that result is not kept", job.key)
@@ -530,12 +530,11 @@ def _commit(
     for each in answer.objects:
         row = (result, each.file, each.sop_class_uid, each.sop_instance_uid, each.sha256)
         db.execute("INSERT INTO objects VALUES (?, ?, ?, ?, ?)", row)
-    for destination in destinations:
-        for file in files:
-            db.execute(
-                "INSERT INTO deliveries (result_id, destination, file, state) VALUES (?, ?, ?, 'waiting')",
-                (result, destination, file),
-            )
+    for destination, file in deliveries:
+        db.execute(
+            "INSERT INTO deliveries (result_id, destination, file, state) VALUES (?, ?, ?, 'waiting')",
+            (result, destination, file),
+        )
     db.execute("UPDATE series SET state = 'done', reason = NULL, next_at = 0 WHERE key = ?", (job.key,))
     _note(db, now, "done", f"{answer.model} {answer.version} answered in {answer.elapsed_s:.1f} s", job.key)
     return True

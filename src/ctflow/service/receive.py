@@ -25,6 +25,7 @@ from ctflow.dicom.structure import flaw_of_header
 from ctflow.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal, key_of
+from ctflow.service.metrics import Metrics
 from ctflow.service.records import Arrival, Patient
 from ctflow.service.transport import LimitedSocket, Shared
 from ctflow.service.waiting import WaitingRoom
@@ -97,19 +98,20 @@ class Receiver:
         reception: What it allows.
         inbox: Takes the files.
         journal: Takes the instances.
+        metrics: Told of instances, associations and refusals.
 
     Raises:
         BackendUnavailable: pynetdicom is not installed.
         SettingsInvalid: The address cannot be listened on.
     """
 
-    def __init__(self, reception: Reception, inbox: Inbox, journal: Journal) -> None:
+    def __init__(self, reception: Reception, inbox: Inbox, journal: Journal, metrics: Metrics | None = None) -> None:
         try:
             from pynetdicom import AE, _config, evt  # noqa: PLC0415  # an optional package: the extra `serve`
             from pynetdicom.transport import AssociationServer  # noqa: PLC0415
         except ImportError as error:
             raise BackendUnavailable("the DICOM node needs pynetdicom: pip install 'ctflow[serve]'") from error
-        self._reception, self._inbox, self._journal = reception, inbox, journal
+        self._reception, self._inbox, self._journal, self._metrics = reception, inbox, journal, metrics
         _config.LOG_HANDLER_LEVEL = "none"  # its lines quote data sets and AE titles; the audit trail is the journal's
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
         self._shared = Shared()
@@ -186,7 +188,7 @@ class Receiver:
         self._server.finish_request(limited, address)
 
     def _refused(self, host: str, why: str) -> None:
-        log.warning("connection ended: %s", why, extra={"peer": host})
+        log.warning("connection ended: %s", why, extra={"facts": {"peer": host}})
 
     def _requested(self, event: Event) -> None:
         requestor = event.assoc.requestor
@@ -198,13 +200,13 @@ class Receiver:
             event.assoc.kill()
 
     def _rejected(self, event: Event) -> None:
-        log.warning("association rejected", extra=_caller(event))
+        log.warning("association rejected", extra={"facts": _caller(event)})
 
     def _established(self, event: Event) -> None:
-        log.info("association", extra=_caller(event))
+        log.info("association", extra={"facts": _caller(event)})
 
     def _aborted(self, event: Event) -> None:
-        log.warning("association aborted", extra=_caller(event))
+        log.warning("association aborted", extra={"facts": _caller(event)})
 
     # -- instances ----------------------------------------------------------------------------------------------------
 
@@ -282,7 +284,12 @@ class Receiver:
         return SUCCESS
 
     def _no_room(self, arrival: Arrival, why: str) -> Dataset:
-        log.error("instance %s refused: %s", digest_of_uid(arrival.sop_instance_uid), why, extra={"peer": arrival.peer})
+        log.error(
+            "instance %s refused: %s",
+            digest_of_uid(arrival.sop_instance_uid),
+            why,
+            extra={"facts": {"peer": arrival.peer}},
+        )
         try:
             self._journal.refused(arrival, why)
         except OutputError:
