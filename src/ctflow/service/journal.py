@@ -326,14 +326,17 @@ def _receive(db: sqlite3.Connection, arrival: Arrival, now: float, most_instance
             arrival.sha256, now,
         ),
     )  # fmt: skip
-    db.execute("DELETE FROM refusals WHERE series_key = ? AND sop_instance_uid = ?", (key, arrival.sop_instance_uid))
+    if db.execute("SELECT 1 FROM refusals WHERE series_key = ?", (key,)).fetchone():
+        db.execute(
+            "DELETE FROM refusals WHERE series_key = ? AND sop_instance_uid = ?", (key, arrival.sop_instance_uid)
+        )
     expected = max(filter(None, (series["expected_instances"], arrival.expected_instances)), default=None)
     db.execute(
         "UPDATE series SET instances = instances + 1, bytes = bytes + ?, last_at = ?, expected_instances = ?, "
         "modality = CASE modality WHEN '' THEN ? ELSE modality END WHERE key = ?",
         (arrival.bytes, now, expected, arrival.modality, key),
     )
-    return Receipt("new", key, _complete_counted(db, key, now))
+    return Receipt("new", key, expected is not None and _complete_counted(db, key, now))
 
 
 def _came_again(

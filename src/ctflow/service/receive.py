@@ -6,15 +6,13 @@ import hashlib
 import io
 import logging
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
+from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
@@ -26,6 +24,7 @@ from ctflow.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal, key_of
 from ctflow.service.metrics import Metrics
+from ctflow.service.reactor import make_patient
 from ctflow.service.records import Arrival, Patient
 from ctflow.service.transport import LimitedSocket, Shared
 from ctflow.service.waiting import WaitingRoom
@@ -126,6 +125,7 @@ class Receiver:
         for abstract, syntaxes in supported_contexts().items():
             ae.add_supported_context(abstract, list(syntaxes))
         handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, lambda event: make_patient(event.assoc)),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_REJECTED, self._rejected),
@@ -320,15 +320,23 @@ def _patient(header: Dataset) -> Patient:
 
 
 def _meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
-    """Preamble and file meta information (PS3.10 7.1)."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax)
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION
-    stream = DicomBytesIO()
-    stream.write(bytes(128) + b"DICM")
-    write_file_meta_info(stream, meta)
-    return stream.getvalue()
+    """Preamble and file meta information (PS3.10 7.1), written by hand: pydicom takes as long as for all the rest."""
+    elements = b"".join(
+        (
+            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
+            _element(0x0002, sop_class_uid, b"UI"),
+            _element(0x0003, sop_instance_uid, b"UI"),
+            _element(0x0010, transfer_syntax, b"UI"),
+            _element(0x0012, IMPLEMENTATION_UID, b"UI"),
+            _element(0x0013, IMPLEMENTATION_VERSION, b"SH"),
+        )
+    )
+    length = struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(elements))
+    return b"".join((bytes(128), b"DICM", length, elements))
+
+
+def _element(element: int, value: str, vr: bytes) -> bytes:
+    """A short element of group 0002 in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    encoded = value.encode("ascii", "replace")
+    encoded += (b"\0" if vr == b"UI" else b" ") * (len(encoded) % 2)
+    return struct.pack("<HH2sH", 0x0002, element, vr, len(encoded)) + encoded
