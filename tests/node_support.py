@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ctflow.service.journal import Journal, key_of
+from ctflow.service.journal import Journal
 from ctflow.service.metrics import Metrics
 from ctflow.service.records import Answer, Arrival, ObjectRecord, Patient
 from ctflow.service.settings import Destination, ServiceSettings, Web
