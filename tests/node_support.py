@@ -15,7 +15,7 @@ CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 FILES = ("segmentation.dcm", "measurements.dcm")
 PACS = Destination("pacs", "ARCHIVE", "10.1.2.3", 11112)
 BACKUP = Destination("backup", "BACKUP", "10.1.2.4", 11112)
-PATIENT = Patient("Doe^Jane", "4711", "19500102", "A-99")
+PATIENT = Patient("Doe^Jane", "PID-4711", "19500102", "A-99")
 
 
 class Clock:

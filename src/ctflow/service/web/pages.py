@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -183,7 +184,7 @@ class Pages:
     def _file_of(self, asked: Asked, name: str) -> Path | None:
         """A file of a result of the series in the address, if it exists."""
         number = asked.path["number"]
-        result = self._node.journal.result(int(number)) if number.isascii() and number.isdecimal() else None
+        result = self._node.journal.result(int(number)) if re.fullmatch("[0-9]{1,15}", number) else None
         if result is None or result.series_key != asked.path["key"]:
             return None
         return self._existing(result, name)
