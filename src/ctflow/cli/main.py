@@ -177,6 +177,23 @@ def engines(as_json: bool, **given: Any) -> int:
     return 0
 
 
+@cli.command()
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md).")
+@click.option("--check", is_flag=True, help="Check the file, say what it means, and end.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of what is received, the journal, the results.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the DICOM node.")
+@click.option("--allow-demonstration", is_flag=True, help="Send results of a demonstration model, too.")
+def serve(config: Path | None, check: bool, data: Path | None, **given: Any) -> int:
+    """Be a DICOM node: take CT series over C-STORE, segment them, send SEG and SR back."""
+    from ctflow.cli.serve import check_command, serve_command  # noqa: PLC0415
+
+    given["data"] = None if data is None else data.absolute()
+    if check:
+        click.echo(check_command(config, given, read_environment()))
+        return 0
+    return serve_command(config, given, read_environment())
+
+
 @cli.group()
 def rules() -> None:
     """The DICOM node's rules: which series are run."""

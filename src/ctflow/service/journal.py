@@ -70,7 +70,7 @@ class Journal(JournalReader):
         super().close()
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Have a function called after every write, in the journal's thread: it must be quick (an event's `set`)."""
+        """Have a function called after every change, in the journal's thread: it must be quick (an event's `set`)."""
         self._listeners.append(listener)
 
     # -- the writer ---------------------------------------------------------------------------------------------------
@@ -90,9 +90,11 @@ class Journal(JournalReader):
             return
         opened.set_result(None)
         while (batch := self._next_batch()) is not None:
+            before = connection.total_changes
             self._write_batch(connection, batch)
-            for listener in tuple(self._listeners):
-                listener()
+            if connection.total_changes != before:
+                for listener in tuple(self._listeners):
+                    listener()
         connection.close()
 
     def _next_batch(self) -> list[tuple[Work[Any], Future[Any]]] | None:
@@ -209,19 +211,19 @@ class Journal(JournalReader):
         """
         return self._write(lambda db: _claim(db, self._clock()))
 
-    def commit(self, job: Job, answer: Answer, destinations: Sequence[str], *, files: Sequence[str]) -> bool:
-        """Keep a result, with a delivery of every file to every destination, before anything is sent.
+    def commit(self, job: Job, answer: Answer, deliveries: Sequence[tuple[str, str]]) -> bool:
+        """Keep a result, with what is to be delivered, before anything is sent.
 
         Args:
             job: As claimed.
             answer: What the worker wrote.
-            destinations: Names of the destinations; none makes the series "done" and leaves it there.
-            files: Names of the objects that are to be sent, in this order.
+            deliveries: Names of a destination and of a file, in the order in which they are to be sent; none makes
+                the series "done" and leaves it there.
 
         Returns:
             False where instances came meanwhile: the result is of a set that is no more and is not kept.
         """
-        return self._write(lambda db: _commit(db, job, answer, tuple(destinations), tuple(files), self._clock()))
+        return self._write(lambda db: _commit(db, job, answer, tuple(deliveries), self._clock()))
 
     def set_aside(self, key: str, reason: str, *, set_digest: str | None = None) -> bool:
         """Set a series aside; with a set's digest only if the series still is that set. Whether it was."""
@@ -324,14 +326,17 @@ def _receive(db: sqlite3.Connection, arrival: Arrival, now: float, most_instance
             arrival.sha256, now,
         ),
     )  # fmt: skip
-    db.execute("DELETE FROM refusals WHERE series_key = ? AND sop_instance_uid = ?", (key, arrival.sop_instance_uid))
+    if db.execute("SELECT 1 FROM refusals WHERE series_key = ?", (key,)).fetchone():
+        db.execute(
+            "DELETE FROM refusals WHERE series_key = ? AND sop_instance_uid = ?", (key, arrival.sop_instance_uid)
+        )
     expected = max(filter(None, (series["expected_instances"], arrival.expected_instances)), default=None)
     db.execute(
         "UPDATE series SET instances = instances + 1, bytes = bytes + ?, last_at = ?, expected_instances = ?, "
         "modality = CASE modality WHEN '' THEN ? ELSE modality END WHERE key = ?",
         (arrival.bytes, now, expected, arrival.modality, key),
     )
-    return Receipt("new", key, _complete_counted(db, key, now))
+    return Receipt("new", key, expected is not None and _complete_counted(db, key, now))
 
 
 def _came_again(
@@ -379,17 +384,17 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
     """A new series, or a new revision that begins with the instances of the earlier one."""
     revision = 1 if earlier is None else int(earlier["revision"]) + 1
     key = key_of(arrival.study_uid, arrival.series_uid, revision)
-    previous, folder = (None, key) if earlier is None else (earlier["key"], earlier["folder"])
+    previous = None if earlier is None else str(earlier["key"])
     patient = arrival.patient
     who = (None,) * 4 if patient is None else (
         patient.name, patient.patient_id, patient.birth_date, patient.accession_number,
     )  # fmt: skip
     db.execute(
-        "INSERT INTO series (key, series_uid, study_uid, revision, previous, folder, calling_ae, peer, modality, "
+        "INSERT INTO series (key, series_uid, study_uid, revision, previous, calling_ae, peer, modality, "
         "first_at, last_at, state, patient_name, patient_id, patient_birth_date, accession_number) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'received', ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'received', ?, ?, ?, ?)",
         (
-            key, arrival.series_uid, arrival.study_uid, revision, previous, folder, arrival.calling_ae, arrival.peer,
+            key, arrival.series_uid, arrival.study_uid, revision, previous, arrival.calling_ae, arrival.peer,
             arrival.modality, now, now, *who,
         ),
     )  # fmt: skip
@@ -512,7 +517,7 @@ def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
 
 
 def _commit(
-    db: sqlite3.Connection, job: Job, answer: Answer, destinations: tuple[str, ...], files: tuple[str, ...], now: float
+    db: sqlite3.Connection, job: Job, answer: Answer, deliveries: tuple[tuple[str, str], ...], now: float
 ) -> bool:
     if not _is_still(db, job.key, job.set_digest):
         _note(db, now, "superseded", "its instances changed while it ran; that result is not kept", job.key)
@@ -528,12 +533,11 @@ def _commit(
     for each in answer.objects:
         row = (result, each.file, each.sop_class_uid, each.sop_instance_uid, each.sha256)
         db.execute("INSERT INTO objects VALUES (?, ?, ?, ?, ?)", row)
-    for destination in destinations:
-        for file in files:
-            db.execute(
-                "INSERT INTO deliveries (result_id, destination, file, state) VALUES (?, ?, ?, 'waiting')",
-                (result, destination, file),
-            )
+    for destination, file in deliveries:
+        db.execute(
+            "INSERT INTO deliveries (result_id, destination, file, state) VALUES (?, ?, ?, 'waiting')",
+            (result, destination, file),
+        )
     db.execute("UPDATE series SET state = 'done', reason = NULL, next_at = 0 WHERE key = ?", (job.key,))
     _note(db, now, "done", f"{answer.model} {answer.version} answered in {answer.elapsed_s:.1f} s", job.key)
     return True

@@ -16,7 +16,6 @@ CREATE TABLE series (
     study_uid TEXT NOT NULL,
     revision INTEGER NOT NULL,
     previous TEXT REFERENCES series(key),
-    folder TEXT NOT NULL,
     calling_ae TEXT NOT NULL,
     peer TEXT NOT NULL,
     modality TEXT NOT NULL,

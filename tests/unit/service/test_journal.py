@@ -61,12 +61,16 @@ def answer(folder="a/b") -> Answer:
 FILES = ("segmentation.dcm", "measurements.dcm")
 
 
+def to(*destinations) -> list[tuple[str, str]]:
+    return [(destination, file) for destination in destinations for file in FILES]
+
+
 def done(journal, destinations=("pacs",)):
     """A series with two instances and its result."""
     receive(journal, 1, 2)
     journal.complete_quiet(0)
     job = journal.claim()
-    assert journal.commit(job, answer(), destinations, files=FILES)
+    assert journal.commit(job, answer(), to(*destinations))
     return job
 
 
@@ -86,7 +90,7 @@ def test_a_series_goes_its_way_and_every_step_is_in_the_audit_trail(journal, clo
     assert (job.key, len(job.instances), job.attempts) == (KEY, 2, 1)
     assert job.set_digest == digest_of_set(["1.2.3.4.2", "1.2.3.4.1"])
     assert journal.claim() is None
-    assert journal.commit(job, answer(), ("pacs", "archive"), files=FILES)
+    assert journal.commit(job, answer(), to("pacs", "archive"))
     assert journal.find(KEY).state == "done"
     first = journal.due("pacs", clock.now, limit=10)
     assert [each.file for each in first] == list(FILES)
@@ -135,10 +139,10 @@ def test_a_late_instance_reopens_a_series_and_what_runs_without_it_is_not_kept(j
     job = journal.claim()
     receive(journal, 2)
     assert journal.find(KEY).state == "received"
-    assert not journal.commit(job, answer(), (), files=FILES)
+    assert not journal.commit(job, answer(), ())
     assert not journal.results(KEY)
     journal.complete_quiet(0)
-    assert journal.commit(journal.claim(), answer(), (), files=FILES)
+    assert journal.commit(journal.claim(), answer(), ())
 
 
 def test_an_instance_after_the_result_makes_a_revision_that_knows_the_earlier_one(journal):

@@ -46,7 +46,7 @@ class Node:
         results: Folder below which results lie.
         metrics: Of the same node.
         problems: Why the node is not ready to receive and run, as sentences; empty if it is.
-        demonstration: What there is to say of a demonstration model; None for another.
+        demonstration: What there is to say of a demonstration model; None for another, or while that is not known.
         clock: Gives the Unix time.
     """
 
@@ -55,7 +55,7 @@ class Node:
     results: Path
     metrics: Metrics
     problems: Callable[[], Sequence[str]] = tuple
-    demonstration: str | None = None
+    demonstration: Callable[[], str | None] = lambda: None
     clock: Callable[[], float] = time.time
 
 
@@ -250,7 +250,7 @@ class Pages:
             "port": settings.port,
             "address": views.address(settings.bind, settings.port),
             "problems": [views.plain(problem) for problem in self._node.problems()],
-            "demonstration": self._node.demonstration,
+            "demonstration": self._node.demonstration(),
             "version": __version__,
             "zone": views.zone(),
             "patient_data": settings.web.patient_data,
