@@ -14,6 +14,8 @@ from urllib.parse import urlencode
 import pytest
 
 from ctflow.errors import SettingsInvalid
+from ctflow.service.records import Answer
+from ctflow.service.send import COPY, WHOLE
 from ctflow.service.web.pages import ROWS
 from ctflow.service.web.server import serving
 from node_support import BACKUP, PACS, PATIENT, Ward, fill_busy
@@ -462,10 +464,10 @@ def test_a_node_that_is_not_ready_says_why(ward, visitor):
 
 
 def test_a_demonstration_model_is_named_on_every_page(tmp_path):
-    ward = Ward(tmp_path / "node", demonstration="results stay in this node.")
+    ward = Ward(tmp_path / "node", demonstration="RESEARCH ONLY: x is a demonstration model.")
     with serving(ward.node) as port:
         for path in ("/", "/events"):
-            assert "The model is a demonstration: results stay in this node." in text_of(Visitor(port).page(path))
+            assert "RESEARCH ONLY: x is a demonstration model." in text_of(Visitor(port).page(path))
     ward.close()
 
 
@@ -477,6 +479,17 @@ def test_a_destination_that_is_no_longer_in_the_settings_is_shown_while_somethin
         for number in (3, 4):
             ward.journal.sent(number, "sent")
         assert "backup" not in text_of(Visitor(port).page("/"))
+
+
+def test_the_folder_of_copies_is_a_destination(ward, tmp_path):
+    job = ward.run("1")
+    answer = Answer(job.key, "lung", "1.0", "ab", False, 1.0, ())
+    ward.journal.commit(job, answer, [(COPY, WHOLE)])
+    node = dataclasses.replace(ward.node, settings=dataclasses.replace(ward.settings, copy_to=tmp_path / "copies"))
+    with serving(node) as port:
+        visitor = Visitor(port)
+        assert f"folder of copies {tmp_path / 'copies'} 0 sent 1 waiting" in text_of(visitor.page("/"))
+        assert "folder of copies the whole result Waiting" in text_of(visitor.page(f"/series/{job.key}"))
 
 
 def test_an_address_that_is_taken_is_named(ward):
