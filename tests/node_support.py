@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ctflow.service.journal import Journal, key_of
+from ctflow.service.journal import Journal
 from ctflow.service.metrics import Metrics
 from ctflow.service.records import Answer, Arrival, ObjectRecord, Patient
 from ctflow.service.settings import Destination, ServiceSettings, Web
@@ -15,7 +15,7 @@ CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 FILES = ("segmentation.dcm", "measurements.dcm")
 PACS = Destination("pacs", "ARCHIVE", "10.1.2.3", 11112)
 BACKUP = Destination("backup", "BACKUP", "10.1.2.4", 11112)
-PATIENT = Patient("Doe^Jane", "4711", "19500102", "A-99")
+PATIENT = Patient("Doe^Jane", "PID-4711", "19500102", "A-99")
 
 
 class Clock:
@@ -50,7 +50,13 @@ class Ward:
         self.problems: list[str] = []
         self.metrics = Metrics(self.journal, folder)
         self.node = Node(
-            self.settings, self.journal, self.results, self.metrics, lambda: self.problems, demonstration, self.clock
+            self.settings,
+            self.journal,
+            self.results,
+            self.metrics,
+            lambda: self.problems,
+            lambda: demonstration,
+            self.clock,
         )
 
     def close(self) -> None:
@@ -90,8 +96,8 @@ class Ward:
         self.clock.now += 7.2
         objects = tuple(ObjectRecord(file, "1.2", f"2.25.{number}", "00") for number, file in enumerate(FILES))
         answer = Answer(job.key, "lung tumour", "1.0", "ab" * 32, demonstration, 7.2, objects)
-        destinations = [each.name for each in self.settings.destinations]
-        assert self.journal.commit(job, answer, destinations, files=FILES)
+        deliveries = [(each.name, file) for each in self.settings.destinations for file in FILES]
+        assert self.journal.commit(job, answer, deliveries)
         return job.key
 
     def delivered(self, name: str, count: int = 1, **other) -> str:

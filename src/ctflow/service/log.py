@@ -128,8 +128,11 @@ class AuditTrail:
         self._journal.release_thread()
 
     def _read_position(self) -> int:
+        """The number that was kept; 0 if there is none, or one that this journal has not reached."""
+        newest = self._journal.events(limit=1)
         with contextlib.suppress(OSError, ValueError):
-            return max(int(self._position.read_bytes()[:20]), 0)
+            kept = int(self._position.read_bytes()[:20])
+            return kept if newest and 0 <= kept <= newest[0].id else 0
         return 0
 
     def _facts(self, event: EventRecord) -> Mapping[str, Any]:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from ctflow.bundle import read_bundle
+from ctflow.config import Settings
+from ctflow.pipeline import run_folder
 from service_support import Ear
 
 
@@ -17,3 +22,12 @@ def ear(tmp_path):
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture(scope="session")
+def result_folder(series, coarse_bundle, tmp_path_factory) -> Path:
+    """The result folder of a small phantom."""
+    out = tmp_path_factory.mktemp("results")
+    report = run_folder(series, out, read_bundle(coarse_bundle), Settings(engine="eager", device="cpu"))
+    assert report.exit_code == 0
+    return report.cases[0].folder

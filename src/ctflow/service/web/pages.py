@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -20,6 +21,7 @@ from ctflow import __version__
 from ctflow.service.journal import Journal, key_of
 from ctflow.service.metrics import Metrics
 from ctflow.service.records import ResultRecord, SeriesDetail, SeriesRecord, State
+from ctflow.service.send import COPY
 from ctflow.service.settings import ServiceSettings
 from ctflow.service.web import views
 from ctflow.service.web.guard import Tokens
@@ -183,7 +185,7 @@ class Pages:
     def _file_of(self, asked: Asked, name: str) -> Path | None:
         """A file of a result of the series in the address, if it exists."""
         number = asked.path["number"]
-        result = self._node.journal.result(int(number)) if number.isascii() and number.isdecimal() else None
+        result = self._node.journal.result(int(number)) if re.fullmatch("[0-9]{1,15}", number) else None
         if result is None or result.series_key != asked.path["key"]:
             return None
         return self._existing(result, name)
@@ -285,13 +287,16 @@ class Pages:
 
     def _destinations(self) -> list[dict[str, object]]:
         """Those of the settings, and those of earlier settings for which something still waits."""
-        backlog = self._node.journal.backlog()
-        named = {each.name: f"{each.ae_title} at {views.address(each.host, each.port)}" for each in
-                 self._node.settings.destinations}  # fmt: skip
+        backlog, settings = self._node.journal.backlog(), self._node.settings
+        named = {
+            each.name: f"{each.ae_title} at {views.address(each.host, each.port)}" for each in settings.destinations
+        }
+        if settings.copy_to is not None:
+            named[COPY] = views.plain(settings.copy_to)
         gone = [name for name, states in backlog.items() if name not in named and (states.keys() & {"waiting", "dead"})]
         known = {**named, **dict.fromkeys(gone, "no longer in the settings")}
         return [
-            {"name": views.plain(name), "address": where}
+            {"name": views.destination(name), "address": where}
             | {state: views.thousands(backlog.get(name, {}).get(state, 0)) for state in ("sent", "dead")}
             | {"waiting": backlog.get(name, {}).get("waiting", 0)}
             for name, where in known.items()

@@ -15,6 +15,7 @@ from ctflow.service.records import (
     SeriesRecord,
     State,
 )
+from ctflow.service.send import COPY, WHOLE
 
 _LONGEST_TEXT = 500
 
@@ -309,12 +310,17 @@ class Delivery:
     error: str | None
 
 
+def destination(name: str) -> str:
+    """A destination as the page calls it."""
+    return "folder of copies" if name == COPY else plain(name)
+
+
 def delivery(record: DeliveryRecord, now: float) -> Delivery:
     """A delivery as the page of its series shows it."""
     waits = record.state == "waiting" and record.attempts > 0
     return Delivery(
-        destination=plain(record.destination),
-        file=plain(record.file),
+        destination=destination(record.destination),
+        file="the whole result" if record.file == WHOLE else plain(record.file),
         state=DELIVERY_STATES[record.state],
         attempts=record.attempts,
         sent=None if record.sent_at is None else moment(record.sent_at, now),
