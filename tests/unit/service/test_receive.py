@@ -25,7 +25,7 @@ KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
 def test_an_instance_is_in_a_synced_file_and_in_the_journal_when_it_is_acknowledged(ear, monkeypatch):
     node = ear()
     synced = []
-    monkeypatch.setattr("ctflow.service.inbox.os.fsync", lambda handle: synced.append(handle))
+    monkeypatch.setattr("ctflow.service.inbox.os.fsync", synced.append)
     assert store(node.port, instance(1), instance(2)) == [0x0000, 0x0000]
     assert len(synced) >= 4  # each file and its folder
     found = node.journal.detail(KEY)
@@ -117,9 +117,10 @@ def test_what_cannot_be_kept_is_refused_with_its_status(ear, changes, status):
     body = instance(1, **changes)
     with association(node.port) as found:
         # The request says one thing, the data set another.
+        import io  # noqa: PLC0415
+
         from pynetdicom.dimse_primitives import C_STORE  # noqa: PLC0415
         from pynetdicom.dsutils import encode  # noqa: PLC0415
-        import io  # noqa: PLC0415
 
         request = C_STORE()
         request.MessageID, request.Priority = 1, 2
