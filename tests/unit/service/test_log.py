@@ -17,7 +17,7 @@ from node_support import Ward
 @pytest.fixture
 def restored():
     """The process's loggers as they were."""
-    names = ("", "ctflow.audit", "pynetdicom", "pydicom")
+    names = ("", "ctflow.audit", "pynetdicom", "pydicom", "uvicorn")
     before = {name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in names}
     yield
     for name, (level, handlers) in before.items():
