@@ -34,7 +34,8 @@ class Completer(threading.Thread):
     def run(self) -> None:
         """Until `stop`."""
         look_at_refused = 0.0
-        wait_s = 0.0
+        # While the node was down its senders could not go on: what they were sending is not complete for that.
+        wait_s = self._quiet_s
         while not self._ending.wait(wait_s):
             try:
                 if time.monotonic() >= look_at_refused:

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ctflow.errors import NotWritten, OutputError, StorageFull
+from ctflow.errors import NotWritten, OutputError, SettingsInvalid, StorageFull
 from ctflow.service.reading import JournalReader
 from ctflow.service.records import Answer, Arrival, InstanceRecord, Job, Receipt
 from ctflow.service.schema import bring_up_to_date
@@ -76,16 +76,9 @@ class Journal(JournalReader):
     # -- the writer ---------------------------------------------------------------------------------------------------
 
     def _write_forever(self, opened: Future[None]) -> None:
-        connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         try:
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA busy_timeout = 30000")
-            bring_up_to_date(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
+            connection = _opened(self.path)
         except BaseException as error:  # noqa: BLE001  # handed to whoever opens the journal
-            connection.close()
             opened.set_exception(error)
             return
         opened.set_result(None)
@@ -273,6 +266,24 @@ class Journal(JournalReader):
     def event(self, kind: str, text: str, *, key: str | None = None, peer: str | None = None) -> None:
         """Add a line to the audit trail; the text holds no patient data."""
         self._write(lambda db: _note(db, self._clock(), kind, text, key, peer))
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """The writer's connection; the tables are there."""
+    try:
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    except sqlite3.Error as error:
+        raise SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder") from error
+    try:
+        connection.row_factory = sqlite3.Row
+        bring_up_to_date(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _output_error(error: sqlite3.Error) -> OutputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -159,7 +160,8 @@ class Courier(threading.Thread):
             self._postpone(delivery, str(error))
         else:
             self._count("sent")
-            self._journal.sent(delivery.id, f"{delivery.file} to {self._destination}{said}")
+            what = "a copy of the result" if delivery.file == WHOLE else delivery.file
+            self._journal.sent(delivery.id, f"{what} to {self._destination}{said}")
 
     def _postpone(self, delivery: DeliveryRecord, error: str) -> None:
         result = self._journal.result(delivery.result_id)
@@ -202,7 +204,7 @@ class StorageWay:
             DestinationDown: Nothing answers.
             PeerRefused: It rejects the association.
         """
-        from pynetdicom import AE  # noqa: PLC0415  # an optional package: the extra `serve`
+        from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
 
         ae = AE(self.calling_ae)
         ae.connection_timeout, ae.acse_timeout = _CONNECT_S, 30
@@ -211,20 +213,27 @@ class StorageWay:
         ae.implementation_version_name = IMPLEMENTATION_VERSION
         for abstract in SENT_CLASSES:
             ae.add_requested_context(abstract, list(UNCOMPRESSED[:2]))
-        association: Any = ae.associate(self.host, self.port, ae_title=self.called_ae)
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            why = getattr(answer, "reason_str", "") or "no reason given"
-            raise PeerRefused(f"{self.called_ae} rejects the association ({why})")
-        if not association.is_established:
-            raise DestinationDown(f"{self.called_ae} does not answer at {self.host}:{self.port}")
+        opened: list[socket.socket] = []
+        handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
+        association: Any = ae.associate(self.host, self.port, ae_title=self.called_ae, evt_handlers=handlers)
         try:
+            self._check(association)
             yield _Storage(association, self.called_ae)
         finally:
             if association.is_established:
                 association.release()
             else:
                 association.abort()
+            for connection in opened:  # pynetdicom leaves one open whose peer was faster
+                connection.close()
+
+    def _check(self, association: Any) -> None:
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            why = getattr(answer, "reason_str", "") or "no reason given"
+            raise PeerRefused(f"{self.called_ae} rejects the association ({why})")
+        if not association.is_established:
+            raise DestinationDown(f"{self.called_ae} does not answer at {self.host}:{self.port}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ waits for the rest of one for ever. This socket stands in between and ends such 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -114,11 +115,9 @@ class LimitedSocket(socket.socket):
 
     def _refuse(self, why: str) -> None:
         self._refused(why)
-        try:
+        with contextlib.suppress(OSError):  # it may be gone already
             self.settimeout(0)
             super().send(ABORT)
-        except OSError:
-            pass  # it may be gone already
         raise ConnectionAbortedError(why)
 
     def send(self, data: object, flags: int = 0) -> int:
@@ -126,6 +125,11 @@ class LimitedSocket(socket.socket):
         self._count(-self._message)
         self.settimeout(self._patience_s)
         return super().send(data, flags)  # type: ignore[arg-type]  # any buffer, as the base has it
+
+    def shutdown(self, how: int) -> None:
+        """As the base has it, also where the peer was faster: pynetdicom closes only after this."""
+        with contextlib.suppress(OSError):
+            super().shutdown(how)
 
     def close(self) -> None:
         """Close; what was being received is no longer."""

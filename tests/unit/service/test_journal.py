@@ -298,6 +298,8 @@ def test_what_is_no_journal_or_a_newer_one_is_refused(tmp_path, journal):
     (tmp_path / "text").write_bytes(b"no database" * 100)
     with pytest.raises(SettingsInvalid, match="cannot be opened"):
         Journal(tmp_path / "text")
+    with pytest.raises(SettingsInvalid, match="cannot be opened"):
+        Journal(tmp_path / "nowhere" / "journal")
     connection = sqlite3.connect(tmp_path / "newer")
     connection.execute("PRAGMA user_version = 99")
     connection.commit()

@@ -7,6 +7,21 @@ import pytest
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.pipeline import run_folder
+from service_support import Ear
+
+
+@pytest.fixture
+def ear(tmp_path):
+    """Makes receivers, and closes them."""
+    made = []
+
+    def make(**changes) -> Ear:
+        made.append(Ear(tmp_path / f"data{len(made)}", **changes))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
 
 
 @pytest.fixture(scope="session")
