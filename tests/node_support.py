@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ctflow.service.journal import Journal
@@ -16,6 +20,17 @@ FILES = ("segmentation.dcm", "measurements.dcm")
 PACS = Destination("pacs", "ARCHIVE", "10.1.2.3", 11112)
 BACKUP = Destination("backup", "BACKUP", "10.1.2.4", 11112)
 PATIENT = Patient("Doe^Jane", "PID-4711", "19500102", "A-99")
+
+
+@contextmanager
+def loggers_kept() -> Iterator[None]:
+    """The process's loggers are afterwards as they were."""
+    loggers = [logging.getLogger(name) for name in ("", "ctflow.audit", "pynetdicom", "pydicom", "uvicorn")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 class Clock:
@@ -95,7 +110,11 @@ class Ward:
             shutil.copytree(result, self.results / job.key)
         self.clock.now += 7.2
         objects = tuple(ObjectRecord(file, "1.2", f"2.25.{number}", "00") for number, file in enumerate(FILES))
-        answer = Answer(job.key, "lung tumour", "1.0", "ab" * 32, demonstration, 7.2, objects)
+        model, version = "lung tumour", "1.0"
+        if result is not None:
+            written = json.loads((result / "result.json").read_text())["model"]
+            model, version = written["name"], written["version"]
+        answer = Answer(job.key, model, version, "ab" * 32, demonstration, 7.2, objects)
         deliveries = [(each.name, file) for each in self.settings.destinations for file in FILES]
         assert self.journal.commit(job, answer, deliveries)
         return job.key
@@ -114,28 +133,28 @@ class Ward:
         return key
 
 
-def fill_busy(ward: Ward, result: Path | None = None) -> dict[str, str]:
-    """Series in every state; name -> key."""
+def fill_busy(ward: Ward, result: Path | None = None, *, scale: int = 1) -> dict[str, str]:
+    """Series in every state, of a few instances each (each is synced) or `scale` times as many; name -> key."""
     keys = {}
     for number in range(6):
-        keys[f"delivered{number}"] = ward.delivered(f"1{number}", 30 + 11 * number, result=result, patient=PATIENT)
+        keys[f"delivered{number}"] = ward.delivered(f"1{number}", (3 + number) * scale, result=result, patient=PATIENT)
         ward.clock.now += 400
-    keys["discarded"] = ward.complete("20", 3, calling_ae="TEST")
+    keys["discarded"] = ward.complete("20", scale, calling_ae="TEST")
     ward.journal.discard(keys["discarded"])
-    job = ward.run("30", 12, calling_ae="SCANNER2", peer="10.1.7.20")
+    job = ward.run("30", 2 * scale, calling_ae="SCANNER2", peer="10.1.7.20")
     ward.journal.set_aside(
         job.key, "BrokenSeries (gap): slices are 2.5 mm apart, but 5 mm at one place: send the series again"
     )
     keys["aside"] = job.key
-    keys["dead"] = ward.undeliverable("40", 45, result=result)
-    job = ward.run("50", 33)
-    ward.journal.try_again(job, "DeviceOutOfMemory: cuda:0 has too little memory for this volume", 45)
+    keys["dead"] = ward.undeliverable("40", 4 * scale, result=result)
+    job = ward.run("50", 3 * scale)
+    ward.journal.try_again(job, "DeviceOutOfMemory: cuda:0 has too little memory for this volume", 600)
     keys["waits"] = job.key
     keys["late"] = ward.done("60", 20, result=result)
     records = ward.journal.detail(keys["late"]).deliveries
     ward.journal.sent(records[0].id, "segmentation.dcm to pacs")
     ward.journal.not_sent(records[1].id, "DestinationDown: 10.1.2.3:11112 does not answer", 120)
-    keys["running"] = ward.run("70", 55).key
-    keys["complete"] = ward.complete("80", 41)
+    keys["running"] = ward.run("70", 5 * scale).key
+    keys["complete"] = ward.complete("80", 4 * scale)
     keys["received"] = ward.receive("90", 17, expected_instances=64)
     return keys

@@ -28,6 +28,7 @@ _GATHER_S = 0.2  # the journal changes with every instance; its events are told 
 _SILENT = logging.CRITICAL + 1
 # What they say quotes values of the data sets that pass through them.
 _SILENCED = ("pynetdicom", "pydicom")
+_TERSE = ("uvicorn",)  # tells of its own start and end, which the node does, too
 
 _audit = logging.getLogger("ctflow.audit")
 
@@ -83,6 +84,8 @@ def set_up_node_log(settings: Log, stream: TextIO | None = None) -> logging.Hand
     _audit.setLevel(AUDIT)
     for name in _SILENCED:
         logging.getLogger(name).setLevel(_SILENT)
+    for name in _TERSE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return handler
 
 

@@ -151,16 +151,18 @@ class Web:
     """The page."""
 
     enabled: bool = key(switch, "Whether there is a page, `/healthz`, `/readyz` and `/metrics`.", default=True)
-    bind: str = key(_address, "Address that it listens on. It asks for no password: see below.", default="127.0.0.1")
+    bind: str = key(_address, "Address that it listens on. It asks for no password.", default="127.0.0.1")
     port: int = key(_port, "Its port.", default=8113)
     hosts: tuple[str, ...] = key(
         list_of(_host),
-        "Names under which browsers reach it, beside localhost and `bind`; others are refused.",
+        "Names under which browsers reach it, beside localhost and IP addresses; others are refused.",
         default=(),
         may_be_empty=True,
     )
     patient_data: bool = key(
-        switch, "Show the patient's name, ID, birth date and sex, accession number and descriptions.", default=False
+        switch,
+        "Keep in the journal and show: the patient's name, ID and birth date, accession number, UIDs.",
+        default=False,
     )
 
 

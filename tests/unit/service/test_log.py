@@ -11,18 +11,13 @@ from ctflow.errors import NotWritten, OutputError
 from ctflow.service import log as node_log
 from ctflow.service.log import AUDIT, AuditTrail, close_node_log, set_up_node_log, told_forever
 from ctflow.service.settings import Log
-from node_support import Ward
+from node_support import Ward, loggers_kept
 
 
 @pytest.fixture
 def restored():
-    """The process's loggers as they were."""
-    names = ("", "ctflow.audit", "pynetdicom", "pydicom")
-    before = {name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in names}
-    yield
-    for name, (level, handlers) in before.items():
-        logging.getLogger(name).setLevel(level)
-        logging.getLogger(name).handlers[:] = handlers
+    with loggers_kept():
+        yield
 
 
 @pytest.fixture

@@ -197,7 +197,8 @@ def _retry_label(series: SeriesRecord, now: float) -> str | None:
 
 def _reason(series: SeriesRecord, now: float) -> str | None:
     """Why it is where it is; and when a series that failed for a moment is tried again."""
-    said = None if series.reason is None else plain(series.reason)
+    # While it runs, what kept it from running before is over.
+    said = None if series.reason is None or series.state == "running" else plain(series.reason)
     if series.state == "complete" and series.next_at > now:
         return f"{said or 'tried before'}; again in {duration(series.next_at - now)}"
     if series.state == "received" and series.refused:

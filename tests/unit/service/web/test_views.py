@@ -104,6 +104,7 @@ def test_a_series_says_what_is_missing_and_when_it_is_tried_again():
     assert row(state="received", refused=2).reason == "2 instances were refused and must come again"
     assert row(state="received", refused=1).reason == "1 instance was refused and must come again"
     assert row().reason is None
+    assert row(state="running", reason="DeviceOutOfMemory: x").reason is None
 
 
 def test_only_what_can_be_tried_again_or_discarded_has_a_button():
