@@ -244,6 +244,22 @@ def _cache(given: str | None, environment: Mapping[str, str]) -> Path | None:
     return Path(environment["HOME"]) / ".cache" / "ctflow" if environment.get("HOME") else None
 
 
+def data_folder_from_environment(environment: Mapping[str, str]) -> Path:
+    """Where the DICOM node keeps its data by default: the user's data folder by the XDG base directory specification.
+
+    Args:
+        environment: Environment variables.
+
+    Raises:
+        SettingsInvalid: There is neither XDG_DATA_HOME nor HOME.
+    """
+    if environment.get("XDG_DATA_HOME"):
+        return Path(environment["XDG_DATA_HOME"]) / "ctflow"
+    if environment.get("HOME"):
+        return Path(environment["HOME"]) / ".local" / "share" / "ctflow"
+    raise SettingsInvalid("the user has no home folder: give the node a folder with the key data of its file")
+
+
 @dataclass(frozen=True)
 class Paths:
     """Where a run reads and writes; `model` None means the demonstration bundle."""

@@ -31,11 +31,11 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # a door is the last place that can name an unexpected error
         # Its text may hold anything the input held, so its type and place are all that is ever shown.
-        say(_where(error) if debug else f"unexpected {type(error).__name__}; --debug shows where")
+        say(traceback_without_texts(error) if debug else f"unexpected {type(error).__name__}; --debug shows where")
         return EXIT_UNEXPECTED
 
 
-def _where(error: BaseException) -> str:
+def traceback_without_texts(error: BaseException) -> str:
     """The traceback of an error and of what led to it, without the errors' texts."""
     chain: list[BaseException] = []
     link: BaseException | None = error

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydicom.dataset import Dataset
 from torch import Tensor
 
 from ctflow import __version__
@@ -103,6 +104,7 @@ class Case:
         document: The content of its result.json.
         warnings: What a person should know.
         stage_seconds: Wall time of each stage.
+        previous: Measurement reports whose place this case's takes, as they were before instances came late.
     """
 
     candidate: Candidate
@@ -116,6 +118,7 @@ class Case:
     document: Mapping[str, object] | None = None
     warnings: tuple[str, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    previous: tuple[Dataset, ...] = ()
 
     @property
     def loaded(self) -> Assembled:
@@ -415,9 +418,14 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
         if key in keys:  # the same SeriesInstanceUID in two studies
             key = digest_of_uid(f"{candidate.series.study_uid}/{candidate.series.uid}")
         keys.add(key)
-        warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
-        cases.append(Case(candidate, key, settings.allow_gaps, settings.seg_grid, warnings=warnings))
+        cases.append(case_from_candidate(candidate, key, settings))
     return Found(tuple(cases), scan, selection)
+
+
+def case_from_candidate(candidate: Candidate, key: str, settings: Settings) -> Case:
+    """A case to run, with what its choice gives a person to know; `key` names its result folder."""
+    warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
+    return Case(candidate, key, settings.allow_gaps, settings.seg_grid, warnings=warnings)
 
 
 def key_of_series(uid: str) -> str:
@@ -579,7 +587,7 @@ def _write_objects(
     )
     write_dataset(segmentation, folder / "segmentation.dcm")
     report = report_from_measurements(
-        measured, segmentation, headers, spec, provenance, marked_as=segments, remarks=remarks
+        measured, segmentation, headers, spec, provenance, marked_as=segments, remarks=remarks, previous=case.previous
     )
     write_dataset(report, folder / "measurements.dcm")
     if settings.secondary_capture:

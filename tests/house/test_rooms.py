@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 OPTIONAL = (
     "holoscan monai.deploy tensorrt tensorrt_rtx torch_tensorrt pynetdicom onnx onnxscript onnxruntime openvino "
-    "nibabel SimpleITK"
+    "nibabel SimpleITK starlette uvicorn prometheus_client yaml"
 )
 HOLOSCAN_ROOMS = ("ctflow.app", "ctflow.operators")
 
@@ -77,6 +77,11 @@ def imported_names(path: Path) -> set[str]:
         ("monai.deploy", {"operators", "app"}),
         ("holoscan_cli", {"src/ctflow/cli/monai_deploy.py"}),
         ("pynetdicom", {"src/ctflow/service"}),
+        ("starlette", {"src/ctflow/service/web"}),
+        ("uvicorn", {"src/ctflow/service/web"}),
+        ("jinja2", {"src/ctflow/service/web"}),
+        ("prometheus_client", {"src/ctflow/service/metrics.py"}),
+        ("yaml", {"src/ctflow/service/document.py"}),
         ("tensorrt", {"src/ctflow/engines/tensorrt.py", "src/ctflow/export/plan.py"}),
         ("openvino", {"src/ctflow/engines/openvino.py"}),
         ("onnxruntime", {"src/ctflow/engines/onnxruntime.py"}),

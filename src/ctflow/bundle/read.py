@@ -35,11 +35,19 @@ def read_bundle(path: Path) -> Model:
 
     Source: MONAI Bundle Specification, docs.monai.io/en/stable/mb_specification.html.
     """
-    spec = spec_from_documents(
-        read_document(path, INFERENCE), read_document(path, METADATA), folder_name=path.resolve().name
-    )
+    spec = read_spec(path)
     weights = read_weights(path)
     return Model(spec, weights, weights_digest(weights))
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read what `read_bundle` does but the weights.
+
+    Raises:
+        BundleInvalid: As `read_bundle`.
+    """
+    inference, metadata = read_document(path, INFERENCE), read_document(path, METADATA)
+    return spec_from_documents(inference, metadata, folder_name=path.resolve().name)
 
 
 def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:

@@ -16,7 +16,7 @@ from ctflow.cli.monai_deploy import exec_application
 from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
-from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report
+from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -174,6 +174,47 @@ def engines(as_json: bool, **given: Any) -> int:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         say_engines(document)
+    return 0
+
+
+@cli.command()
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md).")
+@click.option("--check", is_flag=True, help="Check the file, say what it means, and end.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of what is received, the journal, the results.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the DICOM node.")
+@click.option("--allow-demonstration", is_flag=True, help="Send results of a demonstration model, too.")
+def serve(config: Path | None, check: bool, data: Path | None, **given: Any) -> int:
+    """Be a DICOM node: take CT series over C-STORE, segment them, send SEG and SR back."""
+    from ctflow.cli.serve import check_command, serve_command  # noqa: PLC0415
+
+    given["data"] = None if data is None else data.absolute()
+    if check:
+        click.echo(check_command(config, given, read_environment()))
+        return 0
+    return serve_command(config, given, read_environment())
+
+
+@cli.group()
+def rules() -> None:
+    """The DICOM node's rules: which series are run."""
+
+
+@rules.command("test")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (default: no rules, what is fit)."
+)
+@click.option("--calling-ae", metavar="TITLE", help="AE title of whom the series would come from.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+def rules_test(folder: Path, config: Path | None, calling_ae: str | None, as_json: bool) -> int:
+    """Show what the node would do with each series of FOLDER, and why."""
+    from ctflow.cli.rules import rules_document  # noqa: PLC0415
+
+    document = rules_document(folder, config, calling_ae, read_environment())
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        say_verdicts(document)
     return 0
 
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from ctflow.dicom.pixels import PixelFormat, read_stored, unsupported
 from ctflow.dicom.scan import Instance
+from ctflow.processes import bare_start, begin_child
 
 # A process starts in about a second, a JPEG 2000 slice of 512 x 512 takes 26 ms: fewer are sooner done here.
 LEAST_SLICES = 64
@@ -29,8 +25,6 @@ LARGEST_POOL = 8
 _AHEAD = 3  # slices that wait for each process: results must not pile up
 
 Slice = npt.NDArray[np.uint16]
-
-_STARTING = threading.Lock()
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +63,13 @@ def _started_pool(workers: int) -> ProcessPoolExecutor | None:
         return None
     # Not forked: this process may have threads and a GPU, which a fork does not survive.
     try:
-        with _bare_start():
-            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
+        with bare_start():
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_child)
     except (OSError, ImportError) as error:
         log.warning("slices are decoded in one process, as none can be started: %s", type(error).__name__)
         return None
     try:
-        with _bare_start():
+        with bare_start():
             pool.submit(int).result()
     except (OSError, BrokenProcessPool) as error:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -107,7 +101,7 @@ def _in_processes(
             # The header stays here: it is larger than what a decoder needs, and holds the patient's name.
             small = replace(instance, header=Dataset())
             try:
-                with _bare_start():  # a process more may start here
+                with bare_start():  # a process more may start here
                     future = pool.submit(read_stored, small, form, rows, columns)
             except BrokenProcessPool as error:  # an earlier slice's, which is the first of those that wait
                 future = Future()
@@ -124,33 +118,3 @@ def _in_processes(
 def _cores() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _bare_start() -> Iterator[None]:
-    """Start processes that run nothing of the user's script, and with this thread's signals as they were.
-
-    A spawned process runs the script's top level first, which for one without a `__main__` guard is everything it does;
-    and the helper that Python starts beside it unblocks SIGINT and SIGTERM.
-    """
-    with _STARTING:  # of two threads, each would take the other's stand-in for the script
-        script, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = script
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _begin() -> None:
-    """Ctrl-C reaches every process of the terminal, and the first one ends the others; one that is killed cannot."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -69,6 +69,7 @@ def report_from_measurements(
     *,
     marked_as: Sequence[Segment] = (),
     remarks: Sequence[str] = (),
+    previous: Sequence[Dataset] = (),
 ) -> Dataset:
     """Make a measurement report.
 
@@ -80,6 +81,7 @@ def report_from_measurements(
         provenance: What made the mask.
         marked_as: The SEG's segments, where they are findings (`ctflow.measurements.split_findings`) and not classes.
         remarks: What else a person should know before reading a number.
+        previous: Reports whose place this one takes; it refers to them (PS3.3 C.17.2, Predecessor Documents Sequence).
 
     Returns:
         A Comprehensive 3D SR, unverified and preliminary. COMPLETE, or PARTIAL where more was found than is listed.
@@ -98,7 +100,8 @@ def report_from_measurements(
     left_out = sum(entry.findings_left_out for entry in measured)
     content = _content(measured, basis, remarks)
     # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
-    uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, content.to_json())
+    earlier = sorted(str(report.SOPInstanceUID) for report in previous)
+    uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, content.to_json(), *earlier)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
@@ -113,6 +116,7 @@ def report_from_measurements(
             is_verified=False,
             **equipment(spec, provenance),
             series_description=series_description(spec, "Measurements by"),
+            previous_versions=list(previous) or None,
         )
     report.ContentSequence = content.ContentSequence
     if left_out:

@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
 from ctflow.dicom.frames import flaw_of_rle, flaw_of_size
-from ctflow.dicom.scan import Instance
+from ctflow.dicom.scan import NATIVE, Instance
 from ctflow.errors import BrokenSeries, UnsupportedPixels
 
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
@@ -39,6 +39,8 @@ _LOSSLESS = frozenset(
 # With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
 LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "ISO_14495_1"}
 _DECODED = _LOSSLESS | LOSSY.keys() | {RLELossless, DeflatedExplicitVRLittleEndian}
+# Every transfer syntax that gives right HU.
+READABLE = tuple(sorted(NATIVE | _DECODED))
 # Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
 _DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 

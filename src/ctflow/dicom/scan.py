@@ -25,7 +25,7 @@ from ctflow.errors import NoUsableSeries
 from ctflow.progress import Progress, silent
 from ctflow.volume import digest_of_uid
 
-_NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
+NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _SUFFIXES = frozenset({".dcm", ".dicom"})
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -217,7 +217,7 @@ def _with_pixels(stream: BinaryIO, position: int, instance: Instance) -> Instanc
         return Unreadable(instance.name, "cut short in its header")
     if tag is None and "SeriesInstanceUID" not in instance.header:
         return Unreadable(instance.name, "cut short, or not an object of a series")
-    if tag == _PIXEL_DATA and syntax in _NATIVE and length != _UNDEFINED_LENGTH:
+    if tag == _PIXEL_DATA and syntax in NATIVE and length != _UNDEFINED_LENGTH:
         return replace(instance, has_pixels=True, pixel_offset=offset, pixel_length=length)
     return replace(instance, has_pixels=tag in (_PIXEL_DATA, *_FLOAT_PIXEL_DATA))
 

@@ -183,6 +183,26 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
     console.print(f"{len(document['series'])} series, {document['ignored']} files that are not DICOM")
 
 
+def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show what the node would do with each series (`ctflow rules test`).
+
+    Args:
+        document: "series", "unreadable" and "ignored" (`ctflow.cli.rules.rules_document`).
+        stream: Gets the text; None takes standard output.
+    """
+    stream = stream or sys.stdout
+    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    for entry in document["series"]:
+        verdict = ("would be run", "green") if entry["run"] else ("would not be run", "red")
+        console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['reason']}"))
+        facts = [f"{name.replace('_', ' ')} {value}" for name, value in entry["facts"].items() if value is not None]
+        console.print(Text(f"  {', '.join(facts)}"))
+    for file in document["unreadable"]:
+        console.print(Text(f"unreadable: {file['file']}: {file['reason']}", style="yellow"))
+    run = sum(entry["run"] for entry in document["series"])
+    console.print(f"{run} of {len(document['series'])} series would be run")
+
+
 def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Show the backends of this machine, the engines made for them and what `auto` chose (`ctflow engines`).
 

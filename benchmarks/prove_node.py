@@ -1,0 +1,571 @@
+"""What a DICOM node promises, tried on the node itself: kill -9, load, hostile UIDs, idle sockets, latency.
+
+    python benchmarks/prove_node.py kill --count 100
+    python benchmarks/prove_node.py load --associations 25 --images 40
+    python benchmarks/prove_node.py hostile --count 1000
+    python benchmarks/prove_node.py idle --sockets 200
+    python benchmarks/prove_node.py latency --repeats 3
+
+Each starts `ctflow serve` on loopback with a small untrained network (what is computed does not matter here), speaks
+with it, and ends with one JSON document on the last line of stdout. The exit code is 1 where a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+
+from ctflow import __version__
+from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.identity import uid_from_parts
+from ctflow.dicom.select import CT_IMAGE_STORAGE
+from ctflow.phantom import phantom_from_seed
+from ctflow.volume import Geometry, Volume
+
+REPOSITORY = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+SEG, SR = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.34"
+EXPLICIT = "1.2.840.10008.1.2.1"
+PATIENCE_S = 180.0
+
+
+def say(text: str) -> None:
+    """A line for who watches."""
+    sys.stderr.write(text + "\n")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(happened: Callable[[], object], what: str, limit_s: float = PATIENCE_S) -> None:
+    """Wait for another process; end the benchmark where it does not happen."""
+    deadline = time.monotonic() + limit_s
+    while not happened():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"did not happen in {limit_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+class Archive:
+    """The destination: keeps the headers of what it gets."""
+
+    def __init__(self) -> None:
+        self.received: list[Dataset] = []
+        self.times: list[float] = []
+        ae = AE("PACS")
+        for abstract in (SEG, SR):
+            ae.add_supported_context(abstract, EXPLICIT)
+        handlers = [(evt.EVT_C_STORE, self._store)]
+        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        self.port = self._server.server_address[1]
+
+    def _store(self, event: Any) -> int:
+        self.received.append(event.dataset)
+        self.times.append(time.time())
+        return 0x0000
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._server.shutdown()
+
+    def segs_of_series(self) -> dict[str, set[str]]:
+        """Source SeriesInstanceUID -> SOPInstanceUIDs of its SEGs."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for dataset in list(self.received):
+            if dataset.SOPClassUID == SEG:
+                found[dataset.ReferencedSeriesSequence[0].SeriesInstanceUID].add(dataset.SOPInstanceUID)
+        return found
+
+
+@dataclass
+class Node:
+    """`ctflow serve` in a process group of its own."""
+
+    folder: Path
+    bundle: Path
+    quiet_s: float = 1.0
+    destination: int | None = None
+    port: int = field(default_factory=free_port)
+    web_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        """Its data folder."""
+        return self.folder / "data"
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f"data: {self.data}", f"port: {self.port}", f"quiet_period_s: {self.quiet_s:g}", f"bundle: {self.bundle}",
+            "engine: eager", "devices: [cpu]", "allow_demonstration: true", "limits: {free_disk: 1 MB}",
+            f"web: {{port: {self.web_port}}}",
+        ]  # fmt: skip
+        if self.destination:
+            backoff = "{first_s: 0.5, most_s: 2}"
+            entry = f"{{name: pacs, ae_title: PACS, host: 127.0.0.1, port: {self.destination}, backoff: {backoff}}}"
+            lines.append(f"destinations: [{entry}]")
+        (self.folder / "node.yaml").write_text("\n".join(lines) + "\n")
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [BIN / "ctflow", "serve", "-c", self.folder / "node.yaml"], stdout=log, stderr=log,
+                start_new_session=True, env={**os.environ, "CTFLOW_REPORT": "none", "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        wait_for(self.listens, "the node listens")
+
+    def listens(self) -> bool:
+        """Whether somebody accepts connections on its port."""
+        if self.process is not None and self.process.poll() is not None:
+            raise SystemExit(f"the node ended: {(self.folder / 'log').read_text()[-2000:]}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def kill(self) -> None:
+        """Kill -9: the node and its worker, at once."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self) -> int:
+        """End it gracefully; its exit code."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -9
+
+    def ask(self, question: str) -> list[tuple[Any, ...]]:
+        """Read the journal, as a stranger would."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.data}/journal.sqlite3?mode=ro", uri=True)) as journal:
+            return journal.execute(question).fetchall()
+
+    def memory_mb(self) -> float:
+        """The most that the node's own process ever had resident."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text() if self.process else ""
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+def small_bundle(folder: Path) -> Path:
+    """An untrained UNet whose windows take milliseconds (tests/bundle_support.py)."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from bundle_support import small_unet_bundle  # noqa: PLC0415
+
+    return small_unet_bundle(folder / "bundle")
+
+
+def base_series(folder: Path) -> list[Dataset]:
+    """A small chest, as data sets."""
+    paths = write_ct_series(phantom_from_seed(5, (20, 64, 64)).volume, folder / "ct", seed=5)
+    return [pydicom.dcmread(path) for path in paths]
+
+
+def renamed(base: Sequence[Dataset], name: str) -> list[Dataset]:
+    """The same chest under other UIDs."""
+    series = []
+    for number, source in enumerate(base):
+        dataset = copy.deepcopy(source)
+        dataset.StudyInstanceUID = uid_from_parts("prove", name, "study")
+        dataset.SeriesInstanceUID = uid_from_parts("prove", name, "series")
+        dataset.SOPInstanceUID = uid_from_parts("prove", name, str(number))
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        series.append(dataset)
+    return series
+
+
+@contextlib.contextmanager
+def association(port: int, timeout_s: float = 20.0) -> Iterator[Any]:
+    """An association that may fail at any moment."""
+    ae = AE("PROVE")
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
+    ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT)
+    ae.add_requested_context("1.2.840.10008.1.1")
+    found = ae.associate("127.0.0.1", port, ae_title="CTFLOW")
+    try:
+        yield found
+    finally:
+        if found.is_established:
+            found.release()
+        else:
+            found.abort()
+
+
+# -- kill ---------------------------------------------------------------------------------------------------------
+
+
+class Sender(threading.Thread):
+    """Sends series after series; what was acknowledged is never sent again."""
+
+    def __init__(self, node: Node, base: Sequence[Dataset]) -> None:
+        super().__init__(daemon=True)
+        self._node, self._base = node, base
+        self.acknowledged: dict[str, tuple[str, str]] = {}  # SOPInstanceUID -> series, digest of its file's pixels
+        self.series: list[str] = []
+        self.complete: list[str] = []
+        self.ending = threading.Event()
+        self.open = 30
+
+    def run(self) -> None:
+        """Until `ending` is set, and the series that was begun is sent."""
+        while not self.ending.is_set():
+            delivered = self._delivered()
+            if len(self.series) - delivered >= self.open:
+                time.sleep(0.1)
+                continue
+            waiting = renamed(self._base, f"{os.getpid()} {len(self.series)}")
+            self.series.append(str(waiting[0].SeriesInstanceUID))
+            while waiting:
+                waiting = self._send(waiting)
+            self.complete.append(self.series[-1])
+
+    def _delivered(self) -> int:
+        with contextlib.suppress(sqlite3.Error):
+            return int(
+                self._node.ask("SELECT count(*) FROM series WHERE state IN ('delivered', 'aside', 'dead')")[0][0]
+            )
+        return 0
+
+    def _send(self, waiting: list[Dataset]) -> list[Dataset]:
+        """Send as many as the node takes; what it did not acknowledge."""
+        left = list(waiting)
+        try:
+            with association(self._node.port) as found:
+                while left and found.is_established:
+                    status = found.send_c_store(left[0]).get("Status", -1)
+                    if status != 0:
+                        break
+                    dataset = left.pop(0)
+                    self.acknowledged[str(dataset.SOPInstanceUID)] = (str(dataset.SeriesInstanceUID), "")
+                    time.sleep(0.05)
+        except (OSError, RuntimeError, ValueError):
+            pass  # it was killed meanwhile
+        if left:
+            time.sleep(0.05)
+        return left
+
+
+def prove_kill(count: int, seed: int, longest_s: float) -> dict[str, Any]:
+    """Kill the node again and again while series come in, run and leave.
+
+    A worker needs many seconds to load torch and then less than one for a series of this size. So every fourth kill
+    waits until something runs, and the others come at any time.
+    """
+    rng = random.Random(seed)  # noqa: S311  # no secret
+    with working_folder() as folder:
+        archive = Archive()
+        node = Node(folder / "node", small_bundle(folder), quiet_s=0.5, destination=archive.port)
+        sender = Sender(node, base_series(folder))
+        node.start()
+        sender.start()
+        states: Counter[str] = Counter()
+        for number in range(count):
+            if number % 4 == 3:
+                _wait_for_running(node)
+                time.sleep(rng.uniform(0.0, 4.0))
+            else:
+                time.sleep(rng.uniform(0.0, longest_s))
+            node.kill()
+            states.update(state for (state,) in node.ask("SELECT state FROM series WHERE state != 'delivered'"))
+            node.start()
+            if number % 10 == 9:
+                say(f"{number + 1} kills, {len(sender.acknowledged)} acknowledged, {len(sender.complete)} series sent")
+        sender.ending.set()
+        sender.join(PATIENCE_S)
+        finished = "SELECT count(*) FROM series WHERE state NOT IN ('delivered', 'aside', 'dead')"
+        wait_for(lambda: node.ask(finished)[0][0] == 0, "every series is delivered")
+        exit_code = node.stop()
+        result = _check_kill(node, sender, archive)
+        archive.close()
+    return {"kills": count, "states_when_killed": dict(states), "exit_code": exit_code, **result}
+
+
+def _wait_for_running(node: Node) -> None:
+    """Until a series runs; a while at most, as all may be delivered."""
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        with contextlib.suppress(sqlite3.Error):
+            if node.ask("SELECT 1 FROM series WHERE state IN ('running', 'done')"):
+                return
+        time.sleep(0.02)
+
+
+def _check_kill(node: Node, sender: Sender, archive: Archive) -> dict[str, Any]:
+    rows = node.ask("SELECT sop_instance_uid, file, sha256 FROM instances")
+    kept = {sop: file for sop, file, _ in rows}
+    lost = [sop for sop in sender.acknowledged if sop not in kept]
+    unreadable = [
+        sop for sop in sender.acknowledged
+        if sop in kept and str(pydicom.dcmread(node.data / "inbox" / kept[sop]).SOPInstanceUID) != sop
+    ]  # fmt: skip
+    segs = archive.segs_of_series()
+    files = {path.relative_to(node.data / "inbox").as_posix() for path in (node.data / "inbox").rglob("*.dcm")}
+    return {
+        "acknowledged": len(sender.acknowledged),
+        "acknowledged_lost": len(lost) + len(unreadable),
+        "series": len(sender.series),
+        "series_with_exactly_one_seg": sum(len(segs.get(uid, ())) == 1 for uid in sender.series),
+        "series_with_more_or_fewer": sum(len(segs.get(uid, ())) != 1 for uid in sender.series),
+        "results_of_one_set": max(
+            (n for (n,) in node.ask("SELECT count(*) FROM results GROUP BY series_key")), default=0
+        ),
+        "revisions": node.ask("SELECT max(revision) FROM series")[0][0],
+        "objects_sent_more_than_once": len(archive.received) - len({str(d.SOPInstanceUID) for d in archive.received}),
+        "files_without_a_receipt": len(files - {file for _, file, _ in rows}),
+        "not_delivered": node.ask("SELECT state, reason FROM series WHERE state != 'delivered'"),
+    }
+
+
+# -- load, hostile, idle, latency -----------------------------------------------------------------------------------
+
+
+def prove_load(associations: int, images: int) -> dict[str, Any]:
+    """Many associations at once, 512 x 512 images, DCMTK's sender."""
+    with working_folder() as folder:
+        node = Node(folder / "node", small_bundle(folder), quiet_s=3600)
+        series = _large_series(folder, associations, images)
+        node.start()
+        wait_for(lambda: b'"ready": true' in http(node.web_port, "/readyz"), "the worker is open")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.monotonic()
+        senders = [_storescu(node.port, each) for each in series]
+        failures = sum(sender.wait() != 0 for sender in senders)
+        elapsed_s = time.monotonic() - start
+        sent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        kept = node.ask("SELECT count(*) FROM instances")[0][0]
+        memory = node.memory_mb()
+        cpu_s = _cpu_seconds(node)
+        node.stop()
+    return {
+        "associations": associations, "images": associations * images, "failures": failures, "kept": kept,
+        "images_per_s": round(associations * images / elapsed_s, 1), "node_memory_mb": round(memory, 1),
+        "node_cpu_ms_an_image": round(1000 * cpu_s / (associations * images), 2),
+        "senders_cpu_ms_an_image": round(
+            1000 * (sent.ru_utime + sent.ru_stime - before.ru_utime - before.ru_stime) / (associations * images), 2
+        ),
+    }  # fmt: skip
+
+
+def _cpu_seconds(node: Node) -> float:
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split() if node.process else []
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _large_series(folder: Path, count: int, images: int) -> list[Path]:
+    affine = np.diag([0.0, 0.7, 0.0, 1.0])
+    affine[2, 0] = affine[0, 2] = 1.0
+    affine[1, 1] = 0.7
+    values = np.random.default_rng(0).integers(-1000, 1000, (images, 512, 512), dtype=np.int16)
+    made = []
+    for number in range(count):
+        values[0, 0, 0] = number
+        made.append(folder / f"series{number}")
+        write_ct_series(Volume(values, Geometry(values.shape, affine)), made[-1], seed=number)
+    return made
+
+
+def _storescu(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    words = ["storescu", "-xe", "-aec", "CTFLOW", "--scan-directories", "127.0.0.1", str(port), str(folder)]
+    # Without TCP_NODELAY DCMTK waits about 45 ms an image for an acknowledgement of TCP.
+    return subprocess.Popen(words, env={**os.environ, "TCP_NODELAY": "1"}, stdout=subprocess.DEVNULL)
+
+
+def prove_hostile(count: int, seed: int) -> dict[str, Any]:
+    """UIDs that try to be paths, commands, statements, or too much; every file must lie in the inbox."""
+    rng = random.Random(seed)  # noqa: S311  # no secret
+    parts = [
+        "..",
+        "/",
+        "\\",
+        "\0",
+        "%2e",
+        "etc",
+        "passwd",
+        "1.2",
+        ";",
+        "'",
+        "--",
+        "$(id)",
+        "~",
+        "C:",
+        "\n",
+        "*",
+        " ",
+        ".",
+    ]
+    with working_folder() as folder:
+        # Deep below the folder that is searched, so that a way up ends in it.
+        node = Node(folder.joinpath(*"12345678", "node"), small_bundle(folder), quiet_s=3600)
+        (base, *_) = base_series(folder)
+        node.start()
+        before = _files_outside(folder, node)
+        statuses: Counter[str] = Counter()
+        done = 0
+        while done < count:
+            with association(node.port) as found, pydicom.config.disable_value_validation():
+                while done < count and found.is_established:
+                    dataset = copy.copy(base)
+                    for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+                        uid = "".join(rng.choices(parts, k=rng.randint(1, 24)))[: rng.randint(1, 64)]
+                        dataset.add_new(keyword, "UI", pydicom.uid.UID(uid.replace("\\", "/")))
+                    done += 1
+                    try:
+                        statuses[f"{found.send_c_store(dataset).get('Status', -1):04X}"] += 1
+                    except (ValueError, TypeError, RuntimeError) as error:  # pynetdicom itself does not send it
+                        statuses[type(error).__name__] += 1
+        outside = _files_outside(folder, node) - before
+        kept = node.ask("SELECT count(*) FROM instances")[0][0]
+        node.stop()
+    return {"uids": count, "statuses": dict(statuses), "kept": kept, "files_outside_the_inbox": len(outside)}
+
+
+def _files_outside(folder: Path, node: Node) -> set[Path]:
+    inbox = node.data / "inbox"
+    found = {path for path in folder.rglob("*") if path.is_file() and inbox not in path.parents}
+    return {path for path in found if not path.name.startswith(("journal.sqlite3", "audit-position", "log", ".audit"))}
+
+
+def prove_idle(sockets: int) -> dict[str, Any]:
+    """C-ECHO while so many connections say nothing, or only begin to."""
+    with working_folder() as folder:
+        node = Node(folder / "node", small_bundle(folder))
+        node.start()
+        idle = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(sockets)]
+        for each in idle[::2]:
+            each.send(b"\x01\x00")
+        seconds = []
+        for _ in range(5):
+            start = time.monotonic()
+            with association(node.port) as found:
+                status = found.send_c_echo().get("Status", -1) if found.is_established else -1
+                seconds.append(time.monotonic() - start if status == 0 else float("inf"))
+        for each in idle:
+            each.close()
+        node.stop()
+    return {
+        "idle_sockets": sockets,
+        "echo_s": [round(each, 3) for each in seconds],
+        "slowest_s": round(max(seconds), 3),
+    }
+
+
+def prove_latency(repeats: int) -> dict[str, Any]:
+    """Last image in to SEG at the destination, less the quiet period and the inference."""
+    with working_folder() as folder:
+        archive = Archive()
+        node = Node(folder / "node", small_bundle(folder), quiet_s=1.0, destination=archive.port)
+        base = base_series(folder)
+        node.start()
+        wait_for(lambda: b'"ready": true' in http(node.web_port, "/readyz"), "the worker is open")
+        overheads = []
+        for number in range(repeats + 1):
+            with association(node.port) as found:
+                for dataset in renamed(base, f"latency {number}"):
+                    found.send_c_store(dataset)
+                last_in = time.time()
+            wait_for(lambda number=number: len(archive.times) >= 2 * (number + 1), "SEG and SR are at the destination")
+            (elapsed_s,) = node.ask("SELECT elapsed_s FROM results ORDER BY id DESC LIMIT 1")[0]
+            overheads.append(archive.times[2 * number] - last_in - node.quiet_s - elapsed_s)
+        node.stop()
+        archive.close()
+    # The first run also loads what the first volume needs.
+    return {"quiet_s": 1.0, "beyond_quiet_and_inference_s": [round(each, 3) for each in overheads[1:]]}
+
+
+def http(port: int, path: str) -> bytes:
+    """The node's page; nothing where it does not answer."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+        return answer
+    return b""
+
+
+@contextlib.contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder that is removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="prove-node-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "kill": lambda r: not (r["acknowledged_lost"] or r["series_with_more_or_fewer"] or r["files_without_a_receipt"]),
+    "load": lambda r: r["failures"] == 0 and r["kept"] == r["images"],
+    "hostile": lambda r: r["files_outside_the_inbox"] == 0,
+    "idle": lambda r: r["slowest_s"] <= 1.0,
+    "latency": lambda r: max(r["beyond_quiet_and_inference_s"]) <= 2.0,
+}
+
+
+def main() -> int:
+    """Run one proof."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    proofs = parser.add_subparsers(dest="proof", required=True)
+    kill = proofs.add_parser("kill")
+    kill.add_argument("--count", type=int, default=100)
+    kill.add_argument("--seed", type=int, default=0)
+    kill.add_argument("--longest-s", type=float, default=4.0, help="between a start and a kill that waits for nothing")
+    load = proofs.add_parser("load")
+    load.add_argument("--associations", type=int, default=25)
+    load.add_argument("--images", type=int, default=40)
+    hostile = proofs.add_parser("hostile")
+    hostile.add_argument("--count", type=int, default=1000)
+    hostile.add_argument("--seed", type=int, default=0)
+    idle = proofs.add_parser("idle")
+    idle.add_argument("--sockets", type=int, default=200)
+    latency = proofs.add_parser("latency")
+    latency.add_argument("--repeats", type=int, default=3)
+    given = vars(parser.parse_args())
+    proof = given.pop("proof")
+    tried = {"kill": prove_kill, "load": prove_load, "hostile": prove_hostile, "idle": prove_idle,
+             "latency": prove_latency}[proof]  # fmt: skip
+    result = tried(**given)
+    kept = PROMISES[proof](result)
+    document = {
+        "proof": proof, "promise_kept": kept, "ctflow": __version__, "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0], **result,
+    }  # fmt: skip
+    sys.stdout.write(json.dumps(document) + "\n")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What `ctflow rules test` shows: what the node would do with each series of a folder, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctflow.bundle import demonstration_bundle, find_bundle, read_spec
+from ctflow.dicom.scan import scan_folder
+from ctflow.errors import NoUsableSeries
+from ctflow.service.rules import Verdict, verdicts_of_scan
+from ctflow.service.settings import read_settings
+
+
+def rules_document(
+    folder: Path, config: Path | None, calling_ae: str | None, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Ask the rules about every series of a folder, as the node does.
+
+    Args:
+        folder: Searched with all its subfolders.
+        config: The node's YAML file; None has no rules.
+        calling_ae: AE title of whom the series would come from.
+        environment: Environment variables.
+
+    Returns:
+        {"series": [...], "unreadable": [...], "ignored": number of files that are not DICOM}; no patient data and no
+        free text of the headers.
+
+    Raises:
+        SettingsInvalid: The file is wrong.
+        BundleInvalid: The file's bundle is; its body parts take part.
+        NoUsableSeries: The folder cannot be read, or holds no series to ask about.
+    """
+    settings = read_settings(config, environment)
+    spec = read_spec(find_bundle(settings.bundle) if settings.bundle else demonstration_bundle())
+    scan = scan_folder(folder)
+    verdicts = verdicts_of_scan(scan, settings.rules, calling_ae=calling_ae, body_parts=spec.body_parts)
+    if not verdicts:
+        damaged = f" ({len(scan.unreadable)} damaged)" if scan.unreadable else ""
+        raise NoUsableSeries(f"the folder holds no DICOM series{damaged}: give one with series to try the rules on")
+    return {
+        "series": [_entry(verdict) for verdict in verdicts],
+        "unreadable": [{"file": file.name, "reason": file.reason} for file in scan.unreadable],
+        "ignored": scan.ignored,
+    }
+
+
+def _entry(verdict: Verdict) -> dict[str, Any]:
+    candidate = verdict.candidate
+    known = ("modality", "slices", "slice_spacing_mm", "body_part")
+    return {
+        "digest": candidate.series.digest,
+        "series_instance_uid": candidate.series.uid,
+        "run": verdict.run,
+        "force": verdict.force,
+        "rule": verdict.rule,
+        "reason": verdict.reason,
+        "facts": {name: candidate.description[name] for name in known} | {"thickness_mm": verdict.thickness_mm},
+    }

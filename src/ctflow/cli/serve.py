@@ -1,0 +1,57 @@
+"""What `ctflow serve` does: settings from the file and the command line, then a node until a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ctflow.config import settings_from_values
+from ctflow.service.log import close_node_log, set_up_node_log
+from ctflow.service.settings import ServiceSettings, explain_settings, read_settings
+
+
+def node_settings(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> ServiceSettings:
+    """The site's settings; what was typed takes the place of what the file says.
+
+    Args:
+        config: The node's YAML file, or None.
+        given: Fields of `ServiceSettings` as typed; None and False mean "not given".
+        environment: Environment variables.
+
+    Raises:
+        SettingsInvalid: The file is wrong, or what was typed does not go with it.
+    """
+    settings = read_settings(config, environment)
+    return replace(settings, **{name: value for name, value in given.items() if value not in (None, False)})
+
+
+def check_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    """What the settings mean, in lines for a person."""
+    return explain_settings(node_settings(config, given, environment))
+
+
+def serve_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> int:
+    """Be a node until SIGTERM or SIGINT.
+
+    Raises:
+        CtflowError: The node cannot start, or its model cannot be opened.
+    """
+    from ctflow.service.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
+
+    settings = node_settings(config, given, environment)
+    device = None if len(settings.devices) != 1 else settings.devices[0]
+    run = settings_from_values({"engine": settings.engine, "device": device}, environment)
+    handler = set_up_node_log(settings.log)
+    stop = threading.Event()
+    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run_node(settings, run, stop)
+    finally:
+        for each, handled in before.items():
+            signal.signal(each, handled)
+        close_node_log(handler)
+    return 0

@@ -1,0 +1,111 @@
+"""Where instances lie: one file each, synced before its sender is told, named by digests and never by the peer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ctflow.atomic import make_output_folder, output_error_from_oserror
+
+_LOOK_AGAIN_S = 0.25  # at the free space: 150 images/s need not ask 150 times
+
+
+class Inbox:
+    """The folder of what was received.
+
+    Args:
+        folder: Made if absent.
+        least_free: Bytes that are left free for results and the journal: nothing more is taken below.
+    """
+
+    def __init__(self, folder: Path, least_free: int) -> None:
+        self.folder = folder
+        self._least_free = least_free
+        self._looked_at = 0.0
+        self._free = 0
+        self._lock = threading.Lock()
+        make_output_folder(folder)
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many bytes more leave enough free."""
+        with self._lock:
+            now = time.monotonic()
+            if now > self._looked_at + _LOOK_AGAIN_S or self._free - count < self._least_free:
+                self._free, self._looked_at = shutil.disk_usage(self.folder).free, now
+            self._free -= count
+            return self._free >= self._least_free
+
+    def write(self, series: str, sop_instance_uid: str, parts: Sequence[bytes]) -> str:
+        """Write and sync an instance.
+
+        Args:
+            series: The series' folder, hexadecimal digits.
+            sop_instance_uid: As the peer says it.
+            parts: The file's content, one after another.
+
+        Returns:
+            The file below the inbox; no other instance has or gets this name.
+
+        Raises:
+            OutputError: It cannot be written; nothing of it stays.
+        """
+        digest = hashlib.sha256(sop_instance_uid.encode("utf-8", "surrogateescape")).hexdigest()
+        name = f"{series[:2]}/{series}/{digest[:32]}-{secrets.token_hex(4)}.dcm"
+        path = self.folder / name
+        try:
+            self._make_folder(path.parent)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+            try:
+                for part in parts:
+                    _write_all(handle, part)
+                os.fsync(handle)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(handle)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise output_error_from_oserror(error, "an instance") from error
+        return name
+
+    def _make_folder(self, folder: Path) -> None:
+        """A series' folder, whose own name is synced, too."""
+        if folder.is_dir():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(folder.parent)
+        _sync_folder(self.folder)
+
+    def remove(self, name: str) -> None:
+        """Remove a file that the journal did not take."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def sweep(self, known: Collection[str]) -> int:
+        """Remove the files that the journal does not know: nobody was told that they are here. How many they were."""
+        removed = 0
+        for path in self.folder.glob("*/*/*.dcm"):
+            if path.relative_to(self.folder).as_posix() not in known:
+                path.unlink()
+                removed += 1
+        return removed
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

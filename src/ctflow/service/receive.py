@@ -1,0 +1,342 @@
+"""The storage SCP: CT comes in, is acknowledged when it is on the disk and in the journal, and not before."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from ctflow import __version__
+from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
+from ctflow.dicom.ct_series import IMPLEMENTATION_UID
+from ctflow.dicom.pixels import READABLE
+from ctflow.dicom.select import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
+from ctflow.dicom.structure import flaw_of_header
+from ctflow.errors import BackendUnavailable, OutputError, SettingsInvalid
+from ctflow.service.inbox import Inbox
+from ctflow.service.journal import Journal, key_of
+from ctflow.service.metrics import Metrics
+from ctflow.service.reactor import make_patient
+from ctflow.service.records import Arrival, Patient
+from ctflow.service.transport import LimitedSocket, Shared
+from ctflow.service.waiting import WaitingRoom
+from ctflow.volume import digest_of_uid
+
+if TYPE_CHECKING:
+    from pynetdicom.events import Event
+
+VERIFICATION = "1.2.840.10008.1.1"
+STORED_CLASSES = (CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE[0])
+UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
+IMPLEMENTATION_VERSION = f"CTFLOW_{__version__}"[:16]
+
+# DICOM PS3.7 Annex C and PS3.4 B.2.3.
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+WRONG_CLASS = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+CONFLICT = 0xC001  # another content was received under this SOPInstanceUID
+TOO_MUCH = 0xC002  # the series is larger than this node takes
+_LONGEST_UID = 64
+_READ = [
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
+    "NumberOfSeriesRelatedInstances",
+]  # fmt: skip
+_READ_OF_PATIENT = ["SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reception:
+    """What a receiver allows.
+
+    Attributes:
+        ae_title: The node's; requests for another one are rejected.
+        address: Where it listens: host and port; port 0 takes a free one.
+        may_come: Whether an address may connect.
+        is_peer: Whether an AE title at an address may have an association.
+        associations: At the same time; more are rejected.
+        most_pdu: Bytes of a PDU.
+        idle_s: Silence after which an association is ended.
+        most_instances: Of a series.
+        most_bytes: Of a series.
+        patient_data: Whether the journal keeps the patient's name, ID, birth date and accession number.
+    """
+
+    ae_title: str
+    address: tuple[str, int]
+    may_come: Callable[[str], bool]
+    is_peer: Callable[[str, str], bool]
+    associations: int
+    most_pdu: int
+    idle_s: float
+    most_instances: int
+    most_bytes: int
+    patient_data: bool = False
+
+
+def supported_contexts() -> dict[str, tuple[str, ...]]:
+    """What is offered to a peer: abstract syntax -> transfer syntaxes, the preferred one first."""
+    others = tuple(syntax for syntax in READABLE if syntax not in UNCOMPRESSED)
+    return {VERIFICATION: UNCOMPRESSED, **dict.fromkeys(STORED_CLASSES, (*UNCOMPRESSED, *map(str, others)))}
+
+
+class Receiver:
+    """The node's ear.
+
+    Args:
+        reception: What it allows.
+        inbox: Takes the files.
+        journal: Takes the instances.
+        metrics: Told of instances, associations and refusals.
+
+    Raises:
+        BackendUnavailable: pynetdicom is not installed.
+        SettingsInvalid: The address cannot be listened on.
+    """
+
+    def __init__(self, reception: Reception, inbox: Inbox, journal: Journal, metrics: Metrics | None = None) -> None:
+        try:
+            from pynetdicom import AE, _config, evt  # noqa: PLC0415  # an optional package: the extra `serve`
+            from pynetdicom.transport import AssociationServer  # noqa: PLC0415
+        except ImportError as error:
+            raise BackendUnavailable("the DICOM node needs pynetdicom: pip install 'ctflow[serve]'") from error
+        self._reception, self._inbox, self._journal, self._metrics = reception, inbox, journal, metrics
+        _config.LOG_HANDLER_LEVEL = "none"  # its lines quote data sets and AE titles; the audit trail is the journal's
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+        self._shared = Shared()
+        ae = AE(reception.ae_title)
+        ae.require_called_aet = True
+        ae.maximum_associations = reception.associations
+        ae.maximum_pdu_size = reception.most_pdu
+        ae.network_timeout = reception.idle_s
+        ae.acse_timeout = min(30.0, reception.idle_s)
+        ae.implementation_class_uid = IMPLEMENTATION_UID
+        ae.implementation_version_name = IMPLEMENTATION_VERSION
+        for abstract, syntaxes in supported_contexts().items():
+            ae.add_supported_context(abstract, list(syntaxes))
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, lambda event: make_patient(event.assoc)),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_REQUESTED, self._requested),
+            (evt.EVT_REJECTED, self._rejected),
+            (evt.EVT_ESTABLISHED, self._established),
+            (evt.EVT_ABORTED, self._aborted),
+        ]
+        try:
+            self._server = ae.make_server(reception.address, evt_handlers=handlers, server_class=AssociationServer)
+        except OSError as error:
+            host, port = reception.address
+            raise SettingsInvalid(
+                f"{host}:{port} cannot be listened on ({error.strerror}): give another port"
+            ) from error
+        listening = self._server.socket
+        if listening is None:
+            raise ValueError("a server that was just made has a socket")
+        self.port = int(listening.getsockname()[1])
+        listening.listen(256)
+        self._waiting = WaitingRoom(
+            listening,
+            may_come=reception.may_come,
+            hand_on=self._begin,
+            is_full=lambda: self.associations > reception.associations,
+            most_pdu=reception.most_pdu,
+            patience_s=ae.acse_timeout,
+            refused=self._refused,
+        )
+
+    @property
+    def associations(self) -> int:
+        """How many associations there are now."""
+        return len(self._server.active_associations)
+
+    def start(self) -> None:
+        """Listen, in a thread of its own."""
+        self._waiting.start()
+        log.info("listening as %s on port %d", self._reception.ae_title, self.port)
+
+    def stop(self, grace_s: float) -> None:
+        """Accept no association any more, let those that are finish for a while, then end them."""
+        self._waiting.stop()
+        associations = self._server.active_associations
+        for association in associations:
+            association.join(grace_s / max(len(associations), 1))
+        for association in self._server.active_associations:
+            association.abort()
+
+    # -- associations -------------------------------------------------------------------------------------------------
+
+    def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        """Let pynetdicom have a connection, behind a socket that knows the limits."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        limited = LimitedSocket(
+            connection,
+            most_pdu=self._reception.most_pdu,
+            patience_s=self._reception.idle_s,
+            shared=self._shared,
+            refused=lambda why: self._refused(address[0], why),
+        )
+        self._server.finish_request(limited, address)
+
+    def _refused(self, host: str, why: str) -> None:
+        log.warning("connection ended: %s", why, extra={"facts": {"peer": host}})
+
+    def _requested(self, event: Event) -> None:
+        requestor = event.assoc.requestor
+        title = str(requestor.primitive.calling_ae_title if requestor.primitive else "").strip()
+        if not self._reception.is_peer(title, str(requestor.address)):
+            # Rejected-permanent, by the service user, calling AE title not recognised (PS3.8 9.3.4).
+            event.assoc.acse.send_reject(0x01, 0x01, 0x03)
+            self._rejected(event)
+            event.assoc.kill()
+
+    def _rejected(self, event: Event) -> None:
+        log.warning("association rejected", extra={"facts": _caller(event)})
+
+    def _established(self, event: Event) -> None:
+        log.info("association", extra={"facts": _caller(event)})
+
+    def _aborted(self, event: Event) -> None:
+        log.warning("association aborted", extra={"facts": _caller(event)})
+
+    # -- instances ----------------------------------------------------------------------------------------------------
+
+    def _store(self, event: Event) -> int | Dataset:
+        """Answer a C-STORE request."""
+        data = event.encoded_dataset(include_meta=False)
+        request: Any = event.request  # a C_STORE, as the event says
+        syntax = str(event.context.transfer_syntax)
+        meta = _meta(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), syntax)
+        try:
+            header = self._header(meta, data)
+        except PARSE_ERRORS as error:
+            return _status(CANNOT_UNDERSTAND, f"damaged header ({type(error).__name__})")
+        if isinstance(header, str):
+            return _status(CANNOT_UNDERSTAND, header)
+        if text(header, "SOPClassUID") != request.AffectedSOPClassUID:
+            return _status(WRONG_CLASS, "SOPClassUID is not the one that was announced")
+        if text(header, "SOPInstanceUID") != request.AffectedSOPInstanceUID:
+            return _status(WRONG_CLASS, "SOPInstanceUID is not the one that was announced")
+        caller = _caller(event)
+        arrival = Arrival(
+            series_uid=text(header, "SeriesInstanceUID"),
+            study_uid=text(header, "StudyInstanceUID"),
+            sop_instance_uid=text(header, "SOPInstanceUID"),
+            sop_class_uid=text(header, "SOPClassUID"),
+            transfer_syntax=syntax,
+            modality=text(header, "Modality")[:16],
+            calling_ae=caller["ae"],
+            peer=caller["peer"],
+            file="",
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            expected_instances=integer(header, "NumberOfSeriesRelatedInstances"),
+            patient=_patient(header) if self._reception.patient_data else None,
+        )
+        for uid in (arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid):
+            if not _is_usable(uid):
+                return _status(CANNOT_UNDERSTAND, "a UID is absent, too long or not printable")
+        return self._keep(arrival, [meta, data])
+
+    def _header(self, meta: bytes, data: bytes) -> Dataset | str:
+        """The few attributes that are needed now, or what is wrong with the header."""
+        stream = io.BytesIO(b"".join((meta, data)))
+        flaw = flaw_of_header(stream, preamble=True)
+        if flaw is not None:
+            return flaw
+        stream.seek(0)
+        wanted: list[Any] = [*_READ, *(_READ_OF_PATIENT if self._reception.patient_data else ())]
+        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=wanted)
+
+    def _keep(self, arrival: Arrival, parts: Sequence[bytes]) -> int | Dataset:
+        """Write an instance, tell the journal, and only then say so."""
+        series = key_of(arrival.study_uid, arrival.series_uid, 1)
+        known = self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
+        if known is None and not self._inbox.has_room(arrival.bytes):
+            return self._no_room(arrival, "the disk is nearly full")
+        name, taken = "", False
+        try:
+            name = known.file if known else self._inbox.write(series, arrival.sop_instance_uid, parts)
+            receipt = self._journal.receive(
+                replace(arrival, file=name),
+                most_instances=self._reception.most_instances,
+                most_bytes=self._reception.most_bytes,
+            )
+            taken = receipt.verdict == "new"
+        except OutputError as error:
+            return self._no_room(arrival, str(error))
+        finally:
+            if name and known is None and not taken:
+                self._inbox.remove(name)
+        if receipt.verdict == "conflict":
+            return _status(CONFLICT, "another content was received under this SOPInstanceUID")
+        if receipt.verdict == "too-much":
+            return _status(TOO_MUCH, "the series is larger than this node takes")
+        return SUCCESS
+
+    def _no_room(self, arrival: Arrival, why: str) -> Dataset:
+        log.error(
+            "instance %s refused: %s",
+            digest_of_uid(arrival.sop_instance_uid),
+            why,
+            extra={"facts": {"peer": arrival.peer}},
+        )
+        try:
+            self._journal.refused(arrival, why)
+        except OutputError:
+            log.exception("the journal cannot be written")
+        return _status(OUT_OF_RESOURCES, why)
+
+
+def _caller(event: Event) -> dict[str, str]:
+    requestor = event.assoc.requestor
+    return {"ae": str(requestor.ae_title).strip(), "peer": str(requestor.address)}
+
+
+def _status(code: int, comment: str) -> Dataset:
+    """A response's status with a comment, which has at most 64 characters (PS3.7 9.3.1.2)."""
+    status = Dataset()
+    status.Status = code
+    status.ErrorComment = comment[:64]
+    return status
+
+
+def _is_usable(uid: str) -> bool:
+    """Whether a UID can be kept and compared; many real ones are not well formed."""
+    return 0 < len(uid) <= _LONGEST_UID and uid.isascii() and uid.isprintable()
+
+
+def _patient(header: Dataset) -> Patient:
+    return Patient(*(text(header, keyword) for keyword in _READ_OF_PATIENT[1:]))
+
+
+def _meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
+    """Preamble and file meta information (PS3.10 7.1), written by hand: pydicom takes as long as for all the rest."""
+    elements = b"".join(
+        (
+            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
+            _element(0x0002, sop_class_uid, b"UI"),
+            _element(0x0003, sop_instance_uid, b"UI"),
+            _element(0x0010, transfer_syntax, b"UI"),
+            _element(0x0012, IMPLEMENTATION_UID, b"UI"),
+            _element(0x0013, IMPLEMENTATION_VERSION, b"SH"),
+        )
+    )
+    length = struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(elements))
+    return b"".join((bytes(128), b"DICM", length, elements))
+
+
+def _element(element: int, value: str, vr: bytes) -> bytes:
+    """A short element of group 0002 in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    encoded = value.encode("ascii", "replace")
+    encoded += (b"\0" if vr == b"UI" else b" ") * (len(encoded) % 2)
+    return struct.pack("<HH2sH", 0x0002, element, vr, len(encoded)) + encoded

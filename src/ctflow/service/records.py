@@ -1,0 +1,262 @@
+"""What the journal tells: one frozen record a row, without patient data unless that is switched on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ctflow.volume import digest_of_uid
+
+State = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
+STATES: tuple[State, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")
+DeliveryState = Literal["waiting", "sent", "dead", "withdrawn"]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Who it is; kept only where the settings switch patient data on."""
+
+    name: str
+    patient_id: str
+    birth_date: str
+    accession_number: str
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One instance that came in and lies fsynced in its file.
+
+    Attributes:
+        series_uid: SeriesInstanceUID, as the data set says it.
+        study_uid: StudyInstanceUID.
+        sop_instance_uid: SOPInstanceUID.
+        sop_class_uid: SOPClassUID.
+        transfer_syntax: UID.
+        modality: Modality, or "".
+        calling_ae: AE title of the sender.
+        peer: Its address.
+        file: Path below the inbox.
+        bytes: Length of the encoded data set.
+        sha256: Of the encoded data set.
+        expected_instances: How many instances the series has, where the data set counts them.
+        patient: Only where patient data is switched on.
+    """
+
+    series_uid: str
+    study_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax: str
+    modality: str
+    calling_ae: str
+    peer: str
+    file: str
+    bytes: int
+    sha256: str
+    expected_instances: int | None = None
+    patient: Patient | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the journal made of an arrival.
+
+    Attributes:
+        verdict: "new" (kept), "duplicate" (its file is not needed), "conflict" (another content has this UID) or
+            "too-much" (the series is larger than allowed and was set aside).
+        key: The series.
+        completes: Whether the sender's count says that this was the last one.
+    """
+
+    verdict: Literal["new", "duplicate", "conflict", "too-much"]
+    key: str
+    completes: bool = False
+
+
+@dataclass(frozen=True)
+class SeriesRecord:
+    """One series (one revision of it).
+
+    Attributes:
+        key: Digest of its UIDs and revision; the name of the series everywhere, also in addresses of pages.
+        revision: 1, or more where instances came after a result.
+        previous: Key of the earlier revision.
+        state: Where it is.
+        reason: Why it is set aside or dead, or why it waits to be tried again.
+        calling_ae: AE title of the sender.
+        peer: Its address.
+        modality: As the first instance says it.
+        first_at: Unix time of the first instance.
+        last_at: Unix time of the last one.
+        expected_instances: How many the sender announced.
+        instances: How many are here.
+        bytes: Their length together.
+        duplicates: How many came again.
+        refused: Instances that this node refused and that did not come again yet.
+        attempts: How often it ran.
+        next_at: Unix time before which it is not tried again.
+        series_uid: SeriesInstanceUID. Show `digest` instead.
+        study_uid: StudyInstanceUID. Show its digest instead.
+        patient: None unless patient data is switched on.
+    """
+
+    key: str
+    revision: int
+    previous: str | None
+    state: State
+    reason: str | None
+    calling_ae: str
+    peer: str
+    modality: str
+    first_at: float
+    last_at: float
+    expected_instances: int | None
+    instances: int
+    bytes: int
+    duplicates: int
+    refused: int
+    attempts: int
+    next_at: float
+    series_uid: str
+    study_uid: str
+    patient: Patient | None
+
+    @property
+    def digest(self) -> str:
+        """What every other message of ctflow calls the series."""
+        return digest_of_uid(self.series_uid)
+
+
+@dataclass(frozen=True)
+class InstanceRecord:
+    """One instance of a series; `file` is below the inbox."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax: str
+    file: str
+    bytes: int
+    sha256: str
+    received_at: float
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One DICOM object of a result; `file` is its name in the result's folder."""
+
+    file: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """What a model answered for a set of instances.
+
+    Attributes:
+        id: Number in the journal.
+        series_key: The series.
+        revision: Its revision.
+        set_digest: Digest of the SOPInstanceUIDs that were computed.
+        folder: Below the results folder; holds segmentation.dcm, measurements.dcm, preview.png, result.json and, where
+            the settings ask for it, report.html.
+        model: The model's name.
+        version: The model's version.
+        weights: Digest of its weights.
+        demonstration: Whether the model is for demonstration only.
+        elapsed_s: From claim to result.
+        committed_at: Unix time.
+        objects: The DICOM objects.
+    """
+
+    id: int
+    series_key: str
+    revision: int
+    set_digest: str
+    folder: str
+    model: str
+    version: str
+    weights: str
+    demonstration: bool
+    elapsed_s: float
+    committed_at: float
+    objects: tuple[ObjectRecord, ...]
+
+
+@dataclass(frozen=True)
+class DeliveryRecord:
+    """One object on its way to one destination."""
+
+    id: int
+    result_id: int
+    series_key: str
+    destination: str
+    file: str
+    state: DeliveryState
+    attempts: int
+    next_at: float
+    last_error: str | None
+    sent_at: float | None
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One line of the audit trail; holds no patient data."""
+
+    id: int
+    at: float
+    kind: str
+    series_key: str | None
+    peer: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class SeriesDetail:
+    """Everything that the journal knows of one series; events are the newest first."""
+
+    series: SeriesRecord
+    instances: tuple[InstanceRecord, ...]
+    results: tuple[ResultRecord, ...]
+    deliveries: tuple[DeliveryRecord, ...]
+    events: tuple[EventRecord, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A series to run.
+
+    Attributes:
+        key: The series.
+        series_uid: SeriesInstanceUID.
+        set_digest: Digest of the instances' SOPInstanceUIDs.
+        instances: What is to be computed.
+        attempts: This attempt's number.
+        earlier: Folder of the earlier revision's result, below the results folder.
+    """
+
+    key: str
+    series_uid: str
+    set_digest: str
+    instances: tuple[InstanceRecord, ...]
+    attempts: int
+    earlier: str | None
+
+    @property
+    def digest(self) -> str:
+        """What messages call the series."""
+        return digest_of_uid(self.series_uid)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result as the worker wrote it, before the journal knows of it (see `ResultRecord`)."""
+
+    folder: str
+    model: str
+    version: str
+    weights: str
+    demonstration: bool
+    elapsed_s: float
+    objects: tuple[ObjectRecord, ...]

@@ -1,0 +1,124 @@
+"""The journal's tables, and how an older journal becomes a newer one."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ctflow.errors import SettingsInvalid
+
+VERSION = 1
+
+# One statement list a version; a journal of version n is brought to n+1 by MIGRATIONS[n].
+_FIRST = """
+CREATE TABLE series (
+    key TEXT PRIMARY KEY,
+    series_uid TEXT NOT NULL,
+    study_uid TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    previous TEXT REFERENCES series(key),
+    calling_ae TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    modality TEXT NOT NULL,
+    first_at REAL NOT NULL,
+    last_at REAL NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT,
+    expected_instances INTEGER,
+    instances INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    duplicates INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    deaths INTEGER NOT NULL DEFAULT 0,
+    interruptions INTEGER NOT NULL DEFAULT 0,
+    next_at REAL NOT NULL DEFAULT 0,
+    patient_name TEXT,
+    patient_id TEXT,
+    patient_birth_date TEXT,
+    accession_number TEXT,
+    UNIQUE (study_uid, series_uid, revision)
+);
+CREATE INDEX series_by_state ON series (state, first_at);
+CREATE INDEX series_by_last ON series (last_at);
+CREATE TABLE instances (
+    series_key TEXT NOT NULL REFERENCES series(key),
+    sop_instance_uid TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    transfer_syntax TEXT NOT NULL,
+    file TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    received_at REAL NOT NULL,
+    PRIMARY KEY (series_key, sop_instance_uid)
+) WITHOUT ROWID;
+CREATE TABLE refusals (
+    series_key TEXT NOT NULL REFERENCES series(key),
+    sop_instance_uid TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (series_key, sop_instance_uid)
+) WITHOUT ROWID;
+CREATE TABLE results (
+    id INTEGER PRIMARY KEY,
+    series_key TEXT NOT NULL REFERENCES series(key),
+    revision INTEGER NOT NULL,
+    set_digest TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    model TEXT NOT NULL,
+    version TEXT NOT NULL,
+    weights TEXT NOT NULL,
+    demonstration INTEGER NOT NULL,
+    elapsed_s REAL NOT NULL,
+    committed_at REAL NOT NULL,
+    UNIQUE (series_key, set_digest)
+);
+CREATE TABLE objects (
+    result_id INTEGER NOT NULL REFERENCES results(id),
+    file TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (result_id, file)
+) WITHOUT ROWID;
+CREATE TABLE deliveries (
+    id INTEGER PRIMARY KEY,
+    result_id INTEGER NOT NULL REFERENCES results(id),
+    destination TEXT NOT NULL,
+    file TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_at REAL NOT NULL DEFAULT 0,
+    last_error TEXT,
+    sent_at REAL,
+    UNIQUE (result_id, destination, file)
+);
+CREATE INDEX deliveries_by_state ON deliveries (destination, state, id);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    series_key TEXT,
+    peer TEXT,
+    text TEXT NOT NULL
+);
+CREATE INDEX events_by_series ON events (series_key, id);
+"""
+MIGRATIONS = (_FIRST,)
+
+
+def bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Make the tables, or change those of an older version, all at once or not at all.
+
+    Raises:
+        SettingsInvalid: The journal is of a newer ctflow, or is no journal.
+    """
+    try:
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found > VERSION:
+            raise SettingsInvalid(
+                f"the journal has version {found}, this ctflow knows up to {VERSION}: use the ctflow that wrote it, "
+                "or another data folder"
+            )
+        for version in range(found, VERSION):
+            statements = f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
+            connection.executescript(statements)
+    except sqlite3.DatabaseError as error:
+        raise SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder") from error

@@ -1,0 +1,250 @@
+"""One worker: a process of its own that opens the engine once and runs one series after another.
+
+The node's own process imports no torch: it stays small, and a crash of a driver takes no acknowledged instance with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from ctflow.config import Settings
+from ctflow.door import traceback_without_texts
+from ctflow.errors import CtflowError, InputError, ModelError
+from ctflow.processes import begin_child
+from ctflow.service.records import Answer, Job, ObjectRecord
+from ctflow.service.rules import Rule, Verdict
+
+if TYPE_CHECKING:
+    from ctflow.model import Model
+    from ctflow.pipeline import Case, Segmenter
+
+OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in the order in which they are sent
+_NICENESS = 5  # on a CPU it takes all cores, and an instance that comes in must not wait for a window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker opens at its start."""
+
+    bundle: Path | None
+    settings: Settings
+    rules: tuple[Rule, ...] = ()
+    log_level: int = logging.INFO
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first word: what it opened; `gpus` is how many there are, also where one is used."""
+
+    model: str
+    version: str
+    demonstration: bool
+    gpus: int
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Or why it could not."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One series to run.
+
+    Attributes:
+        job: As the journal says it.
+        inbox: Where its files are.
+        results: Gets the result, under `<key>/<set digest>`.
+        scratch: A folder for links to the files; made and removed.
+        calling_ae: Who sent it.
+    """
+
+    job: Job
+    inbox: Path
+    results: Path
+    scratch: Path
+    calling_ae: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: done, set aside (trying again changes nothing), or to be tried again."""
+
+    kind: Literal["done", "aside", "again"]
+    reason: str = ""
+    answer: Answer | None = None
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the worker's log, for the node's."""
+
+    level: int
+    name: str
+    message: str
+
+
+def run_worker(connection: Connection, setup: Setup) -> None:
+    """The process: say `Ready` or `NotReady`, then answer each `Task` with an `Outcome`, until the other end closes."""
+    begin_child()
+    os.nice(_NICENESS)
+    logging.basicConfig(level=setup.log_level, handlers=[_Sender(connection)], force=True)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            model, segmenter = _open(setup)
+        except CtflowError as error:
+            connection.send(NotReady(type(error).__name__, str(error), error.exit_code))
+            return
+        import torch  # noqa: PLC0415  # it is loaded by now
+
+        connection.send(Ready(model.spec.name, model.spec.version, model.spec.demonstration, torch.cuda.device_count()))
+        with segmenter:
+            while True:
+                connection.send(run_task(connection.recv(), setup, model, segmenter))
+
+
+class _Sender(logging.Handler):
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            message += "\n" + traceback_without_texts(record.exc_info[1])
+        with contextlib.suppress(OSError):
+            self._connection.send(Line(record.levelno, record.name, message))
+
+
+def _open(setup: Setup) -> tuple[Model, Segmenter]:
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415  # torch: seconds
+    from ctflow.pipeline import Segmenter, announce  # noqa: PLC0415
+
+    model = read_bundle(find_bundle(setup.bundle) if setup.bundle else demonstration_bundle())
+    announce(model)
+    segmenter = Segmenter(model, setup.settings)
+    segmenter.open()
+    return model, segmenter
+
+
+def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Outcome:
+    """Run one series: decide, segment, write; what goes wrong is an outcome."""
+    started = time.monotonic()
+    folder = task.results / task.job.key / task.job.set_digest
+    try:
+        # A node that ended between writing and telling the journal: the same answer, not a rival.
+        if not _is_result_of(folder, model):
+            outcome = _compute(task, setup, model, segmenter)
+            if outcome is not None:
+                return outcome
+        document = json.loads((folder / "result.json").read_bytes())
+        answer = _answer(folder, document, model, time.monotonic() - started)
+        return Outcome("done", answer=answer, stage_seconds=document["stage_seconds"])
+    except (InputError, ModelError) as error:
+        return Outcome("aside", f"{type(error).__name__}: {error}")
+    except CtflowError as error:
+        return Outcome("again", f"{type(error).__name__}: {error}")
+    except Exception as error:
+        # A door: its text may hold anything the input held.
+        log.exception("series %s", task.job.digest)
+        return Outcome("again", f"unexpected {type(error).__name__}; the log says where")
+
+
+def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Outcome | None:
+    """Write the result's folder; an outcome where there is none to be written."""
+    from ctflow.pipeline import run_case  # noqa: PLC0415  # it is loaded by now
+
+    with _links(task) as folder:
+        verdict = _verdict(task, folder, setup, model)
+        if isinstance(verdict, Outcome):
+            return verdict
+        case = _case(task, verdict, setup)
+        done = run_case(case, segmenter, setup.settings, task.results / task.job.key)
+    if done.error is not None:
+        raise done.error
+    return None
+
+
+@contextlib.contextmanager
+def _links(task: Task) -> Any:
+    """A folder with exactly the set of instances: the series' own may hold more meanwhile."""
+    shutil.rmtree(task.scratch, ignore_errors=True)
+    task.scratch.mkdir(parents=True)
+    try:
+        for number, instance in enumerate(task.job.instances):
+            (task.scratch / f"{number:05d}.dcm").symlink_to(task.inbox / instance.file)
+        yield task.scratch
+    finally:
+        shutil.rmtree(task.scratch, ignore_errors=True)
+
+
+def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | Outcome:
+    from ctflow.dicom.scan import scan_folder  # noqa: PLC0415
+    from ctflow.service.rules import verdicts_of_scan  # noqa: PLC0415
+
+    scan = scan_folder(folder)
+    if scan.unreadable or scan.ignored:
+        reason = scan.unreadable[0].reason if scan.unreadable else "not DICOM"
+        return Outcome("aside", f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({reason})")
+    verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
+    if len(verdicts) != 1:  # of one SeriesInstanceUID and study there is one, unless readers differ on what a UID is
+        return Outcome("aside", f"its instances belong to {len(verdicts)} series")
+    (verdict,) = verdicts
+    return verdict if verdict.run else Outcome("aside", f"{verdict.reason} ({verdict.rule})")
+
+
+def _case(task: Task, verdict: Verdict, setup: Setup) -> Case:
+    from ctflow.pipeline import case_from_candidate  # noqa: PLC0415
+
+    case = case_from_candidate(verdict.candidate, task.job.set_digest, setup.settings)
+    if task.job.earlier is None:
+        return case
+    report = task.results / task.job.earlier / "measurements.dcm"
+    return replace(case, previous=(pydicom.dcmread(report),)) if report.is_file() else case
+
+
+def _is_result_of(folder: Path, model: Model) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        document = json.loads((folder / "result.json").read_bytes())
+        return bool(document["model"]["weights_digest"] == model.weights_digest)
+    return False
+
+
+def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: float) -> Answer:
+    objects = []
+    for name in OBJECTS:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            header: Dataset = pydicom.dcmread(folder / name, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+            digest = hashlib.sha256(content).hexdigest()
+            objects.append(ObjectRecord(name, str(header.SOPClassUID), str(header.SOPInstanceUID), digest))
+    return Answer(
+        folder=f"{folder.parent.name}/{folder.name}",
+        model=str(document["model"]["name"]),
+        version=str(document["model"]["version"]),
+        weights=model.weights_digest,
+        demonstration=model.spec.demonstration,
+        elapsed_s=elapsed_s,
+        objects=tuple(objects),
+    )

@@ -1,0 +1,150 @@
+"""Run in a network namespace: Orthanc and `ctflow serve` on loopback, a series through both; one JSON line at the end.
+
+unshare -n python orthanc_trip.py FOLDER SERIES
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from bundle_support import small_unet_bundle
+
+BIN = Path(sys.executable).parent
+HTTP, DICOM, NODE, PAGE = 8042, 4242, 11112, 8113
+QUIET_S = 1.0
+LUA = """
+function OnStableSeries(seriesId, tags, metadata)
+  if tags['Modality'] == 'CT' then
+    RestApiPost('/modalities/ctflow/store', DumpJson({Resources = {seriesId}, Asynchronous = true}, true))
+  end
+end
+"""
+
+
+def wait_for(happened, what: str, limit_s: float = 120.0):
+    deadline = time.monotonic() + limit_s
+    while True:
+        with contextlib.suppress(OSError, sqlite3.Error):
+            found = happened()
+            if found:
+                return found
+        if time.monotonic() > deadline:
+            raise SystemExit(f"did not happen in {limit_s:g} s: {what}")
+        time.sleep(0.05)
+
+
+def ask(path: str, data: bytes | None = None):
+    with urllib.request.urlopen(f"http://127.0.0.1:{HTTP}{path}", data=data, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def start_orthanc(folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "stable.lua").write_text(LUA)
+    settings = {
+        "Name": "orthanc", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
+        "HttpPort": HTTP, "DicomPort": DICOM, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False, "StableAge": 1, "LuaScripts": [str(folder / "stable.lua")], "Plugins": [],
+        "DicomModalities": {"ctflow": ["CTFLOW", "127.0.0.1", NODE]}, "DicomAlwaysAllowStore": True,
+    }  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
+    with (folder / "orthanc.log").open("wb") as log:
+        return subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
+
+
+def start_node(folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "node.yaml").write_text(
+        f"data: {folder / 'data'}\nquiet_period_s: {QUIET_S}\nbundle: {small_unet_bundle(folder / 'bundle')}\n"
+        f"engine: eager\ndevices: [cpu]\nallow_demonstration: true\nlimits: {{free_disk: 1 MB}}\n"
+        f"web: {{port: {PAGE}}}\n"
+        f"destinations: [{{name: orthanc, ae_title: ORTHANC, host: 127.0.0.1, port: {DICOM}}}]\n"
+    )
+    with (folder / "node.log").open("wb") as log:
+        return subprocess.Popen([BIN / "ctflow", "serve", "-c", folder / "node.yaml"], stdout=log, stderr=log)
+
+
+def is_ready() -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{PAGE}/readyz", timeout=5) as answer:
+        return answer.status == 200
+
+
+def journal(folder: Path, question: str) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(f"file:{folder}/data/journal.sqlite3?mode=ro", uri=True)) as found:
+        return found.execute(question).fetchall()
+
+
+def modalities() -> set[str]:
+    return {ask(f"/series/{each}")["MainDicomTags"]["Modality"] for each in ask("/series")}
+
+
+def facts(folder: Path) -> dict:
+    """What Orthanc and the journal have at the end."""
+    series = [ask(f"/series/{each}") for each in ask("/series")]
+    by_modality = {each["MainDicomTags"]["Modality"]: each for each in series}
+    (seg,) = by_modality["SEG"]["Instances"]
+    tags = ask(f"/instances/{seg}/simplified-tags")
+    referenced = tags["ReferencedSeriesSequence"][0]
+    sources = [ask(f"/instances/{each}")["MainDicomTags"]["SOPInstanceUID"] for each in by_modality["CT"]["Instances"]]
+    objects = [
+        ask(f"/instances/{each}")["MainDicomTags"]["SOPInstanceUID"]
+        for modality in ("SEG", "SR") for each in by_modality[modality]["Instances"]
+    ]  # fmt: skip
+    ((last_at, elapsed_s),) = journal(
+        folder, "SELECT s.last_at, r.elapsed_s FROM series s JOIN results r ON r.series_key = s.key"
+    )
+    ((arrived_at,),) = journal(folder, "SELECT sent_at FROM deliveries WHERE file = 'segmentation.dcm'")
+    return {
+        "modalities": sorted(by_modality),
+        "studies": len(ask("/studies")),
+        "source_series": by_modality["CT"]["MainDicomTags"]["SeriesInstanceUID"],
+        "referenced_series": referenced["SeriesInstanceUID"],
+        "source_instances": sources,
+        "referenced_instances": [e["ReferencedSOPInstanceUID"] for e in referenced["ReferencedInstanceSequence"]],
+        "objects_in_orthanc": objects,
+        "objects_in_journal": [uid for (uid,) in journal(folder, "SELECT sop_instance_uid FROM objects")],
+        "states": [state for (state,) in journal(folder, "SELECT state FROM series")],
+        "beyond_quiet_and_inference_s": round(arrived_at - last_at - QUIET_S - elapsed_s, 3),
+        "inference_s": round(elapsed_s, 3),
+        "images": len(sources),
+        "orthanc": ask("/system")["Version"],
+    }
+
+
+def main(folder: Path, series: Path) -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    servers = [start_orthanc(folder), start_node(folder)]
+    try:
+        wait_for(lambda: ask("/system"), "Orthanc answers")
+        wait_for(is_ready, "the node is ready")
+        for path in sorted(series.iterdir()):
+            ask("/instances", path.read_bytes())
+        wait_for(lambda: {"SEG", "SR"} <= modalities(), "SEG and SR are in Orthanc")
+        wait_for(lambda: journal(folder, "SELECT 1 FROM series WHERE state = 'delivered'"), "the series is delivered")
+        sys.stdout.write(json.dumps(facts(folder)) + "\n")
+    except SystemExit:
+        for name in ("orthanc.log", "node.log"):
+            sys.stderr.write((folder / name).read_text(errors="replace")[-3000:])
+        raise
+    finally:
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+        for server in servers:
+            try:
+                server.wait(40)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

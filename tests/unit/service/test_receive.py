@@ -1,0 +1,319 @@
+"""What comes in is acknowledged when it is on the disk and in the journal; what may not come in is refused by name."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import pydicom
+import pytest
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
+
+from ctflow.dicom.pixels import READABLE
+from ctflow.dicom.select import CT_IMAGE_STORAGE
+from ctflow.errors import NotWritten, SettingsInvalid
+from ctflow.service import receive
+from ctflow.service.journal import key_of
+from ctflow.service.receive import VERIFICATION, supported_contexts
+from service_support import association, instance, store, storescu, wait_until
+
+KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
+
+
+def test_an_instance_is_in_a_synced_file_and_in_the_journal_when_it_is_acknowledged(ear, monkeypatch):
+    node = ear()
+    synced = []
+    monkeypatch.setattr("ctflow.service.inbox.os.fsync", synced.append)
+    assert store(node.port, instance(1), instance(2)) == [0x0000, 0x0000]
+    assert len(synced) >= 4  # each file and its folder
+    found = node.journal.detail(KEY)
+    assert found.series.state == "received"
+    assert (found.series.calling_ae, found.series.peer, found.series.modality) == ("ROUTER", "127.0.0.1", "CT")
+    assert sorted(node.inbox.folder / each.file for each in found.instances) == node.files
+    dataset = pydicom.dcmread(node.inbox.folder / found.instances[0].file)
+    assert dataset.SOPInstanceUID == "1.2.826.0.1.1"
+    assert dataset.file_meta.MediaStorageSOPInstanceUID == "1.2.826.0.1.1"
+    assert dataset.PatientName == "SECRET^NAME"
+    assert found.series.patient is None
+
+
+def test_patient_data_is_in_the_journal_only_where_it_is_switched_on(ear):
+    secret, shown = ear(), ear(patient_data=True)
+    for node in (secret, shown):
+        store(node.port, instance(1))
+    assert b"SECRET" not in (
+        secret.journal.path.read_bytes() + (secret.journal.path.parent / "journal.sqlite3-wal").read_bytes()
+    )
+    assert shown.journal.find(KEY).patient.name == "SECRET^NAME"
+
+
+def test_every_context_that_is_offered_is_accepted_and_no_other(ear):
+    node = ear()
+    for syntax in READABLE:
+        with association(node.port, contexts={CT_IMAGE_STORAGE: [syntax]}) as found:
+            assert [context.transfer_syntax[0] for context in found.accepted_contexts] == [syntax]
+    others = {"1.2.840.10008.5.1.4.1.1.4": ["1.2.840.10008.1.2"], CT_IMAGE_STORAGE: ["1.2.840.10008.1.2.4.50"]}
+    with association(node.port, contexts=others) as found:
+        assert not found.accepted_contexts
+
+
+def test_a_compressed_instance_is_kept_as_it_came(ear):
+    node = ear()
+    dataset = instance(1)
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(20)])
+    dataset["PixelData"].is_undefined_length = True
+    with association(node.port, contexts={CT_IMAGE_STORAGE: [JPEG2000Lossless]}) as found:
+        assert found.send_c_store(dataset).Status == 0x0000
+    (kept,) = node.journal.instances(KEY)
+    assert kept.transfer_syntax == JPEG2000Lossless
+    assert pydicom.dcmread(node.inbox.folder / kept.file).file_meta.TransferSyntaxUID == JPEG2000Lossless
+
+
+def test_echo_is_answered(ear):
+    with association(ear().port) as found:
+        assert found.send_c_echo().Status == 0x0000
+
+
+def test_the_same_instance_again_is_acknowledged_and_kept_once(ear):
+    node = ear()
+    assert store(node.port, instance(1), instance(1)) == [0, 0]
+    with association(node.port, contexts={CT_IMAGE_STORAGE: [ImplicitVRLittleEndian]}) as found:
+        again = instance(1)
+        again.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        assert found.send_c_store(again).Status == 0
+    assert len(node.files) == 1
+    assert node.journal.find(KEY).duplicates == 2
+
+
+def test_another_content_under_the_same_uid_is_refused(ear):
+    node = ear()
+    assert store(node.port, instance(1), instance(1, InstanceNumber=7)) == [0, receive.CONFLICT]
+    assert len(node.files) == 1
+
+
+def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
+    node = ear()
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda _: store(node.port, instance(1)), range(6))) == [[0]] * 6
+    assert len(node.files) == 1
+    assert node.journal.find(KEY).duplicates == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"SeriesInstanceUID": ""}, receive.CANNOT_UNDERSTAND),
+        ({"StudyInstanceUID": "1" * 65}, receive.CANNOT_UNDERSTAND),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, receive.WRONG_CLASS),
+        ({"SOPInstanceUID": "1.2.3"}, receive.WRONG_CLASS),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_with_its_status(ear, changes, status):
+    node = ear()
+    message = instance(1)
+    body = instance(1, **changes)
+    with association(node.port) as found:
+        # The request says one thing, the data set another.
+        import io  # noqa: PLC0415
+
+        from pynetdicom.dimse_primitives import C_STORE  # noqa: PLC0415
+        from pynetdicom.dsutils import encode  # noqa: PLC0415
+
+        request = C_STORE()
+        request.MessageID, request.Priority = 1, 2
+        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = message.SOPClassUID, message.SOPInstanceUID
+        request.DataSet = io.BytesIO(encode(body, False, True))
+        context = next(each for each in found.accepted_contexts if each.abstract_syntax == CT_IMAGE_STORAGE)
+        found._reactor_checkpoint.clear()
+        while not found._is_paused:
+            pass
+        found.dimse.send_msg(request, context.context_id)
+        _, answer = found.dimse.get_msg(block=True)
+        found._reactor_checkpoint.set()
+    assert answer.Status == status
+    assert not node.files
+
+
+def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, monkeypatch):
+    node = ear()
+    monkeypatch.setattr(receive, "flaw_of_header", lambda *_, **__: "cut short in its header")
+    assert store(node.port, instance(1)) == [receive.CANNOT_UNDERSTAND]
+    monkeypatch.undo()
+    monkeypatch.setattr(receive.pydicom, "dcmread", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
+    assert store(node.port, instance(1)) == [receive.CANNOT_UNDERSTAND]
+    monkeypatch.undo()
+    assert store(node.port, instance(1)) == [0]
+
+
+HOSTILE = (
+    "../../../../tmp/evil", "..", "/etc/passwd", "a/b", "1.2.3\0", "1.2.3;rm -rf", "%2e%2e%2f", "COM1", "~root",
+    "1.2.3'--", "." * 64, "x" * 64, "1.2.3 4",
+)  # fmt: skip
+
+
+def test_no_uid_chooses_where_a_file_lies(ear, tmp_path):
+    node = ear()
+    before = {path for path in tmp_path.rglob("*") if path.is_file() and "journal" not in path.name}
+    for number, hostile in enumerate(HOSTILE):
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            with pydicom.config.disable_value_validation():
+                store(node.port, instance(number, **{keyword: hostile}))
+    after = {path for path in tmp_path.rglob("*") if path.is_file() and "journal" not in path.name}
+    kept = after - before
+    assert kept
+    for path in kept:
+        parts = path.relative_to(node.inbox.folder).parts
+        assert len(parts) == 3
+        assert all(set(part.removesuffix(".dcm")) <= set("0123456789abcdef-") for part in parts)
+    assert {path.relative_to(node.inbox.folder).as_posix() for path in kept} == node.journal.files()
+
+
+def test_below_the_watermark_instances_are_refused_and_taken_again_above_it(ear, monkeypatch):
+    node = ear(least_free=10**6)
+    free = [10**9]
+    usage = lambda _folder: type("Usage", (), {"free": free[0]})  # noqa: E731
+    monkeypatch.setattr("ctflow.service.inbox.shutil.disk_usage", usage)
+    assert store(node.port, instance(1)) == [0]
+    free[0] = 10**5
+    node.inbox._looked_at = 0
+    assert store(node.port, instance(2)) == [receive.OUT_OF_RESOURCES]
+    assert node.journal.find(KEY).refused == 1
+    assert node.journal.complete_quiet(0) == ()
+    free[0] = 10**9
+    assert store(node.port, instance(2)) == [0]
+    assert node.journal.complete_quiet(0) == (KEY,)
+
+
+def test_a_disk_that_fails_is_out_of_resources_and_leaves_nothing(ear, monkeypatch):
+    node = ear()
+
+    def fail(*_args, **_named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ctflow.service.inbox.os.fsync", fail)
+    assert store(node.port, instance(1)) == [receive.OUT_OF_RESOURCES]
+    monkeypatch.undo()
+    assert not node.files
+    monkeypatch.setattr(node.journal, "receive", lambda *_, **__: (_ for _ in ()).throw(NotWritten("no")))
+    assert store(node.port, instance(1)) == [receive.OUT_OF_RESOURCES]
+    assert not node.files
+
+
+def test_a_series_that_is_too_large_is_refused(ear):
+    node = ear(most_instances=2)
+    assert store(node.port, instance(1), instance(2), instance(3)) == [0, 0, receive.TOO_MUCH]
+    assert node.journal.find(KEY).state == "aside"
+    assert len(node.files) == 2
+
+
+def test_who_is_no_peer_is_rejected(ear):
+    node = ear(is_peer=lambda title, host: (title, host) == ("ROUTER", "127.0.0.1"))
+    with association(node.port) as found:
+        assert found.is_established
+    with association(node.port, calling="STRANGER") as found:
+        assert found.is_rejected
+        assert found.acceptor.primitive.diagnostic == 0x03
+    with association(node.port, called="OTHER") as found:
+        assert found.is_rejected
+        assert found.acceptor.primitive.diagnostic == 0x07
+    other = ear(may_come=lambda host: host != "127.0.0.1")
+    with association(other.port) as found:
+        assert not found.is_established
+
+
+def test_more_associations_than_allowed_are_rejected_for_now(ear):
+    node = ear(associations=2)
+    with association(node.port), association(node.port) as second, association(node.port) as third:
+        assert second.is_established
+        assert third.is_rejected
+        assert third.acceptor.primitive.result_str == "Rejected Transient"
+    wait_until(lambda: node.receiver.associations == 0, "the associations end")
+    with association(node.port) as found:
+        assert found.is_established
+
+
+def send_raw(port: int, data: bytes) -> bytes:
+    """Send bytes to a node; what it answers until it closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(data)
+        answer = b""
+        try:
+            while piece := connection.recv(4096):
+                answer += piece
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        struct.pack(">BBL", 1, 0, 300 * 2**20),  # an A-ASSOCIATE-RQ of 300 MB
+        struct.pack(">BBL", 4, 0, 10),  # data before an association
+        b"GET / HTTP/1.1\r\n",
+    ],
+)
+def test_what_is_no_lawful_request_is_refused_by_its_first_six_bytes(ear, head):
+    node = ear()
+    assert send_raw(node.port, head)[:1] in (b"\x07", b"")
+    assert node.receiver.associations == 0
+
+
+def test_a_pdu_that_is_too_long_ends_the_association_before_it_is_read(ear):
+    node = ear()
+    with association(node.port) as found:
+        found.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 300 * 2**20) + bytes(100))
+        wait_until(lambda: found.is_aborted, "the association is aborted")
+    wait_until(lambda: node.receiver.associations == 0, "the association ends")
+
+
+def test_silence_ends_an_association_and_a_connection(ear):
+    node = ear(idle_s=0.3)
+    with association(node.port) as found:
+        assert found.is_established
+        wait_until(lambda: not found.is_established, "the node ends it")
+    assert send_raw(node.port, b"\x01") == b""
+
+
+def test_a_pdu_that_never_ends_ends_the_association(ear):
+    node = ear(idle_s=0.5)
+    with association(node.port, network_timeout=None) as found:
+        found.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 1000) + bytes(10))
+        wait_until(lambda: node.receiver.associations == 0, "the association ends")
+
+
+def test_idle_connections_keep_nobody_from_being_answered(ear):
+    node = ear()
+    idle = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(100)]
+    try:
+        for each in idle[::2]:
+            each.send(b"\x01\x00")  # half of them begin a request
+        with association(node.port, acse_timeout=10) as found:
+            assert found.is_established
+            assert found.send_c_echo().Status == 0
+        assert node.receiver.associations <= 1
+    finally:
+        for each in idle:
+            each.close()
+
+
+def test_a_port_that_is_taken_is_named(ear):
+    taken = ear().port
+    with pytest.raises(SettingsInvalid, match=f"127.0.0.1:{taken} cannot be listened on"):
+        ear(address=("127.0.0.1", taken))
+
+
+def test_dcmtk_sends_a_series(ear, series):
+    node = ear()
+    storescu(node.port, series)
+    (found,) = node.journal.series()
+    assert found.instances == len(list(series.iterdir()))
+
+
+def test_the_journal_and_the_offered_contexts_agree_with_the_module(ear):
+    assert set(supported_contexts()) == {VERIFICATION, *receive.STORED_CLASSES}
+    node = ear()
+    assert sqlite3.connect(node.journal.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
