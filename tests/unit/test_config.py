@@ -27,7 +27,8 @@ def test_a_flag_wins_over_the_environment():
 
 def test_what_is_written_can_be_chosen():
     of_files = {option.flag for option in OPTIONS if option.of_files}
-    assert {"--report", "--secondary-capture", "--seg", "--segments", "--omit-empty-frames", "--nifti"} == of_files
+    written = {"--report", "--secondary-capture", "--seg", "--seg-grid", "--segments", "--omit-empty-frames", "--nifti"}
+    assert of_files == written
     assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == Settings(
         report="none", secondary_capture=True
     )
