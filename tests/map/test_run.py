@@ -20,6 +20,14 @@ def result_of(output: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def another_bundle(tmp_path_factory) -> Path:
+    folder = small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small")
+    for path in (folder.parent, folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
 def test_a_phantom_gives_the_files_of_ctflow_run_to_any_user(chest, expected, tmp_path):
     for user in ("1000:1000", "4242:4242"):
         output = writable_folder(tmp_path / user.partition(":")[0])
@@ -44,9 +52,11 @@ def test_an_empty_input_is_exit_2(tmp_path):
     assert not list(output.iterdir())
 
 
-def test_an_output_that_cannot_be_written_is_exit_5(chest, tmp_path):
+def test_an_output_that_cannot_be_written_is_exit_5(chest, another_bundle, tmp_path):
     output = writable_folder(tmp_path / "out")
-    done = run_image(mounts={"/var/holoscan/input:ro": chest, "/var/holoscan/output:ro": output})
+    mounts = {"/var/holoscan/input:ro": chest, "/var/holoscan/output:ro": output}
+    mounts["/opt/holoscan/models:ro"] = another_bundle.parent  # quick: the case is computed before it is written
+    done = run_image(mounts=mounts, options=["-e", "CTFLOW_ENGINE=eager"])
     assert done.returncode == 5, done.stderr
     assert "NotWritten" in done.stderr
 
@@ -119,14 +129,6 @@ def test_extract_says_what_is_missing(tmp_path):
     closed.mkdir()
     done = run_image(["extract"], mounts={"/var/run/holoscan/export:ro": closed})
     assert done.returncode == 5, done.stderr
-
-
-@pytest.fixture(scope="module")
-def another_bundle(tmp_path_factory) -> Path:
-    folder = small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small")
-    for path in (folder.parent, folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return folder
 
 
 def test_a_mounted_bundle_keeps_its_engine_in_the_mounted_cache(chest, another_bundle, tmp_path):
