@@ -237,7 +237,7 @@ class Sender(threading.Thread):
         self.series: list[str] = []
         self.complete: list[str] = []
         self.ending = threading.Event()
-        self.open = 3
+        self.open = 30
 
     def run(self) -> None:
         """Until `ending` is set, and the series that was begun is sent."""
@@ -270,7 +270,7 @@ class Sender(threading.Thread):
                         break
                     dataset = left.pop(0)
                     self.acknowledged[str(dataset.SOPInstanceUID)] = (str(dataset.SeriesInstanceUID), "")
-                    time.sleep(0.005)
+                    time.sleep(0.05)
         except (OSError, RuntimeError, ValueError):
             pass  # it was killed meanwhile
         if left:
@@ -281,7 +281,7 @@ class Sender(threading.Thread):
 def prove_kill(count: int, seed: int, longest_s: float) -> dict[str, Any]:
     """Kill the node again and again while series come in, run and leave.
 
-    A worker needs many seconds to load torch and then less than one for a series of this size. So every second kill
+    A worker needs many seconds to load torch and then less than one for a series of this size. So every fourth kill
     waits until something runs, and the others come at any time.
     """
     rng = random.Random(seed)  # noqa: S311  # no secret
@@ -293,9 +293,9 @@ def prove_kill(count: int, seed: int, longest_s: float) -> dict[str, Any]:
         sender.start()
         states: Counter[str] = Counter()
         for number in range(count):
-            if number % 2:
+            if number % 4 == 3:
                 _wait_for_running(node)
-                time.sleep(rng.uniform(0.0, 1.0))
+                time.sleep(rng.uniform(0.0, 4.0))
             else:
                 time.sleep(rng.uniform(0.0, longest_s))
             node.kill()

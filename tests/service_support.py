@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +23,8 @@ from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal
 from ctflow.service.receive import Receiver, Reception, supported_contexts
+from ctflow.service.records import Answer, Arrival, ObjectRecord
+from ctflow.service.worker import Line, NotReady, Outcome, Ready
 
 PATIENCE_S = 60.0  # of a test with something that happens; the CI machine is busy
 
@@ -114,6 +119,14 @@ def store(port: int, *datasets: Dataset) -> list[int]:
         return [found.send_c_store(dataset).get("Status", -1) for dataset in datasets]
 
 
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """A port on which nobody answers while the context lasts."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
 class Archive:
     """A storage SCP that keeps what it gets; `status` is its answer, `port` 0 takes a free one."""
 
@@ -154,3 +167,59 @@ def storescu(port: int, folder: Path, *words: str, check: bool = True) -> subpro
 
 def read_header(path: Path) -> Dataset:
     return pydicom.dcmread(path, stop_before_pixels=True)
+
+
+def result_with_objects(journal: Journal, results: Path, number: int, deliveries) -> str:
+    """A series whose result lies in its folder and waits to be delivered; its key."""
+    arrival = Arrival(
+        f"1.2.{number}", "1.2", f"1.2.{number}.1", CT_IMAGE_STORAGE, ExplicitVRLittleEndian, "CT", "ROUTER",
+        "127.0.0.1", f"{number}.dcm", 10, "0" * 64,
+    )  # fmt: skip
+    key = journal.receive(arrival, most_instances=9, most_bytes=999).key
+    journal.complete_quiet(0)
+    job = journal.claim()
+    folder = results / key / job.set_digest
+    folder.mkdir(parents=True)
+    objects = []
+    for file, sop_class in (
+        ("segmentation.dcm", "1.2.840.10008.5.1.4.1.1.66.4"), ("measurements.dcm", "1.2.840.10008.5.1.4.1.1.88.34"),
+    ):  # fmt: skip
+        dataset = instance(number, SOPClassUID=sop_class, SOPInstanceUID=f"2.25.{number}{len(objects)}")
+        dataset.save_as(folder / file, enforce_file_format=True)
+        objects.append(ObjectRecord(file, sop_class, dataset.SOPInstanceUID, ""))
+    answer = Answer(f"{key}/{job.set_digest}", "model", "1", "w", False, 0.1, tuple(objects))
+    assert journal.commit(job, answer, deliveries)
+    return key
+
+
+# -- workers that need no torch: what `run_worker` says to the node, and how it may end -------------------------------
+
+
+def worker_that_answers(connection, _setup) -> None:
+    connection.send(Line(logging.WARNING, "worker", "a line of the log"))
+    connection.send(Ready("model", "1", False, 0))
+    with contextlib.suppress(EOFError):
+        while True:
+            task = connection.recv()
+            kind = {"1.2.1": "done", "1.2.2": "aside"}.get(task.job.series_uid, "again")
+            folder = f"{task.job.key}/{task.job.set_digest}"
+            answer = Answer(folder, "model", "1", "w", False, 0.1, ()) if kind == "done" else None
+            connection.send(Outcome(kind, f"because {kind}", answer, {"segment": 0.1}))
+
+
+def worker_that_dies(connection, _setup) -> None:
+    connection.send(Ready("model", "1", False, 0))
+    with contextlib.suppress(EOFError):
+        connection.recv()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def worker_that_cannot_open(connection, _setup) -> None:
+    connection.send(NotReady("BundleInvalid", "the bundle lacks a key", 3))
+
+
+def worker_that_hangs(connection, _setup) -> None:
+    connection.send(Ready("model", "1", False, 0))
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.recv()

@@ -152,7 +152,7 @@ class Foreman(threading.Thread):
         """Until the crew ends."""
         try:
             while not self._crew.ending.is_set():
-                if not self._is_started() and not self._start_process():
+                if not (self.is_open and self._is_alive()) and not self._start_process():
                     self._crew.ending.wait(_RESTART_S)
                     continue
                 job = self._crew.next_job()
@@ -171,7 +171,7 @@ class Foreman(threading.Thread):
 
     # -- the process --------------------------------------------------------------------------------------------------
 
-    def _is_started(self) -> bool:
+    def _is_alive(self) -> bool:
         return self._process is not None and self._process.is_alive()
 
     def _start_process(self) -> bool:
@@ -219,6 +219,7 @@ class Foreman(threading.Thread):
         while True:
             if not wait([connection, process.sentinel], limit_s):
                 process.kill()
+                process.join()
                 raise WorkerFailed(f"the worker did not answer for {limit_s or 0:g} s")
             try:
                 if connection.poll():

@@ -1,0 +1,154 @@
+"""Series are run by a process that may die, hang or never open, and the queue survives all of it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+import service_support
+from ctflow.config import Settings
+from ctflow.errors import NotWritten
+from ctflow.service import work
+from ctflow.service.journal import Journal
+from ctflow.service.records import Arrival
+from ctflow.service.work import Crew, Places
+from ctflow.service.worker import NotReady, Ready, Setup
+from service_support import wait_until
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "journal.sqlite3")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def crew(journal, tmp_path, monkeypatch):
+    """Starts crews whose workers do what the test wants, and stops them."""
+    started = []
+
+    def start(worker, devices=("cpu",), deliveries=lambda _answer: [("pacs", "segmentation.dcm")]) -> Crew:
+        monkeypatch.setattr(work, "run_worker", worker)
+        places = Places(tmp_path / "inbox", tmp_path / "results", tmp_path / "running")
+        started.append(Crew(journal, places, Setup(None, Settings()), devices, deliveries))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop(0)
+
+
+def complete(journal, *numbers) -> list[str]:
+    keys = []
+    for number in numbers:
+        arrival = Arrival(
+            f"1.2.{number}", "1.2", f"1.2.{number}.1", "1.4", "1.5", "CT", "AE", "127.0.0.1", f"{number}", 1, "s"
+        )
+        keys.append(journal.receive(arrival, most_instances=9, most_bytes=999).key)
+    journal.complete_quiet(0)
+    return keys
+
+
+def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, crew, caplog):
+    keys = complete(journal, 1, 2, 3)
+    with caplog.at_level(logging.WARNING):
+        found = crew(service_support.worker_that_answers)
+        wait_until(lambda: journal.find(keys[2]).reason, "all three ran")
+    assert [journal.find(key).state for key in keys] == ["done", "aside", "complete"]
+    assert journal.find(keys[1]).reason == "because aside"
+    assert journal.find(keys[2]).reason == "because again"
+    assert journal.find(keys[2]).next_at > journal.find(keys[2]).last_at + 5
+    assert journal.backlog() == {"pacs": {"waiting": 1}}
+    assert "a line of the log" in caplog.text
+    assert found.problems() == []
+    (later,) = complete(journal, 2)  # a duplicate changes nothing
+    assert journal.find(later).state == "aside"
+
+
+def test_a_series_that_is_tried_too_often_is_a_dead_letter(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
+    (key,) = complete(journal, 3)
+    crew(service_support.worker_that_answers)
+    wait_until(lambda: journal.find(key).state == "dead", "it is given up")
+    assert journal.find(key).attempts == work.MOST_ATTEMPTS
+    assert "5 attempts" in journal.find(key).reason
+
+
+def test_a_case_that_kills_its_worker_is_tried_once_more_and_set_aside_and_the_next_one_runs(journal, crew):
+    keys = complete(journal, 1)
+    crew(service_support.worker_that_dies)
+    wait_until(lambda: journal.find(keys[0]).state == "aside", "it is set aside")
+    assert journal.find(keys[0]).reason == "the worker ended with signal SIGKILL, twice"
+    assert [event.kind for event in journal.events(key=keys[0])].count("running") == 2
+
+
+def test_a_worker_that_cannot_open_says_why_and_keeps_the_series(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    (key,) = complete(journal, 1)
+    found = crew(service_support.worker_that_cannot_open)
+    assert found.opened.wait(60)
+    assert found.first_word == NotReady("BundleInvalid", "the bundle lacks a key", 3)
+    assert found.problems() == ["no worker is open: the bundle lacks a key"]
+    assert journal.find(key).state == "complete"
+
+
+def test_a_worker_that_hangs_is_ended(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "MOST_CASE_S", 0.3)
+    (key,) = complete(journal, 1)
+    crew(service_support.worker_that_hangs)
+    wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
+    reasons = [event.text for event in journal.events(key=key) if event.kind in ("retry", "aside")]
+    assert reasons == ["the worker did not answer for 0.3 s, twice", "the worker did not answer for 0.3 s"]
+
+
+def test_what_runs_when_the_node_stops_waits_for_the_next_start(journal, crew):
+    (key,) = complete(journal, 1)
+    found = crew(service_support.worker_that_hangs)
+    wait_until(lambda: journal.find(key).state == "running", "it runs")
+    found.stop(0)
+    assert journal.find(key).state == "running"
+    assert journal.recover() == (key,)
+    assert journal.find(key).state == "complete"
+
+
+def test_a_result_whose_instances_changed_is_not_kept(journal, crew, tmp_path):
+    (key,) = complete(journal, 1)
+    folder = tmp_path / "results" / key
+
+    def deliveries(answer):
+        (tmp_path / "results" / answer.folder).mkdir(parents=True)
+        journal.discard(key)
+        return []
+
+    crew(service_support.worker_that_answers, deliveries=deliveries)
+    wait_until(lambda: folder.is_dir() and not any(folder.iterdir()), "its folder is removed")
+    assert journal.results(key) == ()
+    assert journal.find(key).state == "discarded"
+
+
+def test_a_journal_that_cannot_be_written_is_told_again(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    failures, real = [NotWritten("no"), NotWritten("no")], journal.commit
+
+    def commit(*given):
+        if failures:
+            raise failures.pop()
+        return real(*given)
+
+    monkeypatch.setattr(journal, "commit", commit)
+    (key,) = complete(journal, 1)
+    crew(service_support.worker_that_answers)
+    wait_until(lambda: journal.find(key).state == "done", "it is done")
+
+
+def test_every_gpu_gets_a_worker_where_none_is_named(journal, crew, monkeypatch):
+    found = crew(service_support.worker_that_answers, devices=())
+    assert found.opened.wait(60)
+    added = []
+    monkeypatch.setattr(found, "_add", added.append)
+    found.first_word = None
+    found.told(Ready("model", "1", False, 3))
+    assert added == [["cuda:1", "cuda:2"]]
