@@ -131,6 +131,7 @@ class Receiver:
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ESTABLISHED, self._established),
             (evt.EVT_ABORTED, self._aborted),
+            (evt.EVT_RELEASED, self._released),
         ]
         try:
             self._server = ae.make_server(reception.address, evt_handlers=handlers, server_class=AssociationServer)
@@ -188,6 +189,7 @@ class Receiver:
         self._server.finish_request(limited, address)
 
     def _refused(self, host: str, why: str) -> None:
+        self._count("connection", 0)
         log.warning("connection ended: %s", why, extra={"facts": {"peer": host}})
 
     def _requested(self, event: Event) -> None:
@@ -200,13 +202,23 @@ class Receiver:
             event.assoc.kill()
 
     def _rejected(self, event: Event) -> None:
+        self._count("association", 0)
         log.warning("association rejected", extra={"facts": _caller(event)})
 
     def _established(self, event: Event) -> None:
+        self._change(1)
         log.info("association", extra={"facts": _caller(event)})
 
     def _aborted(self, event: Event) -> None:
+        self._change(-1)
         log.warning("association aborted", extra={"facts": _caller(event)})
+
+    def _released(self, _event: Event) -> None:
+        self._change(-1)
+
+    def _change(self, change: int) -> None:
+        if self._metrics is not None:
+            self._metrics.associations(change)
 
     # -- instances ----------------------------------------------------------------------------------------------------
 
@@ -277,13 +289,25 @@ class Receiver:
         finally:
             if name and known is None and not taken:
                 self._inbox.remove(name)
+        self._count(receipt.verdict, arrival.bytes)
         if receipt.verdict == "conflict":
             return _status(CONFLICT, "another content was received under this SOPInstanceUID")
         if receipt.verdict == "too-much":
             return _status(TOO_MUCH, "the series is larger than this node takes")
         return SUCCESS
 
+    def _count(self, verdict: str, count_bytes: int) -> None:
+        if self._metrics is None:
+            return
+        if verdict == "new":
+            self._metrics.received(count_bytes)
+        elif verdict == "duplicate":
+            self._metrics.duplicate()
+        else:
+            self._metrics.refused(verdict)
+
     def _no_room(self, arrival: Arrival, why: str) -> Dataset:
+        self._count("out-of-resources", arrival.bytes)
         log.error(
             "instance %s refused: %s",
             digest_of_uid(arrival.sop_instance_uid),

@@ -75,6 +75,8 @@ def test_a_series_goes_through_and_what_comes_late_makes_a_revision(settings, ar
     assert referenced.ReferencedSOPInstanceUID == reports[0].SOPInstanceUID
     assert len(list(copies.iterdir())) == 2
     assert 'ctflow_series{state="delivered"} 2.0' in exposition
+    assert f"ctflow_instances_received_total {len(files)}.0" in exposition
+    assert 'ctflow_sends_total{destination="pacs",outcome="sent"} 4.0' in exposition
 
 
 def test_what_was_interrupted_goes_on_after_a_start_and_nothing_half_written_stays(settings, archive, series):
