@@ -7,6 +7,7 @@ import io
 import logging
 import socket
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,8 @@ class Receiver:
         _config.LOG_HANDLER_LEVEL = "none"  # its lines quote data sets and AE titles; the audit trail is the journal's
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
         self._shared = Shared()
+        self._counted: set[int] = set()
+        self._lock = threading.Lock()
         ae = AE(reception.ae_title)
         ae.require_called_aet = True
         ae.maximum_associations = reception.associations
@@ -206,19 +209,23 @@ class Receiver:
         log.warning("association rejected", extra={"facts": _caller(event)})
 
     def _established(self, event: Event) -> None:
-        self._change(1)
+        self._change(event, here=True)
         log.info("association", extra={"facts": _caller(event)})
 
     def _aborted(self, event: Event) -> None:
-        self._change(-1)
+        self._change(event, here=False)
         log.warning("association aborted", extra={"facts": _caller(event)})
 
-    def _released(self, _event: Event) -> None:
-        self._change(-1)
+    def _released(self, event: Event) -> None:
+        self._change(event, here=False)
 
-    def _change(self, change: int) -> None:
-        if self._metrics is not None:
-            self._metrics.associations(change)
+    def _change(self, event: Event, *, here: bool) -> None:
+        """Count an association once, though it may be aborted by both sides, or before it began."""
+        with self._lock:
+            known = id(event.assoc) in self._counted
+            (self._counted.add if here else self._counted.discard)(id(event.assoc))
+        if self._metrics is not None and known != here:
+            self._metrics.associations(1 if here else -1)
 
     # -- instances ----------------------------------------------------------------------------------------------------
 
