@@ -528,7 +528,9 @@ def working_folder() -> Iterator[Path]:
 
 PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "kill": lambda r: not (r["acknowledged_lost"] or r["series_with_more_or_fewer"] or r["files_without_a_receipt"]),
-    "load": lambda r: r["failures"] == 0 and r["kept"] == r["images"],
+    "load": lambda r: (
+        r["failures"] == 0 and r["kept"] == r["images"] and r["images_per_s"] >= 150 and r["node_memory_mb"] <= 256
+    ),
     "hostile": lambda r: r["files_outside_the_inbox"] == 0,
     "idle": lambda r: r["slowest_s"] <= 1.0,
     "latency": lambda r: max(r["beyond_quiet_and_inference_s"]) <= 2.0,
