@@ -22,13 +22,8 @@ from bundle_support import small_unet_bundle
 BIN = Path(sys.executable).parent
 HTTP, DICOM, NODE, PAGE = 8042, 4242, 11112, 8113
 QUIET_S = 1.0
-LUA = """
-function OnStableSeries(seriesId, tags, metadata)
-  if tags['Modality'] == 'CT' then
-    RestApiPost('/modalities/ctflow/store', DumpJson({Resources = {seriesId}, Asynchronous = true}, true))
-  end
-end
-"""
+# What the documentation gives to its readers.
+LUA = (Path(__file__).parents[2] / "docs" / "orthanc" / "ctflow.lua").read_text(encoding="utf-8")
 
 
 def wait_for(happened, what: str, limit_s: float = 120.0):

@@ -7,6 +7,7 @@ import io
 import logging
 import socket
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,8 @@ class Receiver:
         _config.LOG_HANDLER_LEVEL = "none"  # its lines quote data sets and AE titles; the audit trail is the journal's
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
         self._shared = Shared()
+        self._counted: set[int] = set()
+        self._lock = threading.Lock()
         ae = AE(reception.ae_title)
         ae.require_called_aet = True
         ae.maximum_associations = reception.associations
@@ -131,6 +134,7 @@ class Receiver:
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ESTABLISHED, self._established),
             (evt.EVT_ABORTED, self._aborted),
+            (evt.EVT_RELEASED, self._released),
         ]
         try:
             self._server = ae.make_server(reception.address, evt_handlers=handlers, server_class=AssociationServer)
@@ -188,6 +192,7 @@ class Receiver:
         self._server.finish_request(limited, address)
 
     def _refused(self, host: str, why: str) -> None:
+        self._count("connection", 0)
         log.warning("connection ended: %s", why, extra={"facts": {"peer": host}})
 
     def _requested(self, event: Event) -> None:
@@ -200,13 +205,27 @@ class Receiver:
             event.assoc.kill()
 
     def _rejected(self, event: Event) -> None:
+        self._count("association", 0)
         log.warning("association rejected", extra={"facts": _caller(event)})
 
     def _established(self, event: Event) -> None:
+        self._change(event, here=True)
         log.info("association", extra={"facts": _caller(event)})
 
     def _aborted(self, event: Event) -> None:
+        self._change(event, here=False)
         log.warning("association aborted", extra={"facts": _caller(event)})
+
+    def _released(self, event: Event) -> None:
+        self._change(event, here=False)
+
+    def _change(self, event: Event, *, here: bool) -> None:
+        """Count an association once, though it may be aborted by both sides, or before it began."""
+        with self._lock:
+            known = id(event.assoc) in self._counted
+            (self._counted.add if here else self._counted.discard)(id(event.assoc))
+        if self._metrics is not None and known != here:
+            self._metrics.associations(1 if here else -1)
 
     # -- instances ----------------------------------------------------------------------------------------------------
 
@@ -277,13 +296,25 @@ class Receiver:
         finally:
             if name and known is None and not taken:
                 self._inbox.remove(name)
+        self._count(receipt.verdict, arrival.bytes)
         if receipt.verdict == "conflict":
             return _status(CONFLICT, "another content was received under this SOPInstanceUID")
         if receipt.verdict == "too-much":
             return _status(TOO_MUCH, "the series is larger than this node takes")
         return SUCCESS
 
+    def _count(self, verdict: str, count_bytes: int) -> None:
+        if self._metrics is None:
+            return
+        if verdict == "new":
+            self._metrics.received(count_bytes)
+        elif verdict == "duplicate":
+            self._metrics.duplicate()
+        else:
+            self._metrics.refused(verdict)
+
     def _no_room(self, arrival: Arrival, why: str) -> Dataset:
+        self._count("out-of-resources", arrival.bytes)
         log.error(
             "instance %s refused: %s",
             digest_of_uid(arrival.sop_instance_uid),

@@ -1,0 +1,54 @@
+"""What the node promises, tried by `benchmarks/prove_node.py` on the real process; the full counts run by command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prove_node.py"
+
+
+def prove(*words: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False, timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_kill_9_loses_no_acknowledged_instance_and_makes_exactly_one_segmentation_a_series():
+    found = prove("kill", "--count", "4", "--open", "2")
+    assert found["kills"] == 4
+    assert found["acknowledged"] >= 40
+    assert found["acknowledged_lost"] == 0
+    assert found["series_with_more_or_fewer"] == 0
+    assert found["files_without_a_receipt"] == 0
+    assert found["not_delivered"] == []
+
+
+def test_hostile_uids_write_nothing_outside_the_inbox():
+    found = prove("hostile", "--count", "60")
+    assert found["files_outside_the_inbox"] == 0
+    assert found["kept"] > 0
+
+
+def test_echo_is_answered_under_idle_sockets():
+    found = prove("idle", "--sockets", "200")
+    assert found["slowest_s"] < 60  # answered at all; the second is measured by command, on a machine that is not busy
+
+
+def test_many_associations_at_once_lose_nothing():
+    if shutil.which("storescu") is None:
+        pytest.skip("no storescu (apt-get install dcmtk)")
+    found = prove("load", "--associations", "25", "--images", "3")
+    assert found["failures"] == 0
+    assert found["kept"] == 75
+    assert found["node_memory_mb"] < 256

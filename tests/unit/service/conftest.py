@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+
+from service_support import Ear
+
+
+@pytest.fixture
+def ear(tmp_path):
+    """Makes receivers, and closes them."""
+    made = []
+
+    def make(**changes) -> Ear:
+        made.append(Ear(tmp_path / f"data{len(made)}", **changes))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

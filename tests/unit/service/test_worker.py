@@ -1,0 +1,94 @@
+"""A task ends as one of three outcomes: done, set aside with the reason, or to be tried again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from bundle_support import small_unet_bundle
+from ctflow.bundle import read_bundle
+from ctflow.config import Settings
+from ctflow.errors import DeviceOutOfMemory
+from ctflow.pipeline import Segmenter
+from ctflow.service import worker
+from ctflow.service.journal import digest_of_set
+from ctflow.service.records import InstanceRecord, Job
+from ctflow.service.worker import Setup, Task, run_task
+
+SETUP = Setup(None, Settings(engine="eager", device="cpu", report="none"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    model = read_bundle(small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small"))
+    with Segmenter(model, SETUP.settings) as segmenter:
+        yield segmenter
+
+
+@pytest.fixture
+def task(series, tmp_path) -> Task:
+    instances = tuple(
+        InstanceRecord(f"1.2.{n}", "1.2", "1.2.1", path.name, 1, "s", 0.0)
+        for n, path in enumerate(sorted(series.iterdir()))
+    )
+    job = Job("key", "1.2.3", digest_of_set([each.sop_instance_uid for each in instances]), instances, 1, None)
+    return Task(job, series, tmp_path / "results", tmp_path / "running" / "key", "ROUTER")
+
+
+def run(task, segmenter):
+    return run_task(task, SETUP, segmenter.model, segmenter)
+
+
+def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, segmenter, monkeypatch):
+    done = run(task, segmenter)
+    assert (done.kind, [each.file for each in done.answer.objects]) == (
+        "done",
+        ["segmentation.dcm", "measurements.dcm"],
+    )
+    assert (task.results / done.answer.folder / "result.json").is_file()
+    assert not task.scratch.exists()
+    assert done.stage_seconds["segment"] > 0
+    # The node ended before the journal knew: what lies there is the answer, and nothing is computed.
+    monkeypatch.setattr(worker, "_compute", lambda *_: pytest.fail("it is computed again"))
+    again = run(task, segmenter)
+    assert replace(again.answer, elapsed_s=0) == replace(done.answer, elapsed_s=0)
+
+
+def test_a_file_that_cannot_be_read_sets_the_series_aside(task, segmenter, series, tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for path in series.iterdir():
+        (inbox / path.name).write_bytes(path.read_bytes())
+    next(inbox.iterdir()).write_bytes(b"damaged")
+    outcome = run(replace(task, inbox=inbox), segmenter)
+    assert outcome.kind == "aside"
+    assert "1 instances cannot be read" in outcome.reason
+    assert not task.results.exists()
+
+
+def test_a_gap_sets_the_series_aside_by_name(task, segmenter):
+    kept = task.job.instances[:8] + task.job.instances[10:]
+    outcome = run(replace(task, job=replace(task.job, instances=kept)), segmenter)
+    assert outcome.kind == "aside"
+    assert outcome.reason.startswith("BrokenSeries: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DeviceOutOfMemory("too little memory"), "DeviceOutOfMemory: too little memory"),
+        (RuntimeError("SECRET^NAME"), "unexpected RuntimeError; the log says where"),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_texts_of_strangers_are_not_told(
+    task, segmenter, monkeypatch, error, reason, caplog
+):
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr(worker, "_compute", fail)
+    with caplog.at_level(logging.ERROR):
+        outcome = run(task, segmenter)
+    assert (outcome.kind, outcome.reason) == ("again", reason)
