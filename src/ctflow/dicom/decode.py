@@ -70,7 +70,8 @@ def _started_pool(workers: int) -> ProcessPoolExecutor | None:
         return None
     try:
         with bare_start():
-            pool.submit(int).result()
+            first, *_ = [pool.submit(int) for _ in range(workers)]  # all start at once
+            first.result()
     except (OSError, BrokenProcessPool) as error:
         pool.shutdown(wait=False, cancel_futures=True)
         log.warning("slices are decoded in one process, as none can be started: %s", type(error).__name__)

@@ -33,12 +33,23 @@ from ctflow.errors import BrokenSeries, UnsupportedPixels
 
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
 
-_LOSSLESS = frozenset(
-    {HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless}
-)
+# Who decodes, by pydicom's names of plugins: always the same one, whatever else is installed. Of OpenJPEG the one
+# without threads, as slices are decoded in processes: GDCM has a thread a core for each slice, and spends more in all.
+_DECODERS = {
+    HTJ2K: "pylibjpeg",
+    HTJ2KLossless: "pylibjpeg",
+    HTJ2KLosslessRPCL: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEGLossless: "gdcm",
+    JPEGLosslessSV1: "gdcm",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    RLELossless: "pylibjpeg",
+}
 # With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
 LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "ISO_14495_1"}
-_DECODED = _LOSSLESS | LOSSY.keys() | {RLELossless, DeflatedExplicitVRLittleEndian}
+_DECODED = _DECODERS.keys() | {DeflatedExplicitVRLittleEndian}
 # Every transfer syntax that gives right HU.
 READABLE = tuple(sorted(NATIVE | _DECODED))
 # Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
@@ -155,7 +166,7 @@ def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> n
             warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below
             dataset = pydicom.dcmread(instance.path)
             _check_frame(instance, dataset, form, rows, columns)
-            decoded = pixel_array(dataset, raw=True)
+            decoded = pixel_array(dataset, raw=True, decoding_plugin=_DECODERS.get(syntax, ""))
     except _DECODE_ERRORS as error:
         raise unsupported(instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})") from error
     if decoded.size != rows * columns or decoded.dtype.itemsize * 8 != form.bits_allocated:
