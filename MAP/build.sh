@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the MONAI Application Package: an OCI image, its archive, its SBOM and its licence list (docs/map.md).
 set -euo pipefail
-REPOSITORY=$(cd "$(dirname "$0")/.." && pwd)
+CALLER=$PWD
+REPOSITORY=$(CDPATH='' cd "$(dirname "$0")/.." && pwd)
 cd "$REPOSITORY"
 
 usage() {
@@ -29,6 +30,7 @@ fail() { echo "MAP/build.sh: $1" >&2; exit "${2:-1}"; }
 say() { echo "MAP: $*" >&2; }
 pinned() { sed -n "s/^$1==//p" constraints.txt; }
 digest() { cat "$@" | sha256sum | cut -c1-16; }
+of_caller() { case $1 in /*) echo "$1" ;; *) echo "$CALLER/$1" ;; esac; }
 
 flavour=cpu base='' bundle=bundle engine='' extras=() python=3.11 tag='' output=build/map tool='' archive=yes fresh=no
 while [ $# -gt 0 ]; do
@@ -43,12 +45,12 @@ while [ $# -gt 0 ]; do
   case $1 in
     --flavour) flavour=$2 ;;
     --base) base=$2 ;;
-    --bundle) bundle=$2 ;;
+    --bundle) bundle=$(of_caller "$2") ;;
     --engine) engine=$2 ;;
     --extra) extras+=("$2") ;;
     --python) python=$2 ;;
     --tag) tag=$2 ;;
-    --output) output=$2 ;;
+    --output) output=$(of_caller "$2") ;;
     --tool) tool=$2 ;;
   esac
   shift 2
@@ -62,6 +64,7 @@ case $flavour in
   *) fail "--flavour: $flavour is neither cpu nor cuda" 64 ;;
 esac
 [ -f "$bundle/configs/metadata.json" ] || fail "--bundle: $bundle has no configs/metadata.json" 3
+[ -z "$(find -H "$bundle" ! -type f ! -type d -print -quit)" ] || fail "--bundle: $bundle holds links or other things that are no files" 3
 for candidate in buildah podman docker; do
   [ -n "$tool" ] || ! command -v "$candidate" > /dev/null || tool=$candidate
 done
@@ -72,9 +75,9 @@ VERSION=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 tag=${tag:-localhost/ctflow:$VERSION-$flavour}
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
-[ "$fresh" = no ] || rm -rf "$output/base.tar" "$output"/wheels-*
+[ "$fresh" = no ] || rm -rf "$output/base.tar" "$output/wheels-cpu" "$output/wheels-cuda"
 context=$output/context-$flavour
-model=$("$PYTHON" MAP/model_name.py "$bundle")
+model=$("$PYTHON" MAP/model_name.py "$bundle") || fail "--bundle: its configs/metadata.json is damaged" 3
 
 # Image files of a name, in the words of the tool at hand. Chroot isolation needs neither a daemon nor namespaces.
 build_image() { # TAG CONTEXT CONTAINERFILE [build arguments ...]
@@ -152,7 +155,7 @@ collect_wheels() {
 
 # What the Containerfile sees: linked rather than copied where it is large.
 fill_context() {
-  local code=(app bundle operators src LICENSE README.md pyproject.toml) source=$output/source
+  local code=(app bundle operators src LICENSE README.md pyproject.toml) source=$context.source
   rm -rf "$context" "$source"
   mkdir -p "$context/recipe" "$context/ctflow" "$context/docs"
   cp -al "$output/wheels-$flavour" "$context/wheels"
@@ -161,7 +164,8 @@ fill_context() {
   cp -p README.md LICENSE CHANGELOG.md docs/map.md "$context/docs/"
   mkdir "$context/app"
   tree_files app | xargs -0 cp -p -t "$context/app"
-  cp -Rp "$bundle" "$context/model"
+  cp -RHp "$bundle" "$context/model"
+  chmod -R a-s,u+rwX,go+rX,go-w "$context/model" # as the image has it, so that no layer holds it twice
   # A wheel of what is in the tree, from a copy, so that nothing of an earlier build slips in.
   mkdir "$source"
   tree_files "${code[@]}" | xargs -0 cp -p --parents -t "$source"
@@ -189,13 +193,14 @@ write_archive() {
 }
 
 extract_documents() {
-  local name=$output/ctflow-$VERSION-$flavour container mount
+  local name=$output/ctflow-$VERSION-$flavour container file
   case $tool in
     buildah)
       container=$(buildah from --pull=false "$tag")
-      mount=$(buildah mount "$container")
-      cp "$mount/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
-      cp "$mount/opt/holoscan/docs/licences.txt" "$name.licences.txt"
+      # Not `buildah mount`, which a user other than root may not.
+      for file in sbom.cdx.json licences.txt; do
+        buildah run --isolation "${BUILDAH_ISOLATION:-chroot}" "$container" -- cat "/opt/holoscan/docs/$file" > "$name.$file"
+      done
       buildah rm "$container" > /dev/null ;;
     *)
       container=$("$tool" create "$tag")

@@ -11,8 +11,13 @@ _LONGEST = 100  # characters; the specification allows 128 bytes
 
 
 def main() -> int:
-    """Print the name for the bundle in the folder given as argument."""
-    document = json.loads((Path(sys.argv[1]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    """Print the name for the bundle in the folder given as argument; 3 where its metadata.json cannot be read."""
+    try:
+        document = json.loads((Path(sys.argv[1]) / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return 3
+    if not isinstance(document, dict):
+        return 3
     name = re.sub(r"[^a-z0-9]+", "_", str(document.get("name", "")).lower()).strip("_")[:_LONGEST]
     sys.stdout.write((name or "model") + "\n")
     return 0

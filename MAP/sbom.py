@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -22,7 +23,8 @@ _LONGEST_NAME = 80  # characters; some packages put their whole licence where it
 
 def python_components(factory: LicenseFactory) -> Iterator[Component]:
     """Every installed distribution, with the licences that its metadata name."""
-    for package in distributions():
+    # Not what PYTHONPATH adds: this program's own tools do not stay in the image.
+    for package in distributions(path=[sysconfig.get_path("purelib")]):
         metadata = package.metadata
         yield Component(
             name=metadata["Name"],

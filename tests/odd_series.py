@@ -359,6 +359,17 @@ def cut_to(count: int) -> Callable[[Path], None]:
     return write
 
 
+def with_a_copy(write: Callable[[Path], Volume]) -> Callable[[Path], Volume]:
+    """The first file is there twice."""
+
+    def copied(folder: Path) -> Volume:
+        volume = write(folder)
+        shutil.copy(files_of(folder)[0], folder / "copy")
+        return volume
+
+    return copied
+
+
 def ending_elsewhere(count: int, **attributes) -> Callable[[Path], Volume]:
     """18 slices, of which the last ones have these attributes; the others are the truth."""
     change = setter(**attributes)
@@ -711,6 +722,8 @@ def _geometry() -> Iterator[Odd]:
         ending_elsewhere(1, SeriesInstanceUID=""),
         "is empty or absent",
     )
+    copied = with_a_copy(ending_elsewhere(1, SeriesInstanceUID="1.2.3"))
+    yield Odd("the last slice of 18 has another SeriesInstanceUID, and a file is there twice", stray, copied)
     elsewhere = ending_elsewhere(1, SeriesInstanceUID="1.2.3", SeriesNumber="7")
     yield Odd("one more slice of another series", f"{RIGHT} + set aside: `too-few-slices`", elsewhere)
     yield Odd("one slice only", "set aside: `too-few-slices`", cut_to(1))

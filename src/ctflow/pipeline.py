@@ -35,6 +35,7 @@ from ctflow.engines.contract import Engine, EngineInfo, Precision
 from ctflow.errors import (
     EXIT_DONE,
     EXIT_PARTLY,
+    BrokenSeries,
     CtflowError,
     DeviceOutOfMemory,
     EngineMismatch,
@@ -467,11 +468,20 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
         seconds: dict[str, float] = {}
         with _timed(seconds, "read"):
             assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
-            if assembled.volume.geometry.is_tilted:
-                assembled = _set_upright(assembled, case.seg_grid)
+            with _memory_of("this computer"):
+                if assembled.volume.geometry.is_tilted:
+                    assembled = _set_upright(assembled, case.seg_grid)
+            _check_grid(case, assembled)
         return replace(case, assembled=assembled, warnings=case.warnings + assembled.warnings, stage_seconds=seconds)
 
     return _attempt(case, stage)
+
+
+def _check_grid(case: Case, assembled: Assembled) -> None:
+    """The grid that a SEG of its own needs; known now, not after minutes of work."""
+    if case.seg_grid == "resampled" and assembled.is_resampled and not assembled.volume.geometry.is_orthogonal:
+        what = "its axes are not at right angles, so that no right-angled grid holds it: leave --seg-grid resampled out"
+        raise BrokenSeries(f"series {case.candidate.series.digest}: {what} [tilted]", reason="tilted")
 
 
 def _set_upright(assembled: Assembled, seg_grid: SegGrid) -> Assembled:

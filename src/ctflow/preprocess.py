@@ -144,6 +144,9 @@ def upright_of_geometry(geometry: Geometry) -> Upright | None:
 
     Args:
         geometry: Slices that follow each other at an angle to their normal (gantry tilt: a sheared affine).
+
+    Raises:
+        UnsupportedPixels: That grid would be absurdly large.
     """
     if not geometry.is_tilted:
         return None
@@ -155,6 +158,9 @@ def upright_of_geometry(geometry: Geometry) -> Upright | None:
     affine[:3, 3] += affine[:3, 1:3] @ [first_row, first_column]
     rows, columns = rows - first_row, columns - first_column
     shape = (depth, height + math.ceil(rows.max()), width + math.ceil(columns.max()))
+    if math.prod(shape) > LARGEST_VOXELS:
+        sizes = " x ".join(map(str, shape))
+        raise UnsupportedPixels(f"upright, the tilted volume has {sizes} voxels: its PixelSpacing is implausible")
     return Upright(Geometry(shape, affine), rows, columns)
 
 

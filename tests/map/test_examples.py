@@ -64,8 +64,8 @@ def test_the_quadlet_has_sections_and_keys_that_podman_knows():
     parser.read_string(example("ctflow.container"))
     assert parser.sections() == ["Unit", "Container", "Service"]
     known = {
-        "Image", "Volume", "ReadOnly", "DropCapability", "NoNewPrivileges", "Network", "User", "Tmpfs", "PodmanArgs",
-        "AddDevice",
+        "Image", "Volume", "ReadOnly", "DropCapability", "NoNewPrivileges", "Network", "User", "Group", "Tmpfs",
+        "PodmanArgs", "AddDevice",
     }  # fmt: skip
     assert set(parser["Container"]) <= known
     assert parser["Service"]["Type"] == "oneshot"

@@ -65,7 +65,7 @@ def test_too_little_memory_is_no_success(chest, tmp_path):
     output = writable_folder(tmp_path / "out")
     mounts = {"/var/holoscan/input:ro": chest, "/var/holoscan/output": output}
     done = run_image(mounts=mounts, options=["--memory", "300m", "--memory-swap", "300m"])
-    assert done.returncode != 0
+    assert done.returncode not in (0, 125, 126, 127), done.stderr  # those three are podman's own
     assert not list(output.glob("*/segmentation.dcm"))
 
 

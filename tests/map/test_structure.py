@@ -198,7 +198,9 @@ def test_the_sbom_is_valid_cyclonedx(root):
 def test_the_sbom_lists_every_package_at_its_pinned_version(root, sbom):
     listed = {part["purl"].replace("%2B", "+").replace(".", "-") for part in sbom["components"]}
     (site,) = (root / "opt/ctflow/lib").glob("python3*/site-packages")
-    for folder in site.glob("*.dist-info"):
+    installed = list(site.glob("*.dist-info"))
+    assert len([part for part in listed if part.startswith("pkg:pypi/")]) == len(installed), "and no other"
+    for folder in installed:
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")
         name = name.lower().replace("_", "-").replace(".", "-")
         assert f"pkg:pypi/{name}@{version}".replace(".", "-") in listed

@@ -257,6 +257,35 @@ def test_a_seg_on_a_right_angled_grid_opens_where_one_on_tilted_slices_does_not(
     assert distance_mm.max() < 4.5, "a pixel: what is marked on the slices is marked there at right angles, too"
 
 
+def askew(dataset, index):
+    """Tilted, and rows not at right angles to columns: as a coarsely written orientation says it."""
+    tilted(dataset, index)
+    dataset.ImageOrientationPatient = [1, 0, 0, 0.005, 0.99999, 0]
+
+
+def narrow(dataset, index):
+    """Tilted by 40 degrees along rows and columns, of which 25,000 lie between the first slice and the last."""
+    x, y, z = (float(mm) for mm in dataset.ImagePositionPatient)
+    dataset.ImagePositionPatient = [x + 1.5 * index, y + 1.5 * index, z]
+    dataset.PixelSpacing = [0.001, 0.001]
+
+
+@pytest.mark.parametrize(
+    ("adjust", "error", "says"),
+    [(askew, "BrokenSeries", "leave --seg-grid resampled out"), (narrow, "UnsupportedPixels", "upright")],
+)
+def test_a_series_that_no_right_angled_grid_holds_is_refused_and_stops_no_other(
+    model, series, settings, tmp_path, adjust, error, says
+):
+    another_series(tmp_path / "in" / "odd", 1, adjust)
+    (tmp_path / "in" / "good").symlink_to(series)
+    report = run_folder(tmp_path / "in", tmp_path / "out", model, replace(settings, seg_grid="resampled"))
+    assert report.exit_code == 6
+    (refused,) = [entry["error"] for entry in report.document["series"] if entry["error"]]
+    assert refused["type"] == error
+    assert says in refused["message"]
+
+
 def test_a_seg_of_an_even_series_lies_on_its_slices_whatever_grid_is_asked_for(model, series, settings, tmp_path):
     run_folder(series, tmp_path / "source", model, settings)
     run_folder(series, tmp_path / "resampled", model, replace(settings, seg_grid="resampled"))

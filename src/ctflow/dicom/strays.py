@@ -32,15 +32,19 @@ def continues(few: Sequence[Instance], series: Sequence[Instance]) -> bool:
     """
     if _traits(few) != _traits(series[:1]):  # of a thousand small series, almost all end here
         return False
-    places, others = _positions(series), _positions(few)
+    others = _positions(few)
+    places = None if others is None else _positions(series)
     if places is None or others is None:
         return False
+    places, others = np.unique(places, axis=0), np.unique(others, axis=0)  # a file may be there twice
     axes = np.array(numbers(series[0].header, "ImageOrientationPatient", 6) or (1, 0, 0, 0, 1, 0), dtype=np.float64)
     normal = np.cross(axes[:3], axes[3:])
     ordered = places[np.argsort(places @ normal)]
+    if len(ordered) < 2:
+        return False
     step = (ordered[-1] - ordered[0]) / (len(ordered) - 1)
     gap = float(np.linalg.norm(step))
-    if gap == 0:
+    if gap == 0 or not np.isfinite(gap):
         return False
     steps = np.rint((others - ordered[0]) @ step / gap**2)
     beside = np.linalg.norm(others - ordered[0] - np.outer(steps, step), axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -118,6 +119,8 @@ class Courier(threading.Thread):
                 wait_s = self._round()
             except OutputError as error:  # the journal's disk is full: what was sent is sent again, which harms nothing
                 log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
+            except (OSError, sqlite3.Error) as error:  # no descriptors, no socket: the next round may have them
+                log.error("%s: %s", self.name, type(error).__name__)  # noqa: TRY400
             if wait_s > 0:
                 self._sleep(wait_s)
         self._journal.release_thread()
@@ -244,6 +247,8 @@ class _Storage:
     def send(self, folder: Path, file: str) -> str:
         try:
             answer = self.association.send_c_store(folder / file)
+        except OSError as error:  # of the file: pynetdicom names those of the network itself
+            raise PeerRefused(f"{file} cannot be read ({error.strerror})") from error
         except ValueError as error:  # pynetdicom's word for: no context was accepted for this object
             raise PeerRefused(f"{self.called_ae} takes no objects like {file}") from error
         except RuntimeError as error:  # pynetdicom's word for: the association is no more

@@ -155,7 +155,12 @@ class Foreman(threading.Thread):
                 if not (self.is_open and self._is_alive()) and not self._start_process():
                     self._crew.ending.wait(_RESTART_S)
                     continue
-                job = self._crew.next_job()
+                try:
+                    job = self._crew.next_job()
+                except OutputError as error:  # the disk is full: work can wait
+                    log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
+                    self._crew.ending.wait(_RESTART_S)
+                    continue
                 if job is not None:
                     self._lead(job)
         finally:
