@@ -46,7 +46,8 @@ def test_version_and_help(capsys):
         ["phantom", "x", "--shape", "2,2,2"],
         ["phantom", "x", "--seed", "-1"],
         ["exec"],
-        ["serve"],
+        ["serve", "--no-such-flag"],
+        ["serve", "-c", "missing.yaml"],
     ],
 )
 def test_wrong_usage_is_64(words, capsys, tmp_path, monkeypatch):
