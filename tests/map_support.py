@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def run_image(
         for word in ("-v", f"{folder}:{target.removesuffix(':ro')}{':ro' if target.endswith(':ro') else ''}")
     ]
     command = [*PODMAN, "run", "--rm", *LIMITS, *HARDENED, *volumes, *options, image, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560)
+    with tempfile.TemporaryDirectory() as aside:  # where memory runs short, conmon leaves a file named oom
+        return subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False, timeout=560)
 
 
 def inspect_image(image: str = IMAGE) -> dict[str, Any]:
