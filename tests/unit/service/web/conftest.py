@@ -7,21 +7,15 @@ import pytest
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.pipeline import run_folder
-from service_support import Ear
+from node_support import BACKUP, PACS, Ward
 
 
 @pytest.fixture
-def ear(tmp_path):
-    """Makes receivers, and closes them."""
-    made = []
-
-    def make(**changes) -> Ear:
-        made.append(Ear(tmp_path / f"data{len(made)}", **changes))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+def ward(tmp_path):
+    """A node of which only the journal and the page are there."""
+    ward = Ward(tmp_path / "node", destinations=(PACS, BACKUP))
+    yield ward
+    ward.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 from browser_support import CHROMIUM, Browser
 from ctflow.service.web.server import serving
-from node_support import BACKUP, PACS, Ward, fill_busy
+from node_support import fill_busy
 
 WIDE, NARROW = (1400, 900), (390, 800)
 
@@ -18,13 +18,6 @@ def browser():
     browser = Browser(*WIDE)
     yield browser
     browser.close()
-
-
-@pytest.fixture
-def ward(tmp_path):
-    ward = Ward(tmp_path / "node", destinations=(PACS, BACKUP))
-    yield ward
-    ward.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ctflow.service.records import Answer
 from ctflow.service.send import COPY, WHOLE
 from ctflow.service.web.pages import ROWS
 from ctflow.service.web.server import serving
-from node_support import BACKUP, PACS, PATIENT, Ward, fill_busy
+from node_support import PACS, PATIENT, Ward, fill_busy
 
 HOSTILE = "<script>alert(1)</script>\"'&\u202e\x00{{ 7 * 7 }}"
 
@@ -60,13 +60,6 @@ class Visitor:
             "Sec_Fetch_Site": "same-origin",
         }
         return self.ask("POST", action, urlencode({"token": token}).encode(), **{**headers, **changed})
-
-
-@pytest.fixture
-def ward(tmp_path):
-    ward = Ward(tmp_path / "node", destinations=(PACS, BACKUP))
-    yield ward
-    ward.close()
 
 
 @pytest.fixture
