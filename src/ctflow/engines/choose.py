@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from ctflow.engines.contract import Engine, Precision
-from ctflow.errors import BackendUnavailable, SettingsInvalid
+from ctflow.errors import BackendUnavailable, ParityFailed, SettingsInvalid
 from ctflow.model import Model, ModelSpec
 from ctflow.volume import Size3
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
 BACKENDS = {
+    "fused": "ctflow.engines.fused",
     "tensorrt": "ctflow.engines.tensorrt",
     "tensorrt-rtx": "ctflow.engines.tensorrt_rtx",
     "torch-tensorrt": "ctflow.engines.torch_tensorrt",
@@ -111,10 +112,11 @@ def open_engine(
             return module.open_backend(
                 model, device=device, precision=chosen, roi=roi, batch_range=batch_range, cache_dir=cache_dir
             )
-        except BackendUnavailable as error:
+        except (BackendUnavailable, ParityFailed) as error:
             if name != "auto":
                 raise
-            reasons.append(f"{backend}: {error}")  # its file has not been made, or it lacks the device or precision
+            # Its file has not been made, it lacks the device, precision or network, or it has failed its own check.
+            reasons.append(f"{backend}: {error}")
     raise BackendUnavailable("; ".join(reasons))
 
 

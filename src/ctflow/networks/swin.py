@@ -72,36 +72,38 @@ def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle
     """
     if type(network) is not network_class("SwinUNETR"):
         return network
-    sizes = _stage_sizes(network, roi)
+    sizes = stage_sizes(network, roi)
     if sizes is None:
         return network
     rewritten: Any = copy.deepcopy(network)
-    longest = _stages(rewritten)[0].blocks[0].attn.relative_position_index
+    longest = stages_of(rewritten)[0].blocks[0].attn.relative_position_index
     shared: Any = nn.Module()
     shared.register_buffer("index", longest.to(torch.int32))
-    stages = [FixedStage(stage, size, shared, attention) for stage, size in zip(_stages(rewritten), sizes, strict=True)]
+    layers = zip(stages_of(rewritten), sizes, strict=True)
+    stages = [FixedStage(stage, size, shared, attention) for stage, size in layers]
     rewritten.swinViT = FixedTransformer(rewritten.swinViT, stages)
     result: nn.Module = rewritten.eval()
     return result
 
 
-def _stages(network: Any) -> list[Any]:
-    transformer = network.swinViT
+def stages_of(network: nn.Module) -> list[Any]:
+    """The four stages of a SwinUNETR's transformer, finest first."""
+    transformer: Any = network.swinViT
     return [getattr(transformer, f"layers{number}")[0] for number in range(1, 5)]
 
 
-def _stage_sizes(network: Any, roi: Size3) -> list[Size3] | None:
-    """(D, H, W) in tokens of each stage, or None if the network is not one that is rewritten here."""
+def stage_sizes(network: nn.Module, roi: Size3) -> list[Size3] | None:
+    """(D, H, W) in tokens of each stage, or None if the SwinUNETR is not one that is rewritten here."""
     merging, merging_v2 = _merging_classes()
-    patch = network.patch_size
+    patch: Any = network.patch_size
     if len(roi) != 3 or not isinstance(patch, int) or any(length % patch**5 for length in roi):
         return None
-    transformer = network.swinViT
+    transformer: Any = network.swinViT
     if transformer.num_layers != 4 or len(transformer.window_size) != 3:
         return None
     size: Size3 = (roi[0] // patch, roi[1] // patch, roi[2] // patch)
     sizes = []
-    for stage in _stages(network):
+    for stage in stages_of(network):
         if stage.use_hyena or type(stage.downsample) not in (merging, merging_v2):
             return None
         sizes.append(size)
@@ -391,6 +393,14 @@ def _scaled_queries(qkv: nn.Linear, scale: float) -> nn.Linear:
     return scaled
 
 
+def columns_of_merging(merging: Any) -> Tensor:
+    """Which column of a merging's weights belongs to each channel, with neighbours in the array's order."""
+    order = _MERGING_ORDER if type(merging) is _merging_classes()[0] else _V2_ORDER
+    width: int = merging.dim
+    blocks = [order.index(offset) for offset in _V2_ORDER]
+    return torch.cat([torch.arange(block * width, (block + 1) * width) for block in blocks])
+
+
 class FixedMerging(nn.Module):
     """MONAI's `PatchMerging` or `PatchMergingV2` on a row of tokens.
 
@@ -404,10 +414,7 @@ class FixedMerging(nn.Module):
     def __init__(self, merging: Any, size: Size3) -> None:
         super().__init__()
         self.size = size
-        order = _MERGING_ORDER if type(merging) is _merging_classes()[0] else _V2_ORDER
-        width: int = merging.dim
-        blocks = [order.index(offset) for offset in _V2_ORDER]
-        columns = torch.cat([torch.arange(block * width, (block + 1) * width) for block in blocks])
+        columns = columns_of_merging(merging)
         self.norm, self.reduction = copy.deepcopy(merging.norm), copy.deepcopy(merging.reduction)
         with torch.no_grad():
             self.reduction.weight.copy_(self.reduction.weight[:, columns])

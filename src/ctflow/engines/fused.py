@@ -1,0 +1,200 @@
+"""ctflow's own engine: a SwinUNETR with channels last, from kernels of our own, as CUDA graphs on a Hopper GPU.
+
+Nothing is built ahead: the kernels are compiled in the process that opens it (seconds; Triton keeps its own on disk),
+and before the engine is given out one window is compared with the same network in strict fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.engines.arithmetic import switches
+from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
+from ctflow.engines.cudagraph import CapturedFunction
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
+from ctflow.model import Model
+from ctflow.networks.build import network_from_model
+from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
+from ctflow.networks.head import fold_two_class_head
+from ctflow.volume import Size3
+
+Function = Callable[[Tensor], Tensor]
+FILE: str | None = None
+DEVICES = ("cuda",)
+CAPABILITY = (9, 0)  # wgmma, which the convolutions use, is Hopper's alone
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# Largest difference of one window's logits to strict fp32, relative to the largest logit.
+_WORST = {"fp16": 5e-3, "bf16": 4e-2, "fp32": 1e-4}
+
+
+def is_available() -> tuple[bool, str]:
+    """Whether there is a Hopper GPU, and what compiles the kernels."""
+    if not torch.cuda.is_available():
+        return False, "it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and a torch that is built for it"
+    for package, name in (("triton", "triton"), ("cuda", "cuda-bindings")):
+        if find_spec(package) is None:
+            return False, f"the package {name} is not installed: pip install {name}"
+    return True, ", ".join(f"{name} {found}" for name, found in _versions().items())
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """What is meant where no precision is named."""
+    return ("fp16",)
+
+
+def check_settings(device: str, precision: Precision) -> None:
+    """Whether it computes so on this machine.
+
+    Raises:
+        BackendUnavailable: The device is no Hopper GPU, or the precision is TF32.
+    """
+    if torch.device(device).type not in DEVICES:
+        raise BackendUnavailable(f"fused computes {precision} on a GPU, not on {device}: choose with --device cuda")
+    if precision not in _DTYPES:
+        raise BackendUnavailable(f"fused computes {', '.join(_DTYPES)}, not {precision}: choose with --precision")
+    found = torch.cuda.get_device_capability(device)
+    if found != CAPABILITY:
+        words = ".".join(map(str, found))
+        raise BackendUnavailable(f"fused is for GPUs of compute capability 9.0 (H100, H200); {device} has {words}")
+
+
+class FusedEngine:
+    """A `ChannelsLastSwinUNETR` as CUDA graphs; see `ctflow.engines.contract.Engine`.
+
+    A batch size is captured at its first call. One thread at a time may call it.
+
+    Args:
+        network: On the device.
+        info: What it is.
+        kept: Makes of the network what calls run.
+    """
+
+    def __init__(
+        self, network: Function, info: EngineInfo, *, kept: Callable[[Function], Function] = CapturedFunction
+    ) -> None:
+        self._network: Function | None = network
+        self._info = info
+        self._run: Function | None = kept(self.launch)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def predict(self, windows: Tensor) -> Tensor:
+        """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`.
+
+        Raises:
+            BackendUnavailable: The GPU or its driver failed.
+        """
+        if self._run is None:
+            raise ValueError("the engine is closed")
+        check_windows(windows, self._info)
+        try:
+            # Buffers that outlive the call must not be inference tensors, whoever calls.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._run(windows)
+        except torch.OutOfMemoryError as error:
+            short = f"{self._info.device} has too little memory for {len(windows)} windows"
+            raise DeviceOutOfMemory(short) from error
+        except RuntimeError as error:
+            if is_of_gpu(error):
+                failed = f"{self._info.device} failed: {str(error).splitlines()[0][:200]}"
+                raise BackendUnavailable(failed) from error
+            raise
+
+    def launch(self, windows: Tensor) -> Tensor:
+        """The network's logits, launched kernel by kernel: what `predict` captures."""
+        if self._network is None:
+            raise ValueError("the engine is closed")
+        with switches(self._info.precision):
+            return self._network(windows)
+
+    def close(self) -> None:
+        """Free the network and the graphs."""
+        if self._network is not None and torch.device(self._info.device).type == "cuda":
+            torch.cuda.synchronize(self._info.device)
+        self._network = self._run = None
+
+
+def open_backend(
+    model: Model,
+    *,
+    device: str,
+    precision: Precision,
+    roi: Size3,
+    batch_range: tuple[int, int],
+    cache_dir: Path | None,  # nothing is built
+) -> FusedEngine:
+    """Open the engine; see `ctflow.engines.choose.open_engine`.
+
+    Raises:
+        BackendUnavailable: This machine or this network is none of its.
+        ParityFailed: What it computes is not what the network computes.
+    """
+    check_settings(device, precision)
+    network, folded = fold_two_class_head(network_from_model(model), model.spec)
+    if not takes(network, roi):
+        raise BackendUnavailable(
+            f"fused computes SwinUNETR (first version, plain norms), not {model.spec.network.name}"
+        )
+    channels = 1 if folded else model.spec.out_channels
+    info = EngineInfo("fused", precision, device, roi, batch_range, model.weights_digest, channels, _versions())
+    try:
+        with torch.cuda.device(device), torch.no_grad():
+            engine = FusedEngine(_on_gpu(network, roi, precision, device), info)
+            check_parity(engine, network, model.spec.in_channels)
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
+    return engine
+
+
+def _on_gpu(network: nn.Module, roi: Size3, precision: Precision, device: str) -> ChannelsLastSwinUNETR:
+    from ctflow.kernels.operations import HopperOperations  # noqa: PLC0415  # needs triton
+
+    return ChannelsLastSwinUNETR(network, roi, HopperOperations(_DTYPES[precision], device))
+
+
+def check_parity(engine: FusedEngine, network: nn.Module, channels: int) -> None:
+    """Compare one window of noise, seeded, with the network in strict fp32; an engine that fails is closed.
+
+    Args:
+        engine: What was made of the network.
+        network: On the CPU, where it is left.
+        channels: Of a window.
+
+    Raises:
+        ParityFailed: They differ.
+    """
+    info = engine.info
+    noise = torch.rand((1, channels, *info.roi), generator=torch.Generator().manual_seed(0))
+    window = noise.to(info.device)
+    reference: Any = network.to(info.device)
+    with switches("fp32"):
+        expected = reference(window).float()
+    network.cpu()
+    error = float((engine.launch(window) - expected).abs().max() / expected.abs().max())
+    if not error <= _WORST[info.precision]:  # NaN fails, too
+        engine.close()
+        raise ParityFailed(
+            f"fused {info.precision} differs from fp32 by {error:.2g} of the largest logit on {info.device}; "
+            f"{_WORST[info.precision]:.2g} is allowed: use --engine eager, and report this model"
+        )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes."""
+    found = {"torch": str(torch.__version__)}
+    for package in ("triton", "cuda-bindings"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # some builds bring it under another name
+            continue
+    return found

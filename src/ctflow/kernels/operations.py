@@ -1,0 +1,259 @@
+"""The operations of a channels-last SwinUNETR on a Hopper GPU: our kernels, and cuDNN and cuBLAS where they suffice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ctflow.kernels import triton_kernels as kernels
+from ctflow.kernels.convolution import HopperConvolution
+from ctflow.networks.channels_last import MASKED, Attention, Convolution, regions_of
+from ctflow.networks.swin import WindowTable
+from ctflow.volume import Size3
+
+EPS = 1e-5
+_TILE = 4096  # numbers that one program of a pointwise kernel holds
+_PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
+_KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide
+# Best of 27 tried on an H200: 0.086 ms a window image for 343 windows of 343 tokens and 3 heads; the worst took 1.0.
+_QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 64, 32, 2, 3
+_NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
+_LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential is one instruction
+
+
+class HopperOperations:
+    """See `ctflow.networks.channels_last.Operations`.
+
+    Args:
+        dtype: torch.float16, torch.bfloat16, or torch.float32, which is for comparison and takes cuDNN throughout.
+        device: torch device of compute capability 9.0.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self.dtype, self.device = dtype, device
+
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+        """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
+        if HopperConvolution.takes(len(weight), shares, size, self.dtype):
+            return HopperConvolution(weight, shares, self.dtype, self.device)
+        kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+        def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
+            x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
+            x = x if norm is None else self._activated(x, norm)
+            y = functional.conv3d(x.movedim(-1, 1), kept, padding=1).movedim(1, -1).contiguous()
+            return y, self._sums(y)
+
+        return convolve
+
+    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """One product a parity, stored in place."""
+        cin, cout = weight.shape[:2]
+        kept = weight.to(self.device, self.dtype).permute(0, 2, 3, 4, 1).reshape(cin, 8, cout).contiguous()
+
+        def upsample(x: Tensor) -> Tensor:
+            batch, d, h, w, k = x.shape
+            out = torch.empty((batch, 2 * d, 2 * h, 2 * w, cout), dtype=x.dtype, device=x.device)
+            most = min(_power(cout), 64)
+            blocks, voxels = -(-cout // most), d * h * w
+            grid = (-(-voxels // 64), 8 * blocks, batch)
+            kernels.upsample[grid](
+                x, kept, out, voxels, d, h, w, k, cout, blocks, min(_power(k), 64), most, 64, num_warps=4
+            )
+            return out
+
+        return upsample
+
+    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
+        """Blocks of queries against blocks of keys; scores are never stored."""
+        return _Attention(bias, table, heads, self.dtype, self.device)
+
+    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+        """See `Operations.norm_of`."""
+        batch, parts, _, channels = sums.shape
+        norm = torch.empty((batch, 2, channels), dtype=torch.float32, device=sums.device)
+        held = _power(channels)
+        kernels.norm_from_sums[(batch,)](
+            sums, norm, parts, channels, float(count), EPS, held, max(2048 // held, 1), num_warps=8
+        )
+        return norm
+
+    def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """See `Operations.pointwise_sums`."""
+        x, y, w, other = _two(shares, weights)
+        batch, voxels, cout = len(x), math.prod(x.shape[1:4]), w.shape[1]
+        if _power(cout) > 64 or _power(x.shape[-1]) > 128:  # more would not fit a multiprocessor's registers
+            return self._sums(_pointwise(shares, weights))
+        per, parts = _parts_of(voxels, batch, 64)
+        sums = torch.empty((batch, parts, 2, cout), dtype=torch.float32, device=x.device)
+        kernels.sum_pointwise[(parts, batch)](
+            x, w, y, other, sums, voxels, cout, x.shape[-1], y.shape[-1], per,
+            len(shares) > 1, _power(x.shape[-1]), _power(y.shape[-1]), _power(cout), 64, num_warps=4,
+        )  # fmt: skip
+        return sums
+
+    def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+        """See `Operations.residual`."""
+        return self._add_residual(x, norm, [other], None, None, None)
+
+    def pointwise_residual(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        shares: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        other_norm: Tensor,
+        head: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """See `Operations.pointwise_residual`."""
+        if _power(x.shape[-1]) > 64 or _power(shares[0].shape[-1]) > 128:
+            # Few voxels here; a head stands only where they are many and their channels few.
+            other = self._normalized(_pointwise(shares, weights), other_norm)
+            y = self._add_residual(x, norm, [other], None, None, None)
+            return y if head is None else functional.linear(y.float(), *head).movedim(-1, 1).contiguous()
+        return self._add_residual(x, norm, shares, weights, other_norm, head)
+
+    def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
+        """See `Operations.layer_norm`."""
+        batch, count, channels = tokens.shape
+        places = count if fetch is None else len(fetch)
+        out = torch.empty((batch, places, channels), dtype=self.dtype, device=tokens.device)
+        held = _power(channels)
+        rows = max(_TILE // held // 2, 1)
+        kernels.normalize_tokens[(-(-places // rows), batch)](
+            tokens, tokens if fetch is None else fetch, tokens if scale is None else scale,
+            tokens if shift is None else shift, out, count, places, channels, EPS,
+            fetch is not None, scale is not None, held, rows, num_warps=4,
+        )  # fmt: skip
+        return out
+
+    def merge(self, tokens: Tensor, size: Size3, scale: Tensor, shift: Tensor) -> Tensor:
+        """See `Operations.merge`."""
+        batch, _, channels = tokens.shape
+        count, held = math.prod(-(-length // 2) for length in size), _power(8 * channels)
+        out = torch.empty((batch, count, 8 * channels), dtype=self.dtype, device=tokens.device)
+        rows = max(_TILE // held, 1)
+        kernels.merge_tokens[(-(-count // rows), batch)](
+            tokens, scale, shift, out, *size, channels, EPS, held, rows, num_warps=4
+        )
+        return out
+
+    def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
+        """See `Operations.add`."""
+        batch, count, channels = tokens.shape
+        out = torch.empty((batch, count, channels), dtype=torch.float32, device=tokens.device)
+        held = _power(channels)
+        rows = max(_TILE // held // 2, 1)
+        kernels.add_tokens[(-(-count // rows), batch)](
+            tokens, x, tokens if back is None else back, out, count, x.shape[1], channels,
+            back is not None, held, rows, num_warps=4,
+        )  # fmt: skip
+        return out
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """(B, parts, 2, C) of a volume."""
+        batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
+        held = _power(channels)
+        rows = max(_TILE // held, 1)
+        per, parts = _parts_of(voxels, batch, rows)
+        sums = torch.empty((batch, parts, 2, channels), dtype=torch.float32, device=x.device)
+        kernels.sum_channels[(parts, batch)](x, sums, voxels, channels, per, held, rows, num_warps=8)
+        return sums
+
+    def _activated(self, x: Tensor, norm: Tensor) -> Tensor:
+        """Leaky ReLU of the normalised volume."""
+        batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
+        out, held = torch.empty_like(x), _power(channels)
+        rows = max(_TILE // held, 1)
+        kernels.activate[(-(-voxels // rows), batch)](x, norm, out, voxels, channels, held, rows, num_warps=4)
+        return out
+
+    @staticmethod
+    def _normalized(x: Tensor, norm: Tensor) -> Tensor:
+        """The normalised volume, in its own type."""
+        return torch.addcmul(norm[:, None, None, None, 1], x.float(), norm[:, None, None, None, 0]).to(x.dtype)
+
+    @staticmethod
+    def _add_residual(
+        z: Tensor,
+        norm: Tensor,
+        shares: Sequence[Tensor],
+        weights: Sequence[Tensor] | None,
+        beside: Tensor | None,
+        head: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """One launch; see `triton_kernels.add_residual`."""
+        batch, channels, size = len(z), z.shape[-1], z.shape[1:4]
+        x, y, w, other = _two(shares, weights or [z])
+        held, voxels = _power(channels), math.prod(size)
+        rows = 64 if weights is not None else max(_TILE // held, 1)
+        outputs = len(head[0]) if head is not None else 0
+        out = (
+            torch.empty_like(z)
+            if head is None
+            else torch.empty((batch, outputs, *size), dtype=torch.float32, device=z.device)
+        )
+        kernels.add_residual[(-(-voxels // rows), batch)](
+            z, norm, x, w, y, other, norm if beside is None else beside, norm if head is None else head[0],
+            norm if head is None else head[1], out, voxels, channels, x.shape[-1], y.shape[-1], outputs,
+            weights is not None, len(shares) > 1, head is not None,
+            _power(x.shape[-1]), _power(y.shape[-1]), held, rows, num_warps=4,
+        )  # fmt: skip
+        return out
+
+
+class _Attention:
+    """`triton_kernels.attend` over one table of windows."""
+
+    def __init__(self, bias: Tensor, table: WindowTable, heads: int, dtype: torch.dtype, device: str) -> None:
+        n = bias.shape[-1]
+        self.n, self.heads = n, heads
+        self.held = -(-n // _KEYS) * _KEYS
+        filled = functional.pad(bias.float() * _LOG2E, (0, self.held - n, 0, self.held - n), value=_NEVER)
+        # A score adds to products of float16 numbers; bfloat16 would be too coarse for it.
+        self.bias = filled.to(device, torch.float32 if dtype == torch.float32 else torch.float16).contiguous()
+        regions = regions_of(table)
+        masked = regions.any(dim=1)
+        self.masked_from = int(table.counts[0]) if masked.any() else len(regions)
+        self.regions = regions.to(device)
+
+    def __call__(self, qkv: Tensor) -> Tensor:
+        batch, places, channels = qkv.shape
+        windows, width = places // self.n, channels // 3 // self.heads
+        out = torch.empty((batch, places, channels // 3), dtype=qkv.dtype, device=qkv.device)
+        queries = min(_QUERY_BLOCK, _power(self.n))
+        kernels.attend[(-(-self.n // queries), self.heads, batch * windows)](
+            qkv, self.bias, self.regions, out, windows, self.heads, self.masked_from, MASKED * _LOG2E,
+            self.n, self.held, width, _power(width), queries, min(_KEY_BLOCK, _power(self.n)),
+            num_warps=_WARPS, num_stages=_STAGES,
+        )  # fmt: skip
+        return out
+
+
+def _two(shares: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first and the last share, and their weights."""
+    return shares[0], shares[-1], weights[0], weights[-1]
+
+
+def _pointwise(shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The 1 x 1 x 1 convolution by cuBLAS."""
+    y = shares[0].flatten(0, -2) @ weights[0]
+    for x, weight in zip(shares[1:], weights[1:], strict=True):
+        y = torch.addmm(y, x.flatten(0, -2), weight)
+    return y.reshape(*shares[0].shape[:-1], -1)
+
+
+def _parts_of(voxels: int, batch: int, rows: int) -> tuple[int, int]:
+    """Voxels of each part of a sum, a multiple of `rows`, and how many parts there are."""
+    per = -(-voxels // max(1, _PARTS // batch))
+    per = -(-per // rows) * rows
+    return per, -(-voxels // per)
+
+
+def _power(count: int) -> int:
+    """The power of two that holds so many; at least what a matrix instruction takes."""
+    return max(16, 1 << (count - 1).bit_length())

@@ -1,0 +1,291 @@
+"""Triton kernels over volumes (B, V voxels, C channels) and tokens (B, T, C), whose channels lie side by side.
+
+Names in capitals are sizes; those at a signature's end are constants of the compilation, of which CP is a power of two
+that holds C. FLOP and bytes are counted for half precision. What each computes is
+`ctflow.networks.channels_last.TorchOperations`; the launches are in `operations.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SLOPE = tl.constexpr(0.01)
+NOTHING = tl.constexpr(-1e30)  # a score below every other
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sum_channels(x, sums, V, C, PER, CP: tl.constexpr, BV: tl.constexpr):
+    """Sums and sums of squares of PER voxels each, (B, parts, 2, C) float32.
+
+    3 C FLOP and 2 C bytes a voxel.
+    """
+    part, b = tl.program_id(0), tl.program_id(1)
+    c = tl.arange(0, CP)
+    total, square = tl.zeros((BV, CP), tl.float32), tl.zeros((BV, CP), tl.float32)
+    for start in range(0, PER, BV):
+        v = part * PER + start + tl.arange(0, BV)
+        inside = (v < V) & (start + tl.arange(0, BV) < PER)
+        at = (b * V + v[:, None]).to(tl.int64) * C + c[None, :]
+        value = tl.load(x + at, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+        total += value
+        square += value * value
+    at = (b * tl.num_programs(0) + part) * 2 * C + c
+    tl.store(sums + at, tl.sum(total, 0), mask=c < C)
+    tl.store(sums + at + C, tl.sum(square, 0), mask=c < C)
+
+
+@triton.jit
+def norm_from_sums(sums, norm, P, C, COUNT, EPS, CP: tl.constexpr, BP: tl.constexpr):
+    """Scale and shift (B, 2, C) of the instance norm of COUNT voxels, from the sums of P parts.
+
+    Added in float64: the variance is a small difference where the mean is large.
+    """
+    b = tl.program_id(0)
+    c = tl.arange(0, CP)
+    total, square = tl.zeros((CP,), tl.float64), tl.zeros((CP,), tl.float64)
+    for start in range(0, P, BP):
+        part = start + tl.arange(0, BP)
+        at = (b * P + part[:, None]) * 2 * C + c[None, :]
+        inside = (part < P)[:, None] & (c < C)[None, :]
+        total += tl.sum(tl.load(sums + at, mask=inside, other=0.0).to(tl.float64), 0)
+        square += tl.sum(tl.load(sums + at + C, mask=inside, other=0.0).to(tl.float64), 0)
+    mean = total / COUNT
+    variance = tl.maximum(square / COUNT - mean * mean, 0.0)
+    scale = 1.0 / tl.sqrt(variance + EPS)
+    tl.store(norm + b * 2 * C + c, scale.to(tl.float32), mask=c < C)
+    tl.store(norm + b * 2 * C + C + c, (-mean * scale).to(tl.float32), mask=c < C)
+
+
+@triton.jit
+def _product(x, weight, rows, inside, K, C, KP: tl.constexpr, CP: tl.constexpr):
+    """(BV, CP) float32: voxels' K channels times (K, C) weights."""
+    k, c = tl.arange(0, KP), tl.arange(0, CP)
+    a = tl.load(x + rows[:, None] * K + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
+    w = tl.load(weight + k[:, None] * C + c[None, :], mask=(k < K)[:, None] & (c < C)[None, :], other=0.0)
+    return tl.dot(a, w, input_precision="ieee")
+
+
+@triton.jit
+def sum_pointwise(
+    x, weight, y, other, sums, V, C, KX, KY, PER,
+    TWO: tl.constexpr, KXP: tl.constexpr, KYP: tl.constexpr, CP: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Sums, as `sum_channels`, of a 1 x 1 x 1 convolution of one or two shares of channels; it is not stored.
+
+    2 K C FLOP and 2 K bytes a voxel.
+    """
+    part, b = tl.program_id(0), tl.program_id(1)
+    c = tl.arange(0, CP)
+    total, square = tl.zeros((BV, CP), tl.float32), tl.zeros((BV, CP), tl.float32)
+    for start in range(0, PER, BV):
+        v = part * PER + start + tl.arange(0, BV)
+        inside = (v < V) & (start + tl.arange(0, BV) < PER)
+        rows = (b * V + v).to(tl.int64)
+        value = _product(x, weight, rows, inside, KX, C, KXP, CP)
+        if TWO:
+            value += _product(y, other, rows, inside, KY, C, KYP, CP)
+        total += value
+        square += value * value
+    at = (b * tl.num_programs(0) + part) * 2 * C + c
+    tl.store(sums + at, tl.sum(total, 0), mask=c < C)
+    tl.store(sums + at + C, tl.sum(square, 0), mask=c < C)
+
+
+@triton.jit
+def add_residual(
+    z, norm, x, weight, y, other, beside, head, shift, out, V, C, KX, KY, O,
+    POINTWISE: tl.constexpr, TWO: tl.constexpr, HEAD: tl.constexpr,
+    KXP: tl.constexpr, KYP: tl.constexpr, CP: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Store leaky(z normalised + x), or with POINTWISE, + (x weight + y other) normalised by `beside`.
+
+    With HEAD, what is stored is (B, O, V) float32 of (O, C) head and (O,) shift. 2 K C FLOP, 2 (K + 2 C) bytes a voxel.
+    """
+    b = tl.program_id(1)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
+    c = tl.arange(0, CP)
+    inside = v < V
+    mask = inside[:, None] & (c < C)[None, :]
+    rows = (b * V + v).to(tl.int64)
+    at = rows[:, None] * C + c[None, :]
+    of = b * 2 * C + c
+    value = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.load(norm + of, mask=c < C, other=0.0)[None, :]
+    value += tl.load(norm + of + C, mask=c < C, other=0.0)[None, :]
+    if POINTWISE:
+        added = _product(x, weight, rows, inside, KX, C, KXP, CP)
+        if TWO:
+            added += _product(y, other, rows, inside, KY, C, KYP, CP)
+        added = added * tl.load(beside + of, mask=c < C, other=0.0)[None, :]
+        added += tl.load(beside + of + C, mask=c < C, other=0.0)[None, :]
+    else:
+        added = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    value += added
+    value = tl.where(value > 0, value, value * SLOPE)
+    if HEAD:
+        for o in range(O):
+            row = tl.load(head + o * C + c, mask=c < C, other=0.0)
+            logit = tl.sum(value * row[None, :], 1) + tl.load(shift + o)
+            tl.store(out + (b * O + o).to(tl.int64) * V + v, logit, mask=inside)
+    else:
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
+    """Store leaky(x normalised). 4 C bytes a voxel."""
+    b = tl.program_id(1)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
+    c = tl.arange(0, CP)
+    mask = (v < V)[:, None] & (c < C)[None, :]
+    at = (b * V + v[:, None]).to(tl.int64) * C + c[None, :]
+    of = b * 2 * C + c
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.load(norm + of, mask=c < C, other=0.0)[None, :]
+    value += tl.load(norm + of + C, mask=c < C, other=0.0)[None, :]
+    value = tl.where(value > 0, value, value * SLOPE)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _layer_norm(x, mask, C, EPS):
+    """Rows of x, whose masked places are zero, with mean 0 and variance 1 over C channels."""
+    mean = tl.sum(x, 1) / C
+    centred = tl.where(mask, x - mean[:, None], 0.0)
+    return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS))[:, None]
+
+
+@triton.jit
+def normalize_tokens(
+    tokens, fetch, scale, shift, out, T, N, C, EPS,
+    FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Layer norm of the tokens that `fetch` names for N places; a place that names T is zeros.
+
+    6 C bytes a place where tokens are float32.
+    """
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
+    inside = (n < N) & (t < T)
+    mask = inside[:, None] & (c < C)[None, :]
+    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = _layer_norm(x, mask, C, EPS)
+    if AFFINE:
+        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
+    y = tl.where(inside[:, None], y, 0.0)
+    at = (b * N + n[:, None]).to(tl.int64) * C + c[None, :]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def merge_tokens(tokens, scale, shift, out, D, H, W, C, EPS, CP: tl.constexpr, BN: tl.constexpr):
+    """Eight neighbours of tokens (B, D, H, W, C) side by side, zeros beyond odd sizes; their layer norm.
+
+    CP holds 8 C. 6 C bytes a token where tokens are float32.
+    """
+    b = tl.program_id(1)
+    half_h, half_w = (H + 1) // 2, (W + 1) // 2
+    count = (D + 1) // 2 * half_h * half_w
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    j = tl.arange(0, CP)
+    neighbour, c = j // C, j % C
+    d = (n // (half_h * half_w) * 2)[:, None] + (neighbour // 4)[None, :]
+    h = (n // half_w % half_h * 2)[:, None] + (neighbour // 2 % 2)[None, :]
+    w = (n % half_w * 2)[:, None] + (neighbour % 2)[None, :]
+    whole = (n < count)[:, None] & (j < 8 * C)[None, :]
+    at = (((b * D + d) * H + h) * W + w).to(tl.int64) * C + c[None, :]
+    x = tl.load(tokens + at, mask=whole & (d < D) & (h < H) & (w < W), other=0.0).to(tl.float32)
+    y = _layer_norm(x, whole, 8 * C, EPS)
+    y = (
+        y * tl.load(scale + j, mask=j < 8 * C, other=0.0)[None, :]
+        + tl.load(shift + j, mask=j < 8 * C, other=0.0)[None, :]
+    )
+    tl.store(out + (b * count + n[:, None]).to(tl.int64) * 8 * C + j[None, :], y.to(out.dtype.element_ty), mask=whole)
+
+
+@triton.jit
+def add_tokens(tokens, x, back, out, T, N, C, FETCH: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr):
+    """Store tokens + x, of which `back` names the place of each token. 10 C bytes a token, float32 in and out."""
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    mask = (n < T)[:, None] & (c < C)[None, :]
+    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
+    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
+    y = tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
+    y += tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, y, mask=mask)
+
+
+@triton.jit
+def attend(
+    qkv, bias, regions, out, W, HEADS, MASKED_FROM, MASKED,
+    N: tl.constexpr, NP: tl.constexpr, WIDTH: tl.constexpr, WP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """BM queries of one head in one window: softmax(q k' + bias [+ MASKED]) v, over BN keys at a time.
+
+    Scores are logarithms to base 2: bias and MASKED come multiplied by log2(e). The bias is (HEADS, NP, NP), its
+    columns beyond N so small that their keys do not count. Windows before MASKED_FROM have one region only.
+
+    4 N^2 WIDTH FLOP and N^2 exponentials a head and window; the bias is read from the L2 cache.
+    """
+    block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    window = image % W
+    C = HEADS * WIDTH
+    base = qkv + image.to(tl.int64) * N * 3 * C + head * WIDTH
+    i, k = block * BM + tl.arange(0, BM), tl.arange(0, WP)
+    whole = (k < WIDTH)[None, :]
+    q = tl.load(base + i[:, None] * 3 * C + k[None, :], mask=(i < N)[:, None] & whole, other=0.0)
+    masked = window >= MASKED_FROM
+    own = tl.load(regions + window * N + i, mask=i < N, other=0)
+    best, total = tl.full((BM,), NOTHING, tl.float32), tl.zeros((BM,), tl.float32)
+    seen = tl.zeros((BM, WP), tl.float32)
+    for start in range(0, N, BN):
+        j = start + tl.arange(0, BN)
+        at = j[:, None] * 3 * C + k[None, :]
+        keys = tl.load(base + C + at, mask=(j < N)[:, None] & whole, other=0.0)
+        values = tl.load(base + 2 * C + at, mask=(j < N)[:, None] & whole, other=0.0)
+        scores = tl.dot(q, tl.trans(keys), input_precision="ieee")
+        scores = scores * LOG2E + tl.load(bias + (head * NP + i[:, None]) * NP + j[None, :]).to(tl.float32)
+        if masked:
+            others = tl.load(regions + window * N + j, mask=j < N, other=0)
+            scores = tl.where(own[:, None] == others[None, :], scores, scores + MASKED)
+        top = tl.maximum(best, tl.max(scores, 1))
+        weights = tl.exp2(scores - top[:, None])
+        kept = tl.exp2(best - top)
+        total = total * kept + tl.sum(weights, 1)
+        seen = seen * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        best = top
+    seen = seen / total[:, None]
+    at = (image.to(tl.int64) * N + i[:, None]) * C + head * WIDTH + k[None, :]
+    tl.store(out + at, seen.to(out.dtype.element_ty), mask=(i < N)[:, None] & whole)
+
+
+@triton.jit
+def upsample(
+    x, weight, out, V, D, H, W, K, C, BLOCKS, KP: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Transposed 2 x 2 x 2 convolution of stride 2: each voxel's products go straight to their eight places.
+
+    16 K C FLOP and 2 K + 16 C bytes a voxel of x; weight is (K, 8, C).
+    """
+    place, b = tl.program_id(1) // BLOCKS, tl.program_id(2)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
+    k, c = tl.arange(0, KP), tl.program_id(1) % BLOCKS * BC + tl.arange(0, BC)
+    total = tl.zeros((BV, BC), tl.float32)
+    for start in range(0, K, KP):
+        row = start + k
+        at = (b * V + v[:, None]).to(tl.int64) * K + row[None, :]
+        a = tl.load(x + at, mask=(v < V)[:, None] & (row < K)[None, :], other=0.0)
+        at = (row[:, None] * 8 + place) * C + c[None, :]
+        m = tl.load(weight + at, mask=(row < K)[:, None] & (c < C)[None, :], other=0.0)
+        total += tl.dot(a, m, input_precision="ieee")
+    d, h, w = v // (H * W), v // W % H, v % W
+    at = ((b * 2 * D + 2 * d + place // 4) * 2 * H + 2 * h + place // 2 % 2).to(tl.int64) * 2 * W + 2 * w + place % 2
+    tl.store(
+        out + at[:, None] * C + c[None, :], total.to(out.dtype.element_ty), mask=(v < V)[:, None] & (c < C)[None, :]
+    )

@@ -1,0 +1,424 @@
+"""SwinUNETR with channels last, from few operations, each of which a GPU kernel may do in one launch.
+
+Volumes are (B, D, H, W, C) and tokens (B, tokens, C), so a voxel's channels lie side by side: convolutions are products
+of matrices without any change of layout, and volumes become tokens and tokens volumes without a copy. What is
+materialised is decided here; who computes it, by the `Operations` given: `TorchOperations`, the plain reference of all
+of them on any device, or the kernels of `ctflow.kernels`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ctflow.networks.build import network_class
+from ctflow.networks.swin import WindowTable, columns_of_merging, stage_sizes, stages_of, window_table
+from ctflow.volume import Size3
+
+CHANNEL_STEP = 16  # channels of the input are filled up with zeros to a multiple of what one matrix instruction takes
+MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
+_EPS = 1e-5  # of every norm of a SwinUNETR
+_SLOPE = 0.01  # of its leaky ReLU
+
+Convolution = Callable[[Sequence[Tensor], "Tensor | None"], tuple[Tensor, Tensor]]
+
+
+class Attention(Protocol):
+    """Attention within windows, prepared for one table of windows."""
+
+    def __call__(self, qkv: Tensor) -> Tensor:
+        """(B, windows * n, 3 C) queries, keys and values, heads side by side -> (B, windows * n, C)."""
+
+
+class Operations(Protocol):
+    """What a `ChannelsLastSwinUNETR` is made of.
+
+    Statistics of an instance norm travel as sums, (B, parts, 2, C) float32: the sums and the sums of squares over each
+    part of the voxels. A norm is (B, 2, C) float32: scale and shift.
+    """
+
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+        """A 3 x 3 x 3 convolution of stride 1, its border filled with zeros.
+
+        Args:
+            weight: (C_out, C_in, 3, 3, 3) float32.
+            shares: How the input's channels are given: one tensor for each.
+            size: (D, H, W) of the input.
+
+        Returns:
+            A function of the shares and of the norm that, with a leaky ReLU, is applied to them first (or None); it
+            gives the volume and its sums.
+        """
+
+    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """A transposed convolution whose kernel (C_in, C_out, 2, 2, 2) and stride are two."""
+
+    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
+        """Attention with (heads, n, n) `bias`; keys of another region than the query get `MASKED` added."""
+
+    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+        """The instance norm of `count` voxels of which these are the sums."""
+
+    def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """Sums of a 1 x 1 x 1 convolution, which itself is not kept; weights are (C_share, C_out)."""
+
+    def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+        """Leaky ReLU of the normalised volume plus another of the same shape."""
+
+    def pointwise_residual(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        shares: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        other_norm: Tensor,
+        head: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The same, the other being a normalised 1 x 1 x 1 convolution.
+
+        With a head, (C_out, C) weights and (C_out,) bias in float32, what it makes of each voxel is given in place of
+        the volume: (B, C_out, D, H, W) float32.
+        """
+
+    def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
+        """Normalised tokens in half precision, fetched by (places,) indices; `tokens` of them is a place of zeros."""
+
+    def merge(self, tokens: Tensor, size: Size3, scale: Tensor, shift: Tensor) -> Tensor:
+        """Eight neighbours side by side, in the array's order, zeros beyond odd sizes, and normalised."""
+
+    def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
+        """float32 tokens plus what stands for each of them at (tokens,) places of x."""
+
+
+class TorchOperations:
+    """The operations in plain PyTorch: the reference of every other.
+
+    Args:
+        dtype: Of volumes and weights; sums, norms, softmax and the tokens that blocks add to are float32.
+        device: torch device.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self.dtype, self.device = dtype, device
+
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+        """See `Operations.convolution`."""
+        kept = weight.to(self.device, self.dtype)
+
+        def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
+            x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
+            x = x if norm is None else functional.leaky_relu(_normalized(x, norm), _SLOPE).to(x.dtype)
+            y = functional.conv3d(x.movedim(-1, 1), kept, padding=1).movedim(1, -1).contiguous()
+            return y, self.sums(y)
+
+        return convolve
+
+    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Operations.upsampling`."""
+        kept = weight.to(self.device, self.dtype)
+
+        def upsample(x: Tensor) -> Tensor:
+            return functional.conv_transpose3d(x.movedim(-1, 1), kept, stride=2).movedim(1, -1).contiguous()
+
+        return upsample
+
+    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
+        """See `Operations.attention`."""
+        added, regions = bias.to(self.device), regions_of(table).to(self.device)
+        n = bias.shape[-1]
+
+        def attend(qkv: Tensor) -> Tensor:
+            batch, places, channels = qkv.shape
+            split = qkv.reshape(batch, places // n, n, 3, heads, channels // 3 // heads)
+            q, k, v = split.permute(3, 0, 1, 4, 2, 5).float()
+            mask = (regions[:, None, :, None] != regions[:, None, None, :]).float() * MASKED
+            seen: Tensor = torch.softmax(q @ k.transpose(-1, -2) + added + mask, -1) @ v
+            return seen.transpose(2, 3).reshape(batch, places, channels // 3).to(qkv.dtype)
+
+        return attend
+
+    @staticmethod
+    def sums(x: Tensor) -> Tensor:
+        """(B, ..., C) -> (B, 1, 2, C) sums and sums of squares."""
+        flat = x.flatten(1, -2).float()
+        return torch.stack([flat.sum(1), flat.square().sum(1)], 1)[:, None]
+
+    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+        """See `Operations.norm_of`."""
+        mean, square = (sums.double().sum(1) / count).unbind(1)
+        scale = torch.rsqrt((square - mean * mean).clamp_min(0) + _EPS)
+        return torch.stack([scale, -mean * scale], 1).float()
+
+    def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """See `Operations.pointwise_sums`."""
+        return self.sums(_pointwise(shares, weights))
+
+    def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+        """See `Operations.residual`."""
+        return functional.leaky_relu(_normalized(x, norm) + other.float(), _SLOPE).to(x.dtype)
+
+    def pointwise_residual(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        shares: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        other_norm: Tensor,
+        head: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """See `Operations.pointwise_residual`."""
+        other = _normalized(_pointwise(shares, weights), other_norm)
+        y = functional.leaky_relu(_normalized(x, norm) + other, _SLOPE)
+        return y.to(x.dtype) if head is None else functional.linear(y, *head).movedim(-1, 1).contiguous()
+
+    def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
+        """See `Operations.layer_norm`."""
+        y = functional.layer_norm(tokens.float(), tokens.shape[-1:], scale, shift, _EPS).to(self.dtype)
+        return y if fetch is None else functional.pad(y, (0, 0, 0, 1)).index_select(1, fetch)
+
+    def merge(self, tokens: Tensor, size: Size3, scale: Tensor, shift: Tensor) -> Tensor:
+        """See `Operations.merge`."""
+        batch, _, channels = tokens.shape
+        d, h, w = (length + length % 2 for length in size)
+        x = tokens.reshape(batch, *size, channels)
+        x = functional.pad(x, (0, 0, 0, w - size[2], 0, h - size[1], 0, d - size[0]))
+        x = x.reshape(batch, d // 2, 2, h // 2, 2, w // 2, 2 * channels).permute(0, 1, 3, 5, 2, 4, 6)
+        return self.layer_norm(x.reshape(batch, -1, 8 * channels), scale, shift, None)
+
+    def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
+        """See `Operations.add`."""
+        return tokens.float() + (x if back is None else x.index_select(1, back)).float()
+
+
+def regions_of(table: WindowTable) -> Tensor:
+    """(windows, n) int32: the region of each place; the first windows of a table have one region only."""
+    return torch.from_numpy(np.repeat(table.regions, table.counts, axis=0).astype(np.int32))
+
+
+def _normalized(x: Tensor, norm: Tensor) -> Tensor:
+    return x.float() * norm[:, None, None, None, 0] + norm[:, None, None, None, 1]
+
+
+def _pointwise(shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """(B, D, H, W, C_out) float32."""
+    products = [x.float() @ weight.float() for x, weight in zip(shares, weights, strict=True)]
+    return torch.stack(products).sum(0) if len(products) > 1 else products[0]
+
+
+class _ResidualBlock:
+    """MONAI's `UnetResBlock`, its input given in shares of the channels, which so need not be put together.
+
+    Args:
+        block: The module.
+        shares: Channels of each.
+        size: (D, H, W) of its input.
+        ops: Who computes.
+        filled: Channels of zeros that follow the input's own.
+    """
+
+    def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, filled: int = 0) -> None:
+        self.ops, self.count = ops, math.prod(size)
+        first = functional.pad(block.conv1.conv.weight.detach(), (0,) * 7 + (filled,))
+        self.first = ops.convolution(first, shares, size)
+        width = len(first)
+        self.second = ops.convolution(block.conv2.conv.weight.detach(), (width,), size)
+        self.beside: list[Tensor] | None = None
+        if block.downsample:
+            beside = functional.pad(block.conv3.conv.weight.detach().flatten(1), (0, filled))
+            self.beside = [
+                part.t().contiguous().to(ops.device, ops.dtype) for part in torch.split(beside, list(shares), 1)
+            ]
+
+    def __call__(self, *shares: Tensor, head: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        ops = self.ops
+        y, sums = self.first(shares, None)
+        y, sums = self.second([y], ops.norm_of(sums, self.count))
+        norm = ops.norm_of(sums, self.count)
+        if self.beside is None:
+            return cast(Tensor, ops.residual(y, norm, shares[0]))
+        beside = ops.norm_of(ops.pointwise_sums(shares, self.beside), self.count)
+        result = ops.pointwise_residual(y, norm, shares, self.beside, beside, head)
+        return cast(Tensor, result)
+
+
+class _UpBlock:
+    """MONAI's `UnetrUpBlock`.
+
+    Args:
+        block: The module.
+        size: (D, H, W) of its output.
+        ops: Who computes.
+    """
+
+    def __init__(self, block: Any, size: Size3, ops: Any) -> None:
+        weight = block.transp_conv.conv.weight.detach()
+        self.up = ops.upsampling(weight)
+        self.block = _ResidualBlock(block.conv_block, (weight.shape[1],) * 2, size, ops)
+
+    def __call__(self, x: Tensor, skip: Tensor, head: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return self.block(self.up(x), skip, head=head)
+
+
+class _Block:
+    """MONAI's `SwinTransformerBlock` for one size.
+
+    Args:
+        block: The module.
+        size: (D, H, W) in tokens.
+        ops: Who computes.
+    """
+
+    def __init__(self, block: Any, size: Size3, ops: Any) -> None:
+        self.ops = ops
+        table = window_table(size, tuple(block.window_size), tuple(block.shift_size))
+        self.fetch = self.back = None
+        if table.pads or (table.fetch != np.arange(table.tokens)).any():
+            self.fetch, self.back = (
+                torch.from_numpy(index.astype(np.int32)).to(ops.device) for index in (table.fetch, table.back)
+            )
+        attention, n = block.attn, math.prod(table.length)
+        index = attention.relative_position_index[:n, :n].reshape(-1)
+        bias = attention.relative_position_bias_table.detach()[index].reshape(n, n, -1).permute(2, 0, 1).contiguous()
+        self.attend = ops.attention(bias, table, attention.num_heads)
+        scale = torch.ones(3 * attention.qkv.in_features)
+        scale[: attention.qkv.in_features] = float(attention.scale)
+        qkv, shift = attention.qkv.weight.detach(), attention.qkv.bias
+        self.qkv = _layer(qkv * scale[:, None], None if shift is None else shift.detach() * scale, ops)
+        self.proj, self.up, self.down = (
+            _layer(layer.weight.detach(), layer.bias.detach(), ops)
+            for layer in (attention.proj, block.mlp.linear1, block.mlp.linear2)
+        )
+        self.norm1, self.norm2 = (
+            (norm.weight.detach().to(ops.device), norm.bias.detach().to(ops.device))
+            for norm in (block.norm1, block.norm2)
+        )
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        ops = self.ops
+        x = ops.layer_norm(tokens, *self.norm1, self.fetch)
+        x = functional.linear(self.attend(functional.linear(x, *self.qkv)), *self.proj)
+        tokens = ops.add(tokens, x, self.back)
+        x = functional.gelu(functional.linear(ops.layer_norm(tokens, *self.norm2, None), *self.up))
+        result: Tensor = ops.add(tokens, functional.linear(x, *self.down), None)
+        return result
+
+
+def _layer(weight: Tensor, shift: Tensor | None, ops: Any) -> tuple[Tensor, Tensor | None]:
+    return weight.to(ops.device, ops.dtype), None if shift is None else shift.to(ops.device, ops.dtype)
+
+
+class _Stage:
+    """MONAI's `BasicLayer` for one size.
+
+    Args:
+        stage: The layer.
+        size: (D, H, W) of its input, in tokens.
+        ops: Who computes.
+    """
+
+    def __init__(self, stage: Any, size: Size3, ops: Any) -> None:
+        self.ops, self.size = ops, size
+        self.blocks = [_Block(block, size, ops) for block in stage.blocks]
+        merging = stage.downsample
+        columns = columns_of_merging(merging)
+        self.reduction = merging.reduction.weight.detach()[:, columns].to(ops.device, ops.dtype)
+        self.norm = (
+            merging.norm.weight.detach()[columns].to(ops.device),
+            merging.norm.bias.detach()[columns].to(ops.device),
+        )
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return functional.linear(self.ops.merge(tokens, self.size, *self.norm), self.reduction)
+
+
+class ChannelsLastSwinUNETR:
+    """A SwinUNETR for windows of one size.
+
+    Args:
+        network: MONAI's network, in evaluation mode; `takes` says which can be done. Stays as it is.
+        roi: Window size in voxels.
+        ops: Who computes; has the attributes `dtype` and `device`.
+    """
+
+    def __init__(self, network: nn.Module, roi: Size3, ops: Any) -> None:
+        net: Any = network
+        self.ops, self.roi, self.patch = ops, roi, int(net.patch_size)
+        sizes = stage_sizes(network, roi)
+        if sizes is None:
+            raise ValueError("this network cannot be computed with channels last")
+        self.sizes: list[Size3] = [*sizes, _halved(sizes[-1])]
+        embed = net.swinViT.patch_embed.proj
+        self.embed = _layer(embed.weight.detach().flatten(1), embed.bias.detach(), ops)
+        self.stages = [_Stage(stage, size, ops) for stage, size in zip(stages_of(network), sizes, strict=True)]
+        self.normalize = bool(net.normalize)
+        cin, width = embed.in_channels, embed.out_channels
+        self.filled = -cin % CHANNEL_STEP
+        self.enter = _ResidualBlock(net.encoder1.layer, (cin + self.filled,), roi, ops, self.filled)
+        encoders = (net.encoder2, net.encoder3, net.encoder4)
+        self.encoders = [
+            _ResidualBlock(block.layer, (width * 2**level,), size, ops)
+            for level, (block, size) in enumerate(zip(encoders, self.sizes[:3], strict=True))
+        ]
+        self.deepest = _ResidualBlock(net.encoder10.layer, (width * 16,), self.sizes[4], ops)
+        decoders = (net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
+        targets = [*reversed(self.sizes[:4]), roi]
+        self.decoders = [_UpBlock(block, size, ops) for block, size in zip(decoders, targets, strict=True)]
+        head = net.out.conv.conv
+        weight = head.weight.detach().flatten(1).float()
+        shift = torch.zeros(len(weight)) if head.bias is None else head.bias.detach().float()
+        self.head = (weight.contiguous().to(ops.device), shift.to(ops.device))
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
+        x = windows.movedim(1, -1).to(self.ops.dtype)
+        hidden = self._hidden(x)
+        filled = functional.pad(x, (0, self.filled))
+        skips = [self.enter(filled), *(block(h) for block, h in zip(self.encoders, hidden, strict=False)), hidden[3]]
+        y = self.deepest(hidden[4])
+        for up, skip in zip(self.decoders[:-1], reversed(skips[1:]), strict=True):
+            y = up(y, skip)
+        return self.decoders[-1](y, skips[0], self.head)
+
+    def _hidden(self, x: Tensor) -> list[Tensor]:
+        """The input of each stage and the last output, as volumes."""
+        batch, channels, p = len(x), x.shape[-1], self.patch
+        d, h, w = self.sizes[0]
+        # A patch as a row: channel first, as the weights of the embedding lie.
+        patches = x.reshape(batch, d, p, h, p, w, p, channels).permute(0, 1, 3, 5, 7, 2, 4, 6)
+        tokens = functional.linear(patches.reshape(batch, d * h * w, -1), *self.embed)
+        found = [tokens]
+        for stage in self.stages:
+            tokens = stage(tokens)
+            found.append(tokens)
+        if self.normalize:
+            found = [self.ops.layer_norm(tokens, None, None, None) for tokens in found]
+        return [tokens.reshape(batch, *size, -1) for tokens, size in zip(found, self.sizes, strict=True)]
+
+
+def _halved(size: Size3) -> Size3:
+    return (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
+
+
+def takes(network: nn.Module, roi: Size3) -> bool:
+    """Whether a network can be computed so: a SwinUNETR of the first version, with patches of 2 and plain norms."""
+    if type(network) is not network_class("SwinUNETR"):
+        return False
+    net: Any = network
+    sizes = stage_sizes(network, roi)
+    if sizes is None or math.prod(_halved(sizes[-1])) == 1 or net.swinViT.use_v2 or net.patch_size != 2:
+        return False
+    if net.swinViT.patch_embed.norm is not None:
+        return False
+    if not net.encoder1.layer.downsample:  # as many channels come in as the first block makes
+        return False
+    blocks = [net.encoder1.layer, *(net.get_submodule(f"decoder{k}.conv_block") for k in range(1, 6))]
+    norms = [block.norm1 for block in blocks]
+    return all(type(norm) is nn.InstanceNorm3d and not norm.affine and norm.eps == _EPS for norm in norms)

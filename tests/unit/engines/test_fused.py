@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR, UNet
+
+from ctflow.engines import choose, fused
+from ctflow.engines.contract import EngineInfo
+from ctflow.engines.fused import FusedEngine, check_parity
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
+from ctflow.model import Model, ModelSpec, NetworkSpec
+from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
+
+ROI = (64, 32, 32)
+SWIN = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
+UNET = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+
+
+def model_of(name: str, arguments: dict) -> Model:
+    torch.manual_seed(0)
+    network = {"UNet": UNet, "SwinUNETR": SwinUNETR}[name](**arguments)
+    spec = ModelSpec(
+        "m", "1", NetworkSpec(name, arguments), 1, 2, (), ROI, 0.25, "gaussian", 4, "softmax", None, (), "", False
+    )
+    return Model(spec, network.state_dict(), "d" * 64)
+
+
+def as_it_is(function):
+    return function
+
+
+@pytest.fixture(scope="module")
+def network() -> SwinUNETR:
+    torch.manual_seed(0)
+    return SwinUNETR(**SWIN).eval().requires_grad_(False)
+
+
+def engine_of(function, precision="fp32") -> FusedEngine:
+    info = EngineInfo("fused", precision, "cpu", ROI, (1, 4), "d" * 64, 2)
+    return FusedEngine(function, info, kept=as_it_is)
+
+
+def channels_last(network) -> ChannelsLastSwinUNETR:
+    return ChannelsLastSwinUNETR(network, ROI, TorchOperations(torch.float32, "cpu"))
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """A machine whose GPU says that it is a Hopper."""
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    return capability
+
+
+def test_without_a_gpu_it_says_which_one_it_needs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    available, reason = fused.is_available()
+    assert not available
+    assert "compute capability 9.0 (H100, H200)" in reason
+
+
+@pytest.mark.parametrize(("missing", "package"), [("triton", "triton"), ("cuda", "cuda-bindings")])
+def test_without_what_compiles_its_kernels_it_says_what_to_install(a_gpu, monkeypatch, missing, package):
+    found = fused.find_spec
+    monkeypatch.setattr(fused, "find_spec", lambda name: None if name == missing else found(name))
+    assert fused.is_available() == (False, f"the package {package} is not installed: pip install {package}")
+
+
+def test_with_all_it_needs_it_names_the_versions(a_gpu):
+    available, versions = fused.is_available()
+    assert available
+    assert f"torch {torch.__version__}" in versions
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_hopper_computes(a_gpu, precision):
+    fused.check_settings("cuda:0", precision)
+
+
+def test_another_gpu_is_named(a_gpu):
+    a_gpu[0] = (8, 9)
+    with pytest.raises(BackendUnavailable, match=r"compute capability 9\.0 .*cuda:0 has 8\.9"):
+        fused.check_settings("cuda:0", "fp16")
+
+
+def test_tf32_is_refused(a_gpu):
+    with pytest.raises(BackendUnavailable, match="not tf32"):
+        fused.check_settings("cuda:0", "tf32")
+
+
+def test_another_network_is_refused(a_gpu):
+    with pytest.raises(BackendUnavailable, match="SwinUNETR.*not UNet"):
+        choose.open_engine(
+            "fused", model_of("UNet", UNET), device="cuda:0", precision=None, roi=ROI, batch_range=(1, 4)
+        )
+
+
+def test_auto_tries_it_before_every_other_engine_of_a_gpu():
+    assert choose.backend_names("auto", "cuda:0")[0] == "fused"
+    assert "fused" not in choose.backend_names("auto", "cpu")
+
+
+def test_auto_steps_down_where_its_own_check_fails(monkeypatch):
+    model = model_of("UNet", UNET)
+
+    def fails(*arguments, **settings):
+        raise ParityFailed("it differs")
+
+    eager = choose._load("eager")
+    monkeypatch.setattr(choose, "BACKENDS", {"first": "x", "eager": "ctflow.engines.eager"})
+    broken = type("Broken", (), {"DEVICES": ("cpu",), "FILE": None})
+    broken.is_available = staticmethod(lambda: (True, ""))
+    broken.precisions = staticmethod(lambda device: ("fp32",))
+    broken.open_backend = staticmethod(fails)
+    monkeypatch.setattr(choose, "_load", lambda name: broken if name == "first" else eager)
+    wanted = {"device": "cpu", "precision": None, "roi": ROI, "batch_range": (1, 1)}
+    assert choose.open_engine("auto", model, **wanted).info.backend == "eager"
+    with pytest.raises(ParityFailed):
+        choose.open_engine("first", model, **wanted)
+
+
+def test_it_gives_the_networks_logits(network):
+    engine = engine_of(channels_last(network))
+    windows = torch.rand(2, 1, *ROI)
+    with torch.inference_mode():
+        expected = network(windows)
+    assert torch.allclose(engine.predict(windows), expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_parity_passes_what_is_right(network):
+    engine = engine_of(channels_last(network))
+    with torch.no_grad():
+        check_parity(engine, network, 1)
+    engine.predict(torch.rand(1, 1, *ROI))
+
+
+@pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * float("nan")])
+def test_parity_refuses_and_closes_what_is_wrong(network, wrong):
+    function = channels_last(network)
+    engine = engine_of(lambda windows: wrong(function(windows)))
+    with torch.no_grad(), pytest.raises(ParityFailed, match="--engine eager"):
+        check_parity(engine, network, 1)
+    with pytest.raises(ValueError, match="closed"):
+        engine.predict(torch.rand(1, 1, *ROI))
+
+
+@pytest.mark.parametrize(
+    ("raised", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), BackendUnavailable),
+        (RuntimeError("a mistake of ours"), RuntimeError),
+    ],
+)
+def test_errors_of_the_gpu_are_named(raised, named):
+    def fails(windows):
+        raise raised
+
+    with pytest.raises(named):
+        engine_of(fails).predict(torch.rand(1, 1, *ROI))
+
+
+def test_it_closes_twice(network):
+    engine = engine_of(channels_last(network))
+    engine.close()
+    engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        engine.launch(torch.rand(1, 1, *ROI))

@@ -1,0 +1,158 @@
+"""Each Triton kernel against plain PyTorch; without a GPU by Triton's interpreter, in float32."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR
+from torch.nn import functional
+
+from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
+from ctflow.networks.swin import window_table
+
+triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
+
+from ctflow.kernels import operations  # noqa: E402
+from ctflow.kernels.operations import HopperOperations  # noqa: E402
+
+DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
+SIZE = (3, 4, 5)
+COUNT = math.prod(SIZE)
+PLAIN = TorchOperations(torch.float32, DEVICE)
+KERNELS = HopperOperations(torch.float32, DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(operations, "_PARTS", 6)  # programs of a sum: few, as the interpreter runs one after the other
+    with torch.inference_mode():
+        yield
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, worst: float = 2e-6) -> bool:
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    return float((found - expected).abs().max()) <= worst * float(expected.abs().max())
+
+
+def volume(channels: int, size=SIZE, batch=2) -> torch.Tensor:
+    return torch.randn(batch, *size, channels, device=DEVICE) + 0.5
+
+
+def norm_for(x: torch.Tensor) -> torch.Tensor:
+    return PLAIN.norm_of(PLAIN.sums(x), math.prod(x.shape[1:4]))
+
+
+@pytest.mark.parametrize("channels", [12, 48, 96])
+def test_sums_of_parts_give_the_instance_norm(channels):
+    x = volume(channels, (9, 10, 11))
+    sums = KERNELS._sums(x)
+    assert sums.shape[1] > 1
+    assert close(sums.sum(1, keepdim=True), PLAIN.sums(x))
+    assert close(KERNELS.norm_of(sums, 990), norm_for(x))
+
+
+def test_a_norm_does_not_lose_a_small_variance_beside_a_large_mean():
+    x = volume(16) * 0.01 + 3
+    norm = KERNELS.norm_of(PLAIN.sums(x), COUNT)
+    expected = functional.instance_norm(x.double().movedim(-1, 1)).movedim(1, -1).float()
+    found = x * norm[:, None, None, None, 0] + norm[:, None, None, None, 1]
+    assert close(found, expected, 1e-2)  # what is left of float32 sums of squares
+
+
+def test_a_leaky_relu_of_the_norm():
+    x = volume(24)
+    norm = norm_for(x)
+    assert close(KERNELS._activated(x, norm), PLAIN.residual(x, norm, torch.zeros_like(x)))
+
+
+def test_a_residual_of_the_same_shape():
+    x, other = volume(48), volume(48)
+    assert close(KERNELS.residual(x, norm_for(x), other), PLAIN.residual(x, norm_for(x), other))
+
+
+@pytest.mark.parametrize("shares", [(16,), (48, 32), (192, 192)], ids=str)
+@pytest.mark.parametrize("channels", [24, 96])
+def test_a_residual_through_a_pointwise_convolution(shares, channels):
+    x, parts = volume(channels), [volume(count) for count in shares]
+    weights = [torch.randn(count, channels, device=DEVICE) / 10 for count in shares]
+    sums = PLAIN.pointwise_sums(parts, weights)
+    beside = PLAIN.norm_of(sums, COUNT)
+    assert close(KERNELS.pointwise_sums(parts, weights).sum(1, keepdim=True), sums, 1e-5)
+    for head in (None, (torch.randn(3, channels, device=DEVICE), torch.randn(3, device=DEVICE))):
+        arguments = (x, norm_for(x), parts, weights, beside, head)
+        assert close(KERNELS.pointwise_residual(*arguments), PLAIN.pointwise_residual(*arguments), 1e-5)
+
+
+@pytest.mark.parametrize("channels", [12, 96])
+def test_layer_norms_fetch_their_tokens(channels):
+    tokens = torch.randn(2, 50, channels, device=DEVICE) * 3 + 1
+    scale, shift = torch.randn(2, channels, device=DEVICE)
+    fetch = torch.randperm(50).repeat(2)[:64].to(DEVICE, torch.int32)
+    fetch[5] = 50  # a place of zeros
+    for arguments in ((None, None, None), (scale, shift, None), (scale, shift, fetch)):
+        assert close(KERNELS.layer_norm(tokens, *arguments), PLAIN.layer_norm(tokens, *arguments), 1e-5)
+    assert KERNELS.layer_norm(tokens, scale, shift, fetch)[:, 5].eq(0).all()
+
+
+def test_tokens_are_added_from_their_places():
+    tokens, x = torch.randn(2, 50, 24, device=DEVICE), torch.randn(2, 64, 24, device=DEVICE)
+    back = torch.randperm(64)[:50].to(DEVICE, torch.int32)
+    assert close(KERNELS.add(tokens, x, back), PLAIN.add(tokens, x, back))
+    assert close(KERNELS.add(tokens, x[:, :50].contiguous(), None), PLAIN.add(tokens, x[:, :50], None))
+
+
+@pytest.mark.parametrize("size", [(4, 2, 6), (3, 4, 5), (1, 1, 1)], ids=str)
+def test_merging_fills_odd_sizes_with_zeros(size):
+    tokens = torch.randn(2, math.prod(size), 12, device=DEVICE)
+    scale, shift = torch.randn(2, 96, device=DEVICE)
+    assert close(KERNELS.merge(tokens, size, scale, shift), PLAIN.merge(tokens, size, scale, shift), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "shift", "heads", "width"),
+    [((4, 6, 5), 3, 1, 2, 8), ((7, 7, 7), 5, 2, 1, 16), ((6, 6, 6), 7, 3, 2, 4), ((4, 4, 8), 4, 0, 1, 16)],
+    ids=str,
+)
+def test_attention_within_windows(size, window, shift, heads, width):
+    table = window_table(size, (window,) * 3, (shift,) * 3)
+    n, windows = math.prod(table.length), sum(table.counts)
+    bias = torch.randn(heads, n, n) * 3
+    qkv = torch.randn(2, windows * n, 3 * heads * width, device=DEVICE) * 2
+    found = KERNELS.attention(bias, table, heads)(qkv)
+    assert close(found, PLAIN.attention(bias, table, heads)(qkv), 1e-5)
+
+
+def test_attention_with_large_scores_neither_overflows_nor_dilutes():
+    table = window_table((4, 4, 4), (4, 4, 4), (0, 0, 0))
+    qkv = torch.randn(1, 64, 48, device=DEVICE) * 30
+    found = KERNELS.attention(torch.zeros(1, 64, 64), table, 1)(qkv)
+    assert close(found, PLAIN.attention(torch.zeros(1, 64, 64), table, 1)(qkv), 1e-4)
+
+
+@pytest.mark.parametrize(("cin", "cout", "size"), [(48, 24, (3, 4, 5)), (160, 96, (2, 1, 3))], ids=str)
+def test_upsampling_stores_each_parity_in_its_place(cin, cout, size):
+    weight, x = torch.randn(cin, cout, 2, 2, 2), volume(cin, size)
+    assert close(KERNELS.upsampling(weight)(x), PLAIN.upsampling(weight)(x), 1e-5)
+
+
+def test_small_convolutions_are_cudnns_with_norm_and_sums_of_ours():
+    weight = torch.randn(24, 48, 3, 3, 3) / 30
+    shares = [volume(32), volume(16)]
+    found, sums = KERNELS.convolution(weight, (32, 16), SIZE)(shares, None)
+    expected, wanted = PLAIN.convolution(weight, (32, 16), SIZE)(shares, None)
+    assert close(found, expected, 1e-5)
+    assert close(sums.sum(1, keepdim=True), wanted, 1e-5)
+    norm = norm_for(shares[0])
+    found, _ = KERNELS.convolution(weight[:, :32], (32,), SIZE)(shares[:1], norm)
+    assert close(found, PLAIN.convolution(weight[:, :32], (32,), SIZE)(shares[:1], norm)[0], 1e-5)
+
+
+def test_a_whole_network_of_kernels():
+    network = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, window_size=2).eval()
+    windows = torch.rand(1, 1, 64, 32, 32)
+    found = ChannelsLastSwinUNETR(network, (64, 32, 32), KERNELS)(windows.to(DEVICE))
+    assert close(found.cpu(), network(windows), 1e-5)
