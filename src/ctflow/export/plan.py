@@ -55,7 +55,7 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
 
     Raises:
         BackendUnavailable: TensorRT does not load.
-        ExportFailed: It cannot build the graph, or nothing has a name that is asked for in fp32; gives the reason.
+        ExportFailed: It cannot build the graph; gives its reason.
         DeviceOutOfMemory: The GPU has too little memory to build it.
         OutputError: The file cannot be written.
     """
@@ -122,8 +122,8 @@ def _allow_half(runtime: Any, config: Any, network: Any, full: tuple[str, ...] =
     config.set_flag(runtime.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     kept = [any(fnmatchcase(name, pattern) for pattern in full) for name in _names(layers)]
-    if full and not any(kept):
-        raise ExportFailed(f"no layer of the graph is named {' or '.join(full)}")
+    if full:  # names are of one kind of network; another has none of them
+        log.debug("%d of %d layers are named as %s", sum(kept), len(kept), " or ".join(full))
     constant = runtime.LayerType.CONSTANT  # whose numbers have the format that the graph gives them
     for layer, named in zip(layers, kept, strict=True):
         full_precision = (named and layer.type != constant) or _is_statistic(runtime, layer)
