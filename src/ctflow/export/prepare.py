@@ -18,6 +18,7 @@ from ctflow.engines.tensorrt import (
     RTX_FILE,
     check_precision,
     engine_from_plan,
+    full_precision_names,
     gpu_identity,
     graph_style,
     load_runtime,
@@ -157,7 +158,8 @@ def _make_plan(
 ) -> None:
     """The network as ONNX in the style of this TensorRT, and its plan."""
     batches = plan_batches(batch_range)
-    style = graph_style(load_runtime(name), precision)
+    runtime = load_runtime(name)
+    style, full = graph_style(runtime, precision), full_precision_names(runtime, precision)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx_from_model(model, roi, batch_range=(batches[0], batches[2]), path=graph, style=style)
@@ -166,9 +168,10 @@ def _make_plan(
         plan_from_onnx(name, data, path, PlanSettings(precision, batches), progress)
         return
     where = hashlib.sha256(gpu_identity(device).encode()).hexdigest()[:16]
-    timing_cache = cache_dir / f"timing-{load_runtime(name).__version__}-{where}.cache"
+    timing_cache = cache_dir / f"timing-{runtime.__version__}-{where}.cache"
+    settings = PlanSettings(precision, batches, timing_cache=timing_cache, full_precision=full)
     with torch.cuda.device(device):
-        plan_from_onnx(name, data, path, PlanSettings(precision, batches, timing_cache=timing_cache), progress)
+        plan_from_onnx(name, data, path, settings, progress)
 
 
 def _check_plan(

@@ -22,7 +22,12 @@ from torch.nn import functional
 from ctflow.networks.build import network_class
 from ctflow.volume import Size3
 
-REWRITE_VERSION = 3  # part of every stored engine's key: raise it when a rewrite changes what is exported
+REWRITE_VERSION = 4  # part of every stored engine's key: raise it when a rewrite changes what is exported
+# Patterns of the names that operations of an exported graph have: the last stage with its norm, the last two, and what
+# lies between an attention's projections.
+LAST_STAGE = ("swinViT.stages.3[./]*", "swinViT.norms.4/*")
+LAST_STAGES = ("swinViT.stages.[23][./]*", "swinViT.norms.[34]/*")
+ATTENTION_SCORES = ("swinViT.stages.*.attention/*",)
 
 MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
 # Scores of one product, so that an engine that keeps them whole needs at most some 100 MB for each; onnxruntime 1.31
@@ -46,14 +51,18 @@ class AttentionStyle:
         by_pattern: Whether the windows of each mask pattern are a product of their own, which adds one small mask to
             all of them and suits caches; else all masked windows are one product, each with its own mask, which is
             fewer and larger operations and suits GPUs.
+        folded: Whether windows and heads are one axis of the products, and no tensor has more than four axes: older
+            compilers have been seen to go wrong on five.
     """
 
     most_scores: int
     by_pattern: bool
+    folded: bool = False
 
 
 CPU_ATTENTION = AttentionStyle(MOST_SCORES, by_pattern=True)
 GPU_ATTENTION = AttentionStyle(2**40, by_pattern=False)
+FOLDED_ATTENTION = AttentionStyle(2**40, by_pattern=False, folded=True)
 
 
 def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle = CPU_ATTENTION) -> nn.Module:
@@ -323,6 +332,7 @@ class FixedAttention(nn.Module):
         self.heads: int = attention.num_heads
         self.n = int(np.prod(table.length))
         self.parts = _attention_parts(table, style, self.heads * self.n**2)
+        self.folded = style.folded
         self.table, self.proj = attention.relative_position_bias_table, attention.proj
         self.qkv = _scaled_queries(attention.qkv, float(attention.scale))
         self.shared = shared
@@ -333,21 +343,41 @@ class FixedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, windows * n, C) -> the same."""
-        batch, places, channels = x.shape
-        windows, width = places // self.n, channels // self.heads
-        split = self.qkv(x).reshape(batch, windows, self.n, 3, self.heads, width)
+        qkv = self.qkv(x)
+        bias = self._bias()
+        result: Tensor = self.proj(self._folded(qkv, bias) if self.folded else self._unfolded(qkv, bias))
+        return result
+
+    def _unfolded(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """(B, windows * n, 3 C) -> (B, windows * n, C), by products of five axes."""
+        batch, places, channels = qkv.shape
+        windows, width = places // self.n, channels // (3 * self.heads)
+        split = qkv.reshape(batch, windows, self.n, 3, self.heads, width)
         q, k, v = split.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, n, width)
         k = k.transpose(3, 4)
-        bias = self._bias()
         # The softmax is in fp32 even where the products are not: half precision is too coarse for large scores.
         parts = [
             torch.softmax(self._scores(_at_least_float(q[:, a:b] @ k[:, a:b]), bias, a, b, one), dim=-1).to(v.dtype)
             @ v[:, a:b]
             for a, b, one in self.parts
         ]
-        seen = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        result: Tensor = self.proj(seen.transpose(2, 3).reshape(batch, places, channels))
-        return result
+        return _joined(parts).transpose(2, 3).reshape(batch, places, self.heads * width)
+
+    def _folded(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """(B, windows * n, 3 C) -> (B, windows * n, C), by products of three axes, the first of all matrices."""
+        n, heads = self.n, self.heads
+        width = qkv.shape[2] // (3 * heads)
+        bias = bias.flatten(1)
+        parts = []
+        for a, b, one in self.parts:
+            split = qkv[:, a * n : b * n].reshape(-1, n, 3 * heads, width).transpose(1, 2)
+            q, k, v = (split[:, c * heads : (c + 1) * heads].reshape(-1, n, width) for c in range(3))
+            # The same order seen with axes for what is added: (B, windows, heads, n * n).
+            products = _at_least_float(q @ k.transpose(1, 2)).reshape(-1, b - a, heads, n * n)
+            scores = self._scores(products, bias, a, b, one).reshape(-1, n, n)
+            seen = torch.softmax(scores, dim=-1).to(v.dtype) @ v
+            parts.append(seen.reshape(-1, heads, n, width).transpose(1, 2).reshape(-1, (b - a) * n, heads * width))
+        return _joined(parts)
 
     def _bias(self) -> Tensor:
         """(heads, n, n): what is added to the score of two places, by their position."""
@@ -356,12 +386,13 @@ class FixedAttention(nn.Module):
         return bias.reshape(self.n, self.n, self.heads).permute(2, 0, 1)
 
     def _scores(self, products: Tensor, bias: Tensor, first: int, stop: int, one: bool) -> Tensor:
-        """(B, windows, heads, n, n) products with what position and region add to them."""
+        """(B, windows, heads, n, n) products, or (B, windows, heads, n * n), with what position and region add."""
         if not self.masked[first:stop].any():
             return products + bias
         regions = self.regions[first:stop, None]  # (windows, 1, n), of which one may serve all
         regions = regions[0] if one else regions
         mask = torch.where(regions[..., :, None] == regions[..., None, :], 0.0, _MASKED)
+        mask = mask.flatten(-2) if self.folded else mask
         # Where each window has its mask, a sum with the bias of all heads would be a constant many times as large.
         return products + (bias + mask) if one else products + bias + mask
 
@@ -377,6 +408,10 @@ def _attention_parts(table: WindowTable, style: AttentionStyle, scores: int) -> 
     return tuple(
         (first, min(first + most, stop), one) for start, stop, one in runs for first in range(start, stop, most)
     )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _at_least_float(x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from monai.networks.nets import SwinUNETR, UNet
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.engines.choose import open_engine
-from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.onnxfile import CPU_BATCH, GraphStyle, onnx_key
 from ctflow.engines.store import EngineStore
 from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed, ParityFailed, SettingsInvalid
 from ctflow.export import onnx as onnx_module
@@ -18,6 +20,7 @@ from ctflow.export.parity import check_parity
 from ctflow.export.prepare import prepare_engine
 from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.build import network_from_model
+from ctflow.networks.swin import ATTENTION_SCORES, FOLDED_ATTENTION, LAST_STAGE, LAST_STAGES
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -78,6 +81,40 @@ def test_the_file_names_no_place_and_recomputes_no_mask(dynamic):
     assert [node for node in graph.node if node.op_type.startswith("Scatter")] == []
     assert [value.name for value in graph.input] == ["windows"]
     assert [value.name for value in graph.output] == ["logits"]
+
+
+@pytest.fixture(scope="module")
+def written_out(swin, tmp_path_factory):
+    """The graph for TensorRT 8.5."""
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    style = GraphStyle(16, "fp32", written_norms=True, attention=FOLDED_ATTENTION)
+    onnx_from_model(swin, ROI, batch_range=(1, 8), path=path, style=style)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_folded_attention_and_written_norms_compute_the_same_at_any_batch(swin, written_out, batch):
+    windows = noise(batch) * torch.linspace(0.5, 1.5, batch).reshape(-1, 1, 1, 1, 1)
+    with torch.inference_mode():
+        expected = network_from_model(swin)(windows)
+    expected = expected[:, 1:2] - expected[:, 0:1]
+    assert (run(written_out, windows) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_operations_are_named_by_their_module(written_out):
+    nodes = onnx.load(written_out).graph.node
+    assert len({node.name for node in nodes}) == len(nodes)
+
+    def kinds(patterns: tuple[str, ...]) -> Counter:
+        return Counter(n.op_type for n in nodes if any(fnmatchcase(n.name, pattern) for pattern in patterns))
+
+    last, both, attention = kinds(LAST_STAGE), kinds(LAST_STAGES), kinds(ATTENTION_SCORES)
+    # Two blocks with four linear layers and two products each, a merging with one; norms: two a block, one each.
+    assert (last["MatMul"], last["Softmax"], last["Sqrt"]) == (2 * 6 + 1, 2, 2 * 2 + 1 + 1)
+    # In the stage before it, the second block's windows with and without a mask have a product each.
+    assert (both["MatMul"], both["Softmax"], both["Sqrt"]) == (2 * 13 + 2, 2 * 2 + 1, 2 * 6)
+    assert attention["MatMul"] == 2 * attention["Softmax"]
+    assert attention["Sqrt"] == attention["Erf"] == last["Conv"] == 0
 
 
 def test_the_demonstration_model_is_small_and_always_the_same_file(tmp_path):

@@ -6,7 +6,17 @@ import torch
 from monai.networks.nets import SwinUNETR, UNet
 from monai.networks.nets.swin_unetr import compute_mask
 
-from ctflow.networks.swin import CPU_ATTENTION, GPU_ATTENTION, MOST_PATTERNS, rewrite_for_export, window_table
+from ctflow.networks.swin import (
+    CPU_ATTENTION,
+    FOLDED_ATTENTION,
+    GPU_ATTENTION,
+    MOST_PATTERNS,
+    FixedAttention,
+    rewrite_for_export,
+    window_table,
+)
+
+STYLES = (CPU_ATTENTION, GPU_ATTENTION, FOLDED_ATTENTION)
 
 
 def swin_unetr(**arguments) -> SwinUNETR:
@@ -38,7 +48,7 @@ def noise(batch: int, roi: tuple[int, int, int], channels: int = 1) -> torch.Ten
     ],
     ids=str,
 )
-@pytest.mark.parametrize("attention", [CPU_ATTENTION, GPU_ATTENTION], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu", "folded"])
 def test_the_rewritten_network_computes_the_same(roi, batch, arguments, attention):
     network = swin_unetr(**arguments)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -50,7 +60,7 @@ def test_the_rewritten_network_computes_the_same(roi, batch, arguments, attentio
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("attention", [CPU_ATTENTION, GPU_ATTENTION], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu", "folded"])
 def test_strong_attention_is_the_same_too(attention):
     """Large scores make masks and position tables matter, and rounding too: so in double precision."""
     network = swin_unetr()
@@ -62,6 +72,31 @@ def test_strong_attention_is_the_same_too(attention):
     windows = noise(1, (64, 64, 64)).double()
     with torch.inference_mode():
         assert relative_error(network(windows), rewritten(windows)) <= 1e-10
+
+
+class MostAxes(torch.overrides.TorchFunctionMode):
+    """Notes the most axes that a tensor has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.most = max(self.most, result.dim())
+        return result
+
+
+@pytest.mark.parametrize(("attention", "axes"), [(GPU_ATTENTION, 6), (FOLDED_ATTENTION, 4)], ids=["gpu", "folded"])
+def test_folded_attention_has_no_more_than_four_axes(attention, axes):
+    rewritten = rewrite_for_export(swin_unetr(), (64, 64, 64), attention)
+    for module in rewritten.modules():
+        if isinstance(module, FixedAttention):
+            places = module.n * len(module.masked)
+            with torch.inference_mode(), MostAxes() as seen:
+                module(torch.rand(2, places, module.qkv.in_features))
+            assert seen.most == axes
 
 
 @pytest.mark.parametrize("size", [(48, 48, 48), (24, 24, 24), (12, 12, 12), (6, 6, 6), (32, 8, 7), (7, 14, 21)])
