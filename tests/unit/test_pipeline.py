@@ -393,6 +393,34 @@ def test_no_series_is_named_before_an_engine_opens(model, tmp_path):
         run_folder(tmp_path / "in", tmp_path / "out", model, Settings(engine="no such engine"))
 
 
+@pytest.mark.parametrize(
+    ("folder", "rule"), [("jpeg2000", "SOPClassUID is empty or absent"), ("tilted", "BodyPartExamined")]
+)
+def test_real_ct_that_is_not_for_the_model_is_refused_by_name(data, model, settings, tmp_path, folder, rule):
+    with pytest.raises(NoUsableSeries, match=rule):
+        run_folder(data / folder, tmp_path / "out", model, settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_ct_whose_files_share_a_uid_is_refused_by_name(data, model, settings, tmp_path):
+    report = run_folder(data / "transfer-syntaxes", tmp_path / "out", model, settings)
+    (case,) = report.cases
+    assert (report.exit_code, case.error.reason) == (2, "doubled")
+
+
+def test_real_ct_on_tilted_uneven_slices_is_marked_on_them(data, model, tmp_path):
+    report = run_folder(data / "tilted", tmp_path / "out", model, Settings(device="cpu", force=True))
+    (case,) = report.cases
+    assert report.exit_code == 0
+    assert any("tilt of 18.5 degrees" in warning for warning in case.warnings)
+    instances = case.candidate.series.instances
+    places = {tuple(map(float, each.header.ImagePositionPatient)) for each in instances}
+    assert len(places) == 28
+    seg = pydicom.dcmread(next((tmp_path / "out").glob("*/segmentation.dcm")))
+    frames = [each.PlanePositionSequence[0].ImagePositionPatient for each in seg.PerFrameFunctionalGroupsSequence]
+    assert {tuple(map(float, frame)) for frame in frames} <= places
+
+
 def test_forced_and_dropped_series_carry_warnings(model, settings, tmp_path):
     def localizer(dataset, index):
         dataset.BodyPartExamined = "HEAD"

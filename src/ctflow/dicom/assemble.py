@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from pydicom.uid import UID
 
 from ctflow.dicom.attributes import integer, number, text
-from ctflow.dicom.decode import read_slices
+from ctflow.dicom.decode import Slice, SliceReader
 from ctflow.dicom.frames import slices_unlike_both_neighbours
 from ctflow.dicom.geometry import stack_of_series
 from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, unsupported
@@ -89,22 +90,12 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
 
     Source: DICOM PS3.3 C.7.5.1.1.2 (padding), C.11.1 (modality LUT), C.8.2.1 (CT image).
     """
-    stack = stack_of_series(series, allow_gaps=allow_gaps)
-    rescales = [_rescale_of(instance) for instance in stack.instances]
-    depth, (_, rows, columns) = len(rescales), stack.geometry.shape
-    raw = np.empty((depth, rows, columns), np.uint16)
-    padding: npt.NDArray[np.bool_] | None = None
-    fits = True
-    progress("read", 0, depth)
-    with closing(read_slices(stack.instances, [each.form for each in rescales], rows, columns)) as slices:
-        for d, (values, rescale) in enumerate(zip(slices, rescales, strict=True)):
-            raw[d] = values
-            mask = _padding_mask(raw[d], rescale)
-            if mask is not None:
-                padding = np.zeros(raw.shape, bool) if padding is None else padding
-                padding[d] = mask
-            fits = fits and _fits_int16(raw[d], rescale, mask)
-            progress("read", d + 1, depth)
+    with closing(SliceReader(series.instances)) as reader:
+        stack = stack_of_series(series, allow_gaps=allow_gaps)
+        rescales = [_rescale_of(instance) for instance in stack.instances]
+        _, rows, columns = stack.geometry.shape
+        slices = reader.read(stack.instances, [each.form for each in rescales], rows, columns)
+        raw, padding, fits = _stacked(slices, rescales, (rows, columns), progress)
     array = _hounsfield(raw, rescales, padding, small=fits)
     doubtful = _doubtful_frames(array, stack.instances)
     weights = stack.spacing.weights
@@ -113,6 +104,26 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
     volume = Volume(array, stack.geometry, padding)
     warnings = (*stack.warnings, *_lossy_warnings(stack.instances), *doubtful)
     return Assembled(volume, stack.instances, stack.spacing.nearest, warnings)
+
+
+def _stacked(
+    slices: Iterable[Slice], rescales: list[_Rescale], size: tuple[int, int], progress: Progress
+) -> tuple[Slice, npt.NDArray[np.bool_] | None, bool]:
+    """Stored values of all slices, where padding is (None: nowhere), and whether all HU fit int16."""
+    depth = len(rescales)
+    raw = np.empty((depth, *size), np.uint16)
+    padding: npt.NDArray[np.bool_] | None = None
+    fits = True
+    progress("read", 0, depth)
+    for d, (values, rescale) in enumerate(zip(slices, rescales, strict=True)):
+        raw[d] = values
+        mask = _padding_mask(raw[d], rescale)
+        if mask is not None:
+            padding = np.zeros(raw.shape, bool) if padding is None else padding
+            padding[d] = mask
+        fits = fits and _fits_int16(raw[d], rescale, mask)
+        progress("read", d + 1, depth)
+    return raw, padding, fits
 
 
 def _resampled(

@@ -1,0 +1,44 @@
+"""Decoders that go wrong, each a process's whole work in place of `ctflow.dicom.decode.run_decoder`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from ctflow.dicom import decode
+from ctflow.dicom.shared import SharedSlices
+
+SPECIAL = "00005.dcm"
+
+
+def _with(on_special: Callable[[], object], connection: Connection, room: SharedSlices) -> None:
+    real = decode.read_stored
+
+    def read(instance, form, rows, columns):
+        if instance.name == SPECIAL:
+            on_special()
+        return real(instance, form, rows, columns)
+
+    decode.read_stored = read
+    decode.run_decoder(connection, room)
+
+
+def dies_of_a_slice(connection: Connection, room: SharedSlices) -> None:
+    _with(lambda: os._exit(1), connection, room)
+
+
+def hangs_in_a_slice(connection: Connection, room: SharedSlices) -> None:
+    _with(threading.Event().wait, connection, room)
+
+
+def fails_unexpectedly(connection: Connection, room: SharedSlices) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("nobody thought of it")
+
+    _with(fail, connection, room)
+
+
+def never_begins(_connection: Connection, _room: SharedSlices) -> None:
+    os._exit(1)
