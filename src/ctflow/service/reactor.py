@@ -48,14 +48,14 @@ class EventQueue(queue.Queue[Any]):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
         self._connection = connection
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __del__(self) -> None:
-        os.close(self._bell)
+        os.close(self.bell)
 
     def ring(self) -> None:
         """End a wait."""
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self.bell, 1)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """As `queue.Queue.get`, but without `block` it waits for a moment."""
@@ -67,13 +67,13 @@ class EventQueue(queue.Queue[Any]):
 
     def _wait(self) -> None:
         poll = select.poll()  # knows descriptors of any number
-        poll.register(self._bell, select.POLLIN)
+        poll.register(self.bell, select.POLLIN)
         descriptor = self._connection.fileno()
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
         for ready, _ in poll.poll(_LONGEST_S * 1000):
-            if ready == self._bell:
-                os.eventfd_read(self._bell)
+            if ready == self.bell:
+                os.eventfd_read(self.bell)
 
 
 def make_patient(association: Any) -> None:

@@ -62,8 +62,9 @@ class WaitingRoom(threading.Thread):
         self._told, self._tell = socket.socketpair()
 
     def stop(self) -> None:
-        """Accept nothing more and close what waits; returns when that is done."""
-        self._tell.send(b"x")
+        """Accept nothing more and close what waits; returns when that is done. May be called twice."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._tell.send(b"x")
         self.join()
 
     def run(self) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pydicom
 import pytest
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from ctflow.dicom.pixels import READABLE
 from ctflow.dicom.select import CT_IMAGE_STORAGE
@@ -17,7 +17,7 @@ from ctflow.errors import NotWritten, SettingsInvalid
 from ctflow.service import receive
 from ctflow.service.journal import key_of
 from ctflow.service.receive import VERIFICATION, supported_contexts
-from service_support import association, instance, store, storescu, wait_until
+from service_support import association, encoded, instance, store, store_command, storescu, wait_until
 
 KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
 
@@ -111,41 +111,63 @@ def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
         ({"SOPInstanceUID": "1.2.3"}, receive.WRONG_CLASS),
     ],
 )
-def test_what_cannot_be_kept_is_refused_with_its_status(ear, changes, status):
-    node = ear()
-    message = instance(1)
-    body = instance(1, **changes)
-    with association(node.port) as found:
-        # The request says one thing, the data set another.
-        import io  # noqa: PLC0415
-
-        from pynetdicom.dimse_primitives import C_STORE  # noqa: PLC0415
-        from pynetdicom.dsutils import encode  # noqa: PLC0415
-
-        request = C_STORE()
-        request.MessageID, request.Priority = 1, 2
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = message.SOPClassUID, message.SOPInstanceUID
-        request.DataSet = io.BytesIO(encode(body, False, True))
-        context = next(each for each in found.accepted_contexts if each.abstract_syntax == CT_IMAGE_STORAGE)
-        found._reactor_checkpoint.clear()
-        while not found._is_paused:
-            pass
-        found.dimse.send_msg(request, context.context_id)
-        _, answer = found.dimse.get_msg(block=True)
-        found._reactor_checkpoint.set()
+@pytest.mark.parametrize("patient_data", [False, True])
+def test_what_cannot_be_kept_is_refused_with_its_status(ear, raw, changes, status, patient_data):
+    node = ear(patient_data=patient_data)
+    peer = raw(node.port)
+    # The request says one thing, the data set another.
+    answer = peer.ask(store_command(instance(1)), encoded(instance(1, **changes)))
     assert answer.Status == status
+    assert answer.ErrorComment
     assert not node.files
 
 
-def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, monkeypatch):
-    node = ear()
-    monkeypatch.setattr(receive, "flaw_of_header", lambda *_, **__: "cut short in its header")
-    assert store(node.port, instance(1)) == [receive.CANNOT_UNDERSTAND]
-    monkeypatch.undo()
+@pytest.mark.parametrize("patient_data", [False, True])
+def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, raw, patient_data):
+    node = ear(patient_data=patient_data)
+    peer = raw(node.port)
+    whole = encoded(instance(1))
+    for damaged in (whole[:50], whole[8:30] + whole, b"\x08\x00", b"\xff" * 40):
+        answer = peer.ask(store_command(instance(1)), damaged)
+        assert (answer.Status, answer.AffectedSOPInstanceUID) == (receive.CANNOT_UNDERSTAND, "1.2.826.0.1.1")
+    assert peer.ask(store_command(instance(1)), whole).Status == 0
+    assert len(node.files) == 1
+
+
+def test_a_header_that_pydicom_cannot_read_is_refused(ear, monkeypatch):
+    node = ear(patient_data=True)
     monkeypatch.setattr(receive.pydicom, "dcmread", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
     assert store(node.port, instance(1)) == [receive.CANNOT_UNDERSTAND]
     monkeypatch.undo()
     assert store(node.port, instance(1)) == [0]
+
+
+def test_a_class_of_another_context_is_refused(ear, raw):
+    node = ear()
+    magnetic = instance(1, SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+    answer = raw(node.port).ask(store_command(magnetic), encoded(magnetic))
+    assert answer.Status == receive.WRONG_CLASS
+    assert not node.files
+
+
+def test_deflated_instances_are_taken(ear):
+    node = ear()
+    dataset = instance(1)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with association(node.port, contexts={CT_IMAGE_STORAGE: [DeflatedExplicitVRLittleEndian]}) as found:
+        assert found.send_c_store(dataset).Status == 0
+    assert pydicom.dcmread(*node.files).SOPInstanceUID == dataset.SOPInstanceUID
+
+
+def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_without_it(ear, monkeypatch):
+    node = ear()
+    monkeypatch.setattr(
+        node.journal, "holds", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("unable to open"))
+    )
+    assert store(node.port, instance(1)) == [receive.OUT_OF_RESOURCES]
+    monkeypatch.undo()
+    assert node.journal.find(KEY).refused == 1
+    assert not node.files
 
 
 HOSTILE = (
