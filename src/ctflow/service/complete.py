@@ -45,7 +45,6 @@ class Completer(threading.Thread):
             except OutputError as error:  # the disk is full: completing can wait
                 log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
                 wait_s = 1.0
-        self._journal.release_thread()
 
     def _look(self) -> float:
         """Complete what is due; how long nothing can be."""

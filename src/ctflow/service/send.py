@@ -123,7 +123,6 @@ class Courier(threading.Thread):
                 log.error("%s: %s", self.name, type(error).__name__)  # noqa: TRY400
             if wait_s > 0:
                 self._sleep(wait_s)
-        self._journal.release_thread()
 
     def _sleep(self, wait_s: float) -> None:
         """Until something changes or is due; a destination that is down is left alone until then."""

@@ -165,7 +165,6 @@ class Foreman(threading.Thread):
                     self._lead(job)
         finally:
             self._end_process()
-            self._crew.journal.release_thread()
 
     def kill(self) -> None:
         """End the worker at once."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -260,7 +262,7 @@ def test_lists_are_the_newest_first_and_go_on_page_by_page(journal, clock):
         receive(journal, 1, series_uid=name)
     first = journal.series(limit=2)
     assert [each.series_uid for each in first] == ["c", "b"]
-    assert [each.series_uid for each in journal.series(limit=2, before=first[-1].last_at)] == ["a"]
+    assert [each.series_uid for each in journal.series(limit=2, before=(first[-1].last_at, first[-1].key))] == ["a"]
     assert journal.series(states=("done",)) == ()
     assert journal.files() == {"1.dcm"}
 
@@ -290,8 +292,25 @@ def test_who_listens_is_told_of_every_write(journal):
     journal.event("note", "text", peer="127.0.0.1")
     assert told.wait(10)
     assert journal.events()[0].kind == "note"
-    journal.release_thread()
     assert journal.events(after=journal.events()[0].id) == ()
+
+
+def test_threads_that_come_and_go_leave_nothing_open(journal):
+    """Each association is a thread that asks; a descriptor left by each would end the node after some hundreds."""
+    receive(journal, 1)
+
+    def descriptors() -> int:
+        opened = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]  # noqa: PTH115
+        return sum(name.startswith(str(journal.path)) for name in opened)
+
+    for _ in range(40):
+        thread = threading.Thread(target=journal.series)
+        thread.start()
+        thread.join()
+    before = descriptors()
+    with ThreadPoolExecutor(20) as pool:
+        assert len(list(pool.map(lambda _: journal.series(), range(200)))) == 200
+    assert before <= descriptors() <= before + 2 * 8
 
 
 def test_what_is_no_journal_or_a_newer_one_is_refused(tmp_path, journal):
