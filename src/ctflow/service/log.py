@@ -160,12 +160,15 @@ class AuditTrail:
 
 
 @contextlib.contextmanager
-def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[None]:
+def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[threading.Thread]:
     """A thread that tells what is new whenever `changed` is set (the journal's listener sets it), and at the end.
 
     Args:
         trail: What tells.
         changed: Cleared by the thread.
+
+    Yields:
+        The thread.
     """
     ending = threading.Event()
 
@@ -180,7 +183,7 @@ def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[None]:
     changed.set()  # what an earlier process had not told yet
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         ending.set()
         changed.set()

@@ -30,7 +30,8 @@ from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal, key_of
 from ctflow.service.metrics import Metrics
 from ctflow.service.reactor import make_patient
-from ctflow.service.records import Arrival, Patient
+from ctflow.service.records import Arrival, InstanceRecord, Patient
+from ctflow.service.same import is_same_in_other_syntax
 from ctflow.service.shortcut import Answer as StoreAnswer
 from ctflow.service.shortcut import StoreRequest, shorten
 from ctflow.service.transport import LimitedSocket, Shared
@@ -52,6 +53,10 @@ WRONG_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 CONFLICT = 0xC001  # another content was received under this SOPInstanceUID
 TOO_MUCH = 0xC002  # the series is larger than this node takes
+_ANSWERS = {
+    "conflict": (CONFLICT, "another content, or syntax, was received under this UID"),
+    "too-much": (TOO_MUCH, "the series is larger than this node takes"),
+}
 _LONGEST_UID = 64
 _SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES, _COUNT = _READ = (
     0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E, 0x00201209,
@@ -167,6 +172,11 @@ class Receiver:
         """How many associations there are now."""
         return len(self._server.active_associations)
 
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """What must live while the node receives."""
+        return (self._waiting,)
+
     def start(self) -> None:
         """Listen, in a thread of its own."""
         self._waiting.start()
@@ -193,7 +203,11 @@ class Receiver:
             shared=self._shared,
             refused=lambda why: self._refused(address[0], why),
         )
-        self._server.finish_request(limited, address)
+        try:
+            self._server.finish_request(limited, address)
+        except BaseException:
+            limited.close()
+            raise
 
     def _opened(self, association: Any) -> None:
         make_patient(association)
@@ -304,7 +318,7 @@ class Receiver:
                 return self._no_room(arrival, "the disk is nearly full")
             name = known.file if known else self._inbox.write(series, arrival.sop_instance_uid, parts)
             receipt = self._journal.receive(
-                replace(arrival, file=name),
+                replace(arrival, file=name, same_as=self._same_as(known, arrival, parts)),
                 most_instances=self._reception.most_instances,
                 most_bytes=self._reception.most_bytes,
             )
@@ -317,12 +331,20 @@ class Receiver:
         finally:
             if name and known is None and not taken:
                 self._inbox.remove(name)
+        if receipt.verdict == "conflict" and known is None:  # it came twice at once: now there is one to compare with
+            return self._keep(arrival, parts)
         self._count(receipt.verdict, arrival.bytes)
-        if receipt.verdict == "conflict":
-            return CONFLICT, "another content was received under this SOPInstanceUID"
-        if receipt.verdict == "too-much":
-            return TOO_MUCH, "the series is larger than this node takes"
-        return SUCCESS, ""
+        return _ANSWERS.get(receipt.verdict, (SUCCESS, ""))
+
+    def _same_as(
+        self, known: InstanceRecord | None, arrival: Arrival, parts: Sequence[bytes | memoryview]
+    ) -> str | None:
+        """Digest of the instance that is here, where this one is the same in another transfer syntax."""
+        if known is None or known.transfer_syntax == arrival.transfer_syntax:
+            return None
+        path, came = self._inbox.folder / known.file, b"".join(parts)
+        is_same = is_same_in_other_syntax(path, known.transfer_syntax, came, arrival.transfer_syntax)
+        return known.sha256 if is_same else None
 
     def _count(self, verdict: str, count_bytes: int) -> None:
         if self._metrics is None:

@@ -9,16 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pydicom
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from ctflow.dicom.pixels import READABLE
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.errors import NotWritten, SettingsInvalid
-from ctflow.service import receive
+from ctflow.service import receive, waiting
 from ctflow.service.journal import key_of
 from ctflow.service.receive import VERIFICATION, supported_contexts
+from ctflow.service.settings import MOST_ASSOCIATIONS
+from ctflow.service.waiting import MOST_WAITING
 from service_support import association, encoded, instance, store, store_command, storescu, wait_until
 
+COMPARABLE_PAIR = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
 
 
@@ -92,6 +96,68 @@ def test_another_content_under_the_same_uid_is_refused(ear):
     node = ear()
     assert store(node.port, instance(1), instance(1, InstanceNumber=7)) == [0, receive.CONFLICT]
     assert len(node.files) == 1
+
+
+def nested(number: int, **changes) -> Dataset:
+    """An instance with sequences, a private element and a group length."""
+    dataset = instance(number, **changes)
+    inner = Dataset()
+    inner.CodeValue, inner.CodeMeaning = "1", "meaning"
+    middle = Dataset()
+    middle.ConceptCodeSequence = [inner]
+    dataset.ProcedureCodeSequence = [inner, middle]
+    dataset.private_block(0x0011, "ctflow test", create=True).add_new(0x01, "DS", "1.5")
+    return dataset
+
+
+def send_as(node, syntax: str, dataset: Dataset) -> int:
+    with association(node.port, contexts={CT_IMAGE_STORAGE: [syntax]}) as found:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        return found.send_c_store(dataset).Status
+
+
+@pytest.mark.parametrize(("first", "second"), [COMPARABLE_PAIR, COMPARABLE_PAIR[::-1]])
+def test_the_same_content_in_the_other_little_endian_syntax_is_a_duplicate(ear, first, second):
+    node = ear()
+    assert [send_as(node, first, nested(1)), send_as(node, second, nested(1))] == [0, 0]
+    assert (len(node.files), node.journal.find(KEY).duplicates) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"PixelData": b"\1" * 32}, {"InstanceNumber": 7}, {"KVP": "120"}, {"ProcedureCodeSequence": []}]
+)
+def test_another_content_in_another_syntax_is_refused_and_told(ear, changes):
+    node = ear()
+    other = nested(1)
+    for keyword, value in changes.items():
+        setattr(other, keyword, value)
+    assert send_as(node, COMPARABLE_PAIR[0], nested(1)) == 0
+    assert send_as(node, COMPARABLE_PAIR[1], other) == receive.CONFLICT
+    assert len(node.files) == 1
+    assert next(event.kind for event in node.journal.events()) == "conflict"
+
+
+def test_what_cannot_be_compared_is_refused_and_told(ear):
+    node = ear()
+    assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
+    assert send_as(node, str(DeflatedExplicitVRLittleEndian), instance(1)) == receive.CONFLICT
+    node.files[0].write_bytes(b"damaged meanwhile")
+    assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == receive.CONFLICT
+    assert [event.kind for event in node.journal.events()][:2] == ["conflict", "conflict"]
+
+
+def test_one_instance_in_two_syntaxes_at_once_is_kept_once(ear, monkeypatch):
+    node = ear()
+    assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
+    holds, asked = node.journal.holds, []
+
+    def late(*uids):
+        asked.append(uids)
+        return holds(*uids) if len(asked) > 1 else None
+
+    monkeypatch.setattr(node.journal, "holds", late)
+    assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == 0
+    assert (len(node.files), len(asked)) == (1, 2)
 
 
 def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
@@ -339,3 +405,40 @@ def test_the_journal_and_the_offered_contexts_agree_with_the_module(ear):
     assert set(supported_contexts()) == {VERIFICATION, *receive.STORED_CLASSES}
     node = ear()
     assert sqlite3.connect(node.journal.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_connection_that_cannot_be_taken_is_the_end_of_no_other(ear, monkeypatch):
+    node = ear()
+    finish, asked = node.receiver._server.finish_request, []
+
+    def fail(*given) -> None:
+        asked.append(given)
+        if len(asked) == 1:
+            raise RuntimeError("can't start new thread")
+        finish(*given)
+
+    monkeypatch.setattr(node.receiver._server, "finish_request", fail)
+    with association(node.port) as found:
+        assert not found.is_established
+    with association(node.port) as found:
+        assert found.send_c_echo().Status == 0
+    assert all(thread.is_alive() for thread in node.receiver.threads)
+    assert asked[0][0].fileno() == -1  # it is closed
+
+
+def test_descriptors_stay_below_what_select_knows():
+    others = 150  # the page's 100 connections, the journal, workers, couriers, the log
+    assert 2 * MOST_ASSOCIATIONS + MOST_WAITING + others < 1024
+
+
+def test_no_more_wait_than_there_is_room_for(ear, monkeypatch):
+    monkeypatch.setattr(waiting, "MOST_WAITING", 3)
+    node = ear()
+    idle = [socket.create_connection(("127.0.0.1", node.port), timeout=30) for _ in range(4)]
+    try:
+        assert idle[0].recv(1) == b""  # the one that waited the longest
+        with association(node.port) as found:
+            assert found.send_c_echo().Status == 0
+    finally:
+        for each in idle:
+            each.close()
