@@ -27,6 +27,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal
+from ctflow.service.reactor import keep_answers
 from ctflow.service.receive import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.service.records import Answer, Arrival, ObjectRecord
 from ctflow.service.worker import Line, NotReady, Outcome, Ready
@@ -104,7 +105,10 @@ def association(port: int, *, calling: str = "ROUTER", called: str = "CTFLOW", c
     for abstract, syntaxes in (contexts or supported_contexts()).items():
         ae.add_requested_context(abstract, list(syntaxes)[:1])
     opened = []
-    handlers = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
+    handlers = [
+        (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
+        (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
+    ]
     found = ae.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers)
     try:
         yield found

@@ -25,6 +25,20 @@ class PatientQueue(queue.Queue[Any]):
         return super().get(True, timeout if block else _LONGEST_S)
 
 
+class AnswerQueue(queue.Queue[Any]):
+    """Messages of an association that only asks: none is given to the loop that looks for requests.
+
+    pynetdicom pauses that loop while it waits for an answer, and may see it paused as it just goes on: then the loop
+    takes the answer for a request and drops it, and whoever asked waits until his patience ends.
+    """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """As `queue.Queue.get`, but without `block` there is nothing."""
+        if not block:
+            raise queue.Empty
+        return super().get(True, timeout)
+
+
 class BellQueue(queue.Queue[Any]):
     """A queue that rings when something is put into it."""
 
@@ -92,3 +106,12 @@ def make_patient(association: Any) -> None:
     association.dimse.msg_queue = messages = PatientQueue()
     # A release or an abort ends the wait for a message, as (None, None) does in pynetdicom's own state machine.
     dul.to_user_queue = BellQueue(lambda: messages.put((None, None)))
+
+
+def keep_answers(association: Any) -> None:
+    """Have no answer lost to an association that asks and is asked nothing.
+
+    Args:
+        association: A pynetdicom `Association` as requestor, whose connection was just opened.
+    """
+    association.dimse.msg_queue = AnswerQueue()

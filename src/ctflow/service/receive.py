@@ -252,7 +252,15 @@ class Receiver:
     # -- instances ----------------------------------------------------------------------------------------------------
 
     def _store(self, association: Any, request: StoreRequest) -> StoreAnswer:
-        """Answer a C-STORE request."""
+        """Answer a C-STORE request, whatever happens."""
+        try:
+            return self._decide(association, request)
+        except Exception as error:
+            # A door: its text may hold anything the instance held.
+            log.exception("an instance could not be looked at")
+            return OUT_OF_RESOURCES, f"unexpected {type(error).__name__}; the log says where"
+
+    def _decide(self, association: Any, request: StoreRequest) -> StoreAnswer:
         if request.sop_class_uid != request.abstract_syntax:
             return WRONG_CLASS, "SOPClassUID is not that of the presentation context"
         meta = _meta(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax)

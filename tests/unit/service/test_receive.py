@@ -225,6 +225,19 @@ def test_deflated_instances_are_taken(ear):
     assert pydicom.dcmread(*node.files).SOPInstanceUID == dataset.SOPInstanceUID
 
 
+def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(ear, monkeypatch, caplog):
+    node = ear()
+    monkeypatch.setattr(receive, "values_of_data_set", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
+    with association(node.port) as found, caplog.at_level("ERROR"):
+        answer = found.send_c_store(instance(1))
+        assert (answer.Status, answer.ErrorComment) == (
+            receive.OUT_OF_RESOURCES, "unexpected RuntimeError; the log says where",
+        )  # fmt: skip
+        monkeypatch.undo()
+        assert found.send_c_store(instance(1)).Status == 0
+    assert "an instance could not be looked at" in [record.message for record in caplog.records]
+
+
 def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_without_it(ear, monkeypatch):
     node = ear()
     monkeypatch.setattr(
