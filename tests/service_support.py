@@ -8,21 +8,27 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pynetdicom import AE, build_context, evt
+from pynetdicom.dsutils import decode, encode
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal
-from ctflow.service.receive import Receiver, Reception, supported_contexts
+from ctflow.service.reactor import keep_answers
+from ctflow.service.receive import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.service.records import Answer, Arrival, ObjectRecord
 from ctflow.service.worker import Line, NotReady, Outcome, Ready
 
@@ -99,7 +105,10 @@ def association(port: int, *, calling: str = "ROUTER", called: str = "CTFLOW", c
     for abstract, syntaxes in (contexts or supported_contexts()).items():
         ae.add_requested_context(abstract, list(syntaxes)[:1])
     opened = []
-    handlers = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
+    handlers = [
+        (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
+        (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
+    ]
     found = ae.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers)
     try:
         yield found
@@ -223,3 +232,94 @@ def worker_that_hangs(connection, _setup) -> None:
     with contextlib.suppress(EOFError):
         while True:
             connection.recv()
+
+
+class RawPeer:
+    """A peer that puts on the wire what a test wants, after a lawful association with CT and Verification contexts.
+
+    Args:
+        port: The node's.
+        most_pdu: The maximum length that the peer announces; 0 is any.
+    """
+
+    CT, ECHO = 1, 3  # its presentation contexts, in Explicit VR Little Endian
+
+    def __init__(self, port: int, most_pdu: int = 16384) -> None:
+        request = A_ASSOCIATE()
+        request.application_context_name = "1.2.840.10008.3.1.1.1"
+        request.calling_ae_title, request.called_ae_title = "RAW", "CTFLOW"
+        length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+        length.maximum_length_received = most_pdu
+        implementation.implementation_class_uid = UID("1.2.3")
+        request.user_information = [length, implementation]
+        contexts = [build_context(CT_IMAGE_STORAGE, ExplicitVRLittleEndian), build_context(VERIFICATION)]
+        for context, number in zip(contexts, (self.CT, self.ECHO), strict=True):
+            context.context_id = number
+        request.presentation_context_definition_list = contexts
+        pdu = A_ASSOCIATE_RQ()
+        pdu.from_primitive(request)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket.sendall(pdu.encode())
+        assert self.read_pdu()[0] == 2  # A-ASSOCIATE-AC
+
+    def read_pdu(self) -> tuple[int, bytes]:
+        """Type and content of the next PDU; type 0 where the node closed the connection."""
+        with contextlib.suppress(ConnectionResetError):
+            head = self._read(6)
+            if len(head) == 6:
+                return head[0], self._read(struct.unpack(">L", head[2:])[0])
+        return 0, b""
+
+    def _read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count and (piece := self.socket.recv(count - len(data))):
+            data += piece
+        return data
+
+    def read_response(self) -> Dataset:
+        """The command set of the next message, which has no data set."""
+        command, last = b"", False
+        while not last:
+            kind, content = self.read_pdu()
+            assert kind == 4, f"a PDU of type {kind}"
+            length, _, control = struct.unpack(">LBB", content[:6])
+            assert length == len(content) - 4
+            command, last = command + content[6:], bool(control & 2)
+        return decode(BytesIO(command), True, True)
+
+    def send(self, *fragments: bytes) -> None:
+        """Fragments (see `fragment`) in one PDU."""
+        content = b"".join(fragments)
+        self.socket.sendall(struct.pack(">BBL", 4, 0, len(content)) + content)
+
+    def ask(self, command: bytes, data: bytes) -> Dataset:
+        """Send a request with its data set, and read the response."""
+        self.send(fragment(self.CT, 3, command), fragment(self.CT, 2, data))
+        return self.read_response()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def fragment(context: int, control: int, value: bytes) -> bytes:
+    """A presentation data value (PS3.8 9.3.5.1)."""
+    return struct.pack(">LBB", len(value) + 2, context, control) + value
+
+
+def store_command(dataset: Dataset, **changes) -> bytes:
+    """The command set of a C-STORE request; `changes` are its elements by keyword, None takes one away."""
+    command = Dataset()
+    values = {
+        "AffectedSOPClassUID": dataset.SOPClassUID, "CommandField": 1, "MessageID": 7, "Priority": 2,
+        "CommandDataSetType": 1, "AffectedSOPInstanceUID": dataset.SOPInstanceUID, **changes,
+    }  # fmt: skip
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(command, keyword, value)
+    encoded = encode(command, True, True)
+    return struct.pack("<HHLL", 0, 0, 4, len(encoded)) + encoded
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """A data set in Explicit VR Little Endian."""
+    return encode(dataset, False, True)

@@ -1,6 +1,6 @@
 """Run in a network namespace: Orthanc and `ctflow serve` on loopback, a series through both; one JSON line at the end.
 
-unshare -n python orthanc_trip.py FOLDER SERIES
+unshare -n python orthanc_trip.py FOLDER SERIES lua|python
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from bundle_support import small_unet_bundle
 BIN = Path(sys.executable).parent
 HTTP, DICOM, NODE, PAGE = 8042, 4242, 11112, 8113
 QUIET_S = 1.0
-# What the documentation gives to its readers.
-LUA = (Path(__file__).parents[2] / "docs" / "orthanc" / "ctflow.lua").read_text(encoding="utf-8")
+# What the documentation gives to its readers, and how Orthanc is told of it.
+SCRIPTS = Path(__file__).parents[2] / "docs" / "orthanc"
+PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
+WAYS = {
+    "lua": {"LuaScripts": [str(SCRIPTS / "ctflow.lua")], "Plugins": []},
+    "python": {"PythonScript": str(SCRIPTS / "ctflow.py"), "Plugins": [str(PYTHON_PLUGIN)]},
+}
 
 
 def wait_for(happened, what: str, limit_s: float = 120.0):
@@ -43,12 +48,11 @@ def ask(path: str, data: bytes | None = None):
         return json.loads(answer.read())
 
 
-def start_orthanc(folder: Path) -> subprocess.Popen[bytes]:
-    (folder / "stable.lua").write_text(LUA)
+def start_orthanc(folder: Path, way: str) -> subprocess.Popen[bytes]:
     settings = {
         "Name": "orthanc", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
         "HttpPort": HTTP, "DicomPort": DICOM, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False, "StableAge": 1, "LuaScripts": [str(folder / "stable.lua")], "Plugins": [],
+        "AuthenticationEnabled": False, "StableAge": 1, **WAYS[way],
         "DicomModalities": {"ctflow": ["CTFLOW", "127.0.0.1", NODE]}, "DicomAlwaysAllowStore": True,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
@@ -115,9 +119,9 @@ def facts(folder: Path) -> dict:
     }
 
 
-def main(folder: Path, series: Path) -> None:
+def main(folder: Path, series: Path, way: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    servers = [start_orthanc(folder), start_node(folder)]
+    servers = [start_orthanc(folder, way), start_node(folder)]
     try:
         wait_for(lambda: ask("/system"), "Orthanc answers")
         wait_for(is_ready, "the node is ready")
@@ -142,4 +146,4 @@ def main(folder: Path, series: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 HERE = Path(__file__).parent
-BIN = Path(sys.executable).parent
+PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")  # of Debian's orthanc-python
 
 
 def needs(*names: str) -> None:
@@ -25,15 +25,17 @@ def needs(*names: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)} (apt-get install orthanc dcmtk iproute2 util-linux)")
 
 
-@pytest.fixture(scope="module")
-def trip(tmp_path_factory, series) -> dict:
+@pytest.fixture(scope="module", params=["lua", "python"])
+def trip(request, tmp_path_factory, series) -> dict:
     """One round trip (see `orthanc_trip.py`), and what Orthanc had at its end."""
     needs("Orthanc", "unshare", "ip")
+    if request.param == "python" and not PYTHON_PLUGIN.is_file():
+        pytest.skip("not installed: Orthanc's Python plugin (apt-get install orthanc-python)")
     if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
         pytest.skip("a network namespace cannot be made here (root, or a kernel that allows it)")
     folder = tmp_path_factory.mktemp("orthanc")
     done = subprocess.run(
-        ["unshare", "-n", sys.executable, HERE / "orthanc_trip.py", folder, series],
+        ["unshare", "-n", sys.executable, HERE / "orthanc_trip.py", folder, series, request.param],
         capture_output=True, text=True, check=False, timeout=400,
         env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

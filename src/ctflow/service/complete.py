@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 
@@ -45,7 +46,9 @@ class Completer(threading.Thread):
             except OutputError as error:  # the disk is full: completing can wait
                 log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
                 wait_s = 1.0
-        self._journal.release_thread()
+            except (OSError, sqlite3.Error) as error:  # no descriptors: there may be some again
+                log.error("completing: %s", type(error).__name__)  # noqa: TRY400
+                wait_s = 1.0
 
     def _look(self) -> float:
         """Complete what is due; how long nothing can be."""

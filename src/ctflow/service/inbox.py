@@ -41,7 +41,7 @@ class Inbox:
             self._free -= count
             return self._free >= self._least_free
 
-    def write(self, series: str, sop_instance_uid: str, parts: Sequence[bytes]) -> str:
+    def write(self, series: str, sop_instance_uid: str, parts: Sequence[bytes | memoryview]) -> str:
         """Write and sync an instance.
 
         Args:
@@ -97,7 +97,7 @@ class Inbox:
         return removed
 
 
-def _write_all(handle: int, data: bytes) -> None:
+def _write_all(handle: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]

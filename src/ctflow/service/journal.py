@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ Work = Callable[[sqlite3.Connection], T]
 
 # How many writes share one sync of the disk: 25 associations wait for it together instead of one after another.
 _MOST_AT_ONCE = 256
+_LOOK_AGAIN_S = 1.0  # at whether somebody still writes
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -68,6 +69,11 @@ class Journal(JournalReader):
         self._wanted.put(None)
         self._writer.join()
         super().close()
+
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """What must live while something is to be remembered."""
+        return (self._writer,)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have a function called after every change, in the journal's thread: it must be quick (an event's `set`)."""
@@ -137,6 +143,10 @@ class Journal(JournalReader):
             raise NotWritten("the journal is closed")
         self._wanted.put((work, future))
         try:
+            while not future.done() and self._writer.is_alive():
+                wait((future,), _LOOK_AGAIN_S)
+            if not future.done():
+                raise NotWritten("the journal's thread has ended: start the node again")
             return future.result()
         except sqlite3.Error as error:
             raise _output_error(error) from error
@@ -354,10 +364,12 @@ def _came_again(
     db: sqlite3.Connection, series: sqlite3.Row, known: sqlite3.Row, arrival: Arrival, now: float
 ) -> Receipt:
     key = str(series["key"])
-    # The same image may come in another transfer syntax; in the same one its bytes must be the same.
-    if known["transfer_syntax"] == arrival.transfer_syntax and known["sha256"] != arrival.sha256:
-        digest = digest_of_uid(arrival.sop_instance_uid)
-        _note(db, now, "conflict", f"instance {digest} came again with another content", key, arrival.peer)
+    if known["sha256"] not in (arrival.sha256, arrival.same_as):
+        what = "another content"
+        if known["transfer_syntax"] != arrival.transfer_syntax:
+            what += ", or one that cannot be compared, in another transfer syntax"
+        text = f"instance {digest_of_uid(arrival.sop_instance_uid)} came again with {what}; the first stays"
+        _note(db, now, "conflict", text, key, arrival.peer)
         return Receipt("conflict", key)
     db.execute("UPDATE series SET duplicates = duplicates + 1 WHERE key = ?", (key,))
     if series["state"] == "discarded":  # whoever sends it again wants it

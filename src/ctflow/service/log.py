@@ -126,10 +126,6 @@ class AuditTrail:
                 self._kept = self._told
             return told
 
-    def release_thread(self) -> None:
-        """Close what this thread has open of the journal."""
-        self._journal.release_thread()
-
     def _read_position(self) -> int:
         """The number that was kept; 0 if there is none, or one that this journal has not reached."""
         newest = self._journal.events(limit=1)
@@ -164,12 +160,15 @@ class AuditTrail:
 
 
 @contextlib.contextmanager
-def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[None]:
+def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[threading.Thread]:
     """A thread that tells what is new whenever `changed` is set (the journal's listener sets it), and at the end.
 
     Args:
         trail: What tells.
         changed: Cleared by the thread.
+
+    Yields:
+        The thread.
     """
     ending = threading.Event()
 
@@ -179,13 +178,12 @@ def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[None]:
             ending.wait(_GATHER_S)
             changed.clear()
             _tell(trail)
-        trail.release_thread()
 
     thread = threading.Thread(target=tell, name="audit", daemon=True)
     changed.set()  # what an earlier process had not told yet
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         ending.set()
         changed.set()

@@ -69,7 +69,7 @@ class Node:
         self.metrics = Metrics(self.journal, data)
         changed = threading.Event()
         self.journal.on_change(changed.set)
-        stack.enter_context(told_forever(AuditTrail(self.journal, data / "audit-position"), changed))
+        self._audit = stack.enter_context(told_forever(AuditTrail(self.journal, data / "audit-position"), changed))
         inbox = Inbox(self.places.inbox, settings.limits.free_disk)
         self._inbox = inbox
         setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
@@ -127,7 +127,13 @@ class Node:
     def problems(self) -> list[str]:
         """Why the node cannot receive or run now; empty if it can."""
         full = [] if self._inbox.has_room(0) else ["the disk is nearly full: instances are refused"]
-        return [*full, *self.crew.problems()]
+        return [*self._ended(), *full, *self.crew.problems()]
+
+    def _ended(self) -> list[str]:
+        """The threads that are no more, though the node goes on: a mistake of ctflow, which a start mends."""
+        received = (*self.journal.threads, *self.receiver.threads, self.completer)
+        threads = (*received, *self.crew.threads, *self.couriers, self._audit)
+        return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
 
     def demonstration(self) -> str | None:
         """What there is to say of a demonstration model; None for another, or while it is not known yet."""

@@ -25,6 +25,20 @@ class PatientQueue(queue.Queue[Any]):
         return super().get(True, timeout if block else _LONGEST_S)
 
 
+class AnswerQueue(queue.Queue[Any]):
+    """Messages of an association that only asks: none is given to the loop that looks for requests.
+
+    pynetdicom pauses that loop while it waits for an answer, and may see it paused as it just goes on: then the loop
+    takes the answer for a request and drops it, and whoever asked waits until his patience ends.
+    """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """As `queue.Queue.get`, but without `block` there is nothing."""
+        if not block:
+            raise queue.Empty
+        return super().get(True, timeout)
+
+
 class BellQueue(queue.Queue[Any]):
     """A queue that rings when something is put into it."""
 
@@ -48,14 +62,14 @@ class EventQueue(queue.Queue[Any]):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
         self._connection = connection
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __del__(self) -> None:
-        os.close(self._bell)
+        os.close(self.bell)
 
     def ring(self) -> None:
         """End a wait."""
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self.bell, 1)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """As `queue.Queue.get`, but without `block` it waits for a moment."""
@@ -67,13 +81,13 @@ class EventQueue(queue.Queue[Any]):
 
     def _wait(self) -> None:
         poll = select.poll()  # knows descriptors of any number
-        poll.register(self._bell, select.POLLIN)
+        poll.register(self.bell, select.POLLIN)
         descriptor = self._connection.fileno()
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
         for ready, _ in poll.poll(_LONGEST_S * 1000):
-            if ready == self._bell:
-                os.eventfd_read(self._bell)
+            if ready == self.bell:
+                os.eventfd_read(self.bell)
 
 
 def make_patient(association: Any) -> None:
@@ -92,3 +106,12 @@ def make_patient(association: Any) -> None:
     association.dimse.msg_queue = messages = PatientQueue()
     # A release or an abort ends the wait for a message, as (None, None) does in pynetdicom's own state machine.
     dul.to_user_queue = BellQueue(lambda: messages.put((None, None)))
+
+
+def keep_answers(association: Any) -> None:
+    """Have no answer lost to an association that asks and is asked nothing.
+
+    Args:
+        association: A pynetdicom `Association` as requestor, whose connection was just opened.
+    """
+    association.dimse.msg_queue = AnswerQueue()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ctflow.service.records import (
     State,
 )
 
+_MOST_READERS = 8  # at once; a question takes a tenth of a millisecond, a connection two descriptors
 _SERIES = """SELECT s.*, (SELECT count(*) FROM refusals r WHERE r.series_key = s.key) AS refused FROM series s"""
 _DELIVERY = """SELECT d.*, r.series_key FROM deliveries d JOIN results r ON r.id = d.result_id"""
 
@@ -34,39 +36,41 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
+        self._is_closed = False
         self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(_MOST_READERS)
 
-    def _reader(self) -> sqlite3.Connection:
-        """This thread's connection: one that is shared would make every reader wait for every other."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            found = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            found.row_factory = sqlite3.Row
-            found.execute("PRAGMA query_only = ON")
-            self._local.connection = found
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one question. Threads come and go, and one connection each would use up the descriptors."""
+        with self._free:
             with self._lock:
-                self._readers.append(found)
-        return found
+                found = self._idle.pop() if self._idle else None
+            if found is None:
+                found = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+                found.row_factory = sqlite3.Row
+                found.execute("PRAGMA query_only = ON")
+            try:
+                yield found
+            finally:
+                with self._lock:
+                    is_kept = not self._is_closed
+                    if is_kept:
+                        self._idle.append(found)
+                if not is_kept:
+                    found.close()
 
     def _all(self, question: str, *values: object) -> list[sqlite3.Row]:
-        return self._reader().execute(question, values).fetchall()
-
-    def release_thread(self) -> None:
-        """Close this thread's connection; a thread that ends calls this, else it stays open until `close`."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is not None:
-            self._local.connection = None
-            with self._lock:
-                self._readers.remove(found)
-            found.close()
+        with self._reader() as reader:
+            return reader.execute(question, values).fetchall()
 
     def close(self) -> None:
-        """Close what is open for reading."""
+        """Close what is open for reading; what is being asked ends first, and closes after itself."""
         with self._lock:
-            readers, self._readers = self._readers, []
-        for reader in readers:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for reader in idle:
             reader.close()
 
     def counts(self) -> dict[State, int]:
@@ -75,21 +79,23 @@ class JournalReader:
         return {state: found.get(state, 0) for state in STATES}
 
     def series(
-        self, *, states: Collection[State] = (), limit: int = 100, before: float | None = None
+        self, *, states: Collection[State] = (), limit: int = 100, before: tuple[float, str] | None = None
     ) -> tuple[SeriesRecord, ...]:
         """Series, the one that got an instance last first.
 
         Args:
             states: Only these; empty means all.
             limit: At most so many.
-            before: Only those whose `last_at` is smaller, for the next page.
+            before: Only those after this `last_at` and key in that order, for the next page: several may have got
+                their last instance at the same moment.
         """
         wanted = tuple(states) or STATES
         marks = ",".join("?" * len(wanted))
         rows = self._all(
-            f"{_SERIES} WHERE s.state IN ({marks}) AND s.last_at < ? ORDER BY s.last_at DESC LIMIT ?",
+            f"{_SERIES} WHERE s.state IN ({marks}) AND (s.last_at, s.key) < (?, ?) "
+            "ORDER BY s.last_at DESC, s.key DESC LIMIT ?",
             *wanted,
-            1e18 if before is None else before,
+            *(before or (1e18, "")),
             limit,
         )
         return tuple(series_record(row) for row in rows)
@@ -195,10 +201,6 @@ class JournalReader:
     def files(self) -> set[str]:
         """Every file below the inbox that the journal knows."""
         return {row["file"] for row in self._all("SELECT DISTINCT file FROM instances")}
-
-    def result_folders(self) -> set[str]:
-        """Every folder below the results folder that the journal knows."""
-        return {row["folder"] for row in self._all("SELECT folder FROM results")}
 
 
 def series_record(row: sqlite3.Row) -> SeriesRecord:

@@ -5,28 +5,35 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 import socket
+import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pydicom
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ctflow import __version__
-from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
+from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.ct_series import IMPLEMENTATION_UID
 from ctflow.dicom.pixels import READABLE
 from ctflow.dicom.select import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
-from ctflow.dicom.structure import flaw_of_header
+from ctflow.dicom.structure import flaw_of_header, values_of_data_set
 from ctflow.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal, key_of
 from ctflow.service.metrics import Metrics
 from ctflow.service.reactor import make_patient
-from ctflow.service.records import Arrival, Patient
+from ctflow.service.records import Arrival, InstanceRecord, Patient
+from ctflow.service.same import is_same_in_other_syntax
+from ctflow.service.shortcut import Answer as StoreAnswer
+from ctflow.service.shortcut import StoreRequest, shorten
 from ctflow.service.transport import LimitedSocket, Shared
 from ctflow.service.waiting import WaitingRoom
 from ctflow.volume import digest_of_uid
@@ -46,11 +53,14 @@ WRONG_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 CONFLICT = 0xC001  # another content was received under this SOPInstanceUID
 TOO_MUCH = 0xC002  # the series is larger than this node takes
+_ANSWERS = {
+    "conflict": (CONFLICT, "another content, or syntax, was received under this UID"),
+    "too-much": (TOO_MUCH, "the series is larger than this node takes"),
+}
 _LONGEST_UID = 64
-_READ = [
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
-    "NumberOfSeriesRelatedInstances",
-]  # fmt: skip
+_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES, _COUNT = _READ = (
+    0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E, 0x00201209,
+)  # fmt: skip  # the last is NumberOfSeriesRelatedInstances
 _READ_OF_PATIENT = ["SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"]
 
 log = logging.getLogger(__name__)
@@ -128,8 +138,7 @@ class Receiver:
         for abstract, syntaxes in supported_contexts().items():
             ae.add_supported_context(abstract, list(syntaxes))
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, lambda event: make_patient(event.assoc)),
-            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_CONN_OPEN, lambda event: self._opened(event.assoc)),
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ESTABLISHED, self._established),
@@ -163,6 +172,11 @@ class Receiver:
         """How many associations there are now."""
         return len(self._server.active_associations)
 
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """What must live while the node receives."""
+        return (self._waiting,)
+
     def start(self) -> None:
         """Listen, in a thread of its own."""
         self._waiting.start()
@@ -189,7 +203,15 @@ class Receiver:
             shared=self._shared,
             refused=lambda why: self._refused(address[0], why),
         )
-        self._server.finish_request(limited, address)
+        try:
+            self._server.finish_request(limited, address)
+        except BaseException:
+            limited.close()
+            raise
+
+    def _opened(self, association: Any) -> None:
+        make_patient(association)
+        shorten(association, self._store)
 
     def _refused(self, host: str, why: str) -> None:
         self._count("connection", 0)
@@ -206,15 +228,15 @@ class Receiver:
 
     def _rejected(self, event: Event) -> None:
         self._count("association", 0)
-        log.warning("association rejected", extra={"facts": _caller(event)})
+        log.warning("association rejected", extra={"facts": _caller(event.assoc)})
 
     def _established(self, event: Event) -> None:
         self._change(event, here=True)
-        log.info("association", extra={"facts": _caller(event)})
+        log.info("association", extra={"facts": _caller(event.assoc)})
 
     def _aborted(self, event: Event) -> None:
         self._change(event, here=False)
-        log.warning("association aborted", extra={"facts": _caller(event)})
+        log.warning("association aborted", extra={"facts": _caller(event.assoc)})
 
     def _released(self, event: Event) -> None:
         self._change(event, here=False)
@@ -229,79 +251,108 @@ class Receiver:
 
     # -- instances ----------------------------------------------------------------------------------------------------
 
-    def _store(self, event: Event) -> int | Dataset:
-        """Answer a C-STORE request."""
-        data = event.encoded_dataset(include_meta=False)
-        request: Any = event.request  # a C_STORE, as the event says
-        syntax = str(event.context.transfer_syntax)
-        meta = _meta(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), syntax)
+    def _store(self, association: Any, request: StoreRequest) -> StoreAnswer:
+        """Answer a C-STORE request, whatever happens."""
         try:
-            header = self._header(meta, data)
-        except PARSE_ERRORS as error:
-            return _status(CANNOT_UNDERSTAND, f"damaged header ({type(error).__name__})")
-        if isinstance(header, str):
-            return _status(CANNOT_UNDERSTAND, header)
-        if text(header, "SOPClassUID") != request.AffectedSOPClassUID:
-            return _status(WRONG_CLASS, "SOPClassUID is not the one that was announced")
-        if text(header, "SOPInstanceUID") != request.AffectedSOPInstanceUID:
-            return _status(WRONG_CLASS, "SOPInstanceUID is not the one that was announced")
-        caller = _caller(event)
+            return self._decide(association, request)
+        except Exception as error:
+            # A door: its text may hold anything the instance held.
+            log.exception("an instance could not be looked at")
+            return OUT_OF_RESOURCES, f"unexpected {type(error).__name__}; the log says where"
+
+    def _decide(self, association: Any, request: StoreRequest) -> StoreAnswer:
+        if request.sop_class_uid != request.abstract_syntax:
+            return WRONG_CLASS, "SOPClassUID is not that of the presentation context"
+        meta = _meta(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax)
+        found = self._header(meta, request)
+        if isinstance(found, str):
+            return CANNOT_UNDERSTAND, found
+        header, patient = found
+        if header[_SOP_CLASS] != request.sop_class_uid:
+            return WRONG_CLASS, "SOPClassUID is not the one that was announced"
+        if header[_SOP_INSTANCE] != request.sop_instance_uid:
+            return WRONG_CLASS, "SOPInstanceUID is not the one that was announced"
+        if not all(_is_usable(header[tag]) for tag in (_STUDY, _SERIES, _SOP_INSTANCE)):
+            return CANNOT_UNDERSTAND, "a UID is absent, too long or not printable"
+        caller = _caller(association)
         arrival = Arrival(
-            series_uid=text(header, "SeriesInstanceUID"),
-            study_uid=text(header, "StudyInstanceUID"),
-            sop_instance_uid=text(header, "SOPInstanceUID"),
-            sop_class_uid=text(header, "SOPClassUID"),
-            transfer_syntax=syntax,
-            modality=text(header, "Modality")[:16],
+            series_uid=header[_SERIES],
+            study_uid=header[_STUDY],
+            sop_instance_uid=header[_SOP_INSTANCE],
+            sop_class_uid=header[_SOP_CLASS],
+            transfer_syntax=request.transfer_syntax,
+            modality=header[_MODALITY][:16],
             calling_ae=caller["ae"],
             peer=caller["peer"],
             file="",
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            expected_instances=integer(header, "NumberOfSeriesRelatedInstances"),
-            patient=_patient(header) if self._reception.patient_data else None,
+            bytes=len(request.data),
+            sha256=hashlib.sha256(request.data).hexdigest(),
+            expected_instances=_whole(header[_COUNT]),
+            patient=patient,
         )
-        for uid in (arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid):
-            if not _is_usable(uid):
-                return _status(CANNOT_UNDERSTAND, "a UID is absent, too long or not printable")
-        return self._keep(arrival, [meta, data])
+        return self._keep(arrival, [meta, request.data])
 
-    def _header(self, meta: bytes, data: bytes) -> Dataset | str:
+    def _header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
         """The few attributes that are needed now, or what is wrong with the header."""
-        stream = io.BytesIO(b"".join((meta, data)))
+        if request.transfer_syntax == DeflatedExplicitVRLittleEndian or self._reception.patient_data:
+            return self._parsed_header(meta, request)
+        values = values_of_data_set(request.data, request.transfer_syntax, _READ)
+        if isinstance(values, str):
+            return values
+        return {tag: _first_text(values.get(tag, b"")) for tag in _READ}, None
+
+    def _parsed_header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
+        """The same with pydicom, which knows character sets and inflates."""
+        stream = io.BytesIO(b"".join((meta, request.data)))
         flaw = flaw_of_header(stream, preamble=True)
         if flaw is not None:
             return flaw
         stream.seek(0)
         wanted: list[Any] = [*_READ, *(_READ_OF_PATIENT if self._reception.patient_data else ())]
-        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=wanted)
+        try:
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=wanted)
+        except PARSE_ERRORS as error:
+            return f"damaged header ({type(error).__name__})"
+        patient = _patient(header) if self._reception.patient_data else None
+        return {tag: text(header, keyword_for_tag(tag)) for tag in _READ}, patient
 
-    def _keep(self, arrival: Arrival, parts: Sequence[bytes]) -> int | Dataset:
+    def _keep(self, arrival: Arrival, parts: Sequence[bytes | memoryview]) -> StoreAnswer:
         """Write an instance, tell the journal, and only then say so."""
         series = key_of(arrival.study_uid, arrival.series_uid, 1)
-        known = self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
-        if known is None and not self._inbox.has_room(arrival.bytes):
-            return self._no_room(arrival, "the disk is nearly full")
-        name, taken = "", False
+        known, name, taken = None, "", False
         try:
+            known = self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
+            if known is None and not self._inbox.has_room(arrival.bytes):
+                return self._no_room(arrival, "the disk is nearly full")
             name = known.file if known else self._inbox.write(series, arrival.sop_instance_uid, parts)
             receipt = self._journal.receive(
-                replace(arrival, file=name),
+                replace(arrival, file=name, same_as=self._same_as(known, arrival, parts)),
                 most_instances=self._reception.most_instances,
                 most_bytes=self._reception.most_bytes,
             )
             taken = receipt.verdict == "new"
         except OutputError as error:
             return self._no_room(arrival, str(error))
+        except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was taken away: it may pass
+            log.exception("an instance could not be kept")
+            return self._no_room(arrival, f"unexpected {type(error).__name__}; the log says where")
         finally:
             if name and known is None and not taken:
                 self._inbox.remove(name)
+        if receipt.verdict == "conflict" and known is None:  # it came twice at once: now there is one to compare with
+            return self._keep(arrival, parts)
         self._count(receipt.verdict, arrival.bytes)
-        if receipt.verdict == "conflict":
-            return _status(CONFLICT, "another content was received under this SOPInstanceUID")
-        if receipt.verdict == "too-much":
-            return _status(TOO_MUCH, "the series is larger than this node takes")
-        return SUCCESS
+        return _ANSWERS.get(receipt.verdict, (SUCCESS, ""))
+
+    def _same_as(
+        self, known: InstanceRecord | None, arrival: Arrival, parts: Sequence[bytes | memoryview]
+    ) -> str | None:
+        """Digest of the instance that is here, where this one is the same in another transfer syntax."""
+        if known is None or known.transfer_syntax == arrival.transfer_syntax:
+            return None
+        path, came = self._inbox.folder / known.file, b"".join(parts)
+        is_same = is_same_in_other_syntax(path, known.transfer_syntax, came, arrival.transfer_syntax)
+        return known.sha256 if is_same else None
 
     def _count(self, verdict: str, count_bytes: int) -> None:
         if self._metrics is None:
@@ -313,7 +364,7 @@ class Receiver:
         else:
             self._metrics.refused(verdict)
 
-    def _no_room(self, arrival: Arrival, why: str) -> Dataset:
+    def _no_room(self, arrival: Arrival, why: str) -> StoreAnswer:
         self._count("out-of-resources", arrival.bytes)
         log.error(
             "instance %s refused: %s",
@@ -325,20 +376,22 @@ class Receiver:
             self._journal.refused(arrival, why)
         except OutputError:
             log.exception("the journal cannot be written")
-        return _status(OUT_OF_RESOURCES, why)
+        return OUT_OF_RESOURCES, why
 
 
-def _caller(event: Event) -> dict[str, str]:
-    requestor = event.assoc.requestor
+def _caller(association: Any) -> dict[str, str]:
+    requestor = association.requestor
     return {"ae": str(requestor.ae_title).strip(), "peer": str(requestor.address)}
 
 
-def _status(code: int, comment: str) -> Dataset:
-    """A response's status with a comment, which has at most 64 characters (PS3.7 9.3.1.2)."""
-    status = Dataset()
-    status.Status = code
-    status.ErrorComment = comment[:64]
-    return status
+def _first_text(value: bytes) -> str:
+    """The first of the values of an element, as `text` has it; UIDs, code strings and numbers are ASCII."""
+    return value.decode("latin-1").split("\\")[0].strip(" \0")
+
+
+def _whole(value: str) -> int | None:
+    """An integer string (PS3.5 6.2, IS), or None."""
+    return int(value) if re.fullmatch(r"[+-]?[0-9]{1,12}", value) else None
 
 
 def _is_usable(uid: str) -> bool:

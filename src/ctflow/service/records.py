@@ -38,6 +38,7 @@ class Arrival:
         file: Path below the inbox.
         bytes: Length of the encoded data set.
         sha256: Of the encoded data set.
+        same_as: Digest of an instance of another transfer syntax that was found to have the same content.
         expected_instances: How many instances the series has, where the data set counts them.
         patient: Only where patient data is switched on.
     """
@@ -53,6 +54,7 @@ class Arrival:
     file: str
     bytes: int
     sha256: str
+    same_as: str | None = None
     expected_instances: int | None = None
     patient: Patient | None = None
 

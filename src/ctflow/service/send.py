@@ -19,6 +19,7 @@ from ctflow.dicom.ct_series import IMPLEMENTATION_UID
 from ctflow.errors import DestinationDown, OutputError, PeerRefused
 from ctflow.service.journal import Journal
 from ctflow.service.metrics import Metrics
+from ctflow.service.reactor import keep_answers
 from ctflow.service.receive import IMPLEMENTATION_VERSION, UNCOMPRESSED
 from ctflow.service.records import DeliveryRecord
 
@@ -123,7 +124,6 @@ class Courier(threading.Thread):
                 log.error("%s: %s", self.name, type(error).__name__)  # noqa: TRY400
             if wait_s > 0:
                 self._sleep(wait_s)
-        self._journal.release_thread()
 
     def _sleep(self, wait_s: float) -> None:
         """Until something changes or is due; a destination that is down is left alone until then."""
@@ -217,7 +217,10 @@ class StorageWay:
         for abstract in SENT_CLASSES:
             ae.add_requested_context(abstract, list(UNCOMPRESSED[:2]))
         opened: list[socket.socket] = []
-        handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
+            (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
+        ]
         association: Any = ae.associate(self.host, self.port, ae_title=self.called_ae, evt_handlers=handlers)
         try:
             self._check(association)

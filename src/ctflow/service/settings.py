@@ -28,6 +28,8 @@ from ctflow.service.document import (
 from ctflow.service.rules import Rule, rules_from_place
 
 MB, GB, TB = 10**6, 10**9, 10**12
+# Each has two descriptors and two threads; see `waiting.MOST_WAITING`.
+MOST_ASSOCIATIONS = 300
 _WEEK_S = 7 * 24 * 3600
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -104,7 +106,11 @@ class Peer:
 class Limits:
     """What senders may use up."""
 
-    associations: int = key(whole(1, 1000), "Associations at the same time; more are rejected.", default=64)
+    associations: int = key(
+        whole(1, MOST_ASSOCIATIONS),
+        f"Associations at the same time, {MOST_ASSOCIATIONS} at most; more are rejected.",
+        default=64,
+    )
     pdu: int = key(
         size(4096, 16 * 2**20),
         "The largest P-DATA PDU that is offered, and the most bytes of any PDU that are read before it is refused.",

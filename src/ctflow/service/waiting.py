@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import logging
 import selectors
 import socket
 import struct
@@ -19,9 +20,12 @@ from collections.abc import Callable
 from ctflow.service.transport import ABORT, HEADER, length_of_request
 
 Address = tuple[str, int]
-# pynetdicom asks select(), which knows no descriptor above 1023: those that wait and those that talk must stay below.
-MOST_WAITING = 512
+# pynetdicom asks select(), which knows no descriptor above 1023, and many systems give a process 1024: those that wait
+# (one each) and those that talk (two each, see `settings.MOST_ASSOCIATIONS`) must leave some for everything else.
+MOST_WAITING = 256
 _LOOK_AGAIN_S = 0.02  # at a request that is here in part: the selector would call it readable all the time
+
+log = logging.getLogger(__name__)
 
 
 class WaitingRoom(threading.Thread):
@@ -62,8 +66,9 @@ class WaitingRoom(threading.Thread):
         self._told, self._tell = socket.socketpair()
 
     def stop(self) -> None:
-        """Accept nothing more and close what waits; returns when that is done."""
-        self._tell.send(b"x")
+        """Accept nothing more and close what waits; returns when that is done. May be called twice."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._tell.send(b"x")
         self.join()
 
     def run(self) -> None:
@@ -130,11 +135,20 @@ class WaitingRoom(threading.Thread):
             self._drop(connection, "its first PDU is no request for an association, or is too long")
         elif length >= 0 and here >= HEADER + length and not self._is_full():
             address, _ = self._forget(connection)
-            connection.setblocking(True)
-            self._hand_on(connection, address)
+            self._hand_on_safely(connection, address)
         elif connection not in self._partial:
             self._selector.unregister(connection)
             self._partial.add(connection)
+
+    def _hand_on_safely(self, connection: socket.socket, address: Address) -> None:
+        """Whatever one connection leads to (no memory for its threads, say) must not be the end of all others."""
+        try:
+            connection.setblocking(True)
+            self._hand_on(connection, address)
+        except Exception:
+            log.exception("a connection could not be taken")
+            self._refused(address[0], "it could not be taken; the log says why")
+            connection.close()
 
     def _forget(self, connection: socket.socket) -> tuple[Address, float]:
         if connection in self._partial:

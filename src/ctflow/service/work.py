@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -96,22 +97,28 @@ class Crew:
             self.first_word = word
         self.opened.set()
 
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """What must live while something is to be run."""
+        return tuple(self._foremen)
+
     def problems(self) -> list[str]:
-        """Why nothing can be run now."""
-        if any(foreman.is_open for foreman in self._foremen):
-            return []
+        """Why nothing can be run now, and which workers are not open while others are."""
+        closed = [foreman.name for foreman in self._foremen if not foreman.is_ready]
+        if len(closed) < len(self._foremen):
+            return [f"{name} is not open" for name in closed]
         if isinstance(self.first_word, NotReady):
             return [f"no worker is open: {self.first_word.message}"]
-        return ["no worker is open yet"]
+        return ["no worker is open yet" if self.first_word is None else "no worker is open: the log says why"]
 
     def _wake(self) -> None:
         with self._changed:
             self._wakes += 1
             self._changed.notify_all()
 
-    def next_job(self) -> Job | None:
-        """Wait for a job; None at the end."""
-        while not self.ending.is_set():
+    def next_job(self, is_ready: Callable[[], bool]) -> Job | None:
+        """Wait for a job; None at the end, or where the one who asks is not ready any more."""
+        while not self.ending.is_set() and is_ready():
             with self._changed:
                 seen = self._wakes
             due = self.journal.next_run_at()
@@ -152,20 +159,21 @@ class Foreman(threading.Thread):
         """Until the crew ends."""
         try:
             while not self._crew.ending.is_set():
-                if not (self.is_open and self._is_alive()) and not self._start_process():
-                    self._crew.ending.wait(_RESTART_S)
-                    continue
                 try:
-                    job = self._crew.next_job()
+                    is_ready = self.is_ready or self._start_process()
+                    job = self._crew.next_job(lambda: self.is_ready) if is_ready else None
                 except OutputError as error:  # the disk is full: work can wait
                     log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
-                    self._crew.ending.wait(_RESTART_S)
-                    continue
+                    is_ready, job = False, None
+                except (OSError, sqlite3.Error):  # no memory for a process, no descriptors: they may come again
+                    log.exception("%s cannot go on now", self.name)
+                    is_ready, job = False, None
                 if job is not None:
                     self._lead(job)
+                elif not is_ready:
+                    self._crew.ending.wait(_RESTART_S)
         finally:
             self._end_process()
-            self._crew.journal.release_thread()
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -176,8 +184,11 @@ class Foreman(threading.Thread):
 
     # -- the process --------------------------------------------------------------------------------------------------
 
-    def _is_alive(self) -> bool:
-        return self._process is not None and self._process.is_alive()
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker's process lives and has opened its engine."""
+        process = self._process
+        return self.is_open and process is not None and process.is_alive()
 
     def _start_process(self) -> bool:
         """Start a worker and hear its first word; whether it is open."""
@@ -185,9 +196,15 @@ class Foreman(threading.Thread):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run_worker, args=(theirs, self._setup), name=self.name)
-        with bare_start():
-            self._process.start()
-        theirs.close()
+        try:
+            with bare_start():
+                self._process.start()
+        except OSError as error:
+            self._process = None
+            self._crew.told(NotReady("BackendUnavailable", f"its process cannot be started ({error.strerror})", 4))
+            raise
+        finally:
+            theirs.close()
         try:
             word = self._hear(None)
         except WorkerFailed as error:

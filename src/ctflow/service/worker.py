@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydicom
 from pydicom.dataset import Dataset
 
+from ctflow import __version__
 from ctflow.config import Settings
 from ctflow.door import traceback_without_texts
 from ctflow.errors import CtflowError, InputError, ModelError
@@ -74,7 +75,7 @@ class Task:
     Attributes:
         job: As the journal says it.
         inbox: Where its files are.
-        results: Gets the result, under `<key>/<set digest>`.
+        results: Gets the result, under `<key>/<set digest>-<basis digest>` (see `basis_of_result`).
         scratch: A folder for links to the files; made and removed.
         calling_ae: Who sent it.
     """
@@ -151,11 +152,12 @@ def _open(setup: Setup) -> tuple[Model, Segmenter]:
 def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Outcome:
     """Run one series: decide, segment, write; what goes wrong is an outcome."""
     started = time.monotonic()
-    folder = task.results / task.job.key / task.job.set_digest
+    folder = task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
     try:
         # A node that ended between writing and telling the journal: the same answer, not a rival.
-        if not _is_result_of(folder, model):
-            outcome = _compute(task, setup, model, segmenter)
+        if not (folder / "result.json").is_file():
+            _remove_other_answers(folder, task.job.set_digest)
+            outcome = _compute(task, setup, model, segmenter, folder)
             if outcome is not None:
                 return outcome
         document = json.loads((folder / "result.json").read_bytes())
@@ -171,7 +173,24 @@ def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ou
         return Outcome("again", f"unexpected {type(error).__name__}; the log says where")
 
 
-def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Outcome | None:
+def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
+    """Digest of all that decides a result beside its instances: 16 hexadecimal digits.
+
+    After a change of the settings, the rules, the model or ctflow, what was written before and never sent is no answer.
+    The device is no part of it: after a crash, another worker may take the series.
+    """
+    settings = replace(setup.settings, device=None, cache=None)
+    parts = [__version__, model.weights_digest, model.spec, settings, setup.rules, task.calling_ae, task.job.earlier]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _remove_other_answers(folder: Path, set_digest: str) -> None:
+    """Remove what was written for the same instances on another basis; the journal never knew of it."""
+    for each in folder.parent.glob(f"{set_digest}*"):
+        shutil.rmtree(each)
+
+
+def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> Outcome | None:
     """Write the result's folder; an outcome where there is none to be written."""
     from ctflow.pipeline import run_case  # noqa: PLC0415  # it is loaded by now
 
@@ -179,8 +198,8 @@ def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ou
         verdict = _verdict(task, folder, setup, model)
         if isinstance(verdict, Outcome):
             return verdict
-        case = _case(task, verdict, setup)
-        done = run_case(case, segmenter, setup.settings, task.results / task.job.key)
+        case = _case(task, verdict, setup, result.name)
+        done = run_case(case, segmenter, setup.settings, result.parent)
     if done.error is not None:
         raise done.error
     return None
@@ -214,21 +233,14 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
     return verdict if verdict.run else Outcome("aside", f"{verdict.reason} ({verdict.rule})")
 
 
-def _case(task: Task, verdict: Verdict, setup: Setup) -> Case:
+def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:
     from ctflow.pipeline import case_from_candidate  # noqa: PLC0415
 
-    case = case_from_candidate(verdict.candidate, task.job.set_digest, setup.settings)
+    case = case_from_candidate(verdict.candidate, name, setup.settings)
     if task.job.earlier is None:
         return case
     report = task.results / task.job.earlier / "measurements.dcm"
     return replace(case, previous=(pydicom.dcmread(report),)) if report.is_file() else case
-
-
-def _is_result_of(folder: Path, model: Model) -> bool:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        document = json.loads((folder / "result.json").read_bytes())
-        return bool(document["model"]["weights_digest"] == model.weights_digest)
-    return False
 
 
 def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: float) -> Answer:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service_support import Ear
+from service_support import Ear, RawPeer
 
 
 @pytest.fixture
@@ -12,6 +12,20 @@ def ear(tmp_path):
 
     def make(**changes) -> Ear:
         made.append(Ear(tmp_path / f"data{len(made)}", **changes))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def raw():
+    """Makes raw peers, and closes them."""
+    made = []
+
+    def make(port: int, **settings) -> RawPeer:
+        made.append(RawPeer(port, **settings))
         return made[-1]
 
     yield make

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -126,7 +128,11 @@ def test_a_second_start_finds_everything_and_runs_what_was_running(tmp_path, clo
 def test_the_same_instance_is_a_duplicate_and_another_content_a_conflict(journal):
     receive(journal, 1)
     assert receive(journal, 1, file="other.dcm").verdict == "duplicate"
-    assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f").verdict == "duplicate"
+    kept = journal.instances(KEY)[0].sha256
+    assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f", same_as=kept).verdict == "duplicate"
+    assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f", same_as="another").verdict == "conflict"
+    assert "in another transfer syntax; the first stays" in journal.events()[0].text
+    assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f").verdict == "conflict"
     assert receive(journal, 1, sha256="f").verdict == "conflict"
     assert [each.file for each in journal.instances(KEY)] == ["1.dcm"]
     assert journal.find(KEY).duplicates == 2
@@ -260,7 +266,7 @@ def test_lists_are_the_newest_first_and_go_on_page_by_page(journal, clock):
         receive(journal, 1, series_uid=name)
     first = journal.series(limit=2)
     assert [each.series_uid for each in first] == ["c", "b"]
-    assert [each.series_uid for each in journal.series(limit=2, before=first[-1].last_at)] == ["a"]
+    assert [each.series_uid for each in journal.series(limit=2, before=(first[-1].last_at, first[-1].key))] == ["a"]
     assert journal.series(states=("done",)) == ()
     assert journal.files() == {"1.dcm"}
 
@@ -290,8 +296,58 @@ def test_who_listens_is_told_of_every_write(journal):
     journal.event("note", "text", peer="127.0.0.1")
     assert told.wait(10)
     assert journal.events()[0].kind == "note"
-    journal.release_thread()
     assert journal.events(after=journal.events()[0].id) == ()
+
+
+def test_threads_that_come_and_go_leave_nothing_open(journal):
+    """Each association is a thread that asks; a descriptor left by each would end the node after some hundreds."""
+    receive(journal, 1)
+
+    def descriptors() -> int:
+        opened = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]  # noqa: PTH115
+        return sum(name.startswith(str(journal.path)) for name in opened)
+
+    for _ in range(40):
+        thread = threading.Thread(target=journal.series)
+        thread.start()
+        thread.join()
+    before = descriptors()
+    with ThreadPoolExecutor(20) as pool:
+        assert len(list(pool.map(lambda _: journal.series(), range(200)))) == 200
+    assert before <= descriptors() <= before + 2 * 8
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_writer_that_has_ended(journal):
+    """A listener that fails is a mistake of ctflow; what was written before it is kept, and no thread hangs."""
+
+    def fail() -> None:
+        raise RuntimeError("a mistake")
+
+    journal.on_change(fail)
+    journal.event("note", "one")
+    journal.threads[0].join(30)
+    with pytest.raises(NotWritten):
+        journal.event("note", "two")
+    assert journal.events()[0].text == "one"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_waits_when_the_writer_ends_is_told(journal, monkeypatch):
+    began, go_on = threading.Event(), threading.Event()
+
+    def fail(_self, _connection, _batch) -> None:
+        began.set()
+        go_on.wait(30)
+        raise SystemExit  # a thread ends with it, and says nothing
+
+    monkeypatch.setattr(Journal, "_write_batch", fail)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(journal.event, "note", "text")
+        assert began.wait(30)
+        go_on.set()
+        with pytest.raises(NotWritten, match="has ended"):
+            waits.result(30)
 
 
 def test_what_is_no_journal_or_a_newer_one_is_refused(tmp_path, journal):

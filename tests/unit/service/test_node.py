@@ -16,7 +16,7 @@ from ctflow.errors import BundleInvalid, SettingsInvalid
 from ctflow.service.node import Node, run_node
 from ctflow.service.rules import Rule
 from ctflow.service.settings import Backoff, Destination, Limits, ServiceSettings, Web
-from service_support import Archive, association, free_port, instance, storescu, wait_until
+from service_support import Archive, association, free_port, instance, storescu, wait_until, worker_that_answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 SR, SEG = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.66.4"
@@ -114,6 +114,21 @@ def test_a_rule_and_a_series_that_cannot_be_run_set_aside_with_the_reason(settin
     assert "rule 1 ignores it" in reasons["STORESCU"]
     assert "(no-frame-of-reference)" in reasons["ROUTER"]
     assert "SECRET" not in json.dumps(reasons)
+
+
+def test_every_thread_that_ends_is_named(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.service.work.run_worker", worker_that_answers)
+    with Node(settings, RUN) as node:
+        wait_until(lambda: node.problems() == [], "the node is ready")
+        node.receiver._waiting.stop()
+        node.completer.stop()
+        node.couriers[0].stop()
+        node.crew.stop(0)
+        names = ("listener", "completer", "worker 0", "courier pacs")
+        ended = [f"{name} has ended unexpectedly: start the node again" for name in names]
+        assert node.problems() == [*ended, "no worker is open: the log says why"]
+        node.journal.close()
+        assert node.problems()[0] == "journal has ended unexpectedly: start the node again"
 
 
 def test_two_nodes_do_not_share_a_data_folder(settings):

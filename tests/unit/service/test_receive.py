@@ -9,16 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pydicom
 import pytest
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from ctflow.dicom.pixels import READABLE
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.errors import NotWritten, SettingsInvalid
-from ctflow.service import receive
+from ctflow.service import receive, waiting
 from ctflow.service.journal import key_of
 from ctflow.service.receive import VERIFICATION, supported_contexts
-from service_support import association, instance, store, storescu, wait_until
+from ctflow.service.settings import MOST_ASSOCIATIONS
+from ctflow.service.waiting import MOST_WAITING
+from service_support import association, encoded, instance, store, store_command, storescu, wait_until
 
+COMPARABLE_PAIR = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
 
 
@@ -94,6 +98,68 @@ def test_another_content_under_the_same_uid_is_refused(ear):
     assert len(node.files) == 1
 
 
+def nested(number: int, **changes) -> Dataset:
+    """An instance with sequences, a private element and a group length."""
+    dataset = instance(number, **changes)
+    inner = Dataset()
+    inner.CodeValue, inner.CodeMeaning = "1", "meaning"
+    middle = Dataset()
+    middle.ConceptCodeSequence = [inner]
+    dataset.ProcedureCodeSequence = [inner, middle]
+    dataset.private_block(0x0011, "ctflow test", create=True).add_new(0x01, "DS", "1.5")
+    return dataset
+
+
+def send_as(node, syntax: str, dataset: Dataset) -> int:
+    with association(node.port, contexts={CT_IMAGE_STORAGE: [syntax]}) as found:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        return found.send_c_store(dataset).Status
+
+
+@pytest.mark.parametrize(("first", "second"), [COMPARABLE_PAIR, COMPARABLE_PAIR[::-1]])
+def test_the_same_content_in_the_other_little_endian_syntax_is_a_duplicate(ear, first, second):
+    node = ear()
+    assert [send_as(node, first, nested(1)), send_as(node, second, nested(1))] == [0, 0]
+    assert (len(node.files), node.journal.find(KEY).duplicates) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"PixelData": b"\1" * 32}, {"InstanceNumber": 7}, {"KVP": "120"}, {"ProcedureCodeSequence": []}]
+)
+def test_another_content_in_another_syntax_is_refused_and_told(ear, changes):
+    node = ear()
+    other = nested(1)
+    for keyword, value in changes.items():
+        setattr(other, keyword, value)
+    assert send_as(node, COMPARABLE_PAIR[0], nested(1)) == 0
+    assert send_as(node, COMPARABLE_PAIR[1], other) == receive.CONFLICT
+    assert len(node.files) == 1
+    assert next(event.kind for event in node.journal.events()) == "conflict"
+
+
+def test_what_cannot_be_compared_is_refused_and_told(ear):
+    node = ear()
+    assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
+    assert send_as(node, str(DeflatedExplicitVRLittleEndian), instance(1)) == receive.CONFLICT
+    node.files[0].write_bytes(b"damaged meanwhile")
+    assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == receive.CONFLICT
+    assert [event.kind for event in node.journal.events()][:2] == ["conflict", "conflict"]
+
+
+def test_one_instance_in_two_syntaxes_at_once_is_kept_once(ear, monkeypatch):
+    node = ear()
+    assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
+    holds, asked = node.journal.holds, []
+
+    def late(*uids):
+        asked.append(uids)
+        return holds(*uids) if len(asked) > 1 else None
+
+    monkeypatch.setattr(node.journal, "holds", late)
+    assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == 0
+    assert (len(node.files), len(asked)) == (1, 2)
+
+
 def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
     node = ear()
     with ThreadPoolExecutor(6) as pool:
@@ -111,41 +177,76 @@ def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
         ({"SOPInstanceUID": "1.2.3"}, receive.WRONG_CLASS),
     ],
 )
-def test_what_cannot_be_kept_is_refused_with_its_status(ear, changes, status):
-    node = ear()
-    message = instance(1)
-    body = instance(1, **changes)
-    with association(node.port) as found:
-        # The request says one thing, the data set another.
-        import io  # noqa: PLC0415
-
-        from pynetdicom.dimse_primitives import C_STORE  # noqa: PLC0415
-        from pynetdicom.dsutils import encode  # noqa: PLC0415
-
-        request = C_STORE()
-        request.MessageID, request.Priority = 1, 2
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = message.SOPClassUID, message.SOPInstanceUID
-        request.DataSet = io.BytesIO(encode(body, False, True))
-        context = next(each for each in found.accepted_contexts if each.abstract_syntax == CT_IMAGE_STORAGE)
-        found._reactor_checkpoint.clear()
-        while not found._is_paused:
-            pass
-        found.dimse.send_msg(request, context.context_id)
-        _, answer = found.dimse.get_msg(block=True)
-        found._reactor_checkpoint.set()
+@pytest.mark.parametrize("patient_data", [False, True])
+def test_what_cannot_be_kept_is_refused_with_its_status(ear, raw, changes, status, patient_data):
+    node = ear(patient_data=patient_data)
+    peer = raw(node.port)
+    # The request says one thing, the data set another.
+    answer = peer.ask(store_command(instance(1)), encoded(instance(1, **changes)))
     assert answer.Status == status
+    assert answer.ErrorComment
     assert not node.files
 
 
-def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, monkeypatch):
-    node = ear()
-    monkeypatch.setattr(receive, "flaw_of_header", lambda *_, **__: "cut short in its header")
-    assert store(node.port, instance(1)) == [receive.CANNOT_UNDERSTAND]
-    monkeypatch.undo()
+@pytest.mark.parametrize("patient_data", [False, True])
+def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, raw, patient_data):
+    node = ear(patient_data=patient_data)
+    peer = raw(node.port)
+    whole = encoded(instance(1))
+    for damaged in (whole[:50], whole[8:30] + whole, b"\x08\x00", b"\xff" * 40):
+        answer = peer.ask(store_command(instance(1)), damaged)
+        assert (answer.Status, answer.AffectedSOPInstanceUID) == (receive.CANNOT_UNDERSTAND, "1.2.826.0.1.1")
+    assert peer.ask(store_command(instance(1)), whole).Status == 0
+    assert len(node.files) == 1
+
+
+def test_a_header_that_pydicom_cannot_read_is_refused(ear, monkeypatch):
+    node = ear(patient_data=True)
     monkeypatch.setattr(receive.pydicom, "dcmread", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
     assert store(node.port, instance(1)) == [receive.CANNOT_UNDERSTAND]
     monkeypatch.undo()
     assert store(node.port, instance(1)) == [0]
+
+
+def test_a_class_of_another_context_is_refused(ear, raw):
+    node = ear()
+    magnetic = instance(1, SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+    answer = raw(node.port).ask(store_command(magnetic), encoded(magnetic))
+    assert answer.Status == receive.WRONG_CLASS
+    assert not node.files
+
+
+def test_deflated_instances_are_taken(ear):
+    node = ear()
+    dataset = instance(1)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with association(node.port, contexts={CT_IMAGE_STORAGE: [DeflatedExplicitVRLittleEndian]}) as found:
+        assert found.send_c_store(dataset).Status == 0
+    assert pydicom.dcmread(*node.files).SOPInstanceUID == dataset.SOPInstanceUID
+
+
+def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(ear, monkeypatch, caplog):
+    node = ear()
+    monkeypatch.setattr(receive, "values_of_data_set", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
+    with association(node.port) as found, caplog.at_level("ERROR"):
+        answer = found.send_c_store(instance(1))
+        assert (answer.Status, answer.ErrorComment) == (
+            receive.OUT_OF_RESOURCES, "unexpected RuntimeError; the log says where",
+        )  # fmt: skip
+        monkeypatch.undo()
+        assert found.send_c_store(instance(1)).Status == 0
+    assert "an instance could not be looked at" in [record.message for record in caplog.records]
+
+
+def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_without_it(ear, monkeypatch):
+    node = ear()
+    monkeypatch.setattr(
+        node.journal, "holds", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("unable to open"))
+    )
+    assert store(node.port, instance(1)) == [receive.OUT_OF_RESOURCES]
+    monkeypatch.undo()
+    assert node.journal.find(KEY).refused == 1
+    assert not node.files
 
 
 HOSTILE = (
@@ -317,3 +418,40 @@ def test_the_journal_and_the_offered_contexts_agree_with_the_module(ear):
     assert set(supported_contexts()) == {VERIFICATION, *receive.STORED_CLASSES}
     node = ear()
     assert sqlite3.connect(node.journal.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_connection_that_cannot_be_taken_is_the_end_of_no_other(ear, monkeypatch):
+    node = ear()
+    finish, asked = node.receiver._server.finish_request, []
+
+    def fail(*given) -> None:
+        asked.append(given)
+        if len(asked) == 1:
+            raise RuntimeError("can't start new thread")
+        finish(*given)
+
+    monkeypatch.setattr(node.receiver._server, "finish_request", fail)
+    with association(node.port) as found:
+        assert not found.is_established
+    with association(node.port) as found:
+        assert found.send_c_echo().Status == 0
+    assert all(thread.is_alive() for thread in node.receiver.threads)
+    assert asked[0][0].fileno() == -1  # it is closed
+
+
+def test_descriptors_stay_below_what_select_knows():
+    others = 150  # the page's 100 connections, the journal, workers, couriers, the log
+    assert 2 * MOST_ASSOCIATIONS + MOST_WAITING + others < 1024
+
+
+def test_no_more_wait_than_there_is_room_for(ear, monkeypatch):
+    monkeypatch.setattr(waiting, "MOST_WAITING", 3)
+    node = ear()
+    idle = [socket.create_connection(("127.0.0.1", node.port), timeout=30) for _ in range(4)]
+    try:
+        assert idle[0].recv(1) == b""  # the one that waited the longest
+        with association(node.port) as found:
+            assert found.send_c_echo().Status == 0
+    finally:
+        for each in idle:
+            each.close()

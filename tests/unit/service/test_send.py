@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -146,6 +147,29 @@ def test_a_warning_means_that_it_was_stored(journal, courier, archive, tmp_path)
     courier(to(archive(status=0xB000)))
     wait_until(lambda: states(journal, keys) == ["delivered"], "it is delivered")
     assert any("warning B000H" in event.text for event in journal.events(key=keys[0]))
+
+
+def test_no_answer_is_lost_to_a_loop_that_just_goes_on(journal, archive, tmp_path, monkeypatch):
+    """pynetdicom asks a flag whether its loop for requests is paused; here the loop goes on as the answer comes."""
+    monkeypatch.setattr(send, "_ANSWER_S", 5.0)
+    destination = archive()
+    waiting(journal, tmp_path, 1)
+    (result,) = journal.results(journal.series()[0].key)
+    with StorageWay("CTFLOW", "PACS", "127.0.0.1", destination.port).open() as channel:
+        checkpoint, messages = channel.association._reactor_checkpoint, channel.association.dimse.msg_queue
+        wait = checkpoint.wait
+
+        def late(*given) -> bool:
+            found = wait(*given)
+            deadline = time.monotonic() + 0.2
+            while messages.empty() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return found
+
+        monkeypatch.setattr(checkpoint, "wait", late)
+        for _ in range(5):
+            assert channel.send(tmp_path / "results" / result.folder, "segmentation.dcm") == ""
+    assert len(destination.received) == 5
 
 
 def test_a_destination_without_a_context_for_an_object_is_named(journal, courier, archive, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from multiprocessing.context import SpawnProcess
 
 import pytest
 
@@ -152,3 +153,47 @@ def test_every_gpu_gets_a_worker_where_none_is_named(journal, crew, monkeypatch)
     found.first_word = None
     found.told(Ready("model", "1", False, 3))
     assert added == [["cuda:1", "cuda:2"]]
+
+
+def test_a_process_that_cannot_be_started_is_told_and_tried_again(journal, crew, monkeypatch):
+    (key,) = complete(journal, 1)
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    start, asked = SpawnProcess.start, []
+
+    def fail(process) -> None:
+        asked.append(process)
+        if len(asked) < 3:
+            raise OSError(12, "Cannot allocate memory")
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", fail)
+    found = crew(service_support.worker_that_answers)
+    wait_until(found.opened.is_set, "somebody is told")
+    wait_until(lambda: journal.find(key).state == "done", "it runs")
+    assert len(asked) == 3
+    assert found.problems() == []
+
+
+def test_while_no_process_can_be_started_the_crew_says_so(crew, monkeypatch):
+    monkeypatch.setattr(work, "_RESTART_S", 3600)
+    monkeypatch.setattr(
+        SpawnProcess, "start", lambda _process: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory"))
+    )
+    found = crew(service_support.worker_that_answers)
+    wait_until(found.opened.is_set, "somebody is told")
+    assert found.problems() == ["no worker is open: its process cannot be started (Cannot allocate memory)"]
+
+
+def test_a_worker_that_ends_while_it_waits_is_named_and_started_again(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "_LOOK_AGAIN_S", 3600)
+    found = crew(service_support.worker_that_answers, devices=("cuda:0", "cuda:1"))
+    wait_until(lambda: found.problems() == [], "both are open")
+    first, second = found.threads
+    first.kill()
+    wait_until(lambda: found.problems() == ["worker 0 is not open"], "it is named")
+    second.kill()
+    wait_until(lambda: found.problems() == ["no worker is open: the log says why"], "both are named")
+    for foreman in (first, second):
+        foreman._killed = False  # as if something else had ended them
+    journal.event("note", "something happens")
+    wait_until(lambda: found.problems() == [], "both are open again")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 
@@ -11,11 +13,13 @@ from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.errors import DeviceOutOfMemory
+from ctflow.model import Model
 from ctflow.pipeline import Segmenter
 from ctflow.service import worker
 from ctflow.service.journal import digest_of_set
 from ctflow.service.records import InstanceRecord, Job
-from ctflow.service.worker import Setup, Task, run_task
+from ctflow.service.rules import Rule
+from ctflow.service.worker import Setup, Task, basis_of_result, run_task
 
 SETUP = Setup(None, Settings(engine="eager", device="cpu", report="none"))
 
@@ -54,6 +58,45 @@ def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, s
     monkeypatch.setattr(worker, "_compute", lambda *_: pytest.fail("it is computed again"))
     again = run(task, segmenter)
     assert replace(again.answer, elapsed_s=0) == replace(done.answer, elapsed_s=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda setup, task: (replace(setup, settings=replace(setup.settings, overlap=0.5)), task),
+        lambda setup, task: (replace(setup, settings=replace(setup.settings, secondary_capture=True)), task),
+        lambda setup, task: (replace(setup, rules=(Rule("run", name="all"),)), task),
+        lambda setup, task: (setup, replace(task, job=replace(task.job, earlier="key/other"))),
+    ],
+    ids=["overlap", "secondary capture", "rules", "earlier revision"],
+)
+def test_a_result_of_another_basis_that_was_never_sent_is_no_answer(task, segmenter, change):
+    stale = run(task, segmenter).answer
+    setup, changed = change(SETUP, task)
+    fresh = run_task(changed, setup, segmenter.model, segmenter).answer
+    assert fresh.folder != stale.folder
+    assert (task.results / fresh.folder / "result.json").is_file()
+    assert not (task.results / stale.folder).exists()
+
+
+def test_another_ctflow_and_another_model_are_another_basis_and_another_device_is_not(task, segmenter, monkeypatch):
+    basis = basis_of_result(task, SETUP, segmenter.model)
+    other = replace(SETUP, settings=replace(SETUP.settings, device="cuda:1"))
+    assert basis_of_result(task, other, segmenter.model) == basis
+    model = segmenter.model
+    for changed in (
+        Model(model.spec, model.weights, "another"), Model(replace(model.spec, threshold=0.4), {}, model.weights_digest)
+    ):  # fmt: skip
+        assert basis_of_result(task, SETUP, changed) != basis
+    monkeypatch.setattr(worker, "__version__", "0.0.9")
+    assert basis_of_result(task, SETUP, segmenter.model) != basis
+
+
+def test_a_basis_is_the_same_in_another_process(task, segmenter):
+    """A digest of something that holds an address, or a set, would make every restart compute again."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        theirs = pool.submit(basis_of_result, task, SETUP, Model(segmenter.model.spec, {}, "w")).result()
+    assert theirs == basis_of_result(task, SETUP, Model(segmenter.model.spec, {}, "w"))
 
 
 def test_a_file_that_cannot_be_read_sets_the_series_aside(task, segmenter, series, tmp_path):

@@ -128,8 +128,6 @@ class _Gate:
             log.exception("a page could not be made")
             text = f"unexpected {type(error).__name__}; the log says where\n"
             return Reply(500, text.encode(), "text/plain; charset=utf-8")
-        finally:
-            self._node.journal.release_thread()  # the pool's threads come and go
 
 
 def _response(reply: Reply) -> Response:

@@ -107,7 +107,7 @@ class Pages:
     def overview(self, asked: Asked) -> Reply:
         """The list of series, newest first, all or those in a state."""
         journal, now = self._node.journal, self._node.clock()
-        state, before = _state(asked.query.get("state")), _number(asked.query.get("before"))
+        state, before = _state(asked.query.get("state")), _place(asked.query.get("before"))
         if state is None or before is None:
             return self.message(404, "There is no such list", "The address names a state or page that does not exist.")
         wanted: tuple[State, ...] = state[1]
@@ -128,7 +128,7 @@ class Pages:
             chosen={"name": state[0], "label": _label(state[0])},
             rows=[self._row(series, now, asked.session) for series in found[:ROWS]],
             newest=_href(here) if before else None,
-            older=_href({**here, "before": repr(found[ROWS - 1].last_at)}) if len(found) > ROWS else None,
+            older=_href({**here, "before": _place_text(found[ROWS - 1])}) if len(found) > ROWS else None,
         )
 
     def series(self, asked: Asked) -> Reply:
@@ -373,13 +373,17 @@ def _state(given: str | None) -> tuple[str, tuple[State, ...]] | None:
     return next(((given, (state,)) for state in views.STATES if state == given), None)
 
 
-def _number(given: str | None) -> float | None:
-    """0 where the address names no page, None where it names nonsense."""
-    try:
-        value = float(given or 0)
-    except ValueError:
-        return None
-    return value if 0 <= value < 1e12 else None
+def _place(given: str | None) -> tuple[float, str] | tuple[()] | None:
+    """Where a page of the list begins; empty where the address does not say, None where it says nonsense."""
+    if not given:
+        return ()
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)_([0-9a-f]{32})", given, re.ASCII)
+    return (float(match[1]), match[2]) if match else None
+
+
+def _place_text(series: SeriesRecord) -> str:
+    """The place behind a series, for `_place`; `repr` gives each time back as it was."""
+    return f"{series.last_at!r}_{series.key}"
 
 
 def _href(values: Mapping[str, str]) -> str:

@@ -153,11 +153,27 @@ def test_a_list_of_many_has_pages_that_show_each_once(ward, visitor):
     assert "Newest" in page
 
 
+def test_series_of_the_same_moment_are_all_shown(ward, visitor):
+    ward.clock.now, moment = ward.clock.now, ward.clock.now
+    keys = set()
+    for number in range(2 * ROWS + 7):
+        keys.add(ward.receive(str(number)))
+        ward.clock.now = moment
+    path, shown = "/", []
+    while path:
+        page = visitor.page(path)
+        shown += re.findall(r'href="/series/(\w{32})"', page)
+        older = re.search(r'href="([^"]+)">Older', page)
+        path = older[1].replace("&amp;", "&") if older else ""
+    assert len(shown) == len(keys)
+    assert set(shown) == keys
+
+
 def test_a_page_of_exactly_all_rows_has_no_older_one(ward, visitor):
     for number in range(ROWS):
         ward.receive(str(number))
     assert "Older" not in visitor.page("/")
-    assert "There are no older series." in visitor.page("/?before=1")
+    assert "There are no older series." in visitor.page(f"/?before=1_{'0' * 32}")
 
 
 def test_a_state_is_listed_alone(ward, visitor):
@@ -170,7 +186,18 @@ def test_a_state_is_listed_alone(ward, visitor):
 
 
 @pytest.mark.parametrize(
-    "query", ["state=gone", "state='", "before=x", "before=nan", "before=-1", "before=inf", "before=1e300"]
+    "query",
+    [
+        "state=gone",
+        "state='",
+        "before=x",
+        "before=nan",
+        "before=-1",
+        "before=inf",
+        "before=1e300",
+        "before=1",
+        "before=1_a",
+    ],
 )
 def test_a_list_that_does_not_exist_is_not_found(visitor, query):
     assert "There is no such list" in visitor.page(f"/?{query}", 404)
@@ -492,9 +519,3 @@ def test_an_address_that_is_taken_is_named(ward):
         other = dataclasses.replace(ward.node, settings=dataclasses.replace(ward.settings, web=web))
         with pytest.raises(SettingsInvalid, match=rf"127\.0\.0\.1:{port} cannot be listened on"), serving(other):
             pass
-
-
-def test_readers_of_the_journal_are_closed_when_their_page_is_made(ward, visitor):
-    for _ in range(5):
-        visitor.page("/")
-    assert len(ward.journal._readers) == 0
