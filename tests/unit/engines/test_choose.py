@@ -14,7 +14,7 @@ def test_every_backend_says_whether_it_is_there():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(SettingsInvalid, match="none of auto, tensorrt, .*, openvino, onnxruntime, eager"):
+    with pytest.raises(SettingsInvalid, match="none of auto, fused, tensorrt, .*, openvino, onnxruntime, eager"):
         open_engine("warp", None, device="cpu", precision="fp32", roi=(1, 1, 1), batch_range=(1, 1))
 
 

@@ -1,0 +1,160 @@
+"""What every engine promises, for the one that computes SwinUNETR alone: sizes, batches, poisoned memory, threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR
+
+from ctflow.engines import fused
+from ctflow.engines.choose import open_engine
+from ctflow.model import Model, ModelSpec, NetworkSpec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not fused.is_available()[0] or torch.cuda.get_device_capability() != fused.CAPABILITY,
+        reason="no Hopper GPU, or no triton and cuda-bindings",
+    ),
+]
+DEVICE = "cuda:0"
+# Largest difference of logits to strict fp32, relative to the largest logit.
+TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "fp32": 1e-5}
+
+
+def model_of(feature_size: int, roi: tuple[int, int, int], classes: int = 2) -> Model:
+    torch.manual_seed(feature_size)
+    arguments = {"in_channels": 1, "out_channels": classes, "feature_size": feature_size}
+    activation = "softmax" if classes == 2 else "sigmoid"
+    spec = ModelSpec(
+        "m", "1", NetworkSpec("SwinUNETR", arguments), 1, classes, (), roi, 0.25, "gaussian", 4, activation,
+        None if classes == 2 else 0.5, (), "", False,
+    )  # fmt: skip
+    return Model(spec, SwinUNETR(**arguments).state_dict(), "d" * 64)
+
+
+def engine_of(model: Model, precision: str = "fp16", most: int = 16):
+    return open_engine("fused", model, device=DEVICE, precision=precision, roi=model.spec.roi, batch_range=(1, most))
+
+
+def strict(model: Model, windows: torch.Tensor, *, folded: bool) -> torch.Tensor:
+    """Logits of MONAI's network in strict fp32, window by window."""
+    network = SwinUNETR(**dict(model.spec.network.arguments)).eval().to(DEVICE)
+    network.load_state_dict(dict(model.weights))
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            logits = torch.cat([network(window[None]) for window in windows])
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    return logits[:, 1:] - logits[:, :1] if folded else logits
+
+
+def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("feature_size", "roi"),
+    [(48, (96, 96, 96)), (48, (64, 64, 64)), (48, (128, 128, 128)), (24, (96, 96, 96)), (24, (128, 64, 96)),
+     (12, (96, 96, 96)), (12, (64, 64, 64)), (36, (64, 96, 64))],
+    ids=str,
+)  # fmt: skip
+def test_logits_are_those_of_strict_fp32(feature_size, roi, precision):
+    model = model_of(feature_size, roi)
+    engine = engine_of(model, precision)
+    windows = torch.rand(3, 1, *roi, device=DEVICE)  # fresh ones each time
+    expected = strict(model, windows, folded=True)
+    for count in (1, 3):
+        logits = engine.predict(windows[:count])
+        assert logits.dtype == torch.float32
+        assert error_of(logits, expected[:count]) <= TOLERANCE[precision]
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return model_of(48, (96, 96, 96), classes=3)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = engine_of(model)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8, 16])
+def test_every_batch_gives_each_window_the_same(model, engine, batch):
+    windows = torch.randn(batch, 1, 96, 96, 96, device=DEVICE)
+    found = engine.predict(windows).clone()
+    assert error_of(found, strict(model, windows, folded=False)) <= TOLERANCE["fp16"]
+    assert torch.equal(engine.predict(windows), found)
+
+
+def test_nothing_is_read_that_was_not_written(engine, monkeypatch):
+    """All memory that is asked for is filled with NaN first."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    windows = torch.randn(2, 1, 96, 96, 96, device=DEVICE)
+    with torch.no_grad():
+        expected = engine.launch(windows)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.utils.deterministic.fill_uninitialized_memory
+            assert torch.empty(3, device=DEVICE).isnan().all()
+            found = engine.launch(windows)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert torch.isfinite(found).all()
+    assert torch.equal(found, expected)
+
+
+def test_the_answer_is_written_wholly(engine):
+    windows = torch.randn(2, 1, 96, 96, 96, device=DEVICE)
+    first = engine.predict(windows)
+    expected = first.clone()
+    first.fill_(float("nan"))
+    assert torch.equal(engine.predict(windows), expected)
+
+
+def test_windows_that_are_not_numbers_stay_in_their_place(engine):
+    windows = torch.randn(2, 1, 96, 96, 96, device=DEVICE)
+    expected = engine.predict(windows)[0].clone()
+    windows[1] = float("nan")
+    assert torch.equal(engine.predict(windows)[0], expected)
+
+
+def test_two_engines_and_two_threads_do_not_disturb_each_other(model, engine):
+    other, windows, found = engine_of(model), torch.randn(2, 1, 96, 96, 96, device=DEVICE), []
+    expected = engine.predict(windows).clone()
+    thread = threading.Thread(target=lambda: found.append(other.predict(windows.flip(0)).clone()))
+    thread.start()
+    again = engine.predict(windows).clone()
+    thread.join()
+    other.close()
+    assert torch.equal(again, expected)
+    assert torch.equal(found[0].flip(0), expected)
+
+
+def test_switches_stay_and_a_closed_engine_says_so(model):
+    def switches():
+        return (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.deterministic,
+        )
+
+    before, engine = switches(), engine_of(model)
+    engine.predict(torch.zeros(1, 1, 96, 96, 96, device=DEVICE))
+    assert switches() == before
+    with pytest.raises(ValueError, match="takes 1 to 16 windows"):
+        engine.predict(torch.zeros(17, 1, 96, 96, 96, device=DEVICE))
+    engine.close()
+    engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        engine.predict(torch.zeros(1, 1, 96, 96, 96, device=DEVICE))
