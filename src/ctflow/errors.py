@@ -109,6 +109,10 @@ class BackendUnavailable(ResourceError):
     """The requested engine cannot run on this machine; the message says what to install."""
 
 
+class NetworkNotTaken(BackendUnavailable):
+    """The engine computes other networks than this one, on any machine."""
+
+
 class DeviceOutOfMemory(ResourceError):
     """The device has too little memory for the case."""
 

@@ -30,7 +30,14 @@ from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
-from ctflow.engines.choose import backend_module, batch_range_for, check_engine, devices_from_setting, open_engine
+from ctflow.engines.choose import (
+    BACKENDS,
+    backend_module,
+    batch_range_for,
+    check_engine,
+    devices_from_setting,
+    open_engine,
+)
 from ctflow.engines.contract import Engine, EngineInfo, Precision
 from ctflow.errors import (
     EXIT_DONE,
@@ -229,7 +236,7 @@ class Segmenter:
         try:
             choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
             if backend_module(choice.backend).FILE is None:
-                self._tell_of_unmade(wanted)
+                self._tell_of_unmade(wanted, choice.backend)
             for device in devices:
                 arguments = {**wanted, "precision": choice.precision, "device": device}
                 prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
@@ -240,9 +247,12 @@ class Segmenter:
             return "eager", wanted["precision"]
         return choice.backend, choice.precision
 
-    def _tell_of_unmade(self, wanted: Mapping[str, Any]) -> None:
+    def _tell_of_unmade(self, wanted: Mapping[str, Any], chosen: str = "eager") -> None:
         """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
-        unmade = engines_not_made(self.model, **wanted, cache_dir=self._settings.cache)
+        faster = list(BACKENDS)[: list(BACKENDS).index(chosen)]
+        unmade = [
+            name for name in engines_not_made(self.model, **wanted, cache_dir=self._settings.cache) if name in faster
+        ]
         if unmade:
             text = f"no engine made for this device is in the cache: `ctflow export` makes one ({', '.join(unmade)})"
             self.warnings = (*self.warnings, text)

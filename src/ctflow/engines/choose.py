@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -24,6 +25,9 @@ BACKENDS = {
 }
 _LEAST_GPU_BATCH = 4  # fewer windows leave parts of a large GPU idle in the deep layers
 _ONLY_BY_NAME = ("compile",)  # a minute of compilation in each process
+
+
+log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -116,6 +120,8 @@ def open_engine(
             if name != "auto":
                 raise
             # Its file has not been made, it lacks the device, precision or network, or it has failed its own check.
+            if isinstance(error, ParityFailed):
+                log.warning("engine %s is set aside: %s", backend, error)
             reasons.append(f"{backend}: {error}")
     raise BackendUnavailable("; ".join(reasons))
 

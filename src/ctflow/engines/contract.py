@@ -85,4 +85,6 @@ def check_windows(windows: Tensor, info: EngineInfo) -> None:
 
 def is_of_gpu(error: BaseException) -> bool:
     """Whether an error of torch says that the GPU or its libraries failed, and not the network or the windows."""
-    return type(error).__name__ == "AcceleratorError" or str(error).startswith(("CUDA", "CUDNN", "CUBLAS", "cuDNN"))
+    return type(error).__name__ == "AcceleratorError" or str(error).startswith(
+        ("CUDA", "CUDNN", "CUBLAS", "cuDNN", "Triton Error [CUDA]")
+    )

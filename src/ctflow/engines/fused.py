@@ -6,8 +6,12 @@ and before the engine is given out one window is compared with the same network 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import CapturedFunction
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
+from ctflow.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
@@ -38,10 +42,21 @@ def is_available() -> tuple[bool, str]:
     """Whether there is a Hopper GPU, and what compiles the kernels."""
     if not torch.cuda.is_available():
         return False, "it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and a torch that is built for it"
-    for package, name in (("triton", "triton"), ("cuda", "cuda-bindings")):
-        if find_spec(package) is None:
+    found = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
+    if CAPABILITY not in found:
+        words = ", ".join(".".join(map(str, one)) for one in found)
+        return False, f"it needs a GPU of compute capability 9.0 (H100, H200); found {words}"
+    for package, name in (("triton", "triton"), ("cuda.bindings", "cuda-bindings")):
+        if not _is_installed(package):
             return False, f"the package {name} is not installed: pip install {name}"
     return True, ", ".join(f"{name} {found}" for name, found in _versions().items())
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
@@ -92,7 +107,7 @@ class FusedEngine:
         """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`.
 
         Raises:
-            BackendUnavailable: The GPU or its driver failed.
+            BackendUnavailable: The GPU or its driver failed, or a kernel cannot be compiled for this batch.
         """
         if self._run is None:
             raise ValueError("the engine is closed")
@@ -101,14 +116,8 @@ class FusedEngine:
             # Buffers that outlive the call must not be inference tensors, whoever calls.
             with torch.inference_mode(False), torch.no_grad():
                 return self._run(windows)
-        except torch.OutOfMemoryError as error:
-            short = f"{self._info.device} has too little memory for {len(windows)} windows"
-            raise DeviceOutOfMemory(short) from error
-        except RuntimeError as error:
-            if is_of_gpu(error):
-                failed = f"{self._info.device} failed: {str(error).splitlines()[0][:200]}"
-                raise BackendUnavailable(failed) from error
-            raise
+        except Exception as error:  # what compiles and loads kernels raises whatever it raises
+            raise _named(error, self._info.device, f"{len(windows)} windows") from error
 
     def launch(self, windows: Tensor) -> Tensor:
         """The network's logits, launched kernel by kernel: what `predict` captures."""
@@ -119,9 +128,11 @@ class FusedEngine:
 
     def close(self) -> None:
         """Free the network and the graphs."""
-        if self._network is not None and torch.device(self._info.device).type == "cuda":
-            torch.cuda.synchronize(self._info.device)
-        self._network = self._run = None
+        was_open, self._network, self._run = self._network is not None, None, None
+        if was_open and torch.device(self._info.device).type == "cuda":
+            # A GPU that has failed says so again; who closes after that has heard it.
+            with suppress(RuntimeError):
+                torch.cuda.synchronize(self._info.device)
 
 
 def open_backend(
@@ -142,18 +153,35 @@ def open_backend(
     check_settings(device, precision)
     network, folded = fold_two_class_head(network_from_model(model), model.spec)
     if not takes(network, roi):
-        raise BackendUnavailable(
-            f"fused computes SwinUNETR (first version, plain norms), not {model.spec.network.name}"
-        )
+        name = model.spec.network.name
+        raise NetworkNotTaken(f"fused computes SwinUNETR (first version, plain norms), not this {name} at {roi}")
     channels = 1 if folded else model.spec.out_channels
     info = EngineInfo("fused", precision, device, roi, batch_range, model.weights_digest, channels, _versions())
+    engine = None
     try:
         with torch.cuda.device(device), torch.no_grad():
             engine = FusedEngine(_on_gpu(network, roi, precision, device), info)
             check_parity(engine, network, model.spec.in_channels)
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
+    except Exception as error:  # see `predict`
+        if engine is not None:
+            engine.close()
+        raise _named(error, device, "the network") from error
     return engine
+
+
+def _named(error: Exception, device: str, what: str) -> CtflowError:
+    """The named error of whatever was raised while kernels were compiled, loaded or launched."""
+    if isinstance(error, CtflowError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return DeviceOutOfMemory(f"{device} has too little memory for {what}")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if is_of_gpu(error):
+        return BackendUnavailable(f"{device} failed: {reason}")
+    return BackendUnavailable(
+        f"fused cannot compile or launch its kernels for {what}: {reason}; Triton needs a C compiler, Python's headers "
+        "and a folder that it may write (TRITON_CACHE_DIR); use --engine eager"
+    )
 
 
 def _on_gpu(network: nn.Module, roi: Size3, precision: Precision, device: str) -> ChannelsLastSwinUNETR:
@@ -163,7 +191,9 @@ def _on_gpu(network: nn.Module, roi: Size3, precision: Precision, device: str) -
 
 
 def check_parity(engine: FusedEngine, network: nn.Module, channels: int) -> None:
-    """Compare one window of noise, seeded, with the network in strict fp32; an engine that fails is closed.
+    """Compare windows of noise, seeded, with the network in strict fp32.
+
+    Two as one batch where it takes two, the second of other values: what is mixed up between windows shows, too.
 
     Args:
         engine: What was made of the network.
@@ -175,14 +205,13 @@ def check_parity(engine: FusedEngine, network: nn.Module, channels: int) -> None
     """
     info = engine.info
     noise = torch.rand((1, channels, *info.roi), generator=torch.Generator().manual_seed(0))
-    window = noise.to(info.device)
+    windows = torch.cat([noise, 3 * noise.flip(2) - 1])[: info.batch_range[1]].to(info.device)
     reference: Any = network.to(info.device)
     with switches("fp32"):
-        expected = reference(window).float()
+        expected = torch.cat([reference(window[None]).float() for window in windows])
     network.cpu()
-    error = float((engine.launch(window) - expected).abs().max() / expected.abs().max())
+    error = float((engine.launch(windows) - expected).abs().max() / expected.abs().max())
     if not error <= _WORST[info.precision]:  # NaN fails, too
-        engine.close()
         raise ParityFailed(
             f"fused {info.precision} differs from fp32 by {error:.2g} of the largest logit on {info.device}; "
             f"{_WORST[info.precision]:.2g} is allowed: use --engine eager, and report this model"
@@ -197,4 +226,12 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:  # some builds bring it under another name
             continue
-    return found
+    return {**found, "kernels": _digest_of_kernels()}
+
+
+@cache
+def _digest_of_kernels() -> str:
+    """Digest of the code of the kernels: an engine of another one is another engine."""
+    folder = files("ctflow.kernels")
+    code = [entry.read_bytes() for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if entry.is_file()]
+    return hashlib.sha256(b"".join(code)).hexdigest()[:12]

@@ -20,7 +20,15 @@ from ctflow.engines.choose import backend_module, backend_names, open_engine
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
 from ctflow.engines.tensorrt import gpu_identity
-from ctflow.errors import BackendUnavailable, CtflowError, EngineMismatch, ModelError, OutputError, ResourceError
+from ctflow.errors import (
+    BackendUnavailable,
+    CtflowError,
+    EngineMismatch,
+    ModelError,
+    NetworkNotTaken,
+    OutputError,
+    ResourceError,
+)
 from ctflow.export.parity import ParityResult, check_parity, example_window
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.model import Model
@@ -272,6 +280,9 @@ def _time_engine(
         return Measured(name, settings["precision"], seconds, None, None)
     except OutputError:
         raise
+    except NetworkNotTaken as error:  # for good: no failure, and nothing to warn of
+        log.info("engine %s takes no part: %s", name, error)
+        return Measured(name, settings["precision"], None, None, str(error))
     # Libraries that do not load or run raise ImportError and RuntimeError; another engine may do.
     except (CtflowError, ImportError, RuntimeError) as error:
         failures.append(error)

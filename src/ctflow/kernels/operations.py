@@ -226,7 +226,7 @@ class _Attention:
         windows, width = places // self.n, channels // 3 // self.heads
         out = torch.empty((batch, places, channels // 3), dtype=qkv.dtype, device=qkv.device)
         queries = min(_QUERY_BLOCK, _power(self.n))
-        kernels.attend[(-(-self.n // queries), self.heads, batch * windows)](
+        kernels.attend[(batch * windows, self.heads, -(-self.n // queries))](
             qkv, self.bias, self.regions, out, windows, self.heads, self.masked_from, MASKED * _LOG2E,
             self.n, self.held, width, _power(width), queries, min(_KEY_BLOCK, _power(self.n)),
             num_warps=_WARPS, num_stages=_STAGES,

@@ -233,7 +233,7 @@ def attend(
 
     4 N^2 WIDTH FLOP and N^2 exponentials a head and window; the bias is read from the L2 cache.
     """
-    block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    image, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)  # only the first axis may be long
     window = image % W
     C = HEADS * WIDTH
     base = qkv + image.to(tl.int64) * N * 3 * C + head * WIDTH

@@ -378,9 +378,9 @@ class ChannelsLastSwinUNETR:
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
-        x = windows.movedim(1, -1).to(self.ops.dtype)
+        x = windows.movedim(1, -1).to(self.ops.dtype).contiguous()  # kernels know no strides
         hidden = self._hidden(x)
-        filled = functional.pad(x, (0, self.filled))
+        filled = functional.pad(x, (0, self.filled)) if self.filled else x
         skips = [self.enter(filled), *(block(h) for block, h in zip(self.encoders, hidden, strict=False)), hidden[3]]
         y = self.deepest(hidden[4])
         for up, skip in zip(self.decoders[:-1], reversed(skips[1:]), strict=True):
@@ -421,4 +421,11 @@ def takes(network: nn.Module, roi: Size3) -> bool:
         return False
     blocks = [net.encoder1.layer, *(net.get_submodule(f"decoder{k}.conv_block") for k in range(1, 6))]
     norms = [block.norm1 for block in blocks]
-    return all(type(norm) is nn.InstanceNorm3d and not norm.affine and norm.eps == _EPS for norm in norms)
+    return all(_is_plain(norm) for norm in norms)
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether it is an instance norm of the window alone, as `Operations.norm_of` computes it."""
+    if type(norm) is not nn.InstanceNorm3d:
+        return False
+    return not norm.affine and not norm.track_running_stats and norm.eps == _EPS

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import subprocess
+
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR, UNet
@@ -7,7 +10,7 @@ from monai.networks.nets import SwinUNETR, UNet
 from ctflow.engines import choose, fused
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.fused import FusedEngine, check_parity
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
+from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
 from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
 
@@ -49,6 +52,7 @@ def a_gpu(monkeypatch):
     """A machine whose GPU says that it is a Hopper."""
     capability = [(9, 0)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     return capability
 
@@ -60,7 +64,7 @@ def test_without_a_gpu_it_says_which_one_it_needs(monkeypatch):
     assert "compute capability 9.0 (H100, H200)" in reason
 
 
-@pytest.mark.parametrize(("missing", "package"), [("triton", "triton"), ("cuda", "cuda-bindings")])
+@pytest.mark.parametrize(("missing", "package"), [("triton", "triton"), ("cuda.bindings", "cuda-bindings")])
 def test_without_what_compiles_its_kernels_it_says_what_to_install(a_gpu, monkeypatch, missing, package):
     found = fused.find_spec
     monkeypatch.setattr(fused, "find_spec", lambda name: None if name == missing else found(name))
@@ -71,6 +75,21 @@ def test_with_all_it_needs_it_names_the_versions(a_gpu):
     available, versions = fused.is_available()
     assert available
     assert f"torch {torch.__version__}" in versions
+
+
+def test_a_part_of_a_package_is_not_the_package(a_gpu, monkeypatch):
+    def no_parent(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(fused, "find_spec", no_parent)
+    assert not fused.is_available()[0]
+
+
+def test_another_gpu_is_named_where_engines_are_listed(a_gpu):
+    a_gpu[0] = (8, 9)
+    available, reason = fused.is_available()
+    assert not available
+    assert reason.endswith("found 8.9")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
@@ -90,7 +109,7 @@ def test_tf32_is_refused(a_gpu):
 
 
 def test_another_network_is_refused(a_gpu):
-    with pytest.raises(BackendUnavailable, match="SwinUNETR.*not UNet"):
+    with pytest.raises(NetworkNotTaken, match="SwinUNETR.*not this UNet"):
         choose.open_engine(
             "fused", model_of("UNet", UNET), device="cuda:0", precision=None, roi=ROI, batch_range=(1, 4)
         )
@@ -136,13 +155,38 @@ def test_parity_passes_what_is_right(network):
 
 
 @pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * float("nan")])
-def test_parity_refuses_and_closes_what_is_wrong(network, wrong):
+def test_parity_refuses_what_is_wrong(network, wrong):
     function = channels_last(network)
     engine = engine_of(lambda windows: wrong(function(windows)))
     with torch.no_grad(), pytest.raises(ParityFailed, match="--engine eager"):
         check_parity(engine, network, 1)
-    with pytest.raises(ValueError, match="closed"):
-        engine.predict(torch.rand(1, 1, *ROI))
+
+
+def test_parity_refuses_what_mixes_windows_up(network):
+    function = channels_last(network)
+    engine = engine_of(lambda windows: function(windows).flip(0))
+    with torch.no_grad(), pytest.raises(ParityFailed):
+        check_parity(engine, network, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [subprocess.CalledProcessError(1, ["gcc"]), PermissionError("~/.triton"), ImportError()]
+)
+def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, error):
+    """A machine without a C compiler or a home that may be written: the reason is told, and `auto` goes on."""
+    closed = []
+
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(fused, "_on_gpu", lambda *arguments: as_it_is)
+    monkeypatch.setattr(fused, "check_parity", fails)
+    monkeypatch.setattr(fused.FusedEngine, "close", lambda engine: closed.append(engine))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    model = model_of("SwinUNETR", SWIN)
+    with pytest.raises(BackendUnavailable, match="C compiler.*TRITON_CACHE_DIR"):
+        choose.open_engine("fused", model, device="cuda:0", precision=None, roi=ROI, batch_range=(1, 4))
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(
@@ -150,7 +194,9 @@ def test_parity_refuses_and_closes_what_is_wrong(network, wrong):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), BackendUnavailable),
-        (RuntimeError("a mistake of ours"), RuntimeError),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), DeviceOutOfMemory),
+        (RuntimeError("Triton Error [CUDA]: invalid argument"), BackendUnavailable),
+        (subprocess.CalledProcessError(1, ["gcc"]), BackendUnavailable),
     ],
 )
 def test_errors_of_the_gpu_are_named(raised, named):

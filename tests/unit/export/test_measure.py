@@ -8,7 +8,15 @@ import torch
 
 from ctflow.bundle import read_bundle
 from ctflow.engines.choose import open_engine
-from ctflow.errors import BackendUnavailable, BundleInvalid, EngineMismatch, ExportFailed, ParityFailed, StorageFull
+from ctflow.errors import (
+    BackendUnavailable,
+    BundleInvalid,
+    EngineMismatch,
+    ExportFailed,
+    NetworkNotTaken,
+    ParityFailed,
+    StorageFull,
+)
 from ctflow.export import measure
 from ctflow.export.measure import Measured, choose_fastest, engines_not_made, example_window, measure_engine
 from ctflow.export.parity import ParityResult
@@ -117,6 +125,16 @@ def test_a_failure_that_may_pass_is_not_kept(model, tmp_path, pretend, failure):
     assert not list(tmp_path.glob("choice-*"))
     choose_fastest(model, **WANTED, cache_dir=tmp_path)
     assert len(calls) == 6
+
+
+def test_an_engine_of_other_networks_is_no_failure(model, tmp_path, pretend, caplog):
+    calls = pretend({"openvino": NetworkNotTaken("SwinUNETR only"), "onnxruntime": 5.0, "eager": 4.0})
+    for _ in range(2):
+        choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
+        assert choice.backend == "eager"
+        assert choice.measured[0].reason == "SwinUNETR only"
+    assert len(calls) == 3  # the choice is kept
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_where_every_engine_says_so_the_model_is_at_fault(model, tmp_path, pretend):

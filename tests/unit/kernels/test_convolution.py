@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional
 
 from ctflow.errors import BackendUnavailable
-from ctflow.kernels import convolution
 from ctflow.kernels.compiler import compile_cubin
 from ctflow.kernels.convolution import HopperConvolution, best_chunk, packed_weights, shared_bytes, source, units_of
 
@@ -45,6 +44,7 @@ def test_it_takes_what_fits_a_multiprocessor_and_is_large():
     assert HopperConvolution.takes(48, (16,), large, torch.bfloat16)
     assert not HopperConvolution.takes(48, (48,), large, torch.float32)
     assert not HopperConvolution.takes(48, (96,), large, HALF)  # the weights alone are larger than shared memory
+    assert not HopperConvolution.takes(72, (16,), large, HALF)  # more registers than a thread has
     assert not HopperConvolution.takes(48, (24,), large, HALF)
     assert not HopperConvolution.takes(12, (16,), large, HALF)
     assert not HopperConvolution.takes(96, (16,), large, HALF)
@@ -69,7 +69,7 @@ def test_shared_memory_holds_what_the_kernel_keeps_there():
 
 
 @compiles
-@pytest.mark.parametrize(("cin", "cout"), [(48, 48), (16, 48), (32, 24)])
+@pytest.mark.parametrize(("cin", "cout"), [(48, 48), (16, 48), (32, 24), (16, 64), (32, 8)])
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_every_form_compiles_for_hopper(cin, cout, kind):
     forms = [(False, False, False), (True, False, False), (False, False, True), (False, True, False)]
@@ -89,4 +89,3 @@ def test_the_source_is_made_once_for_each_form():
         48, 48, "f16", normalized=True, adds=False, partial=False
     )
     assert "#define PARTIAL 1" in source(48, 48, "f16", normalized=False, adds=False, partial=True)
-    assert convolution._THREADS == 512

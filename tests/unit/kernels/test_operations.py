@@ -152,8 +152,9 @@ def test_small_convolutions_are_cudnns_with_norm_and_sums_of_ours():
     assert close(found, PLAIN.convolution(weight[:, :32], (32,), SIZE)(shares[:1], norm)[0], 1e-5)
 
 
-def test_a_whole_network_of_kernels():
-    network = SwinUNETR(in_channels=1, out_channels=2, feature_size=12, window_size=2).eval()
-    windows = torch.rand(1, 1, 64, 32, 32)
+@pytest.mark.parametrize("channels", [1, 16])  # filled up with zeros, and not
+def test_a_whole_network_of_kernels(channels):
+    network = SwinUNETR(in_channels=channels, out_channels=2, feature_size=12, window_size=2).eval()
+    windows = torch.rand(1, channels, 64, 32, 32)
     found = ChannelsLastSwinUNETR(network, (64, 32, 32), KERNELS)(windows.to(DEVICE))
     assert close(found.cpu(), network(windows), 1e-5)

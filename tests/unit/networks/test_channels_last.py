@@ -65,6 +65,7 @@ def test_half_precision_keeps_statistics_scores_and_sums_in_float32():
         {"patch_norm": True},
         {"norm_name": ("instance", {"affine": True})},
         {"norm_name": "batch"},
+        {"norm_name": ("instance", {"track_running_stats": True})},
         {"in_channels": 12},
         {"patch_size": 1},
     ],
