@@ -176,12 +176,15 @@ def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, erro
     """A machine without a C compiler or a home that may be written: the reason is told, and `auto` goes on."""
     closed = []
 
+    def close(engine):
+        closed.append(engine)
+
     def fails(*arguments):
         raise error
 
     monkeypatch.setattr(fused, "_on_gpu", lambda *arguments: as_it_is)
     monkeypatch.setattr(fused, "check_parity", fails)
-    monkeypatch.setattr(fused.FusedEngine, "close", lambda engine: closed.append(engine))
+    monkeypatch.setattr(fused.FusedEngine, "close", close)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     model = model_of("SwinUNETR", SWIN)
     with pytest.raises(BackendUnavailable, match="C compiler.*TRITON_CACHE_DIR"):
