@@ -152,6 +152,7 @@ def test_small_convolutions_are_cudnns_with_norm_and_sums_of_ours():
     assert close(found, PLAIN.convolution(weight[:, :32], (32,), SIZE)(shares[:1], norm)[0], 1e-5)
 
 
+@pytest.mark.gpu  # the interpreter takes minutes
 @pytest.mark.parametrize("channels", [1, 16])  # filled up with zeros, and not
 def test_a_whole_network_of_kernels(channels):
     network = SwinUNETR(in_channels=channels, out_channels=2, feature_size=12, window_size=2).eval()
