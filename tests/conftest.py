@@ -6,15 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from bundle_support import bundle_with_spacing
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
-
-# Read by Triton where a kernel is defined: without a GPU its interpreter computes them.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
