@@ -1,7 +1,7 @@
 """ctflow's own engine: a SwinUNETR with channels last, from kernels of our own, as CUDA graphs on a Hopper GPU.
 
 Nothing is built ahead: the kernels are compiled in the process that opens it (seconds; Triton keeps its own on disk),
-and before the engine is given out one window is compared with the same network in strict fp32.
+and before the engine is given out windows of noise are compared with the same network in strict fp32.
 """
 
 from __future__ import annotations

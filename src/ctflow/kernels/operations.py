@@ -11,11 +11,10 @@ from torch.nn import functional
 
 from ctflow.kernels import triton_kernels as kernels
 from ctflow.kernels.convolution import HopperConvolution
-from ctflow.networks.channels_last import MASKED, Attention, Convolution, regions_of
-from ctflow.networks.swin import WindowTable
+from ctflow.networks.channels_last import EPS, Attention, Convolution, regions_of
+from ctflow.networks.swin import MASKED, WindowTable
 from ctflow.volume import Size3
 
-EPS = 1e-5
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
 _KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.networks.build import network_class
-from ctflow.networks.swin import WindowTable, columns_of_merging, stage_sizes, stages_of, window_table
+from ctflow.networks.swin import MASKED, WindowTable, columns_of_merging, stage_sizes, stages_of, window_table
 from ctflow.volume import Size3
 
 CHANNEL_STEP = 16  # channels of the input are filled up with zeros to a multiple of what one matrix instruction takes
-MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
-_EPS = 1e-5  # of every norm of a SwinUNETR
+EPS = 1e-5  # of every norm of a SwinUNETR
 _SLOPE = 0.01  # of its leaky ReLU
 
 Convolution = Callable[[Sequence[Tensor], "Tensor | None"], tuple[Tensor, Tensor]]
@@ -152,7 +151,7 @@ class TorchOperations:
     def norm_of(self, sums: Tensor, count: int) -> Tensor:
         """See `Operations.norm_of`."""
         mean, square = (sums.double().sum(1) / count).unbind(1)
-        scale = torch.rsqrt((square - mean * mean).clamp_min(0) + _EPS)
+        scale = torch.rsqrt((square - mean * mean).clamp_min(0) + EPS)
         return torch.stack([scale, -mean * scale], 1).float()
 
     def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -179,7 +178,7 @@ class TorchOperations:
 
     def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
         """See `Operations.layer_norm`."""
-        y = functional.layer_norm(tokens.float(), tokens.shape[-1:], scale, shift, _EPS).to(self.dtype)
+        y = functional.layer_norm(tokens.float(), tokens.shape[-1:], scale, shift, EPS).to(self.dtype)
         return y if fetch is None else functional.pad(y, (0, 0, 0, 1)).index_select(1, fetch)
 
     def merge(self, tokens: Tensor, size: Size3, scale: Tensor, shift: Tensor) -> Tensor:
@@ -428,4 +427,4 @@ def _is_plain(norm: nn.Module) -> bool:
     """Whether it is an instance norm of the window alone, as `Operations.norm_of` computes it."""
     if type(norm) is not nn.InstanceNorm3d:
         return False
-    return not norm.affine and not norm.track_running_stats and norm.eps == _EPS
+    return not norm.affine and not norm.track_running_stats and norm.eps == EPS

@@ -34,7 +34,7 @@ MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
 # takes 2.7 GB without a limit, and 0.8 GB with it, in the same time (feature_size 12, window 96, 2 cores).
 MOST_SCORES = 24_000_000
 _HALVES = (torch.float16, torch.bfloat16)
-_MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
+MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
 # The order in which MONAI's PatchMerging concatenates a voxel's eight neighbours (offsets along d, h, w).
 _MERGING_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 _V2_ORDER = tuple(itertools.product(range(2), repeat=3))
@@ -391,7 +391,7 @@ class FixedAttention(nn.Module):
             return products + bias
         regions = self.regions[first:stop, None]  # (windows, 1, n), of which one may serve all
         regions = regions[0] if one else regions
-        mask = torch.where(regions[..., :, None] == regions[..., None, :], 0.0, _MASKED)
+        mask = torch.where(regions[..., :, None] == regions[..., None, :], 0.0, MASKED)
         mask = mask.flatten(-2) if self.folded else mask
         # Where each window has its mask, a sum with the bias of all heads would be a constant many times as large.
         return products + (bias + mask) if one else products + bias + mask
