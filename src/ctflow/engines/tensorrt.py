@@ -37,10 +37,6 @@ _OLDEST = (8, 5)  # the first with named tensors
 _UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 _TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 
-# What versions that choose number formats themselves are given: how attention is written, and the names of what an
-# fp16 plan computes in fp32 (patterns as in `ctflow.export.plan.PlanSettings`).
-UNTYPED_ATTENTION = FOLDED_ATTENTION
-UNTYPED_FULL_PRECISION: tuple[str, ...] = ()
 _RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
 # TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
 _NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
@@ -182,12 +178,7 @@ def graph_style(runtime: Any, precision: Precision) -> GraphStyle:
     if is_strongly_typed(runtime):
         stated: Precision = "fp32" if precision == "tf32" else precision
         return GraphStyle(20, stated, written_norms=False, attention=GPU_ATTENTION)
-    return GraphStyle(16, "fp32", written_norms=True, attention=UNTYPED_ATTENTION)
-
-
-def full_precision_names(runtime: Any, precision: Precision) -> tuple[str, ...]:
-    """Patterns of the names of layers that a plan of this precision computes in fp32, beside its statistics."""
-    return () if is_strongly_typed(runtime) or precision != "fp16" else UNTYPED_FULL_PRECISION
+    return GraphStyle(16, "fp32", written_norms=True, attention=FOLDED_ATTENTION)
 
 
 def plan_key(
@@ -208,7 +199,6 @@ def plan_key(
     style = graph_style(runtime, precision)
     written = f", norms {WRITTEN_NORMS_VERSION}" if style.written_norms else ""
     written += ", folded attention" if style.attention.folded else ""
-    written += "".join(f", fp32 {names}" for names in full_precision_names(runtime, precision))
     return EngineKey(
         kind=RTX_FILE if is_rtx(runtime) else FILE,
         version=f"{name} {runtime.__version__}, recipe {_RECIPE}{written}, {software_versions(style)}",

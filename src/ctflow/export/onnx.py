@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import importlib
 import logging
@@ -29,7 +28,6 @@ from ctflow.networks.swin import rewrite_for_export
 from ctflow.volume import Size3
 
 _NEEDED = ("onnx", "onnxscript")
-_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note of the modules that an operation is of
 _LARGEST = 2_000_000_000  # bytes in one protobuf
 
 
@@ -79,7 +77,7 @@ def onnx_from_model(
     # norms need it, as their axes are computed otherwise.
     optimize = fixed is network or style.written_norms
     program = _program(_in_style(fixed, style), model, roi, batch_range, style.opset, optimize=optimize)
-    proto = _anonymous(_named_by_module(program.model_proto))
+    proto = _anonymous(program.model_proto)
     downgrade_opset(proto, style.opset)
     result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
     if result != tuple(roi):
@@ -154,15 +152,6 @@ def _with_explicit_zeros(network: nn.Module) -> nn.Module:
             module.weight = nn.Parameter(torch.ones(module.num_features), requires_grad=False)
             module.bias = nn.Parameter(torch.zeros(module.num_features), requires_grad=False)
     return network
-
-
-def _named_by_module(proto: Any) -> Any:
-    """The graph with each operation's name after its module's: `module.path/operation`."""
-    for node in proto.graph.node:
-        notes = {note.key: note.value for note in node.metadata_props}
-        path = (["", *ast.literal_eval(notes.get(_SCOPES, "[]"))])[-2:-1]  # the last is the operation itself
-        node.name = "/".join(name for name in (*path, node.name) if name)
-    return proto
 
 
 def _anonymous(proto: Any) -> Any:

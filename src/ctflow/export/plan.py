@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, O
 from ctflow.progress import Progress, silent
 
 _STAGE = "build engine"
-_NAMELESS = "(Unnamed Layer"  # TensorRT's own name for a layer that was given none
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +29,6 @@ class PlanSettings:
         optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's own, and versions before 8.6 have
             no choice.
         timing_cache: File of measured kernels, read if it is there and written back: shortens later builds.
-        full_precision: Patterns of the names (`module.path/operation`) of what an fp16 plan computes in fp32, where
-            TensorRT chooses the formats itself.
     """
 
     precision: Precision
@@ -40,7 +36,6 @@ class PlanSettings:
     memory_limit: int | None = None
     optimization_level: int | None = None
     timing_cache: Path | None = None
-    full_precision: tuple[str, ...] = ()
 
 
 def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, progress: Progress = silent) -> None:
@@ -100,7 +95,7 @@ def _network_flags(runtime: Any) -> int:
 def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: PlanSettings) -> None:
     flags = runtime.BuilderFlag
     if not is_strongly_typed(runtime) and settings.precision == "fp16":
-        _allow_half(runtime, config, network, settings.full_precision)
+        _allow_half(runtime, config, network)
     if settings.precision == "tf32":
         config.set_flag(flags.TF32)
     else:
@@ -116,29 +111,15 @@ def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: 
     _read_timing_cache(runtime, config, settings.timing_cache)
 
 
-def _allow_half(runtime: Any, config: Any, network: Any, full: tuple[str, ...] = ()) -> None:
-    """Statistics and what is named in fp32, else as is fastest: for versions that choose the formats themselves."""
+def _allow_half(runtime: Any, config: Any, network: Any) -> None:
+    """Statistics in fp32, all else as is fastest, for versions before 10, which choose the formats themselves."""
     config.set_flag(runtime.BuilderFlag.FP16)
     config.set_flag(runtime.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-    layers = [network.get_layer(number) for number in range(network.num_layers)]
-    kept = [any(fnmatchcase(name, pattern) for pattern in full) for name in _names(layers)]
-    if full:  # names are of one kind of network; another has none of them
-        log.debug("%d of %d layers are named as %s", sum(kept), len(kept), " or ".join(full))
-    constant = runtime.LayerType.CONSTANT  # whose numbers have the format that the graph gives them
-    for layer, named in zip(layers, kept, strict=True):
-        full_precision = (named and layer.type != constant) or _is_statistic(runtime, layer)
-        if full_precision and _gives_numbers(runtime, layer):
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if _gives_numbers(runtime, layer) and _is_statistic(runtime, layer):
             layer.precision = runtime.float32
             layer.set_output_type(0, runtime.float32)
-
-
-def _names(layers: list[Any]) -> list[str]:
-    """Each layer's name; the parser's nameless helpers have that of the layer which they come before and prepare."""
-    names, following = [], ""
-    for layer in reversed(layers):
-        following = following if layer.name.startswith(_NAMELESS) else layer.name
-        names.append(following)
-    return names[::-1]
 
 
 def _gives_numbers(runtime: Any, layer: Any) -> bool:

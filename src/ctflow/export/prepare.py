@@ -18,7 +18,6 @@ from ctflow.engines.tensorrt import (
     RTX_FILE,
     check_precision,
     engine_from_plan,
-    full_precision_names,
     gpu_identity,
     graph_style,
     load_runtime,
@@ -158,8 +157,7 @@ def _make_plan(
 ) -> None:
     """The network as ONNX in the style of this TensorRT, and its plan."""
     batches = plan_batches(batch_range)
-    runtime = load_runtime(name)
-    style, full = graph_style(runtime, precision), full_precision_names(runtime, precision)
+    style = graph_style(load_runtime(name), precision)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx_from_model(model, roi, batch_range=(batches[0], batches[2]), path=graph, style=style)
@@ -168,10 +166,9 @@ def _make_plan(
         plan_from_onnx(name, data, path, PlanSettings(precision, batches), progress)
         return
     where = hashlib.sha256(gpu_identity(device).encode()).hexdigest()[:16]
-    timing_cache = cache_dir / f"timing-{runtime.__version__}-{where}.cache"
-    settings = PlanSettings(precision, batches, timing_cache=timing_cache, full_precision=full)
+    timing_cache = cache_dir / f"timing-{load_runtime(name).__version__}-{where}.cache"
     with torch.cuda.device(device):
-        plan_from_onnx(name, data, path, settings, progress)
+        plan_from_onnx(name, data, path, PlanSettings(precision, batches, timing_cache=timing_cache), progress)
 
 
 def _check_plan(

@@ -23,11 +23,6 @@ from ctflow.networks.build import network_class
 from ctflow.volume import Size3
 
 REWRITE_VERSION = 4  # part of every stored engine's key: raise it when a rewrite changes what is exported
-# Patterns of the names that operations of an exported graph have: the last stage with its norm, the last two, and what
-# lies between an attention's projections.
-LAST_STAGE = ("swinViT.stages.3[./]*", "swinViT.norms.4/*")
-LAST_STAGES = ("swinViT.stages.[23][./]*", "swinViT.norms.[34]/*")
-ATTENTION_SCORES = ("swinViT.stages.*.attention/*",)
 
 MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
 # Scores of one product, so that an engine that keeps them whole needs at most some 100 MB for each; onnxruntime 1.31

@@ -11,7 +11,7 @@ from monai.networks.nets import UNet
 
 from ctflow.engines import tensorrt as tensorrt_module
 from ctflow.engines.onnxfile import GraphStyle
-from ctflow.engines.tensorrt import LoadedPlan, full_precision_names, graph_style, load_runtime
+from ctflow.engines.tensorrt import LoadedPlan, graph_style, load_runtime
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.export import plan as plan_module
 from ctflow.export.onnx import onnx_from_model
@@ -107,19 +107,11 @@ def test_graphs_are_written_for_who_reads_them():
     assert graph_style(old, "fp16") == GraphStyle(16, "fp32", True, FOLDED_ATTENTION)
 
 
-def test_only_versions_that_choose_formats_are_told_which(monkeypatch):
-    monkeypatch.setattr(tensorrt_module, "UNTYPED_FULL_PRECISION", ("net.last/*",))
-    assert full_precision_names(Old(), "fp16") == ("net.last/*",)
-    assert full_precision_names(Old(), "fp32") == ()
-    assert full_precision_names(load_runtime(RTX), "fp16") == ()
-
-
 # ------------------------------------------------------------------------------------------------ TensorRT 8.5's rules
 
 
 class Kind(enum.IntEnum):
     CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, ELEMENTWISE, ACTIVATION, REDUCE, UNARY, SOFTMAX, SHUFFLE = range(9)
-    CONSTANT = 9
 
 
 class Flag(enum.IntEnum):
@@ -160,15 +152,8 @@ class Config:
 
 
 class Layer(SimpleNamespace):
-    def __init__(self, kind: Kind, shape=(4, 12, 96, 96, 96), inputs=("a", "b"), dtype="float", name="") -> None:
-        super().__init__(
-            name=name or kind.name.lower(),
-            type=kind,
-            precision=None,
-            output_type=None,
-            num_inputs=len(inputs),
-            num_outputs=1,
-        )
+    def __init__(self, kind: Kind, shape=(4, 12, 96, 96, 96), inputs=("a", "b"), dtype="float") -> None:
+        super().__init__(type=kind, precision=None, output_type=None, num_inputs=len(inputs), num_outputs=1)
         self.get_input = lambda n: SimpleNamespace(name=inputs[n])
         self.get_output = lambda _: SimpleNamespace(shape=shape, dtype=dtype)
 
@@ -236,46 +221,13 @@ def test_an_untyped_network_keeps_its_statistics_and_gets_no_cudnn(old, tmp_path
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
     formats = [layer.precision for layer in runtime.layers]
-    assert formats == [None] * 5 + ["float"] * 3 + [None] * 2 + ["float"] * 2 + [None] * 2
+    assert formats == [None] * 5 + ["float"] * 3 + [None] + ["float"] * 2 + [None] * 2
     assert [layer.output_type for layer in runtime.layers] == formats
     assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles
     assert profile.shapes == ("windows", (2, 1, 16, 16, 16), (4, 1, 16, 16, 16), (8, 1, 16, 16, 16))
     assert told == [("build engine", 0, 1), ("build engine", 1, 1)]
-
-
-def names_in_full(runtime: Old) -> list[str]:
-    assert all(layer.output_type == layer.precision for layer in runtime.layers)
-    return [layer.name for layer in runtime.layers if layer.precision == "float"]
-
-
-def test_what_is_named_is_in_fp32_with_what_the_parser_puts_before_it(old, tmp_path):
-    runtime = old()
-    runtime.layers[:] = [
-        Layer(Kind.CONVOLUTION, name="net.first/conv"),
-        Layer(Kind.CONSTANT, name="weights"),
-        Layer(Kind.SHUFFLE, name="(Unnamed Layer* 2) [Shuffle]"),
-        Layer(Kind.MATRIX_MULTIPLY, name="net.last.part/matmul"),
-        Layer(Kind.CONSTANT, name="(Unnamed Layer* 4) [Constant]"),
-        Layer(Kind.SHUFFLE, name="net.last/index", dtype="int"),
-        Layer(Kind.ELEMENTWISE, name="net.last/add"),
-        Layer(Kind.SHUFFLE, name="(Unnamed Layer* 7) [Shuffle]"),
-        Layer(Kind.CONVOLUTION, name="net.lasting/conv"),
-        Layer(Kind.SHUFFLE, name="(Unnamed Layer* 9) [Shuffle]"),
-    ]
-    runtime.network.num_layers = len(runtime.layers)
-    named = PlanSettings("fp16", (1, 1, 1), full_precision=("net.last[./]*",))
-    plan_from_onnx("tensorrt", b"g", tmp_path / "p", named)
-    assert names_in_full(runtime) == ["(Unnamed Layer* 2) [Shuffle]", "net.last.part/matmul", "net.last/add"]
-    assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
-
-
-def test_names_of_another_network_change_nothing(old):
-    usual, runtime = old(), old()
-    for each, names in ((usual, ()), (runtime, ("net.last/*",))):
-        plan_module._allow_half(each, each.config, each.network, names)
-    assert names_in_full(runtime) == names_in_full(usual) != []
 
 
 @pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("tf32", {Flag.TF32})])
