@@ -58,7 +58,6 @@ from ctflow.postprocess import (
     bytes_on_host,
     fractions_from_probabilities,
     labels_from_probabilities,
-    labels_on_host,
     probabilities_from_logits,
 )
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, upright_volume
@@ -350,7 +349,7 @@ class Segmenter:
             if count:
                 fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
             progress("restore", rows.stop, len(labels))
-        return labels_on_host(labels, spec), bytes_on_host(fractions) if count else None
+        return bytes_on_host(labels), bytes_on_host(fractions) if count else None
 
 
 def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | None) -> tuple[str, ...]:

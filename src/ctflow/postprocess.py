@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ctflow.errors import BundleInvalid
 from ctflow.model import ModelSpec
@@ -101,47 +100,13 @@ def _agree(fractions: Tensor, labels: Tensor) -> None:
         fractions[own_row[marked], open_ones[marked]] += 1
 
 
-def labels_on_host(labels: Tensor, spec: ModelSpec) -> Labels:
-    """Bring labels to the CPU; of a mask, an eighth of the bytes leaves a GPU.
-
-    Args:
-        labels: (D, H, W) uint8 on any device, as `labels_from_probabilities` gives them.
-        spec: Whether it is a mask.
-
-    Returns:
-        (D, H, W) uint8; of labels on the CPU it shares the memory.
-    """
-    if labels.device.type == "cpu":
-        on_host: Labels = labels.numpy()
-        return on_host
-    if is_two_class(spec) or spec.threshold is not None:
-        return mask_from_bits(bytes_on_host(bits_from_mask(labels)), tuple(labels.shape))
-    return bytes_on_host(labels)
-
-
 def bytes_on_host(values: Tensor) -> Labels:
-    """Bring uint8 of any shape to the CPU; of what lies there already it shares the memory."""
+    """Bring uint8 of any shape to the CPU; of what lies there already it shares the memory.
+
+    A byte a voxel, also of a mask: to unpack bits takes a CPU longer than a GPU's link takes for eight times as many.
+    """
     host = values.to("cpu", non_blocking=True)  # torch takes pinned memory for it
     if values.is_cuda:
         torch.cuda.current_stream(values.device).synchronize()
     copied: Labels = host.numpy()
     return copied
-
-
-def bits_from_mask(mask: Tensor) -> Tensor:
-    """Pack a mask, eight voxels a byte.
-
-    Args:
-        mask: uint8 of any shape and on any device, 0 or 1.
-
-    Returns:
-        (ceil(voxels / 8),) uint8 on the same device; the first voxel is the highest bit, as in `numpy.packbits`.
-    """
-    flat = functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8)
-    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)
-    return torch.bitwise_left_shift(flat, places).sum(dim=1, dtype=torch.uint8)
-
-
-def mask_from_bits(bits: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Labels:
-    """The mask of `shape` that `bits_from_mask` packed."""
-    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)

@@ -11,7 +11,7 @@ import torch
 from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import ModelSpec, NetworkSpec, Orient, Resample, ScaleRange
 from ctflow.phantom import phantom_from_seed
-from ctflow.postprocess import labels_from_probabilities, labels_on_host, probabilities_from_logits
+from ctflow.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.preprocess import prepare_volume, restore_slabs
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
@@ -103,6 +103,6 @@ def test_the_trip_there_and_back_equals_the_cpus(channels):
                 slabs = [(rows, labels_from_probabilities(slab, spec)) for rows, slab in slabs]
         for rows, slab in slabs:
             marked[rows] = labels_from_probabilities(slab, spec) if device == "cpu" else slab
-        labels.append(labels_on_host(marked, spec))
+        labels.append(bytes_on_host(marked))
     assert labels[0].any()
     assert (labels[0] != labels[1]).mean() < 1e-5  # sums of floats in another order, at the threshold

@@ -10,11 +10,9 @@ from monai.transforms import Activations, AsDiscrete
 from ctflow.errors import BundleInvalid
 from ctflow.model import ModelSpec, NetworkSpec
 from ctflow.postprocess import (
-    bits_from_mask,
+    bytes_on_host,
     fractions_from_probabilities,
     labels_from_probabilities,
-    labels_on_host,
-    mask_from_bits,
     probabilities_from_logits,
 )
 
@@ -37,7 +35,7 @@ def test_softmax_and_argmax_equal_monai(channels):
     theirs = AsDiscrete(argmax=True)(Activations(softmax=True)(logits[0]))[0].numpy()
     found = labels_from_probabilities(probabilities_from_logits(logits, spec), spec)
     assert found.dtype == torch.uint8
-    assert np.array_equal(labels_on_host(found, spec), theirs)
+    assert np.array_equal(bytes_on_host(found), theirs)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3])
@@ -47,7 +45,7 @@ def test_sigmoid_and_threshold_equal_monai(threshold):
     theirs = AsDiscrete(threshold=threshold)(Activations(sigmoid=True)(logits[0]))[0].numpy()
     found = labels_from_probabilities(probabilities_from_logits(logits, spec), spec)
     assert found.dtype == torch.uint8
-    assert np.array_equal(labels_on_host(found, spec), theirs)
+    assert np.array_equal(bytes_on_host(found), theirs)
 
 
 def test_logits_without_activation_stay_as_they_are():
@@ -66,14 +64,6 @@ def test_values_that_are_not_finite_never_become_an_empty_mask(bad):
 def test_another_number_of_channels_is_named():
     with pytest.raises(BundleInvalid, match="3 channels; the bundle says 2"):
         probabilities_from_logits(logits_of(3), spec_of(2, "softmax", None))
-
-
-@given(shape=st.tuples(*[st.integers(1, 9)] * 3), seed=st.integers(0, 99))
-def test_a_packed_mask_comes_back_as_it_was(shape, seed):
-    mask = np.random.default_rng(seed).integers(0, 2, shape, np.uint8)
-    bits = bits_from_mask(torch.from_numpy(mask))
-    assert np.array_equal(bits.numpy(), np.packbits(mask))
-    assert np.array_equal(mask_from_bits(bits.numpy(), shape), mask)
 
 
 @pytest.mark.parametrize(("channels", "activation", "threshold"), [(2, "softmax", None), (1, "sigmoid", 0.5)])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import ModelSpec
-from ctflow.postprocess import Labels, labels_from_probabilities, labels_on_host, probabilities_from_logits
+from ctflow.postprocess import Labels, bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.volume import Size3
 from ctflow.window.blend import importance_map
 from ctflow.window.devices import Predict, Worker
@@ -146,7 +146,7 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, windows: Windows) -> Labels:
-    """What ctflow does: everything stays on the devices, and the packed mask comes back.
+    """What ctflow does: everything stays on the devices, and the mask comes back.
 
     Args:
         workers: One for each device.
@@ -169,7 +169,7 @@ def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, 
         batch_size=windows.batch_size,
         on_halved=_refuse,
     )
-    return labels_on_host(labels_from_probabilities(probabilities_from_logits(logits, spec), spec), spec)
+    return bytes_on_host(labels_from_probabilities(probabilities_from_logits(logits, spec), spec))
 
 
 def _refuse(device: torch.device, tried: int, left: int) -> None:
