@@ -38,7 +38,7 @@ from ctflow.engines.choose import (
     devices_from_setting,
     open_engine,
 )
-from ctflow.engines.contract import Engine, EngineInfo, Precision
+from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.errors import (
     EXIT_DONE,
     EXIT_PARTLY,
@@ -202,7 +202,8 @@ class Segmenter:
         }
         name = settings.engine
         if name == "auto":
-            name, wanted["precision"] = self._fastest(wanted, devices, progress)
+            name, changed = self._fastest(wanted, devices, progress)
+            wanted |= changed
         elif settings.cache is not None:
             for device in devices:  # nothing to do for a second GPU that is like the first
                 check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
@@ -226,12 +227,15 @@ class Segmenter:
 
     def _fastest(
         self, wanted: Mapping[str, Any], devices: Sequence[str], progress: Progress
-    ) -> tuple[str, Precision | None]:
-        """The engine that measurement chose; without a cache that can be written, "auto" takes one without a file."""
+    ) -> tuple[str, dict[str, Any]]:
+        """The engine that measurement chose, and what it changes of what is wanted: precision and batch.
+
+        Without a cache that can be written, "auto" takes an engine without a file.
+        """
         cache = self._settings.cache
         if cache is None:
             self._tell_of_unmade(wanted)
-            return "auto", wanted["precision"]
+            return "auto", {}
         try:
             choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
             if backend_module(choice.backend).FILE is None:
@@ -243,8 +247,9 @@ class Segmenter:
             # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
             self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
             log.warning(self.warnings[0])
-            return "eager", wanted["precision"]
-        return choice.backend, choice.precision
+            return "eager", {}
+        smallest, largest = wanted["batch_range"]
+        return choice.backend, {"precision": choice.precision, "batch_range": (smallest, choice.batch or largest)}
 
     def _tell_of_unmade(self, wanted: Mapping[str, Any], chosen: str = "eager") -> None:
         """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""

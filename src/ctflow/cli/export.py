@@ -56,7 +56,7 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
             choice = choose_fastest(model, **wanted, make=True, progress=progress)  # type: ignore[arg-type]
         else:
             measured = measure_engine(settings.engine, model, **wanted, progress=progress)  # type: ignore[arg-type]
-            choice = Choice(measured.backend, measured.precision, (measured,))
+            choice = Choice(measured.backend, measured.precision, (measured,), measured.batch)
     document = asdict(choice)
     say_measured(document)
     click.echo(json.dumps(document, allow_nan=False, separators=(",", ":")))

@@ -25,6 +25,8 @@ BACKENDS = {
 }
 _LEAST_GPU_BATCH = 4  # fewer windows leave parts of a large GPU idle in the deep layers
 _ONLY_BY_NAME = ("compile",)  # a minute of compilation in each process
+# Batches that "auto" times beside the one that is asked for, of engines that nobody builds for a batch.
+_TIMED_BATCHES = {"fused": (8, 16)}
 
 
 log = logging.getLogger(__name__)
@@ -182,6 +184,16 @@ def batch_range_for(spec: ModelSpec, device: str) -> tuple[int, int]:
     halves while a case runs.
     """
     return 1, max(spec.batch_size, _LEAST_GPU_BATCH) if device.startswith("cuda") else spec.batch_size
+
+
+def batches_worth_timing(name: str, wanted: int) -> tuple[int, ...]:
+    """Largest batches with which an engine is worth timing, ascending; the wanted one is the first.
+
+    Args:
+        name: The backend.
+        wanted: Largest batch that is asked for.
+    """
+    return (wanted, *(batch for batch in _TIMED_BATCHES.get(name, ()) if batch > wanted))
 
 
 def devices_from_setting(device: str | None) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from ctflow.atomic import write_atomically
-from ctflow.engines.choose import backend_module, backend_names, open_engine
+from ctflow.engines.choose import backend_module, backend_names, batches_worth_timing, open_engine
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
 from ctflow.engines.tensorrt import gpu_identity
 from ctflow.errors import (
     BackendUnavailable,
     CtflowError,
+    DeviceOutOfMemory,
     EngineMismatch,
     ModelError,
     NetworkNotTaken,
@@ -37,7 +38,8 @@ from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
 
 _STAGE = "measure engines"
-_FORMAT = 2  # of the record
+_FORMAT = 3  # of the record
+_WORTH = 0.98  # of a smaller batch's seconds: a larger one takes more memory
 _LONGEST_S = 3.0  # no repetition starts later
 
 # Failures that another day or machine may not have: what was measured under them is not kept.
@@ -57,6 +59,7 @@ class Measured:
             could not be made or run.
         parity: How near it is to PyTorch in fp32; None if it was not compared, as a faster one is good.
         reason: Why it is not used; None if it can be.
+        batch: Windows at once that were timed; None if none were.
     """
 
     backend: str
@@ -64,15 +67,17 @@ class Measured:
     window_seconds: float | None
     parity: ParityResult | None
     reason: str | None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured, and which engine and precision that chose."""
+    """What was measured, and which engine and precision that chose, with how many windows at once (None: as asked)."""
 
     backend: str
     precision: Precision
     measured: tuple[Measured, ...]
+    batch: int | None = None
 
 
 def choose_fastest(
@@ -195,12 +200,12 @@ def measure_engine(
     prepare_engine(name, model, cache_dir=cache_dir, progress=progress, **settings)  # type: ignore[arg-type]
     window = example_window(model, roi)
     try:
-        seconds = _seconds_a_window(name, model, window, cache_dir, settings)
+        seconds, batch = _fastest_batch(name, model, window, cache_dir, settings)
     except BackendUnavailable as error:
         if not is_made_anywhere(name):
             raise
         return Measured(name, chosen, None, None, f"made, not run here: {error}")
-    return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, settings), None)
+    return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, settings), None, batch)
 
 
 def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[str, Precision]]:
@@ -251,7 +256,7 @@ def _read_choice(path: Path, candidates: Sequence[tuple[str, Precision]]) -> Cho
             Measured(**{**entry, "parity": entry["parity"] and ParityResult(**entry["parity"])})
             for entry in document["measured"]
         )
-        choice = Choice(document["backend"], document["precision"], measured)
+        choice = Choice(document["backend"], document["precision"], measured, document["batch"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return choice if document.get("format") == _FORMAT and (choice.backend, choice.precision) in candidates else None
@@ -276,8 +281,8 @@ def _time_engine(
     """Time one of several engines; one that cannot be made or run is set aside with its reason."""
     try:
         prepare_engine(name, model, cache_dir=cache_dir, **settings)
-        seconds = _seconds_a_window(name, model, window, cache_dir, settings)
-        return Measured(name, settings["precision"], seconds, None, None)
+        seconds, batch = _fastest_batch(name, model, window, cache_dir, settings)
+        return Measured(name, settings["precision"], seconds, None, None, batch)
     except OutputError:
         raise
     except NetworkNotTaken as error:  # for good: no failure, and nothing to warn of
@@ -288,6 +293,22 @@ def _time_engine(
         failures.append(error)
         log.warning("engine %s is set aside: %s", name, error)
         return Measured(name, settings["precision"], None, None, str(error))
+
+
+def _fastest_batch(
+    name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]
+) -> tuple[float, int]:
+    """Seconds a window with the batch that suits this machine best, and that batch."""
+    smallest, wanted = settings["batch_range"]
+    best, chosen = _seconds_a_window(name, model, window, cache_dir, settings), wanted
+    for batch in batches_worth_timing(name, wanted)[1:]:
+        try:
+            seconds = _seconds_a_window(name, model, window, cache_dir, {**settings, "batch_range": (smallest, batch)})
+        except DeviceOutOfMemory:
+            break  # nor has it enough for more
+        if seconds < _WORTH * best:
+            best, chosen = seconds, batch
+    return best, chosen
 
 
 def _seconds_a_window(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> float:
@@ -337,7 +358,7 @@ def _first_exact(
             final[name, chosen] = replace(entry, reason=str(error))
             continue
         final[name, chosen] = replace(entry, parity=parity)
-        return Choice(name, chosen, tuple(final.values()))
+        return Choice(name, chosen, tuple(final.values()), entry.batch)
     if failures and all(isinstance(failure, ModelError) for failure in failures):
         raise failures[-1]  # PyTorch's own: the model is at fault, not the machine
     raise BackendUnavailable("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))

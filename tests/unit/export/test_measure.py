@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from ctflow.bundle import read_bundle
+from ctflow.engines import choose
 from ctflow.engines.choose import open_engine
 from ctflow.errors import (
     BackendUnavailable,
     BundleInvalid,
+    DeviceOutOfMemory,
     EngineMismatch,
     ExportFailed,
     NetworkNotTaken,
@@ -79,6 +81,30 @@ def test_the_fastest_is_chosen_once_and_remembered(model, tmp_path, pretend):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize(
+    ("seconds", "batch"),
+    [
+        ({1: 0.30, 8: 0.20, 16: 0.19}, 16),
+        ({1: 0.30, 8: 0.20, 16: 0.199}, 8),  # not worth twice the memory
+        ({1: 0.30, 8: 0.31, 16: 0.32}, 1),
+        ({1: 0.30, 8: DeviceOutOfMemory("small"), 16: 0.1}, 1),
+    ],
+)
+def test_the_batch_that_suits_the_machine_is_kept(model, tmp_path, pretend, monkeypatch, seconds, batch):
+    def time_one(name, _, __, ___, settings):
+        found = seconds[settings["batch_range"][1]] if name == "onnxruntime" else 9.0
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    pretend({})
+    monkeypatch.setattr(measure, "_seconds_a_window", time_one)
+    monkeypatch.setattr(choose, "_TIMED_BATCHES", {"onnxruntime": (8, 16)})
+    choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
+    assert (choice.backend, choice.batch) == ("onnxruntime", batch)
+    assert choose_fastest(model, **WANTED, cache_dir=tmp_path) == choice
+
+
 def test_a_damaged_record_is_measured_again(model, tmp_path, pretend):
     calls = pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
     choose_fastest(model, **WANTED, cache_dir=tmp_path)
@@ -104,7 +130,7 @@ def test_one_that_computes_something_else_is_never_chosen(model, tmp_path, prete
     with caplog.at_level(logging.WARNING):
         choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
     assert choice.backend == "onnxruntime"
-    assert Measured("openvino", "fp32", 0.3, None, "too far") in choice.measured
+    assert Measured("openvino", "fp32", 0.3, None, "too far", 1) in choice.measured
     assert "openvino fp32 is set aside: too far" in caplog.text
 
 
