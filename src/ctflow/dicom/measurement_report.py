@@ -29,7 +29,7 @@ from ctflow.dicom.derived import (
     tracking_id,
 )
 from ctflow.dicom.identity import series_uid, uid_from_parts
-from ctflow.dicom.source import clean_sources
+from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.measurements import Finding, SegmentMeasurements
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
 
@@ -63,7 +63,7 @@ class _Basis:
 def report_from_measurements(
     measured: Sequence[SegmentMeasurements],
     segmentation: Dataset,
-    sources: Sequence[Dataset],
+    sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
     provenance: Provenance,
     *,
@@ -76,7 +76,7 @@ def report_from_measurements(
     Args:
         measured: One entry a segment of `spec`, in its order.
         segmentation: The SEG of the same mask (`segmentation_from_labels`); only its UIDs and series are read.
-        sources: Headers of the source images, in array order; they are not changed.
+        sources: Headers of the source images, in array order, or what was prepared of them; they are not changed.
         spec: The model's name, version and segments.
         provenance: What made the mask.
         marked_as: The SEG's segments, where they are findings (`ctflow.measurements.split_findings`) and not classes.
@@ -95,8 +95,9 @@ def report_from_measurements(
     if [entry.number for entry in measured] != [segment.number for segment in spec.segments]:
         raise ValueError("measurements and the model's segments differ in number")
     parts = {(part.part_of, part.rank): part.number for part in marked_as if part.part_of and part.rank}
-    basis = _Basis(segmentation, sources[0], spec, provenance, parts)
-    cleaned = clean_sources(sources)
+    sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
+    header = sources.header
+    basis = _Basis(segmentation, header, spec, provenance, parts)
     left_out = sum(entry.findings_left_out for entry in measured)
     content = _content(measured, basis, remarks)
     # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
@@ -105,10 +106,10 @@ def report_from_measurements(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
-            evidence=[*cleaned, segmentation],  # patient and study come from the first
+            evidence=[sources.cleaned[0], segmentation],  # patient and study come from the first
             content=_root([]),  # highdicom copies and searches it, which takes seconds where a hundred groups are in it
-            series_instance_uid=series_uid(text(sources[0], "SeriesInstanceUID"), spec.name, spec.version, "SR"),
-            series_number=series_number(sources[0], 2),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR"),
+            series_number=series_number(header, 2),
             sop_instance_uid=uid,
             instance_number=1,
             is_complete=left_out == 0,
@@ -119,10 +120,12 @@ def report_from_measurements(
             previous_versions=list(previous) or None,
         )
     report.ContentSequence = content.ContentSequence
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    evidence[0].ReferencedSOPSequence = sources.references  # highdicom takes long for each that it is given
     if left_out:
         report.CompletionFlagDescription = f"{left_out} smaller findings are not listed"
-    give_text_encoding(report, cleaned[0])
-    give_moment(report, *moment_of(sources[0]))
+    give_text_encoding(report, sources.cleaned[0])
+    give_moment(report, *moment_of(header))
     return report
 
 
