@@ -28,7 +28,7 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
-from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
+from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.engines.choose import (
@@ -137,6 +137,13 @@ class Case:
         if self.assembled is None:
             raise ValueError("the case holds no volume: load it first")
         return self.assembled
+
+    @property
+    def prepared(self) -> Sources:
+        """What objects take over from the headers; a ValueError before `prepare_result` or after `write_case`."""
+        if self.sources is None:
+            raise ValueError("the case's result is not prepared: segment it first")
+        return self.sources
 
     @property
     def segmented(self) -> Segmentation:
@@ -518,14 +525,13 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
     """Segment a loaded case, and prepare its result meanwhile; a named error becomes part of the case."""
 
     def stage() -> Case:
-        prepared: list[Sources] = []
+        ready: list[Case] = []
         segmentation, seconds = segmenter.segment(
-            case.loaded.volume, progress, lambda: prepared.append(_sources_of(case))
+            case.loaded.volume, progress, meanwhile=lambda: ready.append(prepare_result(case))
         )
         _clear(segmentation, case.loaded.outside)
         return replace(
-            case,
-            sources=prepared[0],
+            ready[0],
             segmentation=segmentation,
             stage_seconds={**case.stage_seconds, **seconds},
             warnings=case.warnings + segmenter.warnings + segmentation.warnings,
@@ -534,9 +540,11 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
     return _attempt(case, stage)
 
 
-def _sources_of(case: Case) -> Sources:
-    """What does not depend on the mask; prepared already where `segment_case` segmented."""
-    return case.sources or sources_from_headers([instance.header for instance in case.loaded.instances])
+def prepare_result(case: Case) -> Case:
+    """What the result of a loaded case needs and the mask does not change: done while a GPU computes the mask."""
+    sources = sources_from_headers([instance.header for instance in case.loaded.instances])
+    read_standard(sources)
+    return replace(case, sources=sources)
 
 
 def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
@@ -609,7 +617,7 @@ def _write_objects(
         weights_digest=model.weights_digest,
         settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
     )
-    sources = _sources_of(case)
+    sources = case.prepared
     spec, labels = model.spec, case.segmented.labels
     by_finding = settings.segments == "finding"
     marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -131,11 +133,13 @@ def report_from_measurements(
 
 def _content(measured: Sequence[SegmentMeasurements], basis: _Basis, remarks: Sequence[str]) -> Dataset:
     """TID 1500. highdicom's `MeasurementReport` wants a group, and none may be found."""
+    algorithm = _algorithm(basis)
     groups = [
         item
         for segment, entry in zip(basis.spec.segments, measured, strict=True)
+        for alike in [_alike(segment, algorithm)]
         for rank, finding in enumerate(entry.findings, start=1)
-        for item in _group(finding, rank, segment, basis)
+        for item in _group(finding, rank, segment, basis, alike)
     ]
     lines = (*_statements(measured, basis.spec), *remarks)
     said = [hd.sr.TextContentItem(codes.DCM.Comment, line, _CONTAINS) for line in lines]
@@ -193,8 +197,18 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
     yield _HOW_MEASURED
 
 
+def _alike(segment: Segment, algorithm: hd.sr.AlgorithmIdentification) -> dict[str, Any]:
+    """What all findings of a segment say alike, made once: a hundred findings took longer than their SEG."""
+    return {
+        "finding_category": hd.sr.CodedConcept.from_code(concept(segment.category)),
+        "finding_type": hd.sr.CodedConcept.from_code(concept(segment.type)),
+        "finding_sites": [hd.sr.FindingSite(concept(region)) for region in segment.anatomy] or None,
+        "algorithm_id": algorithm,
+    }
+
+
 def _group(
-    finding: Finding, rank: int, segment: Segment, basis: _Basis
+    finding: Finding, rank: int, segment: Segment, basis: _Basis, alike: Mapping[str, Any]
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411. Findings that share a segment all refer to it; tracking, volume and centre tell them apart."""
     seg, header = basis.segmentation, basis.header
@@ -209,10 +223,7 @@ def _group(
         referenced_segment=hd.sr.ReferencedSegment(
             seg.SOPClassUID, seg.SOPInstanceUID, number or segment.number, source_series=series
         ),
-        finding_category=concept(segment.category),
-        finding_type=concept(segment.type),
-        finding_sites=[hd.sr.FindingSite(concept(region)) for region in segment.anatomy] or None,
-        algorithm_id=_algorithm(basis),
+        **alike,
         measurements=list(_measurements(finding)),
     )
     group[0].ContentSequence.append(_centre(finding, text(header, "FrameOfReferenceUID")))
@@ -220,17 +231,32 @@ def _group(
 
 
 def _measurements(finding: Finding) -> Iterator[hd.sr.Measurement]:
-    mm, hu = codes.UCUM.Millimeter, codes.UCUM.HounsfieldUnit
-    for name, value, unit, derivation in (
-        (codes.SCT.Volume, finding.volume_ml * 1000, codes.UCUM.CubicMillimeter, None),
-        (codes.SCT.LongAxis, finding.long_axis_mm, mm, None),
-        (codes.SCT.ShortAxis, finding.short_axis_mm, mm, None),
-        (codes.SCT.Diameter, finding.longest_diameter_mm, mm, codes.SCT.Maximum),
-        (codes.DCM.AttenuationCoefficient, finding.mean_hu, hu, codes.SCT.Mean),
-        (codes.DCM.AttenuationCoefficient, finding.sd_hu, hu, codes.SCT.StandardDeviation),
-    ):
+    values = (
+        finding.volume_ml * 1000,
+        finding.long_axis_mm,
+        finding.short_axis_mm,
+        finding.longest_diameter_mm,
+        finding.mean_hu,
+        finding.sd_hu,
+    )
+    for (name, unit, derivation), value in zip(_measured_concepts(), values, strict=True):
         # Adding 0 turns minus zero, which rounding may give, into zero.
         yield hd.sr.Measurement(name, round(value, _DECIMALS) + 0.0, unit, derivation=derivation)
+
+
+@cache
+def _measured_concepts() -> tuple[tuple[hd.sr.CodedConcept | None, ...], ...]:
+    """Name, unit and derivation of each measurement, in the order of `_measurements`."""
+    mm, hu = codes.UCUM.Millimeter, codes.UCUM.HounsfieldUnit
+    rows = (
+        (codes.SCT.Volume, codes.UCUM.CubicMillimeter, None),
+        (codes.SCT.LongAxis, mm, None),
+        (codes.SCT.ShortAxis, mm, None),
+        (codes.SCT.Diameter, mm, codes.SCT.Maximum),
+        (codes.DCM.AttenuationCoefficient, hu, codes.SCT.Mean),
+        (codes.DCM.AttenuationCoefficient, hu, codes.SCT.StandardDeviation),
+    )
+    return tuple(tuple(None if code is None else hd.sr.CodedConcept.from_code(code) for code in row) for row in rows)
 
 
 def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:

@@ -123,6 +123,15 @@ def segmentation_from_labels(
     return segmentation
 
 
+def read_standard(sources: Sources) -> None:
+    """Have highdicom read its tables of the standard, once in a process, before a mask waits for them.
+
+    Args:
+        sources: Any; their images have positions.
+    """
+    hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
+
+
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
     """What makes another object of the same mask; empty for the usual one, whose UIDs so stay what they were."""
     colours = {str(segment.number): segment.colour for segment in spec.segments if segment.colour is not None}
