@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, QhullError
 
 from ctflow.model import Segment
-from ctflow.volume import FloatArray, Geometry, LabelArray, Volume
+from ctflow.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked
 
 MOST_FINDINGS = 100  # more are counted, not listed
-_TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours, so that a thin oblique vessel of voxels is one component
 _EQUAL = 1e-9  # lengths that differ by less, relatively, differ by rounding only
 
 Labels = npt.NDArray[np.uint8]
+_Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def measure_segments(labels: Labels, volume: Volume, segments: Sequence[Segment]
     """
     if labels.shape != volume.array.shape:
         raise ValueError(f"labels {labels.shape} do not lie on a volume of {volume.array.shape}")
-    return tuple(_measure(labels, volume, segment) for segment in segments)
+    marked = _marked_part(labels)
+    return tuple(_measure(_components_of(marked, segment.number), volume, segment) for segment in segments)
 
 
 def split_findings(labels: Labels, segments: Sequence[Segment]) -> tuple[LabelArray, tuple[Segment, ...]]:
@@ -105,9 +107,10 @@ def split_findings(labels: Labels, segments: Sequence[Segment]) -> tuple[LabelAr
         others, if there are any. A class of which nothing is marked keeps its own, empty segment.
     """
     split = np.zeros(labels.shape, np.uint16)
+    marked = _marked_part(labels)
     parts: list[Segment] = []
     for segment in segments:
-        found = _components_of(labels, segment.number)
+        found = _components_of(marked, segment.number)
         if found is None:
             parts.append(replace(segment, number=len(parts) + 1))
             continue
@@ -118,7 +121,8 @@ def split_findings(labels: Labels, segments: Sequence[Segment]) -> tuple[LabelAr
         if len(found.largest) < len(found.voxels):
             numbers[1:][numbers[1:] == 0] = len(parts) + 1
             parts.append(_part(segment, len(parts) + 1, None))
-        split[found.box] += numbers[found.array]  # the classes do not overlap
+        voxels = found.runs.voxels(labels.shape)
+        split.reshape(-1)[voxels] = np.repeat(numbers[found.component + 1], found.runs.lengths)
     few = len(parts) <= np.iinfo(np.uint8).max
     return (split.astype(np.uint8) if few else split), tuple(parts)
 
@@ -139,84 +143,188 @@ def count_findings_between(labels: Labels, slices: Sequence[int], segments: Sequ
         segments: What the label values mean.
     """
     between = np.setdiff1d(np.arange(len(labels)), slices)
-    lost = 0
-    for segment in segments if len(between) else ():
-        found = _components_of(labels, segment.number)
+    if not len(between):
+        return 0
+    marked, lost = _marked_part(labels), 0
+    for segment in segments:
+        found = _components_of(marked, segment.number)
         if found is not None:
-            kept = [d - found.box[0].start for d in set(slices)]
-            seen = np.unique(found.array[[d for d in kept if 0 <= d < len(found.array)]])
-            lost += len(found.voxels) - int(np.count_nonzero(seen))
+            seen = np.unique(found.component[np.isin(found.runs.lines[:, 0], slices)])
+            lost += len(found.voxels) - len(seen)
     return lost
 
 
 @dataclass(frozen=True, eq=False)
+class _Part:
+    """The part of a label map that holds all marks, and the array index (d, h, w) of its first voxel."""
+
+    labels: Labels
+    corner: _Indices
+
+
+def _marked_part(labels: Labels) -> _Part | None:
+    """What of a label map is to be looked at, one segment after another; None if nothing is marked."""
+    box = box_of_marked(labels)
+    return None if box is None else _Part(labels[box], np.array([axis.start for axis in box]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Marked voxels without a gap along w, in the order in which they lie in memory.
+
+    Attributes:
+        lines: (n, 2) d and h of each.
+        first: (n,) w of its first voxel.
+        last: (n,) w of its last.
+    """
+
+    lines: _Indices
+    first: _Indices
+    last: _Indices
+
+    @property
+    def lengths(self) -> _Indices:
+        """(n,) voxels."""
+        return self.last - self.first + 1
+
+    def voxels(self, shape: Sequence[int]) -> _Indices:
+        """Index of every voxel in a flat array of this shape."""
+        starts = (self.lines[:, 0] * shape[1] + self.lines[:, 1]) * shape[2] + self.first
+        lengths = self.lengths
+        before = np.cumsum(lengths) - lengths
+        return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+    def __getitem__(self, some: slice) -> _Runs:
+        return _Runs(self.lines[some], self.first[some], self.last[some])
+
+
+@dataclass(frozen=True, eq=False)
 class _Components:
-    """The connected components of one segment: `array` numbers them from 1 within `box` of the label map."""
+    """The connected components of one segment, numbered from 0 by their first voxels.
 
-    box: tuple[slice, slice, slice]
-    array: npt.NDArray[np.int32]
-    voxels: npt.NDArray[np.int64]  # of each component
-    largest: npt.NDArray[np.int64]  # indices into `voxels`, by volume, then by place
+    Attributes:
+        runs: All of the segment, each component's together.
+        component: Of each run.
+        starts: Number of each component's first run.
+        voxels: Of each component.
+        largest: Components by volume, then by place; the largest `MOST_FINDINGS`.
+    """
+
+    runs: _Runs
+    component: _Indices
+    starts: _Indices
+    voxels: _Indices
+    largest: _Indices
+
+    def boxes(self) -> tuple[_Indices, _Indices]:
+        """(n, 3) first and last index d, h, w of each component."""
+        runs = self.runs
+        first = np.minimum.reduceat(np.column_stack([runs.lines, runs.first]), self.starts)
+        return first, np.maximum.reduceat(np.column_stack([runs.lines, runs.last]), self.starts)
+
+    def mask(self, index: int) -> tuple[npt.NDArray[np.bool_], _Indices]:
+        """One component in its smallest box, and where the box begins."""
+        runs = self.runs[slice(self.starts[index], [*self.starts[1:], None][index])]
+        corner = np.array([*runs.lines.min(axis=0), runs.first.min()])
+        end = np.array([*runs.lines.max(axis=0), runs.last.max()])
+        mask = np.zeros(end - corner + 1, bool)
+        inside = _Runs(runs.lines - corner[:2], runs.first - corner[2], runs.last - corner[2])
+        mask.reshape(-1)[inside.voxels(mask.shape)] = True
+        return mask, corner
 
 
-def _components_of(labels: Labels, number: int) -> _Components | None:
-    """The components of the segment with this number; None if nothing of it is marked."""
-    box = _bounding_box(labels == number)
-    if box is None:
+def _components_of(marked: _Part | None, number: int) -> _Components | None:
+    """The components (26 neighbours) of the segment with this number; None if nothing of it is marked."""
+    if marked is None:
         return None
-    array, count = ndimage.label(labels[box] == number, structure=_TOUCHING)
-    voxels = np.bincount(array.ravel(), minlength=count + 1)[1:]
-    return _Components(box, array, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
+    runs = _runs_of(marked.labels == number)
+    if not len(runs.first):
+        return None
+    pairs = _touching(runs, marked.labels.shape)
+    links = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(runs.first),) * 2)
+    count, names = connected_components(links, directed=False)
+    _, first = np.unique(names, return_index=True)
+    numbers = np.empty(count, np.int64)
+    numbers[np.argsort(first)] = np.arange(count)
+    component = numbers[names]
+    order = np.argsort(component, kind="stable")
+    moved = _Runs(runs.lines + marked.corner[:2], runs.first + marked.corner[2], runs.last + marked.corner[2])
+    sorted_runs = _Runs(moved.lines[order], moved.first[order], moved.last[order])
+    component = component[order]
+    starts = np.searchsorted(component, np.arange(count))
+    voxels = np.add.reduceat(sorted_runs.lengths, starts)
+    return _Components(sorted_runs, component, starts, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
 
 
-def _measure(labels: Labels, volume: Volume, segment: Segment) -> SegmentMeasurements:
+def _runs_of(mask: npt.NDArray[np.bool_]) -> _Runs:
+    lines = np.argwhere(mask.any(axis=2))
+    edges = np.diff(mask[lines[:, 0], lines[:, 1]], axis=1, prepend=False, append=False)
+    line, place = np.nonzero(edges)  # a beginning and an end in turn
+    return _Runs(lines[line[::2]], place[::2], place[1::2] - 1)
+
+
+def _touching(runs: _Runs, shape: Sequence[int]) -> _Indices:
+    """(m, 2) pairs of runs of neighbouring lines with voxels that touch, if only at a corner."""
+    # A line's numbers and those of the next do not touch, nor do the last line's of a slice and the next slice's first.
+    rows, columns = shape[1] + 2, shape[2] + 2
+    starts = (runs.lines[:, 0] * rows + runs.lines[:, 1]) * columns + runs.first
+    ends = starts + runs.last - runs.first
+    pairs = []
+    for slices, lines in ((0, 1), (1, -1), (1, 0), (1, 1)):  # the other four are these, seen from the other side
+        step = (slices * rows + lines) * columns
+        low = np.searchsorted(ends, starts + step - 1)
+        high = np.searchsorted(starts, ends + step + 1, side="right")
+        counts = np.maximum(high - low, 0)
+        before = np.cumsum(counts) - counts
+        others = np.repeat(low - before, counts) + np.arange(int(counts.sum()))
+        pairs.append(np.column_stack([np.repeat(np.arange(len(starts)), counts), others]))
+    return np.concatenate(pairs)
+
+
+def _measure(found: _Components | None, volume: Volume, segment: Segment) -> SegmentMeasurements:
     geometry = volume.geometry
-    found = _components_of(labels, segment.number)
     if found is None:
         return SegmentMeasurements(segment.number, segment.label, 0, 0.0, None, None, 0, (), 0)
-    components, voxels, largest = found.array, found.voxels, found.largest
-    corner = np.array([axis.start for axis in found.box])
-    places = ndimage.find_objects(components)
-    offsets = [corner + [s.start for s in place] for place in places]
-    findings = tuple(_finding(components[places[index]] == index + 1, offsets[index], volume) for index in largest)
+    findings = tuple(_finding(*found.mask(index), volume) for index in found.largest.tolist())
     # The longest diameter of all may belong to a thin component that is not among the largest by volume.
     longest = max(finding.longest_diameter_mm for finding in findings)
-    for index in _worth_measuring(places, geometry, longest, set(largest.tolist())):
-        longest = max(longest, _diameter_mm(components[places[index]] == index + 1, offsets[index], geometry))
-    centre = geometry.world_from_index(np.argwhere(components).mean(axis=0) + corner)
+    for index in _worth_measuring(found, geometry, longest):
+        longest = max(longest, _diameter_mm(*found.mask(index), geometry))
+    centre = geometry.world_from_index(_centre(found.runs))
+    voxels = int(found.voxels.sum())
     return SegmentMeasurements(
         segment.number,
         segment.label,
-        int(voxels.sum()),
-        float(voxels.sum()) * geometry.voxel_ml,
+        voxels,
+        float(voxels) * geometry.voxel_ml,
         longest,
         (float(centre[0]), float(centre[1]), float(centre[2])),
-        len(voxels),
+        len(found.voxels),
         findings,
-        len(voxels) - len(findings),
+        len(found.voxels) - len(findings),
     )
 
 
-def _worth_measuring(
-    places: Sequence[tuple[slice, ...]], geometry: Geometry, longest_mm: float, done: set[int]
-) -> list[int]:
-    """Components whose bounding box is longer than the longest diameter so far."""
-    sizes = np.array([[s.stop - s.start - 1 for s in place] for place in places])
+def _centre(runs: _Runs) -> FloatArray:
+    """Mean index d, h, w of all voxels; summed in whole numbers from a corner, so that nothing is lost on the way."""
+    lengths = runs.lengths
+    corner = np.array([*runs.lines.min(axis=0), runs.first.min()])
+    along = (runs.first + runs.last - 2 * corner[2]) * lengths // 2
+    sums = np.array([*((runs.lines - corner[:2]) * lengths[:, None]).sum(axis=0), along.sum()])
+    centre: FloatArray = sums / lengths.sum() + corner
+    return centre
+
+
+def _worth_measuring(found: _Components, geometry: Geometry, longest_mm: float) -> list[int]:
+    """Components, not among the largest, whose bounding box is longer than the longest diameter so far."""
+    if len(found.largest) == len(found.voxels):
+        return []
+    first, last = found.boxes()
     corners = np.array([[1, b, c] for b in (-1, 1) for c in (-1, 1)])  # a sheared box has four diagonals
-    diagonals = (sizes[:, None, :] * corners[None]) @ geometry.affine_mm[:3, :3].T
+    diagonals = ((last - first)[:, None, :] * corners[None]) @ geometry.affine_mm[:3, :3].T
     reach = np.linalg.norm(diagonals, axis=2).max(axis=1)
-    return [int(index) for index in np.flatnonzero(reach > longest_mm) if int(index) not in done]
-
-
-def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    spans = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        marked = np.flatnonzero(mask.any(axis=others))
-        if not len(marked):
-            return None
-        spans.append(slice(int(marked[0]), int(marked[-1]) + 1))
-    return spans[0], spans[1], spans[2]
+    reach[found.largest] = 0.0
+    return np.flatnonzero(reach > longest_mm).tolist()
 
 
 def _finding(mask: npt.NDArray[np.bool_], offset: npt.NDArray[np.int64], volume: Volume) -> Finding:

@@ -28,8 +28,9 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
-from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
+from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
+from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.engines.choose import (
     BACKENDS,
     backend_module,
@@ -105,6 +106,7 @@ class Case:
         allow_gaps: Whether single missing slices are interpolated.
         seg_grid: Whether the SEG lies on the slices, or on the grid that a tilted or uneven series was resampled to.
         assembled: Its volume, once loaded.
+        sources: What the result's objects take over from its headers, once prepared.
         segmentation: What was marked, once segmented.
         error: Why it went no further.
         folder: Where its result lies, once written.
@@ -119,6 +121,7 @@ class Case:
     allow_gaps: bool = False
     seg_grid: SegGrid = "source"
     assembled: Assembled | None = None
+    sources: Sources | None = None
     segmentation: Segmentation | None = None
     error: CtflowError | None = None
     folder: Path | None = None
@@ -133,6 +136,13 @@ class Case:
         if self.assembled is None:
             raise ValueError("the case holds no volume: load it first")
         return self.assembled
+
+    @property
+    def prepared(self) -> Sources:
+        """What objects take over from the headers; a ValueError before `prepare_result` or after `write_case`."""
+        if self.sources is None:
+            raise ValueError("the case's result is not prepared: segment it first")
+        return self.sources
 
     @property
     def segmented(self) -> Segmentation:
@@ -164,6 +174,10 @@ class RunReport:
     cases: tuple[Case, ...]
     exit_code: int
     document: Mapping[str, Any]
+
+
+def _nothing() -> None:
+    """What is to be done meanwhile, if nothing is."""
 
 
 class Segmenter:
@@ -277,12 +291,15 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def segment(self, volume: Volume, progress: Progress = silent) -> tuple[Segmentation, dict[str, float]]:
+    def segment(
+        self, volume: Volume, progress: Progress = silent, meanwhile: Callable[[], None] = _nothing
+    ) -> tuple[Segmentation, dict[str, float]]:
         """Mark what the model finds.
 
         Args:
             volume: CT in HU.
             progress: Told of every window.
+            meanwhile: Called once, when a GPU has been given all windows and before its answer is waited for.
 
         Returns:
             What was marked, and the seconds of each stage.
@@ -300,6 +317,9 @@ class Segmenter:
                 prepared = prepare_volume(volume, self.model.spec.preprocessing, self._engines[0].info.device)
             with _timed(seconds, "segment"):
                 logits, window, warnings = self._predict(prepared, progress)
+                meanwhile()
+                if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
+                    torch.cuda.current_stream(logits.device).synchronize()
             with _timed(seconds, "restore"):
                 labels, fractions = self._restore(prepared, logits, volume.array.shape, progress)
         warnings = (*warnings, *_warnings_of_threshold(self.model.spec, fractions))
@@ -330,8 +350,6 @@ class Segmenter:
             progress=progress,
             on_halved=on_halved,
         )
-        if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
-            torch.cuda.current_stream(logits.device).synchronize()
         least = min([batch_size, *(left for _, left in halved.values())])
         window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
         return logits, window, _warnings_of_memory(halved)
@@ -508,19 +526,29 @@ def _set_upright(assembled: Assembled, seg_grid: SegGrid) -> Assembled:
 
 
 def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) -> Case:
-    """Segment a loaded case; a named error becomes part of the case."""
+    """Segment a loaded case, and prepare its result meanwhile; a named error becomes part of the case."""
 
     def stage() -> Case:
-        segmentation, seconds = segmenter.segment(case.loaded.volume, progress)
+        ready: list[Case] = []
+        segmentation, seconds = segmenter.segment(
+            case.loaded.volume, progress, meanwhile=lambda: ready.append(prepare_result(case))
+        )
         _clear(segmentation, case.loaded.outside)
         return replace(
-            case,
+            ready[0],
             segmentation=segmentation,
             stage_seconds={**case.stage_seconds, **seconds},
             warnings=case.warnings + segmenter.warnings + segmentation.warnings,
         )
 
     return _attempt(case, stage)
+
+
+def prepare_result(case: Case) -> Case:
+    """What the result of a loaded case needs and the mask does not change: done while a GPU computes the mask."""
+    sources = sources_from_headers([instance.header for instance in case.loaded.instances])
+    read_standard(sources)
+    return replace(case, sources=sources)
 
 
 def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
@@ -562,7 +590,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     progress("write", 1, 1)
     log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
     # The arrays have served: a folder of many series must not pile them up.
-    return replace(case, folder=output / case.key, document=document, assembled=None, segmentation=None)
+    return replace(case, folder=output / case.key, document=document, assembled=None, sources=None, segmentation=None)
 
 
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
@@ -593,7 +621,7 @@ def _write_objects(
         weights_digest=model.weights_digest,
         settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
     )
-    headers = [instance.header for instance in case.loaded.instances]
+    sources = case.prepared
     spec, labels = model.spec, case.segmented.labels
     by_finding = settings.segments == "finding"
     marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
@@ -602,7 +630,7 @@ def _write_objects(
     own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
     segmentation = segmentation_from_labels(
         marked if own_grid else case.loaded.on_instances(marked),
-        headers,
+        sources,
         replace(spec, segments=segments),
         provenance,
         form=form,
@@ -611,11 +639,11 @@ def _write_objects(
     )
     write_dataset(segmentation, folder / "segmentation.dcm")
     report = report_from_measurements(
-        measured, segmentation, headers, spec, provenance, marked_as=segments, remarks=remarks, previous=case.previous
+        measured, segmentation, sources, spec, provenance, marked_as=segments, remarks=remarks, previous=case.previous
     )
     write_dataset(report, folder / "measurements.dcm")
     if settings.secondary_capture:
-        capture = secondary_capture_from_picture(picture, segmentation, headers, spec, provenance)
+        capture = secondary_capture_from_picture(picture, segmentation, sources, spec, provenance)
         write_dataset(capture, folder / "secondary_capture.dcm")
     if settings.nifti:
         write_nifti(marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")

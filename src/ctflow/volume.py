@@ -28,6 +28,25 @@ def digest_of_uid(uid: str) -> str:
     return hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
+def box_of_marked(marks: npt.NDArray[Any]) -> tuple[slice, ...] | None:
+    """The smallest box that holds everything but zeros.
+
+    Args:
+        marks: Any number of axes; most of it is background, so that the first axis alone is looked at as a whole.
+
+    Returns:
+        A slice an axis; None if there are only zeros.
+    """
+    box: list[slice] = []
+    for axis in range(marks.ndim):
+        others = tuple(other for other in range(marks.ndim) if other != axis)
+        occurs = np.flatnonzero(marks[tuple(box)].any(axis=others))
+        if not len(occurs):
+            return None
+        box.append(slice(int(occurs[0]), int(occurs[-1]) + 1))
+    return tuple(box)
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """Where a volume's voxels lie.

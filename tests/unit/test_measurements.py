@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -292,3 +292,28 @@ def test_more_segments_than_a_byte_holds_take_two():
     assert split.dtype == np.uint16
     assert int(split.max()) == 303
     assert np.array_equal(split > 0, labels > 0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10**6), density=st.floats(0.0, 0.6), shape=st.tuples(*[st.integers(1, 9)] * 3))
+def test_components_are_those_of_26_neighbours_in_the_order_of_their_volume_and_place(seed, density, shape):
+    from scipy import ndimage  # noqa: PLC0415
+
+    random = np.random.default_rng(seed)
+    labels = ((random.random(shape) < density) * random.integers(1, 3, shape)).astype(np.uint8)
+    classes = (SEGMENT, replace(SEGMENT, number=2))
+    geometry = oblique(shape)
+    split, parts = split_findings(labels, classes)
+    for number, measured in enumerate(measured_on(labels, geometry, classes), start=1):
+        components, count = ndimage.label(labels == number, np.ones((3, 3, 3)))
+        assert (measured.components, measured.voxels) == (count, int((labels == number).sum()))
+        voxels = np.bincount(components.ravel(), minlength=count + 1)[1:]
+        for rank, index in enumerate(np.argsort(-voxels, kind="stable")[:MOST_FINDINGS]):
+            inside = components == index + 1
+            finding = measured.findings[rank]
+            assert finding.volume_ml == pytest.approx(int(voxels[index]) * geometry.voxel_ml)
+            assert finding.centroid_mm == pytest.approx(
+                tuple(geometry.world_from_index(np.argwhere(inside).mean(axis=0)))
+            )
+            (part,) = (part for part in parts if (part.part_of, part.rank) == (number, rank + 1))
+            assert np.array_equal(split == part.number, inside)

@@ -41,6 +41,7 @@ from ctflow.pipeline import (
     find_cases,
     key_of_series,
     load_case,
+    prepare_result,
     run_folder,
     segment_case,
     write_case,
@@ -57,6 +58,16 @@ def model(coarse_bundle):
 @pytest.fixture
 def settings():
     return Settings(device="cpu")
+
+
+def noting(call, steps, word):
+    """The same call, which says first that it is made."""
+
+    def noted(*arguments):
+        steps.append(word)
+        return call(*arguments)
+
+    return noted
 
 
 def another_series(folder: Path, seed: int, adjust=None) -> Path:
@@ -492,6 +503,31 @@ def test_a_segmenter_must_be_open(model, settings):
     assert first.window == {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 1}
     assert set(seconds) == {"prepare", "segment", "restore"}
     assert first.engine.backend == "eager"
+
+
+def test_a_result_is_prepared_while_the_mask_is_computed(model, series, settings, tmp_path, monkeypatch):
+    case = load_case(find_cases(series, model.spec, settings).cases[0])
+    with pytest.raises(ValueError, match="segment it first"):
+        _ = case.prepared
+    steps = []
+    monkeypatch.setattr(pipeline, "prepare_result", noting(prepare_result, steps, "prepare"))
+    with Segmenter(model, settings) as segmenter:
+        monkeypatch.setattr(segmenter, "_restore", noting(segmenter._restore, steps, "begin restore"))
+        case = segment_case(case, segmenter, lambda stage, done, total: steps.append(stage) if done == total else None)
+    assert steps[:3] == ["segment", "prepare", "begin restore"]
+    assert case.prepared.uids == tuple(each.header.SOPInstanceUID for each in case.loaded.instances)
+    assert write_case(case, model, settings, tmp_path).sources is None
+
+
+def test_an_error_of_preparation_is_the_cases(model, series, settings, monkeypatch):
+    case = load_case(find_cases(series, model.spec, settings).cases[0])
+
+    def fail(_case):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "prepare_result", fail)
+    with Segmenter(model, settings) as segmenter:
+        assert isinstance(segment_case(case, segmenter).error, DeviceOutOfMemory)
 
 
 def test_a_network_that_returns_nan_is_a_named_error(model, series, settings, tmp_path, monkeypatch):

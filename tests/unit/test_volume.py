@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctflow.volume import Geometry, Volume, digest_of_uid
+from ctflow.volume import Geometry, Volume, box_of_marked, digest_of_uid
 
 
 def geometry(spacing=(2.5, 0.6, 0.9), shape=(4, 5, 6)) -> Geometry:
@@ -61,3 +61,12 @@ def test_a_digest_hides_the_uid_and_bears_any_text():
     assert len(digest_of_uid("1.2.3")) == 12
     assert digest_of_uid("1.2.3") != digest_of_uid("1.2.4")
     assert len(digest_of_uid("\udcff")) == 12
+
+
+def test_the_box_of_what_is_marked():
+    marks = np.zeros((3, 5, 6, 7), np.uint8)
+    assert box_of_marked(marks) is None
+    assert box_of_marked(marks[:0]) is None
+    marks[1, 2, 3, 4] = marks[2, 2, 5, 1] = 9
+    assert box_of_marked(marks) == np.s_[1:3, 2:3, 3:6, 1:5]
+    assert box_of_marked(np.asfortranarray(marks)) == np.s_[1:3, 2:3, 3:6, 1:5]

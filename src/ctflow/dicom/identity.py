@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from pydicom.uid import UID
 
-from ctflow.volume import LabelArray
+from ctflow.volume import LabelArray, box_of_marked
 
 _NAMESPACE = uuid.UUID("6f0c7a52-8f0f-5d0e-9c34-5b1f6f8f1c11")
 
@@ -55,7 +55,10 @@ def instance_uid(
 
 
 def digest_of_mask(labels: LabelArray) -> str:
-    """SHA-256 of a label map's shape and values, as hexadecimal digits."""
-    digest = hashlib.sha256(repr(labels.shape).encode())
-    digest.update(np.ascontiguousarray(labels).data)
+    """SHA-256 of a label map's shape, and of the place and values of what it marks, as hexadecimal digits."""
+    box = box_of_marked(labels)
+    place = None if box is None else [(axis.start, axis.stop) for axis in box]
+    digest = hashlib.sha256(repr((labels.shape, place)).encode())
+    if box is not None:  # most of a volume is background, of which the rest says nothing
+        digest.update(np.ascontiguousarray(labels[box]).data)
     return digest.hexdigest()

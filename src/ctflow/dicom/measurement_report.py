@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -29,7 +31,7 @@ from ctflow.dicom.derived import (
     tracking_id,
 )
 from ctflow.dicom.identity import series_uid, uid_from_parts
-from ctflow.dicom.source import clean_sources
+from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.measurements import Finding, SegmentMeasurements
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
 
@@ -63,7 +65,7 @@ class _Basis:
 def report_from_measurements(
     measured: Sequence[SegmentMeasurements],
     segmentation: Dataset,
-    sources: Sequence[Dataset],
+    sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
     provenance: Provenance,
     *,
@@ -76,7 +78,7 @@ def report_from_measurements(
     Args:
         measured: One entry a segment of `spec`, in its order.
         segmentation: The SEG of the same mask (`segmentation_from_labels`); only its UIDs and series are read.
-        sources: Headers of the source images, in array order; they are not changed.
+        sources: Headers of the source images, in array order, or what was prepared of them; they are not changed.
         spec: The model's name, version and segments.
         provenance: What made the mask.
         marked_as: The SEG's segments, where they are findings (`ctflow.measurements.split_findings`) and not classes.
@@ -95,8 +97,9 @@ def report_from_measurements(
     if [entry.number for entry in measured] != [segment.number for segment in spec.segments]:
         raise ValueError("measurements and the model's segments differ in number")
     parts = {(part.part_of, part.rank): part.number for part in marked_as if part.part_of and part.rank}
-    basis = _Basis(segmentation, sources[0], spec, provenance, parts)
-    cleaned = clean_sources(sources)
+    sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
+    header = sources.header
+    basis = _Basis(segmentation, header, spec, provenance, parts)
     left_out = sum(entry.findings_left_out for entry in measured)
     content = _content(measured, basis, remarks)
     # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
@@ -105,10 +108,10 @@ def report_from_measurements(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
-            evidence=[*cleaned, segmentation],  # patient and study come from the first
+            evidence=[sources.cleaned[0], segmentation],  # patient and study come from the first
             content=_root([]),  # highdicom copies and searches it, which takes seconds where a hundred groups are in it
-            series_instance_uid=series_uid(text(sources[0], "SeriesInstanceUID"), spec.name, spec.version, "SR"),
-            series_number=series_number(sources[0], 2),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR"),
+            series_number=series_number(header, 2),
             sop_instance_uid=uid,
             instance_number=1,
             is_complete=left_out == 0,
@@ -119,20 +122,24 @@ def report_from_measurements(
             previous_versions=list(previous) or None,
         )
     report.ContentSequence = content.ContentSequence
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    evidence[0].ReferencedSOPSequence = sources.references  # highdicom takes long for each that it is given
     if left_out:
         report.CompletionFlagDescription = f"{left_out} smaller findings are not listed"
-    give_text_encoding(report, cleaned[0])
-    give_moment(report, *moment_of(sources[0]))
+    give_text_encoding(report, sources.cleaned[0])
+    give_moment(report, *moment_of(header))
     return report
 
 
 def _content(measured: Sequence[SegmentMeasurements], basis: _Basis, remarks: Sequence[str]) -> Dataset:
     """TID 1500. highdicom's `MeasurementReport` wants a group, and none may be found."""
+    algorithm = _algorithm(basis)
     groups = [
         item
         for segment, entry in zip(basis.spec.segments, measured, strict=True)
+        for alike in [_alike(segment, algorithm)]
         for rank, finding in enumerate(entry.findings, start=1)
-        for item in _group(finding, rank, segment, basis)
+        for item in _group(finding, rank, segment, basis, alike)
     ]
     lines = (*_statements(measured, basis.spec), *remarks)
     said = [hd.sr.TextContentItem(codes.DCM.Comment, line, _CONTAINS) for line in lines]
@@ -190,8 +197,18 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
     yield _HOW_MEASURED
 
 
+def _alike(segment: Segment, algorithm: hd.sr.AlgorithmIdentification) -> dict[str, Any]:
+    """What all findings of a segment say alike, made once: a hundred findings took longer than their SEG."""
+    return {
+        "finding_category": hd.sr.CodedConcept.from_code(concept(segment.category)),
+        "finding_type": hd.sr.CodedConcept.from_code(concept(segment.type)),
+        "finding_sites": [hd.sr.FindingSite(concept(region)) for region in segment.anatomy] or None,
+        "algorithm_id": algorithm,
+    }
+
+
 def _group(
-    finding: Finding, rank: int, segment: Segment, basis: _Basis
+    finding: Finding, rank: int, segment: Segment, basis: _Basis, alike: Mapping[str, Any]
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411. Findings that share a segment all refer to it; tracking, volume and centre tell them apart."""
     seg, header = basis.segmentation, basis.header
@@ -206,10 +223,7 @@ def _group(
         referenced_segment=hd.sr.ReferencedSegment(
             seg.SOPClassUID, seg.SOPInstanceUID, number or segment.number, source_series=series
         ),
-        finding_category=concept(segment.category),
-        finding_type=concept(segment.type),
-        finding_sites=[hd.sr.FindingSite(concept(region)) for region in segment.anatomy] or None,
-        algorithm_id=_algorithm(basis),
+        **alike,
         measurements=list(_measurements(finding)),
     )
     group[0].ContentSequence.append(_centre(finding, text(header, "FrameOfReferenceUID")))
@@ -217,17 +231,32 @@ def _group(
 
 
 def _measurements(finding: Finding) -> Iterator[hd.sr.Measurement]:
-    mm, hu = codes.UCUM.Millimeter, codes.UCUM.HounsfieldUnit
-    for name, value, unit, derivation in (
-        (codes.SCT.Volume, finding.volume_ml * 1000, codes.UCUM.CubicMillimeter, None),
-        (codes.SCT.LongAxis, finding.long_axis_mm, mm, None),
-        (codes.SCT.ShortAxis, finding.short_axis_mm, mm, None),
-        (codes.SCT.Diameter, finding.longest_diameter_mm, mm, codes.SCT.Maximum),
-        (codes.DCM.AttenuationCoefficient, finding.mean_hu, hu, codes.SCT.Mean),
-        (codes.DCM.AttenuationCoefficient, finding.sd_hu, hu, codes.SCT.StandardDeviation),
-    ):
+    values = (
+        finding.volume_ml * 1000,
+        finding.long_axis_mm,
+        finding.short_axis_mm,
+        finding.longest_diameter_mm,
+        finding.mean_hu,
+        finding.sd_hu,
+    )
+    for (name, unit, derivation), value in zip(_measured_concepts(), values, strict=True):
         # Adding 0 turns minus zero, which rounding may give, into zero.
         yield hd.sr.Measurement(name, round(value, _DECIMALS) + 0.0, unit, derivation=derivation)
+
+
+@cache
+def _measured_concepts() -> tuple[tuple[hd.sr.CodedConcept | None, ...], ...]:
+    """Name, unit and derivation of each measurement, in the order of `_measurements`."""
+    mm, hu = codes.UCUM.Millimeter, codes.UCUM.HounsfieldUnit
+    rows = (
+        (codes.SCT.Volume, codes.UCUM.CubicMillimeter, None),
+        (codes.SCT.LongAxis, mm, None),
+        (codes.SCT.ShortAxis, mm, None),
+        (codes.SCT.Diameter, mm, codes.SCT.Maximum),
+        (codes.DCM.AttenuationCoefficient, hu, codes.SCT.Mean),
+        (codes.DCM.AttenuationCoefficient, hu, codes.SCT.StandardDeviation),
+    )
+    return tuple(tuple(None if code is None else hd.sr.CodedConcept.from_code(code) for code in row) for row in rows)
 
 
 def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:

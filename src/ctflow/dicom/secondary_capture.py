@@ -24,7 +24,7 @@ from ctflow.dicom.derived import (
     series_number,
 )
 from ctflow.dicom.identity import series_uid, uid_from_parts
-from ctflow.dicom.source import clean_sources
+from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.model import RESEARCH_ONLY, ModelSpec
 
 _SHORT_TEXT = 1024  # characters of VR ST
@@ -33,7 +33,7 @@ _SHORT_TEXT = 1024  # characters of VR ST
 def secondary_capture_from_picture(
     picture: npt.NDArray[np.uint8],
     segmentation: Dataset,
-    sources: Sequence[Dataset],
+    sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
     provenance: Provenance,
 ) -> Dataset:
@@ -42,7 +42,7 @@ def secondary_capture_from_picture(
     Args:
         picture: (rows, columns, 3) uint8, RGB, without patient data: the object says that it has none burned in.
         segmentation: The SEG whose outlines are drawn (`segmentation_from_labels`); only its UIDs are read.
-        sources: Headers of the source images; they are not changed.
+        sources: Headers of the source images, or what was prepared of them; they are not changed.
         spec: The model's name and version.
         provenance: What made the mask.
 
@@ -57,7 +57,8 @@ def secondary_capture_from_picture(
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"a picture is (rows, columns, 3) uint8, not {picture.shape} {picture.dtype}")
-    cleaned = clean_sources(sources)
+    sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
+    header, cleaned = sources.header, sources.cleaned
     pixels = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
@@ -67,9 +68,9 @@ def secondary_capture_from_picture(
             bits_allocated=8,
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             patient_orientation=("L", "P"),  # highdicom wants one; see _describe
-            study_instance_uid=text(sources[0], "StudyInstanceUID"),
-            series_instance_uid=series_uid(text(sources[0], "SeriesInstanceUID"), spec.name, spec.version, "SC"),
-            series_number=series_number(sources[0], 3),
+            study_instance_uid=text(header, "StudyInstanceUID"),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SC"),
+            series_number=series_number(header, 3),
             sop_instance_uid=uid_from_parts("secondary capture", segmentation.SOPInstanceUID, pixels),
             instance_number=1,
             **equipment(spec, provenance),
@@ -78,7 +79,7 @@ def secondary_capture_from_picture(
         image.copy_patient_and_study_information(cleaned[0])
     _describe(image, cleaned, spec)
     give_text_encoding(image, cleaned[0])
-    give_moment(image, *moment_of(sources[0]))
+    give_moment(image, *moment_of(header))
     return image
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import format_number_as_ds
 
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
@@ -30,7 +31,7 @@ from ctflow.dicom.derived import (
     tracking_id,
 )
 from ctflow.dicom.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
-from ctflow.dicom.source import clean_sources
+from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.model import RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.volume import Geometry, LabelArray
 
@@ -54,7 +55,7 @@ class SegForm:
 
 def segmentation_from_labels(
     labels: LabelArray,
-    sources: Sequence[Dataset],
+    sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
     provenance: Provenance,
     *,
@@ -66,7 +67,8 @@ def segmentation_from_labels(
 
     Args:
         labels: (D, H, W) uint8 or uint16; value k marks the segment with number k.
-        sources: Headers of the source images, in array order; they are not changed. D of them unless there is a grid.
+        sources: Headers of the source images, in array order, or what was prepared of them; they are not changed. D of
+            them unless there is a grid.
         spec: The model's name, version and segments.
         provenance: What made the mask.
         form: How the SEG holds it.
@@ -81,23 +83,23 @@ def segmentation_from_labels(
 
     Source: DICOM PS3.3 A.51 (Segmentation IOD), A.51.3 (Label Map Segmentation IOD), C.8.20; highdicom.
     """
-    _check(labels, sources, spec, grid)
-    pixels = _pixels(labels, spec, form, fractions)
-    header = sources[0]
+    sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
+    _check(labels, fractions, len(sources), spec, form, grid)
+    header = sources.header
     uid = instance_uid(
-        [text(source, "SOPInstanceUID") for source in sources],
+        sources.uids,
         provenance.weights_digest,
         provenance.ctflow_version,
         {**provenance.settings, "model": spec.name, "model_version": spec.version, **_choices(spec, form, grid)},
         digest_of_mask(labels if fractions is None else fractions),
     )
-    cleaned = clean_sources(sources)
+    shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
     planes = {} if grid is None else _planes(grid)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
-            source_images=cleaned,
-            pixel_array=pixels,
+            source_images=sources.cleaned if shown is None else [sources.cleaned[index] for index in shown],
+            pixel_array=_pixels(labels, fractions, shown),
             segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
             max_fractional_value=MOST_FRACTION,
             omit_empty_frames=form.omit_empty_frames,
@@ -114,9 +116,20 @@ def segmentation_from_labels(
         )
     if grid is not None:  # highdicom takes the sources' where pixels are as far apart, however slices are
         segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = planes["pixel_measures"]
-    give_text_encoding(segmentation, cleaned[0])
+    if shown is not None:
+        _refer_to_all(segmentation, sources)
+    give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
     return segmentation
+
+
+def read_standard(sources: Sources) -> None:
+    """Have highdicom read its tables of the standard, once in a process, before a mask waits for them.
+
+    Args:
+        sources: Any; their images have positions.
+    """
+    hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
 
 
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
@@ -132,18 +145,41 @@ def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str,
     return {name: choice for name, choice in choices.items() if choice}
 
 
+def _slices_with_frames(marks: npt.NDArray[Any], form: SegForm) -> list[int] | None:
+    """The slices, not all, that get frames; None where all do: highdicom takes long for each image that it is given."""
+    axes = tuple(axis for axis in range(marks.ndim) if axis != marks.ndim - 3)
+    marked: list[int] = np.flatnonzero(marks.any(axis=axes)).tolist()
+    return marked if form.omit_empty_frames and 0 < len(marked) < marks.shape[-3] else None
+
+
+def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
+    """What highdicom takes of all source images, or the first, where it was given those alone that get frames."""
+    segmentation.SourceImageSequence = sources.references
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.references
+    first = sources.cleaned[0]
+    segmentation.PositionReferenceIndicator = first.get("PositionReferenceIndicator")
+    measures = hd.PixelMeasuresSequence(
+        pixel_spacing=first.PixelSpacing,
+        slice_thickness=first.SliceThickness,
+        spacing_between_slices=first.get("SpacingBetweenSlices"),
+    )
+    if "SpacingBetweenSlices" not in measures[0]:
+        positions = [source.ImagePositionPatient for source in sources.cleaned]
+        spacing_mm, _ = hd.spatial.get_volume_positions(positions, first.ImageOrientationPatient)
+        if spacing_mm is not None:
+            measures[0].SpacingBetweenSlices = format_number_as_ds(spacing_mm)
+    segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
+
+
 def _pixels(
-    labels: LabelArray, spec: ModelSpec, form: SegForm, fractions: npt.NDArray[np.uint8] | None
+    labels: LabelArray, fractions: npt.NDArray[np.uint8] | None, shown: list[int] | None
 ) -> LabelArray | npt.NDArray[np.float32]:
-    """What highdicom takes: the labels, or (D, H, W, S) float32 in [0, 1]."""
-    if (form.kind == "fractional") != (fractions is not None):
-        raise ValueError("a fractional SEG, and no other, is made of fractions")
+    """What highdicom takes of some slices: the labels, or (D, H, W, S) float32 in [0, 1]."""
     if fractions is None:
-        return labels
-    if fractions.dtype != np.uint8 or fractions.shape != (len(spec.segments), *labels.shape):
-        raise ValueError(f"fractions {fractions.shape} {fractions.dtype} do not suit labels {labels.shape}")
+        return labels if shown is None else labels[shown]
+    some = fractions if shown is None else fractions[:, shown]
     # float32 holds k / 255 so closely that times 255 rounds to k again.
-    return np.moveaxis(fractions, 0, -1).astype(np.float32) / np.float32(MOST_FRACTION)
+    return np.moveaxis(some, 0, -1).astype(np.float32) / np.float32(MOST_FRACTION)
 
 
 def _planes(grid: Geometry) -> dict[str, Any]:
@@ -163,16 +199,28 @@ def _planes(grid: Geometry) -> dict[str, Any]:
     }
 
 
-def _check(labels: LabelArray, sources: Sequence[Dataset], spec: ModelSpec, grid: Geometry | None) -> None:
+def _check(
+    labels: LabelArray,
+    fractions: npt.NDArray[np.uint8] | None,
+    images: int,
+    spec: ModelSpec,
+    form: SegForm,
+    grid: Geometry | None,
+) -> None:
     if labels.ndim != 3 or labels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"labels are (D, H, W) uint8 or uint16, not {labels.shape} {labels.dtype}")
-    if grid is None and len(labels) != len(sources):
-        raise ValueError(f"labels {labels.shape} do not lie on {len(sources)} source images")
+    if grid is None and len(labels) != images:
+        raise ValueError(f"labels {labels.shape} do not lie on {images} source images")
     if grid is not None and (labels.shape != grid.shape or not grid.is_orthogonal):
         raise ValueError(f"labels {labels.shape} do not lie on a right-angled grid of {grid.shape}")
     numbers = [segment.number for segment in spec.segments]
-    if not numbers or numbers != list(range(1, len(numbers) + 1)) or int(labels.max(initial=0)) > len(numbers):
-        raise ValueError(f"labels up to {labels.max(initial=0)} do not suit segments {numbers}")
+    most = int(labels.max(initial=0))
+    if not numbers or numbers != list(range(1, len(numbers) + 1)) or most > len(numbers):
+        raise ValueError(f"labels up to {most} do not suit segments {numbers}")
+    if (form.kind == "fractional") != (fractions is not None):
+        raise ValueError("a fractional SEG, and no other, is made of fractions")
+    if fractions is not None and (fractions.dtype != np.uint8 or fractions.shape != (len(numbers), *labels.shape)):
+        raise ValueError(f"fractions {fractions.shape} {fractions.dtype} do not suit labels {labels.shape}")
 
 
 def _describe(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydicom.charset import python_encoding
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.uid import UID
+from pydicom.valuerep import VR
 
 from ctflow.dicom.attributes import text, texts, value_of
 from ctflow.dicom.pixels import LOSSY
@@ -61,6 +65,7 @@ _PER_IMAGE = (
     "SliceThickness",
     "SpacingBetweenSlices",
 )
+_REFERENCED_CLASS, _REFERENCED_INSTANCE = Tag("ReferencedSOPClassUID"), Tag("ReferencedSOPInstanceUID")
 _DATE = re.compile(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _FORMATS = {
@@ -82,6 +87,44 @@ _FORMATS = {
 }
 # Those that may have several values.
 _MULTIPLE = frozenset({"DeidentificationMethod", "LossyImageCompressionRatio", "LossyImageCompressionMethod"})
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What every object derived from a series takes over from its images; it does not depend on what is marked.
+
+    Attributes:
+        header: The first image's, as it is.
+        uids: SOPInstanceUID of each image, in array order.
+        cleaned: A small copy of each header (`clean_sources`).
+        references: Each image as a sequence of references names it.
+    """
+
+    header: Dataset
+    uids: tuple[str, ...]
+    cleaned: tuple[Dataset, ...]
+    references: tuple[Dataset, ...]
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+
+def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
+    """Prepare what objects derived from a series will need.
+
+    Args:
+        headers: Of the source images, in array order; they are not changed.
+    """
+    cleaned = clean_sources(headers)
+    uids = tuple(text(header, "SOPInstanceUID") for header in headers)
+    return Sources(headers[0], uids, tuple(cleaned), tuple(_reference(one) for one in cleaned))
+
+
+def _reference(source: Dataset) -> Dataset:
+    item = Dataset()
+    item.add(DataElement(_REFERENCED_CLASS, VR.UI, source.SOPClassUID))
+    item.add(DataElement(_REFERENCED_INSTANCE, VR.UI, source.SOPInstanceUID))
+    return item
 
 
 def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.volume import Geometry, Volume
+from ctflow.volume import Geometry, Volume, box_of_marked
 
 COLOURS = (
     (255, 92, 92),
@@ -113,16 +113,20 @@ def _marked(labels: Grey) -> tuple[tuple[_Counts, _Counts, _Counts], tuple[int, 
 
     Slice by slice along the first axis, where the memory is contiguous: reductions over turned views take seconds.
     """
-    depth, rows, columns = labels.shape
-    across_depth, through = np.zeros(depth, np.int64), np.zeros((rows, columns), np.int32)
-    occurs = np.zeros(256, np.int64)
-    for index, picture in enumerate(labels):
+    areas = tuple(np.zeros(count, np.int64) for count in labels.shape)
+    box = box_of_marked(labels)
+    if box is None:
+        return (areas[0], areas[1], areas[2]), ()
+    part = labels[box]
+    through, occurs = np.zeros(part.shape[1:], np.int32), np.zeros(256, np.int64)
+    for index, picture in enumerate(part, start=box[0].start):
         mask = picture != 0
-        across_depth[index] = np.count_nonzero(mask)
-        if across_depth[index]:
+        areas[0][index] = np.count_nonzero(mask)
+        if areas[0][index]:
             through += mask
             occurs += np.bincount(picture[mask], minlength=256)
-    return (across_depth, through.sum(axis=1), through.sum(axis=0)), tuple(np.flatnonzero(occurs).tolist())
+    areas[1][box[1]], areas[2][box[2]] = through.sum(axis=1), through.sum(axis=0)
+    return (areas[0], areas[1], areas[2]), tuple(np.flatnonzero(occurs).tolist())
 
 
 def _nearest_axes(directions: npt.NDArray[np.float64]) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import highdicom as hd
@@ -13,6 +14,7 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
+from ctflow.dicom.source import sources_from_headers
 from ctflow.measurements import measure_segments, split_findings
 from ctflow.model import Code, Segment
 from dicom_support import assembled, small_volume, spec_of
@@ -181,3 +183,30 @@ def test_a_finding_has_its_segment_and_the_report_names_it(write, tmp_path, kind
 def test_fractions_that_do_not_suit_are_a_programming_mistake(headers, kind, fractions):
     with pytest.raises(ValueError, match="fractions"):
         segmentation_from_labels(labels_of(), headers, SPEC, MADE_BY, form=SegForm(kind), fractions=fractions)
+
+
+@pytest.mark.parametrize("spacing", ["given", "absent", "uneven"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_slices_without_frames_are_not_needed_to_make_them(write, monkeypatch, kind, spacing):
+    """highdicom is given the images that get frames; the SEG is the one that it makes when it is given all."""
+
+    def adjust(dataset, index):
+        if spacing != "given":
+            del dataset.SpacingBetweenSlices
+        if spacing == "uneven":
+            x, y, z = dataset.ImagePositionPatient
+            dataset.ImagePositionPatient = [x, y, z + 0.001 * (index % 2)]
+        if index == 0:
+            dataset.PositionReferenceIndicator = "XY"
+
+    headers = [instance.header for instance in assembled(write(adjust=adjust)).instances]
+    some = made(headers, SegForm(kind))
+    assert int(some.NumberOfFrames) < len(headers)
+    monkeypatch.setattr("ctflow.dicom.segmentation._slices_with_frames", lambda marks, form: None)
+    files = []
+    for seg in (some, made(headers, SegForm(kind)), made(sources_from_headers(headers), SegForm(kind))):
+        stream = io.BytesIO()
+        seg.save_as(stream, enforce_file_format=True)
+        files.append(stream.getvalue())
+    assert files[0] == files[1]
+    assert files[0] == files[2]

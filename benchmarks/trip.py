@@ -1,0 +1,112 @@
+"""How long a CT series takes from its folder to its SEG on disk, again and again in one process, stage by stage.
+
+    python benchmarks/trip.py CT_FOLDER [--engine fused] [--device cuda] [--repeats 7] [-m BUNDLE] [--overlap 0.25]
+                              [--report html] [--cache DIR]
+
+The engine is opened once and is not counted. A trip is all that `ctflow run` does with the folder: find the series,
+read it, segment it, write its result folder. The first is shown and not counted: it alone reads files from the disk,
+loads libraries' tables and captures graphs. The SEG is on disk when its folder has its name.
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctflow.bundle.locate import demonstration_bundle
+from ctflow.bundle.read import read_bundle
+from ctflow.config import Settings
+from ctflow.pipeline import Segmenter, find_cases, run_case
+
+Seconds = dict[str, float]
+_WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that comes before the mask is in host memory
+
+
+def time_trip(
+    folder: Path, output: Path, segmenter: Segmenter, settings: Settings
+) -> tuple[Seconds, Mapping[str, Any]]:
+    """Seconds of each stage of one trip, of `whole`, and of `after_mask`: what is left when the mask is there.
+
+    With them the case's result.json.
+
+    Raises:
+        CtflowError: The case went no further; its error.
+    """
+    start = time.perf_counter()
+    (case,) = find_cases(folder, segmenter.model.spec, settings).cases
+    found_s = time.perf_counter() - start
+    case = run_case(case, segmenter, settings, output)
+    whole_s = time.perf_counter() - start
+    if case.document is None:
+        raise case.error or ValueError("the case was not written")
+    seconds = {"find": found_s, **case.stage_seconds}
+    after_s = whole_s - sum(seconds[stage] for stage in _WITH_THE_GPU)
+    return {**seconds, "after_mask": after_s, "whole": whole_s}, case.document
+
+
+def time_trips(
+    folder: Path, segmenter: Segmenter, settings: Settings, repeats: int
+) -> tuple[list[Seconds], Mapping[str, Any]]:
+    """A first trip and `repeats` more, each into a folder of its own below the working directory."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+        trips = [time_trip(folder, Path(scratch) / str(turn), segmenter, settings) for turn in range(repeats + 1)]
+    return [seconds for seconds, _ in trips], trips[-1][1]
+
+
+def medians_of(trips: list[Seconds]) -> Seconds:
+    """Median of each stage over all trips but the first."""
+    return {stage: round(statistics.median(trip[stage] for trip in trips[1:]), 4) for stage in trips[0]}
+
+
+def table_of(trips: list[Seconds]) -> str:
+    """A line a trip and one of medians, a column a stage."""
+    lines = ["trip    " + "".join(f"{stage:>11}" for stage in trips[0])]
+    named = [*((str(turn), trip) for turn, trip in enumerate(trips)), ("median", medians_of(trips))]
+    lines += [f"{name:<8}" + "".join(f"{seconds:11.3f}" for seconds in trip.values()) for name, trip in named]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="one CT series")
+    parser.add_argument("-m", "--model", type=Path, help="bundle (default: the demonstration bundle)")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default=None)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--overlap", type=float, default=None)
+    parser.add_argument("--report", choices=("none", "html"), default="none")
+    parser.add_argument("--cache", type=Path, default=None, help="made engines (default: none)")
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    if given.repeats < 1:
+        parser.error("--repeats: at least 1")
+    settings = Settings(engine=given.engine, precision=given.precision, device=given.device, overlap=given.overlap,
+                        report=given.report, cache=given.cache)  # fmt: skip
+    model = read_bundle(given.model or demonstration_bundle())
+    start = time.perf_counter()
+    with Segmenter(model, settings) as segmenter:
+        opened_s = time.perf_counter() - start
+        trips, case = time_trips(given.folder, segmenter, settings, given.repeats)
+    sys.stdout.write(table_of(trips))
+    document = {
+        "benchmark": "trip", "engine": case["engine"], "window": case["window"], "shape": case["series"]["shape"],
+        "voxels": sum(segment["voxels"] for segment in case["segments"]), "report": given.report,
+        "open_s": round(opened_s, 3), "median_s": medians_of(trips), "trips_s": trips,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }  # fmt: skip
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+if __name__ == "__main__":
+    main()
