@@ -26,7 +26,7 @@ from ctflow.processes import bare_start, begin_child
 # A process starts in about half a second, a JPEG 2000 slice of 512 x 512 takes 40 ms: fewer are sooner done here.
 LEAST_SLICES = 64
 MOST_PROCESSES = 8
-MOST_THREADS = 8
+MOST_THREADS = 8  # each reads and rescales at several GB/s: more would wait for memory
 _EACH = 2  # slices that a process has been given: one that it decodes, and the next
 _AHEAD = 3  # slices' room for each process: decoded ones wait there for those before them
 
