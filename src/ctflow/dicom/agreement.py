@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pydicom.dataset import Dataset
-
 from ctflow.dicom.attributes import integer, texts
 from ctflow.dicom.scan import Instance
 
@@ -53,7 +51,11 @@ def disagreements(instances: Sequence[Instance]) -> tuple[str, ...]:
 
 
 def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
-    values = [_comparable(instance.header, keyword) for instance in instances]
+    found = [texts(instance.header, keyword) for instance in instances]
+    comparable = {each: _comparable(each) for each in set(found)}
+    if len(comparable) == 1:
+        return None
+    values = [comparable[each] for each in found]
     usual, count = Counter(values).most_common(1)[0]
     if count == len(values):
         return None
@@ -63,10 +65,10 @@ def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
     return f"{keyword} differs between slices"
 
 
-def _comparable(header: Dataset, keyword: str) -> tuple[str | float, ...]:
+def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
     """Values, numbers as such: 2.5 and 2.50 agree; absent and empty agree too."""
     found: list[str | float] = []
-    for item in texts(header, keyword):
+    for item in values:
         try:
             found.append(float(item))
         except ValueError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -12,10 +12,10 @@ import numpy.typing as npt
 from pydicom.uid import UID
 
 from ctflow.dicom.attributes import integer, number, text
-from ctflow.dicom.decode import Slice, SliceReader
+from ctflow.dicom.decode import Slice, SliceReader, in_threads
 from ctflow.dicom.frames import slices_unlike_both_neighbours
-from ctflow.dicom.geometry import stack_of_series
-from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, unsupported
+from ctflow.dicom.geometry import Stack, stack_of_series
+from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored_into, unsupported
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
 from ctflow.progress import Progress, silent
@@ -93,9 +93,7 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
     with closing(SliceReader(series.instances)) as reader:
         stack = stack_of_series(series, allow_gaps=allow_gaps)
         rescales = [_rescale_of(instance) for instance in stack.instances]
-        _, rows, columns = stack.geometry.shape
-        slices = reader.read(stack.instances, [each.form for each in rescales], rows, columns)
-        raw, padding, fits = _stacked(slices, rescales, (rows, columns), progress)
+        raw, padding, fits = _stacked(reader, stack, rescales, progress)
     array = _hounsfield(raw, rescales, padding, small=fits)
     doubtful = _doubtful_frames(array, stack.instances)
     weights = stack.spacing.weights
@@ -107,23 +105,41 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
 
 
 def _stacked(
-    slices: Iterable[Slice], rescales: list[_Rescale], size: tuple[int, int], progress: Progress
+    reader: SliceReader, stack: Stack, rescales: list[_Rescale], progress: Progress
 ) -> tuple[Slice, npt.NDArray[np.bool_] | None, bool]:
     """Stored values of all slices, where padding is (None: nowhere), and whether all HU fit int16."""
-    depth = len(rescales)
+    depth, (_, *size) = len(rescales), stack.geometry.shape
     raw = np.empty((depth, *size), np.uint16)
-    padding: npt.NDArray[np.bool_] | None = None
-    fits = True
+    # Takes memory only where a slice that has padding is written.
+    padding = np.zeros(raw.shape, bool) if any(rescale.padding for rescale in rescales) else None
+
+    def read(d: int) -> tuple[bool, bool]:
+        read_stored_into(stack.instances[d], rescales[d].form, raw[d])
+        return _taken(raw[d], rescales[d], None if padding is None else padding[d])
+
+    def decoded() -> Generator[tuple[bool, bool], None, None]:
+        forms = [rescale.form for rescale in rescales]
+        for d, values in enumerate(reader.read(stack.instances, forms, *size)):
+            raw[d] = values
+            yield _taken(raw[d], rescales[d], None if padding is None else padding[d])
+
+    native = all(instance.pixel_offset is not None for instance in stack.instances)
+    padded, fits = False, True
     progress("read", 0, depth)
-    for d, (values, rescale) in enumerate(zip(slices, rescales, strict=True)):
-        raw[d] = values
-        mask = _padding_mask(raw[d], rescale)
-        if mask is not None:
-            padding = np.zeros(raw.shape, bool) if padding is None else padding
-            padding[d] = mask
-        fits = fits and _fits_int16(raw[d], rescale, mask)
-        progress("read", d + 1, depth)
-    return raw, padding, fits
+    with closing(in_threads(read, depth) if native else decoded()) as slices:
+        for d, (has_padding, has_fit) in enumerate(slices):
+            padded, fits = padded or has_padding, fits and has_fit
+            progress("read", d + 1, depth)
+    return raw, padding if padded else None, fits
+
+
+def _taken(pattern: Slice, rescale: _Rescale, padding: npt.NDArray[np.bool_] | None) -> tuple[bool, bool]:
+    """Mark a slice's padding, and clear its bits above HighBit; whether there is any, and whether its HU fit int16."""
+    mask = _padding_mask(pattern, rescale)
+    if mask is not None and padding is not None:
+        padding[:] = mask
+    _clear_spare_bits(pattern, rescale.form)
+    return mask is not None, _fits_int16(pattern, rescale, mask)
 
 
 def _resampled(
@@ -184,22 +200,26 @@ def _padding_mask(pattern: npt.NDArray[np.uint16], rescale: _Rescale) -> npt.NDA
     return mask if mask.any() else None
 
 
-def _stored(pattern: npt.NDArray[np.uint16], form: PixelFormat) -> npt.NDArray[Any]:
-    """Stored values with the bits above HighBit masked (they may hold old overlays), the sign extended."""
+def _clear_spare_bits(pattern: Slice, form: PixelFormat) -> None:
+    """Give the bits above HighBit the sign, in place: they may hold old overlays."""
     spare = 16 - form.bits_stored if form.bits_allocated == 16 else 0
-    if not spare:
-        return _unmasked(pattern, form)
-    lifted = np.left_shift(pattern, spare)
-    values: npt.NDArray[Any] = np.right_shift(_unmasked(lifted, form), spare)
-    return values
+    if spare:
+        np.left_shift(pattern, spare, out=pattern)
+        values = _unmasked(pattern, form)
+        np.right_shift(values, spare, out=values)
 
 
-def _fits_int16(pattern: npt.NDArray[np.uint16], rescale: _Rescale, mask: npt.NDArray[np.bool_] | None) -> bool:
+def _fits_int16(pattern: Slice, rescale: _Rescale, mask: npt.NDArray[np.bool_] | None) -> bool:
     if not rescale.integral:
         return False
-    stored = _stored(pattern, rescale.form)
-    if mask is not None:
-        stored = stored[~mask]
+    stored = _unmasked(pattern, rescale.form)
+    if _are_int16(stored, rescale):
+        return True
+    # Padding is often far below all HU, and does not count.
+    return mask is not None and _are_int16(stored[~mask], rescale)
+
+
+def _are_int16(stored: npt.NDArray[Any], rescale: _Rescale) -> bool:
     if not stored.size:
         return True
     low, high = (int(value) * rescale.slope + rescale.intercept for value in (stored.min(), stored.max()))
@@ -215,17 +235,20 @@ def _hounsfield(
 ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
     """HU of every slice: in place where they fit int16, so that a large series is held once."""
     result = raw.view(np.int16) if small else np.empty(raw.shape, np.float32)
-    for d, rescale in enumerate(rescales):
-        stored = _stored(raw[d], rescale.form)
+
+    def rescale(d: int) -> None:
+        slope, intercept = rescales[d].slope, rescales[d].intercept
         if small:
             # int16 arithmetic wraps around in between, and the result is right because it fits.
-            result[d] = stored.astype(np.int16) * np.int16(_wrapped(rescale.slope)) + np.int16(
-                _wrapped(rescale.intercept)
-            )
+            result[d] *= np.int16(_wrapped(slope))
+            result[d] += np.int16(_wrapped(intercept))
         else:
-            result[d] = stored.astype(np.float64) * rescale.slope + rescale.intercept
+            result[d] = _unmasked(raw[d], rescales[d].form).astype(np.float64) * slope + intercept
         if padding is not None:
             result[d][padding[d]] = PADDING_HU
+
+    for _ in in_threads(rescale, len(rescales)):
+        pass
     return result
 
 

@@ -6,10 +6,15 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+from pydicom.valuerep import AMBIGUOUS_VR, VR
 
 # What pydicom raises on damaged or hostile bytes, here and on its lazy conversion of values.
 PARSE_ERRORS = (
@@ -31,6 +36,17 @@ PARSE_ERRORS = (
 )
 
 
+# Of these VRs PixelRepresentation decides, or items do not stand alone.
+_BY_CONTEXT = AMBIGUOUS_VR | {VR.SQ}
+_LONGEST_KEPT = 256  # bytes of a value that is remembered
+
+
+# Tag, VR (None if implicit), value, whether implicit, whether little endian, Python's names of the character sets.
+Raw = tuple[BaseTag, str | None, bytes, bool, bool, str | tuple[str, ...]]
+
+tag_of_number = lru_cache(2**13)(BaseTag)  # the same object for the same tag: pydicom compares them in Python
+
+
 def value_of(header: Dataset, keyword: str) -> object:
     """The value as pydicom gives it; None if absent or damaged."""
     try:
@@ -47,7 +63,42 @@ def text(header: Dataset, keyword: str) -> str:
 
 def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     """All values as text; empty if absent or damaged."""
-    value = value_of(header, keyword)
+    raw = raw_of(header, keyword)
+    return _as_texts(value_of(header, keyword)) if raw is None else _texts_of(*raw)
+
+
+def raw_of(header: Dataset, keyword: str) -> Raw | None:
+    """All that an element's value follows from, if it is still as it was in a file, short, and stands alone."""
+    tag = _tag_of(keyword)
+    raw: object = None if tag is None else header.get_item(tag, keep_deferred=True)
+    charset = header.original_character_set
+    if not isinstance(raw, RawDataElement) or raw.value is None or len(raw.value) > _LONGEST_KEPT or not charset:
+        return None
+    names = charset if isinstance(charset, str) else tuple(charset)
+    return raw.tag, raw.VR, raw.value, raw.is_implicit_VR, raw.is_little_endian, names
+
+
+@lru_cache(2**12)
+def _texts_of(
+    tag: BaseTag, vr: str | None, value: bytes, implicit: bool, little: bool, charset: str | tuple[str, ...]
+) -> tuple[str, ...]:
+    """Values as text: of most attributes the same in all slices, and converted once."""
+    raw = RawDataElement(tag, vr, len(value), value, 0, implicit, little)
+    encoding = charset if isinstance(charset, str) else list(charset)
+    try:
+        return _as_texts(convert_raw_data_element(raw, encoding=encoding).value)
+    except PARSE_ERRORS:
+        return ()
+
+
+@lru_cache(2**10)
+def _tag_of(keyword: str) -> BaseTag | None:
+    """The tag of an attribute whose values depend on nothing else of its dataset; None for others."""
+    tag = tag_for_keyword(keyword)
+    return None if tag is None or dictionary_VR(tag) in _BY_CONTEXT else tag_of_number(tag)
+
+
+def _as_texts(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     items: Sequence[object] = list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""Slices' stored values, one after another; compressed ones come from several processes."""
+"""Many slices at once: compressed ones are decoded in several processes, native ones read in several threads."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import logging
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +26,12 @@ from ctflow.processes import bare_start, begin_child
 # A process starts in about half a second, a JPEG 2000 slice of 512 x 512 takes 40 ms: fewer are sooner done here.
 LEAST_SLICES = 64
 MOST_PROCESSES = 8
+MOST_THREADS = 8  # each reads and rescales at several GB/s: more would wait for memory
 _EACH = 2  # slices that a process has been given: one that it decodes, and the next
 _AHEAD = 3  # slices' room for each process: decoded ones wait there for those before them
 
 Slice = npt.NDArray[np.uint16]
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +217,12 @@ def _outcome(
     except Exception as error:  # noqa: BLE001  # raised there, as it would be without a process between
         return error
     return None
+
+
+def in_threads(work: Callable[[int], _T], count: int) -> Generator[_T, None, None]:
+    """What `work` makes of 0 to `count` - 1, in order; several at a time, for work that mostly leaves Python."""
+    with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
+        yield from pool.map(work, range(count))
 
 
 def _cores() -> int:

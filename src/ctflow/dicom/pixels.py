@@ -116,24 +116,41 @@ def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) 
     return values.view(np.uint16).reshape(rows, columns)
 
 
+def read_stored_into(instance: Instance, form: PixelFormat, out: npt.NDArray[np.uint16]) -> None:
+    """The same as `read_stored`, into the (rows, columns) of a volume: native values of 16 bits without a copy."""
+    if instance.pixel_offset is None or form.bits_allocated == 8:
+        out[:] = read_stored(instance, form, *out.shape)
+        return
+    _fill(instance, out)
+    if instance.transfer_syntax == ExplicitVRBigEndian:
+        out.byteswap(inplace=True)
+
+
 def _read_native(instance: Instance, form: PixelFormat, count: int) -> npt.NDArray[np.generic]:
-    item = form.bits_allocated // 8
-    wanted = count * item
+    values = np.empty(count, np.uint8 if form.bits_allocated == 8 else np.uint16)
+    _fill(instance, values)
+    if instance.transfer_syntax != ExplicitVRBigEndian:
+        return values
+    if form.bits_allocated == 16:
+        return values.byteswap()
+    return values.reshape(-1, 2)[:, ::-1].reshape(-1) if count % 2 == 0 and _is_word(instance) else values
+
+
+def _fill(instance: Instance, values: npt.NDArray[np.generic]) -> None:
+    """Read native values, as they lie in the file, into an array of their number and width."""
+    wanted = values.nbytes
     if instance.pixel_length not in (wanted, wanted + wanted % 2):
         reason = "unreadable"
         what = f"{instance.name} has {instance.pixel_length} bytes of pixels, its size asks for {wanted}"
         raise BrokenSeries(f"{what}: send the series again [{reason}]", reason=reason)
-    big = instance.transfer_syntax == ExplicitVRBigEndian
-    dtype = np.dtype(np.uint8 if item == 1 else np.uint16)
     try:
-        values = np.fromfile(instance.path, dtype, count, offset=instance.pixel_offset or 0)
+        with instance.path.open("rb") as stream:
+            stream.seek(instance.pixel_offset or 0)
+            found = stream.readinto(values.data)
     except OSError as error:
         raise BrokenSeries(f"{instance.name}: {error.strerror} [unreadable]", reason="unreadable") from error
-    if values.size != count:
+    if found != wanted:
         raise BrokenSeries(f"{instance.name} is cut short: send the series again [unreadable]", reason="unreadable")
-    if big and item == 1 and values.size % 2 == 0 and _is_word(instance):
-        values = values.reshape(-1, 2)[:, ::-1].reshape(-1)
-    return values.byteswap() if big and item == 2 else values
 
 
 def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:

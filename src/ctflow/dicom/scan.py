@@ -20,7 +20,8 @@ from pydicom.uid import (
 )
 
 from ctflow.dicom.attributes import PARSE_ERRORS, text
-from ctflow.dicom.structure import flaw_of_header
+from ctflow.dicom.header import header_of_layout
+from ctflow.dicom.structure import layout_of_header
 from ctflow.errors import NoUsableSeries
 from ctflow.progress import Progress, silent
 from ctflow.volume import digest_of_uid
@@ -185,16 +186,16 @@ def _reason(error: BaseException) -> str:
 
 
 def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
-    flaw = flaw_of_header(stream, preamble=not force)
-    if flaw and not (force and path.suffix.lower() not in _SUFFIXES):  # without a preamble it may be anything else
-        return Unreadable(name, flaw)
-    if flaw:
-        return None
-    stream.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked below
-        header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
-    position = stream.tell()
+    layout = layout_of_header(stream, preamble=not force)
+    if isinstance(layout, str):  # without a preamble it may be anything else
+        return Unreadable(name, layout) if not force or path.suffix.lower() in _SUFFIXES else None
+    header, position = None if force else header_of_layout(stream, layout), layout.end
+    if header is None:
+        stream.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked below
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
+        position = stream.tell()
     meta_syntax = text(header.file_meta, "TransferSyntaxUID")
     if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
         return None

@@ -14,7 +14,7 @@ from ctflow.dicom.attributes import integer, number, numbers, text, texts
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
 from ctflow.errors import NoUsableSeries
-from ctflow.volume import digest_of_uid
+from ctflow.volume import FloatArray, digest_of_uid
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -269,12 +269,15 @@ def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | N
 def slice_spacing_mm(series: Series) -> float | None:
     """Median distance between neighbouring slices along their normal; SliceThickness where positions are missing."""
     places = []
+    normals: dict[tuple[float, ...], FloatArray] = {}  # nearly always one
     for instance in series.instances:
         position = numbers(instance.header, "ImagePositionPatient", 3)
         axes = numbers(instance.header, "ImageOrientationPatient", 6)
         if position is None or axes is None:
             return number(series.instances[0].header, "SliceThickness")
-        places.append(float(np.dot(np.cross(axes[:3], axes[3:]), position)))
+        if axes not in normals:
+            normals[axes] = np.cross(axes[:3], axes[3:])
+        places.append(float(np.dot(normals[axes], position)))
     gaps = np.diff(np.unique(np.round(places, 3)))
     return float(np.median(gaps)) if len(gaps) else None
 

@@ -14,7 +14,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
-from ctflow.dicom.attributes import text, texts, value_of
+from ctflow.dicom.attributes import Raw, raw_of, text, texts, value_of
 from ctflow.dicom.pixels import LOSSY
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
@@ -139,15 +139,26 @@ def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
     """
     shared = _patient_and_study(sources[0])
     shared.update(_loss(sources))
+    known: dict[Raw, DataElement] = {}
     cleaned = []
     for source in sources:
         dataset = Dataset()
         dataset.update(shared)
         for keyword in _PER_IMAGE:
             if texts(source, keyword) not in ((), ("",)):
-                dataset[keyword] = source[keyword]
+                dataset.add(_element(source, keyword, known))
         cleaned.append(dataset)
     return cleaned
+
+
+def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> DataElement:
+    """An element of a source: those that are the same in several images are converted once."""
+    raw = raw_of(source, keyword)
+    if raw is None:
+        return source[keyword]
+    if raw not in known:
+        known[raw] = source[keyword]
+    return known[raw]
 
 
 def _patient_and_study(source: Dataset) -> Dataset:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Collection
-from io import BytesIO
-from typing import BinaryIO, Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 LARGEST_HEADER = 2**25  # bytes before the pixel data; the largest seen in real CT is 0.3 MB
 LARGEST_INFLATED = 2**26  # bytes of a deflated file: a slice of 4096 x 4096 has half of it
 DEEPEST = 32  # sequences within each other; real ones have 3 or 4
+_WINDOW = 2**15  # bytes read at once; nearly all headers are shorter, and of longer ones the rest is sought
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # here pydicom stops, too
+_FIRST_PIXELS = min(_PIXELS)
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_IMPLICIT, _EXPLICIT, _LENGTH = (
+    {order: struct.Struct(order + form).unpack_from for order in "<>"} for form in ("HHL", "HH2sH", "L")
+)
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 
 
@@ -29,32 +34,66 @@ class _Flaw(Exception):
     """What is wrong; the text quotes nothing of the file."""
 
 
+# Where an element of the first level lies: tag, VR (empty if implicit), length (may be undefined), offset of its value,
+# offset behind it. A plain tuple, as there are a hundred in each file.
+Element = tuple[int, bytes, int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the elements of a whole header lie.
+
+    Attributes:
+        window: The file's first bytes, nearly always the whole header.
+        syntax: TransferSyntaxUID; "" if there is no meta information.
+        meta: The meta information.
+        elements: The data set up to the pixel data; nothing of a deflated one.
+        end: Offset behind them.
+    """
+
+    window: bytes
+    syntax: str
+    meta: Sequence[Element]
+    elements: Sequence[Element]
+    end: int
+
+
 def flaw_of_header(stream: BinaryIO, *, preamble: bool) -> str | None:
-    """What is wrong with the header of a DICOM file, or None.
+    """What is wrong with the header of a DICOM file, or None (see `layout_of_header`)."""
+    layout = layout_of_header(stream, preamble=preamble)
+    return layout if isinstance(layout, str) else None
+
+
+def layout_of_header(stream: BinaryIO, *, preamble: bool) -> Layout | str:
+    """Where the elements of a DICOM file's header lie, or what is wrong with it.
 
     Args:
         stream: The file; left anywhere.
         preamble: Whether 128 bytes and "DICM" come first.
 
     Returns:
-        A sentence without values of the file, or None where every element up to the pixel data is whole, in order and
-        of a known VR, and nothing is larger than the limits of this module.
+        The layout, where every element up to the pixel data is whole, in order and of a known VR, and nothing is larger
+        than the limits of this module. Else a sentence without values of the file.
 
     Source: DICOM PS3.5 section 7.1 (data elements), 7.5 (sequences), PS3.10 section 7.1 (meta information).
     """
     size = stream.seek(0, os.SEEK_END)
-    walk = _Walk(stream, size)
+    stream.seek(0)
+    window = stream.read(_WINDOW)
+    walk = _Walk(window, size, stream)
     try:
-        start, syntax = walk.meta(132 if preamble else 0)
+        end, syntax = walk.meta(132 if preamble else 0)
+        meta, walk.elements = walk.elements, []
         if syntax == DeflatedExplicitVRLittleEndian:
-            _check_deflated(stream, start)
+            _check_deflated(stream, end)
         else:
-            implicit = syntax == ImplicitVRLittleEndian if syntax else not walk.has_vr(start)
+            implicit = syntax == ImplicitVRLittleEndian if syntax else not walk.has_vr(end)
             walk.order = ">" if syntax == ExplicitVRBigEndian else "<"
-            walk.dataset(start, implicit=implicit)
+            pixels = walk.dataset(end, implicit=implicit)
+            end = size if pixels is None else pixels
     except _Flaw as flaw:
         return str(flaw)
-    return None
+    return Layout(window, syntax, meta, walk.elements, end)
 
 
 def values_of_data_set(data: bytes | memoryview, syntax: str, wanted: Collection[int]) -> dict[int, bytes] | str:
@@ -71,20 +110,21 @@ def values_of_data_set(data: bytes | memoryview, syntax: str, wanted: Collection
     Returns:
         The values of those that are there; or a sentence without values of the data set.
     """
-    walk = _Walk(_Bytes(data), len(data))
+    walk = _Walk(data, len(data))
     walk.order = ">" if syntax == ExplicitVRBigEndian else "<"
     walk.wanted = wanted
     try:
         walk.dataset(0, implicit=syntax == ImplicitVRLittleEndian)
     except _Flaw as flaw:
         return str(flaw)
-    return walk.values
+    return {tag: bytes(data[at:end]) for tag, _, length, at, end in walk.elements if length != _UNDEFINED}
 
 
 def _check_deflated(stream: BinaryIO, start: int) -> None:
     """Look at a deflated data set. Deflate has no checksum, but damage nearly always changes the length."""
     head, count = _inflated(stream, start)
-    walk = _Walk(BytesIO(head), len(head))
+    walk = _Walk(head, len(head))
+    walk.wanted = ()
     pixels = walk.dataset(0, implicit=False)
     if pixels is None:
         return
@@ -116,47 +156,30 @@ def _inflated(stream: BinaryIO, start: int) -> tuple[bytes, int]:
     return b"".join(head), count
 
 
-class _Stream(Protocol):
-    def seek(self, offset: int, /) -> object: ...
-
-    def read(self, count: int, /) -> bytes: ...
-
-
-class _Bytes:
-    """A buffer as a stream, without a copy of all of it."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._view = memoryview(data)
-        self._position = 0
-
-    def seek(self, offset: int) -> None:
-        self._position = offset
-
-    def read(self, count: int) -> bytes:
-        return bytes(self._view[self._position : self._position + count])
-
-
 class _Walk:
-    """Steps from element to element; of the data set's first level it reads the values that are wanted."""
+    """Steps from element to element, and notes where those of the first level lie."""
 
-    def __init__(self, stream: _Stream, size: int) -> None:
+    def __init__(self, window: bytes | memoryview, size: int, stream: BinaryIO | None = None) -> None:
+        """Args: window: What comes first of `size` bytes; stream: All of them, where the window is not."""
+        self._window = window
+        self._known = len(window)
         self._stream = stream
         self._size = size
         self.order = "<"
-        self.wanted: Collection[int] = ()
-        self.values: dict[int, bytes] = {}
+        self.wanted: Collection[int] | None = None  # all tags
+        self.elements: list[Element] = []
 
     def meta(self, position: int) -> tuple[int, str]:
         """Where the data set begins, and its transfer syntax ("" if there is no meta information)."""
         syntax, last = "", 0
         while self._left(position) >= 8 and self._head(position)[:2] == b"\x02\x00":
-            tag, _, length, value = self._element(position, implicit=False)
+            tag, vr, length, value = self._element(position, implicit=False)
             if tag <= last or length == _UNDEFINED:
                 raise _Flaw("damaged meta information")
-            if tag == 0x00020010:
-                self._stream.seek(value)
-                syntax = self._stream.read(length).decode("ascii", "replace").strip(" \0")
             position, last = self._end(value, length), tag
+            if tag == 0x00020010:
+                syntax = self._head(value, length).decode("ascii", "replace").strip(" \0")
+            self.elements.append((tag, vr, length, value, position))
         return position, syntax
 
     def has_vr(self, position: int) -> bool:
@@ -172,17 +195,19 @@ class _Walk:
         """Go through a data set up to its pixel data, and say where that begins; None if there is none."""
         start, last = position, -1
         while position < self._size:
-            if self._left(position) < 8:
+            if self._size - position < 8:
                 raise _Flaw("cut short in its header")
             tag, vr, length, value = self._element(position, implicit=implicit)
-            if tag in _PIXELS:
+            if tag >= _FIRST_PIXELS and tag in _PIXELS:
                 return position
             if tag <= last or tag >> 16 == 0xFFFE:
                 raise _Flaw("damaged header (its elements are not in order)")
             last = tag
-            position = self._after(vr, length, value, implicit, depth=0)
-            if tag in self.wanted and length != _UNDEFINED:
-                self.values[tag] = self._head(value, length)
+            position = value + length
+            if position > self._size or length == _UNDEFINED:
+                position = self._after(vr, length, value, implicit, depth=0)
+            if self.wanted is None or tag in self.wanted:
+                self.elements.append((tag, vr, length, value, position))
             if position - start > LARGEST_HEADER:
                 raise _Flaw(f"its header is larger than {LARGEST_HEADER >> 20} MB")
         return None
@@ -222,21 +247,21 @@ class _Walk:
 
     def _marker(self, position: int) -> tuple[int, int, int]:
         """Tag, length and the place behind an item's or a delimiter's head, which has no VR."""
-        group, element, length = struct.unpack(f"{self.order}HHL", self._head(position))
+        group, element, length = _IMPLICIT[self.order](self._head(position))
         return group << 16 | element, length, position + 8
 
     def _element(self, position: int, *, implicit: bool) -> tuple[int, bytes, int, int]:
         """Tag, VR (empty if implicit), length and place of the value."""
-        head = self._head(position)
-        group, element = struct.unpack(f"{self.order}HH", head[:4])
-        tag = group << 16 | element
+        head, at = (self._window, position) if position + 8 <= self._known else (self._head(position), 0)
         if implicit:
-            return tag, b"", struct.unpack(f"{self.order}L", head[4:])[0], position + 8
-        vr = head[4:6]
+            group, element, length = _IMPLICIT[self.order](head, at)
+            return group << 16 | element, b"", length, position + 8
+        group, element, vr, length = _EXPLICIT[self.order](head, at)
+        tag = group << 16 | element
         if vr in _SHORT:
-            return tag, vr, struct.unpack(f"{self.order}H", head[6:])[0], position + 8
+            return tag, vr, length, position + 8
         if vr in _LONG:
-            return tag, vr, struct.unpack(f"{self.order}L", self._head(position + 8, 4))[0], position + 12
+            return tag, vr, *_LENGTH[self.order](self._head(position + 8, 4)), position + 12
         raise _Flaw("damaged header (an unknown VR)")
 
     def _end(self, value: int, length: int) -> int:
@@ -248,8 +273,10 @@ class _Walk:
         return self._size - position
 
     def _head(self, position: int, count: int = 8) -> bytes:
-        self._stream.seek(position)
-        head = self._stream.read(count)
+        head = bytes(self._window[position : position + count])
+        if len(head) < count and self._stream is not None:
+            self._stream.seek(position)
+            head = self._stream.read(count)
         if len(head) < count:
             raise _Flaw("cut short in its header")
         return head
