@@ -23,12 +23,12 @@ _SAMPLE_MM = 2.0  # of what is looked at; everything that counts is several time
 _CELL_MM = 4.0
 _THIN_MM = 8.0  # what is thinner is cut off: a table's shell, cables, folds of cloth
 _LEAST_MM = 16.0  # what is nowhere as thick as this in all directions at once is no part of a body
-_MARGIN_MM = 15.0  # gives back what was cut off: skin folds, ears, fingers beside the trunk
+_MARGIN_MM = 15.0  # so near, all that is dense is given back: skin, its folds, ears, fingers beside the trunk
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """Which voxels of a volume are the body, lungs and a margin of air around it included.
+    """Which voxels of a volume are the body, its lungs included.
 
     Attributes:
         cells: (d, h, w) bool, on the host; cell (i, j, k) are the voxels from (i, j, k) * `cell_size` on.
@@ -68,8 +68,8 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
     """Find the body in a CT.
 
     A superset is wanted, not an outline: all parts that are not thin are kept, each slice is filled between its
-    outermost parts (lungs, and what lies between trunk and arms), and a margin is added. A thick thing beside the body
-    is kept, too, and does no harm.
+    outermost parts (lungs, and what lies between trunk and arms), and what is denser than air beside them is added. A
+    thick thing beside the body is kept, too, and does no harm.
 
     Args:
         volume: (D, H, W) in HU on any device, slices first.
@@ -80,21 +80,28 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
     """
     stride = [max(int(_SAMPLE_MM / mm), 1) for mm in spacing_mm]
     samples = [max(round(_CELL_MM / (mm * step)), 1) for mm, step in zip(spacing_mm, stride, strict=True)]
-    size = [step * count for step, count in zip(stride, samples, strict=True)]
-    cell_mm = [count * mm for count, mm in zip(size, spacing_mm, strict=True)]
-    dense = (volume[:: stride[0], :: stride[1], :: stride[2]] > BODY_HU).to(torch.float32)
-    kernel = [min(count, most) for count, most in zip(samples, dense.shape, strict=True)]
-    cells = functional.avg_pool3d(dense[None], kernel, ceil_mode=True)[0] >= 0.5
-    opened = _opened(cells, _in_cells(_THIN_MM, cell_mm))
+    cell_mm = [step * count * mm for step, count, mm in zip(stride, samples, spacing_mm, strict=True)]
+    coarse = [2 * count for count in samples]
+    dense = _as_it_ends(volume[:: stride[0], :: stride[1], :: stride[2]] > BODY_HU, coarse)
+    opened = _opened(functional.avg_pool3d(dense, samples)[0] >= 0.5, _in_cells(_THIN_MM, cell_mm))
     thick = _opened_at_edges(opened, _in_cells(_LEAST_MM, cell_mm))
-    found, seeds = _halved(torch.stack([opened, thick])).cpu().numpy()  # the one time that a GPU is waited for
+    parts = functional.max_pool3d(torch.stack([opened, thick]).to(torch.float32), 2)
+    near = functional.max_pool3d(functional.pad(dense, (1,) * 6), [count + 2 for count in coarse], stride=coarse)
+    # Some 10,000 cells are left of each; the one time that a GPU is waited for.
+    found, seeds, beside = (torch.cat([parts, near]) > 0).cpu().numpy()
     if not seeds.any():
         return None
     filled = torch.from_numpy(_filled(_components_with(found, seeds)))
-    d, h, w = (2 * count for count in size)
-    around = _in_cells(_MARGIN_MM, [2 * mm for mm in cell_mm])
-    shape = (volume.shape[0], volume.shape[1], volume.shape[2])
-    return Body(_widened(filled, around).numpy(), (d, h, w), shape, volume.device)
+    around = _widened(filled, _in_cells(_MARGIN_MM, [2 * mm for mm in cell_mm]))
+    cells = (filled | (around & torch.from_numpy(beside))).numpy()
+    d, h, w = (step * count for step, count in zip(stride, coarse, strict=True))
+    return Body(cells, (d, h, w), (volume.shape[0], volume.shape[1], volume.shape[2]), volume.device)
+
+
+def _as_it_ends(dense: Tensor, multiple: Sequence[int]) -> Tensor:
+    """(D, H, W) bool -> (1, D', H', W') float32: each axis goes on as it ends, up to a multiple of a cell."""
+    d, h, w = (-count % cell for count, cell in zip(dense.shape, multiple, strict=True))
+    return functional.pad(dense.to(torch.float32)[None], (0, w, 0, h, 0, d), mode="replicate")
 
 
 def _in_cells(length_mm: float, cell_mm: Sequence[float]) -> list[int]:
@@ -118,12 +125,6 @@ def _opened_at_edges(cells: Tensor, lengths: Sequence[int]) -> Tensor:
         wider = wider.index_select(axis, index.clamp(0, cells.shape[axis] - 1))
     d, h, w = (slice(length - 1, length - 1 + count) for length, count in zip(lengths, cells.shape, strict=True))
     return _opened(wider, lengths)[d, h, w]
-
-
-def _halved(cells: Tensor) -> Tensor:
-    """(N, d, h, w) -> (N, d / 2, h / 2, w / 2): whether one of eight cells is true; some 10,000 are left."""
-    d, h, w = (count % 2 for count in cells.shape[1:])
-    return functional.max_pool3d(functional.pad(cells.to(torch.float32), (0, w, 0, h, 0, d)), 2) > 0
 
 
 def _widened(cells: Tensor, around: Sequence[int]) -> Tensor:
@@ -166,11 +167,10 @@ def _filled(cells: Cells) -> Cells:
     Where the field of view cuts the body, its edge counts as the body's: a lung may lie open to it.
     """
     walls = cells.copy()
-    for axis in (1, 2):
-        used = _between(cells.any(axis=3 - axis), axis=1)  # rows (columns) from the slice's first cell to its last
+    for rows, walled in ((cells, walls), (cells.swapaxes(1, 2), walls.swapaxes(1, 2))):
+        used = _between(np.any(rows, axis=2), axis=1)  # from the slice's first row with a cell to its last
         for edge in (0, -1):
-            side = np.take(cells, edge, axis=3 - axis)
-            walls[(np.s_[:], np.s_[:], edge) if axis == 1 else np.s_[:, edge]] |= side.any(axis=1)[:, None] & used
+            walled[:, :, edge] |= np.any(rows[:, :, edge], axis=1, keepdims=True) & used
     return _between(walls, axis=1) | _between(walls, axis=2)
 
 

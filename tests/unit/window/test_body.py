@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from ctflow.dicom.assemble import assemble_series
+from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.select import select_series
 from ctflow.phantom import phantom_from_seed
 from ctflow.window.body import find_body
 
@@ -102,6 +106,26 @@ def test_a_phantoms_body_is_kept_whole(seed):
     whole = np.stack([ndimage.binary_fill_holes(each) for each in trunk])
     assert (volume.array[whole] < -700).any(), "lungs are in it"
     assert mask[whole].all()
+
+
+def test_a_patients_lungs_and_nodule_are_kept_and_the_table_is_not(data):
+    (candidate,) = select_series(scan_folder(data / "lidc-idri-0314")).chosen
+    volume = assemble_series(candidate.series).volume
+    mask = mask_of(volume.array, volume.geometry.spacing_mm)
+    trunk = ndimage.binary_erosion(volume.array[::4, ::4, ::4] > -300, iterations=2)
+    numbers, _ = ndimage.label(trunk)
+    trunk = numbers == np.bincount(numbers.ravel())[1:].argmax() + 1
+    whole = np.stack([ndimage.binary_fill_holes(each) for each in trunk])
+    assert (volume.array[::4, ::4, ::4][whole] < -800).sum() > 10_000, "lungs are in it"
+    assert mask[::4, ::4, ::4][whole].all()
+    nodule = np.asarray(nibabel.load(data / "lidc-idri-0314.nodule.nii.gz").dataobj) > 0
+    ours = volume.geometry.affine_mm[:, [2, 1, 0, 3]] * np.array([[-1], [-1], [1], [1]])
+    theirs = nibabel.load(data / "lidc-idri-0314.nodule.nii.gz").affine
+    points = np.c_[np.argwhere(nodule), np.ones(nodule.sum())] @ theirs.T @ np.linalg.inv(ours).T
+    w, h, d = np.round(points[:, :3]).astype(int).T
+    assert mask[d, h, w].all()
+    assert not mask[:, 480:].any()
+    assert mask.mean() < 0.55
 
 
 def test_air_a_table_and_scattered_noise_are_no_body():
