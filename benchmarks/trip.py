@@ -1,7 +1,7 @@
 """How long a CT series takes from its folder to its SEG on disk, again and again in one process, stage by stage.
 
     python benchmarks/trip.py CT_FOLDER [--engine fused] [--device cuda] [--repeats 7] [-m BUNDLE] [--overlap 0.25]
-                              [--report html] [--cache DIR]
+                              [--roi body] [--report html] [--cache DIR]
 
 The engine is opened once and is not counted. A trip is all that `ctflow run` does with the folder: find the series,
 read it, segment it, write its result folder. The first is shown and not counted: it alone reads files from the disk,
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--precision", default=None)
     parser.add_argument("--device", default=None)
     parser.add_argument("--overlap", type=float, default=None)
+    parser.add_argument("--roi", choices=("none", "body"), default="none")
     parser.add_argument("--report", choices=("none", "html"), default="none")
     parser.add_argument("--cache", type=Path, default=None, help="made engines (default: none)")
     parser.add_argument("--repeats", type=int, default=5)
@@ -92,7 +93,7 @@ def main() -> None:
     if given.repeats < 1:
         parser.error("--repeats: at least 1")
     settings = Settings(engine=given.engine, precision=given.precision, device=given.device, overlap=given.overlap,
-                        report=given.report, cache=given.cache)  # fmt: skip
+                        roi=given.roi, report=given.report, cache=given.cache)  # fmt: skip
     model = read_bundle(given.model or demonstration_bundle())
     start = time.perf_counter()
     with Segmenter(model, settings) as segmenter:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ctflow.errors import SettingsInvalid
 
 Pick = Literal["all", "best"]
+Roi = Literal["none", "body"]
 Report = Literal["html", "none"]
 SegKind = Literal["binary", "labelmap", "fractional"]
 SegmentPer = Literal["class", "finding"]
@@ -29,7 +30,7 @@ class Settings:
         engine: Backend name, or "auto".
         precision: Number format of the heavy arithmetic; None takes the engine's own.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
-        roi: Which part of the volume gets windows; "none" is the whole volume.
+        roi: Which part of the volume gets windows and marks: "none" is the whole volume, "body" where the body is.
         device: torch device, or several GPUs ("cuda:0,1"); None takes the first GPU, or the CPU where there is none.
         cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
             file can run.
@@ -50,7 +51,7 @@ class Settings:
     engine: str = "auto"
     precision: str | None = None
     overlap: float | None = None
-    roi: str = "none"
+    roi: Roi = "none"
     device: str | None = None
     cache: Path | None = None
     report: Report = "html"
@@ -122,9 +123,9 @@ def _device(text: str) -> str:
 
 
 def _roi(text: str) -> str:
-    if text in {"body", "lung"}:
-        raise ValueError(f"{text} is not built yet; only none is")
-    return _one_of("none")(text)
+    if text == "lung":
+        raise ValueError("lung is not built yet; none and body are")
+    return _one_of("none", "body")(text)
 
 
 def _switch(text: str) -> bool:
@@ -154,7 +155,7 @@ OPTIONS: tuple[Option, ...] = (
         _one_of("fp32", "tf32", "bf16", "fp16"),
     ),
     Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
-    Option("roi", "none", "Restrict windows to a part of the volume (only none is built).", _roi),
+    Option("roi", "none|body", "Compute and mark the whole volume (default), or only where the body is.", _roi),
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
     Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
     Option(

@@ -61,18 +61,20 @@ from ctflow.postprocess import (
     labels_from_probabilities,
     probabilities_from_logits,
 )
-from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, upright_volume
+from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, source_boxes, upright_volume
 from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
 from ctflow.report.views import Oriented, oriented_from_volume
-from ctflow.volume import Volume, digest_of_uid
+from ctflow.volume import Size3, Volume, digest_of_uid
+from ctflow.window.body import Body, find_body
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
 
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
 _ON_TILTED = "the SEG lies on tilted slices, which some readers do not open (--seg-grid resampled writes another)"
+_NO_BODY = "no body was found in the volume (--roi body): all windows were computed"
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,8 @@ class Segmentation:
         labels: (D, H, W) uint8 on the source grid; 0 is background.
         fractions: (S, D, H, W) uint8, each segment's probability in 255ths, where a fractional SEG was asked for.
         engine: Who computed.
-        window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device.
+        window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device; where not the
+            whole volume was looked at, also which part, how many windows were computed, and of how many.
         warnings: What a person should know of how this volume was computed.
     """
 
@@ -185,7 +188,7 @@ class Segmenter:
 
     Args:
         model: The model.
-        settings: Engine, precision, device, overlap and cache are used.
+        settings: Engine, precision, device, overlap, roi and cache are used.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -314,14 +317,17 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with _memory_of(engine.device):
             with _timed(seconds, "prepare"):
-                prepared = prepare_volume(volume, self.model.spec.preprocessing, self._engines[0].info.device)
+                prepared, body = self._prepare(volume)
             with _timed(seconds, "segment"):
-                logits, window, warnings = self._predict(prepared, progress)
+                logits, window, warnings = self._predict(prepared, body, progress)
                 meanwhile()
                 if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
                     torch.cuda.current_stream(logits.device).synchronize()
             with _timed(seconds, "restore"):
-                labels, fractions = self._restore(prepared, logits, volume.array.shape, progress)
+                labels, fractions = self._restore(prepared, body, logits, volume.array.shape, progress)
+        if body is None and self._settings.roi == "body":
+            log.warning(_NO_BODY)
+            warnings = (*warnings, _NO_BODY)
         warnings = (*warnings, *_warnings_of_threshold(self.model.spec, fractions))
         return Segmentation(labels, engine, window, warnings, fractions), seconds
 
@@ -329,7 +335,21 @@ class Segmenter:
         """The first engine's, with every device: the others differ in nothing else."""
         return replace(self._engines[0].info, device=_text_of_devices([each.info.device for each in self._engines]))
 
-    def _predict(self, prepared: Prepared, progress: Progress) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
+    def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
+        """The network's input and, where the settings want it and one is found there, the body."""
+        steps, device = self.model.spec.preprocessing, self._engines[0].info.device
+        if self._settings.roi == "none":
+            return prepare_volume(volume, steps, device), None
+        found: list[Body | None] = []
+        spacing_mm = volume.geometry.spacing_mm
+        prepared = prepare_volume(volume, steps, device, lambda source: found.append(find_body(source, spacing_mm)))
+        x, y, z = prepared.tensor.shape[2:]
+        (body,), everything = found, source_boxes(prepared, (x, y, z))((0, 0, 0))
+        return prepared, body if body is not None and body.touches(everything) else None
+
+    def _predict(
+        self, prepared: Prepared, body: Body | None, progress: Progress
+    ) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
         """The logits, the window settings as used, and a warning of each device that had too little memory for them."""
         spec = self.model.spec
         overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
@@ -340,6 +360,13 @@ class Segmenter:
             first, _ = halved.get(str(device), (tried, left))
             halved[str(device)] = (first, left)
 
+        wanted: list[bool] = []
+        boxes = source_boxes(prepared, spec.roi)
+
+        def is_wanted(start: Size3) -> bool:
+            wanted.append(body is None or body.touches(boxes(start)))
+            return wanted[-1]
+
         logits = predict_volume(
             prepared.tensor,
             [Worker(engine.predict, torch.device(engine.info.device)) for engine in self._engines],
@@ -347,19 +374,23 @@ class Segmenter:
             overlap=overlap,
             blend=spec.blend,
             batch_size=batch_size,
+            is_wanted=is_wanted,
             progress=progress,
             on_halved=on_halved,
         )
         least = min([batch_size, *(left for _, left in halved.values())])
         window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
+        if body is not None:
+            window |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
         return logits, window, _warnings_of_memory(halved)
 
     def _restore(
-        self, prepared: Prepared, logits: Tensor, shape: tuple[int, ...], progress: Progress
+        self, prepared: Prepared, body: Body | None, logits: Tensor, shape: tuple[int, ...], progress: Progress
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time.
 
-        With them the fractions, where the settings ask for them: (S, D, H, W).
+        With them the fractions, where the settings ask for them: (S, D, H, W). Outside the body, where it is known,
+        both are 0: there, windows are missing.
         """
         spec = self.model.spec
         probabilities = probabilities_from_logits(logits, spec)
@@ -371,6 +402,10 @@ class Segmenter:
             labels[rows] = labels_from_probabilities(slab, spec)
             if count:
                 fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
+            if body is not None:
+                inside = body.mask_of_slices(rows)
+                labels[rows] *= inside
+                fractions[:, rows] *= inside
             progress("restore", rows.stop, len(labels))
         return bytes_on_host(labels), bytes_on_host(fractions) if count else None
 
@@ -650,11 +685,11 @@ def _write_objects(
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """The window settings that change a result; the batch size, which follows the machine, does not."""
+    """The window settings that change a result; the batch size, which follows the machine, and counts do not."""
     return {
         key: "x".join(map(str, value)) if isinstance(value, list) else value
         for key, value in window.items()
-        if key != "batch_size"
+        if key not in {"batch_size", "windows", "windows_of_all"}
     }
 
 

@@ -7,8 +7,9 @@ it maps the network's grid to the source's. `restore_slabs` applies the three of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,20 @@ class _State:
     back: tuple[FloatArray, FloatArray, FloatArray]  # (source voxels, image voxels) of each axis
 
 
-def prepare_volume(volume: Volume, steps: Sequence[Step], device: str) -> Prepared:
+def unseen(source: Tensor) -> None:
+    """An `on_uploaded` that looks at nothing."""
+
+
+def prepare_volume(
+    volume: Volume, steps: Sequence[Step], device: str, on_uploaded: Callable[[Tensor], None] = unseen
+) -> Prepared:
     """Prepare a volume as the bundle asks.
 
     Args:
         volume: CT in HU.
         steps: The bundle's preprocessing, in order.
         device: torch device; the volume is uploaded once, as it is.
+        on_uploaded: Shown the volume's array in HU on the device, before any step; it neither changes nor keeps it.
 
     Returns:
         The network's input and the way back.
@@ -72,10 +80,13 @@ def prepare_volume(volume: Volume, steps: Sequence[Step], device: str) -> Prepar
     `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine.
     """
     upright = upright_of_geometry(volume.geometry)
+    source = _uploaded(volume.array, torch.device(device))
+    on_uploaded(source)
     if upright is None:
-        state = _state(_uploaded(volume.array, torch.device(device)), volume.geometry.affine_mm)
+        state = _state(source, volume.geometry.affine_mm)
     else:
-        state = _state(_set_upright(volume.array, upright, device), upright.geometry.affine_mm)
+        state = _state(_set_upright(source, upright), upright.geometry.affine_mm)
+    del source  # of two volumes on the device one is enough
     for step in steps:
         state = _apply(state, step)
     image = state.image.to(torch.float32)
@@ -177,14 +188,14 @@ def upright_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | Non
     upright = upright_of_geometry(volume.geometry)
     if upright is None:
         return None
-    array = _set_upright(volume.array, upright, "cpu").numpy()
+    array = _set_upright(torch.from_numpy(volume.array), upright).numpy()
     depth, height, width = volume.array.shape
     outside = np.ones(array.shape, bool)
     for d in range(depth):
         outside[d, _reached(upright.rows[d], height), _reached(upright.columns[d], width)] = False
     padding = None
     if volume.padding is not None:
-        padding = _set_upright(volume.padding.astype(np.float32), upright, "cpu").numpy() > LEAST_SHARE
+        padding = _set_upright(torch.from_numpy(volume.padding.astype(np.float32)), upright).numpy() > LEAST_SHARE
         array[padding] = PADDING_HU
     return Volume(array, upright.geometry, padding), outside
 
@@ -194,11 +205,10 @@ def _reached(start: float, size: int) -> slice:
     return slice(math.ceil(start - 0.5), math.floor(start + size - 0.5) + 1)
 
 
-def _set_upright(array: npt.NDArray[Any], upright: Upright, device: str) -> Tensor:
+def _set_upright(source: Tensor, upright: Upright) -> Tensor:
     """The slices on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
     _, height, width = upright.geometry.shape
-    source = _uploaded(array, torch.device(device))
-    result = torch.empty(upright.geometry.shape, device=device)
+    result = torch.empty(upright.geometry.shape, device=source.device)
     for d, image in enumerate(source):
         rows = linear_weights(np.arange(height) - upright.rows[d], image.shape[0])
         columns = linear_weights(np.arange(width) - upright.columns[d], image.shape[1])
@@ -471,3 +481,37 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
     size = height - math.ceil(upright.rows.max()), width - math.ceil(upright.columns.max())
     for rows, slab in slabs:
         yield rows, _tilted_again(slab, rows, upright, size)
+
+
+def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[slice, slice, slice]]:
+    """Which source voxels take something from a box of the network's grid on their way back.
+
+    Args:
+        prepared: What `prepare_volume` returned.
+        size: Voxels of the boxes.
+
+    Returns:
+        From a box's first voxel, which may lie outside the grid as all of the box may, to slices of the source array
+        (D, H, W) that hold all of them, and of a tilted source some more.
+    """
+
+    @cache
+    def along(axis: int, start: int) -> slice:
+        weights = prepared.back[axis][:, max(start, 0) : max(start + size[axis], 0)]
+        used = np.flatnonzero(weights.any(axis=1))
+        return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
+
+    def box(start: Size3) -> tuple[slice, slice, slice]:
+        d, h, w = (along(axis, start[axis]) for axis in (prepared.source_axes.index(source) for source in range(3)))
+        upright = prepared.upright
+        if upright is None or d.start == d.stop:
+            return d, h, w
+        return d, _before_upright(h, upright.rows[d]), _before_upright(w, upright.columns[d])
+
+    return box
+
+
+def _before_upright(voxels: slice, starts: FloatArray) -> slice:
+    """The rows (columns) of slices of which a share went to upright ones; `starts` tells where each slice began."""
+    first, last = voxels.start - math.ceil(starts.max()), voxels.stop - math.floor(starts.min())
+    return slice(max(first, 0), max(last, 0))

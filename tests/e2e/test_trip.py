@@ -74,7 +74,7 @@ def test_the_report_conforms_and_says_what_result_json_says(results):
     "words",
     [
         ["--seg", "fractional", "--nifti"],
-        ["--seg", "labelmap", "--segments", "finding", "--omit-empty-frames", "no"],
+        ["--seg", "labelmap", "--segments", "finding", "--omit-empty-frames", "no", "--roi", "body"],
     ],
 )
 def test_what_is_written_is_chosen_alike_at_every_door(door, series, tmp_path, words):

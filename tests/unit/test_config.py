@@ -20,6 +20,12 @@ def test_nothing_given_gives_the_defaults():
     assert settings_from_values({}, {}) == Settings()
 
 
+def test_the_part_of_the_volume_is_chosen_by_flag_and_variable():
+    assert settings_from_values({"roi": "body"}, {}) == Settings(roi="body")
+    assert settings_from_values({}, {"CTFLOW_ROI": "body"}).roi == "body"
+    assert settings_from_values({"roi": "none"}, {"CTFLOW_ROI": "body"}).roi == "none"
+
+
 def test_a_flag_wins_over_the_environment():
     settings = settings_from_values({"overlap": "0.5"}, {"CTFLOW_OVERLAP": "0.25", "CTFLOW_DEVICE": "cpu"})
     assert settings == Settings(overlap=0.5, device="cpu")
@@ -61,7 +67,7 @@ def test_switches_come_from_both():
         ({"device": "cuda:0,cuda:1"}, {}, "--device"),
         ({"device": "cuda,1"}, {}, "--device"),
         ({"device": "cpu:0,1"}, {}, "--device"),
-        ({"roi": "body"}, {}, "--roi: body is not built yet"),
+        ({"roi": "lung"}, {}, "--roi: lung is not built yet"),
         ({"roi": "head"}, {}, "--roi"),
         ({"series": " "}, {}, "--series"),
         ({}, {"CTFLOW_FORCE": "perhaps"}, "CTFLOW_FORCE"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
+import jsonschema
 import nibabel
 import numpy as np
 import pydicom
@@ -46,6 +47,7 @@ from ctflow.pipeline import (
     segment_case,
     write_case,
 )
+from ctflow.window.body import find_body
 from dicom_support import assembled, setter
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi
 
@@ -829,3 +831,86 @@ def test_a_fractional_seg_of_another_threshold_says_so(small_windows, series, se
     assert any("what has 0.3 or more" in warning for warning in case.document["warnings"])
     (plain,) = run_folder(series, tmp_path / "plain", replace(small_windows, spec=spec), settings).cases
     assert not any("0.3" in warning for warning in plain.document["warnings"])
+
+
+def everywhere(windows):
+    """Marks air and tissue alike, here and there; depends on the place inside the window."""
+    place = torch.linspace(-1, 1, windows[0, 0].numel()).reshape(windows.shape[2:])
+    return torch.cat([windows.new_zeros(windows.shape), torch.sin(9 * windows + 40 * place)], dim=1)
+
+
+@pytest.fixture
+def body_windows(model, monkeypatch):
+    """The model with windows of 36 mm, of which many lie in air, and a network that marks air, too."""
+    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: FakeEngine(everywhere))
+    return replace(model, spec=replace(model.spec, roi=(6, 6, 4), batch_size=4))
+
+
+@pytest.mark.parametrize("seg", ["binary", "fractional"])
+def test_where_the_body_is_the_result_is_that_of_all_windows_bit_for_bit(body_windows, settings, seg):
+    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    inside = find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm).mask_of_slices(slice(0, 24)).numpy()
+    found = {}
+    for roi in ("none", "body"):
+        with Segmenter(body_windows, replace(settings, roi=roi, seg=seg)) as segmenter:
+            found[roi], _ = segmenter.segment(volume)
+    none, body = found["none"], found["body"]
+    assert none.labels[~inside].any(), "the network marks air"
+    assert np.array_equal(body.labels, np.where(inside, none.labels, 0))
+    if seg == "fractional":
+        assert np.array_equal(body.fractions, np.where(inside, none.fractions, 0))
+    assert "part" not in none.window
+    assert body.window["part"] == "body"
+    assert 0 < body.window["windows"] < 0.9 * body.window["windows_of_all"]
+    assert body.warnings == none.warnings
+
+
+def test_a_tilted_body_is_that_of_all_windows_too(body_windows, settings):
+    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    affine = volume.geometry.affine_mm.copy()
+    affine[:3, 0] += 0.3 * affine[:3, 1]
+    volume = replace(volume, geometry=replace(volume.geometry, affine_mm=affine))
+    inside = find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm).mask_of_slices(slice(0, 24)).numpy()
+    with Segmenter(body_windows, settings) as segmenter:
+        expected, _ = segmenter.segment(volume)
+    with Segmenter(body_windows, replace(settings, roi="body")) as segmenter:
+        found, _ = segmenter.segment(volume)
+    assert np.array_equal(found.labels, np.where(inside, expected.labels, 0))
+    assert found.window["windows"] < found.window["windows_of_all"]
+
+
+def test_the_result_says_that_only_the_body_was_looked_at(body_windows, series, settings, tmp_path, monkeypatch):
+    steps = []
+    chosen = replace(settings, roi="body")
+    (one,) = run_folder(series, tmp_path / "one", body_windows, chosen, lambda *step: steps.append(step)).cases
+    document = json.loads((one.folder / "result.json").read_text())
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    jsonschema.validate(document, schema)
+    assert document["settings"]["roi"] == document["window"]["part"] == "body"
+    assert ("segment", document["window"]["windows"], document["window"]["windows"]) in steps
+    assert f"the body only ({document['window']['windows']} of" in (one.folder / "report.html").read_text()
+    (none,) = run_folder(series, tmp_path / "none", body_windows, settings).cases
+    assert "part" not in none.document["window"]
+    assert uid_of(none) != uid_of(one)
+    monkeypatch.setattr(pipeline, "devices_from_setting", lambda _: ("cpu", "cpu"))
+    (both,) = run_folder(series, tmp_path / "both", body_windows, chosen).cases
+    assert both.document["window"] == one.document["window"]
+    assert both.document["segments"] == one.document["segments"]
+
+
+def uid_of(case) -> str:
+    return pydicom.dcmread(case.folder / "segmentation.dcm", stop_before_pixels=True).SOPInstanceUID
+
+
+def test_a_volume_without_a_body_gets_all_windows_and_a_warning(body_windows, settings, caplog):
+    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    air = replace(volume, array=np.full_like(volume.array, -1000))
+    with Segmenter(body_windows, settings) as segmenter:
+        expected, _ = segmenter.segment(air)
+    with Segmenter(body_windows, replace(settings, roi="body")) as segmenter:
+        found, _ = segmenter.segment(air)
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.labels.any()
+    assert found.window == expected.window
+    assert found.warnings == ("no body was found in the volume (--roi body): all windows were computed",)
+    assert found.warnings[0] in caplog.messages

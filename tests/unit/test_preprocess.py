@@ -33,6 +33,7 @@ from ctflow.preprocess import (
     orientation_from_affine,
     prepare_volume,
     restore_slabs,
+    source_boxes,
     upright_of_geometry,
 )
 from ctflow.volume import Geometry, Volume
@@ -313,3 +314,39 @@ def test_the_way_back_leads_to_the_tilted_slices(by_mm):
 def test_what_is_not_tilted_stays_on_its_own_grid():
     assert upright_of_geometry(volume_of(turn=rotation((0.2, -0.4, 0.7))).geometry) is None
     assert prepare_volume(volume_of(), [], "cpu").upright is None
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (Orient("PIR"),),
+        (Orient("RAS"), Resample((1.5, 1.5, 1.5))),
+        (Resample((0.4, 0.5, 1.0)), Orient("LPS")),
+        (ScaleRange(-1000, 1000, 0, 1, True), CropForeground(2), Resample((1.0, 1.0, 3.0))),
+    ],
+)
+@pytest.mark.parametrize("by_mm", [(0.0, 0.0), (0.8, 0.0), (-0.5, 0.4)])
+def test_no_source_voxel_outside_its_box_takes_from_a_box_of_the_networks_grid(steps, by_mm):
+    """The other way round, too, but for tilted slices: the border voxels of the box do take from it."""
+    prepared = prepare_volume(tilted_volume(by_mm), steps, "cpu")
+    grid, rng = prepared.tensor.shape[2:], np.random.default_rng(0)
+    for _ in range(40):
+        size = tuple(int(n) for n in rng.integers(1, 6, 3))
+        start = tuple(int(rng.integers(1 - length, n)) for length, n in zip(size, grid, strict=True))
+        probabilities = torch.zeros(1, *grid)
+        inside = (slice(max(n, 0), n + length) for n, length in zip(start, size, strict=True))
+        probabilities[(slice(None), *inside)] = 1
+        taken = torch.cat([slab[0] for _, slab in restore_slabs(prepared, probabilities)]).numpy() > 0
+        box = source_boxes(prepared, size)(start)
+        assert taken.sum() == taken[box].sum()
+        if by_mm == (0.0, 0.0):
+            assert taken.any() == all(part.stop > part.start for part in box)
+            assert taken[box].all()
+
+
+@pytest.mark.parametrize("by_mm", [(0.0, 0.0), (0.8, 0.0)])
+def test_the_uploaded_volume_is_shown_before_any_step(by_mm):
+    volume, seen = tilted_volume(by_mm), []
+    prepare_volume(volume, (SCALE,), "cpu", lambda source: seen.append(source.numpy().copy()))
+    assert np.array_equal(seen[0], volume.array)

@@ -44,7 +44,7 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
 
     settings = node_settings(config, given, environment)
     device = None if len(settings.devices) != 1 else settings.devices[0]
-    run = settings_from_values({"engine": settings.engine, "device": device}, environment)
+    run = settings_from_values({"engine": settings.engine, "device": device, "roi": settings.roi}, environment)
     handler = set_up_node_log(settings.log)
     stop = threading.Event()
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -188,6 +188,9 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Weights", str(model["weights_digest"])[:12]
     yield "Engine", f"{engine['backend']} {engine['precision']} on {engine['device']}"
     yield "Network", f"{' x '.join(map(str, window['roi']))}, overlap {window['overlap']:g}, {window['blend']}"
+    if "part" in window:
+        windows = f"{window['windows']} of {window['windows_of_all']} windows"
+        yield "Looked at", f"the {window['part']} only ({windows}); nothing outside it is marked"
     yield "ctflow", str(document["ctflow_version"])
 
 

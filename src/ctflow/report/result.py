@@ -37,7 +37,7 @@ def series_result(
         series: digest, series_instance_uid, slices, shape, spacing_mm.
         model: name, version, weights_digest; None if the series got no further than its input.
         engine: `ctflow.engines.contract.EngineInfo` as a mapping.
-        window: roi, overlap, blend, batch_size.
+        window: roi, overlap, blend, batch_size; of a part of the volume also part, windows, windows_of_all.
         settings: The run's settings.
         stage_seconds: Wall time of each stage.
         segments: `ctflow.measurements.SegmentMeasurements` as mappings.

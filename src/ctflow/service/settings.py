@@ -207,6 +207,12 @@ class ServiceSettings:
     copy_to: Path | None = key(path, "Folder that gets a copy of every result.", default=None)
     bundle: Path | None = key(path, "MONAI bundle; the demonstration if left out.", default=None)
     engine: str = key(text, "Backend that computes (`ctflow engines`).", default="auto")
+    roi: str | None = key(
+        one_of("none", "body"),
+        "`body`: windows and marks only where the body is (performance.md). If left out: the whole volume, or what "
+        "`CTFLOW_ROI` says.",
+        default=None,
+    )
     devices: tuple[str, ...] = key(
         list_of(_device, most=64),
         "`cpu`, or GPUs as `[cuda:0, cuda:1]`: a worker on each. If left out: every GPU, or the CPU.",
@@ -330,6 +336,7 @@ def explain_settings(settings: ServiceSettings) -> str:
         *_explain_rules(settings.rules),
         f"model: {settings.bundle or 'the demonstration bundle (research only)'}; engine {settings.engine}, on "
         f"{', '.join(settings.devices) or 'every GPU, or the CPU'}",
+        *(["computes and marks only where the body is"] if settings.roi == "body" else []),
         *_explain_destinations(settings),
         f"keeps its data in {settings.data}",
         _explain_web(settings.web),

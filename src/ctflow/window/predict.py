@@ -26,6 +26,11 @@ def unheard(device: torch.device, tried: int, left: int) -> None:
     """An `on_halved` that tells nobody."""
 
 
+def every_window(start: Size3) -> bool:
+    """An `is_wanted` that leaves none out."""
+    return True
+
+
 def predict_volume(
     volume: Tensor,
     predict: Predict | Sequence[Worker],
@@ -34,6 +39,7 @@ def predict_volume(
     overlap: float = 0.25,
     blend: Blend = "gaussian",
     batch_size: int = 4,
+    is_wanted: Callable[[Size3], bool] = every_window,
     progress: Progress = silent,
     on_halved: Halved = unheard,
 ) -> Tensor:
@@ -48,6 +54,9 @@ def predict_volume(
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
         blend: Weight of each voxel of a window.
         batch_size: Windows a call of `predict`.
+        is_wanted: Whether the window that begins at this voxel of the volume (before the first, where the volume was
+            padded) is computed; asked once for each, in order. Of a voxel all of whose windows are wanted the logits
+            are what they are without this; of one that no wanted window holds they are 0.
         progress: Told of each batch, in windows, as stage "segment"; called in the calling thread only.
         on_halved: Told, in the calling thread, that a device had too little memory for `tried` windows at once and
             goes on with `left`.
@@ -56,7 +65,7 @@ def predict_volume(
         (1, C_out, D, H, W) float32 logits on the volume's device.
 
     Raises:
-        ValueError: An argument is out of range, or `predict` returns another window size.
+        ValueError: An argument is out of range, no window is wanted, or `predict` returns another window size.
         DeviceOutOfMemory: A device has too little memory for one window.
 
     Source: equal to `monai.inferers.sliding_window_inference` (MONAI 1.6.1) within float tolerance, on any number of
@@ -70,10 +79,14 @@ def predict_volume(
     padded = functional.pad(volume, flat) if any(flat) else volume
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
     weight = importance_map(roi, blend, volume.device)
-    shares = _shares(workers, window_starts(padded_size, roi, overlap), padded_size, roi)
+    (d, _), (h, _), (w, _) = padding
+    every = window_starts(padded_size, roi, overlap)
+    starts = [start for start in every if is_wanted((start[0] - d, start[1] - h, start[2] - w))]
+    if not starts:
+        raise ValueError("no window is wanted")
+    shares = _shares(workers, starts, padded_size, roi)
     logits = _sum_of_windows(padded, weight, shares, batch_size, progress, on_halved)
     logits.div_(total_weight(weight, window_axes(padded_size, roi, overlap), padded_size))
-    (d, _), (h, _), (w, _) = padding
     return logits[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]
 
 

@@ -39,7 +39,7 @@ def test_version_and_help(capsys):
         ["run", "--no-such-flag"],
         ["run", "--overlap"],
         ["run", "-i", "x", "-o", "y", "--overlap", "3"],
-        ["run", "-i", "x", "-o", "y", "--roi", "body"],
+        ["run", "-i", "x", "-o", "y", "--roi", "lung"],
         ["run", "-o", "y"],
         ["phantom", "x", "--shape", "1,2"],
         ["phantom", "x", "--shape", "1,2,x"],

@@ -61,6 +61,9 @@ ENGINE = {
     "versions": {"torch": "2.8"},
 }
 
+WINDOW = {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 4}
+OF_BODY = {**WINDOW, "part": "body", "windows": 60, "windows_of_all": 144}
+
 
 def done(**changes):
     values = {
@@ -68,7 +71,7 @@ def done(**changes):
         "series": SERIES,
         "model": {"name": "m", "version": "1", "weights_digest": "ab" * 32},
         "engine": ENGINE,
-        "window": {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 4},
+        "window": WINDOW,
         "settings": asdict(Settings()),
         "stage_seconds": {"read": 0.5},
         "segments": [SEGMENT],
@@ -104,6 +107,7 @@ def test_every_document_of_the_schemas_kinds_is_valid():
     unread = {**SERIES, "shape": None, "spacing_mm": None}
     assert valid(done())
     assert valid(done(segments=[EMPTY, SEGMENT], research_only="RESEARCH ONLY", warnings=["one"]))
+    assert valid(done(window=OF_BODY))
     assert valid(refused(series=unread))
     assert valid({**refused(), "status": "failed"})
     set_aside = [{"digest": "0" * 12, "rule": "localizer", "reason": "a localizer"}]
@@ -138,6 +142,8 @@ def changed(document, *path_and_value):
         changed(done(), "segments", 0, "voxels", 1.5),
         changed(done(), "segments", 0, "findings", 0, "centroid_mm", [1, 2]),
         changed(done(), "window", "overlap", 1.0),
+        changed(done(), "window", {key: value for key, value in OF_BODY.items() if key != "windows_of_all"}),
+        changed(done(), "window", {**OF_BODY, "part": "head"}),
         changed(done(), "stage_seconds", "read", -1),
         changed(refused(), "error", None),
         changed(refused(), "segments", [SEGMENT]),

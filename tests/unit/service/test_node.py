@@ -16,6 +16,7 @@ from ctflow.errors import BundleInvalid, SettingsInvalid
 from ctflow.service.node import Node, run_node
 from ctflow.service.rules import Rule
 from ctflow.service.settings import Backoff, Destination, Limits, ServiceSettings, Web
+from node_support import loggers_kept
 from service_support import Archive, association, free_port, instance, storescu, wait_until, worker_that_answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -159,4 +160,21 @@ def test_serve_checks_and_refuses_a_file_and_stops_when_told(tmp_path, capsys, s
     (given,) = asked
     assert given[0].allow_demonstration
     assert given[0].data == settings.data
+    assert given[1].roi == "none"
     assert not given[2].is_set()
+
+
+@pytest.mark.parametrize(
+    ("line", "variable", "roi"), [("roi: body", "none", "body"), ("", "body", "body"), ("roi: none", "body", "none")]
+)
+def test_file_or_environment_says_which_part_is_looked_at(tmp_path, capsys, settings, monkeypatch, line, variable, roi):
+    config = tmp_path / "node.yaml"
+    config.write_text(f"data: {settings.data}\nweb: {{enabled: false}}\n{line}\n")
+    monkeypatch.setenv("CTFLOW_ROI", variable)
+    asked = []
+    monkeypatch.setattr("ctflow.service.node.run_node", lambda *given: asked.append(given))
+    with loggers_kept():
+        assert main(["serve", "-c", str(config)]) == 0
+    assert asked[0][1].roi == roi
+    assert main(["serve", "-c", str(config), "--check"]) == 0
+    assert ("only where the body is" in capsys.readouterr().out) == (line == "roi: body")

@@ -64,6 +64,7 @@ quiet_period_s: 2.5
 copy_to: out
 bundle: bundles/lung
 engine: openvino
+roi: body
 devices: [cuda:0, cuda:1]
 destinations:
   - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112}
@@ -93,6 +94,7 @@ def test_every_key_is_read(tmp_path):
         copy_to=here / "out",
         bundle=here / "bundles/lung",
         engine="openvino",
+        roi="body",
         devices=("cuda:0", "cuda:1"),
         destinations=(
             Destination("pacs", "PACS", "pacs.example.org", 11112),

@@ -13,6 +13,7 @@ from monai.inferers.utils import _get_scan_interval
 
 from ctflow.errors import DeviceOutOfMemory
 from ctflow.window.blend import importance_map, total_weight
+from ctflow.window.devices import Worker
 from ctflow.window.grid import padding_for_window, shares_of_windows, starts_along_axis, window_axes, window_starts
 from ctflow.window.predict import predict_volume
 
@@ -206,3 +207,77 @@ def test_too_little_memory_for_one_window_is_the_cases_error():
 def test_no_graph_is_kept():
     network = torch.nn.Conv3d(1, 2, 1)
     assert not predict_volume(torch.zeros(1, 1, 8, 8, 8), network, roi=(4, 4, 4)).requires_grad
+
+
+def in_one_part(size, roi):
+    """A mask of a part of the volume, and which of the windows touch it, by brute force."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[tuple(slice(n // 3, n // 3 + max(n // 4, 1)) for n in size)] = True
+
+    def is_wanted(start):
+        box = (slice(max(n, 0), max(n + length, 0)) for n, length in zip(start, roi, strict=True))
+        return bool(mask[tuple(box)].any())
+
+    return mask, is_wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=sizes,
+    roi=windows,
+    overlap=overlaps,
+    blend=st.sampled_from(["constant", "gaussian"]),
+    batch_size=st.integers(1, 5),
+)
+def test_where_all_windows_are_wanted_leaving_others_out_changes_no_bit(size, roi, overlap, blend, batch_size):
+    volume = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 2, *size), dtype=np.float32))
+    arguments = {"roi": roi, "overlap": overlap, "blend": blend, "batch_size": batch_size}
+    network = Network(2, 2)
+    mask, is_wanted = in_one_part(size, roi)
+    expected = predict_volume(volume, network, **arguments)[:, :, mask]
+    assert torch.equal(predict_volume(volume, network, is_wanted=is_wanted, **arguments)[:, :, mask], expected)
+    workers = [Worker(network, volume.device) for _ in range(3)]
+    several = predict_volume(volume, workers, is_wanted=is_wanted, **arguments)[:, :, mask]
+    assert torch.allclose(several, expected, atol=1e-5, rtol=1e-5)  # slabs are added in another order
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_only_wanted_windows_are_computed_and_counted(count):
+    asked, computed, steps = [], [], []
+
+    def is_wanted(start):
+        asked.append(start)
+        return start[2] > 0
+
+    def predict(windows):
+        computed.append(len(windows))
+        return windows + 7
+
+    found = predict_volume(
+        torch.zeros(1, 1, 8, 6, 12),
+        [Worker(predict, torch.device("cpu")) for _ in range(count)],
+        roi=(4, 8, 4),
+        overlap=0,
+        batch_size=3,
+        is_wanted=is_wanted,
+        progress=lambda *step: steps.append(step),
+    )
+    assert asked == [(d, -1, w) for d in (0, 4) for w in (0, 4, 8)], "before the first voxel, where it was padded"
+    assert sum(computed) == 4
+    assert (steps[0], steps[-1]) == (("segment", 0, 4), ("segment", 4, 4))
+    assert (found[..., :4] == 0).all()
+    assert torch.allclose(found[..., 4:], torch.tensor(7.0))
+
+
+def test_too_little_memory_halves_the_batch_of_wanted_windows_too():
+    volume = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 1, 8, 12, 12), np.float32))
+    arguments = {"roi": (4, 4, 4), "overlap": 0.5, "batch_size": 8, "is_wanted": lambda start: start[1] > 3}
+    called = []
+    found = predict_volume(volume, predict_up_to(3, called), **arguments)
+    assert called[:3] == [8, 4, 2]
+    assert torch.equal(found, predict_volume(volume, lambda windows: windows * 2, **arguments))
+
+
+def test_a_volume_of_which_no_window_is_wanted_is_a_programming_mistake():
+    with pytest.raises(ValueError, match="no window is wanted"):
+        predict_volume(torch.zeros(1, 1, 8, 8, 8), lambda w: w, roi=(4, 4, 4), is_wanted=lambda _: False)
