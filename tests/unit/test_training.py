@@ -10,9 +10,11 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
+import torch
 
 from ctflow.bundle.read import read_bundle
-from ctflow.model import Resample
+from ctflow.model import NetworkSpec, Resample
+from ctflow.networks.build import network_from_model, network_from_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +45,26 @@ def test_weights_of_another_width_leave_no_bundle(tmp_path):
     assert done.returncode != 0
     assert "BundleInvalid" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
+
+
+def test_a_widened_network_computes_what_the_narrow_one_computes(tmp_path):
+    done = run("widen_network.py", str(tmp_path / "wide.pt"), "--feature-size", "24", "--noise", "0")
+    assert done.returncode == 0, done.stderr
+    narrow = read_bundle(ROOT / "bundle")
+    wide = NetworkSpec("SwinUNETR", {**narrow.spec.network.arguments, "feature_size": 24})
+    networks = [network_from_model(narrow), network_from_spec(wide)]
+    networks[1].load_state_dict(torch.load(tmp_path / "wide.pt", weights_only=True))
+    window = torch.rand((1, 1, 64, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = (network.eval()(window) for network in networks)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_width_that_is_no_multiple_is_refused(tmp_path):
+    done = run("widen_network.py", str(tmp_path / "wide.pt"), "--feature-size", "40")
+    assert done.returncode == 2
+    assert "a multiple of 12" in done.stderr
+    assert not (tmp_path / "wide.pt").exists()
 
 
 def test_a_set_has_the_shape_that_was_asked_for(tmp_path):

@@ -265,8 +265,9 @@ def _read_choice(path: Path, candidates: Sequence[tuple[str, Precision]]) -> Cho
 def _write_choice(choice: Choice, path: Path) -> None:
     document = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=2) + "\n"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # an engine without a file has left none there
         write_atomically(path, lambda stream: stream.write(document.encode()))
-    except OutputError as error:  # the engines may lie in a folder that can only be read
+    except (OutputError, OSError) as error:  # the engines may lie in a folder that can only be read
         log.warning("the choice of an engine is not kept: %s", error)
 
 

@@ -115,6 +115,13 @@ def test_a_damaged_record_is_measured_again(model, tmp_path, pretend):
     assert len(calls) == 12
 
 
+def test_a_choice_is_kept_in_a_folder_that_is_not_there_yet(model, tmp_path, pretend):
+    calls = pretend({"openvino": 0.5, "onnxruntime": 5.0, "eager": 0.3})
+    for _ in range(2):
+        assert choose_fastest(model, **WANTED, cache_dir=tmp_path / "new" / "cache").backend == "eager"
+    assert len(calls) == 3
+
+
 def test_another_setting_has_another_record(model, tmp_path, pretend):
     calls = pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
     choose_fastest(model, **WANTED, cache_dir=tmp_path)
