@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -62,20 +63,37 @@ def network_class(name: str) -> type[nn.Module]:
 
 
 def _networks_of_monai() -> ModuleType:
-    """Import `monai.networks.nets`; late, as it takes seconds and `ctflow --help` needs none of it."""
-    # `import monai` imports every package below it, and so Holoscan where the App SDK is installed: slow, and an
-    # ImportError on a machine without the CUDA runtime. None in sys.modules hides it for the moment.
-    hidden = "monai" not in sys.modules and "monai.deploy" not in sys.modules
-    if hidden:
-        sys.modules["monai.deploy"] = None  # type: ignore[assignment]
+    """Import `monai.networks.nets`; late, as it takes a second and `ctflow --help` needs none of it."""
+    with warnings.catch_warnings():
+        # MONAI 1.6 scripts functions at import, which torch 2.13 deprecates; no one who runs ctflow can change it.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+        if "monai" not in sys.modules:
+            _import_monai()
+        return importlib.import_module(_PACKAGE)
+
+
+def _import_monai() -> None:
+    """Import MONAI without everything below it.
+
+    `import monai` walks through its packages and runs every module, twice: five seconds, and so Holoscan where the App
+    SDK is installed, which is an ImportError on a machine without the CUDA runtime. Who names a package later gets it
+    then.
+    """
+    walk = pkgutil.walk_packages
+    pkgutil.walk_packages = lambda *_, **__: iter(())  # type: ignore[assignment]
     try:
-        with warnings.catch_warnings():
-            # MONAI 1.6 scripts functions at import, which torch 2.13 deprecates; no one who runs ctflow can change it.
-            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
-            return importlib.import_module(_PACKAGE)
+        monai: Any = importlib.import_module("monai")
     finally:
-        if hidden:
-            del sys.modules["monai.deploy"]
+        pkgutil.walk_packages = walk
+    sys.modules["monai.utils.module"].walk_packages = walk  # type: ignore[attr-defined]
+
+    def package(name: str) -> ModuleType:
+        if name not in monai.__all__:
+            raise AttributeError(f"module 'monai' has no attribute {name!r}")
+        return importlib.import_module(f"monai.{name}")
+
+    monai.__getattr__ = package
+    importlib.import_module("monai.apps")  # MONAI's packages need each other: this is where its own walk begins
 
 
 def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
