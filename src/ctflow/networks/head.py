@@ -19,12 +19,14 @@ def is_two_class(spec: ModelSpec) -> bool:
     return spec.activation == "softmax" and spec.out_channels == 2 and spec.threshold is None
 
 
-def fold_two_class_head(network: nn.Module, spec: ModelSpec) -> tuple[nn.Module, bool]:
+def fold_two_class_head(network: nn.Module, spec: ModelSpec, *, probe: bool = True) -> tuple[nn.Module, bool]:
     """Replace the last convolution of a two-class network by one that gives the difference of its two logits.
 
     Args:
         network: In evaluation mode; stays as it is.
         spec: The model's activation, threshold and channels.
+        probe: Whether a small window is computed, on the CPU, to see that nothing follows the convolution. Who goes
+            without it compares with `network` later.
 
     Returns:
         A copy of the network that gives (B, 1, D, H, W), logit 1 minus logit 0, and True; or `network` itself and
@@ -37,7 +39,7 @@ def fold_two_class_head(network: nn.Module, spec: ModelSpec) -> tuple[nn.Module,
         return network, False
     convolution = network.get_submodule(name)
     one = _difference(convolution)  # type: ignore[arg-type]  # _last_convolution has checked the class
-    if not _agrees(network, convolution, one, spec):
+    if probe and not _agrees(network, convolution, one, spec):
         return network, False
     folded = copy.deepcopy(network)
     parent, _, child = name.rpartition(".")

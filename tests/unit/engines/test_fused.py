@@ -13,6 +13,7 @@ from ctflow.engines.fused import FusedEngine, check_parity
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
 from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
+from ctflow.networks.head import fold_two_class_head
 
 ROI = (64, 32, 32)
 SWIN = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
@@ -38,8 +39,8 @@ def network() -> SwinUNETR:
     return SwinUNETR(**SWIN).eval().requires_grad_(False)
 
 
-def engine_of(function, precision="fp32") -> FusedEngine:
-    info = EngineInfo("fused", precision, "cpu", ROI, (1, 4), "d" * 64, 2)
+def engine_of(function, precision="fp32", channels=2) -> FusedEngine:
+    info = EngineInfo("fused", precision, "cpu", ROI, (1, 4), "d" * 64, channels)
     return FusedEngine(function, info, kept=as_it_is)
 
 
@@ -152,6 +153,16 @@ def test_parity_passes_what_is_right(network):
     with torch.no_grad():
         check_parity(engine, network, 1)
     engine.predict(torch.rand(1, 1, *ROI))
+
+
+def test_parity_of_one_channel_is_with_the_difference_of_both(network):
+    model = model_of("SwinUNETR", SWIN)
+    one, folded = fold_two_class_head(network, model.spec, probe=False)
+    assert folded
+    with torch.no_grad():
+        check_parity(engine_of(channels_last(one), channels=1), network, 1)
+        with pytest.raises(ParityFailed):
+            check_parity(engine_of(lambda windows: -channels_last(one)(windows), channels=1), network, 1)
 
 
 @pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * float("nan")])
