@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from ctflow.operators._runtime import load_cuda_runtime, raise_stack_limit
 
-# Before anything imports holoscan.
+from ctflow.networks.build import import_monai
+
+# Before anything imports holoscan, or monai.deploy and with it all of MONAI.
 raise_stack_limit()
 load_cuda_runtime()
+import_monai()
 
 from ctflow.operators.load_series import LoadSeriesOperator
 from ctflow.operators.segment_volume import SegmentVolumeOperator

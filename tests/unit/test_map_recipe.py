@@ -198,7 +198,11 @@ def test_the_build_wants_only_requirements_of_pyproject():
 
 
 def test_the_scripts_pass_shellcheck():
-    scripts = [*sorted(RECIPE.glob("*.sh")), RECIPE.parent / ".ci" / "run"]
+    scripts = [
+        *sorted(RECIPE.glob("*.sh")),
+        *sorted((RECIPE.parent / "benchmarks").glob("*.sh")),
+        RECIPE.parent / ".ci" / "run",
+    ]
     done = subprocess.run(
         [Path(sys.executable).parent / "shellcheck", *scripts], capture_output=True, text=True, check=False, timeout=60
     )

@@ -67,18 +67,19 @@ def _networks_of_monai() -> ModuleType:
     with warnings.catch_warnings():
         # MONAI 1.6 scripts functions at import, which torch 2.13 deprecates; no one who runs ctflow can change it.
         warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
-        if "monai" not in sys.modules:
-            _import_monai()
+        import_monai()
         return importlib.import_module(_PACKAGE)
 
 
-def _import_monai() -> None:
-    """Import MONAI without everything below it.
+def import_monai() -> None:
+    """Import MONAI without everything below it, unless it is there.
 
     `import monai` walks through its packages and runs every module, twice: five seconds, and so Holoscan where the App
     SDK is installed, which is an ImportError on a machine without the CUDA runtime. Who names a package later gets it
     then.
     """
+    if "monai" in sys.modules:
+        return
     walk = pkgutil.walk_packages
     pkgutil.walk_packages = lambda *_, **__: iter(())  # type: ignore[assignment]
     try:
