@@ -81,7 +81,7 @@ def import_monai() -> None:
     if "monai" in sys.modules:
         return
     walk = pkgutil.walk_packages
-    pkgutil.walk_packages = lambda *_, **__: iter(())  # type: ignore[assignment]
+    pkgutil.walk_packages = lambda *_, **__: iter(())
     try:
         monai: Any = importlib.import_module("monai")
     finally:
