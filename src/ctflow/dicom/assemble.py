@@ -202,7 +202,7 @@ def _padding_mask(pattern: npt.NDArray[np.uint16], rescale: _Rescale) -> npt.NDA
 
 def _clear_spare_bits(pattern: Slice, form: PixelFormat) -> None:
     """Give the bits above HighBit the sign, in place: they may hold old overlays."""
-    spare = 16 - form.bits_stored if form.bits_allocated == 16 else 0
+    spare = 16 - form.bits_stored  # those of 8 bits were widened
     if spare:
         np.left_shift(pattern, spare, out=pattern)
         values = _unmasked(pattern, form)

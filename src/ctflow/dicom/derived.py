@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
     """
     for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):
         if keyword in cleaned:
-            dataset[keyword] = cleaned[keyword]
+            dataset[keyword] = copy(cleaned[keyword])  # its own: other objects are made of the same images
     encodings = convert_encodings(list(texts(cleaned, "SpecificCharacterSet")))
     if not all(_can_hold(encodings, value) for value in _own_texts(dataset)):
         dataset.SpecificCharacterSet = "ISO_IR 192"

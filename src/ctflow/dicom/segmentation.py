@@ -118,6 +118,7 @@ def segmentation_from_labels(
         segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = planes["pixel_measures"]
     if shown is not None:
         _refer_to_all(segmentation, sources)
+    _give_thickness(segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0])
     give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
     return segmentation
@@ -169,6 +170,12 @@ def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
         if spacing_mm is not None:
             measures[0].SpacingBetweenSlices = format_number_as_ds(spacing_mm)
     segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
+
+
+def _give_thickness(measures: Dataset) -> None:
+    """A SEG has to say how thick its frames are: where images do not, as thick as the slices lie apart."""
+    if "SliceThickness" not in measures and "SpacingBetweenSlices" in measures:
+        measures.SliceThickness = format_number_as_ds(abs(float(measures.SpacingBetweenSlices)))
 
 
 def _pixels(

@@ -14,7 +14,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
-from ctflow.dicom.attributes import Raw, raw_of, text, texts, value_of
+from ctflow.dicom.attributes import Raw, number, raw_of, text, texts, value_of
 from ctflow.dicom.pixels import LOSSY
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
@@ -60,11 +60,9 @@ _PER_IMAGE = (
     "Rows",
     "Columns",
     "ImagePositionPatient",
-    "ImageOrientationPatient",
     "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
 )
+_LENGTHS = ("SliceThickness", "SpacingBetweenSlices")  # taken over where they are one number each
 _REFERENCED_CLASS, _REFERENCED_INSTANCE = Tag("ReferencedSOPClassUID"), Tag("ReferencedSOPInstanceUID")
 _DATE = re.compile(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
@@ -134,12 +132,15 @@ def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
         sources: Headers of the source images; they are not changed.
 
     Returns:
-        One dataset each: identity and geometry of the image; the first one's patient and study, with absent or
-        malformed Type 2 values empty, and empty or malformed optional ones left out; what compression lost in any.
+        One dataset each: identity and geometry of the image; the first one's patient, study and orientation, with
+        absent or malformed Type 2 values empty, and empty or malformed optional ones left out; what compression lost
+        in any.
     """
     shared = _patient_and_study(sources[0])
     shared.update(_loss(sources))
     known: dict[Raw, DataElement] = {}
+    if text(sources[0], "ImageOrientationPatient"):  # others' may differ in the last decimals, which highdicom refuses
+        shared.add(_element(sources[0], "ImageOrientationPatient", known))
     cleaned = []
     for source in sources:
         dataset = Dataset()
@@ -147,6 +148,11 @@ def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
         for keyword in _PER_IMAGE:
             if texts(source, keyword) not in ((), ("",)):
                 dataset.add(_element(source, keyword, known))
+        for keyword in _LENGTHS:
+            if number(source, keyword) is not None:
+                dataset.add(_element(source, keyword, known))
+        if "SliceThickness" not in dataset:  # images may leave it empty, and highdicom asks for it
+            dataset.SliceThickness = None
         cleaned.append(dataset)
     return cleaned
 

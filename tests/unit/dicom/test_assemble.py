@@ -155,6 +155,19 @@ def test_eight_bit_images_are_read(write, signed):
     assert np.array_equal(assembled(write(adjust=adjust)).volume.array, values - 500)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_bit_above_seven_of_eight_is_masked(write, signed):
+    values = np.random.default_rng(1).integers(-64 if signed else 0, 64 if signed else 128, (DEPTH, ROWS, COLUMNS))
+
+    def adjust(dataset, index):
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 7, 6
+        dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), "-500"
+        dataset.PixelData = ((values[index] & 0x7F) | (0 if signed else 0x80)).astype(np.uint8).tobytes()
+        dataset["PixelData"].VR = "OB"
+
+    assert np.array_equal(assembled(write(adjust=adjust)).volume.array, values - 500)
+
+
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.dicom.source import clean_sources
+from ctflow.dicom.source import clean_sources, sources_from_headers
 from ctflow.model import Code, Segment
 from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors
@@ -45,10 +45,10 @@ def odd(headers, absent=(), **values):
     return copies
 
 
-def segmentation_of(headers, spec=SPEC) -> Dataset:
+def segmentation_of(headers, spec=SPEC, sources=None) -> Dataset:
     labels = np.zeros((len(headers), headers[0].Rows, headers[0].Columns), np.uint8)
     labels[3:6, 2:5, 2:5] = 1
-    return segmentation_from_labels(labels, headers, spec, Provenance("0.1.0", "ab" * 32, {}))
+    return segmentation_from_labels(labels, sources or headers, spec, Provenance("0.1.0", "ab" * 32, {}))
 
 
 def conforming(headers, tmp_path) -> Dataset:
@@ -222,6 +222,42 @@ def test_the_first_header_speaks_for_patient_and_study(headers):
     assert [dataset.ImagePositionPatient for dataset in cleaned] == [h.ImagePositionPatient for h in headers]
     assert "PixelData" not in cleaned[0]
     assert "Manufacturer" not in cleaned[0]
+
+
+@pytest.mark.parametrize("value", [None, "nan", ["1", "2"]])
+@pytest.mark.parametrize("which", [slice(None), slice(0, 1), slice(3, 4)])
+@pytest.mark.parametrize("keyword", ["SliceThickness", "SpacingBetweenSlices"])
+def test_where_a_thickness_or_spacing_is_no_number_the_slices_distance_stands_for_it(
+    headers, tmp_path, keyword, which, value
+):
+    """SliceThickness may be empty (Type 2); the first image speaks, wherever the first mark is."""
+    headers = odd(headers, SliceThickness="3", SpacingBetweenSlices="2.5")
+    for header in headers[which]:
+        put(header, keyword, value)
+    result = conforming(headers, tmp_path)
+    measures = result.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == (2.5 if keyword == "SliceThickness" and which.start != 3 else 3)
+    assert measures.SpacingBetweenSlices == 2.5
+
+
+@pytest.mark.parametrize("index", [0, 3, 9])
+def test_the_first_images_orientation_stands_for_those_that_differ_in_the_last_decimals(headers, tmp_path, index):
+    headers = odd(headers)
+    usual = list(headers[0].ImageOrientationPatient)
+    put(headers[index], "ImageOrientationPatient", [value + 0.00004 for value in usual])
+    result = conforming(headers, tmp_path)
+    (plane,) = result.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+    assert plane.ImageOrientationPatient == headers[0].ImageOrientationPatient
+
+
+def test_what_is_prepared_serves_several_objects(headers):
+    """An object that needs UTF-8 for its own words leaves the next one the sources' character set."""
+    sources = sources_from_headers(odd(headers, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jürgen"))
+    before = [header.to_json() for header in (*sources.cleaned, *sources.references)]
+    spec = replace(SPEC, segments=(replace(SPEC.segments[0], label="опухоль"),))
+    assert segmentation_of(headers, spec, sources).SpecificCharacterSet == "ISO_IR 192"
+    assert segmentation_of(headers, SPEC, sources).SpecificCharacterSet == "ISO_IR 100"
+    assert [header.to_json() for header in (*sources.cleaned, *sources.references)] == before
 
 
 def test_a_value_that_cannot_be_parsed_becomes_an_empty_one(headers):
