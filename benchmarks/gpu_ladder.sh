@@ -4,9 +4,9 @@
 #     benchmarks/gpu_ladder.sh OUT [TENSORRT_PYTHON]
 #
 # The wide network is trained (docs/model.md), TensorRT's plan of it is built with TENSORRT_PYTHON (an interpreter with
-# tensorrt and ctflow; without one its rows say why not), and PyTorch's rows are measured on the last GPU meanwhile. Then
-# come, with nothing beside them, TensorRT's rows, all GPUs together, trips from a DICOM folder to the SEG, and whole
-# processes. `python` needs ctflow, triton and nibabel, pytorch-ignite and fire for the training. OUT gets ladder/ (one
+# tensorrt and ctflow; without one its rows say why not); where there are several GPUs, PyTorch's rows are measured on the
+# last meanwhile. Then come, with nothing beside them, TensorRT's rows, all GPUs together, trips from a DICOM folder to
+# the SEG, and whole processes. `python` needs ctflow, triton and nibabel, pytorch-ignite and fire for the training. OUT gets ladder/ (one
 # GPU), ladder-all/ (all of them), trip.json, processes.txt, steps.txt and logs; an OUT with wide/ in it trains no other.
 set -euo pipefail
 mkdir -p "${1:?usage: gpu_ladder.sh OUT [TENSORRT_PYTHON]}"
@@ -53,6 +53,7 @@ ladder() {  # ladder FOLDER DEVICES ROWS [OPTIONS]
 say "build TensorRT's plan beside PyTorch's rows"
 CUDA_VISIBLE_DEVICES=0 "$tensorrt" benchmarks/gpu_volume.py --engine tensorrt --model "$out/wide" --batch 8 \
   --cache "$cache" --only-prepare > "$out/plan.log" 2>&1 || say "no plan: see plan.log" &
+[ "$gpus" -gt 1 ] || wait  # on the only GPU the builder would disturb the rows, which are not measured again
 CUDA_VISIBLE_DEVICES=$last ladder "$out/ladder" cuda:0 "$rows"
 wait
 say "one GPU"

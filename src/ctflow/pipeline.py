@@ -343,9 +343,8 @@ class Segmenter:
         found: list[Body | None] = []
         spacing_mm = volume.geometry.spacing_mm
         prepared = prepare_volume(volume, steps, device, lambda source: found.append(find_body(source, spacing_mm)))
-        x, y, z = prepared.tensor.shape[2:]
-        (body,), everything = found, source_boxes(prepared, (x, y, z))((0, 0, 0))
-        return prepared, body if body is not None and body.touches(everything) else None
+        (body,) = found
+        return prepared, body if body is not None and _is_seen(body, prepared) else None
 
     def _predict(
         self, prepared: Prepared, body: Body | None, progress: Progress
@@ -408,6 +407,15 @@ class Segmenter:
                 fractions[:, rows] *= inside
             progress("restore", rows.stop, len(labels))
         return bytes_on_host(labels), bytes_on_host(fractions) if count else None
+
+
+def _is_seen(body: Body, prepared: Prepared) -> bool:
+    """Whether a window would touch the body: plane by plane, as the box around all of a tilted grid holds more."""
+    axis = prepared.source_axes.index(0)
+    size = [1 if each == axis else count for each, count in enumerate(prepared.tensor.shape[2:])]
+    boxes = source_boxes(prepared, (size[0], size[1], size[2]))
+    planes = np.eye(3, dtype=int)[axis] * np.arange(prepared.tensor.shape[2 + axis])[:, None]
+    return any(body.touches(boxes((x, y, z))) for x, y, z in planes.tolist())
 
 
 def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | None) -> tuple[str, ...]:

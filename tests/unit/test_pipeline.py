@@ -33,7 +33,7 @@ from ctflow.errors import (
     StorageFull,
 )
 from ctflow.export.measure import Choice
-from ctflow.model import Code, Segment
+from ctflow.model import Code, CropForeground, Segment
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import (
     Segmenter,
@@ -914,3 +914,21 @@ def test_a_volume_without_a_body_gets_all_windows_and_a_warning(body_windows, se
     assert found.window == expected.window
     assert found.warnings == ("no body was found in the volume (--roi body): all windows were computed",)
     assert found.warnings[0] in caplog.messages
+
+
+def test_a_body_that_a_cropped_tilted_grid_passes_by_is_no_body(body_windows, settings):
+    """A bone window crops the input to a metal bar, which in the slices with tissue lies elsewhere."""
+    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    affine = volume.geometry.affine_mm.copy()
+    affine[:3, 0] += 0.6 * affine[:3, 1]
+    array = np.full_like(volume.array, -1000)
+    array[:, 44:47, 40:60] = 3000
+    array[:6, 8:32, 30:70] = 40
+    volume = replace(volume, array=array, geometry=replace(volume.geometry, affine_mm=affine))
+    orient, _, scale = body_windows.spec.preprocessing
+    steps = (orient, replace(scale, a_min=200.0, a_max=2000.0), CropForeground(margin=0))
+    cropped = replace(body_windows, spec=replace(body_windows.spec, preprocessing=steps))
+    with Segmenter(cropped, replace(settings, roi="body")) as segmenter:
+        found, _ = segmenter.segment(volume)
+    assert "part" not in found.window
+    assert found.warnings == ("no body was found in the volume (--roi body): all windows were computed",)

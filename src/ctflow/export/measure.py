@@ -259,7 +259,9 @@ def _read_choice(path: Path, candidates: Sequence[tuple[str, Precision]]) -> Cho
         choice = Choice(document["backend"], document["precision"], measured, document["batch"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return choice if document.get("format") == _FORMAT and (choice.backend, choice.precision) in candidates else None
+    whole = choice.batch is None or (type(choice.batch) is int and choice.batch >= 1)
+    known = document.get("format") == _FORMAT and (choice.backend, choice.precision) in candidates
+    return choice if whole and known else None
 
 
 def _write_choice(choice: Choice, path: Path) -> None:

@@ -109,10 +109,14 @@ def test_a_damaged_record_is_measured_again(model, tmp_path, pretend):
     calls = pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
     choose_fastest(model, **WANTED, cache_dir=tmp_path)
     (path,) = tmp_path.glob("choice-*.json")
-    for text in ("{", "[]", json.dumps({"format": 1, "backend": "other", "measured": []})):
+    record = json.loads(path.read_text())
+    damaged = ["{", "[]", json.dumps({"format": 1, "backend": "other", "measured": []})]
+    # A batch that is none would end the first case with an error without a name.
+    damaged += [json.dumps({**record, "batch": batch}) for batch in (0, -1, "8", 2.5)]
+    for text in damaged:
         path.write_text(text)
         assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "onnxruntime"
-    assert len(calls) == 12
+    assert len(calls) == 3 * (1 + len(damaged))
 
 
 def test_a_choice_is_kept_in_a_folder_that_is_not_there_yet(model, tmp_path, pretend):

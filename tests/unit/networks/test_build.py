@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,15 +36,44 @@ def test_only_networks_of_monai_by_plain_name(name):
         network_class(name)
 
 
-def test_importing_a_network_leaves_holoscan_alone_and_the_app_sdk_importable():
-    import subprocess  # noqa: PLC0415
-    import sys  # noqa: PLC0415
+def of_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, text=True)
 
+
+def test_importing_a_network_leaves_holoscan_alone_and_the_app_sdk_importable():
     code = (
         "import sys; from ctflow.networks.build import network_class; network_class('SwinUNETR');"
         "assert 'holoscan' not in sys.modules; assert 'monai.deploy' not in sys.modules"
     )
-    assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
+    process = of_a_fresh_process(code)
+    assert process.returncode == 0, process.stderr
+
+
+def test_threads_may_import_a_network_at_the_same_time():
+    """MONAI's packages need each other: a thread that finds one half imported gets an ImportError."""
+    code = (
+        "import pkgutil; from concurrent.futures import ThreadPoolExecutor as Pool\n"
+        "from ctflow.networks.build import network_class\n"
+        "walk = pkgutil.walk_packages\n"
+        "with Pool(4) as pool: found = set(pool.map(network_class, ['SwinUNETR'] * 4))\n"
+        "import monai.utils.module\n"
+        "assert len(found) == 1 and pkgutil.walk_packages is monai.utils.module.walk_packages is walk"
+    )
+    process = of_a_fresh_process(code)
+    assert process.returncode == 0, process.stderr
+
+
+def test_monai_finds_components_by_name_after_ctflow_has_imported_it():
+    """A bundle's configuration names classes without their modules, and MONAI looks among those that are loaded."""
+    code = (
+        "from ctflow.networks.build import network_class; network_class('SwinUNETR')\n"
+        "from monai.bundle.config_item import ComponentLocator\n"
+        "found = ComponentLocator().get_component_module_name\n"
+        "assert found('SlidingWindowInferer') == 'monai.inferers.inferer'\n"
+        "assert found('DiceCELoss') == 'monai.losses.dice'"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_removed_arguments_are_dropped_and_renamed_ones_renamed_with_a_note():
