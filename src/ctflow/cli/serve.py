@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctflow.config import settings_from_values
+from ctflow.config import Settings, settings_from_values
 from ctflow.service.log import close_node_log, set_up_node_log
 from ctflow.service.settings import ServiceSettings, explain_settings, read_settings
 
@@ -31,7 +31,14 @@ def node_settings(config: Path | None, given: Mapping[str, Any], environment: Ma
 
 def check_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> str:
     """What the settings mean, in lines for a person."""
-    return explain_settings(node_settings(config, given, environment))
+    settings = node_settings(config, given, environment)
+    return explain_settings(replace(settings, roi=_settings_of_runs(settings, environment).roi))
+
+
+def _settings_of_runs(settings: ServiceSettings, environment: Mapping[str, str]) -> Settings:
+    """How each series is run: what the file says, and else the environment."""
+    device = None if len(settings.devices) != 1 else settings.devices[0]
+    return settings_from_values({"engine": settings.engine, "device": device, "roi": settings.roi}, environment)
 
 
 def serve_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> int:
@@ -43,8 +50,7 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
     from ctflow.service.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
 
     settings = node_settings(config, given, environment)
-    device = None if len(settings.devices) != 1 else settings.devices[0]
-    run = settings_from_values({"engine": settings.engine, "device": device, "roi": settings.roi}, environment)
+    run = _settings_of_runs(settings, environment)
     handler = set_up_node_log(settings.log)
     stop = threading.Event()
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -177,4 +177,4 @@ def test_file_or_environment_says_which_part_is_looked_at(tmp_path, capsys, sett
         assert main(["serve", "-c", str(config)]) == 0
     assert asked[0][1].roi == roi
     assert main(["serve", "-c", str(config), "--check"]) == 0
-    assert ("only where the body is" in capsys.readouterr().out) == (line == "roi: body")
+    assert ("only where the body is" in capsys.readouterr().out) == (roi == "body")
