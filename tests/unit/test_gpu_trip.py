@@ -58,8 +58,9 @@ def test_any_devices_equal_the_cpu(blend):
     expected = predict_volume(volume, network, **arguments)
     for names in devices():
         workers = [Worker(network, torch.device(name)) for name in names]
-        for _ in range(5):  # streams and memory are taken again
-            found = predict_volume(volume.to(names[0]), workers, **arguments)
+        sources = [volume.to(names[0])] * 5 + [volume, volume.pin_memory()]  # streams and memory are taken again
+        for source in sources:
+            found = predict_volume(source, workers, **arguments)
             assert str(found.device) == names[0]
             assert float((found.cpu() - expected).abs().max()) < 1e-5, names
 

@@ -161,7 +161,7 @@ def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, 
         DeviceOutOfMemory: A device has too little memory for a batch; smaller ones would not be comparable.
     """
     logits = predict_volume(
-        volume.to(workers[0].device, non_blocking=True),
+        volume,
         workers,
         roi=spec.roi,
         overlap=windows.overlap,

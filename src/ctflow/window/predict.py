@@ -46,10 +46,10 @@ def predict_volume(
     """Predict a volume window by window and blend the logits.
 
     Args:
-        volume: (1, C_in, D, H, W) float32.
+        volume: (1, C_in, D, H, W) float32, on the first worker's device or in host memory. Page-locked, nothing waits
+            for its way to a GPU.
         predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device, B at most `batch_size`; or several
-            workers, of which the first is on the volume's device. Each gets a contiguous run of the windows, and only
-            the part of the volume that they touch.
+            workers. Each gets a contiguous run of the windows, and only the part of the volume that they touch.
         roi: Window size in voxels. A smaller volume is padded with zeros on both sides.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
         blend: Weight of each voxel of a window.
@@ -62,7 +62,7 @@ def predict_volume(
             goes on with `left`.
 
     Returns:
-        (1, C_out, D, H, W) float32 logits on the volume's device.
+        (1, C_out, D, H, W) float32 logits on the first worker's device.
 
     Raises:
         ValueError: An argument is out of range, no window is wanted, or `predict` returns another window size.
@@ -78,7 +78,7 @@ def predict_volume(
     flat = [n for pair in reversed(padding) for n in pair]  # F.pad begins at the last axis
     padded = functional.pad(volume, flat) if any(flat) else volume
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
-    weight = importance_map(roi, blend, volume.device)
+    weight = importance_map(roi, blend, workers[0].device)
     (d, _), (h, _), (w, _) = padding
     every = window_starts(padded_size, roi, overlap)
     starts = [start for start in every if is_wanted((start[0] - d, start[1] - h, start[2] - w))]
@@ -93,7 +93,7 @@ def predict_volume(
 def _check(volume: Tensor, workers: Sequence[Worker], roi: Size3, overlap: float, batch_size: int) -> None:
     if volume.ndim != 5 or volume.shape[0] != 1:
         raise ValueError(f"a volume is (1, C, D, H, W), not {tuple(volume.shape)}")
-    if not workers or workers[0].device != volume.device:
+    if not workers or volume.device not in (workers[0].device, torch.device("cpu")):
         raise ValueError(f"the first worker is on the volume's device, {volume.device}")
     if len(roi) != 3 or min(roi) < 1:
         raise ValueError(f"a window has three sizes of at least 1, not {roi}")
@@ -184,7 +184,7 @@ class _Slab:
     def __init__(self, volume: Tensor, weight: Tensor, share: _Share, batch_size: int) -> None:
         self.share = share
         device = share.worker.device
-        self._part = volume[0][(slice(None), *share.box)].to(device)
+        self._part = _fetched(volume[0][(slice(None), *share.box)], share.places, device)
         self._weight = weight.to(device)
         self._batch = self._part.new_empty((min(batch_size, len(share.places)), len(self._part), *weight.shape))
         self._sum: Tensor | None = None
@@ -226,6 +226,16 @@ class _Slab:
         if self._part.is_cuda:
             free_cached_memory()  # not above: what the error's frames hold is free only once the error is gone
         return None
+
+
+def _fetched(part: Tensor, places: Sequence[tuple[slice, ...]], device: torch.device) -> Tensor:
+    """A part of a volume on a device; of what lies elsewhere only the slices that windows touch have values."""
+    if part.device == device:
+        return part
+    touched = slice(min(place[1].start for place in places), max(place[1].stop for place in places))
+    fetched = torch.empty(part.shape, dtype=part.dtype, device=device)
+    fetched[:, touched].copy_(part[:, touched], non_blocking=True)
+    return fetched
 
 
 def _sum_of_share(slab: _Slab, batch_size: int, say: Say, advance: Callable[[int], None], on_halved: Halved) -> Tensor:

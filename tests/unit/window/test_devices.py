@@ -154,7 +154,7 @@ def test_no_worker_is_a_programming_mistake():
     with pytest.raises(ValueError, match="first worker"):
         predict_volume(torch.zeros(1, 1, 8, 8, 8), [], roi=(4, 4, 4))
     with pytest.raises(ValueError, match="first worker"):
-        predict_volume(torch.zeros(1, 1, 8, 8, 8), [Worker(network, torch.device("meta"))], roi=(4, 4, 4))
+        predict_volume(torch.zeros(1, 1, 8, 8, 8, device="meta"), [Worker(network, CPU)], roi=(4, 4, 4))
 
 
 def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch):
