@@ -23,7 +23,6 @@ from ctflow.engines.tensorrt import gpu_identity
 from ctflow.errors import (
     BackendUnavailable,
     CtflowError,
-    DeviceOutOfMemory,
     EngineMismatch,
     ModelError,
     NetworkNotTaken,
@@ -307,8 +306,9 @@ def _fastest_batch(
     for batch in batches_worth_timing(name, wanted)[1:]:
         try:
             seconds = _seconds_a_window(name, model, window, cache_dir, {**settings, "batch_range": (smallest, batch)})
-        except DeviceOutOfMemory:
-            break  # nor has it enough for more
+        except (ModelError, ResourceError) as error:  # too little memory, say: nor is there enough for more
+            log.info("engine %s takes no batch of %d: %s", name, batch, error)
+            break
         if seconds < _WORTH * best:
             best, chosen = seconds, batch
     return best, chosen
@@ -354,7 +354,9 @@ def _first_exact(
         try:
             parity = None
             if (name, chosen) != ("eager", "fp32"):
-                parity = _parity(name, model, window, cache_dir, {**settings, "precision": chosen})
+                smallest, wanted = settings["batch_range"]
+                taken = {**settings, "precision": chosen, "batch_range": (smallest, entry.batch or wanted)}
+                parity = _parity(name, model, window, cache_dir, taken)
         except (ModelError, ResourceError) as error:
             failures.append(error)
             log.warning("engine %s %s is set aside: %s", name, chosen, error)

@@ -88,6 +88,7 @@ def test_the_fastest_is_chosen_once_and_remembered(model, tmp_path, pretend):
         ({1: 0.30, 8: 0.20, 16: 0.199}, 8),  # not worth twice the memory
         ({1: 0.30, 8: 0.31, 16: 0.32}, 1),
         ({1: 0.30, 8: DeviceOutOfMemory("small"), 16: 0.1}, 1),
+        ({1: 0.30, 8: 0.2, 16: BackendUnavailable("no kernel for it")}, 8),
     ],
 )
 def test_the_batch_that_suits_the_machine_is_kept(model, tmp_path, pretend, monkeypatch, seconds, batch):
