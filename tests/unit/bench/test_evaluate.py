@@ -66,7 +66,8 @@ def finds(monkeypatch):
     """Makes every segmenter find what `answer(volume, settings)` marks, without an engine."""
 
     def make(answer):
-        def segment(self, volume, _progress, **_):
+        def segment(self, volume, _progress, meanwhile):
+            meanwhile()
             settings = self._settings
             info = EngineInfo("fake", settings.precision, "cpu", (1, 1, 1), (1, 1), "0", 2)
             labels = np.zeros(volume.array.shape, np.uint8)
