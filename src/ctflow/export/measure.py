@@ -204,7 +204,8 @@ def measure_engine(
         if not is_made_anywhere(name):
             raise
         return Measured(name, chosen, None, None, f"made, not run here: {error}")
-    return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, settings), None, batch)
+    taken = {**settings, "batch_range": (batch_range[0], batch)}
+    return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, taken), None, batch)
 
 
 def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[str, Precision]]:

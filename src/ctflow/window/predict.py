@@ -94,7 +94,7 @@ def _check(volume: Tensor, workers: Sequence[Worker], roi: Size3, overlap: float
     if volume.ndim != 5 or volume.shape[0] != 1:
         raise ValueError(f"a volume is (1, C, D, H, W), not {tuple(volume.shape)}")
     if not workers or volume.device not in (workers[0].device, torch.device("cpu")):
-        raise ValueError(f"the first worker is on the volume's device, {volume.device}")
+        raise ValueError(f"a volume is in host memory or on the first worker's device, not on {volume.device}")
     if len(roi) != 3 or min(roi) < 1:
         raise ValueError(f"a window has three sizes of at least 1, not {roi}")
     if not 0.0 <= overlap < 1.0:
@@ -234,7 +234,8 @@ def _fetched(part: Tensor, places: Sequence[tuple[slice, ...]], device: torch.de
         return part
     touched = slice(min(place[1].start for place in places), max(place[1].stop for place in places))
     fetched = torch.empty(part.shape, dtype=part.dtype, device=device)
-    fetched[:, touched].copy_(part[:, touched], non_blocking=True)
+    # A CPU must wait for a GPU's bytes; a GPU's stream does so by itself.
+    fetched[:, touched].copy_(part[:, touched], non_blocking=device.type == "cuda")
     return fetched
 
 

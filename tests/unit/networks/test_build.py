@@ -36,8 +36,10 @@ def test_only_networks_of_monai_by_plain_name(name):
         network_class(name)
 
 
-def of_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, text=True)
+def run_afresh(code: str, *options: str) -> None:
+    """Run code in a process that has imported nothing; what it asserts has to hold."""
+    done = subprocess.run([sys.executable, *options, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_a_network_leaves_holoscan_alone_and_the_app_sdk_importable():
@@ -45,8 +47,7 @@ def test_importing_a_network_leaves_holoscan_alone_and_the_app_sdk_importable():
         "import sys; from ctflow.networks.build import network_class; network_class('SwinUNETR');"
         "assert 'holoscan' not in sys.modules; assert 'monai.deploy' not in sys.modules"
     )
-    process = of_a_fresh_process(code)
-    assert process.returncode == 0, process.stderr
+    run_afresh(code, "-W", "error")
 
 
 def test_threads_may_import_a_network_at_the_same_time():
@@ -59,8 +60,7 @@ def test_threads_may_import_a_network_at_the_same_time():
         "import monai.utils.module\n"
         "assert len(found) == 1 and pkgutil.walk_packages is monai.utils.module.walk_packages is walk"
     )
-    process = of_a_fresh_process(code)
-    assert process.returncode == 0, process.stderr
+    run_afresh(code, "-W", "error")
 
 
 def test_monai_finds_components_by_name_after_ctflow_has_imported_it():
@@ -72,8 +72,7 @@ def test_monai_finds_components_by_name_after_ctflow_has_imported_it():
         "assert found('SlidingWindowInferer') == 'monai.inferers.inferer'\n"
         "assert found('DiceCELoss') == 'monai.losses.dice'"
     )
-    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    run_afresh(code)
 
 
 def test_removed_arguments_are_dropped_and_renamed_ones_renamed_with_a_note():
