@@ -237,7 +237,7 @@ def _components_of(marked: _Part | None, number: int) -> _Components | None:
     """The components (26 neighbours) of the segment with this number; None if nothing of it is marked."""
     if marked is None:
         return None
-    runs = _runs_of(marked.labels == number)
+    runs = _runs_of(marked.labels, number)
     if not len(runs.first):
         return None
     pairs = _touching(runs, marked.labels.shape)
@@ -256,11 +256,15 @@ def _components_of(marked: _Part | None, number: int) -> _Components | None:
     return _Components(sorted_runs, component, starts, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
 
 
-def _runs_of(mask: npt.NDArray[np.bool_]) -> _Runs:
-    lines = np.argwhere(mask.any(axis=2))
-    edges = np.diff(mask[lines[:, 0], lines[:, 1]], axis=1, prepend=False, append=False)
-    line, place = np.nonzero(edges)  # a beginning and an end in turn
-    return _Runs(lines[line[::2]], place[::2], place[1::2] - 1)
+def _runs_of(labels: Labels, number: int) -> _Runs:
+    # A voxel of nothing around each line, so that no run goes over from one line to the next.
+    marked = np.zeros((labels.shape[0], labels.shape[1], labels.shape[2] + 2), bool)
+    np.equal(labels, number, out=marked[:, :, 1:-1])
+    flat = marked.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1])  # a beginning and an end in turn, each with its place along w
+    line, first = np.divmod(edges[::2], marked.shape[2])
+    lines = np.column_stack(np.divmod(line, labels.shape[1]))
+    return _Runs(lines, first, first + edges[1::2] - edges[::2] - 1)
 
 
 def _touching(runs: _Runs, shape: Sequence[int]) -> _Indices:
