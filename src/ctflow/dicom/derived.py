@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes, default_encoding, encode_string
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import UID
@@ -17,11 +18,14 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, TEXT_VR_DELIMS, VR
 
 from ctflow.atomic import write_atomically
 from ctflow.dicom.attributes import integer, text, texts
+from ctflow.dicom.encode import save_dataset
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 
 ALGORITHM_SOURCE = "ctflow"
 _LONG_STRING = 64  # characters of VR LO
+_PER_FRAME = tag_for_keyword("PerFrameFunctionalGroupsSequence")  # no text, thousands of items
+_OWN_TEXT_VR = CUSTOMIZABLE_CHARSET_VR - {VR.PN}
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,16 @@ def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
 
 def _own_texts(dataset: Dataset) -> Iterator[str]:
     """Every text that the character set applies to, but names: they came in it, and pydicom writes them in another."""
-    for element in dataset:
-        if element.VR == VR.SQ and element.keyword != "PerFrameFunctionalGroupsSequence":  # no text, thousands of items
-            for item in element.value:
-                yield from _own_texts(item)
-        elif element.VR in CUSTOMIZABLE_CHARSET_VR and element.VR != VR.PN:
-            yield from texts(dataset, element.keyword)
+    waiting = [dataset]
+    while waiting:
+        item = waiting.pop()
+        for tag, raw in item.items():
+            element = item[tag] if raw.is_raw else raw
+            if element.VR == VR.SQ and element.tag != _PER_FRAME:
+                waiting.extend(element.value)
+            elif element.VR in _OWN_TEXT_VR:
+                values = element.value
+                yield from (values,) if isinstance(values, str) else values or ()
 
 
 def _can_hold(encodings: list[str], value: str) -> bool:
@@ -167,4 +175,4 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    write_atomically(path, lambda stream: dataset.save_as(stream, enforce_file_format=True))
+    write_atomically(path, lambda stream: save_dataset(dataset, stream))

@@ -30,6 +30,7 @@ from ctflow.dicom.derived import (
     series_number,
     tracking_id,
 )
+from ctflow.dicom.encode import json_from_dataset
 from ctflow.dicom.identity import series_uid, uid_from_parts
 from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.measurements import Finding, SegmentMeasurements
@@ -104,7 +105,7 @@ def report_from_measurements(
     content = _content(measured, basis, remarks)
     # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
     earlier = sorted(str(report.SOPInstanceUID) for report in previous)
-    uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, content.to_json(), *earlier)
+    uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, json_from_dataset(content), *earlier)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
