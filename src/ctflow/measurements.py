@@ -19,6 +19,10 @@ from ctflow.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marke
 
 MOST_FINDINGS = 100  # more are counted, not listed
 _EQUAL = 1e-9  # lengths that differ by less, relatively, differ by rounding only
+_TURNS = np.arange(16) * np.pi / 16
+_DIRECTIONS = np.stack([np.cos(_TURNS), np.sin(_TURNS)])  # (2, 16): half a circle of unit vectors
+# A line lies within half a turn of one of them, and so extends along it by this share of its length; less rounding.
+_NEVER_LONGER = float(np.cos(np.pi / 32)) - 1e-6
 
 Labels = npt.NDArray[np.uint8]
 _Indices = npt.NDArray[np.int64]
@@ -243,7 +247,8 @@ def _components_of(marked: _Part | None, number: int) -> _Components | None:
     pairs = _touching(runs, marked.labels.shape)
     links = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(runs.first),) * 2)
     count, names = connected_components(links, directed=False)
-    _, first = np.unique(names, return_index=True)
+    first = np.empty(count, np.int64)
+    first[names[::-1]] = np.arange(len(names))[::-1]  # of a name's runs the first is written last
     numbers = np.empty(count, np.int64)
     numbers[np.argsort(first)] = np.arange(count)
     component = numbers[names]
@@ -366,15 +371,32 @@ def axes_in_slices_mm(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[
     # (2, 2): lengths in the slice's plane of a step along h and along w; also right where the two are not orthogonal.
     in_plane = np.linalg.qr(geometry.affine_mm[:3, 1:3])[1]
     long = short = 0.0
-    for section in mask:
-        if section.any():
-            points = _ends_of_rows(section[None])[:, 1:] @ in_plane.T
-            found_long, found_short = _axes_of_points(points)
-            if found_long > long * (1 + _EQUAL):
-                long, short = found_long, found_short
-            elif found_long >= long * (1 - _EQUAL):
-                short = max(short, found_short)
+    for ends in _longest_sections(_ends_of_rows(mask), in_plane):
+        found_long, found_short = _axes_of_points(ends @ in_plane.T)
+        if found_long > long * (1 + _EQUAL):
+            long, short = found_long, found_short
+        elif found_long >= long * (1 - _EQUAL):
+            short = max(short, found_short)
     return long, short
+
+
+def _longest_sections(ends: _Indices, in_plane: FloatArray) -> list[_Indices]:
+    """The slices of a component that may be the longest, as (n, 2) ends of rows h, w; most are clearly shorter.
+
+    A slice is at least as long as it extends along any direction, and hardly longer than along the best of many.
+    """
+    rows = len(ends) // 2  # the first voxel of each row, then the last of each
+    along = ends[:, 1:] @ (in_plane.T @ _DIRECTIONS)
+    starts = np.flatnonzero(np.diff(ends[:rows, 0], prepend=-1))
+    highest = np.maximum.reduceat(np.maximum(along[:rows], along[rows:]), starts)
+    lowest = np.minimum.reduceat(np.minimum(along[:rows], along[rows:]), starts)
+    extents = (highest - lowest).max(axis=1)
+    worth = np.flatnonzero(extents >= extents.max() * _NEVER_LONGER)
+    stops = [*starts[1:].tolist(), rows]
+    return [
+        np.concatenate([ends[starts[index] : stops[index], 1:], ends[rows + starts[index] : rows + stops[index], 1:]])
+        for index in worth.tolist()
+    ]
 
 
 def _axes_of_points(points_mm: FloatArray) -> tuple[float, float]:
@@ -408,6 +430,8 @@ def _ends_of_rows(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 def longest_distance_mm(points_mm: FloatArray) -> float:
     """Largest distance between two of (n, 3) points, in mm (exact: through the convex hull's corners)."""
     if len(points_mm) > 32:
+        points_mm = _outermost(points_mm)
+    if len(points_mm) > 128:  # fewer pairs than this has are measured in the time that a hull takes
         try:
             points_mm = points_mm[ConvexHull(points_mm).vertices]
         except QhullError:  # flat or straight: no hull in three dimensions
@@ -417,6 +441,16 @@ def longest_distance_mm(points_mm: FloatArray) -> float:
         steps = points_mm[start : start + 1024, None] - points_mm[None]
         longest = max(longest, float(np.einsum("ijk,ijk->ij", steps, steps).max()))
     return float(np.sqrt(longest))
+
+
+def _outermost(points_mm: FloatArray) -> FloatArray:
+    """The points that may be an end of the longest distance: those far enough from the middle of all."""
+    middle = (points_mm.min(axis=0) + points_mm.max(axis=0)) / 2
+    from_middle = np.linalg.norm(points_mm - middle, axis=1)
+    # No longer than the longest: from the point that is farthest from the middle to the one farthest from that.
+    reached = float(np.linalg.norm(points_mm - points_mm[from_middle.argmax()], axis=1).max())
+    some: FloatArray = points_mm[from_middle >= reached - from_middle.max() - 1e-6 * reached]
+    return some
 
 
 def _flat_hull(points_mm: FloatArray) -> FloatArray:

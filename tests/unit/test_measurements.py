@@ -8,7 +8,13 @@ import SimpleITK as itk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctflow.measurements import MOST_FINDINGS, longest_distance_mm, measure_segments, split_findings
+from ctflow.measurements import (
+    MOST_FINDINGS,
+    axes_in_slices_mm,
+    longest_distance_mm,
+    measure_segments,
+    split_findings,
+)
 from ctflow.model import Code, Segment
 from ctflow.volume import Geometry, Volume
 
@@ -174,6 +180,52 @@ def test_axes_centroid_volume_and_hu_equal_brute_force(seed, density, shape, gri
         assert finding.sd_hu == pytest.approx(hu[place].std())
         centre = geometry.world_from_index(np.argwhere(place)).mean(axis=0)
         assert finding.centroid_mm == pytest.approx(tuple(centre))
+
+
+def axes_of_every_slice(mask, geometry) -> tuple[float, float]:
+    """Each slice by itself, none of them left out."""
+    long = short = 0.0
+    for section in mask:
+        if section.any():
+            found_long, found_short = axes_in_slices_mm(section[None], geometry)
+            if found_long > long * (1 + 1e-9):
+                long, short = found_long, found_short
+            elif found_long >= long * (1 - 1e-9):
+                short = max(short, found_short)
+    return long, short
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    density=st.floats(0.01, 0.9),
+    shape=st.tuples(*[st.integers(1, 14)] * 3),
+    grid=st.sampled_from(sorted(GRIDS)),
+)
+def test_slices_that_cannot_be_the_longest_change_nothing(seed, density, shape, grid):
+    mask = np.random.default_rng(seed).random(shape) < density
+    if mask.any():
+        assert axes_in_slices_mm(mask, GRIDS[grid](shape)) == axes_of_every_slice(mask, GRIDS[grid](shape))
+
+
+@pytest.mark.parametrize("grid", sorted(GRIDS))
+@pytest.mark.parametrize("radii", [(9, 9, 9), (12, 5, 8), (4, 15, 15), (14, 13.4, 3)])
+def test_slices_of_a_round_finding_that_cannot_be_the_longest_change_nothing(grid, radii):
+    mask = ellipsoid((30, 32, 34), (1, 1, 1), (14.5, 15.2, 16), radii).astype(bool)
+    assert axes_in_slices_mm(mask, GRIDS[grid](mask.shape)) == axes_of_every_slice(mask, GRIDS[grid](mask.shape))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(33, 400), form=st.sampled_from(["cube", "ball", "line", "plane"]))
+def test_points_that_cannot_be_an_end_of_the_longest_distance_change_nothing(seed, count, form):
+    random = np.random.default_rng(seed)
+    points = random.integers(0, 12, (count, 3)).astype(float)
+    if form == "ball":
+        points = np.round(8 * points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1))
+    points[:, {"line": [0, 1], "plane": [2]}.get(form, [])] = 3
+    points = points @ oblique((1, 1, 1)).affine_mm[:3, :3].T
+    steps = points[:, None] - points[None]
+    assert longest_distance_mm(points) == float(np.sqrt(np.einsum("ijk,ijk->ij", steps, steps).max()))
 
 
 @pytest.mark.parametrize("grid", ["oblique", "thick"])

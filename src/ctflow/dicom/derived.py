@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes, default_encoding, encode_string
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import UID
@@ -18,13 +17,13 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, TEXT_VR_DELIMS, VR
 
 from ctflow.atomic import write_atomically
 from ctflow.dicom.attributes import integer, text, texts
-from ctflow.dicom.encode import save_dataset
+from ctflow.dicom.encode import elements_of, save_dataset
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 
 ALGORITHM_SOURCE = "ctflow"
 _LONG_STRING = 64  # characters of VR LO
-_PER_FRAME = tag_for_keyword("PerFrameFunctionalGroupsSequence")  # no text, thousands of items
+_PER_FRAME_GROUPS = 0x52009230  # no text, thousands of items
 _OWN_TEXT_VR = CUSTOMIZABLE_CHARSET_VR - {VR.PN}
 
 
@@ -127,10 +126,8 @@ def _own_texts(dataset: Dataset) -> Iterator[str]:
     """Every text that the character set applies to, but names: they came in it, and pydicom writes them in another."""
     waiting = [dataset]
     while waiting:
-        item = waiting.pop()
-        for tag, raw in item.items():
-            element = item[tag] if raw.is_raw else raw
-            if element.VR == VR.SQ and element.tag != _PER_FRAME:
+        for element in elements_of(waiting.pop()):
+            if element.VR == VR.SQ and element.tag != _PER_FRAME_GROUPS:
                 waiting.extend(element.value)
             elif element.VR in _OWN_TEXT_VR:
                 values = element.value

@@ -6,6 +6,7 @@ A report of a hundred findings has 7000 items with a few dozen different words, 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from struct import pack
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
 _CHARACTER_SET = 0x00080005
+_to_json = json.JSONEncoder(sort_keys=True).encode  # what json.dumps makes anew for each call
 
 
 def save_dataset(dataset: Dataset, stream: BinaryIO) -> None:
@@ -27,23 +29,26 @@ def save_dataset(dataset: Dataset, stream: BinaryIO) -> None:
         dataset: With its file meta information; it is not changed.
         stream: Open for writing.
     """
-    if dataset.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian:
+    made_here = dataset.original_encoding == (None, None)  # and not read from a file
+    if made_here and dataset.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian:
         dataset = _with_raw_sequences(dataset)
     dataset.save_as(stream, enforce_file_format=True)
 
 
 def _with_raw_sequences(dataset: Dataset) -> Dataset:
     """A copy whose sequences are bytes, as if it had been read from a file: pydicom writes them as they are."""
-    raw = Dataset()
-    raw.update({tag: element for tag, element in dataset.items() if element.VR != VR.SQ})
+    elements = list(elements_of(dataset))
+    sequences = [element for element in elements if element.VR == VR.SQ and not element.is_undefined_length]
+    raw = Dataset({element.tag: element for element in elements})
+    for sequence in sequences:
+        del raw[sequence.tag]
     correct_ambiguous_vr(raw, True)
     charset = dataset.get("SpecificCharacterSet")
     encodings = convert_encodings(charset) if charset else [default_encoding]
     encoder = _Encoder(encodings)
-    for tag, element in dataset.items():
-        if element.VR == VR.SQ:
-            value = b"".join(encoder.item(item) for item in dataset[tag].value)
-            raw[tag] = RawDataElement(tag, VR.SQ, len(value), value, 0, False, True)
+    for sequence in sequences:
+        value = b"".join([encoder.item(item) for item in sequence.value])
+        raw[sequence.tag] = RawDataElement(sequence.tag, VR.SQ, len(value), value, 0, False, True)
     raw.set_original_encoding(False, True, encodings if charset else None)
     raw.file_meta, raw.preamble = dataset.file_meta, getattr(dataset, "preamble", None)
     return raw
@@ -51,23 +56,40 @@ def _with_raw_sequences(dataset: Dataset) -> Dataset:
 
 def json_from_dataset(dataset: Dataset) -> str:
     """What `dataset.to_json()` gives: the DICOM JSON Model (PS3.18 annex F), with sorted keys."""
-    return _json(dataset, {})
+    return _JsonEncoder().dataset(dataset)
 
 
-def _json(dataset: Dataset, known: dict[tuple[int, str], str]) -> str:
-    elements = sorted((int(tag), dataset[tag] if element.is_raw else element) for tag, element in dataset.items())
-    return "{" + ", ".join([f'"{tag:08X}": {_json_of_element(tag, each, known)}' for tag, each in elements]) + "}"
+def elements_of(dataset: Dataset) -> Iterator[DataElement]:
+    """Every element, none of them raw, in any order: pydicom's own iteration sorts, which takes longer."""
+    for element in dataset.values():
+        yield dataset[element.tag] if isinstance(element, RawDataElement) else element
 
 
-def _json_of_element(tag: int, element: DataElement, known: dict[tuple[int, str], str]) -> str:
-    value = element.value
-    if element.VR == VR.SQ:
-        return '{"Value": [' + ", ".join([_json(item, known) for item in value]) + '], "vr": "SQ"}'
-    if not isinstance(value, str) or _is_private(tag):
-        return json.dumps(element.to_json_dict(None, 0), sort_keys=True)
-    if (tag, value) not in known:
-        known[tag, value] = json.dumps(element.to_json_dict(None, 0), sort_keys=True)
-    return known[tag, value]
+class _JsonEncoder:
+    """Data sets in JSON, none of which ends before the encoder: they are known by their place in memory."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], str] = {}
+        self._items: dict[int, str] = {}
+
+    def dataset(self, dataset: Dataset) -> str:
+        known = self._items.get(id(dataset))
+        if known is None:
+            elements = sorted((int(each.tag), each) for each in elements_of(dataset))
+            known = "{" + ", ".join([f'"{tag:08X}": {self._element(tag, each)}' for tag, each in elements]) + "}"
+            self._items[id(dataset)] = known
+        return known
+
+    def _element(self, tag: int, element: DataElement) -> str:
+        value = element.value
+        if element.VR == VR.SQ:
+            return '{"Value": [' + ", ".join([self.dataset(item) for item in value]) + '], "vr": "SQ"}'
+        if not isinstance(value, str) or _is_private(tag):
+            return _to_json(element.to_json_dict(None, 0))
+        known = self._known.get((tag, value))
+        if known is None:
+            known = self._known[tag, value] = _to_json(element.to_json_dict(None, 0))
+        return known
 
 
 def _is_private(tag: int) -> bool:
@@ -76,7 +98,7 @@ def _is_private(tag: int) -> bool:
 
 
 class _Encoder:
-    """Items of sequences in explicit VR little endian.
+    """Items of sequences in explicit VR little endian, none of which ends before the encoder.
 
     Args:
         encodings: Python's names of the character sets of their texts.
@@ -85,14 +107,21 @@ class _Encoder:
     def __init__(self, encodings: list[str]) -> None:
         self._encodings = encodings
         self._known: dict[tuple[int, str], bytes] = {}
+        self._items: dict[int, bytes] = {}  # by their place in memory: findings and frames share many
 
     def item(self, item: Dataset) -> bytes:
         """An item with its tag and length."""
+        known = self._items.get(id(item))
+        if known is None:
+            known = self._items[id(item)] = self._new_item(item)
+        return known
+
+    def _new_item(self, item: Dataset) -> bytes:
         if _has_a_way_of_its_own(item):
             stream = _little_endian()
             write_sequence_item(stream, item, self._encodings)
             return stream.getvalue()
-        elements = sorted((int(tag), element) for tag, element in item.items())
+        elements = sorted((int(each.tag), each) for each in elements_of(item))
         content = b"".join([self._element(tag, element) for tag, element in elements])
         return pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
 
@@ -105,8 +134,7 @@ class _Encoder:
             return self._encoded(element)
         known = self._known.get((tag, value))
         if known is None:
-            known = self._encoded(element)
-            self._known[tag, value] = known
+            known = self._known[tag, value] = self._encoded(element)
         return known
 
     def _encoded(self, element: DataElement) -> bytes:
@@ -127,6 +155,8 @@ def _has_a_way_of_its_own(item: Dataset) -> bool:
         item.original_encoding != (None, None)  # read from a file
         or _CHARACTER_SET in item
         or getattr(item, "is_undefined_length_sequence_item", False)
-        or any(element.is_raw or len(element.VR) != 2 or element.is_undefined_length or _is_private(tag)
-               for tag, element in item.items())
+        or any(
+            isinstance(each, RawDataElement) or len(each.VR) != 2 or each.is_undefined_length or _is_private(each.tag)
+            for each in item.values()
+        )
     )

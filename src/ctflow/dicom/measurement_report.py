@@ -10,12 +10,11 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as DicomCode
-from pydicom.valuerep import VR, DS
+from pydicom.valuerep import DS, VR
 
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
@@ -49,7 +48,7 @@ _HOW_MEASURED = (
 )
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 _MODIFIES = hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
-_CONTENT = tag_for_keyword("ContentSequence")
+_CONTENT_SEQUENCE = 0x0040A730
 _DECIMALS = 4  # of mm, mm3 and HU: far below what a voxel can tell, far above what rounding on another machine changes
 
 
@@ -171,7 +170,7 @@ def _root(items: Sequence[Dataset]) -> Dataset:
 def _container(name: DicomCode, items: Sequence[Dataset]) -> Dataset:
     container: Dataset = hd.sr.ContainerContentItem(name, is_content_continuous=False, relationship_type=_CONTAINS)
     # Not highdicom's sequence, which would ask each of a hundred groups for its name.
-    container.add(DataElement(_CONTENT, VR.SQ, list(items)))
+    container.add(DataElement(_CONTENT_SEQUENCE, VR.SQ, list(items)))
     return container
 
 
@@ -282,12 +281,11 @@ def _measured(like: Dataset, value: float) -> Dataset:
 
 def _changed(dataset: Dataset, **values: Any) -> Dataset:
     """A data set with other values of some attributes; it shares the others' elements."""
-    changed = Dataset()
-    changed.update(dataset)
+    elements = dict(dataset.items())
     for keyword, value in values.items():
         known = dataset[keyword]  # not to be given another value: it is the other data set's, too
-        changed.add(DataElement(known.tag, known.VR, value))
-    return changed
+        elements[known.tag] = DataElement(known.tag, known.VR, value)
+    return Dataset(elements)
 
 
 def _values(finding: Finding) -> tuple[float, ...]:

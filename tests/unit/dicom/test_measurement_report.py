@@ -15,10 +15,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from ctflow.dicom import measurement_report
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments
+from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments, split_findings
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
 from ctflow.volume import Volume
 from dicom_support import NAMES, assembled, small_volume, spec_of
@@ -444,3 +445,30 @@ def test_a_real_series_gives_a_conforming_report(data, written):
     assert dciodvfy_errors(path) == []
     (group,) = report_by_dcmqi(path)["Measurements"]
     assert values_by_dcmqi(group)["112031 373098007"][0] == pytest.approx(loaded.volume.array[middle].mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("by_finding", [False, True])
+def test_each_group_is_what_highdicom_makes_of_its_finding(write, monkeypatch, by_finding):
+    random = np.random.default_rng(2)
+    labels = ((random.random((16, 12, 10)) < 0.08) * random.integers(1, 4, (16, 12, 10))).astype(np.uint8)
+    loaded = assembled(write(small_volume(grid_of("oblique"))))
+    headers = [instance.header for instance in loaded.instances]
+    measured = measure_segments(labels, loaded.volume, SEVERAL.segments)
+    marked, parts = split_findings(labels, SEVERAL.segments) if by_finding else (labels, ())
+    marking = replace(SEVERAL, segments=parts or SEVERAL.segments)
+    segmentation = segmentation_from_labels(marked, headers, marking, MADE_BY)
+
+    def report() -> Dataset:
+        return report_from_measurements(measured, segmentation, headers, SEVERAL, MADE_BY, marked_as=parts)
+
+    def by_highdicom(findings, segment, basis, algorithm):
+        named = [measurement_report._named(rank, segment, basis) for rank in range(1, len(findings) + 1)]
+        return [
+            measurement_report._group(finding, name, segment, basis, algorithm)
+            for finding, name in zip(findings, named, strict=True)
+        ]
+
+    quick = report()
+    monkeypatch.setattr(measurement_report, "_groups", by_highdicom)
+    assert sum(len(entry.findings) for entry in measured) > 20
+    assert quick.to_json() == report().to_json()
