@@ -262,12 +262,16 @@ def _components_of(marked: _Part | None, number: int) -> _Components | None:
 
 
 def _runs_of(labels: Labels, number: int) -> _Runs:
-    # A voxel of nothing around each line, so that no run goes over from one line to the next.
-    marked = np.zeros((labels.shape[0], labels.shape[1], labels.shape[2] + 2), bool)
-    np.equal(labels, number, out=marked[:, :, 1:-1])
+    # A slice at a time stays in the cache. On both sides of each line lies a voxel of nothing, so that no run
+    # goes over from one line to the next.
+    marked = np.zeros((labels.shape[1], labels.shape[2] + 2), bool)
     flat = marked.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1])  # a beginning and an end in turn, each with its place along w
-    line, first = np.divmod(edges[::2], marked.shape[2])
+    found = []
+    for index, section in enumerate(labels):
+        np.equal(section, number, out=marked[:, 1:-1])
+        found.append(np.flatnonzero(flat[1:] != flat[:-1]) + index * marked.size)
+    edges = np.concatenate(found)  # a beginning and an end in turn, each with its place along w
+    line, first = np.divmod(edges[::2], marked.shape[1])
     lines = np.column_stack(np.divmod(line, labels.shape[1]))
     return _Runs(lines, first, first + edges[1::2] - edges[::2] - 1)
 

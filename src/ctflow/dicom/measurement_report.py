@@ -49,6 +49,12 @@ _HOW_MEASURED = (
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 _MODIFIES = hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
 _CONTENT_SEQUENCE = 0x0040A730
+_OWN = {  # what differs from finding to finding, by the concept of the content item that has it
+    codes.DCM.TrackingIdentifier.value: "TextValue",
+    codes.DCM.TrackingUniqueIdentifier.value: "UID",
+    codes.DCM.ReferencedSegment.value: "ReferencedSOPSequence",
+    codes.DCM.Center.value: "GraphicData",
+}
 _DECIMALS = 4  # of mm, mm3 and HU: far below what a voxel can tell, far above what rounding on another machine changes
 
 
@@ -105,7 +111,8 @@ def report_from_measurements(
     parts = {(part.part_of, part.rank): part.number for part in marked_as if part.part_of and part.rank}
     sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
     header = sources.header
-    tracking_ids = {item.SegmentNumber: item.TrackingID for item in segmentation.SegmentSequence} if parts else {}
+    named = [item for item in segmentation.SegmentSequence if "TrackingID" in item]  # a label map's background is not
+    tracking_ids = {item.SegmentNumber: item.TrackingID for item in named}
     basis = _Basis(segmentation, header, spec, provenance, parts, tracking_ids)
     left_out = sum(entry.findings_left_out for entry in measured)
     content = _content(measured, basis, remarks)
@@ -210,8 +217,9 @@ def _groups(
     if not findings:
         return []
     first = _group(findings[0], _named(1, segment, basis), segment, basis, algorithm)
+    items = [(item, _own_keyword(item)) for item in first.ContentSequence]
     others = enumerate(findings[1:], start=2)
-    return [first, *(_group_like(first, finding, _named(rank, segment, basis)) for rank, finding in others)]
+    return [first, *(_group_like(first, items, finding, _named(rank, segment, basis)) for rank, finding in others)]
 
 
 @dataclass(frozen=True)
@@ -253,26 +261,36 @@ def _group(
     return made
 
 
-def _group_like(first: Dataset, finding: Finding, named: _Named) -> Dataset:
-    """A group that shares with `first` whatever does not tell their findings apart."""
+def _own_keyword(item: Dataset) -> str | None:
+    """The attribute of a group's content item whose value tells its finding from others; None if there is none."""
+    return "MeasuredValueSequence" if item.ValueType == "NUM" else _OWN.get(item.ConceptNameCodeSequence[0].CodeValue)
+
+
+def _group_like(
+    first: Dataset, items: Sequence[tuple[Dataset, str | None]], finding: Finding, named: _Named
+) -> Dataset:
+    """A group that shares with the first whatever does not tell their findings apart.
+
+    Args:
+        first: The group of another finding of the same segment.
+        items: Its content, each item with its `_own_keyword`.
+        finding: What is measured.
+        named: How it is called.
+    """
     values = iter(_values(finding))
-    items = []
-    for item in first.ContentSequence:
-        kind, name = item.ValueType, item.ConceptNameCodeSequence[0].CodeValue
-        if kind == "NUM":
-            items.append(_changed(item, MeasuredValueSequence=[_measured(item.MeasuredValueSequence[0], next(values))]))
-        elif name == codes.DCM.TrackingIdentifier.value:
-            items.append(_changed(item, TextValue=named.name))
-        elif name == codes.DCM.TrackingUniqueIdentifier.value:
-            items.append(_changed(item, UID=named.tracking_uid))
-        elif name == codes.DCM.ReferencedSegment.value:
+    own = {"TextValue": named.name, "UID": named.tracking_uid, "GraphicData": list(finding.centroid_mm)}
+    content = []
+    for item, keyword in items:
+        if keyword is None:
+            content.append(item)
+        elif keyword == "MeasuredValueSequence":
+            content.append(_changed(item, **{keyword: [_measured(item.MeasuredValueSequence[0], next(values))]}))
+        elif keyword == "ReferencedSOPSequence":
             reference = _changed(item.ReferencedSOPSequence[0], ReferencedSegmentNumber=named.number)
-            items.append(_changed(item, ReferencedSOPSequence=[reference]))
-        elif name == codes.DCM.Center.value:
-            items.append(_changed(item, GraphicData=list(finding.centroid_mm)))
+            content.append(_changed(item, **{keyword: [reference]}))
         else:
-            items.append(item)
-    return _changed(first, ContentSequence=items)
+            content.append(_changed(item, **{keyword: own[keyword]}))
+    return _changed(first, ContentSequence=content)
 
 
 def _measured(like: Dataset, value: float) -> Dataset:
