@@ -18,7 +18,7 @@ from pydicom.sr.codedict import codes
 from ctflow.dicom import measurement_report
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
-from ctflow.dicom.segmentation import segmentation_from_labels
+from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments, split_findings
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
 from ctflow.volume import Volume
@@ -456,7 +456,8 @@ def test_each_group_is_what_highdicom_makes_of_its_finding(write, monkeypatch, b
     measured = measure_segments(labels, loaded.volume, SEVERAL.segments)
     marked, parts = split_findings(labels, SEVERAL.segments) if by_finding else (labels, ())
     marking = replace(SEVERAL, segments=parts or SEVERAL.segments)
-    segmentation = segmentation_from_labels(marked, headers, marking, MADE_BY)
+    form = SegForm("labelmap" if by_finding else "binary")  # a label map also describes its background
+    segmentation = segmentation_from_labels(marked, headers, marking, MADE_BY, form=form)
 
     def report() -> Dataset:
         return report_from_measurements(measured, segmentation, headers, SEVERAL, MADE_BY, marked_as=parts)
