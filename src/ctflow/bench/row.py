@@ -27,6 +27,7 @@ from ctflow.engines.choose import check_engine, open_engine
 from ctflow.errors import BackendUnavailable, BundleInvalid, CtflowError
 from ctflow.model import Model
 from ctflow.networks.build import network_from_model
+from ctflow.networks.monai_import import import_lean
 from ctflow.postprocess import Labels
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
 from ctflow.volume import Geometry, Size3, Volume
@@ -260,6 +261,7 @@ def request_from_document(document: Mapping[str, Any]) -> Request:
 
 def main() -> None:
     """Do what the file says; the answer is result.json, with a reason where the row cannot be run here."""
+    import_lean()
     request = request_from_document(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
         answer = run_row(request)

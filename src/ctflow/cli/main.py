@@ -16,6 +16,7 @@ from ctflow.cli.monai_deploy import exec_application
 from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
+from ctflow.networks.monai_import import import_lean
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -293,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code by ctflow's table (`ctflow.errors`).
     """
+    if argv is None:  # else it is somebody else's process
+        import_lean()
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(lambda: _run_click(words), say=say_error, debug="--debug" in words)
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import inspect
-import pkgutil
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +14,7 @@ from torch import nn
 
 from ctflow.errors import BundleInvalid
 from ctflow.model import Model, NetworkSpec
+from ctflow.networks.monai_import import import_monai
 
 _PACKAGE = "monai.networks.nets"
 LARGEST_ARGUMENT = 65_536  # no width, size or count of a network comes near; more would only fill the memory
@@ -44,8 +40,6 @@ _BUILD_ERRORS = (
     TypeError,
     ValueError,
 )
-
-_importing = threading.Lock()
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -74,58 +68,6 @@ def _networks_of_monai() -> ModuleType:
         warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
         import_monai()
         return importlib.import_module(_PACKAGE)
-
-
-def import_monai() -> None:
-    """Import MONAI without everything below it, unless it is there; in any thread.
-
-    `import monai` walks through its packages and runs every module, twice: five seconds, and so Holoscan where the App
-    SDK is installed, which is an ImportError on a machine without the CUDA runtime. Who names a package later gets it
-    then; `monai.bundle`, which looks for components by name alone, has the walk made up for.
-    """
-    with _importing:
-        if "monai" in sys.modules:
-            return
-        walk = pkgutil.walk_packages
-        pkgutil.walk_packages = partial(_walk_of_apps, walk)
-        try:
-            importlib.import_module("monai")
-        finally:
-            pkgutil.walk_packages = walk
-            if "monai.utils.module" in sys.modules:  # also when the import failed, and is tried again by somebody else
-                sys.modules["monai.utils.module"].walk_packages = walk  # type: ignore[attr-defined]
-        sys.meta_path.insert(0, _WalkBeforeBundle())
-
-
-def _walk_of_apps(walk: Callable[..., Any], path: Any = None, prefix: str = "", *rest: Any, **named: Any) -> Any:
-    """Instead of a walk through MONAI, only `monai.apps`: its packages need each other, and its own walk begins there.
-
-    As that walk does, within `import monai`: no other thread gets at a package before.
-    """
-    if prefix != "monai.":
-        return walk(path, prefix, *rest, **named)
-    monai: Any = sys.modules["monai"]
-
-    def package(name: str) -> ModuleType:
-        if name not in vars(monai).get("__all__", ()):
-            raise AttributeError(f"module 'monai' has no attribute {name!r}")
-        return importlib.import_module(f"monai.{name}")
-
-    monai.__getattr__ = package
-    importlib.import_module("monai.apps")
-    return iter(())
-
-
-class _WalkBeforeBundle(importlib.abc.MetaPathFinder):
-    """Makes up for MONAI's walk when `monai.bundle` is imported, which looks for names among the modules loaded."""
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        """Find nothing: who is asked next does."""
-        if fullname == "monai.bundle" and self in sys.meta_path:
-            sys.meta_path.remove(self)
-            monai: Any = sys.modules["monai"]
-            load = importlib.import_module("monai.utils.module").load_submodules
-            load(monai, True, exclude_pattern=f"{monai.excludes}|(^(monai.deploy))")
 
 
 def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

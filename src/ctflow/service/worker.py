@@ -25,6 +25,7 @@ from ctflow import __version__
 from ctflow.config import Settings
 from ctflow.door import traceback_without_texts
 from ctflow.errors import CtflowError, InputError, ModelError
+from ctflow.networks.monai_import import import_lean
 from ctflow.processes import begin_child
 from ctflow.service.records import Answer, Job, ObjectRecord
 from ctflow.service.rules import Rule, Verdict
@@ -109,6 +110,7 @@ class Line:
 def run_worker(connection: Connection, setup: Setup) -> None:
     """The process: say `Ready` or `NotReady`, then answer each `Task` with an `Outcome`, until the other end closes."""
     begin_child()
+    import_lean()
     os.nice(_NICENESS)
     logging.basicConfig(level=setup.log_level, handlers=[_Sender(connection)], force=True)
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -1,0 +1,114 @@
+"""MONAI is imported without what its networks do not need: on a full machine, 9 seconds become 1."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import pkgutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+# What MONAI's packages import where it is installed, for training, for files, for pictures, and for networks that do
+# not segment volumes (TorchVisionFCModel, FCN, MILModel, Transchex).
+_OPTIONAL = frozenset({
+    "clearml", "cupy", "cupyx", "cv2", "ignite", "itk", "lpips", "matplotlib", "mlflow", "nibabel", "nni",
+    "nrrd", "onnx", "onnxruntime", "openslide", "optuna", "pandas", "polygraphy", "pyamg", "requests",
+    "skimage", "sklearn", "tensorboard", "tensorboardX", "tensorrt", "tifffile", "torch_tensorrt",
+    "torchvision", "tqdm", "transformers", "zarr",
+})  # fmt: skip
+
+_importing = threading.Lock()
+_lean = False
+
+
+def import_lean() -> None:
+    """From now on `import_monai` leaves out packages that MONAI imports only because they are there.
+
+    For processes that are ctflow's own: MONAI remembers that a package was missing, and code of others in the process
+    may want to use it with MONAI.
+    """
+    global _lean  # noqa: PLW0603  # a fact about the process
+    _lean = True
+
+
+def import_monai() -> None:
+    """Import MONAI without everything below it, unless it is there; in any thread.
+
+    `import monai` walks through its packages and runs every module, twice: five seconds, and so Holoscan where the App
+    SDK is installed, which is an ImportError on a machine without the CUDA runtime. Who names a package later gets it
+    then; `monai.bundle`, which looks for components by name alone, has the walk made up for.
+    """
+    with _importing:
+        if "monai" in sys.modules:
+            return
+        walk = pkgutil.walk_packages
+        pkgutil.walk_packages = partial(_walk_of_apps, walk)
+        try:
+            with _left_out(_OPTIONAL if _lean else frozenset()):
+                importlib.import_module("monai")
+                if _lean:
+                    importlib.import_module("monai.networks.nets")
+        finally:
+            pkgutil.walk_packages = walk
+            if "monai.utils.module" in sys.modules:  # also when the import failed, and is tried again by somebody else
+                sys.modules["monai.utils.module"].walk_packages = walk  # type: ignore[attr-defined]
+        sys.meta_path.insert(0, _WalkBeforeBundle())
+
+
+@contextmanager
+def _left_out(packages: frozenset[str]) -> Iterator[None]:
+    """Packages that nobody has imported yet are not found meanwhile, by this thread."""
+    finder = _NotFound(packages)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _NotFound(importlib.abc.MetaPathFinder):
+    """Says of some packages that they are not installed, to the thread that made it."""
+
+    def __init__(self, packages: frozenset[str]) -> None:
+        self._packages, self._thread = packages, threading.get_ident()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Find nothing, and for these packages let nobody else find it."""
+        if threading.get_ident() == self._thread and fullname.partition(".")[0] in self._packages:
+            raise ModuleNotFoundError(f"{fullname} is left out while MONAI is imported", name=fullname)
+
+
+def _walk_of_apps(walk: Callable[..., Any], path: Any = None, prefix: str = "", *rest: Any, **named: Any) -> Any:
+    """Instead of a walk through MONAI, only `monai.apps`: its packages need each other, and its own walk begins there.
+
+    As that walk does, within `import monai`: no other thread gets at a package before.
+    """
+    if prefix != "monai.":
+        return walk(path, prefix, *rest, **named)
+    monai: Any = sys.modules["monai"]
+
+    def package(name: str) -> ModuleType:
+        if name not in vars(monai).get("__all__", ()):
+            raise AttributeError(f"module 'monai' has no attribute {name!r}")
+        return importlib.import_module(f"monai.{name}")
+
+    monai.__getattr__ = package
+    importlib.import_module("monai.apps")
+    return iter(())
+
+
+class _WalkBeforeBundle(importlib.abc.MetaPathFinder):
+    """Makes up for MONAI's walk when `monai.bundle` is imported, which looks for names among the modules loaded."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Find nothing: who is asked next does."""
+        if fullname == "monai.bundle" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            monai: Any = sys.modules["monai"]
+            load = importlib.import_module("monai.utils.module").load_submodules
+            load(monai, True, exclude_pattern=f"{monai.excludes}|(^(monai.deploy))")

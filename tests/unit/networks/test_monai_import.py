@@ -1,0 +1,77 @@
+"""MONAI in a process of ctflow's own: without packages that segmentation does not need, which stay usable."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LEAN = "from ctflow.networks.monai_import import import_lean, import_monai; import_lean();"
+NETWORK = "from ctflow.networks.build import network_class; network_class('SwinUNETR');"
+
+
+def run_afresh(code: str, packages: Path) -> None:
+    """Run code in a process that has imported nothing and finds these packages first; what it asserts has to hold."""
+    path = os.pathsep.join([str(packages), *(entry for entry in sys.path if entry)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def write_package(folder: Path, name: str, code: str) -> None:
+    """A package whose import runs this code."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(code)
+
+
+def test_an_own_process_leaves_out_what_monai_imports_because_it_is_there(tmp_path):
+    write_package(tmp_path, "transformers", "raise SystemExit('imported')")
+    write_package(tmp_path, "ignite", "raise SystemExit('imported')")
+    run_afresh(f"import sys; {LEAN}{NETWORK} assert not {{'transformers', 'ignite'}} & set(sys.modules)", tmp_path)
+
+
+def test_another_process_has_monai_import_what_it_likes(tmp_path):
+    write_package(tmp_path, "transformers", "open('seen', 'w').close()")
+    run_afresh(f"import os; os.chdir({str(tmp_path)!r}); {NETWORK} assert os.path.exists('seen')", tmp_path)
+
+
+def test_what_was_left_out_can_be_imported_later(tmp_path):
+    write_package(tmp_path, "torchvision", "there = True")
+    run_afresh(f"{LEAN}{NETWORK} import torchvision; assert torchvision.there", tmp_path)
+
+
+def test_what_is_imported_already_stays(tmp_path):
+    write_package(tmp_path, "transformers", "there = True")
+    run_afresh(
+        f"import transformers; {LEAN}{NETWORK} import sys; assert sys.modules['transformers'] is transformers", tmp_path
+    )
+
+
+def test_another_thread_finds_everything_meanwhile(tmp_path):
+    """The node's threads import as they need while the worker opens its engine."""
+    write_package(tmp_path, "transformers", "there = True")
+    code = (
+        "import threading; from ctflow.networks import monai_import as m\n"
+        "found = []\n"
+        "def look():\n"
+        "    import transformers; found.append(transformers.there)\n"
+        "with m._left_out(frozenset({'transformers'})):\n"
+        "    try: import transformers\n"
+        "    except ModuleNotFoundError as error: assert error.name == 'transformers'\n"
+        "    else: raise AssertionError\n"
+        "    thread = threading.Thread(target=look); thread.start(); thread.join()\n"
+        "assert found == [True]"
+    )
+    run_afresh(code, tmp_path)
+
+
+def test_a_network_computes_the_same_either_way(tmp_path):
+    code = (
+        "{} import torch; from ctflow.networks.build import network_class; torch.manual_seed(0)\n"
+        "net = network_class('SwinUNETR')(in_channels=1, out_channels=2, feature_size=12).eval()\n"
+        "with torch.no_grad(): torch.save(net(torch.rand(1, 1, 64, 64, 64)), {!r})"
+    )
+    for name, before in (("lean", LEAN), ("whole", "")):
+        run_afresh(code.format(before, str(tmp_path / name)), tmp_path)
+    import torch  # noqa: PLC0415
+
+    assert torch.equal(torch.load(tmp_path / "lean"), torch.load(tmp_path / "whole"))
