@@ -66,7 +66,7 @@ def test_another_thread_finds_everything_meanwhile(tmp_path):
 
 def test_a_network_computes_the_same_either_way(tmp_path):
     code = (
-        "{} import torch; from ctflow.networks.build import network_class; torch.manual_seed(0)\n"
+        "{}import torch; from ctflow.networks.build import network_class; torch.manual_seed(0)\n"
         "net = network_class('SwinUNETR')(in_channels=1, out_channels=2, feature_size=12).eval()\n"
         "with torch.no_grad(): torch.save(net(torch.rand(1, 1, 64, 64, 64)), {!r})"
     )
