@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from ctflow.engines.choose import backend_module, backends_for, batch_range_for,
 from ctflow.engines.tensorrt import driver_version
 from ctflow.errors import BackendUnavailable, SettingsInvalid
 from ctflow.model import Model
+from ctflow.package import digest_of_package
 from ctflow.phantom import phantom_from_seed
 from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
@@ -36,6 +38,7 @@ from ctflow.volume import Size3
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
 TUMOURS = 4
+PHANTOM = "ctflow.phantom"
 LIMIT_S = 900.0
 STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other rows are compared with
 _COUNTS = (2, 4)  # devices of the rows with several
@@ -208,22 +211,44 @@ def _check_names(plan: Plan, rows: Sequence[Row]) -> None:
 
 
 def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The phantom, in the folder for the rows, and what it is."""
+    """The phantom, in the folder for the rows, and what it is; drawn unless the very same lies there."""
+    recipe = {"seed": plan.seed, "shape": list(plan.shape), "tumours": TUMOURS, "code": digest_of_package(PHANTOM)}
+    kept = _kept_case(folder, recipe)
+    if kept is not None:
+        return kept
     try:
         phantom = phantom_from_seed(plan.seed, plan.shape, tumours=TUMOURS)
     except ValueError as error:
         raise SettingsInvalid(f"--shape: {error}") from error
+    (folder / "case.json").unlink(missing_ok=True)
     np.savez(folder / "case.npz", hu=phantom.volume.array, affine_mm=phantom.volume.geometry.affine_mm)
     np.save(folder / "truth.npy", np.packbits(phantom.labels))
-    spacing = [round(mm, 4) for mm in phantom.volume.geometry.spacing_mm]
-    digest = hashlib.sha256(phantom.volume.array.tobytes()).hexdigest()[:16]
-    return {
-        "digest": digest,
+    case = {
+        "digest": _digest_of(phantom.volume.array),
         "seed": plan.seed,
         "shape": list(plan.shape),
-        "spacing_mm": spacing,
+        "spacing_mm": [round(mm, 4) for mm in phantom.volume.geometry.spacing_mm],
         "tumours": len(phantom.tumours),
     }
+    (folder / "case.json").write_text(json.dumps({"recipe": recipe, "case": case}), encoding="utf-8")
+    return case
+
+
+def _kept_case(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run kept, if it is of this recipe and whole; drawing it anew takes half a minute."""
+    try:
+        document = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        with (folder / "case.npz").open("rb") as file, np.load(file) as arrays:
+            digest = _digest_of(arrays["hu"])
+        np.load(folder / "truth.npy", mmap_mode="r")
+        case: dict[str, Any] = document["case"]
+        return case if document["recipe"] == recipe and case["digest"] == digest else None
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile):  # ended while it was written
+        return None
+
+
+def _digest_of(hu: npt.NDArray[np.int16]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(hu).data).hexdigest()[:16]
 
 
 def _answer(row: Row, plan: Plan, model: Model, case: str, folder: Path) -> dict[str, Any]:

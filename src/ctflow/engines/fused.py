@@ -6,12 +6,9 @@ and before the engine is given out windows of noise are compared with the same n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
 from ctflow.networks.head import fold_two_class_head
+from ctflow.package import digest_of_package
 from ctflow.volume import Size3
 
 Function = Callable[[Tensor], Tensor]
@@ -229,12 +227,5 @@ def _versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:  # some builds bring it under another name
             continue
-    return {**found, "kernels": _digest_of_kernels()}
-
-
-@cache
-def _digest_of_kernels() -> str:
-    """Digest of the code of the kernels: an engine of another one is another engine."""
-    folder = files("ctflow.kernels")
-    code = [entry.read_bytes() for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if entry.is_file()]
-    return hashlib.sha256(b"".join(code)).hexdigest()[:12]
+    # An engine of other kernels is another engine.
+    return {**found, "kernels": digest_of_package("ctflow.kernels")}

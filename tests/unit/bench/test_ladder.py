@@ -139,6 +139,31 @@ def test_a_ladder_that_was_ended_goes_on(bundle, tmp_path, monkeypatch):
         run_ladder(replace(plan, seed=7))  # another phantom
 
 
+def test_a_phantom_is_drawn_once(bundle, tmp_path, monkeypatch):
+    plan = Plan(bundle, ("cpu",), SHAPE, only=("5x2",), kept=tmp_path)
+    first = run_ladder(plan)
+    with monkeypatch.context() as patched:
+        patched.setattr(ladder, "phantom_from_seed", None)
+        assert run_ladder(plan)["case"] == first["case"]
+        for other in (replace(plan, seed=1001), replace(plan, shape=(130, 64, 64))):
+            with pytest.raises(TypeError):
+                run_ladder(other)
+    monkeypatch.setattr(ladder, "digest_of_package", lambda name: "of other code")
+    assert run_ladder(plan)["case"] == first["case"]  # drawn anew
+
+
+@pytest.mark.parametrize("file", ["case.json", "case.npz", "truth.npy"])
+def test_a_phantom_that_is_damaged_is_drawn_again(bundle, tmp_path, file):
+    plan = Plan(bundle, ("cpu",), SHAPE, only=("5x2",), kept=tmp_path)
+    first = run_ladder(plan)
+    whole = (tmp_path / file).read_bytes()
+    for damage in (b"", b"{}", whole[: len(whole) // 2]):
+        (tmp_path / file).write_bytes(damage)
+        assert run_ladder(plan)["case"] == first["case"]
+        assert (tmp_path / file).read_bytes()[:4] == whole[:4]
+        assert (tmp_path / file).stat().st_size == len(whole)
+
+
 def test_a_row_that_was_refused_is_tried_again(bundle, tmp_path):
     plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("openvino-fp32",), overlaps=(0.0,), kept=tmp_path / "rows")
     cached = replace(plan, cache=tmp_path / "cache")
