@@ -5,7 +5,7 @@
 
 The engine is opened once and is not counted. A trip is all that `ctflow run` does with the folder: find the series,
 read it, segment it, write its result folder. The first is shown and not counted: it alone reads files from the disk,
-loads libraries' tables and captures graphs. The SEG is on disk when its folder has its name.
+loads libraries' tables and captures graphs. Files are synced; the whole is done when the result's folder has its name.
 The last line of the output is one JSON document.
 """
 
@@ -26,6 +26,7 @@ from typing import Any
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.config import Settings
+from ctflow.networks.monai_import import import_lean
 from ctflow.pipeline import Segmenter, find_cases, run_case
 
 Seconds = dict[str, float]
@@ -35,7 +36,9 @@ _WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that co
 def time_trip(
     folder: Path, output: Path, segmenter: Segmenter, settings: Settings
 ) -> tuple[Seconds, Mapping[str, Any]]:
-    """Seconds of each stage of one trip, of `whole`, and of `after_mask`: what is left when the mask is there.
+    """Seconds of each stage of one trip, of `whole`, of `to_seg`, and of `after_mask`: what follows the mask.
+
+    `to_seg` ends when the SEG is whole on the disk, in the folder that gets its name when all else is there, too.
 
     With them the case's result.json.
 
@@ -50,8 +53,9 @@ def time_trip(
     if case.document is None:
         raise case.error or ValueError("the case was not written")
     seconds = {"find": found_s, **case.stage_seconds}
-    after_s = whole_s - sum(seconds[stage] for stage in _WITH_THE_GPU)
-    return {**seconds, "after_mask": after_s, "whole": whole_s}, case.document
+    mask_s = sum(seconds[stage] for stage in _WITH_THE_GPU)
+    ends = {"after_mask": whole_s - mask_s, "to_seg": mask_s + seconds["seg"], "whole": whole_s}
+    return {**seconds, **ends}, case.document
 
 
 def time_trips(
@@ -92,6 +96,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.repeats < 1:
         parser.error("--repeats: at least 1")
+    import_lean()  # as `ctflow run` does
     settings = Settings(engine=given.engine, precision=given.precision, device=given.device, overlap=given.overlap,
                         roi=given.roi, report=given.report, cache=given.cache)  # fmt: skip
     model = read_bundle(given.model or demonstration_bundle())
@@ -102,7 +107,8 @@ def main() -> None:
     sys.stdout.write(table_of(trips))
     document = {
         "benchmark": "trip", "engine": case["engine"], "window": case["window"], "shape": case["series"]["shape"],
-        "voxels": sum(segment["voxels"] for segment in case["segments"]), "report": given.report,
+        "voxels": sum(segment["voxels"] for segment in case["segments"]),
+        "components": sum(segment["components"] for segment in case["segments"]), "report": given.report,
         "open_s": round(opened_s, 3), "median_s": medians_of(trips), "trips_s": trips,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }  # fmt: skip

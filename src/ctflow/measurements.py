@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, QhullError
 
 from ctflow.model import Segment
-from ctflow.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked
+from ctflow.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked, marked_lines
 
 MOST_FINDINGS = 100  # more are counted, not listed
 _EQUAL = 1e-9  # lengths that differ by less, relatively, differ by rounding only
@@ -262,18 +262,23 @@ def _components_of(marked: _Part | None, number: int) -> _Components | None:
 
 
 def _runs_of(labels: Labels, number: int) -> _Runs:
-    # A slice at a time stays in the cache. On both sides of each line lies a voxel of nothing, so that no run
-    # goes over from one line to the next.
+    # On both sides of each line lies a voxel of nothing, so that no run goes over from one line to the next.
+    lines = marked_lines(labels)
     marked = np.zeros((labels.shape[1], labels.shape[2] + 2), bool)
-    flat = marked.reshape(-1)
-    found = []
-    for index, section in enumerate(labels):
-        np.equal(section, number, out=marked[:, 1:-1])
-        found.append(np.flatnonzero(flat[1:] != flat[:-1]) + index * marked.size)
-    edges = np.concatenate(found)  # a beginning and an end in turn, each with its place along w
-    line, first = np.divmod(edges[::2], marked.shape[1])
-    lines = np.column_stack(np.divmod(line, labels.shape[1]))
-    return _Runs(lines, first, first + edges[1::2] - edges[::2] - 1)
+    found, places = [], []
+    for index in np.flatnonzero(lines.any(axis=1)).tolist():  # a slice at a time stays in the cache
+        rows = np.flatnonzero(lines[index])
+        part = marked[: len(rows)]
+        np.equal(labels[index][rows], number, out=part[:, 1:-1])
+        flat = part.reshape(-1)
+        edges = np.flatnonzero(flat[1:] != flat[:-1])  # a beginning and an end in turn
+        line, first = np.divmod(edges[::2], marked.shape[1])
+        found.append(np.column_stack([np.full(len(line), index), rows[line]]))
+        places.append(np.column_stack([first, first + edges[1::2] - edges[::2] - 1]))
+    if not found:
+        return _Runs(np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
+    first, last = np.concatenate(places).T
+    return _Runs(np.concatenate(found), first, last)
 
 
 def _touching(runs: _Runs, shape: Sequence[int]) -> _Indices:

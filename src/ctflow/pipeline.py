@@ -53,7 +53,7 @@ from ctflow.errors import (
 from ctflow.export.measure import choose_fastest, engines_not_made
 from ctflow.export.prepare import prepare_engine
 from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
-from ctflow.model import RESEARCH_ONLY, Model, ModelSpec
+from ctflow.model import RESEARCH_ONLY, Model, ModelSpec, Segment
 from ctflow.nifti import write_nifti
 from ctflow.postprocess import (
     bytes_on_host,
@@ -67,7 +67,7 @@ from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
 from ctflow.report.views import Oriented, oriented_from_volume
-from ctflow.volume import Size3, Volume, digest_of_uid
+from ctflow.volume import LabelArray, Size3, Volume, digest_of_uid
 from ctflow.window.body import Body, find_body
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
@@ -612,17 +612,19 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     volume, labels = case.loaded.volume, case.segmented.labels
     progress("write", 0, 1)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "measure"):
-        measured = measure_segments(labels, volume, model.spec.segments)
-        remarks = _remarks_on_grid(case, model.spec)
-        case = replace(case, warnings=(*case.warnings, *remarks))
     with temporary_folder(output, case.key) as folder:
+        with _timed(seconds, "seg"):
+            seg = _write_segmentation(case, model, settings, folder)
+        with _timed(seconds, "measure"):
+            measured = measure_segments(labels, volume, model.spec.segments)
+            remarks = _remarks_on_grid(case, model.spec)
+            case = replace(case, warnings=(*case.warnings, *remarks))
         with _timed(seconds, "preview"):
             oriented = oriented_from_volume(volume, labels)
             picture = _picture(oriented, model.spec)
             write_picture(picture, folder / "preview.png")
         with _timed(seconds, "write"):
-            _write_objects(case, model, settings, measured, remarks, picture, folder)
+            _write_objects(case, seg, model.spec, settings, measured, remarks, picture, folder)
         if settings.report == "html":
             with _timed(seconds, "report"):
                 write_html_report(oriented, _document(case, model, settings, measured), folder / "report.html")
@@ -648,48 +650,68 @@ def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
     return (resampled, f"{between} (--seg-grid resampled writes them)") if lost else (resampled,)
 
 
+@dataclass(frozen=True, eq=False)
+class _Seg:
+    """A case's SEG, the labels in it and what they mean, and what made them."""
+
+    dataset: Dataset
+    marked: LabelArray
+    segments: tuple[Segment, ...]
+    provenance: Provenance
+
+
+def _write_segmentation(case: Case, model: Model, settings: Settings, folder: Path) -> _Seg:
+    """The SEG, before everything that refers to it."""
+    engine, spec = case.segmented.engine, model.spec
+    provenance = Provenance(
+        ctflow_version=__version__,
+        weights_digest=model.weights_digest,
+        settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
+    )
+    labels, fractions = case.segmented.labels, case.segmented.fractions
+    by_finding = settings.segments == "finding"
+    marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
+    own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
+    dataset = segmentation_from_labels(
+        marked if own_grid else case.loaded.on_instances(marked),
+        case.prepared,
+        replace(spec, segments=segments),
+        provenance,
+        form=SegForm(settings.seg, omit_empty_frames=settings.omit_empty_frames),
+        fractions=fractions if own_grid or fractions is None else case.loaded.on_instances(fractions),
+        grid=case.loaded.volume.geometry if own_grid else None,
+    )
+    write_dataset(dataset, folder / "segmentation.dcm")
+    return _Seg(dataset, marked, segments, provenance)
+
+
 def _write_objects(
     case: Case,
-    model: Model,
+    seg: _Seg,
+    spec: ModelSpec,
     settings: Settings,
     measured: Sequence[SegmentMeasurements],
     remarks: Sequence[str],
     picture: npt.NDArray[np.uint8],
     folder: Path,
 ) -> None:
-    """The SEG, the measurement report that refers to it, and the mask and the picture in other forms if asked for."""
-    engine = case.segmented.engine
-    provenance = Provenance(
-        ctflow_version=__version__,
-        weights_digest=model.weights_digest,
-        settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
-    )
-    sources = case.prepared
-    spec, labels = model.spec, case.segmented.labels
-    by_finding = settings.segments == "finding"
-    marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
-    form = SegForm(settings.seg, omit_empty_frames=settings.omit_empty_frames)
-    fractions = case.segmented.fractions
-    own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
-    segmentation = segmentation_from_labels(
-        marked if own_grid else case.loaded.on_instances(marked),
-        sources,
-        replace(spec, segments=segments),
-        provenance,
-        form=form,
-        fractions=fractions if own_grid or fractions is None else case.loaded.on_instances(fractions),
-        grid=case.loaded.volume.geometry if own_grid else None,
-    )
-    write_dataset(segmentation, folder / "segmentation.dcm")
+    """The measurement report that refers to the SEG, and mask and picture in other forms if asked for."""
     report = report_from_measurements(
-        measured, segmentation, sources, spec, provenance, marked_as=segments, remarks=remarks, previous=case.previous
+        measured,
+        seg.dataset,
+        case.prepared,
+        spec,
+        seg.provenance,
+        marked_as=seg.segments,
+        remarks=remarks,
+        previous=case.previous,
     )
     write_dataset(report, folder / "measurements.dcm")
     if settings.secondary_capture:
-        capture = secondary_capture_from_picture(picture, segmentation, sources, spec, provenance)
+        capture = secondary_capture_from_picture(picture, seg.dataset, case.prepared, spec, seg.provenance)
         write_dataset(capture, folder / "secondary_capture.dcm")
     if settings.nifti:
-        write_nifti(marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
+        write_nifti(seg.marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:

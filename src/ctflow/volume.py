@@ -28,23 +28,45 @@ def digest_of_uid(uid: str) -> str:
     return hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def box_of_marked(marks: npt.NDArray[Any]) -> tuple[slice, ...] | None:
+def marked_lines(marks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which lines along the last axis hold anything but zeros.
+
+    Args:
+        marks: Any number of axes, of integers; most of it is background, which is looked at eight bytes at a time.
+
+    Returns:
+        The shape of all other axes.
+    """
+    lines: npt.NDArray[np.bool_] = np.bitwise_or.reduce(_in_words(marks), axis=-1) != 0
+    return lines
+
+
+def box_of_marked(marks: npt.NDArray[Any], lines: npt.NDArray[np.bool_] | None = None) -> tuple[slice, ...] | None:
     """The smallest box that holds everything but zeros.
 
     Args:
-        marks: Any number of axes; most of it is background, so that the first axis alone is looked at as a whole.
+        marks: Any number of axes, of integers.
+        lines: Its `marked_lines`, if they are known.
 
     Returns:
         A slice an axis; None if there are only zeros.
     """
+    left = marked_lines(marks) if lines is None else lines
     box: list[slice] = []
-    for axis in range(marks.ndim):
-        others = tuple(other for other in range(marks.ndim) if other != axis)
-        occurs = np.flatnonzero(marks[tuple(box)].any(axis=others))
+    for axis in range(left.ndim):
+        occurs = np.flatnonzero(left[tuple(box)].any(axis=tuple(other for other in range(left.ndim) if other != axis)))
         if not len(occurs):
             return None
         box.append(slice(int(occurs[0]), int(occurs[-1]) + 1))
-    return tuple(box)
+    words = np.bitwise_or.reduce(_in_words(marks[tuple(box)]), axis=tuple(range(left.ndim)))
+    along = np.flatnonzero(words.view(marks.dtype))
+    return (*box, slice(int(along[0]), int(along[-1]) + 1))
+
+
+def _in_words(marks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory as integers of eight bytes, where lines are made up of them."""
+    whole = marks.strides[-1] == marks.itemsize and marks.shape[-1] * marks.itemsize % 8 == 0
+    return marks.view(np.uint64) if whole else marks
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from pydicom.uid import UID
 
-from ctflow.volume import LabelArray, box_of_marked
+from ctflow.volume import LabelArray, box_of_marked, marked_lines
 
 _NAMESPACE = uuid.UUID("6f0c7a52-8f0f-5d0e-9c34-5b1f6f8f1c11")
 
@@ -55,11 +55,14 @@ def instance_uid(
 
 
 def digest_of_mask(labels: LabelArray) -> str:
-    """SHA-256 of a label map's shape, and of the place and values of what it marks, as hexadecimal digits."""
-    box = box_of_marked(labels)
+    """SHA-256 of a label map's shape, and of place and values of the lines that mark anything, in hexadecimal."""
+    lines = marked_lines(labels)
+    box = box_of_marked(labels, lines)
     place = None if box is None else [(axis.start, axis.stop) for axis in box]
     digest = hashlib.sha256(repr((labels.shape, place)).encode())
     if box is not None:  # most of a volume is background, of which the rest says nothing
-        for part in labels[box]:  # a copy of the whole takes as long as its digest
-            digest.update(np.ascontiguousarray(part).data)
+        own = lines[box[:-1]]
+        digest.update(np.packbits(own).data)
+        for part, marked in zip(labels[box], own, strict=True):  # a copy of the whole takes as long as its digest
+            digest.update(part[marked].data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import highdicom as hd
@@ -131,6 +132,25 @@ def read_standard(sources: Sources) -> None:
         sources: Any; their images have positions.
     """
     hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
+
+
+_looked_up = hd.utils.is_multiframe_image
+
+
+@cache
+def _has_frames(sop_class_uid: str) -> bool:
+    image = Dataset()
+    image.SOPClassUID = sop_class_uid
+    found: bool = _looked_up(image)
+    return found
+
+
+def _is_multiframe_image(dataset: Dataset) -> bool:
+    """What highdicom's function of this name says, which searches its tables for every image of a series: 0.2 ms."""
+    return _has_frames(str(dataset.SOPClassUID))
+
+
+hd.utils.is_multiframe_image = _is_multiframe_image
 
 
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
