@@ -124,11 +124,13 @@ def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
 
 def _own_texts(dataset: Dataset) -> Iterator[str]:
     """Every text that the character set applies to, but names: they came in it, and pydicom writes them in another."""
-    waiting = [dataset]
+    waiting, seen = [dataset], {id(dataset)}  # a report's findings share most of their items
     while waiting:
         for element in elements_of(waiting.pop()):
             if element.VR == VR.SQ and element.tag != _PER_FRAME_GROUPS:
-                waiting.extend(element.value)
+                new = [item for item in element.value if id(item) not in seen]
+                seen.update(map(id, new))
+                waiting.extend(new)
             elif element.VR in _OWN_TEXT_VR:
                 values = element.value
                 yield from (values,) if isinstance(values, str) else values or ()

@@ -302,7 +302,9 @@ def _changed(dataset: Dataset, **values: Any) -> Dataset:
     elements = dict(dataset.items())
     for keyword, value in values.items():
         known = dataset[keyword]  # not to be given another value: it is the other data set's, too
-        elements[known.tag] = DataElement(known.tag, known.VR, value)
+        # Of the type that pydicom would make of it, and so not looked at again.
+        alike = type(value) is type(known.value)
+        elements[known.tag] = DataElement(known.tag, known.VR, value, already_converted=alike)
     return Dataset(elements)
 
 
