@@ -17,10 +17,10 @@ from typing import Any
 # What MONAI's packages import where it is installed, for training, for files, for pictures, and for networks that do
 # not segment volumes (TorchVisionFCModel, FCN, MILModel, Transchex).
 _OPTIONAL = frozenset({
-    "clearml", "cupy", "cupyx", "cv2", "ignite", "itk", "lpips", "matplotlib", "mlflow", "nibabel", "nni",
-    "nrrd", "onnx", "onnxruntime", "openslide", "optuna", "pandas", "polygraphy", "pyamg", "requests",
-    "skimage", "sklearn", "tensorboard", "tensorboardX", "tensorrt", "tifffile", "torch_tensorrt",
-    "torchvision", "tqdm", "transformers", "zarr",
+    "clearml", "cupy", "cupyx", "cv2", "huggingface_hub", "ignite", "itk", "lpips", "matplotlib", "mlflow",
+    "nibabel", "nni", "nrrd", "onnx", "onnxruntime", "openslide", "optuna", "pandas", "polygraphy", "pyamg",
+    "requests", "skimage", "sklearn", "tensorboard", "tensorboardX", "tensorrt", "tifffile", "torch_tensorrt",
+    "torchaudio", "torchvision", "tqdm", "transformers", "zarr",
 })  # fmt: skip
 
 _importing = threading.Lock()
