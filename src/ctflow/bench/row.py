@@ -219,6 +219,7 @@ def _timed(way: Callable[[], Labels], request: Request) -> tuple[Labels, list[fl
     """The last mask, and the seconds of each volume after the first."""
     seconds = []
     for _ in range(request.repeats + 1):
+        labels: Labels = np.empty(0, np.uint8)  # while the last mask is kept, the next one costs new page-locked memory
         for device in request.devices:
             if device.startswith("cuda"):
                 torch.cuda.synchronize(device)
