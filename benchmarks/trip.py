@@ -26,8 +26,9 @@ from typing import Any
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.config import Settings
+from ctflow.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
-from ctflow.pipeline import Segmenter, find_cases, run_case
+from ctflow.pipeline import Case, Found, Segmenter, find_cases, run_case
 
 Seconds = dict[str, float]
 _WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that comes before the mask is in host memory
@@ -46,7 +47,7 @@ def time_trip(
         CtflowError: The case went no further; its error.
     """
     start = time.perf_counter()
-    (case,) = find_cases(folder, segmenter.model.spec, settings).cases
+    case = only_case(find_cases(folder, segmenter.model.spec, settings))
     found_s = time.perf_counter() - start
     case = run_case(case, segmenter, settings, output)
     whole_s = time.perf_counter() - start
@@ -56,6 +57,17 @@ def time_trip(
     mask_s = sum(seconds[stage] for stage in _WITH_THE_GPU)
     ends = {"after_mask": whole_s - mask_s, "to_seg": mask_s + seconds["seg"], "whole": whole_s}
     return {**seconds, **ends}, case.document
+
+
+def only_case(found: Found) -> Case:
+    """The case of a folder of one series.
+
+    Raises:
+        SettingsInvalid: There are several.
+    """
+    if len(found.cases) > 1:
+        raise SettingsInvalid(f"{len(found.cases)} series would be run: name a folder with one")
+    return found.cases[0]
 
 
 def time_trips(

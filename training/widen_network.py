@@ -77,7 +77,7 @@ def main() -> None:
     words = parser.parse_args()
     model = read_bundle(demonstration_bundle())
     arguments = dict(model.spec.network.arguments)
-    if words.feature_size % arguments["feature_size"]:
+    if words.feature_size <= 0 or words.feature_size % arguments["feature_size"]:
         parser.error(f"--feature-size: a multiple of {arguments['feature_size']}")
     wide = network_from_spec(NetworkSpec(model.spec.network.name, {**arguments, "feature_size": words.feature_size}))
     torch.save(widen_weights(model.weights, wide, noise=words.noise), words.out)
