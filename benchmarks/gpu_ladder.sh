@@ -23,6 +23,7 @@ own=fused-fp16,fused-fp16x2,fused-fp16x4
 tensorrt_rows=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
 
 say() { echo "$(date +%H:%M:%S) $*" | tee -a "$out/steps.txt" >&2; }
+trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT  # a builder that lived on would disturb the next measurement
 
 train() {
   local steps=750
@@ -49,7 +50,7 @@ ladder() {  # ladder DEVICES ROWS
   for row in ${tensorrt_rows//,/ }; do pythons+=(--python "$row=$tensorrt"); done
   # 6: some rows cannot run on this machine, and say why
   ctflow bench ladder -m "$out/wide" -o "$out/ladder" --cache "$cache" --device "$1" --rows "$2" "${pythons[@]}" \
-    >> "$out/ladder.log" 2>&1 || [ $? = 6 ]
+    >> "$out/ladder.log" 2>&1 || [ $? = 6 ] || { say "see $out/ladder.log"; return 1; }
 }
 
 document() {  # document GPUS ROWS: nothing is measured again

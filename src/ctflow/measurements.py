@@ -380,6 +380,8 @@ def axes_in_slices_mm(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[
     # (2, 2): lengths in the slice's plane of a step along h and along w; also right where the two are not orthogonal.
     in_plane = np.linalg.qr(geometry.affine_mm[:3, 1:3])[1]
     long = short = 0.0
+    if not mask.any():
+        return long, short
     for ends in _longest_sections(_ends_of_rows(mask), in_plane):
         found_long, found_short = _axes_of_points(ends @ in_plane.T)
         if found_long > long * (1 + _EQUAL):

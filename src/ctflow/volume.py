@@ -52,11 +52,11 @@ def box_of_marked(marks: npt.NDArray[Any], lines: npt.NDArray[np.bool_] | None =
         A slice an axis; None if there are only zeros.
     """
     left = marked_lines(marks) if lines is None else lines
+    if not left.any():
+        return None
     box: list[slice] = []
     for axis in range(left.ndim):
         occurs = np.flatnonzero(left[tuple(box)].any(axis=tuple(other for other in range(left.ndim) if other != axis)))
-        if not len(occurs):
-            return None
         box.append(slice(int(occurs[0]), int(occurs[-1]) + 1))
     words = np.bitwise_or.reduce(_in_words(marks[tuple(box)]), axis=tuple(range(left.ndim)))
     along = np.flatnonzero(words.view(marks.dtype))

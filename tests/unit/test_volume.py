@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctflow.volume import Geometry, Volume, box_of_marked, digest_of_uid
+from ctflow.volume import Geometry, Volume, box_of_marked, digest_of_uid, marked_lines
 
 
 def geometry(spacing=(2.5, 0.6, 0.9), shape=(4, 5, 6)) -> Geometry:
@@ -70,3 +70,22 @@ def test_the_box_of_what_is_marked():
     marks[1, 2, 3, 4] = marks[2, 2, 5, 1] = 9
     assert box_of_marked(marks) == np.s_[1:3, 2:3, 3:6, 1:5]
     assert box_of_marked(np.asfortranarray(marks)) == np.s_[1:3, 2:3, 3:6, 1:5]
+    assert box_of_marked(np.zeros(8, np.uint8)) is None
+    assert box_of_marked(np.uint8([0, 0, 3, 0, 1])) == (slice(2, 5),)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.dtype(">u2")])
+@pytest.mark.parametrize("width", [1, 4, 7, 8, 24])
+def test_marked_lines_and_boxes_are_those_of_a_plain_search(dtype, width):
+    rng = np.random.default_rng(width)
+    for _ in range(20):
+        marks = (rng.random((5, 6, width)) < rng.choice([0.003, 0.05, 0.5])).astype(dtype)
+        for view in (marks, np.asfortranarray(marks), marks[::-1, :, ::-1], marks[::2], marks.transpose(2, 0, 1)):
+            np.testing.assert_array_equal(marked_lines(view), view.any(axis=-1))
+            places = np.argwhere(view)
+            expected = (
+                tuple(slice(low, high + 1) for low, high in zip(places.min(0), places.max(0), strict=True))
+                if (len(places))
+                else None
+            )
+            assert box_of_marked(view) == expected

@@ -222,7 +222,8 @@ def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
         raise SettingsInvalid(f"--shape: {error}") from error
     (folder / "case.json").unlink(missing_ok=True)
     np.savez(folder / "case.npz", hu=phantom.volume.array, affine_mm=phantom.volume.geometry.affine_mm)
-    np.save(folder / "truth.npy", np.packbits(phantom.labels))
+    truth = np.packbits(phantom.labels)
+    np.save(folder / "truth.npy", truth)
     case = {
         "digest": _digest_of(phantom.volume.array),
         "seed": plan.seed,
@@ -230,7 +231,8 @@ def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
         "spacing_mm": [round(mm, 4) for mm in phantom.volume.geometry.spacing_mm],
         "tumours": len(phantom.tumours),
     }
-    (folder / "case.json").write_text(json.dumps({"recipe": recipe, "case": case}), encoding="utf-8")
+    document = {"recipe": recipe, "case": case, "truth": _digest_of(truth)}
+    (folder / "case.json").write_text(json.dumps(document), encoding="utf-8")
     return case
 
 
@@ -240,15 +242,15 @@ def _kept_case(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None
         document = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         with (folder / "case.npz").open("rb") as file, np.load(file) as arrays:
             digest = _digest_of(arrays["hu"])
-        np.load(folder / "truth.npy", mmap_mode="r")
         case: dict[str, Any] = document["case"]
-        return case if document["recipe"] == recipe and case["digest"] == digest else None
+        whole = case["digest"] == digest and document["truth"] == _digest_of(np.load(folder / "truth.npy"))
+        return case if whole and document["recipe"] == recipe else None
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile):  # ended while it was written
         return None
 
 
-def _digest_of(hu: npt.NDArray[np.int16]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(hu).data).hexdigest()[:16]
+def _digest_of(array: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16]
 
 
 def _answer(row: Row, plan: Plan, model: Model, case: str, folder: Path) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def save_dataset(dataset: Dataset, stream: BinaryIO) -> None:
         stream: Open for writing.
     """
     made_here = dataset.original_encoding == (None, None)  # and not read from a file
-    if made_here and dataset.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian:
+    # An item whose elements are signed because its data set's pixels are is told so by pydicom alone.
+    unsigned = not dataset.get("PixelRepresentation")
+    if made_here and unsigned and dataset.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian:
         dataset = _with_raw_sequences(dataset)
     dataset.save_as(stream, enforce_file_format=True)
 
@@ -69,7 +71,7 @@ class _JsonEncoder:
     """Data sets in JSON, none of which ends before the encoder: they are known by their place in memory."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, str], str] = {}
+        self._known: dict[tuple[int, str, str], str] = {}
         self._items: dict[int, str] = {}
 
     def dataset(self, dataset: Dataset) -> str:
@@ -86,9 +88,9 @@ class _JsonEncoder:
             return '{"Value": [' + ", ".join([self.dataset(item) for item in value]) + '], "vr": "SQ"}'
         if not isinstance(value, str) or _is_private(tag):
             return _to_json(element.to_json_dict(None, 0))
-        known = self._known.get((tag, value))
+        known = self._known.get((tag, element.VR, value))
         if known is None:
-            known = self._known[tag, value] = _to_json(element.to_json_dict(None, 0))
+            known = self._known[tag, element.VR, value] = _to_json(element.to_json_dict(None, 0))
         return known
 
 
@@ -106,7 +108,7 @@ class _Encoder:
 
     def __init__(self, encodings: list[str]) -> None:
         self._encodings = encodings
-        self._known: dict[tuple[int, str], bytes] = {}
+        self._known: dict[tuple[int, str, str], bytes] = {}
         self._items: dict[int, bytes] = {}  # by their place in memory: findings and frames share many
 
     def item(self, item: Dataset) -> bytes:
@@ -132,9 +134,9 @@ class _Encoder:
             return pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ", 0, len(content)) + content
         if not isinstance(value, str):
             return self._encoded(element)
-        known = self._known.get((tag, value))
+        known = self._known.get((tag, element.VR, value))
         if known is None:
-            known = self._known[tag, value] = self._encoded(element)
+            known = self._known[tag, element.VR, value] = self._encoded(element)
         return known
 
     def _encoded(self, element: DataElement) -> bytes:
@@ -155,8 +157,12 @@ def _has_a_way_of_its_own(item: Dataset) -> bool:
         item.original_encoding != (None, None)  # read from a file
         or _CHARACTER_SET in item
         or getattr(item, "is_undefined_length_sequence_item", False)
-        or any(
-            isinstance(each, RawDataElement) or len(each.VR) != 2 or each.is_undefined_length or _is_private(each.tag)
-            for each in item.values()
-        )
+        or any(map(_is_unusual, item.values()))
     )
+
+
+def _is_unusual(element: DataElement | RawDataElement) -> bool:
+    """Whether it was read from a file, has no VR of its own, or is private or a group's length."""
+    if isinstance(element, RawDataElement) or len(element.VR) != 2 or element.is_undefined_length:
+        return True
+    return _is_private(element.tag) or not element.tag & 0xFFFF

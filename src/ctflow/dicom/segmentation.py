@@ -134,15 +134,14 @@ def read_standard(sources: Sources) -> None:
     hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
 
 
-_looked_up = hd.utils.is_multiframe_image
+_looked_up = getattr(hd.utils, "is_multiframe_image", None)  # from highdicom 0.28 on
 
 
 @cache
 def _has_frames(sop_class_uid: str) -> bool:
     image = Dataset()
     image.SOPClassUID = sop_class_uid
-    found: bool = _looked_up(image)
-    return found
+    return bool(_looked_up and _looked_up(image))
 
 
 def _is_multiframe_image(dataset: Dataset) -> bool:
@@ -150,7 +149,8 @@ def _is_multiframe_image(dataset: Dataset) -> bool:
     return _has_frames(str(dataset.SOPClassUID))
 
 
-hd.utils.is_multiframe_image = _is_multiframe_image
+if _looked_up is not None:
+    hd.utils.is_multiframe_image = _is_multiframe_image
 
 
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:

@@ -32,7 +32,6 @@ _BUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
-    ImportError,
     LookupError,
     MemoryError,
     NotImplementedError,
@@ -136,6 +135,10 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the first weights are random and replaced: leave the caller's seed alone
         try:
             return network_class(spec.name)(**arguments)
+        except ImportError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            what = "needs a package that is not installed, or that ctflow leaves out as no network for volumes needs it"
+            raise BundleInvalid(f"network_def: {spec.name} {what}: {reason}") from error
         except _BUILD_ERRORS as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise BundleInvalid(f"network_def: {spec.name} does not take these arguments: {reason}") from error

@@ -66,11 +66,11 @@ def import_monai() -> None:
 def _left_out(packages: frozenset[str]) -> Iterator[None]:
     """Packages that nobody has imported yet are not found meanwhile, by this thread."""
     finder = _NotFound(packages)
-    sys.meta_path.insert(0, finder)
+    sys.meta_path = [finder, *sys.meta_path]  # another list: other threads may be going through this one
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path = [each for each in sys.meta_path if each is not finder]
 
 
 class _NotFound(importlib.abc.MetaPathFinder):
@@ -81,7 +81,8 @@ class _NotFound(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         """Find nothing, and for these packages let nobody else find it."""
-        if threading.get_ident() == self._thread and fullname.partition(".")[0] in self._packages:
+        package = fullname.partition(".")[0]
+        if threading.get_ident() == self._thread and package in self._packages and package not in sys.modules:
             raise ModuleNotFoundError(f"{fullname} is left out while MONAI is imported", name=fullname)
 
 

@@ -152,6 +152,16 @@ def test_a_phantom_is_drawn_once(bundle, tmp_path, monkeypatch):
     assert run_ladder(plan)["case"] == first["case"]  # drawn anew
 
 
+def test_a_truth_that_is_not_this_phantoms_is_not_believed(bundle, tmp_path):
+    plan = Plan(bundle, ("cpu",), SHAPE, only=("5x2",), kept=tmp_path)
+    run_ladder(plan)
+    truth = np.load(tmp_path / "truth.npy")
+    np.save(tmp_path / "truth.npy", np.zeros_like(truth))
+    run_ladder(plan)
+    assert truth.any()
+    np.testing.assert_array_equal(np.load(tmp_path / "truth.npy"), truth)
+
+
 @pytest.mark.parametrize("file", ["case.json", "case.npz", "truth.npy"])
 def test_a_phantom_that_is_damaged_is_drawn_again(bundle, tmp_path, file):
     plan = Plan(bundle, ("cpu",), SHAPE, only=("5x2",), kept=tmp_path)

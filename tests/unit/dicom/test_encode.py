@@ -77,6 +77,20 @@ def ambiguous() -> Dataset:
     return item
 
 
+def group_length() -> Dataset:
+    item = code("5")
+    item.add_new(0x00080000, "UL", 12)
+    return item
+
+
+def two_vrs_of_one_tag() -> Dataset:
+    item, other = Dataset(), Dataset()
+    item.add_new(0x00080104, "LO", "a meaning")
+    other.add_new(0x00080104, "UT", "a meaning")
+    item.ConceptCodeSequence = [other]
+    return item
+
+
 def from_a_file() -> Dataset:
     stream = io.BytesIO(saved(document([code("4", "größer")], ImplicitVRLittleEndian), Dataset.save_as))
     return pydicom.dcmread(stream, force=True).ContentSequence[0]
@@ -95,8 +109,8 @@ def values_of_all_kinds() -> Dataset:
 @pytest.mark.parametrize(
     "item",
     [
-        own_character_set, of_undefined_length, sequence_of_undefined_length, private, ambiguous, from_a_file,
-        values_of_all_kinds, Dataset,
+        own_character_set, of_undefined_length, sequence_of_undefined_length, private, ambiguous, group_length,
+        two_vrs_of_one_tag, from_a_file, values_of_all_kinds, Dataset,
     ],
 )  # fmt: skip
 def test_odd_items_are_written_as_pydicom_writes_them(item):
@@ -136,3 +150,12 @@ def test_a_sequence_of_undefined_length_and_a_file_that_was_read_are_written_as_
 
 def test_another_transfer_syntax_is_pydicoms():
     assert_as_pydicom(document([code("1", "größer")], ImplicitVRLittleEndian))
+
+
+def test_an_item_follows_the_sign_of_its_data_sets_pixels():
+    item = Dataset()
+    item.LUTDescriptor = [1, 2, 16]  # "US or SS"
+    dataset = document([item])
+    dataset.PixelRepresentation, dataset.SmallestImagePixelValue = 1, -1
+    expected = saved(dataset, lambda each, stream: each.save_as(stream, enforce_file_format=True))
+    assert saved(dataset, save_dataset) == expected

@@ -47,6 +47,24 @@ def test_what_is_imported_already_stays(tmp_path):
     )
 
 
+def test_a_package_that_is_imported_already_is_left_whole(tmp_path):
+    write_package(tmp_path, "transformers", "")
+    (tmp_path / "transformers" / "utils.py").write_text("cached_file = 'there'")
+    code = f"import transformers; {LEAN} import_monai(); from monai.networks.nets import transchex\n"
+    run_afresh(f"{code}assert transchex.cached_file == 'there'", tmp_path)
+
+
+def test_a_network_that_needs_what_is_left_out_is_refused_by_name(tmp_path):
+    code = (
+        f"{LEAN} from ctflow.errors import BundleInvalid; from ctflow.model import NetworkSpec\n"
+        "from ctflow.networks.build import network_from_spec\n"
+        "try: network_from_spec(NetworkSpec('MILModel', {'num_classes': 2, 'pretrained': False}))\n"
+        "except BundleInvalid as error: assert 'leaves out' in str(error) and 'torchvision' in str(error), error\n"
+        "else: raise AssertionError"
+    )
+    run_afresh(code, tmp_path)
+
+
 def test_another_thread_finds_everything_meanwhile(tmp_path):
     """The node's threads import as they need while the worker opens its engine."""
     write_package(tmp_path, "transformers", "there = True")
