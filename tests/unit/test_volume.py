@@ -85,7 +85,7 @@ def test_marked_lines_and_boxes_are_those_of_a_plain_search(dtype, width):
             places = np.argwhere(view)
             expected = (
                 tuple(slice(low, high + 1) for low, high in zip(places.min(0), places.max(0), strict=True))
-                if (len(places))
+                if len(places)
                 else None
             )
             assert box_of_marked(view) == expected

@@ -38,7 +38,6 @@ from ctflow.volume import Size3
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
 TUMOURS = 4
-PHANTOM = "ctflow.phantom"
 LIMIT_S = 900.0
 STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other rows are compared with
 _COUNTS = (2, 4)  # devices of the rows with several
@@ -212,7 +211,8 @@ def _check_names(plan: Plan, rows: Sequence[Row]) -> None:
 
 def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
     """The phantom, in the folder for the rows, and what it is; drawn unless the very same lies there."""
-    recipe = {"seed": plan.seed, "shape": list(plan.shape), "tumours": TUMOURS, "code": digest_of_package(PHANTOM)}
+    code = digest_of_package("ctflow.phantom")
+    recipe = {"seed": plan.seed, "shape": list(plan.shape), "tumours": TUMOURS, "code": code}
     kept = _kept_case(folder, recipe)
     if kept is not None:
         return kept

@@ -18,7 +18,7 @@ from pydicom.filewriter import correct_ambiguous_vr, write_data_element, write_s
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
-_CHARACTER_SET = 0x00080005
+_CHARACTER_SET, _PIXEL_REPRESENTATION = 0x00080005, 0x00280103
 _to_json = json.JSONEncoder(sort_keys=True).encode  # what json.dumps makes anew for each call
 
 
@@ -156,6 +156,7 @@ def _has_a_way_of_its_own(item: Dataset) -> bool:
     return (
         item.original_encoding != (None, None)  # read from a file
         or _CHARACTER_SET in item
+        or _PIXEL_REPRESENTATION in item  # the sign of what lies in it, at any depth
         or getattr(item, "is_undefined_length_sequence_item", False)
         or any(map(_is_unusual, item.values()))
     )

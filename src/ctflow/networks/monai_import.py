@@ -111,7 +111,7 @@ class _WalkBeforeBundle(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         """Find nothing: who is asked next does."""
         if fullname == "monai.bundle" and self in sys.meta_path:
-            sys.meta_path.remove(self)
+            sys.meta_path = [each for each in sys.meta_path if each is not self]
             monai: Any = sys.modules["monai"]
             load = importlib.import_module("monai.utils.module").load_submodules
             load(monai, True, exclude_pattern=f"{monai.excludes}|(^(monai.deploy))")

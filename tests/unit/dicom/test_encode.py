@@ -77,6 +77,13 @@ def ambiguous() -> Dataset:
     return item
 
 
+def sign_of_what_lies_deeper() -> Dataset:
+    item, deeper = Dataset(), Dataset()
+    deeper.LUTDescriptor = [1, 2, 16]  # "US or SS"
+    item.PixelRepresentation, item.ModalityLUTSequence = 1, [deeper]
+    return item
+
+
 def group_length() -> Dataset:
     item = code("5")
     item.add_new(0x00080000, "UL", 12)
@@ -110,7 +117,7 @@ def values_of_all_kinds() -> Dataset:
     "item",
     [
         own_character_set, of_undefined_length, sequence_of_undefined_length, private, ambiguous, group_length,
-        two_vrs_of_one_tag, from_a_file, values_of_all_kinds, Dataset,
+        sign_of_what_lies_deeper, two_vrs_of_one_tag, from_a_file, values_of_all_kinds, Dataset,
     ],
 )  # fmt: skip
 def test_odd_items_are_written_as_pydicom_writes_them(item):
