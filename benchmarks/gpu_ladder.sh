@@ -5,10 +5,12 @@
 #
 # The wide network is trained (docs/model.md) unless OUT/wide is there, and ctflow's own engine is measured on one GPU
 # and on all. Then TensorRT's plan is built with TENSORRT_PYTHON (an interpreter with tensorrt and ctflow; without one its
-# rows say why not), on the last GPU; where there are several, PyTorch's rows are measured on the first meanwhile.
-# TensorRT's rows, trips from a DICOM folder to the SEG, and whole processes come last, with nothing beside them.
-# `python` needs ctflow, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets ladder/, ladder-1.json
-# to ladder-4.json with their charts (by GPUs), trip.json, processes.txt, steps.txt and logs; what is there stays.
+# rows say why not), on the last GPU. Where there are several, PyTorch's rows are measured meanwhile: those that blend in
+# host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's rows, and at the end
+# trips from a DICOM folder to the SEG and whole processes, have nothing beside them. In between, masks of three more
+# phantoms are compared, whose seconds do not count. `python` needs ctflow, triton and, for the training, nibabel,
+# pytorch-ignite and fire. OUT gets ladder/, ladder-1.json to ladder-4.json with their charts (by GPUs), phantom-N/,
+# host_steps.json, trip.json, processes.txt, steps.txt and logs; what is there stays.
 set -euo pipefail
 mkdir -p "${1:?usage: gpu_ladder.sh OUT [TENSORRT_PYTHON]}"
 out=$(realpath "$1")
@@ -18,9 +20,11 @@ gpus=$(nvidia-smi --list-gpus | wc -l)
 last=$((gpus - 1))
 cache=$out/engines
 all=cuda:$(seq -s, 0 "$last")
-stock=0a,0c,1,2,eager-fp16,0b,compile-fp16,1b,0d
+in_host_memory=1,0b,2,1b,0d
+on_gpu=0a,0c,eager-fp16,compile-fp16
 own=fused-fp16,fused-fp16x2,fused-fp16x4
 tensorrt_rows=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
+phantoms=(1001 1002 1003)  # the ladder's own is 1000
 
 say() { echo "$(date +%H:%M:%S) $*" | tee -a "$out/steps.txt" >&2; }
 trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT  # a builder that lived on would disturb the next measurement
@@ -45,12 +49,35 @@ train() {
   rm -r "$out/set"
 }
 
-ladder() {  # ladder DEVICES ROWS
-  local pythons=()
+ladder() {  # ladder DEVICES ROWS [FOLDER [OPTION...]]
+  local devices=$1 rows=$2 folder=$out/${3:-ladder} pythons=() row
   for row in ${tensorrt_rows//,/ }; do pythons+=(--python "$row=$tensorrt"); done
   # 6: some rows cannot run on this machine, and say why
-  ctflow bench ladder -m "$out/wide" -o "$out/ladder" --cache "$cache" --device "$1" --rows "$2" "${pythons[@]}" \
-    >> "$out/ladder.log" 2>&1 || [ $? = 6 ] || { say "see $out/ladder.log"; return 1; }
+  ctflow bench ladder -m "$out/wide" -o "$folder" --cache "$cache" --device "$devices" --rows "$rows" "${pythons[@]}" \
+    "${@:4}" >> "$folder.log" 2>&1 || [ $? = 6 ] || { say "see $folder.log"; return 1; }
+}
+
+pytorch_rows() {
+  local beside=
+  if [ "$gpus" -gt 2 ]; then  # its device is called cuda:0, too, so that the documents find the rows
+    CUDA_VISIBLE_DEVICES=1 ladder cuda:0 "$on_gpu" &
+    beside=$!
+    ladder cuda:0 "$in_host_memory"
+    wait "$beside"
+  else
+    ladder cuda:0 "$on_gpu,$in_host_memory"
+  fi
+}
+
+compare_phantoms() {  # a GPU each, beside one another
+  local number jobs=()
+  for number in "${!phantoms[@]}"; do
+    CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 ladder cuda:0 1,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 \
+      "phantom-${phantoms[number]}" --seed "${phantoms[number]}" --repeats 1 &
+    jobs+=($!)
+    [ "$gpus" -gt "${#phantoms[@]}" ] || wait $!
+  done
+  for number in "${jobs[@]}"; do wait "$number"; done
 }
 
 document() {  # document GPUS ROWS: nothing is measured again
@@ -66,21 +93,24 @@ say "build TensorRT's plan beside PyTorch's rows"
 CUDA_VISIBLE_DEVICES=$last "$tensorrt" benchmarks/gpu_volume.py --engine tensorrt --model "$out/wide" --batch 8 \
   --cache "$cache" --only-prepare > "$out/plan.log" 2>&1 || say "no plan: see plan.log" &
 [ "$gpus" -gt 1 ] || wait  # on the only GPU the builder would disturb the rows, which are not measured again
-ladder cuda:0 "$stock"
+pytorch_rows
 say "wait for the plan"
 wait
 say TensorRT
 ladder "$all" "$tensorrt_rows"
 say documents
-document 1 "$stock,3,4,tensorrt-fp16,fused-fp16"
+document 1 "0a,0b,0c,0d,1,1b,2,3,4,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16"
 for count in 2 4; do
   [ "$gpus" -ge "$count" ] || continue
   document "$count" "0a,0c,1,4,5x$count,tensorrt-fp16,tensorrt-fp16x$count,fused-fp16,fused-fp16x$count"
 done
+say "more phantoms"
+compare_phantoms
 say trips
 [ -e "$out/chest" ] || ctflow phantom "$out/chest" --seed 21 --tumours 4 --shape 300,512,512
 python benchmarks/trip.py "$out/chest/ct" --engine fused --device cuda:0 -m "$out/wide" > "$out/trip.txt"
 tail -n 1 "$out/trip.txt" > "$out/trip.json"
+python benchmarks/host_steps.py > "$out/host_steps.json"
 for turn in 1 2 3; do
   start=$(date +%s%N)
   ctflow run -i "$out/chest/ct" -o "$out/run-$turn" -m "$out/wide" --engine fused --device cuda:0 --cache "$cache" \

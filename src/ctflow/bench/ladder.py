@@ -100,7 +100,7 @@ class Plan:
         seed: Of the phantom.
         overlaps: Each is measured.
         repeats: Timed volumes of each row and overlap.
-        only: Rows to be measured; none names all.
+        only: Rows to be measured, in this order; none names all, from stock to ctflow's.
         pythons: Row -> interpreter that has its packages, and ctflow.
         cache: Folder of made engines.
         limit_s: A row that takes longer is ended.
@@ -151,10 +151,8 @@ def run_ladder(plan: Plan, progress: Progress = silent, heard: Heard = unheard) 
         SettingsInvalid: A row is named that does not exist, or the phantom cannot have this shape.
         BundleInvalid: The bundle cannot be read.
     """
-    rows = rows_for(plan.devices)
-    _check_names(plan, rows)
+    chosen = _chosen(plan)
     model = read_bundle(plan.model)
-    chosen = [row for row in rows if not plan.only or row.id in plan.only]
     with _work_folder(plan) as folder:
         progress("draw phantom", 0, 1)
         case = _draw_case(plan, folder)
@@ -202,11 +200,13 @@ def _head(plan: Plan, model: Model, case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_names(plan: Plan, rows: Sequence[Row]) -> None:
-    known = [row.id for row in rows]
+def _chosen(plan: Plan) -> list[Row]:
+    """The rows to be measured, in the order in which they are named."""
+    known = {row.id: row for row in rows_for(plan.devices)}
     for name in (*plan.only, *(plan.pythons or {})):
         if name not in known:
             raise SettingsInvalid(f"row {name!r} is none of {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(plan.only)] or list(known.values())
 
 
 def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from ctflow.window.devices import Predict, Worker
 from ctflow.window.grid import shares_of_windows, window_starts
 from ctflow.window.predict import predict_volume
 
+_Box = tuple[slice, ...]  # a window of every channel
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -82,6 +84,8 @@ def article_volume(
 ) -> Labels:
     """The starting article's loop: windows go to the GPU, their result comes back and is merged in host memory.
 
+    While a batch is merged the GPU computes the next one, so that the rows with this loop show what it can give.
+
     Args:
         workers: One for each device; results in any floating-point format.
         volume: (1, C_in, X, Y, Z) float32 in host memory, no axis smaller than the window.
@@ -101,16 +105,26 @@ def article_volume(
     weights = torch.zeros(size)
     merging = threading.Lock()
 
+    def merge(boxes: Sequence[_Box], coming: _Coming) -> None:
+        found = coming.wait().float()
+        parts = found if one_channel else torch.softmax(found, dim=1)
+        with merging:
+            for box, part in zip(boxes, parts, strict=True):
+                total[box] += part * weight
+                weights[box[1:]] += weight
+
     def compute(worker: Worker, starts: Sequence[Size3]) -> None:
+        last: tuple[Sequence[_Box], _Coming] | None = None
         with torch.inference_mode(), _current(worker.device):
             for first in range(0, len(starts), windows.batch_size):
                 boxes = [_box(start, spec.roi) for start in starts[first : first + windows.batch_size]]
-                batch = torch.stack([volume[0][box] for box in boxes]).to(worker.device)
-                found = _probabilities(worker.predict(batch), one_channel=one_channel)
-                with merging:
-                    for box, part in zip(boxes, found, strict=True):
-                        total[box] += part * weight
-                        weights[box[1:]] += weight
+                logits = worker.predict(_sent(volume, boxes, worker.device))
+                coming = _Coming(torch.softmax(logits.float(), dim=1)[:, 1:2] if one_channel else logits)
+                if last is not None:
+                    merge(*last)
+                last = boxes, coming
+            if last is not None:
+                merge(*last)
 
     shares = shares_of_windows(window_starts(size, spec.roi, windows.overlap), len(workers))
     if len(shares) == 1:
@@ -124,14 +138,36 @@ def article_volume(
     return labels
 
 
-def _probabilities(logits: Tensor, *, one_channel: bool) -> Tensor:
-    """Softmax on the device and one channel of it in host memory, or all channels in host memory and softmax there."""
-    if one_channel:
-        return torch.softmax(logits.float(), dim=1)[:, 1:2].cpu()
-    return torch.softmax(logits.cpu().float(), dim=1)
+class _Coming:
+    """A result on its way to host memory; the device goes on meanwhile.
+
+    Args:
+        found: On any device; it may be overwritten by what the device does next.
+    """
+
+    def __init__(self, found: Tensor) -> None:
+        on_gpu = found.device.type == "cuda"
+        self._host = torch.empty(found.shape, dtype=found.dtype, pin_memory=on_gpu)
+        self._host.copy_(found, non_blocking=True)
+        self._arrived = torch.cuda.current_stream(found.device).record_event() if on_gpu else None
+
+    def wait(self) -> Tensor:
+        """The result, whole."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
 
 
-def _box(start: Size3, roi: Size3) -> tuple[slice, ...]:
+def _sent(volume: Tensor, boxes: Sequence[_Box], device: torch.device) -> Tensor:
+    """Windows of a volume in host memory, (B, C, *roi) on the device, without waiting for what it still does."""
+    views = [volume[0][box] for box in boxes]
+    batch = torch.empty((len(views), *views[0].shape), pin_memory=device.type == "cuda")
+    for window, view in zip(batch, views, strict=True):
+        window.copy_(view)
+    return batch.to(device, non_blocking=True)
+
+
+def _box(start: Size3, roi: Size3) -> _Box:
     """A window of every channel."""
     return (slice(None), *(slice(first, first + size) for first, size in zip(start, roi, strict=True)))
 

@@ -239,7 +239,7 @@ def bench() -> None:
     show_default=True, help="May be given several times.",
 )  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timed volumes of each row.")
-@click.option("--rows", metavar="ID,ID", help="Only these rows (default: all).")
+@click.option("--rows", metavar="ID,ID", help="Only these rows, in this order (default: all).")
 @click.option(
     "--python", "pythons", metavar="ROW=PATH", multiple=True, help="Interpreter of a row (default: this one)."
 )

@@ -30,7 +30,8 @@ def bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def measured(bundle) -> dict:
     """Real processes: stock, the article's loop, ctflow, and a row that this machine cannot run."""
-    plan = Plan(bundle, ("cpu",), SHAPE, repeats=2, only=("0a", "1", "4", "5x2", "eager-fp32"), overlaps=(0.0, 0.25))
+    names = ("1", "0a", "4", "5x2", "1", "eager-fp32")  # one is named twice
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=2, only=names, overlaps=(0.0, 0.25))
     return run_ladder(plan)
 
 
@@ -39,8 +40,8 @@ def row(document: dict, name: str) -> dict:
     return found
 
 
-def test_rows_are_measured_in_order_or_say_why_not(measured):
-    assert [entry["id"] for entry in measured["rows"]] == ["0a", "1", "4", "5x2", "eager-fp32"]
+def test_rows_are_measured_in_the_order_named_or_say_why_not(measured):
+    assert [entry["id"] for entry in measured["rows"]] == ["1", "0a", "4", "5x2", "eager-fp32"]
     assert [entry["status"] for entry in measured["rows"]] == ["measured", "measured", "refused", "refused", "measured"]
     assert [bool(entry["reason"]) for entry in measured["rows"]] == [False, False, True, True, False]
     assert "tensorrt" in row(measured, "4")["reason"]
