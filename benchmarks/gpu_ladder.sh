@@ -20,7 +20,8 @@ gpus=$(nvidia-smi --list-gpus | wc -l)
 last=$((gpus - 1))
 cache=$out/engines
 all=cuda:$(seq -s, 0 "$last")
-in_host_memory=1,0b,2,1b,0d
+in_host_memory=1,0b,2
+last_rows=1b,0d
 on_gpu=0a,0c,eager-fp16,compile-fp16
 own=fused-fp16,fused-fp16x2,fused-fp16x4
 tensorrt_rows=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
@@ -65,7 +66,7 @@ pytorch_rows() {
     ladder cuda:0 "$in_host_memory"
     wait "$beside"
   else
-    ladder cuda:0 "$on_gpu,$in_host_memory"
+    ladder cuda:0 "1,$on_gpu,$in_host_memory"
   fi
 }
 
@@ -98,6 +99,8 @@ say "wait for the plan"
 wait
 say TensorRT
 ladder "$all" "$tensorrt_rows"
+say "last of PyTorch's rows"
+ladder cuda:0 "$last_rows"
 say documents
 document 1 "0a,0b,0c,0d,1,1b,2,3,4,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16"
 for count in 2 4; do
