@@ -70,13 +70,12 @@ pytorch_rows() {
   fi
 }
 
-compare_phantoms() {  # a GPU each, beside one another
+compare_phantoms() {  # beside one another
   local number jobs=()
   for number in "${!phantoms[@]}"; do
     CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 ladder cuda:0 1,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 \
       "phantom-${phantoms[number]}" --seed "${phantoms[number]}" --repeats 1 &
     jobs+=($!)
-    [ "$gpus" -gt "${#phantoms[@]}" ] || wait $!
   done
   for number in "${jobs[@]}"; do wait "$number"; done
 }
