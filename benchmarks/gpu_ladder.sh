@@ -4,13 +4,14 @@
 #     benchmarks/gpu_ladder.sh OUT [TENSORRT_PYTHON]
 #
 # The wide network is trained (docs/model.md) unless OUT/wide is there, and ctflow's own engine is measured on one GPU
-# and on all. Then TensorRT's plan is built with TENSORRT_PYTHON (an interpreter with tensorrt and ctflow; without one its
-# rows say why not), on the last GPU. Where there are several, PyTorch's rows are measured meanwhile: those that blend in
-# host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's rows, and at the end
-# trips from a DICOM folder to the SEG and whole processes, have nothing beside them. In between, masks of three more
-# phantoms are compared, whose seconds do not count. `python` needs ctflow, triton and, for the training, nibabel,
-# pytorch-ignite and fire. OUT gets ladder/, ladder-1.json to ladder-4.json with their charts (by GPUs), phantom-N/,
-# host_steps.json, trip.json, processes.txt, steps.txt and logs; what is there stays.
+# and on all. Then TensorRT's plan is built with TENSORRT_PYTHON (an interpreter with tensorrt and ctflow; without one
+# its rows say why not), on the last GPU. Where there are several, most of PyTorch's rows are measured meanwhile: those
+# that blend in host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's rows
+# and the last of PyTorch's have nothing beside them, and so have, at the end, trips from a DICOM folder to the SEG and
+# whole processes. In between, masks of three more phantoms are compared, whose seconds do not count.
+# `python` needs ctflow, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets ladder/, ladder-1.json
+# to ladder-4.json with their charts (by GPUs), phantom-N/, host_steps.json, trip.json, processes.txt, steps.txt and
+# logs; what is there stays.
 set -euo pipefail
 mkdir -p "${1:?usage: gpu_ladder.sh OUT [TENSORRT_PYTHON]}"
 out=$(realpath "$1")
@@ -71,9 +72,9 @@ pytorch_rows() {
 }
 
 compare_phantoms() {  # beside one another
-  local number jobs=()
+  local rows=1,0a,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 number jobs=()
   for number in "${!phantoms[@]}"; do
-    CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 ladder cuda:0 1,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 \
+    CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 ladder cuda:0 "$rows" \
       "phantom-${phantoms[number]}" --seed "${phantoms[number]}" --repeats 1 &
     jobs+=($!)
   done
@@ -101,10 +102,12 @@ ladder "$all" "$tensorrt_rows"
 say "last of PyTorch's rows"
 ladder cuda:0 "$last_rows"
 say documents
-document 1 "0a,0b,0c,0d,1,1b,2,3,4,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16"
+first=0a,0b,0c,0d,1,1b,2,3,4
+document 1 "$first,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16"
 for count in 2 4; do
   [ "$gpus" -ge "$count" ] || continue
-  document "$count" "0a,0c,1,4,5x$count,tensorrt-fp16,tensorrt-fp16x$count,fused-fp16,fused-fp16x$count"
+  document "$count" \
+    "$first,5x$count,eager-fp16,compile-fp16,tensorrt-fp16,tensorrt-fp16x$count,fused-fp16,fused-fp16x$count"
 done
 say "more phantoms"
 compare_phantoms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -66,7 +67,8 @@ def _reasons(row: Mapping[str, Any]) -> list[str]:
 def _head(document: Mapping[str, Any]) -> str:
     """Machine, network and case in a line or two."""
     machine, model, case = document["machine"], document["model"], document["case"]
-    where = ", ".join(machine["gpus"]) or f"{machine['processors']} processors, no GPU"
+    gpus = [name if times == 1 else f"{times} x {name}" for name, times in Counter(machine["gpus"]).items()]
+    where = ", ".join(gpus) or f"{machine['processors']} processors, no GPU"
     size = model["arguments"].get("feature_size")
     network = f"{model['network']}{f' feature_size {size}' if size else ''}"
     shape = " x ".join(map(str, case["shape"]))
@@ -82,7 +84,7 @@ def _table(rows: Sequence[Mapping[str, Any]], number: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("row", "what"):
         table.add_column(heading)
-    for heading in ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 1", "Dice to truth", "GPU GiB"):
+    for heading in ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 0a", "Dice to 1", "Dice to truth", "GPU GiB"):
         table.add_column(heading, justify="right")
     for row in rows:
         if "results" in row and not row["results"][number]["reason"]:
@@ -96,8 +98,7 @@ def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
         f"{result['median_s']:.3f}",
         f"{result['spread_s']:.3f}",
         *(_number(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
-        _number(result["dice_to_article"], 4),
-        _number(result["dice_to_truth"], 4),
+        *(_number(result[f"dice_to_{other}"], 4) for other in ("stock", "article", "truth")),
         "-" if memory is None else " + ".join(f"{taken / _GIB:.1f}" for taken in memory),
     )
 

@@ -60,10 +60,12 @@ def test_results_tell_seconds_windows_factors_and_exactness(measured):
             assert len(result["seconds"]) == 2
             assert min(result["seconds"]) <= result["median_s"] <= max(result["seconds"])
             assert result["dice_to_article"] >= 0.99
+            assert result["dice_to_stock"] >= 0.99
             assert result["factor_to_stock_half"] is None  # a CPU has no such row
             article = row(measured, "1")["results"][number]["median_s"]
             assert result["factor_to_article"] == pytest.approx(article / result["median_s"], rel=0.02)
     assert row(measured, "1")["results"][0]["dice_to_article"] == 1.0
+    assert row(measured, "0a")["results"][1]["dice_to_stock"] == 1.0
     assert row(measured, "eager-fp32")["engine_info"]["backend"] == "eager"
     assert row(measured, "0a")["engine_info"] is None
 
