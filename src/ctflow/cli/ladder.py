@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def ladder_command(
             write_result(document, output / "ladder.json")
 
     try:
-        with progress_on(sys.stderr) as progress:
+        with progress_on(sys.stderr) as progress, _sigterm_as_interrupt():
             document = run_ladder(plan, progress, heard)
     except OSError as error:  # phantom and rows lie in files
         raise output_error_from_oserror(error, "the ladder's files") from error
@@ -93,6 +95,16 @@ def ladder_command(
         write_ladder_chart(document, output / "ladder.png")
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     return EXIT_PARTLY if any(row["status"] == "crashed" for row in document["rows"]) else EXIT_DONE
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A row's process must not outlive its ladder: it would disturb what is measured next."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:

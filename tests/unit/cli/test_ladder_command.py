@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -42,3 +47,33 @@ def test_files_that_cannot_be_written_have_a_name(bundle, tmp_path, capsys):
     (tmp_path / "rows").touch()
     assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path)]) == 5
     assert "the ladder's files" in capsys.readouterr().err
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there, and not only its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's list of processes")
+def test_a_ladder_that_is_ended_takes_its_row_along(bundle, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid\nexec sleep 300\n"
+    )
+    python.chmod(0o755)
+    options = ["--shape", "24,32,32", "--rows", "0a", "--python", f"0a={python}", "--device", "cpu", "-m", str(bundle)]
+    script = "import sys; from ctflow.cli.main import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "bench", "ladder", *options], stderr=subprocess.DEVNULL
+    ) as run:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.05)
+        row = int((tmp_path / "pid").read_text())
+        assert is_running(row)
+        run.terminate()
+        assert run.wait(timeout=60) not in (0, -signal.SIGTERM)
+    assert not is_running(row)
