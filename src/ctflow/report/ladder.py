@@ -22,6 +22,7 @@ _NAMES, _LEFT, _RIGHT = 40, 470, 1130  # where names and bars begin, and the lon
 _STOCK, _ARTICLE, _OWN = (150, 158, 170), (206, 112, 0), (20, 110, 180)
 _COLOURS = {"stock": _STOCK, "article": _ARTICLE, "article, one channel": _ARTICLE, "ctflow": _OWN}
 _GIB = 2**30
+_REFERENCES = (("0c", "factor_to_stock_half"), ("0a", "factor_to_stock"), ("1", "factor_to_article"))
 
 
 def say_ladder(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
@@ -96,7 +97,7 @@ def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
     memory = result["memory_bytes"]
     return (
         f"{result['median_s']:.3f}",
-        f"{result['spread_s']:.3f}",
+        f"{result['spread_s']:.3f}" if len(result["seconds"]) > 1 else "-",
         *(_number(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
         *(_number(result[f"dice_to_{other}"], 4) for other in ("stock", "article", "truth")),
         "-" if memory is None else " + ".join(f"{taken / _GIB:.1f}" for taken in memory),
@@ -128,14 +129,21 @@ def write_ladder_chart(document: Mapping[str, Any], path: Path) -> None:
         return
     first = _overlaps(document)[0]
     cut = f"overlap {first['overlap']:g}, {first['windows']} windows"
-    how = f"{cut}; median of {document['repeats']}; 2 x: twice as quick as row 1"
+    name, key = _reference(rows)
+    how = f"{cut}; median of {document['repeats']}" + (f"; 2 x: twice as quick as row {name}" if name else "")
     pen.words(_NAMES, 108, how, 15, fill=DIM)
     seconds = [row["results"][0]["median_s"] for row in rows]
     scale = _Scale(min(seconds), max(seconds))
     _draw_axis(pen, scale, bottom)
     for place, row in enumerate(rows):
-        _draw_row(pen, scale, _TOP + _ROW * place, row)
+        _draw_row(pen, scale, _TOP + _ROW * place, row, key)
     pen.save(path)
+
+
+def _reference(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The row that factors are to, and their key: stock in fp16, in fp32, or the article's; no words where none is."""
+    known = [row["id"] for row in rows]
+    return next(((name, key) for name, key in _REFERENCES if name in known), ("", _REFERENCES[-1][1]))
 
 
 class _Scale:
@@ -169,12 +177,12 @@ def _draw_axis(pen: Pen, scale: _Scale, bottom: float) -> None:
     pen.words((_LEFT + _RIGHT) / 2, bottom + 34, "seconds, logarithmic", 15, "mt")
 
 
-def _draw_row(pen: Pen, scale: _Scale, top: float, row: Mapping[str, Any]) -> None:
+def _draw_row(pen: Pen, scale: _Scale, top: float, row: Mapping[str, Any], key: str) -> None:
     result = row["results"][0]
     middle, end = top + _BAR / 2, scale.x(result["median_s"])
     name = pen.fitted(f"{row['id']}  {row['text']}" if row["way"] != "ctflow" else row["text"], 15, _LEFT - _NAMES - 16)
     pen.words(_NAMES, middle, name, 15, "lm")
     pen.box(_LEFT, top, end, top + _BAR, _COLOURS[row["way"]])
-    factor = result["factor_to_article"]
-    words = f"{result['median_s']:.2f} s" + ("" if factor is None else f"   {factor:.1f} x")
+    factor = result[key]
+    words = f"{result['median_s']:.2f} s" + ("" if factor is None else f"   {factor:.{2 if factor < 1 else 1}f} x")
     pen.words(end + 8, middle, words, 15, "lm", bold=row["way"] == "ctflow")

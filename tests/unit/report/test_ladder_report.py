@@ -14,7 +14,13 @@ GIB = 2**30
 
 def result(seconds: float, overlap: float = 0.0, memory=(3 * GIB,)) -> dict:
     factors = {"factor_to_stock": 4.2 / seconds, "factor_to_stock_half": None, "factor_to_article": 5.0 / seconds}
-    measured = {"reason": None, "memory_bytes": memory, "overlap": overlap, "windows": 144, "seconds": [seconds]}
+    measured = {
+        "reason": None,
+        "memory_bytes": memory,
+        "overlap": overlap,
+        "windows": 144,
+        "seconds": [seconds, seconds + 0.01],
+    }
     dice = {"dice_to_stock": 0.9987, "dice_to_article": 0.9991, "dice_to_truth": 0.91}
     return {**measured, **factors, **dice, "median_s": seconds, "spread_s": 0.01}
 
@@ -93,6 +99,39 @@ def test_bars_are_as_long_as_the_logarithm_of_their_seconds(tmp_path):
         bar = np.flatnonzero((np.abs(line - colour) < 6).all(axis=1))
         assert bar[0] == pytest.approx(ladder._LEFT, abs=3)
         assert bar[-1] == pytest.approx(scale.x(seconds), abs=3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "says", "factor"),
+    [
+        (("0a", "0c", "1"), "twice as quick as row 0c", "3.0 x"),
+        (("0a", "1"), "twice as quick as row 0a", "2.5 x"),
+        (("1",), "twice as quick as row 1", "4.0 x"),
+        ((), None, None),
+    ],
+)
+def test_factors_on_the_chart_are_to_stock_in_half_precision_if_it_was_measured(
+    tmp_path, monkeypatch, ids, says, factor
+):
+    rows = [row(name, "article" if name == "1" else "stock", 4.0) for name in ids] + [row("fused-fp16", "ctflow", 1.0)]
+    factors = {"factor_to_stock": 2.5, "factor_to_stock_half": 3.0, "factor_to_article": 4.0}
+    rows[-1]["results"][0] |= factors if ids else dict.fromkeys(factors)
+    drawn, words = [], ladder.Pen.words
+    monkeypatch.setattr(
+        ladder.Pen, "words", lambda pen, *given, **more: (drawn.append(given[2]), words(pen, *given, **more))[1]
+    )
+    write_ladder_chart(document_of(*rows), tmp_path / "ladder.png")
+    assert [text.partition("; 2 x: ")[2] or None for text in drawn if "median of" in text] == [says]
+    assert [text for text in drawn if text.startswith("1.00 s")] == [f"1.00 s   {factor}" if factor else "1.00 s"]
+
+
+def test_one_volume_has_no_spread():
+    single, several = row("0a", "stock", 4.0), row("1", "article", 5.0)
+    single["results"][0]["seconds"] = [4.0]
+    stream = io.StringIO()
+    say_ladder(document_of(single, several), stream)
+    lines = [line.split() for line in stream.getvalue().splitlines() if "text of" in line]
+    assert [line[5] for line in lines[:2]] == ["-", "0.010"]
 
 
 @pytest.mark.parametrize(("least", "most"), [(0.3, 5.0), (0.01, 0.02), (4.1, 4.2), (2.0, 2.0), (0.0, 0.0)])
