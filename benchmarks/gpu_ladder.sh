@@ -29,7 +29,13 @@ tensorrt_rows=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
 phantoms=(1001 1002 1003)  # the ladder's own is 1000
 
 say() { echo "$(date +%H:%M:%S) $*" | tee -a "$out/steps.txt" >&2; }
-trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT  # a builder that lived on would disturb the next measurement
+set -m  # a process group each, so that what a background job started ends with it
+end_jobs() {  # a builder or a row that lived on would disturb the next measurement
+  local job
+  for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done
+  wait
+}
+trap end_jobs EXIT
 
 train() {
   local steps=750
@@ -54,9 +60,12 @@ train() {
 ladder() {  # ladder DEVICES ROWS [FOLDER [OPTION...]]
   local devices=$1 rows=$2 folder=$out/${3:-ladder} pythons=() row
   for row in ${tensorrt_rows//,/ }; do pythons+=(--python "$row=$tensorrt"); done
-  # 6: a row crashed, and says why; a row that cannot run on this machine is no failure
   ctflow bench ladder -m "$out/wide" -o "$folder" --cache "$cache" --device "$devices" --rows "$rows" "${pythons[@]}" \
-    "${@:4}" >> "$folder.log" 2>&1 || [ $? = 6 ] || { say "see $folder.log"; return 1; }
+    "${@:4}" >> "$folder.log" 2>&1 || {
+    local code=$?  # 6: a row crashed, and the others are there; one that cannot run on this machine is no failure
+    say "ended with $code: see $folder.log"
+    [ "$code" = 6 ]
+  }
 }
 
 pytorch_rows() {
@@ -78,11 +87,13 @@ compare_phantoms() {  # beside one another
       "phantom-${phantoms[number]}" --seed "${phantoms[number]}" --repeats 1 &
     jobs+=($!)
   done
-  for number in "${jobs[@]}"; do wait "$number"; done
+  local failed=0
+  for number in "${jobs[@]}"; do wait "$number" || failed=1; done
+  return "$failed"
 }
 
 document() {  # document GPUS ROWS: nothing is measured again
-  ladder "cuda:$(seq -s, 0 $(($1 - 1)))" "$2"
+  ladder "cuda:$(seq -s, 0 $(($1 - 1)))" "$2" ladder --only-kept
   cp "$out/ladder/ladder.json" "$out/ladder-$1.json"
   cp "$out/ladder/ladder.png" "$out/ladder-$1.png"
 }
@@ -110,7 +121,7 @@ for count in 2 4; do
     "$first,5x$count,eager-fp16,compile-fp16,tensorrt-fp16,tensorrt-fp16x$count,fused-fp16,fused-fp16x$count"
 done
 say "more phantoms"
-compare_phantoms
+compare_phantoms || say "not all phantoms were compared"
 say trips
 [ -e "$out/chest" ] || ctflow phantom "$out/chest" --seed 21 --tumours 4 --shape 300,512,512
 python benchmarks/trip.py "$out/chest/ct" --engine fused --device cuda:0 -m "$out/wide" > "$out/trip.txt"

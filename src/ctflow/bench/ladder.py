@@ -41,6 +41,8 @@ TUMOURS = 4
 LIMIT_S = 900.0
 STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other rows are compared with
 _COUNTS = (2, 4)  # devices of the rows with several
+# What a row's seconds and mask depend on: of other code, it is measured again.
+_MEASURED = ("ctflow", "ctflow.bench", "ctflow.engines", "ctflow.kernels", "ctflow.networks", "ctflow.window")
 
 Heard = Callable[[Mapping[str, Any]], None]
 
@@ -106,7 +108,8 @@ class Plan:
         cache: Folder of made engines.
         limit_s: A row that takes longer is ended.
         kept: Folder in which rows are kept, with what they said; one that was measured before with the same request,
-            phantom and interpreter is not measured again. None keeps nothing.
+            phantom, interpreter and code is not measured again. None keeps nothing.
+        measure: Whether rows that are not kept are measured; else they are refused, and nothing runs.
     """
 
     model: Path
@@ -120,6 +123,7 @@ class Plan:
     cache: Path | None = None
     limit_s: float = LIMIT_S
     kept: Path | None = None
+    measure: bool = True
 
 
 def rows_for(devices: Sequence[str]) -> tuple[Row, ...]:
@@ -160,10 +164,11 @@ def run_ladder(plan: Plan, progress: Progress = silent, heard: Heard = unheard) 
         progress("draw phantom", 1, 1)
         document = _head(plan, model, case)
         answers: dict[str, dict[str, Any]] = {}
+        dice = _DiceOfMasks(folder)
         progress("measure rows", 0, len(chosen))
         for done, row in enumerate(chosen, 1):
             answers[row.id] = _answer(row, plan, model, case["digest"], folder)
-            document = {**document, "rows": _compared(chosen[:done], answers, folder)}
+            document = {**document, "rows": _compared(chosen[:done], answers, dice)}
             progress("measure rows", done, len(chosen))
             heard(document)
     return document
@@ -265,10 +270,13 @@ def _answer(row: Row, plan: Plan, model: Model, case: str, folder: Path) -> dict
         except BackendUnavailable as error:  # spares a process
             return _refused(str(error))
     own = folder / row.id
-    request = json.dumps(asdict(_request(row, plan, model, (model.weights_digest, case, python), folder)))
+    code = (digest_of_package(name) for name in _MEASURED)
+    request = json.dumps(asdict(_request(row, plan, model, (model.weights_digest, case, python, *code), folder)))
     known = _known_answer(own, request)
-    if known is not None and _is_whole(known):
+    if known is not None and (_is_whole(known) or not plan.measure):
         return known
+    if not plan.measure:
+        return _refused("it is not kept in this folder")
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir()
     (own / "request.json").write_text(request, encoding="utf-8")
@@ -342,18 +350,40 @@ def _crash_of_process(python: str, own: Path, limit_s: float) -> str | None:
     return f"its process ended with {done.returncode}: {(said or ['it said nothing'])[-1][:200]}"
 
 
-def _compared(rows: Sequence[Row], answers: Mapping[str, Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+class _DiceOfMasks:
+    """Dice of kept masks. Each is computed once: at full size it takes a tenth of a second.
+
+    Args:
+        folder: Of rows and truth; a row is measured before it is compared, and not again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[tuple[str, str, int], float] = {}
+
+    def __call__(self, row: str, other: str | None, number: int) -> float:
+        """Of a row's mask at an overlap to another row's, or to the truth (None)."""
+        key = (row, other or "", number)
+        if key not in self._known:
+            truth = self._mask("truth.npy") if other is None else self._mask(f"{other}/mask-{number}.npy")
+            self._known[key] = round(dice_of(self._mask(f"{row}/mask-{number}.npy"), truth), 6)
+        return self._known[key]
+
+    def _mask(self, name: str) -> npt.NDArray[np.uint8]:
+        return np.unpackbits(np.load(self._folder / name))
+
+
+def _compared(
+    rows: Sequence[Row], answers: Mapping[str, Mapping[str, Any]], dice: _DiceOfMasks
+) -> list[dict[str, Any]]:
     """Each row with its factors and Dice."""
-    truth = np.unpackbits(np.load(folder / "truth.npy"))
     document = []
     for row in rows:
         answer = answers[row.id]
         entry: dict[str, Any] = {**asdict(row), "status": answer["status"], "reason": answer["reason"]}
         if answer["status"] == "measured":
             entry |= {"engine_info": answer["engine_info"], "versions": answer["versions"]}
-            entry["results"] = [
-                _result(row, number, answers, folder, truth) for number in range(len(answer["measured"]))
-            ]
+            entry["results"] = [_result(row, number, answers, dice) for number in range(len(answer["measured"]))]
         document.append(entry)
     return document
 
@@ -367,24 +397,19 @@ def _median(answers: Mapping[str, Mapping[str, Any]], name: str, number: int) ->
     return statistics.median(seconds)
 
 
-def _result(
-    row: Row, number: int, answers: Mapping[str, Mapping[str, Any]], folder: Path, truth: npt.NDArray[np.uint8]
-) -> dict[str, Any]:
+def _result(row: Row, number: int, answers: Mapping[str, Mapping[str, Any]], dice: _DiceOfMasks) -> dict[str, Any]:
     """One overlap of a row: factors say how many times quicker it is than another row."""
     measured: dict[str, Any] = answers[row.id]["measured"][number]
     own = _median(answers, row.id, number)
     if own is None:
         return measured
-    mask = np.unpackbits(np.load(folder / row.id / f"mask-{number}.npy"))
 
     def factor(other: str) -> float | None:
         seconds = _median(answers, other, number)
         return None if seconds is None else round(seconds / own, 3)
 
     def dice_to(other: str) -> float | None:
-        if _median(answers, other, number) is None:
-            return None
-        return round(dice_of(mask, np.unpackbits(np.load(folder / other / f"mask-{number}.npy"))), 6)
+        return None if _median(answers, other, number) is None else dice(row.id, other, number)
 
     return {
         **measured,
@@ -395,7 +420,7 @@ def _result(
         "factor_to_article": factor(ARTICLE),
         "dice_to_stock": dice_to(STOCK),
         "dice_to_article": dice_to(ARTICLE),
-        "dice_to_truth": round(dice_of(mask, truth), 6),
+        "dice_to_truth": dice(row.id, None, number),
     }
 
 

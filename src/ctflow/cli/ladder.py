@@ -33,6 +33,7 @@ def ladder_command(
     rows: str | None,
     pythons: Sequence[str],
     limit_s: float,
+    measure: bool,
 ) -> int:
     """Measure a ladder; the last line on standard output is the result as one JSON document.
 
@@ -48,6 +49,7 @@ def ladder_command(
         rows: Ids with commas; None measures all.
         pythons: ROW=PATH each.
         limit_s: A row that takes longer is ended.
+        measure: Whether to measure rows that are not in the output's rows/ yet.
 
     Returns:
         0, also where this machine cannot run a row: the document says why; 6 if a row crashed.
@@ -59,6 +61,8 @@ def ladder_command(
     settings = settings_from_values(given_options, environment)
     folder = model_path_from_value(model_path, environment)
     interpreters = _pairs(pythons)
+    if output is None and not measure:
+        raise SettingsInvalid("--only-kept shows rows that an earlier ladder kept: name its folder with -o")
     from ctflow.bench.ladder import Plan, all_devices, run_ladder  # noqa: PLC0415  # torch takes seconds to import
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
     from ctflow.report.ladder import line_of_row, say_ladder, write_ladder_chart  # noqa: PLC0415
@@ -76,6 +80,7 @@ def ladder_command(
         cache=settings.cache,
         limit_s=limit_s,
         kept=None if output is None else output / "rows",
+        measure=measure,
     )
     if output is not None:
         make_output_folder(output)  # before the work

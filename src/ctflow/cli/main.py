@@ -246,6 +246,7 @@ def bench() -> None:
 @click.option(
     "--row-limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds that a row may take."
 )
+@click.option("--only-kept", is_flag=True, help="Measure nothing: only rows that are in -o's rows/ already.")
 @_options("cache", "device")
 def ladder(
     output: Path | None,
@@ -257,6 +258,7 @@ def ladder(
     rows: str | None,
     pythons: tuple[str, ...],
     row_limit: float,
+    only_kept: bool,
     **given: Any,
 ) -> int:
     """Segment a phantom in every way, from stock MONAI to ctflow's engines, each in a process of its own."""
@@ -273,6 +275,7 @@ def ladder(
         rows=rows,
         pythons=pythons,
         limit_s=row_limit,
+        measure=not only_kept,
     )
 
 

@@ -142,6 +142,29 @@ def test_a_ladder_that_was_ended_goes_on(bundle, tmp_path, monkeypatch):
         run_ladder(replace(plan, seed=7))  # another phantom
 
 
+def test_rows_of_other_code_are_measured_again(bundle, tmp_path, monkeypatch):
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
+    run_ladder(plan)
+    monkeypatch.setattr(ladder, "_crash_of_process", lambda *_: pytest.fail("measured again"))
+    digest = ladder.digest_of_package
+    for changed in ("ctflow.bench", "ctflow.window"):
+        monkeypatch.setattr(
+            ladder, "digest_of_package", lambda name, at=changed: digest(name)[:: -1 if name == at else 1]
+        )
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            run_ladder(plan)
+
+
+def test_what_was_kept_is_shown_without_measuring(bundle, tmp_path, monkeypatch):
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
+    first = run_ladder(plan)
+    monkeypatch.setattr(ladder, "_crash_of_process", lambda *_: pytest.fail("measured"))
+    shown = run_ladder(replace(plan, only=("0a", "1", "4"), measure=False))
+    assert row(shown, "1")["results"] == first["rows"][0]["results"]
+    assert row(shown, "0a")["status"] == "refused"
+    assert row(shown, "0a")["reason"] == "it is not kept in this folder"
+
+
 def test_a_phantom_is_drawn_once(bundle, tmp_path, monkeypatch):
     plan = Plan(bundle, ("cpu",), SHAPE, only=("5x2",), kept=tmp_path)
     first = run_ladder(plan)

@@ -57,6 +57,35 @@ def test_the_articles_loop_marks_what_stock_marks_where_windows_do_not_meet(volu
     assert 0.1 < article.mean() < 0.9
 
 
+def reusing(network: nn.Module, device: torch.device) -> Worker:
+    """An engine whose answer is valid until its next call only."""
+    buffer = torch.empty(0, device=device)
+
+    def predict(windows: torch.Tensor) -> torch.Tensor:
+        logits = network(windows)
+        if buffer.numel() < logits.numel():
+            buffer.resize_(logits.numel())
+        return buffer[: logits.numel()].view(logits.shape).copy_(logits)
+
+    return Worker(predict, device)
+
+
+@pytest.mark.parametrize("one_channel", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_answers_are_taken_before_the_engine_overwrites_them(volume, threads, device, count, one_channel):
+    windows, spec, place = Windows(0.25, 2), spec_of(), torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    networks = [network_of().to(place) for _ in range(count)]
+    given = volume if place.type == "cpu" else volume.pin_memory()
+    fresh = [Worker(network, place) for network in networks]
+    kept = [reusing(network, place) for network in networks]
+    expected = article_volume(fresh[:1], given, spec, windows, threads, one_channel=one_channel)
+    found = article_volume(kept, given, spec, windows, threads, one_channel=one_channel)
+    assert (found != expected).mean() < 1e-4  # threads change the order of sums
+
+
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
 def test_one_channel_says_what_both_say(volume, threads, blend):
     windows, workers = Windows(0.25, 4), workers_of(network_of())

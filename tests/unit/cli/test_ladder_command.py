@@ -31,7 +31,9 @@ def test_a_ladder_is_shown_drawn_and_written(bundle, tmp_path, capsys):
         assert picture.format == "PNG"
 
 
-@pytest.mark.parametrize("given", [["--python", "4"], ["--python", "=x"], ["--rows", "0q"], ["--shape", "1,2"]])
+@pytest.mark.parametrize(
+    "given", [["--python", "4"], ["--python", "=x"], ["--rows", "0q"], ["--shape", "1,2"], ["--only-kept"]]
+)
 def test_wrong_arguments_are_refused_by_name(bundle, given, capsys):
     assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", *given]) == 64
     assert "SettingsInvalid" in capsys.readouterr().err
