@@ -94,8 +94,7 @@ def run_row(request: Request) -> dict[str, Any]:
     volume = _volume(Path(request.case))
     prepared = prepare_volume(volume, model.spec.preprocessing, "cpu")
     size: Size3 = tuple(prepared.tensor.shape[2:])  # type: ignore[assignment]  # a volume has three
-    if any(voxels < window for voxels, window in zip(size, model.spec.roi, strict=True)):
-        raise BundleInvalid(f"the volume {size} is smaller than the window {model.spec.roi}: use a larger --shape")
+    _check_size(size, model.spec.roi)
     host = prepared.tensor.pin_memory() if request.devices[0] != "cpu" else prepared.tensor
     measured = []
     with ExitStack() as stack:
@@ -131,6 +130,13 @@ def _check_model(model: Model, request: Request) -> None:
         raise BundleInvalid(f"the ladder compares models with a softmax; this one has {spec.activation}")
     if request.way.endswith("one channel") and spec.out_channels != 2:
         raise BundleInvalid(f"one channel says all of two classes only; this model has {spec.out_channels}")
+
+
+def _check_size(size: Size3, window: Size3) -> None:
+    if any(voxels < needed for voxels, needed in zip(size, window, strict=True)):
+        has, needs = (" x ".join(map(str, each)) for each in (size, window))
+        grid = f"prepared for this model the phantom has {has} voxels along the network's axes"
+        raise BundleInvalid(f"{grid}, smaller than the window of {needs}: use a larger --shape")
 
 
 def _free_bytes(device: str) -> int:

@@ -246,7 +246,9 @@ def request_of(bundle: Path, folder: Path, **changes) -> Request:
 def test_a_volume_below_the_window_is_refused(bundle, tmp_path):
     affine = np.diag([6.0, 6.0, 6.0, 1.0])[[2, 1, 0, 3]]
     np.savez(tmp_path / "case.npz", hu=np.zeros((20, 40, 40), np.int16), affine_mm=affine)
-    with pytest.raises(BundleInvalid, match="smaller than the window"):
+    with pytest.raises(
+        BundleInvalid, match="has 40 x 40 x 20 voxels along the network's axes, smaller than the window of"
+    ):
         run_row(request_of(bundle, tmp_path))
 
 
