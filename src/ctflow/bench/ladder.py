@@ -109,7 +109,7 @@ class Plan:
         limit_s: A row that takes longer is ended.
         kept: Folder in which rows are kept, with what they said; one that was measured before with the same request,
             phantom, interpreter and code is not measured again. None keeps nothing.
-        measure: Whether rows that are not kept are measured; else they are refused, and nothing runs.
+        measure: Whether rows that are not kept are measured and the phantom is drawn; else nothing runs.
     """
 
     model: Path
@@ -153,7 +153,8 @@ def run_ladder(plan: Plan, progress: Progress = silent, heard: Heard = unheard) 
         results, one for each overlap, or a reason.
 
     Raises:
-        SettingsInvalid: A row is named that does not exist, or the phantom cannot have this shape.
+        SettingsInvalid: A row is named that does not exist, the phantom cannot have this shape, or nothing shall be
+            measured and nothing is kept.
         BundleInvalid: The bundle cannot be read.
     """
     chosen = _chosen(plan)
@@ -168,7 +169,8 @@ def run_ladder(plan: Plan, progress: Progress = silent, heard: Heard = unheard) 
         progress("measure rows", 0, len(chosen))
         for done, row in enumerate(chosen, 1):
             answers[row.id] = _answer(row, plan, model, case["digest"], folder)
-            document = {**document, "rows": _compared(chosen[:done], answers, dice)}
+            compared = _compared(chosen[:done], answers, dice)
+            document = {**document, "date": _last_date(compared) or document["date"], "rows": compared}
             progress("measure rows", done, len(chosen))
             heard(document)
     return document
@@ -222,6 +224,10 @@ def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
     kept = _kept_case(folder, recipe)
     if kept is not None:
         return kept
+    if not plan.measure:
+        raise SettingsInvalid(
+            "--only-kept: no ladder of this phantom is kept there; name its folder, --shape and --seed"
+        )
     try:
         phantom = phantom_from_seed(plan.seed, plan.shape, tumours=TUMOURS)
     except ValueError as error:
@@ -281,9 +287,11 @@ def _answer(row: Row, plan: Plan, model: Model, case: str, folder: Path) -> dict
     own.mkdir()
     (own / "request.json").write_text(request, encoding="utf-8")
     crash = _crash_of_process(python, own, plan.limit_s)
-    if crash is not None:
-        return {"status": "crashed", "reason": crash}
-    return _known_answer(own, request) or {"status": "crashed", "reason": "its process gave no answer"}
+    answer = _known_answer(own, request) if crash is None else None
+    if answer is None:
+        answer = {"status": "crashed", "reason": crash or "its process gave no answer"}
+        (own / "result.json").write_text(json.dumps(answer), encoding="utf-8")  # for who asks what is kept
+    return answer
 
 
 def _refused(reason: str) -> dict[str, Any]:
@@ -321,7 +329,7 @@ def _known_answer(own: Path, request: str) -> dict[str, Any] | None:
         answer: dict[str, Any] = json.loads((own / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return {**answer, "status": "refused" if answer.get("reason") else "measured"}
+    return {"status": "refused" if answer.get("reason") else "measured", **answer}
 
 
 def _crash_of_process(python: str, own: Path, limit_s: float) -> str | None:
@@ -382,10 +390,15 @@ def _compared(
         answer = answers[row.id]
         entry: dict[str, Any] = {**asdict(row), "status": answer["status"], "reason": answer["reason"]}
         if answer["status"] == "measured":
-            entry |= {"engine_info": answer["engine_info"], "versions": answer["versions"]}
+            entry |= {name: answer[name] for name in ("date", "engine_info", "versions")}
             entry["results"] = [_result(row, number, answers, dice) for number in range(len(answer["measured"]))]
         document.append(entry)
     return document
+
+
+def _last_date(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """When the last of these rows was measured, which may be long before a document shows it."""
+    return max((row["date"] for row in rows if "date" in row), default=None)
 
 
 def _median(answers: Mapping[str, Mapping[str, Any]], name: str, number: int) -> float | None:

@@ -81,8 +81,8 @@ def run_row(request: Request) -> dict[str, Any]:
         request: What to do.
 
     Returns:
-        Engine, versions, and what was measured at each overlap: seconds of each volume, number of windows and bytes
-        taken on each GPU; or a reason why not.
+        Date, engine, versions, and what was measured at each overlap: seconds of each volume, number of windows and
+        bytes taken on each GPU; or a reason why not.
 
     Raises:
         CtflowError: This machine or model cannot do it.
@@ -113,7 +113,8 @@ def run_row(request: Request) -> dict[str, Any]:
             entry |= {"seconds": [round(s, 4) for s in seconds], "memory_bytes": taken if any(free) else None}
             measured.append({**entry, "reason": None})
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    return {"reason": None, "engine_info": info, "versions": versions, "measured": measured}
+    date = time.strftime("%Y-%m-%d")
+    return {"reason": None, "date": date, "engine_info": info, "versions": versions, "measured": measured}
 
 
 def _check_engine(request: Request) -> None:

@@ -163,6 +163,27 @@ def test_what_was_kept_is_shown_without_measuring(bundle, tmp_path, monkeypatch)
     assert row(shown, "1")["results"] == first["rows"][0]["results"]
     assert row(shown, "0a")["status"] == "refused"
     assert row(shown, "0a")["reason"] == "it is not kept in this folder"
+    with pytest.raises(SettingsInvalid, match="no ladder of this phantom is kept there"):
+        run_ladder(replace(plan, seed=7, measure=False))
+
+
+def test_a_crash_is_kept_and_tried_again(bundle, tmp_path):
+    plan = Plan(bundle, ("cpu",), SHAPE, only=("0a",), pythons={"0a": "/bin/false"}, kept=tmp_path / "rows")
+    assert row(run_ladder(plan), "0a")["status"] == "crashed"
+    shown = row(run_ladder(replace(plan, measure=False)), "0a")
+    assert shown["status"] == "crashed"
+    assert shown["reason"] == "its process ended with 1: it said nothing"
+    (tmp_path / "rows" / "0a" / "log.txt").unlink()
+    run_ladder(plan)
+    assert (tmp_path / "rows" / "0a" / "log.txt").exists()
+
+
+def test_a_document_has_the_date_of_its_rows(bundle, tmp_path, monkeypatch):
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
+    measured = run_ladder(plan)
+    assert measured["date"] == row(measured, "1")["date"] != "2999-01-01"
+    monkeypatch.setattr(ladder.time, "strftime", lambda _: "2999-01-01")
+    assert run_ladder(replace(plan, measure=False))["date"] == measured["date"]
 
 
 def test_a_phantom_is_drawn_once(bundle, tmp_path, monkeypatch):
