@@ -34,7 +34,7 @@ from ctflow.engines.tensorrt import driver_version
 from ctflow.export.prepare import prepare_engine
 from ctflow.model import Model, NetworkSpec, Resample
 from ctflow.networks.build import network_from_spec
-from ctflow.pipeline import Segmenter
+from ctflow.segmenter import Segmenter
 from ctflow.volume import Geometry, Volume
 
 SHAPE = (300, 512, 512)

@@ -28,7 +28,8 @@ from ctflow.bundle.read import read_bundle
 from ctflow.config import Settings
 from ctflow.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
-from ctflow.pipeline import Case, Found, Segmenter, find_cases, run_case
+from ctflow.pipeline import Case, Found, find_cases, run_case
+from ctflow.segmenter import Segmenter
 
 Seconds = dict[str, float]
 _WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that comes before the mask is in host memory

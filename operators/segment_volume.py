@@ -9,8 +9,9 @@ from monai.deploy.core import Fragment, Image, Operator, OperatorSpec
 
 from ctflow.config import Settings
 from ctflow.model import Model
-from ctflow.pipeline import Case, Segmenter, segment_case
+from ctflow.pipeline import Case, segment_case
 from ctflow.progress import Progress, silent
+from ctflow.segmenter import Segmenter
 
 
 class SegmentVolumeOperator(Operator):

@@ -6,19 +6,15 @@ Every door (command line, operators, service) goes through these functions, so a
 from __future__ import annotations
 
 import logging
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydicom.dataset import Dataset
-from torch import Tensor
 
 from ctflow import __version__
 from ctflow.atomic import publish_folder, temporary_folder
@@ -31,72 +27,30 @@ from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.dicom.source import Sources, sources_from_headers
-from ctflow.engines.choose import (
-    BACKENDS,
-    backend_module,
-    batch_range_for,
-    check_engine,
-    devices_from_setting,
-    open_engine,
-)
-from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.errors import (
     EXIT_DONE,
     EXIT_PARTLY,
     BrokenSeries,
     CtflowError,
     DeviceOutOfMemory,
-    EngineMismatch,
     InputError,
-    OutputError,
 )
-from ctflow.export.measure import choose_fastest, engines_not_made
-from ctflow.export.prepare import prepare_engine
 from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec, Segment
 from ctflow.nifti import write_nifti
-from ctflow.postprocess import (
-    bytes_on_host,
-    fractions_from_probabilities,
-    labels_from_probabilities,
-    probabilities_from_logits,
-)
-from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, source_boxes, upright_volume
+from ctflow.preprocess import upright_volume
 from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
 from ctflow.report.views import Oriented, oriented_from_volume
-from ctflow.volume import LabelArray, Size3, Volume, digest_of_uid
-from ctflow.window.body import Body, find_body
-from ctflow.window.devices import Worker
-from ctflow.window.predict import predict_volume
+from ctflow.segmenter import Segmentation, Segmenter, memory_of, timed
+from ctflow.volume import LabelArray, digest_of_uid
 
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
 _ON_TILTED = "the SEG lies on tilted slices, which some readers do not open (--seg-grid resampled writes another)"
-_NO_BODY = "no body was found in the volume (--roi body): all windows were computed"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What a model marked in one volume.
-
-    Attributes:
-        labels: (D, H, W) uint8 on the source grid; 0 is background.
-        fractions: (S, D, H, W) uint8, each segment's probability in 255ths, where a fractional SEG was asked for.
-        engine: Who computed.
-        window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device; where not the
-            whole volume was looked at, also which part, how many windows were computed, and of how many.
-        warnings: What a person should know of how this volume was computed.
-    """
-
-    labels: npt.NDArray[np.uint8]
-    engine: EngineInfo
-    window: Mapping[str, Any]
-    warnings: tuple[str, ...] = ()
-    fractions: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,292 +133,6 @@ class RunReport:
     document: Mapping[str, Any]
 
 
-def _nothing() -> None:
-    """What is to be done meanwhile, if nothing is."""
-
-
-class Segmenter:
-    """A model with an engine open on each device; segments any number of volumes, one after another.
-
-    Args:
-        model: The model.
-        settings: Engine, precision, device, overlap, roi and cache are used.
-    """
-
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self.model = model
-        self._settings = settings
-        self._engines: tuple[Engine, ...] = ()
-        self.warnings: tuple[str, ...] = ()  # what every result should say of the engine
-
-    def open(self, progress: Progress = silent) -> None:
-        """Open the engines; what they run is made first if it is not in the cache, which takes from seconds to minutes.
-
-        Args:
-            progress: Told when engines are made or measured.
-
-        Raises:
-            SettingsInvalid: The backend is unknown.
-            ResourceError: The backend or device cannot be used here.
-            ModelError: The engine cannot be made from the model.
-            OutputError: The cache cannot be written and the engine was named.
-        """
-        spec, settings = self.model.spec, self._settings
-        devices = devices_from_setting(settings.device)
-        wanted: dict[str, Any] = {
-            "device": devices[0],
-            "precision": settings.precision,
-            "roi": spec.roi,
-            "batch_range": batch_range_for(spec, devices[0]),
-        }
-        name = settings.engine
-        if name == "auto":
-            name, changed = self._fastest(wanted, devices, progress)
-            wanted |= changed
-        elif settings.cache is not None:
-            for device in devices:  # nothing to do for a second GPU that is like the first
-                check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
-                arguments = {**wanted, "device": device, "cache_dir": settings.cache}
-                prepare_engine(name, self.model, **arguments, progress=progress)
-        self._engines = self._opened(name, wanted, devices)
-        info = self._engine_info()
-        log.info("engine %s %s on %s", info.backend, info.precision, info.device)
-
-    def _opened(self, name: str, wanted: Mapping[str, Any], devices: Sequence[str]) -> tuple[Engine, ...]:
-        """An engine of one backend on each device; none stays open if one cannot be opened."""
-        engines: list[Engine] = []
-        with ExitStack() as stack:
-            for device in devices:
-                arguments = {**wanted, "device": device, "cache_dir": self._settings.cache}
-                engines.append(open_engine(name, self.model, **arguments))
-                stack.callback(engines[-1].close)
-                name = engines[-1].info.backend  # "auto" must not take another one on the next device
-            stack.pop_all()
-        return tuple(engines)
-
-    def _fastest(
-        self, wanted: Mapping[str, Any], devices: Sequence[str], progress: Progress
-    ) -> tuple[str, dict[str, Any]]:
-        """The engine that measurement chose, and what it changes of what is wanted: precision and batch.
-
-        Without a cache that can be written, "auto" takes an engine without a file.
-        """
-        cache = self._settings.cache
-        if cache is None:
-            self._tell_of_unmade(wanted)
-            return "auto", {}
-        try:
-            choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
-            if backend_module(choice.backend).FILE is None:
-                self._tell_of_unmade(wanted, choice.backend)
-            for device in devices:
-                arguments = {**wanted, "precision": choice.precision, "device": device}
-                prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
-        except (OutputError, EngineMismatch) as error:
-            # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
-            self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
-            log.warning(self.warnings[0])
-            return "eager", {}
-        smallest, largest = wanted["batch_range"]
-        return choice.backend, {"precision": choice.precision, "batch_range": (smallest, choice.batch or largest)}
-
-    def _tell_of_unmade(self, wanted: Mapping[str, Any], chosen: str = "eager") -> None:
-        """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
-        faster = list(BACKENDS)[: list(BACKENDS).index(chosen)]
-        unmade = [
-            name for name in engines_not_made(self.model, **wanted, cache_dir=self._settings.cache) if name in faster
-        ]
-        if unmade:
-            text = f"no engine made for this device is in the cache: `ctflow export` makes one ({', '.join(unmade)})"
-            self.warnings = (*self.warnings, text)
-            log.warning(text)
-
-    def close(self) -> None:
-        """Close the engines; may be called twice."""
-        engines, self._engines = self._engines, ()
-        with ExitStack() as all_of_them:
-            for engine in engines:
-                all_of_them.callback(engine.close)
-
-    def __enter__(self) -> Segmenter:
-        if not self._engines:
-            self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def segment(
-        self, volume: Volume, progress: Progress = silent, meanwhile: Callable[[], None] = _nothing
-    ) -> tuple[Segmentation, dict[str, float]]:
-        """Mark what the model finds.
-
-        Args:
-            volume: CT in HU.
-            progress: Told of every window.
-            meanwhile: Called once, when a GPU has been given all windows and before its answer is waited for.
-
-        Returns:
-            What was marked, and the seconds of each stage.
-
-        Raises:
-            DeviceOutOfMemory: The device has too little memory.
-            ModelError: The network's result is not finite.
-        """
-        if not self._engines:
-            raise ValueError("open the segmenter before segmenting")
-        engine = self._engine_info()
-        seconds: dict[str, float] = {}
-        with _memory_of(engine.device):
-            with _timed(seconds, "prepare"):
-                prepared, body = self._prepare(volume)
-            with _timed(seconds, "segment"):
-                logits, window, warnings = self._predict(prepared, body, progress)
-                meanwhile()
-                if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
-                    torch.cuda.current_stream(logits.device).synchronize()
-            with _timed(seconds, "restore"):
-                labels, fractions = self._restore(prepared, body, logits, volume.array.shape, progress)
-        if body is None and self._settings.roi == "body":
-            log.warning(_NO_BODY)
-            warnings = (*warnings, _NO_BODY)
-        warnings = (*warnings, *_warnings_of_threshold(self.model.spec, fractions))
-        return Segmentation(labels, engine, window, warnings, fractions), seconds
-
-    def _engine_info(self) -> EngineInfo:
-        """The first engine's, with every device: the others differ in nothing else."""
-        return replace(self._engines[0].info, device=_text_of_devices([each.info.device for each in self._engines]))
-
-    def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
-        """The network's input and, where the settings want it and one is found there, the body."""
-        steps, device = self.model.spec.preprocessing, self._engines[0].info.device
-        if self._settings.roi == "none":
-            return prepare_volume(volume, steps, device), None
-        found: list[Body | None] = []
-        spacing_mm = volume.geometry.spacing_mm
-        prepared = prepare_volume(volume, steps, device, lambda source: found.append(find_body(source, spacing_mm)))
-        (body,) = found
-        return prepared, body if body is not None and _is_seen(body, prepared) else None
-
-    def _predict(
-        self, prepared: Prepared, body: Body | None, progress: Progress
-    ) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
-        """The logits, the window settings as used, and a warning of each device that had too little memory for them."""
-        spec = self.model.spec
-        overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
-        batch_size = min(engine.info.batch_range[1] for engine in self._engines)
-        halved: dict[str, tuple[int, int]] = {}
-
-        def on_halved(device: torch.device, tried: int, left: int) -> None:
-            first, _ = halved.get(str(device), (tried, left))
-            halved[str(device)] = (first, left)
-
-        wanted: list[bool] = []
-        boxes = source_boxes(prepared, spec.roi)
-
-        def is_wanted(start: Size3) -> bool:
-            wanted.append(body is None or body.touches(boxes(start)))
-            return wanted[-1]
-
-        logits = predict_volume(
-            prepared.tensor,
-            [Worker(engine.predict, torch.device(engine.info.device)) for engine in self._engines],
-            roi=spec.roi,
-            overlap=overlap,
-            blend=spec.blend,
-            batch_size=batch_size,
-            is_wanted=is_wanted,
-            progress=progress,
-            on_halved=on_halved,
-        )
-        least = min([batch_size, *(left for _, left in halved.values())])
-        window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
-        if body is not None:
-            window |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
-        return logits, window, _warnings_of_memory(halved)
-
-    def _restore(
-        self, prepared: Prepared, body: Body | None, logits: Tensor, shape: tuple[int, ...], progress: Progress
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time.
-
-        With them the fractions, where the settings ask for them: (S, D, H, W). Outside the body, where it is known,
-        both are 0: there, windows are missing.
-        """
-        spec = self.model.spec
-        probabilities = probabilities_from_logits(logits, spec)
-        labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
-        count = len(spec.segments) if self._settings.seg == "fractional" else 0
-        fractions = torch.empty((count, *shape), dtype=torch.uint8, device=logits.device)
-        progress("restore", 0, len(labels))
-        for rows, slab in restore_slabs(prepared, probabilities):
-            labels[rows] = labels_from_probabilities(slab, spec)
-            if count:
-                fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
-            if body is not None:
-                inside = body.mask_of_slices(rows)
-                labels[rows] *= inside
-                fractions[:, rows] *= inside
-            progress("restore", rows.stop, len(labels))
-        return bytes_on_host(labels), bytes_on_host(fractions) if count else None
-
-
-def _is_seen(body: Body, prepared: Prepared) -> bool:
-    """Whether a window would touch the body: plane by plane, as the box around all of a tilted grid holds more."""
-    axis = prepared.source_axes.index(0)
-    size = [1 if each == axis else count for each, count in enumerate(prepared.tensor.shape[2:])]
-    boxes = source_boxes(prepared, (size[0], size[1], size[2]))
-    planes = np.eye(3, dtype=int)[axis] * np.arange(prepared.tensor.shape[2 + axis])[:, None]
-    return any(body.touches(boxes((x, y, z))) for x, y, z in planes.tolist())
-
-
-def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | None) -> tuple[str, ...]:
-    """A reader of a fractional SEG takes half for the border; the model may have another."""
-    if fractions is None or spec.threshold in (None, 0.5):
-        return ()
-    threshold = f"{spec.threshold:g}"
-    return (f"the SEG holds probabilities; the bundle marks, and ctflow measures, what has {threshold} or more",)
-
-
-def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """A sentence for each device: how many windows it had too little memory for, and how many it computed instead."""
-    warnings = tuple(
-        f"{device} had too little memory for {tried} windows at once; {left} were computed at a time"
-        for device, (tried, left) in halved.items()
-    )
-    for warning in warnings:
-        log.warning(warning)
-    return warnings
-
-
-def _text_of_devices(devices: Sequence[str]) -> str:
-    """The devices as `--device` takes them ("cuda:0,1")."""
-    first, *others = devices
-    return ",".join([first, *(device.partition(":")[2] or device for device in others)])
-
-
-@contextmanager
-def _memory_of(device: str) -> Iterator[None]:
-    """Give too little memory, whoever notices it, its name and a remedy."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(
-            f"{device} has too little memory for this volume: end other programs on it, or use --device cpu"
-        ) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # torch's CPU allocator has no error of its own
-            raise
-        raise DeviceOutOfMemory("this computer has too little memory for this volume") from error
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
-
-
 def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent) -> Found:
     """Find the series that are to be run.
 
@@ -541,9 +209,9 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
 
     def stage() -> Case:
         seconds: dict[str, float] = {}
-        with _timed(seconds, "read"):
+        with timed(seconds, "read"):
             assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
-            with _memory_of("this computer"):
+            with memory_of("this computer"):
                 if assembled.volume.geometry.is_tilted:
                     assembled = _set_upright(assembled, case.seg_grid)
             _check_grid(case, assembled)
@@ -613,20 +281,20 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     progress("write", 0, 1)
     seconds: dict[str, float] = {}
     with temporary_folder(output, case.key) as folder:
-        with _timed(seconds, "seg"):
+        with timed(seconds, "seg"):
             seg = _write_segmentation(case, model, settings, folder)
-        with _timed(seconds, "measure"):
+        with timed(seconds, "measure"):
             measured = measure_segments(labels, volume, model.spec.segments)
             remarks = _remarks_on_grid(case, model.spec)
             case = replace(case, warnings=(*case.warnings, *remarks))
-        with _timed(seconds, "preview"):
+        with timed(seconds, "preview"):
             oriented = oriented_from_volume(volume, labels)
             picture = _picture(oriented, model.spec)
             write_picture(picture, folder / "preview.png")
-        with _timed(seconds, "write"):
+        with timed(seconds, "write"):
             _write_objects(case, seg, model.spec, settings, measured, remarks, picture, folder)
         if settings.report == "html":
-            with _timed(seconds, "report"):
+            with timed(seconds, "report"):
                 write_html_report(oriented, _document(case, model, settings, measured), folder / "report.html")
         case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
         document = _document(case, model, settings, measured)

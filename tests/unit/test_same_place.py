@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bundle_support import small_unet_bundle
-from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
@@ -82,7 +81,7 @@ def about_x(degrees: float) -> np.ndarray:
 
 def found(volume: Volume, folder, model, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
     """World points of the SEG's mask, and the centroid that result.json gives."""
-    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: Bright())
+    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: Bright())
     write_ct_series(volume, folder / "ct")
     (case,) = run_folder(folder / "ct", folder / "out", model, Settings(device="cpu", force=True)).cases
     loaded = assembled(folder / "ct")

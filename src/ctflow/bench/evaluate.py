@@ -34,8 +34,9 @@ from ctflow.errors import (
     UnsupportedPixels,
 )
 from ctflow.model import RESEARCH_ONLY, Model
-from ctflow.pipeline import Case, Segmenter, announce, find_cases, load_case, segment_case
+from ctflow.pipeline import Case, announce, find_cases, load_case, segment_case
 from ctflow.progress import Progress, silent
+from ctflow.segmenter import Segmenter
 from ctflow.volume import Volume
 
 SCHEMA_VERSION = 1

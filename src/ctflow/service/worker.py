@@ -32,7 +32,8 @@ from ctflow.service.rules import Rule, Verdict
 
 if TYPE_CHECKING:
     from ctflow.model import Model
-    from ctflow.pipeline import Case, Segmenter
+    from ctflow.pipeline import Case
+    from ctflow.segmenter import Segmenter
 
 OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in the order in which they are sent
 _NICENESS = 5  # on a CPU it takes all cores, and an instance that comes in must not wait for a window
@@ -142,7 +143,8 @@ class _Sender(logging.Handler):
 
 def _open(setup: Setup) -> tuple[Model, Segmenter]:
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415  # torch: seconds
-    from ctflow.pipeline import Segmenter, announce  # noqa: PLC0415
+    from ctflow.pipeline import announce  # noqa: PLC0415
+    from ctflow.segmenter import Segmenter  # noqa: PLC0415
 
     model = read_bundle(find_bundle(setup.bundle) if setup.bundle else demonstration_bundle())
     announce(model)

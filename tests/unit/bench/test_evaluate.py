@@ -18,7 +18,7 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.engines.contract import EngineInfo
 from ctflow.errors import AccuracyFailed, BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
-from ctflow.pipeline import Segmentation, Segmenter
+from ctflow.segmenter import Segmentation, Segmenter
 from ctflow.volume import digest_of_uid
 from dicom_support import assembled, small_volume
 

@@ -12,7 +12,7 @@ from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import BundleInvalid, NotWritten, NoUsableSeries, SettingsInvalid
-from ctflow.pipeline import Segmenter
+from ctflow.segmenter import Segmenter
 from dicom_support import assembled, small_volume
 
 OPTIONS = {"device": "cpu", "engine": "eager"}

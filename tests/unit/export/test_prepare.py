@@ -17,7 +17,7 @@ from ctflow.errors import BackendUnavailable, ParityFailed
 from ctflow.export import measure, prepare
 from ctflow.export.measure import choose_fastest, measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
-from ctflow.pipeline import Segmenter
+from ctflow.segmenter import Segmenter
 
 RTX = "tensorrt-rtx"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -14,7 +14,7 @@ from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.errors import DeviceOutOfMemory
 from ctflow.model import Model
-from ctflow.pipeline import Segmenter
+from ctflow.segmenter import Segmenter
 from ctflow.service import worker
 from ctflow.service.journal import digest_of_set
 from ctflow.service.records import InstanceRecord, Job
