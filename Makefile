@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-py310 test-gpu map map-test lint install clean
+.PHONY: demo test test-random test-py310 test-gpu map map-test lint install clean
 
 # torch first and by itself, so that an index with a CPU build is used for it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -32,6 +32,11 @@ lint: install
 # A process a core, each with one thread. Types and import direction are house tests: they need a wheel's layout.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not map" --cov --cov-report=term-missing --durations=25
+
+# `make test` tries the same random examples everywhere; this draws others for ten minutes and prints its seeds.
+# Options: SEARCH='--seed N --minutes M tests/unit/window'
+test-random: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/random_search.py $(SEARCH)
 
 # The rooms that need no torch, on the oldest Python of the library.
 PY310_TESTS := tests/unit/dicom $(addprefix tests/unit/test_,config.py volume.py measurements.py phantom.py door.py atomic.py)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bundle_support import bundle_with_spacing
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
+
+# The same examples on every machine and in every run; tests/random_search.py asks for the other profile and a seed.
+settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """What a test draws with torch's global generator is the same in every run."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

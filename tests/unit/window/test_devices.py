@@ -53,7 +53,7 @@ def test_any_number_of_devices_equals_one_and_monai(size, roi, overlap, blend, c
     one = predict_volume(volume, network, **arguments)
     theirs = sliding_window_inference(volume, roi, batch_size, network, overlap=overlap, mode=blend)
     assert found.shape == theirs.shape == (1, 2, *size)
-    assert torch.allclose(found, one, atol=1e-6, rtol=1e-6)
+    assert torch.allclose(found, one, atol=1e-5, rtol=1e-5)  # slabs are added in another order
     assert torch.allclose(found, theirs, atol=1e-5, rtol=1e-5)
 
 
