@@ -249,7 +249,7 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
             ready[0],
             segmentation=segmentation,
             stage_seconds={**case.stage_seconds, **seconds},
-            warnings=case.warnings + segmenter.warnings + segmentation.warnings,
+            warnings=ready[0].warnings + segmenter.warnings + segmentation.warnings,
         )
 
     return _attempt(case, stage)
@@ -259,7 +259,7 @@ def prepare_result(case: Case) -> Case:
     """What the result of a loaded case needs and the mask does not change: done while a GPU computes the mask."""
     sources = sources_from_headers([instance.header for instance in case.loaded.instances])
     read_standard(sources)
-    return replace(case, sources=sources)
+    return replace(case, sources=sources, warnings=case.warnings + sources.warnings)
 
 
 def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:

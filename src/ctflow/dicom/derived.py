@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.charset import convert_encodings, decode_bytes, default_encoding, encode_string
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import UID
-from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, TEXT_VR_DELIMS, VR
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, VR
 
 from ctflow.atomic import write_atomically
-from ctflow.dicom.attributes import integer, text, texts
+from ctflow.dicom.attributes import integer, texts
+from ctflow.dicom.conformance import conforming_values, holds_text
 from ctflow.dicom.encode import elements_of, save_dataset
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
@@ -118,7 +118,7 @@ def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
         if keyword in cleaned:
             dataset[keyword] = copy(cleaned[keyword])  # its own: other objects are made of the same images
     encodings = convert_encodings(list(texts(cleaned, "SpecificCharacterSet")))
-    if not all(_can_hold(encodings, value) for value in _own_texts(dataset)):
+    if not all(holds_text(encodings, value) for value in _own_texts(dataset)):
         dataset.SpecificCharacterSet = "ISO_IR 192"
 
 
@@ -136,17 +136,6 @@ def _own_texts(dataset: Dataset) -> Iterator[str]:
                 yield from (values,) if isinstance(values, str) else values or ()
 
 
-def _can_hold(encodings: list[str], value: str) -> bool:
-    if value.isascii():
-        return True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        encoded = encode_string(value, encodings)
-        kept = decode_bytes(encoded, encodings, TEXT_VR_DELIMS) == value
-    # pydicom takes the default repertoire for Latin-1; to other readers it is ASCII.
-    return kept and not (encodings[0] == default_encoding and b"\x1b" not in encoded)
-
-
 def give_moment(dataset: Dataset, date: str, time: str) -> None:
     """Replace every date and time that highdicom takes from the clock."""
     dataset.ContentDate = dataset.SeriesDate = date
@@ -160,11 +149,10 @@ def give_moment(dataset: Dataset, date: str, time: str) -> None:
 
 def moment_of(header: Dataset) -> tuple[str, str]:
     """Date and time of the acquisition, or the nearest that the source has; 1900 where it has none."""
-    for prefix in ("Acquisition", "Content", "Series", "Study"):
-        date, time = text(header, f"{prefix}Date"), text(header, f"{prefix}Time")
-        if re.fullmatch(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", date):
-            usable = re.fullmatch(r"([01]\d|2[0-3])([0-5]\d){2}(\.\d{1,6})?", time)
-            return date, time if usable else "000000"
+    for kind in ("Acquisition", "Content", "Series", "Study"):
+        date, time = (conforming_values(header, f"{kind}{what}") for what in ("Date", "Time"))
+        if date:
+            return date[0], time[0] if time and len(time[0]) >= len("HHMMSS") else "000000"
     return "19000101", "000000"  # ContentDate may not be empty, and any true date would be an invention
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydicom.charset import python_encoding
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as PydicomSequence
 from pydicom.tag import Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
 from ctflow.dicom.attributes import Raw, number, raw_of, text, texts, value_of
+from ctflow.dicom.conformance import (
+    conforming_character_set,
+    conforming_code,
+    conforming_values,
+    element_of_values,
+    encodings_of_header,
+)
 from ctflow.dicom.pixels import LOSSY
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
@@ -33,21 +38,13 @@ _TYPE_2 = (
 _OPTIONAL = (
     "IssuerOfPatientID",
     "PatientBirthTime",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID",
-    "ClinicalTrialProtocolName",
-    "ClinicalTrialSiteID",
-    "ClinicalTrialSiteName",
-    "ClinicalTrialSubjectID",
     "StudyDescription",
     "PatientAge",
     "PatientSize",
     "PatientWeight",
     "LongitudinalTemporalInformationModified",
     "TimezoneOffsetFromUTC",
+    "PositionReferenceIndicator",
 )
 _PER_IMAGE = (
     "SOPClassUID",
@@ -55,7 +52,6 @@ _PER_IMAGE = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
     "Modality",
     "Rows",
     "Columns",
@@ -64,27 +60,15 @@ _PER_IMAGE = (
 )
 _LENGTHS = ("SliceThickness", "SpacingBetweenSlices")  # taken over where they are one number each
 _REFERENCED_CLASS, _REFERENCED_INSTANCE = Tag("ReferencedSOPClassUID"), Tag("ReferencedSOPInstanceUID")
-_DATE = re.compile(r"[12]\d{3}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
-_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
-_FORMATS = {
-    "PatientBirthDate": _DATE,
-    "StudyDate": _DATE,
-    "StudyTime": _TIME,
-    "PatientBirthTime": _TIME,
-    "PatientSex": re.compile("[MFO]"),
-    "PatientAge": re.compile(r"\d{3}[DWMY]"),
-    "PatientSize": re.compile(r"\d{1,3}(\.\d{1,10})?"),
-    "PatientWeight": re.compile(r"\d{1,4}(\.\d{1,10})?"),
-    "PatientIdentityRemoved": re.compile("YES|NO"),
-    "LongitudinalTemporalInformationModified": re.compile("UNMODIFIED|MODIFIED|REMOVED"),
-    "TimezoneOffsetFromUTC": re.compile(r"[+-][01]\d[0-5]\d"),
-    "StudyDescription": re.compile(r"[^\\]{1,64}"),
-    "DeidentificationMethod": re.compile(r"[^\\]{1,64}"),
-    "LossyImageCompressionRatio": re.compile(r"\d{1,8}(\.\d{1,7})?"),
-    "LossyImageCompressionMethod": re.compile(r"[A-Z0-9_]{1,16}"),
-}
-# Those that may have several values.
-_MULTIPLE = frozenset({"DeidentificationMethod", "LossyImageCompressionRatio", "LossyImageCompressionMethod"})
+# Beside what is taken over: what an object's own series number, dates and times follow from.
+_READ = (
+    "SeriesNumber",
+    *(f"{kind}{what}" for kind in ("Acquisition", "Content", "Series") for what in ("Date", "Time")),
+)
+_TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")  # Type 1 of the Clinical Trial Subject module
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # one of them is there
+_TRIAL_TYPE_2 = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
+_NOT_TAKEN = "written empty or left out, because the source's values or their modules do not conform to DICOM"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +80,14 @@ class Sources:
         uids: SOPInstanceUID of each image, in array order.
         cleaned: A small copy of each header (`clean_sources`).
         references: Each image as a sequence of references names it.
+        warnings: What a person should know of what was not taken over.
     """
 
     header: Dataset
     uids: tuple[str, ...]
     cleaned: tuple[Dataset, ...]
     references: tuple[Dataset, ...]
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -113,9 +99,9 @@ def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
     Args:
         headers: Of the source images, in array order; they are not changed.
     """
-    cleaned = clean_sources(headers)
+    cleaned, warnings = clean_sources(headers)
     uids = tuple(text(header, "SOPInstanceUID") for header in headers)
-    return Sources(headers[0], uids, tuple(cleaned), tuple(_reference(one) for one in cleaned))
+    return Sources(headers[0], uids, tuple(cleaned), tuple(_reference(one) for one in cleaned), warnings)
 
 
 def _reference(source: Dataset) -> Dataset:
@@ -125,7 +111,7 @@ def _reference(source: Dataset) -> Dataset:
     return item
 
 
-def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
+def clean_sources(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
     """Small copies of source headers that highdicom takes and that conform.
 
     Args:
@@ -133,11 +119,13 @@ def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
 
     Returns:
         One dataset each: identity and geometry of the image; the first one's patient, study and orientation, with
-        absent or malformed Type 2 values empty, and empty or malformed optional ones left out; what compression lost
-        in any.
+        absent or malformed Type 2 values empty, and empty or malformed optional ones left out, each module whole or
+        not at all; what compression lost in any. And a sentence that names what was malformed, if anything was.
     """
-    shared = _patient_and_study(sources[0])
-    shared.update(_loss(sources))
+    taken = _Taken(sources[0])
+    shared = taken.patient_and_study()
+    shared.update(_loss(sources, taken))
+    shared.SpecificCharacterSet = conforming_character_set(sources[0], shared)
     known: dict[Raw, DataElement] = {}
     if text(sources[0], "ImageOrientationPatient"):  # others' may differ in the last decimals, which highdicom refuses
         shared.add(_element(sources[0], "ImageOrientationPatient", known))
@@ -154,7 +142,7 @@ def clean_sources(sources: Sequence[Dataset]) -> list[Dataset]:
         if "SliceThickness" not in dataset:  # images may leave it empty, and highdicom asks for it
             dataset.SliceThickness = None
         cleaned.append(dataset)
-    return cleaned
+    return cleaned, taken.warnings()
 
 
 def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> DataElement:
@@ -167,22 +155,74 @@ def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> Da
     return known[raw]
 
 
-def _patient_and_study(source: Dataset) -> Dataset:
-    dataset = Dataset()
-    dataset.SpecificCharacterSet = _character_set(source)
-    for keyword in _TYPE_2:
-        value = value_of(source, keyword)
-        setattr(dataset, keyword, value if _is_well_formed(keyword, value) else "")
-    for keyword in _OPTIONAL:
-        value = value_of(source, keyword)
-        if value is not None and str(value) and _is_well_formed(keyword, value):
-            setattr(dataset, keyword, value)
-    if "DeidentificationMethodCodeSequence" in dataset and not dataset.DeidentificationMethodCodeSequence:
-        del dataset.DeidentificationMethodCodeSequence
-    return dataset
+class _Taken:
+    """What objects take over of patient and study from one header; it remembers what did not conform."""
+
+    def __init__(self, header: Dataset) -> None:
+        self._header = header
+        self._malformed: set[str] = set()
+
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence that names attributes, never their values, which are the patient's."""
+        names = ", ".join(sorted(self._malformed))
+        return (f"{_NOT_TAKEN}: {names}",) if names else ()
+
+    def values(self, keyword: str, header: Dataset | None = None) -> tuple[str, ...]:
+        """The values that conform."""
+        values = conforming_values(self._header if header is None else header, keyword)
+        if values is None:
+            self._malformed.add(keyword)
+        return values or ()
+
+    def patient_and_study(self) -> Dataset:
+        """Patient, General Study, Patient Study and Clinical Trial Subject modules."""
+        dataset = Dataset()
+        for keyword in (*_TYPE_2, *_OPTIONAL):
+            values = self.values(keyword)
+            if values or keyword in _TYPE_2:
+                dataset.add(element_of_values(keyword, values))
+        self._add_removal(dataset)
+        self._add_trial(dataset)
+        for keyword in (*_READ, "SpecificCharacterSet"):
+            self.values(keyword)
+        return dataset
+
+    def _add_removal(self, dataset: Dataset) -> None:
+        """What says that the patient's identity was removed needs the method, which must not be made up."""
+        removed, method = self.values("PatientIdentityRemoved"), self.values("DeidentificationMethod")
+        codes = self._method_codes()
+        if removed == ("YES",) and not method and not codes:
+            self._malformed.add("PatientIdentityRemoved")
+            return
+        for keyword, values in (("PatientIdentityRemoved", removed), ("DeidentificationMethod", method)):
+            if values:
+                dataset.add(element_of_values(keyword, values))
+        if codes:
+            dataset.DeidentificationMethodCodeSequence = codes
+
+    def _method_codes(self) -> list[Dataset]:
+        keyword = "DeidentificationMethodCodeSequence"
+        items = value_of(self._header, keyword)
+        if items is None and keyword not in self._header:
+            return []
+        encodings = encodings_of_header(self._header)
+        found = [conforming_code(item, encodings) for item in items] if isinstance(items, PydicomSequence) else [None]
+        if None in found:
+            self._malformed.add(keyword)
+        return [code for code in found if code is not None]
+
+    def _add_trial(self, dataset: Dataset) -> None:
+        """The Clinical Trial Subject module, or nothing of it (PS3.3 C.7.1.3)."""
+        found = {keyword: self.values(keyword) for keyword in (*_TRIAL, *_TRIAL_SUBJECT, *_TRIAL_TYPE_2)}
+        if not all(found[keyword] for keyword in _TRIAL) or not any(found[keyword] for keyword in _TRIAL_SUBJECT):
+            self._malformed.update(keyword for keyword, values in found.items() if values)
+            return
+        for keyword, values in found.items():
+            if values or keyword in _TRIAL_TYPE_2:
+                dataset.add(element_of_values(keyword, values))
 
 
-def _loss(sources: Sequence[Dataset]) -> Dataset:
+def _loss(sources: Sequence[Dataset], taken: _Taken) -> Dataset:
     """LossyImageCompression and what is known of it, if any source says so or is stored in a lossy transfer syntax.
 
     A transfer syntax tells the method. It does not tell the ratio, which is then left out and not invented.
@@ -195,8 +235,9 @@ def _loss(sources: Sequence[Dataset]) -> Dataset:
     dataset.LossyImageCompression = "01"
     if declared:
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if texts(declared[0], keyword) and _is_well_formed(keyword, value_of(declared[0], keyword)):
-                dataset[keyword] = declared[0][keyword]
+            values = taken.values(keyword, declared[0])
+            if values:
+                dataset.add(element_of_values(keyword, values))
     if "LossyImageCompressionMethod" not in dataset and any(methods):
         dataset.LossyImageCompressionMethod = sorted({method for method in methods if method})
     return dataset
@@ -206,19 +247,3 @@ def _transfer_syntax_of(source: Dataset) -> str:
     """Transfer syntax UID of the file that a header is from; "" if it does not say."""
     meta = getattr(source, "file_meta", None)
     return "" if meta is None else text(meta, "TransferSyntaxUID")
-
-
-def _is_well_formed(keyword: str, value: object) -> bool:
-    form = _FORMATS.get(keyword)
-    if value is None or form is None:
-        return value is not None
-    values = list(value) if isinstance(value, MultiValue) else [value]
-    fits = len(values) == 1 or keyword in _MULTIPLE
-    return fits and all(form.fullmatch(str(one).strip()) for one in values)
-
-
-def _character_set(source: Dataset) -> list[str]:
-    """The source's, so that names keep their bytes; UTF-8 where it names one that is unknown."""
-    names = list(texts(source, "SpecificCharacterSet")) or [""]
-    known = all(name in python_encoding for name in names)
-    return (names if any(names) else ["ISO_IR 100"]) if known else ["ISO_IR 192"]

@@ -12,6 +12,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import clean_sources, sources_from_headers
@@ -23,9 +24,16 @@ LUNG = Code("39607008", "SCT", "Lung")
 SPEC = spec_of((Segment(1, "Lung", Code("123037004", "SCT", "Anatomical Structure"), LUNG),), name="model", version="1")
 
 
+@pytest.fixture(scope="module")
+def series_headers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("series") / "ct"
+    write_ct_series(small_volume(), folder)
+    return [instance.header for instance in assembled(folder).instances]
+
+
 @pytest.fixture
-def headers(write):
-    return [instance.header for instance in assembled(write()).instances]
+def headers(series_headers):
+    return copy.deepcopy(series_headers)
 
 
 def put(header: Dataset, keyword: str, value: object) -> None:
@@ -59,15 +67,34 @@ def conforming(headers, tmp_path) -> Dataset:
     return pydicom.dcmread(path)
 
 
+def named_in(sources) -> set[str]:
+    """The attributes that the one warning names."""
+    if not sources.warnings:
+        return set()
+    (warning,) = sources.warnings
+    return set(warning.rpartition(": ")[2].split(", "))
+
+
+def together(rows):
+    """Rows in as few mappings as hold each of them, no keyword twice in one: an object is checked once for many."""
+    groups = []
+    for keyword, value in rows:
+        group = next((group for group in groups if keyword not in group), None)
+        if group is None:
+            groups.append(group := {})
+        group[keyword] = value
+    return groups
+
+
 TYPE_2 = ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyID"]
 TYPE_2 += ["StudyDate", "StudyTime", "AccessionNumber"]
 
 
 @pytest.mark.parametrize("keyword", TYPE_2)
-def test_an_absent_attribute_becomes_an_empty_one(headers, tmp_path, keyword):
-    result = conforming(odd(headers, absent=[keyword]), tmp_path)
-    assert keyword in result
-    assert not result[keyword].value
+def test_an_absent_attribute_becomes_an_empty_one(headers, keyword):
+    sources = sources_from_headers(odd(headers[:1], absent=[keyword]))
+    assert sources.cleaned[0][keyword].value in ("", None)
+    assert sources.warnings == ()
 
 
 def test_headers_without_any_patient_or_study_value_give_a_conforming_object(headers, tmp_path):
@@ -87,12 +114,34 @@ MALFORMED = [
     ("StudyDate", "00000000"),
     ("StudyTime", "25:00"),
     ("StudyTime", "noon"),
+    ("PatientBirthDate", "19500231"),
+    ("StudyDate", "20190229"),
+    ("StudyDate", "20190101-20190201"),
+    ("PatientName", ["Wang", "XiaoDong"]),
+    ("PatientName", "a^b^c^d^e^f"),
+    ("PatientName", "a=b=c=d"),
+    ("PatientName", "x" * 65),
+    ("ReferringPhysicianName", ["One", "Two"]),
+    ("PatientID", "x" * 65),
+    ("PatientID", ["A-1", "A-2"]),
+    ("PatientID", "A\t1"),
+    ("AccessionNumber", "x" * 17),
+    ("AccessionNumber", ["A-1", "A-2"]),
+    ("StudyID", "x" * 17),
 ]
 
 
 @pytest.mark.parametrize(("keyword", "value"), MALFORMED)
-def test_a_malformed_value_becomes_an_empty_one(headers, tmp_path, keyword, value):
-    assert not conforming(odd(headers, **{keyword: value}), tmp_path)[keyword].value
+def test_a_malformed_value_becomes_an_empty_one_and_is_named(headers, keyword, value):
+    sources = sources_from_headers(odd(headers[:1], **{keyword: value}))
+    assert not sources.cleaned[0][keyword].value
+    assert named_in(sources) == {keyword}
+
+
+@pytest.mark.parametrize("values", together(MALFORMED))
+def test_an_object_of_malformed_values_conforms(headers, tmp_path, values):
+    result = conforming(odd(headers, **values), tmp_path)
+    assert not [keyword for keyword in values if result[keyword].value]
 
 
 OPTIONAL = [
@@ -111,9 +160,9 @@ OPTIONAL = [
 ]
 
 
-@pytest.mark.parametrize(("keyword", "value"), OPTIONAL)
-def test_an_empty_or_malformed_optional_value_is_left_out(headers, tmp_path, keyword, value):
-    assert keyword not in conforming(odd(headers, **{keyword: value}), tmp_path)
+@pytest.mark.parametrize("values", together(OPTIONAL))
+def test_empty_and_malformed_optional_values_are_left_out(headers, tmp_path, values):
+    assert not set(values) & set(conforming(odd(headers, **values), tmp_path).dir())
 
 
 WELL_FORMED = [
@@ -130,9 +179,11 @@ WELL_FORMED = [
 ]
 
 
-@pytest.mark.parametrize(("keyword", "value"), WELL_FORMED)
-def test_a_well_formed_value_is_taken_over(headers, tmp_path, keyword, value):
-    assert str(conforming(odd(headers, **{keyword: value}), tmp_path)[keyword].value) == value
+@pytest.mark.parametrize("values", together(WELL_FORMED))
+def test_well_formed_values_are_taken_over(headers, tmp_path, values):
+    result = conforming(odd(headers, **values), tmp_path)
+    assert {keyword: str(result[keyword].value) for keyword in values} == values
+    assert sources_from_headers(odd(headers, **values)).warnings == ()
 
 
 @pytest.mark.parametrize(("character_set", "name"), NAMES)
@@ -197,11 +248,55 @@ def test_an_unknown_character_set_is_replaced_by_utf_8(headers, tmp_path):
     assert result.PatientName == "Plain^Name"
 
 
-def test_identity_removed_without_a_method_conforms_as_the_source_does(headers):
-    """The standard asks for a method, which must not be invented: the claim is kept and the empty method left out."""
-    (first, *_) = clean_sources(odd(headers, PatientIdentityRemoved="YES", DeidentificationMethod=""))
-    assert first.PatientIdentityRemoved == "YES"
-    assert "DeidentificationMethod" not in first
+def test_identity_removed_without_a_method_is_left_out_whole(headers, tmp_path):
+    """The standard asks for a method, which must not be made up."""
+    removed = odd(headers, PatientIdentityRemoved="YES", DeidentificationMethod="")
+    assert "PatientIdentityRemoved" not in conforming(removed, tmp_path)
+    assert named_in(sources_from_headers(removed)) == {"PatientIdentityRemoved"}
+
+
+def test_identity_removed_with_a_method_is_taken_over_whole(headers, tmp_path):
+    result = conforming(odd(headers, PatientIdentityRemoved="YES", DeidentificationMethod="By hand"), tmp_path)
+    assert (result.PatientIdentityRemoved, result.DeidentificationMethod) == ("YES", "By hand")
+
+
+TRIAL = {
+    "ClinicalTrialSponsorName": "Sponsor",
+    "ClinicalTrialProtocolID": "P-1",
+    "ClinicalTrialProtocolName": "Protocol",
+    "ClinicalTrialSiteID": "7",
+    "ClinicalTrialSiteName": "Site",
+    "ClinicalTrialSubjectID": "S-1",
+}
+TRIAL_TYPE_1 = ["ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID"]
+
+
+@pytest.mark.parametrize("keyword", TRIAL_TYPE_1)
+@pytest.mark.parametrize("value", ["", "x" * 65])
+def test_the_clinical_trial_subject_module_is_dropped_whole_where_it_lacks_a_part(headers, keyword, value):
+    sources = sources_from_headers(odd(headers[:1], **(TRIAL | {keyword: value})))
+    assert not [each for each in sources.cleaned[0].dir() if each.startswith("ClinicalTrial")]
+    assert set(TRIAL) - {keyword} <= named_in(sources)
+
+
+@pytest.mark.parametrize("value", ["", "x" * 65, "as it is"])
+def test_the_clinical_trial_subject_module_is_kept_whole(headers, tmp_path, value):
+    others = {keyword: value for keyword in TRIAL if keyword not in TRIAL_TYPE_1}
+    result = conforming(odd(headers, **(TRIAL | others)), tmp_path)
+    kept = {keyword: value if len(value) <= 64 else "" for keyword, value in others.items()}
+    assert {each: result[each].value or "" for each in TRIAL} == TRIAL | kept
+
+
+def test_a_code_of_a_method_that_is_none_is_left_out(headers, tmp_path):
+    whole, half = Dataset(), Dataset()
+    whole.CodeValue, whole.CodingSchemeDesignator, whole.CodeMeaning = "113100", "DCM", "Basic Profile"
+    half.CodeValue, half.CodeMeaning = "113105", "No scheme"
+    marked = odd(headers, absent=["DeidentificationMethod"], PatientIdentityRemoved="YES")
+    for header in marked:
+        header.DeidentificationMethodCodeSequence = pydicom.Sequence([half, whole])
+    result = conforming(marked, tmp_path)
+    assert [item.CodeValue for item in result.DeidentificationMethodCodeSequence] == ["113100"]
+    assert named_in(sources_from_headers(marked)) == {"DeidentificationMethodCodeSequence"}
 
 
 def test_a_coded_method_is_taken_over_and_an_empty_one_is_not(headers, tmp_path):
@@ -209,14 +304,14 @@ def test_a_coded_method_is_taken_over_and_an_empty_one_is_not(headers, tmp_path)
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "113100", "DCM", "Basic Application Profile"
     coded = odd(headers, absent=["DeidentificationMethod"], DeidentificationMethodCodeSequence=pydicom.Sequence([item]))
     assert conforming(coded, tmp_path).DeidentificationMethodCodeSequence[0].CodeValue == "113100"
-    (first, *_) = clean_sources(odd(headers, DeidentificationMethodCodeSequence=pydicom.Sequence([])))
+    ((first, *_), _) = clean_sources(odd(headers, DeidentificationMethodCodeSequence=pydicom.Sequence([])))
     assert "DeidentificationMethodCodeSequence" not in first
 
 
 def test_the_first_header_speaks_for_patient_and_study(headers):
     headers = odd(headers)
     put(headers[1], "PatientName", "Other^Name")
-    cleaned = clean_sources(headers)
+    cleaned, _ = clean_sources(headers)
     assert len({str(dataset.PatientName) for dataset in cleaned}) == 1
     assert [dataset.SOPInstanceUID for dataset in cleaned] == [header.SOPInstanceUID for header in headers]
     assert [dataset.ImagePositionPatient for dataset in cleaned] == [h.ImagePositionPatient for h in headers]
@@ -265,7 +360,7 @@ def test_a_value_that_cannot_be_parsed_becomes_an_empty_one(headers):
     for keyword, vr, value in (("PatientWeight", "FD", b"abc"), ("PatientSize", "DS", b"175cm ")):
         tag = pydicom.tag.Tag(tag_for_keyword(keyword))
         header[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
-    (first,) = clean_sources([header])
+    ((first,), _) = clean_sources([header])
     assert "PatientWeight" not in first
     assert "PatientSize" not in first
 
@@ -331,6 +426,8 @@ def test_sources_are_not_changed(headers):
 
 def test_nothing_of_the_patient_is_logged(headers, caplog):
     caplog.set_level(logging.DEBUG)
-    values = {"PatientName": "Secret^Person", "PatientID": "SECRET-1", "PatientBirthDate": "SECRETDATE"}
-    segmentation_of(odd(headers, absent=["StudyID"], PatientSex="SECRETSEX", StudyDescription="S" * 70, **values))
-    assert "secret" not in caplog.text.lower()
+    values = {"PatientName": "Secret^Person", "PatientID": ["SECRET-1", "SECRET-2"], "PatientBirthDate": "SECRETDATE"}
+    marked = odd(headers, absent=["StudyID"], PatientSex="SECRETSEX", StudyDescription="secret " * 70, **values)
+    segmentation_of(marked)
+    assert named_in(sources_from_headers(marked)) == {"PatientBirthDate", "PatientID", "PatientSex", "StudyDescription"}
+    assert "secret" not in (caplog.text + str(sources_from_headers(marked).warnings)).lower()
