@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-random test-py310 test-gpu map map-test lint install clean
+.PHONY: demo test test-all test-random test-py310 test-gpu map map-test lint install clean
 
 # torch first and by itself, so that an index with a CPU build is used for it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -29,9 +29,16 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-# A process a core, each with one thread. Types and import direction are house tests: they need a wheel's layout.
+
+# A process a core, each with one thread; in the order of the folders, whole processes before the many small tests.
+# Types and import direction are house tests: they need a wheel's layout.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not map" --cov --cov-report=term-missing --durations=25
+	$(PYTEST) -m "not gpu and not map and not exhaustive"
+
+# Everything that `make test` runs, the exhaustive matrices, and coverage, which doubles the time (docs/testing.md).
+test-all: lint
+	$(PYTEST) -m "not gpu and not map" --cov --cov-report=term-missing
 
 # `make test` tries the same random examples everywhere; this draws others for ten minutes and prints its seeds.
 # Options: SEARCH='--seed N --minutes M tests/unit/window'

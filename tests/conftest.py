@@ -12,6 +12,7 @@ from hypothesis import settings
 from bundle_support import bundle_with_spacing
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
+from needs import skip_without, summary_of_skips
 
 # The same examples on every machine and in every run; tests/random_search.py asks for the other profile and a seed.
 settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
@@ -31,10 +32,7 @@ def data() -> Path:
     """Real CT (CTFLOW_DATA, or shared/data beside the checkout); the test is skipped where there is none."""
     folder = Path(os.environ.get("CTFLOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "lidc-idri-0314").is_dir():
-        reason = f"no real CT in {folder} (CTFLOW_DATA)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_without("real CT")
     return folder
 
 
@@ -67,3 +65,10 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped although CI=true: {call.excinfo.value if call.excinfo else ''}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The last line before the totals says which tests were skipped for want of what, and how to get it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if line := summary_of_skips(str(report.longrepr[-1]) for report in skipped):
+        terminalreporter.write_line(line, yellow=True)

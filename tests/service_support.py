@@ -31,6 +31,7 @@ from ctflow.service.reactor import keep_answers
 from ctflow.service.receive import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.service.records import Answer, Arrival, ObjectRecord
 from ctflow.service.worker import Line, NotReady, Outcome, Ready
+from needs import skip_without
 
 PATIENCE_S = 60.0  # of a test with something that happens; the CI machine is busy
 
@@ -163,7 +164,7 @@ def dcmtk(name: str) -> str:
     """A program of DCMTK; the test is skipped where it is not installed."""
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"no {name} (apt-get install dcmtk)")
+        skip_without("DCMTK")
     return found
 
 

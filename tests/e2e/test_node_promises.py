@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from needs import skip_without
+
 pytestmark = pytest.mark.e2e
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prove_node.py"
 
@@ -47,7 +49,7 @@ def test_echo_is_answered_under_idle_sockets():
 
 def test_many_associations_at_once_lose_nothing():
     if shutil.which("storescu") is None:
-        pytest.skip("no storescu (apt-get install dcmtk)")
+        skip_without("DCMTK")
     found = prove("load", "--associations", "25", "--images", "3")
     assert found["failures"] == 0
     assert found["kept"] == 75

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from needs import skip_without
+
 pytestmark = pytest.mark.e2e
 HERE = Path(__file__).parent
 PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")  # of Debian's orthanc-python
 
 
 def needs(*names: str) -> None:
-    missing = [name for name in names if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)} (apt-get install orthanc dcmtk iproute2 util-linux)")
+    if any(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None for name in names):
+        skip_without("Orthanc")
 
 
 @pytest.fixture(scope="module", params=["lua", "python"])
@@ -30,9 +31,9 @@ def trip(request, tmp_path_factory, series) -> dict:
     """One round trip (see `orthanc_trip.py`), and what Orthanc had at its end."""
     needs("Orthanc", "unshare", "ip")
     if request.param == "python" and not PYTHON_PLUGIN.is_file():
-        pytest.skip("not installed: Orthanc's Python plugin (apt-get install orthanc-python)")
+        skip_without("Orthanc")
     if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("a network namespace cannot be made here (root, or a kernel that allows it)")
+        skip_without("namespaces of its own")
     folder = tmp_path_factory.mktemp("orthanc")
     done = subprocess.run(
         ["unshare", "-n", sys.executable, HERE / "orthanc_trip.py", folder, series, request.param],

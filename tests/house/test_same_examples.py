@@ -72,9 +72,23 @@ def test_without_a_seed_another_one_is_drawn_each_time(monkeypatch):
     assert {(minutes, *paths) for minutes, _, paths in seeds} == {(10.0, "tests")}
 
 
-def test_make_has_the_search():
+def made_by(*words: str) -> str:
+    """The last command that make would run."""
     done = subprocess.run(
-        ["make", "--dry-run", "--assume-old=install", "test-random", "SEARCH=--seed 5"],
+        ["make", "--dry-run", "--assume-old=lint", "--assume-old=install", *words],
         cwd=random_search.REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.splitlines()[-1].endswith("python tests/random_search.py --seed 5")
+    return done.stdout.splitlines()[-1]
+
+
+def test_make_has_the_search():
+    assert made_by("test-random", "SEARCH=--seed 5").endswith("python tests/random_search.py --seed 5")
+
+
+def test_ci_runs_everything_that_make_test_runs_and_measures_coverage():
+    some, everything = made_by("test"), made_by("test-all")
+    assert '-m "not gpu and not map and not exhaustive"' in some
+    assert "--cov" not in some
+    assert everything.startswith(some.split(" -m ")[0])
+    assert '-m "not gpu and not map" --cov ' in everything
+    assert "\nmake test-all\n" in (random_search.REPOSITORY / ".ci" / "run").read_text()

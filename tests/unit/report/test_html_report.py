@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
@@ -19,6 +18,7 @@ from ctflow.report.html_report import write_html_report
 from ctflow.report.result import series_result
 from ctflow.report.views import oriented_from_volume
 from ctflow.volume import Geometry, Volume
+from needs import skip_without
 
 ANY = Code("1", "99", "any")
 TUMOUR = Segment(1, "Lung tumour", ANY, ANY)
@@ -206,9 +206,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is needed: apt-get install chromium")
-        pytest.skip("chromium is not installed")
+        skip_without("Chromium")
     chromium = Browser(WIDTH, HEIGHT)
     yield chromium
     chromium.close()

@@ -6,6 +6,7 @@ import pytest
 
 from browser_support import CHROMIUM, Browser
 from ctflow.service.web.server import serving
+from needs import skip_without
 from node_support import fill_busy
 
 WIDE, NARROW = (1400, 900), (390, 800)
@@ -14,7 +15,7 @@ WIDE, NARROW = (1400, 900), (390, 800)
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+        skip_without("Chromium")
     browser = Browser(*WIDE)
     yield browser
     browser.close()
