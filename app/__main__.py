@@ -63,7 +63,7 @@ def _run(words: list[str]) -> int:
     environment = read_environment()
     settings = settings_from_values(given, environment)
     paths = _absolute(paths_from_values(given, environment))
-    set_up_logging(given["log_level"])
+    set_up_logging(given["log_level"], debug=given["debug"])
     if given["workdir"]:
         _enter(Path(given["workdir"]))
     return _run_graph(paths, settings, quiet=given["log_level"] not in {"DEBUG", "INFO"})

@@ -217,6 +217,18 @@ def worker_that_answers(connection, _setup) -> None:
             connection.send(Outcome(kind, f"because {kind}", answer, {"segment": 0.1}))
 
 
+def worker_that_meets_a_fault(connection, _setup) -> None:
+    """Its answer tells which process it was, and which tried before it."""
+    connection.send(Ready("model", "1", False, 0))
+    with contextlib.suppress(EOFError):
+        while True:
+            task = connection.recv()
+            note = task.scratch.parent.parent / "fault"
+            note.write_text(f"{note.read_text()} {os.getpid()}" if note.exists() else str(os.getpid()))
+            kind = "again" if task.job.attempts == 1 else "aside"
+            connection.send(Outcome(kind, note.read_text(), is_sound=False))
+
+
 def worker_that_dies(connection, _setup) -> None:
     connection.send(Ready("model", "1", False, 0))
     with contextlib.suppress(EOFError):

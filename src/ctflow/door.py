@@ -7,7 +7,9 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from ctflow.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError
+from ctflow.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError, Unexpected
+
+log = logging.getLogger(__name__)
 
 
 def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: bool = False) -> int:
@@ -35,6 +37,26 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
         return EXIT_UNEXPECTED
 
 
+def unexpected(error: Exception, what: str) -> Unexpected:
+    """The name of an error that nobody foresaw, which ends one series and no other; its traceback goes to the log.
+
+    Args:
+        error: Its text may hold anything the input held, and shows nowhere.
+        what: It ended, without patient data: "series" and a digest.
+
+    Returns:
+        The error to keep as what became of the series. `show_tracebacks` decides whether the log shows where it was.
+    """
+    log.debug("%s: %s", what, traceback_without_texts(error))
+    kind = type(error).__name__
+    return Unexpected(f"{what}: unexpected {kind}, a fault of ctflow: --debug, or the node's log, shows where")
+
+
+def show_tracebacks() -> None:
+    """Let the log show where `unexpected` errors were, whatever its level: those of `--debug` and of the node."""
+    log.setLevel(logging.DEBUG)
+
+
 def traceback_without_texts(error: BaseException) -> str:
     """The traceback of an error and of what led to it, without the errors' texts."""
     chain: list[BaseException] = []
@@ -46,12 +68,16 @@ def traceback_without_texts(error: BaseException) -> str:
     return "\n\n".join(["Traceback (without the errors' texts, which may hold patient data):", *parts])
 
 
-def set_up_logging(level: str | None) -> None:
+def set_up_logging(level: str | None, *, debug: bool = False) -> None:
     """Send log lines to standard error, one a line with its time; and no warnings of libraries, which quote values.
 
     Args:
         level: DEBUG, INFO, WARNING, ERROR or CRITICAL (WARN is accepted); None means WARNING.
+        debug: Whether the log shows tracebacks of unexpected errors at any level.
     """
     name = {"WARN": "WARNING", None: "WARNING"}.get(level, level)
     warnings.simplefilter("ignore")
     logging.basicConfig(level=name, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    log.setLevel(logging.NOTSET)
+    if debug:
+        show_tracebacks()

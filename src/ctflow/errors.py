@@ -21,6 +21,12 @@ class CtflowError(Exception):
     exit_code = EXIT_UNEXPECTED
 
 
+class Unexpected(CtflowError):
+    """A fault of ctflow that ended one series; the others go on. Its message names the error's type, never its text."""
+
+    reason = "unexpected"
+
+
 class SettingsInvalid(CtflowError):
     """A flag, file or environment value is wrong; the message names the flag, file, line or key."""
 

@@ -27,6 +27,7 @@ from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
 from ctflow.dicom.source import Sources, sources_from_headers
+from ctflow.door import unexpected
 from ctflow.errors import (
     EXIT_DONE,
     EXIT_PARTLY,
@@ -179,7 +180,7 @@ def key_of_series(uid: str) -> str:
 
 
 def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
-    """Run a stage unless an earlier one failed; a named error becomes part of the case."""
+    """Run a stage unless an earlier one failed; whatever it raises becomes, with a name, part of the case."""
     if case.error is not None:
         return case
     try:
@@ -193,6 +194,11 @@ def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
         too_large = DeviceOutOfMemory(f"series {digest}: this computer has too little memory for it")
         log.error("%s: %s", type(too_large).__name__, too_large)  # noqa: TRY400
         return replace(case, error=too_large)
+    except Exception as error:  # noqa: BLE001  # no fault that one series meets may take the others with it
+        failure = unexpected(error, f"series {case.candidate.series.digest}")
+        log.error("%s: %s", type(failure).__name__, failure)  # noqa: TRY400  # `unexpected` logs the traceback
+        failure.__cause__ = error
+        return replace(case, error=_without_locals(failure))
 
 
 def _without_locals(error: CtflowError) -> CtflowError:
@@ -468,7 +474,7 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
     code = exit_code_of_cases(cases)
     done = sum(case.error is None for case in cases)
     if done and (
-        found.scan.unreadable or found.selection.strays
+        found.scan.unreadable or found.selection.strays or found.selection.failed
     ):  # a series' last slice, which nothing else would miss
         code = EXIT_PARTLY
     set_aside = [c for c in found.selection.candidates if not c.chosen]

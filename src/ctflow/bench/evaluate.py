@@ -23,6 +23,7 @@ from ctflow.bench.exactness import (
 )
 from ctflow.config import Settings
 from ctflow.dicom.read_segmentation import read_segmentation
+from ctflow.door import unexpected
 from ctflow.engines.contract import EngineInfo
 from ctflow.errors import (
     EXIT_DONE,
@@ -196,16 +197,15 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
         truth = read_segmentation(folder / TRUTH, headers)  # before the network: a wrong one costs no minutes
         found, seconds, engine = _found(case, headers, segmenters, progress)
         reference = _against_reference(case, found, segmenters.reference, progress)
+        comparison = _compare(found, truth, case.loaded.volume)
+        return replace(outcome, comparison=comparison, reference=reference, seconds=seconds, engine=engine)
     except CtflowError as error:
         log.error("case %s: %s: %s", name, type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
         return replace(outcome, error=error)
-    return replace(
-        outcome,
-        comparison=_compare(found, truth, case.loaded.volume),
-        reference=reference,
-        seconds=seconds,
-        engine=engine,
-    )
+    except Exception as error:  # noqa: BLE001  # the other cases go on
+        failure = unexpected(error, f"case {name}")
+        log.error("%s", failure)  # noqa: TRY400  # `unexpected` logs the traceback
+        return replace(outcome, error=failure)
 
 
 def _check_grid(case: Case) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from ctflow.dicom.assemble import geometry_of_series
 from ctflow.dicom.scan import name_without_patient, scan_folder
 from ctflow.dicom.select import Candidate, select_series
+from ctflow.door import unexpected
 from ctflow.errors import BrokenSeries
 
 
@@ -52,6 +53,9 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
         geometry, _ = geometry_of_series(candidate.series)
     except BrokenSeries as error:
         return {**entry, "chosen": False, "rule": error.reason, "reason": str(error)}
+    except Exception as error:  # noqa: BLE001  # the others of the folder are shown
+        failure = unexpected(error, f"series {candidate.series.digest}")
+        return {**entry, "chosen": False, "rule": failure.reason, "reason": str(failure)}
     entry["geometry"] = {
         "shape": list(geometry.shape),
         "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm],

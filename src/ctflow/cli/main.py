@@ -33,7 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 )
 def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug itself
     """A chest CT series goes in, a DICOM SEG with measurements comes out."""
-    set_up_logging(log_level)
+    set_up_logging(log_level, debug=debug)
 
 
 def _options(*names: str) -> Callable[[Function], Function]:

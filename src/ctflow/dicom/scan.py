@@ -22,6 +22,7 @@ from pydicom.uid import (
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.header import header_of_layout
 from ctflow.dicom.structure import layout_of_header
+from ctflow.door import unexpected
 from ctflow.errors import NoUsableSeries
 from ctflow.progress import Progress, silent
 from ctflow.volume import digest_of_uid
@@ -171,7 +172,9 @@ def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
             # Old files have no preamble; group 0002 or 0008 in little endian then comes first.
             if start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132:
                 return _read_header(stream, path, name, force=True)
-    except PARSE_ERRORS as error:
+    except Exception as error:  # noqa: BLE001  # beside PARSE_ERRORS, whatever parsers raise: the other files go on
+        if not isinstance(error, PARSE_ERRORS):
+            unexpected(error, f"file {name}")
         return Unreadable(name, _reason(error))
     return Unreadable(name, "empty or without a DICOM header") if says_dicom else None
 

@@ -13,7 +13,8 @@ from pydicom.uid import UID
 from ctflow.dicom.attributes import integer, number, numbers, text, texts
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
-from ctflow.errors import NoUsableSeries
+from ctflow.door import unexpected
+from ctflow.errors import NoUsableSeries, Unexpected
 from ctflow.volume import FloatArray, digest_of_uid
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -82,6 +83,11 @@ class Selection:
         """Those set aside that seem to be the end of one that is run."""
         return tuple(candidate for candidate in self.candidates if candidate.rule == "stray")
 
+    @property
+    def failed(self) -> tuple[Candidate, ...]:
+        """Those that a fault of ctflow kept from being judged."""
+        return tuple(candidate for candidate in self.candidates if candidate.rule == Unexpected.reason)
+
 
 def select_series(
     scan: Scan,
@@ -104,7 +110,7 @@ def select_series(
     Returns:
         The verdicts.
     """
-    candidates = [_judge(series, series_uid, force, body_parts) for series in _series_of(scan)]
+    candidates = [_judge_safely(series, series_uid, force, body_parts) for series in _series_of(scan)]
     if pick == "best":
         candidates = _keep_best(candidates)
     if series_uid is None:
@@ -113,7 +119,7 @@ def select_series(
 
 
 def require_chosen(selection: Selection, scan: Scan) -> None:
-    """Raise `NoUsableSeries` with every reason when nothing is chosen."""
+    """Raise `NoUsableSeries` with every reason when nothing is chosen; `Unexpected` where that is a fault of ctflow."""
     if selection.chosen:
         return
     lines = [f"series {c.series.digest}: {c.reason} ({c.rule})" for c in selection.candidates]
@@ -121,6 +127,8 @@ def require_chosen(selection: Selection, scan: Scan) -> None:
     most = 20
     if len(lines) > most:
         lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
+    if selection.failed:
+        raise Unexpected(f"no series can be run: {'; '.join(lines)}")
     found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files (archives are not opened)"
     raise NoUsableSeries(f"no series can be run: {found}")
 
@@ -151,6 +159,14 @@ def _image_words(instance: Instance) -> set[str]:
 
 def _is_localizer(instance: Instance) -> bool:
     return "LOCALIZER" in _image_words(instance)
+
+
+def _judge_safely(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
+    try:
+        return _judge(series, series_uid, force, body_parts)
+    except Exception as error:  # noqa: BLE001  # the others of the folder must be judged
+        failure = unexpected(error, f"series {series.digest}")
+        return Candidate(series, False, failure.reason, str(failure), False, {})
 
 
 def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:

@@ -281,6 +281,7 @@ class Foreman(threading.Thread):
             return
         if not isinstance(outcome, Outcome):
             raise TypeError(f"a worker's answer is not {type(outcome).__name__}")
+        self.is_open = self.is_open and outcome.is_sound
         self._tell(lambda: self._settle(job, outcome))
 
     def _tell(self, tell: Callable[[], object]) -> None:

@@ -23,8 +23,8 @@ from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.config import Settings
-from ctflow.door import traceback_without_texts
-from ctflow.errors import CtflowError, InputError, ModelError
+from ctflow.door import show_tracebacks, traceback_without_texts, unexpected
+from ctflow.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.networks.monai_import import import_lean
 from ctflow.processes import begin_child
 from ctflow.service.records import Answer, Job, ObjectRecord
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ctflow.pipeline import Case
     from ctflow.segmenter import Segmenter
 
+MOST_FAULTS = 2  # attempts that end in an unexpected error
 OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in the order in which they are sent
 _NICENESS = 5  # on a CPU it takes all cores, and an instance that comes in must not wait for a window
 
@@ -91,12 +92,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: done, set aside (trying again changes nothing), or to be tried again."""
+    """What became of a task: done, set aside (trying again changes nothing), or to be tried again.
+
+    A worker that is not sound any more, after an unexpected error (a GPU's may be lost to its process), is replaced.
+    """
 
     kind: Literal["done", "aside", "again"]
     reason: str = ""
     answer: Answer | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    is_sound: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def run_worker(connection: Connection, setup: Setup) -> None:
     import_lean()
     os.nice(_NICENESS)
     logging.basicConfig(level=setup.log_level, handlers=[_Sender(connection)], force=True)
+    show_tracebacks()
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             model, segmenter = _open(setup)
@@ -167,14 +173,22 @@ def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ou
         document = json.loads((folder / "result.json").read_bytes())
         answer = _answer(folder, document, model, time.monotonic() - started)
         return Outcome("done", answer=answer, stage_seconds=document["stage_seconds"])
+    except Unexpected as error:
+        return _fault(error, task)
     except (InputError, ModelError) as error:
         return Outcome("aside", f"{type(error).__name__}: {error}")
     except CtflowError as error:
         return Outcome("again", f"{type(error).__name__}: {error}")
-    except Exception as error:
-        # A door: its text may hold anything the input held.
-        log.exception("series %s", task.job.digest)
-        return Outcome("again", f"unexpected {type(error).__name__}; the log says where")
+    except Exception as error:  # noqa: BLE001  # the worker has other series to run
+        fault = unexpected(error, f"series {task.job.digest}")
+        log.error("%s", fault)  # noqa: TRY400  # `unexpected` logs the traceback
+        return _fault(fault, task)
+
+
+def _fault(error: Unexpected, task: Task) -> Outcome:
+    """A driver may fail by chance, a header never: the series is tried once more, by a new process, then set aside."""
+    kind: Literal["aside", "again"] = "again" if task.job.attempts < MOST_FAULTS else "aside"
+    return Outcome(kind, f"{type(error).__name__}: {error}", is_sound=False)
 
 
 def basis_of_result(task: Task, setup: Setup, model: Model) -> str:

@@ -239,6 +239,25 @@ def test_a_failed_case_is_listed_and_the_others_count(model, write_case, finds, 
     assert document["summary"]["cases"] == 1
 
 
+def test_a_fault_that_one_case_meets_is_its_own(model, write_case, finds, tmp_path, monkeypatch):
+    write_case("a", TUMOUR, seed=1)
+    write_case("b", TUMOUR, seed=2)
+    finds(mark_tumour)
+    compare, calls = evaluate.compare_masks, []
+
+    def maybe(*arguments):
+        calls.append(None)
+        if len(calls) == 1:
+            raise KeyError("Doe^John")
+        return compare(*arguments)
+
+    monkeypatch.setattr(evaluate, "compare_masks", maybe)
+    document = evaluate_folder(tmp_path / "cases", model, CPU)
+    failed, done = document["cases"]
+    assert (failed["error"]["type"], done["error"], document["exit_code"]) == ("Unexpected", None, 6)
+    assert "Doe" not in failed["error"]["message"]
+
+
 def test_a_resampled_series_is_refused_not_compared_with_another_grid(model, write_case, finds, tmp_path):
     folder = write_case("a", TUMOUR)
     shutil.rmtree(folder / "ct")

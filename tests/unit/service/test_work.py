@@ -69,6 +69,15 @@ def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, crew, ca
     assert journal.find(later).state == "aside"
 
 
+def test_a_worker_that_met_a_fault_is_replaced(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
+    (key,) = complete(journal, 1)
+    crew(service_support.worker_that_meets_a_fault)
+    wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
+    first, second = journal.find(key).reason.split()
+    assert first != second, "another process tried it again"
+
+
 def test_a_series_that_is_tried_too_often_is_a_dead_letter(journal, crew, monkeypatch):
     monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
     (key,) = complete(journal, 3)

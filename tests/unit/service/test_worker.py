@@ -119,19 +119,21 @@ def test_a_gap_sets_the_series_aside_by_name(task, segmenter):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "kinds"),
     [
-        (DeviceOutOfMemory("too little memory"), "DeviceOutOfMemory: too little memory"),
-        (RuntimeError("SECRET^NAME"), "unexpected RuntimeError; the log says where"),
+        (DeviceOutOfMemory("too little memory"), "DeviceOutOfMemory: too little memory", ["again", "again"]),
+        (RuntimeError("SECRET^NAME"), "unexpected RuntimeError", ["again", "aside"]),
     ],
 )
-def test_what_may_pass_is_tried_again_and_texts_of_strangers_are_not_told(
-    task, segmenter, monkeypatch, error, reason, caplog
+def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_are_not_told(
+    task, segmenter, monkeypatch, error, reason, kinds, caplog
 ):
     def fail(*_args):
         raise error
 
     monkeypatch.setattr(worker, "_compute", fail)
     with caplog.at_level(logging.ERROR):
-        outcome = run(task, segmenter)
-    assert (outcome.kind, outcome.reason) == ("again", reason)
+        outcomes = [run(replace(task, job=replace(task.job, attempts=n)), segmenter) for n in (1, 2)]
+    assert [outcome.kind for outcome in outcomes] == kinds
+    assert all(reason in outcome.reason for outcome in outcomes)
+    assert all(outcome.is_sound is not (kinds[1] == "aside") for outcome in outcomes)

@@ -1,0 +1,48 @@
+"""A segmenter without a network: what it marks is the same box in every volume, so that writing is what is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ctflow.config import Settings
+from ctflow.engines.contract import EngineInfo
+from ctflow.model import Code, Model, ModelSpec, Segment
+from ctflow.progress import Progress, silent
+from ctflow.segmenter import Segmentation
+from ctflow.volume import Volume
+from dicom_support import spec_of
+
+DIGEST = "ab" * 32
+INFO = EngineInfo("eager", "fp32", "cpu", (64, 64, 64), (1, 1), DIGEST, 1)
+LUNG = Segment(1, "Lung", Code("123037004", "SCT", "Anatomical Structure"), Code("39607008", "SCT", "Lung"))
+
+
+def marking_model(spec: ModelSpec | None = None) -> Model:
+    return Model(spec or spec_of((LUNG,)), {}, DIGEST)
+
+
+class MarkingSegmenter:
+    """Stands in for `ctflow.segmenter.Segmenter`."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.warnings = model, ()
+
+    def open(self, progress: Progress = silent) -> None:
+        pass
+
+    def __enter__(self) -> MarkingSegmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def segment(
+        self, volume: Volume, progress: Progress = silent, meanwhile: Callable[[], None] = lambda: None
+    ) -> tuple[Segmentation, dict[str, float]]:
+        meanwhile()
+        labels = np.zeros(volume.array.shape, np.uint8)
+        labels[tuple(slice(size // 4, size // 2) for size in labels.shape)] = 1
+        window = {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 1}
+        return Segmentation(labels, INFO, window), {"segment": 0.0}
