@@ -12,6 +12,7 @@ from ctflow.errors import SettingsInvalid
 
 Pick = Literal["all", "best"]
 Roi = Literal["none", "body"]
+ConstantWindowsAre = Literal["background", "compute"]
 Report = Literal["html", "none"]
 SegKind = Literal["binary", "labelmap", "fractional"]
 SegmentPer = Literal["class", "finding"]
@@ -31,6 +32,8 @@ class Settings:
         precision: Number format of the heavy arithmetic; None takes the engine's own.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
         roi: Which part of the volume gets windows and marks: "none" is the whole volume, "body" where the body is.
+        constant_windows: What is marked in windows that hold a single HU value (padding): "background" is nothing,
+            unless another window holds the voxel too; "compute" is what the network says, as MONAI does.
         device: torch device, or several GPUs ("cuda:0,1"); None takes the first GPU, or the CPU where there is none.
         cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
             file can run.
@@ -52,6 +55,7 @@ class Settings:
     precision: str | None = None
     overlap: float | None = None
     roi: Roi = "none"
+    constant_windows: ConstantWindowsAre = "background"
     device: str | None = None
     cache: Path | None = None
     report: Report = "html"
@@ -156,6 +160,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
     Option("roi", "none|body", "Compute and mark the whole volume (default), or only where the body is.", _roi),
+    Option(
+        "constant_windows",
+        "background|compute",
+        "Mark nothing in windows of a single HU value (default), or what the network says, as MONAI does.",
+        _one_of("background", "compute"),
+    ),
     Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
     Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
     Option(

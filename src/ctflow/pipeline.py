@@ -393,7 +393,7 @@ def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
     return {
         key: "x".join(map(str, value)) if isinstance(value, list) else value
         for key, value in window.items()
-        if key not in {"batch_size", "windows", "windows_of_all"}
+        if key not in {"batch_size", "windows", "windows_of_all", "windows_constant"}
     }
 
 

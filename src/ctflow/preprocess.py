@@ -37,6 +37,7 @@ class Prepared:
         tensor: (1, 1, X, Y, Z) float32 on the device, in the network's axes.
         source_axes: For each axis of the tensor, the axis of the source array (D, H, W) = (0, 1, 2).
         back: For each axis of the tensor, (source voxels, network voxels) float64 weights.
+        spacing_mm: Distance of the tensor's voxel centres along each of its axes.
         upright: How a tilted source was set upright before all this; its voxels are then the upright ones. None where
             the source's axes are at right angles.
     """
@@ -44,6 +45,7 @@ class Prepared:
     tensor: Tensor
     source_axes: tuple[int, int, int]
     back: tuple[FloatArray, FloatArray, FloatArray]
+    spacing_mm: tuple[float, float, float]
     upright: Upright | None = None
 
 
@@ -92,7 +94,8 @@ def prepare_volume(
     image = state.image.to(torch.float32)
     if not bool(torch.isfinite(image).all()):
         raise UnsupportedPixels("preprocessing gave values that are not finite: the bundle's scaling does not suit CT")
-    return Prepared(image.contiguous()[None, None], state.axes, state.back, upright)
+    x_mm, y_mm, z_mm = np.linalg.norm(state.affine[:3, :3], axis=0).tolist()
+    return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), upright)
 
 
 def _state(array: Tensor, affine_mm: FloatArray) -> _State:

@@ -38,6 +38,7 @@ from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, source_bo
 from ctflow.progress import Progress, silent
 from ctflow.volume import Size3, Volume
 from ctflow.window.body import Body, find_body
+from ctflow.window.constant import ConstantWindows, Seen
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
 
@@ -55,7 +56,8 @@ class Segmentation:
         fractions: (S, D, H, W) uint8, each segment's probability in 255ths, where a fractional SEG was asked for.
         engine: Who computed.
         window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device; where not the
-            whole volume was looked at, also which part, how many windows were computed, and of how many.
+            whole volume was looked at, also which part, how many windows were computed, and of how many; how many hold
+            a single HU value, if any do.
         warnings: What a person should know of how this volume was computed.
     """
 
@@ -75,7 +77,7 @@ class Segmenter:
 
     Args:
         model: The model.
-        settings: Engine, precision, device, overlap, roi and cache are used.
+        settings: Engine, precision, device, overlap, roi, constant windows and cache are used.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -206,16 +208,19 @@ class Segmenter:
             with timed(seconds, "prepare"):
                 prepared, body = self._prepare(volume)
             with timed(seconds, "segment"):
-                logits, window, warnings = self._predict(prepared, body, progress)
+                constant = ConstantWindows(volume.array)
+                logits, window, warnings = self._predict(prepared, body, constant, progress)
                 meanwhile()
                 if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
                     torch.cuda.current_stream(logits.device).synchronize()
             with timed(seconds, "restore"):
-                labels, fractions = self._restore(prepared, body, logits, volume.array.shape, progress)
+                parts = (body, constant.seen(logits.device))
+                labels, fractions = self._restore(prepared, parts, logits, volume.array.shape, progress)
         if body is None and self._settings.roi == "body":
             log.warning(_NO_BODY)
             warnings = (*warnings, _NO_BODY)
-        warnings = (*warnings, *_warnings_of_threshold(self.model.spec, fractions))
+        small = _warnings_of_small_volume(prepared, self.model.spec.roi)
+        warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
         return Segmentation(labels, engine, window, warnings, fractions), seconds
 
     def _engine_info(self) -> EngineInfo:
@@ -234,7 +239,7 @@ class Segmenter:
         return prepared, body if body is not None and _is_seen(body, prepared) else None
 
     def _predict(
-        self, prepared: Prepared, body: Body | None, progress: Progress
+        self, prepared: Prepared, body: Body | None, constant: ConstantWindows, progress: Progress
     ) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
         """The logits, the window settings as used, and a warning of each device that had too little memory for them."""
         spec = self.model.spec
@@ -248,9 +253,13 @@ class Segmenter:
 
         wanted: list[bool] = []
         boxes = source_boxes(prepared, spec.roi)
+        computed = self._settings.constant_windows == "compute"
 
         def is_wanted(start: Size3) -> bool:
-            wanted.append(body is None or body.touches(boxes(start)))
+            box = boxes(start)
+            wanted.append(body is None or body.touches(box))
+            if wanted[-1] and not computed:
+                constant.look_at(box)
             return wanted[-1]
 
         logits = predict_volume(
@@ -268,15 +277,24 @@ class Segmenter:
         window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
         if body is not None:
             window |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
+        if computed:
+            window["constant_windows"] = "compute"
+        elif constant.count:
+            window["windows_constant"] = constant.count
         return logits, window, _warnings_of_memory(halved)
 
     def _restore(
-        self, prepared: Prepared, body: Body | None, logits: Tensor, shape: tuple[int, ...], progress: Progress
+        self,
+        prepared: Prepared,
+        parts: Sequence[Body | Seen | None],
+        logits: Tensor,
+        shape: tuple[int, ...],
+        progress: Progress,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time.
 
-        With them the fractions, where the settings ask for them: (S, D, H, W). Outside the body, where it is known,
-        both are 0: there, windows are missing.
+        With them the fractions, where the settings ask for them: (S, D, H, W). Outside each of the parts, where it is
+        known, both are 0: there, windows are missing or show nothing.
         """
         spec = self.model.spec
         probabilities = probabilities_from_logits(logits, spec)
@@ -288,10 +306,11 @@ class Segmenter:
             labels[rows] = labels_from_probabilities(slab, spec)
             if count:
                 fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
-            if body is not None:
-                inside = body.mask_of_slices(rows)
-                labels[rows] *= inside
-                fractions[:, rows] *= inside
+            for part in parts:
+                if part is not None:
+                    inside = part.mask_of_slices(rows)
+                    labels[rows] *= inside
+                    fractions[:, rows] *= inside
             progress("restore", rows.stop, len(labels))
         return bytes_on_host(labels), bytes_on_host(fractions) if count else None
 
@@ -303,6 +322,24 @@ def _is_seen(body: Body, prepared: Prepared) -> bool:
     boxes = source_boxes(prepared, (size[0], size[1], size[2]))
     planes = np.eye(3, dtype=int)[axis] * np.arange(prepared.tensor.shape[2 + axis])[:, None]
     return any(body.touches(boxes((x, y, z))) for x, y, z in planes.tolist())
+
+
+def _warnings_of_small_volume(prepared: Prepared, roi: Size3) -> tuple[str, ...]:
+    """A sentence where the volume fills less than half of the model's window along an axis."""
+    sizes = zip(prepared.source_axes, prepared.tensor.shape[2:], prepared.spacing_mm, roi, strict=True)
+    small = [
+        f"{count * mm:.0f} of {window * mm:.0f} mm along the {('slices', 'rows', 'columns')[axis]}"
+        for axis, count, mm, window in sorted(sizes)
+        if 2 * count < window
+    ]
+    if not small:
+        return ()
+    warning = (
+        f"the volume fills less than half of the model's window ({', '.join(small)}); the rest of the window is empty, "
+        "so the model may mark more or less than in a larger volume"
+    )
+    log.warning(warning)
+    return (warning,)
 
 
 def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -879,6 +880,88 @@ def test_a_tilted_body_is_that_of_all_windows_too(body_windows, settings):
     assert found.window["windows"] < found.window["windows_of_all"]
 
 
+def in_a_circle(volume, radius=0.35):
+    """The volume with -1024 HU outside a circle of each slice, as a scanner writes it where it has measured nothing."""
+    _, height, width = volume.array.shape
+    h, w = np.ogrid[:height, :width]
+    circle = np.hypot((h + 0.5) / height - 0.5, (w + 0.5) / width - 0.5) <= radius
+    return replace(volume, array=np.where(circle, volume.array, -1024).astype(np.int16)), circle
+
+
+@pytest.mark.parametrize("seg", ["binary", "fractional"])
+def test_padding_that_fills_windows_is_background_and_every_other_voxel_is_as_monai_has_it(body_windows, settings, seg):
+    volume, circle = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
+    found = {}
+    for chosen in ("compute", "background"):
+        with Segmenter(body_windows, replace(settings, constant_windows=chosen, seg=seg)) as segmenter:
+            found[chosen], _ = segmenter.segment(volume)
+    computed, ours = found["compute"], found["background"]
+    assert computed.window["constant_windows"] == "compute"
+    assert "windows_constant" not in computed.window
+    assert ours.window["windows_constant"] > 0
+    assert "constant_windows" not in ours.window
+    cleared = computed.labels != ours.labels
+    assert cleared.any()
+    assert not ours.labels[cleared].any()
+    assert not (cleared & circle).any(), "where there is an image, nothing changes"
+    corner = (slice(None), slice(0, 5), slice(0, 5))
+    assert computed.labels[corner].any()
+    assert not ours.labels[corner].any()
+    if seg == "fractional":
+        assert not ours.fractions[(slice(None), *corner)].any()
+        differs = ours.fractions != computed.fractions
+        assert not ours.fractions[differs].any()
+        assert not differs[:, np.broadcast_to(circle, ours.labels.shape)].any()
+
+
+def test_windows_of_padding_are_computed_once_on_each_device(body_windows, settings, monkeypatch):
+    volume, _ = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
+    windows = []
+
+    def counted(some):
+        windows.append(len(some))
+        return everywhere(some)
+
+    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(counted))
+    found = []
+    for devices in (("cpu",), ("cpu", "cpu")):
+        monkeypatch.setattr("ctflow.segmenter.devices_from_setting", lambda _, devices=devices: devices)
+        windows.clear()
+        with Segmenter(body_windows, settings) as segmenter:
+            found.append(segmenter.segment(volume)[0])
+        assert sum(windows) <= 900 - found[-1].window["windows_constant"] + len(devices)
+    assert np.array_equal(found[0].labels, found[1].labels)
+    assert found[0].window == found[1].window
+
+
+def test_a_choice_about_constant_windows_changes_the_uids(body_windows, series, settings, tmp_path):
+    (ours,) = run_folder(series, tmp_path / "ours", body_windows, settings).cases
+    chosen = replace(settings, constant_windows="compute")
+    (computed,) = run_folder(series, tmp_path / "computed", body_windows, chosen).cases
+    assert uid_of(ours) != uid_of(computed)
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    jsonschema.validate(json.loads((computed.folder / "result.json").read_text()), schema)
+    parameters = pydicom.dcmread(computed.folder / "segmentation.dcm").SegmentSequence[0]
+    (identification,) = parameters.SegmentationAlgorithmIdentificationSequence
+    assert "constant_windows=compute" in identification.AlgorithmParameters
+
+
+def test_a_slab_thinner_than_half_a_window_is_warned_about(model, settings, monkeypatch):
+    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(everywhere))
+    volume = phantom_from_seed(5, (20, 96, 96)).volume
+    deep = volume.geometry.spacing_mm[0] * 20
+    thin = replace(model, spec=replace(model.spec, roi=(8, 8, 64)))
+    with Segmenter(thin, settings) as segmenter:
+        (warning,) = segmenter.segment(volume)[0].warnings
+    assert "less than half of the model's window" in warning
+    said_mm, window_mm = (int(number) for number in re.findall(r"(\d+) of (\d+) mm along the slices", warning)[0])
+    spacing_mm = window_mm / 64
+    assert said_mm == pytest.approx(deep, abs=spacing_mm)
+    assert "rows" not in warning
+    with Segmenter(replace(thin, spec=replace(thin.spec, roi=(8, 8, 8))), settings) as segmenter:
+        assert segmenter.segment(volume)[0].warnings == ()
+
+
 def test_the_result_says_that_only_the_body_was_looked_at(body_windows, series, settings, tmp_path, monkeypatch):
     steps = []
     chosen = replace(settings, roi="body")
@@ -904,7 +987,8 @@ def uid_of(case) -> str:
 
 def test_a_volume_without_a_body_gets_all_windows_and_a_warning(body_windows, settings, caplog):
     volume = phantom_from_seed(5, (24, 96, 96)).volume
-    air = replace(volume, array=np.full_like(volume.array, -1000))
+    noise = np.random.default_rng(0).integers(-1010, -990, volume.array.shape)
+    air = replace(volume, array=noise.astype(np.int16))
     with Segmenter(body_windows, settings) as segmenter:
         expected, _ = segmenter.segment(air)
     with Segmenter(body_windows, replace(settings, roi="body")) as segmenter:

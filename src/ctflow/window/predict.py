@@ -16,6 +16,7 @@ from ctflow.model import Blend
 from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
 from ctflow.window.blend import importance_map, total_weight
+from ctflow.window.constant import Box, alike_windows
 from ctflow.window.devices import Predict, Say, Worker, run_on_devices
 from ctflow.window.grid import padding_for_window, shares_of_windows, window_axes, window_starts
 
@@ -45,9 +46,12 @@ def predict_volume(
 ) -> Tensor:
     """Predict a volume window by window and blend the logits.
 
+    Windows that hold one value and nothing else (padding, mostly) are computed once for each value and device: the same
+    input has the same logits.
+
     Args:
-        volume: (1, C_in, D, H, W) float32, on the first worker's device or in host memory. Page-locked, nothing waits
-            for its way to a GPU.
+        volume: (1, C_in, D, H, W) float32, on the first worker's device or in host memory; page-locked, it reaches a
+            GPU sooner.
         predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device, B at most `batch_size`; or several
             workers. Each gets a contiguous run of the windows, and only the part of the volume that they touch.
         roi: Window size in voxels. A smaller volume is padded with zeros on both sides.
@@ -113,12 +117,12 @@ class _Share:
     Attributes:
         worker: Who computes it.
         box: The slab of the padded volume that its windows touch.
-        places: Where each window lies in the slab, all channels.
+        places: Where each window lies in the slab.
     """
 
     worker: Worker
-    box: tuple[slice, slice, slice]
-    places: list[tuple[slice, ...]]
+    box: Box
+    places: list[Box]
 
 
 def _shares(workers: Sequence[Worker], starts: Sequence[Size3], size: Size3, roi: Size3) -> list[_Share]:
@@ -127,12 +131,14 @@ def _shares(workers: Sequence[Worker], starts: Sequence[Size3], size: Size3, roi
     for worker, run in zip(workers, shares_of_windows(starts, len(workers)), strict=False):
         first, last = ((0, 0, 0), size) if not shares else _bounds(run, roi)
         box = (slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2]))
-        places = [
-            (slice(None), *(slice(n - low, n - low + length) for n, low, length in zip(start, first, roi, strict=True)))
-            for start in run
-        ]
-        shares.append(_Share(worker, box, places))
+        shares.append(_Share(worker, box, [_place(start, first, roi) for start in run]))
     return shares
+
+
+def _place(start: Size3, corner: Size3, roi: Size3) -> Box:
+    """A window in the slab that begins at `corner`."""
+    d, h, w = (slice(n - low, n - low + length) for n, low, length in zip(start, corner, roi, strict=True))
+    return d, h, w
 
 
 def _bounds(starts: Sequence[Size3], roi: Size3) -> tuple[Size3, Size3]:
@@ -179,6 +185,9 @@ class _Slab:
         weight: Of each voxel of a window.
         share: The worker and its windows.
         batch_size: Most windows at once.
+
+    Attributes:
+        groups: The share's windows, those that hold the same single value in one group and every other by itself.
     """
 
     def __init__(self, volume: Tensor, weight: Tensor, share: _Share, batch_size: int) -> None:
@@ -186,7 +195,8 @@ class _Slab:
         device = share.worker.device
         self._part = _fetched(volume[0][(slice(None), *share.box)], share.places, device)
         self._weight = weight.to(device)
-        self._batch = self._part.new_empty((min(batch_size, len(share.places)), len(self._part), *weight.shape))
+        self.groups = alike_windows(self._part, share.places)
+        self._batch = self._part.new_empty((min(batch_size, len(self.groups)), len(self._part), *weight.shape))
         self._sum: Tensor | None = None
 
     @property
@@ -196,25 +206,27 @@ class _Slab:
             raise ValueError("no window has been computed")
         return self._sum
 
-    def add(self, places: Sequence[tuple[slice, ...]]) -> bool:
-        """Compute some windows; False if the device has too little memory for them, but may have for fewer.
+    def add(self, groups: Sequence[Sequence[Box]]) -> bool:
+        """Compute a window of some groups; False if the device has too little memory for it, but may have for fewer.
 
         Nothing here waits for a GPU, and only the first call takes memory.
         """
         roi = self._weight.shape
-        windows = self._batch[: len(places)]
-        for window, place in zip(windows, places, strict=True):
-            window.copy_(self._part[place])
+        windows = self._batch[: len(groups)]
+        for window, group in zip(windows, groups, strict=True):
+            window.copy_(self._part[(slice(None), *group[0])])
         answer = self._answer(windows)
         if answer is None:
             return False
-        if len(answer) != len(places) or answer.shape[2:] != roi:
-            raise ValueError(f"predict returned {tuple(answer.shape)} for {len(places)} windows of {tuple(roi)}")
+        if len(answer) != len(groups) or answer.shape[2:] != roi:
+            raise ValueError(f"predict returned {tuple(answer.shape)} for {len(groups)} windows of {tuple(roi)}")
         if self._sum is None:
             shape = (1, answer.shape[1], *self._part.shape[1:])
             self._sum = torch.zeros(shape, device=self._part.device)
-        for window, place in zip(answer, places, strict=True):
-            self._sum[0][place].addcmul_(window.to(torch.float32), self._weight)
+        for window, group in zip(answer, groups, strict=True):
+            logits = window.to(torch.float32)
+            for place in group:
+                self._sum[0][(slice(None), *place)].addcmul_(logits, self._weight)
         return True
 
     def _answer(self, windows: Tensor) -> Tensor | None:
@@ -228,11 +240,11 @@ class _Slab:
         return None
 
 
-def _fetched(part: Tensor, places: Sequence[tuple[slice, ...]], device: torch.device) -> Tensor:
+def _fetched(part: Tensor, places: Sequence[Box], device: torch.device) -> Tensor:
     """A part of a volume on a device; of what lies elsewhere only the slices that windows touch have values."""
     if part.device == device:
         return part
-    touched = slice(min(place[1].start for place in places), max(place[1].stop for place in places))
+    touched = slice(min(place[0].start for place in places), max(place[0].stop for place in places))
     fetched = torch.empty(part.shape, dtype=part.dtype, device=device)
     # A CPU must wait for a GPU's bytes; a GPU's stream does so by itself.
     fetched[:, touched].copy_(part[:, touched], non_blocking=device.type == "cuda")
@@ -241,13 +253,13 @@ def _fetched(part: Tensor, places: Sequence[tuple[slice, ...]], device: torch.de
 
 def _sum_of_share(slab: _Slab, batch_size: int, say: Say, advance: Callable[[int], None], on_halved: Halved) -> Tensor:
     """Compute all windows of a share; where memory does not suffice, fewer at once."""
-    places, device, done = slab.share.places, slab.share.worker.device, 0
+    groups, device, done = slab.groups, slab.share.worker.device, 0
     with torch.no_grad():  # a thread does not inherit the caller's
-        while done < len(places):
-            some = places[done : done + batch_size]
+        while done < len(groups):
+            some = groups[done : done + batch_size]
             if slab.add(some):
                 done += len(some)
-                say(partial(advance, len(some)))
+                say(partial(advance, sum(map(len, some))))
             else:
                 batch_size = len(some) // 2
                 say(partial(on_halved, device, len(some), batch_size))

@@ -80,7 +80,7 @@ def test_progress_is_told_in_the_calling_thread_in_order():
         steps.append(step)
         threads.add(threading.current_thread())
 
-    predict_volume(torch.zeros(1, 1, 8, 8, 8), workers(3), roi=(4, 4, 4), overlap=0, batch_size=1, progress=progress)
+    predict_volume(torch.rand(1, 1, 8, 8, 8), workers(3), roi=(4, 4, 4), overlap=0, batch_size=1, progress=progress)
     assert steps == [("segment", n, 8) for n in range(9)]
     assert threads == {threading.current_thread()}
 

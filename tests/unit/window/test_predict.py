@@ -59,6 +59,17 @@ def assert_same_but_for_rounding(found, expected, tolerance=1e-5):
     assert torch.equal(found.argmax(dim=1)[sure], expected.argmax(dim=1)[sure])
 
 
+def padded_image(shape, share):
+    """(1, C, D, H, W): noise in this share of each axis, -1 behind it, and 0.5 in the last column."""
+    volume = torch.from_numpy(np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32))
+    for axis, part in enumerate(share, start=2):
+        count = volume.shape[axis]
+        volume.narrow(axis, int(count * part), count - int(count * part)).fill_(-1.0)
+    if share[2] < 1:
+        volume[..., -1] = 0.5
+    return volume
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     size=sizes,
@@ -67,9 +78,11 @@ def assert_same_but_for_rounding(found, expected, tolerance=1e-5):
     blend=st.sampled_from(["constant", "gaussian"]),
     channels=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     batch_size=st.integers(1, 5),
+    image=st.tuples(*[st.sampled_from([0.2, 0.5, 1.0])] * 3),
 )
-def test_prediction_equals_monai(size, roi, overlap, blend, channels, batch_size):
-    volume = torch.from_numpy(np.random.default_rng(0).standard_normal((1, channels[0], *size), dtype=np.float32))
+def test_prediction_equals_monai(size, roi, overlap, blend, channels, batch_size, image):
+    """Also where a part of each axis holds an image and the rest one value."""
+    volume = padded_image((channels[0], *size), image)
     network = Network(*channels)
     ours = predict_volume(volume, network, roi=roi, overlap=overlap, blend=blend, batch_size=batch_size)
     theirs = sliding_window_inference(volume, roi, batch_size, network, overlap=overlap, mode=blend)
@@ -138,7 +151,7 @@ def test_constant_in_constant_out(blend):
 def test_progress_counts_windows():
     steps = []
     predict_volume(
-        torch.zeros(1, 1, 8, 8, 8),
+        torch.rand(1, 1, 8, 8, 8),
         lambda windows: windows,
         roi=(4, 4, 4),
         overlap=0,
@@ -151,8 +164,8 @@ def test_progress_counts_windows():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"volume": torch.zeros(1, 8, 8, 8)},
-        {"volume": torch.zeros(2, 1, 8, 8, 8)},
+        {"volume": torch.rand(1, 8, 8, 8)},
+        {"volume": torch.rand(2, 1, 8, 8, 8)},
         {"roi": (4, 4)},
         {"roi": (4, 4, 0)},
         {"overlap": 1.0},
@@ -164,7 +177,7 @@ def test_progress_counts_windows():
     ],
 )
 def test_wrong_arguments_are_named(wrong):
-    arguments = {"volume": torch.zeros(1, 1, 8, 8, 8), "predict": lambda windows: windows, "roi": (4, 4, 4), **wrong}
+    arguments = {"volume": torch.rand(1, 1, 8, 8, 8), "predict": lambda windows: windows, "roi": (4, 4, 4), **wrong}
     with pytest.raises(ValueError, match=r"."):
         predict_volume(arguments.pop("volume"), arguments.pop("predict"), **arguments)
 
@@ -272,6 +285,38 @@ def test_where_all_windows_are_wanted_leaving_others_out_changes_nothing(size, r
     assert_same_but_for_rounding(in_mask(workers, is_wanted=is_wanted), expected)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_windows_of_one_value_are_computed_once_for_each_value_and_device(count):
+    volume = torch.full((1, 2, 4, 4, 24), -1.0)
+    volume[..., 8:16] = 7
+    volume[0, 1, 0, 0, 20] = 2  # one window of the last four values is no longer constant
+    computed, steps = [], []
+
+    def predict(windows):
+        computed.extend(windows[:, 0, 0, 0, 0].tolist())
+        return windows.clone()
+
+    workers = [Worker(predict, torch.device("cpu")) for _ in range(count)]
+    found = predict_volume(
+        volume, workers, roi=(4, 4, 4), overlap=0, batch_size=2, progress=lambda *step: steps.append(step)
+    )
+    assert torch.allclose(found, volume)
+    assert sorted(computed) == ([-1, -1, 7] if count == 1 else [-1, -1, -1, 7, 7])
+    assert steps[-1] == ("segment", 6, 6)
+
+
+def test_a_window_that_holds_no_number_is_no_constant():
+    volume = torch.full((1, 1, 4, 4, 8), torch.nan)
+    computed = []
+
+    def predict(windows):
+        computed.append(len(windows))
+        return windows
+
+    predict_volume(volume, predict, roi=(4, 4, 4), overlap=0)
+    assert sum(computed) == 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_only_wanted_windows_are_computed_and_counted(count):
     asked, computed, steps = [], [], []
@@ -285,7 +330,7 @@ def test_only_wanted_windows_are_computed_and_counted(count):
         return windows + 7
 
     found = predict_volume(
-        torch.zeros(1, 1, 8, 6, 12),
+        torch.rand(1, 1, 8, 6, 12) * 1e-6,
         [Worker(predict, torch.device("cpu")) for _ in range(count)],
         roi=(4, 8, 4),
         overlap=0,

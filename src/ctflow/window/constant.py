@@ -1,0 +1,127 @@
+"""Windows that hold one value and nothing else: computed once for each value, and no reason to mark anything."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Box = tuple[slice, slice, slice]
+
+_STRIDE = 16  # of a first look at a box: noise shows in the first few voxels
+
+
+def alike_windows(volume: Tensor, places: Sequence[Box]) -> list[list[Box]]:
+    """Group windows that are known to have the same content without a look at every pair.
+
+    Args:
+        volume: (C, D, H, W) on any device; of a GPU's the host waits once.
+        places: Windows of one size that lie in it, at least one.
+
+    Returns:
+        All places, in groups in the order of their first windows: in one group those that hold the same single value in
+        each channel, every other window by itself.
+    """
+    starts = [sorted({place[axis].start for place in places}) for axis in range(3)]
+    sizes = [part.stop - part.start for part in places[0]]
+    low = high = volume
+    for axis, (firsts, size) in enumerate(zip(starts, sizes, strict=True), start=1):
+        low = torch.stack([low.narrow(axis, first, size).amin(axis) for first in firsts], axis)
+        high = torch.stack([high.narrow(axis, first, size).amax(axis) for first in firsts], axis)
+    lowest, highest = torch.stack([low, high]).cpu().numpy()
+    number = [{first: index for index, first in enumerate(firsts)} for firsts in starts]
+    groups: dict[object, list[Box]] = defaultdict(list)
+    for index, place in enumerate(places):
+        at = (slice(None), *(number[axis][place[axis].start] for axis in range(3)))
+        # NaN equals nothing, so that a window with one stays by itself.
+        constant = bool((lowest[at] == highest[at]).all())
+        groups[tuple(lowest[at].tolist()) if constant else index].append(place)
+    return list(groups.values())
+
+
+class ConstantWindows:
+    """Which windows hold a single HU value, and which voxels lie in no other window.
+
+    No scanner gives one value to a whole window of a body, which has noise: it is padding, and what a network says of
+    it comes from its weights alone.
+
+    Args:
+        array: (D, H, W) in HU, the source's.
+
+    Attributes:
+        count: How many of the windows so far.
+    """
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.count = 0
+        self._array = array
+        self._others: list[Box] = []
+
+    def look_at(self, box: Box) -> None:
+        """Take a window.
+
+        Args:
+            box: The source voxels that take something from it (`ctflow.preprocess.source_boxes`); empty where none do.
+        """
+        # One voxel more on each side: the window's outermost voxels may have been interpolated with it.
+        part = self._array[tuple(slice(max(axis.start - 1, 0), axis.stop + 1) for axis in box)]
+        if any(axis.start == axis.stop for axis in box) or _is_constant(part):
+            self.count += 1
+        else:
+            self._others.append(box)
+
+    def seen(self, device: torch.device) -> Seen | None:
+        """The voxels that another window holds; None while no window was constant, and so none need be left out."""
+        return seen_from_boxes(self._others, self._array.shape, device) if self.count else None
+
+
+def _is_constant(part: npt.NDArray[Any]) -> bool:
+    first = part[0, 0, 0]
+    return bool((part[::_STRIDE, ::_STRIDE, ::_STRIDE] == first).all() and (part == first).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Voxels of a volume that lie in at least one of some boxes.
+
+    Attributes:
+        cells: (d, h, w) bool on the device: what the boxes' borders cut the volume into.
+        cell_of_voxel: For each axis the cell of every voxel, on the device.
+    """
+
+    cells: Tensor
+    cell_of_voxel: tuple[Tensor, Tensor, Tensor]
+
+    def mask_of_slices(self, rows: slice) -> Tensor:
+        """(slices, H, W) bool of some slices, on the device."""
+        d, h, w = self.cell_of_voxel
+        return self.cells[d[rows]][:, h][:, :, w]
+
+
+def seen_from_boxes(boxes: Sequence[Box], shape: Sequence[int], device: torch.device) -> Seen:
+    """The union of boxes.
+
+    Args:
+        boxes: None of them empty.
+        shape: Voxels of the volume (D, H, W).
+        device: Where masks are wanted.
+    """
+    cuts = [
+        sorted({0, count, *(box[axis].start for box in boxes), *(box[axis].stop for box in boxes)})
+        for axis, count in enumerate(shape)
+    ]
+    cells = np.zeros([len(each) - 1 for each in cuts], bool)
+    for box in boxes:
+        d, h, w = (
+            slice(int(np.searchsorted(each, part.start)), int(np.searchsorted(each, part.stop)))
+            for each, part in zip(cuts, box, strict=True)
+        )
+        cells[d, h, w] = True
+    of_voxel = [torch.from_numpy(np.repeat(np.arange(len(each) - 1), np.diff(each))).to(device) for each in cuts]
+    return Seen(torch.from_numpy(cells).to(device), (of_voxel[0], of_voxel[1], of_voxel[2]))
