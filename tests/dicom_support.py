@@ -123,8 +123,8 @@ def indices_of(shape) -> npt.NDArray[np.intp]:
     return np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
 
 
-def assert_same_world(found: Volume, truth: Volume | LinearField) -> None:
-    """Every voxel has the value that the truth has at its place in the patient, and none is missing."""
+def assert_same_world(found: Volume, truth: Volume | LinearField, within: float = 1e-3) -> None:
+    """Every voxel has the value that the truth has at its place, to a share of a voxel, and none is missing."""
     points = found.geometry.world_from_index(indices_of(found.array.shape))
     if isinstance(truth, LinearField):
         inside = ~found.padding if found.padding is not None else np.ones(found.array.shape, bool)
@@ -134,7 +134,7 @@ def assert_same_world(found: Volume, truth: Volume | LinearField) -> None:
     back = np.linalg.inv(truth.geometry.affine_mm)
     index = points @ back[:3, :3].T + back[:3, 3]
     nearest = np.rint(index).astype(int)
-    assert np.abs(index - nearest).max() < 1e-3, "voxels lie between the true ones"
+    assert np.abs(index - nearest).max() < within, "voxels lie between the true ones"
     assert (nearest >= 0).all()
     assert (nearest < truth.array.shape).all()
     assert np.array_equal(found.array, truth.array[tuple(np.moveaxis(nearest, -1, 0))])

@@ -140,6 +140,16 @@ def placed(affine) -> Callable[[Path], Volume]:
     return lambda folder: written(folder, odd_volume(affine))
 
 
+def shifted(affine, moved_to: Callable[[int, np.ndarray], np.ndarray]) -> Callable[[Path], Volume]:
+    """A series whose positions a scanner wrote a little beside where they are."""
+
+    def adjust(dataset: Dataset, d: int) -> None:
+        at = moved_to(d, np.array(dataset.ImagePositionPatient, dtype=np.float64))
+        dataset.ImagePositionPatient = [f"{mm:.4f}" for mm in at]
+
+    return lambda folder: written(folder, odd_volume(affine), adjust)
+
+
 def sampled(z_mm: list[float], tilt: float = 0.0, adjust: Adjust | None = None) -> Callable[[Path], LinearField]:
     """Slices of a linear field at any places: its values are known between them, too."""
 
@@ -712,6 +722,29 @@ def _geometry() -> Iterator[Odd]:
         "`BrokenSeries`: `irregular`",
         nothing(one(ImagePositionPatient=["-9", "20.25", "-287.5"])),
     )
+    for spacing in (0.625, 1.25):
+        affine = axes((2, 1, 0), (1, 1, 1), (spacing, 0.6, 0.9))
+        name = f"positions rounded to 0.1 mm, slices {spacing} mm apart"
+        yield Odd(name, WARNED, shifted(affine, lambda d, at: np.round(at, 1)), "ImagePositionPatient puts slices")
+    yield Odd(
+        "slices jitter by 0.03 mm beside their line",
+        WARNED,
+        shifted(axes((2, 1, 0), (1, 1, 1)), lambda d, at: at + [0.03 * (-1) ** d, 0, 0]),
+        "0.035 mm (4% of a voxel)",
+    )
+    yield Odd(
+        "slices jitter by 0.3 mm beside their line",
+        "`BrokenSeries`: `irregular`",
+        nothing(shifted(axes((2, 1, 0), (1, 1, 1)), lambda d, at: at + [0.3 * (-1) ** d, 0, 0])),
+        "more than a tenth",
+    )
+    yield Odd(
+        "cosines of a slice differ in the fourth decimal",
+        WARNED,
+        one(ImageOrientationPatient=["1", "0.0008", "0", "-0.0008", "1", "0"]),
+        "ImageOrientationPatient puts slices",
+    )
+    yield Odd("PixelSpacing of a slice is rounded", WARNED, one(PixelSpacing=["0.6005", "0.9"]), "PixelSpacing puts")
     stray = f"{WARNED} + set aside: `stray`"
     for count, ends in ((1, "the last slice of 18 has"), (2, "the last two slices of 18 have")):
         write = ending_elsewhere(count, SeriesInstanceUID="1.2.3")
@@ -730,9 +763,15 @@ def _geometry() -> Iterator[Odd]:
     yield Odd("two slices", "set aside: `too-few-slices`", cut_to(2))
     yield Odd("slices 6 mm apart", "set aside: `too-thick`", nothing(placed(axes((2, 1, 0), (1, 1, 1), (6, 0.6, 0.9)))))
     yield Odd(
-        "SliceThickness and SpacingBetweenSlices contradict the positions",
-        RIGHT,
-        every(SliceThickness="7", SpacingBetweenSlices="-1"),
+        "SpacingBetweenSlices of 7 where slices lie 2.5 mm apart", WARNED, every(SpacingBetweenSlices="7"), "7 mm"
+    )
+    yield Odd("SpacingBetweenSlices is negative", WARNED, every(SpacingBetweenSlices="-2.5"), "says -2.5 mm")
+    yield Odd("SpacingBetweenSlices is 0", WARNED, every(SpacingBetweenSlices="0"), "positions count")
+    yield Odd("SliceThickness is 0", WARNED, every(SliceThickness="0"), "SliceThickness says 0 mm")
+    yield Odd("SliceThickness is negative", WARNED, every(SliceThickness="-2.5"), "SliceThickness says -2.5 mm")
+    yield Odd("slices overlap (SliceThickness of 5 every 2.5 mm)", RIGHT, every(SliceThickness="5"))
+    yield Odd(
+        "GantryDetectorTilt says 18 degrees and positions none", WARNED, every(GantryDetectorTilt="18"), "18 degrees"
     )
     yield Odd(
         "InstanceNumber and SliceLocation contradict the positions",

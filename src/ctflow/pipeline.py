@@ -22,6 +22,7 @@ from ctflow.config import SegGrid, Settings
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
+from ctflow.dicom.measures import measures_from_headers
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
@@ -49,7 +50,6 @@ from ctflow.segmenter import Segmentation, Segmenter, memory_of, timed
 from ctflow.volume import LabelArray, digest_of_uid
 
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
-_ON_TILTED = "the SEG lies on tilted slices, which some readers do not open (--seg-grid resampled writes another)"
 
 log = logging.getLogger(__name__)
 
@@ -218,9 +218,10 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
         with timed(seconds, "read"):
             assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
             with memory_of("this computer"):
-                if assembled.volume.geometry.is_tilted:
-                    assembled = _set_upright(assembled, case.seg_grid)
+                if assembled.volume.geometry.is_tilted and case.seg_grid == "resampled":
+                    assembled = _set_upright(assembled)
             _check_grid(case, assembled)
+            assembled = _warned_of_readers(case, assembled)
         return replace(case, assembled=assembled, warnings=case.warnings + assembled.warnings, stage_seconds=seconds)
 
     return _attempt(case, stage)
@@ -233,13 +234,24 @@ def _check_grid(case: Case, assembled: Assembled) -> None:
         raise BrokenSeries(f"series {case.candidate.series.digest}: {what} [tilted]", reason="tilted")
 
 
-def _set_upright(assembled: Assembled, seg_grid: SegGrid) -> Assembled:
-    """A tilted series as its SEG will need it: on its slices, or from here on at right angles."""
-    upright = upright_volume(assembled.volume) if seg_grid == "resampled" else None
+def _set_upright(assembled: Assembled) -> Assembled:
+    """A tilted series as a SEG at right angles will need it, from here on."""
+    upright = upright_volume(assembled.volume)
     if upright is None:
-        return replace(assembled, warnings=(*assembled.warnings, _ON_TILTED))
+        return assembled
     volume, outside = upright
     return replace(assembled, volume=volume, outside=outside)
+
+
+def _warned_of_readers(case: Case, assembled: Assembled) -> Assembled:
+    """Name the readers that will put a SEG on these slices elsewhere: nothing in the SEG would stop them."""
+    if case.seg_grid == "resampled" and assembled.is_resampled:
+        return assembled
+    measures = measures_from_headers([instance.header for instance in assembled.instances])
+    if measures is None or measures.misread is None:
+        return assembled
+    log.warning("series %s: %s", case.candidate.series.digest, measures.misread)
+    return replace(assembled, warnings=(*assembled.warnings, measures.misread))
 
 
 def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) -> Case:

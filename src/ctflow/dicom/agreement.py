@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
-from ctflow.dicom.attributes import integer, texts
+from ctflow.dicom.attributes import integer, number, texts
 from ctflow.dicom.scan import Instance
 
 # Where these differ, each slice is read by its own value, which is what the standard says and seldom what was meant.
@@ -36,6 +36,8 @@ COMPARED = (
     "PatientSex",
 )
 _MOST_NAMED = 3
+_LARGEST_TILT = 45.0  # degrees; more is no gantry's
+_SAME_TILT = 1.0  # degrees
 
 
 def disagreements(instances: Sequence[Instance]) -> tuple[str, ...]:
@@ -63,6 +65,53 @@ def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
     if len(names) <= _MOST_NAMED and count > len(names):
         return f"{keyword} of {', '.join(names)} differs from the other slices'"
     return f"{keyword} differs between slices"
+
+
+def odd_ones(instances: Sequence[Instance], values: Sequence[Hashable]) -> str:
+    """The names of the slices whose value is not the most frequent one, as a message lists them."""
+    usual, _ = Counter(values).most_common(1)[0]
+    return listed([instance for instance, value in zip(instances, values, strict=True) if value != usual])
+
+
+def listed(instances: Sequence[Instance]) -> str:
+    """The first few names, and how many more there are."""
+    names = ", ".join(instance.name for instance in instances[:_MOST_NAMED])
+    more = len(instances) - _MOST_NAMED
+    return f"{names} and {more} more slice{'s' * (more > 1)}" if more > 0 else names
+
+
+def contradictions(instances: Sequence[Instance], distance_mm: float | None, tilt_degrees: float) -> tuple[str, ...]:
+    """Sentences on what headers say of the slices' distance and tilt and their positions do not; positions count.
+
+    Args:
+        instances: The slices.
+        distance_mm: From slice to slice along the normal; None where they lie at several distances.
+        tilt_degrees: By how much positions are displaced.
+
+    Returns:
+        One sentence an attribute; numbers of geometry are no patient's.
+    """
+    found = []
+    between = _numbers_of(instances, "SpacingBetweenSlices")
+    odd = [mm for mm in between if distance_mm is not None and abs(mm - distance_mm) > max(0.02 * distance_mm, 0.02)]
+    if distance_mm is not None and odd:
+        found.append(f"SpacingBetweenSlices says {odd[0]:g} mm, and positions {distance_mm:.4g} mm: positions count")
+    thin = [mm for mm in _numbers_of(instances, "SliceThickness") if mm <= 0]
+    if thin:
+        found.append(f"SliceThickness says {thin[0]:g} mm: the distance of slices, by their positions, stands for it")
+    tilts = [degrees for degrees in _numbers_of(instances, "GantryDetectorTilt") if abs(degrees) <= _LARGEST_TILT]
+    off = [degrees for degrees in tilts if abs(abs(degrees) - tilt_degrees) > _SAME_TILT]
+    if off:
+        found.append(
+            f"GantryDetectorTilt says {off[0]:g} degrees, and positions {tilt_degrees:.1f} degrees: positions count"
+        )
+    return tuple(found)
+
+
+def _numbers_of(instances: Sequence[Instance], keyword: str) -> list[float]:
+    """The different numbers that slices have, in their order."""
+    found = (number(instance.header, keyword) for instance in instances)
+    return list(dict.fromkeys(value for value in found if value is not None))
 
 
 def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:

@@ -9,19 +9,35 @@ from functools import partial
 
 import numpy as np
 
-from ctflow.dicom.agreement import are_interleaved, disagreements
+from ctflow.dicom.agreement import are_interleaved, contradictions, disagreements, listed, odd_ones
 from ctflow.dicom.attributes import integer, numbers, text
+from ctflow.dicom.regularity import (
+    Planes,
+    Shifts,
+    distance_along_normal,
+    fitted_grid,
+    is_within,
+    planes_from_numbers,
+    shifts_from_grid,
+)
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
-from ctflow.dicom.spacing import Spacing, spacing_of_slices, tolerance_mm
+from ctflow.dicom.spacing import Spacing, spacing_of_slices
 from ctflow.errors import BrokenSeries
 from ctflow.volume import FloatArray, Geometry
 
-_SAME_DIRECTION = 1e-4  # of unit vectors' components; scanners write six decimals
+_SAME_DIRECTION = 1e-3  # of unit vectors' components: what rounding to three decimals and more leaves
+_SAME_SPACING = 0.1  # of PixelSpacing: a rough check; what counts is where it puts a slice's corners
 _LEAST_MM = 0.001  # the finest CT of bone has voxels of 0.01 mm
-_SAME_SPACING_MM = 1e-4
 _UNIT = 1e-2  # how far a direction's length, or the dot product of the two, may be off
 _LARGEST_TILT_DEGREES = 45.0  # gantries tilt by at most 30
+# Shifts that need no word: below this share of the voxel, or below 0.01 mm.
+_UNSAID, _UNSAID_MM = 0.01, 0.01
+_REASONS = {  # of a shift by more than a tenth of a voxel
+    "ImageOrientationPatient": "mixed-orientation",
+    "PixelSpacing": "mixed-size",
+    "ImagePositionPatient": "irregular",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,31 +74,26 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
     Source: DICOM PS3.3 C.7.6.2.1.1 (PixelSpacing[0] lies between rows, [1] between columns).
     """
     instances, warnings = _without_copies(series)
-    rows, columns = _common_size(series, instances)
-    row_direction, column_direction, pixel_mm = _common_plane(series, instances)
-    normal = np.cross(row_direction, column_direction)
-    positions = _positions(series, instances)
-    order = np.argsort(positions @ normal, kind="stable")
-    positions = positions[order]
-    ordered = tuple(instances[int(index)] for index in order)
-    across, distances = _line(series, positions, normal)
+    size = _common_size(series, instances)
+    planes = _planes(series, instances)
+    order = np.argsort(planes.positions @ np.cross(*planes.common[:2]), kind="stable").tolist()
+    planes, ordered = planes.ordered(order), tuple(instances[index] for index in order)
+    normal = np.cross(*planes.common[:2])
     spacing = spacing_of_slices(
-        distances,
+        (planes.positions - planes.positions[0]) @ normal,
         [integer(instance.header, "InstanceNumber") for instance in ordered],
         allow_gaps=allow_gaps,
         refuse=partial(_broken, series),
     )
-    affine = np.eye(4)
-    affine[:3, 0] = across / (spacing.count - 1)
-    affine[:3, 1] = column_direction * pixel_mm[0]
-    affine[:3, 2] = row_direction * pixel_mm[1]
-    affine[:3, 3] = positions[0]
-    geometry = Geometry((spacing.count, rows, columns), affine)
+    geometry = fitted_grid(planes, spacing.places, (spacing.count, *size))
+    shifted = _shift_warnings(series, ordered, shifts_from_grid(planes, geometry.affine_mm, spacing.places, size))
     if are_interleaved(ordered):
         what = "its AcquisitionNumber alternates from slice to slice: send one acquisition at a time"
         raise _broken(series, "doubled", what)
-    found = (*spacing.warnings, *_tilt_warnings(series, geometry), *_count_warnings(ordered), *disagreements(ordered))
-    return Stack(geometry, ordered, spacing, (*warnings, *found))
+    found = (*spacing.warnings, *shifted, *_tilt_warnings(series, geometry), *_count_warnings(ordered))
+    distance_mm = distance_along_normal(geometry) if spacing.weights is None else None
+    declared = contradictions(ordered, distance_mm, geometry.tilt_degrees)
+    return Stack(geometry, ordered, spacing, (*warnings, *found, *declared, *disagreements(ordered)))
 
 
 def _broken(series: Series, reason: str, message: str) -> BrokenSeries:
@@ -107,38 +118,46 @@ def _without_copies(series: Series) -> tuple[tuple[Instance, ...], tuple[str, ..
 
 
 def _common_size(series: Series, instances: Sequence[Instance]) -> tuple[int, int]:
-    sizes = {(integer(i.header, "Rows"), integer(i.header, "Columns")) for i in instances}
-    if len(sizes) > 1:
-        raise _broken(series, "mixed-size", "its slices differ in Rows or Columns: send one series at a time")
-    rows, columns = sizes.pop()
+    sizes = [(integer(i.header, "Rows"), integer(i.header, "Columns")) for i in instances]
+    if len(set(sizes)) > 1:
+        raise _mixed(series, "mixed-size", "Rows or Columns", odd_ones(instances, sizes))
+    rows, columns = sizes[0]
     if not rows or not columns or rows < 2 or columns < 2:
         raise _broken(series, "no-geometry", "Rows or Columns is absent or too small")
     return rows, columns
 
 
-def _common_plane(series: Series, instances: Sequence[Instance]) -> tuple[FloatArray, FloatArray, tuple[float, float]]:
-    """Row direction, column direction (unit vectors), and PixelSpacing."""
+def _mixed(series: Series, reason: str, what: str, odd: str) -> BrokenSeries:
+    return _broken(series, reason, f"{what} of {odd} differs from the other slices': send one series at a time")
+
+
+def _planes(series: Series, instances: Sequence[Instance]) -> Planes:
+    """Where each slice lies by its own header, if all lie in one direction."""
     axes = _all_numbers(series, instances, "ImageOrientationPatient", 6)
-    spacings = _all_numbers(series, instances, "PixelSpacing", 2)
-    if len({text(i.header, "FrameOfReferenceUID") for i in instances}) > 1:
-        raise _broken(series, "mixed-orientation", "its slices have different frames of reference")
-    if np.abs(axes - axes[0]).max() > _SAME_DIRECTION:
-        raise _broken(series, "mixed-orientation", "its slices have different orientations: send one series at a time")
-    if np.abs(spacings - spacings[0]).max() > _SAME_SPACING_MM:
-        raise _broken(series, "mixed-size", "its slices differ in PixelSpacing: send one series at a time")
-    if spacings[0].min() <= 0:
+    pixels = _all_numbers(series, instances, "PixelSpacing", 2)
+    frames = [text(i.header, "FrameOfReferenceUID") for i in instances]
+    if len(set(frames)) > 1:
+        raise _mixed(series, "mixed-orientation", "FrameOfReferenceUID", odd_ones(instances, frames))
+    turned = _apart(instances, np.abs(axes - np.median(axes, axis=0)), _SAME_DIRECTION)
+    if turned:
+        raise _mixed(series, "mixed-orientation", "ImageOrientationPatient", listed(turned))
+    if pixels.min() <= 0:
         raise _broken(series, "no-geometry", "PixelSpacing is not above 0")
-    if spacings[0].min() < _LEAST_MM:
+    if pixels.min() < _LEAST_MM:
         raise _broken(series, "no-geometry", f"PixelSpacing is below {_LEAST_MM} mm")
-    row, column = axes[0, :3], axes[0, 3:]
-    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > _UNIT:
+    scaled = _apart(instances, np.abs(pixels / np.median(pixels, axis=0) - 1), _SAME_SPACING)
+    if scaled:
+        raise _mixed(series, "mixed-size", "PixelSpacing", listed(scaled))
+    rows, columns = axes[:, :3], axes[:, 3:]
+    off = max(np.abs(np.linalg.norm(half, axis=1) - 1).max() for half in (rows, columns))
+    if max(off, np.abs((rows * columns).sum(axis=1)).max()) > _UNIT:
         raise _broken(series, "no-geometry", "ImageOrientationPatient is not two unit vectors at right angles")
-    return row / lengths[0], column / lengths[1], (float(spacings[0, 0]), float(spacings[0, 1]))
+    return planes_from_numbers(_all_numbers(series, instances, "ImagePositionPatient", 3), axes, pixels)
 
 
-def _positions(series: Series, instances: Sequence[Instance]) -> FloatArray:
-    return _all_numbers(series, instances, "ImagePositionPatient", 3)
+def _apart(instances: Sequence[Instance], differences: FloatArray, most: float) -> list[Instance]:
+    """The slices of which a number differs by more."""
+    return [instance for instance, row in zip(instances, differences, strict=True) if row.max() > most]
 
 
 def _all_numbers(series: Series, instances: Sequence[Instance], keyword: str, count: int) -> FloatArray:
@@ -148,23 +167,27 @@ def _all_numbers(series: Series, instances: Sequence[Instance], keyword: str, co
         if values is None:
             raise _broken(series, "no-geometry", f"{keyword} of {instance.name} is absent or not {count} numbers")
         found.append(values)
+    if len(found) < 2:
+        raise _broken(series, "no-geometry", "one slice has no extent along its normal")
     return np.array(found, dtype=np.float64)
 
 
-def _line(series: Series, positions: FloatArray, normal: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """From the first slice to the last in LPS mm, and each one's distance along the normal, ascending."""
-    if len(positions) < 2:
-        raise _broken(series, "no-geometry", "one slice has no extent along its normal")
-    distances = (positions - positions[0]) @ normal
-    across = positions[-1] - positions[0]
-    extent = float(distances[-1])
-    if extent <= 0:
-        raise _broken(series, "doubled", "all its slices lie at one place: send one acquisition at a time")
-    beside = positions - positions[0] - np.outer(distances / extent, across)
-    most = float(np.linalg.norm(beside, axis=1).max())
-    if most > tolerance_mm(float(np.median(np.diff(distances)))):
-        raise _broken(series, "irregular", f"a slice lies {most:.3f} mm beside the others' line")
-    return across, distances
+def _shift_warnings(series: Series, instances: Sequence[Instance], shifts: Shifts) -> tuple[str, ...]:
+    """A sentence for each attribute by which slices lie beside their grid, if none lies too far beside it."""
+    warnings = []
+    for keyword, reason in _REASONS.items():
+        share, distance = shifts.causes[keyword], shifts.causes_mm[keyword]
+        far = [instance for instance, one in zip(instances, share, strict=True) if not is_within(float(one))]
+        most = f"by up to {distance.max():.3f} mm ({share.max():.0%} of a voxel)"
+        if far:
+            what = f"{keyword} puts {listed(far)} {most} beside the others' grid, more than a tenth"
+            raise _broken(series, reason, what)
+        if share.max() > _UNSAID and distance.max() > _UNSAID_MM:
+            warnings.append(f"{keyword} puts slices {most} beside an even grid; at most a tenth is ignored")
+    if not is_within(float(shifts.total.max())):
+        most = f"{shifts.total.max():.0%} of a voxel"
+        raise _broken(series, "irregular", f"position, orientation and PixelSpacing put slices {most} beside a grid")
+    return tuple(warnings)
 
 
 def _tilt_warnings(series: Series, geometry: Geometry) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.valuerep import format_number_as_ds
 
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
@@ -115,11 +114,9 @@ def segmentation_from_labels(
             content_label="SEGMENTATION",
             series_description=series_description(spec, "Segmentation by"),
         )
-    if grid is not None:  # highdicom takes the sources' where pixels are as far apart, however slices are
-        segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = planes["pixel_measures"]
     if shown is not None:
         _refer_to_all(segmentation, sources)
-    _give_thickness(segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0])
+    _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
     give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
     return segmentation
@@ -179,23 +176,15 @@ def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
     segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.references
     first = sources.cleaned[0]
     segmentation.PositionReferenceIndicator = first.get("PositionReferenceIndicator")
-    measures = hd.PixelMeasuresSequence(
-        pixel_spacing=first.PixelSpacing,
-        slice_thickness=first.SliceThickness,
-        spacing_between_slices=first.get("SpacingBetweenSlices"),
-    )
-    if "SpacingBetweenSlices" not in measures[0]:
-        positions = [source.ImagePositionPatient for source in sources.cleaned]
-        spacing_mm, _ = hd.spatial.get_volume_positions(positions, first.ImageOrientationPatient)
-        if spacing_mm is not None:
-            measures[0].SpacingBetweenSlices = format_number_as_ds(spacing_mm)
-    segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = measures
 
 
-def _give_thickness(measures: Dataset) -> None:
-    """A SEG has to say how thick its frames are: where images do not, as thick as the slices lie apart."""
-    if "SliceThickness" not in measures and "SpacingBetweenSlices" in measures:
-        measures.SliceThickness = format_number_as_ds(abs(float(measures.SpacingBetweenSlices)))
+def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> None:
+    """Distances and directions by the frames' own places: highdicom takes what the first image declares."""
+    if grid is not None:
+        shared.PixelMeasuresSequence = _planes(grid)["pixel_measures"]
+    elif sources.measures is not None:
+        shared.PixelMeasuresSequence = sources.measures.pixel_measures()
+        shared.PlaneOrientationSequence = sources.measures.plane_orientation()
 
 
 def _pixels(

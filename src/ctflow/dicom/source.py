@@ -12,7 +12,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
-from ctflow.dicom.attributes import Raw, number, raw_of, text, texts, value_of
+from ctflow.dicom.attributes import Raw, raw_of, text, texts, value_of
 from ctflow.dicom.conformance import (
     conforming_character_set,
     conforming_code,
@@ -20,6 +20,7 @@ from ctflow.dicom.conformance import (
     element_of_values,
     encodings_of_header,
 )
+from ctflow.dicom.measures import Measures, measures_from_headers
 from ctflow.dicom.pixels import LOSSY
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
@@ -58,7 +59,6 @@ _PER_IMAGE = (
     "ImagePositionPatient",
     "PixelSpacing",
 )
-_LENGTHS = ("SliceThickness", "SpacingBetweenSlices")  # taken over where they are one number each
 _REFERENCED_CLASS, _REFERENCED_INSTANCE = Tag("ReferencedSOPClassUID"), Tag("ReferencedSOPInstanceUID")
 # Beside what is taken over: what an object's own series number, dates and times follow from.
 _READ = (
@@ -80,6 +80,7 @@ class Sources:
         uids: SOPInstanceUID of each image, in array order.
         cleaned: A small copy of each header (`clean_sources`).
         references: Each image as a sequence of references names it.
+        measures: Where the images lie to each other; None where they do not say it.
         warnings: What a person should know of what was not taken over.
     """
 
@@ -87,6 +88,7 @@ class Sources:
     uids: tuple[str, ...]
     cleaned: tuple[Dataset, ...]
     references: tuple[Dataset, ...]
+    measures: Measures | None
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -101,7 +103,8 @@ def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
     """
     cleaned, warnings = clean_sources(headers)
     uids = tuple(text(header, "SOPInstanceUID") for header in headers)
-    return Sources(headers[0], uids, tuple(cleaned), tuple(_reference(one) for one in cleaned), warnings)
+    references = tuple(_reference(one) for one in cleaned)
+    return Sources(headers[0], uids, tuple(cleaned), references, measures_from_headers(headers), warnings)
 
 
 def _reference(source: Dataset) -> Dataset:
@@ -136,11 +139,7 @@ def clean_sources(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str,
         for keyword in _PER_IMAGE:
             if texts(source, keyword) not in ((), ("",)):
                 dataset.add(_element(source, keyword, known))
-        for keyword in _LENGTHS:
-            if number(source, keyword) is not None:
-                dataset.add(_element(source, keyword, known))
-        if "SliceThickness" not in dataset:  # images may leave it empty, and highdicom asks for it
-            dataset.SliceThickness = None
+        dataset.SliceThickness = None  # highdicom asks for it; what a SEG says is in `measures`
         cleaned.append(dataset)
     return cleaned, taken.warnings()
 

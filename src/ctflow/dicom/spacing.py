@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.dicom.regularity import is_within, unevenness
 from ctflow.errors import BrokenSeries
 from ctflow.volume import FloatArray
 
@@ -61,8 +62,8 @@ def spacing_of_slices(
         refuse: Makes the error from a reason and a message.
 
     Returns:
-        The slices' own grid where all gaps lie within max(1 %, 0.01 mm) of their median. Else a grid with the smallest
-        gap's step, if the series consists of runs of equal gaps; or one with the missing slices.
+        The slices' own grid where each lies within a tenth of the spacing of the line fitted through all. Else a grid
+        with the smallest gap's step, if the series consists of runs of equal gaps; or one with the missing slices.
 
     Raises:
         BrokenSeries: `doubled`, `gap` or `irregular`.
@@ -72,19 +73,20 @@ def spacing_of_slices(
         count = int((gaps <= _DOUBLED_MM).sum())
         raise refuse("doubled", f"{count} slices lie where another lies: send one acquisition at a time")
     median = float(np.median(gaps))
-    if np.abs(gaps - median).max() <= tolerance_mm(median):
-        return Spacing(len(distances_mm), np.arange(len(distances_mm), dtype=np.float64))
+    own = np.arange(len(distances_mm), dtype=np.float64)
+    if is_within(unevenness(distances_mm, own)):
+        return Spacing(len(distances_mm), own)
     runs = _runs(gaps)
     if _is_piecewise(gaps, runs) and not _may_lack_slices(gaps, runs, numbers):
         return _piecewise(distances_mm, gaps, runs, refuse)
     steps = np.round(gaps / median)
-    if np.all((steps >= 1) & (np.abs(gaps / median - steps) <= 0.01 * steps)):
+    if steps.min() >= 1 and is_within(unevenness(distances_mm, np.concatenate([[0.0], np.cumsum(steps)]))):
         return _with_gaps(steps, allow_gaps, refuse)
     raise refuse("irregular", f"distances between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm")
 
 
 def tolerance_mm(gap_mm: float) -> float:
-    """By how much gaps may differ from a gap of this width."""
+    """By how much gaps of one piece of a piecewise regular series may differ from a gap of this width."""
     return max(0.01 * gap_mm, 0.01)
 
 

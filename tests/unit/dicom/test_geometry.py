@@ -101,19 +101,92 @@ def test_two_missing_slices_in_a_row_are_never_interpolated(write):
     assert "--allow-gaps" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("offset", "regular"), [(0.02, True), (0.03, False)])
-def test_regular_means_within_one_percent(write, offset, regular):
+@pytest.mark.parametrize(("offset", "outcome"), [(0.02, None), (0.25, "% of a voxel"), (0.3, "irregular")])
+def test_regular_means_within_a_tenth_of_the_spacing(write, offset, outcome):
     folder = write(adjust=moved(lambda index: index == 8, offset))  # 2.5 mm apart
-    if regular:
-        assert assembled(folder).volume.array.shape[0] == DEPTH
-    else:
+    if outcome == "irregular":
         assert broken(folder).reason == "irregular"
+        return
+    result = assembled(folder)
+    assert result.volume.array.shape[0] == DEPTH
+    assert len(result.warnings) == (outcome is not None)
+    assert outcome is None or outcome in result.warnings[0]
 
 
-def test_thin_slices_are_allowed_a_hundredth_of_a_millimetre(write):
-    affine = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [0.5, 0, 0, 0], [0, 0, 0, 1.0]])
-    folder = write(small_volume(affine), moved(lambda index: index == 8, 0.009))
-    assert assembled(folder).volume.geometry.spacing_mm[0] == pytest.approx(0.5)
+def rounding(places: int):
+    def adjust(dataset, _index):
+        dataset.ImagePositionPatient = [round(float(mm), places) for mm in dataset.ImagePositionPatient]
+
+    return adjust
+
+
+@pytest.mark.parametrize("spacing", [0.625, 1.25])
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_one_volume(write, spacing):
+    affine = np.array([[0, 0, 0.7, 1.0], [0, 0.7, 0, 2.0], [spacing, 0, 0, -300.0], [0, 0, 0, 1.0]])
+    result = assembled(write(small_volume(affine, shape=(60, 12, 10)), rounding(1)))
+    assert np.abs(result.volume.geometry.world_from_index([[0, 0, 0], [59, 0, 0]]) - [
+        [1, 2, -300], [1, 2, -300 + 59 * spacing]]).max() < 0.02  # fmt: skip
+    assert "ImagePositionPatient puts slices by up to 0.0" in result.warnings[0]
+    assert "at most a tenth is ignored" in result.warnings[0]
+
+
+def test_a_gap_between_rounded_positions_is_a_gap(write):
+    affine = np.array([[0, 0, 0.7, 1.0], [0, 0.7, 0, 2.0], [0.625, 0, 0, -300.0], [0, 0, 0, 1.0]])
+    folder = write(small_volume(affine, shape=(30, 12, 10)), rounding(1))
+    (folder / "00007.dcm").unlink()
+    assert broken(folder).reason == "gap"
+
+
+def test_a_jitter_beside_the_line_is_no_tilt(write):
+    """0.04 mm sideways over 16 slices of 0.625 mm would be 0.2 degrees."""
+    affine = np.array([[0, 0, 0.7, 1.0], [0, 0.7, 0, 2.0], [0.625, 0, 0, -300.0], [0, 0, 0, 1.0]])
+
+    def adjust(dataset, index):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [float(x) + 0.04 * (index > 7), y, z]
+
+    result = assembled(write(small_volume(affine), adjust))
+    assert result.volume.geometry.tilt_degrees < 1e-6
+    assert "(3% of a voxel)" in " ".join(result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "change", "share"),
+    [
+        ("ImageOrientationPatient", [0, 4e-4, 0, -4e-4, 0, 0], "of a voxel"),
+        ("PixelSpacing", [0.001, 0.001], "of a voxel"),
+        ("ImageOrientationPatient", [0, 0, 9e-4, 0, 0, 0], "mixed-orientation"),
+        ("ImageOrientationPatient", [0, 2e-3, 0, 0, 0, 0], "mixed-orientation"),
+        ("PixelSpacing", [0.004, 0], "mixed-size"),
+    ],
+)
+def test_rounded_directions_and_pixels_are_taken_up_to_a_tenth_of_a_voxel(write, keyword, change, share):
+    """A slice of 64 x 64 pixels of 0.7 mm; 0.0009 of its 44 mm would be 0.04 mm, and 0.06 of slices 0.625 mm apart."""
+    spacing = 0.3 if share == "mixed-orientation" else 0.625
+    affine = np.array([[0, 0, 0.7, 1.0], [0, 0.7, 0, 2.0], [spacing, 0, 0, -300.0], [0, 0, 0, 1.0]])
+
+    def adjust(dataset, index):
+        if index == 4:
+            setattr(
+                dataset, keyword, [float(value) + by for value, by in zip(dataset[keyword].value, change, strict=True)]
+            )
+
+    folder = write(small_volume(affine, shape=(DEPTH, 64, 64)), adjust)
+    if share != "of a voxel":
+        error = broken(folder)
+        assert error.reason == share
+        assert f"{keyword}" in str(error)
+        assert "00004.dcm" in str(error)
+        return
+    result = assembled(folder)
+    assert f"{keyword} puts slices by up to 0.0" in result.warnings[0]
+    corners = [[4, h, w] for h in (0, 63) for w in (0, 63)]
+    own = result.instances[4].header
+    row, column = np.array(own.ImageOrientationPatient[:3], float), np.array(own.ImageOrientationPatient[3:], float)
+    between_rows, between_columns = map(float, own.PixelSpacing)
+    for (_, h, w), found in zip(corners, result.volume.geometry.world_from_index(corners), strict=True):
+        true = np.array(own.ImagePositionPatient, float) + row * between_columns * w + column * between_rows * h
+        assert np.abs(found - true).max() < 0.07
 
 
 def tilted(by):
@@ -152,7 +225,7 @@ def test_a_slice_beside_the_others_is_irregular(write):
         ("ImageOrientationPatient", ["0", "1", "0", "1", "0", "0"], "mixed-orientation"),
         ("FrameOfReferenceUID", "1.2.3", "mixed-orientation"),
         ("Rows", 24, "mixed-size"),
-        ("PixelSpacing", ["0.6", "0.91"], "mixed-size"),
+        ("PixelSpacing", ["0.6", "0.95"], "mixed-size"),
         ("PixelSpacing", ["0.6"], "no-geometry"),
         ("ImagePositionPatient", ["0", "0"], "no-geometry"),
         ("ImagePositionPatient", None, "no-geometry"),
@@ -167,7 +240,9 @@ def test_one_deviating_slice_is_refused(write, keyword, value, reason):
                 # As text, which pydicom does not check, so that a number may be none.
                 dataset.add_new(keyword, "US" if keyword == "Rows" else "LO", value)
 
-    assert broken(write(adjust=adjust)).reason == reason
+    error = broken(write(adjust=adjust))
+    assert error.reason == reason
+    assert "00004.dcm" in str(error)
 
 
 @pytest.mark.parametrize(

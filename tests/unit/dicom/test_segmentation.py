@@ -10,14 +10,18 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as itk
 from pydicom.sr.codedict import codes
+from scipy.spatial import cKDTree
 
+from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
+from ctflow.dicom.source import sources_from_headers
 from ctflow.errors import NotWritten
 from ctflow.model import Code, Segment
 from ctflow.volume import Geometry
-from dicom_support import assembled, selection_of, small_volume, spec_of
+from dicom_support import assembled, selection_of, setter, small_volume, spec_of
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi, segments_by_dcmqi
 
 NOTICE = "RESEARCH ONLY - NOT FOR CLINICAL USE"
@@ -103,6 +107,97 @@ def test_two_other_readers_find_the_same_voxels(write, written, grid):
     assert dciodvfy_errors(path) == []
     assert np.allclose(ordered(segment_points_by_dcmqi(path)), expected, atol=2e-3)
     assert np.allclose(points_by_highdicom(path), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"SpacingBetweenSlices": "7"},
+        {"SpacingBetweenSlices": "-2.5"},
+        {"SpacingBetweenSlices": "0", "SliceThickness": "0"},
+        {"SpacingBetweenSlices": None, "SliceThickness": "-1"},
+        {"SpacingBetweenSlices": None, "SliceThickness": ""},
+    ],
+)
+@pytest.mark.parametrize("grid", ["feet first", "oblique"])
+def test_declared_distances_put_the_mask_nowhere_else(write, written, grid, declared):
+    folder = write(small_volume(GRIDS[grid]), setter(**declared))
+    warnings = " ".join(assembled(folder).warnings)
+    dataset, volume, _ = segmented(folder)
+    path = written(dataset)
+    expected = world_points(some_labels(volume.array.shape), volume.geometry)
+    assert dciodvfy_errors(path) == []
+    assert np.allclose(ordered(segment_points_by_dcmqi(path)), expected, atol=2e-3)
+    assert np.allclose(points_by_highdicom(path), expected, atol=2e-3)
+    assert ("positions count" in warnings or "stands for it" in warnings) == any(declared.values())
+
+
+@pytest.mark.parametrize("kind", ["rounded", "beside the line"])
+def test_what_scanners_round_is_read_at_its_place(write, written, kind):
+    """Slices every 0.625 mm, positions to 0.1 mm; both readers find each voxel within a tenth of its size."""
+    affine = affine_from([(0, 0, 0.625), (0, 0.8, 0), (0.8, 0, 0)])
+
+    def adjust(dataset, index):
+        x, y, z = (float(mm) for mm in dataset.ImagePositionPatient)
+        jitter = 0.03 if kind == "beside the line" and index % 2 else 0.0
+        dataset.ImagePositionPatient = [x + jitter, y, round(z, 1) if kind == "rounded" else z]
+
+    dataset, volume, _ = segmented(write(small_volume(affine), adjust))
+    path = written(dataset)
+    assert not volume.geometry.is_tilted
+    true = world_points(some_labels(volume.array.shape), Geometry(volume.array.shape, affine))
+    seg = hd.seg.segread(path)
+    by_highdicom = seg.get_volume(combine_segments=True, rtol=0.2, perpendicular_tol=0.1, allow_missing_positions=True)
+    index = np.argwhere(by_highdicom.array)
+    for found in (segment_points_by_dcmqi(path), index @ by_highdicom.affine[:3, :3].T + by_highdicom.affine[:3, 3]):
+        assert len(found) == len(true)
+        assert cKDTree(found).query(true)[0].max() < 0.08
+
+
+def tilted(dataset, index):
+    x, y, z = dataset.ImagePositionPatient
+    dataset.ImagePositionPatient = [x, float(y) + 0.8 * index, z]
+
+
+def in_pieces(dataset, index):
+    x, y, z = dataset.ImagePositionPatient
+    dataset.ImagePositionPatient = [x, y, float(z) + 1.5 * max(index - 5, 0)]
+
+
+@pytest.mark.parametrize(("adjust", "lies"), [(tilted, "tilted slices"), (in_pieces, "unevenly spaced slices")])
+def test_what_readers_make_of_tilted_and_uneven_slices_is_what_is_said_of_them(write, written, adjust, lies):
+    """They end without an error and put the mask elsewhere: the day they refuse, the warning and the docs are wrong."""
+    loaded = assembled(write(adjust=adjust))
+    headers = [instance.header for instance in loaded.instances]
+    labels = some_labels((len(headers), 12, 10))
+    sources = sources_from_headers(headers)
+    path = written(segmentation_from_labels(labels, sources, spec_of((TUMOUR,)), MADE_BY))
+    assert dciodvfy_errors(path) == []
+    true = np.array([header.ImagePositionPatient for header in headers], float)
+    at = np.argwhere(labels)
+    points = true[at[:, 0]] + at[:, 1:] @ loaded.volume.geometry.affine_mm[:3, 1:3].T
+    assert cKDTree(segment_points_by_dcmqi(path)).query(points)[0].max() > 1.0
+    with pytest.raises(RuntimeError, match="regularly-spaced"):
+        hd.seg.segread(path).get_volume()
+    image = itk.ReadImage(path)
+    assert np.abs(np.array(image.TransformIndexToPhysicalPoint((0, 0, image.GetSize()[2] - 1))) - true[7]).max() > 1.0
+    assert (
+        f"lies on {lies}: dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere" in sources.measures.misread
+    )
+    read = hd.seg.segread(path).get_pixels_by_source_instance(
+        [header.SOPInstanceUID for header in headers], assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(read[..., 0], labels)
+
+
+def test_slices_with_a_gap_keep_their_distance(write):
+    """dcmqi and highdicom leave a place for what is missing."""
+    folder = write(small_volume(shape=(18, 12, 10)))
+    (folder / "00006.dcm").unlink()
+    (candidate,) = selection_of(folder).chosen
+    headers = [instance.header for instance in assemble_series(candidate.series, allow_gaps=True).instances]
+    measures = sources_from_headers(headers).measures
+    assert (measures.distance_mm, measures.is_even, measures.misread) == (2.5, True, None)
 
 
 def test_several_segments_of_which_one_is_empty(write, written):
@@ -241,6 +336,7 @@ import sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
 from test_segmentation import segmented
+from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.derived import write_dataset
 write_dataset(segmented(Path(sys.argv[1]))[0], Path(sys.argv[2]))
 """
