@@ -7,14 +7,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ctflow.app.interrupt import Interruption
 
 from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
+from ctflow.progress import Progress
+from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.report.terminal import progress_on, say_error, say_report
+
+if TYPE_CHECKING:
+    from ctflow.pipeline import RunReport
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,6 +88,13 @@ def _enter(folder: Path) -> None:
 
 def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
     interruption = Interruption()
+    with recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
+        report = _report(paths, settings, record, interruption.stops(progress), quiet=quiet)
+    say_report(report.document, paths.output)
+    return report.exit_code
+
+
+def _report(paths: Paths, settings: Settings, record: RunRecord, progress: Progress, *, quiet: bool) -> RunReport:
     # Late: importing torch, MONAI and Holoscan takes seconds, which a usage error should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
     from ctflow.pipeline import announce  # noqa: PLC0415
@@ -93,14 +105,10 @@ def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
     from holoscan.logger import LogLevel, set_log_level  # noqa: PLC0415
 
     set_log_level(LogLevel.OFF if quiet else LogLevel.INFO)
-    with progress_on(sys.stderr) as progress:
-        application = CtflowApplication(
-            paths=paths, model=model, settings=settings, progress=interruption.stops(progress)
-        )
-        application.run()
-    report = application.report()
-    say_report(report.document, paths.output)
-    return report.exit_code
+    application = CtflowApplication(paths=paths, model=model, settings=settings, progress=progress)
+    record.describe = application.unfinished
+    application.run()
+    return application.report()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 # First: it makes libholoscan loadable.
@@ -11,8 +12,9 @@ from monai.deploy.core import Application
 
 from ctflow.config import Paths, Settings
 from ctflow.model import Model
-from ctflow.pipeline import RunReport, finish_run
+from ctflow.pipeline import RunReport, document_of_run, finish_run
 from ctflow.progress import Progress, silent
+from ctflow.report.run_record import document_of_error
 
 
 class CtflowApplication(Application):
@@ -57,3 +59,9 @@ class CtflowApplication(Application):
         if len(self._write.cases) < len(self._load.found.cases):
             raise KeyboardInterrupt
         return finish_run(tuple(self._write.cases), self._load.found, self._model.spec, self._paths.output)
+
+    def unfinished(self, error: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The document of a run that an error ends now (`ctflow.report.run_record.error_facts`)."""
+        if self._load is None or self._write is None or self._load.found is None:
+            return document_of_error(error)
+        return document_of_run(self._write.cases, self._load.found, self._model.spec, self._paths.output, error)

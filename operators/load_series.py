@@ -9,8 +9,9 @@ from holoscan.conditions import BooleanCondition
 from monai.deploy.core import Fragment, Operator, OperatorSpec
 
 from ctflow.config import Settings
+from ctflow.dicom.select import require_chosen
 from ctflow.model import ModelSpec
-from ctflow.pipeline import Case, Found, find_cases, load_case
+from ctflow.pipeline import Case, Found, load_case, look_for_cases
 from ctflow.progress import Progress, silent
 
 
@@ -50,7 +51,8 @@ class LoadSeriesOperator(Operator):
 
     def start(self) -> None:
         """Find the series; raises `NoUsableSeries` before anything is loaded."""
-        self.found = find_cases(self._input_folder, self._spec, self._settings, self._progress)
+        self.found = look_for_cases(self._input_folder, self._spec, self._settings, self._progress)
+        require_chosen(self.found.selection, self.found.scan)
         self._waiting = list(self.found.cases)
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:

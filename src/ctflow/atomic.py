@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ctflow.errors import NotWritten, OutputError, StorageFull
+
+SUPERSEDED = ".superseded"  # hidden: what looks for results does not find what is in it
 
 
 def output_error_from_oserror(error: OSError, what: str) -> OutputError:
@@ -60,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise output_error_from_oserror(error, path.name) from error
     finally:
@@ -112,7 +115,7 @@ def publish_folder(folder: Path, final: Path) -> None:
     try:
         for path in folder.iterdir():
             _sync_file(path)
-        _sync_folder(folder)
+        sync_folder(folder)
         if final.exists():
             final.rename(aside)
         try:
@@ -121,7 +124,7 @@ def publish_folder(folder: Path, final: Path) -> None:
             if aside.exists():
                 aside.rename(final)
             raise
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
     except OSError as error:
         raise output_error_from_oserror(error, f"the folder {final.name}") from error
     if aside.is_dir():
@@ -130,12 +133,57 @@ def publish_folder(folder: Path, final: Path) -> None:
         aside.unlink(missing_ok=True)  # a file had taken the folder's name
 
 
+def supersede_folder(folder: Path) -> Path | None:
+    """Move a result that holds no longer to `.superseded/<name>-<n>` beside it; nothing of it is lost.
+
+    One rename, synced: after a crash the result is in one of the two places, and whole.
+
+    Args:
+        folder: The result's folder, or a file of that name.
+
+    Returns:
+        Where it is now, n being the first number that is free; None where there was none.
+
+    Raises:
+        OutputError: It cannot be moved, and is where it was.
+    """
+    aside = folder.parent / SUPERSEDED
+    try:
+        if not os.path.lexists(folder):
+            return None
+        aside.mkdir(exist_ok=True)
+        target = _moved(folder, aside)
+        if target is not None:
+            sync_folder(aside)
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise output_error_from_oserror(error, f"{SUPERSEDED}, where an earlier result should go,") from error
+    return target
+
+
+def _moved(folder: Path, aside: Path) -> Path | None:
+    """Rename a folder to the first name that is free; None where another run was faster."""
+    for number in itertools.count(1):
+        target = aside / f"{folder.name}-{number}"
+        if os.path.lexists(target):
+            continue
+        try:
+            return folder.rename(target)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+                raise  # else another run took the name since it was looked at
+    raise AssertionError("numbers do not end")
+
+
 def _sync_file(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

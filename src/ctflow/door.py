@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ctflow.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError, Unexpected
 
@@ -81,3 +84,16 @@ def set_up_logging(level: str | None, *, debug: bool = False) -> None:
     log.setLevel(logging.NOTSET)
     if debug:
         show_tracebacks()
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM (docker, Slurm, systemd) end what runs here as Ctrl-C does: cleaned up, and said in result.json."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

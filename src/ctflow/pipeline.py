@@ -26,11 +26,12 @@ from ctflow.dicom.measures import measures_from_headers
 from ctflow.dicom.scan import Scan, scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
-from ctflow.dicom.select import Candidate, Selection, require_chosen, select_series
+from ctflow.dicom.select import Candidate, Selection, Series, require_chosen, select_series
 from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.door import unexpected
 from ctflow.errors import (
     EXIT_DONE,
+    EXIT_INTERRUPTED,
     EXIT_PARTLY,
     BrokenSeries,
     CtflowError,
@@ -45,6 +46,7 @@ from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
+from ctflow.report.run_record import RunRecord, error_facts, recorded_run, supersede_result
 from ctflow.report.views import Oriented, oriented_from_volume
 from ctflow.segmenter import Segmentation, Segmenter, memory_of, timed
 from ctflow.volume import LabelArray, digest_of_uid
@@ -149,21 +151,20 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
     Raises:
         NoUsableSeries: No series may be run.
     """
+    found = look_for_cases(folder, spec, settings, progress)
+    require_chosen(found.selection, found.scan)
+    return found
+
+
+def look_for_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent) -> Found:
+    """As `find_cases`, also where no series may be run: a run that ends there says why of each."""
     scan = scan_folder(folder, progress)
     selection = select_series(
         scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=spec.body_parts
     )
-    require_chosen(selection, scan)
     for candidate in selection.candidates:
         log.info("series %s: %s (%s)", candidate.series.digest, candidate.reason, candidate.rule)
-    keys: set[str] = set()
-    cases = []
-    for candidate in selection.chosen:
-        key = key_of_series(candidate.series.uid)
-        if key in keys:  # the same SeriesInstanceUID in two studies
-            key = digest_of_uid(f"{candidate.series.study_uid}/{candidate.series.uid}")
-        keys.add(key)
-        cases.append(case_from_candidate(candidate, key, settings))
+    cases = [case_from_candidate(each, key_of_series(each.series), settings) for each in selection.chosen]
     return Found(tuple(cases), scan, selection)
 
 
@@ -173,10 +174,14 @@ def case_from_candidate(candidate: Candidate, key: str, settings: Settings) -> C
     return Case(candidate, key, settings.allow_gaps, settings.seg_grid, warnings=warnings)
 
 
-def key_of_series(uid: str) -> str:
-    """Name of a series' result folder: its UID if that is a safe name, else the UID's digest."""
-    safe = 1 <= len(uid) <= 64 and set(uid) <= set("0123456789.") and uid.strip(".") != ""
-    return uid if safe else digest_of_uid(uid)
+def key_of_series(series: Series) -> str:
+    """Name of a series' result folder: its UID, or that one's digest where it is no safe name, and its study's digest.
+
+    It says nothing of what else is in the input: there may be series of the same UID in two studies, today or tomorrow.
+    """
+    uid = series.uid
+    safe = 1 <= len(uid) <= 64 and set(uid) <= set("0123456789.")
+    return f"{uid if safe else digest_of_uid(uid)}-{digest_of_uid(series.study_uid)}"
 
 
 def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
@@ -290,8 +295,15 @@ def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) ->
 
 
 def write_case(case: Case, model: Model, settings: Settings, output: Path, progress: Progress = silent) -> Case:
-    """Write a segmented case's folder: complete under its final name, or not at all."""
-    return _attempt(case, lambda: _write(case, model, settings, output, progress))
+    """Write a segmented case's folder: complete under its final name, or not at all.
+
+    Where there is an error, this one's or an earlier stage's, the folder that an earlier run left is moved aside.
+    """
+    case = _attempt(case, lambda: _write(case, model, settings, output, progress))
+    if case.error is None:
+        return case
+    remark, _ = supersede_result(output, case.key, case.candidate.series.digest)
+    return replace(case, warnings=(*case.warnings, remark)) if remark else case
 
 
 def _write(case: Case, model: Model, settings: Settings, output: Path, progress: Progress) -> Case:
@@ -427,15 +439,23 @@ def announce(model: Model) -> None:
         log.warning("bundle: %s", note)
 
 
-def run_folder(folder: Path, output: Path, model: Model, settings: Settings, progress: Progress = silent) -> RunReport:
+def run_folder(
+    folder: Path,
+    output: Path,
+    model: Model,
+    settings: Settings,
+    progress: Progress = silent,
+    record: RunRecord | None = None,
+) -> RunReport:
     """Segment every chosen series of a folder, one after another.
 
     Args:
         folder: Input folder.
-        output: Gets one folder a series, and the run's result.json.
+        output: Gets one folder a series, and the run's result.json, also where the run ends early.
         model: The model.
         settings: The run's.
         progress: Told of files, slices and windows.
+        record: The run's, where it has begun already.
 
     Returns:
         What became of every series.
@@ -443,14 +463,20 @@ def run_folder(folder: Path, output: Path, model: Model, settings: Settings, pro
     Raises:
         NoUsableSeries: No series may be run.
         ResourceError: The engine cannot be opened.
+        OutputError: The output folder cannot be written.
     """
-    announce(model)
-    found = find_cases(folder, model.spec, settings, progress)
-    segmenter = Segmenter(model, settings)
-    segmenter.open(progress)
-    with segmenter:
-        done = tuple(run_case(case, segmenter, settings, output, progress) for case in found.cases)
-    return finish_run(done, found, model.spec, output)
+    with recorded_run(output, record) as recorded:
+        announce(model)
+        found = look_for_cases(folder, model.spec, settings, progress)
+        done: list[Case] = []
+        recorded.describe = lambda error: document_of_run(done, found, model.spec, output, error)
+        require_chosen(found.selection, found.scan)
+        segmenter = Segmenter(model, settings)
+        segmenter.open(progress)
+        with segmenter:
+            for case in found.cases:
+                done.append(run_case(case, segmenter, settings, output, progress))
+        return finish_run(tuple(done), found, model.spec, output)
 
 
 def run_case(case: Case, segmenter: Segmenter, settings: Settings, output: Path, progress: Progress = silent) -> Case:
@@ -469,7 +495,7 @@ def exit_code_of_cases(cases: Iterable[Case]) -> int:
 
 
 def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: Path) -> RunReport:
-    """Write the run's result.json, unless nothing was done, and decide the exit code.
+    """Write the run's result.json and decide the exit code.
 
     Args:
         cases: Every chosen case, done or not.
@@ -483,26 +509,77 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
     Raises:
         OutputError: The result.json cannot be written.
     """
-    code = exit_code_of_cases(cases)
-    done = sum(case.error is None for case in cases)
-    if done and (
-        found.scan.unreadable or found.selection.strays or found.selection.failed
-    ):  # a series' last slice, which nothing else would miss
-        code = EXIT_PARTLY
-    set_aside = [c for c in found.selection.candidates if not c.chosen]
-    document = run_result(
-        status="done" if code == EXIT_DONE else "partly" if done else "failed",
-        exit_code=code,
-        series=[case.document or _failed_document(case, spec) for case in cases],
-        set_aside=[{"digest": c.series.digest, "rule": c.rule, "reason": c.reason} for c in set_aside],
-        unreadable=[{"file": file.name, "reason": file.reason} for file in found.scan.unreadable],
-        research_only=RESEARCH_ONLY if spec.demonstration else None,
-    )
+    document = document_of_run(cases, found, spec, output)
     for file in found.scan.unreadable:
         log.warning("file %s: %s", file.name, file.reason)
-    if done:
-        write_result(document, output / "result.json")
-    return RunReport(cases, code, document)
+    write_result(document, output / "result.json")
+    return RunReport(cases, document["exit_code"], document)
+
+
+def document_of_run(
+    cases: Sequence[Case], found: Found, spec: ModelSpec, output: Path, error: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document of a run; what an earlier run left of series that this one has not done is moved aside.
+
+    Args:
+        cases: The cases that were run, done or not.
+        found: For the series that were set aside, those not reached, and the unreadable files.
+        spec: The model's.
+        output: The output folder.
+        error: What ended the whole run (`error_facts`): then it ended every case that it had not done yet, too.
+
+    Returns:
+        The document, by docs/result.schema.json.
+    """
+    code = exit_code_of_cases(cases) if error is None else error["exit_code"]
+    done = sum(case.error is None for case in cases)
+    set_aside, are_moved = _set_aside(found.selection, output)
+    selection = found.selection
+    # Strays: a series' last slice, which nothing else would miss.
+    lost = found.scan.unreadable or selection.strays or selection.failed or not are_moved
+    if done and error is None and lost:
+        code = EXIT_PARTLY
+    documents = [
+        _failed_document(case, spec, error_facts(case.error)) if case.error else dict(case.document or {})
+        for case in cases
+    ]
+    if error is not None:
+        reached = {case.key for case in cases}
+        for case in found.cases:
+            if case.key not in reached:
+                remark, _ = supersede_result(output, case.key, case.candidate.series.digest)
+                warned = replace(case, warnings=(*case.warnings, remark)) if remark else case
+                documents.append(_failed_document(warned, spec, error))
+    return run_result(
+        status=_status(code, done, is_early=error is not None),
+        exit_code=code,
+        series=documents,
+        set_aside=set_aside,
+        unreadable=[{"file": file.name, "reason": file.reason} for file in found.scan.unreadable],
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+        error=error,
+    )
+
+
+def _status(code: int, done: int, *, is_early: bool) -> str:
+    if is_early:
+        return "interrupted" if code == EXIT_INTERRUPTED else "failed"
+    return "done" if code == EXIT_DONE else "partly" if done else "failed"
+
+
+def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]], bool]:
+    """Every series that was not chosen, and whether none of an earlier run's results is left in the place of one."""
+    entries, are_moved = [], True
+    for candidate in selection.candidates:
+        if candidate.chosen:
+            continue
+        series, reason = candidate.series, candidate.reason
+        if candidate.rule != "not-asked-for":  # of those this run says nothing
+            remark, is_moved = supersede_result(output, key_of_series(series), series.digest)
+            reason = f"{reason}; {remark}" if remark else reason
+            are_moved = are_moved and is_moved
+        entries.append({"digest": series.digest, "rule": candidate.rule, "reason": reason})
+    return entries, are_moved
 
 
 def _document(
@@ -526,12 +603,9 @@ def _document(
     )
 
 
-def _failed_document(case: Case, spec: ModelSpec) -> dict[str, Any]:
-    error = case.error
-    if error is None:
-        raise ValueError("a case without an error has its document")
+def _failed_document(case: Case, spec: ModelSpec, error: Mapping[str, Any]) -> dict[str, Any]:
     return series_result(
-        status="refused" if isinstance(error, InputError) else "failed",
+        status="refused" if isinstance(case.error, InputError) else "failed",
         series=_series_facts(case),
         model=None,
         engine=None,
@@ -543,12 +617,7 @@ def _failed_document(case: Case, spec: ModelSpec) -> dict[str, Any]:
         research_only=RESEARCH_ONLY if spec.demonstration else None,
         intended_use=spec.intended_use,
         folder=None,
-        error={
-            "type": type(error).__name__,
-            "exit_code": error.exit_code,
-            "reason": getattr(error, "reason", None),
-            "message": str(error),
-        },
+        error=error,
     )
 
 

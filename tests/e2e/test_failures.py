@@ -14,23 +14,27 @@ import pydicom
 import pytest
 
 from ctflow.dicom.scan import name_without_patient
+from ctflow.volume import digest_of_uid
 
 pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def contents(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*")) if folder.exists() else []
+def said_alone(output: Path) -> dict:
+    """The run's document, beside which nothing else lies in the output folder."""
+    assert [path.name for path in output.rglob("*")] == ["result.json"]
+    return json.loads((output / "result.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["run", "app", "exec", "monai-deploy"])
-def test_an_empty_folder_is_exit_2_and_writes_nothing(door, coarse_bundle, tmp_path, name):
+def test_an_empty_folder_is_exit_2_and_writes_only_the_run_s_document(door, coarse_bundle, tmp_path, name):
     (tmp_path / "in").mkdir()
     done = door(name, ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
     assert "NoUsableSeries" in done.stderr
-    assert contents(tmp_path / "out") == []
+    document = said_alone(tmp_path / "out")
+    assert (document["status"], document["exit_code"], document["error"]["type"]) == ("failed", 2, "NoUsableSeries")
 
 
 @pytest.fixture
@@ -43,11 +47,16 @@ def gapped(series, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["run", "app"])
-def test_a_missing_slice_is_exit_2_and_writes_nothing(door, coarse_bundle, tmp_path, gapped, name):
+def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coarse_bundle, tmp_path, gapped, name):
+    header = pydicom.dcmread(next(gapped.iterdir()), stop_before_pixels=True)
+    key = f"{header.SeriesInstanceUID}-{digest_of_uid(header.StudyInstanceUID)}"
+    (tmp_path / "out" / key).mkdir(parents=True)
+    (tmp_path / "out" / key / "segmentation.dcm").write_text("of an earlier run")
     done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
     assert "BrokenSeries" in done.stderr
-    assert contents(tmp_path / "out") == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".superseded", "result.json"]
+    assert (tmp_path / "out" / ".superseded" / f"{key}-1" / "segmentation.dcm").read_text() == "of an earlier run"
 
 
 @pytest.mark.parametrize("name", ["run", "app"])
@@ -86,7 +95,11 @@ def test_a_failure_has_its_exit_code_at_every_door(door, coarse_bundle, series, 
     done = door(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle, *words])
     assert done.returncode == code, done.stderr
     assert error in done.stderr
-    assert contents(tmp_path / "out") == []
+    if words[0] in ("--engine", "--device", "-m"):  # the others are known before the run begins
+        document = said_alone(tmp_path / "out")
+        assert (document["status"], document["exit_code"], document["error"]["type"]) == ("failed", code, error)
+    else:
+        assert not (tmp_path / "out").exists()
 
 
 def test_no_input_is_a_usage_error(door):
@@ -96,8 +109,8 @@ def test_no_input_is_a_usage_error(door):
         assert "HOLOSCAN_INPUT_PATH" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["run", "app"])
-def test_an_interrupt_is_130_and_leaves_nothing(series, tmp_path, name):
+@pytest.mark.parametrize(("name", "sent"), [("run", signal.SIGTERM), ("app", signal.SIGINT)])
+def test_an_interrupt_is_130_and_leaves_only_a_document_that_says_so(series, tmp_path, name, sent):
     """The demonstration bundle itself: its windows take long enough to be interrupted."""
     command = {"run": [BIN / "ctflow", "run"], "app": [sys.executable, "app"]}[name]
     # A shell that starts the tests in the background ignores SIGINT, and every child inherits that.
@@ -112,8 +125,10 @@ def test_an_interrupt_is_130_and_leaves_nothing(series, tmp_path, name):
         if line.startswith("segmenting windows"):
             break
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
     assert "interrupted" in rest
-    assert contents(tmp_path / "out") == []
+    document = said_alone(tmp_path / "out")
+    assert (document["status"], document["exit_code"]) == ("interrupted", 130)
+    assert [entry["error"]["reason"] for entry in document["series"]] == ["interrupted"]

@@ -178,5 +178,5 @@ def test_an_unexpected_error_is_placed_and_not_quoted(series, tmp_path, capsys, 
     assert main(["--debug", "run", *words]) == 70
     shown = capsys.readouterr()
     assert "ValueError" in shown.err
-    assert "find_cases" in shown.err
+    assert "look_for_cases" in shown.err
     assert_silent(shown.out + shown.err, "the traceback")

@@ -49,7 +49,8 @@ def test_an_empty_input_is_exit_2(tmp_path):
     done = run_image(mounts={"/var/holoscan/input:ro": tmp_path / "in", "/var/holoscan/output": output})
     assert done.returncode == 2, done.stderr
     assert "NoUsableSeries" in done.stderr
-    assert not list(output.iterdir())
+    assert [path.name for path in output.iterdir()] == ["result.json"]
+    assert json.loads((output / "result.json").read_text())["error"]["type"] == "NoUsableSeries"
 
 
 def test_an_output_that_cannot_be_written_is_exit_5(chest, another_bundle, tmp_path):

@@ -6,7 +6,15 @@ import stat
 
 import pytest
 
-from ctflow.atomic import output_error_from_oserror, publish_folder, temporary_folder, write_atomically
+from ctflow import atomic
+from ctflow.atomic import (
+    SUPERSEDED,
+    output_error_from_oserror,
+    publish_folder,
+    supersede_folder,
+    temporary_folder,
+    write_atomically,
+)
 from ctflow.errors import NotWritten, OutputError, StorageFull
 
 
@@ -174,3 +182,55 @@ def test_a_folder_that_is_gone_cannot_be_published(tmp_path):
     with pytest.raises(NotWritten, match="the folder key"):
         publish_folder(tmp_path / "absent", tmp_path / "key")
     assert list(tmp_path.iterdir()) == []
+
+
+def folder_with(path, content: str):
+    path.mkdir()
+    (path / "result.json").write_text(content)
+    return path
+
+
+def test_a_superseded_folder_gets_the_next_number_and_nothing_of_it_is_lost(tmp_path):
+    for number in ("1", "2", "3"):
+        target = supersede_folder(folder_with(tmp_path / "1.2.3", number))
+        assert target == tmp_path / SUPERSEDED / f"1.2.3-{number}"
+    assert names(tmp_path) == [SUPERSEDED]
+    assert [(tmp_path / SUPERSEDED / f"1.2.3-{n}" / "result.json").read_text() for n in "123"] == ["1", "2", "3"]
+
+
+def test_where_nothing_is_to_be_superseded_nothing_is_made(tmp_path):
+    assert supersede_folder(tmp_path / "1.2.3") is None
+    assert supersede_folder(tmp_path / "absent" / "1.2.3") is None
+    assert names(tmp_path) == []
+
+
+def test_a_number_that_another_run_takes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    folder = folder_with(tmp_path / "1.2.3", "mine")
+    (tmp_path / SUPERSEDED).mkdir()
+    theirs = folder_with(tmp_path / SUPERSEDED / "1.2.3-1", "theirs")
+    exists = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: path != theirs and exists(path))
+    assert supersede_folder(folder) == tmp_path / SUPERSEDED / "1.2.3-2"
+    assert (theirs / "result.json").read_text() == "theirs"
+
+
+def test_a_folder_that_another_run_superseded_meanwhile_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "lexists", lambda path: path == tmp_path / "1.2.3")
+    assert supersede_folder(tmp_path / "1.2.3") is None
+
+
+def test_superseding_is_one_rename_and_both_folders_are_synced_after_it(tmp_path, monkeypatch):
+    folder, calls = folder_with(tmp_path / "1.2.3", "old"), []
+    rename, sync = type(folder).rename, atomic.sync_folder
+    monkeypatch.setattr(type(folder), "rename", lambda *paths: (calls.append("rename"), rename(*paths))[1])
+    monkeypatch.setattr(atomic, "sync_folder", lambda path: (calls.append(path.name), sync(path)))
+    supersede_folder(folder)
+    assert calls == ["rename", SUPERSEDED, tmp_path.name]
+
+
+def test_what_cannot_be_superseded_stays_and_is_named(tmp_path):
+    folder = folder_with(tmp_path / "1.2.3", "old")
+    (tmp_path / SUPERSEDED).write_text("a file in the way")
+    with pytest.raises(NotWritten, match="superseded"):
+        supersede_folder(folder)
+    assert (folder / "result.json").read_text() == "old"

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import warnings
 
 import pytest
 
 from ctflow import errors
-from ctflow.door import exit_code_of, set_up_logging
+from ctflow.door import exit_code_of, interrupted_by_sigterm, set_up_logging
 
 
 def leaves(kind):
@@ -100,3 +103,23 @@ def test_log_level_is_set(monkeypatch):
         assert root.level == logging.WARNING
         set_up_logging(None)
         assert root.level == logging.WARNING
+
+
+def test_sigterm_is_an_interrupt_where_that_is_wanted():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_than_the_main_one_runs_without_handling_signals():
+    ran = []
+
+    def run():
+        with interrupted_by_sigterm():
+            ran.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert ran == [signal.getsignal(signal.SIGTERM)]

@@ -14,9 +14,10 @@ from ctflow import __version__
 from ctflow.cli.inspection import inspect_folder
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
-from ctflow.door import exit_code_of, set_up_logging
+from ctflow.door import exit_code_of, interrupted_by_sigterm, set_up_logging
 from ctflow.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
+from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -72,9 +73,9 @@ def run(**given: Any) -> int:
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
     from ctflow.pipeline import run_folder  # noqa: PLC0415
 
-    model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
-    with progress_on(sys.stderr) as progress:
-        report = run_folder(paths.input, paths.output, model, settings, progress)
+    with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
+        model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
+        report = run_folder(paths.input, paths.output, model, settings, progress, record)
     say_report(report.document, paths.output)
     return report.exit_code
 

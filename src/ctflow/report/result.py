@@ -74,21 +74,23 @@ def series_result(
 def run_result(
     *,
     status: str,
-    exit_code: int,
+    exit_code: int | None,
     series: Sequence[Mapping[str, Any]],
     set_aside: Sequence[Mapping[str, Any]],
     unreadable: Sequence[Mapping[str, Any]],
     research_only: str | None,
+    error: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of a run.
 
     Args:
-        status: "done", "partly" or "failed".
-        exit_code: The process's.
+        status: "done", "partly", "failed", "interrupted", or "running" until the run ends.
+        exit_code: The process's; None until the run ends.
         series: The documents of all chosen series.
         set_aside: digest, rule and reason of those that were not chosen.
         unreadable: file and reason.
         research_only: The notice of a demonstration model.
+        error: type, exit_code, reason, message of what ended the whole run.
 
     Returns:
         The document, by docs/result.schema.json.
@@ -102,6 +104,7 @@ def run_result(
         "series": [dict(entry) for entry in series],
         "set_aside": [dict(entry) for entry in set_aside],
         "unreadable": [dict(entry) for entry in unreadable],
+        "error": _copied(error),
     }
 
 

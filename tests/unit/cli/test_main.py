@@ -71,6 +71,13 @@ def test_run_without_a_series_is_2(tmp_path, coarse_bundle, capsys):
     assert "NoUsableSeries" in capsys.readouterr().err
 
 
+def test_a_bundle_that_cannot_be_read_is_said_in_the_run_s_document(tmp_path):
+    assert main(["run", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(tmp_path / "no-bundle")]) == 3
+    document = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (document["status"], document["exit_code"]) == ("failed", 3)
+    assert document["error"]["type"] == "BundleInvalid"
+
+
 def test_inspect_shows_what_run_would_do(series, tmp_path, capsys):
     assert main(["inspect", str(series)]) == 0
     assert "chosen" in capsys.readouterr().out

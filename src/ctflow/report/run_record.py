@@ -1,0 +1,133 @@
+"""OUT/result.json from a run's first moment to its last: what an earlier run left there never looks like this one's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ctflow.atomic import make_output_folder, supersede_folder
+from ctflow.errors import EXIT_INTERRUPTED, CtflowError, OutputError, Unexpected
+from ctflow.report.result import run_result, write_result
+
+_MOVED = "an earlier result of this series does not hold any more and was moved to .superseded"
+_NOT_MOVED = "the folder of this series is an earlier run's, does not hold any more and could not be moved aside"
+
+log = logging.getLogger(__name__)
+
+
+class RunRecord:
+    """The document of one run while it lasts.
+
+    Args:
+        output: The output folder.
+
+    Attributes:
+        describe: Set once the series are known: gives the document of the run that the error in its argument
+            (`error_facts`) ends now.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._path = output / "result.json"
+        self.describe: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def begin(self) -> None:
+        """Say that a run has begun, in place of what an earlier one said.
+
+        Raises:
+            OutputError: The folder cannot be written. An earlier run's document is then removed, if that is possible.
+        """
+        make_output_folder(self._output)
+        try:
+            write_result(_document("running", None), self._path)
+        except OutputError:
+            with suppress(OSError):  # a full disk still removes
+                self._path.unlink()
+            raise
+
+    def end_early(self, error: BaseException) -> None:
+        """Say that an error ended the run; if that cannot be written, it stays said that the run has not ended."""
+        describe = self.describe or document_of_error
+        try:
+            write_result(describe(error_facts(error)), self._path)
+        except OutputError as failure:
+            log.error("%s: %s", type(failure).__name__, failure)  # noqa: TRY400  # named: no traceback needed
+
+
+@contextmanager
+def recorded_run(output: Path, record: RunRecord | None = None) -> Iterator[RunRecord]:
+    """Have OUT/result.json say what becomes of a run, whatever becomes of it.
+
+    It says "running" until the run writes what became of it; an error or interrupt that ends the run is said in its
+    place. What ends the process by force (SIGKILL, a power cut) leaves "running".
+
+    Args:
+        output: The output folder; made if absent.
+        record: The record of a run that has begun already: then nothing is done here.
+
+    Yields:
+        The record.
+
+    Raises:
+        OutputError: The output folder cannot be written.
+    """
+    if record is not None:
+        yield record
+        return
+    record = RunRecord(output)
+    record.begin()
+    try:
+        yield record
+    except BaseException as error:
+        record.end_early(error)
+        raise
+
+
+def error_facts(error: BaseException) -> dict[str, Any]:
+    """An error as a document has it: type, exit_code, reason, message.
+
+    The text of an error that is not ctflow's may hold patient data and is left out.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        message = "the run was interrupted: run it again"
+        return {"type": "KeyboardInterrupt", "exit_code": EXIT_INTERRUPTED, "reason": "interrupted", "message": message}
+    if not isinstance(error, CtflowError):
+        error = Unexpected(f"unexpected {type(error).__name__}, a fault of ctflow: --debug shows where")
+    reason = getattr(error, "reason", None)
+    return {"type": type(error).__name__, "exit_code": error.exit_code, "reason": reason, "message": str(error)}
+
+
+def supersede_result(output: Path, key: str, digest: str) -> tuple[str, bool]:
+    """Move the earlier result of a series aside that this run refused or could not do, so that it looks like no result.
+
+    Args:
+        output: The output folder.
+        key: Name of the series' result folder.
+        digest: The series' name in messages.
+
+    Returns:
+        What a person should know, empty where there was no earlier result; and whether none is in its place now.
+    """
+    try:
+        if supersede_folder(output / key) is None:
+            return "", True
+    except OutputError as error:
+        log.error("series %s: %s: %s", digest, _NOT_MOVED, error)  # noqa: TRY400  # named: no traceback needed
+        return f"{_NOT_MOVED}: {error}", False
+    log.warning("series %s: %s", digest, _MOVED)
+    return _MOVED, True
+
+
+def document_of_error(error: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a run that an error (`error_facts`) ended before its series were known."""
+    return _document("interrupted" if error["exit_code"] == EXIT_INTERRUPTED else "failed", error)
+
+
+def _document(status: str, error: Mapping[str, Any] | None) -> dict[str, Any]:
+    code = None if error is None else error["exit_code"]
+    return run_result(
+        status=status, exit_code=code, series=[], set_aside=[], unreadable=[], research_only=None, error=error
+    )
