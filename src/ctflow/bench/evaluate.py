@@ -16,9 +16,11 @@ from ctflow import __version__
 from ctflow.bench.exactness import (
     SMALLEST_ML,
     CaseComparison,
+    FalsePositive,
     compare_lesions,
     compare_masks,
     dice_of,
+    mean_hausdorff95_mm,
     summarise,
 )
 from ctflow.config import Settings
@@ -38,7 +40,7 @@ from ctflow.model import RESEARCH_ONLY, Model
 from ctflow.pipeline import Case, announce, find_cases, load_case, segment_case
 from ctflow.progress import Progress, silent
 from ctflow.segmenter import Segmenter
-from ctflow.volume import Volume
+from ctflow.volume import Geometry, Volume
 
 SCHEMA_VERSION = 1
 SURELY_SEEN_MM = 10.0  # lesions from this size on must be found where an accuracy is asked for
@@ -56,6 +58,7 @@ class Outcome:
         name: Its folder below the evaluated one; "." is that folder itself.
         digest: Of its series' UID; None if no series was found.
         comparison: Found against true; None if the case failed.
+        geometry: The grid of both; None if the case failed.
         reference: dice and voxels_differing to the fp32 eager engine; None unless it was asked for.
         seconds: Wall time of reading and segmenting; None if the case failed.
         engine: Who computed; None if the case failed.
@@ -65,6 +68,7 @@ class Outcome:
     name: str
     digest: str | None = None
     comparison: CaseComparison | None = None
+    geometry: Geometry | None = None
     reference: dict[str, float] | None = None
     seconds: float | None = None
     engine: EngineInfo | None = None
@@ -197,8 +201,9 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
         truth = read_segmentation(folder / TRUTH, headers)  # before the network: a wrong one costs no minutes
         found, seconds, engine = _found(case, headers, segmenters, progress)
         reference = _against_reference(case, found, segmenters.reference, progress)
-        comparison = _compare(found, truth, case.loaded.volume)
-        return replace(outcome, comparison=comparison, reference=reference, seconds=seconds, engine=engine)
+        volume = case.loaded.volume
+        outcome = replace(outcome, comparison=_compare(found, truth, volume), geometry=volume.geometry)
+        return replace(outcome, reference=reference, seconds=seconds, engine=engine)
     except CtflowError as error:
         log.error("case %s: %s: %s", name, type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
         return replace(outcome, error=error)
@@ -297,17 +302,19 @@ def _case_document(outcome: Outcome) -> dict[str, Any]:
     """Every case has the same keys; what a failed one lacks is null."""
     comparison, error = outcome.comparison, outcome.error
     masks = asdict(comparison.masks) if comparison else {}
+    lesions = comparison.lesions.lesions if comparison else ()
     false = comparison.lesions.false_positives if comparison else ()
     return {
         "name": outcome.name,
         "digest": outcome.digest,
         "dice": _rounded(masks.get("dice")),
         "hausdorff95_mm": _rounded(masks.get("hausdorff95_mm")),
+        "lesions_hausdorff95_mm": _rounded(mean_hausdorff95_mm(lesions)),
         "volume_found_ml": _rounded(masks.get("volume_found_ml")),
         "volume_truth_ml": _rounded(masks.get("volume_truth_ml")),
         "volume_error_ml": _rounded(masks.get("volume_error_ml")),
-        "lesions": _rounded([asdict(lesion) for lesion in comparison.lesions.lesions] if comparison else []),
-        "false_positives": _rounded([asdict(found) for found in false[:MOST_FALSE_POSITIVES]]),
+        "lesions": _rounded([asdict(lesion) for lesion in lesions]),
+        "false_positives": [_false_positive(found, outcome.geometry) for found in false[:MOST_FALSE_POSITIVES]],
         "false_positives_left_out": max(len(false) - MOST_FALSE_POSITIVES, 0),
         "reference": outcome.reference,
         "seconds": _rounded(outcome.seconds),
@@ -315,6 +322,16 @@ def _case_document(outcome: Outcome) -> dict[str, Any]:
         if error is None
         else {"type": type(error).__name__, "exit_code": error.exit_code, "message": str(error)},
     }
+
+
+def _false_positive(found: FalsePositive, geometry: Geometry | None) -> dict[str, Any]:
+    """What it is and where: its centre in LPS mm, as `ctflow run` gives a finding's."""
+    if geometry is None:
+        raise ValueError("what was found has a grid")
+    entry = asdict(found)
+    entry["centroid_mm"] = [float(mm) for mm in geometry.world_from_index(entry.pop("centroid"))]
+    document: dict[str, Any] = _rounded(entry)
+    return document
 
 
 def _rounded(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ class MaskComparison:
 
     Attributes:
         dice: 2 |A and B| / (|A| + |B|); 1 if both are empty.
-        hausdorff95_mm: The larger of the two directed 95th percentiles of surface distances; None if one is empty.
+        hausdorff95_mm: The larger of the two directed 95th percentiles of surface distances; None if one is empty. A
+            false finding or a missed lesion counts with its distance to the other mask, which may be half a chest.
         volume_found_ml: Volume of the found mask.
         volume_truth_ml: Volume of the true mask.
         volume_error_ml: Found minus true.
@@ -55,6 +56,7 @@ class Lesion:
         volume_ml: Its volume.
         dice: Against the found components that touch it, less what of them lies in other lesions; 0 if missed.
         hit: Whether any found component touches it.
+        hausdorff95_mm: As of `MaskComparison`, between the lesion and what `dice` compares it with; None if missed.
     """
 
     equivalent_diameter_mm: float
@@ -62,6 +64,7 @@ class Lesion:
     volume_ml: float
     dice: float
     hit: bool
+    hausdorff95_mm: float | None
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,12 @@ class FalsePositive:
     Attributes:
         equivalent_diameter_mm: Diameter of the sphere of its volume.
         volume_ml: Its volume.
+        centroid: Mean index (d, h, w) of its voxels.
     """
 
     equivalent_diameter_mm: float
     volume_ml: float
+    centroid: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -158,14 +163,16 @@ def compare_lesions(
     inside = numbers > 0
     lesion_of, component_of = numbers[inside], components[inside]
     claimed = np.bincount(component_of, minlength=len(voxels))  # voxels of each component that lie in any lesion
-    false = np.sort(voxels[1:][claimed[1:] == 0])[::-1]
     dice = _dice_of_lesions(lesion_of, component_of, voxels - claimed)
+    distances = _hausdorff95_of_lesions(numbers, components, spacing_mm)
     lesions = tuple(
-        _lesion(numbers[place] == number, float(dice[number]), spacing_mm)
+        _lesion(numbers[place] == number, float(dice[number]), distances.get(number), spacing_mm)
         for number, place in enumerate(ndimage.find_objects(numbers), start=1)
     )
-    volumes = [float(count) * voxel_ml for count in false if count]
-    return LesionComparison(lesions, tuple(FalsePositive(_equivalent_diameter_mm(ml), ml) for ml in volumes))
+    unclaimed = (voxels > 0) & (claimed == 0)
+    false = [number for number in np.argsort(-voxels, kind="stable") if number and unclaimed[number]]
+    corner = np.array([axis.start for axis in box])
+    return LesionComparison(lesions, tuple(_false_positives(components, false, corner, voxel_ml)))
 
 
 def _voxels(mask: Array) -> int:
@@ -259,10 +266,40 @@ def _dice_of_lesions(lesion_of: _Numbers, component_of: _Numbers, outside: npt.N
     return dice
 
 
-def _lesion(mask: Mask, dice: float, spacing_mm: Spacing) -> Lesion:
+def _hausdorff95_of_lesions(numbers: _Numbers, components: _Numbers, spacing_mm: Spacing) -> dict[int, float]:
+    """Of each lesion that is touched, to the components that touch it, less what of them lies in other lesions."""
+    both = (numbers > 0) & (components > 0)
+    pairs = np.unique(np.stack([numbers[both], components[both]]), axis=1)
+    lesion_boxes, component_boxes = ndimage.find_objects(numbers), ndimage.find_objects(components)
+    distances = {}
+    for number in np.unique(pairs[0]):
+        touching = pairs[1][pairs[0] == number]
+        boxes = [lesion_boxes[number - 1], *(component_boxes[index - 1] for index in touching)]
+        axes = zip(*boxes, strict=True)
+        box = tuple(slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in axes)
+        lesion = numbers[box] == number
+        found = np.isin(components[box], touching) & (lesion | (numbers[box] == 0))
+        distances[int(number)] = _hausdorff95_mm(found, lesion, spacing_mm)
+    return distances
+
+
+def _false_positives(
+    components: _Numbers, false: Sequence[int], corner: npt.NDArray[np.int64], voxel_ml: float
+) -> Iterator[FalsePositive]:
+    """The components of these numbers; `corner` is the index of the array's first voxel in the volume."""
+    boxes = ndimage.find_objects(components)
+    for number in false:
+        box = boxes[number - 1]
+        inside = np.argwhere(components[box] == number)
+        d, h, w = (float(mean) for mean in inside.mean(axis=0) + [axis.start for axis in box] + corner)
+        volume_ml = len(inside) * voxel_ml
+        yield FalsePositive(_equivalent_diameter_mm(volume_ml), volume_ml, (d, h, w))
+
+
+def _lesion(mask: Mask, dice: float, hausdorff95_mm: float | None, spacing_mm: Spacing) -> Lesion:
     volume_ml = _voxels(mask) * _voxel_ml(spacing_mm)
     longest_mm = longest_distance_mm(_surface_mm(mask, spacing_mm))
-    return Lesion(_equivalent_diameter_mm(volume_ml), longest_mm, volume_ml, dice, hit=dice > 0)
+    return Lesion(_equivalent_diameter_mm(volume_ml), longest_mm, volume_ml, dice, dice > 0, hausdorff95_mm)
 
 
 @dataclass(frozen=True)
@@ -274,6 +311,7 @@ class Tally:
         hits: Of these, found.
         sensitivity: hits / lesions; None without lesions.
         mean_dice: Over the true lesions, a missed one counting as 0; None without lesions.
+        mean_hausdorff95_mm: Over the found ones; None without one.
         false_positives: Found components that touch no lesion; their own size decides their class.
         false_positives_a_case: Over all cases; None without cases.
     """
@@ -282,6 +320,7 @@ class Tally:
     hits: int
     sensitivity: float | None
     mean_dice: float | None
+    mean_hausdorff95_mm: float | None
     false_positives: int
     false_positives_a_case: float | None
 
@@ -323,9 +362,15 @@ def _tally(cases: Sequence[CaseComparison], low_mm: float, high_mm: float) -> Ta
         hits=sum(lesion.hit for lesion in lesions),
         sensitivity=_mean([float(lesion.hit) for lesion in lesions]),
         mean_dice=_mean([lesion.dice for lesion in lesions]),
+        mean_hausdorff95_mm=mean_hausdorff95_mm(lesions),
         false_positives=false,
         false_positives_a_case=false / len(cases) if cases else None,
     )
+
+
+def mean_hausdorff95_mm(lesions: Sequence[Lesion]) -> float | None:
+    """Over the lesions that were found; None if none was."""
+    return _mean([lesion.hausdorff95_mm for lesion in lesions if lesion.hausdorff95_mm is not None])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -36,8 +36,8 @@ def say_evaluation(document: Mapping[str, Any], stream: TextIO | None = None) ->
         if case["error"]:
             console.print(Text.assemble("case ", (case["name"], "bold"), ": ", ("failed", "red")))
             console.print(Text(f"  {case['error']['type']}: {case['error']['message']}"))
-    if len(document["cases"]) == 1 and document["cases"][0]["lesions"]:
-        console.print(_table_of_lesions(document["cases"][0]))
+    if len(document["cases"]) == 1 and (document["cases"][0]["lesions"] or document["cases"][0]["false_positives"]):
+        _say_only_case(console, document["cases"][0])
     elif document["summary"]["cases"]:
         _say_summary(console, document["summary"])
 
@@ -60,7 +60,7 @@ def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
     lesions = case["lesions"]
     return (
         _number(case["dice"], 3),
-        _number(case["hausdorff95_mm"], 1),
+        _number(case["lesions_hausdorff95_mm"], 1),
         _number(case["volume_truth_ml"], 2),
         f"{case['volume_error_ml']:+.2f}",
         f"{sum(lesion['hit'] for lesion in lesions)} of {len(lesions)}",
@@ -73,22 +73,51 @@ def _reference_cells(reference: Mapping[str, Any] | None) -> tuple[str, str]:
     return (_number(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
 
 
+def _say_only_case(console: Console, case: Mapping[str, Any]) -> None:
+    """Its lesions and its false findings, and what the distances mean."""
+    if case["lesions"]:
+        console.print(_table_of_lesions(case))
+    if case["false_positives"]:
+        console.print(_table_of_false_findings(case))
+    if case["false_positives_left_out"]:
+        console.print(f"and {case['false_positives_left_out']} smaller false findings")
+    if case["hausdorff95_mm"] is not None:
+        console.print(
+            "HD95: 95th percentile of surface distances, mean of the lesions that were found; of the whole masks, with "
+            f"false findings and missed lesions, {case['hausdorff95_mm']:.1f} mm"
+        )
+
+
+def _table_of_false_findings(case: Mapping[str, Any]) -> Table:
+    """What was marked where there is no lesion, the largest first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("false finding", "volume ml", "as a sphere, mm", "centroid mm (L, P, S)"):
+        table.add_column(heading, justify="right")
+    for number, found in enumerate(case["false_positives"], start=1):
+        volume, diameter = f"{found['volume_ml']:.3f}", f"{found['equivalent_diameter_mm']:.1f}"
+        table.add_row(str(number), volume, diameter, ", ".join(f"{mm:.1f}" for mm in found["centroid_mm"]))
+    return table
+
+
 def _table_of_lesions(case: Mapping[str, Any]) -> Table:
     """Each lesion of the only case, the largest first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("true lesion", "volume ml", "longest diameter mm", "found", "Dice"):
+    for heading in ("true lesion", "volume ml", "longest diameter mm", "found", "Dice", "HD95 mm"):
         table.add_column(heading, justify="right")
     lesions = sorted(case["lesions"], key=lambda lesion: -lesion["volume_ml"])
     for number, lesion in enumerate(lesions, start=1):
         verdict = Text("yes", style="green") if lesion["hit"] else Text("no", style="red")
         volume, longest = f"{lesion['volume_ml']:.2f}", f"{lesion['longest_diameter_mm']:.1f}"
-        table.add_row(str(number), volume, longest, verdict, _number(lesion["dice"], 3))
+        distance = _number(lesion["hausdorff95_mm"], 1)
+        table.add_row(str(number), volume, longest, verdict, _number(lesion["dice"], 3), distance)
     return table
 
 
 def _say_summary(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("true lesion, mm", "lesions", "found", "sensitivity", "mean Dice", "false", "false a case"):
+    for heading in (
+        *("true lesion, mm", "lesions", "found", "sensitivity", "mean Dice", "mean HD95 mm", "false", "false a case"),
+    ):
         table.add_column(heading, justify="left" if heading.startswith("true") else "right")
     for row in summary["by_size"]:
         table.add_row(f"{row['from_mm']:.0f} to {row['to_mm']:.0f}", *_tally_cells(row))
@@ -108,6 +137,7 @@ def _tally_cells(tally: Mapping[str, Any]) -> tuple[str, ...]:
         str(tally["hits"]),
         _number(tally["sensitivity"], 2),
         _number(tally["mean_dice"], 3),
+        _number(tally["mean_hausdorff95_mm"], 1),
         str(tally["false_positives"]),
         _number(tally["false_positives_a_case"], 2),
     )

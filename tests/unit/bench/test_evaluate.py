@@ -154,6 +154,9 @@ def test_geometry_and_counts_of_a_known_difference(model, write_case, finds):
     assert lesion["dice"] == pytest.approx(2 * 75 / (100 + 75), abs=1e-6)
     assert lesion["longest_diameter_mm"] == pytest.approx(np.linalg.norm([4 * 2.5, 4 * 0.6, 3 * 0.9]), abs=1e-5)
     assert [item["volume_ml"] for item in case["false_positives"]] == pytest.approx([voxel_ml] * 2, abs=1e-6)
+    corners = [small_volume().geometry.world_from_index(corner) for corner in ((0, 0, 0), (15, 11, 9))]
+    assert [item["centroid_mm"] for item in case["false_positives"]] == [pytest.approx(list(mm)) for mm in corners]
+    assert lesion["hausdorff95_mm"] == case["lesions_hausdorff95_mm"] == pytest.approx(0.9), "one column was missed"
     assert case["seconds"] == pytest.approx(1.5, abs=1.0)
 
 

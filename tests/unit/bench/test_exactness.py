@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,10 @@ def test_masks_compare_as_monai_compares_them(case):
     assert ours.volume_error_ml == pytest.approx((int(found.sum()) - int(truth.sum())) * voxel_ml)
 
 
+def moved(found, steps):
+    return replace(found, centroid=pytest.approx(tuple(np.add(found.centroid, steps))))
+
+
 @settings(max_examples=60, deadline=None)
 @given(two_masks(), st.integers(0, 12), st.tuples(*[st.integers(0, 4)] * 3))
 def test_what_lies_around_changes_nothing(case, after, before):
@@ -97,7 +102,9 @@ def test_what_lies_around_changes_nothing(case, after, before):
     margins = [(first, after) for first in before]
     wide = [np.pad(mask, margins) for mask in (found, truth)]
     assert compare_masks(*wide, spacing) == compare_masks(found, truth, spacing)
-    assert compare_lesions(*wide, spacing) == compare_lesions(found, truth, spacing)
+    near, far = compare_lesions(found, truth, spacing), compare_lesions(*wide, spacing)
+    assert far.lesions == near.lesions
+    assert [moved(item, before) for item in near.false_positives] == list(far.false_positives)
 
 
 def test_smooth_bodies_compare_as_monai_compares_them():
@@ -150,6 +157,10 @@ def test_lesions_hit_missed_and_false_positives():
     assert (first.hit, second.hit) == (True, False)
     assert first.volume_ml == pytest.approx(0.064)
     assert first.dice == pytest.approx(2 * 32 / (64 + 32))
+    assert first.hausdorff95_mm == pytest.approx(2.0), "two of its four slices were missed"
+    assert second.hausdorff95_mm is None
+    assert compare_masks(found, boxes(A, B), UNIT).hausdorff95_mm > 13, "the whole masks' is that of false findings"
+    assert [item.centroid for item in result.false_positives] == [(20.5, 2.5, 20.0), (9.0, 20.0, 20.0)]
     assert first.longest_diameter_mm == pytest.approx(math.sqrt(27))
     assert math.pi / 6 * first.equivalent_diameter_mm**3 == pytest.approx(64)
     assert second.dice == 0.0
@@ -227,9 +238,13 @@ def test_lesions_agree_with_a_plain_count(case):
         union &= mine | ~truth
         assert lesion.hit == bool(union.any())
         assert lesion.dice == pytest.approx(2 * (mine & union).sum() / (mine.sum() + union.sum()))
-    false = [(components == k).sum() for k in range(1, count + 1) if not (truth & (components == k)).any()]
+        assert lesion.hausdorff95_mm == compare_masks(union, mine, spacing).hausdorff95_mm, "None where it was missed"
+    false = [components == k for k in range(1, count + 1) if not (truth & (components == k)).any()]
+    false.sort(key=lambda mask: -mask.sum())  # stable: of equal ones the first comes first
     voxel_ml = math.prod(spacing) / 1000
-    assert [item.volume_ml / voxel_ml for item in result.false_positives] == pytest.approx(sorted(false)[::-1])
+    assert [item.volume_ml / voxel_ml for item in result.false_positives] == pytest.approx([m.sum() for m in false])
+    for item, mask in zip(result.false_positives, false, strict=True):
+        assert item.centroid == pytest.approx(ndimage.center_of_mass(mask))
 
 
 def test_a_clinical_volume_takes_seconds():
@@ -246,11 +261,12 @@ def test_a_clinical_volume_takes_seconds():
 
 
 def lesion(diameter_mm, dice):
-    return Lesion(diameter_mm, diameter_mm, math.pi / 6000 * diameter_mm**3, dice, hit=dice > 0)
+    distance = diameter_mm / 10 if dice else None
+    return Lesion(diameter_mm, diameter_mm, math.pi / 6000 * diameter_mm**3, dice, dice > 0, distance)
 
 
 def case_of(lesions, false_ml=(), dice=0.5):
-    false = tuple(FalsePositive((6000 * ml / math.pi) ** (1 / 3), ml) for ml in false_ml)
+    false = tuple(FalsePositive((6000 * ml / math.pi) ** (1 / 3), ml, (0.0, 0.0, 0.0)) for ml in false_ml)
     return CaseComparison(MaskComparison(dice, None, 0, 0, 0), LesionComparison(tuple(lesions), false))
 
 
@@ -270,6 +286,7 @@ def test_summary_by_size():
     assert (overall["lesions"], overall["hits"]) == (6, 5)
     assert overall["sensitivity"] == pytest.approx(5 / 6)
     assert overall["mean_dice"] == pytest.approx((0.6 + 0 + 0.8 + 0.9 + 0.4 + 0.9) / 6)
+    assert overall["mean_hausdorff95_mm"] == pytest.approx((0.6 + 1.0 + 2.5 + 0.59 + 6.0) / 5), "of the found ones"
     assert overall["false_positives_a_case"] == pytest.approx(5 / 4)
     rows = summary["by_size"]
     assert [(row["from_mm"], row["to_mm"]) for row in rows] == list(SIZE_CLASSES_MM)

@@ -4,13 +4,20 @@ import io
 
 from ctflow.report.evaluation import say_evaluation
 
-TALLY = {"lesions": 2, "hits": 1, "sensitivity": 0.5, "mean_dice": 0.4125, "false_positives": 3}
-ROW = {**TALLY, "false_positives_a_case": 1.5}
-NONE = {**ROW, "lesions": 0, "hits": 0, "sensitivity": None, "mean_dice": None}
+TALLY = {"lesions": 2, "hits": 1, "sensitivity": 0.5, "mean_dice": 0.4125, "mean_hausdorff95_mm": 2.34}
+ROW = {**TALLY, "false_positives": 3, "false_positives_a_case": 1.5}
+NONE = {**ROW, "lesions": 0, "hits": 0, "sensitivity": None, "mean_dice": None, "mean_hausdorff95_mm": None}
+FALSE = {"volume_ml": 0.0123, "equivalent_diameter_mm": 2.86, "centroid_mm": [-12.34, 5.0, 100.06]}
 
 
-def lesion(volume_ml, longest_diameter_mm, hit, dice):
-    return {"volume_ml": volume_ml, "longest_diameter_mm": longest_diameter_mm, "hit": hit, "dice": dice}
+def lesion(volume_ml, longest_diameter_mm, hit, dice, hausdorff95_mm):
+    return {
+        "volume_ml": volume_ml,
+        "longest_diameter_mm": longest_diameter_mm,
+        "hit": hit,
+        "dice": dice,
+        "hausdorff95_mm": hausdorff95_mm,
+    }
 
 
 def case_of(**changes):
@@ -18,12 +25,13 @@ def case_of(**changes):
         "name": "17",
         "digest": "abc",
         "dice": 0.81234,
-        "hausdorff95_mm": 4.56,
+        "hausdorff95_mm": 72.41,
+        "lesions_hausdorff95_mm": 4.56,
         "volume_found_ml": 1.5,
         "volume_truth_ml": 2.0,
         "volume_error_ml": -0.5,
-        "lesions": [lesion(0.5, 11.0, True, 0.75), lesion(4.0, 22.0, False, 0.0)],
-        "false_positives": [{}],
+        "lesions": [lesion(0.5, 11.0, True, 0.75, 4.56), lesion(4.0, 22.0, False, 0.0, None)],
+        "false_positives": [FALSE],
         "false_positives_left_out": 2,
         "reference": None,
         "seconds": 12.34,
@@ -67,16 +75,31 @@ def test_cases_and_sizes_are_told():
     assert lines[0] == ["RESEARCH", "ONLY"]
     assert lines[1] == ["model", "m", "2,", "eager", "fp32", "on", "cpu"]
     assert ["17", "0.812", "4.6", "2.00", "-0.50", "1", "of", "2", "3", "12.3"] in lines
-    assert ["6", "to", "10", "2", "1", "0.50", "0.412", "3", "1.50"] in lines
-    assert ["10", "to", "20", "0", "0", "-", "-", "3", "1.50"] in lines
-    assert ["all", "2", "1", "0.50", "0.412", "3", "1.50"] in lines
+    assert ["6", "to", "10", "2", "1", "0.50", "0.412", "2.3", "3", "1.50"] in lines
+    assert ["10", "to", "20", "0", "0", "-", "-", "-", "3", "1.50"] in lines
+    assert ["all", "2", "1", "0.50", "0.412", "2.3", "3", "1.50"] in lines
     assert lines[-1][-9:] == ["nothing", "larger", "than", "0.2", "ml", "in", "2", "of", "3"]
 
 
 def test_each_lesion_of_an_only_case_is_told_the_largest_first():
     lines = said(case_of())
-    assert lines[-2:] == [["1", "4.00", "22.0", "no", "0.000"], ["2", "0.50", "11.0", "yes", "0.750"]]
+    first = lines.index(["1", "4.00", "22.0", "no", "0.000", "-"])
+    assert lines[first + 1] == ["2", "0.50", "11.0", "yes", "0.750", "4.6"]
     assert not any("sensitivity" in line for line in lines)
+
+
+def test_false_findings_of_an_only_case_are_told_with_size_and_place():
+    lines = said(case_of())
+    assert lines[-3] == ["1", "0.012", "2.9", "-12.3,", "5.0,", "100.1"]
+    assert lines[-2] == ["and", "2", "smaller", "false", "findings"]
+    assert " ".join(lines[-1]) == (
+        "HD95: 95th percentile of surface distances, mean of the lesions that were found; of the whole masks, with "
+        "false findings and missed lesions, 72.4 mm"
+    )
+    lines = said(case_of(false_positives=[], false_positives_left_out=0))
+    assert not any(line[:2] == ["false", "finding"] for line in lines)
+    lines = said(case_of(lesions=[], hausdorff95_mm=None, lesions_hausdorff95_mm=None))
+    assert lines[-2][0] == "1", "without a lesion, too"
 
 
 def test_the_reference_is_told_where_there_is_one():
