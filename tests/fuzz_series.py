@@ -6,10 +6,10 @@ JSON document at the end; the same seed gives the same mutants. The tests run 50
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import shutil
-import struct
 import sys
 import tempfile
 import time
@@ -25,24 +25,30 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ctflow.dicom.assemble import Assembled, assemble_series
+from ctflow.dicom.attributes import PARSE_ERRORS
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import require_chosen, select_series
+from ctflow.dicom.structure import Layout, layout_of_header
 from ctflow.errors import CtflowError
 from ctflow.volume import PADDING_HU, Volume
 from dicom_support import indices_of
+from odd_headers import FORMS, LONG
 from odd_series import files_of, odd_volume, transcode, written
 
 BASE = "1.2.840.10008."
 SYNTAXES = ("1.2.1", "1.2.1", "1.2.1", "1.2", "1.2", "1.2.2", "1.2.1.99", "1.2.4.90", "1.2.4.80", "1.2.4.70", "1.2.5")
+# Half of the mutants are of headers that the standard does not allow and that are read nevertheless.
+ODD = {form.name: form for form in FORMS}
+KINDS = (*SYNTAXES, *ODD)
 HANG_S = 10.0
 SAME_MM = 0.05  # a position may be off by 1 % of 2.5 mm and still be regular
 FINE = ("identical", "refused", "warned", "valid frame")
 # A "valid frame" is damage inside compressed values that leaves a valid stream of an image like its neighbours. As with
 # bytes inside native pixels nothing in the file tells it, and GDCM reads the same image. It is counted by itself.
-_LONG = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR", b"OF", b"OD", b"OL")
 
 
 @dataclass(frozen=True)
@@ -74,57 +80,40 @@ def rich(dataset: Dataset, _index: int) -> None:
     dataset.private_block(0x0029, "FUZZ", create=True).add_new(1, "OB", bytes(range(64)))
 
 
-def write_base(folder: Path, syntax: str) -> None:
+def write_base(folder: Path, kind: str) -> None:
     """A chest's worth of edges with some noise, so that slices are alike as those of a patient are."""
     geometry = odd_volume().geometry
     _, h, w = np.moveaxis(indices_of(geometry.shape), -1, 0)
     body = np.where((h - 16) ** 2 / 180 + (w - 20) ** 2 / 300 < 1, 40, -1000)
     body = np.where((h - 16) ** 2 / 60 + (abs(w - 20) - 9) ** 2 / 40 < 1, -850, body)
     noise = np.random.default_rng(0).normal(0, 12, geometry.shape)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     written(folder, Volume(np.rint(body + noise).clip(-1024).astype(np.int16), geometry), rich)
     for path in files_of(folder):
-        transcode(path, BASE + syntax)
+        if kind in ODD:
+            path.write_bytes(ODD[kind].write(path.read_bytes()))
+        else:
+            transcode(path, BASE + kind)
 
 
-def elements_of(content: bytes) -> list[Element]:
-    """Top-level elements of a whole file up to the pixel data, the meta information among them."""
-    meta_end = 144 + struct.unpack("<L", content[140:144])[0]
-    syntax = _syntax_of(content[:meta_end])
-    found, position = [], 132
-    while position < len(content) - 12:
-        meta = position < meta_end
-        if not meta and syntax == BASE + "1.2.1.99":
-            break
-        element = _element_at(
-            content,
-            position,
-            ">" if not meta and syntax == ExplicitVRBigEndian else "<",
-            implicit=not meta and syntax == BASE + "1.2",
-        )
-        found.append(element)
-        if element.length == 0xFFFFFFFF or element.value + element.length >= len(content):
-            if content[position : position + 2] in (b"\xe0\x7f", b"\x7f\xe0"):
-                break
-            position = (
-                content.index(b"\xfe\xff\xdd\xe0" if syntax != ExplicitVRBigEndian else b"\xff\xfe\xe0\xdd", position)
-                + 8
-            )
-            continue
-        position = element.value + element.length
-    return found
+def elements_of(content: bytes) -> tuple[list[Element], Element | None]:
+    """Top-level elements of a whole file up to the pixel data, the meta information among them; and its pixel data."""
+    layout = layout_of_header(io.BytesIO(content), preamble=True)
+    assert isinstance(layout, Layout)
+    found = [_element(each) for each in (*layout.meta, *layout.elements)]
+    pixels = _element(layout.pixels) if layout.pixels else None
+    return [*found, *([pixels] if pixels else [])], pixels
 
 
-def _syntax_of(meta: bytes) -> str:
-    at = meta.index(b"\x02\x00\x10\x00UI")
-    return meta[at + 8 : at + 8 + struct.unpack("<H", meta[at + 6 : at + 8])[0]].decode().strip("\0")
-
-
-def _element_at(content: bytes, position: int, order: str, *, implicit: bool) -> Element:
-    vr = b"" if implicit else content[position + 4 : position + 6]
-    at, size = (position + 4, 4) if implicit else (position + 8, 4) if vr in _LONG else (position + 6, 2)
-    (length,) = struct.unpack(order + "HL"[size == 4], content[at : at + size])
-    return Element(position, vr, at, size, at + size, length)
+def _element(place: tuple[int, bytes, int, int, int]) -> Element:
+    _, vr, length, value, _ = place
+    if not vr:
+        return Element(value - 8, vr, value - 4, 4, value, length)
+    return (
+        Element(value - 12, vr, value - 4, 4, value, length)
+        if vr in LONG
+        else Element(value - 8, vr, value - 2, 2, value, length)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- mutations
@@ -132,8 +121,7 @@ def _element_at(content: bytes, position: int, order: str, *, implicit: bool) ->
 
 def mutated(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
     """One kind of damage, drawn at random, and the damaged file; values of native pixels stay as they are."""
-    elements = elements_of(content)
-    pixels = elements[-1] if elements[-1].length in (0xFFFFFFFF, 2 * 32 * 40) else None
+    elements, pixels = elements_of(content)
     end = pixels.start if pixels else len(content)
     kinds = ["truncate", "tag", "vr", "length", "delimiter", "delete", "insert", "value", "value", "number", "swap"]
     if pixels is None or pixels.length == 0xFFFFFFFF:
@@ -245,9 +233,9 @@ def verdict_of(what: str, path: Path, d: int, base: Volume, header: Dataset) -> 
     if not np.array_equal(found.volume.array[others], base.array[others]):
         return "silent: another slice changed"
     warned = any(path.name in warning for warning in found.warnings)
-    implied = slice_by_gdcm(path)
-    if implied is None or not np.allclose(implied, found.volume.array[d], atol=1e-3):
-        return "silent: GDCM reads another slice" + (", warned" if warned else "")
+    implied = [hu for hu in (slice_by_gdcm(path), slice_by_pydicom(path)) if hu is not None]
+    if not implied or not all(np.allclose(hu, found.volume.array[d], atol=1e-3) for hu in implied):
+        return "silent: GDCM or pydicom reads another slice" + (", warned" if warned else "")
     if warned:
         return "warned"
     in_values = what.startswith("frame") or (what.endswith(" 1.2.1.99") and _header(path) == header)
@@ -270,14 +258,41 @@ def slice_by_gdcm(path: Path) -> npt.NDArray[np.float64] | None:
     buffer = image.GetBuffer().encode("utf-8", "surrogateescape")
     stored = np.frombuffer(buffer, kind).reshape(image.GetDimension(1), image.GetDimension(0)).astype(np.int64)
     padding = _integers(dataset, 0x0120), _integers(dataset, 0x0121)
-    low = padding[0] if padding[0] is not None else None
-    spare = 2 ** form.GetBitsStored()
+    signed = bool(form.GetPixelRepresentation())
+    return hounsfield(stored, form.GetBitsStored(), signed, (image.GetSlope(), image.GetIntercept()), padding)
+
+
+def slice_by_pydicom(path: Path) -> npt.NDArray[np.float64] | None:
+    """(H, W) HU as pydicom reads the file; None where it cannot."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(path)
+            if "TransferSyntaxUID" not in dataset.file_meta:
+                implicit, little = dataset.original_encoding
+                syntax = (
+                    ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+                )
+                dataset.file_meta.TransferSyntaxUID = syntax
+            stored = pixel_array(dataset, raw=True).astype(np.int64)
+            rescale = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+            padding = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+            unsigned = [None if value is None else int(value) % 65536 for value in padding]
+            return hounsfield(stored, int(dataset.BitsStored), dataset.PixelRepresentation == 1, rescale, unsigned)
+        except (*PARSE_ERRORS, RuntimeError):
+            return None
+
+
+def hounsfield(stored, bits: int, signed: bool, rescale, padding) -> npt.NDArray[np.float64]:
+    """Stored values as HU; `padding` as unsigned 16 bit patterns."""
+    spare = 2**bits
     values = stored % spare
-    if form.GetPixelRepresentation():
+    if signed:
         values = np.where(values >= spare // 2, values - spare, values)
-    hu = values * image.GetSlope() + image.GetIntercept()
+    hu = values * rescale[0] + rescale[1]
+    low, limit = padding
     if low is not None:
-        ends = sorted((low, padding[1] if padding[1] is not None else low))
+        ends = sorted((low, low if limit is None else limit))
         hu = np.where((stored % 65536 >= ends[0]) & (stored % 65536 <= ends[1]), PADDING_HU, hu)
     return hu
 
@@ -297,17 +312,18 @@ def _integers(dataset: gdcm.DataSet, element: int) -> int | None:
 def mutant(number: int, seed: int, folders: dict[str, Path]) -> tuple[Path, int, str, bytes]:
     """File, its slice, what is done to it, and its damaged content."""
     rng = np.random.default_rng([seed, number])
-    syntax = SYNTAXES[int(rng.integers(len(SYNTAXES)))]
+    kinds = tuple(ODD) if number % 2 else SYNTAXES
+    kind = kinds[int(rng.integers(len(kinds)))]
     d = int(rng.integers(16))
-    path = files_of(folders[syntax])[d]
-    kind, content = mutated(path.read_bytes(), rng)
-    return path, d, f"{kind} in {syntax}", content
+    path = files_of(folders[kind])[d]
+    damage, content = mutated(path.read_bytes(), rng)
+    return path, d, f"{damage} in {kind}", content
 
 
 def _work(numbers: range, seed: int, root: Path, pipe: Connection) -> None:
     warnings.simplefilter("ignore")
-    folders = {syntax: root / syntax for syntax in set(SYNTAXES)}
-    bases = {syntax: read(folder).volume for syntax, folder in folders.items()}
+    folders = {kind: root / kind for kind in set(KINDS)}
+    bases = {kind: read(folder).volume for kind, folder in folders.items()}
     for number in numbers:
         path, d, what, content = mutant(number, seed, folders)
         whole, header = path.read_bytes(), _header(path)
@@ -328,8 +344,8 @@ def fuzz(count: int, seed: int, root: Path) -> dict[str, object]:
     Returns:
         Counts of verdicts, and (number, what, verdict) of each that is not fine.
     """
-    for syntax in set(SYNTAXES):
-        write_base(root / syntax, syntax)
+    for kind in set(KINDS):
+        write_base(root / kind, kind)
     verdicts, bad, slowest, start = Counter(), [], 0.0, 0
     while start < count:
         here, there = multiprocessing.Pipe(duplex=False)
@@ -362,17 +378,17 @@ def fuzz(count: int, seed: int, root: Path) -> dict[str, object]:
         if verdict in ("hang", "crash: the process died"):
             verdicts[verdict.split(":")[0]] += 1
             bad.append((number, what, verdict))
-            for syntax in set(SYNTAXES):  # it may have died with a damaged file in place
-                _restore(root / syntax, syntax)
+            for kind in set(KINDS):  # it may have died with a damaged file in place
+                _restore(root / kind, kind)
         worker.kill()
         worker.join()
         start = number + 1
     return {"mutants": count, "seed": seed, **verdicts, "slowest_s": round(slowest, 2), "bad": bad}
 
 
-def _restore(folder: Path, syntax: str) -> None:
+def _restore(folder: Path, kind: str) -> None:
     shutil.rmtree(folder)
-    write_base(folder, syntax)
+    write_base(folder, kind)
 
 
 def main(words: list[str]) -> int:

@@ -24,6 +24,8 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -36,6 +38,7 @@ from ctflow.dicom.select import select_series
 from ctflow.errors import BrokenSeries, CtflowError
 from ctflow.volume import Geometry, Volume
 from dicom_support import LinearField, axes, indices_of, moved, rotation, setter, small_volume
+from odd_headers import FORMS, Form, before_pixels, element, padded
 
 SHAPE = (16, 32, 40)  # JPEG 2000 asks for 32 x 32
 RIGHT, WARNED = "right volume", "right volume, warned"
@@ -213,6 +216,18 @@ def rewritten(change: Callable[[bytes], bytes], *, index: int = 5) -> Callable[[
     return write
 
 
+def in_form(form: Form) -> Callable[[Path], Volume]:
+    """A series whose files are all encoded in a way that the standard does not allow."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        for path in files_of(folder):
+            path.write_bytes(form.write(path.read_bytes()))
+        return volume
+
+    return write
+
+
 def joined(*writers: Callable[[Path], Truth]) -> Callable[[Path], Truth]:
     """Several in one folder; the truth is the first one's."""
 
@@ -318,6 +333,70 @@ def copied_file(folder: Path) -> Volume:
     volume = written(folder)
     shutil.copy(files_of(folder)[3], folder / "again.dcm")
     return volume
+
+
+def copied_slices(count: int, **attributes) -> Callable[[Path], Volume]:
+    """The first slices again, under SOPInstanceUIDs (and whatever else) of their own."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        (folder / "again").mkdir()
+        for path in files_of(folder)[:count]:
+            dataset = pydicom.dcmread(path)
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID + ".7"
+            dataset.InstanceNumber = int(dataset.InstanceNumber) + 100
+            setter(**attributes)(dataset, 0)
+            dataset.save_as(folder / "again" / path.name)
+        return volume
+
+    return write
+
+
+def with_object(sop_class: str, **attributes) -> Callable[[Path], Volume]:
+    """An object in the series that is no slice: a picture of the screen, a dose report, a plan."""
+
+    def write(folder: Path) -> Volume:
+        volume = written(folder)
+        dataset = pydicom.dcmread(files_of(folder)[0])
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID + ".1"
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+        setter(**attributes)(dataset, 0)
+        dataset.save_as(folder / "object.dcm")
+        return volume
+
+    return write
+
+
+def empty_pixels(folder: Path) -> Volume:
+    """Beside the series an intact file that ends in a PixelData of no length, which is 8 bytes in Implicit VR."""
+    volume = written(folder)
+    dataset = pydicom.dcmread(files_of(folder)[0], stop_before_pixels=True)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.481.3")
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = "1.2.3.1", "1.2.3", "RTSTRUCT"
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset.PixelData = b""
+    pydicom.dcmwrite(folder / "structures.dcm", dataset, implicit_vr=True, little_endian=True, force_encoding=True)
+    assert (folder / "structures.dcm").read_bytes()[-8:] == struct.pack("<HHL", 0x7FE0, 0x0010, 0)
+    return volume
+
+
+def renamed(syntax: str, source: str = ExplicitVRLittleEndian) -> Callable[[Path], None]:
+    """A series in one transfer syntax whose meta information names another."""
+
+    def write(folder: Path) -> None:
+        in_syntax(source)(folder)
+        for path in files_of(folder):
+            content = path.read_bytes()
+            end = 144 + struct.unpack("<L", content[140:144])[0]
+            meta = pydicom.filereader.read_file_meta_info(path)
+            meta.TransferSyntaxUID = UID(syntax)
+            stream = pydicom.filebase.DicomBytesIO(content[:132])
+            stream.seek(132)
+            pydicom.filewriter.write_file_meta_info(stream, meta)
+            path.write_bytes(stream.getvalue() + content[end:])
+
+    return write
 
 
 def with_localizer(shape, **attributes) -> Callable[[Path], Volume]:
@@ -562,14 +641,6 @@ def huge_frame(folder: Path) -> None:
     content = path.read_bytes()
     at = content.index(b"\xff\x4f\xff\x51") + 8
     path.write_bytes(content[:at] + struct.pack(">LL", 60000, 60000) + content[at + 8 :])
-
-
-def before_pixels(extra: bytes) -> Callable[[bytes], bytes]:
-    """Put bytes before the pixel data of an explicit little-endian file."""
-    pixel_data = struct.pack("<HH", 0x7FE0, 0x0010)
-    return lambda content: (
-        content[: content.rindex(pixel_data + b"OW")] + extra + content[content.rindex(pixel_data + b"OW") :]
-    )
 
 
 def nested(depth: int) -> bytes:
@@ -870,6 +941,86 @@ def _objects() -> Iterator[Odd]:
     yield Odd("private junk", RIGHT, lambda folder: written(folder, adjust=private_junk))
 
 
+def _other_objects() -> Iterator[Odd]:
+    for name, sop_class, attributes in (
+        ("a Secondary Capture", "1.2.840.10008.5.1.4.1.1.7", {}),
+        ("a colour Secondary Capture of modality OT", "1.2.840.10008.5.1.4.1.1.7.4", {"Modality": "OT"}),
+        ("a dose report", "1.2.840.10008.5.1.4.1.1.88.67", {"PixelData": None, "Modality": "SR"}),
+        ("an encapsulated PDF", "1.2.840.10008.5.1.4.1.1.104.1", {"PixelData": None, "Modality": "DOC"}),
+        ("a private object without pixels", "1.3.12.2.1107.5.9.1", {"PixelData": None}),
+        ("a protocol page as CT image", "1.2.840.10008.5.1.4.1.1.2", {"ImageType": ["DERIVED", "SECONDARY", "PROT"]}),
+    ):
+        yield Odd(f"{name} in the series", WARNED, with_object(sop_class, **attributes), "no slice left out")
+    yield Odd("an RTSTRUCT with an empty PixelData, Implicit VR", f"{RIGHT} + set aside: `modality`", empty_pixels)
+    yield Odd("CT images with an empty PixelData", "set aside: `no-pixels`", nothing(every(PixelData=b"")))
+    yield Odd("no Modality", "set aside: `modality`", nothing(every(Modality=None)), "Modality is empty or absent")
+    yield Odd("an empty Modality", "set aside: `modality`", nothing(every(Modality="")), "Modality is empty or absent")
+    yield Odd(
+        "CT images of modality MR", "set aside: `modality`", nothing(every(Modality="MR")), "whose Modality is MR"
+    )
+    once = "under a SOPInstanceUID of their own"
+    yield Odd(
+        "all slices twice, under new SOPInstanceUIDs", WARNED, copied_slices(16), f"16 slices repeat another one {once}"
+    )
+    yield Odd(
+        "one slice twice, under a new SOPInstanceUID", WARNED, copied_slices(1), f"1 slices repeat another one {once}"
+    )
+    yield Odd(
+        "all slices twice, of another acquisition time",
+        "`BrokenSeries`: `doubled`",
+        nothing(copied_slices(16, AcquisitionTime="130000")),
+        "one acquisition",
+    )
+    yield Odd(
+        "all slices twice, rescaled in another way",
+        "`BrokenSeries`: `doubled`",
+        nothing(copied_slices(16, RescaleIntercept="-1000")),
+    )
+
+
+def _encodings() -> Iterator[Odd]:
+    for form in FORMS:
+        says = next((note.value for note in form.notes), "")
+        odd = WARNED if form.notes or "padding" in form.name else RIGHT
+        yield Odd(form.name, odd, in_form(form), says or ("padding behind" if odd is WARNED else ""))
+    broken = "`BrokenSeries`: `unreadable`"
+    pixels = "`UnsupportedPixels`"
+    yield Odd(
+        "a row of other pixels behind the image's", broken, nothing(rewritten(padded(b"\1" * 80))), "are not padding"
+    )
+    yield Odd(
+        "padding cut off", broken, nothing(rewritten(lambda content: padded(bytes(50))(content)[:-9])), "cut short"
+    )
+    yield Odd(
+        "Rows twice, with different values",
+        "file named + set aside: `too-few-slices`",
+        nothing(rewritten(before_pixels(element(0x0028, 0x0010, b"US", struct.pack("<H", 16))))),
+        "with different values",
+    )
+    base = "1.2.840.10008.1.2"
+    for name, says, write in (
+        ("little endian, named big endian", "which is little endian", renamed(ExplicitVRBigEndian)),
+        (
+            "big endian, named little endian",
+            "which is big endian",
+            renamed(ExplicitVRLittleEndian, ExplicitVRBigEndian),
+        ),
+    ):
+        yield Odd(name, "file named", write, says)
+    for name, says, write in (
+        ("native pixels, named JPEG 2000", "is not encapsulated", renamed(JPEG2000Lossless)),
+        ("JPEG 2000, named native", "is encapsulated", renamed(ExplicitVRLittleEndian, JPEG2000Lossless)),
+        ("JPEG 2000, named RLE", "its frame is JPEG 2000", renamed(RLELossless, JPEG2000Lossless)),
+        ("RLE, named JPEG-LS", "its frame is RLE", renamed(JPEGLSLossless, RLELossless)),
+        ("JPEG-LS, named JPEG Lossless", "its frame is JPEG-LS", renamed(base + ".4.70", JPEGLSLossless)),
+        ("a private transfer syntax", "is private", renamed("1.2.840.113619.5.2", ImplicitVRLittleEndian)),
+        ("a retired transfer syntax (1.2.4.52)", "is retired", renamed(base + ".4.52")),
+        ("a TransferSyntaxUID of another kind", "none of the standard's", renamed("1.2.840.10008.5.1.4.1.1.2")),
+        ("encapsulated uncompressed pixels (1.2.1.98)", "is not supported", renamed(base + ".1.98")),
+    ):
+        yield Odd(name, pixels, write, says)
+
+
 def _files() -> Iterator[Odd]:
     broken = "file named + set aside: `too-few-slices`"
     yield Odd("a DICOMDIR", RIGHT, dicomdir)
@@ -938,4 +1089,13 @@ def _syntaxes() -> Iterator[Odd]:
     yield Odd("frames that decode to zeros", "`UnsupportedPixels`", zero_frames, "zeros only")
 
 
-ODD: tuple[Odd, ...] = (*_geometry(), *_values(), *_one_slice_deviates(), *_objects(), *_files(), *_syntaxes())
+ODD: tuple[Odd, ...] = (
+    *_geometry(),
+    *_values(),
+    *_one_slice_deviates(),
+    *_objects(),
+    *_other_objects(),
+    *_files(),
+    *_encodings(),
+    *_syntaxes(),
+)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.dicom.assemble import geometry_of_series
+from ctflow.dicom.encoding import encoding_warnings
 from ctflow.dicom.scan import name_without_patient, scan_folder
 from ctflow.dicom.select import Candidate, select_series
 from ctflow.door import unexpected
@@ -43,7 +44,7 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
         "chosen": candidate.chosen,
         "rule": candidate.rule,
         "reason": candidate.reason,
-        "warnings": list(candidate.series.dropped),
+        "warnings": [*candidate.series.dropped, *encoding_warnings(candidate.series.instances)],
         "description": dict(candidate.description),
         "geometry": None,
     }

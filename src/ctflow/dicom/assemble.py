@@ -13,6 +13,7 @@ from pydicom.uid import UID
 
 from ctflow.dicom.attributes import integer, number, text
 from ctflow.dicom.decode import Slice, SliceReader, in_threads
+from ctflow.dicom.encoding import encoding_warnings
 from ctflow.dicom.frames import slices_unlike_both_neighbours
 from ctflow.dicom.geometry import Stack, stack_of_series
 from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored_into, unsupported
@@ -100,7 +101,7 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
     if weights is not None:
         array, padding = _resampled(array, padding, weights)
     volume = Volume(array, stack.geometry, padding)
-    warnings = (*stack.warnings, *_lossy_warnings(stack.instances), *doubtful)
+    warnings = (*encoding_warnings(stack.instances), *stack.warnings, *_lossy_warnings(stack.instances), *doubtful)
     return Assembled(volume, stack.instances, stack.spacing.nearest, warnings)
 
 

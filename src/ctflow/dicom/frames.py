@@ -10,6 +10,7 @@ import numpy.typing as npt
 _RLE_HEADER = 64
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _SOF_LS = 0xF7
+_SOF_LOSSLESS = 0xC3
 _NO_SOF = (0xC4, 0xC8, 0xCC)  # tables and extensions within the frame headers' range
 # Tuned on 2026-11 with the chest of LIDC-IDRI-0314 (1 mm) and phantoms (2.5 and 5 mm): no whole slice was named.
 _UNLIKE = 3.0  # times the usual distance of a slice from the mean of its neighbours
@@ -17,6 +18,27 @@ _LEAST_HU = 15.0
 # A damaged slice also makes its neighbours' means wrong, by half as much; where a chest changes its shape, at the
 # shoulders, slices beside each other are about as unlike.
 _BESIDE = 1.5
+
+
+def family_of_frame(frame: bytes) -> str | None:
+    """The kind of compression of which a frame's first bytes are.
+
+    Args:
+        frame: The encoded frame.
+
+    Returns:
+        "JPEG 2000", "JPEG-LS", "JPEG Lossless", "lossy JPEG" or "RLE"; None if it is none of them.
+    """
+    if _CODESTREAM in frame[:4096]:
+        return "JPEG 2000"
+    if frame[:2] == b"\xff\xd8":
+        found = _frame_header(frame)
+        marker = found and frame[found + 1]
+        return {None: None, _SOF_LS: "JPEG-LS", _SOF_LOSSLESS: "JPEG Lossless"}.get(marker, "lossy JPEG")
+    if len(frame) >= _RLE_HEADER:
+        segments, first = struct.unpack("<2L", frame[:8])
+        return "RLE" if 1 <= segments <= 15 and first == _RLE_HEADER else None
+    return None
 
 
 def flaw_of_size(frame: bytes, rows: int, columns: int) -> str | None:
@@ -49,14 +71,22 @@ def _size_of_codestream(frame: bytes) -> tuple[int, int, int] | None:
 
 def _size_of_jpeg(frame: bytes) -> tuple[int, int, int] | None:
     """Rows, columns and components of the first frame header (SOF) of JPEG or JPEG-LS."""
+    at = _frame_header(frame)
+    if at is None:
+        return None
+    rows, columns, components = struct.unpack(">HHB", frame[at + 5 : at + 10])
+    return rows, columns, components
+
+
+def _frame_header(frame: bytes) -> int | None:
+    """Where the first frame header (SOF) of JPEG or JPEG-LS begins."""
     at = 2
     while frame[:2] == b"\xff\xd8" and at + 10 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker == _SOF_LS or (marker & 0xF0 == 0xC0 and marker not in _NO_SOF):
-            rows, columns, components = struct.unpack(">HHB", frame[at + 5 : at + 10])
-            return rows, columns, components
+            return at
         else:
             at += 2 + length
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import numpy as np
 
 from ctflow.dicom.agreement import are_interleaved, contradictions, disagreements, listed, odd_ones
 from ctflow.dicom.attributes import integer, numbers, text
+from ctflow.dicom.copies import without_copies
 from ctflow.dicom.regularity import (
     Planes,
     Shifts,
@@ -73,7 +73,7 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
 
     Source: DICOM PS3.3 C.7.6.2.1.1 (PixelSpacing[0] lies between rows, [1] between columns).
     """
-    instances, warnings = _without_copies(series)
+    instances, warnings = without_copies(series, partial(_broken, series))
     size = _common_size(series, instances)
     planes = _planes(series, instances)
     order = np.argsort(planes.positions @ np.cross(*planes.common[:2]), kind="stable").tolist()
@@ -98,23 +98,6 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
 
 def _broken(series: Series, reason: str, message: str) -> BrokenSeries:
     return BrokenSeries(f"series {series.digest}: {message} [{reason}]", reason=reason)
-
-
-def _without_copies(series: Series) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
-    """Leave out files that repeat another one byte for byte."""
-    first: dict[str, Instance] = {}
-    copies = 0
-    for instance in series.instances:
-        uid = text(instance.header, "SOPInstanceUID")
-        known = first.setdefault(uid, instance)
-        if known is instance:
-            continue
-        if not filecmp.cmp(known.path, instance.path, shallow=False):
-            names = f"{known.name} and {instance.name}"
-            raise _broken(series, "doubled", f"{names} share a SOPInstanceUID and differ: remove the wrong one")
-        copies += 1
-    warnings = (f"{copies} files repeat another one and were left out",) if copies else ()
-    return tuple(first.values()), warnings
 
 
 def _common_size(series: Series, instances: Sequence[Instance]) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
-from ctflow.dicom.frames import flaw_of_rle, flaw_of_size
+from ctflow.dicom.frames import family_of_frame, flaw_of_rle, flaw_of_size
 from ctflow.dicom.scan import NATIVE, Instance
 from ctflow.errors import BrokenSeries, UnsupportedPixels
 
@@ -47,11 +47,19 @@ _DECODERS = {
     JPEGLSNearLossless: "pyjpegls",
     RLELossless: "pylibjpeg",
 }
+_ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 # With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
 LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "ISO_14495_1"}
 _DECODED = _DECODERS.keys() | {DeflatedExplicitVRLittleEndian}
 # Every transfer syntax that gives right HU.
 READABLE = tuple(sorted(NATIVE | _DECODED))
+# What a frame of each must be, as `family_of_frame` names it.
+_FAMILIES = {
+    **dict.fromkeys((HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000, JPEG2000Lossless), "JPEG 2000"),
+    **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "JPEG Lossless"),
+    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "JPEG-LS"),
+    RLELossless: "RLE",
+}
 # Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
 _DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 
@@ -107,7 +115,7 @@ def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) 
         UnsupportedPixels: The transfer syntax is not one that gives right HU, or it does not decode.
     """
     if instance.pixel_offset is not None:
-        values = _read_native(instance, form, rows * columns)
+        values = _read_native(instance, form, rows, columns)
     else:
         values = _decode(instance, form, rows, columns)
     if form.bits_allocated == 8:
@@ -121,50 +129,91 @@ def read_stored_into(instance: Instance, form: PixelFormat, out: npt.NDArray[np.
     if instance.pixel_offset is None or form.bits_allocated == 8:
         out[:] = read_stored(instance, form, *out.shape)
         return
-    _fill(instance, out)
+    _fill(instance, out, *out.shape)
     if instance.transfer_syntax == ExplicitVRBigEndian:
         out.byteswap(inplace=True)
 
 
-def _read_native(instance: Instance, form: PixelFormat, count: int) -> npt.NDArray[np.generic]:
-    values = np.empty(count, np.uint8 if form.bits_allocated == 8 else np.uint16)
-    _fill(instance, values)
+def _read_native(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
+    values = np.empty(rows * columns, np.uint8 if form.bits_allocated == 8 else np.uint16)
+    _fill(instance, values, rows, columns)
     if instance.transfer_syntax != ExplicitVRBigEndian:
         return values
     if form.bits_allocated == 16:
         return values.byteswap()
-    return values.reshape(-1, 2)[:, ::-1].reshape(-1) if count % 2 == 0 and _is_word(instance) else values
+    return values.reshape(-1, 2)[:, ::-1].reshape(-1) if values.size % 2 == 0 and _is_word(instance) else values
 
 
-def _fill(instance: Instance, values: npt.NDArray[np.generic]) -> None:
+def padding_length(instance: Instance, count: int, bits_allocated: int) -> int:
+    """Bytes of native pixel data behind those of `count` pixels, but for the one that makes their length even."""
+    wanted = count * bits_allocated // 8
+    return max(instance.pixel_length - wanted - wanted % 2, 0) if instance.pixel_offset is not None else 0
+
+
+def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, columns: int) -> None:
     """Read native values, as they lie in the file, into an array of their number and width."""
-    wanted = values.nbytes
-    if instance.pixel_length not in (wanted, wanted + wanted % 2):
-        reason = "unreadable"
-        what = f"{instance.name} has {instance.pixel_length} bytes of pixels, its size asks for {wanted}"
-        raise BrokenSeries(f"{what}: send the series again [{reason}]", reason=reason)
+    wanted, excess = values.nbytes, instance.pixel_length - values.nbytes
+    if not 0 <= excess < wanted:
+        raise _broken(instance, f"has {instance.pixel_length} bytes of pixels, its size asks for {wanted}")
     try:
         with instance.path.open("rb") as stream:
             stream.seek(instance.pixel_offset or 0)
             found = stream.readinto(values.data)
+            behind = stream.read(excess) if excess > wanted % 2 else b""
     except OSError as error:
         raise BrokenSeries(f"{instance.name}: {error.strerror} [unreadable]", reason="unreadable") from error
-    if found != wanted:
-        raise BrokenSeries(f"{instance.name} is cut short: send the series again [unreadable]", reason="unreadable")
+    if found != wanted or (excess > wanted % 2 and len(behind) != excess):
+        raise _broken(instance, "is cut short")
+    # Wrong Rows or Columns leave a row or a column of pixels behind the image at least, and those are hardly all zeros.
+    if len(behind) >= min(rows, columns) * values.itemsize and any(behind):
+        what = f"has {excess} bytes more of pixels than its size asks for, which are not padding"
+        raise _broken(instance, what)
+
+
+def _broken(instance: Instance, what: str) -> BrokenSeries:
+    return BrokenSeries(f"{instance.name} {what}: send the series again [unreadable]", reason="unreadable")
 
 
 def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:
-    """What decoders neither notice nor survive: a frame of another size, an RLE frame of another length."""
+    """What decoders neither notice nor survive: a frame of another kind or size, an RLE frame of another length."""
     syntax = UID(instance.transfer_syntax)
     if syntax == DeflatedExplicitVRLittleEndian:
+        wanted = rows * columns * form.bits_allocated // 8
+        if len(dataset.PixelData) not in (wanted, wanted + wanted % 2):
+            raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
         return
+    if not dataset["PixelData"].is_undefined_length:
+        raise unsupported(instance, f"its transfer syntax is {syntax.name}, but its pixel data is not encapsulated")
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    family = family_of_frame(frame)
+    if family not in (None, _FAMILIES[syntax]):
+        raise unsupported(instance, f"its transfer syntax is {syntax.name}, but its frame is {family}")
     if syntax == RLELossless:
         flaw = flaw_of_rle(frame, rows * columns, form.bits_allocated // 8)
     else:
         flaw = flaw_of_size(frame, rows, columns)
     if flaw:
         raise unsupported(instance, f"its {syntax.name} frame {flaw}: have it sent again")
+
+
+def _flaw_of_syntax(syntax: UID) -> str:
+    """Why there is nothing that reads a transfer syntax where it stands."""
+    named = f"{syntax.name} ({syntax})"
+    if not syntax.is_valid:
+        flaw = "its TransferSyntaxUID is not a UID"  # and not quoted: it may be anything
+    elif syntax in NATIVE:
+        flaw = f"its transfer syntax is {syntax.name}, but its pixel data is encapsulated"
+    elif syntax.is_private:
+        flaw = f"its transfer syntax {syntax} is private: have it sent in one of the standard's"
+    elif syntax.type != "Transfer Syntax":
+        flaw = f"its TransferSyntaxUID {syntax} is none of the standard's"
+    elif syntax.is_retired:
+        flaw = f"its transfer syntax {named} is retired: have it sent in another"
+    elif syntax.is_compressed and syntax != _ENCAPSULATED_UNCOMPRESSED:
+        flaw = f"transfer syntax {named} does not give exact Hounsfield units"
+    else:
+        flaw = f"transfer syntax {named} is not supported: have it sent in another"
+    return flaw
 
 
 def _is_word(instance: Instance) -> bool:
@@ -177,7 +226,7 @@ def _is_word(instance: Instance) -> bool:
 def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
     syntax = UID(instance.transfer_syntax)
     if syntax not in _DECODED:
-        raise unsupported(instance, f"transfer syntax {syntax.name} ({syntax}) does not give exact Hounsfield units")
+        raise unsupported(instance, _flaw_of_syntax(syntax))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below

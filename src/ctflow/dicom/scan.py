@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.header import header_of_layout
-from ctflow.dicom.structure import layout_of_header
+from ctflow.dicom.structure import Layout, Note, layout_of_header
 from ctflow.door import unexpected
 from ctflow.errors import NoUsableSeries
 from ctflow.progress import Progress, silent
@@ -29,6 +29,7 @@ from ctflow.volume import digest_of_uid
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_PIXEL_DATA = 0x7FE00010
 _SUFFIXES = frozenset({".dcm", ".dicom"})
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 
@@ -41,10 +42,11 @@ class Instance:
         path: Absolute path.
         name: What messages call the file (`name_without_patient`).
         header: Everything before the pixel data, with file_meta.
-        transfer_syntax: UID.
+        transfer_syntax: UID; of a native one that which the data set is encoded in, whatever the file says.
         has_pixels: Whether pixel data follows.
         pixel_offset: Byte offset of native pixel values; None if they must be decoded.
         pixel_length: Bytes of native pixel values, as the file says.
+        notes: What is wrong with how the file is encoded, and was read nevertheless.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Instance:
     has_pixels: bool
     pixel_offset: int | None = None
     pixel_length: int = 0
+    notes: frozenset[Note] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -192,56 +195,58 @@ def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Ins
     layout = layout_of_header(stream, preamble=not force)
     if isinstance(layout, str):  # without a preamble it may be anything else
         return Unreadable(name, layout) if not force or path.suffix.lower() in _SUFFIXES else None
-    header, position = None if force else header_of_layout(stream, layout), layout.end
+    header = _header(stream, layout, force=force)
     if header is None:
-        stream.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked below
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
-        position = stream.tell()
-    meta_syntax = text(header.file_meta, "TransferSyntaxUID")
+        return Unreadable(name, "damaged header (it can be read in more than one way)")
     if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
         return None
-    if not meta_syntax and not force:
-        return Unreadable(name, "no TransferSyntaxUID in its file meta information")
-    syntax = meta_syntax or str(ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian)
     if force and not text(header, "SOPClassUID"):
         return None  # began like DICOM and is something else
-    return _with_pixels(stream, position, Instance(path.absolute(), name, header, syntax, has_pixels=False))
+    flaw = _flaw_of_object(header, layout, force=force)
+    if flaw:
+        return Unreadable(name, flaw)
+    syntax, notes = _syntax_of(layout), frozenset(layout.notes)
+    return _with_pixels(Instance(path.absolute(), name, header, syntax, has_pixels=False, notes=notes), layout)
 
 
-def _with_pixels(stream: BinaryIO, position: int, instance: Instance) -> Instance | Unreadable:
-    """The instance with the place of its pixel data, which begins at `position` if there is any."""
-    syntax = instance.transfer_syntax
-    if syntax == DeflatedExplicitVRLittleEndian:
+def _header(stream: BinaryIO, layout: Layout, *, force: bool) -> Dataset | None:
+    """The header; None where pydicom, which is asked about what is unusual, does not end where the walk did."""
+    header = None if force else header_of_layout(stream, layout)
+    if header is not None:
+        return header
+    stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked here
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
+    is_sure = layout.syntax == DeflatedExplicitVRLittleEndian or stream.tell() == layout.end
+    return header if is_sure else None
+
+
+def _flaw_of_object(header: Dataset, layout: Layout, *, force: bool) -> str | None:
+    if layout.meta and not layout.syntax and not force:
+        return "no TransferSyntaxUID in its file meta information"
+    if layout.syntax != DeflatedExplicitVRLittleEndian and layout.pixels is None and "SeriesInstanceUID" not in header:
+        return "cut short, or not an object of a series"
+    return None
+
+
+def _syntax_of(layout: Layout) -> str:
+    """The transfer syntax in which the data set is encoded; the file's own word where that is no native one."""
+    if layout.syntax and layout.syntax not in NATIVE:
+        return layout.syntax
+    if layout.big_endian:
+        return str(ExplicitVRBigEndian)
+    return str(ImplicitVRLittleEndian if layout.implicit else ExplicitVRLittleEndian)
+
+
+def _with_pixels(instance: Instance, layout: Layout) -> Instance:
+    """The instance with the place of its pixel data."""
+    if layout.syntax == DeflatedExplicitVRLittleEndian:
         # The rest of the file was inflated in memory, so no offset says where pixels lie.
         return replace(instance, has_pixels="Rows" in instance.header)
-    tag, offset, length = _element_at(stream, position, syntax)
-    if tag is None and stream.seek(0, os.SEEK_END) > position:
-        return Unreadable(instance.name, "cut short in its header")
-    if tag is None and "SeriesInstanceUID" not in instance.header:
-        return Unreadable(instance.name, "cut short, or not an object of a series")
-    if tag == _PIXEL_DATA and syntax in NATIVE and length != _UNDEFINED_LENGTH:
+    if layout.pixels is None or not layout.pixels[2]:  # of no length: there is an element, and nothing in it
+        return instance
+    tag, _, length, offset, _ = layout.pixels
+    if tag == _PIXEL_DATA and instance.transfer_syntax in NATIVE and length != _UNDEFINED_LENGTH:
         return replace(instance, has_pixels=True, pixel_offset=offset, pixel_length=length)
-    return replace(instance, has_pixels=tag in (_PIXEL_DATA, *_FLOAT_PIXEL_DATA))
-
-
-_PIXEL_DATA = (0x7FE0, 0x0010)
-_FLOAT_PIXEL_DATA = ((0x7FE0, 0x0008), (0x7FE0, 0x0009))
-
-
-def _element_at(stream: BinaryIO, position: int, syntax: str) -> tuple[tuple[int, int] | None, int, int]:
-    """Tag, offset of the value, and length of the element at a position (DICOM PS3.5 section 7.1)."""
-    order = "big" if syntax == ExplicitVRBigEndian else "little"
-    stream.seek(position)
-    head = stream.read(12)
-    if len(head) < 12:
-        return None, position, 0
-
-    def unsigned(start: int, stop: int) -> int:
-        return int.from_bytes(head[start:stop], order)  # type: ignore[arg-type]  # a str, known to be one of two
-
-    tag = (unsigned(0, 2), unsigned(2, 4))
-    if syntax == ImplicitVRLittleEndian:
-        return tag, position + 8, unsigned(4, 8)
-    return tag, position + 12, unsigned(8, 12)
+    return replace(instance, has_pixels=True)

@@ -22,6 +22,9 @@ ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2
 LEAST_SLICES = 16
 LARGEST_SPACING_MM = 5.0
 _STRAY = "it continues series {}, of which its SeriesInstanceUID may cut it off"
+# Of ImageType: what scanners save in the place of a slice (protocol and dose pages).
+_SCREEN_WORDS = frozenset({"SCREEN", "PROT", "PROTOCOL", "DOSE"})
+_IMAGE_CLASSES = ("Image Storage", "Image Storage - For Presentation", "Image Storage - For Processing")
 _DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
 
 Verdict = tuple[str, str]  # rule, reason
@@ -139,18 +142,41 @@ def _series_of(scan: Scan) -> list[Series]:
         key = (text(instance.header, "StudyInstanceUID"), text(instance.header, "SeriesInstanceUID"))
         groups.setdefault(key, []).append(instance)
     return [
-        _without_localizers(Series(uid, digest_of_uid(uid or study), study, tuple(instances)))
+        _slices_alone(Series(uid, digest_of_uid(uid or study), study, tuple(instances)))
         for (study, uid), instances in sorted(groups.items())
     ]
 
 
-def _without_localizers(series: Series) -> Series:
-    kept = tuple(instance for instance in series.instances if not _is_localizer(instance))
-    left_out = len(series.instances) - len(kept)
-    if not kept or not left_out:
+def _slices_alone(series: Series) -> Series:
+    """The series without localizers and without objects that are no slices: secondary captures, reports and so on."""
+    slices: list[Instance] = []
+    others: list[Instance] = []
+    for instance in series.instances:
+        (others if _is_other_object(instance) else slices).append(instance)
+    if not slices:
         return series
-    dropped = f"{left_out} localizer image{'s' * (left_out > 1)} of the series left out"
-    return replace(series, instances=kept, dropped=(dropped,))
+    kept = tuple(instance for instance in slices if not _is_localizer(instance))
+    localizers = len(slices) - len(kept)
+    dropped = []
+    if kept and localizers:
+        dropped.append(f"{localizers} localizer image{'s' * (localizers > 1)} of the series left out")
+    if others:
+        names = sorted({_class_name(text(instance.header, "SOPClassUID")) for instance in others})
+        what = "1 object that is no slice" if len(others) == 1 else f"{len(others)} objects that are no slices"
+        dropped.append(f"{what} left out of the series: {', '.join(names)[:120]}")
+    return replace(series, instances=kept or tuple(slices), dropped=tuple(dropped))
+
+
+def _is_other_object(instance: Instance) -> bool:
+    """Whether it is no slice, of whatever modality: a picture of the screen, a report, a plan, a private object."""
+    header = instance.header
+    uid = UID(text(header, "SOPClassUID"))
+    if uid == CT_IMAGE_STORAGE:
+        has_place = numbers(header, "ImagePositionPatient", 3) is not None
+        return not has_place and bool(_image_words(instance) & _SCREEN_WORDS)
+    if uid.is_private:
+        return not instance.has_pixels
+    return bool(uid) and ("Secondary Capture" in uid.name or not uid.name.endswith(_IMAGE_CLASSES))
 
 
 def _image_words(instance: Instance) -> set[str]:
@@ -210,10 +236,19 @@ def _not_ct(series: Series) -> Verdict | None:
     classes = {text(instance.header, "SOPClassUID") for instance in series.instances}
     if classes & set(ENHANCED_CT_STORAGE):
         return "enhanced", "Enhanced CT is not supported yet: send the series as single-frame CT images"
-    if classes != {CT_IMAGE_STORAGE} or {text(i.header, "Modality") for i in series.instances} != {"CT"}:
-        names = sorted(UID(uid).name if UID(uid).is_private is False else "a private class" for uid in classes)
-        return "modality", f"not CT images but {', '.join(names)[:120]}"
+    if classes != {CT_IMAGE_STORAGE}:
+        return "modality", f"not CT images but {', '.join(sorted(map(_class_name, classes)))[:120]}"
+    modalities = {text(instance.header, "Modality") for instance in series.instances}
+    if "" in modalities:
+        return "modality", "Modality is empty or absent, where CT is meant: have the sender repair the series"
+    if modalities != {"CT"}:
+        names = sorted({_one_of(_MODALITIES, name) or "no term of DICOM's" for name in modalities - {"CT"}})
+        return "modality", f"CT images whose Modality is {', '.join(names)}: have the sender repair the series"
     return None
+
+
+def _class_name(uid: str) -> str:
+    return "a private class" if UID(uid).is_private else UID(uid).name
 
 
 def _several_patients(series: Series) -> Verdict | None:

@@ -2,6 +2,10 @@
 
 A damaged length or a lost byte shifts all that follows: elements vanish into others' values, and what is left may still
 parse. But hardly ever does it leave every tag in ascending order, every VR known and every length inside the file.
+
+What writers get wrong by habit, and other readers read all the same, is read here, too, and noted (`Note`). Unlike
+damage, it is the same in every file of a writer. The first element of a data set or item tells how it is encoded, as in
+pydicom: nothing is tried twice, which a hostile file would make take for ever.
 """
 
 from __future__ import annotations
@@ -9,10 +13,12 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import BinaryIO
 
+from pydicom.datadict import dictionary_has_tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 LARGEST_HEADER = 2**25  # bytes before the pixel data; the largest seen in real CT is 0.3 MB
@@ -28,6 +34,23 @@ _IMPLICIT, _EXPLICIT, _LENGTH = (
     {order: struct.Struct(order + form).unpack_from for order in "<>"} for form in ("HHL", "HH2sH", "L")
 )
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_VRS = _SHORT | _LONG
+_LEAST_GROUP = 0x0008  # of what may be out of order: lower ones are commands, meta information, or bytes misread
+_LONGEST_COMPARED = 2**16  # bytes of an element that may stand twice
+
+
+class Note(Enum):
+    """What is wrong with how a header is encoded, and leaves no doubt about what it says."""
+
+    IMPLICIT_META = "its file meta information is encoded as Implicit VR"
+    NO_META = "it has no file meta information"
+    OTHER_VR = "it is encoded as the other one of Implicit and Explicit VR than its transfer syntax says"
+    META_IN_DATA_SET = "elements of group 0002 stand in its data set"
+    WITHOUT_VR = "elements or sequence items of its Explicit VR data set have no VR"
+    EXPLICIT_UN = "the items of a UN element are encoded as Explicit VR"
+    DISORDER = "its elements are not in ascending order"
+    TWICE = "an element stands in it twice"
+    BYTES_BEHIND = "bytes that are no element follow its pixel data"
 
 
 class _Flaw(Exception):
@@ -45,17 +68,25 @@ class Layout:
 
     Attributes:
         window: The file's first bytes, nearly always the whole header.
-        syntax: TransferSyntaxUID; "" if there is no meta information.
+        syntax: TransferSyntaxUID of the meta information; "" if it has none.
+        implicit: Whether the data set is encoded as Implicit VR, whatever `syntax` says.
+        big_endian: Whether it is encoded as big endian.
         meta: The meta information.
         elements: The data set up to the pixel data; nothing of a deflated one.
         end: Offset behind them.
+        pixels: The pixel data's element, which begins at `end`; None if there is none, or in a deflated data set.
+        notes: What is wrong with the encoding and was read nevertheless.
     """
 
     window: bytes
     syntax: str
+    implicit: bool
+    big_endian: bool
     meta: Sequence[Element]
     elements: Sequence[Element]
     end: int
+    pixels: Element | None
+    notes: Collection[Note]
 
 
 def flaw_of_header(stream: BinaryIO, *, preamble: bool) -> str | None:
@@ -72,8 +103,8 @@ def layout_of_header(stream: BinaryIO, *, preamble: bool) -> Layout | str:
         preamble: Whether 128 bytes and "DICM" come first.
 
     Returns:
-        The layout, where every element up to the pixel data is whole, in order and of a known VR, and nothing is larger
-        than the limits of this module. Else a sentence without values of the file.
+        The layout, where every element up to the pixel data is whole, in order and of a known VR but for what `Note`
+        lists, and nothing is larger than the limits of this module. Else a sentence without values of the file.
 
     Source: DICOM PS3.5 section 7.1 (data elements), 7.5 (sequences), PS3.10 section 7.1 (meta information).
     """
@@ -84,16 +115,20 @@ def layout_of_header(stream: BinaryIO, *, preamble: bool) -> Layout | str:
     try:
         end, syntax = walk.meta(132 if preamble else 0)
         meta, walk.elements = walk.elements, []
+        if preamble and not meta:
+            walk.notes.add(Note.NO_META)
+        implicit = False
         if syntax == DeflatedExplicitVRLittleEndian:
-            _check_deflated(stream, end)
+            walk.notes |= _check_deflated(stream, end)
         else:
-            implicit = syntax == ImplicitVRLittleEndian if syntax else not walk.has_vr(end)
-            walk.order = ">" if syntax == ExplicitVRBigEndian else "<"
+            implicit = walk.encoding(end, syntax)
             pixels = walk.dataset(end, implicit=implicit)
             end = size if pixels is None else pixels
+            walk.look_behind_pixels()
     except _Flaw as flaw:
         return str(flaw)
-    return Layout(window, syntax, meta, walk.elements, end)
+    big = walk.order == ">"
+    return Layout(window, syntax, implicit, big, meta, walk.elements, end, walk.pixels, walk.notes)
 
 
 def values_of_data_set(data: bytes | memoryview, syntax: str, wanted: Collection[int]) -> dict[int, bytes] | str:
@@ -111,26 +146,26 @@ def values_of_data_set(data: bytes | memoryview, syntax: str, wanted: Collection
         The values of those that are there; or a sentence without values of the data set.
     """
     walk = _Walk(data, len(data))
-    walk.order = ">" if syntax == ExplicitVRBigEndian else "<"
     walk.wanted = wanted
     try:
-        walk.dataset(0, implicit=syntax == ImplicitVRLittleEndian)
+        walk.dataset(0, implicit=walk.encoding(0, syntax))
     except _Flaw as flaw:
         return str(flaw)
     return {tag: bytes(data[at:end]) for tag, _, length, at, end in walk.elements if length != _UNDEFINED}
 
 
-def _check_deflated(stream: BinaryIO, start: int) -> None:
+def _check_deflated(stream: BinaryIO, start: int) -> set[Note]:
     """Look at a deflated data set. Deflate has no checksum, but damage nearly always changes the length."""
     head, count = _inflated(stream, start)
     walk = _Walk(head, len(head))
     walk.wanted = ()
     pixels = walk.dataset(0, implicit=False)
     if pixels is None:
-        return
+        return walk.notes
     end = walk.end_of(pixels)
     if end is None or not (end <= count <= end + 1 or head[end : end + 4] == b"\xfc\xff\xfc\xff"):
         raise _Flaw("damaged (its deflated pixels have another length than it says)")
+    return walk.notes
 
 
 def _inflated(stream: BinaryIO, start: int) -> tuple[bytes, int]:
@@ -168,23 +203,54 @@ class _Walk:
         self.order = "<"
         self.wanted: Collection[int] | None = None  # all tags
         self.elements: list[Element] = []
+        self.pixels: Element | None = None
+        self.notes: set[Note] = set()
 
     def meta(self, position: int) -> tuple[int, str]:
         """Where the data set begins, and its transfer syntax ("" if there is no meta information)."""
         syntax, last = "", 0
+        implicit = not self._has_vr(position)
         while self._left(position) >= 8 and self._head(position)[:2] == b"\x02\x00":
-            tag, vr, length, value = self._element(position, implicit=False)
-            if tag <= last or length == _UNDEFINED:
+            if not implicit and not self._has_vr(position):
+                break  # of the data set, which is Implicit VR
+            tag, vr, length, value = self._element(position, implicit=implicit)
+            if tag <= last:
+                break  # of the data set
+            if length == _UNDEFINED:
                 raise _Flaw("damaged meta information")
             position, last = self._end(value, length), tag
             if tag == 0x00020010:
                 syntax = self._head(value, length).decode("ascii", "replace").strip(" \0")
             self.elements.append((tag, vr, length, value, position))
+        if implicit and self.elements:
+            self.notes.add(Note.IMPLICIT_META)
         return position, syntax
 
-    def has_vr(self, position: int) -> bool:
+    def encoding(self, position: int, syntax: str) -> bool:
+        """Whether a data set is encoded as Implicit VR; takes note of its order of bytes, too.
+
+        The first element tells, also where `syntax` says something else: an implicit length that looks like a VR is one
+        of more than 16 kB, and the first group of a data set is below 0400.
+        """
+        big = syntax == ExplicitVRBigEndian
+        self.order = ">" if big else "<"
+        if self._left(position) < 8:
+            return syntax == ImplicitVRLittleEndian
+        head = self._head(position)
+        explicit = head[4:6] in _VRS
+        looks_big = explicit and head[0] < 0x04 <= head[1]
+        if not syntax:
+            self.order = ">" if looks_big else "<"
+        elif looks_big != big:
+            found = "big endian" if looks_big else "little endian"
+            raise _Flaw(f"its transfer syntax contradicts its data set, which is {found}: have the sender repair it")
+        elif explicit == (syntax == ImplicitVRLittleEndian):
+            self.notes.add(Note.OTHER_VR)
+        return not explicit
+
+    def _has_vr(self, position: int) -> bool:
         """Whether an element names its VR, where nothing says so."""
-        return self._head(position)[4:6] in _SHORT | _LONG
+        return self._left(position) >= 8 and self._head(position)[4:6] in _VRS
 
     def end_of(self, position: int) -> int | None:
         """Where the value of an element with a VR ends; None if it has no length of its own."""
@@ -194,15 +260,23 @@ class _Walk:
     def dataset(self, position: int, *, implicit: bool) -> int | None:
         """Go through a data set up to its pixel data, and say where that begins; None if there is none."""
         start, last = position, -1
+        seen: dict[int, tuple[int, int]] = {}
         while position < self._size:
             if self._size - position < 8:
                 raise _Flaw("cut short in its header")
             tag, vr, length, value = self._element(position, implicit=implicit)
             if tag >= _FIRST_PIXELS and tag in _PIXELS:
+                self.pixels = (tag, vr, length, value, value + length)
                 return position
+            if tag >> 16 == 2 and last < 0:
+                self.notes.add(Note.META_IN_DATA_SET)
+                position = self._end(value, length)
+                continue
             if tag <= last or tag >> 16 == 0xFFFE:
-                raise _Flaw("damaged header (its elements are not in order)")
-            last = tag
+                self._check_disorder(tag, length, value, seen)
+            else:
+                last = tag
+            seen[tag] = length, value
             position = value + length
             if position > self._size or length == _UNDEFINED:
                 position = self._after(vr, length, value, implicit, depth=0)
@@ -211,6 +285,31 @@ class _Walk:
             if position - start > LARGEST_HEADER:
                 raise _Flaw(f"its header is larger than {LARGEST_HEADER >> 20} MB")
         return None
+
+    def look_behind_pixels(self) -> None:
+        """Note what follows pixel data of a length of their own and is no element: padding of archives, mostly."""
+        if self.pixels is None or self.pixels[2] == _UNDEFINED or self.pixels[4] >= self._size:
+            return
+        end = self.pixels[4]
+        group, element, _ = _IMPLICIT[self.order](self._head(end)) if self._left(end) >= 8 else (0, 0, 0)
+        if (group << 16 | element) <= self.pixels[0]:
+            self.notes.add(Note.BYTES_BEHIND)
+
+    def _check_disorder(self, tag: int, length: int, value: int, seen: Mapping[int, tuple[int, int]]) -> None:
+        """Take an element out of order only where it is private or of the standard, and never two values for one."""
+        is_private = bool(tag >> 16 & 1)
+        if tag >> 16 < _LEAST_GROUP or not (is_private or dictionary_has_tag(tag)) or tag >> 16 == 0xFFFE:
+            raise _Flaw("damaged header (its elements are not in order)")
+        if tag not in seen:
+            self.notes.add(Note.DISORDER)
+            return
+        self.notes.add(Note.TWICE)
+        if is_private:
+            return
+        other_length, other = seen[tag]
+        same = length == other_length and length <= _LONGEST_COMPARED
+        if not same or self._head(value, length) != self._head(other, length):
+            raise _Flaw("damaged header (an element stands in it twice, with different values)")
 
     def _after(self, vr: bytes, length: int, value: int, implicit: bool, depth: int) -> int:
         """Where the next element begins."""
@@ -222,27 +321,39 @@ class _Walk:
             raise _Flaw("damaged header (an undefined length where none may be)")
         if depth >= DEEPEST:
             raise _Flaw(f"damaged header (sequences nested more than {DEEPEST} deep)")
-        # What is UN and of undefined length is encoded as Implicit VR (PS3.5 section 6.2.2).
-        return self._sequence(value, implicit=implicit or vr == b"UN", depth=depth + 1)
+        return self._sequence(value, implicit=implicit, depth=depth + 1, is_un=vr == b"UN")
 
-    def _sequence(self, position: int, *, implicit: bool, depth: int) -> int:
+    def _sequence(self, position: int, *, implicit: bool, depth: int, is_un: bool = False) -> int:
         while True:
             tag, length, value = self._marker(position)
             if tag == _SEQUENCE_END:
                 return value
             if tag != _ITEM:
                 raise _Flaw("damaged header (a sequence without its end)")
-            position = self._end(value, length) if length != _UNDEFINED else self._item(value, implicit, depth)
+            inner = implicit or self._item_is_implicit(value, length, is_un=is_un)
+            position = self._end(value, length) if length != _UNDEFINED else self._item(value, inner, depth)
+
+    def _item_is_implicit(self, position: int, length: int, *, is_un: bool) -> bool:
+        """Whether an item of an Explicit VR data set has no VRs, as it should be in UN (PS3.5 section 6.2.2)."""
+        if length < 8 or self._left(position) < 8 or self._marker(position)[0] == _ITEM_END:
+            return is_un
+        implicit = not all(0x40 < letter < 0x5B for letter in self._head(position)[4:6])
+        if implicit != is_un:
+            self.notes.add(Note.EXPLICIT_UN if is_un else Note.WITHOUT_VR)
+        return implicit
 
     def _item(self, position: int, implicit: bool, depth: int) -> int:
         last = -1
+        seen: dict[int, tuple[int, int]] = {}
         while True:
             if self._marker(position)[0] == _ITEM_END:
                 return position + 8
             tag, vr, length, value = self._element(position, implicit=implicit)
             if tag <= last:
-                raise _Flaw("damaged header (elements of a sequence are not in order)")
-            last = tag
+                self._check_disorder(tag, length, value, seen)
+            else:
+                last = tag
+            seen[tag] = length, value
             position = self._after(vr, length, value, implicit, depth)
 
     def _marker(self, position: int) -> tuple[int, int, int]:
@@ -262,6 +373,11 @@ class _Walk:
             return tag, vr, length, position + 8
         if vr in _LONG:
             return tag, vr, *_LENGTH[self.order](self._head(position + 8, 4)), position + 12
+        # Some writers leave out VRs here and there, mostly of private elements. Behind a damaged VR stands a length,
+        # which would be the larger half of the implicit one.
+        if self.order == "<" and not 0x40 < vr[0] < 0x5B and length == 0 and _LEAST_GROUP <= group < 0xFFFE:
+            self.notes.add(Note.WITHOUT_VR)
+            return tag, b"", *_LENGTH["<"](vr + b"\0\0"), position + 8
         raise _Flaw("damaged header (an unknown VR)")
 
     def _end(self, value: int, length: int) -> int:

@@ -227,9 +227,9 @@ def test_pixels_cut_short_are_named(write):
 def test_a_wrong_pixel_length_is_named(write):
     def adjust(dataset, index):
         if index == 2:
-            dataset.PixelData = dataset.PixelData + bytes(4)
+            dataset.PixelData = dataset.PixelData[:-4]
 
-    with pytest.raises(BrokenSeries, match=r"00002\.dcm has 244 bytes of pixels, its size asks for 240"):
+    with pytest.raises(BrokenSeries, match=r"00002\.dcm has 236 bytes of pixels, its size asks for 240"):
         assembled(write(adjust=adjust))
 
 

@@ -167,7 +167,8 @@ def test_nothing_chosen_lists_every_reason(write, tmp_path):
     (folder / "bad.dcm").write_bytes(b"")
     scan = scan_folder(tmp_path)
     with pytest.raises(
-        NoUsableSeries, match=r"series [0-9a-f]{12}: not CT.*file [0-9a-f]{12}/[0-9a-f]{12}\.dcm: empty"
+        NoUsableSeries,
+        match=r"series [0-9a-f]{12}: CT images whose Modality is MR.*file [0-9a-f]{12}/[0-9a-f]{12}\.dcm: empty",
     ):
         require_chosen(select_series(scan), scan)
 
