@@ -78,7 +78,7 @@ def outcome_of(folder: Path) -> Outcome:
     """Scan, select and assemble a folder as a run does."""
     scan = scan_folder(folder)
     texts, said, volumes = [], [], []
-    for candidate in select_series(scan).candidates:
+    for candidate in select_series(scan, body_parts=("CHEST",)).candidates:
         said += [candidate.reason, *candidate.series.dropped]
         if not candidate.chosen:
             texts.append(f"set aside: `{candidate.rule}`")
@@ -922,6 +922,18 @@ def _objects() -> Iterator[Odd]:
     yield Odd("a MIP", "set aside: `derived`", nothing(every(ImageType=["DERIVED", "SECONDARY", "MIP"])))
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         yield Odd(f"an empty {keyword}", "set aside: `no-uid`", nothing(every(**{keyword: ""})), keyword)
+    for value in ("CHEST_TO_PELVIS", "CHESTABDPELVIS", "LUNG", "Thorax", "C/A/P"):
+        yield Odd(f"BodyPartExamined {value}, a model of the chest", RIGHT, every(BodyPartExamined=value))
+    aside = "set aside: `body-part`"
+    yield Odd("BodyPartExamined HEAD, a model of the chest", aside, nothing(every(BodyPartExamined="HEAD")), "(HEAD)")
+    other = "BodyPartExamined that is no known term, a model of the chest"
+    yield Odd(other, aside, nothing(every(BodyPartExamined="KATZE")), "no known term")
+    yield Odd(
+        "a scout of one image beside a series",
+        f"{RIGHT} + set aside: `localizer`",
+        with_localizer(SHAPE[1:], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesInstanceUID="1.2.3"),
+        "localizer images (1), which make no volume",
+    )
     yield Odd("two patients in a folder", f"2 x {RIGHT}", patients)
     yield Odd(
         "two patients in a series",

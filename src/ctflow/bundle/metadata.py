@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import MISSING, short
+from ctflow.bundle.documents import read_document
 from ctflow.bundle.locate import METADATA
 from ctflow.errors import BundleInvalid
 from ctflow.model import Activation, Code, Segment
@@ -31,6 +33,18 @@ class Metadata:
     demonstration: bool
     body_parts: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+def read_body_parts(path: Path) -> tuple[str, ...]:
+    """The BodyPartExamined values that suit a bundle's model, without reading the rest of it; empty accepts all.
+
+    Args:
+        path: The bundle's folder.
+
+    Raises:
+        BundleInvalid: metadata.json cannot be read, or its body_parts are no list of words.
+    """
+    return _body_parts(read_document(path, METADATA))
 
 
 def metadata_from_document(

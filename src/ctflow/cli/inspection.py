@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ctflow.dicom.assemble import geometry_of_series
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+from pydicom.valuerep import VR
+
 from ctflow.dicom.encoding import encoding_warnings
+from ctflow.dicom.geometry import stack_of_series
 from ctflow.dicom.scan import name_without_patient, scan_folder
 from ctflow.dicom.select import Candidate, select_series
 from ctflow.door import unexpected
 from ctflow.errors import BrokenSeries
 
+_LONGEST_KEPT = 4096  # bytes of a value; no attribute that series are judged by is longer
 
-def inspect_folder(folder: Path, *, names: bool = False) -> dict[str, Any]:
+
+def inspect_folder(folder: Path, *, names: bool = False, body_parts: Collection[str] = ()) -> dict[str, Any]:
     """Look at every series of a folder without reading pixels.
 
     Args:
         folder: Searched with all its subfolders.
         names: Call files by their paths, which may hold a patient's name.
+        body_parts: The model's; empty accepts all.
 
     Returns:
-        {"series": [...], "unreadable": [...], "ignored": number of files that are not DICOM}; no patient data but such
-        paths.
-        Body parts are not judged, as no model is asked.
+        {"series": [...], "unreadable": [...], "unreadable_reasons": {reason: number of files}, "ignored": number of
+        files that are not DICOM}; no patient data but such paths.
 
     Raises:
         InputError: The folder cannot be read.
     """
-    scan = scan_folder(folder, name_of=Path.as_posix if names else name_without_patient)
-    selection = select_series(scan)
+    scan = scan_folder(folder, name_of=Path.as_posix if names else name_without_patient, keep_of=_Lean())
+    selection = select_series(scan, body_parts=body_parts)
     return {
         "series": [_entry(candidate) for candidate in selection.candidates],
         "unreadable": [{"file": file.name, "reason": file.reason} for file in scan.unreadable],
+        "unreadable_reasons": dict(Counter(file.reason for file in scan.unreadable).most_common()),
         "ignored": scan.ignored,
     }
+
+
+class _Lean:
+    """Headers without sequences, private and long values; what is the same in several slices is kept once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[BaseTag, str | None, bytes | None, bool, bool], RawDataElement] = {}
+
+    def __call__(self, header: Dataset) -> Dataset:
+        kept: dict[BaseTag, Any] = {}
+        for tag, element in header.items():
+            if tag.is_private or element.VR == VR.SQ:
+                continue
+            if not isinstance(element, RawDataElement):
+                kept[tag] = element
+            elif len(element.value or b"") <= _LONGEST_KEPT:
+                key = tag, element.VR, element.value, element.is_implicit_VR, element.is_little_endian
+                kept[tag] = self._known.setdefault(key, element)
+        lean = Dataset(kept)
+        implicit, little = header.original_encoding
+        lean.set_original_encoding(implicit, little, header.original_character_set)
+        return lean
 
 
 def _entry(candidate: Candidate) -> dict[str, Any]:
@@ -51,12 +83,14 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
     if not candidate.chosen:
         return entry
     try:
-        geometry, _ = geometry_of_series(candidate.series)
+        stack = stack_of_series(candidate.series)
     except BrokenSeries as error:
         return {**entry, "chosen": False, "rule": error.reason, "reason": str(error)}
     except Exception as error:  # noqa: BLE001  # the others of the folder are shown
         failure = unexpected(error, f"series {candidate.series.digest}")
         return {**entry, "chosen": False, "rule": failure.reason, "reason": str(failure)}
+    geometry = stack.geometry
+    entry["warnings"] += stack.warnings
     entry["geometry"] = {
         "shape": list(geometry.shape),
         "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm],

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from ctflow import __version__
+from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
 from ctflow.cli.inspection import inspect_folder
 from ctflow.cli.monai_deploy import exec_application
-from ctflow.config import OPTIONS, paths_from_values, read_environment, settings_from_values
+from ctflow.config import OPTIONS, model_path_from_value, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, interrupted_by_sigterm, set_up_logging
 from ctflow.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
@@ -84,9 +85,12 @@ def run(**given: Any) -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 @click.option("--names", is_flag=True, help="Call files by their paths, which may hold a patient's name.")
-def inspect(folder: Path, as_json: bool, names: bool) -> int:
-    """Show every series found, chosen or refused and why, and its geometry."""
-    document = inspect_folder(folder, names=names)
+@_MODEL
+def inspect(folder: Path, as_json: bool, names: bool, model: str | None) -> int:
+    """Show every series found, chosen or refused and why, and its geometry; the model's body parts take part."""
+    path = model_path_from_value(model, read_environment())
+    bundle = find_bundle(Path(path)) if path else demonstration_bundle()
+    document = inspect_folder(folder, names=names, body_parts=read_body_parts(bundle))
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:

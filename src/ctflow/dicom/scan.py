@@ -107,7 +107,11 @@ def name_without_patient(path: Path) -> str:
 
 
 def scan_folder(
-    folder: Path, progress: Progress = silent, *, name_of: Callable[[Path], str] = name_without_patient
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    name_of: Callable[[Path], str] = name_without_patient,
+    keep_of: Callable[[Dataset], Dataset] | None = None,
 ) -> Scan:
     """Read the header of every DICOM file below a folder.
 
@@ -115,6 +119,7 @@ def scan_folder(
         folder: Searched with all its subfolders; symbolic links are followed once.
         progress: Told of every file, as stage "scan".
         name_of: Path below the folder to what messages call the file.
+        keep_of: Header to what is kept of it, where not all is needed.
 
     Returns:
         What was found.
@@ -132,7 +137,7 @@ def scan_folder(
     for done, path in enumerate(paths, start=1):
         found = _read_file(path, name_of(path.relative_to(folder)))
         if isinstance(found, Instance):
-            instances.append(found)
+            instances.append(found if keep_of is None else replace(found, header=keep_of(found.header)))
         elif isinstance(found, Unreadable):
             unreadable.append(found)
         else:

@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 from pydicom.uid import UID
 
+from ctflow.dicom.agreement import odd_ones
 from ctflow.dicom.attributes import integer, number, numbers, text, texts
+from ctflow.dicom.body_parts import known_value, listed_parts, suits
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
 from ctflow.door import unexpected
@@ -21,6 +23,8 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 LEAST_SLICES = 16
 LARGEST_SPACING_MM = 5.0
+_LEAST_LOCALIZERS = 3  # fewer are views from front and side
+_MOST_SHOWN = 3
 _STRAY = "it continues series {}, of which its SeriesInstanceUID may cut it off"
 # Of ImageType: what scanners save in the place of a slice (protocol and dose pages).
 _SCREEN_WORDS = frozenset({"SCREEN", "PROT", "PROTOCOL", "DOSE"})
@@ -252,9 +256,14 @@ def _class_name(uid: str) -> str:
 
 
 def _several_patients(series: Series) -> Verdict | None:
-    if len({text(instance.header, "PatientID") for instance in series.instances}) > 1:
-        return "mixed-patients", "slices of several patients share this SeriesInstanceUID: separate them"
-    return None
+    patients = [text(instance.header, "PatientID") for instance in series.instances]
+    if len(set(patients)) == 1:
+        return None
+    odd = odd_ones(series.instances, patients)
+    return (
+        "mixed-patients",
+        f"slices of several patients share this SeriesInstanceUID (PatientID of {odd}): separate them",
+    )
 
 
 def _no_frame_of_reference(series: Series) -> Verdict | None:
@@ -275,7 +284,16 @@ def _no_image(series: Series) -> Verdict | None:
     return None
 
 
-_IMPOSSIBLE = (_no_uid, _not_ct, _several_patients, _no_image, _no_frame_of_reference)
+def _no_extent(series: Series) -> Verdict | None:
+    """One slice, or localizers that are each a picture by itself, make no volume."""
+    count = len(series.instances)
+    directions = {numbers(instance.header, "ImageOrientationPatient", 6) for instance in series.instances}
+    if _is_localizer(series.instances[0]) and (count < _LEAST_LOCALIZERS or len(directions) > 1):
+        return "localizer", f"it holds only localizer images ({count}), which make no volume"
+    return ("too-few-slices", "one slice makes no volume") if count == 1 else None
+
+
+_IMPOSSIBLE = (_no_uid, _not_ct, _several_patients, _no_image, _no_frame_of_reference, _no_extent)
 
 
 # ------------------------------------------------------------------------------------------- fitness: --force may pass
@@ -309,12 +327,13 @@ _UNFIT = (_localizers_only, _derived, _too_few, _too_thick)
 
 
 def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | None:
-    found = {text(instance.header, "BodyPartExamined").upper() for instance in series.instances} - {""}
-    allowed = {part.upper() for part in body_parts}
-    if not allowed or found <= allowed:
+    found = {text(instance.header, "BodyPartExamined") for instance in series.instances} - {""}
+    unfit = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []
+    if not unfit:
         return None
-    # The value is free text of the sender's and so is not repeated here.
-    return "body-part", "its BodyPartExamined is not in the bundle's list"
+    # What is no known term is free text of the sender's, and so is not repeated.
+    shown = ", ".join(sorted({known_value(value) or "no known term" for value in unfit})[:_MOST_SHOWN])
+    return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"
 
 
 def slice_spacing_mm(series: Series) -> float | None:
@@ -407,7 +426,7 @@ def _describe(series: Series) -> dict[str, object]:
         "columns": integer(header, "Columns"),
         "pixel_spacing_mm": list(spacing) if spacing else None,
         "slice_spacing_mm": round(between, 4) if between is not None else None,
-        "body_part": _one_of(_BODY_PARTS, text(header, "BodyPartExamined").upper()),
+        "body_part": known_value(text(header, "BodyPartExamined")),
         "patient_position": _one_of(_POSITIONS, text(header, "PatientPosition")),
         "series_number": integer(header, "SeriesNumber"),
         "transfer_syntaxes": sorted({UID(i.transfer_syntax).name for i in series.instances}),
@@ -416,14 +435,6 @@ def _describe(series: Series) -> dict[str, object]:
 
 _MODALITIES = "CT MR PT NM CR DX MG US XA RF OT SC SR SEG PR KO REG RTDOSE RTPLAN RTSTRUCT RTIMAGE DOC"
 _POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"
-# Of DICOM PS3.16 Annex L, what CT examines.
-_BODY_PARTS = (
-    "ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM BLADDER BONE BRAIN BREAST CAROTID CERVIX CHEST CHESTABDOMEN"
-    " CHESTABDPELVIS CLAVICLE COLON CSPINE CTSPINE EAR ELBOW ESOPHAGUS EXTREMITY EYE FACE FEMUR FINGER FOOT HAND HEAD"
-    " HEADNECK HEART HIP HUMERUS JAW KIDNEY KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG MAXILLA MEDIASTINUM NECK"
-    " NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV ORBIT PANCREAS PELVIS PROSTATE RIB SACRUM SCAPULA SHOULDER SINUS"
-    " SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THIGH THORAX THYROID TLSPINE TRACHEA TSPINE WHOLEBODY WRIST ZYGOMA"
-)
 
 
 def _one_of(terms: str, value: str) -> str | None:

@@ -18,6 +18,7 @@ from rich.text import Text
 from ctflow.progress import Progress
 
 _BAD = ("damaged", "foreign")  # states of stored engines that never end by themselves
+_MOST_NAMED = 5  # files that could not be read, of each reason
 _LONGEST = 300  # characters of a text that a stored file holds
 _STAGES = {
     "phantom": "drawing phantoms",
@@ -176,11 +177,23 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
             )
         for warning in entry["warnings"]:
             console.print(Text(f"  warning: {warning}", style="yellow"))
-    for file in document["unreadable"]:
-        console.print(Text(f"unreadable: {file['file']}: {file['reason']}", style="yellow"))
+    _say_unreadable(console, document["unreadable"])
     if not document["series"]:
         console.print("no DICOM series found")
     console.print(f"{len(document['series'])} series, {document['ignored']} files that are not DICOM")
+
+
+def _say_unreadable(console: Console, files: Sequence[Mapping[str, str]]) -> None:
+    """By reason: a few names, and how many more there are."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(file["reason"], []).append(file["file"])
+    for reason, those in names.items():
+        more = len(those) - _MOST_NAMED
+        listed = ", ".join(those[:_MOST_NAMED]) + (f" and {more} more (--json lists all)" if more > 0 else "")
+        console.print(Text(f"unreadable: {listed}: {reason}", style="yellow"))
+    if len(files) > _MOST_NAMED:
+        console.print(Text(f"{len(files)} files could not be read", style="yellow"))
 
 
 def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> None:

@@ -161,7 +161,7 @@ def _fits(facts: Facts, rule: Rule) -> bool:
 
 
 def _fits_body_part(facts: Facts, rule: Rule) -> bool:
-    """As the fitness rule does: every part that the series names is in the list."""
+    """Every part that the series names is in the list, word for word: fitness alone knows what else means the same."""
     if not rule.body_part:
         return True
     if not facts.body_parts:

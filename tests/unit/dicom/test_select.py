@@ -92,6 +92,53 @@ def test_a_fit_variant_is_chosen(write, attributes):
     assert verdict(write(adjust=setter(**attributes)), body_parts=["CHEST"]).chosen
 
 
+@pytest.mark.parametrize("value", ["CHEST_TO_PELVIS", "CHESTABDPELVIS", "LUNG", "Thorax", "CH_AB_PEL"])
+def test_what_scanners_call_a_chest_suits_a_model_of_the_chest(write, value):
+    assert verdict(write(adjust=setter(BodyPartExamined=value)), body_parts=["CHEST"]).chosen
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("ABDOMEN_PELVIS", "(ABDOMEN_PELVIS)"), ("Head", "(HEAD)"), ("MILLER HANS", "(no known term)")]
+)
+def test_a_refused_body_part_is_shown_beside_the_list_if_it_is_a_known_term(write, value, shown):
+    refused = verdict(write(adjust=setter(BodyPartExamined=value)), body_parts=["CHEST", "LUNG"])
+    assert refused.rule == "body-part"
+    assert f"its BodyPartExamined {shown} matches none of the bundle's (CHEST, LUNG)" in refused.reason
+    assert "MILLER" not in f"{refused.reason} {refused.description}"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_force_takes_no_localizers_that_are_pictures_by_themselves(write, count):
+    folder = write(small_volume(shape=(2, 8, 8)), setter(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    for path in sorted(folder.iterdir())[count:]:
+        path.unlink()
+    found = verdict(folder, force=True)
+    assert (found.chosen, found.rule) == (False, "localizer")
+    assert "--force" not in found.reason
+
+
+def test_localizers_of_two_directions_are_no_volume(write):
+    def adjust(dataset, index):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        if index == 3:
+            dataset.ImageOrientationPatient = ["0", "1", "0", "0", "0", "-1"]
+
+    assert not verdict(write(adjust=adjust), force=True).chosen
+
+
+def test_force_takes_no_single_slice(write):
+    folder = write(small_volume(shape=(2, 8, 8)))
+    (folder / "00001.dcm").unlink()
+    found = verdict(folder, force=True)
+    assert (found.chosen, found.rule, found.reason) == (False, "too-few-slices", "one slice makes no volume")
+
+
+def test_slices_of_another_patient_are_named(write):
+    found = verdict(write(adjust=lambda dataset, index: index != 4 or setattr(dataset, "PatientID", "B")))
+    assert found.rule == "mixed-patients"
+    assert "00004.dcm" in found.reason
+
+
 def test_too_few_slices(write):
     folder = write(small_volume(shape=(15, 8, 8)))
     assert verdict(folder).rule == "too-few-slices"
