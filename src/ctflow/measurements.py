@@ -5,8 +5,8 @@ Apart from `postprocess`, because the DICOM room reads it and knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, QhullError
 
-from ctflow.model import Segment
+from ctflow.model import HuRange, Segment
+from ctflow.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks, CountInBody, Implausible
 from ctflow.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked, marked_lines
 
 MOST_FINDINGS = 100  # more are counted, not listed
@@ -40,6 +41,9 @@ class Finding:
         mean_hu: Mean of its voxels.
         sd_hu: Their standard deviation (divided by n, so that a single voxel has 0).
         centroid_mm: Mean of its voxel centres, LPS.
+        largest_at: Slice, row and column (array index d, h, w) that hold most of its voxels, each by itself.
+        outside_body: Share of its voxels that lie outside the body; None where no body is known.
+        implausible: The checks that it fails (`ctflow.plausibility`).
     """
 
     volume_ml: float
@@ -49,6 +53,9 @@ class Finding:
     mean_hu: float
     sd_hu: float
     centroid_mm: tuple[float, float, float]
+    largest_at: tuple[int, int, int]
+    outside_body: float | None
+    implausible: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,11 @@ class SegmentMeasurements:
         longest_diameter_mm: The largest of its components' diameters; None if nothing is marked.
         centroid_mm: Mean of all marked voxel centres, LPS; None if nothing is marked.
         components: Connected components (26 neighbours).
-        findings: The largest `MOST_FINDINGS` components, by volume, then by place.
+        findings: `MOST_FINDINGS` components: those that pass all checks before the others, the largest first, then by
+            place.
         findings_left_out: How many more there are.
+        hu_range: Lowest and highest mean HU that the bundle allows.
+        implausible: The components that fail a check, listed or not.
     """
 
     number: int
@@ -76,15 +86,20 @@ class SegmentMeasurements:
     components: int
     findings: tuple[Finding, ...]
     findings_left_out: int
+    hu_range: HuRange | None
+    implausible: Implausible
 
 
-def measure_segments(labels: Labels, volume: Volume, segments: Sequence[Segment]) -> tuple[SegmentMeasurements, ...]:
-    """Measure every segment of a label map.
+def measure_segments(
+    labels: Labels, volume: Volume, segments: Sequence[Segment], count_in_body: CountInBody | None = None
+) -> tuple[SegmentMeasurements, ...]:
+    """Measure every segment of a label map, and check every finding.
 
     Args:
         labels: (D, H, W) uint8.
         volume: The CT in HU that the labels lie on, of the same shape.
         segments: What the label values mean.
+        count_in_body: How many voxels of runs are the body's; None where no body is known.
 
     Returns:
         One entry a segment, also for those of which nothing is marked.
@@ -94,16 +109,19 @@ def measure_segments(labels: Labels, volume: Volume, segments: Sequence[Segment]
     """
     if labels.shape != volume.array.shape:
         raise ValueError(f"labels {labels.shape} do not lie on a volume of {volume.array.shape}")
-    marked = _marked_part(labels)
-    return tuple(_measure(_components_of(marked, segment.number), volume, segment) for segment in segments)
+    marked, checks = _marked_part(labels), Checks(volume, count_in_body)
+    return tuple(_measure(_ranked(marked, segment, checks), volume, segment) for segment in segments)
 
 
-def split_findings(labels: Labels, segments: Sequence[Segment]) -> tuple[LabelArray, tuple[Segment, ...]]:
+def split_findings(
+    labels: Labels, segments: Sequence[Segment], checks: Checks | None = None
+) -> tuple[LabelArray, tuple[Segment, ...]]:
     """Give every finding a segment of its own, so that a viewer can show and name each.
 
     Args:
         labels: (D, H, W) uint8; value k marks the segment with number k.
         segments: What the label values mean.
+        checks: What findings were checked against when they were measured; None ranks them by volume alone.
 
     Returns:
         The labels (D, H, W), uint16 where uint8 has too few values, and their segments, numbered from 1: of each class
@@ -114,7 +132,7 @@ def split_findings(labels: Labels, segments: Sequence[Segment]) -> tuple[LabelAr
     marked = _marked_part(labels)
     parts: list[Segment] = []
     for segment in segments:
-        found = _components_of(marked, segment.number)
+        found = _ranked(marked, segment, checks)
         if found is None:
             parts.append(replace(segment, number=len(parts) + 1))
             continue
@@ -211,7 +229,9 @@ class _Components:
         component: Of each run.
         starts: Number of each component's first run.
         voxels: Of each component.
-        largest: Components by volume, then by place; the largest `MOST_FINDINGS`.
+        largest: The `MOST_FINDINGS` components that are listed, in their order.
+        outside_body: Share of each component's voxels outside the body; None where no body is known.
+        implausible: The checks that each component fails, by name; (n,) bool.
     """
 
     runs: _Runs
@@ -219,6 +239,16 @@ class _Components:
     starts: _Indices
     voxels: _Indices
     largest: _Indices
+    outside_body: FloatArray | None = None
+    implausible: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+
+    @property
+    def fails(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether each component fails any check."""
+        fails = np.zeros(len(self.voxels), bool)
+        for failed in self.implausible.values():
+            fails |= failed
+        return fails
 
     def boxes(self) -> tuple[_Indices, _Indices]:
         """(n, 3) first and last index d, h, w of each component."""
@@ -259,6 +289,27 @@ def _components_of(marked: _Part | None, number: int) -> _Components | None:
     starts = np.searchsorted(component, np.arange(count))
     voxels = np.add.reduceat(sorted_runs.lengths, starts)
     return _Components(sorted_runs, component, starts, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
+
+
+def _ranked(marked: _Part | None, segment: Segment, checks: Checks | None) -> _Components | None:
+    """The components of a segment, checked, those that pass before the others; None if nothing of it is marked."""
+    found = _components_of(marked, segment.number)
+    if found is None or checks is None:
+        return found
+    runs, outside = found.runs, None
+    failed: dict[str, npt.NDArray[np.bool_]] = {}
+    if checks.count_in_body is not None:
+        inside = np.add.reduceat(checks.count_in_body(runs.lines, runs.first, runs.last), found.starts)
+        outside = 1.0 - inside / found.voxels
+        failed[OUTSIDE_BODY] = outside > MOST_OUTSIDE
+    if segment.hu_range is not None:
+        hu = checks.volume.array.reshape(-1)[runs.voxels(checks.volume.array.shape)]
+        starts = np.cumsum(found.voxels) - found.voxels
+        mean_hu = np.add.reduceat(hu, starts, dtype=np.float64) / found.voxels
+        low, high = segment.hu_range
+        failed[HU_RANGE] = (mean_hu < low) | (mean_hu > high)
+    found = replace(found, outside_body=outside, implausible=failed)
+    return replace(found, largest=np.lexsort((-found.voxels, found.fails))[:MOST_FINDINGS])
 
 
 def _runs_of(labels: Labels, number: int) -> _Runs:
@@ -302,8 +353,9 @@ def _touching(runs: _Runs, shape: Sequence[int]) -> _Indices:
 def _measure(found: _Components | None, volume: Volume, segment: Segment) -> SegmentMeasurements:
     geometry = volume.geometry
     if found is None:
-        return SegmentMeasurements(segment.number, segment.label, 0, 0.0, None, None, 0, (), 0)
-    findings = tuple(_finding(*found.mask(index), volume) for index in found.largest.tolist())
+        measured = (0, 0.0, None, None, 0, (), 0)
+        return SegmentMeasurements(segment.number, segment.label, *measured, segment.hu_range, Implausible())
+    findings = tuple(_finding(found, index, volume) for index in found.largest.tolist())
     # The longest diameter of all may belong to a thin component that is not among the largest by volume.
     longest = max(finding.longest_diameter_mm for finding in findings)
     for index in _worth_measuring(found, geometry, longest):
@@ -320,6 +372,19 @@ def _measure(found: _Components | None, volume: Volume, segment: Segment) -> Seg
         len(found.voxels),
         findings,
         len(found.voxels) - len(findings),
+        segment.hu_range,
+        _implausible(found, geometry),
+    )
+
+
+def _implausible(found: _Components, geometry: Geometry) -> Implausible:
+    fails = found.fails
+    by_reason = {reason: int(np.count_nonzero(failed)) for reason, failed in found.implausible.items()}
+    return Implausible(
+        int(np.count_nonzero(fails)),
+        float(found.voxels[fails].sum()) * geometry.voxel_ml,
+        by_reason.get(OUTSIDE_BODY, 0),
+        by_reason.get(HU_RANGE, 0),
     )
 
 
@@ -345,12 +410,14 @@ def _worth_measuring(found: _Components, geometry: Geometry, longest_mm: float) 
     return np.flatnonzero(reach > longest_mm).tolist()
 
 
-def _finding(mask: npt.NDArray[np.bool_], offset: npt.NDArray[np.int64], volume: Volume) -> Finding:
+def _finding(found: _Components, component: int, volume: Volume) -> Finding:
+    mask, offset = found.mask(component)
     geometry = volume.geometry
     index = np.argwhere(mask) + offset
     x, y, z = geometry.world_from_index(index.mean(axis=0))
     long, short = axes_in_slices_mm(mask, geometry)
     hu = volume.array[tuple(index.T)].astype(np.float64)
+    d, h, w = (int(mask.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
     return Finding(
         len(index) * geometry.voxel_ml,
         _diameter_mm(mask, offset, geometry),
@@ -359,6 +426,9 @@ def _finding(mask: npt.NDArray[np.bool_], offset: npt.NDArray[np.int64], volume:
         float(hu.mean()),
         float(hu.std()),
         (float(x), float(y), float(z)),
+        (d + int(offset[0]), h + int(offset[1]), w + int(offset[2])),
+        None if found.outside_body is None else float(found.outside_body[component]),
+        tuple(reason for reason, failed in found.implausible.items() if failed[component]),
     )
 
 

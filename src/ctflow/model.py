@@ -16,6 +16,7 @@ NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
 
 Blend = Literal["constant", "gaussian"]
 Activation = Literal["softmax", "sigmoid", "none"]
+HuRange = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Segment:
         anatomy: Anatomic regions; may be empty.
         coded: False if the bundle gave no codes and the general ones stand in for them.
         colour: Recommended display colour, red, green and blue from 0 to 255; None leaves it to the viewer.
+        hu_range: Lowest and highest mean HU that a finding may have and be what the segment marks; None if unknown.
         part_of: Number of the class whose finding this segment marks; None if it marks the whole class.
         rank: Which finding, the largest being 1; None with `part_of`: all that have no segment of their own.
     """
@@ -50,6 +52,7 @@ class Segment:
     anatomy: tuple[Code, ...] = ()
     coded: bool = True
     colour: tuple[int, int, int] | None = None
+    hu_range: HuRange | None = None
     part_of: int | None = None
     rank: int | None = None
 

@@ -41,6 +41,7 @@ from ctflow.errors import (
 from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.model import RESEARCH_ONLY, Model, ModelSpec, Segment
 from ctflow.nifti import write_nifti
+from ctflow.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
 from ctflow.preprocess import upright_volume
 from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
@@ -50,6 +51,7 @@ from ctflow.report.run_record import RunRecord, error_facts, recorded_run, super
 from ctflow.report.views import Oriented, oriented_from_volume
 from ctflow.segmenter import Segmentation, Segmenter, memory_of, timed
 from ctflow.volume import LabelArray, digest_of_uid
+from ctflow.window.body import Body, body_of_volume
 
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
 
@@ -73,6 +75,7 @@ class Case:
         document: The content of its result.json.
         warnings: What a person should know.
         stage_seconds: Wall time of each stage.
+        body: Where the body is, once prepared; None where none was found.
         previous: Measurement reports whose place this case's takes, as they were before instances came late.
     """
 
@@ -88,6 +91,7 @@ class Case:
     document: Mapping[str, object] | None = None
     warnings: tuple[str, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    body: Body | None = None
     previous: tuple[Dataset, ...] = ()
 
     @property
@@ -282,7 +286,8 @@ def prepare_result(case: Case) -> Case:
     """What the result of a loaded case needs and the mask does not change: done while a GPU computes the mask."""
     sources = sources_from_headers([instance.header for instance in case.loaded.instances])
     read_standard(sources)
-    return replace(case, sources=sources, warnings=case.warnings + sources.warnings)
+    body = body_of_volume(case.loaded.volume)
+    return replace(case, sources=sources, body=body, warnings=case.warnings + sources.warnings)
 
 
 def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
@@ -310,16 +315,20 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     volume, labels = case.loaded.volume, case.segmented.labels
     progress("write", 0, 1)
     seconds: dict[str, float] = {}
+    checks = Checks(volume, case.body.count_in_runs if case.body else None)
     with temporary_folder(output, case.key) as folder:
         with timed(seconds, "seg"):
-            seg = _write_segmentation(case, model, settings, folder)
+            seg = _write_segmentation(case, model, settings, checks, folder)
         with timed(seconds, "measure"):
-            measured = measure_segments(labels, volume, model.spec.segments)
-            remarks = _remarks_on_grid(case, model.spec)
+            measured = measure_segments(labels, volume, model.spec.segments, checks.count_in_body)
+            doubts = warnings_of_findings(measured, checks)
+            remarks = (*doubts, *_remarks_on_grid(case, model.spec))
+            for doubt in doubts:
+                log.warning("series %s: %s", case.candidate.series.digest, doubt)
             case = replace(case, warnings=(*case.warnings, *remarks))
         with timed(seconds, "preview"):
-            oriented = oriented_from_volume(volume, labels)
-            picture = _picture(oriented, model.spec)
+            oriented = oriented_from_volume(volume, labels, place_to_show(measured))
+            picture = _picture(oriented, model.spec, note_of_findings(measured))
             write_picture(picture, folder / "preview.png")
         with timed(seconds, "write"):
             _write_objects(case, seg, model.spec, settings, measured, remarks, picture, folder)
@@ -333,7 +342,8 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     progress("write", 1, 1)
     log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
     # The arrays have served: a folder of many series must not pile them up.
-    return replace(case, folder=output / case.key, document=document, assembled=None, sources=None, segmentation=None)
+    done = replace(case, folder=output / case.key, document=document)
+    return replace(done, assembled=None, sources=None, segmentation=None, body=None)
 
 
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
@@ -358,7 +368,7 @@ class _Seg:
     provenance: Provenance
 
 
-def _write_segmentation(case: Case, model: Model, settings: Settings, folder: Path) -> _Seg:
+def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Checks, folder: Path) -> _Seg:
     """The SEG, before everything that refers to it."""
     engine, spec = case.segmented.engine, model.spec
     provenance = Provenance(
@@ -368,7 +378,7 @@ def _write_segmentation(case: Case, model: Model, settings: Settings, folder: Pa
     )
     labels, fractions = case.segmented.labels, case.segmented.fractions
     by_finding = settings.segments == "finding"
-    marked, segments = split_findings(labels, spec.segments) if by_finding else (labels, spec.segments)
+    marked, segments = split_findings(labels, spec.segments, checks) if by_finding else (labels, spec.segments)
     own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
     dataset = segmentation_from_labels(
         marked if own_grid else case.loaded.on_instances(marked),
@@ -421,12 +431,13 @@ def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
     }
 
 
-def _picture(oriented: Oriented, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+def _picture(oriented: Oriented, spec: ModelSpec, note: str) -> npt.NDArray[np.uint8]:
     return draw_preview(
         oriented,
         title=f"{spec.name} {spec.version}",
         research_only=spec.demonstration,
         segment_labels={segment.number: segment.label for segment in spec.segments},
+        note=note,
     )
 
 

@@ -123,6 +123,7 @@ def test_an_empty_segment_is_told_and_others_are_measured():
     assert asdict(empty) == {
         "number": 1, "label": "tumour", "voxels": 0, "volume_ml": 0.0, "longest_diameter_mm": None,
         "centroid_mm": None, "components": 0, "findings": (), "findings_left_out": 0,
+        "hu_range": None, "implausible": {"findings": 0, "volume_ml": 0.0, "outside_body": 0, "hu_range": 0},
     }  # fmt: skip
     assert single.longest_diameter_mm == 0.0
     assert single.voxels == 1

@@ -911,6 +911,38 @@ def test_padding_that_fills_windows_is_background_and_every_other_voxel_is_as_mo
         assert not differs[:, np.broadcast_to(circle, ours.labels.shape)].any()
 
 
+def air_and_tissue(windows):
+    """Marks what is darker than -999 HU, and what is as dense as soft tissue."""
+    marked = (windows <= 0) | (windows > 0.7)
+    return torch.cat([windows.new_zeros(windows.shape), torch.where(marked, 9.0, -9.0)], dim=1)
+
+
+@pytest.mark.parametrize("roi", ["none", "body"])
+def test_a_model_that_marks_air_is_caught_in_every_output(model, settings, tmp_path, monkeypatch, roi):
+    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(air_and_tissue))
+    padded, _ = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
+    write_ct_series(padded, tmp_path / "in", seed=5)
+    (case,) = run_folder(tmp_path / "in", tmp_path / "out", model, replace(settings, roi=roi)).cases
+    document = json.loads((case.folder / "result.json").read_text())
+    jsonschema.validate(document, json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text()))
+    (segment,) = document["segments"]
+    warned = [warning for warning in document["warnings"] if "implausible" in warning]
+    plausible = [finding for finding in segment["findings"] if not finding["implausible"]]
+    assert plausible, "soft tissue"
+    assert all(-700 <= finding["mean_hu"] <= 300 and finding["outside_body"] <= 0.5 for finding in plausible)
+    if roi == "body":
+        assert segment["implausible"]["outside_body"] == 0
+        return
+    largest = max(segment["findings"], key=lambda finding: finding["volume_ml"])
+    assert largest["implausible"] == ["outside-body", "hu-range"], "the air around the chest"
+    assert segment["implausible"]["volume_ml"] >= largest["volume_ml"]
+    assert segment["findings"].index(largest) == len(plausible)
+    assert len(warned) == 1
+    assert "mostly outside the body" in warned[0]
+    assert warned[0] in (case.folder / "report.html").read_text().replace("&#x27;", "'")
+    assert "Implausible: " in (case.folder / "measurements.dcm").read_bytes().decode("latin-1")
+
+
 def test_windows_of_padding_are_computed_once_on_each_device(body_windows, settings, monkeypatch):
     volume, _ = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
     windows = []

@@ -12,12 +12,13 @@ from ctflow.bundle.config import MISSING, short
 from ctflow.bundle.documents import read_document
 from ctflow.bundle.locate import METADATA
 from ctflow.errors import BundleInvalid
-from ctflow.model import Activation, Code, Segment
+from ctflow.model import Activation, Code, HuRange, Segment
 
 MOST_CHANNELS = 256
 # For a channel whose bundle gives no codes (DICOM PS3.16 CID 7150 and 7151 both hold it).
 TISSUE = Code("85756007", "SCT", "Tissue")
 _CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
+_MOST_HU = 100_000  # far beyond metal
 _COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM PS3.5 section 6.2, VR CS
 
@@ -103,7 +104,8 @@ def _segments(
         if not isinstance(anatomy, list) or len(anatomy) > 10:
             raise _invalid(f"{at}#anatomy", f"must be a list of at most 10 codes, not {short(anatomy)}")
         regions = tuple(_code({str(i): code}, str(i), f"{at}#anatomy") for i, code in enumerate(anatomy))
-        segments.append(Segment(number, label, category, kind, regions, colour=_colour(value, at)))
+        colour, hu_range = _colour(value, at), _hu_range(value, at)
+        segments.append(Segment(number, label, category, kind, regions, colour=colour, hu_range=hu_range))
     return tuple(segments), notes
 
 
@@ -166,6 +168,17 @@ def _colour(holder: Mapping[str, Any], at: str) -> tuple[int, int, int] | None:
         raise _invalid(f"{at}#colour", f'must be a colour such as "#d62728", not {short(value)}')
     red, green, blue = bytes.fromhex(value[1:])
     return red, green, blue
+
+
+def _hu_range(holder: Mapping[str, Any], at: str) -> HuRange | None:
+    """Lowest and highest mean HU of a finding; None if the bundle gives none."""
+    value = holder.get("hu_range")
+    if value is None:
+        return None
+    in_hu = isinstance(value, list) and all(type(each) in (int, float) and abs(each) <= _MOST_HU for each in value)
+    if not in_hu or len(value) != 2 or not value[0] < value[1]:
+        raise _invalid(f"{at}#hu_range", f"must be two ascending numbers in HU such as [-700, 300], not {short(value)}")
+    return float(value[0]), float(value[1])
 
 
 def _body_parts(document: Mapping[str, Any]) -> tuple[str, ...]:

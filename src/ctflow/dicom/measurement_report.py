@@ -37,6 +37,7 @@ from ctflow.dicom.identity import series_uid, uid_from_parts
 from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.measurements import Finding, SegmentMeasurements
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
+from ctflow.plausibility import text_of_reasons
 
 # TID 1500 row 12. pydicom's dictionary has no UMLS codes.
 _QUALITATIVE_EVALUATIONS = DicomCode("C0034375", "UMLS", "Qualitative Evaluations")
@@ -139,7 +140,8 @@ def report_from_measurements(
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
     evidence[0].ReferencedSOPSequence = sources.references  # highdicom takes long for each that it is given
     if left_out:
-        report.CompletionFlagDescription = f"{left_out} smaller findings are not listed"
+        kind = "smaller or implausible" if any(entry.implausible.findings for entry in measured) else "smaller"
+        report.CompletionFlagDescription = f"{left_out} {kind} findings are not listed"
     give_text_encoding(report, sources.cleaned[0])
     give_moment(report, *moment_of(header))
     return report
@@ -206,7 +208,8 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
             yield f"{name}: {NOTHING_MARKED}"
         if entry.findings_left_out:
             listed, left_out = len(entry.findings), entry.findings_left_out
-            yield f"{name}: the {listed} largest of {entry.components} findings are listed, {left_out} are left out."
+            rest = f"{left_out} are left out{', implausible ones first' if entry.implausible.findings else ''}"
+            yield f"{name}: the {listed} largest of {entry.components} findings are listed, {rest}."
     yield _HOW_MEASURED
 
 
@@ -219,7 +222,17 @@ def _groups(
     first = _group(findings[0], _named(1, segment, basis), segment, basis, algorithm)
     items = [(item, _own_keyword(item)) for item in first.ContentSequence]
     others = enumerate(findings[1:], start=2)
-    return [first, *(_group_like(first, items, finding, _named(rank, segment, basis)) for rank, finding in others)]
+    groups = [first, *(_group_like(first, items, finding, _named(rank, segment, basis)) for rank, finding in others)]
+    for group, finding in zip(groups, findings, strict=True):
+        if finding.implausible:
+            group.ContentSequence.append(_doubt(finding, segment))
+    return groups
+
+
+def _doubt(finding: Finding, segment: Segment) -> hd.sr.TextContentItem:
+    """TID 1411 has no row for a comment and may be extended."""
+    why = text_of_reasons(finding.implausible, finding.outside_body, finding.mean_hu, segment.hu_range)
+    return hd.sr.TextContentItem(codes.DCM.Comment, f"Implausible: {why}.", _CONTAINS)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _describe(image: Dataset, cleaned: Sequence[Dataset], spec: ModelSpec) -> No
     image.BurnedInAnnotation = "NO"
     notice = f"{RESEARCH_ONLY}. " if spec.demonstration else ""
     image.DerivationDescription = (
-        f"{notice}Axial, coronal and sagittal slice with the largest marked area, and outlines of what "
+        f"{notice}Axial, coronal and sagittal slice of the largest plausible finding, and outlines of what "
         f"{fitted(spec.name)} {fitted(spec.version)} marked. For orientation, not for diagnosis."
     )[:_SHORT_TEXT]
     purpose = hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctflow.atomic import write_atomically
+from ctflow.plausibility import text_of_implausible, text_of_reasons
 from ctflow.report.pixels import Slices, hu_of_codes, jpegs_from_slices, runs_from_labels, steps_for
 from ctflow.report.preview import WINDOW_CENTRE_HU, WINDOW_WIDTH_HU
 from ctflow.report.views import COLOURS, PLANES, Oriented
@@ -63,6 +64,7 @@ def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
         style=style,
         script=script,
         notice=_notice(document),
+        doubts=_doubts(document),
         model=_text(f"{document['model']['name']} {document['model']['version']}"),
         windows=_window_buttons(),
         measurements=_measurements(document),
@@ -99,9 +101,11 @@ def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapp
     """What the viewer needs but the pixels; indices run to the left, posterior and superior on the shown grid."""
     affine = oriented.geometry.affine_mm @ np.diag([*steps, 1.0])
     shape = [-(-count // step) for count, step in zip(oriented.geometry.shape, steps, strict=True)]
-    centres = [finding["centroid_mm"] for segment in document["segments"] for finding in segment["findings"]]
-    findings = [_index_of(centre, affine, shape) for centre in centres]
-    best = [oriented.best_slice(axis) // steps[axis] for axis in range(3)]
+    listed = [finding for segment in document["segments"] for finding in segment["findings"]]
+    findings = [_index_of(finding["centroid_mm"], affine, shape) for finding in listed]
+    plausible = [index for index, finding in enumerate(listed) if not finding["implausible"]]
+    first = max(plausible, key=lambda index: float(listed[index]["volume_ml"]), default=-1)
+    shown = [index // step for index, step in zip(oriented.shown, steps, strict=True)]
     return {
         "shape": shape,
         "affine": [[round(float(value), 6) for value in row] for row in affine[:3]],
@@ -114,7 +118,8 @@ def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapp
         "windows": [{"name": name, "centre": centre, "width": width} for name, centre, width in _WINDOWS],
         "hu": hu_of_codes(),
         "findings": findings,
-        "start": findings[0] if findings else best,
+        "first": first,
+        "start": shown if first < 0 else findings[first],
     }
 
 
@@ -148,7 +153,7 @@ def _measurements(document: Mapping[str, Any]) -> str:
     for segment in document["segments"]:
         rows.append(f"<tbody>{_segment_row(segment)}")
         for rank, finding in enumerate(segment["findings"], start=1):
-            rows.append(_finding_row(segment["label"], rank, index, finding))
+            rows.append(_finding_row(segment, rank, index, finding))
             index += 1
         rows.append("</tbody>")
     return "".join(rows)
@@ -159,24 +164,38 @@ def _segment_row(segment: Mapping[str, Any]) -> str:
     said = (
         "nothing marked" if not count else f"{count} finding{'s' if count > 1 else ''}, {segment['volume_ml']:.2f} ml"
     )
+    doubted = segment["implausible"]["findings"]
+    if doubted:
+        said += f"; {doubted} of them implausible ({segment['implausible']['volume_ml']:.2f} ml)"
     if left_out:
-        said += f"; the {len(segment['findings'])} largest are listed, {left_out} are left out"
+        rest = f"{left_out} are left out{', implausible ones first' if doubted else ''}"
+        said += f"; the {len(segment['findings'])} largest are listed, {rest}"
     colour = _colour(segment["number"])
     swatch = f'<svg viewBox="0 0 12 12" aria-hidden="true"><rect width="12" height="12" fill="{colour}"/></svg>'
     heading = f"{swatch}{_text(segment['label'])} <span>{said}</span>"
     return f'<tr class="segment"><th colspan="{_COLUMNS}" scope="rowgroup">{heading}</th></tr>'
 
 
-def _finding_row(label: str, rank: int, index: int, finding: Mapping[str, Any]) -> str:
+def _finding_row(segment: Mapping[str, Any], rank: int, index: int, finding: Mapping[str, Any]) -> str:
     values = (
         "&lt; 0.01" if finding["volume_ml"] < 0.005 else f"{finding['volume_ml']:.2f}",  # 0.00 would say nothing
         *(f"{finding[key]:.1f}" for key in ("long_axis_mm", "short_axis_mm", "longest_diameter_mm")),
         *(f"{round(finding[key])}" for key in ("mean_hu", "sd_hu")),
         *(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero
     )
-    button = f'<button type="button" data-finding="{index}">{_text(label)} {rank}</button>'
+    button = f'<button type="button" data-finding="{index}">{_text(segment["label"])} {rank}</button>'
     cells = "".join(f"<td>{value.replace('-', '&minus;')}</td>" for value in values)
-    return f'<tr class="finding"><th scope="row">{button}</th>{cells}</tr>'
+    doubt = ""
+    if finding["implausible"]:
+        why = (finding["implausible"], finding["outside_body"], finding["mean_hu"], segment["hu_range"])
+        doubt = f'<span class="doubt">Implausible: {_text(text_of_reasons(*why))}</span>'.replace(" -", " &minus;")
+    return f'<tr class="finding"><th scope="row">{button}{doubt}</th>{cells}</tr>'
+
+
+def _doubts(document: Mapping[str, Any]) -> str:
+    """Above the pictures, so that nobody reads a finding without it."""
+    doubts = [_text(text_of_implausible(segment)) for segment in document["segments"]]
+    return "".join(f'<p class="problem">{doubt}. The table says which.</p>' for doubt in doubts if doubt)
 
 
 def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -191,6 +210,8 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "part" in window:
         windows = f"{window['windows']} of {window['windows_of_all']} windows"
         yield "Looked at", f"the {window['part']} only ({windows}); nothing outside it is marked"
+    if "windows_constant" in window:
+        yield "Padding", f"{window['windows_constant']} windows hold a single HU value; nothing is marked in them alone"
     yield "ctflow", str(document["ctflow_version"])
 
 

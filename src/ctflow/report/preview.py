@@ -1,4 +1,4 @@
-"""preview.png: the slices with the largest marked area, in three planes, as a radiologist expects them."""
+"""preview.png: the largest plausible finding in three planes, as a radiologist expects them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _BACKGROUND, _INK, _DIM, _ALARM = (12, 14, 18), (236, 238, 242), (150, 156, 166)
 _OUTLINE_PX = 2
 
 
-def draw_preview(oriented: Oriented, *, title: str, research_only: bool, segment_labels: Mapping[int, str]) -> Grey:
+def draw_preview(
+    oriented: Oriented, *, title: str, research_only: bool, segment_labels: Mapping[int, str], note: str = ""
+) -> Grey:
     """Draw axial, coronal and sagittal slices with the outlines of what was marked.
 
     Args:
-        oriented: The CT and what is marked in it.
+        oriented: The CT, what is marked in it, and the slices to show.
         title: The model's name.
         research_only: Whether the picture must say that it is not for clinical use.
         segment_labels: Names of the label values.
+        note: A warning that belongs on the picture.
 
     Returns:
         (rows, columns, 3) uint8, RGB. It holds no patient data: places in the patient, and what the model is.
@@ -44,7 +47,7 @@ def draw_preview(oriented: Oriented, *, title: str, research_only: bool, segment
         canvas.paste(panel, (left, _HEADER_PX + (height - panel.height) // 2))
         left += panel.width + _GAP_PX
     draw = ImageDraw.Draw(canvas)
-    _draw_header(draw, width, title, research_only)
+    _draw_header(draw, width, title, research_only, note)
     _draw_legend(draw, _HEADER_PX + height + _GAP_PX, legend)
     return np.array(canvas)
 
@@ -66,7 +69,7 @@ def write_picture(picture: Grey, path: Path) -> None:
 
 def _panel(oriented: Oriented, plane: Plane) -> Image.Image:
     spacing_mm, marks = oriented.geometry.spacing_mm, bool(oriented.present)
-    index = oriented.best_slice(plane.through)
+    index = oriented.shown[plane.through]
     grey = _windowed(picture_of_slice(oriented.hu, plane, index))
     across_mm = grey.shape[1] * spacing_mm[plane.across]
     down_mm = grey.shape[0] * spacing_mm[plane.down]
@@ -154,13 +157,15 @@ def _text(
     draw.text(place, words, font=font_of(size), anchor=anchor, fill=fill, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
-def _draw_header(draw: ImageDraw.ImageDraw, width: int, title: str, research_only: bool) -> None:
+def _draw_header(draw: ImageDraw.ImageDraw, width: int, title: str, research_only: bool, note: str) -> None:
     notice = RESEARCH_ONLY if research_only else ""
     room = width - round(draw.textlength(notice, font=font_of(20))) - 4 * _GAP_PX
     _text(draw, (_GAP_PX + 2, 14), shortened(title, 20, room), 20, "lt")
     window = f"lung window {WINDOW_CENTRE_HU:.0f} / {WINDOW_WIDTH_HU:.0f} HU"
     _text(draw, (_GAP_PX + 2, 40), window, 13, "lt", _DIM)
-    _text(draw, (width - _GAP_PX - 2, 20), notice, 20, "rt", _ALARM)
+    _text(draw, (width - _GAP_PX - 2, 14), notice, 20, "rt", _ALARM)
+    left = 2 * _GAP_PX + round(font_of(13).getlength(window))
+    _text(draw, (width - _GAP_PX - 2, 40), shortened(note, 15, width - left - _GAP_PX), 15, "rt", _ALARM)
 
 
 def _legend_places(segments: list[tuple[int, str]], width: int) -> list[tuple[int, str, int, int]]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.volume import Geometry, Volume, marked_lines
+from ctflow.volume import Geometry, Size3, Volume, marked_lines
 
 COLOURS = (
     (255, 92, 92),
@@ -69,6 +69,7 @@ class Oriented:
         geometry: Where the turned arrays lie.
         areas: Marked voxels of every slice across axis 0, 1 and 2.
         present: The label values that occur, ascending.
+        shown: The slices across axis 0, 1 and 2 that are looked at first.
     """
 
     hu: npt.NDArray[np.generic]
@@ -76,19 +77,16 @@ class Oriented:
     geometry: Geometry
     areas: tuple[_Counts, _Counts, _Counts]
     present: tuple[int, ...]
-
-    def best_slice(self, axis: int) -> int:
-        """The slice across an axis with the largest marked area; the middle one where nothing is marked."""
-        areas = self.areas[axis]
-        return int(areas.argmax()) if areas.any() else len(areas) // 2
+    shown: tuple[int, int, int]
 
 
-def oriented_from_volume(volume: Volume, labels: Grey) -> Oriented:
+def oriented_from_volume(volume: Volume, labels: Grey, at: Size3 | None = None) -> Oriented:
     """Turn a volume and what is marked in it; nothing is copied.
 
     Args:
         volume: CT in HU.
         labels: (D, H, W) uint8 on the same grid; 0 is background.
+        at: Array index (d, h, w) of what is looked at first; None takes the middle.
     """
     areas, present = _marked(labels)
     directions = volume.geometry.directions  # a column an array axis
@@ -105,7 +103,11 @@ def oriented_from_volume(volume: Volume, labels: Grey) -> Oriented:
     )
     geometry = Geometry((hu.shape[0], hu.shape[1], hu.shape[2]), volume.geometry.affine_mm @ turn)
     turned = np.flip(labels.transpose(order), flips)
-    return Oriented(hu, turned, geometry, (left, posterior, superior), present)
+    first = tuple(count // 2 for count in labels.shape) if at is None else at
+    x, y, z = (
+        hu.shape[axis] - 1 - first[source] if axis in flips else first[source] for axis, source in enumerate(order)
+    )
+    return Oriented(hu, turned, geometry, (left, posterior, superior), present, (x, y, z))
 
 
 def _marked(labels: Grey) -> tuple[tuple[_Counts, _Counts, _Counts], tuple[int, ...]]:

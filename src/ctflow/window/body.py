@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.volume import Size3
+from ctflow.volume import Size3, Volume
 
 Box = tuple[slice, slice, slice]
 Cells = npt.NDArray[np.bool_]
@@ -53,6 +53,32 @@ class Body:
         """(slices, H, W) bool of some slices, on the device."""
         cells, (d, h, w) = self._on_device
         return cells[d[rows]][:, h][:, :, w]
+
+    def count_in_runs(
+        self, lines: npt.NDArray[np.int64], first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """How many voxels of runs are the body's.
+
+        Args:
+            lines: (n, 2) d and h of each run.
+            first: (n,) w of its first voxel.
+            last: (n,) w of its last.
+
+        Returns:
+            (n,) voxels.
+        """
+        d, h = lines[:, 0] // self.cell_size[0], lines[:, 1] // self.cell_size[1]
+        before = self._voxels_before
+        counts: npt.NDArray[np.int64] = before[d, h, last + 1] - before[d, h, first]
+        return counts
+
+    @cached_property
+    def _voxels_before(self) -> npt.NDArray[np.int64]:
+        """(d, h, W + 1): of the cells along each line, how many of the first voxels are the body's."""
+        voxels = np.repeat(self.cells, self.cell_size[2], axis=2)[:, :, : self.shape[2]]
+        before = np.zeros((*voxels.shape[:2], self.shape[2] + 1), np.int64)
+        np.cumsum(voxels, axis=2, out=before[:, :, 1:])
+        return before
 
     @cached_property
     def _on_device(self) -> tuple[Tensor, list[Tensor]]:
@@ -96,6 +122,11 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
     cells = (filled | (around & torch.from_numpy(beside))).numpy()
     d, h, w = (step * count for step, count in zip(stride, coarse, strict=True))
     return Body(cells, (d, h, w), (volume.shape[0], volume.shape[1], volume.shape[2]), volume.device)
+
+
+def body_of_volume(volume: Volume) -> Body | None:
+    """`find_body` of a volume in host memory."""
+    return find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm)
 
 
 def _as_it_ends(dense: Tensor, multiple: Sequence[int]) -> Tensor:

@@ -59,6 +59,14 @@ def test_one_sigmoid_channel_is_label_1():
     assert (segment.number, segment.label, segment.coded) == (1, "Liver mass", True)
 
 
+@pytest.mark.parametrize(
+    ("given", "hu_range"), [([-700, 300], (-700.0, 300.0)), ([-0.5, 1e4], (-0.5, 1e4)), (None, None)]
+)
+def test_a_segment_has_the_range_of_the_bundle(given, hu_range):
+    (segment, _) = read(document(["background", "a", "b"], segments=[{**CODED, "hu_range": given}])).segments
+    assert segment.hu_range == hu_range
+
+
 @pytest.mark.parametrize(("given", "colour"), [("#d62728", (214, 39, 40)), ("#FFFFFF", (255, 255, 255)), (None, None)])
 def test_a_segment_has_the_colour_of_the_bundle(given, colour):
     (segment, _) = read(document(["background", "a", "b"], segments=[{**CODED, "colour": given}])).segments
@@ -101,6 +109,22 @@ CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
         (document(THREE, segments=[{**CODED, "type": "Neoplasm"}]), "segments#0#type"),
         (document(THREE, segments=[{**CODED, "type": {"value": "1" * 17}}]), "segments#0#type#value"),
         (document(THREE, segments=[{**CODED, "type": {"value": "1", "scheme": "SCT"}}]), "segments#0#type#meaning"),
+        *(
+            (document(THREE, segments=[{**CODED, "hu_range": wrong}]), "segments#0#hu_range")
+            for wrong in (
+                "-700..300",
+                [300, -700],
+                [0, 0],
+                [1],
+                [1, 2, 3],
+                [True, 2],
+                ["1", "2"],
+                [0, float("nan")],
+                [0, float("inf")],
+                [0, 10**400],
+                {"low": 0, "high": 1},
+            )
+        ),
         (document(THREE, segments=[{**CODED, "colour": "red"}]), "segments#0#colour"),
         (document(THREE, segments=[{**CODED, "colour": "#d6272"}]), "segments#0#colour"),
         (document(THREE, segments=[{**CODED, "colour": [214, 39, 40]}]), "segments#0#colour"),

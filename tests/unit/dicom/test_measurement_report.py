@@ -12,6 +12,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
@@ -21,7 +22,9 @@ from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments, split_findings
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
+from ctflow.plausibility import Checks, warnings_of_findings
 from ctflow.volume import Volume
+from ctflow.window.body import Body
 from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors, report_by_dcmqi
 
@@ -445,6 +448,37 @@ def test_a_real_series_gives_a_conforming_report(data, written):
     assert dciodvfy_errors(path) == []
     (group,) = report_by_dcmqi(path)["Measurements"]
     assert values_by_dcmqi(group)["112031 373098007"][0] == pytest.approx(loaded.volume.array[middle].mean(), abs=1e-3)
+
+
+def implausible_report(write, written):
+    """A tumour in the body, and one beside it of air."""
+    loaded = assembled(write(small_volume(grid_of("head first"))))
+    headers = [instance.header for instance in loaded.instances]
+    spec = replace(SPEC, segments=(replace(TUMOUR, hu_range=(-700.0, 300.0)),))
+    hu = np.full(loaded.volume.array.shape, 30, np.int16)
+    hu[:12] = -1000
+    volume, labels = Volume(hu, loaded.volume.geometry), some_labels()
+    body = Body(np.array([[[False]], [[True]]]), (8, 12, 10), hu.shape, torch.device("cpu"))
+    measured = measure_segments(labels, volume, spec.segments, body.count_in_runs)
+    remarks = warnings_of_findings(measured, Checks(volume, body.count_in_runs))
+    segmentation = segmentation_from_labels(labels, headers, spec, MADE_BY)
+    return written(report_from_measurements(measured, segmentation, headers, spec, MADE_BY, remarks=remarks))
+
+
+def test_an_implausible_finding_says_so_in_its_group_and_above(write, written):
+    path = implausible_report(write, written)
+    assert dciodvfy_errors(path) == []
+    assert len(report_by_dcmqi(path)["Measurements"]) == 2, "a reader of TID 1500 is not put off"
+    plausible, doubted = groups_of(path)
+    items = [group[0].ContentSequence for group in (plausible, doubted)]
+    comments = [
+        [item.TextValue for item in each if item.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Comment.value]
+        for each in items
+    ]
+    assert comments == [[], ["Implausible: 100 % outside the body; mean -1000 HU, not -700 to 300 HU."]]
+    (said,) = [text for text in comments_of(pydicom.dcmread(path)) if "implausible" in text]
+    assert said.startswith("Lung tumour: 1 of 2 findings (")
+    assert "(mostly outside the body: 1; mean outside -700 to 300 HU: 1)" in said
 
 
 @pytest.mark.parametrize("by_finding", [False, True])

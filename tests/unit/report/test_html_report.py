@@ -13,6 +13,7 @@ from browser_support import CHROMIUM, Browser
 from ctflow.errors import NotWritten
 from ctflow.measurements import measure_segments
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
+from ctflow.plausibility import place_to_show
 from ctflow.report import pixels
 from ctflow.report.html_report import write_html_report
 from ctflow.report.result import series_result
@@ -111,7 +112,42 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
+def doubtful(tmp_path) -> Path:
+    """The largest tumour, in air, is implausible; the smaller one is not."""
+    tumour = replace(TUMOUR, hu_range=(-700.0, 300.0))
+    measured = measure_segments(some_labels(), some_volume(), (tumour, NODE))
+    path = tmp_path / "report.html"
+    oriented = oriented_from_volume(some_volume(), some_labels(), place_to_show(measured))
+    document = document_of(some_volume(), some_labels(), (tumour, NODE))
+    write_html_report(oriented, document, path)
+    return path
+
+
 # --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_an_implausible_finding_is_marked_and_not_shown_first(tmp_path):
+    page = Page(doubtful(tmp_path))
+    text = page.text.replace("\u2212", "-")
+    assert "Lung tumour: 1 of 2 findings (4.00 of 4.32 ml) are implausible (mean outside -700 to 300 HU: 1)." in text
+    assert "2 findings, 4.32 ml; 1 of them implausible (4.00 ml)" in text
+    assert text.count("Implausible: mean -800 HU, not -700 to 300 HU") == 1
+    assert text.rindex("Lung tumour 1") < text.rindex("Lung tumour 2") < text.index("Implausible: mean -800 HU")
+    data = json.loads(page.data)
+    assert data["first"] == 0
+    assert data["start"] == data["findings"][0]
+    assert data["start"][2] in (4, 5), "the slices of the tumour that passes"
+
+
+def test_a_page_on_which_nothing_is_plausible_opens_in_the_middle(tmp_path):
+    tumour = replace(TUMOUR, hu_range=(1000.0, 2000.0))
+    data = json.loads(Page(written(tmp_path / "report.html", segments=(tumour,))).data)
+    assert data["first"] == -1
+    assert data["start"] == [24, 20, 12]
+
+
+def test_a_report_of_plausible_findings_speaks_of_no_doubt(tmp_path):
+    assert "mplausible" not in Page(written(tmp_path / "report.html")).text
 
 
 def test_every_finding_has_its_measurements(tmp_path):

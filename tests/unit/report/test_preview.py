@@ -5,11 +5,15 @@ import pytest
 from PIL import Image
 
 from ctflow.errors import NotWritten
+from ctflow.measurements import measure_segments
+from ctflow.model import Code, Segment
+from ctflow.plausibility import place_to_show
 from ctflow.report import preview
 from ctflow.report.preview import PANEL_PX, draw_preview, write_picture
 from ctflow.report.views import COLOURS, oriented_from_volume
 from ctflow.volume import Geometry, Volume
 
+ANY = Code("1", "99", "any")
 RED = (255, 92, 92)  # the first segment's
 HEADER_PX, GAP_PX = 64, 12
 WIDTH = 3 * PANEL_PX + 4 * GAP_PX
@@ -30,12 +34,15 @@ def sphere(geometry, centre_mm, radius_mm):
 
 @pytest.fixture
 def draw(tmp_path):
-    def make(labels, geometry, names=None, hu=None, title="model 1", research_only=False):
+    def make(labels, geometry, names=None, hu=None, title="model 1", research_only=False, note=""):
         array = np.full(geometry.shape, -850, np.int16) if hu is None else hu
         names = {1: "Tumour"} if names is None else names
         path = tmp_path / "preview.png"
-        oriented = oriented_from_volume(Volume(array, geometry), labels.astype(np.uint8))
-        picture = draw_preview(oriented, title=title, research_only=research_only, segment_labels=names)
+        volume, labels = Volume(array, geometry), labels.astype(np.uint8)
+        segments = [Segment(number, "any", ANY, ANY) for number in np.unique(labels[labels > 0]).tolist()]
+        at = place_to_show(measure_segments(labels, volume, segments))
+        oriented = oriented_from_volume(volume, labels, at)
+        picture = draw_preview(oriented, title=title, research_only=research_only, segment_labels=names, note=note)
         write_picture(picture, path)
         return np.asarray(Image.open(path).convert("RGB"))
 
@@ -139,14 +146,31 @@ def test_one_marked_voxel_shows_where_the_picture_shrinks(draw):
         assert len(across) > 0
 
 
-def test_the_slice_with_the_largest_marked_area_is_shown(draw):
+def test_the_slices_with_most_of_the_largest_finding_are_shown(draw):
+    """Not those with most marks: many small findings in a slice do not turn the eye from the largest."""
     geometry = geometry_from(GRIDS["head first"], CUBE)
     labels = np.zeros(CUBE, bool)
-    labels[5, 30, 30] = True
-    labels[20, 10:20, 10:20] = True
-    (across, down), *_ = marked_in_panels(draw(labels, geometry))
-    assert across.max() < -50
-    assert down.max() < -50
+    labels[5, 30::2, 30::2] = True
+    labels[20:23, 4:10, 4:10] = True
+    labels[21, 4:12, 4:12] = True
+    for across, _ in marked_in_panels(draw(labels, geometry)):
+        assert len(across) > 50
+        assert across.mean() < -50
+    axial, *_ = marked_in_panels(draw(labels, geometry))
+    assert np.ptp(axial[0]) == pytest.approx(8 * PANEL_PX / CUBE[2], abs=8), (
+        "its widest slice, and nothing of the others"
+    )
+
+
+def test_a_note_is_written_in_the_colour_of_alarms(draw):
+    geometry = geometry_from(GRIDS["head first"], (8, 20, 20))
+    loud = [
+        (draw(np.zeros(geometry.shape), geometry, note=note)[:HEADER_PX] == preview._ALARM).all(axis=-1).sum()
+        for note in ("", "3 of 4 findings are implausible: see the report", "a long note " * 50)
+    ]
+    assert loud[0] == 0
+    assert loud[1] > 300
+    assert loud[2] > 300
 
 
 def legend_of(picture):

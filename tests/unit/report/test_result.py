@@ -28,6 +28,9 @@ FINDING = {
     "mean_hu": -31.5,
     "sd_hu": 0.0,
     "centroid_mm": [1.0, -2.0, 3.5],
+    "largest_at": [3, 0, 7],
+    "outside_body": 0.75,
+    "implausible": ["outside-body", "hu-range"],
 }
 SEGMENT = {
     "number": 1,
@@ -39,9 +42,12 @@ SEGMENT = {
     "components": 1,
     "findings": [FINDING],
     "findings_left_out": 0,
+    "hu_range": [-700.0, 300.0],
+    "implausible": {"findings": 1, "volume_ml": 1.5, "outside_body": 1, "hu_range": 1},
 }
 EMPTY = {**SEGMENT, "voxels": 0, "volume_ml": 0.0, "longest_diameter_mm": None, "centroid_mm": None}
-EMPTY |= {"components": 0, "findings": []}
+EMPTY |= {"components": 0, "findings": [], "hu_range": None}
+EMPTY["implausible"] = {"findings": 0, "volume_ml": 0.0, "outside_body": 0, "hu_range": 0}
 ERROR = {"type": "BrokenSeries", "exit_code": 2, "reason": "gap", "message": "a slice is missing"}
 SERIES = {
     "digest": "0" * 12,
@@ -108,6 +114,8 @@ def test_every_document_of_the_schemas_kinds_is_valid():
     assert valid(done())
     assert valid(done(segments=[EMPTY, SEGMENT], research_only="RESEARCH ONLY", warnings=["one"]))
     assert valid(done(window=OF_BODY))
+    assert valid(done(window={**WINDOW, "windows_constant": 3}))
+    assert valid(done(window={**WINDOW, "constant_windows": "compute"}))
     assert valid(refused(series=unread))
     assert valid({**refused(), "status": "failed"})
     set_aside = [{"digest": "0" * 12, "rule": "localizer", "reason": "a localizer"}]

@@ -348,7 +348,7 @@
   async function start() {
     listen();
     setWindow(0);
-    if (data.findings.length) choose(0);
+    if (data.first >= 0) choose(data.first);
     try {
       if (!window.DecompressionStream) throw new Error("This browser is too old; those of 2023 and later can.");
       await readLabels();
