@@ -208,13 +208,13 @@ class Segmenter:
             with timed(seconds, "prepare"):
                 prepared, body = self._prepare(volume)
             with timed(seconds, "segment"):
-                constant = ConstantWindows(volume.array)
+                constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
                 logits, window, warnings = self._predict(prepared, body, constant, progress)
                 meanwhile()
                 if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
                     torch.cuda.current_stream(logits.device).synchronize()
             with timed(seconds, "restore"):
-                parts = (body, constant.seen(logits.device))
+                parts = (body, constant.seen(logits.device) if constant else None)
                 labels, fractions = self._restore(prepared, parts, logits, volume.array.shape, progress)
         if body is None and self._settings.roi == "body":
             log.warning(_NO_BODY)
@@ -239,7 +239,7 @@ class Segmenter:
         return prepared, body if body is not None and _is_seen(body, prepared) else None
 
     def _predict(
-        self, prepared: Prepared, body: Body | None, constant: ConstantWindows, progress: Progress
+        self, prepared: Prepared, body: Body | None, constant: ConstantWindows | None, progress: Progress
     ) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
         """The logits, the window settings as used, and a warning of each device that had too little memory for them."""
         spec = self.model.spec
@@ -253,12 +253,11 @@ class Segmenter:
 
         wanted: list[bool] = []
         boxes = source_boxes(prepared, spec.roi)
-        computed = self._settings.constant_windows == "compute"
 
         def is_wanted(start: Size3) -> bool:
             box = boxes(start)
             wanted.append(body is None or body.touches(box))
-            if wanted[-1] and not computed:
+            if wanted[-1] and constant:
                 constant.look_at(box)
             return wanted[-1]
 
@@ -275,12 +274,7 @@ class Segmenter:
         )
         least = min([batch_size, *(left for _, left in halved.values())])
         window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
-        if body is not None:
-            window |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
-        if computed:
-            window["constant_windows"] = "compute"
-        elif constant.count:
-            window["windows_constant"] = constant.count
+        window |= _looked_at(body, wanted, constant)
         return logits, window, _warnings_of_memory(halved)
 
     def _restore(
@@ -313,6 +307,18 @@ class Segmenter:
                     fractions[:, rows] *= inside
             progress("restore", rows.stop, len(labels))
         return bytes_on_host(labels), bytes_on_host(fractions) if count else None
+
+
+def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWindows | None) -> dict[str, Any]:
+    """What of the volume was not looked at, or shows nothing, in the words of result.json."""
+    facts: dict[str, Any] = {}
+    if body is not None:
+        facts |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
+    if constant is None:
+        facts["constant_windows"] = "compute"
+    elif constant.count:
+        facts["windows_constant"] = constant.count
+    return facts
 
 
 def _is_seen(body: Body, prepared: Prepared) -> bool:

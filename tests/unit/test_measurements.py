@@ -8,10 +8,9 @@ import SimpleITK as itk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctflow.lengths import axes_in_slices_mm, longest_distance_mm
 from ctflow.measurements import (
     MOST_FINDINGS,
-    axes_in_slices_mm,
-    longest_distance_mm,
     measure_segments,
     split_findings,
 )

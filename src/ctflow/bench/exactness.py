@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from ctflow.measurements import longest_distance_mm
+from ctflow.lengths import longest_distance_mm
 from ctflow.volume import FloatArray
 
 SIZE_CLASSES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 60.0))  # equivalent diameter: from, and below
