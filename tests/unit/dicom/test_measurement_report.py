@@ -12,7 +12,6 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-import torch
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
@@ -24,7 +23,6 @@ from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segm
 from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
 from ctflow.plausibility import Checks, warnings_of_findings
 from ctflow.volume import Volume
-from ctflow.window.body import Body
 from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors, report_by_dcmqi
 
@@ -458,9 +456,12 @@ def implausible_report(write, written):
     hu = np.full(loaded.volume.array.shape, 30, np.int16)
     hu[:12] = -1000
     volume, labels = Volume(hu, loaded.volume.geometry), some_labels()
-    body = Body(np.array([[[False]], [[True]]]), (8, 12, 10), hu.shape, torch.device("cpu"))
-    measured = measure_segments(labels, volume, spec.segments, body.count_in_runs)
-    remarks = warnings_of_findings(measured, Checks(volume, body.count_in_runs))
+
+    def upper_slices(lines, first, last):
+        return np.where(lines[:, 0] >= 8, last - first + 1, 0)
+
+    measured = measure_segments(labels, volume, spec.segments, upper_slices)
+    remarks = warnings_of_findings(measured, Checks(volume, upper_slices))
     segmentation = segmentation_from_labels(labels, headers, spec, MADE_BY)
     return written(report_from_measurements(measured, segmentation, headers, spec, MADE_BY, remarks=remarks))
 
