@@ -729,7 +729,12 @@ def _geometry() -> Iterator[Odd]:
     yield Odd("on the side", RIGHT, placed(DECUBITUS))
     yield Odd("coronal slices", RIGHT, placed(CORONAL))
     yield Odd("oblique", RIGHT, placed(oblique((0.2, -0.4, 0.7))))
-    yield Odd("a slice is missing in the middle", "`BrokenSeries`: `gap`", nothing(without(7)), "1 slices are missing")
+    yield Odd(
+        "a slice is missing in the middle",
+        "`BrokenSeries`: `gap`",
+        nothing(without(7)),
+        "00006.dcm): send the whole series",
+    )
     yield Odd("the last slice is missing and nothing counts", RIGHT, without(19))
     yield Odd(
         "the last slice is missing, ImagesInAcquisition", WARNED, without(19, ImagesInAcquisition="20"), "holds 19"
@@ -776,7 +781,7 @@ def _geometry() -> Iterator[Odd]:
         "every second slice of a half is missing",
         "`BrokenSeries`: `gap`",
         nothing(without(13, 15, 17, 19)),
-        "3 slices are missing in its middle: send the whole series; --allow-gaps interpolates single ones",
+        "00012.dcm, ",
     )
     yield Odd(
         "equal pieces, not in step with each other",

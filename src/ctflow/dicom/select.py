@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.uid import UID
 
 from ctflow.dicom.agreement import odd_ones
-from ctflow.dicom.attributes import integer, number, numbers, text, texts
+from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
@@ -337,14 +337,14 @@ def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | N
 
 
 def slice_spacing_mm(series: Series) -> float | None:
-    """Median distance between neighbouring slices along their normal; SliceThickness where positions are missing."""
+    """Median distance between neighbouring slices along their normal; None where positions are missing."""
     places = []
     normals: dict[tuple[float, ...], FloatArray] = {}  # nearly always one
     for instance in series.instances:
         position = numbers(instance.header, "ImagePositionPatient", 3)
         axes = numbers(instance.header, "ImageOrientationPatient", 6)
         if position is None or axes is None:
-            return number(series.instances[0].header, "SliceThickness")
+            return None
         if axes not in normals:
             normals[axes] = np.cross(axes[:3], axes[3:])
         places.append(float(np.dot(normals[axes], position)))
