@@ -21,8 +21,9 @@ usage: MAP/build.sh [options]
   --no-archive         image only
   --fresh              base and wheels anew, as for security updates; else they are kept in the output folder
 
-PYTHON       interpreter with pip that collects the wheels (default: .venv/bin/python, else python3)
-TORCH_INDEX  package index with the torch build of the flavour, where pip's own has another
+PYTHON  interpreter with pip that collects the wheels (default: .venv/bin/python, else python3)
+TORCH   where torch comes from: pip (pip's own index), cpu (PyTorch's index of builds for CPUs), the address of an index,
+        or a folder with wheels (default: pip for cuda; for cpu: pip if PYTHON's torch is a build for CPUs, else cpu)
 USAGE
 }
 
@@ -57,10 +58,10 @@ while [ $# -gt 0 ]; do
 done
 
 case $flavour in
-  cpu) gpus=void extras+=(openvino); engine=${engine:-openvino} ;;
+  cpu) gpus=void extras+=(holoscan openvino); engine=${engine:-openvino} ;;
   cuda)
     [ -n "$base" ] || fail "--flavour cuda wants --base IMAGE, a CUDA 13 runtime; see docs/map.md" 64
-    gpus=all extras+=(tensorrt-rtx); engine=${engine:-auto} ;;
+    gpus=all extras+=(holoscan tensorrt-rtx); engine=${engine:-auto} ;;
   *) fail "--flavour: $flavour is neither cpu nor cuda" 64 ;;
 esac
 [ -f "$bundle/configs/metadata.json" ] || fail "--bundle: $bundle has no configs/metadata.json" 3
@@ -79,26 +80,12 @@ output=$(cd "$output" && pwd)
 context=$output/context-$flavour
 model=$("$PYTHON" MAP/model_name.py "$bundle") || fail "--bundle: its configs/metadata.json is damaged" 3
 
-# Runs a command again where buildah could not seal the copy of itself from which it starts: on a busy machine another
-# process may still hold it, and once that cost a build whose image was finished. Any other failure is one at once.
-again() { # COMMAND ...
-  local attempt status log=$output/tool.log
-  for attempt in 1 2 3 4 5; do
-    status=0
-    { "$@" 2>&1 >&3 3>&- | tee "$log" >&2 3>&-; } 3>&1 || status=$?
-    [ "$status" -ne 0 ] && grep -q "sealing memfd copy: Device or resource busy" "$log" || return "$status"
-    say "$tool was busy (attempt $attempt of 5)"
-    sleep "${MAP_PAUSE:-3}"
-  done
-  return "$status"
-}
-
 # Image files of a name, in the words of the tool at hand. Chroot isolation needs neither a daemon nor namespaces.
 build_image() { # TAG CONTEXT CONTAINERFILE [build arguments ...]
   local name=$1 folder=$2 file=$3
   shift 3
   case $tool in
-    buildah|podman) again "$tool" build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
+    buildah|podman) "$tool" build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
       -t "$name" -f "$file" "$@" "$folder" ;;
     docker) docker buildx build --load -t "$name" -f "$file" "$@" "$folder" ;;
   esac
@@ -137,15 +124,37 @@ image_exists() {
   esac
 }
 
+# Sets `torch`, what was chosen, and `torch_from`, the same as pip's options.
+choose_torch() {
+  torch=${TORCH:-}
+  if [ -z "$torch" ]; then
+    torch=pip
+    [ "$flavour" = cuda ] || is_cpu_build installed || torch=cpu
+  fi
+  case $torch in
+    pip) torch_from=() ;;
+    cpu) torch_from=(--index-url "$(sed -n 's/^torch-cpu-index = "\(.*\)"$/\1/p' pyproject.toml)") ;;
+    *://*) torch_from=(--index-url "$torch") ;;
+    *)
+      torch=$(of_caller "$torch")
+      [ -d "$torch" ] || fail "TORCH: $torch is neither pip nor cpu, nor the address of an index, nor a folder" 64
+      torch_from=(--no-index --find-links "$torch") ;;
+  esac
+}
+
+is_cpu_build() { "$PYTHON" MAP/torch_build.py "$1"; } # WHEEL, or "installed"
+
 # Every wheel of the image, pinned, so that the build itself needs no network. torch first and by itself: else a
 # requirement might bring the build of another index.
 collect_wheels() {
-  local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc
+  local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc torch torch_from=() pins=(--constraint constraints.txt)
+  choose_torch
   "$PYTHON" MAP/requirements.py "${extras[@]}" > "$wanted"
-  key=$(digest "$wanted" constraints.txt)-$python-${TORCH_INDEX:-}
+  [ "$flavour" = cuda ] || pins+=(--constraint MAP/constraints.txt)
+  key=$(digest "$wanted" constraints.txt MAP/constraints.txt)-$python-$torch
   wheels=$output/wheels-$flavour
   if [ "$(cat "$wheels/key" 2> /dev/null)" != "$key" ]; then
-    say "wheels"
+    say "wheels; torch $(pinned torch) from ${torch_from[*]:-the index of pip}"
     rm -rf "$wheels"
     mkdir -p "$wheels/sbom"
     if [ "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$python" ]; then
@@ -156,14 +165,15 @@ collect_wheels() {
     [ "$flavour" = cpu ] || "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$wheels" \
       "tensorrt-rtx-cu13==$(pinned tensorrt_rtx_cu13)"
     local pip=("$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: "${platforms[@]}")
-    "${pip[@]}" --no-deps --dest "$wheels" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$(pinned torch)"
-    "${pip[@]}" --dest "$wheels" --find-links "$wheels" --constraint constraints.txt "$wheels"/torch-*.whl -r "$wanted" pip
+    "${pip[@]}" --no-deps --dest "$wheels" "${torch_from[@]}" "torch==$(pinned torch)" ||
+      fail "torch $(pinned torch) is not to be had from there; TORCH names another place (--help)" 4
+    # Before everything that it needs is fetched, too: gigabytes.
+    [ "$flavour" = cuda ] || is_cpu_build "$wheels"/torch-*.whl ||
+      fail "this torch is the build for NVIDIA GPUs, gigabytes that a CPU image does not need: TORCH=cpu takes the other" 4
+    "${pip[@]}" --dest "$wheels" --find-links "$wheels" "${pins[@]}" "$wheels"/torch-*.whl -r "$wanted" pip
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile --target "$wheels/sbom" \
       --constraint constraints.txt cyclonedx-python-lib
     echo "$key" > "$wheels/key"
-  fi
-  if [ "$flavour" = cpu ] && compgen -G "$wheels/nvidia_cudnn*" > /dev/null; then
-    fail "this torch is a CUDA build of gigabytes: set TORCH_INDEX to an index with its CPU build, and add --fresh" 4
   fi
 }
 
@@ -191,7 +201,14 @@ fill_context() {
   code_key=$(tree_files MAP "${code[@]}" | xargs -0 sha256sum | digest)
 }
 
-tree_files() { git ls-files -z --cached --others --exclude-standard "$@"; }
+# Null-separated; a source archive has no git to ask, and no more in it than what was packed and what was made since.
+tree_files() {
+  if [ -e .git ]; then
+    git ls-files -z --cached --others --exclude-standard "$@"
+  else
+    find "$@" -type f ! -path '*/__pycache__/*' ! -path '*.egg-info/*' -print0
+  fi
+}
 
 # One file that every engine loads; beside it what is inside, for who must know before loading.
 write_archive() {
@@ -199,32 +216,28 @@ write_archive() {
   rm -f "$file"
   say "archive $file"
   case $tool in
-    buildah) again buildah push --quiet --compression-format gzip --compression-level 1 "$tag" "oci-archive:$file:$tag" > /dev/null ;;
-    podman) again podman save --quiet --format oci-archive --output "$file" "$tag" ;;
+    buildah) buildah push --quiet --compression-format gzip --compression-level 1 "$tag" "oci-archive:$file:$tag" > /dev/null ;;
+    podman) podman save --quiet --format oci-archive --output "$file" "$tag" ;;
     docker) docker save --output "$file" "$tag" ;;
   esac
   (cd "$output" && sha256sum "$(basename "$file")" > "$(basename "$file").sha256")
-}
-
-# Not `buildah mount`, which a user other than root may not.
-read_document() { # CONTAINER NAME FILE
-  buildah run --isolation "${BUILDAH_ISOLATION:-chroot}" "$1" -- cat "/opt/holoscan/docs/$2" > "$3"
 }
 
 extract_documents() {
   local name=$output/ctflow-$VERSION-$flavour container file
   case $tool in
     buildah)
-      container=$(again buildah from --pull=false "$tag")
+      container=$(buildah from --pull=false "$tag")
+      # Not `buildah mount`, which a user other than root may not.
       for file in sbom.cdx.json licences.txt; do
-        again read_document "$container" "$file" "$name.$file"
+        buildah run --isolation "${BUILDAH_ISOLATION:-chroot}" "$container" -- cat "/opt/holoscan/docs/$file" > "$name.$file"
       done
-      again buildah rm "$container" > /dev/null ;;
+      buildah rm "$container" > /dev/null ;;
     *)
-      container=$(again "$tool" create "$tag")
-      again "$tool" cp "$container:/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
-      again "$tool" cp "$container:/opt/holoscan/docs/licences.txt" "$name.licences.txt"
-      again "$tool" rm "$container" > /dev/null ;;
+      container=$("$tool" create "$tag")
+      "$tool" cp "$container:/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
+      "$tool" cp "$container:/opt/holoscan/docs/licences.txt" "$name.licences.txt"
+      "$tool" rm "$container" > /dev/null ;;
   esac
 }
 

@@ -102,7 +102,7 @@ def test_every_package_has_its_owner(repository, package, owners):
 
 def test_only_config_reads_the_environment(repository):
     for path in (repository / "src").rglob("*.py"):
-        if path.name not in {"config.py", "user.py"}:  # the latter makes up for what other packages look for there
+        if path.name != "config.py":
             text = path.read_text(encoding="utf-8")
             assert "environ" not in imported_names(path) | set(text.replace("(", ".").split(".")), path
             assert "getenv" not in text, path
@@ -150,18 +150,18 @@ def test_the_wheel_holds_what_it_should(wheel):
     assert "monai-deploy = ctflow.cli.monai_deploy:main" in entry_points
 
 
-def test_holoscan_is_asked_for_only_on_linux_and_extras_are_offered(wheel):
+def test_the_library_asks_for_no_holoscan_and_extras_are_offered(wheel):
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
     needs = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     for package in ("holoscan-cu13", "holoscan-cli", "monai-deploy-app-sdk", "nvidia-cuda-runtime"):
         (line,) = (need for need in needs if need.startswith(package))
         marker = Requirement(line).marker
-        assert marker.evaluate({"sys_platform": "linux", "python_version": "3.12"})
-        assert not marker.evaluate({"sys_platform": "win32", "python_version": "3.12"})
-        assert not marker.evaluate({"sys_platform": "linux", "python_version": "3.10"})
+        assert marker.evaluate({"extra": "holoscan"})
+        assert not marker.evaluate({"extra": ""})
     extras = {line.split()[-1] for line in metadata.splitlines() if line.startswith("Provides-Extra")}
-    assert extras == {"openvino", "onnxruntime", "tensorrt", "torch-tensorrt", "tensorrt-rtx", "serve", "dev"}
+    engines = {"openvino", "onnxruntime", "tensorrt", "torch-tensorrt", "tensorrt-rtx"}
+    assert extras == {"holoscan", "serve", "dev"} | engines
 
 
 def test_public_functions_are_short(repository):

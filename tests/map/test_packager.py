@@ -60,7 +60,7 @@ def context(tmp_path_factory) -> Iterator[Path]:
 def test_the_context_holds_the_application_and_the_bundle(context):
     for path in (REPOSITORY / "app").glob("*.*"):
         assert (context / "app" / path.name).read_bytes() == path.read_bytes()
-    assert (context / "pip" / "requirements.txt").read_text().strip() == f"ctflow=={__version__}"
+    assert (context / "pip" / "requirements.txt").read_text().strip() == f"ctflow[holoscan]=={__version__}"
     packed = (context / "models" / "bundle" / "models" / "model.pt").read_bytes()
     original = (REPOSITORY / "bundle" / "models" / "model.pt").read_bytes()
     assert hashlib.sha256(packed).digest() == hashlib.sha256(original).digest()

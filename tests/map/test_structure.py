@@ -54,7 +54,8 @@ def sbom(root) -> dict:
 
 
 def pinned() -> dict[str, str]:
-    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    files = [REPOSITORY / "constraints.txt", REPOSITORY / "MAP/constraints.txt"]
+    lines = [line for file in files for line in file.read_text().splitlines()]
     pairs = (line.split("==") for line in lines if "==" in line)
     return {name.lower().replace("_", "-").replace(".", "-"): version for name, version in pairs}
 

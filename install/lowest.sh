@@ -1,0 +1,11 @@
+#!/bin/sh
+# An environment with the oldest version of each package that pyproject.toml names, on the oldest Python with Holoscan.
+set -eu
+venv=$1 uv=${UV:-uv}
+"$uv" venv --quiet --clear --python 3.11 "$venv"
+"$uv" pip compile --quiet --resolution lowest-direct --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
+  --extra dev --no-header --output-file "$venv/requirements.txt" pyproject.toml > /dev/null
+VIRTUAL_ENV=$venv "$uv" pip install --requirement "$venv/requirements.txt"
+VIRTUAL_ENV=$venv "$uv" pip install --no-deps --editable .
+# Holoscan's wheel makes its links when Python starts for the first time, and wants pip for that.
+"$venv/bin/python" -c ''
