@@ -17,7 +17,7 @@ from ctflow.errors import SettingsInvalid
 from ctflow.progress import Progress
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.report.terminal import progress_on, say_error, say_report
-from ctflow.user import name_user
+from ctflow.requirements import check_requirements
 
 if TYPE_CHECKING:
     from ctflow.pipeline import RunReport
@@ -60,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if argv is None:  # else it is somebody else's process
-        name_user()
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(lambda: _run(words), say=say_error, debug="--debug" in words)
 
@@ -72,6 +70,7 @@ def _run(words: list[str]) -> int:
     settings = settings_from_values(given, environment)
     paths = _absolute(paths_from_values(given, environment))
     set_up_logging(given["log_level"], debug=given["debug"])
+    check_requirements("holoscan")
     if given["workdir"]:
         _enter(Path(given["workdir"]))
     return _run_graph(paths, settings, quiet=given["log_level"] not in {"DEBUG", "INFO"})

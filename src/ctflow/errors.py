@@ -119,6 +119,10 @@ class NetworkNotTaken(BackendUnavailable):
     """The engine computes other networks than this one, on any machine."""
 
 
+class RequirementUnmet(ResourceError):
+    """A package that ctflow needs is absent or of another version; the message says what to install."""
+
+
 class DeviceOutOfMemory(ResourceError):
     """The device has too little memory for the case."""
 

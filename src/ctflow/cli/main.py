@@ -20,7 +20,7 @@ from ctflow.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
-from ctflow.user import name_user
+from ctflow.requirements import check_requirements
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,6 +37,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug itself
     """A chest CT series goes in, a DICOM SEG with measurements comes out."""
     set_up_logging(log_level, debug=debug)
+    check_requirements()
 
 
 def _options(*names: str) -> Callable[[Function], Function]:
@@ -305,7 +306,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:  # else it is somebody else's process
         import_lean()
-        name_user()
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(lambda: _run_click(words), say=say_error, debug="--debug" in words)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.config import Settings, settings_from_values
+from ctflow.requirements import check_requirements
 from ctflow.service.log import close_node_log, set_up_node_log
 from ctflow.service.settings import ServiceSettings, explain_settings, read_settings
 
@@ -31,6 +32,7 @@ def node_settings(config: Path | None, given: Mapping[str, Any], environment: Ma
 
 def check_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> str:
     """What the settings mean, in lines for a person."""
+    check_requirements("serve")
     settings = node_settings(config, given, environment)
     return explain_settings(replace(settings, roi=_settings_of_runs(settings, environment).roi))
 
@@ -47,6 +49,7 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
     Raises:
         CtflowError: The node cannot start, or its model cannot be opened.
     """
+    check_requirements("serve")
     from ctflow.service.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
 
     settings = node_settings(config, given, environment)

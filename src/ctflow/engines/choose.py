@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from ctflow.engines.contract import Engine, Precision
 from ctflow.errors import BackendUnavailable, ParityFailed, SettingsInvalid
 from ctflow.model import Model, ModelSpec
+from ctflow.requirements import version_problem
 from ctflow.volume import Size3
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
@@ -67,7 +68,19 @@ class Backend(Protocol):
 
 def backends() -> list[tuple[str, bool, str]]:
     """Every backend's name, whether this machine has it, and the reason in one sentence."""
-    return [(name, *_load(name).is_available()) for name in BACKENDS]
+    return [(name, *_availability(name)) for name in BACKENDS]
+
+
+def _availability(name: str) -> tuple[bool, str]:
+    """Whether a backend is installed, at a version that ctflow knows, and the reason or version in one sentence.
+
+    Raises:
+        SettingsInvalid: The name is unknown.
+    """
+    available, reason = _load(name).is_available()
+    # TensorRT's module asks for its version itself: it also runs one that the extra does not install.
+    problem = version_problem(name) if available and name != "tensorrt" else ""
+    return (False, problem) if problem else (available, reason)
 
 
 def backends_for(device: str) -> list[tuple[str, tuple[Precision, ...]]]:
@@ -109,7 +122,7 @@ def open_engine(
     reasons = []
     for backend in backend_names(name, device):
         module = _load(backend)
-        available, reason = module.is_available()
+        available, reason = _availability(backend)
         if not available:
             reasons.append(f"{backend}: {reason}")
             continue
@@ -150,7 +163,7 @@ def backend_module(name: str) -> Backend:
         BackendUnavailable: The package behind it is not installed.
     """
     module = _load(name)
-    available, reason = module.is_available()
+    available, reason = _availability(name)
     if not available:
         raise BackendUnavailable(f"{name}: {reason}")
     return module

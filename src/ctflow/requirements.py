@@ -1,0 +1,82 @@
+"""Do the installed packages have the versions that ctflow needs? pyproject.toml says which, the metadata holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from ctflow.errors import RequirementUnmet
+
+
+def check_requirements(extra: str = "") -> None:
+    """Stop where a package that ctflow needs is absent or of another version, before it ends in an import.
+
+    Code that runs from a folder without metadata (PYTHONPATH) names no versions, and nothing is checked.
+
+    Args:
+        extra: The packages of this extra are needed, too.
+
+    Raises:
+        RequirementUnmet: The message names each package, the version found, the versions needed and the command.
+    """
+    found = [_problem(each) for each in _requirements(extra)]
+    problems = [problem for problem in found if problem]
+    if problems:
+        wanted = " ".join(f"'{each}'" for each, problem in zip(_requirements(extra), found, strict=True) if problem)
+        raise RequirementUnmet(f"{'; '.join(problems)}: python -m pip install {wanted.replace(' ;', ';')}")
+
+
+def version_problem(extra: str) -> str:
+    """What is wrong with those packages of an extra that are installed, and what to do; empty where nothing is."""
+    own = [each for each in _requirements(extra) if each not in _requirements("")]
+    problems = [problem for each in own if _installed(each.name) and (problem := _problem(each))]
+    return f"{'; '.join(problems)}: python -m pip install 'ctflow[{extra}]'" if problems else ""
+
+
+@cache
+def _requirements(extra: str) -> tuple[Requirement, ...]:
+    return tuple(_bare(each) for each in _all_requirements() if each.marker is None or _wanted(each, extra))
+
+
+def _wanted(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
+
+
+def _bare(requirement: Requirement) -> Requirement:
+    """Without its marker, as a command for this machine needs it."""
+    return Requirement(f"{requirement.name}{requirement.specifier}")
+
+
+def _all_requirements() -> Iterator[Requirement]:
+    try:
+        lines = requires("ctflow") or []
+    except PackageNotFoundError:
+        return
+    yield from map(Requirement, lines)
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _problem(requirement: Requirement) -> str:
+    found = _installed(requirement.name)
+    needed = f"ctflow needs {requirement.name} {requirement.specifier}".rstrip()
+    if not found:
+        return f"the package {requirement.name} is not installed, and {needed}"
+    return "" if _fits(found, requirement) else f"{requirement.name} {found} is installed, and {needed}"
+
+
+def _fits(found: str, requirement: Requirement) -> bool:
+    try:
+        # Builds of others add to a version ("2.13.0+cpu", "2.12.0a0+nv25.10"): the release decides.
+        return requirement.specifier.contains(Version(found).base_version, prereleases=True)
+    except InvalidVersion:
+        return False

@@ -1,0 +1,93 @@
+"""Packages of the wrong version end a command in one line, before they end it in a traceback."""
+
+from __future__ import annotations
+
+import pytest
+from ctflow.app.__main__ import main as run_application
+
+import ctflow.requirements
+from ctflow.cli.main import main
+from ctflow.engines.choose import backends
+from ctflow.errors import RequirementUnmet
+from ctflow.requirements import check_requirements, version_problem
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Installed versions by name, as a test wants them."""
+    real, changed = ctflow.requirements._installed, {}
+    monkeypatch.setattr(ctflow.requirements, "_installed", lambda name: changed.get(name, real(name)))
+    return changed
+
+
+def test_what_is_installed_here_fits():
+    for extra in ("", "holoscan", "serve"):
+        check_requirements(extra)
+    assert version_problem("openvino") == ""
+
+
+def test_the_message_names_package_version_range_and_command(installed):
+    installed |= {"monai": "1.6.0", "scipy": ""}
+    with pytest.raises(RequirementUnmet) as caught:
+        check_requirements()
+    message = str(caught.value)
+    assert "monai 1.6.0 is installed, and ctflow needs monai <1.7,>=1.6.1" in message
+    assert "the package scipy is not installed" in message
+    assert "pip install 'monai<1.7,>=1.6.1' 'scipy>=" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("fits", ["2.13.0+cpu", "2.12.0a0+79aa17489c.nv25.4", "2.11.0rc1"])
+def test_a_build_of_others_counts_as_its_release(installed, fits):
+    installed["torch"] = fits
+    check_requirements()
+
+
+@pytest.mark.parametrize("bad", ["2.10.1", "no version"])
+def test_an_older_or_unreadable_version_does_not_fit(installed, bad):
+    installed["torch"] = bad
+    with pytest.raises(RequirementUnmet, match="torch"):
+        check_requirements()
+
+
+def test_a_command_ends_with_exit_code_4_and_one_line(installed, capsys):
+    installed["monai"] = "1.7.2"
+    assert main(["engines"]) == 4
+    said = capsys.readouterr().err
+    assert "RequirementUnmet: monai 1.7.2" in said
+    assert "Traceback" not in said
+    assert main(["--version"]) == 0
+
+
+def test_the_application_says_that_holoscan_is_missing(installed, capsys, tmp_path):
+    installed["holoscan-cu13"] = ""
+    assert run_application(["-i", str(tmp_path), "-o", str(tmp_path / "out")]) == 4
+    assert "holoscan-cu13" in capsys.readouterr().err
+
+
+def test_the_node_says_that_its_packages_are_of_another_version(installed, capsys):
+    installed["pynetdicom"] = "3.1.0"
+    assert main(["serve", "--check"]) == 4
+    assert "pynetdicom 3.1.0" in capsys.readouterr().err
+
+
+def test_an_engine_of_another_version_is_not_available(installed):
+    installed["onnxruntime"] = "1.2.0"
+    found = {name: (available, reason) for name, available, reason in backends()}
+    available, reason = found["onnxruntime"]
+    assert not available
+    assert "onnxruntime 1.2.0" in reason
+    assert "pip install 'ctflow[onnxruntime]'" in reason
+
+
+def test_code_without_metadata_is_not_checked(monkeypatch):
+    def absent(_name: str) -> None:
+        raise ctflow.requirements.PackageNotFoundError
+
+    monkeypatch.setattr(ctflow.requirements, "requires", absent)
+    ctflow.requirements._requirements.cache_clear()
+    try:
+        check_requirements()
+    finally:
+        monkeypatch.undo()
+        ctflow.requirements._requirements.cache_clear()
