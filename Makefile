@@ -1,22 +1,18 @@
 # `make demo` and `make test` are all that a newcomer needs.
-PYTHON ?= python3
+# PYTHON=python3.12 names the interpreter (default: the newest of 3.13, 3.12 and 3.11 that is there). TORCH=cpu takes the
+# smaller build of torch for CPUs, TORCH=URL or TORCH=FOLDER another index or folder (docs/install.md).
+PYTHON ?=
+TORCH ?=
 PYTHON310 ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-all test-random test-py310 test-gpu map map-test lint install clean
+.PHONY: demo test test-all test-random test-lowest test-py310 test-gpu map map-test lint install resolve dist dist-test clean
 
-# torch first and by itself, so that an index with a CPU build is used for it.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	-$(BIN)/ctflow export --device cpu > /dev/null # a minute once: makes the CPU engines and keeps the fastest
-	touch $@
-
-install: $(VENV)/.installed
+install:
+	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh install/install.sh $(VENV)
 
 # A chest with four tumours, segmented through Holoscan and compared with its truth; SEED=N draws another.
 demo: install
@@ -25,6 +21,7 @@ demo: install
 	$(BIN)/python app -i $(DEMO)/case/ct -o $(DEMO)/out
 	@$(BIN)/ctflow evaluate $(DEMO)/case --results $(DEMO)/out --least-dice 0.8 > $(DEMO)/evaluation.txt; \
 	    code=$$?; sed '$$d' $(DEMO)/evaluation.txt; exit $$code
+	@sh install/next_steps.sh $(DEMO)
 
 lint: install
 	$(BIN)/ruff check .
@@ -64,11 +61,31 @@ test-gpu: install
 
 # The container: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options: MAP='--bundle DIR'
 map: install
-	PYTHON=$(BIN)/python MAP/build.sh $(MAP)
+	PYTHON=$(BIN)/python TORCH='$(TORCH)' MAP/build.sh $(MAP)
 
 # Runs it, and packages the application with holoscan-cli; needs podman beside what `make map` needs.
 map-test: install
 	$(BIN)/python -m pytest -m map tests/map --durations=10
 
+# Every combination of Python, build of torch and extra is resolved anew, without installing: needs the ordinary index.
+resolve: install
+	$(BIN)/python install/resolve.py
+
+# The oldest versions that pyproject.toml admits, in an environment of their own: 3 GB of torch. Which tests: LOWEST=...
+LOWEST ?= tests/unit tests/contract
+test-lowest: install
+	UV=$(BIN)/uv sh install/lowest.sh .venv-lowest
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist loadfile -m "not gpu and not map and not e2e" $(LOWEST)
+
+# Wheel and source archive in dist/, and both tried where no checkout is.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+dist-test: dist
+	PYTHON=$(BIN)/python TORCH='$(TORCH)' sh install/try_dist.sh
+
 clean:
-	rm -rf $(VENV) $(VENV)310 $(DEMO) gpu-proof build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)310 .venv-lowest $(DEMO) gpu-proof build dist src/*.egg-info .coverage .coverage.* .hypothesis
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
