@@ -605,6 +605,7 @@ def _document(
         window=segmentation.window,
         settings=_settings_facts(settings),
         stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
+        agreement=None if segmentation.agreement is None else asdict(segmentation.agreement),
         segments=[asdict(segment) for segment in measured],
         warnings=[*case.warnings, *spec.notes],
         research_only=RESEARCH_ONLY if spec.demonstration else None,

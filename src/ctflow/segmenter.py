@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,19 +15,12 @@ import torch
 from torch import Tensor
 
 from ctflow.config import Settings
-from ctflow.engines.choose import (
-    BACKENDS,
-    backend_module,
-    batch_range_for,
-    check_engine,
-    devices_from_setting,
-    open_engine,
-)
 from ctflow.engines.contract import Engine, EngineInfo
-from ctflow.errors import DeviceOutOfMemory, EngineMismatch, OutputError
-from ctflow.export.measure import choose_fastest, engines_not_made
-from ctflow.export.prepare import prepare_engine
+from ctflow.errors import DeviceOutOfMemory, ParityFailed
+from ctflow.export.examples import telling_windows, window_at
+from ctflow.export.record import Agreement
 from ctflow.model import Model, ModelSpec
+from ctflow.opened import OpenEngines
 from ctflow.postprocess import (
     bytes_on_host,
     fractions_from_probabilities,
@@ -59,6 +52,8 @@ class Segmentation:
             whole volume was looked at, also which part, how many windows were computed, and of how many; how many hold
             a single HU value, if any do.
         warnings: What a person should know of how this volume was computed.
+        agreement: What the engine was compared with, on this CT or an earlier one; None for PyTorch in fp32, which is
+            what the others are compared with, and where a warning says why nothing was compared.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -66,6 +61,26 @@ class Segmentation:
     window: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     fractions: npt.NDArray[np.uint8] | None = None
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """What the windows of a volume gave.
+
+    Attributes:
+        logits: (1, C, X, Y, Z) float32 on the network's grid.
+        window: As `Segmentation.window`.
+        starts: First voxel of each window that was computed.
+        constant: Which of them hold a single HU value; None where that is not looked at.
+        warnings: One of each device that had too little memory for a batch.
+    """
+
+    logits: Tensor
+    window: Mapping[str, Any]
+    starts: Sequence[Size3]
+    constant: ConstantWindows | None
+    warnings: tuple[str, ...]
 
 
 def _nothing() -> None:
@@ -78,13 +93,23 @@ class Segmenter:
     Args:
         model: The model.
         settings: Engine, precision, device, overlap, roi, constant windows and cache are used.
+        logits_only: Whether masks do not count where an engine is compared with PyTorch in fp32: labels of random
+            weights change with any rounding.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, *, logits_only: bool = False) -> None:
         self.model = model
         self._settings = settings
-        self._engines: tuple[Engine, ...] = ()
-        self.warnings: tuple[str, ...] = ()  # what every result should say of the engine
+        self._opened = OpenEngines(model, settings, logits_only=logits_only)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What every result should say of the engine."""
+        return self._opened.warnings
+
+    @property
+    def _engines(self) -> tuple[Engine, ...]:
+        return self._opened.engines
 
     def open(self, progress: Progress = silent) -> None:
         """Open the engines; what they run is made first if it is not in the cache, which takes from seconds to minutes.
@@ -98,82 +123,11 @@ class Segmenter:
             ModelError: The engine cannot be made from the model.
             OutputError: The cache cannot be written and the engine was named.
         """
-        spec, settings = self.model.spec, self._settings
-        devices = devices_from_setting(settings.device)
-        wanted: dict[str, Any] = {
-            "device": devices[0],
-            "precision": settings.precision,
-            "roi": spec.roi,
-            "batch_range": batch_range_for(spec, devices[0]),
-        }
-        name = settings.engine
-        if name == "auto":
-            name, changed = self._fastest(wanted, devices, progress)
-            wanted |= changed
-        elif settings.cache is not None:
-            for device in devices:  # nothing to do for a second GPU that is like the first
-                check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
-                arguments = {**wanted, "device": device, "cache_dir": settings.cache}
-                prepare_engine(name, self.model, **arguments, progress=progress)
-        self._engines = self._opened(name, wanted, devices)
-        info = self._engine_info()
-        log.info("engine %s %s on %s", info.backend, info.precision, info.device)
-
-    def _opened(self, name: str, wanted: Mapping[str, Any], devices: Sequence[str]) -> tuple[Engine, ...]:
-        """An engine of one backend on each device; none stays open if one cannot be opened."""
-        engines: list[Engine] = []
-        with ExitStack() as stack:
-            for device in devices:
-                arguments = {**wanted, "device": device, "cache_dir": self._settings.cache}
-                engines.append(open_engine(name, self.model, **arguments))
-                stack.callback(engines[-1].close)
-                name = engines[-1].info.backend  # "auto" must not take another one on the next device
-            stack.pop_all()
-        return tuple(engines)
-
-    def _fastest(
-        self, wanted: Mapping[str, Any], devices: Sequence[str], progress: Progress
-    ) -> tuple[str, dict[str, Any]]:
-        """The engine that measurement chose, and what it changes of what is wanted: precision and batch.
-
-        Without a cache that can be written, "auto" takes an engine without a file.
-        """
-        cache = self._settings.cache
-        if cache is None:
-            self._tell_of_unmade(wanted)
-            return "auto", {}
-        try:
-            choice = choose_fastest(self.model, **wanted, cache_dir=cache, progress=progress)
-            if backend_module(choice.backend).FILE is None:
-                self._tell_of_unmade(wanted, choice.backend)
-            for device in devices:
-                arguments = {**wanted, "precision": choice.precision, "device": device}
-                prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
-        except (OutputError, EngineMismatch) as error:
-            # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
-            self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
-            log.warning(self.warnings[0])
-            return "eager", {}
-        smallest, largest = wanted["batch_range"]
-        return choice.backend, {"precision": choice.precision, "batch_range": (smallest, choice.batch or largest)}
-
-    def _tell_of_unmade(self, wanted: Mapping[str, Any], chosen: str = "eager") -> None:
-        """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
-        faster = list(BACKENDS)[: list(BACKENDS).index(chosen)]
-        unmade = [
-            name for name in engines_not_made(self.model, **wanted, cache_dir=self._settings.cache) if name in faster
-        ]
-        if unmade:
-            text = f"no engine made for this device is in the cache: `ctflow export` makes one ({', '.join(unmade)})"
-            self.warnings = (*self.warnings, text)
-            log.warning(text)
+        self._opened.open(progress)
 
     def close(self) -> None:
         """Close the engines; may be called twice."""
-        engines, self._engines = self._engines, ()
-        with ExitStack() as all_of_them:
-            for engine in engines:
-                all_of_them.callback(engine.close)
+        self._opened.close()
 
     def __enter__(self) -> Segmenter:
         if not self._engines:
@@ -198,34 +152,34 @@ class Segmenter:
 
         Raises:
             DeviceOutOfMemory: The device has too little memory.
+            ParityFailed: The named engine differs from PyTorch in fp32 on this CT, or with "auto" every engine does.
             ModelError: The network's result is not finite.
         """
         if not self._engines:
             raise ValueError("open the segmenter before segmenting")
-        engine = self._engine_info()
         seconds: dict[str, float] = {}
-        with memory_of(engine.device):
+        with memory_of(self._opened.info.device):
             with timed(seconds, "prepare"):
                 prepared, body = self._prepare(volume)
             with timed(seconds, "segment"):
-                constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
-                logits, window, warnings = self._predict(prepared, body, constant, progress)
+                found = self._predict(prepared, body, volume, progress)
                 meanwhile()
-                if logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
-                    torch.cuda.current_stream(logits.device).synchronize()
+                if found.logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
+                    torch.cuda.current_stream(found.logits.device).synchronize()
+            agreement = self._opened.earlier
+            if self._opened.is_to_be_compared:
+                with timed(seconds, "compare"):
+                    found, agreement = self._compared(prepared, body, volume, found, progress)
             with timed(seconds, "restore"):
-                parts = (body, constant.seen(logits.device) if constant else None)
-                labels, fractions = self._restore(prepared, parts, logits, volume.array.shape, progress)
+                parts = (body, found.constant.seen(found.logits.device) if found.constant else None)
+                labels, fractions = self._restore(prepared, parts, found.logits, volume.array.shape, progress)
+        warnings = found.warnings
         if body is None and self._settings.roi == "body":
             log.warning(_NO_BODY)
             warnings = (*warnings, _NO_BODY)
         small = _warnings_of_small_volume(prepared, self.model.spec.roi)
         warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
-        return Segmentation(labels, engine, window, warnings, fractions), seconds
-
-    def _engine_info(self) -> EngineInfo:
-        """The first engine's, with every device: the others differ in nothing else."""
-        return replace(self._engines[0].info, device=_text_of_devices([each.info.device for each in self._engines]))
+        return Segmentation(labels, self._opened.info, found.window, warnings, fractions, agreement), seconds
 
     def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
         """The network's input and, where the settings want it and one is found there, the body."""
@@ -238,10 +192,35 @@ class Segmenter:
         (body,) = found
         return prepared, body if body is not None and _is_seen(body, prepared) else None
 
-    def _predict(
-        self, prepared: Prepared, body: Body | None, constant: ConstantWindows | None, progress: Progress
-    ) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
-        """The logits, the window settings as used, and a warning of each device that had too little memory for them."""
+    def _compared(
+        self, prepared: Prepared, body: Body | None, volume: Volume, found: _Predicted, progress: Progress
+    ) -> tuple[_Predicted, Agreement | None]:
+        """What agrees with PyTorch in fp32: this engine's answer, or that of the next one that does.
+
+        The first CT of a machine, model and versions has a few of its windows computed once more for this.
+        """
+        opened, roi, told = self._opened, self.model.spec.roi, found.warnings
+        agreement = None
+        while agreement is None and opened.is_to_be_compared:
+            progress("compare", 0, 1)
+            some = telling_windows(prepared.tensor, found.logits, found.starts, self.model, roi)
+            windows = [window_at(prepared.tensor, start, roi) for start in some]
+            try:
+                agreement = opened.compare(windows, len(found.starts), found.window["batch_size"])
+            except ParityFailed as error:
+                told = (*told, opened.take_next(error, progress))
+                found = self._predict(prepared, body, volume, progress)
+                told = (*told, *found.warnings)
+            except DeviceOutOfMemory as error:  # of PyTorch, which needs more than the engine whose result is there
+                told = (*told, f"the engine was not compared with PyTorch on this CT: {error}")
+                log.warning(told[-1])
+                break
+            progress("compare", 1, 1)
+        return replace(found, warnings=told), agreement
+
+    def _predict(self, prepared: Prepared, body: Body | None, volume: Volume, progress: Progress) -> _Predicted:
+        """The logits, where the windows lie, and the window settings as used."""
+        constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
         spec = self.model.spec
         overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
         batch_size = min(engine.info.batch_range[1] for engine in self._engines)
@@ -252,18 +231,21 @@ class Segmenter:
             halved[str(device)] = (first, left)
 
         wanted: list[bool] = []
+        starts: list[Size3] = []
         boxes = source_boxes(prepared, spec.roi)
 
         def is_wanted(start: Size3) -> bool:
             box = boxes(start)
             wanted.append(body is None or body.touches(box))
-            if wanted[-1] and constant:
-                constant.look_at(box)
+            if wanted[-1]:
+                starts.append(start)
+                if constant:
+                    constant.look_at(box)
             return wanted[-1]
 
         logits = predict_volume(
             prepared.tensor,
-            [Worker(engine.predict, torch.device(engine.info.device)) for engine in self._engines],
+            [worker_from_engine(engine) for engine in self._engines],
             roi=spec.roi,
             overlap=overlap,
             blend=spec.blend,
@@ -273,9 +255,9 @@ class Segmenter:
             on_halved=on_halved,
         )
         least = min([batch_size, *(left for _, left in halved.values())])
-        window = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
+        window: dict[str, Any] = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
         window |= _looked_at(body, wanted, constant)
-        return logits, window, _warnings_of_memory(halved)
+        return _Predicted(logits, window, starts, constant, _warnings_of_memory(halved))
 
     def _restore(
         self,
@@ -319,6 +301,11 @@ def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWind
     elif constant.count:
         facts["windows_constant"] = constant.count
     return facts
+
+
+def worker_from_engine(engine: Engine) -> Worker:
+    """An engine as `predict_volume` takes it."""
+    return Worker(engine.predict, torch.device(engine.info.device), engine.info.fewest_computed)
 
 
 def _is_seen(body: Body, prepared: Prepared) -> bool:
@@ -365,12 +352,6 @@ def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...
     for warning in warnings:
         log.warning(warning)
     return warnings
-
-
-def _text_of_devices(devices: Sequence[str]) -> str:
-    """The devices as `--device` takes them ("cuda:0,1")."""
-    first, *others = devices
-    return ",".join([first, *(device.partition(":")[2] or device for device in others)])
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from ctflow.pipeline import (
     segment_case,
     write_case,
 )
-from ctflow.segmenter import Segmenter, _text_of_devices
+from ctflow.segmenter import Segmenter
 from ctflow.volume import digest_of_uid
 from ctflow.window.body import find_body
 from dicom_support import assembled, setter
@@ -598,9 +598,9 @@ def test_several_devices_give_the_seg_of_one(small_windows, series, settings, tm
         place = torch.linspace(-1, 1, 32**3).reshape(32, 32, 32)
         return torch.cat([windows.new_zeros(windows.shape), windows - 0.6 + place / 4], dim=1)
 
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(predict))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(predict))
     one = run_folder(series, tmp_path / "one", small_windows, settings)
-    monkeypatch.setattr("ctflow.segmenter.devices_from_setting", lambda _: ("cpu", "cpu"))
+    monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _: ("cpu", "cpu"))
     steps = []
     both = run_folder(series, tmp_path / "both", small_windows, settings, lambda *step: steps.append(step))
     assert max(total for stage, _, total in steps if stage == "segment") >= 4
@@ -610,11 +610,6 @@ def test_several_devices_give_the_seg_of_one(small_windows, series, settings, tm
     assert document["engine"]["device"] == "cpu,cpu"
     assert document["segments"][0]["voxels"] > 1000
     assert document["warnings"] == one.cases[0].document["warnings"]
-
-
-def test_devices_are_named_as_on_the_command_line():
-    assert _text_of_devices(["cuda:1"]) == "cuda:1"
-    assert _text_of_devices(["cuda:0", "cuda:2", "cuda:3"]) == "cuda:0,2,3"
 
 
 def test_no_engine_stays_open_if_the_next_device_has_none(model, settings, monkeypatch):
@@ -633,8 +628,8 @@ def test_no_engine_stays_open_if_the_next_device_has_none(model, settings, monke
             raise BackendUnavailable("no")
         return Opened(device)
 
-    monkeypatch.setattr("ctflow.segmenter.devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
-    monkeypatch.setattr("ctflow.segmenter.open_engine", open_engine)
+    monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
+    monkeypatch.setattr("ctflow.opened.open_engine", open_engine)
     segmenter = Segmenter(model, settings)
     with pytest.raises(BackendUnavailable):
         segmenter.open()
@@ -657,7 +652,7 @@ def test_too_little_memory_for_a_batch_is_a_warning_of_that_case_only(
             raise DeviceOutOfMemory("too little memory")
         return torch.zeros(len(windows), 2, 32, 32, 32)
 
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(predict))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(predict))
     with Segmenter(small_windows, settings) as segmenter:
         (case,) = find_cases(series, small_windows.spec, settings).cases
         done = pipeline.run_case(case, segmenter, settings, tmp_path / "a")
@@ -719,8 +714,8 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
     def damaged(*_, **__):
         raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read")
 
-    monkeypatch.setattr("ctflow.segmenter.choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
-    monkeypatch.setattr("ctflow.segmenter.prepare_engine", damaged)
+    monkeypatch.setattr("ctflow.opened.choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
+    monkeypatch.setattr("ctflow.opened.prepare_engine", damaged)
     settings = Settings(device="cpu", cache=tmp_path / "cache")
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "eager"
@@ -731,8 +726,8 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
 
 @pytest.mark.parametrize("cache", ["cache", None])
 def test_an_engine_that_may_be_made_for_this_device_is_told_of(model, tmp_path, monkeypatch, caplog, cache):
-    monkeypatch.setattr("ctflow.segmenter.choose_fastest", lambda *_, **__: Choice("eager", "fp32", ()))
-    monkeypatch.setattr("ctflow.segmenter.engines_not_made", lambda *_, **__: ("tensorrt-rtx",))
+    monkeypatch.setattr("ctflow.opened.choose_fastest", lambda *_, **__: Choice("eager", "fp32", ()))
+    monkeypatch.setattr("ctflow.opened.engines_not_made", lambda *_, **__: ("tensorrt-rtx",))
     settings = Settings(device="cpu", cache=cache and tmp_path / cache)
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "eager"
@@ -806,7 +801,7 @@ def test_several_classes_keep_their_codes_and_colours_in_every_form(
         place = torch.linspace(-2, 2, 32**3).reshape(32, 32, 32)
         return torch.cat([windows.new_zeros(windows.shape), windows - 0.6 + place, windows - 0.6 - place], dim=1)
 
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(predict))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(predict))
     masks = []
     for seg in ("binary", "labelmap", "fractional"):
         (case,) = run_folder(series, tmp_path / seg, several, replace(settings, seg=seg)).cases
@@ -823,7 +818,7 @@ def test_several_classes_keep_their_codes_and_colours_in_every_form(
 
 def test_a_fractional_seg_of_another_threshold_says_so(small_windows, series, settings, tmp_path, monkeypatch):
     spec = replace(small_windows.spec, out_channels=1, activation="sigmoid", threshold=0.3)
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(lambda windows: windows - 1.2))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(lambda windows: windows - 1.2))
     chosen = replace(settings, seg="fractional")
     (case,) = run_folder(series, tmp_path / "out", replace(small_windows, spec=spec), chosen).cases
     assert any("what has 0.3 or more" in warning for warning in case.document["warnings"])
@@ -840,7 +835,7 @@ def everywhere(windows):
 @pytest.fixture
 def body_windows(model, monkeypatch):
     """The model with windows of 36 mm, of which many lie in air, and a network that marks air, too."""
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(everywhere))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
     return replace(model, spec=replace(model.spec, roi=(6, 6, 4), batch_size=4))
 
 
@@ -951,10 +946,10 @@ def test_windows_of_padding_are_computed_once_on_each_device(body_windows, setti
         windows.append(len(some))
         return everywhere(some)
 
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(counted))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(counted))
     found = []
     for devices in (("cpu",), ("cpu", "cpu")):
-        monkeypatch.setattr("ctflow.segmenter.devices_from_setting", lambda _, devices=devices: devices)
+        monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _, devices=devices: devices)
         windows.clear()
         with Segmenter(body_windows, settings) as segmenter:
             found.append(segmenter.segment(volume)[0])
@@ -976,7 +971,7 @@ def test_a_choice_about_constant_windows_changes_the_uids(body_windows, series, 
 
 
 def test_a_slab_thinner_than_half_a_window_is_warned_about(model, settings, monkeypatch):
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(everywhere))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
     volume = phantom_from_seed(5, (20, 96, 96)).volume
     deep = volume.geometry.spacing_mm[0] * 20
     thin = replace(model, spec=replace(model.spec, roi=(8, 8, 64)))
@@ -1004,7 +999,7 @@ def test_the_result_says_that_only_the_body_was_looked_at(body_windows, series, 
     (none,) = run_folder(series, tmp_path / "none", body_windows, settings).cases
     assert "part" not in none.document["window"]
     assert uid_of(none) != uid_of(one)
-    monkeypatch.setattr("ctflow.segmenter.devices_from_setting", lambda _: ("cpu", "cpu"))
+    monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _: ("cpu", "cpu"))
     (both,) = run_folder(series, tmp_path / "both", body_windows, chosen).cases
     assert both.document["window"] == one.document["window"]
     assert both.document["segments"] == one.document["segments"]

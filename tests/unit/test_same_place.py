@@ -81,7 +81,7 @@ def about_x(degrees: float) -> np.ndarray:
 
 def found(volume: Volume, folder, model, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
     """World points of the SEG's mask, and the centroid that result.json gives."""
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: Bright())
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: Bright())
     write_ct_series(volume, folder / "ct")
     (case,) = run_folder(folder / "ct", folder / "out", model, Settings(device="cpu", force=True)).cases
     loaded = assembled(folder / "ct")

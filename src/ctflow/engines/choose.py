@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, cast
 
 from ctflow.engines.contract import Engine, Precision
-from ctflow.errors import BackendUnavailable, ParityFailed, SettingsInvalid
+from ctflow.errors import BackendUnavailable, SettingsInvalid
 from ctflow.model import Model, ModelSpec
 from ctflow.requirements import version_problem
 from ctflow.volume import Size3
@@ -28,9 +28,6 @@ _LEAST_GPU_BATCH = 4  # fewer windows leave parts of a large GPU idle in the dee
 _ONLY_BY_NAME = ("compile",)  # a minute of compilation in each process
 # Batches that "auto" times beside the one that is asked for, of engines that nobody builds for a batch.
 _TIMED_BATCHES = {"fused": (8, 16)}
-
-
-log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -99,6 +96,7 @@ def open_engine(
     roi: Size3,
     batch_range: tuple[int, int],
     cache_dir: Path | None = None,
+    without: Collection[str] = (),
 ) -> Engine:
     """Open an engine for a model.
 
@@ -110,6 +108,7 @@ def open_engine(
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
         cache_dir: Where built engines are kept; None for backends that build nothing.
+        without: Backends that "auto" does not take.
 
     Returns:
         The engine; the caller closes it.
@@ -121,6 +120,8 @@ def open_engine(
     """
     reasons = []
     for backend in backend_names(name, device):
+        if name == "auto" and backend in without:
+            continue
         module = _load(backend)
         available, reason = _availability(backend)
         if not available:
@@ -131,12 +132,10 @@ def open_engine(
             return module.open_backend(
                 model, device=device, precision=chosen, roi=roi, batch_range=batch_range, cache_dir=cache_dir
             )
-        except (BackendUnavailable, ParityFailed) as error:
+        except BackendUnavailable as error:
             if name != "auto":
                 raise
-            # Its file has not been made, it lacks the device, precision or network, or it has failed its own check.
-            if isinstance(error, ParityFailed):
-                log.warning("engine %s is set aside: %s", backend, error)
+            # Its file has not been made, or it lacks the device, precision or network.
             reasons.append(f"{backend}: {error}")
     raise BackendUnavailable("; ".join(reasons))
 

@@ -30,6 +30,8 @@ class EngineInfo:
         out_channels: Channels of the logits; 1 for a two-class softmax model whose two logits are folded into their
             difference.
         versions: Versions of the software that computes, by package name.
+        fewest_computed: Windows that every call computes at least: what runs a fixed batch fills a smaller one up,
+            which needs no less memory.
     """
 
     backend: str
@@ -40,6 +42,7 @@ class EngineInfo:
     weights_digest: str
     out_channels: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    fewest_computed: int = 1
 
 
 class Engine(Protocol):

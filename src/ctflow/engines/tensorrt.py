@@ -290,7 +290,8 @@ def engine_from_plan(
     free_cached_memory()  # TensorRT takes its own
     with torch.cuda.device(device):
         plan = LoadedPlan(runtime, data, name)
-        info = EngineInfo(name, precision, device, roi, batch_range, model.weights_digest, plan.out_channels, versions)
+        channels, fewest = plan.out_channels, plan.batches[0]
+        info = EngineInfo(name, precision, device, roi, batch_range, model.weights_digest, channels, versions, fewest)
         return TensorRtEngine(plan, info)
 
 

@@ -189,7 +189,8 @@ def open_backend(
         raise BackendUnavailable(f"{_NAME} cannot run this program here: {_short(error)}") from error
     channels = _out_channels(exported, shape)
     versions = {**_versions(), "driver": driver_version()}
-    info = EngineInfo(_NAME, precision, device, roi, batch_range, model.weights_digest, channels, versions)
+    digest = model.weights_digest
+    info = EngineInfo(_NAME, precision, device, roi, batch_range, digest, channels, versions, shape[0])
     return TorchTensorRtEngine(program, info, shape)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from ctflow.atomic import write_atomically
 from ctflow.engines.choose import backend_module, backend_names, batches_worth_timing, open_engine
-from ctflow.engines.contract import Precision
-from ctflow.engines.onnxfile import software_versions, usable_cpus
-from ctflow.engines.tensorrt import gpu_identity
+from ctflow.engines.contract import Engine, Precision
+from ctflow.engines.onnxfile import software_versions
 from ctflow.errors import (
     BackendUnavailable,
     CtflowError,
@@ -27,17 +25,19 @@ from ctflow.errors import (
     ModelError,
     NetworkNotTaken,
     OutputError,
+    ParityFailed,
     ResourceError,
 )
-from ctflow.export.parity import ParityResult, check_parity, example_window
+from ctflow.export.examples import example_windows
+from ctflow.export.parity import ParityResult, check_parity, is_reference, reference_logits
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
+from ctflow.export.record import Agreements, machine, what_is_computed
 from ctflow.model import Model
-from ctflow.networks.swin import REWRITE_VERSION
 from ctflow.progress import Progress, silent
 from ctflow.volume import Size3
 
 _STAGE = "measure engines"
-_FORMAT = 3  # of the record
+_FORMAT = 4  # of the record
 _WORTH = 0.98  # of a smaller batch's seconds: a larger one takes more memory
 _LONGEST_S = 3.0  # no repetition starts later
 
@@ -56,7 +56,8 @@ class Measured:
         precision: Number format of the heavy arithmetic.
         window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it
             could not be made or run.
-        parity: How near it is to PyTorch in fp32; None if it was not compared, as a faster one is good.
+        parity: How near it is to PyTorch in fp32 on windows of a phantom; None if it was not compared: it is what the
+            others are compared with, or a faster one is good.
         reason: Why it is not used; None if it can be.
         batch: Windows at once that were timed; None if none were.
     """
@@ -88,6 +89,9 @@ def choose_fastest(
     batch_range: tuple[int, int],
     cache_dir: Path,
     make: bool = False,
+    logits_only: bool = False,
+    agreements: Agreements | None = None,
+    measured: Sequence[Measured] = (),
     progress: Progress = silent,
 ) -> Choice:
     """The fastest engine that agrees with PyTorch in fp32; from the record in the cache, or measured and recorded.
@@ -100,6 +104,9 @@ def choose_fastest(
         batch_range: Smallest and largest batch wanted.
         cache_dir: Keeps engines and the record.
         make: Whether engines that take minutes to make are made; else only those in the cache take part.
+        logits_only: Whether masks do not count, for random weights (`ctflow.export.parity.check_parity`).
+        agreements: Which engines have failed on a CT and are not taken; None looks into the cache.
+        measured: What was measured before, to choose from again once the engine that was chosen has failed on a CT.
         progress: Told of each engine as stage "measure engines".
 
     Returns:
@@ -107,7 +114,7 @@ def choose_fastest(
 
     Raises:
         BackendUnavailable: No backend computes with this device and precision.
-        ModelError: No engine can be made from the model.
+        ModelError: No engine can be made from the model, or none that is left agrees.
         OutputError: The cache cannot be written.
     """
     settings = {"device": device, "roi": roi, "batch_range": batch_range}
@@ -118,21 +125,37 @@ def choose_fastest(
     ]
     if len(candidates) == 1:  # nothing to compare: no minutes for a measurement
         return Choice(*candidates[0], ())
-    path = cache_dir / f"choice-{_key(model, settings, candidates)}.json"
-    known = _read_choice(path, candidates)
+    path = cache_dir / f"choice-{_key(model, settings, candidates, logits_only=logits_only)}.json"
+    known = None if measured else _read_choice(path, candidates)
     if known is not None:
         return known
-    window = example_window(model, roi)
+    gate = _Gate(model, roi, agreements or Agreements(model, cache_dir), logits_only=logits_only)
+    timed: Sequence[Measured] = measured
+    failures: list[Exception] = []
+    if not measured:
+        timed, failures = _time_all(candidates, model, gate.windows[0], cache_dir, settings, progress)
+    choice = _first_exact(timed, gate, cache_dir, settings, failures)
+    if not any(isinstance(failure, _PASSING) for failure in failures):
+        _write_choice(choice, path)
+    return choice
+
+
+def _time_all(
+    candidates: Sequence[tuple[str, Precision]],
+    model: Model,
+    window: Tensor,
+    cache_dir: Path,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[list[Measured], list[Exception]]:
+    """Every candidate, timed or set aside, and why those were that a warning tells of."""
     timed: list[Measured] = []
     failures: list[Exception] = []
     progress(_STAGE, 0, len(candidates))
     for done, (name, chosen) in enumerate(candidates, start=1):
         timed.append(_time_engine(name, model, window, cache_dir, {**settings, "precision": chosen}, failures))
         progress(_STAGE, done, len(candidates))
-    choice = _first_exact(model, timed, window, cache_dir, settings, failures)
-    if not any(isinstance(failure, _PASSING) for failure in failures):
-        _write_choice(choice, path)
-    return choice
+    return timed, failures
 
 
 def engines_not_made(
@@ -173,6 +196,7 @@ def measure_engine(
     roi: Size3,
     batch_range: tuple[int, int],
     cache_dir: Path,
+    logits_only: bool = False,
     progress: Progress = silent,
 ) -> Measured:
     """Make one engine if it is not there, time it and compare it with PyTorch in fp32.
@@ -185,6 +209,7 @@ def measure_engine(
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
         cache_dir: Where engines are kept.
+        logits_only: Whether masks do not count, for random weights (`ctflow.export.parity.check_parity`).
         progress: Told of the making.
 
     Returns:
@@ -196,16 +221,17 @@ def measure_engine(
     """
     chosen = precision or backend_module(name).precisions(device)[-1]
     settings = {"device": device, "precision": chosen, "roi": roi, "batch_range": batch_range}
-    prepare_engine(name, model, cache_dir=cache_dir, progress=progress, **settings)  # type: ignore[arg-type]
-    window = example_window(model, roi)
+    prepare_engine(name, model, cache_dir=cache_dir, logits_only=logits_only, progress=progress, **settings)  # type: ignore[arg-type]
+    gate = _Gate(model, roi, Agreements(model, cache_dir), logits_only=logits_only)
     try:
-        seconds, batch = _fastest_batch(name, model, window, cache_dir, settings)
+        seconds, batch = _fastest_batch(name, model, gate.windows[0], cache_dir, settings)
     except BackendUnavailable as error:
         if not is_made_anywhere(name):
             raise
         return Measured(name, chosen, None, None, f"made, not run here: {error}")
     taken = {**settings, "batch_range": (batch_range[0], batch)}
-    return Measured(name, chosen, seconds, _parity(name, model, window, cache_dir, taken), None, batch)
+    parity = None if is_reference(name, chosen) else _parity(name, gate, cache_dir, taken)
+    return Measured(name, chosen, seconds, parity, None, batch)
 
 
 def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[str, Precision]]:
@@ -225,27 +251,15 @@ def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[st
     return fitting
 
 
-def _key(model: Model, settings: Mapping[str, Any], candidates: Sequence[tuple[str, Precision]]) -> str:
+def _key(
+    model: Model, settings: Mapping[str, Any], candidates: Sequence[tuple[str, Precision]], *, logits_only: bool
+) -> str:
     """Digest of everything that the choice depends on."""
-    where: list[object] = [_processor(), usable_cpus()]
-    if str(settings["device"]).startswith("cuda"):
-        where.append(gpu_identity(settings["device"]))
-    spec = model.spec
-    what = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION]
-    meaning = [spec.activation, spec.threshold, spec.out_channels, repr(spec.preprocessing)]
     versions = [backend_module(name).is_available()[1] for name, _ in candidates]
-    fields = [what, meaning, where, software_versions(), versions, settings, candidates]
+    where = [machine(settings["device"]), software_versions(), versions]
+    fields = [*what_is_computed(model), *where, settings, candidates, logits_only]
     text = json.dumps(fields, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _processor() -> str:
-    """Name and abilities of the processor: which arithmetic an engine picks hangs on them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # no Linux
-        return platform.processor() or platform.machine()
-    return "; ".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))
 
 
 def _read_choice(path: Path, candidates: Sequence[tuple[str, Precision]]) -> Choice | None:
@@ -331,37 +345,66 @@ def _seconds_a_window(name: str, model: Model, window: Tensor, cache_dir: Path, 
         engine.close()
 
 
-def _parity(name: str, model: Model, window: Tensor, cache_dir: Path, settings: Mapping[str, Any]) -> ParityResult:
-    engine = open_engine(name, model, cache_dir=cache_dir, **settings)
+class _Gate:
+    """What every engine has to pass before it is chosen: windows of a phantom, against PyTorch in strict fp32.
+
+    Args:
+        model: The model.
+        roi: Window size in voxels.
+        agreements: Which engines have failed on a CT.
+        logits_only: Whether masks do not count.
+    """
+
+    def __init__(self, model: Model, roi: Size3, agreements: Agreements, *, logits_only: bool) -> None:
+        self.model, self._agreements, self._logits_only = model, agreements, logits_only
+        self.windows = example_windows(model, roi)
+        self._expected: list[Tensor] | None = None
+
+    def check(self, engine: Engine) -> ParityResult:
+        """How near it is to PyTorch.
+
+        Raises:
+            ParityFailed: Not near enough, here or on a CT before.
+        """
+        info = engine.info
+        failed = self._agreements.failed_on(info)
+        if failed is not None:
+            raise ParityFailed(f"{info.backend} {info.precision} differed from PyTorch in fp32 on a CT on {failed}")
+        if self._expected is None:
+            self._expected = reference_logits(self.model, self.windows, info.device)
+        return check_parity(engine, self.model, self.windows, expected=self._expected, logits_only=self._logits_only)
+
+
+def _parity(name: str, gate: _Gate, cache_dir: Path, settings: Mapping[str, Any]) -> ParityResult:
+    engine = open_engine(name, gate.model, cache_dir=cache_dir, **settings)
     try:
-        return check_parity(engine, model, [window])
+        return gate.check(engine)
     finally:
         engine.close()
 
 
 def _first_exact(
-    model: Model,
     timed: Sequence[Measured],
-    window: Tensor,
+    gate: _Gate,
     cache_dir: Path,
     settings: Mapping[str, Any],
     failures: list[Exception],
 ) -> Choice:
-    """The fastest that agrees with PyTorch; PyTorch itself in fp32 agrees without a comparison."""
-    runnable = sorted((entry for entry in timed if entry.window_seconds is not None), key=_seconds)
+    """The fastest that agrees with PyTorch; PyTorch itself in fp32 is what the others are compared with."""
+    runnable = [entry for entry in timed if entry.window_seconds is not None and entry.reason is None]
     final = {(entry.backend, entry.precision): entry for entry in timed}
-    for entry in runnable:
+    for entry in sorted(runnable, key=_seconds):
         name, chosen = entry.backend, entry.precision
         try:
             parity = None
-            if (name, chosen) != ("eager", "fp32"):
+            if not is_reference(name, chosen):
                 smallest, wanted = settings["batch_range"]
                 taken = {**settings, "precision": chosen, "batch_range": (smallest, entry.batch or wanted)}
-                parity = _parity(name, model, window, cache_dir, taken)
+                parity = _parity(name, gate, cache_dir, taken)
         except (ModelError, ResourceError) as error:
             failures.append(error)
             log.warning("engine %s %s is set aside: %s", name, chosen, error)
-            final[name, chosen] = replace(entry, reason=str(error))
+            final[name, chosen] = replace(entry, parity=None, reason=str(error))
             continue
         final[name, chosen] = replace(entry, parity=parity)
         return Choice(name, chosen, tuple(final.values()), entry.batch)

@@ -26,8 +26,9 @@ from ctflow.engines.tensorrt import (
 )
 from ctflow.engines.torch_tensorrt import FILE as PROGRAM
 from ctflow.engines.torch_tensorrt import program_key
+from ctflow.export.examples import example_windows
 from ctflow.export.onnx import onnx_from_model
-from ctflow.export.parity import check_parity, example_window
+from ctflow.export.parity import check_parity
 from ctflow.export.plan import PlanSettings, plan_from_onnx
 from ctflow.export.torch_program import program_from_model
 from ctflow.model import Model
@@ -50,6 +51,7 @@ def prepare_engine(
     roi: Size3,
     batch_range: tuple[int, int],
     cache_dir: Path,
+    logits_only: bool = False,
     progress: Progress = silent,
 ) -> None:
     """Make the file that an engine needs to be opened with the same arguments, unless it is there.
@@ -62,6 +64,7 @@ def prepare_engine(
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted; the CPU engines' file serves any.
         cache_dir: Where files are kept.
+        logits_only: Whether masks do not count where a new plan is compared: of random weights they say nothing.
         progress: Told of the stage "prepare engine" or "build engine", if there is something to make.
 
     Raises:
@@ -91,7 +94,7 @@ def prepare_engine(
             program_from_model(model, roi, precision=chosen, batch=batch_range[1], path=path, device=device)
         elif module.FILE in (PLAN, RTX_FILE):
             _make_plan(name, model, roi, batch_range, chosen, device, path, cache_dir, progress)
-            _check_plan(name, model, roi, batch_range, chosen, device, path)
+            _check_plan(name, model, roi, batch_range, chosen, device, path, logits_only=logits_only)
         else:
             onnx_from_model(model, roi, batch_range=CPU_BATCH, path=path)
 
@@ -179,12 +182,14 @@ def _check_plan(
     precision: Precision,
     device: str,
     path: Path,
+    *,
+    logits_only: bool,
 ) -> None:
     """Compare a new plan with PyTorch, so that none is kept which computes something else; where it can run at all."""
     if torch.device(device).type != "cuda":  # made for another machine, which compares when it measures
         return
     engine = engine_from_plan(name, model, path.read_bytes(), device, precision, roi, batch_range)
     try:
-        check_parity(engine, model, [example_window(model, roi)])
+        check_parity(engine, model, example_windows(model, roi), logits_only=logits_only)
     finally:
         engine.close()

@@ -29,6 +29,7 @@ def series_result(
     intended_use: str,
     folder: str | None,
     error: Mapping[str, Any] | None,
+    agreement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of one series.
 
@@ -46,6 +47,7 @@ def series_result(
         intended_use: The bundle's words.
         folder: Name of the result folder.
         error: type, exit_code, reason, message.
+        agreement: `ctflow.export.record.Agreement` as a mapping; None where nothing was compared.
 
     Returns:
         The document, by docs/result.schema.json.
@@ -64,6 +66,7 @@ def series_result(
         "window": _copied(window),
         "settings": _copied(settings),
         "stage_seconds": dict(stage_seconds),
+        "agreement": _copied(agreement),
         "segments": [dict(segment) for segment in segments],
         "warnings": list(warnings),
         "folder": folder,

@@ -30,6 +30,7 @@ _STAGES = {
     "scan": "reading headers",
     "read": "reading slices",
     "segment": "segmenting windows",
+    "compare": "comparing the engine with PyTorch",
     "restore": "back to the source grid",
     "write": "writing results",
 }
@@ -330,7 +331,7 @@ def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> N
         table.add_row(
             f"{entry['backend']} {entry['precision']}",
             "" if seconds is None else f"{seconds:.3f}",
-            f"{parity['dice']:.5f}" if parity else "",
+            _dice(parity),
             f"{parity['relative_error']:.1e}" if parity else "",
             "chosen" if chosen and not entry["reason"] else "",
         )
@@ -338,3 +339,9 @@ def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> N
     for entry in document["measured"]:
         if entry["reason"]:
             console.print(f"{entry['backend']} {entry['precision']}: {entry['reason']}", markup=False, highlight=False)
+
+
+def _dice(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return ""
+    return "nothing segmented" if parity["dice"] is None else f"{parity['dice']:.5f}"

@@ -24,10 +24,12 @@ class Worker:
         predict: (B, C_in, *roi) -> (B, C_out, *roi), both float32 on the device; the answer is read before the next
             call, and on the stream on which the call was made.
         device: torch device, with its index where there is one ("cuda:0").
+        fewest: Windows that every call computes at least; fewer at once need no less memory.
     """
 
     predict: Predict
     device: torch.device
+    fewest: int = 1
 
 
 class _Stopped(Exception):

@@ -70,7 +70,7 @@ def predict_volume(
 
     Raises:
         ValueError: An argument is out of range, no window is wanted, or `predict` returns another window size.
-        DeviceOutOfMemory: A device has too little memory for one window.
+        DeviceOutOfMemory: A device has too little memory for one window, or for as many as its worker always computes.
 
     Source: equal to `monai.inferers.sliding_window_inference` (MONAI 1.6.1) within float tolerance, on any number of
     devices.
@@ -233,7 +233,7 @@ class _Slab:
         try:
             return self.share.worker.predict(windows)
         except DeviceOutOfMemory:
-            if len(windows) == 1:
+            if len(windows) <= self.share.worker.fewest:
                 raise
         if self._part.is_cuda:
             free_cached_memory()  # not above: what the error's frames hold is free only once the error is gone
@@ -261,6 +261,6 @@ def _sum_of_share(slab: _Slab, batch_size: int, say: Say, advance: Callable[[int
                 done += len(some)
                 say(partial(advance, sum(map(len, some))))
             else:
-                batch_size = len(some) // 2
+                batch_size = max(len(some) // 2, slab.share.worker.fewest)
                 say(partial(on_halved, device, len(some), batch_size))
     return slab.sum

@@ -14,7 +14,7 @@ from ctflow.engines.choose import open_engine
 from ctflow.engines.store import EngineStore
 from ctflow.engines.tensorrt import plan_key
 from ctflow.errors import BackendUnavailable, ParityFailed
-from ctflow.export import measure, prepare
+from ctflow.export import measure, prepare, record
 from ctflow.export.measure import choose_fastest, measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.segmenter import Segmenter
@@ -80,10 +80,10 @@ def pretend_gpu(monkeypatch):
         return seconds[calls[-1]]
 
     monkeypatch.setattr(measure, "_seconds_a_window", time_one)
-    monkeypatch.setattr(measure, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 1))
-    monkeypatch.setattr(measure, "gpu_identity", lambda _: "a GPU")
+    monkeypatch.setattr(measure, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 4, "labels"))
+    monkeypatch.setattr(record, "gpu_identity", lambda _: "a GPU")
     monkeypatch.setattr(prepare, "_make_plan", lambda *arguments: arguments[6].write_bytes(b"a plan"))
-    monkeypatch.setattr(prepare, "_check_plan", lambda *_: None)
+    monkeypatch.setattr(prepare, "_check_plan", lambda *_, **__: None)
     return calls
 
 
@@ -102,7 +102,7 @@ def test_auto_makes_nothing_for_minutes_and_takes_what_is_made(coarse, tmp_path,
 
 
 def test_a_plan_that_computes_something_else_is_not_kept(coarse, tmp_path, pretend_gpu, monkeypatch):
-    def differs(*_):
+    def differs(*_, **__):
         raise ParityFailed("too far")
 
     monkeypatch.setattr(prepare, "_check_plan", differs)

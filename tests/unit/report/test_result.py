@@ -65,6 +65,19 @@ ENGINE = {
     "weights_digest": "ab" * 32,
     "out_channels": 2,
     "versions": {"torch": "2.8"},
+    "fewest_computed": 1,
+}
+AGREEMENT = {
+    "windows": 4,
+    "of": 48,
+    "dice": 0.9998,
+    "relative_error": 1e-3,
+    "judged": "labels",
+    "engine": "openvino fp32",
+    "reference": "eager fp32",
+    "series": "this series",
+    "date": "2026-11-29",
+    "kept": True,
 }
 
 WINDOW = {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 4}
@@ -116,6 +129,8 @@ def test_every_document_of_the_schemas_kinds_is_valid():
     assert valid(done(window=OF_BODY))
     assert valid(done(window={**WINDOW, "windows_constant": 3}))
     assert valid(done(window={**WINDOW, "constant_windows": "compute"}))
+    assert valid(done(agreement=AGREEMENT))
+    assert valid(done(agreement={**AGREEMENT, "dice": None, "judged": "logits"}))
     assert valid(refused(series=unread))
     assert valid({**refused(), "status": "failed"})
     set_aside = [{"digest": "0" * 12, "rule": "localizer", "reason": "a localizer"}]
@@ -142,6 +157,10 @@ def changed(document, *path_and_value):
         changed(done(), "schema_version", 2),
         changed(done(), "status", "fine"),
         changed(done(), "error", ERROR),
+        changed(done(agreement=AGREEMENT), "agreement", "windows", 0),
+        changed(done(agreement=AGREEMENT), "agreement", "of", 0),
+        changed(done(agreement=AGREEMENT), "agreement", "date", None),
+        changed(done(agreement=AGREEMENT), "agreement", {"dice": 1.0}),
         changed(done(), "engine", None),
         changed(done(), "folder", None),
         changed(done(), "series", "digest", "PATIENT"),

@@ -1,0 +1,225 @@
+"""What has been compared before: kept in the cache for the machine, the model and all versions, and in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ctflow.atomic import write_atomically
+from ctflow.engines.contract import EngineInfo
+from ctflow.engines.onnxfile import software_versions, usable_cpus
+from ctflow.engines.tensorrt import gpu_identity
+from ctflow.errors import OutputError
+from ctflow.export.parity import ParityResult
+from ctflow.model import Model
+from ctflow.networks.swin import REWRITE_VERSION
+
+_FORMAT = 1
+REFERENCE = "eager fp32"
+THIS, EARLIER = "this series", "an earlier series"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What an engine was compared with, and what was found: a part of result.json.
+
+    Attributes:
+        windows: How many windows were compared, at least 1.
+        of: Of how many that were computed of that CT.
+        dice: Overlap of the masks of these windows (`ctflow.export.parity.ParityResult`); None where nothing was
+            segmented in them.
+        relative_error: Largest difference of logits, relative to the largest logit.
+        judged: "labels" where masks decided beside logits, else "logits".
+        engine: Backend and precision of the engine.
+        reference: Backend and precision that it was compared with.
+        series: Whose windows they were: `THIS` or `EARLIER`.
+        date: When, as YYYY-MM-DD.
+        kept: Whether the figures are in the cache; else each process compares its first CT.
+    """
+
+    windows: int
+    of: int
+    dice: float | None
+    relative_error: float
+    judged: str
+    engine: str
+    reference: str
+    series: str
+    date: str
+    kept: bool
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is kept of an engine: the date on which it failed, or its figures."""
+
+    failed: str | None
+    agreement: Agreement | None
+
+
+class Agreements:
+    """Figures of earlier comparisons.
+
+    Args:
+        model: The model.
+        cache_dir: Where they are kept; None keeps them in this process alone.
+    """
+
+    def __init__(self, model: Model, cache_dir: Path | None) -> None:
+        self._model, self._cache_dir = model, cache_dir
+        self._known: dict[str, Agreement] = {}
+        self._failed: dict[str, str] = {}  # when
+        self._keys: dict[tuple[object, ...], str] = {}
+
+    def find(self, infos: Sequence[EngineInfo]) -> Agreement | None:
+        """Figures of engines that agreed on an earlier CT.
+
+        Args:
+            infos: One backend and precision, on one or several devices.
+
+        Returns:
+            The figures of the device with the largest error; None if one has not been compared here, or has failed.
+        """
+        found = []
+        for key in {self._key(info) for info in infos}:
+            agreement = None if self._failed_on(key) else self._known.get(key) or self._read(key).agreement
+            if agreement is None:
+                return None
+            self._known[key] = agreement
+            found.append(agreement)
+        return replace(max(found, key=lambda one: one.relative_error), series=EARLIER)
+
+    def failed_on(self, info: EngineInfo) -> str | None:
+        """The date on which an engine did not agree on a CT, as YYYY-MM-DD; None if it always has."""
+        return self._failed_on(self._key(info))
+
+    def _failed_on(self, key: str) -> str | None:
+        return self._failed.get(key) or self._read(key).failed
+
+    def keep(self, infos: Sequence[EngineInfo], result: ParityResult, of: int) -> Agreement:
+        """Note that engines agreed on a CT.
+
+        An engine that has failed on another CT is compared with each, so nothing of it is kept.
+
+        Args:
+            infos: One backend and precision, on one or several devices.
+            result: The worst of them.
+            of: How many windows were computed of the CT.
+        """
+        engine = f"{infos[0].backend} {infos[0].precision}"
+        figures = (result.windows, of, result.dice, result.relative_error, result.judged)
+        agreement = Agreement(*figures, engine, REFERENCE, THIS, today(), kept=True)
+        kept = True
+        for key in {self._key(info) for info in infos}:
+            trusted = self._failed_on(key) is None
+            kept = trusted and self._write(key, _Record(None, agreement)) and kept
+            if trusted:
+                self._known[key] = replace(agreement, kept=kept)
+        return replace(agreement, kept=kept)
+
+    def refuse(self, infos: Sequence[EngineInfo]) -> None:
+        """Note that engines did not agree on a CT: they are not chosen; one that is named is compared on every CT."""
+        for key in {self._key(info) for info in infos}:
+            self._failed[key] = today()
+            self._write(key, _Record(today(), None))
+
+    def _key(self, info: EngineInfo) -> str:
+        """Digest of everything that the figures depend on."""
+        known = (info.backend, info.precision, info.device, info.batch_range)
+        if known not in self._keys:
+            engine = {**asdict(info), "device": machine(info.device)}
+            fields = [*what_is_computed(self._model), software_versions(), engine]
+            text = json.dumps(fields, sort_keys=True, default=str)
+            self._keys[known] = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return self._keys[known]
+
+    def _path(self, key: str) -> Path | None:
+        return None if self._cache_dir is None else self._cache_dir / f"agreement-{key}.json"
+
+    def _read(self, key: str) -> _Record:
+        """A kept record; one that is not there or damaged says nothing, which has the engine compared again."""
+        path = self._path(key)
+        try:
+            document = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != _FORMAT:
+                return _Record(None, None)
+            failed, figures = document["failed"], document["agreement"]
+            if failed is not None:
+                return _Record(_text(failed), None)
+            return _Record(None, _checked(Agreement(**figures)))
+        except (OSError, ValueError, TypeError, KeyError):
+            return _Record(None, None)
+
+    def _write(self, key: str, record: _Record) -> bool:
+        """Whether a record is in the cache now."""
+        path = self._path(key)
+        if path is None:
+            return False
+        text = json.dumps({"format": _FORMAT, **asdict(record)}, indent=2) + "\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda stream: stream.write(text.encode()))
+        except (OutputError, OSError) as error:  # the engines may lie in a folder that can only be read
+            log.warning("the comparison of an engine is not kept, so each process compares: %s", error)
+            return False
+        return True
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("no date")
+    return value
+
+
+def _checked(agreement: Agreement) -> Agreement:
+    """Figures as `Agreements` writes them.
+
+    Raises:
+        ValueError: They are not: the record was changed.
+    """
+    numbers = (agreement.relative_error, 0.0 if agreement.dice is None else agreement.dice)
+    texts = (agreement.judged, agreement.engine, agreement.reference, agreement.date)
+    counts = (agreement.windows, agreement.of)
+    if (
+        not all(type(count) is int and count >= 1 for count in counts)
+        or not all(isinstance(number, (int, float)) and 0 <= number <= 1 for number in numbers)
+        or not all(isinstance(text, str) for text in texts)
+        or agreement.kept is not True
+    ):
+        raise ValueError("no figures of an agreement")
+    return agreement
+
+
+def today() -> str:
+    """The date, as YYYY-MM-DD."""
+    return time.strftime("%Y-%m-%d")
+
+
+def what_is_computed(model: Model) -> list[object]:
+    """All of a model that decides which logits it has and what they mean."""
+    spec = model.spec
+    what = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION]
+    return [what, [spec.activation, spec.threshold, spec.out_channels, repr(spec.preprocessing)]]
+
+
+def machine(device: str) -> list[object]:
+    """What of this machine decides how a device computes."""
+    where: list[object] = [_processor(), usable_cpus()]
+    return [*where, gpu_identity(device)] if device.startswith("cuda") else where
+
+
+def _processor() -> str:
+    """Name and abilities of the processor: which arithmetic an engine picks hangs on them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    return "; ".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))

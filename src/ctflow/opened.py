@@ -1,0 +1,264 @@
+"""A model's engines, one on each device: opened, compared with fp32 on the first CT, replaced where they differ."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctflow.config import Settings
+from ctflow.engines.choose import (
+    BACKENDS,
+    backend_module,
+    batch_range_for,
+    check_engine,
+    devices_from_setting,
+    open_engine,
+)
+from ctflow.engines.contract import Engine, EngineInfo
+from ctflow.engines.cudagraph import free_cached_memory
+from ctflow.errors import EngineMismatch, OutputError, ParityFailed, ResourceError
+from ctflow.export.measure import Measured, choose_fastest, engines_not_made
+from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits
+from ctflow.export.prepare import prepare_engine
+from ctflow.export.record import Agreement, Agreements
+from ctflow.model import Model
+from ctflow.progress import Progress, silent
+
+log = logging.getLogger(__name__)
+
+
+class OpenEngines:
+    """Engines of one backend, one on each device.
+
+    Args:
+        model: The model.
+        settings: Engine, precision, device and cache are used.
+        logits_only: Whether masks do not count where engines are compared, for random weights.
+    """
+
+    def __init__(self, model: Model, settings: Settings, *, logits_only: bool = False) -> None:
+        self.model = model
+        self.engines: tuple[Engine, ...] = ()
+        self.warnings: tuple[str, ...] = ()  # what every result should say of the engine
+        self._settings, self._logits_only = settings, logits_only
+        self._agreements = Agreements(model, settings.cache)
+        self._measured: tuple[Measured, ...] = ()  # what "auto" chose from
+        self._without: set[str] = set()  # what "auto" does not take any more where nothing was measured
+
+    @property
+    def info(self) -> EngineInfo:
+        """The first engine's, with every device: the others differ in nothing else."""
+        return replace(self.engines[0].info, device=_text_of_devices([each.info.device for each in self.engines]))
+
+    def open(self, progress: Progress = silent) -> None:
+        """Open the engines; see `ctflow.segmenter.Segmenter.open`."""
+        settings, devices = self._settings, devices_from_setting(self._settings.device)
+        name, wanted = settings.engine, self._wanted(devices)
+        if name == "auto":
+            name, changed = self._fastest(wanted, devices, progress)
+            wanted |= changed
+        elif settings.cache is not None:
+            for device in devices:  # nothing to do for a second GPU that is like the first
+                check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
+                arguments = {**wanted, "device": device, "cache_dir": settings.cache}
+                prepare_engine(name, self.model, **arguments, logits_only=self._logits_only, progress=progress)
+        self._take(self._opened(name, wanted, devices))
+
+    def close(self) -> None:
+        """Close the engines; may be called twice."""
+        self._take(())
+
+    # ------------------------------------------------------------------------------------------ on the first CT
+
+    @property
+    def is_to_be_compared(self) -> bool:
+        """Whether nothing is known yet of how these engines compute a CT."""
+        info = self.engines[0].info
+        return not is_reference(info.backend, info.precision) and self.earlier is None
+
+    @property
+    def earlier(self) -> Agreement | None:
+        """What was found on an earlier CT; None for what the others are compared with, PyTorch in fp32."""
+        infos = [engine.info for engine in self.engines]
+        return None if is_reference(infos[0].backend, infos[0].precision) else self._agreements.find(infos)
+
+    def compare(self, windows: Sequence[Tensor], of: int, batch: int) -> Agreement:
+        """Compute windows of a CT in strict fp32 and with every engine, and keep what was found.
+
+        Args:
+            windows: (1, C_in, *roi) float32 each.
+            of: How many windows were computed of that CT.
+            batch: How many at once.
+
+        Raises:
+            ParityFailed: They differ; noted, so that `auto` does not take that engine again.
+            DeviceOutOfMemory: There is too little memory for PyTorch.
+        """
+        infos = [engine.info for engine in self.engines]
+        expected = reference_logits(self.model, windows, infos[0].device)
+        if torch.device(infos[0].device).type == "cuda":
+            free_cached_memory()  # engines such as TensorRT take their own
+        try:
+            found = [
+                check_parity(
+                    engine,
+                    self.model,
+                    windows,
+                    expected=expected,
+                    batch=min(batch, of),
+                    lowest_dice=LOWEST_DICE_OF_CT,
+                    logits_only=self._logits_only,
+                )
+                for engine in self.engines
+            ]
+        except ParityFailed:
+            self._agreements.refuse(infos)
+            raise
+        agreement = self._agreements.keep(infos, _worst(found), of)
+        log.info("engine %s agrees with %s on this CT: %s", agreement.engine, agreement.reference, _figures(agreement))
+        return agreement
+
+    def take_next(self, error: ParityFailed, progress: Progress) -> str:
+        """Open the next engine in place of one that has failed on a CT.
+
+        Args:
+            error: How it failed.
+            progress: Told when engines are made.
+
+        Returns:
+            A sentence for the result.
+
+        Raises:
+            ParityFailed: It was named, or none is left.
+        """
+        failed = self.engines[0].info
+        if self._settings.engine != "auto":
+            raise error
+        devices = devices_from_setting(self._settings.device)
+        wanted, name = self._wanted(devices), "auto"
+        try:
+            if self._measured:
+                self._measured = tuple(_without(entry, failed, error) for entry in self._measured)
+                name, changed = self._fastest(wanted, devices, progress)
+                wanted |= changed
+            self._without.add(failed.backend)
+            engines = self._opened(name, wanted, devices)
+        except ResourceError as none_left:
+            raise error from none_left
+        self._take(engines)
+        text = f"{failed.backend} {failed.precision} did not agree with PyTorch on this CT, which was computed again"
+        text = f"{text} with {self.info.backend} {self.info.precision} ({error})"
+        log.warning(text)
+        return text
+
+    # ------------------------------------------------------------------------------------------------ choosing
+
+    def _wanted(self, devices: Sequence[str]) -> dict[str, Any]:
+        spec = self.model.spec
+        return {
+            "device": devices[0],
+            "precision": self._settings.precision,
+            "roi": spec.roi,
+            "batch_range": batch_range_for(spec, devices[0]),
+        }
+
+    def _take(self, engines: tuple[Engine, ...]) -> None:
+        """Close what is open and take these in its place."""
+        before, self.engines = self.engines, engines
+        with ExitStack() as all_of_them:
+            for engine in before:
+                all_of_them.callback(engine.close)
+        if engines:
+            log.info("engine %s %s on %s", self.info.backend, self.info.precision, self.info.device)
+
+    def _opened(self, name: str, wanted: Mapping[str, Any], devices: Sequence[str]) -> tuple[Engine, ...]:
+        """An engine of one backend on each device; none stays open if one cannot be opened."""
+        engines: list[Engine] = []
+        with ExitStack() as stack:
+            for device in devices:
+                arguments = {**wanted, "device": device, "cache_dir": self._settings.cache}
+                engines.append(open_engine(name, self.model, **arguments, without=self._without))
+                stack.callback(engines[-1].close)
+                name = engines[-1].info.backend  # "auto" must not take another one on the next device
+            stack.pop_all()
+        return tuple(engines)
+
+    def _fastest(
+        self, wanted: Mapping[str, Any], devices: Sequence[str], progress: Progress
+    ) -> tuple[str, dict[str, Any]]:
+        """The engine that measurement chose, and what it changes of what is wanted: precision and batch.
+
+        Without a cache that can be written, "auto" takes an engine without a file.
+        """
+        cache = self._settings.cache
+        if cache is None:
+            self._tell_of_unmade(wanted)
+            return "auto", {}
+        try:
+            choice = choose_fastest(
+                self.model,
+                **wanted,
+                cache_dir=cache,
+                logits_only=self._logits_only,
+                agreements=self._agreements,
+                measured=self._measured,
+                progress=progress,
+            )
+            self._measured = choice.measured
+            if backend_module(choice.backend).FILE is None:
+                self._tell_of_unmade(wanted, choice.backend)
+            for device in devices:
+                arguments = {**wanted, "precision": choice.precision, "device": device}
+                prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
+        except (OutputError, EngineMismatch) as error:
+            # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
+            self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
+            log.warning(self.warnings[0])
+            return "eager", {}
+        smallest, largest = wanted["batch_range"]
+        return choice.backend, {"precision": choice.precision, "batch_range": (smallest, choice.batch or largest)}
+
+    def _tell_of_unmade(self, wanted: Mapping[str, Any], chosen: str = "eager") -> None:
+        """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
+        faster = list(BACKENDS)[: list(BACKENDS).index(chosen)]
+        unmade = [
+            name for name in engines_not_made(self.model, **wanted, cache_dir=self._settings.cache) if name in faster
+        ]
+        if unmade:
+            text = f"no engine made for this device is in the cache: `ctflow export` makes one ({', '.join(unmade)})"
+            self.warnings = (*self.warnings, text)
+            log.warning(text)
+
+
+def _without(entry: Measured, failed: EngineInfo, error: ParityFailed) -> Measured:
+    """What was measured of an engine; of the one that has failed, that it is not used."""
+    is_it = (entry.backend, entry.precision) == (failed.backend, failed.precision)
+    return replace(entry, parity=None, reason=str(error)) if is_it else entry
+
+
+def _worst(found: Sequence[ParityResult]) -> ParityResult:
+    """The figures of several devices as one."""
+    dice = [result.dice for result in found if result.dice is not None]
+    return replace(
+        found[0],
+        relative_error=max(result.relative_error for result in found),
+        dice=min(dice) if dice else None,
+        judged=max(result.judged for result in found),  # "logits" if any
+    )
+
+
+def _figures(agreement: Agreement) -> str:
+    dice = "nothing segmented in them" if agreement.dice is None else f"Dice {agreement.dice:.5f}"
+    return f"{agreement.windows} of {agreement.of} windows, {dice}, relative error {agreement.relative_error:.1e}"
+
+
+def _text_of_devices(devices: Sequence[str]) -> str:
+    """The devices as `--device` takes them ("cuda:0,1")."""
+    first, *others = devices
+    return ",".join([first, *(device.partition(":")[2] or device for device in others)])
