@@ -255,6 +255,7 @@ def test_logits_are_those_of_the_network(model, runtime, on_cpu, tmp_path, windo
         assert difference <= {"fp32": 1e-5, "bf16": 5e-2}[precision]
     assert torch.equal(windows, before)
     assert engine.info.batch_range == (1, 4)
+    assert engine.info.fewest_computed == 4, "a smaller batch is filled up"
     assert engine.info.versions == {
         "torch": torch.__version__,
         "torch-tensorrt": "2.14.0",

@@ -60,13 +60,15 @@ def pretend(monkeypatch):
 
 
 def test_an_engine_is_made_timed_and_compared(model, tmp_path):
-    found = measure_engine("onnxruntime", model, **WANTED, cache_dir=tmp_path)
+    wanted = {**WANTED, "roi": (64, 32, 32)}
+    found = measure_engine("onnxruntime", model, **wanted, cache_dir=tmp_path)
     assert found.backend == "onnxruntime"
     assert 0 < found.window_seconds < 60
-    assert found.parity.dice >= 0.999
+    assert found.parity.windows == 4
+    assert found.parity.dice is None or found.parity.dice >= 0.999
     assert found.parity.relative_error < 1e-3
     # The file is there now: nothing is made again.
-    engine = open_engine("onnxruntime", model, **WANTED, cache_dir=tmp_path)
+    engine = open_engine("onnxruntime", model, **wanted, cache_dir=tmp_path)
     assert engine.info.out_channels == 1
     engine.close()
 

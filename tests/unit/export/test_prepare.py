@@ -7,10 +7,9 @@ import logging
 import pytest
 import torch
 
-from ctflow import pipeline
 from ctflow.bundle import demonstration_bundle, read_bundle
 from ctflow.config import Settings
-from ctflow.engines.choose import open_engine
+from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.store import EngineStore
 from ctflow.engines.tensorrt import plan_key
 from ctflow.errors import BackendUnavailable, ParityFailed
@@ -125,5 +124,5 @@ def test_only_rtx_is_made_on_machines_that_cannot_run_it():
 
 
 def test_a_gpu_gets_larger_batches_than_the_bundle_asks_for(coarse):
-    assert pipeline.batch_range_for(coarse.spec, "cpu") == (1, coarse.spec.batch_size)
-    assert pipeline.batch_range_for(coarse.spec, "cuda:1") == (1, max(4, coarse.spec.batch_size))
+    assert batch_range_for(coarse.spec, "cpu") == (1, coarse.spec.batch_size)
+    assert batch_range_for(coarse.spec, "cuda:1") == (1, max(4, coarse.spec.batch_size))

@@ -241,6 +241,16 @@ def test_too_little_memory_for_one_window_is_the_cases_error():
         predict_volume(torch.zeros(1, 1, 8, 8, 8), predict_up_to(0, []), roi=(4, 4, 4), batch_size=4)
 
 
+@pytest.mark.parametrize(("fewest", "called"), [(8, [8]), (4, [8, 4]), (3, [8, 4, 3]), (1, [8, 4, 2, 1])])
+def test_a_smaller_batch_is_not_tried_where_it_would_be_filled_up(fewest, called):
+    """A plan of one fixed batch needs the same memory for fewer windows."""
+    tried = []
+    worker = Worker(predict_up_to(0, tried), torch.device("cpu"), fewest)
+    with pytest.raises(DeviceOutOfMemory, match="too little memory"):
+        predict_volume(torch.rand(1, 1, 8, 12, 12), [worker], roi=(4, 4, 4), overlap=0.0, batch_size=8)
+    assert tried == called
+
+
 def test_no_graph_is_kept():
     network = torch.nn.Conv3d(1, 2, 1)
     assert not predict_volume(torch.zeros(1, 1, 8, 8, 8), network, roi=(4, 4, 4)).requires_grad
