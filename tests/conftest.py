@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import pydicom.config
 import pytest
 from hypothesis import settings
 
@@ -13,6 +14,9 @@ from bundle_support import bundle_with_spacing
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
 from needs import skip_without, summary_of_skips
+
+# Tests write what the standard does not allow, of which pydicom warns; `tests/unit/compat` has it raise.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 # The same examples on every machine and in every run; tests/random_search.py asks for the other profile and a seed.
 settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)

@@ -142,6 +142,10 @@ def _rows_twice(content: bytes) -> bytes:
 _CODE = ((0x0100, b"SH", b"24627-2 "), (0x0102, b"SH", b"LN"), (0x0104, b"LO", b"CT chest"))
 _EXPLICIT_ITEM = sequence_items(b"".join(element(0x0008, number, vr, value) for number, vr, value in _CODE))
 _IMPLICIT_ITEM = sequence_items(b"".join(implicit(0x0008, number, value) for number, _, value in _CODE))
+_FRAGMENTS = (
+    implicit(0xFFFE, 0xE000, b"") + implicit(0xFFFE, 0xE000, b"\xff\xd8\xff\xd9") + implicit(0xFFFE, 0xE0DD, b"")
+)
+_ICON = element(0x7FE0, 0x0010, b"OB", _FRAGMENTS, _UNDEFINED)
 _CREATOR, _PRIVATE = element(0x0029, 0x0010, b"LO", b"VENDOR"), element(0x0029, 0x1005, b"LO", b"ABCD")
 _EARLIER = element(0x0019, 0x0010, b"LO", b"VENDOR") + element(0x0019, 0x1003, b"LO", b"ABCD")
 
@@ -200,6 +204,10 @@ FORMS: tuple[Form, ...] = (
         "a sequence with items in Implicit VR",
         before_pixels(element(0x0029, 0x1002, b"SQ", _IMPLICIT_ITEM, _UNDEFINED)),
         Note.WITHOUT_VR,
+    ),
+    _form(
+        "an icon with compressed pixels",
+        before_pixels(element(0x0088, 0x0200, b"SQ", sequence_items(_ICON), _UNDEFINED)),
     ),
     _form(
         "a private element without VR",

@@ -889,7 +889,8 @@ def _values() -> Iterator[Odd]:
     yield Odd("MONOCHROME1", pixels, nothing(every(PhotometricInterpretation="MONOCHROME1")), "MONOCHROME2")
     yield Odd("32 bit", pixels, nothing(every(BitsAllocated=32)), "BitsAllocated")
     yield Odd("HighBit contradicts BitsStored", pixels, nothing(every(HighBit=11)), "HighBit")
-    yield Odd("no PixelRepresentation", pixels, nothing(every(PixelRepresentation=None)), "PixelRepresentation")
+    for keyword in ("PixelRepresentation", "BitsStored", "PhotometricInterpretation"):
+        yield Odd(f"no {keyword}", pixels, nothing(every(**{keyword: None})), f"{keyword} is empty or absent")
 
 
 def _one_slice_deviates() -> Iterator[Odd]:
@@ -918,6 +919,7 @@ def _objects() -> Iterator[Odd]:
     yield Odd("MR", "set aside: `modality`", nothing(every(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")))
     yield Odd("several frames in a CT image", "set aside: `multi-frame`", nothing(every(NumberOfFrames="2")))
     yield Odd("colour", "set aside: `colour`", nothing(every(SamplesPerPixel=3)))
+    yield Odd("no SamplesPerPixel", "set aside: `no-pixels`", nothing(every(SamplesPerPixel=None)), "empty or absent")
     yield Odd("no pixel data", "set aside: `no-pixels`", nothing(every(PixelData=None)))
     yield Odd("a MIP", "set aside: `derived`", nothing(every(ImageType=["DERIVED", "SECONDARY", "MIP"])))
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):

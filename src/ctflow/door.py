@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from ctflow.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError, Unexpected
 
 log = logging.getLogger(__name__)
+_QUOTING = frozenset({"pydicom", "pynetdicom", "highdicom", "pylibjpeg", "openjpeg", "rle", "jpeg_ls"})
 
 
 def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: bool = False) -> int:
@@ -71,6 +72,11 @@ def traceback_without_texts(error: BaseException) -> str:
     return "\n\n".join(["Traceback (without the errors' texts, which may hold patient data):", *parts])
 
 
+def keep_values_out(handler: logging.Handler) -> None:
+    """Have a handler drop what libraries log that quote values of data sets, at any level that a person may ask for."""
+    handler.addFilter(lambda record: record.name.partition(".")[0] not in _QUOTING)
+
+
 def set_up_logging(level: str | None, *, debug: bool = False) -> None:
     """Send log lines to standard error, one a line with its time; and no warnings of libraries, which quote values.
 
@@ -81,6 +87,8 @@ def set_up_logging(level: str | None, *, debug: bool = False) -> None:
     name = {"WARN": "WARNING", None: "WARNING"}.get(level, level)
     warnings.simplefilter("ignore")
     logging.basicConfig(level=name, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        keep_values_out(handler)
     log.setLevel(logging.NOTSET)
     if debug:
         show_tracebacks()

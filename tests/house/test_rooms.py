@@ -60,6 +60,19 @@ def test_each_module_imports_alone(installed):
         assert json.loads(done.stdout.splitlines()[-1]) == {"imported": names}
 
 
+def test_importing_the_library_changes_nothing_of_another(repository):
+    """pydicom's switches and functions, loggers, warnings and finders are those of the process that imports it."""
+    root = repository / "src"
+    names = [".".join(path.relative_to(root).with_suffix("").parts) for path in sorted(root.rglob("*.py"))]
+    names = [name.removesuffix(".__init__") for name in names]
+    script = Path(__file__).with_name("import_unchanged.py")
+    done = subprocess.run([sys.executable, script, *names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["watched"] > 5000, "it looked at nothing"
+    assert found == {**found, "changed": [], "imported": len(names), "monai": False}
+
+
 def imported_names(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -88,7 +101,7 @@ def imported_names(path: Path) -> set[str]:
         ("onnxscript", {"src/ctflow/export/onnx.py"}),
         ("click", {"src/ctflow/cli"}),
         ("rich", {"src/ctflow/report"}),
-        ("highdicom", {"src/ctflow/dicom"}),
+        ("highdicom", {"src/ctflow/dicom", "src/ctflow/compat/highdicom.py"}),
         ("PIL", {"src/ctflow/report"}),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.uid import UID
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import integer, number, text
 from ctflow.dicom.decode import Slice, SliceReader, in_threads
 from ctflow.dicom.encoding import encoding_warnings
@@ -67,12 +68,14 @@ class _Rescale:
         return self.slope == int(self.slope) and self.intercept == int(self.intercept)
 
 
+@lenient()
 def geometry_of_series(series: Series) -> tuple[Geometry, tuple[Instance, ...]]:
     """A series' grid and its slices in array order, without reading pixels (see `stack_of_series`)."""
     stack = stack_of_series(series)
     return stack.geometry, stack.instances
 
 
+@lenient()
 def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: bool = False) -> Assembled:
     """Read a series into a volume.
 

@@ -16,6 +16,8 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.valuerep import AMBIGUOUS_VR, VR
 
+from ctflow.compat.pydicom import values_unchecked
+
 # What pydicom raises on damaged or hostile bytes, here and on its lazy conversion of values.
 PARSE_ERRORS = (
     InvalidDicomError,
@@ -48,7 +50,8 @@ tag_of_number = lru_cache(2**13)(BaseTag)  # the same object for the same tag: p
 def value_of(header: Dataset, keyword: str) -> object:
     """The value as pydicom gives it; None if absent or damaged."""
     try:
-        return header.get(keyword)
+        with values_unchecked():
+            return header.get(keyword)
     except PARSE_ERRORS:
         return None
 
@@ -84,7 +87,8 @@ def _texts_of(
     raw = RawDataElement(tag, vr, len(value), value, 0, implicit, little)
     encoding = charset if isinstance(charset, str) else list(charset)
     try:
-        return _as_texts(convert_raw_data_element(raw, encoding=encoding).value)
+        with values_unchecked():
+            return _as_texts(convert_raw_data_element(raw, encoding=encoding).value)
     except PARSE_ERRORS:
         return ()
 

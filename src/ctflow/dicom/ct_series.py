@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from ctflow import __version__
 from ctflow.atomic import publish_folder, temporary_folder
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.volume import FloatArray, Volume
@@ -21,6 +22,7 @@ IMPLEMENTATION_UID = uid_from_parts("ctflow", "implementation")
 Adjust = Callable[[Dataset, int], None]
 
 
+@lenient()
 def write_ct_series(
     volume: Volume,
     folder: Path,

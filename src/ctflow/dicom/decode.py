@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.pixels import PixelFormat, read_stored, unsupported
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.shared import SharedSlices
@@ -199,6 +200,7 @@ class SliceReader:
             log.warning("slices are decoded in one process: the others have ended")
 
 
+@lenient()
 def run_decoder(connection: Connection, room: SharedSlices) -> None:
     """Decode slices into the room until the pipe is closed; its first word is that it can."""
     begin_child()

@@ -15,6 +15,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, VR
 
 from ctflow.atomic import write_atomically
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import integer, texts
 from ctflow.dicom.conformance import conforming_values, holds_text
 from ctflow.dicom.encode import elements_of, save_dataset
@@ -156,6 +157,7 @@ def moment_of(header: Dataset) -> tuple[str, str]:
     return "19000101", "000000"  # ContentDate may not be empty, and any true date would be an invention
 
 
+@lenient()
 def write_dataset(dataset: Dataset, path: Path) -> None:
     """Write a DICOM file, whole or not at all.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import integer
 from ctflow.dicom.pixels import padding_length
 from ctflow.dicom.scan import Instance
@@ -12,6 +13,7 @@ from ctflow.dicom.structure import Note
 _MOST_NAMED = 3
 
 
+@lenient()
 def encoding_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
     """Sentences on files that are not encoded as the standard says.
 

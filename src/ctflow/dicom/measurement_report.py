@@ -16,6 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as DicomCode
 from pydicom.valuerep import DS, VR
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     ALGORITHM_SOURCE,
@@ -75,6 +76,7 @@ class _Basis:
     tracking_ids: Mapping[int, str]
 
 
+@lenient()
 def report_from_measurements(
     measured: Sequence[SegmentMeasurements],
     segmentation: Dataset,

@@ -53,6 +53,7 @@ LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "IS
 _DECODED = _DECODERS.keys() | {DeflatedExplicitVRLittleEndian}
 # Every transfer syntax that gives right HU.
 READABLE = tuple(sorted(NATIVE | _DECODED))
+_DESCRIBING = ("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 # What a frame of each must be, as `family_of_frame` names it.
 _FAMILIES = {
     **dict.fromkeys((HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000, JPEG2000Lossless), "JPEG 2000"),
@@ -82,6 +83,9 @@ class PixelFormat:
 def pixel_format_of(instance: Instance) -> PixelFormat:
     """The format of a slice's values; `UnsupportedPixels` where reading them would be guessing."""
     header = instance.header
+    lacking = [keyword for keyword in _DESCRIBING if not text(header, keyword)]
+    if lacking:
+        raise unsupported(instance, f"its {', '.join(lacking)} is empty or absent: have the sender repair it")
     allocated, stored = integer(header, "BitsAllocated"), integer(header, "BitsStored")
     high, representation = integer(header, "HighBit"), integer(header, "PixelRepresentation")
     if text(header, "PhotometricInterpretation") != "MONOCHROME2":

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
 from ctflow.errors import BrokenSeries, UnsupportedPixels
 from ctflow.volume import LabelArray, digest_of_uid
@@ -19,6 +20,7 @@ from ctflow.volume import LabelArray, digest_of_uid
 _SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the second: LABELMAP
 
 
+@lenient()
 def read_segmentation(path: Path, sources: Sequence[Dataset]) -> LabelArray:
     """Read a segmentation onto the grid of its source series.
 

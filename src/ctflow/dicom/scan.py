@@ -19,6 +19,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.header import header_of_layout
 from ctflow.dicom.structure import Layout, Note, layout_of_header
@@ -106,6 +107,7 @@ def name_without_patient(path: Path) -> str:
     return "/".join(shown(part) for part in path.parts)
 
 
+@lenient()
 def scan_folder(
     folder: Path,
     progress: Progress = silent,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     Provenance,
@@ -30,6 +31,7 @@ from ctflow.model import RESEARCH_ONLY, ModelSpec
 _SHORT_TEXT = 1024  # characters of VR ST
 
 
+@lenient()
 def secondary_capture_from_picture(
     picture: npt.NDArray[np.uint8],
     segmentation: Dataset,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import highdicom as hd
@@ -14,6 +13,8 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
+from ctflow.compat.highdicom import frames_known_by_class
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     ALGORITHM_SOURCE,
@@ -53,6 +54,7 @@ class SegForm:
     omit_empty_frames: bool = True
 
 
+@lenient()
 def segmentation_from_labels(
     labels: LabelArray,
     sources: Sequence[Dataset] | Sources,
@@ -95,7 +97,7 @@ def segmentation_from_labels(
     )
     shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
     planes = {} if grid is None else _planes(grid)
-    with warnings.catch_warnings():
+    with frames_known_by_class(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
             source_images=sources.cleaned if shown is None else [sources.cleaned[index] for index in shown],
@@ -122,32 +124,15 @@ def segmentation_from_labels(
     return segmentation
 
 
+@lenient()
 def read_standard(sources: Sources) -> None:
     """Have highdicom read its tables of the standard, once in a process, before a mask waits for them.
 
     Args:
         sources: Any; their images have positions.
     """
-    hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
-
-
-_looked_up = getattr(hd.utils, "is_multiframe_image", None)  # from highdicom 0.28 on
-
-
-@cache
-def _has_frames(sop_class_uid: str) -> bool:
-    image = Dataset()
-    image.SOPClassUID = sop_class_uid
-    return bool(_looked_up and _looked_up(image))
-
-
-def _is_multiframe_image(dataset: Dataset) -> bool:
-    """What highdicom's function of this name says, which searches its tables for every image of a series: 0.2 ms."""
-    return _has_frames(str(dataset.SOPClassUID))
-
-
-if _looked_up is not None:
-    hd.utils.is_multiframe_image = _is_multiframe_image
+    with frames_known_by_class():
+        hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
 
 
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:

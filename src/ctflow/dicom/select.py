@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from pydicom.uid import UID
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.agreement import odd_ones
 from ctflow.dicom.attributes import integer, number, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
@@ -96,6 +97,7 @@ class Selection:
         return tuple(candidate for candidate in self.candidates if candidate.rule == Unexpected.reason)
 
 
+@lenient()
 def select_series(
     scan: Scan,
     *,
@@ -279,7 +281,10 @@ def _no_image(series: Series) -> Verdict | None:
         return "no-pixels", "slices without pixel data"
     if any((integer(instance.header, "NumberOfFrames") or 1) != 1 for instance in series.instances):
         return "multi-frame", "multi-frame CT images are not supported: send single-frame CT images"
-    if any(integer(instance.header, "SamplesPerPixel") != 1 for instance in series.instances):
+    samples = {text(instance.header, "SamplesPerPixel") for instance in series.instances}
+    if "" in samples:
+        return "no-pixels", "SamplesPerPixel is empty or absent: have the sender repair the series"
+    if samples != {"1"}:
         return "colour", "colour images carry no Hounsfield units"
     return None
 

@@ -12,6 +12,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import Raw, raw_of, text, texts, value_of
 from ctflow.dicom.conformance import (
     conforming_character_set,
@@ -95,6 +96,7 @@ class Sources:
         return len(self.uids)
 
 
+@lenient()
 def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
     """Prepare what objects derived from a series will need.
 
@@ -114,6 +116,7 @@ def _reference(source: Dataset) -> Dataset:
     return item
 
 
+@lenient()
 def clean_sources(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
     """Small copies of source headers that highdicom takes and that conform.
 

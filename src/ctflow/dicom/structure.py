@@ -23,6 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 LARGEST_HEADER = 2**25  # bytes before the pixel data; the largest seen in real CT is 0.3 MB
 LARGEST_INFLATED = 2**26  # bytes of a deflated file: a slice of 4096 x 4096 has half of it
+MOST_ELEMENTS = 2**16  # of the first level; real headers have a few hundred, and each that is read takes memory
 DEEPEST = 32  # sequences within each other; real ones have 3 or 4
 _WINDOW = 2**15  # bytes read at once; nearly all headers are shorter, and of longer ones the rest is sought
 _UNDEFINED = 0xFFFFFFFF
@@ -259,11 +260,13 @@ class _Walk:
 
     def dataset(self, position: int, *, implicit: bool) -> int | None:
         """Go through a data set up to its pixel data, and say where that begins; None if there is none."""
-        start, last = position, -1
+        start, last, count = position, -1, 0
         seen: dict[int, tuple[int, int]] = {}
         while position < self._size:
             if self._size - position < 8:
                 raise _Flaw("cut short in its header")
+            count += 1
+            self._check_limits(position - start, count)
             tag, vr, length, value = self._element(position, implicit=implicit)
             if tag >= _FIRST_PIXELS and tag in _PIXELS:
                 self.pixels = (tag, vr, length, value, value + length)
@@ -282,9 +285,14 @@ class _Walk:
                 position = self._after(vr, length, value, implicit, depth=0)
             if self.wanted is None or tag in self.wanted:
                 self.elements.append((tag, vr, length, value, position))
-            if position - start > LARGEST_HEADER:
-                raise _Flaw(f"its header is larger than {LARGEST_HEADER >> 20} MB")
+        self._check_limits(position - start, count)
         return None
+
+    def _check_limits(self, span: int, count: int) -> None:
+        if span > LARGEST_HEADER:
+            raise _Flaw(f"its header is larger than {LARGEST_HEADER >> 20} MB")
+        if count > MOST_ELEMENTS:
+            raise _Flaw(f"its header has more than {MOST_ELEMENTS} elements")
 
     def look_behind_pixels(self) -> None:
         """Note what follows pixel data of a length of their own and is no element: padding of archives, mostly."""
@@ -316,7 +324,7 @@ class _Walk:
         if length != _UNDEFINED:
             return self._end(value, length)
         if not implicit and depth and vr in (b"OB", b"OW"):  # an icon's compressed pixels: fragments like items
-            return self._sequence(value, implicit=False, depth=DEEPEST)
+            return self._sequence(value, implicit=True, depth=DEEPEST)
         if not implicit and vr not in (b"SQ", b"UN"):
             raise _Flaw("damaged header (an undefined length where none may be)")
         if depth >= DEEPEST:

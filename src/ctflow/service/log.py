@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ctflow.atomic import output_error_from_oserror, write_atomically
-from ctflow.door import traceback_without_texts
+from ctflow.door import keep_values_out, traceback_without_texts
 from ctflow.service.reading import JournalReader
 from ctflow.service.records import EventRecord
 from ctflow.service.settings import Log
@@ -25,9 +25,6 @@ from ctflow.service.settings import Log
 AUDIT = logging.INFO + 5  # above info, so that `level: info` shows it; its logger shows it at every level
 _LONGEST_TEXT = 2000
 _GATHER_S = 0.2  # the journal changes with every instance; its events are told together
-_SILENT = logging.CRITICAL + 1
-# What they say quotes values of the data sets that pass through them.
-_SILENCED = ("pynetdicom", "pydicom")
 _TERSE = ("uvicorn",)  # tells of its own start and end, which the node does, too
 
 _audit = logging.getLogger("ctflow.audit")
@@ -79,11 +76,10 @@ def set_up_node_log(settings: Log, stream: TextIO | None = None) -> logging.Hand
         except OSError as error:
             raise output_error_from_oserror(error, "the log file") from error
     handler.setFormatter(JsonLines())
+    keep_values_out(handler)
     logging.addLevelName(AUDIT, "AUDIT")
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     _audit.setLevel(AUDIT)
-    for name in _SILENCED:
-        logging.getLogger(name).setLevel(_SILENT)
     for name in _TERSE:
         logging.getLogger(name).setLevel(logging.WARNING)
     return handler

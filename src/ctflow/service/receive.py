@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ctflow import __version__
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.ct_series import IMPLEMENTATION_UID
 from ctflow.dicom.pixels import READABLE
@@ -301,6 +302,7 @@ class Receiver:
             return values
         return {tag: _first_text(values.get(tag, b"")) for tag in _READ}, None
 
+    @lenient()
     def _parsed_header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
         """The same with pydicom, which knows character sets and inflates."""
         stream = io.BytesIO(b"".join((meta, request.data)))

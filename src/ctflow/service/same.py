@@ -11,6 +11,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import PARSE_ERRORS
 
 # Between these nothing differs but how a VR is written. Of compressed ones the pixels would have to be decoded, which
@@ -19,6 +20,7 @@ COMPARABLE = frozenset({str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 _PADDING = 0xFFFCFFFC  # DataSetTrailingPadding
 
 
+@lenient()
 def is_same_in_other_syntax(kept: Path, kept_syntax: str, came: bytes, came_syntax: str) -> bool:
     """Whether two files hold the same attributes with the same values, pixels among them.
 

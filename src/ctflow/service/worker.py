@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.config import Settings
-from ctflow.door import show_tracebacks, traceback_without_texts, unexpected
+from ctflow.door import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
 from ctflow.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.networks.monai_import import import_lean
 from ctflow.processes import begin_child
@@ -118,7 +118,9 @@ def run_worker(connection: Connection, setup: Setup) -> None:
     begin_child()
     import_lean()
     os.nice(_NICENESS)
-    logging.basicConfig(level=setup.log_level, handlers=[_Sender(connection)], force=True)
+    sender = _Sender(connection)
+    keep_values_out(sender)
+    logging.basicConfig(level=setup.log_level, handlers=[sender], force=True)
     show_tracebacks()
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:

@@ -11,7 +11,15 @@ import pytest
 import SimpleITK as sitk
 
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.structure import DEEPEST, Layout, Note, flaw_of_header, layout_of_header, values_of_data_set
+from ctflow.dicom.structure import (
+    DEEPEST,
+    MOST_ELEMENTS,
+    Layout,
+    Note,
+    flaw_of_header,
+    layout_of_header,
+    values_of_data_set,
+)
 from ctflow.errors import BrokenSeries
 from ctflow.volume import Volume
 from dicom_support import assembled, small_volume
@@ -87,11 +95,14 @@ def test_the_limits_are_the_same(form, plain):
     layout = layout_of_header(BytesIO(content), preamble=True)
     assert isinstance(layout, Layout)
     item = struct.pack((">" if layout.big_endian else "<") + "HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
-    for flaw, extra in (
+    limits = [
         ("nested more than", (heads(layout, b"SQ", 0xFFFFFFFF) + item) * (DEEPEST + 1)),
         ("cut short in its header, or a damaged length", heads(layout, b"OB", 0xFFFFFFF0)),
-        ("larger than 32 MB", heads(layout, b"OB", 2**25) + bytes(2**25)),
-    ):
+    ]
+    if form in FORMS[::6]:  # these take a second each
+        limits.append(("more than 65536 elements", heads(layout, b"OB", 0) * (MOST_ELEMENTS + 1)))
+        limits.append(("larger than 32 MB", heads(layout, b"OB", 2**25) + bytes(2**25)))
+    for flaw, extra in limits:
         hostile = content[: layout.end] + extra + content[layout.end :]
         assert flaw in str(flaw_of_header(BytesIO(hostile), preamble=True))
     for length in range(132, layout.end, 7):

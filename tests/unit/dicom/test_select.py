@@ -38,7 +38,7 @@ def test_a_fit_series_is_chosen(write):
         ({"SOPClassUID": "1.3.6.1.4.1.9999.1"}, "modality"),
         ({"NumberOfFrames": "2"}, "multi-frame"),
         ({"SamplesPerPixel": 3}, "colour"),
-        ({"SamplesPerPixel": None}, "colour"),
+        ({"SamplesPerPixel": None}, "no-pixels"),
         ({"PixelData": None}, "no-pixels"),
         ({"FrameOfReferenceUID": None}, "no-frame-of-reference"),
         ({"FrameOfReferenceUID": ""}, "no-frame-of-reference"),

@@ -1,0 +1,48 @@
+"""highdicom asks of each image of a series whether its class has frames, and each time searches its tables.
+
+That takes 0.2 ms an image: half of what the SEG of 300 images takes. Read for 0.28; earlier versions do not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+
+from ctflow.compat.scope import SharedChange, Undo
+
+
+def _frames_by_class() -> Undo:
+    ask = getattr(hd.utils, "is_multiframe_image", None)
+    if ask is None:
+        return lambda: None
+
+    @cache
+    def has_frames(sop_class_uid: str) -> bool:
+        image = Dataset()
+        image.SOPClassUID = sop_class_uid
+        return bool(ask(image))
+
+    def is_multiframe_image(dataset: Dataset) -> bool:
+        return has_frames(str(dataset.SOPClassUID))
+
+    hd.utils.is_multiframe_image = is_multiframe_image
+
+    def undo() -> None:
+        if hd.utils.is_multiframe_image is is_multiframe_image:
+            hd.utils.is_multiframe_image = ask
+
+    return undo
+
+
+_FRAMES = SharedChange(_frames_by_class)
+
+
+@contextmanager
+def frames_known_by_class() -> Iterator[None]:
+    """Highdicom's question is answered once for each SOP class."""
+    with _FRAMES.held():
+        yield
