@@ -80,12 +80,26 @@ output=$(cd "$output" && pwd)
 context=$output/context-$flavour
 model=$("$PYTHON" MAP/model_name.py "$bundle") || fail "--bundle: its configs/metadata.json is damaged" 3
 
+# Runs a command again where buildah could not seal the copy of itself from which it starts: on a busy machine another
+# process may still hold it, and once that cost a build whose image was finished. Any other failure is one at once.
+again() { # COMMAND ...
+  local attempt status log=$output/tool.log
+  for attempt in 1 2 3 4 5; do
+    status=0
+    { "$@" 2>&1 >&3 3>&- | tee "$log" >&2 3>&-; } 3>&1 || status=$?
+    [ "$status" -ne 0 ] && grep -q "sealing memfd copy: Device or resource busy" "$log" || return "$status"
+    say "$tool was busy (attempt $attempt of 5)"
+    sleep "${MAP_PAUSE:-3}"
+  done
+  return "$status"
+}
+
 # Image files of a name, in the words of the tool at hand. Chroot isolation needs neither a daemon nor namespaces.
 build_image() { # TAG CONTEXT CONTAINERFILE [build arguments ...]
   local name=$1 folder=$2 file=$3
   shift 3
   case $tool in
-    buildah|podman) "$tool" build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
+    buildah|podman) again "$tool" build --isolation "${BUILDAH_ISOLATION:-chroot}" --layers --pull=false --format oci \
       -t "$name" -f "$file" "$@" "$folder" ;;
     docker) docker buildx build --load -t "$name" -f "$file" "$@" "$folder" ;;
   esac
@@ -216,28 +230,32 @@ write_archive() {
   rm -f "$file"
   say "archive $file"
   case $tool in
-    buildah) buildah push --quiet --compression-format gzip --compression-level 1 "$tag" "oci-archive:$file:$tag" > /dev/null ;;
-    podman) podman save --quiet --format oci-archive --output "$file" "$tag" ;;
+    buildah) again buildah push --quiet --compression-format gzip --compression-level 1 "$tag" "oci-archive:$file:$tag" > /dev/null ;;
+    podman) again podman save --quiet --format oci-archive --output "$file" "$tag" ;;
     docker) docker save --output "$file" "$tag" ;;
   esac
   (cd "$output" && sha256sum "$(basename "$file")" > "$(basename "$file").sha256")
+}
+
+# Not `buildah mount`, which a user other than root may not.
+read_document() { # CONTAINER NAME FILE
+  buildah run --isolation "${BUILDAH_ISOLATION:-chroot}" "$1" -- cat "/opt/holoscan/docs/$2" > "$3"
 }
 
 extract_documents() {
   local name=$output/ctflow-$VERSION-$flavour container file
   case $tool in
     buildah)
-      container=$(buildah from --pull=false "$tag")
-      # Not `buildah mount`, which a user other than root may not.
+      container=$(again buildah from --pull=false "$tag")
       for file in sbom.cdx.json licences.txt; do
-        buildah run --isolation "${BUILDAH_ISOLATION:-chroot}" "$container" -- cat "/opt/holoscan/docs/$file" > "$name.$file"
+        again read_document "$container" "$file" "$name.$file"
       done
-      buildah rm "$container" > /dev/null ;;
+      again buildah rm "$container" > /dev/null ;;
     *)
-      container=$("$tool" create "$tag")
-      "$tool" cp "$container:/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
-      "$tool" cp "$container:/opt/holoscan/docs/licences.txt" "$name.licences.txt"
-      "$tool" rm "$container" > /dev/null ;;
+      container=$(again "$tool" create "$tag")
+      again "$tool" cp "$container:/opt/holoscan/docs/sbom.cdx.json" "$name.sbom.cdx.json"
+      again "$tool" cp "$container:/opt/holoscan/docs/licences.txt" "$name.licences.txt"
+      again "$tool" rm "$container" > /dev/null ;;
   esac
 }
 

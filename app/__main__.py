@@ -18,6 +18,7 @@ from ctflow.progress import Progress
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.report.terminal import progress_on, say_error, say_report
 from ctflow.requirements import check_requirements
+from ctflow.user import name_user
 
 if TYPE_CHECKING:
     from ctflow.pipeline import RunReport
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if argv is None:  # else it is somebody else's process
+        name_user()
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(lambda: _run(words), say=say_error, debug="--debug" in words)
 

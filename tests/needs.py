@@ -14,6 +14,7 @@ HOW = {
     "DCMTK": "apt-get install dcmtk",
     "Orthanc": "apt-get install orthanc orthanc-python dcmtk iproute2 util-linux",
     "namespaces of its own": "run the tests as root",
+    "strace": "apt-get install strace",
     "real CT": "docs/testing.md says where it comes from; then set CTFLOW_DATA",
 }
 _REASON = re.compile(r"no (?P<what>[^()]+?) \((?P<how>[^()]+)\)$")

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,8 +19,11 @@ from pathlib import Path
 import gdcm
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -35,6 +39,7 @@ from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import select_series
+from ctflow.dicom.source import sources_from_headers
 from ctflow.errors import BrokenSeries, CtflowError
 from ctflow.volume import Geometry, Volume
 from dicom_support import LinearField, axes, indices_of, moved, rotation, setter, small_volume
@@ -75,7 +80,7 @@ class Outcome:
 
 
 def outcome_of(folder: Path) -> Outcome:
-    """Scan, select and assemble a folder as a run does."""
+    """Scan, select and assemble a folder as a run does, and take over what a result needs of its headers."""
     scan = scan_folder(folder)
     texts, said, volumes = [], [], []
     for candidate in select_series(scan, body_parts=("CHEST",)).candidates:
@@ -90,9 +95,10 @@ def outcome_of(folder: Path) -> Outcome:
             texts.append(f"`{type(error).__name__}`{reason}")
             said.append(str(error))
             continue
-        warnings = (*candidate.series.dropped, *assembled.warnings)
-        texts.append(WARNED if warnings else RIGHT)
-        said += warnings
+        prepared = sources_from_headers([instance.header for instance in assembled.instances])
+        warned = (*candidate.series.dropped, *assembled.warnings, *prepared.warnings)
+        texts.append(WARNED if warned else RIGHT)
+        said += warned
         volumes.append(assembled.volume)
     if scan.unreadable:
         texts.append("file named")
@@ -729,7 +735,12 @@ def _geometry() -> Iterator[Odd]:
     yield Odd("on the side", RIGHT, placed(DECUBITUS))
     yield Odd("coronal slices", RIGHT, placed(CORONAL))
     yield Odd("oblique", RIGHT, placed(oblique((0.2, -0.4, 0.7))))
-    yield Odd("a slice is missing in the middle", "`BrokenSeries`: `gap`", nothing(without(7)), "1 slices are missing")
+    yield Odd(
+        "a slice is missing in the middle",
+        "`BrokenSeries`: `gap`",
+        nothing(without(7)),
+        "00006.dcm): send the whole series",
+    )
     yield Odd("the last slice is missing and nothing counts", RIGHT, without(19))
     yield Odd(
         "the last slice is missing, ImagesInAcquisition", WARNED, without(19, ImagesInAcquisition="20"), "holds 19"
@@ -776,7 +787,7 @@ def _geometry() -> Iterator[Odd]:
         "every second slice of a half is missing",
         "`BrokenSeries`: `gap`",
         nothing(without(13, 15, 17, 19)),
-        "3 slices are missing in its middle: send the whole series; --allow-gaps interpolates single ones",
+        "00012.dcm, ",
     )
     yield Odd(
         "equal pieces, not in step with each other",
@@ -955,6 +966,52 @@ def _objects() -> Iterator[Odd]:
     yield Odd("private junk", RIGHT, lambda folder: written(folder, adjust=private_junk))
 
 
+def raw(slices: slice = slice(None), **attributes: bytes) -> Callable[[Path], Volume]:
+    """A series some of whose slices have these bytes as values, whatever they are."""
+
+    def adjust(dataset: Dataset, d: int) -> None:
+        for keyword, value in attributes.items() if d in range(*slices.indices(SHAPE[0])) else ():
+            padded = value + b" "[: len(value) % 2]
+            tag = Tag(keyword)
+            dataset[tag] = RawDataElement(tag, dictionary_VR(tag), len(padded), padded, 0, False, True)
+
+    def write(folder: Path) -> Volume:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of a character set
+            return written(folder, adjust=adjust)
+
+    return write
+
+
+def _header_values() -> Iterator[Odd]:
+    letter = "誠".encode("gbk")  # its second byte is a backslash
+    for name, attributes in {
+        "a birth date that is no day (19500231)": {"PatientBirthDate": b"19500231"},
+        "a study date that is no day (20190229)": {"StudyDate": b"20190229"},
+        "a PatientName with a backslash": {"PatientName": b"Wang\\XiaoDong"},
+        "a GBK letter in PatientName, no SpecificCharacterSet": {"PatientName": letter, "SpecificCharacterSet": b""},
+        "a Latin-1 letter in PatientName, SpecificCharacterSet ISO_IR 192": {"PatientName": b"M\xfcller"},
+        "two PatientIDs": {"PatientID": b"A-1\\A-2"},
+        "a PatientID of 65 characters": {"PatientID": b"x" * 65},
+        "an AccessionNumber of 17 characters": {"AccessionNumber": b"x" * 17},
+        "two AccessionNumbers": {"AccessionNumber": b"A-1\\A-2"},
+        "a StudyID of 17 characters": {"StudyID": b"x" * 17},
+        "PatientIdentityRemoved YES without a method": {"DeidentificationMethod": b""},
+        "a Clinical Trial Subject module without its subject": {"ClinicalTrialSponsorName": b"Sponsor"},
+    }.items():
+        named = {"DeidentificationMethod": "PatientIdentityRemoved"}.get(next(iter(attributes)), next(iter(attributes)))
+        yield Odd(name, WARNED, raw(**attributes), named)
+    yield Odd("a GB18030 letter whose second byte is a backslash", RIGHT, raw(
+        PatientName=letter, SpecificCharacterSet=b"GB18030"
+    ))  # fmt: skip
+    yield Odd("a SpecificCharacterSet that does not exist", WARNED, raw(SpecificCharacterSet=b"ISO_IR 999"))
+    malformed = "set aside: `malformed-uid`"
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        yield Odd(f"two UIDs as {keyword}", malformed, nothing(raw(**{keyword: b"1.2\\1.3"})), f"{keyword} is no UID")
+    yield Odd("a SOPInstanceUID of letters", malformed, nothing(raw(slice(3, 4), SOPInstanceUID=b"1.2.x")), "is no UID")
+    yield Odd("a StudyInstanceUID with a superfluous 0", malformed, nothing(raw(StudyInstanceUID=b"1.02.3")), "--force")
+
+
 def _other_objects() -> Iterator[Odd]:
     for name, sop_class, attributes in (
         ("a Secondary Capture", "1.2.840.10008.5.1.4.1.1.7", {}),
@@ -1108,6 +1165,7 @@ ODD: tuple[Odd, ...] = (
     *_values(),
     *_one_slice_deviates(),
     *_objects(),
+    *_header_values(),
     *_other_objects(),
     *_files(),
     *_encodings(),

@@ -43,6 +43,18 @@ def test_a_phantom_gives_the_files_of_ctflow_run_to_any_user(chest, expected, tm
         assert document["segments"]
 
 
+def test_a_user_without_an_entry_in_passwd_and_without_a_home_runs(chest, another_bundle, tmp_path):
+    """As OpenShift starts containers, with nothing to write to but the output and /tmp."""
+    output = writable_folder(tmp_path / "out")
+    mounts = {"/var/holoscan/input:ro": chest, "/var/holoscan/output": output}
+    mounts["/opt/holoscan/models:ro"] = another_bundle.parent  # quick
+    options = ["--passwd=false", "--user", "54321:54321", "--unsetenv", "HOME", "-e", "CTFLOW_ENGINE=eager"]
+    done = run_image(mounts=mounts, options=options)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in result_of(output).iterdir()} == FILES
+    assert {path.stat().st_uid for path in result_of(output).iterdir()} == {54321}
+
+
 def test_an_empty_input_is_exit_2(tmp_path):
     (tmp_path / "in").mkdir()
     output = writable_folder(tmp_path / "out")

@@ -26,6 +26,14 @@ def test_the_part_of_the_volume_is_chosen_by_flag_and_variable():
     assert settings_from_values({"roi": "none"}, {"CTFLOW_ROI": "body"}).roi == "none"
 
 
+def test_padding_is_background_unless_the_network_is_asked():
+    assert settings_from_values({}, {}).constant_windows == "background"
+    assert settings_from_values({"constant_windows": "compute"}, {}).constant_windows == "compute"
+    assert settings_from_values({}, {"CTFLOW_CONSTANT_WINDOWS": "compute"}).constant_windows == "compute"
+    with pytest.raises(SettingsInvalid, match="CTFLOW_CONSTANT_WINDOWS"):
+        settings_from_values({}, {"CTFLOW_CONSTANT_WINDOWS": "skip"})
+
+
 def test_a_flag_wins_over_the_environment():
     settings = settings_from_values({"overlap": "0.5"}, {"CTFLOW_OVERLAP": "0.25", "CTFLOW_DEVICE": "cpu"})
     assert settings == Settings(overlap=0.5, device="cpu")

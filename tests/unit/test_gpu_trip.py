@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -66,9 +66,32 @@ def test_any_devices_equal_the_cpu(blend):
 
 
 def test_nothing_waits_for_the_gpu_between_windows():
+    """Before the first, the host asks once which of them hold a single value."""
     volume = torch.rand(1, 1, 70, 61, 83, device="cuda:0")
-    with no_wait():
-        predict_volume(volume, network, roi=(32, 24, 16), overlap=0.5, batch_size=3)
+    with ExitStack() as stack:
+
+        def predict(windows):
+            stack.enter_context(no_wait())
+            return network(windows)
+
+        predict_volume(volume, predict, roi=(32, 24, 16), overlap=0.5, batch_size=3)
+
+
+def test_padding_is_found_on_the_gpu_as_on_the_cpu():
+    volume = torch.rand(1, 1, 70, 61, 83)
+    volume[..., 40:] = -1.0
+    volume[..., :20, :] = 0.5
+    computed = {"cpu": 0, "cuda": 0}
+
+    def predict(windows):
+        computed[windows.device.type] += len(windows)
+        return network(windows)
+
+    arguments = {"roi": (16, 8, 8), "overlap": 0.5, "batch_size": 3}
+    expected = predict_volume(volume, predict, **arguments)
+    found = predict_volume(volume.to("cuda:0"), predict, **arguments)
+    assert computed["cuda"] == computed["cpu"]
+    assert float((found.cpu() - expected).abs().max()) < 1e-5
 
 
 def test_memory_that_is_too_small_for_a_batch_halves_it():

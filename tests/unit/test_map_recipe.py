@@ -199,6 +199,68 @@ def test_the_build_wants_only_requirements_of_pyproject():
     assert "no-such-extra" in unknown.stderr
 
 
+BUSY = "error: sealing memfd copy: Device or resource busy"
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Runs the whole of build.sh with a stand-in for buildah, which fails so many times, and without wheels."""
+    (tmp_path / "bin").mkdir()
+    calls = tmp_path / "calls"
+    programs = {
+        "python": f"""case $* in *"-m pip"*|*torch_build.py*) ;; *) exec {sys.executable} "$@" ;; esac""",
+        "buildah": f"""
+            echo "$1" >> {calls}
+            if [ "$1" = "$FAILS" ] && [ "$(grep -c "^$1" {calls})" -le "$TIMES" ]; then
+              echo half; echo "$MESSAGE" >&2; exit 125
+            fi
+            case $1 in from) echo container ;; run) echo document ;; esac""",
+    }
+    for name, program in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(fails: str, times: int, message: str = BUSY) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        environment = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python", "MAP_PAUSE": "0",
+            "FAILS": fails, "TIMES": str(times), "MESSAGE": message,
+        }  # fmt: skip
+        words = ["--base", "localhost/base", "--tool", "buildah", "--no-archive", "--output", tmp_path / "out"]
+        done = subprocess.run(
+            ["bash", RECIPE / "build.sh", *words],
+            env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        return done, calls.read_text().split()
+
+    return run
+
+
+@pytest.mark.parametrize("step", ["build", "run"])
+def test_a_step_in_which_buildah_is_busy_is_repeated(build, tmp_path, step):
+    done, calls = build(step, 2)
+    assert done.returncode == 0, done.stderr
+    whole = ["build", "from", "run", "run", "rm"]
+    first = whole.index(step)
+    assert calls == [*whole[:first], step, step, *whole[first:]]
+    assert done.stderr.count("was busy") == 2
+    for name in ("sbom.cdx.json", "licences.txt"):
+        (document,) = (tmp_path / "out").glob(f"*.{name}")
+        assert document.read_text() == "document\n", "nothing of the failed attempt is in it"
+
+
+def test_a_buildah_that_stays_busy_ends_the_build(build):
+    done, calls = build("build", 99)
+    assert done.returncode == 125
+    assert calls == ["build"] * 5
+    assert BUSY in done.stderr
+
+
+def test_another_failure_ends_the_build_at_once(build):
+    done, calls = build("build", 1, "error: no space left on device")
+    assert done.returncode == 125
+    assert calls == ["build"]
+
+
 # Says what it is asked, is of the build that CPU_BUILD names, and downloads only what lies in the folder DOWNLOADS.
 PIP_STAND_IN = """#!/bin/sh
 echo "$*" >> "$ASKED"

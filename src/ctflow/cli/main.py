@@ -21,6 +21,7 @@ from ctflow.networks.monai_import import import_lean
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
 from ctflow.requirements import check_requirements
+from ctflow.user import name_user
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -306,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:  # else it is somebody else's process
         import_lean()
+        name_user()
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(lambda: _run_click(words), say=say_error, debug="--debug" in words)
 

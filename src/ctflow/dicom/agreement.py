@@ -70,14 +70,13 @@ def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
 def odd_ones(instances: Sequence[Instance], values: Sequence[Hashable]) -> str:
     """The names of the slices whose value is not the most frequent one, as a message lists them."""
     usual, _ = Counter(values).most_common(1)[0]
-    return listed([instance for instance, value in zip(instances, values, strict=True) if value != usual])
+    return listed([instance.name for instance, value in zip(instances, values, strict=True) if value != usual])
 
 
-def listed(instances: Sequence[Instance]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    names = ", ".join(instance.name for instance in instances[:_MOST_NAMED])
-    more = len(instances) - _MOST_NAMED
-    return f"{names} and {more} more slice{'s' * (more > 1)}" if more > 0 else names
+    first, more = ", ".join(names[:_MOST_NAMED]), len(names) - _MOST_NAMED
+    return f"{first} and {more} more slice{'s' * (more > 1)}" if more > 0 else first
 
 
 def contradictions(instances: Sequence[Instance], distance_mm: float | None, tilt_degrees: float) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ _STANDS_ALONE = frozenset({"ISO_IR 192", "GB18030", "GBK"}) | {
 _EXTENDS = frozenset(
     f"ISO 2022 IR {number}" for number in (6, 13, 58, 87, 100, 101, 109, 110, 126, 127, 138, 144, 148, 149, 159, 166)
 )
+_NONE = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})  # the default repertoire
 _UTF_8 = "ISO_IR 192"
 _REPLACEMENT = "\ufffd"  # what decoders put where they cannot decode
 _PARAGRAPHS = frozenset({VR.LT, VR.ST, VR.UT})  # of these VRs a backslash and the ends of lines are text
@@ -74,6 +75,7 @@ def conforming_values(header: Dataset, keyword: str, encodings: Sequence[str] = 
     conforms = (
         _is_multiplicity(len(values), dictionary_VM(tag))
         and all(_is_form(vr, each) and (form is None or form.fullmatch(each)) for each in values)
+        and (keyword != "SpecificCharacterSet" or _is_character_set(values))
         and _is_decoded(vr, values, encodings or encodings_of_header(header))
     )
     return values if conforms else None
@@ -119,7 +121,7 @@ def conforming_character_set(header: Dataset, taken: Dataset) -> list[str]:
         taken: What was taken over, decoded.
     """
     names = list(texts(header, "SpecificCharacterSet"))
-    if not any(names):
+    if not set(names) - _NONE:
         return ["ISO_IR 100"]  # every text is then of the default repertoire
     if names != [_UTF_8] and (not _is_character_set(names) or not _holds(names, taken)):
         return [_UTF_8]
@@ -135,11 +137,6 @@ def is_date(value: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_uid(value: str) -> bool:
-    """Whether a text is a UID (PS3.5 9.1)."""
-    return bool(value) and _is_form(VR.UI, value)
 
 
 def holds_text(encodings: list[str], value: str) -> bool:
@@ -203,8 +200,8 @@ def _is_sense(vr: str, value: str) -> bool:
         return len(groups) <= _PN_GROUPS and all(group.count("^") < _PN_COMPONENTS for group in groups)
     if vr == VR.DA:
         return is_date(value)
-    if vr == VR.TM:
-        return "-" not in value
+    if vr == VR.TM:  # no range; and a leap second, which some readers reject, is a clock that is wrong
+        return "-" not in value and value[4:6] != "60"
     if vr == VR.DS:
         return math.isfinite(float(value))
     return vr != VR.IS or int(value) in _SIGNED_32
@@ -222,6 +219,8 @@ def _is_decoded(vr: str, values: Sequence[str], encodings: Sequence[str]) -> boo
 
 
 def _is_character_set(names: Sequence[str]) -> bool:
+    if not set(names) - _NONE:
+        return True
     if len(names) == 1:
         return names[0] in _STANDS_ALONE
     first, *others = names

@@ -84,6 +84,7 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
         [integer(instance.header, "InstanceNumber") for instance in ordered],
         allow_gaps=allow_gaps,
         refuse=partial(_broken, series),
+        names=[instance.name for instance in ordered],
     )
     geometry = fitted_grid(planes, spacing.places, (spacing.count, *size))
     shifted = _shift_warnings(series, ordered, shifts_from_grid(planes, geometry.affine_mm, spacing.places, size))
@@ -138,9 +139,9 @@ def _planes(series: Series, instances: Sequence[Instance]) -> Planes:
     return planes_from_numbers(_all_numbers(series, instances, "ImagePositionPatient", 3), axes, pixels)
 
 
-def _apart(instances: Sequence[Instance], differences: FloatArray, most: float) -> list[Instance]:
-    """The slices of which a number differs by more."""
-    return [instance for instance, row in zip(instances, differences, strict=True) if row.max() > most]
+def _apart(instances: Sequence[Instance], differences: FloatArray, most: float) -> list[str]:
+    """The names of the slices of which a number differs by more."""
+    return [instance.name for instance, row in zip(instances, differences, strict=True) if row.max() > most]
 
 
 def _all_numbers(series: Series, instances: Sequence[Instance], keyword: str, count: int) -> FloatArray:
@@ -160,7 +161,7 @@ def _shift_warnings(series: Series, instances: Sequence[Instance], shifts: Shift
     warnings = []
     for keyword, reason in _REASONS.items():
         share, distance = shifts.causes[keyword], shifts.causes_mm[keyword]
-        far = [instance for instance, one in zip(instances, share, strict=True) if not is_within(float(one))]
+        far = [instance.name for instance, one in zip(instances, share, strict=True) if not is_within(float(one))]
         most = f"by up to {distance.max():.3f} mm ({share.max():.0%} of a voxel)"
         if far:
             what = f"{keyword} puts {listed(far)} {most} beside the others' grid, more than a tenth"

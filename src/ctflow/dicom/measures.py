@@ -57,8 +57,8 @@ class Measures:
             return None
         lie = " and ".join(["tilted"] * self.is_tilted + ["unevenly spaced"] * (not self.is_even))
         return (
-            f"the SEG lies on {lie} slices: dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere and say"
-            " nothing, highdicom's get_volume does not open it; --seg-grid resampled writes one that they read right"
+            f"the SEG lies on {lie} slices: dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere or lose it"
+            " and report success, highdicom's get_volume refuses it; --seg-grid resampled writes one they read right"
         )
 
     def pixel_measures(self) -> hd.PixelMeasuresSequence:

@@ -81,7 +81,8 @@ def segmentation_from_labels(
         The SEG. Its UIDs follow from content, its dates from the source; the same mask gives the same bytes.
 
     Raises:
-        ValueError: Labels, fractions, sources and grid differ in size, or a label has no segment.
+        ValueError: Labels, fractions, sources and grid differ in size, a label has no segment, or sources are not in
+            order.
 
     Source: DICOM PS3.3 A.51 (Segmentation IOD), A.51.3 (Label Map Segmentation IOD), C.8.20; highdicom.
     """
@@ -167,7 +168,9 @@ def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> 
     """Distances and directions by the frames' own places: highdicom takes what the first image declares."""
     if grid is not None:
         shared.PixelMeasuresSequence = _planes(grid)["pixel_measures"]
-    elif sources.measures is not None:
+    elif sources.measures is None:
+        raise ValueError("source images do not say where they lie, or are not in order along their normal")
+    else:
         shared.PixelMeasuresSequence = sources.measures.pixel_measures()
         shared.PlaneOrientationSequence = sources.measures.plane_orientation()
 

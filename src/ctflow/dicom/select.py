@@ -12,10 +12,11 @@ from pydicom.uid import UID
 
 from ctflow.compat.pydicom import lenient
 from ctflow.dicom.agreement import odd_ones
-from ctflow.dicom.attributes import integer, number, numbers, text, texts
+from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
+from ctflow.dicom.uids import malformed_uids
 from ctflow.door import unexpected
 from ctflow.errors import NoUsableSeries, Unexpected
 from ctflow.volume import FloatArray, digest_of_uid
@@ -238,6 +239,12 @@ def _no_uid(series: Series) -> Verdict | None:
     )
 
 
+def _senseless_uid(series: Series) -> Verdict | None:
+    senseless, _ = malformed_uids(instance.header for instance in series.instances)
+    reason = f"{', '.join(senseless)} is no UID, so that nothing can refer to it: have the sender repair the series"
+    return ("malformed-uid", reason) if senseless else None
+
+
 def _not_ct(series: Series) -> Verdict | None:
     classes = {text(instance.header, "SOPClassUID") for instance in series.instances}
     if classes & set(ENHANCED_CT_STORAGE):
@@ -298,10 +305,24 @@ def _no_extent(series: Series) -> Verdict | None:
     return ("too-few-slices", "one slice makes no volume") if count == 1 else None
 
 
-_IMPOSSIBLE = (_no_uid, _not_ct, _several_patients, _no_image, _no_frame_of_reference, _no_extent)
+_IMPOSSIBLE = (
+    _no_uid,
+    _senseless_uid,
+    _not_ct,
+    _several_patients,
+    _no_image,
+    _no_frame_of_reference,
+    _no_extent,
+)
 
 
 # ------------------------------------------------------------------------------------------- fitness: --force may pass
+
+
+def _untidy_uid(series: Series) -> Verdict | None:
+    _, untidy = malformed_uids(instance.header for instance in series.instances)
+    reason = f"a component of its {', '.join(untidy)} is empty or begins with 0, which some readers reject"
+    return ("malformed-uid", reason) if untidy else None
 
 
 def _localizers_only(series: Series) -> Verdict | None:
@@ -328,7 +349,7 @@ def _too_thick(series: Series) -> Verdict | None:
     return None
 
 
-_UNFIT = (_localizers_only, _derived, _too_few, _too_thick)
+_UNFIT = (_untidy_uid, _localizers_only, _derived, _too_few, _too_thick)
 
 
 def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | None:
@@ -342,14 +363,14 @@ def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | N
 
 
 def slice_spacing_mm(series: Series) -> float | None:
-    """Median distance between neighbouring slices along their normal; SliceThickness where positions are missing."""
+    """Median distance between neighbouring slices along their normal; None where positions are missing."""
     places = []
     normals: dict[tuple[float, ...], FloatArray] = {}  # nearly always one
     for instance in series.instances:
         position = numbers(instance.header, "ImagePositionPatient", 3)
         axes = numbers(instance.header, "ImageOrientationPatient", 6)
         if position is None or axes is None:
-            return number(series.instances[0].header, "SliceThickness")
+            return None
         if axes not in normals:
             normals[axes] = np.cross(axes[:3], axes[3:])
         places.append(float(np.dot(normals[axes], position)))

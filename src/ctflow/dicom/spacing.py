@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from ctflow.dicom.agreement import listed
 from ctflow.dicom.regularity import is_within, unevenness
 from ctflow.errors import BrokenSeries
 from ctflow.volume import FloatArray
@@ -51,7 +53,12 @@ class Spacing:
 
 
 def spacing_of_slices(
-    distances_mm: FloatArray, numbers: Sequence[int | None], *, allow_gaps: bool, refuse: Refuse
+    distances_mm: FloatArray,
+    numbers: Sequence[int | None],
+    *,
+    allow_gaps: bool,
+    refuse: Refuse,
+    names: Sequence[str] = (),
 ) -> Spacing:
     """Find the grid.
 
@@ -60,6 +67,7 @@ def spacing_of_slices(
         numbers: InstanceNumber of each slice: a second opinion on whether slices are missing.
         allow_gaps: Interpolate where one slice is missing between two.
         refuse: Makes the error from a reason and a message.
+        names: What messages call the slices; empty names none.
 
     Returns:
         The slices' own grid where each lies within a tenth of the spacing of the line fitted through all. Else a grid
@@ -70,8 +78,9 @@ def spacing_of_slices(
     """
     gaps = np.diff(distances_mm)
     if gaps.min() <= _DOUBLED_MM:
-        count = int((gaps <= _DOUBLED_MM).sum())
-        raise refuse("doubled", f"{count} slices lie where another lies: send one acquisition at a time")
+        second = np.flatnonzero(gaps <= _DOUBLED_MM) + 1
+        which = _named(names, second)
+        raise refuse("doubled", f"{len(second)} slices lie where another lies{which}: send one acquisition at a time")
     median = float(np.median(gaps))
     own = np.arange(len(distances_mm), dtype=np.float64)
     if is_within(unevenness(distances_mm, own)):
@@ -81,7 +90,7 @@ def spacing_of_slices(
         return _piecewise(distances_mm, gaps, runs, refuse)
     steps = np.round(gaps / median)
     if steps.min() >= 1 and is_within(unevenness(distances_mm, np.concatenate([[0.0], np.cumsum(steps)]))):
-        return _with_gaps(steps, allow_gaps, refuse)
+        return _with_gaps(steps, allow_gaps, refuse, names)
     raise refuse("irregular", f"distances between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm")
 
 
@@ -153,12 +162,18 @@ def _may_lack_slices(gaps: FloatArray, runs: Sequence[slice], numbers: Sequence[
     return any((found == 1).all() for found in inside) and any((found > 1).all() for found in inside)
 
 
-def _with_gaps(steps: FloatArray, allow_gaps: bool, refuse: Refuse) -> Spacing:
+def _named(names: Sequence[str], places: npt.NDArray[np.intp], word: str = "") -> str:
+    """The slices at these places, in brackets; nothing where slices have no names."""
+    return f" ({word}{listed([names[place] for place in places])})" if names else ""
+
+
+def _with_gaps(steps: FloatArray, allow_gaps: bool, refuse: Refuse, names: Sequence[str]) -> Spacing:
     lost = int((steps - 1).sum())
     single = bool((steps <= 2).all())
     if not single or not allow_gaps:
         hint = "; --allow-gaps interpolates single ones" if single else ""
-        raise refuse("gap", f"{lost} slices are missing in its middle: send the whole series{hint}")
+        where = _named(names, np.flatnonzero(steps > 1), "behind ")
+        raise refuse("gap", f"{lost} slices are missing in its middle{where}: send the whole series{hint}")
     places = np.concatenate([[0.0], np.cumsum(steps)])
     warning = f"{lost} missing slices were interpolated between their neighbours (--allow-gaps)"
     return Spacing(int(places[-1]) + 1, places, (warning,))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctflow.dicom.attributes import numbers, texts
+from ctflow.dicom.regularity import fitted_line
 from ctflow.dicom.scan import Instance
 from ctflow.volume import FloatArray
 
@@ -20,7 +21,7 @@ _SHARED = (
     "PixelSpacing",
     "ImageOrientationPatient",
 )
-_TOLERANCE = 0.05  # of a gap
+_TOLERANCE = 0.15  # of a gap: positions may be rounded to 0.1 mm, and the line is drawn further
 
 
 def continues(few: Sequence[Instance], series: Sequence[Instance]) -> bool:
@@ -42,12 +43,12 @@ def continues(few: Sequence[Instance], series: Sequence[Instance]) -> bool:
     ordered = places[np.argsort(places @ normal)]
     if len(ordered) < 2:
         return False
-    step = (ordered[-1] - ordered[0]) / (len(ordered) - 1)
+    start, step = fitted_line(ordered, np.arange(len(ordered), dtype=np.float64))
     gap = float(np.linalg.norm(step))
     if gap == 0 or not np.isfinite(gap):
         return False
-    steps = np.rint((others - ordered[0]) @ step / gap**2)
-    beside = np.linalg.norm(others - ordered[0] - np.outer(steps, step), axis=1)
+    steps = np.rint((others - start) @ step / gap**2)
+    beside = np.linalg.norm(others - start - np.outer(steps, step), axis=1)
     before, behind = np.sort(-steps[steps < 0]), np.sort(steps[steps >= len(ordered)] - len(ordered) + 1)
     return bool(beside.max() <= _TOLERANCE * gap) and _adjoin(before, behind, len(others))
 

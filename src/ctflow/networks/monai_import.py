@@ -14,6 +14,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from ctflow.user import named_user
+
 # What MONAI's packages import where it is installed, for training, for files, for pictures, and for networks that do
 # not segment volumes (TorchVisionFCModel, FCN, MILModel, Transchex).
 _OPTIONAL = frozenset({
@@ -50,7 +52,7 @@ def import_monai() -> None:
         walk = pkgutil.walk_packages
         pkgutil.walk_packages = partial(_walk_of_apps, walk)
         try:
-            with _left_out(_OPTIONAL if _lean else frozenset()):
+            with _left_out(_OPTIONAL if _lean else frozenset()), named_user():
                 importlib.import_module("monai")
                 if _lean:
                     importlib.import_module("monai.networks.nets")

@@ -35,13 +35,12 @@ def alike_windows(volume: Tensor, places: Sequence[Box]) -> list[list[Box]]:
         low = torch.stack([low.narrow(axis, first, size).amin(axis) for first in firsts], axis)
         high = torch.stack([high.narrow(axis, first, size).amax(axis) for first in firsts], axis)
     lowest, highest = torch.stack([low, high]).cpu().numpy()
+    constant = (lowest == highest).all(axis=0)  # NaN equals nothing: a window with one stays by itself
     number = [{first: index for index, first in enumerate(firsts)} for firsts in starts]
     groups: dict[object, list[Box]] = defaultdict(list)
     for index, place in enumerate(places):
-        at = (slice(None), *(number[axis][place[axis].start] for axis in range(3)))
-        # NaN equals nothing, so that a window with one stays by itself.
-        constant = bool((lowest[at] == highest[at]).all())
-        groups[tuple(lowest[at].tolist()) if constant else index].append(place)
+        d, h, w = (numbers[part.start] for numbers, part in zip(number, place, strict=True))
+        groups[tuple(lowest[:, d, h, w].tolist()) if constant[d, h, w] else index].append(place)
     return list(groups.values())
 
 

@@ -35,7 +35,7 @@ def test_a_missing_middle_slice_is_a_gap(write):
     (folder / "00012.dcm").unlink()
     error = broken(folder)
     assert error.reason == "gap"
-    assert "3 slices are missing" in str(error)
+    assert "3 slices are missing in its middle (behind 00006.dcm, 00010.dcm)" in str(error)
 
 
 def test_a_missing_first_or_last_slice_cannot_be_known_unless_a_tag_counts(write):
@@ -263,7 +263,9 @@ def test_a_single_slice_has_no_depth(write):
     folder = write()
     for index in range(1, DEPTH):
         (folder / f"{index:05d}.dcm").unlink()
-    assert broken(folder).reason == "no-geometry"
+    (candidate,) = selection_of(folder, force=True).candidates
+    with pytest.raises(BrokenSeries, match="no-geometry"):
+        stack_of_series(candidate.series)
 
 
 def test_the_same_file_twice_is_one_slice_and_a_warning(write):

@@ -13,6 +13,7 @@ from odd_series import ODD, Odd, outcome_of
 DOCS = Path(__file__).parents[3] / "docs" / "dicom.md"
 
 
+@pytest.mark.filterwarnings("ignore:Failed to decode:UserWarning", "ignore:Unknown encoding:UserWarning")
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
 def test_an_odd_series_has_its_outcome(tmp_path, odd: Odd):
     truth = odd.write(tmp_path)

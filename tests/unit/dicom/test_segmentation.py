@@ -154,9 +154,12 @@ def test_what_scanners_round_is_read_at_its_place(write, written, kind):
         assert cKDTree(found).query(true)[0].max() < 0.08
 
 
-def tilted(dataset, index):
-    x, y, z = dataset.ImagePositionPatient
-    dataset.ImagePositionPatient = [x, float(y) + 0.8 * index, z]
+def tilted_by(shift_mm):
+    def tilted(dataset, index):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, float(y) + shift_mm * index, z]
+
+    return tilted
 
 
 def in_pieces(dataset, index):
@@ -164,9 +167,16 @@ def in_pieces(dataset, index):
     dataset.ImagePositionPatient = [x, y, float(z) + 1.5 * max(index - 5, 0)]
 
 
-@pytest.mark.parametrize(("adjust", "lies"), [(tilted, "tilted slices"), (in_pieces, "unevenly spaced slices")])
+@pytest.mark.parametrize(
+    ("adjust", "lies"),
+    [
+        (tilted_by(0.8), "tilted slices"),
+        (tilted_by(-0.8), "tilted slices"),
+        (in_pieces, "unevenly spaced slices"),
+    ],
+)
 def test_what_readers_make_of_tilted_and_uneven_slices_is_what_is_said_of_them(write, written, adjust, lies):
-    """They end without an error and put the mask elsewhere: the day they refuse, the warning and the docs are wrong."""
+    """They report success and misplace or lose the mask: if they refuse some day, warning and docs are wrong."""
     loaded = assembled(write(adjust=adjust))
     headers = [instance.header for instance in loaded.instances]
     labels = some_labels((len(headers), 12, 10))
@@ -176,13 +186,15 @@ def test_what_readers_make_of_tilted_and_uneven_slices_is_what_is_said_of_them(w
     true = np.array([header.ImagePositionPatient for header in headers], float)
     at = np.argwhere(labels)
     points = true[at[:, 0]] + at[:, 1:] @ loaded.volume.geometry.affine_mm[:3, 1:3].T
-    assert cKDTree(segment_points_by_dcmqi(path)).query(points)[0].max() > 1.0
+    by_dcmqi = segment_points_by_dcmqi(path)  # none where its first frame lies beside the last in the image plane
+    assert len(by_dcmqi) == 0 or cKDTree(by_dcmqi).query(points)[0].max() > 1.0
     with pytest.raises(RuntimeError, match="regularly-spaced"):
         hd.seg.segread(path).get_volume()
     image = itk.ReadImage(path)
     assert np.abs(np.array(image.TransformIndexToPhysicalPoint((0, 0, image.GetSize()[2] - 1))) - true[7]).max() > 1.0
     assert (
-        f"lies on {lies}: dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere" in sources.measures.misread
+        f"lies on {lies}: dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere or lose it"
+        in sources.measures.misread
     )
     read = hd.seg.segread(path).get_pixels_by_source_instance(
         [header.SOPInstanceUID for header in headers], assert_missing_frames_are_empty=True

@@ -1,0 +1,38 @@
+"""Which UIDs of a source can be referred to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pydicom.dataset import Dataset
+
+from ctflow.dicom.attributes import texts
+
+# Of these a result says that it belongs to them; they cannot be left out, and another one would be no reader's.
+REFERRED_TO = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+_MOST = 64
+_DIGITS = re.compile(r"[0-9.]+")
+_COMPONENTS = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*")
+
+
+def malformed_uids(headers: Iterable[Dataset]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Attributes whose UIDs are none in any of some headers; an empty one is not malformed.
+
+    Returns:
+        Those that hold anything but one text of at most 64 digits and dots; and those whose digits and dots are no UID,
+        because of a component that is empty or begins with a superfluous 0, which most readers take.
+
+    Source: DICOM PS3.5 9.1. Whether a root is registered is not looked at.
+    """
+    senseless, untidy = set(), set()
+    for header in headers:
+        for keyword in REFERRED_TO:
+            values = texts(header, keyword)
+            if not any(values):
+                continue
+            if len(values) > 1 or len(values[0]) > _MOST or not _DIGITS.fullmatch(values[0]):
+                senseless.add(keyword)
+            elif not _COMPONENTS.fullmatch(values[0]):
+                untidy.add(keyword)
+    return tuple(sorted(senseless)), tuple(sorted(untidy))
