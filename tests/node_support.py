@@ -52,6 +52,7 @@ class Ward:
         results: Folder of its results.
         clock: Its clock.
         problems: Why it is not ready.
+        remarks: What else does not work.
     """
 
     def __init__(self, folder: Path, *, destinations=(PACS,), patient_data=False, demonstration=None, **web) -> None:
@@ -63,6 +64,7 @@ class Ward:
         self.clock = Clock()
         self.journal = Journal(folder / "journal.sqlite3", self.clock)
         self.problems: list[str] = []
+        self.remarks: list[str] = []
         self.metrics = Metrics(self.journal, folder)
         self.node = Node(
             self.settings,
@@ -70,6 +72,7 @@ class Ward:
             self.results,
             self.metrics,
             lambda: self.problems,
+            lambda: self.remarks,
             lambda: demonstration,
             self.clock,
         )

@@ -247,6 +247,24 @@ def worker_that_hangs(connection, _setup) -> None:
             connection.recv()
 
 
+def association_request(most_pdu: int = 16384) -> bytes:
+    """An A-ASSOCIATE-RQ for CT and Verification, with the contexts of `RawPeer`."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = "RAW", "CTFLOW"
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received = most_pdu
+    implementation.implementation_class_uid = UID("1.2.3")
+    request.user_information = [length, implementation]
+    contexts = [build_context(CT_IMAGE_STORAGE, ExplicitVRLittleEndian), build_context(VERIFICATION)]
+    for context, number in zip(contexts, (RawPeer.CT, RawPeer.ECHO), strict=True):
+        context.context_id = number
+    request.presentation_context_definition_list = contexts
+    pdu = A_ASSOCIATE_RQ()
+    pdu.from_primitive(request)
+    return bytes(pdu.encode())
+
+
 class RawPeer:
     """A peer that puts on the wire what a test wants, after a lawful association with CT and Verification contexts.
 
@@ -258,21 +276,8 @@ class RawPeer:
     CT, ECHO = 1, 3  # its presentation contexts, in Explicit VR Little Endian
 
     def __init__(self, port: int, most_pdu: int = 16384) -> None:
-        request = A_ASSOCIATE()
-        request.application_context_name = "1.2.840.10008.3.1.1.1"
-        request.calling_ae_title, request.called_ae_title = "RAW", "CTFLOW"
-        length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-        length.maximum_length_received = most_pdu
-        implementation.implementation_class_uid = UID("1.2.3")
-        request.user_information = [length, implementation]
-        contexts = [build_context(CT_IMAGE_STORAGE, ExplicitVRLittleEndian), build_context(VERIFICATION)]
-        for context, number in zip(contexts, (self.CT, self.ECHO), strict=True):
-            context.context_id = number
-        request.presentation_context_definition_list = contexts
-        pdu = A_ASSOCIATE_RQ()
-        pdu.from_primitive(request)
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
-        self.socket.sendall(pdu.encode())
+        self.socket.sendall(association_request(most_pdu))
         assert self.read_pdu()[0] == 2  # A-ASSOCIATE-AC
 
     def read_pdu(self) -> tuple[int, bytes]:

@@ -30,13 +30,16 @@ def output_error_from_oserror(error: OSError, what: str) -> OutputError:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make a folder for results, before the work that may take hours.
+    """Make a folder for results, before the work that may take hours; its name and its parents' are then on the disk.
 
     Raises:
         OutputError: It cannot be made.
     """
     try:
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for each in made:
+            sync_folder(each.parent)
     except OSError as error:
         raise output_error_from_oserror(error, "the output folder") from error
 

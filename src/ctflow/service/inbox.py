@@ -11,9 +11,10 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ctflow.atomic import make_output_folder, output_error_from_oserror
+from ctflow.atomic import make_output_folder, output_error_from_oserror, sync_folder
 
 _LOOK_AGAIN_S = 0.25  # at the free space: 150 images/s need not ask 150 times
+_MOST_KNOWN = 4096  # folders that are known to be synced; one that is forgotten is synced again
 
 
 class Inbox:
@@ -30,7 +31,13 @@ class Inbox:
         self._looked_at = 0.0
         self._free = 0
         self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._synced: dict[Path, None] = {}
         make_output_folder(folder)
+        try:
+            sync_folder(folder.parent)  # a process that ended early may have made it and not synced it
+        except OSError as error:
+            raise output_error_from_oserror(error, "the inbox") from error
 
     def has_room(self, count: int) -> bool:
         """Whether so many bytes more leave enough free."""
@@ -70,18 +77,28 @@ class Inbox:
                 raise
             finally:
                 os.close(handle)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise output_error_from_oserror(error, "an instance") from error
         return name
 
     def _make_folder(self, folder: Path) -> None:
-        """A series' folder, whose own name is synced, too."""
-        if folder.is_dir():
+        """A series' folder, whose own name and its parent's are on the disk, whoever made it and whenever.
+
+        To find it there is not enough: another association may have made it a moment ago and not synced it yet, or a
+        process that ended in between.
+        """
+        if folder in self._synced and folder.is_dir():
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
-        _sync_folder(self.folder)
+        with self._making:
+            if folder in self._synced and folder.is_dir():
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.parent)
+            sync_folder(self.folder)
+            self._synced[folder] = None
+            if len(self._synced) > _MOST_KNOWN:
+                del self._synced[next(iter(self._synced))]
 
     def remove(self, name: str) -> None:
         """Remove a file that the journal did not take."""
@@ -101,11 +118,3 @@ def _write_all(handle: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -25,6 +25,7 @@ from ctflow.service.settings import Log
 AUDIT = logging.INFO + 5  # above info, so that `level: info` shows it; its logger shows it at every level
 _LONGEST_TEXT = 2000
 _GATHER_S = 0.2  # the journal changes with every instance; its events are told together
+_PAGE = 500  # events that are read at once: a journal of years, told from its beginning, must not be in memory whole
 _TERSE = ("uvicorn",)  # tells of its own start and end, which the node does, too
 
 _audit = logging.getLogger("ctflow.audit")
@@ -114,9 +115,12 @@ class AuditTrail:
         """
         with self._lock:
             told = 0
-            for event in reversed(self._journal.events(after=self._told, limit=sys.maxsize)):
-                _audit.log(AUDIT, event.text, extra={"facts": self._facts(event)})
-                self._told, told = event.id, told + 1
+            while page := self._journal.events_after(self._told, limit=_PAGE):
+                for event in page:
+                    _audit.log(AUDIT, event.text, extra={"facts": self._facts(event)})
+                    self._told, told = event.id, told + 1
+                if len(page) < _PAGE:
+                    break
             if self._told != self._kept:
                 write_atomically(self._position, lambda stream: stream.write(b"%d\n" % self._told))
                 self._kept = self._told

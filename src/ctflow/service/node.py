@@ -112,8 +112,9 @@ class Node:
             self._stack.callback(self.receiver.stop, _RECEIVE_GRACE_S)
             if self.settings.web.enabled:
                 shown = Shown(
-                    self.settings, self.journal, self.places.results, self.metrics, self.problems, self.demonstration
-                )
+                    self.settings, self.journal, self.places.results, self.metrics,
+                    self.problems, self.remarks, self.demonstration,
+                )  # fmt: skip
                 self.web_port = self._stack.enter_context(serving(shown))
             undo.pop_all()
         return self
@@ -125,15 +126,14 @@ class Node:
         log.info("stopped")
 
     def problems(self) -> list[str]:
-        """Why the node cannot receive or run now; empty if it can."""
+        """Why the node cannot receive or run now; empty while it receives, completes and one worker runs."""
         full = [] if self._inbox.has_room(0) else ["the disk is nearly full: instances are refused"]
-        return [*self._ended(), *full, *self.crew.problems()]
+        needed = (*self.journal.threads, *self.receiver.threads, self.completer)
+        return [*_ended(needed), *full, *self.crew.problems()]
 
-    def _ended(self) -> list[str]:
-        """The threads that are no more, though the node goes on: a mistake of ctflow, which a start mends."""
-        received = (*self.journal.threads, *self.receiver.threads, self.completer)
-        threads = (*received, *self.crew.threads, *self.couriers, self._audit)
-        return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
+    def remarks(self) -> list[str]:
+        """What does not work while the node receives and runs all the same: a worker of several, a delivery."""
+        return [*_ended((*self.crew.threads, *self.couriers, self._audit)), *self.crew.remarks()]
 
     def demonstration(self) -> str | None:
         """What there is to say of a demonstration model; None for another, or while it is not known yet."""
@@ -212,6 +212,11 @@ def _reception(settings: ServiceSettings) -> Reception:
         most_bytes=limits.series,
         patient_data=settings.web.patient_data,
     )
+
+
+def _ended(threads: Sequence[threading.Thread]) -> list[str]:
+    """The threads that are no more, though the node goes on: a mistake of ctflow, which a start mends."""
+    return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
 
 
 class _only_one:  # noqa: N801  # a context manager that reads as a word

@@ -144,21 +144,26 @@ class JournalReader:
         named = {**dict(row), "demonstration": bool(row["demonstration"])}
         return ResultRecord(**named, objects=tuple(ObjectRecord(**_named(each, ObjectRecord)) for each in objects))
 
-    def events(self, *, key: str | None = None, limit: int = 200, after: int = 0) -> tuple[EventRecord, ...]:
+    def events(self, *, key: str | None = None, limit: int = 200, before: int | None = None) -> tuple[EventRecord, ...]:
         """The audit trail, the newest first.
 
         Args:
             key: Only of this series.
             limit: At most so many.
-            after: Only those with a larger number.
+            before: Only those with a smaller number, for the next page.
         """
         rows = self._all(
-            "SELECT * FROM events WHERE id > ? AND (? IS NULL OR series_key = ?) ORDER BY id DESC LIMIT ?",
-            after,
+            "SELECT * FROM events WHERE id < ? AND (? IS NULL OR series_key = ?) ORDER BY id DESC LIMIT ?",
+            2**62 if before is None else before,
             key,
             key,
             limit,
         )
+        return tuple(EventRecord(**dict(row)) for row in rows)
+
+    def events_after(self, number: int, *, limit: int) -> tuple[EventRecord, ...]:
+        """The next events of the audit trail after one, in their order; at most so many."""
+        rows = self._all("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?", number, limit)
         return tuple(EventRecord(**dict(row)) for row in rows)
 
     def backlog(self) -> dict[str, dict[str, int]]:

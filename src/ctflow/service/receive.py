@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -35,8 +36,9 @@ from ctflow.service.records import Arrival, InstanceRecord, Patient
 from ctflow.service.same import is_same_in_other_syntax
 from ctflow.service.shortcut import Answer as StoreAnswer
 from ctflow.service.shortcut import StoreRequest, shorten
+from ctflow.service.titles import TITLES_END, refusal_of_titles
 from ctflow.service.transport import LimitedSocket, Shared
-from ctflow.service.waiting import WaitingRoom
+from ctflow.service.waiting import WaitingRoom, bytes_here
 from ctflow.volume import digest_of_uid
 
 if TYPE_CHECKING:
@@ -196,6 +198,10 @@ class Receiver:
 
     def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
         """Let pynetdicom have a connection, behind a socket that knows the limits."""
+        refusal = refusal_of_titles(connection.recv(TITLES_END, socket.MSG_PEEK))
+        if refusal is not None:
+            self._reject(connection, address[0], *refusal)
+            return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         limited = LimitedSocket(
             connection,
@@ -209,6 +215,16 @@ class Receiver:
         except BaseException:
             limited.close()
             raise
+
+    def _reject(self, connection: socket.socket, host: str, answer: bytes, why: str) -> None:
+        """Answer a request for an association that pynetdicom would leave without a reason, and say so."""
+        self._count("association", 0)
+        log.warning("association rejected: %s", why, extra={"facts": {"peer": host}})
+        with contextlib.suppress(OSError):  # the peer may be gone
+            # What is not read would turn the end of the connection into a reset, and the answer might be lost.
+            connection.recv(bytes_here(connection))
+            connection.sendall(answer)
+        connection.close()
 
     def _opened(self, association: Any) -> None:
         make_patient(association)

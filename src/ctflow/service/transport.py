@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
-HEADER = 6  # bytes: type, reserved, length (DICOM PS3.8 9.3)
+from ctflow.service.titles import HEADER, mended_titles
+
 ASSOCIATE_REQUEST = 0x01
 LEAST_REQUEST = 2**16  # bytes that an A-ASSOCIATE-RQ may have at least; 128 contexts with all syntaxes take 20 kB
 LARGEST_MESSAGE = 2**29  # bytes of one instance; an Enhanced CT of 1000 frames
@@ -71,6 +72,7 @@ class LimitedSocket(socket.socket):
         self._wait_s = 0.0
         self._shared = shared
         self._refused = refused
+        self._is_first = True  # PDU: the request for the association
         self._head = b""  # of the next PDU, as far as it is here and nobody took it
         self._left = 0
         self._deadline = 0.0
@@ -85,7 +87,10 @@ class LimitedSocket(socket.socket):
             self._fill_head()
             head, self._head = self._head[:bufsize], self._head[bufsize:]
             return head
-        return bytes(self.receive(self._left))
+        body = bytes(self.receive(self._left))
+        if self._is_first:
+            self._is_first, body = False, mended_titles(body)
+        return body
 
     def next_kind(self) -> int | None:
         """Wait for the head of the next PDU and say its type; None where the peer closed the connection.

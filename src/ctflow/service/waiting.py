@@ -120,7 +120,7 @@ class WaitingRoom(threading.Thread):
         """Hand a connection on, let it wait, or close it."""
         try:
             head = connection.recv(HEADER, socket.MSG_PEEK)
-            here = _bytes_here(connection)
+            here = bytes_here(connection)
         except BlockingIOError:
             return
         except OSError:
@@ -166,7 +166,7 @@ class WaitingRoom(threading.Thread):
         connection.close()
 
 
-def _bytes_here(connection: socket.socket) -> int:
+def bytes_here(connection: socket.socket) -> int:
     """How many bytes the kernel holds for a socket."""
     count = array.array("i", [0])
     fcntl.ioctl(connection, termios.FIONREAD, count)

@@ -103,13 +103,17 @@ class Crew:
         return tuple(self._foremen)
 
     def problems(self) -> list[str]:
-        """Why nothing can be run now, and which workers are not open while others are."""
-        closed = [foreman.name for foreman in self._foremen if not foreman.is_ready]
-        if len(closed) < len(self._foremen):
-            return [f"{name} is not open" for name in closed]
+        """Why nothing can be run now; empty while one worker is open."""
+        if any(foreman.is_ready for foreman in self._foremen):
+            return []
         if isinstance(self.first_word, NotReady):
             return [f"no worker is open: {self.first_word.message}"]
         return ["no worker is open yet" if self.first_word is None else "no worker is open: the log says why"]
+
+    def remarks(self) -> list[str]:
+        """Which workers are not open while others are."""
+        closed = [foreman.name for foreman in self._foremen if not foreman.is_ready]
+        return [f"{name} is not open" for name in closed] if len(closed) < len(self._foremen) else []
 
     def _wake(self) -> None:
         with self._changed:

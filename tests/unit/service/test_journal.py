@@ -296,7 +296,12 @@ def test_who_listens_is_told_of_every_write(journal):
     journal.event("note", "text", peer="127.0.0.1")
     assert told.wait(10)
     assert journal.events()[0].kind == "note"
-    assert journal.events(after=journal.events()[0].id) == ()
+    newest = journal.events()[0].id
+    assert journal.events_after(newest, limit=9) == ()
+    journal.event("note", "another")
+    journal.event("note", "a third")
+    assert [event.id for event in journal.events_after(newest, limit=1)] == [newest + 1]
+    assert [event.id for event in journal.events(before=newest + 2)] == [newest + 1, newest]
 
 
 def test_threads_that_come_and_go_leave_nothing_open(journal):

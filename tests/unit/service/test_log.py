@@ -182,3 +182,18 @@ def test_a_failure_of_the_thread_does_not_end_it(restored, ward, tmp_path, monke
 def test_times_are_told_in_utc_to_the_millisecond():
     assert node_log._iso(1_770_000_000.25) == "2026-02-02T02:40:00.250Z"
     assert AUDIT > logging.INFO
+
+
+def test_a_long_trail_is_read_in_pages_and_told_in_order(restored, ward, tmp_path, monkeypatch):
+    stream = io.StringIO()
+    set_up_node_log(Log(), stream)
+    for number in range(8):
+        ward.journal.event("note", f"note {number}")
+    asked, read = [], ward.journal.events_after
+    monkeypatch.setattr(node_log, "_PAGE", 4)
+    monkeypatch.setattr(
+        ward.journal, "events_after", lambda after, limit: asked.append(limit) or read(after, limit=limit)
+    )
+    assert AuditTrail(ward.journal, tmp_path / "told").tell() == 8
+    assert [line["message"] for line in lines_of(stream)] == [f"note {number}" for number in range(8)]
+    assert asked == [4, 4, 4]

@@ -125,11 +125,25 @@ def test_every_thread_that_ends_is_named(settings, monkeypatch):
         node.completer.stop()
         node.couriers[0].stop()
         node.crew.stop(0)
-        names = ("listener", "completer", "worker 0", "courier pacs")
-        ended = [f"{name} has ended unexpectedly: start the node again" for name in names]
-        assert node.problems() == [*ended, "no worker is open: the log says why"]
+
+        def ended(*names):
+            return [f"{name} has ended unexpectedly: start the node again" for name in names]
+
+        assert node.problems() == [*ended("listener", "completer"), "no worker is open: the log says why"]
+        assert node.remarks() == ended("worker 0", "courier pacs")
         node.journal.close()
         assert node.problems()[0] == "journal has ended unexpectedly: start the node again"
+
+
+def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.service.work.run_worker", worker_that_answers)
+    with Node(replace(settings, devices=("cuda:0", "cuda:1")), RUN) as node:
+        wait_until(lambda: node.problems() == node.remarks() == [], "both workers are open")
+        node.crew.threads[1].kill()
+        node.couriers[0].stop()
+        said = ["courier pacs has ended unexpectedly: start the node again", "worker 1 is not open"]
+        wait_until(lambda: node.remarks() == said, "they are named")
+        assert node.problems() == []
 
 
 def test_two_nodes_do_not_share_a_data_folder(settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sqlite3
 import struct
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pydicom
@@ -15,12 +16,21 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from ctflow.dicom.pixels import READABLE
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.errors import NotWritten, SettingsInvalid
-from ctflow.service import receive, waiting
+from ctflow.service import inbox, receive, waiting
 from ctflow.service.journal import key_of
 from ctflow.service.receive import VERIFICATION, supported_contexts
 from ctflow.service.settings import MOST_ASSOCIATIONS
 from ctflow.service.waiting import MOST_WAITING
-from service_support import association, encoded, instance, store, store_command, storescu, wait_until
+from service_support import (
+    association,
+    association_request,
+    encoded,
+    instance,
+    store,
+    store_command,
+    storescu,
+    wait_until,
+)
 
 COMPARABLE_PAIR = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
@@ -455,3 +465,90 @@ def test_no_more_wait_than_there_is_room_for(ear, monkeypatch):
     finally:
         for each in idle:
             each.close()
+
+
+def request(calling: bytes, called: bytes = b"CTFLOW") -> bytes:
+    """An A-ASSOCIATE-RQ with these AE titles, which spaces fill up."""
+    pdu = bytearray(association_request())
+    pdu[10:26], pdu[26:42] = called.ljust(16), calling.ljust(16)
+    return bytes(pdu)
+
+
+def answer_to(port: int, pdu: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(pdu)
+        return connection.recv(10)
+
+
+@pytest.mark.parametrize(
+    "calling", [b"  ROUTER", b"ROUTER" + bytes(10), b"\0ROUTER \0"], ids=["leading spaces", "NULs", "both"]
+)
+def test_a_title_is_known_whatever_pads_it(ear, calling):
+    titles = []
+    node = ear(is_peer=lambda title, _host: titles.append(title) or True)
+    assert answer_to(node.port, request(calling, b"CTFLOW" + bytes(10)))[0] == 2  # A-ASSOCIATE-AC
+    assert titles == ["ROUTER"]
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "reason", "why"),
+    [
+        (b"", b"CTFLOW", 3, "its calling AE title is blank"),
+        (bytes(16), b"CTFLOW", 3, "its calling AE title is blank"),
+        (b"ROU\xc4TER", b"CTFLOW", 3, "its calling AE title holds what no AE title may"),
+        (b"ROU\\TER", b"CTFLOW", 3, "its calling AE title holds what no AE title may"),
+        (b"ROU\nTER", b"CTFLOW", 3, "its calling AE title holds what no AE title may"),
+        (b"ROUTER", b"", 7, "its called AE title is blank"),
+        (b"ROUTER", bytes(16), 7, "its called AE title is blank"),
+    ],
+)
+def test_what_is_no_title_is_rejected_with_its_reason_and_told(ear, caplog, calling, called, reason, why):
+    node = ear()
+    assert answer_to(node.port, request(calling, called)) == bytes([3, 0, 0, 0, 0, 4, 0, 1, 1, reason])
+    (record,) = (record for record in caplog.records if "rejected" in record.message)
+    assert record.message == f"association rejected: {why}"
+    assert record.facts == {"peer": "127.0.0.1"}
+    assert store(node.port, instance(1)) == [0], "the next one is served"
+
+
+def test_an_instance_waits_until_the_folder_that_another_association_makes_is_synced(ear, monkeypatch):
+    """The second one finds the folder there, and its name may not be on the disk yet."""
+    node = ear()
+    reached, go_on, done = threading.Event(), threading.Event(), []
+    sync = inbox.sync_folder
+
+    def slow(folder):
+        if folder.parent == node.inbox.folder:  # the name of the series' folder is synced here
+            reached.set()
+            assert go_on.wait(60)
+        sync(folder)
+
+    monkeypatch.setattr(inbox, "sync_folder", slow)
+
+    def write(number: int) -> None:
+        done.append(node.inbox.write("ab" + "0" * 30, f"1.2.{number}", [b"content"]))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (1, 2)]
+    threads[0].start()
+    assert reached.wait(60)
+    assert (node.inbox.folder / "ab" / ("ab" + "0" * 30)).is_dir()
+    threads[1].start()
+    threads[1].join(0.3)
+    assert done == []
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 2
+
+
+def test_a_folder_that_an_earlier_process_made_is_synced_again(ear, monkeypatch):
+    node, synced, sync = ear(), [], inbox.sync_folder
+    series = node.inbox.folder / "ab" / "abc"
+    series.mkdir(parents=True)
+    monkeypatch.setattr(inbox, "sync_folder", lambda folder: (synced.append(folder), sync(folder)))
+    monkeypatch.setattr(inbox, "_MOST_KNOWN", 1)
+    for name, again in (("abc", True), ("abc", False), ("abd", True), ("abc", True)):  # the last was forgotten
+        synced.clear()
+        node.inbox.write(name, "1.2.3", [b"content"])
+        parents = [series.parent, node.inbox.folder] if again else []
+        assert synced == [*parents, series.with_name(name)]

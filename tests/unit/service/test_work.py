@@ -196,13 +196,15 @@ def test_while_no_process_can_be_started_the_crew_says_so(crew, monkeypatch):
 def test_a_worker_that_ends_while_it_waits_is_named_and_started_again(journal, crew, monkeypatch):
     monkeypatch.setattr(work, "_LOOK_AGAIN_S", 3600)
     found = crew(service_support.worker_that_answers, devices=("cuda:0", "cuda:1"))
-    wait_until(lambda: found.problems() == [], "both are open")
+    wait_until(lambda: found.problems() == found.remarks() == [], "both are open")
     first, second = found.threads
     first.kill()
-    wait_until(lambda: found.problems() == ["worker 0 is not open"], "it is named")
+    wait_until(lambda: found.remarks() == ["worker 0 is not open"], "it is named")
+    assert found.problems() == [], "the other one runs"
     second.kill()
     wait_until(lambda: found.problems() == ["no worker is open: the log says why"], "both are named")
+    assert found.remarks() == []
     for foreman in (first, second):
         foreman._killed = False  # as if something else had ended them
     journal.event("note", "something happens")
-    wait_until(lambda: found.problems() == [], "both are open again")
+    wait_until(lambda: found.problems() == found.remarks() == [], "both are open again")

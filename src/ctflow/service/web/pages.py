@@ -47,6 +47,7 @@ class Node:
         results: Folder below which results lie.
         metrics: Of the same node.
         problems: Why the node is not ready to receive and run, as sentences; empty if it is.
+        remarks: What else does not work, as sentences; the node is ready all the same.
         demonstration: What there is to say of a demonstration model; None for another, or while that is not known.
         clock: Gives the Unix time.
     """
@@ -56,6 +57,7 @@ class Node:
     results: Path
     metrics: Metrics
     problems: Callable[[], Sequence[str]] = tuple
+    remarks: Callable[[], Sequence[str]] = tuple
     demonstration: Callable[[], str | None] = lambda: None
     clock: Callable[[], float] = time.time
 
@@ -155,14 +157,19 @@ class Pages:
             more_events=len(detail.events) > _EVENTS,
         )
 
-    def events(self, _asked: Asked) -> Reply:
-        """The newest events of all series and of the node itself."""
-        now = self._node.clock()
-        found = self._node.journal.events(limit=_EVENTS)
+    def events(self, asked: Asked) -> Reply:
+        """The events of all series and of the node itself, the newest first, a page at a time."""
+        now, before = self._node.clock(), asked.query.get("before", "")
+        if not re.fullmatch("[0-9]{0,15}", before):
+            return self.message(404, "There is no such list", "The address names a page that does not exist.")
+        more = self._node.journal.events(limit=_EVENTS + 1, before=int(before) if before else None)
+        found = more[:_EVENTS]
         keys = {record.series_key for record in found if record.series_key}
         digests = {key: series.digest for key in keys if (series := self._node.journal.find(key))}
         shown = [views.event(record, now) for record in found]
-        return self._page("events.html", here="events", events=shown, digests=digests)
+        older = f"/events?before={found[-1].id}" if len(more) > _EVENTS else None
+        newest = "/events" if before else None
+        return self._page("events.html", here="events", events=shown, digests=digests, older=older, newest=newest)
 
     def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Reply:
         """A page that says one thing."""
@@ -227,10 +234,10 @@ class Pages:
         return Reply(body=b"ok\n", media_type="text/plain; charset=utf-8")
 
     def ready(self, _asked: Asked) -> Reply:
-        """Whether the node can receive and run; 503 with the reasons if not."""
+        """Whether the node can receive and run; 503 with the reasons if not. What else does not work are remarks."""
         self._node.journal.counts()
         problems = list(self._node.problems())
-        document = {"ready": not problems, "problems": problems}
+        document = {"ready": not problems, "problems": problems, "remarks": list(self._node.remarks())}
         body = json.dumps(document).encode() + b"\n"
         return Reply(503 if problems else 200, body, "application/json")
 
@@ -251,6 +258,7 @@ class Pages:
             "port": settings.port,
             "address": views.address(settings.bind, settings.port),
             "problems": [views.plain(problem) for problem in self._node.problems()],
+            "remarks": [views.plain(remark) for remark in self._node.remarks()],
             "demonstration": self._node.demonstration(),
             "version": __version__,
             "zone": views.zone(),

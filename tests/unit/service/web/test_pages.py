@@ -16,6 +16,7 @@ import pytest
 from ctflow.errors import SettingsInvalid
 from ctflow.service.records import Answer
 from ctflow.service.send import COPY, WHOLE
+from ctflow.service.web import pages
 from ctflow.service.web.pages import ROWS
 from ctflow.service.web.server import serving
 from node_support import PACS, PATIENT, Ward, fill_busy
@@ -470,17 +471,41 @@ def test_an_unexpected_error_is_logged_and_shows_nothing_of_itself(ward, visitor
 
 def test_health_readiness_and_metrics(ward, visitor):
     assert visitor.page("/healthz") == "ok\n"
-    assert json.loads(visitor.page("/readyz")) == {"ready": True, "problems": []}
+    assert json.loads(visitor.page("/readyz")) == {"ready": True, "problems": [], "remarks": []}
     assert "ctflow_series{state=" in visitor.page("/metrics")
 
 
 def test_a_node_that_is_not_ready_says_why(ward, visitor):
     ward.problems.append("Instances are refused: 3 GB are free")
-    assert json.loads(visitor.page("/readyz", 503)) == {"ready": False, "problems": ward.problems}
+    assert json.loads(visitor.page("/readyz", 503)) == {"ready": False, "problems": ward.problems, "remarks": []}
     assert visitor.page("/healthz") == "ok\n"
     shown = text_of(visitor.page("/"))
     assert "Not ready" in shown
     assert ward.problems[0] in shown
+
+
+def test_a_node_without_one_of_its_workers_is_ready_and_says_so(ward, visitor):
+    ward.remarks.append("worker 1 is not open")
+    assert json.loads(visitor.page("/readyz")) == {"ready": True, "problems": [], "remarks": ["worker 1 is not open"]}
+    shown = text_of(visitor.page("/"))
+    assert "Not ready" not in shown
+    assert "worker 1 is not open" in shown
+
+
+def test_the_audit_trail_is_shown_in_pages(ward, visitor, monkeypatch):
+    monkeypatch.setattr(pages, "_EVENTS", 3)
+    for number in range(7):
+        ward.journal.event("note", f"note number {number}")
+    shown, address = [], "/events"
+    while address:
+        page = visitor.page(address)
+        shown += re.findall("note number [0-9]", text_of(page))
+        following = re.search(r'href="(/events\?before=[0-9]+)"', page)
+        address = following[1] if following and len(shown) < 9 else None
+    assert shown == [f"note number {number}" for number in reversed(range(7))]
+    assert 'href="/events"' in page
+    visitor.page("/events?before=x", 404)
+    assert "There are no older events" in text_of(visitor.page("/events?before=1"))
 
 
 def test_a_demonstration_model_is_named_on_every_page(tmp_path):

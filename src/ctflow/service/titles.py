@@ -1,0 +1,46 @@
+"""The AE titles of an A-ASSOCIATE-RQ: padding that is none of DICOM's is mended, and what is no title gets an answer.
+
+pynetdicom aborts the association where a title is padded with NULs, as some devices do, or is blank, without a word of
+why; and answers nothing where the called title is blank.
+"""
+
+from __future__ import annotations
+
+HEADER = 6  # bytes: type, reserved, length (DICOM PS3.8 9.3)
+TITLES_END = 42  # of a whole request; its titles have 16 bytes each (PS3.8 9.3.2)
+_CALLED, _CALLING = slice(10, 26), slice(26, 42)
+# PS3.8 9.3.4: rejected-permanent, by the service user; the last byte is the reason.
+_CALLING_NOT_RECOGNIZED, _CALLED_NOT_RECOGNIZED = 3, 7
+
+
+def mended_titles(body: bytes) -> bytes:
+    """A request without its header, the NULs that pad its AE titles replaced by spaces."""
+    start, end = _CALLED.start - HEADER, _CALLING.stop - HEADER
+    return body[:start] + body[start:end].replace(b"\0", b" ") + body[end:]
+
+
+def refusal_of_titles(request: bytes) -> tuple[bytes, str] | None:
+    """What to answer a request whose AE titles are none (PS3.5 6.2, AE).
+
+    Args:
+        request: Its first `TITLES_END` bytes at least; fewer are not looked at.
+
+    Returns:
+        The A-ASSOCIATE-RJ and why, without the title; None where both are titles.
+    """
+    if len(request) < TITLES_END:
+        return None
+    for name, part, reason in (
+        ("calling", _CALLING, _CALLING_NOT_RECOGNIZED),
+        ("called", _CALLED, _CALLED_NOT_RECOGNIZED),
+    ):
+        title = request[part].replace(b"\0", b" ").strip(b" ")
+        if not title:
+            return _rejection(reason), f"its {name} AE title is blank"
+        if not all(0x20 <= byte < 0x7F and byte != ord("\\") for byte in title):
+            return _rejection(reason), f"its {name} AE title holds what no AE title may"
+    return None
+
+
+def _rejection(reason: int) -> bytes:
+    return bytes([3, 0, 0, 0, 0, 4, 0, 1, 1, reason])
