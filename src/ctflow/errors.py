@@ -86,7 +86,33 @@ class ModelError(CtflowError):
 
 
 class BundleInvalid(ModelError):
-    """The MONAI bundle lacks something, or needs something that ctflow does not do; the message names the key."""
+    """The MONAI bundle lacks something, or needs something that ctflow does not do; the message names the key.
+
+    Args:
+        message: What is wrong, in which file at which key, and what to do.
+        reason: A short, stable name of the rule: one of `BundleInvalid.REASONS`.
+    """
+
+    REASONS = frozenset(
+        {
+            "argument",  # of a component: missing, or not one that it has
+            "bundle",  # a file, the metadata, the weights
+            "expression",  # would have to be executed
+            "keys",  # a transform's keys: not the image or the prediction
+            "order",  # of the transforms
+            "override",  # MONAI could not apply it
+            "reference",  # leads nowhere, or in a circle
+            "target",  # another class
+            "value",  # of an argument
+            "workflow",  # the evaluator or the dataset uses something else
+        }
+    )
+
+    def __init__(self, message: str, *, reason: str = "bundle") -> None:
+        if reason not in self.REASONS:
+            raise ValueError(f"unknown reason {reason!r}; known: {sorted(self.REASONS)}")
+        super().__init__(message)
+        self.reason = reason
 
 
 class ExportFailed(ModelError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import BundleInvalid
-from ctflow.model import ModelSpec
+from ctflow.model import CropForeground, ModelSpec
 from ctflow.networks.head import is_two_class
 
 Labels = npt.NDArray[np.uint8]
@@ -23,7 +23,9 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
         spec: The model's activation and channels.
 
     Returns:
-        (C, X, Y, Z) float32; for two-class softmax (1, X, Y, Z), the probability of class 1, which says the same.
+        (C, X, Y, Z) float32; for two-class softmax (1, X, Y, Z), the probability of class 1, which says the same. Not
+        so where preprocessing crops: on the way back the two no longer sum to 1 beside what was cut off, and are both
+        given.
 
     Raises:
         BundleInvalid: The network returned NaN or infinity, or another number of channels than the bundle says.
@@ -35,9 +37,14 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
         raise BundleInvalid("the network returned values that are not finite: its weights or precision do not suit it")
     if spec.activation == "softmax":
         if is_two_class(spec):
-            return torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])
+            marked = torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])
+            return torch.cat([1 - marked, marked]) if _is_cropped(spec) else marked
         return torch.softmax(logits[0], dim=0)
     return torch.sigmoid(logits[0]) if spec.activation == "sigmoid" else logits[0]
+
+
+def _is_cropped(spec: ModelSpec) -> bool:
+    return any(isinstance(step, CropForeground) for step in spec.preprocessing)
 
 
 def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
@@ -50,7 +57,7 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     Returns:
         (D, H, W) uint8 on the same device; 0 is background.
     """
-    if is_two_class(spec):
+    if is_two_class(spec) and len(probabilities) == 1:
         labels = probabilities[0] > 0.5
     elif spec.threshold is None:
         labels = probabilities.argmax(dim=0)
@@ -73,7 +80,7 @@ def fractions_from_probabilities(probabilities: Tensor, labels: Tensor, spec: Mo
         marked voxel's own fraction is larger than every other's and than what all leave to the background, of any
         other voxel the background has most. Not so where the threshold is another than one half.
     """
-    background = 1 if spec.activation == "softmax" and not is_two_class(spec) else 0
+    background = 1 if spec.activation == "softmax" and len(probabilities) > 1 else 0
     fractions = (probabilities[background:] * _WHOLE).round().clamp(0, _WHOLE).to(torch.int16)
     if spec.threshold in (None, 0.5):
         _agree(fractions.flatten(1), labels.flatten().long())

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from monai.data.utils import compute_shape_offset, zoom_affine
 from monai.transforms import (
     Activationsd,
     AsDiscreted,
@@ -141,6 +142,21 @@ def test_every_orientation_equals_monai(order, signs):
     assert_same_as_monai(volume, (Orient("RAS"), Resample((1.2, 1.2, 1.2)), SCALE))
 
 
+BETWEEN = [(1.5, 3.4), (2.5, 2.0), (5.0, 2.0), (1.25, 1.0), (0.7, 1.4), (3.0, 1.2), (0.9, 1.2), (1.7, 3.4)]
+
+
+@pytest.mark.parametrize(("spacing", "wanted"), BETWEEN)
+@pytest.mark.parametrize("turn", [None, rotation((0.3, -0.2, 0.1))])
+def test_a_size_between_two_numbers_of_voxels_is_the_one_that_monai_takes(spacing, wanted, turn):
+    for count in range(2, 60):
+        volume = volume_of(shape=(count, 2, 2), spacing=(spacing, 0.6, 0.9), turn=turn)
+        affine = monai_image(volume).affine.numpy()
+        zoomed = zoom_affine(affine, [-1, -1, wanted], diagonal=False)
+        expected, _ = compute_shape_offset((2, 2, count), affine, zoomed)
+        prepared = prepare_volume(volume, (Resample((-1, -1, wanted)),), "cpu")
+        assert tuple(prepared.tensor.shape[2:]) == tuple(expected), count
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(2, 20)] * 3),
@@ -239,13 +255,18 @@ def test_a_flat_image_does_not_divide_by_zero():
     assert float(prepare_volume(zeros, (Normalize(None, None, True),), "cpu").tensor.abs().max()) == 0.0
 
 
-def test_activation_then_way_back_then_argmax_equals_monai():
-    """The two-class shortcut: one channel goes back, not two."""
+@pytest.mark.parametrize("is_cropped", [False, True])
+def test_activation_then_way_back_then_argmax_equals_monai(is_cropped):
+    """The two-class shortcut: one channel goes back, not two; both do where a crop leaves less than 1 of the two."""
     from ctflow.model import ModelSpec, NetworkSpec  # noqa: PLC0415
     from ctflow.postprocess import labels_from_probabilities, probabilities_from_logits  # noqa: PLC0415
 
     volume = volume_of(shape=(12, 14, 13))
     steps = (Orient("RAS"), Resample((1.5, 1.5, 1.5)), SCALE)
+    if is_cropped:
+        volume.array[[0, 1, 2, -1]] = -1024
+        volume.array[:, :3] = -1024
+        steps = (SCALE, CropForeground(0), *steps[:2])
     spec = ModelSpec(
         "m", "1", NetworkSpec("UNet", {}), 1, 2, steps, (8, 8, 8), 0.25, "constant", 1, "softmax", None, (), "", False
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ctflow.bundle.overrides import merged_document
+from ctflow.bundle.signatures import REQUIRED, Signature
 from ctflow.errors import BundleInvalid
 
 MOST_REFERENCES = 32  # a reference to a reference to ...
@@ -14,6 +17,8 @@ MOST_LEVELS = 16
 MOST_NODES = 100_000  # of all values that are needed, so that references to references cannot multiply
 LARGEST_NUMBER = 1e9
 _OWN_KEYS = frozenset({"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"})
+_REFERENCE = re.compile(r"@\w+(?:::\w+)*")  # MONAI's, without the relative ones
+_RELATIVE = re.compile(r"[@%]::")
 MISSING: Any = object()
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -37,18 +42,28 @@ class Config:
     """One configuration file.
 
     Args:
-        document: The parsed JSON object.
+        document: The parsed JSON object; its overrides are applied as MONAI does it.
         file: The file's path inside the bundle, for messages.
+
+    Raises:
+        BundleInvalid: An override cannot be applied.
     """
 
     def __init__(self, document: Mapping[str, Any], file: str) -> None:
-        self._document = document
+        self._document = merged_document(document, file)
         self.file = file
         self._nodes_left = MOST_NODES
 
-    def invalid(self, place_id: str, reason: str) -> BundleInvalid:
-        """The error for a place of this file."""
-        return BundleInvalid(f"{self.file}: {place_id[:200]} {reason}")
+    def invalid(self, place_id: str, problem: str, reason: str = "value") -> BundleInvalid:
+        """The error for a place of this file; `reason` is one of `BundleInvalid.REASONS`."""
+        return BundleInvalid(f"{self.file}: {place_id[:200]} {problem}", reason=reason)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._document
+
+    def raw(self, key: str) -> Place:
+        """A top-level value as it stands, nothing followed; it must be there."""
+        return Place(key, self._document[key])
 
     def top(self, key: str) -> Place:
         """A top-level value, with references followed.
@@ -57,7 +72,7 @@ class Config:
             BundleInvalid: It is absent or cannot be known without executing the bundle.
         """
         if key not in self._document:
-            raise BundleInvalid(f"{self.file} has no key {key!r}, which ctflow needs")
+            raise BundleInvalid(f"{self.file} has no key {key!r}, which ctflow needs", reason="argument")
         return self.resolved(Place(key, self._document[key]))
 
     def resolved(self, place: Place) -> Place:
@@ -71,24 +86,36 @@ class Config:
                 raise self.invalid(
                     place.id,
                     f"is {kind}{by}, {short(value)}: ctflow executes nothing of a bundle; write the value itself",
+                    "expression",
                 )
             if value in seen:
-                raise self.invalid(place.id, f"is a reference that leads back to itself, {short(value)}")
+                raise self.invalid(place.id, f"is a reference that leads back to itself, {short(value)}", "reference")
             if len(seen) >= MOST_REFERENCES:
-                raise self.invalid(place.id, f"follows more than {MOST_REFERENCES} references")
+                raise self.invalid(place.id, f"follows more than {MOST_REFERENCES} references", "reference")
             seen.append(value)
             value = self._looked_up(place.id, value)
+        if isinstance(value, str):
+            # MONAI writes every "#" of a text as "::", whatever the text is for.
+            value = value.replace("#", "::")
+            if _RELATIVE.search(value):
+                raise self.invalid(place.id, f"holds a relative reference, {short(value)}: write it out", "reference")
         return Place(place.id, value)
 
     def _looked_up(self, place_id: str, reference: str) -> Any:
+        path = reference.replace("#", "::")
+        if not _REFERENCE.fullmatch(path):
+            advice = "write @a::b with the whole path from the top, of letters, digits and _"
+            raise self.invalid(
+                place_id, f"is no reference that ctflow follows, {short(reference)}: {advice}", "reference"
+            )
         value: Any = self._document
-        for part in reference[1:].replace("#", "::").split("::"):
+        for part in path[1:].split("::"):
             if isinstance(value, Mapping) and part in value:
                 value = value[part]
-            elif isinstance(value, list) and part.isascii() and part.isdigit() and int(part[:9]) < len(value):
-                value = value[int(part[:9])]
+            elif isinstance(value, list) and _is_index(part) and int(part) < len(value):
+                value = value[int(part)]
             else:
-                raise self.invalid(place_id, f"refers to {short(reference)}, which is not in the file")
+                raise self.invalid(place_id, f"refers to {short(reference)}, which is not in the file", "reference")
         return value
 
     def plain(self, place: Place) -> Any:
@@ -107,6 +134,9 @@ class Config:
                 raise self.invalid(
                     place.id, "is an object to be made; ctflow takes numbers, words and lists of them here"
                 )
+            for key in value:
+                if "#" in key or "::" in key:  # MONAI would read it as a path, here and in references
+                    raise self.invalid(f"{place.id}#{key}", "has a separator in its name", "override")
             return {key: self._plain(Place(f"{place.id}#{key}", item), level + 1) for key, item in value.items()}
         return value
 
@@ -120,37 +150,75 @@ class Component:
         package: The package that the class must be of, for example "monai.transforms".
 
     Raises:
-        BundleInvalid: It is no object with a `_target_` of that package.
+        BundleInvalid: It is no object with a `_target_` of that package, or is disabled, or asks for something to be
+            executed first.
     """
 
     def __init__(self, config: Config, place: Place, package: str) -> None:
         if not isinstance(place.value, Mapping):
-            raise config.invalid(place.id, f"must be an object with a _target_, not {short(place.value)}")
+            raise config.invalid(place.id, f"must be an object with a _target_, not {short(place.value)}", "target")
         self.config = config
         self.id = place.id
         self._values = place.value
+        self._package = package
         target = self.get("_target_")
         if not isinstance(target, str) or not target:
-            raise config.invalid(f"{place.id}#_target_", "must name a class")
+            raise self.refused("_target_", "must name a class", "target")
+        self.path = target
         name = target.rpartition(".")[2]
         if not name.isidentifier() or (name != target and not target.startswith(f"{package}.")):
-            raise config.invalid(f"{place.id}#_target_", f"is {short(target)}; ctflow takes classes of {package} only")
+            raise self.refused("_target_", f"is {short(target)}; ctflow takes classes of {package} only", "target")
         self.target = name
         if "_mode_" in self._values and self.get("_mode_") != "default":
-            raise config.invalid(f"{place.id}#_mode_", 'must be "default"')
+            raise self.refused("_mode_", 'must be "default"')
+        if is_disabled(config, place):
+            raise self.refused("_disabled_", "is true, but ctflow needs it")
+        if self.get("_requires_", None) not in (None, [], {}):
+            raise self.refused("_requires_", "asks for something to be executed first; ctflow executes nothing")
+        self.get("_desc_", None)
+
+    def demand_module(self, module: str) -> None:
+        """A class named by its full path must be where MONAI has it: in its package, or where it is defined."""
+        if self.path not in {self.target, f"{self._package}.{self.target}", f"{module}.{self.target}"}:
+            raise self.refused(
+                "_target_", f"is {short(self.path)}, which MONAI does not have; write {self.target}", "target"
+            )
+
+    def demand_signature(self, signature: Signature) -> None:
+        """No argument but those of the class, every one that it needs, and no value that ctflow does not do."""
+        self.demand_arguments(signature)
+        for name, values in signature.only.items():
+            self.demand(name, values)
+
+    def demand_arguments(self, signature: Signature) -> None:
+        """No argument but those of the class, and every one that it needs."""
+        self.demand_module(signature.module)
+        for name in self.names:
+            if name not in signature.arguments:
+                raise self.refused(name, f"is an argument that ctflow does not know of {self.target}", "argument")
+        for name, default in signature.read.items():
+            if default is REQUIRED and name not in self._values:
+                raise self._missing(name)
 
     @property
     def names(self) -> list[str]:
         """Names of the arguments given."""
         return [name for name in self._values if name not in _OWN_KEYS]
 
-    def refused(self, name: str, reason: str) -> BundleInvalid:
-        """The error for an argument."""
-        return self.config.invalid(f"{self.id}#{name}", reason)
+    def refused(self, name: str, problem: str, reason: str = "value") -> BundleInvalid:
+        """The error for an argument; `reason` is one of `BundleInvalid.REASONS`."""
+        return self.config.invalid(f"{self.id}#{name}", problem, reason)
+
+    def _missing(self, name: str) -> BundleInvalid:
+        return self.refused(name, f"is missing; {getattr(self, 'target', 'an object')} needs it", "argument")
 
     def place(self, name: str) -> Place:
         """An argument, unresolved."""
         return Place(f"{self.id}#{name}", self._values[name])
+
+    def given(self, name: str) -> list[Place]:
+        """The values of an argument, unresolved: one, or of a transform one for each key that it acts on."""
+        return [self.place(name)]
 
     def get(self, name: str, default: Any = MISSING) -> Any:
         """An argument with its references replaced.
@@ -160,50 +228,49 @@ class Component:
         """
         if name not in self._values:
             if default is MISSING:
-                raise self.refused(name, f"is missing; {getattr(self, 'target', 'an object')} needs it")
+                raise self._missing(name)
             return default
-        return self.config.plain(self.place(name))
+        values = [self.config.plain(place) for place in self.given(name)]
+        if any(not _is_same(value, values[0]) for value in values[1:]):
+            raise self.refused(name, f"has several values, {short(values)}; ctflow takes one for all keys")
+        return values[0]
 
     def number(self, name: str, default: Any = MISSING) -> float:
         """A finite number."""
-        value = _alone(self.get(name, default))
+        value = self.get(name, default)
         if not is_number(value):
             raise self.refused(name, f"must be a number, not {short(value)}")
         return float(value)
 
     def number_or_none(self, name: str, default: Any = MISSING) -> float | None:
         """A finite number or null."""
-        return None if _alone(self.get(name, default)) is None else self.number(name, default)
+        return None if self.get(name, default) is None else self.number(name, default)
 
     def integer(self, name: str, low: int, high: int, default: Any = MISSING) -> int:
         """A whole number in [low, high]."""
-        value = _alone(self.get(name, default))
+        value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.refused(name, f"must be a whole number from {low} to {high}, not {short(value)}")
         return value
 
     def flag(self, name: str, default: Any = MISSING) -> bool:
         """True or false."""
-        value = _alone(self.get(name, default))
+        value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.refused(name, f"must be true or false, not {short(value)}")
         return value
 
-    def demand(self, **allowed: tuple[Any, ...]) -> None:
-        """Each argument, where given, must have one of the values: the others change the result and are not done."""
-        for name, values in allowed.items():
-            given = self.get(name, values[0])
-            items = given if isinstance(given, list) and given else [given]
-            for item in items:
-                if not any(item is value or (type(item) is not bool and item == value) for value in values):
-                    words = " or ".join(short(value) for value in values)
-                    raise self.refused(name, f"is {short(given)}; ctflow does only {words}")
-
-    def demand_known(self, known: Iterable[str]) -> None:
-        """No argument but these."""
-        for name in self.names:
-            if name not in known:
-                raise self.refused(name, f"is an argument that ctflow does not know of {self.target}")
+    def demand(self, name: str, values: tuple[Any, ...]) -> None:
+        """An argument, where given, must have one of the values: the others change the result and are not done."""
+        if name not in self._values:
+            return
+        for place in self.given(name):
+            if isinstance(place.value, str) and place.value in values:
+                continue  # an expression that is known by its text; it is not evaluated
+            found = self.config.plain(place)
+            if not any(_is_same(found, value) for value in values):
+                words = " or ".join(short(value) for value in values)
+                raise self.refused(name, f"is {short(found)}; ctflow does only {words}")
 
 
 def is_disabled(config: Config, place: Place) -> bool:
@@ -223,9 +290,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
-def _alone(value: Any) -> Any:
-    """MONAI's dictionary transforms take one value for each key; ctflow has one key."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 10
+
+
+def _is_same(given: Any, value: Any) -> bool:
+    """Equal, and of one type but for 1 and 1.0: true is not 1."""
+    if isinstance(given, bool) or isinstance(value, bool) or value is None:
+        return given is value
+    if given is None or isinstance(given, dict) or isinstance(value, dict):
+        return type(given) is type(value) and bool(given == value)
+    if isinstance(given, list) and isinstance(value, list):
+        return len(given) == len(value) and all(_is_same(a, b) for a, b in zip(given, value, strict=True))
+    return type(given) in (type(value), int, float) and bool(given == value)
 
 
 def short(value: Any) -> str:

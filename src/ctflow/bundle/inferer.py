@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctflow.bundle.config import Component, Config, is_number, short
+from ctflow.bundle.signatures import INFERER
 from ctflow.model import Blend
 from ctflow.volume import Size3
 
 LARGEST_ROI = 1024
-_IGNORED = frozenset(
-    {"sw_device", "device", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim"}
-)  # where and how MONAI holds the data; the result is the same
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,9 @@ def sliding_from_config(config: Config) -> Sliding:
     """
     inferer = Component(config, config.top("inferer"), "monai.inferers")
     if inferer.target != "SlidingWindowInferer":
-        raise inferer.refused("_target_", f"is {short(inferer.target)}; ctflow does SlidingWindowInferer")
-    inferer.demand_known(
-        {"roi_size", "sw_batch_size", "overlap", "mode", "sigma_scale", "padding_mode", "cval", "with_coord"} | _IGNORED
-    )
-    inferer.demand(sigma_scale=(0.125,), padding_mode=("constant",), cval=(0,), with_coord=(False,))
-    overlap = inferer.number("overlap", 0.25)
-    if not 0 <= overlap < 1:
-        raise inferer.refused("overlap", f"must be at least 0 and below 1, not {overlap:g}")
+        raise inferer.refused("_target_", f"is {short(inferer.target)}; ctflow does SlidingWindowInferer", "target")
+    inferer.demand_signature(INFERER)
+    overlap = _overlap(inferer)
     mode = inferer.get("mode", "constant")
     blend: Blend
     if mode == "constant":
@@ -54,10 +47,21 @@ def sliding_from_config(config: Config) -> Sliding:
     return Sliding(_roi(inferer), overlap, blend, inferer.integer("sw_batch_size", 1, 1024, 1))
 
 
+def _overlap(inferer: Component) -> float:
+    given = inferer.get("overlap", 0.25)
+    values = given if isinstance(given, list) else [given]
+    if len(values) not in (1, 3) or (len(values) == 1 and isinstance(given, list)):
+        raise inferer.refused("overlap", f"must be one or three numbers, not {short(given)}")
+    if not all(is_number(value) and 0 <= value < 1 for value in values):
+        raise inferer.refused("overlap", f"must be at least 0 and below 1, not {short(given)}")
+    if len(set(values)) > 1:
+        raise inferer.refused("overlap", f"differs between the axes, {short(given)}; ctflow takes one for all")
+    return float(values[0])
+
+
 def _roi(inferer: Component) -> Size3:
     given = inferer.get("roi_size")
-    sizes = given if isinstance(given, list) else [given]
-    sizes = sizes * 3 if len(sizes) == 1 else sizes
+    sizes = given if isinstance(given, list) else [given] * 3
     if len(sizes) != 3 or not all(
         is_number(size) and isinstance(size, int) and 1 <= size <= LARGEST_ROI for size in sizes
     ):

@@ -11,18 +11,20 @@ from ctflow.bundle.documents import read_document
 from ctflow.bundle.inferer import sliding_from_config
 from ctflow.bundle.locate import INFERENCE, METADATA
 from ctflow.bundle.metadata import MOST_CHANNELS, metadata_from_document
-from ctflow.bundle.transforms import activation_from_config, steps_from_config
+from ctflow.bundle.postprocessing import activation_from_config
+from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.bundle.weights import read_weights, weights_digest
+from ctflow.bundle.workflow import check_workflow
 from ctflow.errors import BundleInvalid
 from ctflow.model import Model, ModelSpec, NetworkSpec
-from ctflow.networks.build import argument_value, current_arguments
+from ctflow.networks.build import argument_value, current_arguments, network_class
 
 
 def read_bundle(path: Path) -> Model:
     """Read a MONAI bundle without executing any of it.
 
-    Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of configs/inference.json are looked at, with
-    configs/metadata.json and models/model.pt.
+    Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of configs/inference.json are read, with
+    configs/metadata.json and models/model.pt; `evaluator` and `dataset`, where they are there, must use these four.
 
     Args:
         path: The bundle's folder (see `find_bundle`).
@@ -71,6 +73,7 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
         raise config.invalid("postprocessing", "has softmax, which needs at least 2 channels")
     if activation == "sigmoid" and out_channels != 1:
         raise config.invalid("postprocessing", f"has sigmoid; ctflow does it for 1 channel, not {out_channels}")
+    check_workflow(config)
     about = metadata_from_document(metadata, folder_name, out_channels, activation)
     return ModelSpec(
         name=about.name,
@@ -97,9 +100,12 @@ def _network(config: Config) -> tuple[NetworkSpec, tuple[str, ...]]:
     definition = Component(config, config.top("network_def"), "monai.networks.nets")
     arguments = {name: definition.get(name) for name in definition.names}
     try:
+        definition.demand_module(network_class(definition.target).__module__)
         arguments, notes = current_arguments(definition.target, arguments)
     except BundleInvalid as error:
-        raise BundleInvalid(f"{config.file}: {error}") from None
+        if str(error).startswith(config.file):
+            raise
+        raise BundleInvalid(f"{config.file}: {error}", reason=error.reason) from None
     return NetworkSpec(definition.target, arguments), notes
 
 

@@ -55,7 +55,9 @@ def network_class(name: str) -> type[nn.Module]:
     if name.isidentifier() and "_" not in name:
         found = getattr(nets, name, None)
     if not (inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__.startswith(f"{_PACKAGE}.")):
-        raise BundleInvalid(f"network_def#_target_ is {name[:80]!r}; ctflow takes the networks of {_PACKAGE}")
+        raise BundleInvalid(
+            f"network_def#_target_ is {name[:80]!r}; ctflow takes the networks of {_PACKAGE}", reason="target"
+        )
     network: type[nn.Module] = found
     return network
 
@@ -95,10 +97,13 @@ def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str
             key = _RENAMED[name][given]
             notes.append(f"network_def#{given} read as {key}: MONAI has renamed this argument of {name}")
             if key in arguments:
-                raise BundleInvalid(f"network_def#{given} and {key} are the same argument; keep {key}")
+                raise BundleInvalid(
+                    f"network_def#{given} and {key} are the same argument; keep {key}", reason="argument"
+                )
         if key not in parameters and not open_ended:
             raise BundleInvalid(
-                f"network_def#{given[:80]} is an argument that {name} of the installed MONAI does not have"
+                f"network_def#{given[:80]} is an argument that {name} of the installed MONAI does not have",
+                reason="argument",
             )
         _check_size(value, f"network_def#{given[:80]}")
         result[key] = value
@@ -190,7 +195,7 @@ def _check_size(value: Any, place: str) -> None:
         for item in value.values():
             _check_size(item, place)
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_ARGUMENT:
-        raise BundleInvalid(f"{place} holds a number beyond {LARGEST_ARGUMENT}")
+        raise BundleInvalid(f"{place} holds a number beyond {LARGEST_ARGUMENT}", reason="value")
 
 
 def _check_not_pretrained(name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
@@ -200,5 +205,6 @@ def _check_not_pretrained(name: str, parameters: Mapping[str, inspect.Parameter]
             value = given[key] if key in given else parameters[key].default
             if value not in (False, None, inspect.Parameter.empty):
                 raise BundleInvalid(
-                    f"network_def#{key} of {name} must be false: ctflow takes weights from the bundle only"
+                    f"network_def#{key} of {name} must be false: ctflow takes weights from the bundle only",
+                    reason="value",
                 )

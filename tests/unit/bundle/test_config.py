@@ -17,6 +17,10 @@ def test_references_lead_through_keys_and_lists_with_both_separators():
     assert plain(x=["@a::b::1", "@a#b#0"], a={"b": ["@c", 7]}, c=5) == [7, 5]
 
 
+def test_a_number_sign_in_a_text_is_what_monai_makes_of_it():
+    assert plain(x="a#b") == "a::b"
+
+
 def test_words_that_only_contain_the_signs_are_words():
     assert plain(x=["a@b", "1$", ""]) == ["a@b", "1$", ""]
 
@@ -30,8 +34,12 @@ def test_words_that_only_contain_the_signs_are_words():
         ({"x": "@y::0", "y": "@z", "z": [1]}, "refers to '@y::0', which is not in the file"),
         ({"x": "@y::7", "y": [1]}, "not in the file"),
         ({"x": "@y::" + "9" * 5000, "y": [1]}, "not in the file"),
-        ({"x": "@"}, "not in the file"),
+        ({"x": "@"}, "is no reference that ctflow follows"),
         ({"x": "@y::²", "y": [1]}, "not in the file"),
+        ({"x": "@y-1", "y-1": 1}, "is no reference that ctflow follows"),
+        ({"x": "@##y", "y": 1}, "is no reference that ctflow follows"),
+        ({"x": "a@#y", "y": 1}, "holds a relative reference"),
+        ({"x": {"a#b": 1}}, "x#a#b has a separator in its name"),
         ({"x": {"_target_": "os.system"}}, "x is an object to be made"),
         ({}, "has no key 'x'"),
     ],

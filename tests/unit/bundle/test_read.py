@@ -74,7 +74,8 @@ def test_a_missing_key_is_named_with_its_file(bundle, inference, key):
 
 
 def test_expressions_that_ctflow_does_not_need_are_never_looked_at(inference, metadata):
-    for key in set(inference) - {"network_def", "preprocessing", "inferer", "postprocessing", "image_loader"}:
+    needed = {"network_def", "preprocessing", "inferer", "postprocessing", "image_loader", "image_key"}
+    for key in set(inference) - {*needed, "network", "evaluator"}:  # these two tell who uses what
         inference[key] = "$open('/tmp/executed', 'w')"
     assert spec_from_documents(inference, metadata, folder_name="x").out_channels == 2
 
@@ -105,8 +106,8 @@ def test_a_network_that_cannot_be_known_is_refused(inference, metadata, network,
 
 def test_sigmoid_is_for_one_channel(inference, metadata):
     transforms = inference["postprocessing"]["transforms"]
-    transforms[0] = {"_target_": "Activationsd", "sigmoid": True}
-    transforms[2] = {"_target_": "AsDiscreted", "threshold": 0.4}
+    transforms[0] = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+    transforms[2] = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.4}
     with pytest.raises(BundleInvalid, match="has sigmoid; ctflow does it for 1 channel, not 2"):
         spec_from_documents(inference, metadata, folder_name="x")
     inference["network_def"] = {"_target_": "BasicUNet", "out_channels": 1}

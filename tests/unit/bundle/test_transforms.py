@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ctflow.bundle.config import Config
-from ctflow.bundle.transforms import activation_from_config, steps_from_config
+from ctflow.bundle.postprocessing import activation_from_config
+from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.errors import BundleInvalid
 from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
 
@@ -17,7 +18,7 @@ def steps(*transforms, **top):
 
 
 def transform(target, **arguments):
-    return {"_target_": target, "keys": "$never looked at", **arguments}
+    return {"_target_": target, "keys": "image", **arguments}
 
 
 SPACING = {"pixdim": [1, 2, 3], "mode": "bilinear"}
@@ -36,7 +37,7 @@ PERCENTILES = {"lower": 1, "upper": 99, "b_min": 0, "b_max": 1}
         (transform("Orientationd", as_closest_canonical=True), Orient("RAS")),
         (transform("monai.transforms.Spacingd", **SPACING), Resample((1.0, 2.0, 3.0))),
         (transform("monai.transforms.spatial.dictionary.SpacingD", pixdim=1.5), Resample((1.5, 1.5, 1.5))),
-        (transform("SpacingDict", pixdim=[2, -1, 0], mode=["bilinear"], recompute_affine=True), Resample((2, -1, 0))),
+        (transform("SpacingDict", pixdim=[2, -1, 0], mode=["bilinear"], recompute_affine=False), Resample((2, -1, 0))),
         (transform("ScaleIntensityRanged", **RANGE), ScaleRange(-1000, 400, None, None, clip=False)),
         (
             transform("ScaleIntensityRanged", **RANGE, b_min=0, b_max=1, clip=True, dtype="$torch.float32"),
@@ -52,10 +53,10 @@ PERCENTILES = {"lower": 1, "upper": 99, "b_min": 0, "b_max": 1}
         ),
         (transform("NormalizeIntensityd"), Normalize(None, None, nonzero=False)),
         (
-            transform("NormalizeIntensityd", subtrahend=[5], divisor=2, nonzero=True, channel_wise=True),
+            transform("NormalizeIntensityd", subtrahend=[5], divisor=[2], nonzero=True, channel_wise=True),
             Normalize(5, 2, nonzero=True),
         ),
-        (transform("CropForegroundd", source_key="@nowhere"), CropForeground(0)),
+        (transform("CropForegroundd", source_key="image"), CropForeground(0)),
         (transform("CropForegroundd", source_key="image", margin=10, k_divisible=[1, 1, 1]), CropForeground(10)),
     ],
 )
@@ -71,7 +72,7 @@ def test_loaders_and_disabled_items_are_passed_over_and_order_is_kept():
         transform("CropForegroundd", _disabled_=" True "),
         transform("NormalizeIntensityd", _disabled_="@skip"),
         transform("CastToTyped", dtype="$np.float32"),
-        transform("EnsureTyped", device="@device", dtype=["torch.float32"]),
+        transform("EnsureTyped", device="@device", dtype=["$torch.float32"]),
         "@spacing",
         transform("Orientationd", axcodes="RAS", _disabled_=False, _desc_="as the atlas"),
         skip=True,
@@ -127,20 +128,25 @@ def test_loaders_and_disabled_items_are_passed_over_and_order_is_kept():
         (transform("ScaleIntensityRangePercentilesd", **{**PERCENTILES, "b_min": None}, relative=True), "relative"),
         (transform("NormalizeIntensityd", divisor=0), "divisor"),
         (transform("NormalizeIntensityd", subtrahend=[1, 2]), "subtrahend"),
-        (transform("CropForegroundd", select_fn="$lambda x: x > -500"), "select_fn"),
-        (transform("CropForegroundd", margin=[1, 2, 3]), "margin"),
-        (transform("CropForegroundd", margin=-1), "margin"),
-        (transform("CropForegroundd", k_divisible=32), "k_divisible"),
-        (transform("CropForegroundd", allow_smaller=True), "allow_smaller"),
-        (transform("CropForegroundd", channel_indices=0), "channel_indices"),
-        (transform("CropForegroundd", mode="edge"), "mode"),
+        (transform("NormalizeIntensityd", subtrahend=[1]), "subtrahend"),
+        (transform("NormalizeIntensityd", divisor=2, channel_wise=True), "divisor"),
+        (transform("Spacingd", pixdim=1, recompute_affine=True), "recompute_affine"),
+        (transform("Spacingd", pixdim=1, dtype="float16"), "dtype"),
+        (transform("ScaleIntensityRanged", **RANGE, dtype="float"), "dtype"),
+        (transform("CropForegroundd", source_key="image", select_fn="$lambda x: x > -500"), "select_fn"),
+        (transform("CropForegroundd", source_key="image", margin=[1, 2, 3]), "margin"),
+        (transform("CropForegroundd", source_key="image", margin=-1), "margin"),
+        (transform("CropForegroundd", source_key="image", k_divisible=32), "k_divisible"),
+        (transform("CropForegroundd", source_key="image", allow_smaller=True), "allow_smaller"),
+        (transform("CropForegroundd", source_key="image", channel_indices=0), "channel_indices"),
+        (transform("CropForegroundd", source_key="image", mode="edge"), "mode"),
         (transform("CastToTyped", dtype="float16"), "dtype"),
         (transform("EnsureTyped", dtype="$torch.float16"), "dtype"),
     ],
 )
 def test_what_ctflow_does_not_do_is_refused_by_its_full_key(item, key):
     with pytest.raises(BundleInvalid) as caught:
-        steps(transform("LoadImaged"), item)
+        steps(transform("LoadImaged", ensure_channel_first=True), item)
     assert f"configs/inference.json: preprocessing#transforms#1#{key} " in str(caught.value)
 
 
@@ -168,21 +174,30 @@ def test_a_list_that_cannot_be_known_is_refused(value, said):
     assert said in str(caught.value)
 
 
+def answer(target, **arguments):
+    return transform(target, **{"keys": "pred", **arguments})
+
+
 def after(*transforms):
-    document = {"postprocessing": {"_target_": "Compose", "transforms": list(transforms)}}
+    document = {
+        "preprocessing": {"_target_": "Compose"},
+        "postprocessing": {"_target_": "Compose", "transforms": list(transforms)},
+    }
     return activation_from_config(Config(document, "configs/inference.json"))
 
 
-INVERT = transform("Invertd", transform="$x", orig_keys="@image", meta_keys="$y", device="$d", nearest_interp=False)
-SOFTMAX, SIGMOID = transform("Activationsd", softmax=True), transform("Activationsd", sigmoid=True)
-ARGMAX, HALF = transform("AsDiscreted", argmax=True), transform("AsDiscreted", threshold=0.5)
+INVERT = answer(
+    "Invertd", transform="@preprocessing", orig_keys="image", meta_keys="y", device="$d", nearest_interp=False
+)
+SOFTMAX, SIGMOID = answer("Activationsd", softmax=True), answer("Activationsd", sigmoid=True)
+ARGMAX, HALF = answer("AsDiscreted", argmax=True), answer("AsDiscreted", threshold=0.5)
 
 
 def test_softmax_with_argmax_and_sigmoid_with_threshold():
-    save = transform("SaveImaged", output_dir="$x", resample=False)
+    save = answer("SaveImaged", output_dir="$x", resample=False)
     assert after(SOFTMAX, INVERT, ARGMAX, save) == ("softmax", None)
-    assert after(transform("EnsureTyped"), SIGMOID, INVERT, HALF) == ("sigmoid", 0.5)
-    assert after(transform("Activationsd", softmax=[True], other=None), INVERT, ARGMAX) == ("softmax", None)
+    assert after(answer("EnsureTyped"), SIGMOID, INVERT, HALF) == ("sigmoid", 0.5)
+    assert after(answer("Activationsd", softmax=[True], other=None), INVERT, ARGMAX) == ("softmax", None)
 
 
 @pytest.mark.parametrize("order", [(), (SOFTMAX, ARGMAX, INVERT), (INVERT, SOFTMAX, ARGMAX), (SOFTMAX, ARGMAX)])
@@ -194,19 +209,22 @@ def test_another_order_is_refused_and_the_order_told(order):
 @pytest.mark.parametrize(
     ("transforms", "key"),
     [
-        ((transform("Activationsd"), INVERT, ARGMAX), "0#softmax"),
-        ((transform("Activationsd", softmax=True, sigmoid=True), INVERT, ARGMAX), "0#softmax"),
-        ((transform("Activationsd", softmax=True, other="$f"), INVERT, ARGMAX), "0#other"),
-        ((transform("Activationsd", softmax=True, dim=1), INVERT, ARGMAX), "0#dim"),
-        ((SOFTMAX, transform("Invertd"), ARGMAX), "1#nearest_interp"),
-        ((SOFTMAX, transform("Invertd", nearest_interp="$x"), ARGMAX), "1#nearest_interp"),
-        ((SOFTMAX, transform("Invertd", nearest_interp=False, post_func="$f"), ARGMAX), "1#post_func"),
+        ((answer("Activationsd"), INVERT, ARGMAX), "0#softmax"),
+        ((answer("Activationsd", softmax=True, sigmoid=True), INVERT, ARGMAX), "0#softmax"),
+        ((answer("Activationsd", softmax=True, other="$f"), INVERT, ARGMAX), "0#other"),
+        ((answer("Activationsd", softmax=True, dim=1), INVERT, ARGMAX), "0#dim"),
+        (
+            (SOFTMAX, answer("Invertd", **{k: INVERT[k] for k in ("transform", "orig_keys")}), ARGMAX),
+            "1#nearest_interp",
+        ),
+        ((SOFTMAX, {**INVERT, "nearest_interp": "$x"}, ARGMAX), "1#nearest_interp"),
+        ((SOFTMAX, {**INVERT, "post_func": "$f"}, ARGMAX), "1#post_func"),
         ((SOFTMAX, INVERT, HALF), "2#argmax"),
         ((SIGMOID, INVERT, ARGMAX), "2#argmax"),
-        ((SIGMOID, INVERT, transform("AsDiscreted", threshold=1.5)), "2#threshold"),
-        ((SIGMOID, INVERT, transform("AsDiscreted", threshold=True)), "2#threshold"),
-        ((SOFTMAX, INVERT, transform("AsDiscreted", argmax=True, to_onehot=2)), "2#to_onehot"),
-        ((SOFTMAX, INVERT, transform("AsDiscreted", argmax=True, rounding="torchrounding")), "2#rounding"),
+        ((SIGMOID, INVERT, answer("AsDiscreted", threshold=1.5)), "2#threshold"),
+        ((SIGMOID, INVERT, answer("AsDiscreted", threshold=True)), "2#threshold"),
+        ((SOFTMAX, INVERT, answer("AsDiscreted", argmax=True, to_onehot=2)), "2#to_onehot"),
+        ((SOFTMAX, INVERT, answer("AsDiscreted", argmax=True, rounding="torchrounding")), "2#rounding"),
     ],
 )
 def test_postprocessing_that_ctflow_does_not_do_is_refused_by_key(transforms, key):

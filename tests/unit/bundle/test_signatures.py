@@ -1,0 +1,69 @@
+"""ctflow's table of MONAI's arguments against the installed MONAI."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+
+from ctflow.bundle.signatures import COMPOSE, EVALUATOR, HELD, INFERER, POST, REQUIRED, STEPS
+
+CLASSES = {"Compose": COMPOSE, "SlidingWindowInferer": INFERER, "SupervisedEvaluator": EVALUATOR} | {
+    **STEPS,
+    **HELD,
+    **POST,
+}
+# Functions and classes stand in the defaults of MONAI; ctflow's table says what leaving the argument out means.
+FUNCTIONS = {("CropForegroundd", "select_fn"), ("SupervisedEvaluator", "prepare_batch")}
+
+
+def parameters(name, signature):
+    found = getattr(importlib.import_module(signature.module), name)
+    assert found.__module__ == signature.module
+    # A class without a constructor of its own has its parent's.
+    return dict(list(inspect.signature(found.__init__).parameters.items())[1:])
+
+
+def plain(default):
+    if default is inspect.Parameter.empty:
+        return REQUIRED
+    if isinstance(default, enum.Enum):
+        return default.value
+    return np.dtype(default).name if isinstance(default, type) else default
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_every_argument_that_monai_has_is_in_the_table_with_monais_default(name):
+    signature = CLASSES[name]
+    found = parameters(name, signature)
+    named = {key: p for key, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    assert signature.arguments - signature.more == set(named)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in found.values())
+    assert open_ended or not signature.more
+    ours = {**signature.read, **{key: values[0] for key, values in signature.only.items() if key not in signature.more}}
+    for key, default in ours.items():
+        if (name, key) not in FUNCTIONS:
+            assert plain(named[key].default) == default, key
+    assert signature.per_key <= signature.arguments
+    assert not set(signature.read) & set(signature.only)
+    assert not {*signature.read, *signature.only} & signature.held
+
+
+@pytest.mark.parametrize("name", sorted({**STEPS, **HELD, **POST}))
+def test_monai_has_each_transform_under_three_names(name):
+    import monai.transforms  # noqa: PLC0415
+
+    module = importlib.import_module(CLASSES[name].module)
+    for other in (f"{name[:-1]}D", f"{name[:-1]}Dict"):
+        assert getattr(module, other) is getattr(monai.transforms, other) is getattr(module, name)
+
+
+def test_lists_with_a_value_a_key_are_those_that_monai_repeats_for_its_keys():
+    for name, signature in {**STEPS, **HELD, **POST}.items():
+        source = inspect.getsource(getattr(importlib.import_module(signature.module), name).__init__)
+        repeated = {key for key in signature.arguments if f"ensure_tuple_rep({key}, len(self.keys))" in source}
+        # "meta_keys" is not repeated: one for each key, or none.
+        assert repeated - signature.held - {"meta_keys"} == signature.per_key - {"meta_keys"}, name
