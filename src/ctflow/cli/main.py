@@ -188,7 +188,7 @@ def engines(as_json: bool, **given: Any) -> int:
 
 @cli.command()
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md).")
-@click.option("--check", is_flag=True, help="Check the file, say what it means, and end.")
+@click.option("--check", is_flag=True, help="Say what the file means, open what it names, and end.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of what is received, the journal, the results.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the DICOM node.")
 @click.option("--allow-demonstration", is_flag=True, help="Send results of a demonstration model, too.")
@@ -198,8 +198,7 @@ def serve(config: Path | None, check: bool, data: Path | None, **given: Any) -> 
 
     given["data"] = None if data is None else data.absolute()
     if check:
-        click.echo(check_command(config, given, read_environment()))
-        return 0
+        return check_command(config, given, read_environment(), click.echo)
     return serve_command(config, given, read_environment())
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ctflow.config import Settings, settings_from_values
+from ctflow.errors import SettingsInvalid
 from ctflow.requirements import check_requirements
 from ctflow.service.log import close_node_log, set_up_node_log
 from ctflow.service.settings import ServiceSettings, explain_settings, read_settings
@@ -27,14 +28,31 @@ def node_settings(config: Path | None, given: Mapping[str, Any], environment: Ma
         SettingsInvalid: The file is wrong, or what was typed does not go with it.
     """
     settings = read_settings(config, environment)
-    return replace(settings, **{name: value for name, value in given.items() if value not in (None, False)})
+    typed = {name: value for name, value in given.items() if value not in (None, False)}
+    try:
+        return replace(settings, **typed)
+    except ValueError as error:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+        raise SettingsInvalid(f"{words}: {error}: give another, or change the file") from None
 
 
-def check_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> str:
-    """What the settings mean, in lines for a person."""
+def check_command(
+    config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str], say: Callable[[str], None]
+) -> int:
+    """Say what the settings mean, in lines for a person, and open what they name.
+
+    Raises:
+        CtflowError: The file is wrong, or something cannot be opened: the error that the node would end with.
+    """
     check_requirements("serve")
+    from ctflow.service.check import opened  # noqa: PLC0415  # packages of the extra `serve`
+
     settings = node_settings(config, given, environment)
-    return explain_settings(replace(settings, roi=_settings_of_runs(settings, environment).roi))
+    run = _settings_of_runs(settings, environment)
+    say(explain_settings(replace(settings, roi=run.roi)))
+    for line in opened(settings, run):
+        say(line)
+    return 0
 
 
 def _settings_of_runs(settings: ServiceSettings, environment: Mapping[str, str]) -> Settings:

@@ -12,10 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from ctflow import errors
 from ctflow.atomic import make_output_folder
 from ctflow.config import Settings
-from ctflow.errors import CtflowError, SettingsInvalid
+from ctflow.errors import SettingsInvalid
 from ctflow.model import RESEARCH_ONLY
 from ctflow.service.complete import Completer
 from ctflow.service.inbox import Inbox
@@ -29,7 +28,7 @@ from ctflow.service.settings import ServiceSettings, is_peer
 from ctflow.service.web.pages import Node as Shown
 from ctflow.service.web.server import serving
 from ctflow.service.work import Crew, Places
-from ctflow.service.worker import OBJECTS, NotReady, Ready, Setup
+from ctflow.service.worker import OBJECTS, NotReady, Ready, Setup, error_of
 
 STOP_GRACE_S = 20.0  # a container gets 30 s, and a case that does not finish waits in the journal
 _RECEIVE_GRACE_S = 5.0
@@ -152,7 +151,7 @@ class Node:
         self.crew.opened.wait()
         word = self.crew.first_word
         if isinstance(word, NotReady):
-            raise _error_of(word)
+            raise error_of(word)
 
 
 def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) -> None:
@@ -167,7 +166,7 @@ def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) ->
         log.info("stopping")
         word = node.crew.first_word
         if isinstance(word, NotReady):
-            raise _error_of(word)
+            raise error_of(word)
 
 
 def _stop_when_opened(node: Node, stop: threading.Event) -> None:
@@ -175,12 +174,6 @@ def _stop_when_opened(node: Node, stop: threading.Event) -> None:
     node.crew.opened.wait()
     if isinstance(node.crew.first_word, NotReady):
         stop.set()
-
-
-def _error_of(word: NotReady) -> CtflowError:
-    kind = getattr(errors, word.kind, errors.BackendUnavailable)
-    found: CtflowError = kind(word.message)
-    return found
 
 
 def _ways(settings: ServiceSettings) -> list[tuple[str, Way, Patience]]:

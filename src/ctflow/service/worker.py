@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydicom
 from pydicom.dataset import Dataset
 
-from ctflow import __version__
+from ctflow import __version__, errors
 from ctflow.config import Settings
 from ctflow.door import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
 from ctflow.errors import CtflowError, InputError, ModelError, Unexpected
@@ -69,6 +69,13 @@ class NotReady:
     kind: str
     message: str
     exit_code: int
+
+
+def error_of(word: NotReady) -> CtflowError:
+    """The error that a worker could not open for, in this process."""
+    kind = getattr(errors, word.kind, errors.BackendUnavailable)
+    found: CtflowError = kind(word.message)
+    return found
 
 
 @dataclass(frozen=True)

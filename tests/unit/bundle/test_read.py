@@ -35,6 +35,7 @@ def test_the_demonstration_bundle_says_what_it_is():
             Code("49755003", "SCT", "Morphologically Abnormal Structure"),
             Code("108369006", "SCT", "Neoplasm"),
             (Code("39607008", "SCT", "Lung"),),
+            hu_range=(-700.0, 300.0),
         ),
     )
     assert {"CHEST", "LUNG", "CHESTABDOMEN"} <= set(spec.body_parts)

@@ -160,6 +160,7 @@ def test_a_model_that_cannot_be_opened_ends_the_start(settings, tmp_path):
 def test_serve_checks_and_refuses_a_file_and_stops_when_told(tmp_path, capsys, settings, monkeypatch):
     config = tmp_path / "node.yaml"
     config.write_text(f"data: {settings.data}\nport: {settings.port}\nweb: {{enabled: false}}\n")
+    monkeypatch.setattr("ctflow.service.check.opened", lambda *_: iter(()))
     assert main(["serve", "-c", str(config), "--check", "--port", "11113"]) == 0
     assert "listens as CTFLOW on 127.0.0.1:11113" in capsys.readouterr().out
     config.write_text("prot: 1\n")
@@ -190,5 +191,6 @@ def test_file_or_environment_says_which_part_is_looked_at(tmp_path, capsys, sett
     with loggers_kept():
         assert main(["serve", "-c", str(config)]) == 0
     assert asked[0][1].roi == roi
+    monkeypatch.setattr("ctflow.service.check.opened", lambda *_: iter(()))
     assert main(["serve", "-c", str(config), "--check"]) == 0
     assert ("only where the body is" in capsys.readouterr().out) == (roi == "body")

@@ -1,0 +1,100 @@
+"""`ctflow serve --check` opens what the settings name."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+
+import pytest
+
+from bundle_support import small_unet_bundle
+from ctflow.cli.main import main
+from ctflow.config import Settings
+from ctflow.errors import BackendUnavailable, BundleInvalid, NotWritten, StorageFull
+from ctflow.service.check import opened
+from ctflow.service.settings import Limits, ServiceSettings, Web
+from ctflow.service.worker import Line, NotReady, Ready
+from service_support import worker_that_answers
+
+RUN = Settings(engine="eager", device="cpu")
+
+
+@pytest.fixture
+def settings(tmp_path) -> ServiceSettings:
+    return ServiceSettings(data=tmp_path / "data", devices=("cpu",), limits=Limits(free_disk=0), web=Web(enabled=False))
+
+
+def worker_without_a_bundle(connection, _setup) -> None:
+    connection.send(NotReady("BundleInvalid", "no such folder", 3))
+
+
+def worker_that_dies(connection, _setup) -> None:
+    connection.close()
+
+
+def worker_of_two_gpus(connection, setup) -> None:
+    connection.send(Line(logging.WARNING, "engine", f"opens {setup.settings.device}"))
+    connection.send(Ready("model", "1", False, 2))
+    with contextlib.suppress(EOFError):
+        connection.recv()
+
+
+def test_bundle_engine_device_and_folders_are_opened_and_nothing_is_left(settings, tmp_path):
+    bundle = small_unet_bundle(tmp_path / "small")
+    (tmp_path / "copies").mkdir()
+    lines = list(opened(replace(settings, bundle=bundle, copy_to=tmp_path / "copies"), RUN))
+    assert lines[:2] == ["can make the data folder", "can write to the folder for copies"]
+    assert lines[2].startswith("opened ")
+    assert lines[2].endswith(" on cpu")
+    assert not settings.data.exists()
+    assert not list((tmp_path / "copies").iterdir())
+
+
+def test_every_gpu_is_opened_where_none_is_named_and_warnings_are_said(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.service.check.run_worker", worker_of_two_gpus)
+    _, *lines = opened(replace(settings, devices=()), replace(RUN, device=None))
+    assert lines == [
+        "opened model 1 on cuda:0",
+        "warning: opens None",
+        "opened model 1 on cuda:1",
+        "warning: opens cuda:1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("worker", "error"), [(worker_without_a_bundle, BundleInvalid), (worker_that_dies, BackendUnavailable)]
+)
+def test_what_cannot_be_opened_is_the_error_that_the_node_would_end_with(settings, monkeypatch, worker, error):
+    monkeypatch.setattr("ctflow.service.check.run_worker", worker)
+    with pytest.raises(error):
+        list(opened(settings, RUN))
+
+
+def test_folders_that_cannot_be_used_are_named_errors(settings, tmp_path):
+    with pytest.raises(NotWritten, match="copy_to"):
+        list(opened(replace(settings, copy_to=tmp_path / "absent"), RUN))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritten, match="the data folder"):
+        list(opened(replace(settings, data=tmp_path / "file" / "data"), RUN))
+    with pytest.raises(StorageFull, match=r"limits\.free_disk"):
+        list(opened(replace(settings, limits=Limits(free_disk=10**18)), RUN))
+
+
+def test_the_command_says_what_it_opened_and_ends_with_the_errors_code(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "node.yaml"
+    config.write_text(f"data: {tmp_path / 'data'}\ndevices: [cpu]\nlimits: {{free_disk: 1 MB}}\n")
+    monkeypatch.setattr("ctflow.service.check.run_worker", worker_that_answers)
+    assert main(["serve", "-c", str(config), "--check"]) == 0
+    assert "opened model 1 on cpu" in capsys.readouterr().out
+    monkeypatch.setattr("ctflow.service.check.run_worker", worker_without_a_bundle)
+    assert main(["serve", "-c", str(config), "--check"]) == 3
+    said = capsys.readouterr()
+    assert "listens as CTFLOW" in said.out
+    assert "no such folder" in said.err
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]])
+def test_the_pages_port_typed_for_the_node_is_refused_with_its_text(tmp_path, capsys, more):
+    assert main(["serve", "--data", str(tmp_path), "--port", "8113", *more]) == 64
+    assert "port and web.port are both 8113" in capsys.readouterr().err
