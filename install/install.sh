@@ -47,9 +47,9 @@ choose_torch() {
   option='' place=''
   case $TORCH in
     '') source="pip's index: on Linux its build for NVIDIA GPUs, unless pip is set up otherwise
-    about 3.7 GB to download in all, 7 GB on disk; the build for CPUs: 1.5 GB and 4.5 GB (Ctrl-C, make demo TORCH=cpu)" ;;
+    about 3.7 GB to download in all, 7 GB on disk; the build for CPUs: 1.2 GB and 4.3 GB (Ctrl-C, make demo TORCH=cpu)" ;;
     cpu) option=--index-url place=$(sed -n 's/^torch-cpu-index = "\(.*\)"$/\1/p' pyproject.toml)
-      source="$place, the build for CPUs: about 1.5 GB to download in all, 4.5 GB on disk" ;;
+      source="$place, the build for CPUs: about 1.2 GB to download in all, 4.3 GB on disk" ;;
     *://*) option=--index-url place=$TORCH source=$TORCH ;;
     *) [ -d "$TORCH" ] || fail "TORCH=$TORCH: neither cpu, nor the address of an index, nor a folder with wheels"
       option=--find-links place=$TORCH source="the folder $TORCH" ;;
