@@ -26,6 +26,7 @@ _EXTENDS = frozenset(
     f"ISO 2022 IR {number}" for number in (6, 13, 58, 87, 100, 101, 109, 110, 126, 127, 138, 144, 148, 149, 159, 166)
 )
 _NONE = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})  # the default repertoire
+_UNCOMMON = frozenset({"GBK"})  # terms that some readers do not know
 _UTF_8 = "ISO_IR 192"
 _REPLACEMENT = "\ufffd"  # what decoders put where they cannot decode
 _PARAGRAPHS = frozenset({VR.LT, VR.ST, VR.UT})  # of these VRs a backslash and the ends of lines are text
@@ -123,7 +124,7 @@ def conforming_character_set(header: Dataset, taken: Dataset) -> list[str]:
     names = list(texts(header, "SpecificCharacterSet"))
     if not set(names) - _NONE:
         return ["ISO_IR 100"]  # every text is then of the default repertoire
-    if names != [_UTF_8] and (not _is_character_set(names) or not _holds(names, taken)):
+    if not _is_character_set(names) or _UNCOMMON & set(names) or not _holds(names, taken):
         return [_UTF_8]
     return names
 

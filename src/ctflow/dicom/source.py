@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as PydicomSequence
@@ -13,7 +15,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import VR
 
 from ctflow.compat.pydicom import lenient
-from ctflow.dicom.attributes import Raw, raw_of, text, texts, value_of
+from ctflow.dicom.attributes import Raw, integer, raw_of, text, texts, value_of
 from ctflow.dicom.conformance import (
     conforming_character_set,
     conforming_code,
@@ -151,10 +153,20 @@ def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> Da
     """An element of a source: those that are the same in several images are converted once."""
     raw = raw_of(source, keyword)
     if raw is None:
-        return source[keyword]
+        return _of_right_vr(source[keyword], source)
     if raw not in known:
-        known[raw] = source[keyword]
+        known[raw] = _of_right_vr(source[keyword], source)
     return known[raw]
+
+
+def _of_right_vr(element: DataElement, source: Dataset) -> DataElement:
+    """The element, or one of the VR that PS3.6 gives it: a gateway may have made another of it."""
+    vr = dictionary_VR(element.tag)
+    if vr == element.VR:
+        return element
+    values = texts(source, element.keyword)
+    made = [integer(source, element.keyword)] if vr == VR.US else values
+    return DataElement(element.tag, vr, made[0] if len(made) == 1 else list(made), validation_mode=IGNORE)
 
 
 class _Taken:

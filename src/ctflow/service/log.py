@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ctflow.atomic import output_error_from_oserror, write_atomically
-from ctflow.door import keep_values_out, traceback_without_texts
+from ctflow.door import keep_values_out, show_tracebacks, traceback_without_texts
 from ctflow.service.reading import JournalReader
 from ctflow.service.records import EventRecord
 from ctflow.service.settings import Log
@@ -80,6 +80,7 @@ def set_up_node_log(settings: Log, stream: TextIO | None = None) -> logging.Hand
     keep_values_out(handler)
     logging.addLevelName(AUDIT, "AUDIT")
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    show_tracebacks()
     _audit.setLevel(AUDIT)
     for name in _TERSE:
         logging.getLogger(name).setLevel(logging.WARNING)

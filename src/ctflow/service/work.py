@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from ctflow.door import unexpected
 from ctflow.errors import OutputError
 from ctflow.processes import bare_start
 from ctflow.service.journal import Journal
@@ -286,7 +287,14 @@ class Foreman(threading.Thread):
         if not isinstance(outcome, Outcome):
             raise TypeError(f"a worker's answer is not {type(outcome).__name__}")
         self.is_open = self.is_open and outcome.is_sound
-        self._tell(lambda: self._settle(job, outcome))
+        try:
+            self._tell(lambda: self._settle(job, outcome))
+        except (OSError, sqlite3.Error):
+            raise
+        except Exception as error:  # noqa: BLE001  # else every start of the node would meet the same fault again
+            fault = unexpected(error, f"series {job.digest}")
+            log.error("%s", fault)  # noqa: TRY400  # `unexpected` logs the traceback
+            self._tell(lambda: crew.journal.give_up(job, str(fault)))
 
     def _tell(self, tell: Callable[[], object]) -> None:
         """Tell the journal, again and again where the disk is full: the work is done and must not be lost."""

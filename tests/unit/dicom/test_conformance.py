@@ -101,6 +101,7 @@ CHARACTER_SETS = [
     ("ISO_IR 999", "Plain", ["ISO_IR 192"]),
     ("ISO_IR 100\\ISO_IR 144", "Plain", ["ISO_IR 192"]),
     ("GB18030", "王", ["GB18030"]),
+    ("GBK", "王", ["ISO_IR 192"]),
     ("GB18030", "誠", ["ISO_IR 192"]),
     ("ISO_IR 100", "山田", ["ISO_IR 192"]),
 ]

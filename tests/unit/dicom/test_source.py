@@ -362,6 +362,19 @@ def test_a_value_that_cannot_be_parsed_becomes_an_empty_one(headers):
     assert "PatientSize" not in first
 
 
+def test_attributes_of_another_vr_in_the_source_have_the_right_one_in_the_object(headers, tmp_path):
+    headers = odd(headers)
+    for header in headers:
+        for keyword in ("StudyInstanceUID", "SOPInstanceUID", "ImagePositionPatient", "PixelSpacing", "StudyDate"):
+            value = header[keyword].value
+            header[keyword] = DataElement(tag_for_keyword(keyword), "LO", list(map(str, value)) if
+                                          not isinstance(value, str) else str(value))  # fmt: skip
+        header["Rows"] = DataElement(tag_for_keyword("Rows"), "UL", header.Rows)
+    result = conforming(headers, tmp_path)
+    assert result.StudyInstanceUID == headers[0].StudyInstanceUID
+    assert result.Rows == headers[0].Rows
+
+
 def test_several_deidentification_methods_are_taken_over(headers, tmp_path):
     result = conforming(odd(headers, DeidentificationMethod=["One", "Two"]), tmp_path)
     assert list(result.DeidentificationMethod) == ["One", "Two"]

@@ -69,6 +69,21 @@ def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, crew, ca
     assert journal.find(later).state == "aside"
 
 
+def test_a_fault_of_the_node_itself_ends_one_series_and_no_worker(journal, crew):
+    (key,) = complete(journal, 1)
+
+    def deliveries(_answer):
+        raise KeyError("Doe^John")
+
+    found = crew(service_support.worker_that_answers, deliveries=deliveries)
+    wait_until(lambda: journal.find(key).state == "dead", "it is given up")
+    assert "unexpected KeyError" in journal.find(key).reason
+    assert "Doe" not in journal.find(key).reason
+    (other,) = complete(journal, 2)
+    wait_until(lambda: journal.find(other).state == "aside", "the next one ran")
+    assert found.problems() == []
+
+
 def test_a_worker_that_met_a_fault_is_replaced(journal, crew, monkeypatch):
     monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
     (key,) = complete(journal, 1)
