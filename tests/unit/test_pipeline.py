@@ -250,7 +250,9 @@ def ordered(points):
 
 
 @pytest.mark.parametrize("adjust", [tilted_in_pieces, tilted])
-def test_a_seg_on_a_right_angled_grid_opens_where_one_on_tilted_slices_does_not(model, settings, tmp_path, adjust):
+def test_a_seg_on_a_right_angled_grid_opens_where_one_on_tilted_slices_does_not(
+    model, settings, tmp_path, adjust, caplog
+):
     another_series(tmp_path / "in", 1, adjust)
     case, points = run_on_grid(model, settings, tmp_path / "in", tmp_path / "out")
     path = case.folder / "segmentation.dcm"
@@ -267,7 +269,8 @@ def test_a_seg_on_a_right_angled_grid_opens_where_one_on_tilted_slices_does_not(
     (other,) = run_folder(tmp_path / "in", tmp_path / "tilted", model, replace(settings, nifti=True)).cases
     said = " ".join(other.document["warnings"])
     assert "the SEG lies on tilted" in said
-    assert "dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere" in said
+    assert "put it elsewhere or lose it" in caplog.text
+    assert "dcmqi (3D Slicer uses it), pydicom-seg and ITK put it elsewhere or lose it" in said
     uids = [pydicom.dcmread(one.folder / "segmentation.dcm").SOPInstanceUID for one in (case, other)]
     assert uids[0] != uids[1]
     on_slices = points_of_nifti(other)

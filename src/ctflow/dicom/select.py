@@ -7,19 +7,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 from pydicom.uid import UID
 
 from ctflow.compat.pydicom import lenient
 from ctflow.dicom.agreement import odd_ones
 from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
+from ctflow.dicom.description import MODALITIES, describe, known_term, slice_spacing_mm
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
 from ctflow.dicom.uids import malformed_uids
 from ctflow.door import unexpected
 from ctflow.errors import NoUsableSeries, Unexpected
-from ctflow.volume import FloatArray, digest_of_uid
+from ctflow.volume import digest_of_uid
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -203,7 +203,7 @@ def _judge_safely(series: Series, series_uid: str | None, force: bool, body_part
 
 
 def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
-    description = _describe(series)
+    description = describe(series.instances)
 
     def verdict(rule: str, reason: str, *, chosen: bool = False, forced: bool = False) -> Candidate:
         return Candidate(series, chosen, rule, reason, forced, description)
@@ -255,7 +255,7 @@ def _not_ct(series: Series) -> Verdict | None:
     if "" in modalities:
         return "modality", "Modality is empty or absent, where CT is meant: have the sender repair the series"
     if modalities != {"CT"}:
-        names = sorted({_one_of(_MODALITIES, name) or "no term of DICOM's" for name in modalities - {"CT"}})
+        names = sorted({known_term(MODALITIES, name) or "no term of DICOM's" for name in modalities - {"CT"}})
         return "modality", f"CT images whose Modality is {', '.join(names)}: have the sender repair the series"
     return None
 
@@ -343,7 +343,7 @@ def _too_few(series: Series) -> Verdict | None:
 
 
 def _too_thick(series: Series) -> Verdict | None:
-    spacing = slice_spacing_mm(series)
+    spacing = slice_spacing_mm(series.instances)
     if spacing is not None and spacing > LARGEST_SPACING_MM * 1.001:
         return "too-thick", f"slices every {spacing:.4g} mm are more than {LARGEST_SPACING_MM:g} mm apart"
     return None
@@ -360,22 +360,6 @@ def _unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | N
     # What is no known term is free text of the sender's, and so is not repeated.
     shown = ", ".join(sorted({known_value(value) or "no known term" for value in unfit})[:_MOST_SHOWN])
     return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"
-
-
-def slice_spacing_mm(series: Series) -> float | None:
-    """Median distance between neighbouring slices along their normal; None where positions are missing."""
-    places = []
-    normals: dict[tuple[float, ...], FloatArray] = {}  # nearly always one
-    for instance in series.instances:
-        position = numbers(instance.header, "ImagePositionPatient", 3)
-        axes = numbers(instance.header, "ImageOrientationPatient", 6)
-        if position is None or axes is None:
-            return None
-        if axes not in normals:
-            normals[axes] = np.cross(axes[:3], axes[3:])
-        places.append(float(np.dot(normals[axes], position)))
-    gaps = np.diff(np.unique(np.round(places, 3)))
-    return float(np.median(gaps)) if len(gaps) else None
 
 
 # ------------------------------------------------------------------------------------------------------------- stray
@@ -430,7 +414,7 @@ def _study_and_frame(candidate: Candidate) -> tuple[str, str]:
 
 def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str]:
     """Lower is better; below 1 mm thinner slices only add noise."""
-    spacing = slice_spacing_mm(candidate.series) or LARGEST_SPACING_MM
+    spacing = slice_spacing_mm(candidate.series.instances) or LARGEST_SPACING_MM
     series_number = integer(candidate.series.instances[0].header, "SeriesNumber")
     return (
         candidate.forced,
@@ -439,30 +423,3 @@ def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str]:
         series_number if series_number is not None else 2**31,
         candidate.series.uid,
     )
-
-
-def _describe(series: Series) -> dict[str, object]:
-    header = series.instances[0].header
-    spacing = numbers(header, "PixelSpacing", 2)
-    between = slice_spacing_mm(series)
-    return {
-        "modality": _one_of(_MODALITIES, text(header, "Modality")),
-        "slices": len(series.instances),
-        "rows": integer(header, "Rows"),
-        "columns": integer(header, "Columns"),
-        "pixel_spacing_mm": list(spacing) if spacing else None,
-        "slice_spacing_mm": round(between, 4) if between is not None else None,
-        "body_part": known_value(text(header, "BodyPartExamined")),
-        "patient_position": _one_of(_POSITIONS, text(header, "PatientPosition")),
-        "series_number": integer(header, "SeriesNumber"),
-        "transfer_syntaxes": sorted({UID(i.transfer_syntax).name for i in series.instances}),
-    }
-
-
-_MODALITIES = "CT MR PT NM CR DX MG US XA RF OT SC SR SEG PR KO REG RTDOSE RTPLAN RTSTRUCT RTIMAGE DOC"
-_POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"
-
-
-def _one_of(terms: str, value: str) -> str | None:
-    """A known term, or None: anything else, whatever it looks like, may be a name or an ID."""
-    return value if value in terms.split() else None
