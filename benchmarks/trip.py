@@ -54,7 +54,8 @@ def time_trip(
     whole_s = time.perf_counter() - start
     if case.document is None:
         raise case.error or ValueError("the case was not written")
-    seconds = {"find": found_s, **case.stage_seconds}
+    # The first CT on a machine is compared with PyTorch, too: once, and in the first trip, which no median counts.
+    seconds = {"find": found_s, **{stage: s for stage, s in case.stage_seconds.items() if stage != "compare"}}
     mask_s = sum(seconds[stage] for stage in _WITH_THE_GPU)
     ends = {"after_mask": whole_s - mask_s, "to_seg": mask_s + seconds["seg"], "whole": whole_s}
     return {**seconds, **ends}, case.document

@@ -565,11 +565,13 @@ def test_too_little_memory_is_a_named_error_of_that_series(model, series, settin
 
 
 def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series, tmp_path):
-    """Another engine marks the same but for voxels on the border, and its SEG has its own UID."""
+    """Another engine marks the same but for voxels on the border, and its SEG has its own UID.
+
+    The first CT is compared with PyTorch, a later one carries the figures, and both have the same SEG.
+    """
     plain = run_folder(series, tmp_path / "plain", model, Settings(device="cpu"))
-    quick = run_folder(
-        series, tmp_path / "quick", model, Settings(device="cpu", engine="openvino", cache=tmp_path / "cache")
-    )
+    chosen = Settings(device="cpu", engine="openvino", cache=tmp_path / "cache")
+    quick, again = (run_folder(series, tmp_path / name, model, chosen) for name in ("quick", "again"))
     masks, uids = [], []
     for report in (plain, quick):
         dataset = pydicom.dcmread(report.cases[0].folder / "segmentation.dcm")
@@ -582,6 +584,19 @@ def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series,
     assert document["engine"]["out_channels"] == 1
     assert "cache" not in document["settings"]
     assert str(tmp_path) not in json.dumps(document)
+    agreement = document["agreement"]
+    assert (agreement["engine"], agreement["reference"], agreement["series"]) == (
+        "openvino fp32",
+        "eager fp32",
+        "this series",
+    )
+    assert 1 <= agreement["windows"] <= agreement["of"]
+    assert 0 < agreement["relative_error"] < 6e-3
+    assert plain.cases[0].document["agreement"] is None, "PyTorch in fp32 is what it is compared with"
+    later = json.loads((again.cases[0].folder / "result.json").read_text())
+    assert later["agreement"] == {**agreement, "series": "an earlier series"}
+    files = [report.cases[0].folder / "segmentation.dcm" for report in (quick, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_without_a_cache_auto_is_plain_pytorch(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -162,7 +163,10 @@ def _found(engine: Engine, windows: Sequence[Tensor], batch: int) -> Iterator[tu
 
 
 def _logits(engine: Engine, windows: Tensor) -> Tensor:
-    return engine.predict(windows.to(engine.info.device)).to("cpu", copy=True)
+    device = torch.device(engine.info.device)
+    # What is launched goes to the current GPU's stream, which need not be this engine's.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return engine.predict(windows.to(device)).to("cpu", copy=True)
 
 
 class _Masks:
