@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -100,6 +102,15 @@ def test_a_header_takes_little_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert (peak_of_many - peak_of_few) / 400 < 12_000
+
+
+def test_neither_torch_nor_monai_is_imported_to_inspect(abdomen):
+    """They are 150 MB; the model's body parts are read without them."""
+    code = (
+        "import sys; from ctflow.cli.main import main; main(['inspect', sys.argv[1]]);"
+        " sys.exit(bool({'torch', 'monai'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code, abdomen], check=True, capture_output=True)
 
 
 def test_what_cannot_be_read_is_summed_up(tmp_path, capsys):
