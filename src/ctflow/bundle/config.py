@@ -61,6 +61,11 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return key in self._document
 
+    @property
+    def keys(self) -> list[str]:
+        """The top-level keys."""
+        return list(self._document)
+
     def raw(self, key: str) -> Place:
         """A top-level value as it stands, nothing followed; it must be there."""
         return Place(key, self._document[key])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from ctflow.bundle.config import Component, Config, Place, short
+from ctflow.bundle.config import Component, Config, Place, is_disabled, short
+from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.postprocessing import is_the_same
 from ctflow.bundle.signatures import EVALUATOR
 
 _NETWORK = re.compile(r"@network_def(?!\w)")
+_MENTIONED = re.compile(r"@(\w+)")
+_WEIGHTS_FILE = re.compile(r"[\w.-]+\.(?:pt|pth|ts|ckpt)(?!\w)")
+_MOST_STEPS = 4  # from one key to another
 
 
 def check_workflow(config: Config) -> None:
     """Reject a configuration whose evaluator or dataset uses other transforms, or another inferer or network.
 
-    ctflow reads `preprocessing`, `network_def`, `inferer` and `postprocessing` by these names. Where the file also says
-    who uses what, it must use these.
+    ctflow reads `preprocessing`, `network_def`, `inferer` and `postprocessing` by these names, and models/model.pt.
+    Where the file also says who uses what, it must use these.
 
     Args:
         config: configs/inference.json.
@@ -25,6 +30,8 @@ def check_workflow(config: Config) -> None:
         BundleInvalid: It uses something else, or the evaluator changes what the network gets or gives; the reason is
             "workflow", "argument" or "value".
     """
+    for loader in _checkpoint_loaders(config):
+        _check_weights(config, loader)
     if "dataset" in config and isinstance(config.raw("dataset").value, Mapping):
         dataset = Place("dataset#transform", config.raw("dataset").value.get("transform"))
         if dataset.value is not None and not is_the_same(config, dataset, "preprocessing"):
@@ -47,13 +54,56 @@ def check_workflow(config: Config) -> None:
 
 def _is_network(config: Config, value: object) -> bool:
     """Whether a value is `network_def` or an expression of it, directly or through another top-level key."""
-    for _ in range(4):
+    for _ in range(_MOST_STEPS):
         if isinstance(value, str) and _NETWORK.search(value):
             return True
         if not isinstance(value, str) or not value.startswith("@") or value[1:] not in config:
             return False
         value = config.raw(value[1:]).value
     return False
+
+
+def _checkpoint_loaders(config: Config) -> Iterator[Place]:
+    """Each CheckpointLoader that stands at the top, in `handlers` or among the evaluator's handlers."""
+    lists = [config.raw("handlers")] if "handlers" in config else []
+    if "evaluator" in config and isinstance(config.raw("evaluator").value, Mapping):
+        lists.append(Place("evaluator#val_handlers", config.raw("evaluator").value.get("val_handlers")))
+    places = [config.raw(key) for key in config.keys]
+    for each in lists:
+        if isinstance(each.value, list):
+            places += [Place(f"{each.id}#{number}", item) for number, item in enumerate(each.value)]
+    for place in places:
+        target = place.value.get("_target_") if isinstance(place.value, Mapping) else None
+        if isinstance(target, str) and target.rpartition(".")[2] == "CheckpointLoader":
+            yield place
+
+
+def _check_weights(config: Config, loader: Place) -> None:
+    """Reject a loader whose path names another file than ctflow reads; a path without a file's name is not judged."""
+    switch = loader.value.get("_disabled_")
+    if not (isinstance(switch, str) and switch.startswith("$")) and is_disabled(config, loader):
+        return
+    path = loader.value.get("load_path")
+    names = {name for text in _texts(config, path) for name in _WEIGHTS_FILE.findall(text)}
+    wanted = WEIGHTS.rpartition("/")[2]
+    if names and wanted not in names:
+        problem = f"loads {short(min(names))}; ctflow reads {WEIGHTS}: give the weights that name"
+        raise config.invalid(f"{loader.id}#load_path", problem, "workflow")
+
+
+def _texts(config: Config, value: Any) -> Iterator[str]:
+    """A text and those of the top-level keys that it mentions, also in an expression, which is only read."""
+    seen: set[str] = set()
+    left = [value]
+    while left and len(seen) < _MOST_STEPS * _MOST_STEPS:
+        text = left.pop()
+        if not isinstance(text, str):
+            continue
+        yield text
+        for key in _MENTIONED.findall(text):
+            if key in config and key not in seen:
+                seen.add(key)
+                left.append(config.raw(key).value)
 
 
 def _other(config: Config, place: Place, key: str) -> Exception:

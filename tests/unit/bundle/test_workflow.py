@@ -23,6 +23,10 @@ EVALUATOR = {
 }
 
 
+LOADER = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"}
+LOW = {"_target_": "monai.handlers.CheckpointLoader", "load_path": "$@bundle_root + '/models/' + @modelname"}
+
+
 def check(**parts):
     check_workflow(Config({**PARTS, **parts}, "configs/inference.json"))
 
@@ -36,6 +40,10 @@ def check(**parts):
         {"dataset": {"transform": "$@preprocessing", "data": "$x"}},
         {"evaluator": EVALUATOR | {"network": "@network_def", "amp": True, "val_handlers": "$x", "mode": "eval"}},
         {"evaluator": EVALUATOR | {"network": "$torch.compile(@network_def)", "inferer": "$@inferer"}},
+        {"handlers": [LOADER, {"_target_": "StatsHandler"}], "loader": LOADER},
+        {"handlers": [LOW], "modelname": "model.pt"},
+        {"handlers": [LOW, "@x"], "modelname": "$@other_one", "other_one": "@modelname"},
+        {"handlers": [LOW | {"_disabled_": True}], "modelname": "model_low.pt"},
     ],
 )
 def test_an_evaluator_and_a_dataset_of_the_parts_that_ctflow_reads_are_taken(parts):
@@ -57,6 +65,14 @@ def test_an_evaluator_and_a_dataset_of_the_parts_that_ctflow_reads_are_taken(par
         ({"evaluator": EVALUATOR | {"colour": 1}}, "evaluator#colour", "argument"),
         ({"evaluator": EVALUATOR | {"_target_": "EnsembleEvaluator"}}, "evaluator#_target_", "target"),
         ({"evaluator": EVALUATOR | {"_target_": "scripts.Mine"}}, "evaluator#_target_", "target"),
+        ({"handlers": [{}, LOW], "modelname": "model_low.pt"}, "handlers#1#load_path", "workflow"),
+        ({"loader": LOW, "modelname": "@low", "low": "best.ckpt"}, "loader#load_path", "workflow"),
+        ({"handlers": [LOW | {"_disabled_": "$x"}], "modelname": "a.pt"}, "handlers#0#load_path", "workflow"),
+        (
+            {"evaluator": EVALUATOR | {"val_handlers": [LOADER | {"load_path": "/x/model_low.pt"}]}},
+            "evaluator#val_handlers#0#load_path",
+            "workflow",
+        ),
         ({"dataset": {"transform": "@postprocessing"}}, "dataset#transform", "workflow"),
         ({"dataset": {"transform": {"_target_": "Compose"}}}, "dataset#transform", "workflow"),
         ({"dataset": {"transform": "@nowhere"}}, "dataset#transform", "reference"),
