@@ -317,7 +317,7 @@ def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, m
     headers = [instance.header for instance in assembled(folder / "ct").instances]
     found = np.zeros(SHAPE, np.uint8)
     found[4:9, 3:8, 2:5] = 1
-    key = headers[0].SeriesInstanceUID
+    key = f"{headers[0].SeriesInstanceUID}-{digest_of_uid(headers[0].StudyInstanceUID)}"
     (tmp_path / "out" / key).mkdir(parents=True)
     segmentation = segmentation_from_labels(found, headers, model.spec, Provenance("0", "0" * 64, {}))
     write_dataset(segmentation, tmp_path / "out" / key / "segmentation.dcm")
