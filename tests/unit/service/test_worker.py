@@ -137,3 +137,10 @@ def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_
     assert [outcome.kind for outcome in outcomes] == kinds
     assert all(reason in outcome.reason for outcome in outcomes)
     assert all(outcome.is_sound is not (kinds[1] == "aside") for outcome in outcomes)
+
+
+def test_a_series_that_is_refused_leaves_no_answer_that_was_written_on_another_basis(task, segmenter):
+    stale = run(task, segmenter).answer
+    only_others = replace(SETUP, rules=(Rule("ignore", name="all"),))
+    assert run_task(task, only_others, segmenter.model, segmenter).kind == "aside"
+    assert [path for path in task.results.rglob("*") if path.is_file()] == [], stale.folder
