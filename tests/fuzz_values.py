@@ -48,6 +48,27 @@ FINE = ("written", "rejected")
 # A result has to refer to its source's UIDs, whoever may have given them out.
 _ROOTS = ("Illegal root for UID uses non-existent ISO arc", "Invalid use of NEMA organization root")
 HANG_S = 20
+_TAKEN = (
+    *(
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyDate",
+        "StudyTime",
+        "StudyID",
+        "AccessionNumber",
+    ),
+    *(
+        "ReferringPhysicianName",
+        "StudyInstanceUID",
+        "StudyDescription",
+        "IssuerOfPatientID",
+        "PatientAge",
+        "PatientSize",
+    ),
+    *("PatientWeight", "PatientIdentityRemoved", "TimezoneOffsetFromUTC", "ClinicalTrialSponsorName"),
+)
 _LONG = frozenset({"OB", "OW", "SQ", "UN", "UT", "UC", "UR", "OF", "OD", "OL", "SV", "UV", "OV"})
 _PIXELS, _META = 0x7FE00000, 0x00030000
 _SETTINGS = Settings(device="cpu", report="none")
@@ -238,9 +259,9 @@ def verdict_of(folder: Path, output: Path, settings: Settings, source: Dataset) 
             errors = _errors_of(case.folder / name)
             if errors:
                 return f"{name}: {errors[0]}", False
-            made_up = _made_up(pydicom.dcmread(case.folder / name), source)
-            if made_up:
-                return f"{name}: {made_up} is not the source's", False
+            flaw = _flaw(pydicom.dcmread(case.folder / name), source, " ".join(case.warnings))
+            if flaw:
+                return f"{name}: {flaw}", False
     return ("written" if any(case.error is None for case in report.cases) else "rejected"), warned
 
 
@@ -254,16 +275,14 @@ def _errors_of(path: Path) -> tuple[str, ...]:
     return _known_errors(hashlib.sha256(path.read_bytes()).digest(), path)
 
 
-def _made_up(written: Dataset, source: Dataset) -> str | None:
-    """An attribute of patient and study that has another value than the first image, if there is one."""
-    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-                    "AccessionNumber", "ReferringPhysicianName", "StudyInstanceUID", "FrameOfReferenceUID",
-                    "StudyDescription", "ClinicalTrialSponsorName", "IssuerOfPatientID"):  # fmt: skip
-        value = str(written.get(keyword) or "")
-        if not value:
-            continue
-        if value != str(value_of(source, keyword)).strip(" \0"):
-            return keyword
+def _flaw(written: Dataset, source: Dataset, warnings_of_case: str) -> str | None:
+    """What is wrong with attributes of patient and study, next to the first image's, if anything is."""
+    for keyword in _TAKEN:
+        value, its = str(written.get(keyword) or ""), str(value_of(source, keyword) or "").strip(" \0")
+        if value and value != its:
+            return f"{keyword} is not the source's"
+        if its and not value and keyword not in warnings_of_case:
+            return f"{keyword} is left out and no warning names it"
     return None
 
 
