@@ -102,7 +102,7 @@ def test_the_log_shows_where_if_it_is_asked_to_and_never_the_text(folder, tmp_pa
 
 
 def test_a_series_that_cannot_be_judged_is_set_aside_by_name_and_the_others_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(select, "_describe", failing(select._describe, 1))
+    monkeypatch.setattr(select, "describe", failing(select.describe, 1))
     report = run_folder(folder, tmp_path / "out", marking_model(), SETTINGS)
     assert report.exit_code == EXIT_PARTLY
     assert [entry["rule"] for entry in report.document["set_aside"]] == ["unexpected"]
@@ -110,7 +110,7 @@ def test_a_series_that_cannot_be_judged_is_set_aside_by_name_and_the_others_run(
 
 
 def test_where_no_series_can_be_judged_the_run_ends_as_unexpected(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(select, "_describe", failing(select._describe, 2))
+    monkeypatch.setattr(select, "describe", failing(select.describe, 2))
     said: list[str] = []
     code = exit_code_of(
         lambda: run_folder(folder, tmp_path / "out", marking_model(), SETTINGS).exit_code, say=said.append
@@ -144,6 +144,6 @@ def test_inspect_names_the_fault_of_one_series_and_shows_the_others(folder, monk
 
 def test_a_selection_knows_which_series_failed(folder, monkeypatch):
     assert selection_of(folder).failed == ()
-    monkeypatch.setattr(select, "_describe", failing(select._describe, 1))
+    monkeypatch.setattr(select, "describe", failing(select.describe, 1))
     (failed,) = selection_of(folder).failed
     assert failed.rule == Unexpected.reason
