@@ -37,6 +37,36 @@ def small_unet_bundle(folder: Path) -> Path:
     return folder
 
 
+def coarse_unet_bundle(folder: Path) -> Path:
+    """A bundle of windows of 64^3 at 6 mm that marks some hundred voxels in every chest, as tumours would lie, at once.
+
+    A SwinUNETR's window takes a hundred times as long, and most tests ask what is done with marks, not who made them.
+    """
+    small_unet_bundle(folder)
+    path = folder / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    config["inferer"]["roi_size"] = [64] * 3
+    path.write_text(json.dumps(config, indent=2))
+    _write_smooth_unet({**config["network_def"]}, folder / "models" / "model.pt")
+    return folder
+
+
+def _write_smooth_unet(definition: dict[str, object], path: Path) -> None:
+    """Kernels of one sign smooth, so that marks hang together; the bias was chosen for a few of them."""
+    import torch  # noqa: PLC0415
+    from monai.networks.nets import UNet  # noqa: PLC0415
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = UNet(**{key: value for key, value in definition.items() if key != "_target_"})
+    weights = {
+        key: value.abs() * value.mean((2, 3, 4), keepdim=True).sign() if value.ndim == 5 else value
+        for key, value in network.state_dict().items()
+    }
+    weights["model.2.conv.bias"] = torch.tensor([0.0, -9.0])
+    torch.save(weights, path)
+
+
 def _write_untrained_unet(definition: dict[str, object], path: Path) -> None:
     import torch  # noqa: PLC0415
     from monai.networks.nets import UNet  # noqa: PLC0415

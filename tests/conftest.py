@@ -10,7 +10,7 @@ import pydicom.config
 import pytest
 from hypothesis import settings
 
-from bundle_support import bundle_with_spacing
+from bundle_support import coarse_unet_bundle
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
 from needs import skip_without, summary_of_skips
@@ -51,7 +51,7 @@ def _plain_engine(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def coarse_bundle(tmp_path_factory) -> Path:
-    return bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "coarse", 6.0, 64)
+    return coarse_unet_bundle(tmp_path_factory.mktemp("bundle") / "coarse")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,9 @@ from ctflow.volume import digest_of_uid
 pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+EXHAUSTIVE = pytest.mark.exhaustive
+# What `ctflow run` does is shown without a process of its own by tests/unit/test_pipeline.py and tests/unit/cli.
+RUN = pytest.param("run", marks=EXHAUSTIVE)
 
 
 def said_alone(output: Path) -> dict:
@@ -27,7 +30,9 @@ def said_alone(output: Path) -> dict:
     return json.loads((output / "result.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["run", "app", "exec", "monai-deploy"])
+@pytest.mark.parametrize(
+    "name", ["run", "app", *(pytest.param(name, marks=EXHAUSTIVE) for name in ("exec", "monai-deploy"))]
+)
 def test_an_empty_folder_is_exit_2_and_writes_only_the_run_s_document(door, coarse_bundle, tmp_path, name):
     (tmp_path / "in").mkdir()
     done = door(name, ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", coarse_bundle])
@@ -46,7 +51,7 @@ def gapped(series, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["run", "app"])
+@pytest.mark.parametrize("name", [RUN, "app"])
 def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coarse_bundle, tmp_path, gapped, name):
     header = pydicom.dcmread(next(gapped.iterdir()), stop_before_pixels=True)
     key = f"{header.SeriesInstanceUID}-{digest_of_uid(header.StudyInstanceUID)}"
@@ -59,7 +64,7 @@ def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coars
     assert (tmp_path / "out" / ".superseded" / f"{key}-1" / "segmentation.dcm").read_text() == "of an earlier run"
 
 
-@pytest.mark.parametrize("name", ["run", "app"])
+@pytest.mark.parametrize("name", [RUN, "app"])
 def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, gapped, series, name):
     for file in gapped.iterdir():
         dataset = pydicom.dcmread(file)
@@ -79,7 +84,7 @@ def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, g
     assert (folder / "segmentation.dcm").exists()
 
 
-@pytest.mark.parametrize("name", ["run", "app"])
+@pytest.mark.parametrize("name", [RUN, "app"])
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [

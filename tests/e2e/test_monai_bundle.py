@@ -43,6 +43,7 @@ def test_run_writes_a_label_map_on_the_image_grid(tmp_path):
     assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 1}
 
 
+@pytest.mark.exhaustive
 def test_verify_net_in_out_finds_what_the_metadata_says(tmp_path):
     said = monai_bundle("verify_net_in_out", "network_def", "--device", "cpu", cwd=tmp_path)
     assert "data shape of network is verified with no error" in said

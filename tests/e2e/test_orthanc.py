@@ -26,7 +26,7 @@ def needs(*names: str) -> None:
         skip_without("Orthanc")
 
 
-@pytest.fixture(scope="module", params=["lua", "python"])
+@pytest.fixture(scope="module", params=["lua", pytest.param("python", marks=pytest.mark.exhaustive)])
 def trip(request, tmp_path_factory, series) -> dict:
     """One round trip (see `orthanc_trip.py`), and what Orthanc had at its end."""
     needs("Orthanc", "unshare", "ip")

@@ -119,7 +119,7 @@ def assert_silent(text: str | bytes, where: str) -> None:
         assert marker.lower().encode() not in content.lower(), f"{marker} in {where}"
 
 
-@pytest.mark.parametrize("name", ["debug", "app-debug"])
+@pytest.mark.parametrize("name", [pytest.param("debug", marks=pytest.mark.exhaustive), "app-debug"])
 def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(door, hospital, tmp_path, name):
     count = odd_series(hospital)
     bundle = small_unet_bundle(tmp_path / "bundle")

@@ -74,7 +74,7 @@ def test_the_report_conforms_and_says_what_result_json_says(results):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--seg", "fractional", "--nifti"],
+        pytest.param(["--seg", "fractional", "--nifti"], marks=pytest.mark.exhaustive),
         ["--seg", "labelmap", "--segments", "finding", "--omit-empty-frames", "no", "--roi", "body"],
     ],
 )
@@ -135,7 +135,7 @@ def test_the_map_variables_are_the_defaults(door, series, coarse_bundle, results
     ).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["app", "run"])
+@pytest.mark.parametrize("name", ["app", pytest.param("run", marks=pytest.mark.exhaustive)])
 def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series, coarse_bundle, results, tmp_path):
     """The system's CUDA folders are covered by an empty one, in a mount namespace of the process's own."""
     hide = 'for d in /usr/local/cuda*; do [ -L "$d" ] || mount -t tmpfs none "$d"; done; exec "$@"'
@@ -152,6 +152,7 @@ def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series,
     ).read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_lidc_runs_through_every_door_to_the_same_seg(door, data, tmp_path_factory):
     """The real CT, on a 3 mm grid so that the test takes a minute; docs/performance.md has the 1.5 mm run."""
     bundle = bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "3mm", 3.0, 96)

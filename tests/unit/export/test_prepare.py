@@ -36,6 +36,7 @@ def wanted(model, device: str = "cpu") -> dict:
     return {"device": device, "precision": None, "roi": model.spec.roi, "batch_range": (1, 1)}
 
 
+@pytest.mark.exhaustive  # test_plan.py builds smaller ones
 @no_gpu
 def test_a_real_engine_of_the_demonstration_bundle_is_made_and_kept(demonstration, tmp_path, caplog):
     told = []

@@ -8,7 +8,7 @@ from torch import nn
 from ctflow.model import ModelSpec, NetworkSpec
 from ctflow.networks.head import fold_two_class_head
 
-ROI = (64, 64, 64)
+ROI = (64, 32, 32)
 
 
 def spec_of(activation: str = "softmax", channels: int = 2, threshold: float | None = None) -> ModelSpec:

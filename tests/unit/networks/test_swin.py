@@ -33,22 +33,41 @@ def noise(batch: int, roi: tuple[int, int, int], channels: int = 1) -> torch.Ten
     return torch.rand(batch, channels, *roi, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("roi", "batch", "arguments"),
-    [
+NAMES = dict(zip(("cpu", "gpu", "folded"), STYLES, strict=True))
+# Every network with the attention that most engines get, every attention with windows of unlike sides.
+MATRIX = [
+    (roi, batch, arguments, name)
+    for roi, batch, arguments in (
+        ((64, 32, 96), 2, {}),
         ((64, 64, 64), 2, {}),
         ((96, 96, 96), 1, {}),
-        ((64, 32, 96), 2, {}),
         ((32, 64, 32), 1, {"feature_size": 24, "in_channels": 2, "out_channels": 3}),
-        ((64, 64, 64), 1, {"use_v2": True}),
-        ((64, 64, 64), 1, {"downsample": "mergingv2", "qkv_bias": False}),
-        ((64, 64, 64), 1, {"window_size": 4, "depths": (1, 2, 3, 1)}),
-        ((64, 64, 64), 1, {"use_flash_attention": True, "patch_norm": True}),
-        ((64, 64, 64), 1, {"normalize": False}),
+        ((64, 32, 32), 1, {"use_v2": True}),
+        ((64, 32, 32), 1, {"downsample": "mergingv2", "qkv_bias": False}),
+        ((64, 32, 32), 1, {"window_size": 4, "depths": (1, 2, 3, 1)}),
+        ((64, 32, 32), 1, {"use_flash_attention": True, "patch_norm": True}),
+        ((64, 32, 32), 1, {"normalize": False}),
+    )
+    for name in NAMES
+]
+
+
+def is_told_by_others(roi, _batch, arguments, name) -> bool:
+    """Whether the others of the matrix fail, too, where this one fails for a reason of the rewrite's."""
+    return not (name == "cpu" and arguments) and roi != (64, 32, 96)
+
+
+@pytest.mark.parametrize(
+    ("roi", "batch", "arguments", "attention"),
+    [
+        pytest.param(
+            *(*entry[:3], NAMES[entry[3]]),
+            id="-".join(map(str, entry)),
+            marks=[pytest.mark.exhaustive] if is_told_by_others(*entry) else [],
+        )
+        for entry in MATRIX
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu", "folded"])
 def test_the_rewritten_network_computes_the_same(roi, batch, arguments, attention):
     network = swin_unetr(**arguments)
     before = {key: value.clone() for key, value in network.state_dict().items()}
