@@ -581,7 +581,7 @@ def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series,
     assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.995
     document = json.loads((quick.cases[0].folder / "result.json").read_text())
     assert document["engine"]["backend"] == "openvino"
-    assert document["engine"]["out_channels"] == 1
+    assert document["engine"]["out_channels"] == 2
     assert "cache" not in document["settings"]
     assert str(tmp_path) not in json.dumps(document)
     agreement = document["agreement"]
