@@ -33,7 +33,7 @@ from pydicom.dataset import Dataset
 import ctflow.dicom
 from ctflow import pipeline
 from ctflow.config import Settings
-from ctflow.dicom.attributes import PARSE_ERRORS, value_of
+from ctflow.dicom.attributes import PARSE_ERRORS, texts, value_of
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import moment_of, series_number
 from ctflow.errors import CtflowError, Unexpected
@@ -281,7 +281,7 @@ def _flaw(written: Dataset, source: Dataset, warnings_of_case: str) -> str | Non
         value, its = str(written.get(keyword) or ""), str(value_of(source, keyword) or "").strip(" \0")
         if value and value != its:
             return f"{keyword} is not the source's"
-        if its and not value and keyword not in warnings_of_case:
+        if any(texts(source, keyword)) and not value and keyword not in warnings_of_case:
             return f"{keyword} is left out and no warning names it"
     return None
 
