@@ -2,7 +2,7 @@
 
 `python tests/fuzz_values.py [COUNT [SEED [FIRST]]]` prints one line for each mutant that ends otherwise, and one JSON
 document at the end; the same seed gives the same mutants. There is no network: the same box is marked in every volume.
-The tests run a few dozen.
+The tests run 24.
 """
 
 from __future__ import annotations
