@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from ctflow.service.transport import ABORT, HEADER, length_of_request
+from ctflow.service.titles import HEADER
+from ctflow.service.transport import ABORT, length_of_request
 
 Address = tuple[str, int]
 # pynetdicom asks select(), which knows no descriptor above 1023, and many systems give a process 1024: those that wait

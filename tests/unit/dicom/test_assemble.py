@@ -181,9 +181,9 @@ def test_the_bit_above_seven_of_eight_is_masked(write, signed):
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "MONOCHROME2"),
         ({"BitsAllocated": 32}, "BitsAllocated 32"),
         ({"BitsStored": 17}, "BitsStored 17"),
-        ({"BitsStored": None}, "BitsStored None"),
+        ({"BitsStored": None}, "BitsStored is empty or absent"),
         ({"HighBit": 14}, "HighBit 14"),
-        ({"PixelRepresentation": None}, "PixelRepresentation None"),
+        ({"PixelRepresentation": None}, "PixelRepresentation is empty or absent"),
         ({"ModalityLUTSequence": []}, "Modality LUT"),
     ],
 )
