@@ -30,7 +30,7 @@ def test_while_a_run_lasts_its_document_says_so_and_not_what_an_earlier_run_said
 @pytest.mark.parametrize(
     ("error", "status", "facts"),
     [
-        (BundleInvalid("no weights"), "failed", ("BundleInvalid", 3, None, "no weights")),
+        (BundleInvalid("no weights"), "failed", ("BundleInvalid", 3, "bundle", "no weights")),
         (BrokenSeries("a slice is missing", reason="gap"), "failed", ("BrokenSeries", 2, "gap", "a slice is missing")),
         (
             KeyboardInterrupt(),
