@@ -275,7 +275,7 @@ def slice_by_gdcm(path: Path) -> npt.NDArray[np.float64] | None:
 
 
 def slice_by_pydicom(path: Path) -> npt.NDArray[np.float64] | None:
-    """(H, W) HU as pydicom reads the file; None where it cannot."""
+    """(H, W) HU as pydicom reads native pixels; None where it cannot."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -286,6 +286,8 @@ def slice_by_pydicom(path: Path) -> npt.NDArray[np.float64] | None:
                     ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
                 )
                 dataset.file_meta.TransferSyntaxUID = syntax
+            if dataset["PixelData"].is_undefined_length:  # decoders do not survive every damaged frame
+                return None
             stored = pixel_array(dataset, raw=True).astype(np.int64)
             rescale = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
             padding = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
