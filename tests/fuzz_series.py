@@ -260,6 +260,8 @@ def _header(path: Path) -> Dataset:
 
 def slice_by_gdcm(path: Path) -> npt.NDArray[np.float64] | None:
     """(H, W) HU as GDCM reads the file."""
+    if "group 0002" in path.parents[1].name:  # GDCM ends the process at some of these once they are damaged
+        return None
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     if not reader.Read():
