@@ -932,7 +932,7 @@ def air_and_tissue(windows):
 
 @pytest.mark.parametrize("roi", ["none", "body"])
 def test_a_model_that_marks_air_is_caught_in_every_output(model, settings, tmp_path, monkeypatch, roi):
-    monkeypatch.setattr("ctflow.segmenter.open_engine", lambda *_, **__: FakeEngine(air_and_tissue))
+    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(air_and_tissue))
     padded, _ = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
     write_ct_series(padded, tmp_path / "in", seed=5)
     (case,) = run_folder(tmp_path / "in", tmp_path / "out", model, replace(settings, roi=roi)).cases
