@@ -86,6 +86,6 @@ dist-test: dist
 	PYTHON=$(BIN)/python TORCH='$(TORCH)' sh install/try_dist.sh
 
 clean:
-	rm -rf $(VENV) $(VENV)310 .venv-lowest $(DEMO) gpu-proof build dist src/*.egg-info .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) $(VENV)310 .venv-lowest $(DEMO) gpu-proof build dist *.egg-info src/*.egg-info .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

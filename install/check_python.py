@@ -11,7 +11,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 GLIBC = (2, 35)  # of Holoscan's wheels
 LIBRARY = "install the library alone: pip install . (docs/install.md)"
 ANOTHER = (
-    "ctflow needs Python {}.{} to {}.{}: install one (Debian, Ubuntu: apt-get install python3.X python3.X-venv), "
+    "ctflow needs Python {}.{} to {}.{}: install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv), "
     "or name one: make PYTHON=/path/to/python3.12".format(*(OLDEST + NEWEST))
 )
 

@@ -220,7 +220,7 @@ def test_a_proxy_is_taken_from_the_environment_and_a_lost_network_is_survived(pr
     handler.lose = "small"
     lost = make(project, "install", env=environment(**settings))
     assert lost.returncode != 0
-    assert "begins anew" in lost.stderr
+    assert "Run the same command again" in lost.stderr
     done = make(project, "install", env=environment(**settings))
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"small", "torch"} <= {path.split("/")[4] for path in handler.seen}
@@ -256,6 +256,14 @@ def test_torch_comes_from_where_it_was_asked_for(project, wheels, tmp_path, prox
     assert files_of_torch(project) == 2
     assert str(other) in done.stdout
     assert make(project, "install", env=env).stdout == "", "without TORCH, what is there stays"
+    moved = project.with_name("moved")
+    project.rename(moved)
+    (moved / ".venv/.incomplete").touch()
+    again = make(moved, "install", env=env | {"PYTHON": ""})
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert files_of_torch(moved) == 2, "what starts over, or was moved, keeps its source of torch"
+    script = moved / ".venv/bin/ctflow"
+    assert subprocess.run([script, "--help"], cwd=moved, check=False).returncode == 0
 
 
 def test_a_place_for_torch_that_is_none_is_refused_before_anything_is_downloaded(project, wheels):

@@ -308,7 +308,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_lean()
         name_user()
     words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code_of(lambda: _run_click(words), say=say_error, debug="--debug" in words)
+    debug = "--debug" in words
+    if debug and "exec" not in words:  # at any place, as the application takes it; `exec` hands its own on
+        words = ["--debug", *(word for word in words if word != "--debug")]
+    return exit_code_of(lambda: _run_click(words), say=say_error, debug=debug)
 
 
 def _run_click(words: list[str]) -> int:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctflow.config import OPTIONS
 from ctflow.door import exit_code_of
 from ctflow.errors import BackendUnavailable, SettingsInvalid
 from ctflow.report.terminal import say_error
@@ -62,6 +63,9 @@ def exec_application(words: Sequence[str]) -> int:
     Raises:
         SettingsInvalid: No application is named, or it is not there.
     """
+    if words and set(words) <= {"-h", "--help"}:
+        sys.stdout.write(_HELP)
+        return 0
     application, options = _split(words)
     with subprocess.Popen([sys.executable, str(application), *options]) as process:
         while True:
@@ -83,16 +87,15 @@ def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
         else:
             applications.append(word)
     if len(applications) != 1:
-        raise SettingsInvalid(
-            f"exec wants one application, found {applications or 'none'}; for example: exec app -i DIR"
-        )
+        found = f"found {len(applications)}" if applications else "found none"
+        raise SettingsInvalid(f"exec needs one application folder or file, {found}: exec app -i DIR -o OUT")
     path = Path(applications[0])
     if not (path / "__main__.py").is_file() and not path.is_file():
         raise SettingsInvalid(f"exec: {path} is neither a Python file nor a folder with a __main__.py")
     return path, options
 
 
-_SWITCHES = frozenset({"-h", "--help", "--force", "--allow-gaps", "--debug"})
+_SWITCHES = frozenset({"-h", "--help", "--debug", *(option.flag for option in OPTIONS if option.switch)})
 
 
 def owner_of_script() -> tuple[bool, str]:
