@@ -59,9 +59,11 @@ test-py310: $(VENV)310/.installed
 test-gpu: install
 	$(BIN)/python benchmarks/prove_gpu.py --out gpu-proof $(PROVE)
 
-# The container: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options: MAP='--bundle DIR'
+# The container: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options: MAP='--bundle DIR';
+# MAP_TORCH=pip, cpu, URL or FOLDER names where the image's torch comes from (default: as .venv's, if that is for CPUs).
+MAP_TORCH ?=
 map: install
-	PYTHON=$(BIN)/python TORCH='$(TORCH)' MAP/build.sh $(MAP)
+	PYTHON=$(BIN)/python TORCH='$(MAP_TORCH)' MAP/build.sh $(MAP)
 
 # Runs it, and packages the application with holoscan-cli; needs podman beside what `make map` needs.
 map-test: install
@@ -86,6 +88,8 @@ dist-test: dist
 	PYTHON=$(BIN)/python TORCH='$(TORCH)' sh install/try_dist.sh
 
 clean:
+	@[ ! -e $(VENV) ] || touch $(VENV)/.incomplete # an interrupted removal leaves nothing that is taken for whole
+	rm -rf $(VENV)/bin
 	rm -rf $(VENV) $(VENV)310 .venv-lowest $(DEMO) gpu-proof build dist *.egg-info src/*.egg-info .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

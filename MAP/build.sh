@@ -23,7 +23,8 @@ usage: MAP/build.sh [options]
 
 PYTHON  interpreter with pip that collects the wheels (default: .venv/bin/python, else python3)
 TORCH   where torch comes from: pip (pip's own index), cpu (PyTorch's index of builds for CPUs), the address of an index,
-        or a folder with wheels (default: pip for cuda; for cpu: pip if PYTHON's torch is a build for CPUs, else cpu)
+        or a folder with wheels (default: pip for cuda; for cpu: as PYTHON's torch, if that is a build for CPUs, else cpu);
+        with make: MAP_TORCH
 USAGE
 }
 
@@ -143,7 +144,12 @@ choose_torch() {
   torch=${TORCH:-}
   if [ -z "$torch" ]; then
     torch=pip
-    [ "$flavour" = cuda ] || is_cpu_build installed || torch=cpu
+    if [ "$flavour" = cpu ]; then
+      # As `make install TORCH=...` got the one that is installed, if that is a build for CPUs.
+      torch=$(cat "$(dirname "$PYTHON")/../.torch" 2> /dev/null || true)
+      torch=${torch:-pip}
+      is_cpu_build installed || torch=cpu
+    fi
   fi
   case $torch in
     pip) torch_from=() ;;
@@ -183,7 +189,7 @@ collect_wheels() {
       fail "torch $(pinned torch) is not to be had from there; TORCH names another place (--help)" 4
     # Before everything that it needs is fetched, too: gigabytes.
     [ "$flavour" = cuda ] || is_cpu_build "$wheels"/torch-*.whl ||
-      fail "this torch is the build for NVIDIA GPUs, gigabytes that a CPU image does not need: TORCH=cpu takes the other" 4
+      fail "this torch is the build for NVIDIA GPUs, gigabytes that a CPU image does not need: make map MAP_TORCH=cpu takes the other" 4
     "${pip[@]}" --dest "$wheels" --find-links "$wheels" "${pins[@]}" "$wheels"/torch-*.whl -r "$wanted" pip
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile --target "$wheels/sbom" \
       --constraint constraints.txt cyclonedx-python-lib

@@ -8,6 +8,7 @@
 set -eu
 venv=$1 here=$(dirname "$0") PYTHON=${PYTHON:-} TORCH=${TORCH:-}
 unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX || true # would lead pip out of the environment
+export PIP_REQUIRE_VIRTUALENV=1
 
 fail() { echo "install: $*" >&2; exit 1; }
 say() { echo "==> $*"; }
@@ -38,7 +39,7 @@ key() { cat pyproject.toml constraints.txt "$here/install.sh" | cksum; }
 
 # An environment that can be built on: whole, of the Python and the torch that were asked for.
 is_fit() {
-  [ -x "$venv/bin/python" ] && [ ! -e "$venv/.incomplete" ] || return 1
+  [ -x "$venv/bin/python" ] && [ -e "$venv/pyvenv.cfg" ] && [ ! -e "$venv/.incomplete" ] || return 1
   [ "$(cat "$venv/.place" 2> /dev/null)" = "$(pwd -P)" ] || return 1 # its programs name their folder
   [ -z "$PYTHON" ] || [ "$(version_in "$venv")" = "$version" ] || return 1
   [ -z "$TORCH" ] || [ "$(cat "$venv/.torch" 2> /dev/null)" = "$TORCH" ] || return 1
@@ -90,9 +91,10 @@ TORCH=${TORCH:-$(cat "$venv/.torch" 2> /dev/null || true)}
 choose_torch
 if [ "$fit" = no ]; then
   say "$("$python" -c 'import sys; print("Python %d.%d.%d, %s" % (sys.version_info[:3] + (sys.executable,)))'), in $venv"
-  rm -rf "$venv"
-  mkdir "$venv"
+  # At no moment is there an interpreter without the mark beside it: a python whose pyvenv.cfg is gone is the system's own.
+  mkdir -p "$venv"
   touch "$venv/.incomplete"
+  find "$venv" -mindepth 1 -maxdepth 1 ! -name .incomplete ! -name .torch -exec rm -rf {} +
   printf '%s\n' "$TORCH" > "$venv/.torch"
   pwd -P > "$venv/.place"
   "$python" -m venv "$venv" || give_up

@@ -24,6 +24,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 ON_NVIDIAS_INDEX = {"tensorrt", "torch-tensorrt"}
 EVERYWHERE = ("", "onnxruntime", "openvino", "serve")
 HAS_NO_WHEELS = {("Linux Arm, glibc 2.28", "openvino")}
+CPU_BUILD = "torch-on-cpu.toml"
+HAS_NO_WHEEL = "tensorrt-rtx-cu13"  # only requires its parts; everything else has to have a wheel for the system
 # What the CPU build of torch requires (tests/unit/test_install.py compares it with the installed one).
 TORCH_ON_CPU = ("filelock", "typing-extensions", "setuptools", "sympy", "networkx", "jinja2", "fsspec")
 # Left to torch, whose CUDA build requires one version of each; and pip, which every environment brings along.
@@ -81,6 +83,7 @@ def resolve(combination: Combination, project: Path, cache: Path) -> Resolved:
     command = [
         "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", combination.python,
         "--python", sys.executable, "--python-platform", PLATFORMS[combination.platform], "--cache-dir", str(cache),
+        "--only-binary", ":all:", "--no-binary", HAS_NO_WHEEL,
         str(project / "pyproject.toml"),
     ]  # fmt: skip
     command += ["--extra", combination.extra] if combination.extra else []
@@ -89,7 +92,7 @@ def resolve(combination: Combination, project: Path, cache: Path) -> Resolved:
     else:
         command += ["--constraint", str(project / "constraints.txt")]
     if combination.build == "CPU":
-        command += ["--config-file", str(_cpu_build(project, cache))]
+        command += ["--config-file", str(cache / CPU_BUILD)]
     known = _answer([*command, "--offline"])
     return _answer(command) if known.error else known
 
@@ -109,13 +112,12 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-def _cpu_build(project: Path, folder: Path) -> Path:
-    """Uv's settings that say what the CPU build of torch requires."""
+def tell_of_cpu_build(project: Path, folder: Path) -> None:
+    """Write uv's settings that say what the CPU build of torch requires."""
     version = pinned(project)["torch"]
     requires = ", ".join(f'"{name}"' for name in TORCH_ON_CPU)
-    file = folder / "torch-on-cpu.toml"
-    file.write_text(f'[[dependency-metadata]]\nname = "torch"\nversion = "{version}"\nrequires-dist = [{requires}]\n')
-    return file
+    text = f'[[dependency-metadata]]\nname = "torch"\nversion = "{version}"\nrequires-dist = [{requires}]\n'
+    (folder / CPU_BUILD).write_text(text, encoding="utf-8")
 
 
 def pinned(project: Path) -> dict[str, str]:
@@ -135,6 +137,16 @@ def unpinned(combination: Combination, resolved: Resolved, pins: dict[str, str])
     if combination.lowest or combination.platform != "Linux x86-64":
         return []
     return sorted(name for name in resolved.packages if normal(name) not in pins and not NOT_PINNED.match(name))
+
+
+def lacks_cuda(combination: Combination, results: dict[Combination, Resolved]) -> bool:
+    """Whether a row of the CUDA build shows another one, as an index of CPU builds would give."""
+    found = results[combination]
+    return (
+        combination.build == "CUDA"
+        and not found.error
+        and not any(each.startswith("nvidia-") for each in found.packages)
+    )
 
 
 def table(results: dict[Combination, Resolved], extras: Sequence[str]) -> str:
@@ -165,11 +177,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     extras = [extra for extra in known if extra not in ON_NVIDIAS_INDEX]
     wanted = combinations(extras)
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(4) as pool:
+        tell_of_cpu_build(project, Path(cache))
         results = dict(zip(wanted, pool.map(lambda each: resolve(each, project, Path(cache)), wanted), strict=True))
     sys.stdout.write(f"Packages that each installation takes:\n{table(results, extras)}\n")
     pins = pinned(project)
     problems = [f"{each.label}:\n{resolved.error}" for each, resolved in results.items() if resolved.error]
     loose = sorted({name for each, resolved in results.items() for name in unpinned(each, resolved, pins)})
+    no_cuda = [each.label for each in results if lacks_cuda(each, results)]
+    problems += [f"no NVIDIA package, so no CUDA build of torch: {'; '.join(no_cuda)}"] if no_cuda else []
     problems += [f"not in constraints.txt: {', '.join(loose)}"] if loose else []
     for text in problems:
         sys.stderr.write(f"\n{text}\n")

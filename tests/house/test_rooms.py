@@ -159,7 +159,7 @@ def test_the_wheel_holds_what_it_should(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if "test" in name.lower() or name.endswith((".dcm", ".pyc"))]
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"ctflow"}
-    assert "ctflow = ctflow.cli.main:main" in entry_points
+    assert "ctflow = ctflow.cli.start:main" in entry_points
     assert "monai-deploy = ctflow.cli.monai_deploy:main" in entry_points
 
 

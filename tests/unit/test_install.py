@@ -71,12 +71,12 @@ Path("demo/out/1.2.3/report.html").write_text("report")
 """
 
 
-def make_wheel(folder: Path, name: str, release: str, files: int, requirement: str = "") -> None:
+def make_wheel(folder: Path, name: str, release: str, files: int, *requirements: str) -> None:
     stem = f"{name}-{release}"
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
         for number in range(files):
             wheel.writestr(f"{name}/part{number}.txt", str(number))
-        needs = f"Requires-Dist: {requirement}\n" if requirement else ""
+        needs = "".join(f"Requires-Dist: {each}\n" for each in requirements)
         wheel.writestr(
             f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n{needs}"
         )
@@ -283,7 +283,7 @@ def stand_in(folder: Path, name: str, says: str, code: int = 1) -> None:
 def test_the_newest_supported_python_is_taken_else_the_reason_is_one_line(project, tmp_path):
     path = tmp_path / "bin"
     path.mkdir()
-    for program in ("sh", "dirname", "cat", "cksum", "sed", "grep", "rm", "mkdir", "touch", "make"):
+    for program in ("sh", "dirname", "cat", "cksum", "sed", "grep", "rm", "mkdir", "touch", "make", "find"):
         (path / program).symlink_to(shutil.which(program) or "")
     env = environment(PATH=str(path), PYTHON="")
     done = make(project, "install", env=env)
@@ -356,7 +356,8 @@ def project_to_resolve(folder: Path, constraints: str) -> Path:
 def index(tmp_path) -> Path:
     folder = tmp_path / "index"
     folder.mkdir()
-    make_wheel(folder, "torch", "2.13.0", 1, "triton==3.7.1")
+    make_wheel(folder, "torch", "2.13.0", 1, "triton==3.7.1", "nvidia-cudnn")
+    make_wheel(folder, "nvidia_cudnn", "9.0", 1)
     for name in ("filelock", "typing_extensions", "setuptools", "sympy", "networkx", "jinja2", "fsspec"):
         make_wheel(folder, name, "1.0", 1)
     for release in ("3.7.1", "3.9.0"):
@@ -386,6 +387,24 @@ def test_a_conflict_ends_the_resolution_with_its_text(tmp_path, index, constrain
     done = resolve(project_to_resolve(tmp_path, constraints), index)
     assert done.returncode == 1
     assert said in done.stderr
+
+
+def test_an_index_without_the_cuda_build_shows_nothing_of_it(tmp_path, index):
+    make_wheel(index, "torch", "2.13.0", 1)
+    done = resolve(project_to_resolve(tmp_path, "torch==2.13.0\n" + NAMES), index)
+    assert done.returncode == 1
+    assert "no CUDA build of torch" in done.stderr
+
+
+@pytest.mark.parametrize("gone", ["pyvenv.cfg", "bin/python"])
+def test_the_rest_of_an_environment_is_never_taken_for_one(project, wheels, gone):
+    env = environment(wheels)
+    assert make(project, "install", env=env).returncode == 0
+    (project / ".venv" / gone).unlink()
+    done = make(project, "install", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "==> Python" in done.stdout, "made anew"
+    assert files_of_torch(project) == FILES_OF_TORCH
 
 
 def test_what_the_cpu_build_of_torch_requires_is_known():

@@ -285,16 +285,22 @@ def torch_wheel(folder: Path, needs: str) -> None:
     [
         ("1", "", "", "from --index-url", "--index-url https://download.pytorch.org/whl/cpu"),
         ("0", "", "", "from the index of pip", "torch==2.13.0"),
+        ("0", "as installed: cpu", "", "from --index-url", "--index-url https://download.pytorch.org/whl/cpu"),
+        ("0", "as installed: http://mirror.invalid", "", "mirror.invalid", "--index-url http://mirror.invalid"),
         ("1", "pip", "", "from the index of pip", "torch==2.13.0"),
         ("1", "http://mirror.invalid/cpu", "", "mirror.invalid", "--index-url http://mirror.invalid/cpu"),
-        ("1", "pip", "Requires-Dist: nvidia-cudnn-cu13\n", "TORCH=cpu", "torch==2.13.0"),
+        ("1", "pip", "Requires-Dist: nvidia-cudnn-cu13\n", "MAP_TORCH=cpu", "torch==2.13.0"),
         ("1", "/no/such", "", "neither pip nor cpu", ""),
     ],
 )
 def test_the_cpu_image_takes_torch_for_cpus_and_says_from_where(
     tmp_path, installed_is_gpu, torch, offered, said, asked
 ):
-    python, log = tmp_path / "python", tmp_path / "asked"
+    (tmp_path / "bin").mkdir()
+    python, log = tmp_path / "bin" / "python", tmp_path / "asked"
+    if torch.startswith("as installed: "):
+        (tmp_path / ".torch").write_text(torch.removeprefix("as installed: ") + "\n")
+        torch = ""
     python.write_text(PIP_STAND_IN)
     python.chmod(0o755)
     log.touch()

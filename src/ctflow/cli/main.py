@@ -20,7 +20,6 @@ from ctflow.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
-from ctflow.requirements import check_requirements
 from ctflow.user import name_user
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,7 +37,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug itself
     """A chest CT series goes in, a DICOM SEG with measurements comes out."""
     set_up_logging(log_level, debug=debug)
-    check_requirements()
 
 
 def _options(*names: str) -> Callable[[Function], Function]:
