@@ -269,6 +269,16 @@ class Foreman(threading.Thread):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _lead(self, job: Job) -> None:
+        """Run one series; what fails in the node itself (no descriptors, SQLite) ends neither it nor this thread."""
+        try:
+            self._run_job(job)
+        except (OSError, sqlite3.Error) as error:  # what had been committed before stays so
+            log.exception("series %s: %s cannot go on now", job.digest, self.name)
+            reason = f"the node could not run it ({type(error).__name__}: the log says more)"
+            self._tell(lambda: self._settle(job, Outcome("again", reason)))
+            self._crew.ending.wait(_RESTART_S)
+
+    def _run_job(self, job: Job) -> None:
         crew = self._crew
         series = crew.journal.find(job.key)
         places = crew.places
@@ -277,13 +287,16 @@ class Foreman(threading.Thread):
         )
         try:
             outcome = self._ask(task)
-        except (WorkerFailed, BrokenPipeError) as error:
+        except (WorkerFailed, ConnectionError) as error:
             self.is_open = False
             if not self._killed:  # else the node ends, and the next start finds it running
                 reason = str(error) or "the worker ended"
                 log.error("series %s: %s", job.digest, reason)  # noqa: TRY400  # named: no traceback needed
                 self._tell(lambda: crew.journal.worker_died(job, reason))
             return
+        except OSError:
+            self.is_open = False  # its late answer would be taken for that to the next series
+            raise
         if not isinstance(outcome, Outcome):
             raise TypeError(f"a worker's answer is not {type(outcome).__name__}")
         self.is_open = self.is_open and outcome.is_sound

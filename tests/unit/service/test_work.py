@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from multiprocessing.context import SpawnProcess
 
 import pytest
@@ -15,7 +16,7 @@ from ctflow.service.journal import Journal
 from ctflow.service.records import Arrival
 from ctflow.service.work import Crew, Places
 from ctflow.service.worker import NotReady, Ready, Setup
-from service_support import wait_until
+from service_support import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -167,6 +168,75 @@ def test_a_journal_that_cannot_be_written_is_told_again(journal, crew, monkeypat
     (key,) = complete(journal, 1)
     crew(service_support.worker_that_answers)
     wait_until(lambda: journal.find(key).state == "done", "it is done")
+
+
+def fails_first(real, *errors):
+    """A function that raises each of these errors once, and then does what the real one does."""
+    left = list(errors)
+
+    def call(*given):
+        if left:
+            raise left.pop(0)
+        return real(*given)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("unable to open database file"), OSError(24, "Too many open files")]
+)
+def test_a_passing_fault_of_the_node_puts_the_series_back_and_ends_no_worker(journal, crew, monkeypatch, caplog, error):
+    monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    (key,), find = complete(journal, 1), journal.find
+    monkeypatch.setattr(journal, "find", fails_first(find, error))
+    found = crew(service_support.worker_that_answers)
+    wait_until(lambda: journal.results(key), "it ran after all")
+    assert (find(key).state, find(key).attempts) == ("done", 2)
+    (reason, *_) = [event.text for event in journal.events(key=key) if event.kind == "retry"]
+    assert reason == f"the node could not run it ({type(error).__name__}: the log says more)"
+    assert "worker 0 cannot go on now" in caplog.text
+    assert caplog.text.count("a line of the log") == 1, "the worker's process was not at fault and stays"
+    wait_until(lambda: found.problems() == [], "it waits for the next one")
+
+
+def test_a_fault_that_stays_makes_a_dead_letter_and_ends_no_worker(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(work, "_RESTART_S", 0.01)
+    (key,), find = complete(journal, 1), journal.find
+    errors = [sqlite3.OperationalError("disk I/O error")] * work.MOST_ATTEMPTS
+    monkeypatch.setattr(journal, "find", fails_first(find, *errors))
+    crew(service_support.worker_that_answers)
+    wait_until(lambda: find(key).state == "dead", "a person decides")
+    (other,) = complete(journal, 2)
+    wait_until(lambda: find(other).state == "aside", "the next one ran")
+
+
+def test_a_worker_that_could_not_be_heard_is_replaced_before_it_answers_for_another_series(
+    journal, crew, monkeypatch, caplog
+):
+    monkeypatch.setattr(work, "FIRST_WAIT_S", 3600.0)
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    found = crew(service_support.worker_that_answers)
+    wait_until(lambda: found.problems() == [], "it is open")
+    (foreman,) = found.threads
+    monkeypatch.setattr(foreman, "_hear", fails_first(foreman._hear, OSError(12, "Cannot allocate memory")))
+    first, second = complete(journal, 1, 2)
+    wait_until(lambda: journal.find(second).state == "aside", "the second ran")
+    assert journal.find(first).state == "complete", "its answer was not heard, and is nobody else's"
+    assert caplog.text.count("a line of the log") == 2, "another process ran the second"
+
+
+def test_a_stop_does_not_wait_for_a_fault_to_pass(journal, crew, monkeypatch):
+    monkeypatch.setattr(work, "_RESTART_S", 3600.0)
+    (key,), find = complete(journal, 1), journal.find
+    monkeypatch.setattr(journal, "find", fails_first(find, sqlite3.OperationalError("locked")))
+    found = crew(service_support.worker_that_answers)
+    wait_until(lambda: find(key).state == "complete" and find(key).reason, "it is put back")
+    found.ending.set()
+    (foreman,) = found.threads
+    foreman.join(PATIENCE_S)
+    assert not foreman.is_alive()
 
 
 def test_every_gpu_gets_a_worker_where_none_is_named(journal, crew, monkeypatch):
