@@ -22,7 +22,7 @@ from ctflow.engines.choose import (
 )
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.engines.cudagraph import free_cached_memory
-from ctflow.errors import EngineMismatch, OutputError, ParityFailed, ResourceError
+from ctflow.errors import DeviceOutOfMemory, EngineMismatch, OutputError, ParityFailed, ResourceError
 from ctflow.export.measure import Measured, choose_fastest, engines_not_made
 from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits
 from ctflow.export.prepare import prepare_engine
@@ -50,6 +50,7 @@ class OpenEngines:
         self._agreements = Agreements(model, settings.cache)
         self._measured: tuple[Measured, ...] = ()  # what "auto" chose from
         self._without: set[str] = set()  # what "auto" does not take any more where nothing was measured
+        self._failed: EngineInfo | None = None  # closed after it failed on a CT, and not replaced yet
 
     @property
     def info(self) -> EngineInfo:
@@ -72,6 +73,7 @@ class OpenEngines:
 
     def close(self) -> None:
         """Close the engines; may be called twice."""
+        self._failed = None
         self._take(())
 
     # ------------------------------------------------------------------------------------------ on the first CT
@@ -127,6 +129,8 @@ class OpenEngines:
     def take_next(self, error: ParityFailed, progress: Progress) -> str:
         """Open the next engine in place of one that has failed on a CT.
 
+        The device may hold one of them alone, so the one that failed is closed first.
+
         Args:
             error: How it failed.
             progress: Told when engines are made.
@@ -136,26 +140,56 @@ class OpenEngines:
 
         Raises:
             ParityFailed: It was named, or none is left.
+            DeviceOutOfMemory: There is too little memory for the next one; `open_missing` tries again.
         """
         failed = self.engines[0].info
         if self._settings.engine != "auto":
             raise error
-        devices = devices_from_setting(self._settings.device)
-        wanted, name = self._wanted(devices), "auto"
-        try:
-            if self._measured:
-                self._measured = tuple(_without(entry, failed, error) for entry in self._measured)
-                name, changed = self._fastest(wanted, devices, progress)
-                wanted |= changed
-            self._without.add(failed.backend)
-            engines = self._opened(name, wanted, devices)
-        except ResourceError as none_left:
+        self._measured = tuple(_without(entry, failed, error) for entry in self._measured)
+        self._without.add(failed.backend)
+        self._failed = failed
+        self._take(())
+        if torch.device(failed.device).type == "cuda":
+            free_cached_memory()  # engines such as TensorRT take their own
+        none_left = self._replace(failed, progress)
+        if none_left is not None:
             raise error from none_left
-        self._take(engines)
         text = f"{failed.backend} {failed.precision} did not agree with PyTorch on this CT, which was computed again"
         text = f"{text} with {self.info.backend} {self.info.precision} ({error})"
         log.warning(text)
         return text
+
+    def open_missing(self, progress: Progress = silent) -> None:
+        """Open what `take_next` had too little memory for; nothing to do where engines are open.
+
+        Raises:
+            DeviceOutOfMemory: There still is too little.
+        """
+        if self._failed is not None:
+            self._replace(self._failed, progress)
+
+    def _replace(self, failed: EngineInfo, progress: Progress) -> ResourceError | None:
+        """Open the next engine; where none is left, say why, and open the one that failed: it is compared on every CT.
+
+        Raises:
+            DeviceOutOfMemory: There is too little memory for either.
+        """
+        none_left: ResourceError | None = None
+        devices = devices_from_setting(self._settings.device)
+        wanted, name = self._wanted(devices), "auto"
+        try:
+            if self._measured:
+                name, changed = self._fastest(wanted, devices, progress)
+                wanted |= changed
+            engines = self._opened(name, wanted, devices)
+        except DeviceOutOfMemory:  # other programs may hold it: the series may be tried again
+            raise
+        except ResourceError as error:
+            none_left = error
+            wanted |= {"precision": failed.precision, "batch_range": failed.batch_range}
+            engines = self._opened(failed.backend, wanted, devices)
+        self._take(engines)
+        return none_left
 
     # ------------------------------------------------------------------------------------------------ choosing
 
@@ -175,6 +209,7 @@ class OpenEngines:
             for engine in before:
                 all_of_them.callback(engine.close)
         if engines:
+            self._failed = None
             log.info("engine %s %s on %s", self.info.backend, self.info.precision, self.info.device)
 
     def _opened(self, name: str, wanted: Mapping[str, Any], devices: Sequence[str]) -> tuple[Engine, ...]:

@@ -155,6 +155,7 @@ class Segmenter:
             ParityFailed: The named engine differs from PyTorch in fp32 on this CT, or with "auto" every engine does.
             ModelError: The network's result is not finite.
         """
+        self._opened.open_missing(progress)
         if not self._engines:
             raise ValueError("open the segmenter before segmenting")
         seconds: dict[str, float] = {}

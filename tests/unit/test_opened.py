@@ -50,11 +50,14 @@ def machine(monkeypatch):
         def __init__(self):
             self.computes, self.opened, self.closed, self.references = {}, [], [], []
             self.out_of_memory = False
+            self.fitting = None  # how many engines fit into the device
 
         def open_engine(self, name, model, *, device, precision, roi, batch_range, cache_dir, without=()):
             names = [name] if name != "auto" else [each for each in self.computes if each not in without]
             if not names:
                 raise BackendUnavailable("no engine is left")
+            if self.fitting is not None and len(self.opened) - len(self.closed) >= self.fitting:
+                raise DeviceOutOfMemory(f"{device} has too little memory for the network")
             info = EngineInfo(names[0], precision or "fp32", device, roi, batch_range, model.weights_digest, 1)
             self.opened.append((info.backend, device))
             return Engine(self.computes[names[0]], info, self.closed)
@@ -173,6 +176,57 @@ def test_where_no_engine_is_left_the_case_fails_and_the_engine_stays_open(model,
             with pytest.raises(ParityFailed, match="fused fp32 differs"):
                 segmenter.segment(ct)
         assert len(segmenter._engines) == 1
+
+
+def test_the_next_engine_is_opened_once_the_device_holds_nothing_of_the_one_that_failed(model, ct, machine):
+    machine.computes, machine.fitting = {"fused": wrong, "compile": wrong, "eager": right}, 1
+    with Segmenter(model, Settings(device="cpu")) as segmenter:
+        found, _ = segmenter.segment(ct)
+    assert found.engine.backend == "eager"
+    assert machine.closed == ["fused", "compile", "eager"]
+
+
+def test_what_torch_caches_is_freed_before_the_next_engine_is_opened(model, machine, monkeypatch):
+    order = []
+    machine.computes = {"fused": wrong, "eager": right}
+    monkeypatch.setattr(opened, "devices_from_setting", lambda _: ("cuda:0", "cuda:1"))
+    monkeypatch.setattr(opened, "free_cached_memory", lambda: order.append((list(machine.closed), len(machine.opened))))
+    engines = opened.OpenEngines(model, Settings())
+    engines.open()
+    engines.take_next(ParityFailed("differs"), lambda *_: None)
+    assert order == [(["fused", "fused"], 2)], "after both were closed, before another is opened"
+    assert [engine.info.device for engine in engines.engines] == ["cuda:0", "cuda:1"]
+
+
+def test_too_little_memory_for_the_next_engine_is_said_as_such_and_the_series_may_be_tried_again(model, ct, machine):
+    machine.computes = {"fused": wrong, "eager": right}
+    with Segmenter(model, Settings(device="cpu")) as segmenter:
+        machine.fitting = 0  # another program took it
+        for _ in range(2):
+            with pytest.raises(DeviceOutOfMemory, match="too little memory for the network"):
+                segmenter.segment(ct)
+        machine.fitting = 1
+        found, _ = segmenter.segment(ct)
+        assert (found.engine.backend, found.warnings) == ("eager", ())
+        segmenter.segment(ct)
+    assert machine.opened == [("fused", "cpu"), ("eager", "cpu")]
+    with pytest.raises(ValueError, match="open the segmenter"):
+        segmenter.segment(ct)
+
+
+def test_who_failed_is_opened_again_where_memory_was_short_and_no_engine_is_left(model, ct, machine):
+    machine.computes = {"fused": wrong, "eager": right}
+    with Segmenter(model, Settings(device="cpu")) as segmenter:
+        machine.fitting = 0
+        with pytest.raises(DeviceOutOfMemory):
+            segmenter.segment(ct)
+        machine.fitting = 1
+        del machine.computes["eager"]
+        with pytest.raises(ParityFailed, match="fused fp32 differs"):
+            segmenter.segment(ct)
+        machine.computes["fused"] = right
+        segmenter._engines[0]._function = right
+        assert segmenter.segment(ct)[0].engine.backend == "fused"
 
 
 def test_a_choice_that_fails_on_a_ct_is_withdrawn_for_good(model, ct, machine, tmp_path, monkeypatch):

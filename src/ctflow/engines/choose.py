@@ -168,6 +168,15 @@ def backend_module(name: str) -> Backend:
     return module
 
 
+def backend_version(name: str) -> str:
+    """The version of a backend, or why it is not installed, in one sentence.
+
+    Raises:
+        SettingsInvalid: The name is unknown.
+    """
+    return _load(name).is_available()[1]
+
+
 def check_engine(name: str, device: str, precision: Precision | None) -> Precision:
     """Whether a backend computes so on this machine.
 

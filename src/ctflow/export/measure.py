@@ -21,6 +21,7 @@ from ctflow.engines.onnxfile import software_versions
 from ctflow.errors import (
     BackendUnavailable,
     CtflowError,
+    DeviceOutOfMemory,
     EngineMismatch,
     ModelError,
     NetworkNotTaken,
@@ -114,6 +115,7 @@ def choose_fastest(
 
     Raises:
         BackendUnavailable: No backend computes with this device and precision.
+        DeviceOutOfMemory: None can be used, one of them only for want of memory, which may be free another time.
         ModelError: No engine can be made from the model, or none that is left agrees.
         OutputError: The cache cannot be written.
     """
@@ -126,10 +128,13 @@ def choose_fastest(
     if len(candidates) == 1:  # nothing to compare: no minutes for a measurement
         return Choice(*candidates[0], ())
     path = cache_dir / f"choice-{_key(model, settings, candidates, logits_only=logits_only)}.json"
+    agreements = agreements or Agreements(model, cache_dir)
     known = None if measured else _read_choice(path, candidates)
     if known is not None:
-        return known
-    gate = _Gate(model, roi, agreements or Agreements(model, cache_dir), logits_only=logits_only)
+        if not agreements.failed_on(known.backend, known.precision, device, roi):
+            return known
+        measured = known.measured  # it failed on a CT after that, on a device like this one: the next fastest
+    gate = _Gate(model, roi, agreements, logits_only=logits_only)
     timed: Sequence[Measured] = measured
     failures: list[Exception] = []
     if not measured:
@@ -367,7 +372,7 @@ class _Gate:
             ParityFailed: Not near enough, here or on a CT before.
         """
         info = engine.info
-        failed = self._agreements.failed_on(info)
+        failed = self._agreements.failed_on(info.backend, info.precision, info.device, info.roi)
         if failed is not None:
             raise ParityFailed(f"{info.backend} {info.precision} differed from PyTorch in fp32 on a CT on {failed}")
         if self._expected is None:
@@ -410,7 +415,10 @@ def _first_exact(
         return Choice(name, chosen, tuple(final.values()), entry.batch)
     if failures and all(isinstance(failure, ModelError) for failure in failures):
         raise failures[-1]  # PyTorch's own: the model is at fault, not the machine
-    raise BackendUnavailable("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))
+    # Memory may be free another time, which a caller that has lost an engine needs to know.
+    is_short = any(isinstance(failure, DeviceOutOfMemory) for failure in failures)
+    kind = DeviceOutOfMemory if is_short else BackendUnavailable
+    raise kind("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))
 
 
 def _seconds(entry: Measured) -> float:

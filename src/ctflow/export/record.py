@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ctflow.atomic import write_atomically
-from ctflow.engines.contract import EngineInfo
+from ctflow.engines.choose import backend_version
+from ctflow.engines.contract import EngineInfo, Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
 from ctflow.engines.tensorrt import gpu_identity
 from ctflow.errors import OutputError
 from ctflow.export.parity import ParityResult
 from ctflow.model import Model
 from ctflow.networks.swin import REWRITE_VERSION
+from ctflow.volume import Size3
 
 _FORMAT = 1
 REFERENCE = "eager fp32"
@@ -88,20 +90,27 @@ class Agreements:
         Returns:
             The figures of the device with the largest error; None if one has not been compared here, or has failed.
         """
+        if any(self.failed_on(info.backend, info.precision, info.device, info.roi) for info in infos):
+            return None
         found = []
         for key in {self._key(info) for info in infos}:
-            agreement = None if self._failed_on(key) else self._known.get(key) or self._read(key).agreement
+            agreement = self._known.get(key) or self._read(key).agreement
             if agreement is None:
                 return None
             self._known[key] = agreement
             found.append(agreement)
         return replace(max(found, key=lambda one: one.relative_error), series=EARLIER)
 
-    def failed_on(self, info: EngineInfo) -> str | None:
-        """The date on which an engine did not agree on a CT, as YYYY-MM-DD; None if it always has."""
-        return self._failed_on(self._key(info))
+    def failed_on(self, backend: str, precision: Precision, device: str, roi: Size3) -> str | None:
+        """The date on which an engine, with any batch, did not agree on a CT, as YYYY-MM-DD; None if it always has.
 
-    def _failed_on(self, key: str) -> str | None:
+        Args:
+            backend: Its name.
+            precision: Number format of the heavy arithmetic.
+            device: torch device; another one of the same kind computes the same.
+            roi: Window size in voxels.
+        """
+        key = self._key_of_failure(backend, precision, device, roi)
         return self._failed.get(key) or self._read(key).failed
 
     def keep(self, infos: Sequence[EngineInfo], result: ParityResult, of: int) -> Agreement:
@@ -118,8 +127,8 @@ class Agreements:
         figures = (result.windows, of, result.dice, result.relative_error, result.judged)
         agreement = Agreement(*figures, engine, REFERENCE, THIS, today(), kept=True)
         kept = True
-        for key in {self._key(info) for info in infos}:
-            trusted = self._failed_on(key) is None
+        for key, info in {self._key(info): info for info in infos}.items():
+            trusted = self.failed_on(info.backend, info.precision, info.device, info.roi) is None
             kept = trusted and self._write(key, _Record(None, agreement)) and kept
             if trusted:
                 self._known[key] = replace(agreement, kept=kept)
@@ -127,7 +136,7 @@ class Agreements:
 
     def refuse(self, infos: Sequence[EngineInfo]) -> None:
         """Note that engines did not agree on a CT: they are not chosen; one that is named is compared on every CT."""
-        for key in {self._key(info) for info in infos}:
+        for key in {self._key_of_failure(info.backend, info.precision, info.device, info.roi) for info in infos}:
             self._failed[key] = today()
             self._write(key, _Record(today(), None))
 
@@ -135,11 +144,19 @@ class Agreements:
         """Digest of everything that the figures depend on."""
         known = (info.backend, info.precision, info.device, info.batch_range)
         if known not in self._keys:
-            engine = {**asdict(info), "device": machine(info.device)}
-            fields = [*what_is_computed(self._model), software_versions(), engine]
-            text = json.dumps(fields, sort_keys=True, default=str)
-            self._keys[known] = hashlib.sha256(text.encode()).hexdigest()[:32]
+            self._keys[known] = self._digest({**asdict(info), "device": machine(info.device)})
         return self._keys[known]
+
+    def _key_of_failure(self, backend: str, precision: Precision, device: str, roi: Size3) -> str:
+        """Digest of what is given up with an engine: it is known before one is opened, and holds for every batch."""
+        known = ("failure", backend, precision, device, roi)
+        if known not in self._keys:
+            self._keys[known] = self._digest([*known[:3], machine(device), roi, backend_version(backend)])
+        return self._keys[known]
+
+    def _digest(self, engine: object) -> str:
+        fields = [*what_is_computed(self._model), software_versions(), engine]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
     def _path(self, key: str) -> Path | None:
         return None if self._cache_dir is None else self._cache_dir / f"agreement-{key}.json"

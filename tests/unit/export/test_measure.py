@@ -8,6 +8,7 @@ import pytest
 from ctflow.bundle import read_bundle
 from ctflow.engines import choose
 from ctflow.engines.choose import open_engine
+from ctflow.engines.contract import EngineInfo
 from ctflow.errors import (
     BackendUnavailable,
     BundleInvalid,
@@ -21,6 +22,7 @@ from ctflow.errors import (
 from ctflow.export import measure
 from ctflow.export.measure import Measured, choose_fastest, engines_not_made, measure_engine
 from ctflow.export.parity import ParityResult
+from ctflow.export.record import Agreements
 
 ROI = (64, 64, 64)
 WANTED = {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 1)}
@@ -126,6 +128,59 @@ def test_a_choice_is_kept_in_a_folder_that_is_not_there_yet(model, tmp_path, pre
     for _ in range(2):
         assert choose_fastest(model, **WANTED, cache_dir=tmp_path / "new" / "cache").backend == "eager"
     assert len(calls) == 3
+
+
+@pytest.fixture
+def opens(monkeypatch):
+    """Engines that are nothing but their info, and agree on a phantom; which were opened."""
+
+    class Engine:
+        def __init__(self, info):
+            self.info = info
+
+        def close(self):
+            pass
+
+    def open_one(name, model, *, cache_dir, device, precision, roi, batch_range):
+        opened.append(name)
+        return Engine(EngineInfo(name, precision, device, roi, batch_range, model.weights_digest, 1))
+
+    opened = []
+    monkeypatch.setattr(measure, "open_engine", open_one)
+    monkeypatch.setattr(measure, "prepare_engine", lambda *_, **__: None)
+    monkeypatch.setattr(measure, "reference_logits", lambda *_: [])
+    monkeypatch.setattr(measure, "check_parity", lambda *_, **__: GOOD)
+    return opened
+
+
+def test_a_kept_choice_of_an_engine_that_failed_on_a_ct_is_discarded(model, tmp_path, monkeypatch, opens):
+    """Of another GPU like the first, say: each device and batch range has its own file, and another batch."""
+    seconds, timed = {"openvino": 0.3, "onnxruntime": 0.5, "eager": 4.0}, []
+    monkeypatch.setattr(measure, "_seconds_a_window", lambda name, *_: timed.append(name) or seconds[name])
+    second = {**WANTED, "batch_range": (1, 2)}
+    for wanted in (WANTED, second):
+        assert choose_fastest(model, **wanted, cache_dir=tmp_path).backend == "openvino"
+    timed.clear()
+    info = EngineInfo("openvino", "fp32", "cpu", ROI, (1, 1), model.weights_digest, 1)
+    Agreements(model, tmp_path).refuse([info])
+    with monkeypatch.context() as patch:  # in a cache that can only be read it is discarded each time
+        patch.setattr(measure, "_write_choice", lambda *_: None)
+        assert choose_fastest(model, **second, cache_dir=tmp_path).backend == "onnxruntime"
+    found = choose_fastest(model, **second, cache_dir=tmp_path)
+    assert (found.backend, timed) == ("onnxruntime", []), "nothing is timed twice"
+    assert "differed from PyTorch in fp32 on a CT" in found.measured[0].reason
+    opens.clear()
+    assert choose_fastest(model, **second, cache_dir=tmp_path) == found
+    assert opens == [], "the new choice is kept"
+    assert choose_fastest(model, **WANTED, cache_dir=tmp_path).backend == "onnxruntime"
+
+
+def test_where_memory_is_short_for_who_is_left_the_error_says_so(model, tmp_path, pretend):
+    short = DeviceOutOfMemory("cpu has too little memory")
+    pretend({}, {"onnxruntime": short})
+    measured = [Measured("openvino", "fp32", 0.3, None, "differs"), Measured("onnxruntime", "fp32", 0.5, GOOD, None, 1)]
+    with pytest.raises(DeviceOutOfMemory, match="openvino: differs; onnxruntime: cpu has too little memory"):
+        choose_fastest(model, **WANTED, cache_dir=tmp_path, measured=measured)
 
 
 def test_another_setting_has_another_record(model, tmp_path, pretend):

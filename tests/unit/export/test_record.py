@@ -12,6 +12,7 @@ from ctflow.export.record import EARLIER, THIS, Agreements
 from ctflow.model import Model, ModelSpec, NetworkSpec
 
 INFO = EngineInfo("openvino", "fp32", "cpu", (32, 32, 32), (1, 2), "d" * 64, 1, {"openvino": "1"})
+WHAT = (INFO.backend, INFO.precision, INFO.device, INFO.roi)
 FOUND = ParityResult(1e-3, 0.9998, 4, "labels")
 
 
@@ -42,7 +43,7 @@ def test_what_was_compared_is_kept_with_its_date(agreements, tmp_path, monkeypat
     monkeypatch.setattr(record, "today", lambda: "2027-01-01")
     for known in (agreements, again(tmp_path)):
         assert known.find([INFO]) == replace(kept, series=EARLIER)
-        assert known.failed_on(INFO) is None
+        assert known.failed_on(*WHAT) is None
 
 
 @pytest.mark.parametrize(
@@ -85,9 +86,34 @@ def test_who_has_failed_is_not_trusted_whatever_agrees_later(agreements, tmp_pat
     agreements.refuse([INFO])
     for known in (agreements, again(tmp_path)):
         assert known.find([INFO]) is None
-        assert known.failed_on(INFO) == record.today()
+        assert known.failed_on(*WHAT) == record.today()
         assert known.keep([INFO], FOUND, 48).kept is False
         assert known.find([INFO]) is None
+
+
+def test_who_has_failed_is_given_up_in_every_batch_and_on_every_device_like_that_one(agreements, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "gpu_identity", lambda device: "another" if device == "cuda:2" else "H200")
+    first = replace(INFO, device="cuda:0")
+    second = replace(first, device="cuda:1", batch_range=(1, 16), fewest_computed=16)
+    agreements.keep([second], FOUND, 48)
+    agreements.refuse([first])
+    for known in (agreements, again(tmp_path)):
+        assert known.failed_on("openvino", "fp32", "cuda:1", INFO.roi) == record.today()
+        assert known.find([second]) is None
+        others = [("onnxruntime", "fp32", "cuda:1"), ("openvino", "fp16", "cuda:1"), ("openvino", "fp32", "cuda:2")]
+        assert [known.failed_on(*other, INFO.roi) for other in others] == [None] * 3
+        assert known.failed_on("openvino", "fp32", "cuda:1", (64, 64, 64)) is None
+    monkeypatch.setattr(record, "backend_version", lambda name: f"{name} of tomorrow")
+    assert again(tmp_path).failed_on("openvino", "fp32", "cuda:1", INFO.roi) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "failed": 5, "agreement": null}', '{"format": 0}'])
+def test_a_damaged_record_of_a_failure_says_nothing(agreements, tmp_path, text):
+    agreements.refuse([INFO])
+    (path,) = (tmp_path / "cache").glob("agreement-*.json")
+    path.write_text(text)
+    assert agreements.failed_on(*WHAT) == record.today()
+    assert again(tmp_path).failed_on(*WHAT) is None
 
 
 def test_another_process_that_trusted_it_hears_of_a_failure(agreements, tmp_path):
@@ -124,7 +150,7 @@ def test_a_damaged_record_says_nothing(agreements, tmp_path, change):
     for text in (json.dumps(document), "{", "[]", json.dumps({**document, "format": 0})):
         path.write_text(text)
         assert again(tmp_path).find([INFO]) is None
-        assert again(tmp_path).failed_on(INFO) is None
+        assert again(tmp_path).failed_on(*WHAT) is None
 
 
 def test_nothing_segmented_is_kept_as_such(agreements, tmp_path):
