@@ -76,7 +76,7 @@ def test_without_a_seed_another_one_is_drawn_each_time(monkeypatch):
 def made_by(*words: str) -> str:
     """The last command that make would run."""
     # As of a shell of its own, also where make has started the tests.
-    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
         ["make", "--dry-run", "--assume-old=lint", "--assume-old=install", *words],
         cwd=random_search.REPOSITORY, env=environment, capture_output=True, text=True, check=True,
