@@ -17,16 +17,17 @@ from ctflow.errors import NotWritten, OutputError, StorageFull
 SUPERSEDED = ".superseded"  # hidden: what looks for results does not find what is in it
 
 
-def output_error_from_oserror(error: OSError, what: str) -> OutputError:
+def output_error_from_oserror(error: OSError, what: str, remedy: str = "check the output folder") -> OutputError:
     """The named error of a failed write.
 
     Args:
         error: What the system said.
         what: Name of the file or folder, without its path (a path may hold a name).
+        remedy: What to do, unless the disk is full.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"no space left for {what}: free some and run again")
-    return NotWritten(f"{what} cannot be written ({error.strerror or type(error).__name__}): check the output folder")
+    return NotWritten(f"{what} cannot be written ({error.strerror or type(error).__name__}): {remedy}")
 
 
 def make_output_folder(folder: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
+import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,16 +18,21 @@ from ctflow.config import Settings
 from ctflow.errors import BackendUnavailable, NotWritten, StorageFull
 from ctflow.processes import bare_start
 from ctflow.service.document import size_text
+from ctflow.service.journal import JOURNAL_FILE, LOCK_FILE
+from ctflow.service.schema import unopened, version_of
 from ctflow.service.settings import ServiceSettings
+from ctflow.service.work import Places
 from ctflow.service.worker import Line, NotReady, Ready, Setup, error_of, run_worker
 
 _CLOSE_S = 10.0
+_REMEDY = "the user of the node must be able to write there"
 
 
 def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
     """Open folders, bundle, engine and devices.
 
-    Nothing is made or kept but the engine's file in the cache, as at a start. A running node is not disturbed.
+    Nothing is made or kept but the engine's file in the cache, as at a start. A running node goes on, but the
+    check opens a second engine beside each of its own: on a GPU that takes the memory of one more worker meanwhile.
 
     Args:
         settings: The site's.
@@ -34,7 +42,7 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
         A line for each thing that could be opened.
 
     Raises:
-        CtflowError: One cannot be opened: the error that the node would end with.
+        CtflowError: One cannot be opened: the error that the node would end with, or refuse every instance with.
     """
     yield _data_folder(settings)
     if settings.copy_to is not None:
@@ -52,12 +60,47 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
 
 
 def _data_folder(settings: ServiceSettings) -> str:
-    place = next(each for each in (settings.data, *settings.data.parents) if each.exists())
+    data = settings.data
+    place = next(each for each in (data, *data.parents) if os.path.lexists(each))
     _write_in(place, "the data folder")
-    if shutil.disk_usage(place).free < settings.limits.free_disk:
+    places = Places.below(data)
+    folders = [each for each in (places.inbox, places.results, places.scratch) if os.path.lexists(each)]
+    for part in (*folders, *places.inbox.glob("??")):  # an earlier start as another user may have made some of them
+        _write_in(part, f"{part.relative_to(data)} in the data folder")
+    if (data / LOCK_FILE).exists():
+        _write_to(data / LOCK_FILE)
+    if (data / JOURNAL_FILE).exists():
+        _journal(data / JOURNAL_FILE)
+    disk = places.inbox if places.inbox.exists() else place  # the inbox may lie on a disk of its own
+    if shutil.disk_usage(disk).free < settings.limits.free_disk:
         wanted = size_text(settings.limits.free_disk)
         raise StorageFull(f"the data folder's disk has less than {wanted} free (limits.free_disk): free some")
-    return "can write to the data folder" if place == settings.data else "can make the data folder"
+    return "can write to the data folder" if place == data else "can make the data folder"
+
+
+def _journal(path: Path) -> None:
+    """Look at the journal's version, and at whether SQLite's files can be written."""
+    beside = [path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm")]
+    for file in (path, *beside):
+        if file.exists():
+            _write_to(file)
+    # Without both nobody has it open; told that it does not change, SQLite makes neither, which would be this user's
+    # and in the node's way.
+    mode = "mode=ro" if all(file.exists() for file in beside) else "immutable=1"
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection:
+            version_of(connection)
+    except sqlite3.Error as error:
+        raise unopened(error) from error
+
+
+def _write_to(file: Path) -> None:
+    """Open a file of the node for writing, and write nothing; it ends the locks that this process has on it."""
+    try:
+        os.close(os.open(file, os.O_RDWR))
+    except OSError as error:
+        raise output_error_from_oserror(error, f"{file.name} in the data folder", _REMEDY) from error
 
 
 def _copies(folder: Path) -> str:
@@ -72,7 +115,7 @@ def _write_in(folder: Path, what: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise output_error_from_oserror(error, what) from error
+        raise output_error_from_oserror(error, what, _REMEDY) from error
 
 
 def _first_word(setup: Setup) -> tuple[Ready, list[str]]:

@@ -17,15 +17,17 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ctflow.errors import NotWritten, OutputError, SettingsInvalid, StorageFull
+from ctflow.errors import NotWritten, OutputError, StorageFull
 from ctflow.service.reading import JournalReader
 from ctflow.service.records import Answer, Arrival, InstanceRecord, Job, Receipt
-from ctflow.service.schema import bring_up_to_date
+from ctflow.service.schema import bring_up_to_date, unopened
 from ctflow.volume import digest_of_uid
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
+JOURNAL_FILE = "journal.sqlite3"  # in the data folder
+LOCK_FILE = "lock"  # beside it: its one writer is one node
 # How many writes share one sync of the disk: 25 associations wait for it together instead of one after another.
 _MOST_AT_ONCE = 256
 _LOOK_AGAIN_S = 1.0  # at whether somebody still writes
@@ -283,7 +285,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     except sqlite3.Error as error:
-        raise SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder") from error
+        raise unopened(error) from error
     try:
         connection.row_factory = sqlite3.Row
         bring_up_to_date(connection)

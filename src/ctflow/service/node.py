@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from ctflow.atomic import make_output_folder
+from ctflow.atomic import make_output_folder, output_error_from_oserror
 from ctflow.config import Settings
 from ctflow.errors import SettingsInvalid
 from ctflow.model import RESEARCH_ONLY
 from ctflow.service.complete import Completer
 from ctflow.service.inbox import Inbox
-from ctflow.service.journal import Journal
+from ctflow.service.journal import JOURNAL_FILE, LOCK_FILE, Journal
 from ctflow.service.log import AuditTrail, told_forever
 from ctflow.service.metrics import Metrics
 from ctflow.service.receive import Receiver, Reception
@@ -60,9 +60,9 @@ class Node:
         settings, data = self.settings, self.settings.data
         make_output_folder(data)
         stack.enter_context(_only_one(data))
-        self.places = Places(data / "inbox", data / "results", data / "running")
+        self.places = Places.below(data)
         make_output_folder(self.places.results)
-        self.journal = Journal(data / "journal.sqlite3")
+        self.journal = Journal(data / JOURNAL_FILE)
         stack.callback(self.journal.close)
         self._clean()
         self.metrics = Metrics(self.journal, data)
@@ -216,7 +216,10 @@ class _only_one:  # noqa: N801  # a context manager that reads as a word
     """Nobody else may be the node of this data folder: two would run and send everything twice."""
 
     def __init__(self, data: Path) -> None:
-        self._handle = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o640)
+        try:
+            self._handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o640)
+        except OSError as error:  # another user's
+            raise output_error_from_oserror(error, "the lock of the data folder", "start as its user") from error
 
     def __enter__(self) -> None:
         try:

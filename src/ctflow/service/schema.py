@@ -104,6 +104,27 @@ CREATE INDEX events_by_series ON events (series_key, id);
 MIGRATIONS = (_FIRST,)
 
 
+def version_of(connection: sqlite3.Connection) -> int:
+    """The version of a journal; 0 for an empty file.
+
+    Raises:
+        SettingsInvalid: It is of a newer ctflow.
+        sqlite3.Error: It cannot be read.
+    """
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found > VERSION:
+        raise SettingsInvalid(
+            f"the journal has version {found}, this ctflow knows up to {VERSION}: use the ctflow that wrote it, "
+            "or another data folder"
+        )
+    return int(found)
+
+
+def unopened(error: sqlite3.Error) -> SettingsInvalid:
+    """The named error of a journal that SQLite does not open."""
+    return SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder")
+
+
 def bring_up_to_date(connection: sqlite3.Connection) -> None:
     """Make the tables, or change those of an older version, all at once or not at all.
 
@@ -111,14 +132,8 @@ def bring_up_to_date(connection: sqlite3.Connection) -> None:
         SettingsInvalid: The journal is of a newer ctflow, or is no journal.
     """
     try:
-        (found,) = connection.execute("PRAGMA user_version").fetchone()
-        if found > VERSION:
-            raise SettingsInvalid(
-                f"the journal has version {found}, this ctflow knows up to {VERSION}: use the ctflow that wrote it, "
-                "or another data folder"
-            )
-        for version in range(found, VERSION):
+        for version in range(version_of(connection), VERSION):
             statements = f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
             connection.executescript(statements)
     except sqlite3.DatabaseError as error:
-        raise SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder") from error
+        raise unopened(error) from error

@@ -40,6 +40,11 @@ class Places:
     results: Path
     scratch: Path
 
+    @classmethod
+    def below(cls, data: Path) -> Places:
+        """Those of a data folder."""
+        return cls(data / "inbox", data / "results", data / "running")
+
 
 class WorkerFailed(Exception):
     """The worker's process ended, or had to be ended, before it answered."""
