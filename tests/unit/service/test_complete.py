@@ -65,7 +65,7 @@ def test_refused_instances_that_never_come_set_their_series_aside(journal, compl
     key = receive(journal, 1)
     journal.refused(arrival(2), "the disk is nearly full")
     completer(0.05, refused_wait_s=0.05)
-    wait_until(lambda: journal.find(key).state == "aside", "it is set aside", limit_s=90)
+    wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
 
 
 def test_a_full_disk_delays_completing_and_ends_nothing(journal, completer, monkeypatch):

@@ -136,17 +136,19 @@ def test_every_thread_that_ends_is_named(settings, monkeypatch):
 
 
 def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.service.work._LOOK_AGAIN_S", 3600)  # else it may be open again before the test looks
     monkeypatch.setattr("ctflow.service.work.run_worker", worker_that_answers)
     with Node(replace(settings, devices=("cuda:0", "cuda:1")), RUN) as node:
         wait_until(lambda: node.problems() == node.remarks() == [], "both workers are open")
-        node.crew.threads[1].kill()
         node.couriers[0].stop()
+        node.crew.threads[1].kill()
         said = ["courier pacs has ended unexpectedly: start the node again", "worker 1 is not open"]
         wait_until(lambda: node.remarks() == said, "they are named")
         assert node.problems() == []
 
 
-def test_two_nodes_do_not_share_a_data_folder(settings):
+def test_two_nodes_do_not_share_a_data_folder(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.service.work.run_worker", worker_that_answers)
     with Node(settings, RUN), pytest.raises(SettingsInvalid, match="another node uses this folder"):
         Node(replace(settings, port=1), RUN)
 
