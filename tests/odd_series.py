@@ -915,6 +915,19 @@ def _one_slice_deviates() -> Iterator[Odd]:
     yield Odd("one slice: other Rows", size, nothing(one(Rows=12)))
     yield Odd("one slice: another PixelSpacing", size, nothing(one(PixelSpacing=["0.6", "0.91"])))
     yield Odd("one slice: another PatientID", "set aside: `mixed-patients`", nothing(one(PatientID="OTHER")))
+    mixed = "set aside: `mixed-patients`"
+    second = nothing(alternating({"PatientID": b"A\\B"}, {"PatientID": b"A\\C"}))
+    yield Odd("another second PatientID in every other slice", mixed, second, "PatientID of")
+    for what, keyword, value in (
+        ("another PatientName", "PatientName", b"Doe^John"),
+        ("another PatientBirthDate", "PatientBirthDate", b"19500202"),
+    ):
+        nameless = {"PatientID": b"", "PatientName": b"Doe^Jane", "PatientBirthDate": b"19500201"}
+        deviating = nothing(alternating(nameless, {**nameless, keyword: value}))
+        yield Odd(f"no PatientID, {what} in every other slice", mixed, deviating, f"{keyword} of")
+    utf8 = {"PatientID": b"", "PatientName": "Müller^J=山".encode(), "SpecificCharacterSet": b"ISO_IR 192"}
+    latin = {"PatientID": b"", "PatientName": b"M\xdcLLER ^J^^", "SpecificCharacterSet": b"ISO_IR 100"}
+    yield Odd("no PatientID, PatientName in two character sets", WARNED, alternating(utf8, latin), "PatientName")
     yield Odd("one slice: another Modality", "set aside: `modality`", nothing(one(Modality="MR")))
     yield Odd("one slice: another PixelRepresentation", WARNED, one(PixelRepresentation=1), "PixelRepresentation of")
     yield Odd("one slice: other BitsStored", WARNED, one(BitsStored=15, HighBit=14), "BitsStored of")
@@ -966,14 +979,19 @@ def _objects() -> Iterator[Odd]:
     yield Odd("private junk", RIGHT, lambda folder: written(folder, adjust=private_junk))
 
 
+def put_raw(dataset: Dataset, attributes: dict[str, bytes]) -> None:
+    for keyword, value in attributes.items():
+        padded = value + b" "[: len(value) % 2]
+        tag = Tag(keyword)
+        dataset[tag] = RawDataElement(tag, dictionary_VR(tag), len(padded), padded, 0, False, True)
+
+
 def raw(slices: slice = slice(None), **attributes: bytes) -> Callable[[Path], Volume]:
     """A series some of whose slices have these bytes as values, whatever they are."""
 
     def adjust(dataset: Dataset, d: int) -> None:
-        for keyword, value in attributes.items() if d in range(*slices.indices(SHAPE[0])) else ():
-            padded = value + b" "[: len(value) % 2]
-            tag = Tag(keyword)
-            dataset[tag] = RawDataElement(tag, dictionary_VR(tag), len(padded), padded, 0, False, True)
+        if d in range(*slices.indices(SHAPE[0])):
+            put_raw(dataset, attributes)
 
     def write(folder: Path) -> Volume:
         with warnings.catch_warnings():
@@ -981,6 +999,11 @@ def raw(slices: slice = slice(None), **attributes: bytes) -> Callable[[Path], Vo
             return written(folder, adjust=adjust)
 
     return write
+
+
+def alternating(*kinds: dict[str, bytes]) -> Callable[[Path], Volume]:
+    """A series whose slices have the kinds' bytes as values by turns."""
+    return lambda folder: written(folder, adjust=lambda dataset, d: put_raw(dataset, kinds[d % len(kinds)]))
 
 
 def _header_values() -> Iterator[Odd]:
@@ -1022,6 +1045,12 @@ def _other_objects() -> Iterator[Odd]:
         ("a protocol page as CT image", "1.2.840.10008.5.1.4.1.1.2", {"ImageType": ["DERIVED", "SECONDARY", "PROT"]}),
     ):
         yield Odd(f"{name} in the series", WARNED, with_object(sop_class, **attributes), "no slice left out")
+    unknown = "1.2.840.10008.5.1.4.1.1.22"
+    yield Odd("a picture of an unknown class in the series", WARNED, with_object(unknown), "an unknown class")
+    for what, sop_class in (("that DICOM's tables lack", unknown), ("that is a transfer syntax", "1.2.840.10008.1.2")):
+        name = f"the last 3 slices of 18 have a SOPClassUID {what}"
+        last = nothing(ending_elsewhere(3, SOPClassUID=sop_class))
+        yield Odd(name, "set aside: `modality`", last, "00017.dcm is ")
     yield Odd("an RTSTRUCT with an empty PixelData, Implicit VR", f"{RIGHT} + set aside: `modality`", empty_pixels)
     yield Odd("CT images with an empty PixelData", "set aside: `no-pixels`", nothing(every(PixelData=b"")))
     yield Odd("no Modality", "set aside: `modality`", nothing(every(Modality=None)), "Modality is empty or absent")

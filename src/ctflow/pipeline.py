@@ -67,7 +67,9 @@ class Case:
         key: Name of its result folder.
         allow_gaps: Whether single missing slices are interpolated.
         seg_grid: Whether the SEG lies on the slices, or on the grid that a tilted or uneven series was resampled to.
-        assembled: Its volume, once loaded.
+        assembled: Its volume, from `load_case` until the case is written or fails.
+        shape: The volume's, once loaded.
+        spacing_mm: The volume's, once loaded.
         sources: What the result's objects take over from its headers, once prepared.
         segmentation: What was marked, once segmented.
         error: Why it went no further.
@@ -84,6 +86,8 @@ class Case:
     allow_gaps: bool = False
     seg_grid: SegGrid = "source"
     assembled: Assembled | None = None
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
     sources: Sources | None = None
     segmentation: Segmentation | None = None
     error: CtflowError | None = None
@@ -96,21 +100,21 @@ class Case:
 
     @property
     def loaded(self) -> Assembled:
-        """The volume; a ValueError before `load_case` or after `write_case`."""
+        """The volume; a ValueError before `load_case`, and once written or failed."""
         if self.assembled is None:
             raise ValueError("the case holds no volume: load it first")
         return self.assembled
 
     @property
     def prepared(self) -> Sources:
-        """What objects take over from the headers; a ValueError before `prepare_result` or after `write_case`."""
+        """What objects take over from the headers; a ValueError before `prepare_result`, and once written or failed."""
         if self.sources is None:
             raise ValueError("the case's result is not prepared: segment it first")
         return self.sources
 
     @property
     def segmented(self) -> Segmentation:
-        """What was marked; a ValueError before `segment_case` or after `write_case`."""
+        """What was marked; a ValueError before `segment_case`, and once written or failed."""
         if self.segmentation is None:
             raise ValueError("the case holds no segmentation: segment it first")
         return self.segmentation
@@ -196,27 +200,38 @@ def _attempt(case: Case, stage: Callable[[], Case]) -> Case:
         return stage()
     except CtflowError as error:
         log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
-        return replace(case, error=_without_locals(error))
-    except MemoryError:
+        return _failed(case, error)
+    except MemoryError as error:
         # Rows, Columns or spacing may be absurd, or the machine small; other series may still fit.
         digest = case.candidate.series.digest
         too_large = DeviceOutOfMemory(f"series {digest}: this computer has too little memory for it")
         log.error("%s: %s", type(too_large).__name__, too_large)  # noqa: TRY400
-        return replace(case, error=too_large)
+        too_large.__cause__ = error
+        return _failed(case, too_large)
     except Exception as error:  # noqa: BLE001  # no fault that one series meets may take the others with it
         failure = unexpected(error, f"series {case.candidate.series.digest}")
         log.error("%s: %s", type(failure).__name__, failure)  # noqa: TRY400  # `unexpected` logs the traceback
         failure.__cause__ = error
-        return replace(case, error=_without_locals(failure))
+        return _failed(case, failure)
 
 
-def _without_locals(error: CtflowError) -> CtflowError:
-    """The error, whose frames let go of their arrays: a case keeps its error, and the next one needs the memory."""
-    link: BaseException | None = error
-    while link is not None:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
-    return error
+def _failed(case: Case, error: CtflowError) -> Case:
+    """The case with its error, neither with an array: a run keeps its cases, and the next one needs the memory."""
+    waiting: list[BaseException | None] = [error]
+    seen: list[BaseException] = []
+    while waiting:
+        link = waiting.pop()
+        if link is not None and link not in seen:
+            seen.append(link)
+            traceback.clear_frames(link.__traceback__)
+            link.__traceback__ = None  # its frames hold those that called them, with the case as it was
+            waiting += [link.__cause__, link.__context__]
+    return _without_arrays(replace(case, error=error))
+
+
+def _without_arrays(case: Case) -> Case:
+    """What a folder of many series may pile up."""
+    return replace(case, assembled=None, sources=None, segmentation=None, body=None)
 
 
 def load_case(case: Case, progress: Progress = silent) -> Case:
@@ -231,7 +246,9 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
                     assembled = _set_upright(assembled)
             _check_grid(case, assembled)
             assembled = _warned_of_readers(case, assembled)
-        return replace(case, assembled=assembled, warnings=case.warnings + assembled.warnings, stage_seconds=seconds)
+        geometry, warnings = assembled.volume.geometry, case.warnings + assembled.warnings
+        loaded = replace(case, assembled=assembled, shape=geometry.shape, spacing_mm=geometry.spacing_mm)
+        return replace(loaded, warnings=warnings, stage_seconds=seconds)
 
     return _attempt(case, stage)
 
@@ -341,9 +358,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
         publish_folder(folder, output / case.key)
     progress("write", 1, 1)
     log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
-    # The arrays have served: a folder of many series must not pile them up.
-    done = replace(case, folder=output / case.key, document=document)
-    return replace(done, assembled=None, sources=None, segmentation=None, body=None)
+    return _without_arrays(replace(case, folder=output / case.key, document=document))
 
 
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
@@ -640,11 +655,10 @@ def _settings_facts(settings: Settings) -> dict[str, Any]:
 
 def _series_facts(case: Case) -> dict[str, Any]:
     series = case.candidate.series
-    geometry = case.assembled.volume.geometry if case.assembled else None
     return {
         "digest": series.digest,
         "series_instance_uid": series.uid,
         "slices": len(series.instances),
-        "shape": list(geometry.shape) if geometry else None,
-        "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm] if geometry else None,
+        "shape": list(case.shape) if case.shape else None,
+        "spacing_mm": [round(mm, 6) for mm in case.spacing_mm] if case.spacing_mm else None,
     }

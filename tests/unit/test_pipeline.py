@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from scipy.spatial import cKDTree
 from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.config import Settings
+from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.scan import name_without_patient
@@ -722,6 +724,44 @@ def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
     assert isinstance(failed.error, DeviceOutOfMemory)
     assert "too little memory for this volume" in str(failed.error)
     assert held[0]() is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "error"),
+    [("prepare_result", MemoryError()), ("write_result", NotWritten("no")), ("write_result", KeyError("fault"))],
+)
+def test_a_case_that_fails_holds_no_array(model, series, settings, tmp_path, monkeypatch, error, stage):
+    held, true_segment = [], Segmenter.segment
+
+    def load(*arguments, **options):
+        found = assemble_series(*arguments, **options)
+        held.append(weakref.ref(found.volume.array))
+        return found
+
+    def segment(*arguments, **options):
+        found = true_segment(*arguments, **options)
+        held.append(weakref.ref(found[0].labels))
+        return found
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pipeline, "assemble_series", load)
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    monkeypatch.setattr(pipeline, stage, fail)
+    found = find_cases(series, model.spec, settings)
+    with Segmenter(model, settings) as segmenter:
+        failed = pipeline.run_case(found.cases[0], segmenter, settings, tmp_path / "out")
+        gc.collect()
+        assert len(held) == (1 if stage == "prepare_result" else 2)
+        assert all(array() is None for array in held)
+    assert failed.error is not None
+    assert (failed.assembled, failed.sources, failed.segmentation, failed.body) == (None,) * 4
+    monkeypatch.undo()
+    (document,) = pipeline.document_of_run([failed], found, model.spec, tmp_path / "out")["series"]
+    expected = assembled(series).volume.geometry
+    assert document["series"]["shape"] == list(expected.shape)
+    assert document["series"]["spacing_mm"] == pytest.approx(expected.spacing_mm)
 
 
 def headers_of(folder: Path) -> list[pydicom.Dataset]:

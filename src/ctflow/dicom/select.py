@@ -10,10 +10,11 @@ from typing import Literal
 from pydicom.uid import UID
 
 from ctflow.compat.pydicom import lenient
-from ctflow.dicom.agreement import odd_ones
+from ctflow.dicom.agreement import listed
 from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
 from ctflow.dicom.description import MODALITIES, describe, known_term, slice_spacing_mm
+from ctflow.dicom.patients import differing_patients
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
 from ctflow.dicom.uids import malformed_uids
@@ -178,12 +179,14 @@ def _is_other_object(instance: Instance) -> bool:
     """Whether it is no slice, of whatever modality: a picture of the screen, a report, a plan, a private object."""
     header = instance.header
     uid = UID(text(header, "SOPClassUID"))
+    has_place = numbers(header, "ImagePositionPatient", 3) is not None
     if uid == CT_IMAGE_STORAGE:
-        has_place = numbers(header, "ImagePositionPatient", 3) is not None
         return not has_place and bool(_image_words(instance) & _SCREEN_WORDS)
     if uid.is_private:
         return not instance.has_pixels
-    return bool(uid) and ("Secondary Capture" in uid.name or not uid.name.endswith(_IMAGE_CLASSES))
+    if uid.type != "SOP Class":  # damaged, or newer than pydicom's tables: it may be a slice
+        return bool(uid) and not (instance.has_pixels and has_place)
+    return "Secondary Capture" in uid.name or not uid.name.endswith(_IMAGE_CLASSES)
 
 
 def _image_words(instance: Instance) -> set[str]:
@@ -246,11 +249,16 @@ def _senseless_uid(series: Series) -> Verdict | None:
 
 
 def _not_ct(series: Series) -> Verdict | None:
-    classes = {text(instance.header, "SOPClassUID") for instance in series.instances}
+    uids = [text(instance.header, "SOPClassUID") for instance in series.instances]
+    classes = set(uids)
     if classes & set(ENHANCED_CT_STORAGE):
         return "enhanced", "Enhanced CT is not supported yet: send the series as single-frame CT images"
     if classes != {CT_IMAGE_STORAGE}:
-        return "modality", f"not CT images but {', '.join(sorted(map(_class_name, classes)))[:120]}"
+        kinds = ", ".join(sorted({_class_name(uid) for uid in classes - {CT_IMAGE_STORAGE}}))[:120]
+        if CT_IMAGE_STORAGE not in classes:
+            return "modality", f"not CT images but {kinds}"
+        odd = listed([each.name for each, uid in zip(series.instances, uids, strict=True) if uid != CT_IMAGE_STORAGE])
+        return "modality", f"not CT images alone (SOPClassUID of {odd} is {kinds}): have the sender repair the series"
     modalities = {text(instance.header, "Modality") for instance in series.instances}
     if "" in modalities:
         return "modality", "Modality is empty or absent, where CT is meant: have the sender repair the series"
@@ -261,18 +269,16 @@ def _not_ct(series: Series) -> Verdict | None:
 
 
 def _class_name(uid: str) -> str:
-    return "a private class" if UID(uid).is_private else UID(uid).name
+    """The class as DICOM's tables name it; what they do not may be anything, and is not repeated."""
+    if UID(uid).is_private:
+        return "a private class"
+    return UID(uid).name if UID(uid).type else "an unknown class"
 
 
 def _several_patients(series: Series) -> Verdict | None:
-    patients = [text(instance.header, "PatientID") for instance in series.instances]
-    if len(set(patients)) == 1:
-        return None
-    odd = odd_ones(series.instances, patients)
-    return (
-        "mixed-patients",
-        f"slices of several patients share this SeriesInstanceUID (PatientID of {odd}): separate them",
-    )
+    odd = differing_patients(series.instances)
+    reason = f"slices of several patients share this SeriesInstanceUID ({odd}): separate them"
+    return ("mixed-patients", reason) if odd else None
 
 
 def _no_frame_of_reference(series: Series) -> Verdict | None:
