@@ -85,7 +85,7 @@ dist: install
 	$(BIN)/python -m build --outdir dist .
 
 dist-test: dist
-	PYTHON=$(BIN)/python TORCH='$(TORCH)' sh install/try_dist.sh
+	PYTHON=$(BIN)/python TORCH='$(TORCH)' bash install/try_dist.sh
 
 clean:
 	@[ ! -e $(VENV) ] || touch $(VENV)/.incomplete # an interrupted removal leaves nothing that is taken for whole
