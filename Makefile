@@ -52,7 +52,7 @@ $(VENV)310/.installed: pyproject.toml constraints-py310.txt
 	touch $@
 
 test-py310: $(VENV)310/.installed
-	PYTHONPATH=src:tests $(VENV)310/bin/python -m pytest -q -m "not gpu and not e2e" $(PY310_TESTS)
+	PYTHONPATH=src:tests $(VENV)310/bin/python -m pytest -q -m "not gpu and not e2e and not exhaustive" $(PY310_TESTS)
 
 # Tries an engine on this GPU and writes gpu-proof/record.json (docs/tensorrt.md).
 # Options: PROVE='--engine tensorrt-rtx --ct DIR'

@@ -14,7 +14,7 @@ import pytest
 
 from ctflow import __version__
 from docker_stand_in import instructions_of, offline_dockerfile
-from map_support import PODMAN, REPOSITORY, inspect_image, run_image
+from map_support import PODMAN, REPOSITORY, inspect_image, run_image, writable_folder
 
 TAG = "ctflow-packaged"
 IMAGE = f"localhost/{TAG}-x64-workstation-dgpu-linux-amd64:{__version__}"
@@ -94,7 +94,7 @@ def test_the_package_runs_and_writes_the_seg_of_ctflow_run(context, chest, expec
 
 def test_the_tools_of_holoscan_cli_lose_the_exit_code_which_those_of_make_map_keep(context, tmp_path):
     (tmp_path / "in").mkdir()
-    mounts = {"/var/holoscan/input:ro": tmp_path / "in"}
+    mounts = {"/var/holoscan/input:ro": tmp_path / "in", "/var/holoscan/output": writable_folder(tmp_path / "out")}
     packaged = run_image(mounts=mounts, image=IMAGE)
     assert "exited with 2" in packaged.stderr
     assert packaged.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -41,7 +42,7 @@ def package(tmp_path, monkeypatch) -> Path:
         "docs/README.md": "read",
         "app.yaml": "title: x",
         "pkg.json": '{"models": []}\n',
-        "app.json": json.dumps({"command": f"{sys.executable} {tmp_path / 'app'}"}) + "\n",
+        "app.json": json.dumps({"command": shlex.join([sys.executable, str(tmp_path / "app")])}) + "\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -208,7 +209,7 @@ def build(tmp_path):
     (tmp_path / "bin").mkdir()
     calls = tmp_path / "calls"
     programs = {
-        "python": f"""case $* in *"-m pip"*|*torch_build.py*) ;; *) exec {sys.executable} "$@" ;; esac""",
+        "python": f"""case $* in *"-m pip"*|*torch_build.py*) ;; *) exec "{sys.executable}" "$@" ;; esac""",
         "buildah": f"""
             echo "$1" >> {calls}
             if [ "$1" = "$FAILS" ] && [ "$(grep -c "^$1" {calls})" -le "$TIMES" ]; then

@@ -16,8 +16,9 @@ from ctflow.model import Model
 from ctflow.networks.head import is_two_class
 
 # Smallest overlap of a segment's masks on a phantom, and on a CT. Engines whose logits are right had 0.998 and more on
-# whole CTs, where a model leaves more voxels undecided than on its phantoms; a plan that was wrong had 0.9936.
-LOWEST_DICE, LOWEST_DICE_OF_CT = 0.999, 0.995
+# whole CTs, where a model leaves more voxels undecided than on its phantoms, and 0.9944 on a small one
+# (OpenVINO, 48 slices); a plan that was wrong had 0.9936, and is found by its logits, which were 0.12 off.
+LOWEST_DICE, LOWEST_DICE_OF_CT = 0.999, 0.99
 # A mask of fewer voxels says little: one voxel of 500 is a Dice of 0.999.
 FEWEST_VOXELS = 1000
 # Largest difference of logits to fp32, relative to the largest logit, where masks are compared, too.

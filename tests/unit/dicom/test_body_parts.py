@@ -71,9 +71,3 @@ def test_a_value_names_parts(value, parts):
 )
 def test_a_series_suits_a_model_that_wants_no_more_than_it_shows(value, wanted, fits):
     assert suits(value, wanted) == fits
-
-
-def test_every_term_of_the_demonstration_bundle_is_known():
-    from ctflow.bundle import demonstration_bundle, read_spec  # noqa: PLC0415
-
-    assert all(parts_of_value(part) for part in read_spec(demonstration_bundle()).body_parts)

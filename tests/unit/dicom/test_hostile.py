@@ -13,7 +13,6 @@ import pytest
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
-import fuzz_values
 from ctflow.dicom.frames import flaw_of_rle, flaw_of_size, slices_unlike_both_neighbours
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.structure import flaw_of_header
@@ -32,13 +31,6 @@ def test_500_mutants_are_never_silent_and_never_hang_or_crash(tmp_path):
     assert result["identical"] > 50
     assert result["refused"] > 200
     assert result["warned"] > 2, "the oracle's second parser has had something to do"
-
-
-def test_malformed_values_end_in_objects_that_conform_or_in_a_named_rejection(tmp_path):
-    """A share of what `python tests/fuzz_values.py` tries."""
-    result = fuzz_values.fuzz(24, 7, tmp_path)
-    assert result["bad_ones"] == []
-    assert min(result["written"], result["rejected"], result["warned"]) >= 3
 
 
 _PEAK = """
