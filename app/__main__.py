@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ctflow.app.interrupt import Interruption
 
+# Before NumPy is imported: the threads of its OpenBLAS would take a signal, and Holoscan's handler end the process.
+_INTERRUPTION = Interruption() if __name__ == "__main__" else None
+
 from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 from ctflow.door import exit_code_of, set_up_logging
 from ctflow.errors import SettingsInvalid
@@ -92,8 +95,9 @@ def _enter(folder: Path) -> None:
 
 
 def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
-    interruption = Interruption()
+    interruption = _INTERRUPTION or Interruption()
     with recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
+        interruption.check()
         report = _report(paths, settings, record, interruption.stops(progress), quiet=quiet)
     say_report(report.document, paths.output)
     return report.exit_code

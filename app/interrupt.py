@@ -15,8 +15,9 @@ _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 class Interruption:
     """Waits for a signal in a thread of its own.
 
-    Make it before torch and Holoscan start their threads: they inherit the mask, so that no handler of theirs ever
-    runs. The first signal stops the work at its next advance, with everything cleaned up; the second ends the process.
+    Make it before NumPy, torch and Holoscan start their threads: they inherit the mask, so that no handler of theirs
+    ever runs, whichever thread the system chooses. The first signal stops the work at its next advance, with everything
+    cleaned up; the second ends the process.
     """
 
     def __init__(self) -> None:
@@ -30,12 +31,16 @@ class Interruption:
         signal.sigwait(_SIGNALS)
         os._exit(EXIT_INTERRUPTED)
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt once a signal has come."""
+        if self._asked.is_set():
+            raise KeyboardInterrupt
+
     def stops(self, progress: Progress) -> Progress:
         """`progress`, but it raises KeyboardInterrupt once a signal has come."""
 
         def checked(stage: str, done: int, total: int) -> None:
-            if self._asked.is_set():
-                raise KeyboardInterrupt
+            self.check()
             progress(stage, done, total)
 
         return checked

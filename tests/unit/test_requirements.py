@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -60,6 +62,12 @@ def test_a_command_ends_with_exit_code_4_and_one_line(installed, capsys):
     said = capsys.readouterr().err
     assert said.startswith("ctflow: RequirementUnmet: monai 1.7.2")
     assert said.count("\n") == 1
+
+
+def test_sigterm_is_an_interrupt_while_packages_are_still_imported(monkeypatch, capsys):
+    monkeypatch.setattr("ctflow.cli.start.check_requirements", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert start() == 130
+    assert capsys.readouterr().err == "ctflow: interrupted\n"
 
 
 def test_packages_are_checked_before_they_are_imported():

@@ -71,11 +71,11 @@ def run(**given: Any) -> int:
     environment = read_environment()
     settings = settings_from_values(given, environment)
     paths = paths_from_values(given, environment)
-    # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
-    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-    from ctflow.pipeline import run_folder  # noqa: PLC0415
-
     with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
+        # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
+        from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+        from ctflow.pipeline import run_folder  # noqa: PLC0415
+
         model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
         report = run_folder(paths.input, paths.output, model, settings, progress, record)
     say_report(report.document, paths.output)

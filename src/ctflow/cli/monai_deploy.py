@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ctflow.config import OPTIONS
@@ -67,12 +70,25 @@ def exec_application(words: Sequence[str]) -> int:
         sys.stdout.write(_HELP)
         return 0
     application, options = _split(words)
-    with subprocess.Popen([sys.executable, str(application), *options]) as process:
+    with subprocess.Popen([sys.executable, str(application), *options]) as process, _handing_on_sigterm(process):
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:
                 continue  # the terminal told the application too: it cleans up and ends with 130
+
+
+@contextmanager
+def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """An interrupt of the terminal reaches the application, too; SIGTERM only the process that it is sent to."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _split(words: Sequence[str]) -> tuple[Path, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ctflow.errors import RequirementUnmet
+from ctflow.door import exit_code_of, interrupted_by_sigterm
 from ctflow.requirements import check_requirements
 
 
@@ -14,11 +14,16 @@ def main() -> int:
     Returns:
         The exit code by ctflow's table (`ctflow.errors`).
     """
-    try:
-        check_requirements()
-    except RequirementUnmet as error:
-        sys.stderr.write(f"ctflow: {type(error).__name__}: {error}\n")
-        return error.exit_code
+    with interrupted_by_sigterm():  # from here on, as what is imported takes a second
+        return exit_code_of(_run, say=_say)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"ctflow: {message}\n")
+
+
+def _run() -> int:
+    check_requirements()
     from ctflow.cli.main import main as run  # noqa: PLC0415  # imports what was checked
 
     return run()

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +47,30 @@ def test_a_file_runs_too(application):
     file = application / "other.py"
     file.write_text(ECHO)
     assert exec_application([str(file)]) == 6
+
+
+WAITS = """
+import pathlib, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+pathlib.Path(sys.argv[2]).touch()
+signal.sigwait([signal.SIGTERM])
+sys.exit(130)
+"""
+
+
+def test_sigterm_is_handed_on_to_the_application(application, tmp_path):
+    (application / "__main__.py").write_text(WAITS)
+    ready = tmp_path / "ready"
+
+    def end() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=end, daemon=True).start()
+    assert exec_application([str(application), "-i", str(ready)]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("words", [[], ["-i", "in"], ["no-such-app"], ["a", "b"]])
