@@ -115,17 +115,24 @@ def _shape(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option(
     "--count", type=click.IntRange(min=1), help="Write this many phantoms, one folder a seed, for `ctflow evaluate`."
 )
-def phantom(folder: Path, seed: int, shape: tuple[int, int, int], tumours: int | None, count: int | None) -> int:
+@click.option(
+    "--varied",
+    is_flag=True,
+    help="Draw what real scans have besides: parts of the chest, padding, tables, metal, arms.",
+)
+def phantom(
+    folder: Path, seed: int, shape: tuple[int, int, int], tumours: int | None, count: int | None, varied: bool
+) -> int:
     """Write a synthetic chest CT series (FOLDER/ct) and its truth (FOLDER/truth.dcm)."""
     from ctflow.cli.phantom import write_phantom, write_phantoms  # noqa: PLC0415
 
     if count is None:
-        found = write_phantom(folder, seed, shape, tumours=tumours)
+        found = write_phantom(folder, seed, shape, tumours=tumours, varied=varied)
         what = "1 tumour" if found == 1 else f"{found} tumours"
         click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {what} in {folder / 'truth.dcm'}")
         return 0
     with progress_on(sys.stderr) as progress:
-        counts = write_phantoms(folder, seed, count, shape, tumours=tumours, progress=progress)
+        counts = write_phantoms(folder, seed, count, shape, tumours=tumours, varied=varied, progress=progress)
     click.echo(f"{count} phantoms with {sum(counts)} tumours in {folder}")
     return 0
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pydicom
+from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.dicom.ct_series import write_ct_series
@@ -13,9 +15,9 @@ from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.errors import NotWritten, SettingsInvalid
 from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
-from ctflow.phantom import phantom_from_seed
+from ctflow.phantom import Phantom, phantom_from_seed
 from ctflow.progress import Progress
-from ctflow.volume import Size3
+from ctflow.volume import PADDING_HU, Size3
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ _TRUTH = ModelSpec(
 )
 
 
-def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None = None) -> int:
+def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None = None, varied: bool = False) -> int:
     """Write FOLDER/ct/*.dcm and FOLDER/truth.dcm.
 
     Args:
@@ -54,6 +56,7 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
         seed: Draws the phantom.
         shape: Voxels along (D, H, W).
         tumours: How many; None draws that too.
+        varied: Draw what real scans have besides, too.
 
     Returns:
         How many tumours it has.
@@ -65,12 +68,12 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
     if (folder / "ct").exists():
         raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it")
     try:
-        phantom = phantom_from_seed(seed, shape, tumours=tumours)
+        phantom = phantom_from_seed(seed, shape, tumours=tumours, varied=varied)
     except ValueError as error:
         raise SettingsInvalid(f"phantom: {error}") from error
     if tumours is not None and len(phantom.tumours) < tumours:
         log.warning("only %d of %d tumours found a place in this chest", len(phantom.tumours), tumours)
-    paths = write_ct_series(phantom.volume, folder / "ct", seed=seed)
+    paths = _write_ct(phantom, folder / "ct", seed)
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     provenance = Provenance(ctflow_version=__version__, weights_digest="0" * 64, settings={"seed": seed})
     truth = segmentation_from_labels(phantom.labels, headers, _TRUTH, provenance)
@@ -78,8 +81,35 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
     return len(phantom.tumours)
 
 
+def _write_ct(phantom: Phantom, folder: Path, seed: int) -> tuple[Path, ...]:
+    """The series, with padding as scanners write it: far below air, and named by PixelPaddingValue or not."""
+    padding = None if phantom.variety is None else phantom.variety.padding
+    if padding is None or (padding.hu >= PADDING_HU and not padding.declared):
+        return write_ct_series(phantom.volume, folder, seed=seed)
+    intercept = 0 if padding.hu == -2000 else -1024  # as those scanners have it
+    stored = padding.hu - intercept
+    mask = phantom.volume.padding
+
+    def declare(dataset: Dataset, d: int) -> None:
+        dataset.add_new("PixelPaddingValue", "SS", stored)
+        if mask is not None:
+            pixels = np.frombuffer(dataset.PixelData, "<i2").reshape(mask.shape[1:]).copy()
+            pixels[mask[d]] = stored
+            dataset.PixelData = pixels.tobytes()
+
+    adjust = declare if padding.declared else None
+    return write_ct_series(phantom.volume, folder, seed=seed, intercept=intercept, signed=True, adjust=adjust)
+
+
 def write_phantoms(
-    folder: Path, seed: int, count: int, shape: Size3, *, tumours: int | None, progress: Progress
+    folder: Path,
+    seed: int,
+    count: int,
+    shape: Size3,
+    *,
+    tumours: int | None,
+    varied: bool = False,
+    progress: Progress,
 ) -> tuple[int, ...]:
     """Write FOLDER/<seed>/{ct,truth.dcm} for `count` seeds from `seed` on; raises as `write_phantom`.
 
@@ -92,6 +122,6 @@ def write_phantoms(
     counts = []
     progress("phantom", 0, count)
     for number in range(count):
-        counts.append(write_phantom(folder / str(seed + number), seed + number, shape, tumours=tumours))
+        counts.append(write_phantom(folder / str(seed + number), seed + number, shape, tumours=tumours, varied=varied))
         progress("phantom", number + 1, count)
     return tuple(counts)

@@ -21,22 +21,24 @@ COARSE_MM = 3.0
 
 @dataclass(frozen=True)
 class Grid:
-    """An axial grid centred on the chest: z to superior, y to posterior, x to the patient's left.
+    """An axial grid: z to superior, y to posterior, x to the patient's left, 0 in the middle of the chest.
 
     Attributes:
         shape: Voxels along (D, H, W).
         spacing_mm: Their distances.
+        centre_mm: Middle of the grid (z, y, x).
     """
 
     shape: Size3
     spacing_mm: tuple[float, float, float]
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @cached_property
     def lines_mm(self) -> tuple[FloatVolume, FloatVolume, FloatVolume]:
         """Coordinates along z, y and x, each one-dimensional."""
         z, y, x = (
-            ((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32)
-            for n, mm in zip(self.shape, self.spacing_mm, strict=True)
+            ((np.arange(n) - (n - 1) / 2) * mm + middle).astype(np.float32)
+            for n, mm, middle in zip(self.shape, self.spacing_mm, self.centre_mm, strict=True)
         )
         return z, y, x
 
@@ -63,7 +65,7 @@ class Grid:
         """A grid over the same space with points at most about `spacing_mm` apart, a little larger on every side."""
         lengths = [(n - 1) * mm for n, mm in zip(self.shape, self.spacing_mm, strict=True)]
         d, h, w = (int(np.ceil(length / spacing_mm)) + 3 for length in lengths)
-        return Grid((d, h, w), (spacing_mm, spacing_mm, spacing_mm))
+        return Grid((d, h, w), (spacing_mm, spacing_mm, spacing_mm), self.centre_mm)
 
     def box_around(self, low_mm: npt.ArrayLike, high_mm: npt.ArrayLike) -> Box | None:
         """The voxels between two corners (z, y, x); None if there are none."""
@@ -133,6 +135,18 @@ class Field:
         ]
         values: npt.NDArray[np.float64] = self._values[index[0], index[1], index[2]].astype(np.float64)
         return values
+
+    def box_of(self, below: float) -> Box | None:
+        """The box of the fine grid outside which no value is below this; None if no value is."""
+        low = self._values < below
+        if not low.any():
+            return None
+        ends = []
+        for axis, line in enumerate(self._coarse.lines_mm):
+            seen = np.flatnonzero(low.any(axis=tuple(other for other in range(3) if other != axis)))
+            ends.append((line[max(0, seen[0] - 1)], line[min(len(line) - 1, seen[-1] + 1)]))
+        low_mm, high_mm = zip(*ends, strict=True)
+        return self._fine.box_around(low_mm, high_mm)
 
     @property
     def coarse_values(self) -> FloatVolume:

@@ -49,6 +49,18 @@ def distance_to_tubes(axes: Axes, tubes: Tubes) -> FloatVolume:
     return nearest
 
 
+def distance_near_tubes(grid: Grid, tubes: Tubes, reach_mm: float) -> FloatVolume:
+    """Signed distance to the nearest tube where it is below `reach_mm`, on a whole grid; 400 mm elsewhere."""
+    nearest = np.full(grid.shape, 400.0, np.float32)
+    for start, end, (first, last) in zip(tubes.starts_mm, tubes.ends_mm, tubes.radii_mm, strict=True):
+        reach = max(first, last) + reach_mm
+        box = grid.box_around(np.minimum(start, end) - reach, np.maximum(start, end) + reach)
+        if box is not None:
+            away, along = _distance_to_segment(grid.axes_in(box), start, end)
+            np.minimum(nearest[box], away - (first + along * np.float32(last - first)), out=nearest[box])
+    return nearest
+
+
 def coverage(distance_mm: FloatVolume, edge_mm: float) -> FloatVolume:
     """Share of a voxel inside a surface: 1 inside, 0 outside, linear over `edge_mm` around it.
 

@@ -31,6 +31,7 @@ class Patient:
         gravity: How much denser the lung grows to the back, HU a mm.
         pressed: How much denser it is beside the pleura at the back (dependent atelectasis), HU.
         spongy: Attenuation of spongy bone.
+        uptake: Share of the blood's contrast medium that organs take up as well; early phases have less.
         warp_mm, warp_waves, warp_phases: (3, 6), (3, 6, 3), (3, 6): the bends that make no two chests alike.
     """
 
@@ -50,6 +51,12 @@ class Patient:
     warp_mm: npt.NDArray[np.float64]
     warp_waves: npt.NDArray[np.float64]
     warp_phases: npt.NDArray[np.float64]
+    uptake: float = 1.0
+
+    @property
+    def enhancement(self) -> float:
+        """By how much contrast medium raises organs that take up as much as blood does, in HU."""
+        return (self.blood - 45) * self.uptake
 
     def bend(self, z: FloatVolume, y: FloatVolume, x: FloatVolume) -> tuple[FloatVolume, FloatVolume, FloatVolume]:
         """Where in the unbent chest a point of this patient lies; arguments broadcast against each other."""
@@ -86,6 +93,8 @@ class Patient:
 
     def spine(self, z: FloatVolume) -> FloatVolume:
         """Middle of the vertebral bodies at a height."""
+        # The lumbar spine does not go on bending forwards as the thoracic spine does.
+        z = np.where(z < -170, -170 - 20 * np.tanh((-170 - z) / 20), z)
         middle: FloatVolume = self.half_depth - 27 - 0.0010 * (z - 10) ** 2
         return middle
 

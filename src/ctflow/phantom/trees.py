@@ -27,20 +27,21 @@ class Trees:
     trachea: Tubes
 
 
-def trees_from_lungs(rng: np.random.Generator, patient: Patient, lung: Field) -> Trees:
+def trees_from_lungs(rng: np.random.Generator, patient: Patient, lung: Field, share: float = 1.0) -> Trees:
     """Grow all trees.
 
     Args:
         rng: Draws where the twigs end.
         patient: Gives the hila.
         lung: Signed distance to the lungs.
+        share: How much of the lungs the grid shows: a part has only its share of the twigs.
 
     Returns:
         The trees of both lungs, and the trachea.
     """
     arteries, veins, airways = [], [], []
     for side in (-1, 1):
-        leaves = _points_in_lung(rng, lung, side)
+        leaves = _points_in_lung(rng, lung, side, int(2 * _LEAVES * share))
         if len(leaves) < 8:
             continue
         hilum = patient.unbend([(12.0, 8.0, side * 40.0)])[0]
@@ -62,14 +63,14 @@ def _trachea(patient: Patient) -> Tubes:
     return joined([down, right, left])
 
 
-def _points_in_lung(rng: np.random.Generator, lung: Field, side: int) -> Points:
+def _points_in_lung(rng: np.random.Generator, lung: Field, side: int, count: int) -> Points:
     """Random points at least 4 mm inside one lung, denser than the coarse grid by jitter."""
     z, y, x = lung.coarse_grid.lines_mm
     inside = np.argwhere(lung.coarse_values < -4)
     inside = inside[np.sign(x[inside[:, 2]]) == side]
     if not len(inside):
         return np.zeros((0, 3))
-    chosen = inside[rng.integers(len(inside), size=2 * _LEAVES)]
+    chosen = inside[rng.integers(len(inside), size=count)]
     points = np.column_stack([z[chosen[:, 0]], y[chosen[:, 1]], x[chosen[:, 2]]]).astype(np.float64)
     jittered: Points = points + rng.uniform(-1.5, 1.5, points.shape)
     return jittered

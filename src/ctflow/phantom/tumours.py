@@ -139,9 +139,9 @@ def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tub
     """A centre for the place, at least a radius from the first and last slice; None if the draw was not fit."""
     radius = plan.diameter_mm / 2
     z, y, x = lung.coarse_grid.lines_mm
-    top = float(grid.lines_mm[0][-1]) - radius
-    if plan.place == "vessel" and len(vessels.starts_mm):
-        wide = vessels.starts_mm[vessels.radii_mm[:, 0] > 0.9]
+    first, last = (float(grid.lines_mm[0][end]) for end in (0, -1))
+    wide = vessels.starts_mm[vessels.radii_mm[:, 0] > 0.9]
+    if plan.place == "vessel" and len(wide):
         centre = wide[rng.integers(len(wide))] + rng.normal(0, 0.35 * radius, 3)
         depth = float(lung.at(centre[None])[0])
         fit = depth < -(0.5 * radius + 2)
@@ -155,7 +155,7 @@ def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tub
         # A large solitary tumour has no place as deep as it is wide.
         deep = depth < -min(radius + 2, 22)
         fit = -0.75 * radius < depth < -0.2 * radius if plan.place == "pleura" else deep
-    return centre if fit and abs(centre[0]) < top else None
+    return centre if fit and first + radius < centre[0] < last - radius else None
 
 
 class _Shape:

@@ -1,0 +1,191 @@
+"""A varied scan: what is added to a plain chest before, while and after it is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.phantom.abdomen import Organ, Space, gas_in_stomach, liver_edge, organs_from_rng
+from ctflow.phantom.anatomy import Anatomy, joined
+from ctflow.phantom.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
+from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.phantom.implants import Implants, draw_implants, implants_from_rng
+from ctflow.phantom.limbs import Limbs, arms_from_rng, with_limbs
+from ctflow.phantom.padding import in_circle, outside_circle
+from ctflow.phantom.paint import Tubes, paint_tubes, smooth_max, smooth_min, tubes_along
+from ctflow.phantom.patient import Patient
+from ctflow.phantom.scanner import Scanner
+from ctflow.phantom.skeleton import Skeleton
+from ctflow.phantom.streaks import add_starvation, add_streaks, dense_in
+from ctflow.phantom.tables import Beneath, table_from_rng
+from ctflow.phantom.variety import Variety
+from ctflow.volume import PADDING_HU
+
+_LUNGS_ML = 2600.0  # both of a whole chest; a part of them has its share of vessels
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a varied scan has besides the chest.
+
+    Attributes:
+        variety: What was drawn.
+        anatomy: The chest's, with neck, arms, and an abdomen that ends.
+        beneath: The table.
+        layers: Clothes and blanket.
+        fasteners: What is on them and on the skin, with its HU.
+        organs: Of the abdomen.
+        bones: Of the arms.
+        implants: Metal.
+        inflow: Veins with undiluted contrast medium, and its HU.
+        seen_lung: The lungs inside the scan circle.
+        share: How much of the lungs is in sight.
+        width_mm: (D,) of the patient in each slice.
+    """
+
+    variety: Variety
+    anatomy: Anatomy
+    beneath: Beneath
+    layers: tuple[Layer, ...]
+    fasteners: list[tuple[Tubes, float]]
+    organs: tuple[Organ, ...]
+    bones: Tubes | None
+    implants: Implants
+    inflow: tuple[Tubes, float] | None
+    seen_lung: Field
+    share: float
+    width_mm: FloatVolume
+
+    def surroundings(self, box: Box) -> FloatVolume:
+        """HU of all that lies around the patient, in a box of whole slices."""
+        hu = self.beneath.in_box(box)
+        for layer in self.layers:
+            layer.draw(hu, box)
+        return hu
+
+    def with_bones(self, skeleton: Skeleton) -> Skeleton:
+        """The skeleton and the arms' bones."""
+        return skeleton if self.bones is None else replace(skeleton, bones=joined([skeleton.bones, self.bones]))
+
+    def draw_dense(self, hu: FloatVolume, grid: Grid, edge_mm: float) -> list[tuple[int, FloatVolume]]:
+        """Draw contrast medium, metal and fasteners, in place; what of them makes streaks, by slice."""
+        if self.inflow is not None:
+            paint_tubes(hu, grid, *self.inflow, edge_mm)
+        draw_implants(hu, grid, self.implants, edge_mm)
+        dense = dense_in(hu, grid, 2500.0 if self.inflow is None else 850.0) if self._has_streaks else []
+        draw_fasteners(hu, grid, self.fasteners, edge_mm)
+        return dense
+
+    @property
+    def _has_streaks(self) -> bool:
+        return bool(self.implants.tubes or self.implants.cans or self.inflow)
+
+    def disturb(
+        self, rng: np.random.Generator, hu: FloatVolume, grid: Grid, dense: list[tuple[int, FloatVolume]]
+    ) -> None:
+        """Add streaks to the scanned slices, in place."""
+        add_streaks(rng, hu, grid, dense, float(rng.uniform(0.35, 1.1)))
+        add_starvation(rng, hu, grid, self.width_mm)
+
+    def pad(
+        self, array: npt.NDArray[np.int16], numbers: npt.NDArray[np.uint8], grid: Grid
+    ) -> npt.NDArray[np.bool_] | None:
+        """Write padding into slices and truth, in place; where it is, if the scanner declares it."""
+        padding = self.variety.padding
+        if padding is None:
+            return None
+        outside = outside_circle(grid, padding)
+        array[:, outside] = PADDING_HU if padding.declared else padding.hu
+        numbers[:, outside] = 0
+        return np.broadcast_to(outside, array.shape).copy() if padding.declared and outside.any() else None
+
+
+def patient_in(patient: Patient, variety: Variety) -> Patient:
+    """The patient with the contrast medium of this scan."""
+    return patient if variety.blood is None else replace(patient, blood=variety.blood, uptake=variety.uptake)
+
+
+def scanner_in(rng: np.random.Generator, scanner: Scanner) -> Scanner:
+    """Softer and sharper kernels, lower and higher doses than a plain phantom's."""
+    blur = scanner.blur_mm * float(rng.uniform(0.8, 1.5))
+    noise = scanner.noise_hu * float(rng.uniform(0.4, 1.3))
+    return Scanner(blur, noise, scanner.grain_mm * blur / scanner.blur_mm)
+
+
+def scene_from_rng(rng: np.random.Generator, variety: Variety, patient: Patient, plain: Anatomy, grid: Grid) -> Scene:
+    """Add to a plain chest what its scan has.
+
+    Args:
+        rng: Draws measures and places.
+        variety: What it has.
+        patient: Who.
+        plain: The chest's fields.
+        grid: What is drawn on.
+    """
+    coarse = plain.skin.coarse_grid
+    axes = patient.bend(*coarse.axes)
+    limbs = arms_from_rng(rng, patient, variety.arms)
+    trunk = plain.skin.coarse_values
+    skin, muscle = with_limbs(limbs, coarse, axes, trunk, plain.muscle.coarse_values)
+    implants = implants_from_rng(rng, patient, variety.metal, muscle, coarse, limbs.shoulders if limbs else ())
+    for can in implants.cans:  # the skin bulges over a can
+        box, away = can.distance(coarse, 4.0)
+        if box is not None:
+            skin[box] = smooth_min(skin[box], away, 6.0)
+    inside = np.flatnonzero((trunk < 0).any(axis=(0, 2)))
+    back = float(coarse.lines_mm[1][inside[-1]]) if len(inside) else 120.0
+    space = Space(coarse, grid, axes, plain.cavity.coarse_values, plain.lung.coarse_values)
+    lung = plain.lung.coarse_values
+    seen = lung if variety.padding is None else in_circle(lung, coarse, variety.padding)
+    litres = float((lung < 0).sum()) * float(np.prod(coarse.spacing_mm)) / 1000
+    return Scene(
+        variety=variety,
+        anatomy=_with_abdomen(rng, plain, space, skin, muscle),
+        beneath=table_from_rng(rng, grid, variety.table, back),
+        layers=tuple(layers_from_rng(rng, variety, skin, coarse, grid)),
+        fasteners=fasteners_from_rng(rng, variety, skin, coarse),
+        organs=organs_from_rng(rng, patient, space),
+        bones=None if limbs is None else limbs.bones,
+        implants=implants,
+        inflow=_inflow(rng, patient, variety.inflow),
+        seen_lung=Field(seen, coarse, grid),
+        share=min(1.0, litres / _LUNGS_ML),
+        width_mm=_widths(skin, coarse, grid, limbs),
+    )
+
+
+def _with_abdomen(
+    rng: np.random.Generator, plain: Anatomy, space: Space, skin: FloatVolume, muscle: FloatVolume
+) -> Anatomy:
+    """The chest with another outline, a liver that ends below, and another fluid level in the stomach."""
+
+    def field(values: FloatVolume) -> Field:
+        return Field(values, space.coarse, space.fine)
+
+    liver = smooth_max(plain.liver.coarse_values, liver_edge(space.axes, rng.uniform(-225, -185)), 12.0)
+    gas = gas_in_stomach(plain.stomach.coarse_values, space.axes, float(rng.uniform(-58, 20)))
+    return replace(plain, skin=field(skin), muscle=field(muscle), liver=field(liver), gas=field(gas))
+
+
+def _inflow(rng: np.random.Generator, patient: Patient, side: int) -> tuple[Tubes, float] | None:
+    """Contrast medium on its way from the arm to the right atrium."""
+    if not side:
+        return None
+    line = [(96, 4, side * 165), (112, -14, side * 110), (114, -24, side * 62), (108, -18, side * 36)]
+    line += [(86, -24, 8), (74, -16, -20)] if side > 0 else [(92, -14, -24)]
+    line += [(60, -13, -24), (20, -14, -28), (-14, -12, -26)]
+    radii = [3.5, 4, 5, 6, *([6, 7] if side > 0 else [7]), 8, 8.5, 8]
+    return tubes_along(patient.unbend(line), radii), float(rng.uniform(900, 2200))
+
+
+def _widths(skin: FloatVolume, coarse: Grid, grid: Grid, limbs: Limbs | None) -> FloatVolume:
+    """Width of what the rays cross from side to side, in each slice."""
+    inside = (skin < 0).any(axis=1).sum(axis=1) * coarse.spacing_mm[2]
+    heights = coarse.lines_mm[0]
+    if limbs is not None:  # what the field of view cuts off is crossed all the same
+        arms = np.concatenate([limbs.outline.starts_mm, limbs.outline.ends_mm])
+        inside = np.where((heights > arms[:, 0].min()) & (heights < arms[:, 0].max()), inside + 50, inside)
+    widths: FloatVolume = np.interp(grid.lines_mm[0], heights, inside)
+    return widths
