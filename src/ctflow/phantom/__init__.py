@@ -76,12 +76,12 @@ def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety 
     grid = (variety or Variety()).grid(shape)
     edge_mm = max(1.0, 0.75 * grid.spacing_mm[1])
     patient, scanner = patient_from_rng(streams[0]), scanner_from_rng(streams[1])
-    added = np.random.default_rng([seed, _VARIETY + 1])
+    added = [np.random.default_rng([seed, _VARIETY + 1 + part]) for part in range(4)]
     if variety is not None:
-        patient, scanner = patient_in(patient, variety), scanner_in(added, scanner)
+        patient, scanner = patient_in(patient, variety), scanner_in(added[0], scanner)
     vessels = great_vessels(patient)
     anatomy = anatomy_from_patient(streams[0], patient, grid, vessels)
-    scene = None if variety is None else scene_from_rng(added, variety, patient, anatomy, grid)
+    scene = None if variety is None else scene_from_rng(added[:3], variety, patient, anatomy, grid)
     anatomy, lung, share = (
         (anatomy, anatomy.lung, 1.0) if scene is None else (scene.anatomy, scene.seen_lung, scene.share)
     )
@@ -98,7 +98,7 @@ def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety 
     dense = [] if scene is None else scene.draw_dense(hu, grid, edge_mm)
     scan(streams[4], hu, grid, scanner, skin)
     if scene is not None:
-        scene.disturb(added, hu, grid, dense)
+        scene.disturb(added[3], hu, grid, dense)
     np.rint(hu, out=hu)
     array = np.clip(hu, -1024, 3071, out=hu).astype(np.int16)
     padding = None if scene is None else scene.pad(array, numbers, grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class Organ:
     hu: float
     uneven: float = 3.0
 
+    @cached_property
+    def box(self) -> Box | None:
+        """Where it lies, with its edge."""
+        return self.distance.box_of(4.0)
+
     def draw(self, hu: FloatVolume, box: Box, fine: FloatVolume, edge_mm: float) -> None:
         """Draw the part of it that lies in a box of whole slices, in place.
 
@@ -36,7 +42,7 @@ class Organ:
             fine: Fine texture there.
             edge_mm: Width of the edge.
         """
-        own = self.distance.box_of(2 * edge_mm)
+        own = self.box
         if own is None:
             return
         low, high = max(own[0].start, box[0].start), min(own[0].stop, box[0].stop)
@@ -88,6 +94,14 @@ def liver_edge(axes: Axes, low_mm: float) -> FloatVolume:
     edge = np.float32(low_mm) + 0.42 * (x + 90) - 0.1 * y
     distance: FloatVolume = 0.9 * (edge - axes[0])
     return distance
+
+
+def abdominal_wall(axes: Axes, cavity: FloatVolume) -> FloatVolume:
+    """Distance to the outside of the muscles below the ribs: thin in front and at the sides, thick beside the spine."""
+    z, y, x = axes
+    ribs = 90 / (1 + np.exp(-(z + 128 - 0.12 * np.abs(x)) / 9))
+    wall: FloatVolume = cavity - (13 + ribs + 75 * np.clip((y - 10) / 50, 0, 1))
+    return wall
 
 
 def _behind(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator[Organ]:
@@ -161,13 +175,13 @@ def _colon(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator
 
 
 def _small_bowel(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator[Organ]:
-    """Two loops that wander in the middle of the abdomen."""
-    for _ in range(2):
-        points = [np.array([rng.uniform(-230, -190), rng.uniform(-50, -10), rng.uniform(-40, 50)])]
+    """Loops that wander in the middle of the abdomen."""
+    for middle in ((-215, -40, -45), (-190, -45, 45), (-245, -25, 10), (-220, -52, 20)):
+        points = [np.array(middle, dtype=np.float64) + rng.normal(0, 10, 3)]
         heading = rng.normal(0, 1, 3)
-        for _ in range(34):
+        for _ in range(24):
             heading = 0.55 * heading / np.linalg.norm(heading) + rng.normal(0, 0.45, 3)
-            heading += 0.004 * (np.array([-225, -30, 5]) - points[-1]) * [1.0, 2.0, 1.0]
+            heading += 0.006 * (np.array(middle) - points[-1]) * [1.0, 2.0, 1.0]
             points.append(points[-1] + 15 * heading / np.linalg.norm(heading))
         radii = rng.uniform(9, 15) * rng.uniform(0.85, 1.15, len(points))
         gas = rng.uniform(0, 0.5) if rng.random() < 0.7 else rng.uniform(0.6, 1)

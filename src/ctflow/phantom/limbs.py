@@ -35,6 +35,10 @@ def arms_from_rng(rng: np.random.Generator, patient: Patient, arms: Arms) -> Lim
     for side in (-1, 1):
         upper, lower = _middle_lines(rng, patient, arms, side)
         outlines.append(tubes_along(upper, np.interp(np.linspace(0, 1, len(upper)), [0, 0.4, 1], [50, 48, 38]) * thick))
+        # The shoulder is one with the trunk.
+        outlines.append(
+            tubes_along([(100, 12, side * 70), upper[0] + np.array([-4.0, 0, -6 * side])], [40, 46 * thick])
+        )
         humerus = upper + np.array([0, 2, -4 * side])
         shaft = np.full(len(upper), 11.0)
         shaft[0], shaft[-1] = 12.5, 14.0
@@ -86,14 +90,14 @@ def with_limbs(
     skin, muscle = smooth_max(skin, neck, 14.0), smooth_max(muscle, neck + 7, 10.0)
     if limbs is not None:
         arms = distance_near_tubes(coarse, limbs.outline, _REACH_MM)
-        skin, muscle = smooth_min(skin, arms, 8.0), smooth_min(muscle, arms + np.float32(limbs.fat_mm), 5.0)
+        skin, muscle = smooth_min(skin, arms, 16.0), smooth_min(muscle, arms + np.float32(limbs.fat_mm), 10.0)
     return skin, muscle
 
 
 def _neck(axes: Axes) -> FloatVolume:
     """Distance to a neck with shoulders that slope down from it."""
     z, y, x = axes
-    slope = (np.abs(x) - 60 - 2.0 * np.clip(162 - z, 0, None)) / np.where(z < 162, np.float32(2.24), np.float32(1))
-    deep = np.abs(y - 22) - 62 - 1.6 * np.clip(150 - z, 0, None)
-    neck: FloatVolume = smooth_max(slope + 0 * y, deep + 0 * x, 40.0)
+    wide, deep = 60 + 2.0 * np.clip(162 - z, 0, None), 62 + 1.6 * np.clip(150 - z, 0, None)
+    outline = ((np.abs(x) / wide) ** 2.4 + (np.abs(y - 20) / deep) ** 2.4 + 1e-6) ** np.float32(1 / 2.4)
+    neck: FloatVolume = (outline - 1) * np.minimum(wide, deep) * np.float32(0.8)
     return neck

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.phantom.abdomen import Organ, Space, gas_in_stomach, liver_edge, organs_from_rng
+from ctflow.phantom.abdomen import Organ, Space, abdominal_wall, gas_in_stomach, liver_edge, organs_from_rng
 from ctflow.phantom.anatomy import Anatomy, joined
 from ctflow.phantom.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
 from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
@@ -34,6 +35,7 @@ class Scene:
         variety: What was drawn.
         anatomy: The chest's, with neck, arms, and an abdomen that ends.
         beneath: The table.
+        back_mm: Where the patient's back lies on it (y).
         layers: Clothes and blanket.
         fasteners: What is on them and on the skin, with its HU.
         organs: Of the abdomen.
@@ -48,6 +50,7 @@ class Scene:
     variety: Variety
     anatomy: Anatomy
     beneath: Beneath
+    back_mm: float
     layers: tuple[Layer, ...]
     fasteners: list[tuple[Tubes, float]]
     organs: tuple[Organ, ...]
@@ -74,7 +77,8 @@ class Scene:
         if self.inflow is not None:
             paint_tubes(hu, grid, *self.inflow, edge_mm)
         draw_implants(hu, grid, self.implants, edge_mm)
-        dense = dense_in(hu, grid, 2500.0 if self.inflow is None else 850.0) if self._has_streaks else []
+        above = 2500.0 if self.inflow is None else 850.0  # all but metal; all but metal and this contrast medium
+        dense = dense_in(hu, grid, above, self.back_mm) if self._has_streaks else []
         draw_fasteners(hu, grid, self.fasteners, edge_mm)
         return dense
 
@@ -114,11 +118,13 @@ def scanner_in(rng: np.random.Generator, scanner: Scanner) -> Scanner:
     return Scanner(blur, noise, scanner.grain_mm * blur / scanner.blur_mm)
 
 
-def scene_from_rng(rng: np.random.Generator, variety: Variety, patient: Patient, plain: Anatomy, grid: Grid) -> Scene:
+def scene_from_rng(
+    streams: Sequence[np.random.Generator], variety: Variety, patient: Patient, plain: Anatomy, grid: Grid
+) -> Scene:
     """Add to a plain chest what its scan has.
 
     Args:
-        rng: Draws measures and places.
+        streams: Draw body, surroundings and metal, each for itself: other metal leaves the rest as it is.
         variety: What it has.
         patient: Who.
         plain: The chest's fields.
@@ -126,10 +132,12 @@ def scene_from_rng(rng: np.random.Generator, variety: Variety, patient: Patient,
     """
     coarse = plain.skin.coarse_grid
     axes = patient.bend(*coarse.axes)
-    limbs = arms_from_rng(rng, patient, variety.arms)
+    body, around, metal = streams
+    limbs = arms_from_rng(body, patient, variety.arms)
     trunk = plain.skin.coarse_values
-    skin, muscle = with_limbs(limbs, coarse, axes, trunk, plain.muscle.coarse_values)
-    implants = implants_from_rng(rng, patient, variety.metal, muscle, coarse, limbs.shoulders if limbs else ())
+    wall = smooth_max(plain.muscle.coarse_values, abdominal_wall(axes, plain.cavity.coarse_values), 6.0)
+    skin, muscle = with_limbs(limbs, coarse, axes, trunk, wall)
+    implants = implants_from_rng(metal, patient, variety.metal, muscle, coarse, limbs.shoulders if limbs else ())
     for can in implants.cans:  # the skin bulges over a can
         box, away = can.distance(coarse, 4.0)
         if box is not None:
@@ -142,14 +150,15 @@ def scene_from_rng(rng: np.random.Generator, variety: Variety, patient: Patient,
     litres = float((lung < 0).sum()) * float(np.prod(coarse.spacing_mm)) / 1000
     return Scene(
         variety=variety,
-        anatomy=_with_abdomen(rng, plain, space, skin, muscle),
-        beneath=table_from_rng(rng, grid, variety.table, back),
-        layers=tuple(layers_from_rng(rng, variety, skin, coarse, grid)),
-        fasteners=fasteners_from_rng(rng, variety, skin, coarse),
-        organs=organs_from_rng(rng, patient, space),
+        anatomy=_with_abdomen(body, plain, space, skin, muscle),
+        beneath=table_from_rng(around, grid, variety.table, back),
+        back_mm=back,
+        layers=tuple(layers_from_rng(around, variety, skin, coarse, grid)),
+        fasteners=fasteners_from_rng(around, variety, skin, coarse),
+        organs=organs_from_rng(body, patient, space),
         bones=None if limbs is None else limbs.bones,
         implants=implants,
-        inflow=_inflow(rng, patient, variety.inflow),
+        inflow=_inflow(metal, patient, variety.inflow),
         seen_lung=Field(seen, coarse, grid),
         share=min(1.0, litres / _LUNGS_ML),
         width_mm=_widths(skin, coarse, grid, limbs),

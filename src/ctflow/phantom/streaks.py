@@ -11,10 +11,9 @@ from scipy import ndimage
 
 from ctflow.phantom.grid import FloatVolume, Grid, interpolation_matrix
 
-_ANGLES = 180
+_ANGLES = 150
 _RAY_MM = 2.0
-_RASTER = 176  # pixels of a side that streaks are computed at; they are smooth along their rays
-_DENSE_HU = 650.0  # pure cortical bone has less once it is mixed with marrow
+_RASTER = 150  # pixels of a side that streaks are computed at; they are smooth along their rays
 _PER_MM = 0.019  # attenuation of water
 _AT_ONCE = 24  # slices
 
@@ -44,17 +43,19 @@ def add_streaks(
             hu[index] += np.float32(strength) * np.clip(streaks, -900, 1200)
 
 
-def dense_in(hu: FloatVolume, grid: Grid, above_hu: float = 2500.0) -> list[tuple[int, FloatVolume]]:
+def dense_in(hu: FloatVolume, grid: Grid, above_hu: float, back_mm: float) -> list[tuple[int, FloatVolume]]:
     """Slices that hold anything dense: their index, and (n, 3) y, x and extra attenuation times area of it.
 
     Args:
         hu: (D, H, W) before the scan.
         grid: Its grid.
         above_hu: What counts as dense.
+        back_mm: Where the patient ends (y); rails and cables below are left out.
     """
     found = []
     area = grid.spacing_mm[1] * grid.spacing_mm[2]
-    for index, image in enumerate(hu):
+    rows_in_patient = int((grid.lines_mm[1] < back_mm).sum())
+    for index, image in enumerate(hu[:, :rows_in_patient]):
         if image.max() > above_hu:
             rows, columns = np.nonzero(image > above_hu)
             extra = image[rows, columns] * np.float32(_PER_MM / 1000 * area)
@@ -72,11 +73,14 @@ def add_starvation(rng: np.random.Generator, hu: FloatVolume, grid: Grid, width_
         grid: Its grid.
         width_mm: (D,) how wide the patient is in each slice.
     """
+    x, strength = grid.lines_mm[2], rng.uniform(0.03, 0.16)
+    # A line changes slowly from side to side: few values along it tell enough.
+    knots = np.arange(x[0] - 70, x[-1] + 140, 70, dtype=np.float32)
+    across = _onto(x, knots).T
     for index in np.flatnonzero(width_mm > 400):
-        rays = rng.standard_normal(hu.shape[1:], dtype=np.float32)
-        size = [0.9 / grid.spacing_mm[1], 60 / grid.spacing_mm[2]]
-        lines = ndimage.gaussian_filter(rays, size, mode="nearest", truncate=2.0)
-        lines *= np.float32(0.22 * min(float(width_mm[index]) - 400, 120) / max(float(lines.std()), 1e-6))
+        rays = rng.standard_normal((hu.shape[1], len(knots)), dtype=np.float32)
+        lines = ndimage.gaussian_filter1d(rays, 0.9 / grid.spacing_mm[1], axis=0, mode="nearest") @ across
+        lines *= np.float32(strength * min(float(width_mm[index]) - 400, 120) / max(float(lines.std()), 1e-6))
         hu[index] += lines * np.clip(hu[index] / 500 + np.float32(1.7), 0.3, 1)  # rays beside the patient are many
 
 

@@ -28,6 +28,7 @@ _ENDS_MM: dict[Part, tuple[tuple[float, float], tuple[float, float]]] = {
 }
 _ARMS: dict[Arms, float] = {"out": 0.35, "up": 0.25, "down": 0.28, "folded": 0.12}
 _TABLES: dict[Table, float] = {"curved": 0.35, "flat": 0.2, "foam": 0.25, "shell": 0.2}
+_SHOULDERS_MM = 100.0  # arms are out of sight only below
 _CIRCLE_MM = 250.0  # radius of what a usual gantry sees
 
 
@@ -112,6 +113,8 @@ def variety_from_rng(rng: np.random.Generator) -> Variety:
     """Draw what a scan has; several things together are usual."""
     extent = _extent(rng)
     arms: Arms = _one_of(rng, _ARMS)
+    if arms == "out" and extent.high_mm > _SHOULDERS_MM:
+        arms = "up"
     table: Table = _one_of(rng, _TABLES)
     width = _field(rng, arms)
     shift = (float(rng.uniform(-25, 30)), float(rng.normal(0, 14)))

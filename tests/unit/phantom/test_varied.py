@@ -8,9 +8,10 @@ import pytest
 from ctflow.phantom import Phantom, draw_phantom, phantom_from_seed
 from ctflow.phantom.variety import METALS, Extent, Padding, Variety, variety_from_rng
 
-SMALL = (40, 64, 64)
+SMALL = (20, 64, 64)
+WHOLE = (40, 64, 64)
 PLAIN = [-2595, -2625, -2696, -2655]
-LOW, HIGH = -60.0, 40.0  # an extent of 2.5 mm slices through heart, hila and domes
+LOW, HIGH = -50.0, 0.0  # through the heart
 
 
 def scan(tumours: int = 0, shape: tuple[int, int, int] = SMALL, **what: object) -> Phantom:
@@ -25,7 +26,7 @@ def varieties() -> list[Variety]:
 
 def test_a_plain_phantom_is_what_it_was():
     """Sums of HU over quarters of a plain phantom, as it was before there were varied ones; rounding may differ."""
-    phantom = phantom_from_seed(3, SMALL)
+    phantom = phantom_from_seed(3, WHOLE)
     assert phantom.variety is None
     assert phantom.volume.padding is None
     assert [int(part.astype(np.int64).sum()) // 10_000 for part in np.split(phantom.volume.array, 4)] == pytest.approx(
@@ -73,28 +74,39 @@ def test_padding_is_constant_outside_the_circle(hu, declared, held):
         assert np.array_equal(phantom.volume.padding, np.broadcast_to(outside, SMALL))
 
 
-@pytest.mark.parametrize("name", ["pacemaker", "sternal wires", "spinal rods", "valve"])
-def test_metal_is_far_denser_than_bone(name):
-    array = scan(metal=(name,), shape=(60, 128, 128), extent=Extent("chest", -40.0, 110.0)).volume.array
-    assert array.max() > 2000
-    assert (scan(shape=(60, 128, 128), extent=Extent("chest", -40.0, 110.0)).volume.array > 2000).sum() == 0
+@pytest.mark.parametrize(
+    ("metal", "low"), [((), 60.0), (("pacemaker",), 60.0), (("sternal wires", "spinal rods"), 0.0), (("valve",), -40.0)]
+)
+def test_metal_is_far_denser_than_bone(metal, low):
+    array = scan(metal=metal, shape=(24, 128, 128), extent=Extent("chest", low, low + 40)).volume.array
+    assert (array[:, :100].max() > 2000) == bool(metal)  # rails and cables lie below
+
+
+def test_metal_casts_streaks_on_its_slices_alone():
+    plain, metal = (
+        scan(metal=metal, shape=(24, 96, 96), extent=Extent("chest", -45.0, 15.0)).volume.array.astype(int)
+        for metal in ((), ("valve",))
+    )
+    changed = np.abs(metal - plain)
+    assert changed[:14, :20].max() > 5  # in air, far from the heart
+    assert not changed[22:].any()  # above the valve
 
 
 def test_inflow_is_denser_than_all_other_blood():
-    array = scan(blood=300.0, uptake=0.3, inflow=1, extent=Extent("chest", 0.0, 100.0)).volume.array
-    assert (array > 800).sum() > 100
+    array = scan(blood=300.0, uptake=0.3, inflow=1, extent=Extent("chest", 60.0, 110.0)).volume.array
+    assert (array > 850).sum() > 50
 
 
 def test_tumours_of_varied_phantoms_lie_in_the_lung_and_are_numbered():
     variety = Variety(
-        extent=Extent("no apices", -110.0, 60.0),
+        extent=Extent("no apices", -60.0, 60.0),
         padding=Padding((0.0, 0.0), 140.0, -3024, False),
         blood=350.0,
         uptake=0.3,
         arms="down",
         metal=("spinal rods",),
     )
-    shape = (100, 96, 96)
+    shape = (60, 96, 96)
     phantom, healthy = (draw_phantom(4, shape, count, variety) for count in (4, 0))
     assert len(phantom.tumours) >= 2
     assert set(np.unique(phantom.numbers)) == set(range(len(phantom.tumours) + 1))
@@ -114,10 +126,10 @@ def lung_share(phantom: Phantom) -> float:
 
 
 def test_an_abdomen_has_little_lung_and_upper_chests_have_no_liver():
-    abdomen = scan(extent=Extent("abdomen", -250.0, -150.0))
-    chest = scan(extent=Extent("upper chest", 0.0, 100.0))
+    abdomen = scan(extent=Extent("abdomen", -230.0, -180.0))
+    chest = scan(extent=Extent("upper chest", 20.0, 70.0))
     assert lung_share(abdomen) < 0.05 < 0.2 < lung_share(chest)
-    assert abdomen.volume.geometry.world_from_index([0, 0, 0])[2] < -240
+    assert abdomen.volume.geometry.world_from_index([0, 0, 0])[2] < -220
 
 
 def test_tight_fields_cut_the_skin_off_and_wide_ones_show_arms():
@@ -128,6 +140,6 @@ def test_tight_fields_cut_the_skin_off_and_wide_ones_show_arms():
     assert (wide.volume.array > -200).sum() > 1.1 * (trunk.volume.array > -200).sum()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_smallest_shape_is_drawn_with_anything(seed):
     assert phantom_from_seed(seed, (16, 32, 32), varied=True).labels.shape == (16, 32, 32)
