@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,14 @@ from ctflow.volume import Volume
 SHAPE = (120, 64, 64)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Each phantom is drawn once for all tests: they ask when the ladder draws one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "phantom_from_seed", functools.cache(ladder.phantom_from_seed))
+        yield
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
     return small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small")
@@ -33,6 +43,27 @@ def measured(bundle) -> dict:
     names = ("1", "0a", "4", "5x2", "1", "eager-fp32")  # one is named twice
     plan = Plan(bundle, ("cpu",), SHAPE, repeats=2, only=names, overlaps=(0.0, 0.25))
     return run_ladder(plan)
+
+
+@pytest.fixture(scope="module")
+def measured_before(bundle, tmp_path_factory) -> tuple[Plan, dict]:
+    """A plan of one row, which its folder keeps, and its document."""
+    kept = tmp_path_factory.mktemp("kept") / "rows"
+    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=kept)
+    heard = []
+    document = run_ladder(plan, heard=heard.append)
+    assert heard == [document]
+    shutil.copytree(kept, kept.with_name("as measured"))
+    return plan, document
+
+
+@pytest.fixture
+def one_row(measured_before) -> tuple[Plan, dict]:
+    """The same, with its folder as it was; a row belongs to its place, too."""
+    plan, document = measured_before
+    shutil.rmtree(plan.kept)
+    shutil.copytree(plan.kept.with_name("as measured"), plan.kept)
+    return plan, document
 
 
 def row(document: dict, name: str) -> dict:
@@ -130,11 +161,8 @@ def test_another_interpreter_gets_no_paths_of_this_one(bundle, tmp_path, monkeyp
     assert row(document, "0a")["reason"] == "its process ended with 3: path is <>"
 
 
-def test_a_ladder_that_was_ended_goes_on(bundle, tmp_path, monkeypatch):
-    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
-    heard = []
-    first = run_ladder(plan, heard=heard.append)
-    assert heard == [first]
+def test_a_ladder_that_was_ended_goes_on(one_row, monkeypatch):
+    plan, first = one_row
     monkeypatch.setattr(ladder, "_crash_of_process", lambda *_: pytest.fail("measured again"))
     again = run_ladder(plan)
     assert again["rows"][0]["results"] == first["rows"][0]["results"]
@@ -142,9 +170,8 @@ def test_a_ladder_that_was_ended_goes_on(bundle, tmp_path, monkeypatch):
         run_ladder(replace(plan, seed=7))  # another phantom
 
 
-def test_rows_of_other_code_are_measured_again(bundle, tmp_path, monkeypatch):
-    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
-    run_ladder(plan)
+def test_rows_of_other_code_are_measured_again(one_row, monkeypatch):
+    plan, _ = one_row
     monkeypatch.setattr(ladder, "_crash_of_process", lambda *_: pytest.fail("measured again"))
     digest = ladder.digest_of_package
     for changed in ("ctflow.bench", "ctflow.window"):
@@ -155,9 +182,8 @@ def test_rows_of_other_code_are_measured_again(bundle, tmp_path, monkeypatch):
             run_ladder(plan)
 
 
-def test_what_was_kept_is_shown_without_measuring(bundle, tmp_path, monkeypatch):
-    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
-    first = run_ladder(plan)
+def test_what_was_kept_is_shown_without_measuring(one_row, monkeypatch):
+    plan, first = one_row
     monkeypatch.setattr(ladder, "_crash_of_process", lambda *_: pytest.fail("measured"))
     shown = run_ladder(replace(plan, only=("0a", "1", "4"), measure=False))
     assert row(shown, "1")["results"] == first["rows"][0]["results"]
@@ -178,9 +204,8 @@ def test_a_crash_is_kept_and_tried_again(bundle, tmp_path):
     assert (tmp_path / "rows" / "0a" / "log.txt").exists()
 
 
-def test_a_document_has_the_date_of_its_rows(bundle, tmp_path, monkeypatch):
-    plan = Plan(bundle, ("cpu",), SHAPE, repeats=1, only=("1",), overlaps=(0.0,), kept=tmp_path / "rows")
-    measured = run_ladder(plan)
+def test_a_document_has_the_date_of_its_rows(one_row, monkeypatch):
+    plan, measured = one_row
     assert measured["date"] == row(measured, "1")["date"] != "2999-01-01"
     monkeypatch.setattr(ladder.time, "strftime", lambda _: "2999-01-01")
     assert run_ladder(replace(plan, measure=False))["date"] == measured["date"]
