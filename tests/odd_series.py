@@ -918,6 +918,8 @@ def _one_slice_deviates() -> Iterator[Odd]:
     mixed = "set aside: `mixed-patients`"
     second = nothing(alternating({"PatientID": b"A\\B"}, {"PatientID": b"A\\C"}))
     yield Odd("another second PatientID in every other slice", mixed, second, "PatientID of")
+    issuers = nothing(alternating({"IssuerOfPatientID": b"NORTH"}, {"IssuerOfPatientID": b"SOUTH"}))
+    yield Odd("another IssuerOfPatientID in every other slice", mixed, issuers, "IssuerOfPatientID of")
     for what, keyword, value in (
         ("another PatientName", "PatientName", b"Doe^John"),
         ("another PatientBirthDate", "PatientBirthDate", b"19500202"),

@@ -13,21 +13,22 @@ _GROUPS = 3  # of a name: alphabetic, ideographic, phonetic
 
 
 def differing_patients(instances: Sequence[Instance]) -> str | None:
-    """What tells several patients apart: all of PatientID; where no slice has one, name and date of birth.
+    """What tells several patients apart: PatientID and its issuer; where no slice has an ID, name and date of birth.
 
     Args:
         instances: The slices of a series.
 
     Returns:
         The attribute and the names of the slices that deviate, and never a value; None where all are one patient's. An
-        empty value differs from one that is there.
+        empty value differs from one that is there; an issuer is compared where it is named, as archives add it.
 
-    Source: DICOM PS3.5 6.2 and 6.2.1. Names are compared as decoded, whatever their character sets: without case,
-    blanks, delimiters, forms and widths of letters; and by those of their groups that both have.
+    Source: DICOM PS3.3 C.2.2 (an ID is unique within its issuer), PS3.5 6.2 and 6.2.1. Names are compared as decoded,
+    whatever their character sets: without case, blanks, delimiters, forms and widths of letters; and by those of their
+    groups that both have.
     """
     ids = [tuple(filter(None, texts(instance.header, "PatientID"))) for instance in instances]
     if any(ids):
-        return _deviation("PatientID", instances, ids)
+        return _deviation("PatientID", instances, ids) or _differing_issuers(instances)
     names = [_name(texts(instance.header, "PatientName")) for instance in instances]
     births = ["\\".join(texts(instance.header, "PatientBirthDate")).replace(".", "") for instance in instances]
     found = _deviation("PatientName", instances, [any(name) for name in names])
@@ -37,6 +38,13 @@ def differing_patients(instances: Sequence[Instance]) -> str | None:
             "PatientName", [instances[place] for place in having], [names[place][group] for place in having]
         )
     return found or _deviation("PatientBirthDate", instances, births)
+
+
+def _differing_issuers(instances: Sequence[Instance]) -> str | None:
+    """Two hospitals may give two patients the same ID."""
+    issuers = [tuple(filter(None, texts(instance.header, "IssuerOfPatientID"))) for instance in instances]
+    having = [place for place, issuer in enumerate(issuers) if issuer]
+    return _deviation("IssuerOfPatientID", [instances[place] for place in having], [issuers[place] for place in having])
 
 
 def _name(values: Sequence[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ def differing(write, *kinds, every=2):
         (({"PatientID": "A"}, {"PatientID": ["A", "C"]}), "PatientID"),
         (({"PatientID": "A"}, {}), "PatientID"),
         (({"PatientID": "a"}, {"PatientID": "A"}), "PatientID"),
+        (tuple({"PatientID": "AB", "IssuerOfPatientID": issuer} for issuer in ("NORTH", "SOUTH")), "IssuerOfPatientID"),
         (({"PatientName": "Doe^Jane"}, {"PatientName": "Doe^John"}), "PatientName"),
         (({"PatientName": "Doe^Jane"}, {}), "PatientName"),
         (({"PatientBirthDate": "19500101"}, {"PatientBirthDate": "19500102"}), "PatientBirthDate"),
@@ -55,6 +56,8 @@ JAPANESE = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"]}
     [
         ({"PatientID": ["A", "B"]}, {"PatientID": ["A ", " B"]}),
         ({"PatientID": "A", "PatientName": "Doe^Jane"}, {"PatientID": "A", "PatientName": "Roe^Jane"}),
+        ({"PatientID": "A", "IssuerOfPatientID": "NORTH"}, {"PatientID": "A"}),
+        ({"PatientID": "A", "IssuerOfPatientID": "NORTH"}, {"PatientID": "A", "IssuerOfPatientID": " NORTH "}),
         ({}, {}),
         ({**UTF_8, "PatientName": "Müller^Jürgen"}, {**LATIN_1, "PatientName": "Müller^Jürgen"}),
         ({**UTF_8, "PatientName": "Müller^Jürgen"}, {**UTF_8, "PatientName": "Mu\u0308ller^Ju\u0308rgen"}),
