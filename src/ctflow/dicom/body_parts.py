@@ -109,6 +109,19 @@ def suits(value: str, wanted: Collection[str]) -> bool:
     return any(needed and needed <= parts for needed in map(parts_of_value, wanted))
 
 
+def holds_no_other(value: str, listed: Collection[str]) -> bool:
+    """Whether a series of this BodyPartExamined holds nothing but what a list names.
+
+    Args:
+        value: The series' value.
+        listed: One of them must be the same word, or the value's parts must all be among theirs.
+    """
+    if value.upper() in {one.upper() for one in listed}:
+        return True
+    parts = parts_of_value(value)
+    return bool(parts) and parts <= frozenset().union(*map(parts_of_value, listed))
+
+
 def listed_parts(wanted: Iterable[str]) -> str:
     """A model's list as messages show it."""
     words = list(wanted)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ctflow.dicom.attributes import number, text
+from ctflow.dicom.body_parts import holds_no_other, suits
 from ctflow.dicom.scan import Scan
 from ctflow.dicom.select import Candidate, Series, select_series
 from ctflow.service.document import Place, key, list_of, one_of, real, section, switch
@@ -37,7 +38,8 @@ class Rule:
     modality: tuple[str, ...] = key(list_of(one_line), "Modality is one of these.", default=())
     body_part: tuple[str, ...] = key(
         list_of(one_line),
-        "BodyPartExamined is one of these; `absent` stands for none given.",
+        "BodyPartExamined is one of these, also in other words (dicom.md): `run` takes what holds such a part, "
+        "`ignore` what holds no other. `absent` stands for none given.",
         default=(),
     )
     thickness_mm: Range | None = key(section(Range), "SliceThickness in mm, as `{min: 0.5, max: 2}`.", default=None)
@@ -161,12 +163,17 @@ def _fits(facts: Facts, rule: Rule) -> bool:
 
 
 def _fits_body_part(facts: Facts, rule: Rule) -> bool:
-    """Every part that the series names is in the list, word for word: fitness alone knows what else means the same."""
+    """Every value of the series fits the list.
+
+    To run a CT of chest and abdomen, one of them is enough, as for `ctflow run`; to ignore it, both must be listed.
+    """
     if not rule.body_part:
         return True
     if not facts.body_parts:
         return _ABSENT in rule.body_part
-    return facts.body_parts <= {word.upper() for word in rule.body_part if word != _ABSENT}
+    words = {word.upper() for word in rule.body_part if word != _ABSENT}
+    fits = suits if rule.decision == "run" else holds_no_other
+    return all(fits(value, words) for value in facts.body_parts)
 
 
 def _fits_thickness(facts: Facts, rule: Rule) -> bool:

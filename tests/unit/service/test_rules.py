@@ -53,6 +53,26 @@ def test_what_a_series_does_not_say_fits_nothing_that_is_asked_for(facts, wanted
     assert (decide(facts, [Rule("ignore", **wanted)]).decision == "ignore") is fits
 
 
+@pytest.mark.parametrize(
+    ("value", "listed", "runs", "is_ignored"),
+    [
+        ("LUNG", "CHEST", True, True),
+        ("THORAX", "lung", True, True),
+        ("CHESTABDPELVIS", "CHEST", True, False),
+        ("CHEST_TO_PELVIS", "CHEST,ABDOMEN,PELVIS", True, True),
+        ("CHEST", "CHESTABDPELVIS", False, True),
+        ("HEAD", "CHEST", False, False),
+        ("HEART", "CHEST", False, False),
+        ("SITE WORD", "site word", True, True),
+        ("SITE WORD", "CHEST", False, False),
+    ],
+)
+def test_body_parts_are_compared_by_what_they_mean(value, listed, runs, is_ignored):
+    facts, words = Facts(body_parts=frozenset({value})), tuple(listed.split(","))
+    assert (decide(facts, [Rule("run", body_part=words)]).rule is not None) is runs
+    assert (decide(facts, [Rule("ignore", body_part=words)]).rule is not None) is is_ignored
+
+
 def test_the_first_rule_that_fits_decides():
     rules = [
         Rule("ignore", name="scouts", description=("*scout*",)),
