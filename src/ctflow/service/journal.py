@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import queue
 import sqlite3
 import threading
@@ -31,6 +32,8 @@ LOCK_FILE = "lock"  # beside it: its one writer is one node
 # How many writes share one sync of the disk: 25 associations wait for it together instead of one after another.
 _MOST_AT_ONCE = 256
 _LOOK_AGAIN_S = 1.0  # at whether somebody still writes
+
+log = logging.getLogger(__name__)
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -90,12 +93,24 @@ class Journal(JournalReader):
             opened.set_exception(error)
             return
         opened.set_result(None)
+        try:
+            self._serve(connection)
+        except Exception:
+            log.exception("the journal's thread has ended: start the node again")  # `/readyz` says so, too
+
+    def _serve(self, connection: sqlite3.Connection) -> None:
         while (batch := self._next_batch()) is not None:
             before = connection.total_changes
-            self._write_batch(connection, batch)
-            if connection.total_changes != before:
-                for listener in tuple(self._listeners):
-                    listener()
+            try:
+                self._write_batch(connection, batch)
+                if connection.total_changes != before:
+                    for listener in tuple(self._listeners):
+                        listener()
+            except Exception as error:
+                log.exception("the journal's thread met a fault and opens the journal anew")
+                _fail(batch, error)
+                connection.close()  # undoes what was not committed
+                connection = _opened(self.path)
         connection.close()
 
     def _next_batch(self) -> list[tuple[Work[Any], Future[Any]]] | None:
@@ -131,7 +146,7 @@ class Journal(JournalReader):
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")  # where that fails, too, the connection is closed
             told = [(future, None, error) for _, future in batch]
         for future, value, failure in told:
             if failure is None:
@@ -296,6 +311,13 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _fail(batch: Sequence[tuple[Work[Any], Future[Any]]], error: Exception) -> None:
+    """Tell all who have not been told; to the others the disk's word has been given."""
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
 
 
 def _output_error(error: sqlite3.Error) -> OutputError:

@@ -117,9 +117,10 @@ class Crew:
         return ["no worker is open yet" if self.first_word is None else "no worker is open: the log says why"]
 
     def remarks(self) -> list[str]:
-        """Which workers are not open while others are."""
+        """Which workers are not open while others are, and what nobody foresaw."""
         closed = [foreman.name for foreman in self._foremen if not foreman.is_ready]
-        return [f"{name} is not open" for name in closed] if len(closed) < len(self._foremen) else []
+        faults = [foreman.fault for foreman in self._foremen if foreman.fault]
+        return faults + ([f"{name} is not open" for name in closed] if len(closed) < len(self._foremen) else [])
 
     def _wake(self) -> None:
         with self._changed:
@@ -164,6 +165,7 @@ class Foreman(threading.Thread):
         self._connection: Connection | None = None
         self._killed = False
         self.is_open = False
+        self.fault = ""  # the last one that nobody foresaw, until a series is through again
 
     def run(self) -> None:
         """Until the crew ends."""
@@ -178,12 +180,22 @@ class Foreman(threading.Thread):
                 except (OSError, sqlite3.Error):  # no memory for a process, no descriptors: they may come again
                     log.exception("%s cannot go on now", self.name)
                     is_ready, job = False, None
+                except Exception as error:  # noqa: BLE001  # a thread that ended would take its device along
+                    self._met(error, self.name)
+                    self.is_open = is_ready = False
+                    job = None
                 if job is not None:
                     self._lead(job)
                 elif not is_ready:
                     self._crew.ending.wait(_RESTART_S)
         finally:
             self._end_process()
+
+    def _met(self, error: Exception, what: str) -> str:
+        """Log a fault that nobody foresaw and have `/readyz` show it; the sentence that names it."""
+        self.fault = str(unexpected(error, what))
+        log.error("%s", self.fault)  # `unexpected` logs the traceback
+        return self.fault
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -282,6 +294,11 @@ class Foreman(threading.Thread):
             reason = f"the node could not run it ({type(error).__name__}: the log says more)"
             self._tell(lambda: self._settle(job, Outcome("again", reason)))
             self._crew.ending.wait(_RESTART_S)
+        except Exception as error:  # noqa: BLE001  # else the series would run until the node's next start
+            fault = self._met(error, f"series {job.digest}")
+            self.is_open = False  # a late answer would be taken for that to the next series
+            self._tell(lambda: self._settle(job, Outcome("again", fault)))
+            self._crew.ending.wait(_RESTART_S)
 
     def _run_job(self, job: Job) -> None:
         crew = self._crew
@@ -307,12 +324,12 @@ class Foreman(threading.Thread):
         self.is_open = self.is_open and outcome.is_sound
         try:
             self._tell(lambda: self._settle(job, outcome))
+            self.fault = ""
         except (OSError, sqlite3.Error):
             raise
         except Exception as error:  # noqa: BLE001  # else every start of the node would meet the same fault again
-            fault = unexpected(error, f"series {job.digest}")
-            log.error("%s", fault)  # noqa: TRY400  # `unexpected` logs the traceback
-            self._tell(lambda: crew.journal.give_up(job, str(fault)))
+            fault = self._met(error, f"series {job.digest}")
+            self._tell(lambda: crew.journal.give_up(job, fault))
 
     def _tell(self, tell: Callable[[], object]) -> None:
         """Tell the journal, again and again where the disk is full: the work is done and must not be lost."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ctflow.errors import NotWritten, SettingsInvalid
+from ctflow.service import journal as journal_module
 from ctflow.service.journal import Journal, digest_of_set, key_of
 from ctflow.service.records import Answer, Arrival, ObjectRecord, Patient
 
@@ -323,21 +324,6 @@ def test_threads_that_come_and_go_leave_nothing_open(journal):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_a_writer_that_has_ended(journal):
-    """A listener that fails is a mistake of ctflow; what was written before it is kept, and no thread hangs."""
-
-    def fail() -> None:
-        raise RuntimeError("a mistake")
-
-    journal.on_change(fail)
-    journal.event("note", "one")
-    journal.threads[0].join(30)
-    with pytest.raises(NotWritten):
-        journal.event("note", "two")
-    assert journal.events()[0].text == "one"
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_who_waits_when_the_writer_ends_is_told(journal, monkeypatch):
     began, go_on = threading.Event(), threading.Event()
 
@@ -370,3 +356,65 @@ def test_what_is_no_journal_or_a_newer_one_is_refused(tmp_path, journal):
     journal.close()
     with pytest.raises(NotWritten, match="closed"):
         receive(journal, 1)
+
+
+class Unreliable:
+    """A connection of which some statements fail, once each."""
+
+    def __init__(self, connection: sqlite3.Connection, *statements: str) -> None:
+        self._connection, self._fails = connection, list(statements)
+
+    def execute(self, statement, *given):
+        if statement in self._fails:
+            self._fails.remove(statement)
+            raise sqlite3.OperationalError(f"{statement}: disk I/O error")
+        return self._connection.execute(statement, *given)
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What opens the writer's connection, one after the other; a connection like others where nothing is left."""
+    real, left = journal_module._opened, []
+    monkeypatch.setattr(journal_module, "_opened", lambda path: (left.pop(0) if left else (lambda c: c))(real(path)))
+    return left
+
+
+def test_a_rollback_that_fails_too_undoes_all_the_same_and_is_told(tmp_path, clock, opened, caplog):
+    opened.append(lambda connection: Unreliable(connection, "COMMIT", "ROLLBACK"))
+    journal = Journal(tmp_path / "journal.sqlite3", clock)
+    with pytest.raises(NotWritten):
+        journal.event("note", "lost")
+    journal.event("note", "kept")
+    assert [event.text for event in journal.events()] == ["kept"]
+    assert "opens the journal anew" in caplog.text
+    assert all(thread.is_alive() for thread in journal.threads)
+    journal.close()
+
+
+def test_a_listener_that_fails_ends_no_writing(journal, caplog):
+    journal.on_change(lambda: (_ for _ in ()).throw(TypeError("no")))
+    for text in ("first", "second"):
+        journal.event("note", text)
+    assert {event.text for event in journal.events()} == {"first", "second"}
+    assert "TypeError" in caplog.text
+
+
+def test_a_journal_that_cannot_be_opened_again_says_so_and_ends(tmp_path, clock, opened, caplog):
+    def refuses(connection):
+        connection.close()
+        raise NotWritten("no such folder")
+
+    opened += [lambda connection: Unreliable(connection, "COMMIT", "ROLLBACK"), refuses]
+    journal = Journal(tmp_path / "journal.sqlite3", clock)
+    with pytest.raises(NotWritten):
+        journal.event("note", "lost")
+    (thread,) = journal.threads
+    thread.join(60)
+    assert not thread.is_alive(), "what `/readyz` looks at"
+    assert "start the node again" in caplog.text
+    with pytest.raises(NotWritten, match="closed"):
+        journal.event("note", "never")
+    journal.close()

@@ -200,6 +200,31 @@ def test_a_passing_fault_of_the_node_puts_the_series_back_and_ends_no_worker(jou
     wait_until(lambda: found.problems() == [], "it waits for the next one")
 
 
+def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(journal, crew, monkeypatch, caplog):
+    monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
+    (key,), find = complete(journal, 1), journal.find
+    monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
+    monkeypatch.setattr(work, "_RESTART_S", 3600.0)
+    found = crew(service_support.worker_that_answers)
+    wait_until(lambda: find(key).state == "complete" and find(key).reason, "it is put back")
+    (remark,) = found.remarks()
+    assert "unexpected TypeError" in remark
+    assert remark in caplog.text
+    assert "Doe" not in remark + caplog.text
+    assert find(key).reason == remark
+
+
+@pytest.mark.parametrize("where", ["next_run_at", "claim"])
+def test_an_unexpected_error_between_series_ends_no_worker(journal, crew, monkeypatch, caplog, where):
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    monkeypatch.setattr(journal, where, fails_first(getattr(journal, where), TypeError("Doe^John")))
+    (key,) = complete(journal, 1)
+    found = crew(service_support.worker_that_answers)
+    wait_until(lambda: journal.find(key).state == "done", "it ran after all")
+    assert "worker 0: unexpected TypeError" in caplog.text
+    wait_until(lambda: found.problems() == found.remarks() == [], "nothing is left to say")
+
+
 def test_a_fault_that_stays_makes_a_dead_letter_and_ends_no_worker(journal, crew, monkeypatch):
     monkeypatch.setattr(work, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr(work, "_RESTART_S", 0.01)
