@@ -69,8 +69,12 @@ class Space:
 
     def field(self, distance: FloatVolume) -> Field:
         """A shape, kept inside the cavity and clear of the lungs."""
-        inside = smooth_max(smooth_max(distance, self.cavity + 4, 4.0), 5 - self.lung, 4.0)
-        return Field(inside, self.coarse, self.fine)
+        return Field(smooth_max(distance, self.border, 4.0), self.coarse, self.fine)
+
+    @cached_property
+    def border(self) -> FloatVolume:
+        """Distance to the border of where organs may lie."""
+        return smooth_max(self.cavity + 4, 5 - self.lung, 4.0)
 
     def ellipsoid(self, centre: tuple[float, ...], radii: tuple[float, ...]) -> FloatVolume:
         """Distance to an ellipsoid, right near its surface."""

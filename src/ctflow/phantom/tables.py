@@ -54,6 +54,8 @@ def table_from_rng(rng: np.random.Generator, grid: Grid, table: Table, back_mm: 
     below = y - bowl + sunk - mattress
     _board(rng, hu, table, below, x, half)
     _fittings(rng, hu, below, x, half)
+    if rng.random() < 0.25:
+        _cushion(rng, hu, y - bowl, x)
     head = hu.copy()
     if rng.random() < 0.5:
         _head_rest(rng, head, y, x)
@@ -106,6 +108,15 @@ def _fittings(rng: np.random.Generator, hu: FloatVolume, depth: FloatVolume, x: 
         fill(hu, away - radius, rng.uniform(-100, 150), _EDGE_MM)
         if rng.random() < 0.6:
             fill(hu, away - 0.5 * radius, rng.uniform(900, 3000), _EDGE_MM)
+
+
+def _cushion(rng: np.random.Generator, hu: FloatVolume, depth: FloatVolume, x: FloatVolume) -> None:
+    """A cushion of foam in a cover at one side, or under one side of the patient."""
+    side, high, wide = rng.choice([-1, 1]) * rng.uniform(90, 200), rng.uniform(18, 50), rng.uniform(45, 90)
+    outline = (np.abs((depth + 0.6 * high) / high) ** 3 + np.abs((x - side) / wide) ** 3 + 1e-6) ** (1 / 3) - 1
+    distance = (outline * high).astype(np.float32)
+    fill(hu, distance, rng.uniform(-850, -600), _EDGE_MM)
+    fill(hu, distance + 1.2, rng.uniform(-985, -920), _EDGE_MM)
 
 
 def _head_rest(rng: np.random.Generator, hu: FloatVolume, y: FloatVolume, x: FloatVolume) -> None:
