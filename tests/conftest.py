@@ -13,8 +13,8 @@ from hypothesis import settings
 
 from bundle_support import coarse_unet_bundle
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.phantom import phantom_from_seed
 from needs import skip_without, summary_of_skips
+from phantom_support import phantom_drawn_once
 
 # Tests write what the standard does not allow, of which pydicom warns; `tests/unit/compat` has it raise.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -73,7 +73,7 @@ def coarse_bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def series(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("series")
-    write_ct_series(phantom_from_seed(5, (24, 96, 96)).volume, folder / "ct", seed=5)
+    write_ct_series(phantom_drawn_once(5, (24, 96, 96)).volume, folder / "ct", seed=5)
     return folder / "ct"
 
 

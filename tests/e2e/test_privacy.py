@@ -14,8 +14,8 @@ import pytest
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.phantom import phantom_from_seed
 from ctflow.volume import Volume
+from phantom_support import phantom_drawn_once
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,7 @@ def given(**more):
 
 @functools.cache
 def chest() -> Volume:
-    return phantom_from_seed(1, (18, 80, 80)).volume
+    return phantom_drawn_once(1, (18, 80, 80)).volume
 
 
 def write_series(folder: Path, seed: int, adjust=None) -> list[Path]:

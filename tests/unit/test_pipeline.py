@@ -38,7 +38,6 @@ from ctflow.errors import (
 )
 from ctflow.export.measure import Choice
 from ctflow.model import Code, CropForeground, Segment
-from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import (
     announce,
     exit_code_of_cases,
@@ -54,6 +53,7 @@ from ctflow.segmenter import Segmenter
 from ctflow.volume import digest_of_uid
 from ctflow.window.body import find_body
 from dicom_support import assembled, setter
+from phantom_support import phantom_drawn_once
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi
 
 
@@ -78,7 +78,7 @@ def noting(call, steps, word):
 
 
 def another_series(folder: Path, seed: int, adjust=None) -> Path:
-    write_ct_series(phantom_from_seed(seed, (18, 80, 80)).volume, folder, seed=seed, adjust=adjust)
+    write_ct_series(phantom_drawn_once(seed, (18, 80, 80)).volume, folder, seed=seed, adjust=adjust)
     return folder
 
 
@@ -495,7 +495,7 @@ def test_a_later_stage_passes_an_earlier_error_on(model, settings, tmp_path):
 
 
 def test_a_segmenter_must_be_open(model, settings):
-    volume = phantom_from_seed(0, (16, 32, 32)).volume
+    volume = phantom_drawn_once(0, (16, 32, 32)).volume
     segmenter = Segmenter(model, settings)
     with pytest.raises(ValueError, match="open the segmenter"):
         segmenter.segment(volume)
@@ -899,7 +899,7 @@ def body_windows(model, monkeypatch):
 
 @pytest.mark.parametrize("seg", ["binary", "fractional"])
 def test_where_the_body_is_the_result_is_that_of_all_windows_bit_for_bit(body_windows, settings, seg):
-    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    volume = phantom_drawn_once(5, (24, 96, 96)).volume
     inside = find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm).mask_of_slices(slice(0, 24)).numpy()
     found = {}
     for roi in ("none", "body"):
@@ -917,7 +917,7 @@ def test_where_the_body_is_the_result_is_that_of_all_windows_bit_for_bit(body_wi
 
 
 def test_a_tilted_body_is_that_of_all_windows_too(body_windows, settings):
-    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    volume = phantom_drawn_once(5, (24, 96, 96)).volume
     affine = volume.geometry.affine_mm.copy()
     affine[:3, 0] += 0.3 * affine[:3, 1]
     volume = replace(volume, geometry=replace(volume.geometry, affine_mm=affine))
@@ -940,7 +940,7 @@ def in_a_circle(volume, radius=0.35):
 
 @pytest.mark.parametrize("seg", ["binary", "fractional"])
 def test_padding_that_fills_windows_is_background_and_every_other_voxel_is_as_monai_has_it(body_windows, settings, seg):
-    volume, circle = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
+    volume, circle = in_a_circle(phantom_drawn_once(5, (24, 96, 96)).volume)
     found = {}
     for chosen in ("compute", "background"):
         with Segmenter(body_windows, replace(settings, constant_windows=chosen, seg=seg)) as segmenter:
@@ -973,7 +973,7 @@ def air_and_tissue(windows):
 @pytest.mark.parametrize("roi", ["none", "body"])
 def test_a_model_that_marks_air_is_caught_in_every_output(model, settings, tmp_path, monkeypatch, roi):
     monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(air_and_tissue))
-    padded, _ = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
+    padded, _ = in_a_circle(phantom_drawn_once(5, (24, 96, 96)).volume)
     write_ct_series(padded, tmp_path / "in", seed=5)
     (case,) = run_folder(tmp_path / "in", tmp_path / "out", model, replace(settings, roi=roi)).cases
     document = json.loads((case.folder / "result.json").read_text())
@@ -997,7 +997,7 @@ def test_a_model_that_marks_air_is_caught_in_every_output(model, settings, tmp_p
 
 
 def test_windows_of_padding_are_computed_once_on_each_device(body_windows, settings, monkeypatch):
-    volume, _ = in_a_circle(phantom_from_seed(5, (24, 96, 96)).volume)
+    volume, _ = in_a_circle(phantom_drawn_once(5, (24, 96, 96)).volume)
     windows = []
 
     def counted(some):
@@ -1030,7 +1030,7 @@ def test_a_choice_about_constant_windows_changes_the_uids(body_windows, series, 
 
 def test_a_slab_thinner_than_half_a_window_is_warned_about(model, settings, monkeypatch):
     monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
-    volume = phantom_from_seed(5, (20, 96, 96)).volume
+    volume = phantom_drawn_once(5, (20, 96, 96)).volume
     deep = volume.geometry.spacing_mm[0] * 20
     thin = replace(model, spec=replace(model.spec, roi=(8, 8, 64)))
     with Segmenter(thin, settings) as segmenter:
@@ -1068,7 +1068,7 @@ def uid_of(case) -> str:
 
 
 def test_a_volume_without_a_body_gets_all_windows_and_a_warning(body_windows, settings, caplog):
-    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    volume = phantom_drawn_once(5, (24, 96, 96)).volume
     noise = np.random.default_rng(0).integers(-1010, -990, volume.array.shape)
     air = replace(volume, array=noise.astype(np.int16))
     with Segmenter(body_windows, settings) as segmenter:
@@ -1084,7 +1084,7 @@ def test_a_volume_without_a_body_gets_all_windows_and_a_warning(body_windows, se
 
 def test_a_body_that_a_cropped_tilted_grid_passes_by_is_no_body(body_windows, settings):
     """A bone window crops the input to a metal bar, which in the slices with tissue lies elsewhere."""
-    volume = phantom_from_seed(5, (24, 96, 96)).volume
+    volume = phantom_drawn_once(5, (24, 96, 96)).volume
     affine = volume.geometry.affine_mm.copy()
     affine[:3, 0] += 0.6 * affine[:3, 1]
     array = np.full_like(volume.array, -1000)

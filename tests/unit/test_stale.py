@@ -16,9 +16,9 @@ from ctflow.bundle import read_bundle
 from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.errors import BackendUnavailable, NotWritten, NoUsableSeries
-from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import find_cases, key_of_series, run_folder
 from ctflow.report import run_record
+from phantom_support import phantom_drawn_once
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
 SETTINGS = Settings(device="cpu")
@@ -33,7 +33,7 @@ def model(coarse_bundle):
 def written(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for seed in (1, 2):
-        write_ct_series(phantom_from_seed(seed, (17, 32, 32)).volume, folder / str(seed), seed=seed)
+        write_ct_series(phantom_drawn_once(seed, (17, 32, 32)).volume, folder / str(seed), seed=seed)
     return folder
 
 

@@ -79,18 +79,27 @@ def test_the_rewritten_network_computes_the_same(roi, batch, arguments, attentio
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu", "folded"])
-def test_strong_attention_is_the_same_too(attention):
-    """Large scores make masks and position tables matter, and rounding too: so in double precision."""
+@pytest.fixture(scope="module")
+def strong() -> tuple[SwinUNETR, torch.Tensor, torch.Tensor]:
+    """A network whose large scores make masks and position tables matter, windows, and what it says of them.
+
+    They make rounding matter, too: so in double precision.
+    """
     network = swin_unetr()
     for name, parameter in network.named_parameters():
         if "relative_position_bias_table" in name or "qkv" in name:
             parameter.mul_(20)
-    network = network.double()
-    rewritten = rewrite_for_export(network, (64, 64, 64), attention)
-    windows = noise(1, (64, 64, 64)).double()
+    network, windows = network.double(), noise(1, (64, 64, 64)).double()
     with torch.inference_mode():
-        assert relative_error(network(windows), rewritten(windows)) <= 1e-10
+        return network, windows, network(windows)
+
+
+@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu", "folded"])
+def test_strong_attention_is_the_same_too(strong, attention):
+    network, windows, expected = strong
+    rewritten = rewrite_for_export(network, (64, 64, 64), attention)
+    with torch.inference_mode():
+        assert relative_error(expected, rewritten(windows)) <= 1e-10
 
 
 class MostAxes(torch.overrides.TorchFunctionMode):

@@ -13,9 +13,9 @@ from ctflow.config import Settings
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.errors import NotWritten
 from ctflow.model import NOTHING_MARKED
-from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline import run_folder
 from ctflow.report.result import SCHEMA_VERSION, run_result, series_result, write_result
+from phantom_support import phantom_drawn_once
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -224,7 +224,7 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_what_a_run_writes_is_valid(coarse_bundle, series, tmp_path):
     """A good series, one with a gap, and a file that is no image."""
     folder = tmp_path / "in"
-    write_ct_series(phantom_from_seed(1, (18, 80, 80)).volume, folder / "broken", seed=1)
+    write_ct_series(phantom_drawn_once(1, (18, 80, 80)).volume, folder / "broken", seed=1)
     (folder / "broken" / "00009.dcm").unlink()
     (folder / "good").symlink_to(series)
     (folder / "notes.dcm").write_text("no image")
