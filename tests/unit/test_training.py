@@ -1,8 +1,9 @@
-"""The scripts that make training sets and the wide bundle, as whole processes."""
+"""The scripts that make training sets and the wide bundle."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,43 +14,52 @@ import pytest
 import torch
 
 from ctflow.bundle.read import read_bundle
+from ctflow.errors import BundleInvalid
 from ctflow.model import NetworkSpec, Resample
 from ctflow.networks.build import network_from_model, network_from_spec
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = (sys.executable, str(ROOT / "training" / script), *words)
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a script in this process: another one would import torch again."""
+
+    def run(script: str, *words: str) -> None:
+        path = str(ROOT / "training" / script)
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        runpy.run_path(path, run_name="__main__")
+
+    return run
 
 
-def test_a_wide_bundle_has_its_own_width_batch_and_name_and_does_not_resample(tmp_path):
+def test_a_wide_bundle_has_its_own_width_batch_and_name_and_does_not_resample(tmp_path, run, capsys):
     weights = ROOT / "bundle" / "models" / "model.pt"
-    done = run("make_wide_bundle.py", str(tmp_path / "wide"), "--feature-size", "12", "--weights", str(weights))
+    words = [str(tmp_path / "wide"), "--feature-size", "12", "--weights", str(weights)]
+    command = [sys.executable, str(ROOT / "training" / "make_wide_bundle.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     spec, demonstration = read_bundle(tmp_path / "wide").spec, read_bundle(ROOT / "bundle").spec
     assert spec.batch_size == 8
     assert spec.name != demonstration.name
     assert any(isinstance(step, Resample) for step in demonstration.preprocessing)
     assert spec.preprocessing == tuple(step for step in demonstration.preprocessing if not isinstance(step, Resample))
-    again = run("make_wide_bundle.py", str(tmp_path / "wide"), "--feature-size", "12", "--weights", str(weights))
-    assert again.returncode == 2
-    assert "wide exists" in again.stderr
+    with pytest.raises(SystemExit) as ended:
+        run("make_wide_bundle.py", *words)
+    assert ended.value.code == 2
+    assert "wide exists" in capsys.readouterr().err
 
 
-def test_weights_of_another_width_leave_no_bundle(tmp_path):
+def test_weights_of_another_width_leave_no_bundle(tmp_path, run):
     shutil.copy(ROOT / "bundle" / "models" / "model.pt", tmp_path / "model.pt")
     weights = ("--weights", str(tmp_path / "model.pt"))
-    done = run("make_wide_bundle.py", str(tmp_path / "wide"), "--feature-size", "24", *weights)
-    assert done.returncode != 0
-    assert "BundleInvalid" in done.stderr
+    with pytest.raises(BundleInvalid):
+        run("make_wide_bundle.py", str(tmp_path / "wide"), "--feature-size", "24", *weights)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
 
 
-def test_a_widened_network_computes_what_the_narrow_one_computes(tmp_path):
-    done = run("widen_network.py", str(tmp_path / "wide.pt"), "--feature-size", "24", "--noise", "0")
-    assert done.returncode == 0, done.stderr
+def test_a_widened_network_computes_what_the_narrow_one_computes(tmp_path, run):
+    run("widen_network.py", str(tmp_path / "wide.pt"), "--feature-size", "24", "--noise", "0")
     narrow = read_bundle(ROOT / "bundle")
     wide = NetworkSpec("SwinUNETR", {**narrow.spec.network.arguments, "feature_size": 24})
     networks = [network_from_model(narrow), network_from_spec(wide)]
@@ -60,15 +70,18 @@ def test_a_widened_network_computes_what_the_narrow_one_computes(tmp_path):
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_a_width_that_is_no_multiple_is_refused(tmp_path):
-    done = run("widen_network.py", str(tmp_path / "wide.pt"), "--feature-size", "40")
-    assert done.returncode == 2
-    assert "a multiple of 12" in done.stderr
+def test_a_width_that_is_no_multiple_is_refused(tmp_path, run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("widen_network.py", str(tmp_path / "wide.pt"), "--feature-size", "40")
+    assert ended.value.code == 2
+    assert "a multiple of 12" in capsys.readouterr().err
     assert not (tmp_path / "wide.pt").exists()
 
 
 def test_a_set_has_the_shape_that_was_asked_for(tmp_path):
-    done = run("make_set.py", str(tmp_path / "set"), "--phantoms", "2", "--shape", "20,40,32", "--processes", "1")
+    words = [str(tmp_path / "set"), "--phantoms", "2", "--shape", "20,40,32", "--processes", "1"]
+    command = [sys.executable, str(ROOT / "training" / "make_set.py"), *words]  # it forks, which threads do not survive
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     cases = sorted((tmp_path / "set").iterdir())
     assert len(cases) == 2
@@ -78,8 +91,10 @@ def test_a_set_has_the_shape_that_was_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("shape", ["1,2", "a,b,c"])
-def test_a_wrong_shape_is_refused(tmp_path, shape):
-    assert run("make_set.py", str(tmp_path / "set"), "--phantoms", "1", "--shape", shape).returncode == 2
+def test_a_wrong_shape_is_refused(tmp_path, run, shape):
+    with pytest.raises(SystemExit) as ended:
+        run("make_set.py", str(tmp_path / "set"), "--phantoms", "1", "--shape", shape)
+    assert ended.value.code == 2
     assert not (tmp_path / "set").exists()
 
 

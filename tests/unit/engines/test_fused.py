@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 
 import pytest
@@ -11,7 +12,7 @@ from ctflow.engines import choose, fused
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.fused import FusedEngine
 from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
-from ctflow.export.parity import check_parity
+from ctflow.export.parity import check_parity, reference_logits
 from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
 from ctflow.networks.head import fold_two_class_head
@@ -152,12 +153,18 @@ def test_it_gives_the_networks_logits(network):
     assert torch.allclose(engine.predict(windows), expected, atol=1e-5 * float(expected.abs().max()))
 
 
+@functools.cache
+def windows_and_logits():
+    windows = [torch.rand((1, 1, *ROI), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    return windows, reference_logits(model_of("SwinUNETR", SWIN), windows, "cpu")
+
+
 def compared(function, channels=2):
     """What the one gate finds of an engine; the network's weights are random, so that logits alone are judged."""
-    windows = [torch.rand((1, 1, *ROI), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    (windows, expected), model = windows_and_logits(), model_of("SwinUNETR", SWIN)
     with torch.no_grad():
         return check_parity(
-            engine_of(function, channels=channels), model_of("SwinUNETR", SWIN), windows, logits_only=True
+            engine_of(function, channels=channels), model, windows, expected=expected, batch=2, logits_only=True
         )
 
 

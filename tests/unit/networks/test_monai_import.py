@@ -82,8 +82,8 @@ def test_a_network_computes_the_same_either_way(tmp_path):
         "net = network_class('SwinUNETR')(in_channels=1, out_channels=2, feature_size=12).eval()\n"
         "with torch.no_grad(): torch.save(net(torch.rand(1, 1, 64, 32, 32)), {!r})"
     )
-    for name, before in (("lean", LEAN), ("whole", "")):
-        run_afresh(code.format(before, str(tmp_path / name)), tmp_path)
+    run_afresh(code.format(LEAN, str(tmp_path / "lean")), tmp_path)
+    exec(code.format("", str(tmp_path / "whole")))  # this process is not ctflow's own and has all of MONAI
     import torch  # noqa: PLC0415
 
     assert torch.equal(torch.load(tmp_path / "lean"), torch.load(tmp_path / "whole"))
