@@ -279,7 +279,7 @@ class Sender(threading.Thread):
         return left
 
 
-def prove_kill(count: int, seed: int, longest_s: float, most_open: int) -> dict[str, Any]:
+def prove_kill(count: int, seed: int, longest_s: float, most_open: int, bundle: Path | None) -> dict[str, Any]:
     """Kill the node again and again while series come in, run and leave.
 
     A worker needs many seconds to load torch and then less than one for a series of this size. So every fourth kill
@@ -288,7 +288,7 @@ def prove_kill(count: int, seed: int, longest_s: float, most_open: int) -> dict[
     rng = random.Random(seed)  # noqa: S311  # no secret
     with working_folder() as folder:
         archive = Archive()
-        node = Node(folder / "node", small_bundle(folder), quiet_s=0.5, destination=archive.port)
+        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=0.5, destination=archive.port)
         sender = Sender(node, base_series(folder), most_open)
         node.start()
         sender.start()
@@ -353,10 +353,10 @@ def _check_kill(node: Node, sender: Sender, archive: Archive) -> dict[str, Any]:
 # -- load, hostile, idle, latency -----------------------------------------------------------------------------------
 
 
-def prove_load(associations: int, images: int) -> dict[str, Any]:
+def prove_load(associations: int, images: int, bundle: Path | None) -> dict[str, Any]:
     """Many associations at once, 512 x 512 images, DCMTK's sender."""
     with working_folder() as folder:
-        node = Node(folder / "node", small_bundle(folder), quiet_s=3600)
+        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=3600)
         series = _large_series(folder, associations, images)
         node.start()
         wait_for(lambda: b'"ready": true' in http(node.web_port, "/readyz"), "the worker is open")
@@ -404,7 +404,7 @@ def _storescu(port: int, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, env={**os.environ, "TCP_NODELAY": "1"}, stdout=subprocess.DEVNULL)
 
 
-def prove_hostile(count: int, seed: int) -> dict[str, Any]:
+def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
     """UIDs that try to be paths, commands, statements, or too much; every file must lie in the inbox."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     parts = [
@@ -429,7 +429,7 @@ def prove_hostile(count: int, seed: int) -> dict[str, Any]:
     ]
     with working_folder() as folder:
         # Deep below the folder that is searched, so that a way up ends in it.
-        node = Node(folder.joinpath(*"12345678", "node"), small_bundle(folder), quiet_s=3600)
+        node = Node(folder.joinpath(*"12345678", "node"), bundle or small_bundle(folder), quiet_s=3600)
         (base, *_) = base_series(folder)
         node.start()
         before = _files_outside(folder, node)
@@ -460,10 +460,10 @@ def _files_outside(folder: Path, node: Node) -> set[Path]:
     return {path for path in found if not path.name.startswith(("journal.sqlite3", "audit-position", "log", ".audit"))}
 
 
-def prove_idle(sockets: int) -> dict[str, Any]:
+def prove_idle(sockets: int, bundle: Path | None) -> dict[str, Any]:
     """C-ECHO while so many connections say nothing, or only begin to."""
     with working_folder() as folder:
-        node = Node(folder / "node", small_bundle(folder))
+        node = Node(folder / "node", bundle or small_bundle(folder))
         node.start()
         idle = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(sockets)]
         for each in idle[::2]:
@@ -484,11 +484,11 @@ def prove_idle(sockets: int) -> dict[str, Any]:
     }
 
 
-def prove_latency(repeats: int) -> dict[str, Any]:
+def prove_latency(repeats: int, bundle: Path | None) -> dict[str, Any]:
     """Last image in to SEG at the destination, less the quiet period and the inference."""
     with working_folder() as folder:
         archive = Archive()
-        node = Node(folder / "node", small_bundle(folder), quiet_s=1.0, destination=archive.port)
+        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=1.0, destination=archive.port)
         base = base_series(folder)
         node.start()
         wait_for(lambda: b'"ready": true' in http(node.web_port, "/readyz"), "the worker is open")
@@ -542,6 +542,7 @@ PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
 def main() -> int:
     """Run one proof."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="MONAI bundle (default: a small untrained one is made)")
     proofs = parser.add_subparsers(dest="proof", required=True)
     kill = proofs.add_parser("kill")
     kill.add_argument("--count", type=int, default=100)
