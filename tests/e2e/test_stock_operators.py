@@ -10,6 +10,9 @@ import highdicom as hd
 import pydicom
 import pytest
 
+from ctflow.bundle import read_bundle
+from ctflow.config import Settings
+from ctflow.pipeline import run_folder
 from tests_support import assert_same_points, segment_points_by_dcmqi
 
 pytestmark = pytest.mark.e2e
@@ -62,11 +65,11 @@ def run_stock(folder, series, bundle) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_the_stock_graph_marks_the_same_voxels(series, coarse_bundle, door, tmp_path):
+def test_the_stock_graph_marks_the_same_voxels(series, coarse_bundle, tmp_path):
     done = run_stock(tmp_path, series, coarse_bundle)
     assert done.returncode == 0, done.stderr
     (stock,) = (tmp_path / "out").glob("*.dcm")
-    assert door("run", ["-i", series, "-o", tmp_path / "ours", "-m", coarse_bundle]).returncode == 0
+    run_folder(series, tmp_path / "ours", read_bundle(coarse_bundle), Settings(engine="eager"))
     (ours,) = (tmp_path / "ours").glob("*/segmentation.dcm")
     voxels = json.loads((ours.parent / "result.json").read_text())["segments"][0]["voxels"]
     assert int(hd.seg.segread(stock).pixel_array.sum()) == voxels > 0
