@@ -16,6 +16,9 @@ from scipy.spatial import cKDTree
 
 BIN = Path(sys.executable).parent
 
+# What tests/conftest.py does for its own process, for those that compute much: glibc keeps what is freed.
+KEEPS_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+
 
 def dciodvfy_errors(path: Path) -> list[str]:
     """What dciodvfy (dicom3tools) calls an error."""

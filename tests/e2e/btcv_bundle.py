@@ -7,6 +7,7 @@ reader is as in the zoo's version 0.3.7: expressions, the argument `img_size` th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from ctflow.networks.build import network_class
+from tests_support import KEEPS_FREED_MEMORY
 
 SEED = 14
 CLASSES = (
@@ -183,7 +185,10 @@ def labels_by_monai(bundle: Path, nifti: Path, out: Path) -> tuple[np.ndarray, n
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", out / "inference.json"]
     command += ["--meta_file", bundle / "configs" / "metadata.json", "--bundle_root", bundle]
     command += ["--dataset_dir", out / "data", "--output_dir", out / "eval"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, cwd=out)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, cwd=out,
+        env=os.environ | KEEPS_FREED_MEMORY,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (written,) = (out / "eval").rglob("*.nii.gz")
     image = nibabel.load(written)

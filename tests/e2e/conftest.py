@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests_support import KEEPS_FREED_MEMORY
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 DOORS = ("run", "app", "exec", "monai-deploy")
@@ -39,6 +41,7 @@ def door() -> Run:
             "monai-deploy": [BIN / "monai-deploy", "exec", "app"],
         }[name]
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("HOLOSCAN", "CTFLOW", "COV"))}
+        clean |= KEEPS_FREED_MEMORY
         clean |= {key: os.environ[key] for key in ("CTFLOW_ENGINE", "CTFLOW_CACHE")}  # the tests' own
         return subprocess.run(
             [*prefix, *command, *words], cwd=REPOSITORY, env={**clean, **(environment or {})},

@@ -51,12 +51,19 @@ def gapped(series, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [RUN, "app"])
+def write_earlier_result(output: Path, header: pydicom.Dataset) -> str:
+    """A result folder of a series; its name."""
+    key = f"{header.SeriesInstanceUID}-{digest_of_uid(header.StudyInstanceUID)}"
+    (output / key).mkdir(parents=True)
+    (output / key / "segmentation.dcm").write_text("of an earlier run")
+    return key
+
+
+@pytest.mark.exhaustive  # the next one moves it aside, too, and an empty folder is exit 2
+@pytest.mark.parametrize("name", ["run", "app"])
 def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coarse_bundle, tmp_path, gapped, name):
     header = pydicom.dcmread(next(gapped.iterdir()), stop_before_pixels=True)
-    key = f"{header.SeriesInstanceUID}-{digest_of_uid(header.StudyInstanceUID)}"
-    (tmp_path / "out" / key).mkdir(parents=True)
-    (tmp_path / "out" / key / "segmentation.dcm").write_text("of an earlier run")
+    key = write_earlier_result(tmp_path / "out", header)
     done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
     assert "BrokenSeries" in done.stderr
@@ -73,6 +80,7 @@ def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, g
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         dataset.save_as(file)
     shutil.copytree(series, gapped / "good")
+    key = write_earlier_result(tmp_path / "out", dataset)
     (gapped / "cut.dcm").write_bytes(next(series.iterdir()).read_bytes()[:700])
     done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 6, done.stderr
@@ -80,8 +88,11 @@ def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, g
     assert sorted(entry["status"] for entry in document["series"]) == ["done", "refused"]
     (unreadable,) = document["unreadable"]
     assert unreadable["file"] == name_without_patient(Path("cut.dcm"))
-    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
-    assert (folder / "segmentation.dcm").exists()
+    folders = {path.name: path for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    moved = folders.pop(".superseded") / f"{key}-1" / "segmentation.dcm"
+    assert moved.read_text() == "of an earlier run"
+    (folder,) = folders.values()
+    assert (folder / "segmentation.dcm").read_bytes()[128:132] == b"DICM"
 
 
 @pytest.mark.parametrize("name", [RUN, "app"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+
+from tests_support import KEEPS_FREED_MEMORY
 
 pytestmark = pytest.mark.e2e
 BUNDLE = Path(__file__).parents[2] / "bundle"
@@ -24,7 +27,8 @@ CONFIGS = [
 
 def monai_bundle(*words: object, cwd: Path) -> str:
     command = [sys.executable, "-m", "monai.bundle", *map(str, words), *CONFIGS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
+    env = os.environ | KEEPS_FREED_MEMORY
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 
