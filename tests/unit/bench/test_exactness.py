@@ -240,7 +240,7 @@ def test_lesions_agree_with_a_plain_count(case):
         assert lesion.dice == pytest.approx(2 * (mine & union).sum() / (mine.sum() + union.sum()))
         whole = compare_masks(union, mine, spacing).hausdorff95_mm
         assert (lesion.hausdorff95_mm is None) == (whole is None), "None where it was missed"
-        # A lesion is compared in its own box: the same distance from other multiples of the spacing may round otherwise.
+        # In the box of a lesion the same distance comes from other multiples of the spacing, and may round otherwise.
         assert lesion.hausdorff95_mm == (None if whole is None else pytest.approx(whole, rel=1e-9))
     false = [components == k for k in range(1, count + 1) if not (truth & (components == k)).any()]
     false.sort(key=lambda mask: -mask.sum())  # stable: of equal ones the first comes first
