@@ -49,8 +49,7 @@ train() {
     --max_epochs 1 --steps $steps --dataloader#shuffle False --dataloader#sampler \
     "{'_target_': 'torch.utils.data.RandomSampler', 'data_source': '@dataset', 'num_samples': $((2 * steps))}" \
     --cases_per_step 2 --windows_per_case 4 --learning_rate 4e-4 --schedule#pct_start 0.1 \
-    --random_transforms#0#ratios "[3, 1, 1, 1, 1, 1]" \
-    --deterministic_transforms#7#max_samples_per_class 20000 --deterministic_transforms#7#image_threshold -1 \
+    --random_transforms#0#ratios "[1, 1, 1, 1, 1, 1, 1, 1, 1]" \
     --dataset#copy_cache False --dataset#num_workers 12 \
     --handlers#1#iteration_log "\$lambda engine, step: step % 20 == 0")
   python training/make_wide_bundle.py "$out/wide" --feature-size 48 --weights "$out/trained/model.pt"

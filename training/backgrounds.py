@@ -35,8 +35,8 @@ CATALOGUE = Path(__file__).with_suffix(".json")
 # What these allow, training allows; licences for non-commercial use only (CC BY-NC) do not belong in a free model.
 LICENCES = ("CC0 1.0", "CC BY 3.0", "CC BY 4.0", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "MIT")
 EVALUATION_ONLY = "LIDC-IDRI-0314"
-USES = ("train", "held-out")
-Use = Literal["train", "held-out"]
+USES = ("train", "validation", "held-out")
+Use = Literal["train", "validation", "held-out"]
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
@@ -63,7 +63,7 @@ class Background:
         collection: Where it was published.
         licence: One of `LICENCES`.
         doi: Of the collection; empty where it has none.
-        use: "train" or "held-out".
+        use: "train", "validation" (which weights are taken) or "held-out" (how good they are).
         repository: GitHub repository, owner/name, that holds the files.
         commit: The repository's commit that holds them.
         path: Folder or file in the repository; empty for the repository's root.
@@ -123,7 +123,7 @@ def _background_from_entry(entry: dict[str, Any]) -> Background:
     if entry["licence"] not in LICENCES:
         raise ValueError(f"{name}: its licence is {entry['licence']}, not one of {', '.join(LICENCES)}; remove it")
     if entry["use"] not in USES:
-        raise ValueError(f'{name}: its use is {entry["use"]!r}; set "train" or "held-out"')
+        raise ValueError(f'{name}: its use is {entry["use"]!r}; set "train", "validation" or "held-out"')
     if entry["patient"].upper() == EVALUATION_ONLY:
         raise ValueError(f"{name}: {EVALUATION_ONLY} is for evaluation alone; remove it")
     lesions = tuple(Lesion(lesion["what"], _box(lesion["lps_mm"])) for lesion in entry["lesions"])
@@ -203,7 +203,7 @@ def load_backgrounds(
 
     Args:
         folder: Holds the CTs.
-        use: "train" or "held-out".
+        use: "train", "validation" (which weights are taken) or "held-out" (how good they are).
         catalogue: All CTs; default those of backgrounds.json.
 
     Yields:

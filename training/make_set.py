@@ -1,99 +1,129 @@
-"""Make the training set of the demonstration model: phantoms, and tumours put into the lung of a real CT.
+"""Make the training set of the demonstration model: phantoms, and synthetic tumours in real CTs.
 
-    python training/make_set.py DIR --phantoms 240 --processes 16 [--background lidc.npz --insertions 48]
+    python training/make_set.py DIR --phantoms 80 --varied 120 --backgrounds FOLDER --insertions 20
     python training/make_set.py DIR --phantoms 24 --shape 300,512,512
 
-Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them; a label is the tumour's number, so that small
-ones are sampled as often as large ones. Nothing within 30 mm of the real nodule of the
-background ever reaches the disk: each insertion is cut into boxes that keep clear of it.
+Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them. A label says how often a place is looked at:
+1 to 5 is the number of a tumour, so that small ones are drawn as often as large ones; 6 is what looks like a tumour
+(vessels, scars, consolidation), 7 the rest of the body near the lungs, 8 everything outside the body, 0 what is left.
+train.json draws windows around each, and then takes 6 to 8 for background.
+
+Nothing within 30 mm of a lesion that is annotated in a background ever reaches the disk: each is cut into boxes
+that keep clear of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+import torch
+from acquisition import Sample, acquire
+from backgrounds import USES
+from lungs import coarse_lung_distance, vessels_of
+from mimics import draw_lung_disease
+from real_chests import CLEAR_MM, SPACING_MM, as_acquired, boxes_clear_of, lung_of_background, read_backgrounds
 
 from ctflow.phantom import phantom_from_seed
-from ctflow.phantom.grid import Field, Grid
-from ctflow.phantom.paint import Tubes
-from ctflow.phantom.tumours import draw_mimics, draw_tumours, plans_from_rng
+from ctflow.phantom.grid import Field, FloatVolume, Grid
+from ctflow.phantom.tumours import Labels, draw_mimics, draw_tumours, plans_from_rng
 from ctflow.volume import Size3
+from ctflow.window.body import find_body
 
-# Seeds from here on; 1000-1019 and 2000-2009 are for the evaluation and never drawn.
+# Seeds from here on; 1000-1019 and 2000-2009 are for the evaluation, 3000-3999 for the validation: never drawn.
 FIRST_SEED = 100_000
 # Voxel sizes from thick slices to thin ones; what a model sees is resampled to its own spacing.
 SHAPES: tuple[Size3, ...] = ((160, 256, 256), (160, 256, 256), (200, 320, 320), (130, 300, 300), (240, 384, 384))
-CLEAR_MM = 30.0
-SMALLEST_BOX_MM = 110.0
+MOST_TUMOURS = 5
+MIMIC, NEAR, OUTSIDE, EXCLUDED = 6, 7, 8, 9
+_NEAR_MM = 35.0
+_backgrounds: list[dict[str, Any]] = []  # prepared once; the processes that insert tumours are forked from this one
 
 
-def write_case(folder: Path, hu: np.ndarray, labels: np.ndarray, affine_lps: np.ndarray) -> None:
-    """Write image.nii (int16 HU) and label.nii (uint8, tumour number or 0), in RAS as NIfTI has it."""
+def write_case(folder: Path, sample: Sample) -> None:
+    """Write image.nii (int16 HU) and label.nii (uint8), in RAS as NIfTI has it."""
     folder.mkdir(parents=True)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_lps
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ sample.affine_lps
+    hu = np.clip(np.rint(sample.hu), -3024, 3071).astype(np.int16)
     nib.save(nib.Nifti1Image(hu, affine), folder / "image.nii")
-    nib.save(nib.Nifti1Image(labels, affine), folder / "label.nii")
+    nib.save(nib.Nifti1Image(sample.labels, affine), folder / "label.nii")
 
 
-def make_phantom(folder: Path, number: int, shape: Size3) -> None:
+def make_phantom(folder: Path, seed: int, shape: Size3, varied: bool) -> None:
     """One phantom of `shape` (D, H, W) voxels; every tenth has no tumour."""
-    seed = FIRST_SEED + number
     rng = np.random.default_rng([seed, 99])
-    count = 0 if number % 10 == 9 else int(rng.integers(2, 6))
-    phantom = phantom_from_seed(seed, shape, tumours=count)
-    write_case(folder / f"phantom-{seed}", phantom.volume.array, phantom.numbers, phantom.volume.geometry.affine_mm)
+    count = 0 if seed % 10 == 9 else int(rng.integers(2, 6))
+    phantom = phantom_from_seed(seed, shape, tumours=count, varied=varied)
+    hu = phantom.volume.array.astype(np.float32)
+    spacing = phantom.volume.geometry.spacing_mm
+    labels = with_places(hu, phantom.numbers, spacing, coarse_lung_distance(hu, spacing))
+    sample = Sample(hu, labels, spacing)
+    if varied:
+        sample = acquire(rng, sample, native_mm=spacing[0])
+    write_case(folder / f"phantom-{seed}", sample)
 
 
-def lung_distance(hu: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Signed distance to the lungs of a CT, in mm, negative inside; vessels count as lung."""
-    air = ndimage.binary_opening(hu < -450, iterations=1)
-    parts, _ = ndimage.label(air)
-    faces = np.concatenate([parts[:, 0].ravel(), parts[:, -1].ravel(), parts[:, :, 0].ravel(), parts[:, :, -1].ravel()])
-    sizes = np.bincount(parts.ravel())
-    sizes[np.unique(faces)] = 0
-    sizes[0] = 0
-    lungs = np.isin(parts, np.flatnonzero(sizes > 0.05 * sizes.sum()))
-    lungs = ndimage.binary_closing(np.pad(lungs, 8), iterations=5)[8:-8, 8:-8, 8:-8]
-    outside = ndimage.distance_transform_edt(~lungs, sampling=spacing_mm)
-    return (outside - ndimage.distance_transform_edt(lungs, sampling=spacing_mm)).astype(np.float32)
+def with_places(hu: FloatVolume, numbers: Labels, spacing_mm: tuple[float, float, float], lung: FloatVolume) -> Labels:
+    """The numbers of the tumours, and where else windows are drawn (see the module)."""
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[lung < _NEAR_MM] = NEAR
+    body = find_body(torch.from_numpy(np.ascontiguousarray(hu)), spacing_mm)
+    if body is not None:
+        labels[~body.mask_of_slices(slice(0, len(hu))).numpy()] = OUTSIDE
+    labels[(lung < 2) & (hu > -400)] = MIMIC
+    labels[numbers > 0] = numbers[numbers > 0]
+    return labels
 
 
-def make_insertion(folder: Path, number: int, background: dict[str, Any]) -> None:
-    """Tumours in the real CT, cut into boxes that keep clear of its real nodule."""
-    rng = np.random.default_rng([FIRST_SEED, number, 7])
+def make_insertion(folder: Path, number: int, which: int) -> None:
+    """Tumours and mimics in a real CT, cut into boxes that keep clear of its own lesions.
+
+    Args:
+        folder: Of the set.
+        number: Of this insertion.
+        which: Of `_backgrounds`.
+    """
+    background = _backgrounds[which]
+    rng = np.random.default_rng([FIRST_SEED, number, int(background["index"])])
+    before = background["hu"].astype(np.float32)
+    hu, grid, lung = before.copy(), Grid(before.shape, (SPACING_MM,) * 3), background["lung"].astype(np.float32)
+    numbers = np.zeros(hu.shape, np.uint8)
+    field = Field(lung, grid, grid)
+    disease = numbers
+    if number % 4 and (lung < -8).any():  # every fourth stays as it is: real anatomy is no tumour
+        plans = plans_from_rng(rng, int(rng.integers(2, 6)))
+        value, edge = rng.uniform(5, 75), rng.uniform(1.4, 2.6)
+        vessels = vessels_of(before, lung, grid, rng)
+        _, numbers = draw_tumours(rng, hu, grid, field, vessels, plans, value=value, edge_mm=edge)
+        draw_mimics(rng, hu, grid, field, edge, numbers)
+        disease = draw_lung_disease(rng, hu, grid, field, numbers)
+        hu = as_acquired(rng, before, hu, background["thickness_mm"])
+    labels = with_places(hu, numbers, grid.spacing_mm, lung)
+    labels[(disease > 0) & (numbers == 0)] = MIMIC
+    if background["flip"] and rng.random() < 0.5:
+        hu, labels = hu[:, :, ::-1], labels[:, :, ::-1]
+    for index, box in enumerate(boxes_clear_of(background["lesions"], hu.shape, SPACING_MM)):
+        d, h, w = box
+        part = Sample(hu[d, h, w], labels[d, h, w], grid.spacing_mm)
+        name = f"{background['name']}-{number:03d}-{index}"
+        write_case(folder / name, acquire(rng, part, native_mm=background["thickness_mm"]))
+
+
+def write_as_it_is(folder: Path, which: int) -> None:
+    """A whole background for the validation: nothing added, 30 mm around its lesions labelled as excluded."""
+    background = _backgrounds[which]
     hu = background["hu"].astype(np.float32)
-    spacing = float(background["spacing_mm"])
-    grid = Grid(hu.shape, (spacing,) * 3)
-    lung = Field(background["lung"], grid, grid)
-    none = Tubes(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 2)))
-    plans = plans_from_rng(rng, int(rng.integers(3, 6)))
-    _, numbers = draw_tumours(rng, hu, grid, lung, none, plans, value=rng.uniform(20, 55), edge_mm=1.6)
-    draw_mimics(rng, hu, grid, lung, 1.6, numbers)
-    affine = grid.geometry.affine_mm
-    array = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
-    for index, box in enumerate(boxes_clear_of(background["nodule"], hu.shape, spacing)):
-        moved = affine.copy()
-        moved[:3, 3] += affine[:3, :3] @ [part.start for part in box]
-        write_case(folder / f"real-{number:03d}-{index}", array[box], numbers[box], moved)
-
-
-def boxes_clear_of(nodule: np.ndarray, shape: tuple[int, ...], spacing_mm: float) -> list[tuple[slice, slice, slice]]:
-    """The largest boxes before and behind the nodule on each axis; `nodule` is its bounding box, (3, 2) voxels."""
-    away = int(np.ceil(CLEAR_MM / spacing_mm)) + 1
-    boxes = []
-    for axis in range(3):
-        for part in (slice(0, max(0, nodule[axis, 0] - away)), slice(nodule[axis, 1] + away, shape[axis])):
-            if (part.stop - part.start) * spacing_mm >= SMALLEST_BOX_MM:
-                box = [slice(0, n) for n in shape]
-                box[axis] = part
-                boxes.append((box[0], box[1], box[2]))
-    return boxes
+    labels = np.zeros(hu.shape, np.uint8)
+    away = int(np.ceil(CLEAR_MM / SPACING_MM))
+    for lesion in background["lesions"]:
+        low, high = np.maximum(lesion[:, 0] - away, 0), np.maximum(lesion[:, 1] + away, 0)
+        labels[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = EXCLUDED
+    write_case(folder / background["name"], Sample(hu, labels, (SPACING_MM,) * 3))
 
 
 def shape_from_text(text: str) -> Size3:
@@ -106,29 +136,56 @@ def shape_from_text(text: str) -> Size3:
     return depth, height, width
 
 
-def main() -> None:
-    """Make the set."""
-    parser = argparse.ArgumentParser(description=__doc__)
+Job = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+def jobs_from_words(words: argparse.Namespace) -> list[Job]:
+    """Every case that is to be made, real ones first: they take longest."""
+    shapes = (words.shape,) if words.shape else SHAPES
+    real = range(len(_backgrounds))
+    jobs: list[Job] = [(make_insertion, (words.folder, n, k)) for n in range(words.insertions) for k in real]
+    if not words.insertions:
+        jobs = [(write_as_it_is, (words.folder, k)) for k in real]
+    for n in range(words.phantoms + words.varied):
+        varied = n >= words.phantoms
+        jobs.append((make_phantom, (words.folder, words.first_seed + n, shapes[n % len(shapes)], varied)))
+    return jobs
+
+
+def parser_of_words() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--phantoms", type=int, default=240)
-    parser.add_argument("--insertions", type=int, default=48)
-    parser.add_argument("--background", type=Path, help="made by training/make_background.py")
+    parser.add_argument("--phantoms", type=int, default=0, help="plain ones")
+    parser.add_argument("--varied", type=int, default=0, help="phantoms with what scanners and patients bring along")
+    parser.add_argument("--backgrounds", type=Path, help="the folder that training/backgrounds.py checks")
+    parser.add_argument("--use", default="train", choices=USES, help="which of the backgrounds")
+    parser.add_argument("--insertions", type=int, default=20, help="of each background; 0 writes it as it is")
+    parser.add_argument("--prepare", action="store_true", help="only resample the backgrounds and keep them in DIR")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="3000 for the validation")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument(
         "--shape", type=shape_from_text, metavar="D,H,W", help="voxels of every phantom (default: a mixture)"
     )
-    words = parser.parse_args()
-    shapes = (words.shape,) if words.shape else SHAPES
-    jobs: list[tuple[Any, tuple[Any, ...]]] = [
-        (make_phantom, (words.folder, n, shapes[n % len(shapes)])) for n in range(words.phantoms)
-    ]
-    if words.background:
-        with np.load(words.background) as stored:
-            background = dict(stored)
-        background["lung"] = lung_distance(background["hu"], float(background["spacing_mm"]))
-        jobs = [(make_insertion, (words.folder, n, background)) for n in range(words.insertions)] + jobs
+    return parser
+
+
+def main() -> None:
+    """Make the set."""
+    words = parser_of_words().parse_args()
+    torch.set_num_threads(1)
+    if words.backgrounds:
+        _backgrounds[:] = read_backgrounds(words.backgrounds, words.use, words.processes)
+    if words.prepare:
+        words.folder.mkdir(parents=True)
+        for background in _backgrounds:
+            np.savez_compressed(words.folder / f"{words.use}-{background['name']}.npz", **background)
+        return
     with multiprocessing.Pool(words.processes) as pool:
-        for job in [pool.apply_async(function, arguments) for function, arguments in jobs]:
+        for background, lung in zip(_backgrounds, pool.map(lung_of_background, _backgrounds, chunksize=1), strict=True):
+            background["lung"] = lung
+    with multiprocessing.Pool(words.processes) as pool:  # started now, so that its processes have the backgrounds
+        for job in [pool.apply_async(function, arguments) for function, arguments in jobs_from_words(words)]:
             job.get()
     print(len(list(words.folder.iterdir())), "cases")
 

@@ -1,0 +1,153 @@
+"""Real CTs as backgrounds: on cubic voxels, what of them may be shown, and how what is drawn gets their look."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from backgrounds import load_backgrounds
+from lungs import lung_distance
+from scipy import ndimage
+
+from ctflow.phantom.grid import Box, FloatVolume
+from ctflow.volume import Volume
+
+SPACING_MM = 1.5  # the model's
+CLEAR_MM = 30.0
+SMALLEST_BOX_MM = 110.0
+Bounds = tuple[tuple[int, int], ...]  # (first, last excluded) of each axis
+
+
+def prepare_background(index: int, name: str, volume: Volume, lesions_mm: Sequence[npt.NDArray[Any]]) -> dict[str, Any]:
+    """A background on cubic voxels, head first and supine, with the boxes of its lesions in voxels.
+
+    Args:
+        index: Its place in the list, a part of the seed.
+        name: Of its cases.
+        volume: As it was read.
+        lesions_mm: (2, 3) LPS corners each.
+    """
+    hu, to_index = on_cubic_grid(volume)
+    lesions = []
+    for corners in lesions_mm:
+        x, y, z = np.array(np.meshgrid(*np.asarray(corners, dtype=float).T)).reshape(3, -1)
+        index_of = to_index @ np.stack([x, y, z, np.ones_like(x)])
+        lesions.append(np.stack([np.floor(index_of[:3].min(axis=1)), np.ceil(index_of[:3].max(axis=1)) + 1], axis=1))
+    return {
+        "index": index,
+        "name": name,
+        "hu": np.rint(hu).astype(np.int16),
+        "thickness_mm": volume.geometry.spacing_mm[0],
+        "lesions": np.array(lesions, int).reshape(-1, 3, 2),
+        "flip": not lesions,  # a mirrored lesion would lie elsewhere
+    }
+
+
+def read_backgrounds(folder: Path, use: str, processes: int) -> list[dict[str, Any]]:
+    """What `prepare_background` makes of each background, or has made before (`--prepare`).
+
+    Args:
+        folder: As training/backgrounds.py checks it, or as `--prepare` wrote it.
+        use: "train", "validation" or "held-out".
+        processes: To prepare with.
+    """
+    prepared = sorted(folder.glob(f"{use}-*.npz"))
+    if prepared:
+        return [{key: stored[key] for key in stored} for stored in map(np.load, prepared)]
+    jobs = [
+        (n, entry.name, volume, [lesion.lps_mm for lesion in entry.lesions])
+        for n, (entry, volume) in enumerate(load_backgrounds(folder, use))
+    ]
+    with multiprocessing.Pool(processes) as pool:
+        return pool.starmap(prepare_background, jobs, chunksize=1)
+
+
+def lung_of_background(background: dict[str, Any]) -> FloatVolume:
+    """`lung_distance` of a background, in half precision: a thirtieth of a millimetre at 30 mm."""
+    return lung_distance(background["hu"].astype(np.float32), (SPACING_MM,) * 3).astype(np.float16)
+
+
+def on_cubic_grid(volume: Volume) -> tuple[FloatVolume, npt.NDArray[Any]]:
+    """Linear interpolation to `SPACING_MM` along superior, posterior and left; HU, and LPS mm to its index (4, 4)."""
+    affine = volume.geometry.affine_mm
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.array.shape])).reshape(3, -1)
+    world = affine[:3, :3] @ corners + affine[:3, 3:]
+    low, high = world.min(axis=1), world.max(axis=1)
+    shape = tuple(int((b - a) / SPACING_MM) + 1 for a, b in zip(low[::-1], high[::-1], strict=True))
+    grid_to_world = np.zeros((4, 4))
+    grid_to_world[2, 0] = grid_to_world[1, 1] = grid_to_world[0, 2] = SPACING_MM
+    grid_to_world[:3, 3], grid_to_world[3, 3] = low, 1.0
+    to_source = np.linalg.inv(affine) @ grid_to_world
+    hu = ndimage.affine_transform(
+        volume.array.astype(np.float32), to_source[:3, :3], to_source[:3, 3], shape, order=1, mode="nearest"
+    )
+    return hu, np.linalg.inv(grid_to_world)
+
+
+def boxes_clear_of(
+    lesions: Sequence[npt.NDArray[Any]] | npt.NDArray[Any], shape: tuple[int, ...], spacing_mm: float
+) -> list[Box]:
+    """Large boxes that keep `CLEAR_MM` from every lesion.
+
+    Args:
+        lesions: Bounding boxes, (3, 2) voxels each, the second bound excluded.
+        shape: Voxels of the volume (D, H, W).
+        spacing_mm: Of its cubic voxels.
+
+    Returns:
+        The largest boxes before and behind each lesion on each axis, cut again for each further lesion; none that is
+        smaller than `SMALLEST_BOX_MM` on a side or lies within another.
+    """
+    away = int(np.ceil(CLEAR_MM / spacing_mm)) + 1
+    boxes = [tuple((0, n) for n in shape)]
+    for lesion in lesions:
+        low, high = lesion[:, 0] - away, lesion[:, 1] + away
+        boxes = [part for box in boxes for part in _around(box, low, high)]
+        boxes = [box for box in boxes if all((b - a) * spacing_mm >= SMALLEST_BOX_MM for a, b in box)]
+        boxes = [box for n, box in enumerate(boxes) if not any(_within(box, other) for other in boxes[:n])]
+    return [(slice(*box[0]), slice(*box[1]), slice(*box[2])) for box in boxes]
+
+
+def _around(box: Bounds, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> list[Bounds]:
+    """A box itself if it is clear of the forbidden one, else its parts before and behind it on each axis."""
+    if any(
+        b <= forbidden_a or a >= forbidden_b for (a, b), forbidden_a, forbidden_b in zip(box, low, high, strict=True)
+    ):
+        return [box]
+    parts = []
+    for axis, (a, b) in enumerate(box):
+        for start, stop in ((a, int(low[axis])), (int(high[axis]), b)):
+            if start < stop:
+                parts.append((*box[:axis], (start, stop), *box[axis + 1 :]))
+    return sorted(parts, key=lambda part: -int(np.prod([b - a for a, b in part])))
+
+
+def _within(box: Bounds, other: Bounds) -> bool:
+    return all(c <= a and b <= d for (a, b), (c, d) in zip(box, other, strict=True))
+
+
+def noise_hu(hu: FloatVolume) -> float:
+    """Deviation of the noise in soft tissue: what a median of 3 x 3 takes away, corrected for what it leaves.
+
+    The deviation is that of a normal distribution with the same median of absolute values, so that edges do not count.
+    """
+    slices = hu[:: max(1, len(hu) // 24)]
+    smooth = ndimage.median_filter(slices, (1, 3, 3))
+    soft = (smooth > 0) & (smooth < 100)
+    return float(1.4826 * 1.2 * np.median(np.abs(slices - smooth)[soft])) if soft.any() else 15.0
+
+
+def as_acquired(rng: np.random.Generator, before: FloatVolume, drawn: FloatVolume, thickness_mm: float) -> FloatVolume:
+    """Give what was drawn the thickness of the real slices and the real image's noise."""
+    change = drawn - before
+    if thickness_mm > SPACING_MM:
+        change = ndimage.uniform_filter1d(change, max(1, round(thickness_mm / SPACING_MM)), axis=0)
+    noise = ndimage.gaussian_filter(rng.standard_normal(drawn.shape, dtype=np.float32), 0.6)
+    noise *= np.float32(noise_hu(before) / noise.std())
+    replaced = np.clip(np.abs(change) / 300, 0, 1)  # where the real tissue, and its noise with it, was painted over
+    hu: FloatVolume = before + change + replaced * noise
+    return hu
