@@ -1,0 +1,177 @@
+"""The functions of the public API: thin, over the same pipeline as the command line.
+
+Users import them from `ctflow` itself. Each imports what it needs when it is called: `read_series` needs no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctflow.config import Settings, read_environment, settings_from_values
+from ctflow.errors import SettingsInvalid
+from ctflow.model import Model
+from ctflow.progress import Progress, silent
+from ctflow.volume import Volume
+
+if TYPE_CHECKING:
+    from ctflow.pipeline import RunReport
+    from ctflow.segmenter import Segmentation
+
+Folder = str | os.PathLike[str]
+
+log = logging.getLogger(__name__)
+
+
+def read_series(
+    folder: Folder,
+    *,
+    series_uid: str | None = None,
+    force: bool = False,
+    allow_gaps: bool = False,
+    progress: Progress = silent,
+) -> Volume:
+    """Read one CT series into a volume in Hounsfield units.
+
+    Warnings about the series (resampled slices, lossy compression) are logged by the logger `ctflow.api`.
+
+    Args:
+        folder: Folder with DICOM files, searched with all its subfolders.
+        series_uid: SeriesInstanceUID of the series; required if the folder holds several eligible series.
+        force: Also read a series that the eligibility rules reject (too few slices, slices too thick, derived images).
+        allow_gaps: Interpolate a single missing slice between two.
+        progress: Called with every file (stage "scan") and every slice (stage "read").
+
+    Returns:
+        The volume: array of shape (D, H, W) in HU, int16 where every slope and intercept is integral and all values
+        fit, else float32; padding is -1024 HU. Its geometry maps the array index (d, h, w) to LPS coordinates in mm.
+
+    Raises:
+        NoUsableSeries: The folder holds no eligible series; the message says why each series was rejected.
+        SettingsInvalid: The folder holds several eligible series and `series_uid` is not given.
+        BrokenSeries: The slices do not form one regular volume; `reason` names the rule.
+        UnsupportedPixels: The pixel data cannot be converted to HU without guessing.
+    """
+    from ctflow.dicom.assemble import assemble_series  # noqa: PLC0415
+    from ctflow.dicom.scan import scan_folder  # noqa: PLC0415
+    from ctflow.dicom.select import require_chosen, select_series  # noqa: PLC0415
+
+    scan = scan_folder(Path(folder), progress)
+    selection = select_series(scan, series_uid=series_uid, force=force)
+    require_chosen(selection, scan)
+    if len(selection.chosen) > 1:
+        digests = ", ".join(candidate.series.digest for candidate in selection.chosen)
+        raise SettingsInvalid(
+            f"the folder holds {len(selection.chosen)} eligible series ({digests}): choose one with series_uid"
+        )
+    (candidate,) = selection.chosen
+    assembled = assemble_series(candidate.series, progress, allow_gaps=allow_gaps)
+    forced = (candidate.reason,) if candidate.forced else ()
+    for warning in (*candidate.series.dropped, *forced, *assembled.warnings):
+        log.warning("series %s: %s", candidate.series.digest, warning)
+    return assembled.volume
+
+
+def read_model(path: Folder | None = None) -> Model:
+    """Read a MONAI bundle; nothing in it is executed.
+
+    Args:
+        path: The bundle's folder, or a folder that holds exactly one bundle; None reads the demonstration bundle, whose
+            results are for research only.
+
+    Returns:
+        The model, its weights on the CPU.
+
+    Raises:
+        BundleInvalid: The bundle lacks a part or needs something that ctflow does not support; the message names file
+            and key, `reason` the rule.
+    """
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+
+    return read_bundle(demonstration_bundle() if path is None else find_bundle(Path(path)))
+
+
+def segment(
+    volume: Volume, model: Model | Folder, settings: Settings | None = None, *, progress: Progress = silent
+) -> Segmentation:
+    """Segment one volume in memory; nothing is written but engines in the cache.
+
+    Opens the model's engine and closes it again. For several volumes open a `ctflow.Segmenter` once.
+
+    Args:
+        volume: CT in HU, array of shape (D, H, W), int16 or float32.
+        model: A model, or the folder of a MONAI bundle.
+        settings: Engine, precision, device, overlap, ROI, constant windows and cache are used. None takes the
+            defaults of the command line: CTFLOW_* environment variables and the user's cache folder.
+        progress: Called with every window (stage "segment").
+
+    Returns:
+        The segmentation: labels of shape (D, H, W), uint8, on the volume's own grid (0 is background, other values
+        are the segment numbers of `model.spec.segments`), with the engine that computed them and warnings.
+
+    Raises:
+        SettingsInvalid: The settings name an engine or a value that does not exist.
+        ModelError: The bundle cannot be read (`BundleInvalid`), an engine cannot be made (`ExportFailed`), its results
+            differ from PyTorch in fp32 (`ParityFailed`), or the network's output is not finite.
+        ResourceError: The engine or device is not available (`BackendUnavailable`) or has too little memory
+            (`DeviceOutOfMemory`).
+        OutputError: The cache of engines cannot be written.
+    """
+    from ctflow.segmenter import Segmenter  # noqa: PLC0415
+
+    segmenter = Segmenter(_model_of(model), _settings_or_defaults(settings))
+    segmenter.open(progress)
+    with segmenter:
+        found, _ = segmenter.segment(volume, progress)
+        return replace(found, warnings=segmenter.warnings + found.warnings)
+
+
+def run(
+    folder: Folder,
+    output: Folder,
+    model: Model | Folder | None = None,
+    settings: Settings | None = None,
+    *,
+    progress: Progress = silent,
+) -> RunReport:
+    """Segment every eligible CT series of a folder and write DICOM SEG, measurements and report, as `ctflow run` does.
+
+    A series that cannot be segmented raises nothing and stops no other series: its error stands in the returned report
+    and in `output/result.json`.
+
+    Args:
+        folder: Folder with DICOM files, searched with all its subfolders.
+        output: Gets one folder a series, each complete or absent, and `result.json` on the whole run.
+        model: A model, or the folder of a MONAI bundle; None takes the demonstration bundle.
+        settings: Every choice about the run. None takes the defaults of the command line: CTFLOW_* environment
+            variables and the user's cache folder.
+        progress: Called with files, slices and windows.
+
+    Returns:
+        The cases, each with the folder of its result or its error; the exit code (0 if all are done, 6 if some are);
+        and the content of `result.json`.
+
+    Raises:
+        NoUsableSeries: The folder holds no eligible series.
+        SettingsInvalid: The settings name an engine that does not exist.
+        ModelError: The model cannot be used.
+        ResourceError: The engine cannot be opened.
+        OutputError: The output folder cannot be written.
+    """
+    from ctflow.pipeline import run_folder  # noqa: PLC0415
+    from ctflow.report.run_record import recorded_run  # noqa: PLC0415
+
+    chosen = _settings_or_defaults(settings)
+    with recorded_run(Path(output)) as record:  # result.json also says so if the model cannot be read
+        return run_folder(Path(folder), Path(output), _model_of(model), chosen, progress, record)
+
+
+def _model_of(model: Model | Folder | None) -> Model:
+    return model if isinstance(model, Model) else read_model(model)
+
+
+def _settings_or_defaults(settings: Settings | None) -> Settings:
+    return settings_from_values({}, read_environment()) if settings is None else settings
