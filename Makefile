@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-all test-random test-lowest test-py310 test-gpu map map-test lint install resolve dist dist-test clean
+.PHONY: demo test test-all test-random test-lowest test-py310 test-gpu map map-test docs lint install resolve dist dist-test clean
 
 install:
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh install/install.sh $(VENV)
@@ -78,6 +78,12 @@ LOWEST ?= tests/unit tests/contract
 test-lowest: install
 	UV=$(BIN)/uv sh install/lowest.sh .venv-lowest
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist loadfile -m "not gpu and not map and not e2e" $(LOWEST)
+
+# The documentation site in build/docs; a link or an anchor that leads nowhere fails. Its search needs a web server:
+# .venv/bin/python -m http.server -d build/docs
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "the documentation is in build/docs/index.html"
 
 # Wheel and source archive in dist/, and both tried where no checkout is.
 dist: install
