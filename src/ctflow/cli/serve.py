@@ -67,18 +67,21 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
     Raises:
         CtflowError: The node cannot start, or its model cannot be opened.
     """
-    check_requirements("serve")
-    from ctflow.service.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
-
-    settings = node_settings(config, given, environment)
-    run = _settings_of_runs(settings, environment)
-    handler = set_up_node_log(settings.log)
     stop = threading.Event()
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run_node(settings, run, stop)
+        check_requirements("serve")
+        from ctflow.service.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
+
+        settings = node_settings(config, given, environment)
+        run = _settings_of_runs(settings, environment)
+        handler = set_up_node_log(settings.log)
+        try:
+            if not stop.is_set():
+                run_node(settings, run, stop)
+        finally:
+            close_node_log(handler)
     finally:
         for each, handled in before.items():
             signal.signal(each, handled)
-        close_node_log(handler)
     return 0

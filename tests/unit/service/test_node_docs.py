@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ctflow.errors import EXIT_INTERRUPTED
 from ctflow.service.log import AuditTrail, set_up_node_log
 from ctflow.service.settings import Log, ServiceSettings, documented_keys, explain_settings, read_settings
 from ctflow.service.web.views import STATES
@@ -64,6 +65,7 @@ def test_the_unit_starts_the_node_and_does_not_start_again_after_a_wrong_file():
     assert start[:2] == ["serve", "-c"]
     assert "ExecStartPre=" not in unit  # the node reads the file itself; --check would open the engine a second time
     assert "RestartPreventExitStatus=64" in unit  # SettingsInvalid
+    assert f"SuccessExitStatus={EXIT_INTERRUPTED}\n" in unit  # a stop while the command is still imported is no failure
 
 
 def test_the_line_of_the_log_has_the_keys_that_such_a_line_has(tmp_path):
