@@ -6,8 +6,8 @@ Users import them from `ctflow` itself. Each imports what it needs when it is ca
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from ctflow.pipeline import RunReport
     from ctflow.segmenter import Segmentation
 
-Folder = str | os.PathLike[str]
-
 log = logging.getLogger(__name__)
 
 
 def read_series(
-    folder: Folder,
+    folder: str | PathLike[str],
     *,
     series_uid: str | None = None,
     force: bool = False,
@@ -46,8 +44,9 @@ def read_series(
         progress: Called with every file (stage "scan") and every slice (stage "read").
 
     Returns:
-        The volume: array of shape (D, H, W) in HU, int16 where every slope and intercept is integral and all values
-        fit, else float32; padding is -1024 HU. Its geometry maps the array index (d, h, w) to LPS coordinates in mm.
+        A volume whose array has shape (D, H, W) and HU values, int16 where every slope and intercept is integral and all
+        values fit, else float32; padding is -1024 HU. Its geometry maps the array index (d, h, w) to LPS coordinates
+        in mm.
 
     Raises:
         NoUsableSeries: The folder holds no eligible series; the message says why each series was rejected.
@@ -75,7 +74,7 @@ def read_series(
     return assembled.volume
 
 
-def read_model(path: Folder | None = None) -> Model:
+def read_model(path: str | PathLike[str] | None = None) -> Model:
     """Read a MONAI bundle; nothing in it is executed.
 
     Args:
@@ -95,7 +94,11 @@ def read_model(path: Folder | None = None) -> Model:
 
 
 def segment(
-    volume: Volume, model: Model | Folder, settings: Settings | None = None, *, progress: Progress = silent
+    volume: Volume,
+    model: Model | str | PathLike[str],
+    settings: Settings | None = None,
+    *,
+    progress: Progress = silent,
 ) -> Segmentation:
     """Segment one volume in memory; nothing is written but engines in the cache.
 
@@ -109,7 +112,7 @@ def segment(
         progress: Called with every window (stage "segment").
 
     Returns:
-        The segmentation: labels of shape (D, H, W), uint8, on the volume's own grid (0 is background, other values
+        A segmentation with labels of shape (D, H, W), uint8, on the volume's own grid (0 is background, other values
         are the segment numbers of `model.spec.segments`), with the engine that computed them and warnings.
 
     Raises:
@@ -130,9 +133,9 @@ def segment(
 
 
 def run(
-    folder: Folder,
-    output: Folder,
-    model: Model | Folder | None = None,
+    folder: str | PathLike[str],
+    output: str | PathLike[str],
+    model: Model | str | PathLike[str] | None = None,
     settings: Settings | None = None,
     *,
     progress: Progress = silent,
@@ -169,7 +172,7 @@ def run(
         return run_folder(Path(folder), Path(output), _model_of(model), chosen, progress, record)
 
 
-def _model_of(model: Model | Folder | None) -> Model:
+def _model_of(model: Model | str | PathLike[str] | None) -> Model:
     return model if isinstance(model, Model) else read_model(model)
 
 
