@@ -44,9 +44,9 @@ def read_series(
         progress: Called with every file (stage "scan") and every slice (stage "read").
 
     Returns:
-        A volume whose array has shape (D, H, W) and HU values, int16 where every slope and intercept is integral and all
-        values fit, else float32; padding is -1024 HU. Its geometry maps the array index (d, h, w) to LPS coordinates
-        in mm.
+        A volume whose array has shape (D, H, W) and values in HU, int16 where every slope and intercept is integral and
+        all values fit, else float32; padding is -1024 HU. Its geometry maps the array index (d, h, w) to LPS
+        coordinates in mm.
 
     Raises:
         NoUsableSeries: The folder holds no eligible series; the message says why each series was rejected.
