@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ctflow.config import OPTIONS
 from ctflow.door import exit_code_of
-from ctflow.errors import BackendUnavailable, SettingsInvalid
+from ctflow.errors import EXIT_INTERRUPTED, BackendUnavailable, SettingsInvalid
 from ctflow.report.terminal import say_error
 
 REPAIR = "pip install --force-reinstall --no-deps ctflow"
@@ -54,7 +54,7 @@ def _dispatch(words: list[str]) -> int:
             f"the verb {rest[0] if rest else ''!r} is holoscan-cli's: pip install 'holoscan-cli==4.2.*'"
         )
     program = "import sys; sys.argv[0] = 'monai-deploy'; from holoscan_cli.__main__ import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", program, *words], check=False).returncode
+    return _exit_code(subprocess.run([sys.executable, "-c", program, *words], check=False).returncode)
 
 
 def exec_application(words: Sequence[str]) -> int:
@@ -70,23 +70,48 @@ def exec_application(words: Sequence[str]) -> int:
         sys.stdout.write(_HELP)
         return 0
     application, options = _split(words)
-    with subprocess.Popen([sys.executable, str(application), *options]) as process, _handing_on_sigterm(process):
+    with _handing_on_sigterm() as hand_on_to, subprocess.Popen([sys.executable, str(application), *options]) as process:
+        hand_on_to(process)
         while True:
             try:
-                return process.wait()
+                return _exit_code(process.wait())
             except KeyboardInterrupt:
                 continue  # the terminal told the application too: it cleans up and ends with 130
 
 
+def _exit_code(ended: int) -> int:
+    """As a shell has it where a signal ended the process: -9 would leave here as 247."""
+    if ended in (-signal.SIGINT, -signal.SIGTERM):  # before the application could catch it
+        return EXIT_INTERRUPTED
+    return ended if ended >= 0 else 128 - ended
+
+
 @contextmanager
-def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """An interrupt of the terminal reaches the application, too; SIGTERM only the process that it is sent to."""
+def _handing_on_sigterm() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """An interrupt of the terminal reaches the application, too; SIGTERM only the process that it is sent to.
+
+    Yields:
+        Takes the process once it has started; a signal that came before is then handed on.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    came = threading.Event()
+
+    def hand_on(*_: object) -> None:
+        came.set()
+        for process in started:
+            process.terminate()
+
+    def take(process: subprocess.Popen[bytes]) -> None:
+        started.append(process)
+        if came.is_set():
+            process.terminate()
+
     if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
-        yield
+        yield take
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    before = signal.signal(signal.SIGTERM, hand_on)
     try:
-        yield
+        yield take
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from ctflow.cli import monai_deploy
 from ctflow.cli.monai_deploy import exec_application, main, owner_of_script
+from ctflow.door import interrupted_by_sigterm
 from ctflow.errors import SettingsInvalid
 
 ECHO = """
@@ -71,6 +73,31 @@ def test_sigterm_is_handed_on_to_the_application(application, tmp_path):
     threading.Thread(target=end, daemon=True).start()
     assert exec_application([str(application), "-i", str(ready)]) == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_while_the_application_starts_leaves_no_orphan(application, monkeypatch):
+    (application / "__main__.py").write_text("import time; time.sleep(60)")
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)  # before whoever starts it knows of it
+
+    monkeypatch.setattr(monai_deploy.subprocess, "Popen", Interrupted)
+    with interrupted_by_sigterm():
+        assert exec_application([str(application)]) == 130
+    assert started[0].poll() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("ended", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, 137)])
+def test_an_application_that_a_signal_ends_has_the_exit_code_of_a_shell(application, ended, code):
+    (application / "__main__.py").write_text(
+        f"import os, signal; signal.signal({int(ended)}, signal.SIG_DFL) if {int(ended)} != 9 else None\n"
+        f"os.kill(os.getpid(), {int(ended)})"
+    )
+    assert exec_application([str(application)]) == code
 
 
 @pytest.mark.parametrize("words", [[], ["-i", "in"], ["no-such-app"], ["a", "b"]])
