@@ -80,9 +80,9 @@ test-lowest: install
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist loadfile -m "not gpu and not map and not e2e" $(LOWEST)
 
 # The documentation site in build/docs; a link or an anchor that leads nowhere fails. Its search needs a web server:
-# .venv/bin/python -m http.server -d build/docs
+# .venv/bin/python -m http.server -d build/docs. Not with --quiet: mkdocs would not count warnings.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "the documentation is in build/docs/index.html"
 
 # Wheel and source archive in dist/, and both tried where no checkout is.
