@@ -275,10 +275,15 @@ def _errors_of(path: Path) -> tuple[str, ...]:
     return _known_errors(hashlib.sha256(path.read_bytes()).digest(), path)
 
 
+def _text_of(value: object) -> str:
+    """A value as text; a size of 0 is a value, too."""
+    return "" if value is None else str(value).strip(" \0")
+
+
 def _flaw(written: Dataset, source: Dataset, warnings_of_case: str) -> str | None:
     """What is wrong with attributes of patient and study, next to the first image's, if anything is."""
     for keyword in _TAKEN:
-        value, its = str(written.get(keyword) or ""), str(value_of(source, keyword) or "").strip(" \0")
+        value, its = (_text_of(each) for each in (written.get(keyword), value_of(source, keyword)))
         if value and value != its:
             return f"{keyword} is not the source's"
         if any(texts(source, keyword)) and not value and keyword not in warnings_of_case:
