@@ -286,7 +286,16 @@ class Foreman(threading.Thread):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _lead(self, job: Job) -> None:
-        """Run one series; what fails in the node itself (no descriptors, SQLite) ends neither it nor this thread."""
+        """Run one series; nothing ends this thread, though the series may then wait for the node's next start."""
+        try:
+            self._run_or_put_back(job)
+        except Exception as error:  # noqa: BLE001  # not even the journal could be told what had failed
+            self._met(error, f"series {job.digest}")
+            self.is_open = False  # a late answer would be taken for that to the next series
+            self._crew.ending.wait(_RESTART_S)
+
+    def _run_or_put_back(self, job: Job) -> None:
+        """What fails in the node itself (no descriptors, SQLite) does not end the series: it runs again."""
         try:
             self._run_job(job)
         except (OSError, sqlite3.Error) as error:  # what had been committed before stays so

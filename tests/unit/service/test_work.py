@@ -214,6 +214,18 @@ def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(jou
     assert find(key).reason == remark
 
 
+def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journal, crew, monkeypatch, caplog):
+    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    keys, find = complete(journal, 1, 2), journal.find
+    monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
+    monkeypatch.setattr(journal, "try_again", fails_first(journal.try_again, ValueError("Doe^John")))
+    crew(service_support.worker_that_answers)
+    wait_until(lambda: {find(key).state for key in keys} & {"done", "aside"}, "the next series ran")
+    assert "running" in {find(key).state for key in keys}, "until the node's next start"
+    assert "unexpected ValueError" in caplog.text
+    assert "Doe" not in caplog.text
+
+
 @pytest.mark.parametrize("where", ["next_run_at", "claim"])
 def test_an_unexpected_error_between_series_ends_no_worker(journal, crew, monkeypatch, caplog, where):
     monkeypatch.setattr(work, "_RESTART_S", 0.05)
