@@ -184,6 +184,9 @@ def test_a_name_stands_for_one_ct(tmp_path, volume):
 def test_the_catalogue_in_the_repository_is_in_order():
     read = backgrounds.read_catalogue()
     assert {background.use for background in read} == set(backgrounds.USES)
+    patients = {background.patient for background in read}
+    said = (Path(backgrounds.__file__).parents[1] / "docs" / "model.md").read_text()
+    assert f"{len(read)} real CTs of {len(patients)} patients" in said
     for background in read:
         assert len(background.digest) == 64
         assert background.doi or background.licence == "Apache-2.0"
