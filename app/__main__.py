@@ -14,14 +14,14 @@ from ctflow.app.interrupt import Interruption
 # Before NumPy is imported: the threads of its OpenBLAS would take a signal, and Holoscan's handler end the process.
 _INTERRUPTION = Interruption() if __name__ == "__main__" else None
 
-from ctflow.config import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
-from ctflow.door import exit_code_of, set_up_logging
-from ctflow.errors import SettingsInvalid
-from ctflow.progress import Progress
+from ctflow.core.entry_point import exit_code_of, set_up_logging
+from ctflow.core.errors import SettingsInvalid
+from ctflow.core.progress import Progress
+from ctflow.core.requirements import check_requirements
+from ctflow.core.user import name_user
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.report.terminal import progress_on, say_error, say_report
-from ctflow.requirements import check_requirements
-from ctflow.user import name_user
+from ctflow.settings.run import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 
 if TYPE_CHECKING:
     from ctflow.pipeline import RunReport

@@ -10,11 +10,11 @@ from ctflow.operators import LoadSeriesOperator, SegmentVolumeOperator, WriteRes
 
 from monai.deploy.core import Application
 
-from ctflow.config import Paths, Settings
-from ctflow.model import Model
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
 from ctflow.pipeline import RunReport, document_of_run, finish_run
-from ctflow.progress import Progress, silent
 from ctflow.report.run_record import document_of_error
+from ctflow.settings.run import Paths, Settings
 
 
 class CtflowApplication(Application):

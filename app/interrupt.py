@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 
-from ctflow.errors import EXIT_INTERRUPTED
-from ctflow.progress import Progress
+from ctflow.core.errors import EXIT_INTERRUPTED
+from ctflow.core.progress import Progress
 
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 

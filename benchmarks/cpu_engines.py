@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
+from ctflow.core.errors import BackendUnavailable
+from ctflow.core.model import Model
 from ctflow.engines.choose import backend_module, backends, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.onnxfile import usable_cpus
-from ctflow.errors import BackendUnavailable
 from ctflow.export.prepare import prepare_engine
-from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.phantom import phantom_from_seed
 from ctflow.preprocess import prepare_volume

@@ -27,15 +27,15 @@ import torch
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
-from ctflow.config import Settings
+from ctflow.core.model import Model, NetworkSpec, Resample
+from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.tensorrt import driver_version
 from ctflow.export.prepare import prepare_engine
-from ctflow.model import Model, NetworkSpec, Resample
 from ctflow.networks.build import network_from_spec
 from ctflow.segmenter import Segmenter
-from ctflow.volume import Geometry, Volume
+from ctflow.settings.run import Settings
 
 SHAPE = (300, 512, 512)
 SPACING_MM = 1.5

@@ -41,12 +41,12 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from ctflow import __version__
+from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.dicom.select import CT_IMAGE_STORAGE
 from ctflow.phantom import phantom_from_seed
 from ctflow.service.reactor import keep_answers
-from ctflow.volume import Geometry, Volume
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

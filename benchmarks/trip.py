@@ -25,11 +25,11 @@ from typing import Any
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
-from ctflow.config import Settings
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
 from ctflow.pipeline import Case, Found, find_cases, run_case
 from ctflow.segmenter import Segmenter
+from ctflow.settings.run import Settings
 
 Seconds = dict[str, float]
 _WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that comes before the mask is in host memory

@@ -8,11 +8,11 @@ from typing import Any
 from holoscan.conditions import BooleanCondition
 from monai.deploy.core import Fragment, Operator, OperatorSpec
 
-from ctflow.config import Settings
+from ctflow.core.model import ModelSpec
+from ctflow.core.progress import Progress, silent
 from ctflow.dicom.select import require_chosen
-from ctflow.model import ModelSpec
 from ctflow.pipeline import Case, Found, load_case, look_for_cases
-from ctflow.progress import Progress, silent
+from ctflow.settings.run import Settings
 
 
 class LoadSeriesOperator(Operator):

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from monai.deploy.core import Image
 
-from ctflow.errors import BrokenSeries, UnsupportedPixels
-from ctflow.volume import Geometry, Volume
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.core.volume import Geometry, Volume
 
 
 def volume_from_image(image: Image) -> Volume:

@@ -7,11 +7,11 @@ from typing import Any
 from ctflow.operators.sdk_image import image_from_labels, volume_from_image
 from monai.deploy.core import Fragment, Image, Operator, OperatorSpec
 
-from ctflow.config import Settings
-from ctflow.model import Model
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
 from ctflow.pipeline import Case, segment_case
-from ctflow.progress import Progress, silent
 from ctflow.segmenter import Segmenter
+from ctflow.settings.run import Settings
 
 
 class SegmentVolumeOperator(Operator):

@@ -7,10 +7,10 @@ from typing import Any
 
 from monai.deploy.core import Fragment, Operator, OperatorSpec
 
-from ctflow.config import Settings
-from ctflow.model import Model
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
 from ctflow.pipeline import Case, write_case
-from ctflow.progress import Progress, silent
+from ctflow.settings.run import Settings
 
 
 class WriteResultsOperator(Operator):

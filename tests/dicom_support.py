@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from ctflow.core.model import ModelSpec, NetworkSpec, Segment
+from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import Selection, select_series
-from ctflow.model import ModelSpec, NetworkSpec, Segment
-from ctflow.volume import Geometry, Volume
 
 DEPTH, ROWS, COLUMNS = 16, 12, 10
 

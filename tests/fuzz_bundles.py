@@ -32,12 +32,12 @@ from bundle_faults import FAULTS
 from ctflow.bundle.documents import document_from_bytes
 from ctflow.bundle.locate import INFERENCE
 from ctflow.bundle.read import spec_from_documents
-from ctflow.errors import BundleInvalid, UnsupportedPixels
-from ctflow.model import Model, ModelSpec
+from ctflow.core.errors import BundleInvalid, UnsupportedPixels
+from ctflow.core.model import Model, ModelSpec
+from ctflow.core.volume import Geometry, Volume
 from ctflow.networks.build import network_from_model
 from ctflow.postprocess import labels_from_probabilities, probabilities_from_logits
 from ctflow.preprocess import prepare_volume, restore_slabs
-from ctflow.volume import Geometry, Volume
 from ctflow.window.predict import predict_volume
 from random_bundles import Json, rewritten, sound_bundle
 

@@ -28,13 +28,13 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from ctflow.core.errors import CtflowError
+from ctflow.core.volume import PADDING_HU, Volume
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.attributes import PARSE_ERRORS
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import require_chosen, select_series
 from ctflow.dicom.structure import Layout, layout_of_header
-from ctflow.errors import CtflowError
-from ctflow.volume import PADDING_HU, Volume
 from dicom_support import indices_of
 from odd_headers import FORMS, LONG
 from odd_series import files_of, odd_volume, transcode, written

@@ -32,14 +32,14 @@ from pydicom.dataset import Dataset
 
 import ctflow.dicom
 from ctflow import pipeline
-from ctflow.config import Settings
+from ctflow.core.errors import CtflowError, Unexpected
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
 from ctflow.dicom.attributes import PARSE_ERRORS, texts, value_of
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import moment_of, series_number
-from ctflow.errors import CtflowError, Unexpected
-from ctflow.model import Model
 from ctflow.pipeline import Case
-from ctflow.progress import Progress, silent
+from ctflow.settings.run import Settings
 from dicom_support import small_volume
 from marking_support import MarkingSegmenter, marking_model
 from tests_support import dciodvfy_errors

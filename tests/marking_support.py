@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ctflow.config import Settings
+from ctflow.core.model import Code, Model, ModelSpec, Segment
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Volume
 from ctflow.engines.contract import EngineInfo
-from ctflow.model import Code, Model, ModelSpec, Segment
-from ctflow.progress import Progress, silent
 from ctflow.segmenter import Segmentation
-from ctflow.volume import Volume
+from ctflow.settings.run import Settings
 from dicom_support import spec_of
 
 DIGEST = "ab" * 32

@@ -35,13 +35,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctflow.core.errors import BrokenSeries, CtflowError
+from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import select_series
 from ctflow.dicom.source import sources_from_headers
-from ctflow.errors import BrokenSeries, CtflowError
-from ctflow.volume import Geometry, Volume
 from dicom_support import LinearField, axes, indices_of, moved, rotation, setter, small_volume
 from odd_headers import FORMS, Form, before_pixels, element, padded
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from ctflow.atomic import temporary_folder
 from ctflow.bundle.locate import INFERENCE, METADATA, WEIGHTS, demonstration_bundle
 from ctflow.bundle.read import read_bundle
+from ctflow.core.atomic import temporary_folder
 from ctflow.networks.build import network_from_model
 
 TRAIN = "configs/train.json"

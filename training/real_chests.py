@@ -13,8 +13,8 @@ from backgrounds import load_backgrounds
 from lungs import lung_distance
 from scipy import ndimage
 
+from ctflow.core.volume import Volume
 from ctflow.phantom.grid import Box, FloatVolume
-from ctflow.volume import Volume
 
 SPACING_MM = 1.5  # the model's
 CLEAR_MM = 30.0

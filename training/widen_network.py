@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
-from ctflow.model import NetworkSpec
+from ctflow.core.model import NetworkSpec
 from ctflow.networks.build import network_from_spec
 
 _QUERY_KEY_VALUE = "attn.qkv."

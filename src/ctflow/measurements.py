@@ -13,10 +13,10 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ctflow.core.model import HuRange, Segment
+from ctflow.core.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked, marked_lines
 from ctflow.lengths import axes_in_slices_mm, ends_of_rows, longest_distance_mm
-from ctflow.model import HuRange, Segment
 from ctflow.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks, CountInBody, Implausible
-from ctflow.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked, marked_lines
 
 MOST_FINDINGS = 100  # more are counted, not listed
 

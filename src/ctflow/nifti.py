@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ctflow.atomic import write_atomically
-from ctflow.volume import Geometry, LabelArray
+from ctflow.core.atomic import write_atomically
+from ctflow.core.volume import Geometry, LabelArray
 
 _HEADER_BYTES = 352  # 348 of header, 4 that say that no extension follows
 _TYPES = {np.dtype(np.uint8): (2, 8), np.dtype(np.uint16): (512, 16)}  # code and bits

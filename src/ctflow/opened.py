@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.config import Settings
+from ctflow.core.errors import DeviceOutOfMemory, EngineMismatch, OutputError, ParityFailed, ResourceError
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
 from ctflow.engines.choose import (
     BACKENDS,
     backend_module,
@@ -22,13 +24,11 @@ from ctflow.engines.choose import (
 )
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.engines.cudagraph import free_cached_memory
-from ctflow.errors import DeviceOutOfMemory, EngineMismatch, OutputError, ParityFailed, ResourceError
 from ctflow.export.measure import Measured, choose_fastest, engines_not_made
 from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits
 from ctflow.export.prepare import prepare_engine
 from ctflow.export.record import Agreement, Agreements
-from ctflow.model import Model
-from ctflow.progress import Progress, silent
+from ctflow.settings.run import Settings
 
 log = logging.getLogger(__name__)
 

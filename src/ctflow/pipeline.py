@@ -17,8 +17,20 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from ctflow import __version__
-from ctflow.atomic import publish_folder, temporary_folder
-from ctflow.config import SegGrid, Settings
+from ctflow.core.atomic import publish_folder, temporary_folder
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_PARTLY,
+    BrokenSeries,
+    CtflowError,
+    DeviceOutOfMemory,
+    InputError,
+)
+from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec, Segment
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import LabelArray, digest_of_uid
 from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
@@ -28,29 +40,17 @@ from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, Series, require_chosen, select_series
 from ctflow.dicom.source import Sources, sources_from_headers
-from ctflow.door import unexpected
-from ctflow.errors import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_PARTLY,
-    BrokenSeries,
-    CtflowError,
-    DeviceOutOfMemory,
-    InputError,
-)
 from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
-from ctflow.model import RESEARCH_ONLY, Model, ModelSpec, Segment
 from ctflow.nifti import write_nifti
 from ctflow.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
 from ctflow.preprocess import upright_volume
-from ctflow.progress import Progress, silent
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
 from ctflow.report.run_record import RunRecord, error_facts, recorded_run, supersede_result
 from ctflow.report.views import Oriented, oriented_from_volume
 from ctflow.segmenter import Segmentation, Segmenter, memory_of, timed
-from ctflow.volume import LabelArray, digest_of_uid
+from ctflow.settings.run import SegGrid, Settings
 from ctflow.window.body import Body, body_of_volume
 
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.volume import Size3, Volume
+from ctflow.core.volume import Size3, Volume
 
 if TYPE_CHECKING:
     from ctflow.measurements import SegmentMeasurements

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ctflow.errors import BundleInvalid
-from ctflow.model import CropForeground, ModelSpec
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import CropForeground, ModelSpec
 from ctflow.networks.head import is_two_class
 
 Labels = npt.NDArray[np.uint8]

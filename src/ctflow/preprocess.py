@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.errors import UnsupportedPixels
-from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
-from ctflow.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Size3, Volume
+from ctflow.core.errors import UnsupportedPixels
+from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
+from ctflow.core.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Size3, Volume
 
 SAME_SPACING_MM = 1e-3  # MONAI's AFFINE_TOL: an axis this close to the wanted spacing keeps its own
 LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32

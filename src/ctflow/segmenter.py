@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ctflow.config import Settings
+from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
+from ctflow.core.model import Model, ModelSpec
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Size3, Volume
 from ctflow.engines.contract import Engine, EngineInfo
-from ctflow.errors import DeviceOutOfMemory, ParityFailed
 from ctflow.export.examples import telling_windows, window_at
 from ctflow.export.record import Agreement
-from ctflow.model import Model, ModelSpec
 from ctflow.opened import OpenEngines
 from ctflow.postprocess import (
     bytes_on_host,
@@ -28,8 +29,7 @@ from ctflow.postprocess import (
     probabilities_from_logits,
 )
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, source_boxes
-from ctflow.progress import Progress, silent
-from ctflow.volume import Size3, Volume
+from ctflow.settings.run import Settings
 from ctflow.window.body import Body, find_body
 from ctflow.window.constant import ConstantWindows, Seen
 from ctflow.window.devices import Worker

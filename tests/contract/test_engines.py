@@ -9,11 +9,11 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.choose import backend_module, backends, open_engine
 from ctflow.engines.contract import PRECISIONS, Engine
-from ctflow.errors import BackendUnavailable, BundleInvalid
 from ctflow.export.prepare import prepare_engine
-from ctflow.model import Model, ModelSpec, NetworkSpec
 
 ROI = (32, 32, 32)
 # Largest difference of logits to fp32 eager, relative to the largest logit.

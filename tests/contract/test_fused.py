@@ -8,9 +8,9 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused
 from ctflow.engines.choose import open_engine
-from ctflow.model import Model, ModelSpec, NetworkSpec
 
 pytestmark = [
     pytest.mark.gpu,

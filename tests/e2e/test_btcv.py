@@ -9,11 +9,11 @@ import pydicom
 import pytest
 
 from ctflow.bundle import read_bundle
+from ctflow.core.model import Orient, Resample, ScaleRange
+from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.model import Orient, Resample, ScaleRange
 from ctflow.networks.build import network_from_model
 from ctflow.phantom import phantom_from_seed
-from ctflow.volume import Geometry, Volume
 from e2e.btcv_bundle import CLASSES, labels_by_monai, write_btcv_bundle
 
 pytestmark = pytest.mark.e2e

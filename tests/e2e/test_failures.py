@@ -13,8 +13,8 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.scan import name_without_patient
-from ctflow.volume import digest_of_uid
 
 pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
+from ctflow.core.volume import Volume
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.volume import Volume
 from phantom_support import phantom_drawn_once
 
 pytestmark = pytest.mark.e2e

@@ -11,8 +11,8 @@ import pydicom
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
 from ctflow.pipeline import run_folder
+from ctflow.settings.run import Settings
 from tests_support import assert_same_points, segment_points_by_dcmqi
 
 pytestmark = pytest.mark.e2e
@@ -29,7 +29,7 @@ from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSel
 from monai.deploy.operators.dicom_series_to_volume_operator import DICOMSeriesToVolumeOperator
 from pydicom.sr.codedict import codes
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
+from ctflow.settings.run import Settings
 
 class Stock(Application):
     def compose(self):

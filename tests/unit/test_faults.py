@@ -11,13 +11,13 @@ import pytest
 
 from ctflow import pipeline
 from ctflow.cli import inspection
-from ctflow.config import Settings
+from ctflow.core.entry_point import exit_code_of, show_tracebacks
+from ctflow.core.errors import EXIT_PARTLY, EXIT_UNEXPECTED, Unexpected
 from ctflow.dicom import scan, select
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.scan import scan_folder
-from ctflow.door import exit_code_of, show_tracebacks
-from ctflow.errors import EXIT_PARTLY, EXIT_UNEXPECTED, Unexpected
 from ctflow.pipeline import run_folder
+from ctflow.settings.run import Settings
 from dicom_support import selection_of, small_volume
 from marking_support import MarkingSegmenter, marking_model
 
@@ -89,7 +89,7 @@ def test_where_nothing_else_happened_the_exit_code_is_that_of_an_unexpected_erro
 
 
 def test_the_log_shows_where_if_it_is_asked_to_and_never_the_text(folder, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("ctflow.door"), "level", logging.NOTSET)
+    monkeypatch.setattr(logging.getLogger("ctflow.core.entry_point"), "level", logging.NOTSET)
     model = marking_model()
     for shown in (False, True):
         if shown:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow.errors import DeviceOutOfMemory
-from ctflow.model import ModelSpec, NetworkSpec, Orient, Resample, ScaleRange
+from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.model import ModelSpec, NetworkSpec, Orient, Resample, ScaleRange
 from ctflow.phantom import phantom_from_seed
 from ctflow.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.preprocess import prepare_volume, restore_slabs

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import SimpleITK as itk
 
-from ctflow.errors import NotWritten
+from ctflow.core.errors import NotWritten
+from ctflow.core.volume import Geometry
 from ctflow.nifti import write_nifti
-from ctflow.volume import Geometry
 
 SHEARED = np.array([[0, 0.1, 0.9, -10.5], [0.3, 0.6, 0, 20.25], [2.5, 0, -0.2, -300], [0, 0, 0, 1.0]])
 

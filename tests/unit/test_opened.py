@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from ctflow import opened
-from ctflow.config import Settings
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
+from ctflow.core.model import Model, ModelSpec, NetworkSpec, ScaleRange
+from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
 from ctflow.export import measure
 from ctflow.export.parity import ParityResult
-from ctflow.model import Model, ModelSpec, NetworkSpec, ScaleRange
 from ctflow.opened import _text_of_devices
 from ctflow.segmenter import Segmenter
-from ctflow.volume import Geometry, Volume
+from ctflow.settings.run import Settings
 
 ROI = (16, 16, 16)
 NAMED = Settings(device="cpu", engine="openvino")

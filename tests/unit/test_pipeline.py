@@ -20,14 +20,7 @@ from scipy.spatial import cKDTree
 
 from ctflow import pipeline
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
-from ctflow.dicom.assemble import assemble_series
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.read_segmentation import read_segmentation
-from ctflow.dicom.scan import name_without_patient
-from ctflow.dicom.select import Series
-from ctflow.engines.contract import EngineInfo
-from ctflow.errors import (
+from ctflow.core.errors import (
     BackendUnavailable,
     BundleInvalid,
     DeviceOutOfMemory,
@@ -36,8 +29,15 @@ from ctflow.errors import (
     NoUsableSeries,
     StorageFull,
 )
+from ctflow.core.model import Code, CropForeground, Segment
+from ctflow.core.volume import digest_of_uid
+from ctflow.dicom.assemble import assemble_series
+from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.read_segmentation import read_segmentation
+from ctflow.dicom.scan import name_without_patient
+from ctflow.dicom.select import Series
+from ctflow.engines.contract import EngineInfo
 from ctflow.export.measure import Choice
-from ctflow.model import Code, CropForeground, Segment
 from ctflow.pipeline import (
     announce,
     exit_code_of_cases,
@@ -50,7 +50,7 @@ from ctflow.pipeline import (
     write_case,
 )
 from ctflow.segmenter import Segmenter
-from ctflow.volume import digest_of_uid
+from ctflow.settings.run import Settings
 from ctflow.window.body import find_body
 from dicom_support import assembled, setter
 from phantom_support import phantom_drawn_once

@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from ctflow.core.model import Code, Segment
+from ctflow.core.volume import Geometry, Volume
 from ctflow.measurements import MOST_FINDINGS, measure_segments, split_findings
-from ctflow.model import Code, Segment
 from ctflow.plausibility import (
     NO_BODY,
     Checks,
@@ -18,7 +19,6 @@ from ctflow.plausibility import (
     text_of_reasons,
     warnings_of_findings,
 )
-from ctflow.volume import Geometry, Volume
 from ctflow.window.body import Body
 
 ANY = Code("1", "99", "any")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.transforms import Activations, AsDiscrete
 
-from ctflow.errors import BundleInvalid
-from ctflow.model import ModelSpec, NetworkSpec
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import ModelSpec, NetworkSpec
 from ctflow.postprocess import (
     bytes_on_host,
     fractions_from_probabilities,

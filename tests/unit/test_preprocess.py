@@ -27,8 +27,9 @@ from monai.transforms import (
 )
 
 from ctflow import preprocess
-from ctflow.errors import UnsupportedPixels
-from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+from ctflow.core.errors import UnsupportedPixels
+from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+from ctflow.core.volume import Geometry, Volume
 from ctflow.preprocess import (
     linear_weights,
     orientation_from_affine,
@@ -37,7 +38,6 @@ from ctflow.preprocess import (
     source_boxes,
     upright_of_geometry,
 )
-from ctflow.volume import Geometry, Volume
 from dicom_support import LinearField, indices_of, rotation
 
 
@@ -258,7 +258,7 @@ def test_a_flat_image_does_not_divide_by_zero():
 @pytest.mark.parametrize("is_cropped", [False, True])
 def test_activation_then_way_back_then_argmax_equals_monai(is_cropped):
     """The two-class shortcut: one channel goes back, not two; both do where a crop leaves less than 1 of the two."""
-    from ctflow.model import ModelSpec, NetworkSpec  # noqa: PLC0415
+    from ctflow.core.model import ModelSpec, NetworkSpec  # noqa: PLC0415
     from ctflow.postprocess import labels_from_probabilities, probabilities_from_logits  # noqa: PLC0415
 
     volume = volume_of(shape=(12, 14, 13))

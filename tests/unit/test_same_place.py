@@ -12,13 +12,13 @@ import torch
 
 from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
+from ctflow.core.model import Resample
+from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.engines.contract import EngineInfo
-from ctflow.model import Resample
 from ctflow.pipeline import run_folder
-from ctflow.volume import Geometry, Volume
+from ctflow.settings.run import Settings
 from dicom_support import assembled
 
 SPACING_MM = (2.5, 3.0, 4.0)

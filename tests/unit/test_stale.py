@@ -11,13 +11,13 @@ import jsonschema
 import pytest
 
 from ctflow import pipeline
-from ctflow.atomic import SUPERSEDED
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
+from ctflow.core.atomic import SUPERSEDED
+from ctflow.core.errors import BackendUnavailable, NotWritten, NoUsableSeries
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.errors import BackendUnavailable, NotWritten, NoUsableSeries
 from ctflow.pipeline import find_cases, key_of_series, run_folder
 from ctflow.report import run_record
+from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())

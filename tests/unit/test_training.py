@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ctflow.bundle.read import read_bundle
-from ctflow.errors import BundleInvalid
-from ctflow.model import NetworkSpec, Resample
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import NetworkSpec, Resample
 from ctflow.networks.build import network_from_model, network_from_spec
 
 ROOT = Path(__file__).parents[2]

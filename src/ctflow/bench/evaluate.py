@@ -23,11 +23,8 @@ from ctflow.bench.exactness import (
     mean_hausdorff95_mm,
     summarise,
 )
-from ctflow.config import Settings
-from ctflow.dicom.read_segmentation import read_segmentation
-from ctflow.door import unexpected
-from ctflow.engines.contract import EngineInfo
-from ctflow.errors import (
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import (
     EXIT_DONE,
     EXIT_PARTLY,
     AccuracyFailed,
@@ -36,11 +33,14 @@ from ctflow.errors import (
     SettingsInvalid,
     UnsupportedPixels,
 )
-from ctflow.model import RESEARCH_ONLY, Model
+from ctflow.core.model import RESEARCH_ONLY, Model
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Geometry, Volume
+from ctflow.dicom.read_segmentation import read_segmentation
+from ctflow.engines.contract import EngineInfo
 from ctflow.pipeline import Case, announce, find_cases, load_case, segment_case
-from ctflow.progress import Progress, silent
 from ctflow.segmenter import Segmenter
-from ctflow.volume import Geometry, Volume
+from ctflow.settings.run import Settings
 
 SCHEMA_VERSION = 1
 SURELY_SEEN_MM = 10.0  # lesions from this size on must be found where an accuracy is asked for

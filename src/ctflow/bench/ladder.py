@@ -26,14 +26,14 @@ import torch
 from ctflow.bench.exactness import dice_of
 from ctflow.bench.row import DEFAULT, STRICT, TORCH, Request
 from ctflow.bundle.read import read_bundle
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid
+from ctflow.core.model import Model
+from ctflow.core.package import digest_of_package
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_module, backends_for, batch_range_for, devices_from_setting
 from ctflow.engines.tensorrt import driver_version
-from ctflow.errors import BackendUnavailable, SettingsInvalid
-from ctflow.model import Model
-from ctflow.package import digest_of_package
 from ctflow.phantom import phantom_from_seed
-from ctflow.progress import Progress, silent
-from ctflow.volume import Size3
 
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
@@ -42,7 +42,16 @@ LIMIT_S = 900.0
 STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other rows are compared with
 _COUNTS = (2, 4)  # devices of the rows with several
 # What a row's seconds and mask depend on: of other code, it is measured again.
-_MEASURED = ("ctflow", "ctflow.bench", "ctflow.engines", "ctflow.kernels", "ctflow.networks", "ctflow.window")
+_MEASURED = (
+    "ctflow",
+    "ctflow.core",
+    "ctflow.settings",
+    "ctflow.bench",
+    "ctflow.engines",
+    "ctflow.kernels",
+    "ctflow.networks",
+    "ctflow.window",
+)
 
 Heard = Callable[[Mapping[str, Any]], None]
 

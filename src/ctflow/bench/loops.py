@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctflow.errors import DeviceOutOfMemory
-from ctflow.model import ModelSpec
+from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.model import ModelSpec
+from ctflow.core.volume import Size3
 from ctflow.postprocess import Labels, bytes_on_host, labels_from_probabilities, probabilities_from_logits
-from ctflow.volume import Size3
 from ctflow.window.blend import importance_map
 from ctflow.window.devices import Predict, Worker
 from ctflow.window.grid import shares_of_windows, window_starts

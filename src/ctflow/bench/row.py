@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
 from ctflow.bundle.read import read_bundle
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError
+from ctflow.core.model import Model
+from ctflow.core.volume import Geometry, Size3, Volume
 from ctflow.engines.choose import check_engine, open_engine
-from ctflow.errors import BackendUnavailable, BundleInvalid, CtflowError
-from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.monai_import import import_lean
 from ctflow.postprocess import Labels
 from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
-from ctflow.volume import Geometry, Size3, Volume
 from ctflow.window.devices import Predict, Worker
 from ctflow.window.grid import window_starts
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctflow.bundle.overrides import merged_document
 from ctflow.bundle.signatures import REQUIRED, Signature
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 MOST_REFERENCES = 32  # a reference to a reference to ...
 MOST_LEVELS = 16

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 LARGEST_BYTES = 4_000_000  # the largest inference.json of MONAI's model zoo has 20 kB
 _MOST_DIGITS = 30

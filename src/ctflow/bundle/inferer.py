@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ctflow.bundle.config import Component, Config, is_number, short
 from ctflow.bundle.signatures import INFERER
-from ctflow.model import Blend
-from ctflow.volume import Size3
+from ctflow.core.model import Blend
+from ctflow.core.volume import Size3
 
 LARGEST_ROI = 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import ctflow
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 INFERENCE = "configs/inference.json"
 METADATA = "configs/metadata.json"

@@ -11,8 +11,8 @@ from typing import Any
 from ctflow.bundle.config import MISSING, short
 from ctflow.bundle.documents import read_document
 from ctflow.bundle.locate import METADATA
-from ctflow.errors import BundleInvalid
-from ctflow.model import Activation, Code, HuRange, Segment
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import Activation, Code, HuRange, Segment
 
 MOST_CHANNELS = 256
 # For a channel whose bundle gives no codes (DICOM PS3.16 CID 7150 and 7151 both hold it).

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 _MERGE = "+"
 _SEPARATOR = "::"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctflow.bundle.config import Config, Place, short
 from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
-from ctflow.model import Activation
+from ctflow.core.model import Activation
 
 _ORDER = ("Activationsd", "Invertd", "AsDiscreted")
 _NEVER = frozenset({"LoadImaged", "EnsureChannelFirstd"})

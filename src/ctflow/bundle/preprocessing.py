@@ -8,7 +8,7 @@ from typing import Any
 from ctflow.bundle.config import Config, is_number, short
 from ctflow.bundle.signatures import HELD, STEPS
 from ctflow.bundle.transforms import IMAGE, Transform, check_held, transforms_from_config
-from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
+from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
 
 # MONAI cannot take them back on the way to the source grid.
 _NEVER = frozenset({"FromMetaTensord", "ToMetaTensord", "SaveImaged"})

@@ -15,8 +15,8 @@ from ctflow.bundle.postprocessing import activation_from_config
 from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.bundle.weights import read_weights, weights_digest
 from ctflow.bundle.workflow import check_workflow
-from ctflow.errors import BundleInvalid
-from ctflow.model import Model, ModelSpec, NetworkSpec
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.build import argument_value, current_arguments, network_class
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctflow.bundle.locate import WEIGHTS
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 _NESTED = ("state_dict", "model")
 _DTYPES = frozenset(

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from ctflow.atomic import make_output_folder
-from ctflow.config import model_path_from_value, read_environment, settings_from_values
+from ctflow.core.atomic import make_output_folder
 from ctflow.report.evaluation import say_evaluation
 from ctflow.report.terminal import progress_on
+from ctflow.settings.run import model_path_from_value, read_environment, settings_from_values
 
 
 def evaluate_command(
@@ -31,7 +31,7 @@ def evaluate_command(
     Args:
         folder: One case, or a folder of cases.
         model_path: Bundle; None takes the environment's or the demonstration bundle.
-        given_options: Settings as typed (`ctflow.config.OPTIONS`).
+        given_options: Settings as typed (`ctflow.settings.run.OPTIONS`).
         output: Gets evaluation.json and evaluation.png, unless every case failed.
         reference: Whether results are also compared with those of the fp32 eager engine.
         results: Output folder of an earlier run, whose SEGs are compared instead of segmenting.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from ctflow.config import model_path_from_value, read_environment, settings_from_values
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 from ctflow.report.terminal import progress_on, say_measured
+from ctflow.settings.run import model_path_from_value, read_environment, settings_from_values
 
 
 def export_engines(model_path: str | None, output: str | None, given: Mapping[str, str | bool | None]) -> int:

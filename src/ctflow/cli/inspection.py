@@ -12,12 +12,12 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.valuerep import VR
 
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.encoding import encoding_warnings
 from ctflow.dicom.geometry import stack_of_series
 from ctflow.dicom.scan import name_without_patient, scan_folder
 from ctflow.dicom.select import Candidate, select_series
-from ctflow.door import unexpected
-from ctflow.errors import BrokenSeries
 
 _LONGEST_KEPT = 4096  # bytes of a value; no attribute that series are judged by is longer
 

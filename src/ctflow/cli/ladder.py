@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from ctflow.atomic import make_output_folder, output_error_from_oserror
-from ctflow.config import model_path_from_value, read_environment, settings_from_values
-from ctflow.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
+from ctflow.core.atomic import make_output_folder, output_error_from_oserror
+from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.report.terminal import progress_on
+from ctflow.settings.run import model_path_from_value, read_environment, settings_from_values
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def ladder_command(
 
     Args:
         model_path: Bundle; None takes the environment's or the demonstration bundle.
-        given_options: Settings as typed (`ctflow.config.OPTIONS`); device and cache are used.
+        given_options: Settings as typed (`ctflow.settings.run.OPTIONS`); device and cache are used.
         output: Gets ladder.json after each row, ladder.png, and rows/ with each row's words and masks: the same command
             goes on where it was ended.
         shape: Voxels of the phantom.

@@ -14,13 +14,19 @@ from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
 from ctflow.cli.inspection import inspect_folder
 from ctflow.cli.monai_deploy import exec_application
-from ctflow.config import OPTIONS, model_path_from_value, paths_from_values, read_environment, settings_from_values
-from ctflow.door import exit_code_of, interrupted_by_sigterm, set_up_logging
-from ctflow.errors import SettingsInvalid
+from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
+from ctflow.core.errors import SettingsInvalid
+from ctflow.core.user import name_user
 from ctflow.networks.monai_import import import_lean
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
-from ctflow.user import name_user
+from ctflow.settings.run import (
+    OPTIONS,
+    model_path_from_value,
+    paths_from_values,
+    read_environment,
+    settings_from_values,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,7 +46,7 @@ def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug its
 
 
 def _options(*names: str) -> Callable[[Function], Function]:
-    """The settings of `ctflow.config` as click options."""
+    """The settings of `ctflow.settings.run` as click options."""
 
     def decorate(function: Function) -> Function:
         for option in reversed([option for option in OPTIONS if option.name in names]):
@@ -307,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes the process's.
 
     Returns:
-        The exit code by ctflow's table (`ctflow.errors`).
+        The exit code by ctflow's table (`ctflow.core.errors`).
     """
     if argv is None:  # else it is somebody else's process
         import_lean()

@@ -17,6 +17,7 @@ from ctflow.config import OPTIONS
 from ctflow.door import exit_code_of
 from ctflow.errors import EXIT_INTERRUPTED, BackendUnavailable, SettingsInvalid
 from ctflow.report.terminal import say_error
+from ctflow.settings.run import OPTIONS
 
 REPAIR = "pip install --force-reinstall --no-deps ctflow"
 _HELP = """\

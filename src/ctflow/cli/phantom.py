@@ -10,14 +10,14 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from ctflow import __version__
+from ctflow.core.errors import NotWritten, SettingsInvalid
+from ctflow.core.model import Code, ModelSpec, NetworkSpec, Segment
+from ctflow.core.progress import Progress
+from ctflow.core.volume import PADDING_HU, Size3
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.errors import NotWritten, SettingsInvalid
-from ctflow.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.phantom import Phantom, phantom_from_seed
-from ctflow.progress import Progress
-from ctflow.volume import PADDING_HU, Size3
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctflow.config import Settings, settings_from_values
-from ctflow.errors import SettingsInvalid
-from ctflow.requirements import check_requirements
+from ctflow.core.errors import SettingsInvalid
+from ctflow.core.requirements import check_requirements
 from ctflow.service.log import close_node_log, set_up_node_log
 from ctflow.service.settings import ServiceSettings, explain_settings, read_settings
+from ctflow.settings.run import Settings, settings_from_values
 
 
 def node_settings(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> ServiceSettings:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from ctflow.door import exit_code_of, interrupted_by_sigterm
-from ctflow.requirements import check_requirements
+from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm
+from ctflow.core.requirements import check_requirements
 
 
 def main() -> int:
     """Run the command line, or say in one line which package keeps it from running.
 
     Returns:
-        The exit code by ctflow's table (`ctflow.errors`).
+        The exit code by ctflow's table (`ctflow.core.errors`).
     """
     with interrupted_by_sigterm():  # from here on, as what is imported takes a second
         return exit_code_of(_run, say=_say)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from pydicom.uid import UID
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Volume
 from ctflow.dicom.attributes import integer, number, text
 from ctflow.dicom.decode import Slice, SliceReader, in_threads
 from ctflow.dicom.encoding import encoding_warnings
@@ -20,8 +22,6 @@ from ctflow.dicom.geometry import Stack, stack_of_series
 from ctflow.dicom.pixels import LOSSY, PixelFormat, pixel_format_of, read_stored_into, unsupported
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
-from ctflow.progress import Progress, silent
-from ctflow.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Volume
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 

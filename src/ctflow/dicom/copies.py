@@ -6,12 +6,12 @@ import filecmp
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
+from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.agreement import COMPARED
 from ctflow.dicom.attributes import numbers, text, texts
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
 from ctflow.dicom.structure import layout_of_header
-from ctflow.errors import BrokenSeries
 
 Refuse = Callable[[str, str], BrokenSeries]
 # What a slice's values and its place follow from: two slices that share these and their pixels are the same slice.

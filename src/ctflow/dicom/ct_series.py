@@ -12,11 +12,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ctflow import __version__
-from ctflow.atomic import publish_folder, temporary_folder
 from ctflow.compat.pydicom import lenient
+from ctflow.core.atomic import publish_folder, temporary_folder
+from ctflow.core.volume import FloatArray, Volume
 from ctflow.dicom.identity import uid_from_parts
 from ctflow.dicom.select import CT_IMAGE_STORAGE
-from ctflow.volume import FloatArray, Volume
 
 IMPLEMENTATION_UID = uid_from_parts("ctflow", "implementation")
 Adjust = Callable[[Dataset, int], None]

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.processes import bare_start, begin_child
 from ctflow.dicom.pixels import PixelFormat, read_stored, unsupported
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.shared import SharedSlices
-from ctflow.processes import bare_start, begin_child
 
 # A process starts in about half a second, a JPEG 2000 slice of 512 x 512 takes 40 ms: fewer are sooner done here.
 LEAST_SLICES = 64

@@ -14,13 +14,13 @@ from pydicom.sr.coding import Code as DicomCode
 from pydicom.uid import UID
 from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, VR
 
-from ctflow.atomic import write_atomically
 from ctflow.compat.pydicom import lenient
+from ctflow.core.atomic import write_atomically
+from ctflow.core.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 from ctflow.dicom.attributes import integer, texts
 from ctflow.dicom.conformance import conforming_values, holds_text
 from ctflow.dicom.encode import elements_of, save_dataset
 from ctflow.dicom.identity import uid_from_parts
-from ctflow.model import RESEARCH_ONLY, Code, ModelSpec, Segment
 
 ALGORITHM_SOURCE = "ctflow"
 _LONG_STRING = 64  # characters of VR LO

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from pydicom.uid import UID
 
+from ctflow.core.volume import FloatArray
 from ctflow.dicom.attributes import integer, numbers, text
 from ctflow.dicom.body_parts import known_value
 from ctflow.dicom.scan import Instance
-from ctflow.volume import FloatArray
 
 MODALITIES = "CT MR PT NM CR DX MG US XA RF OT SC SR SEG PR KO REG RTDOSE RTPLAN RTSTRUCT RTIMAGE DOC"
 _POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"

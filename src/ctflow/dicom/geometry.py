@@ -8,6 +8,8 @@ from functools import partial
 
 import numpy as np
 
+from ctflow.core.errors import BrokenSeries
+from ctflow.core.volume import FloatArray, Geometry
 from ctflow.dicom.agreement import are_interleaved, contradictions, disagreements, listed, odd_ones
 from ctflow.dicom.attributes import integer, numbers, text
 from ctflow.dicom.copies import without_copies
@@ -23,8 +25,6 @@ from ctflow.dicom.regularity import (
 from ctflow.dicom.scan import Instance
 from ctflow.dicom.select import Series
 from ctflow.dicom.spacing import Spacing, spacing_of_slices
-from ctflow.errors import BrokenSeries
-from ctflow.volume import FloatArray, Geometry
 
 _SAME_DIRECTION = 1e-3  # of unit vectors' components: what rounding to three decimals and more leaves
 _SAME_SPACING = 0.1  # of PixelSpacing: a rough check; what counts is where it puts a slice's corners

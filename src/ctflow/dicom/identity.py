@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from pydicom.uid import UID
 
-from ctflow.volume import LabelArray, box_of_marked, marked_lines
+from ctflow.core.volume import LabelArray, box_of_marked, marked_lines
 
 _NAMESPACE = uuid.UUID("6f0c7a52-8f0f-5d0e-9c34-5b1f6f8f1c11")
 

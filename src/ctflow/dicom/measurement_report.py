@@ -17,6 +17,7 @@ from pydicom.sr.coding import Code as DicomCode
 from pydicom.valuerep import DS, VR
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     ALGORITHM_SOURCE,
@@ -37,7 +38,6 @@ from ctflow.dicom.encode import json_from_dataset
 from ctflow.dicom.identity import series_uid, uid_from_parts
 from ctflow.dicom.source import Sources, sources_from_headers
 from ctflow.measurements import Finding, SegmentMeasurements
-from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.plausibility import text_of_reasons
 
 # TID 1500 row 12. pydicom's dictionary has no UMLS codes.

@@ -14,6 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
+from ctflow.core.volume import FloatArray
 from ctflow.dicom.attributes import integer, numbers
 from ctflow.dicom.regularity import (
     distance_along_normal,
@@ -22,7 +23,6 @@ from ctflow.dicom.regularity import (
     planes_from_numbers,
     unevenness,
 )
-from ctflow.volume import FloatArray
 
 _DECIMALS = 9  # of a distance in mm: behind them is rounding
 

@@ -26,10 +26,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
 from ctflow.dicom.frames import family_of_frame, flaw_of_rle, flaw_of_size
 from ctflow.dicom.scan import NATIVE, Instance
-from ctflow.errors import BrokenSeries, UnsupportedPixels
 
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
 

@@ -13,9 +13,9 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.core.volume import LabelArray, digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
-from ctflow.errors import BrokenSeries, UnsupportedPixels
-from ctflow.volume import LabelArray, digest_of_uid
 
 _SEGMENTATION_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the second: LABELMAP
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.volume import FloatArray, Geometry, Size3
+from ctflow.core.volume import FloatArray, Geometry, Size3
 
 LARGEST_SHIFT = 0.1  # of a voxel, along each axis
 _ROUNDING = 1e-9  # of float64

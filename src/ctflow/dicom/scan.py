@@ -20,13 +20,13 @@ from pydicom.uid import (
 )
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import NoUsableSeries
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.header import header_of_layout
 from ctflow.dicom.structure import Layout, Note, layout_of_header
-from ctflow.door import unexpected
-from ctflow.errors import NoUsableSeries
-from ctflow.progress import Progress, silent
-from ctflow.volume import digest_of_uid
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 _UNDEFINED_LENGTH = 0xFFFFFFFF

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.model import RESEARCH_ONLY, ModelSpec
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     Provenance,
@@ -26,7 +27,6 @@ from ctflow.dicom.derived import (
 )
 from ctflow.dicom.identity import series_uid, uid_from_parts
 from ctflow.dicom.source import Sources, sources_from_headers
-from ctflow.model import RESEARCH_ONLY, ModelSpec
 
 _SHORT_TEXT = 1024  # characters of VR ST
 

@@ -15,6 +15,8 @@ from pydicom.sr.codedict import codes
 
 from ctflow.compat.highdicom import frames_known_by_class
 from ctflow.compat.pydicom import lenient
+from ctflow.core.model import RESEARCH_ONLY, ModelSpec, Segment
+from ctflow.core.volume import Geometry, LabelArray
 from ctflow.dicom.attributes import text
 from ctflow.dicom.derived import (
     ALGORITHM_SOURCE,
@@ -33,8 +35,6 @@ from ctflow.dicom.derived import (
 )
 from ctflow.dicom.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.source import Sources, sources_from_headers
-from ctflow.model import RESEARCH_ONLY, ModelSpec, Segment
-from ctflow.volume import Geometry, LabelArray
 
 MOST_FRACTION = 255  # MaximumFractionalValue
 _NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"

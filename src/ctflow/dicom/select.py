@@ -10,6 +10,9 @@ from typing import Literal
 from pydicom.uid import UID
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import NoUsableSeries, Unexpected
+from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.agreement import listed
 from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
@@ -18,9 +21,6 @@ from ctflow.dicom.patients import differing_patients
 from ctflow.dicom.scan import Instance, Scan
 from ctflow.dicom.strays import continues
 from ctflow.dicom.uids import malformed_uids
-from ctflow.door import unexpected
-from ctflow.errors import NoUsableSeries, Unexpected
-from ctflow.volume import digest_of_uid
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ctflow.core.errors import BrokenSeries
+from ctflow.core.volume import FloatArray
 from ctflow.dicom.agreement import listed
 from ctflow.dicom.regularity import is_within, unevenness
-from ctflow.errors import BrokenSeries
-from ctflow.volume import FloatArray
 
 Refuse = Callable[[str, str], BrokenSeries]
 _DOUBLED_MM = 0.01

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ctflow.core.volume import FloatArray
 from ctflow.dicom.attributes import numbers, texts
 from ctflow.dicom.regularity import fitted_line
 from ctflow.dicom.scan import Instance
-from ctflow.volume import FloatArray
 
 # A damaged UID leaves these as they were; another acquisition has at least a SeriesNumber of its own.
 _SHARED = (

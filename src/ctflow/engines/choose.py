@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, cast
 
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid
+from ctflow.core.model import Model, ModelSpec
+from ctflow.core.requirements import version_problem
+from ctflow.core.volume import Size3
 from ctflow.engines.contract import Engine, Precision
-from ctflow.errors import BackendUnavailable, SettingsInvalid
-from ctflow.model import Model, ModelSpec
-from ctflow.requirements import version_problem
-from ctflow.volume import Size3
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
 BACKENDS = {

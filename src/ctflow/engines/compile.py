@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import CapturedFunction
-from ctflow.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
-from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.swin import GPU_ATTENTION, rewrite_for_export
-from ctflow.volume import Size3
 
 FILE: str | None = None
 DEVICES = ("cuda",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ctflow.volume import Size3
+from ctflow.core.volume import Size3
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
-from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
-from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES
-from ctflow.volume import Size3
 
 _ON_CPU = ("fp32", "bf16")
 FILE: str | None = None

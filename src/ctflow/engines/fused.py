@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ctflow.core.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, NetworkNotTaken
+from ctflow.core.model import Model
+from ctflow.core.package import digest_of_package
+from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import CapturedFunction
-from ctflow.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, NetworkNotTaken
-from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
 from ctflow.networks.head import fold_two_class_head
-from ctflow.package import digest_of_package
-from ctflow.volume import Size3
 
 Function = Callable[[Tensor], Tensor]
 FILE: str | None = None

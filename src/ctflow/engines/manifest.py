@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from ctflow.volume import Size3
+from ctflow.core.volume import Size3
 
 State = Literal["ready", "damaged", "foreign", "unreadable", "being made", "left over"]
 

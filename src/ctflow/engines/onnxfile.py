@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from ctflow.core.errors import BackendUnavailable
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.contract import Precision
 from ctflow.engines.store import EngineKey, EngineStore
-from ctflow.errors import BackendUnavailable
-from ctflow.model import Model
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import CPU_ATTENTION, REWRITE_VERSION, AttentionStyle
-from ctflow.volume import Size3
 
 # The CPU engines take one window after another: on a CPU a larger batch is no quicker (0.71 s a window for 1, 2 and 4;
 # OpenVINO 2026.4, 2 cores), needs more memory, and a graph with one fixed batch is exported in a third of the time.

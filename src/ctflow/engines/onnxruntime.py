@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.engines.onnxfile import find_onnx, usable_cpus
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
-from ctflow.model import Model
-from ctflow.volume import Size3
 
 FILE = "onnx"
 DEVICES = ("cpu",)

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from ctflow.atomic import output_error_from_oserror, publish_folder, temporary_folder, write_atomically
+from ctflow.core.atomic import output_error_from_oserror, publish_folder, temporary_folder, write_atomically
+from ctflow.core.errors import EngineMismatch, ExportFailed
 from ctflow.engines.inventory import Nearest, StoredEngine, nearest_engine, problem_with, stored_engines
 from ctflow.engines.manifest import (
     FORMAT,
@@ -24,7 +25,6 @@ from ctflow.engines.manifest import (
     is_file,
     read_manifest,
 )
-from ctflow.errors import EngineMismatch, ExportFailed
 
 __all__ = ["EngineKey", "EngineStore"]
 

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.engines.cudagraph import capture, free_cached_memory
 from ctflow.engines.onnxfile import GraphStyle, software_versions
 from ctflow.engines.store import EngineKey, EngineStore
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
-from ctflow.model import Model
 from ctflow.networks.half import WRITTEN_NORMS_VERSION
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import FOLDED_ATTENTION, GPU_ATTENTION, REWRITE_VERSION
-from ctflow.volume import Size3
 
 FILE = "plan"
 RTX_FILE = "rtx_plan"

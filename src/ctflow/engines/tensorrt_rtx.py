@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.contract import Precision
 from ctflow.engines.tensorrt import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions, runtime_state
-from ctflow.model import Model
-from ctflow.volume import Size3
 
 __all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]
 _NAME = "tensorrt-rtx"

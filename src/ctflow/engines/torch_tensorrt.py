@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
 from ctflow.engines.store import EngineKey
 from ctflow.engines.tensorrt import driver_version, find_plan, gpu_identity, load_runtime, runtime_state
-from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
-from ctflow.model import Model
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import REWRITE_VERSION
-from ctflow.volume import Size3
 
 FILE: str | None = "program"
 DEVICES = ("cuda",)

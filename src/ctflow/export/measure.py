@@ -14,11 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ctflow.atomic import write_atomically
-from ctflow.engines.choose import backend_module, backend_names, batches_worth_timing, open_engine
-from ctflow.engines.contract import Engine, Precision
-from ctflow.engines.onnxfile import software_versions
-from ctflow.errors import (
+from ctflow.core.atomic import write_atomically
+from ctflow.core.errors import (
     BackendUnavailable,
     CtflowError,
     DeviceOutOfMemory,
@@ -29,13 +26,16 @@ from ctflow.errors import (
     ParityFailed,
     ResourceError,
 )
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Size3
+from ctflow.engines.choose import backend_module, backend_names, batches_worth_timing, open_engine
+from ctflow.engines.contract import Engine, Precision
+from ctflow.engines.onnxfile import software_versions
 from ctflow.export.examples import example_windows
 from ctflow.export.parity import ParityResult, check_parity, is_reference, reference_logits
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.export.record import Agreements, machine, what_is_computed
-from ctflow.model import Model
-from ctflow.progress import Progress, silent
-from ctflow.volume import Size3
 
 _STAGE = "measure engines"
 _FORMAT = 4  # of the record

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctflow.atomic import write_atomically
+from ctflow.core.atomic import write_atomically
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.onnxfile import CPU_GRAPH, GraphStyle
-from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed
 from ctflow.export.opset import OLDEST_EXPORTED, downgrade_opset
-from ctflow.model import Model
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision, with_written_norms
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.swin import rewrite_for_export
-from ctflow.volume import Size3
 
 _NEEDED = ("onnx", "onnxscript")
 _LARGEST = 2_000_000_000  # bytes in one protobuf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ctflow.errors import ExportFailed
+from ctflow.core.errors import ExportFailed
 
 OLDEST_EXPORTED = 18  # torch's exporter has nothing older
 _AXES_INPUT = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")  # since opset 18

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
+from ctflow.core.model import Model
 from ctflow.engines.choose import open_engine
 from ctflow.engines.contract import Engine
-from ctflow.errors import DeviceOutOfMemory, ParityFailed
-from ctflow.model import Model
 from ctflow.networks.head import is_two_class
 
 # Smallest overlap of a segment's masks on a phantom, and on a CT. Engines whose logits are right had 0.998 and more on

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctflow.atomic import write_atomically
+from ctflow.core.atomic import write_atomically
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, OutputError
+from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Precision
 from ctflow.engines.tensorrt import INPUT, Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, OutputError
-from ctflow.progress import Progress, silent
 
 _STAGE = "build engine"
 

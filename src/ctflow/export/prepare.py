@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_module
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
@@ -31,9 +34,6 @@ from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
 from ctflow.export.plan import PlanSettings, plan_from_onnx
 from ctflow.export.torch_program import program_from_model
-from ctflow.model import Model
-from ctflow.progress import Progress, silent
-from ctflow.volume import Size3
 
 _STAGE = "prepare engine"
 _SLOW = (PLAN, RTX_FILE, PROGRAM)  # to make: minutes, where an ONNX file takes seconds

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ctflow.atomic import write_atomically
+from ctflow.core.atomic import write_atomically
+from ctflow.core.errors import OutputError
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_version
 from ctflow.engines.contract import EngineInfo, Precision
 from ctflow.engines.onnxfile import software_versions, usable_cpus
 from ctflow.engines.tensorrt import gpu_identity
-from ctflow.errors import OutputError
 from ctflow.export.parity import ParityResult
-from ctflow.model import Model
 from ctflow.networks.swin import REWRITE_VERSION
-from ctflow.volume import Size3
 
 _FORMAT = 1
 REFERENCE = "eager fp32"

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctflow.core.errors import BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
+from ctflow.core.model import Model
+from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.compile import network_for_gpu
 from ctflow.engines.contract import Precision
 from ctflow.engines.torch_tensorrt import load_torch_tensorrt
-from ctflow.errors import BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
-from ctflow.model import Model
-from ctflow.volume import Size3
 
 
 def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch: int, path: Path, device: str) -> None:

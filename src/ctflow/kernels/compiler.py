@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ctflow.errors import BackendUnavailable
+from ctflow.core.errors import BackendUnavailable
 
 _LOCK = threading.Lock()
 _LOADED: dict[tuple[int, str, str, int], CudaKernel] = {}

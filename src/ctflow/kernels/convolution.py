@@ -9,8 +9,8 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
+from ctflow.core.volume import Size3
 from ctflow.kernels.compiler import CudaKernel, load_kernel
-from ctflow.volume import Size3
 
 _GROUPS = 3  # warp groups that multiply, each 8 x 8 voxels; a fourth would leave them too few registers
 _LOADERS = 128  # threads that load

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctflow.core.volume import Size3
 from ctflow.kernels import triton_kernels as kernels
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.networks.channels_last import EPS, Attention, Convolution, regions_of
 from ctflow.networks.swin import MASKED, WindowTable
-from ctflow.volume import Size3
 
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctflow.errors import BundleInvalid
-from ctflow.model import Model, NetworkSpec
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import Model, NetworkSpec
 from ctflow.networks.monai_import import import_monai
 
 _PACKAGE = "monai.networks.nets"

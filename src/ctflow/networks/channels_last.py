@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ctflow.core.volume import Size3
 from ctflow.networks.build import network_class
 from ctflow.networks.swin import MASKED, WindowTable, columns_of_merging, stage_sizes, stages_of, window_table
-from ctflow.volume import Size3
 
 CHANNEL_STEP = 16  # channels of the input are filled up with zeros to a multiple of what one matrix instruction takes
 EPS = 1e-5  # of every norm of a SwinUNETR

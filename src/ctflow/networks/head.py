@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctflow.model import ModelSpec
+from ctflow.core.model import ModelSpec
 
 _PROBES = (32, 64)  # voxels a side: enough for MONAI's networks, and quicker than a whole window
 _SAME = 1e-5  # largest difference of the probe, relative to the largest logit

@@ -14,7 +14,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ctflow.user import named_user
+from ctflow.core.user import named_user
 
 # What MONAI's packages import where it is installed, for training, for files, for pictures, and for networks that do
 # not segment volumes (TorchVisionFCModel, FCN, MILModel, Transchex).

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ctflow.core.volume import Size3
 from ctflow.networks.build import network_class
-from ctflow.volume import Size3
 
 REWRITE_VERSION = 4  # part of every stored engine's key: raise it when a rewrite changes what is exported
 

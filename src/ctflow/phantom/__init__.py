@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.core.volume import Size3, Volume
 from ctflow.phantom.anatomy import anatomy_from_patient, great_vessels
 from ctflow.phantom.patient import Patient, patient_from_rng
 from ctflow.phantom.scanner import scan, scanner_from_rng
@@ -15,7 +16,6 @@ from ctflow.phantom.tissues import Parts, draw_tissues, draw_tubes
 from ctflow.phantom.trees import trees_from_lungs
 from ctflow.phantom.tumours import MOST, Labels, Tumour, draw_mimics, draw_tumours, plans_from_rng
 from ctflow.phantom.variety import Variety, variety_from_rng
-from ctflow.volume import Size3, Volume
 
 SMALLEST: Size3 = (16, 32, 32)
 LARGEST_VOXELS = 2**29  # 1 GB as int16

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.volume import Geometry, Size3
+from ctflow.core.volume import Geometry, Size3
 
 FloatVolume = npt.NDArray[np.floating[Any]]  # float32 wherever it is large
 Axes = tuple[FloatVolume, FloatVolume, FloatVolume]  # z, y, x in mm, shaped to broadcast over (D, H, W)

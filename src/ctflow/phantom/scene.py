@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ctflow.core.volume import PADDING_HU
 from ctflow.phantom.abdomen import Organ, Space, abdominal_wall, gas_in_stomach, liver_edge, organs_from_rng
 from ctflow.phantom.anatomy import Anatomy, joined
 from ctflow.phantom.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
@@ -22,7 +23,6 @@ from ctflow.phantom.skeleton import Skeleton
 from ctflow.phantom.streaks import add_starvation, add_streaks, dense_in
 from ctflow.phantom.tables import Beneath, table_from_rng
 from ctflow.phantom.variety import Variety
-from ctflow.volume import PADDING_HU
 
 _LUNGS_ML = 2600.0  # both of a whole chest; a part of them has its share of vessels
 

@@ -7,8 +7,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from ctflow.core.volume import Size3
 from ctflow.phantom.grid import Grid
-from ctflow.volume import Size3
 
 Arms = Literal["out", "up", "down", "folded"]
 Part = Literal["chest", "no apices", "bases", "upper chest", "abdomen"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ctflow.atomic import write_atomically
+from ctflow.core.atomic import write_atomically
 from ctflow.report.lettering import font_of, shortened
 
 Colour = tuple[int, int, int]

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from ctflow.atomic import write_atomically
-from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY
+from ctflow.core.atomic import write_atomically
+from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY
 from ctflow.report.lettering import font_of, shortened
 from ctflow.report.views import COLOURS, PLANES, Grey, Oriented, Plane, picture_of_slice
 

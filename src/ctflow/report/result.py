@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ctflow import __version__
-from ctflow.atomic import write_atomically
-from ctflow.model import NOTHING_MARKED
+from ctflow.core.atomic import write_atomically
+from ctflow.core.model import NOTHING_MARKED
 
 SCHEMA_VERSION = 1  # docs/result.schema.json
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ctflow.atomic import make_output_folder, supersede_folder
-from ctflow.errors import EXIT_INTERRUPTED, CtflowError, OutputError, Unexpected
+from ctflow.core.atomic import make_output_folder, supersede_folder
+from ctflow.core.errors import EXIT_INTERRUPTED, CtflowError, OutputError, Unexpected
 from ctflow.report.result import run_result, write_result
 
 _MOVED = "an earlier result of this series does not hold any more and was moved to .superseded"

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from ctflow.progress import Progress
+from ctflow.core.progress import Progress
 
 _BAD = ("damaged", "foreign")  # states of stored engines that never end by themselves
 _MOST_NAMED = 5  # files that could not be read, of each reason
@@ -48,7 +48,7 @@ class LineProgress:
         self._quarter: dict[str, int] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take an advance; see `ctflow.progress.Progress`."""
+        """Take an advance; see `ctflow.core.progress.Progress`."""
         quarter = 4 if done >= total else 4 * done // total
         if done == 0:
             self._quarter[stage] = 0
@@ -70,7 +70,7 @@ class BarProgress:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take an advance; see `ctflow.progress.Progress`."""
+        """Take an advance; see `ctflow.core.progress.Progress`."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total)
         elif done == 0:

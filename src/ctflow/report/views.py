@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.volume import Geometry, Size3, Volume, marked_lines
+from ctflow.core.volume import Geometry, Size3, Volume, marked_lines
 
 COLOURS = (
     (255, 92, 92),

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ctflow.atomic import output_error_from_oserror
-from ctflow.config import Settings
-from ctflow.errors import BackendUnavailable, NotWritten, StorageFull
-from ctflow.processes import bare_start
+from ctflow.core.atomic import output_error_from_oserror
+from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
+from ctflow.core.processes import bare_start
 from ctflow.service.document import size_text
 from ctflow.service.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.service.schema import unopened, version_of
 from ctflow.service.settings import ServiceSettings
 from ctflow.service.work import Places
 from ctflow.service.worker import Line, NotReady, Ready, Setup, error_of, run_worker
+from ctflow.settings.run import Settings
 
 _CLOSE_S = 10.0
 _REMEDY = "the user of the node must be able to write there"

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 
-from ctflow.errors import OutputError
+from ctflow.core.errors import OutputError
 from ctflow.service.journal import Journal
 
 _SHORTEST_S = 0.02  # between two looks: the longest that a quiet series waits too long

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 
 LARGEST_BYTES = 256_000  # a file of a thousand rules has 100 kB
 _DEEPEST = 12

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ctflow.atomic import make_output_folder, output_error_from_oserror, sync_folder
+from ctflow.core.atomic import make_output_folder, output_error_from_oserror, sync_folder
 
 _LOOK_AGAIN_S = 0.25  # at the free space: 150 images/s need not ask 150 times
 _MOST_KNOWN = 4096  # folders that are known to be synced; one that is forgotten is synced again

@@ -18,11 +18,11 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ctflow.errors import NotWritten, OutputError, StorageFull
+from ctflow.core.errors import NotWritten, OutputError, StorageFull
+from ctflow.core.volume import digest_of_uid
 from ctflow.service.reading import JournalReader
 from ctflow.service.records import Answer, Arrival, InstanceRecord, Job, Receipt
 from ctflow.service.schema import bring_up_to_date, unopened
-from ctflow.volume import digest_of_uid
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]

@@ -16,8 +16,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
-from ctflow.atomic import output_error_from_oserror, write_atomically
-from ctflow.door import keep_values_out, show_tracebacks, traceback_without_texts
+from ctflow.core.atomic import output_error_from_oserror, write_atomically
+from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts
 from ctflow.service.reading import JournalReader
 from ctflow.service.records import EventRecord
 from ctflow.service.settings import Log

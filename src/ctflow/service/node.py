@@ -12,10 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from ctflow.atomic import make_output_folder, output_error_from_oserror
-from ctflow.config import Settings
-from ctflow.errors import SettingsInvalid
-from ctflow.model import RESEARCH_ONLY
+from ctflow.core.atomic import make_output_folder, output_error_from_oserror
+from ctflow.core.errors import SettingsInvalid
+from ctflow.core.model import RESEARCH_ONLY
 from ctflow.service.complete import Completer
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import JOURNAL_FILE, LOCK_FILE, Journal
@@ -29,6 +28,7 @@ from ctflow.service.web.pages import Node as Shown
 from ctflow.service.web.server import serving
 from ctflow.service.work import Crew, Places
 from ctflow.service.worker import OBJECTS, NotReady, Ready, Setup, error_of
+from ctflow.settings.run import Settings
 
 STOP_GRACE_S = 20.0  # a container gets 30 s, and a case that does not finish waits in the journal
 _RECEIVE_GRACE_S = 5.0

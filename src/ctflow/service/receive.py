@@ -22,12 +22,13 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ctflow import __version__
 from ctflow.compat.pydicom import lenient
+from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
+from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.dicom.ct_series import IMPLEMENTATION_UID
 from ctflow.dicom.pixels import READABLE
 from ctflow.dicom.select import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
 from ctflow.dicom.structure import flaw_of_header, values_of_data_set
-from ctflow.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal, key_of
 from ctflow.service.metrics import Metrics
@@ -39,7 +40,6 @@ from ctflow.service.shortcut import StoreRequest, shorten
 from ctflow.service.titles import TITLES_END, refusal_of_titles
 from ctflow.service.transport import LimitedSocket, Shared
 from ctflow.service.waiting import WaitingRoom, bytes_here
-from ctflow.volume import digest_of_uid
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ctflow.volume import digest_of_uid
+from ctflow.core.volume import digest_of_uid
 
 State = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
 STATES: tuple[State, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")

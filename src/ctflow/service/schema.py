@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 
 VERSION = 1
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ctflow.atomic import publish_folder, temporary_folder
+from ctflow.core.atomic import publish_folder, temporary_folder
+from ctflow.core.errors import DestinationDown, OutputError, PeerRefused
 from ctflow.dicom.ct_series import IMPLEMENTATION_UID
-from ctflow.errors import DestinationDown, OutputError, PeerRefused
 from ctflow.service.journal import Journal
 from ctflow.service.metrics import Metrics
 from ctflow.service.reactor import keep_answers

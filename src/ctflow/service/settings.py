@@ -9,7 +9,6 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ctflow.config import data_folder_from_environment
 from ctflow.service.document import (
     Place,
     key,
@@ -26,6 +25,7 @@ from ctflow.service.document import (
     whole,
 )
 from ctflow.service.rules import Rule, rules_from_place
+from ctflow.settings.run import data_folder_from_environment
 
 MB, GB, TB = 10**6, 10**9, 10**12
 # Each has two descriptors and two threads; see `waiting.MOST_WAITING`.

@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from ctflow.door import unexpected
-from ctflow.errors import OutputError
-from ctflow.processes import bare_start
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import OutputError
+from ctflow.core.processes import bare_start
 from ctflow.service.journal import Journal
 from ctflow.service.metrics import Metrics
 from ctflow.service.records import Answer, Job

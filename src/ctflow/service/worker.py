@@ -21,17 +21,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydicom
 from pydicom.dataset import Dataset
 
-from ctflow import __version__, errors
-from ctflow.config import Settings
-from ctflow.door import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
-from ctflow.errors import CtflowError, InputError, ModelError, Unexpected
+from ctflow import __version__
+from ctflow.core import errors
+from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
+from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
+from ctflow.core.processes import begin_child
 from ctflow.networks.monai_import import import_lean
-from ctflow.processes import begin_child
 from ctflow.service.records import Answer, Job, ObjectRecord
 from ctflow.service.rules import Rule, Verdict
+from ctflow.settings.run import Settings
 
 if TYPE_CHECKING:
-    from ctflow.model import Model
+    from ctflow.core.model import Model
     from ctflow.pipeline import Case
     from ctflow.segmenter import Segmenter
 

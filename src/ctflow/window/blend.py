@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ctflow.model import Blend
-from ctflow.volume import Size3
+from ctflow.core.model import Blend
+from ctflow.core.volume import Size3
 
 SIGMA_SCALE = 0.125  # MONAI's default; bundles that ask for another are refused
 LEAST_WEIGHT = 1e-3

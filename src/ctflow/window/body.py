@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.volume import Size3, Volume
+from ctflow.core.volume import Size3, Volume
 
 Box = tuple[slice, slice, slice]
 Cells = npt.NDArray[np.bool_]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from ctflow.volume import Size3
+from ctflow.core.volume import Size3
 
 
 def starts_along_axis(size: int, window: int, overlap: float) -> list[int]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.model import Blend
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Size3
 from ctflow.engines.cudagraph import free_cached_memory
-from ctflow.errors import DeviceOutOfMemory
-from ctflow.model import Blend
-from ctflow.progress import Progress, silent
-from ctflow.volume import Size3
 from ctflow.window.blend import importance_map, total_weight
 from ctflow.window.constant import Box, alike_windows
 from ctflow.window.devices import Predict, Say, Worker, run_on_devices

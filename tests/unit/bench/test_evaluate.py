@@ -12,14 +12,14 @@ from ctflow.bench import evaluate
 from ctflow.bench.evaluate import MOST_FALSE_POSITIVES, case_folders, evaluate_folder, require_accuracy
 from ctflow.bundle import read_bundle
 from ctflow.cli.phantom import write_phantom
-from ctflow.config import Settings
+from ctflow.core.errors import AccuracyFailed, BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
+from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import AccuracyFailed, BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
 from ctflow.segmenter import Segmentation, Segmenter
-from ctflow.volume import digest_of_uid
+from ctflow.settings.run import Settings
 from dicom_support import assembled, small_volume
 
 SHAPE = (16, 12, 10)

@@ -15,11 +15,11 @@ from ctflow.bench.exactness import dice_of
 from ctflow.bench.ladder import Plan, rows_for, run_ladder
 from ctflow.bench.row import Request, on_source, request_from_document, run_row
 from ctflow.bundle.read import read_bundle
-from ctflow.errors import BackendUnavailable, BundleInvalid, SettingsInvalid
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, SettingsInvalid
+from ctflow.core.volume import Volume
 from ctflow.export.prepare import prepare_engine
 from ctflow.phantom import phantom_from_seed
 from ctflow.preprocess import prepare_volume
-from ctflow.volume import Volume
 
 SHAPE = (120, 64, 64)
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
-from ctflow.errors import DeviceOutOfMemory
-from ctflow.model import ModelSpec, NetworkSpec
+from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.model import ModelSpec, NetworkSpec
 from ctflow.window.devices import Worker
 
 ROI = (16, 16, 16)

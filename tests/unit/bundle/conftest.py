@@ -33,7 +33,7 @@ def bundle(tmp_path, inference, metadata) -> Path:
     (folder / "models").mkdir()
     (folder / "configs" / "inference.json").write_text(json.dumps(inference))
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    from ctflow.model import NetworkSpec  # noqa: PLC0415
+    from ctflow.core.model import NetworkSpec  # noqa: PLC0415
     from ctflow.networks.build import network_from_spec  # noqa: PLC0415
 
     arguments = {key: value for key, value in SMALL_NETWORK.items() if key != "_target_"}

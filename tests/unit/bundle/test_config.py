@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ctflow.bundle.config import MOST_REFERENCES, Component, Config, Place, short
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 FILE = "configs/inference.json"
 

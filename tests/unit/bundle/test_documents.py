@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctflow.bundle.documents import LARGEST_BYTES, document_from_bytes, read_document
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 
 @pytest.mark.parametrize(

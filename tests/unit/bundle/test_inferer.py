@@ -4,7 +4,7 @@ import pytest
 
 from ctflow.bundle.config import Config
 from ctflow.bundle.inferer import Sliding, sliding_from_config
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 
 def sliding(target="SlidingWindowInferer", **arguments):

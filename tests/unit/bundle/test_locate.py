@@ -7,7 +7,7 @@ import pytest
 
 import ctflow
 from ctflow.bundle import demonstration_bundle, find_bundle, locate
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 
 def test_a_bundle_is_itself_and_a_folder_with_one_bundle_means_it(bundle):

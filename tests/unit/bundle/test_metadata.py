@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ctflow.bundle.metadata import TISSUE, metadata_from_document
-from ctflow.errors import BundleInvalid
-from ctflow.model import Code, Segment
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import Code, Segment
 
 CODED = {
     "channel": 1,

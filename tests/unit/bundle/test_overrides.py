@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ctflow.bundle.overrides import merged_document
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 pytestmark = pytest.mark.filterwarnings("ignore:Can't merge entry:UserWarning")  # MONAI's, where it copies instead
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctflow.bundle import demonstration_bundle, read_bundle, spec_from_documents
-from ctflow.errors import BundleInvalid
-from ctflow.model import Code, ModelSpec, Orient, Resample, ScaleRange, Segment
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import Code, ModelSpec, Orient, Resample, ScaleRange, Segment
 from ctflow.networks.build import network_from_model
 
 

@@ -5,8 +5,8 @@ import pytest
 from ctflow.bundle.config import Config
 from ctflow.bundle.postprocessing import activation_from_config
 from ctflow.bundle.preprocessing import steps_from_config
-from ctflow.errors import BundleInvalid
-from ctflow.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
 
 
 def steps(*transforms, **top):

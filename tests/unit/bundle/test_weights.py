@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctflow.bundle.weights import read_weights, weights_digest
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from ctflow.bundle.config import Config
 from ctflow.bundle.workflow import check_workflow
-from ctflow.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid
 
 PARTS = {
     "network_def": {"_target_": "UNet"},

@@ -13,10 +13,10 @@ import pytest
 from ctflow.bundle import demonstration_bundle, read_body_parts
 from ctflow.cli.inspection import inspect_folder
 from ctflow.cli.main import main
+from ctflow.core.errors import BundleInvalid
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import select_series
-from ctflow.errors import BundleInvalid
 from ctflow.report.terminal import say_inspection
 from dicom_support import setter, small_volume
 from odd_series import ODD, outcome_of

@@ -8,9 +8,9 @@ import pytest
 
 from ctflow.cli import main as cli_main
 from ctflow.cli.main import main
+from ctflow.core.errors import NoUsableSeries
 from ctflow.dicom.scan import name_without_patient
 from ctflow.engines.choose import BACKENDS
-from ctflow.errors import NoUsableSeries
 
 
 def test_version_and_help(capsys):

@@ -15,6 +15,7 @@ from pydicom import config
 from ctflow.compat.highdicom import frames_known_by_class
 from ctflow.compat.pydicom import lenient, values_unchecked
 from ctflow.compat.scope import SharedChange
+from ctflow.core.model import Code, Segment
 from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.attributes import text
 from ctflow.dicom.ct_series import write_ct_series
@@ -25,7 +26,6 @@ from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.select import select_series
 from ctflow.measurements import measure_segments
-from ctflow.model import Code, Segment
 from dicom_support import small_volume, spec_of
 
 TISSUE = Code("85756007", "SCT", "Tissue")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
+from ctflow.core.volume import Volume
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.volume import Volume
 from dicom_support import small_volume
 
 

@@ -5,10 +5,10 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.core.volume import Volume
 from ctflow.dicom.pixels import pixel_format_of, read_stored
 from ctflow.dicom.scan import scan_folder
-from ctflow.errors import BrokenSeries, UnsupportedPixels
-from ctflow.volume import Volume
 from dicom_support import COLUMNS, DEPTH, ROWS, assembled, small_volume
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
-from ctflow.volume import Geometry, Volume
 from dicom_support import assembled, small_volume
 from tests_support import dciodvfy_errors
 

@@ -19,13 +19,13 @@ import pytest
 from pydicom.uid import JPEGLSLossless
 
 import decoder_support
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.dicom import decode
 from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.pixels import pixel_format_of, read_stored
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import select_series
 from ctflow.dicom.shared import SharedSlices
-from ctflow.errors import BrokenSeries, UnsupportedPixels
 from decoder_support import SPECIAL
 from dicom_support import assembled, small_volume
 from odd_series import transcode

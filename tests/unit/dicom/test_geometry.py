@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
+from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.assemble import assemble_series, geometry_of_series
 from ctflow.dicom.geometry import stack_of_series
-from ctflow.errors import BrokenSeries
 from dicom_support import DEPTH, assembled, moved, selection_of, small_volume
 
 

@@ -13,10 +13,10 @@ import pytest
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
+from ctflow.core.errors import UnsupportedPixels
 from ctflow.dicom.frames import flaw_of_rle, flaw_of_size, slices_unlike_both_neighbours
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.structure import flaw_of_header
-from ctflow.errors import UnsupportedPixels
 from dicom_support import DEPTH, assembled, small_volume
 from fuzz_series import FINE, fuzz
 from odd_series import ODD, nested, transcode

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from ctflow.core.errors import BrokenSeries
+from ctflow.core.volume import Volume
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.structure import (
     DEEPEST,
@@ -20,8 +22,6 @@ from ctflow.dicom.structure import (
     layout_of_header,
     values_of_data_set,
 )
-from ctflow.errors import BrokenSeries
-from ctflow.volume import Volume
 from dicom_support import assembled, small_volume
 from fuzz_series import slice_by_pydicom
 from odd_headers import FORMS, Form, before_pixels, element, implicit, padded, parts, sequence_items

@@ -6,11 +6,11 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.core.model import Code, Segment
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.errors import BrokenSeries, UnsupportedPixels
-from ctflow.model import Code, Segment
 from dicom_support import assembled, small_volume, spec_of
 
 LUNG = Code("39607008", "SCT", "Lung")

@@ -9,8 +9,8 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from ctflow.core.errors import NoUsableSeries
 from ctflow.dicom.scan import name_without_patient, scan_folder
-from ctflow.errors import NoUsableSeries
 
 
 def only(folder: Path) -> Path:

@@ -7,10 +7,10 @@ import pydicom
 import pytest
 import SimpleITK as itk
 
+from ctflow.core.model import RESEARCH_ONLY, Code, Segment
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.model import RESEARCH_ONLY, Code, Segment
 from dicom_support import assembled, spec_of
 from tests_support import dciodvfy_errors
 

@@ -10,13 +10,13 @@ import numpy as np
 import pydicom
 import pytest
 
+from ctflow.core.model import Code, Segment
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.source import sources_from_headers
 from ctflow.measurements import measure_segments, split_findings
-from ctflow.model import Code, Segment
 from dicom_support import assembled, small_volume, spec_of
 from tests_support import (
     assert_same_points,

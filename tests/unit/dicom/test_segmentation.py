@@ -14,13 +14,13 @@ import SimpleITK as itk
 from pydicom.sr.codedict import codes
 from scipy.spatial import cKDTree
 
+from ctflow.core.errors import NotWritten
+from ctflow.core.model import Code, Segment
+from ctflow.core.volume import Geometry
 from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import sources_from_headers
-from ctflow.errors import NotWritten
-from ctflow.model import Code, Segment
-from ctflow.volume import Geometry
 from dicom_support import assembled, selection_of, setter, small_volume, spec_of
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi, segments_by_dcmqi
 

@@ -6,10 +6,10 @@ import numpy as np
 import pydicom
 import pytest
 
+from ctflow.core.errors import NoUsableSeries
+from ctflow.core.volume import Geometry, Volume, digest_of_uid
 from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.select import require_chosen, select_series
-from ctflow.errors import NoUsableSeries
-from ctflow.volume import Geometry, Volume, digest_of_uid
 from dicom_support import DEPTH, selection_of, setter, small_volume
 
 

@@ -12,11 +12,11 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from ctflow.core.model import Code, Segment
 from ctflow.dicom.ct_series import write_ct_series
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.source import clean_sources, sources_from_headers
-from ctflow.model import Code, Segment
 from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors
 

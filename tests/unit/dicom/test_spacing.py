@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.assemble import _resampled
 from ctflow.dicom.spacing import spacing_of_slices
-from ctflow.errors import BrokenSeries
 from odd_series import runs
 
 

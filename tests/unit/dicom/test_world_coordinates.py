@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctflow.volume import Volume
+from ctflow.core.volume import Volume
 from dicom_support import DEPTH, assembled, axes, rotation, selection_of, small_volume
 
 

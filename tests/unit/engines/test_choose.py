@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.engines import choose
 from ctflow.engines.choose import backends, device_from_setting, devices_from_setting, open_engine
-from ctflow.errors import BackendUnavailable, SettingsInvalid
 
 
 def test_every_backend_says_whether_it_is_there():

@@ -8,12 +8,12 @@ import torch
 from monai.networks.nets import SwinUNETR, UNet
 from torch import nn
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, ExportFailed
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import compile as backend
 from ctflow.engines import cudagraph
 from ctflow.engines.compile import CompileEngine, network_for_gpu
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, ExportFailed
-from ctflow.model import Model, ModelSpec, NetworkSpec
 
 ROI = (16, 16, 16)
 UNET = {

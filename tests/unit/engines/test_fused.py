@@ -8,12 +8,12 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR, UNet
 
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import choose, fused
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.fused import FusedEngine
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
 from ctflow.export.parity import check_parity, reference_logits
-from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
 from ctflow.networks.head import fold_two_class_head
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ctflow.core.errors import BackendUnavailable
 from ctflow.engines import onnxruntime, openvino
 from ctflow.engines.onnxfile import usable_cpus
-from ctflow.errors import BackendUnavailable
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ctflow import atomic
+from ctflow.core import atomic
+from ctflow.core.errors import EngineMismatch, ExportFailed, NotWritten, StorageFull
 from ctflow.engines.manifest import Difference, read_document
 from ctflow.engines.store import EngineKey, EngineStore
-from ctflow.errors import EngineMismatch, ExportFailed, NotWritten, StorageFull
 
 KEY = EngineKey(
     kind="onnx", version="1", rewrite=1, weights_digest="d" * 64, network="SwinUNETR",

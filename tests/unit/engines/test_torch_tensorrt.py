@@ -9,11 +9,11 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import torch_tensorrt
 from ctflow.engines.store import EngineStore
-from ctflow.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
 from ctflow.export.torch_program import program_from_model
-from ctflow.model import Model, ModelSpec, NetworkSpec
 
 ROI = (16, 16, 16)
 ARGUMENTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8, 16], "strides": [2, 2]}

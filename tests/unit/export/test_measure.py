@@ -6,10 +6,7 @@ import logging
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.engines import choose
-from ctflow.engines.choose import open_engine
-from ctflow.engines.contract import EngineInfo
-from ctflow.errors import (
+from ctflow.core.errors import (
     BackendUnavailable,
     BundleInvalid,
     DeviceOutOfMemory,
@@ -19,6 +16,9 @@ from ctflow.errors import (
     ParityFailed,
     StorageFull,
 )
+from ctflow.engines import choose
+from ctflow.engines.choose import open_engine
+from ctflow.engines.contract import EngineInfo
 from ctflow.export import measure
 from ctflow.export.measure import Measured, choose_fastest, engines_not_made, measure_engine
 from ctflow.export.parity import ParityResult

@@ -8,15 +8,15 @@ from monai.networks.nets import SwinUNETR, UNet
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed, ParityFailed, SettingsInvalid
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.choose import open_engine
 from ctflow.engines.onnxfile import CPU_BATCH, GraphStyle, onnx_key
 from ctflow.engines.store import EngineStore
-from ctflow.errors import BackendUnavailable, BundleInvalid, ExportFailed, ParityFailed, SettingsInvalid
 from ctflow.export import onnx as onnx_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
 from ctflow.export.prepare import prepare_engine
-from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.build import network_from_model
 from ctflow.networks.swin import FOLDED_ATTENTION
 

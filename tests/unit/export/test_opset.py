@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctflow.errors import ExportFailed
+from ctflow.core.errors import ExportFailed
 from ctflow.export.opset import downgrade_opset
 
 onnx = pytest.importorskip("onnx")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.contract import EngineInfo
-from ctflow.errors import DeviceOutOfMemory, ParityFailed
 from ctflow.export import parity
 from ctflow.export.parity import FEWEST_VOXELS, TOLERANCE, TOLERANCE_ALONE, check_parity, is_reference, reference_logits
-from ctflow.model import Model, ModelSpec, NetworkSpec
 
 ROI = (16, 16, 16)
 UNET = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}

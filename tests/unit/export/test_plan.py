@@ -9,14 +9,14 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import tensorrt as tensorrt_module
 from ctflow.engines.onnxfile import GraphStyle
 from ctflow.engines.tensorrt import LoadedPlan, graph_style, load_runtime
-from ctflow.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.export import plan as plan_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.plan import PlanSettings, plan_from_onnx
-from ctflow.model import Model, ModelSpec, NetworkSpec
 from ctflow.networks.swin import FOLDED_ATTENTION
 
 RTX = "tensorrt-rtx"

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from ctflow.bundle import demonstration_bundle, read_bundle
-from ctflow.config import Settings
+from ctflow.core.errors import BackendUnavailable, ParityFailed
 from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.store import EngineStore
 from ctflow.engines.tensorrt import plan_key
-from ctflow.errors import BackendUnavailable, ParityFailed
 from ctflow.export import measure, prepare, record
 from ctflow.export.measure import choose_fastest, measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.segmenter import Segmenter
+from ctflow.settings.run import Settings
 
 RTX = "tensorrt-rtx"
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ctflow.errors import BackendUnavailable
+from ctflow.core.errors import BackendUnavailable
 from ctflow.kernels.compiler import compile_cubin
 from ctflow.kernels.convolution import HopperConvolution, best_chunk, packed_weights, shared_bytes, source, units_of
 

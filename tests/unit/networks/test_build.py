@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ctflow.bundle import demonstration_bundle, read_bundle
-from ctflow.errors import BundleInvalid
-from ctflow.model import NetworkSpec
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import NetworkSpec
 from ctflow.networks.build import (
     argument_value,
     current_arguments,

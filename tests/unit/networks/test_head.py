@@ -5,7 +5,7 @@ import torch
 from monai.networks.nets import UNETR, BasicUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
-from ctflow.model import ModelSpec, NetworkSpec
+from ctflow.core.model import ModelSpec, NetworkSpec
 from ctflow.networks.head import fold_two_class_head
 
 ROI = (64, 32, 32)

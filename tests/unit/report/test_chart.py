@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctflow.errors import NotWritten
+from ctflow.core.errors import NotWritten
 from ctflow.report import chart
 from ctflow.report.chart import HEIGHT_PX, WIDTH_PX, write_exactness_chart
 from ctflow.report.lettering import font_of, shortened

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from browser_support import CHROMIUM, Browser
-from ctflow.errors import NotWritten
+from ctflow.core.errors import NotWritten
+from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
+from ctflow.core.volume import Geometry, Volume
 from ctflow.measurements import measure_segments
-from ctflow.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
 from ctflow.plausibility import place_to_show
 from ctflow.report import pixels
 from ctflow.report.html_report import write_html_report
 from ctflow.report.result import series_result
 from ctflow.report.views import oriented_from_volume
-from ctflow.volume import Geometry, Volume
 from needs import skip_without
 
 ANY = Code("1", "99", "any")

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctflow.errors import NotWritten
+from ctflow.core.errors import NotWritten
+from ctflow.core.model import Code, Segment
+from ctflow.core.volume import Geometry, Volume
 from ctflow.measurements import measure_segments
-from ctflow.model import Code, Segment
 from ctflow.plausibility import place_to_show
 from ctflow.report import preview
 from ctflow.report.preview import PANEL_PX, draw_preview, write_picture
 from ctflow.report.views import COLOURS, oriented_from_volume
-from ctflow.volume import Geometry, Volume
 
 ANY = Code("1", "99", "any")
 RED = (255, 92, 92)  # the first segment's

@@ -9,12 +9,12 @@ import jsonschema
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
+from ctflow.core.errors import NotWritten
+from ctflow.core.model import NOTHING_MARKED
 from ctflow.dicom.ct_series import write_ct_series
-from ctflow.errors import NotWritten
-from ctflow.model import NOTHING_MARKED
 from ctflow.pipeline import run_folder
 from ctflow.report.result import SCHEMA_VERSION, run_result, series_result, write_result
+from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())

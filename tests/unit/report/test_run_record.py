@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from ctflow.errors import BrokenSeries, BundleInvalid, NotWritten, StorageFull
+from ctflow.core.errors import BrokenSeries, BundleInvalid, NotWritten, StorageFull
 from ctflow.report import run_record
 from ctflow.report.run_record import error_facts, recorded_run, supersede_result
 

@@ -14,14 +14,14 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
-from ctflow.config import Settings
-from ctflow.errors import BackendUnavailable, BundleInvalid, NotWritten, SettingsInvalid, StorageFull
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, NotWritten, SettingsInvalid, StorageFull
 from ctflow.service.check import _data_folder, opened
 from ctflow.service.journal import Journal
 from ctflow.service.node import Node
 from ctflow.service.schema import VERSION
 from ctflow.service.settings import Limits, ServiceSettings, Web
 from ctflow.service.worker import Line, NotReady, Ready
+from ctflow.settings.run import Settings
 from service_support import worker_that_answers
 
 RUN = Settings(engine="eager", device="cpu")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ctflow.errors import StorageFull
+from ctflow.core.errors import StorageFull
 from ctflow.service.complete import Completer
 from ctflow.service.journal import Journal
 from ctflow.service.records import Arrival

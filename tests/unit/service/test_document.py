@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 from ctflow.service import document
 from ctflow.service.document import key, list_of, one_of, place_of_file, real, section, size, size_text, switch, whole
 

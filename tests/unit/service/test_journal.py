@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.errors import NotWritten, SettingsInvalid
+from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.service import journal as journal_module
 from ctflow.service.journal import Journal, digest_of_set, key_of
 from ctflow.service.records import Answer, Arrival, ObjectRecord, Patient

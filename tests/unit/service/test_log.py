@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ctflow.errors import NotWritten, OutputError
+from ctflow.core.errors import NotWritten, OutputError
 from ctflow.service import log as node_log
 from ctflow.service.log import AUDIT, AuditTrail, close_node_log, set_up_node_log, told_forever
 from ctflow.service.settings import Log

@@ -11,11 +11,11 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
-from ctflow.config import Settings
-from ctflow.errors import BundleInvalid, SettingsInvalid
+from ctflow.core.errors import BundleInvalid, SettingsInvalid
 from ctflow.service.node import Node, run_node
 from ctflow.service.rules import Rule
 from ctflow.service.settings import Backoff, Destination, Limits, ServiceSettings, Web
+from ctflow.settings.run import Settings
 from node_support import loggers_kept
 from service_support import Archive, association, free_port, instance, storescu, wait_until, worker_that_answers
 

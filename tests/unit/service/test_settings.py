@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 from ctflow.service.rules import Range, Rule
 from ctflow.service.settings import (
     GB,

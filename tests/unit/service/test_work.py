@@ -9,13 +9,13 @@ from multiprocessing.context import SpawnProcess
 import pytest
 
 import service_support
-from ctflow.config import Settings
-from ctflow.errors import NotWritten
+from ctflow.core.errors import NotWritten
 from ctflow.service import work
 from ctflow.service.journal import Journal
 from ctflow.service.records import Arrival
 from ctflow.service.work import Crew, Places
 from ctflow.service.worker import NotReady, Ready, Setup
+from ctflow.settings.run import Settings
 from service_support import PATIENCE_S, wait_until
 
 

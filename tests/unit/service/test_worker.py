@@ -11,15 +11,15 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
-from ctflow.errors import DeviceOutOfMemory
-from ctflow.model import Model
+from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.model import Model
 from ctflow.segmenter import Segmenter
 from ctflow.service import worker
 from ctflow.service.journal import digest_of_set
 from ctflow.service.records import InstanceRecord, Job
 from ctflow.service.rules import Rule
 from ctflow.service.worker import Setup, Task, basis_of_result, run_task
+from ctflow.settings.run import Settings
 
 SETUP = Setup(None, Settings(engine="eager", device="cpu", report="none"))
 

@@ -14,9 +14,9 @@ from mimics import draw_lung_disease
 from real_chests import CLEAR_MM, SMALLEST_BOX_MM, SPACING_MM, as_acquired, boxes_clear_of, noise_hu, prepare_background
 from validate import judge, total
 
+from ctflow.core.volume import Geometry, Volume
 from ctflow.phantom import phantom_from_seed
 from ctflow.phantom.grid import Field, Grid
-from ctflow.volume import Geometry, Volume
 
 CUBIC = (3.0, 3.0, 3.0)
 

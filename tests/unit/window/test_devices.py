@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
-from ctflow.errors import DeviceOutOfMemory
+from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.window.devices import Worker, run_on_devices
 from ctflow.window.predict import predict_volume
 

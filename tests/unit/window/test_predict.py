@@ -11,7 +11,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 
-from ctflow.errors import DeviceOutOfMemory
+from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.window.blend import importance_map, total_weight
 from ctflow.window.devices import Worker
 from ctflow.window.grid import padding_for_window, shares_of_windows, starts_along_axis, window_axes, window_starts

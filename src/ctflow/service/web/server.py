@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 from ctflow.service.web.app import make_app
 from ctflow.service.web.pages import Node
 from ctflow.service.web.views import address

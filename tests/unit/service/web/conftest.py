@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.config import Settings
 from ctflow.pipeline import run_folder
+from ctflow.settings.run import Settings
 from node_support import BACKUP, PACS, Ward
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 from ctflow.service.records import Answer
 from ctflow.service.send import COPY, WHOLE
 from ctflow.service.web import pages

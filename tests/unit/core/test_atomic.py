@@ -6,8 +6,8 @@ import stat
 
 import pytest
 
-from ctflow import atomic
-from ctflow.atomic import (
+from ctflow.core import atomic
+from ctflow.core.atomic import (
     SUPERSEDED,
     output_error_from_oserror,
     publish_folder,
@@ -15,7 +15,7 @@ from ctflow.atomic import (
     temporary_folder,
     write_atomically,
 )
-from ctflow.errors import NotWritten, OutputError, StorageFull
+from ctflow.core.errors import NotWritten, OutputError, StorageFull
 
 
 def mode(path) -> int:

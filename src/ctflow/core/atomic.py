@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ctflow.errors import NotWritten, OutputError, StorageFull
+from ctflow.core.errors import NotWritten, OutputError, StorageFull
 
 SUPERSEDED = ".superseded"  # hidden: what looks for results does not find what is in it
 

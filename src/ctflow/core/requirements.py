@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
-from ctflow.errors import RequirementUnmet
+from ctflow.core.errors import RequirementUnmet
 
 
 def check_requirements(extra: str = "") -> None:

@@ -1,7 +1,7 @@
 """The errors that ctflow raises on purpose, and the exit code of each.
 
 A message says what happened, to which series or file, and what to do. It never holds patient data: a series is named
-by the digest of its UID (`ctflow.volume.digest_of_uid`).
+by the digest of its UID (`ctflow.core.volume.digest_of_uid`).
 """
 
 from __future__ import annotations

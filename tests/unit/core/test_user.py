@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from ctflow import user
+from ctflow.core import user
 
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 

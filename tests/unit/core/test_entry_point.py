@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 
-from ctflow import errors
-from ctflow.door import exit_code_of, interrupted_by_sigterm, set_up_logging
+from ctflow.core import errors
+from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
 
 
 def leaves(kind):

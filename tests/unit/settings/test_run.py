@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.config import (
+from ctflow.core.errors import SettingsInvalid
+from ctflow.settings.run import (
     OPTIONS,
     Paths,
     Settings,
@@ -13,7 +14,6 @@ from ctflow.config import (
     read_environment,
     settings_from_values,
 )
-from ctflow.errors import SettingsInvalid
 
 
 def test_nothing_given_gives_the_defaults():

@@ -1,5 +1,5 @@
-from ctflow import package
-from ctflow.package import digest_of_package
+from ctflow.core import package
+from ctflow.core.package import digest_of_package
 
 
 def test_a_digest_is_of_the_code_in_the_package(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctflow.volume import Geometry, Volume, box_of_marked, digest_of_uid, marked_lines
+from ctflow.core.volume import Geometry, Volume, box_of_marked, digest_of_uid, marked_lines
 
 
 def geometry(spacing=(2.5, 0.6, 0.9), shape=(4, 5, 6)) -> Geometry:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ctflow.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError, Unexpected
+from ctflow.core.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtflowError, Unexpected
 
 log = logging.getLogger(__name__)
 _QUOTING = frozenset({"pydicom", "pynetdicom", "highdicom", "pylibjpeg", "openjpeg", "rle", "jpeg_ls"})
@@ -25,7 +25,7 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
         debug: Whether an unexpected error also shows its traceback.
 
     Returns:
-        The exit code by ctflow's table (`ctflow.errors`).
+        The exit code by ctflow's table (`ctflow.core.errors`).
     """
     try:
         return main()

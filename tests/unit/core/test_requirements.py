@@ -10,19 +10,19 @@ import sys
 import pytest
 from ctflow.app.__main__ import main as run_application
 
-import ctflow.requirements
+import ctflow.core.requirements
 from ctflow.cli.main import main
 from ctflow.cli.start import main as start
+from ctflow.core.errors import RequirementUnmet
+from ctflow.core.requirements import check_requirements, version_problem
 from ctflow.engines.choose import backends
-from ctflow.errors import RequirementUnmet
-from ctflow.requirements import check_requirements, version_problem
 
 
 @pytest.fixture
 def installed(monkeypatch):
     """Installed versions by name, as a test wants them."""
-    real, changed = ctflow.requirements._installed, {}
-    monkeypatch.setattr(ctflow.requirements, "_installed", lambda name: changed.get(name, real(name)))
+    real, changed = ctflow.core.requirements._installed, {}
+    monkeypatch.setattr(ctflow.core.requirements, "_installed", lambda name: changed.get(name, real(name)))
     return changed
 
 
@@ -100,12 +100,12 @@ def test_an_engine_of_another_version_is_not_available(installed):
 
 def test_code_without_metadata_is_not_checked(monkeypatch):
     def absent(_name: str) -> None:
-        raise ctflow.requirements.PackageNotFoundError
+        raise ctflow.core.requirements.PackageNotFoundError
 
-    monkeypatch.setattr(ctflow.requirements, "requires", absent)
-    ctflow.requirements._requirements.cache_clear()
+    monkeypatch.setattr(ctflow.core.requirements, "requires", absent)
+    ctflow.core.requirements._requirements.cache_clear()
     try:
         check_requirements()
     finally:
         monkeypatch.undo()
-        ctflow.requirements._requirements.cache_clear()
+        ctflow.core.requirements._requirements.cache_clear()

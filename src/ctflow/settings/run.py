@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ctflow.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid
 
 Pick = Literal["all", "best"]
 Roi = Literal["none", "body"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ctflow.volume import Size3
+from ctflow.core.volume import Size3
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,1 @@
+"""What everything else stands on: volume, model, errors, progress, whole files, processes."""

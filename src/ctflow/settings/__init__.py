@@ -1,0 +1,1 @@
+"""What may a person choose, and where is it read?"""
