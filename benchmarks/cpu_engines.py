@@ -33,7 +33,7 @@ from ctflow.engines.onnxfile import usable_cpus
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_model
 from ctflow.phantom import phantom_from_seed
-from ctflow.preprocess import prepare_volume
+from ctflow.transforms.prepare import prepare_volume
 
 
 @dataclass

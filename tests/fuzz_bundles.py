@@ -36,8 +36,9 @@ from ctflow.core.errors import BundleInvalid, UnsupportedPixels
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.volume import Geometry, Volume
 from ctflow.networks.build import network_from_model
-from ctflow.postprocess import labels_from_probabilities, probabilities_from_logits
-from ctflow.preprocess import prepare_volume, restore_slabs
+from ctflow.transforms.postprocess import labels_from_probabilities, probabilities_from_logits
+from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.restore import restore_slabs
 from ctflow.window.predict import predict_volume
 from random_bundles import Json, rewritten, sound_bundle
 

@@ -40,10 +40,9 @@ from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
 from ctflow.dicom.select import Candidate, Selection, Series, require_chosen, select_series
 from ctflow.dicom.source import Sources, sources_from_headers
-from ctflow.measurements import SegmentMeasurements, count_findings_between, measure_segments, split_findings
+from ctflow.measurements.measure import SegmentMeasurements, count_findings_between, measure_segments, split_findings
+from ctflow.measurements.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
 from ctflow.nifti import write_nifti
-from ctflow.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
-from ctflow.preprocess import upright_volume
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import run_result, series_result, write_result
@@ -51,6 +50,7 @@ from ctflow.report.run_record import RunRecord, error_facts, recorded_run, super
 from ctflow.report.views import Oriented, oriented_from_volume
 from ctflow.segmenter import Segmentation, Segmenter, memory_of, timed
 from ctflow.settings.run import SegGrid, Settings
+from ctflow.transforms.tilt import upright_volume
 from ctflow.window.body import Body, body_of_volume
 
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."

@@ -22,14 +22,16 @@ from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.export.examples import telling_windows, window_at
 from ctflow.export.record import Agreement
 from ctflow.opened import OpenEngines
-from ctflow.postprocess import (
+from ctflow.settings.run import Settings
+from ctflow.transforms.postprocess import (
     bytes_on_host,
     fractions_from_probabilities,
     labels_from_probabilities,
     probabilities_from_logits,
 )
-from ctflow.preprocess import Prepared, prepare_volume, restore_slabs, source_boxes
-from ctflow.settings.run import Settings
+from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.restore import restore_slabs, source_boxes
+from ctflow.transforms.state import Prepared
 from ctflow.window.body import Body, find_body
 from ctflow.window.constant import ConstantWindows, Seen
 from ctflow.window.devices import Worker

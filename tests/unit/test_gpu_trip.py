@@ -12,8 +12,9 @@ import torch
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import ModelSpec, NetworkSpec, Orient, Resample, ScaleRange
 from ctflow.phantom import phantom_from_seed
-from ctflow.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
-from ctflow.preprocess import prepare_volume, restore_slabs
+from ctflow.transforms.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
+from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.restore import restore_slabs
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
 

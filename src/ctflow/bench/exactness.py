@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from ctflow.core.volume import FloatArray
-from ctflow.lengths import longest_distance_mm
+from ctflow.measurements.lengths import longest_distance_mm
 
 SIZE_CLASSES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 60.0))  # equivalent diameter: from, and below
 TUMOUR_FREE_ML = 0.2  # a 7 mm sphere: what may be marked where there is no tumour without counting against the case

@@ -46,6 +46,8 @@ _MEASURED = (
     "ctflow",
     "ctflow.core",
     "ctflow.settings",
+    "ctflow.transforms",
+    "ctflow.measurements",
     "ctflow.bench",
     "ctflow.engines",
     "ctflow.kernels",

@@ -18,7 +18,7 @@ from torch import Tensor
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import ModelSpec
 from ctflow.core.volume import Size3
-from ctflow.postprocess import Labels, bytes_on_host, labels_from_probabilities, probabilities_from_logits
+from ctflow.transforms.postprocess import Labels, bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.window.blend import importance_map
 from ctflow.window.devices import Predict, Worker
 from ctflow.window.grid import shares_of_windows, window_starts

@@ -29,8 +29,10 @@ from ctflow.core.volume import Geometry, Size3, Volume
 from ctflow.engines.choose import check_engine, open_engine
 from ctflow.networks.build import network_from_model
 from ctflow.networks.monai_import import import_lean
-from ctflow.postprocess import Labels
-from ctflow.preprocess import Prepared, prepare_volume, restore_slabs
+from ctflow.transforms.postprocess import Labels
+from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.restore import restore_slabs
+from ctflow.transforms.state import Prepared
 from ctflow.window.devices import Predict, Worker
 from ctflow.window.grid import window_starts
 

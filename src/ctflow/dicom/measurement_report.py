@@ -37,8 +37,8 @@ from ctflow.dicom.derived import (
 from ctflow.dicom.encode import json_from_dataset
 from ctflow.dicom.identity import series_uid, uid_from_parts
 from ctflow.dicom.source import Sources, sources_from_headers
-from ctflow.measurements import Finding, SegmentMeasurements
-from ctflow.plausibility import text_of_reasons
+from ctflow.measurements.measure import Finding, SegmentMeasurements
+from ctflow.measurements.plausibility import text_of_reasons
 
 # TID 1500 row 12. pydicom's dictionary has no UMLS codes.
 _QUALITATIVE_EVALUATIONS = DicomCode("C0034375", "UMLS", "Qualitative Evaluations")
@@ -96,7 +96,8 @@ def report_from_measurements(
         sources: Headers of the source images, in array order, or what was prepared of them; they are not changed.
         spec: The model's name, version and segments.
         provenance: What made the mask.
-        marked_as: The SEG's segments, where they are findings (`ctflow.measurements.split_findings`) and not classes.
+        marked_as: The SEG's segments, where they are findings (`ctflow.measurements.measure.split_findings`) and not
+            classes.
         remarks: What else a person should know before reading a number.
         previous: Reports whose place this one takes; it refers to them (PS3.3 C.17.2, Predecessor Documents Sequence).
 

@@ -14,7 +14,8 @@ from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.export.parity import marked
 from ctflow.phantom import Phantom, phantom_from_seed
-from ctflow.preprocess import Prepared, prepare_volume
+from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.state import Prepared
 from ctflow.window.grid import padding_for_window, window_starts
 
 COUNT = 4  # windows that are compared: on two cores PyTorch computes them in 16 s (SwinUNETR, feature_size 12)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ctflow.core.atomic import write_atomically
 from ctflow.core.volume import FloatArray
-from ctflow.plausibility import text_of_implausible, text_of_reasons
+from ctflow.measurements.plausibility import text_of_implausible, text_of_reasons
 from ctflow.report.pixels import Slices, hu_of_codes, jpegs_from_slices, runs_from_labels, steps_for
 from ctflow.report.preview import WINDOW_CENTRE_HU, WINDOW_WIDTH_HU
 from ctflow.report.views import COLOURS, PLANES, Oriented

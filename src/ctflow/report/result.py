@@ -41,7 +41,7 @@ def series_result(
         window: roi, overlap, blend, batch_size; of a part of the volume also part, windows, windows_of_all.
         settings: The run's settings.
         stage_seconds: Wall time of each stage.
-        segments: `ctflow.measurements.SegmentMeasurements` as mappings.
+        segments: `ctflow.measurements.measure.SegmentMeasurements` as mappings.
         warnings: Sentences.
         research_only: The notice of a demonstration model.
         intended_use: The bundle's words.

@@ -66,7 +66,8 @@ class ConstantWindows:
         """Take a window.
 
         Args:
-            box: The source voxels that take something from it (`ctflow.preprocess.source_boxes`); empty where none do.
+            box: The source voxels that take something from it (`ctflow.transforms.restore.source_boxes`); empty where
+                none do.
         """
         # One voxel more on each side: the window's outermost voxels may have been interpolated with it.
         part = self._array[tuple(slice(max(axis.start - 1, 0), axis.stop + 1) for axis in box)]

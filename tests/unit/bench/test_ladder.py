@@ -19,7 +19,7 @@ from ctflow.core.errors import BackendUnavailable, BundleInvalid, SettingsInvali
 from ctflow.core.volume import Volume
 from ctflow.export.prepare import prepare_engine
 from ctflow.phantom import phantom_from_seed
-from ctflow.preprocess import prepare_volume
+from ctflow.transforms.prepare import prepare_volume
 
 SHAPE = (120, 64, 64)
 

@@ -25,7 +25,7 @@ from ctflow.dicom.scan import scan_folder
 from ctflow.dicom.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.segmentation import segmentation_from_labels
 from ctflow.dicom.select import select_series
-from ctflow.measurements import measure_segments
+from ctflow.measurements.measure import measure_segments
 from dicom_support import small_volume, spec_of
 
 TISSUE = Code("85756007", "SCT", "Tissue")

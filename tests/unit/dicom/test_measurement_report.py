@@ -21,8 +21,8 @@ from ctflow.dicom import measurement_report
 from ctflow.dicom.derived import Provenance, write_dataset
 from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
-from ctflow.measurements import MOST_FINDINGS, SegmentMeasurements, measure_segments, split_findings
-from ctflow.plausibility import Checks, warnings_of_findings
+from ctflow.measurements.measure import MOST_FINDINGS, SegmentMeasurements, measure_segments, split_findings
+from ctflow.measurements.plausibility import Checks, warnings_of_findings
 from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors, report_by_dcmqi
 

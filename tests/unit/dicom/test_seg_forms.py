@@ -16,7 +16,7 @@ from ctflow.dicom.measurement_report import report_from_measurements
 from ctflow.dicom.read_segmentation import read_segmentation
 from ctflow.dicom.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.source import sources_from_headers
-from ctflow.measurements import measure_segments, split_findings
+from ctflow.measurements.measure import measure_segments, split_findings
 from dicom_support import assembled, small_volume, spec_of
 from tests_support import (
     assert_same_points,

@@ -13,8 +13,8 @@ from browser_support import CHROMIUM, Browser
 from ctflow.core.errors import NotWritten
 from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
 from ctflow.core.volume import Geometry, Volume
-from ctflow.measurements import measure_segments
-from ctflow.plausibility import place_to_show
+from ctflow.measurements.measure import measure_segments
+from ctflow.measurements.plausibility import place_to_show
 from ctflow.report import pixels
 from ctflow.report.html_report import write_html_report
 from ctflow.report.result import series_result

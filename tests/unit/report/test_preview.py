@@ -7,8 +7,8 @@ from PIL import Image
 from ctflow.core.errors import NotWritten
 from ctflow.core.model import Code, Segment
 from ctflow.core.volume import Geometry, Volume
-from ctflow.measurements import measure_segments
-from ctflow.plausibility import place_to_show
+from ctflow.measurements.measure import measure_segments
+from ctflow.measurements.plausibility import place_to_show
 from ctflow.report import preview
 from ctflow.report.preview import PANEL_PX, draw_preview, write_picture
 from ctflow.report.views import COLOURS, oriented_from_volume

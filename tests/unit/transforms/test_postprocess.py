@@ -9,7 +9,7 @@ from monai.transforms import Activations, AsDiscrete
 
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import ModelSpec, NetworkSpec
-from ctflow.postprocess import (
+from ctflow.transforms.postprocess import (
     bytes_on_host,
     fractions_from_probabilities,
     labels_from_probabilities,

@@ -26,18 +26,15 @@ from monai.transforms import (
     Spacingd,
 )
 
-from ctflow import preprocess
 from ctflow.core.errors import UnsupportedPixels
 from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
 from ctflow.core.volume import Geometry, Volume
-from ctflow.preprocess import (
-    linear_weights,
-    orientation_from_affine,
-    prepare_volume,
-    restore_slabs,
-    source_boxes,
-    upright_of_geometry,
-)
+from ctflow.transforms import interpolate
+from ctflow.transforms.interpolate import linear_weights
+from ctflow.transforms.orient import orientation_from_affine
+from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.restore import restore_slabs, source_boxes
+from ctflow.transforms.tilt import upright_of_geometry
 from dicom_support import LinearField, indices_of, rotation
 
 
@@ -202,7 +199,7 @@ def test_the_size_of_a_slab_changes_no_value(monkeypatch, at_once):
     volume, steps = volume_of(shape=(9, 12, 10)), (Orient("RAS"), Resample((1.5, 0.5, 1.1)), SCALE)
     expected = prepare_volume(volume, steps, "cpu")
     back = torch.cat([slab for _, slab in restore_slabs(expected, expected.tensor[0])], dim=1)
-    monkeypatch.setattr(preprocess, "_SLAB", at_once)
+    monkeypatch.setattr(interpolate, "_SLAB", at_once)
     prepared = prepare_volume(volume, steps, "cpu")
     assert torch.allclose(prepared.tensor, expected.tensor, atol=1e-6)
     found = torch.cat([slab for _, slab in restore_slabs(prepared, expected.tensor[0])], dim=1)
@@ -212,7 +209,7 @@ def test_the_size_of_a_slab_changes_no_value(monkeypatch, at_once):
 def test_a_gpus_slabs_stay_within_their_memory():
     for channels, shape, wanted in [(14, (512, 512, 300), (700, 512, 512)), (1, (700, 512, 512), (100, 340, 340))]:
         image = SimpleNamespace(is_cuda=True, shape=(channels, *shape))
-        rows = preprocess._rows_at_once(image, wanted)
+        rows = interpolate._rows_at_once(image, wanted)
         assert rows >= 1
         assert rows * channels * wanted[1] * wanted[2] * 4 <= 2**28
         assert rows * channels * shape[0] / wanted[0] * shape[1] * shape[2] * 4 <= 2**28
@@ -259,7 +256,7 @@ def test_a_flat_image_does_not_divide_by_zero():
 def test_activation_then_way_back_then_argmax_equals_monai(is_cropped):
     """The two-class shortcut: one channel goes back, not two; both do where a crop leaves less than 1 of the two."""
     from ctflow.core.model import ModelSpec, NetworkSpec  # noqa: PLC0415
-    from ctflow.postprocess import labels_from_probabilities, probabilities_from_logits  # noqa: PLC0415
+    from ctflow.transforms.postprocess import labels_from_probabilities, probabilities_from_logits  # noqa: PLC0415
 
     volume = volume_of(shape=(12, 14, 13))
     steps = (Orient("RAS"), Resample((1.5, 1.5, 1.5)), SCALE)

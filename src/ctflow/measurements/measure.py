@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from ctflow.core.model import HuRange, Segment
 from ctflow.core.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked, marked_lines
-from ctflow.lengths import axes_in_slices_mm, ends_of_rows, longest_distance_mm
-from ctflow.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks, CountInBody, Implausible
+from ctflow.measurements.lengths import axes_in_slices_mm, ends_of_rows, longest_distance_mm
+from ctflow.measurements.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks, CountInBody, Implausible
 
 MOST_FINDINGS = 100  # more are counted, not listed
 
@@ -38,7 +38,7 @@ class Finding:
         centroid_mm: Mean of its voxel centres, LPS.
         largest_at: Slice, row and column (array index d, h, w) that hold most of its voxels, each by itself.
         outside_body: Share of its voxels that lie outside the body; None where no body is known.
-        implausible: The checks that it fails (`ctflow.plausibility`).
+        implausible: The checks that it fails (`ctflow.measurements.plausibility`).
     """
 
     volume_ml: float

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ctflow.core.volume import Size3, Volume
 
 if TYPE_CHECKING:
-    from ctflow.measurements import SegmentMeasurements
+    from ctflow.measurements.measure import SegmentMeasurements
 
 OUTSIDE_BODY = "outside-body"
 HU_RANGE = "hu-range"

@@ -9,8 +9,8 @@ import pytest
 
 from ctflow.core.model import Code, Segment
 from ctflow.core.volume import Geometry, Volume
-from ctflow.measurements import MOST_FINDINGS, measure_segments, split_findings
-from ctflow.plausibility import (
+from ctflow.measurements.measure import MOST_FINDINGS, measure_segments, split_findings
+from ctflow.measurements.plausibility import (
     NO_BODY,
     Checks,
     note_of_findings,

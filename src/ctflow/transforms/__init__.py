@@ -1,0 +1,1 @@
+"""Volume to network input, and the exact way back to the source grid."""

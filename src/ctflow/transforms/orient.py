@@ -1,0 +1,47 @@
+"""The axes in the order and direction that the network wants."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.transforms.state import GridState
+
+
+def orientation_from_affine(affine: npt.ArrayLike) -> list[tuple[int, int]]:
+    """For each array axis the nearest axis of the patient (0 = R, 1 = A, 2 = S) and its sign.
+
+    Args:
+        affine: (4, 4) index -> RAS mm, invertible.
+
+    Source: `nibabel.orientations.io_orientation` (nearest orthogonal matrix, then the strongest column first).
+    """
+    matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
+    u, _, vt = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
+    rotation = u @ vt
+    found = [(0, 0)] * 3
+    for axis in np.argsort(np.min(-(rotation**2), axis=0)):
+        column = rotation[:, axis]
+        patient = int(np.argmax(np.abs(column)))
+        found[int(axis)] = (patient, -1 if column[patient] < 0 else 1)
+        rotation[patient] = 0
+    return found
+
+
+def orient(state: GridState, axcodes: str) -> GridState:
+    """The image with its axes as the codes say."""
+    wanted = [("RAS".find(code), 1) if code in "RAS" else ("LPI".find(code), -1) for code in axcodes]
+    have = orientation_from_affine(state.affine)
+    order = [next(axis for axis, (patient, _) in enumerate(have) if patient == target) for target, _ in wanted]
+    flip = [have[axis][1] != sign for axis, (_, sign) in zip(order, wanted, strict=True)]
+    image, affine, back = state.image.permute(order), state.affine[:, [*order, 3]].copy(), []
+    for axis, source in enumerate(order):
+        matrix = state.back[source]
+        if flip[axis]:
+            affine[:, 3] += affine[:, axis] * (image.shape[axis] - 1)
+            affine[:, axis] *= -1
+            matrix = matrix[:, ::-1]
+        back.append(matrix)
+    image = image.flip([axis for axis in range(3) if flip[axis]])
+    a, b, c = (state.axes[axis] for axis in order)
+    return GridState(image, affine, (a, b, c), (back[0], back[1], back[2]))

@@ -1,0 +1,89 @@
+"""From a CT volume to the network's input, and the exact way back to the source grid.
+
+Every spatial step (orient, resample, crop) acts on each axis by itself, so the way back is one small matrix an axis:
+it maps the network's grid to the source's. `restore_slabs` applies the three of them slab by slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctflow.core.errors import UnsupportedPixels
+from ctflow.core.model import CropForeground, Orient, Resample, ScalePercentiles, ScaleRange, Step
+from ctflow.core.volume import FloatArray, Volume
+from ctflow.transforms.crop import crop
+from ctflow.transforms.intensity import normalize, range_from_percentiles, scale
+from ctflow.transforms.orient import orient
+from ctflow.transforms.resample import resample
+from ctflow.transforms.state import GridState, Prepared
+from ctflow.transforms.tilt import set_upright, upright_of_geometry
+from ctflow.transforms.upload import uploaded
+
+
+def unseen(source: Tensor) -> None:
+    """An `on_uploaded` that looks at nothing."""
+
+
+def prepare_volume(
+    volume: Volume, steps: Sequence[Step], device: str, on_uploaded: Callable[[Tensor], None] = unseen
+) -> Prepared:
+    """Prepare a volume as the bundle asks.
+
+    Args:
+        volume: CT in HU.
+        steps: The bundle's preprocessing, in order.
+        device: torch device; the volume is uploaded once, as it is.
+        on_uploaded: Shown the volume's array in HU on the device, before any step; it neither changes nor keeps it.
+
+    Returns:
+        The network's input and the way back.
+
+    Raises:
+        UnsupportedPixels: A step leaves nothing of the volume, or values that are not finite.
+
+    Source: MONAI 1.6.1 `Orientation`, `Spacing`, `ScaleIntensityRange(Percentiles)`, `NormalizeIntensity`,
+    `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine.
+    """
+    upright = upright_of_geometry(volume.geometry)
+    source = uploaded(volume.array, torch.device(device))
+    on_uploaded(source)
+    if upright is None:
+        state = _state(source, volume.geometry.affine_mm)
+    else:
+        state = _state(set_upright(source, upright), upright.geometry.affine_mm)
+    del source  # of two volumes on the device one is enough
+    for step in steps:
+        state = _apply(state, step)
+    image = state.image.to(torch.float32)
+    if not bool(torch.isfinite(image).all()):
+        raise UnsupportedPixels("preprocessing gave values that are not finite: the bundle's scaling does not suit CT")
+    x_mm, y_mm, z_mm = np.linalg.norm(state.affine[:3, :3], axis=0).tolist()
+    return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), upright)
+
+
+def _state(array: Tensor, affine_mm: FloatArray) -> GridState:
+    """(D, H, W) with its LPS affine, as MONAI's readers give it, before any step."""
+    image = array.permute(2, 1, 0)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm[:, [2, 1, 0, 3]]
+    x, y, z = (np.eye(size) for size in image.shape)
+    return GridState(image, affine, (2, 1, 0), (x, y, z))
+
+
+def _apply(state: GridState, step: Step) -> GridState:
+    if isinstance(step, Orient):
+        return orient(state, step.axcodes)
+    if isinstance(step, Resample):
+        return resample(state, step.spacing_mm)
+    if isinstance(step, CropForeground):
+        return crop(state, step.margin)
+    image = state.image.to(torch.float32)
+    if isinstance(step, ScaleRange):
+        return replace(state, image=scale(image, step))
+    if isinstance(step, ScalePercentiles):
+        return replace(state, image=scale(image, range_from_percentiles(image, step)))
+    return replace(state, image=normalize(image, step))

@@ -1,0 +1,75 @@
+"""From the network's grid back to the source's, slab by slab."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from ctflow.core.volume import FloatArray, Size3
+from ctflow.transforms.interpolate import slabs_of
+from ctflow.transforms.state import Prepared
+from ctflow.transforms.tilt import tilted_again
+
+
+def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Bring probabilities back to the source grid, a few source slices at a time.
+
+    Args:
+        prepared: What `prepare_volume` returned.
+        probabilities: (C, X, Y, Z) float32 on the network's grid.
+
+    Yields:
+        The source slices d and their (C, slices, H, W) float32 probabilities: linear between the network's voxels,
+        the border's beyond them, 0 where a crop removed the volume. They may share the memory of `probabilities`.
+
+    Source: MONAI 1.6.1 `Invertd(nearest_interp=False)`.
+    """
+    order = [prepared.source_axes.index(axis) for axis in range(3)]
+    image = probabilities.permute(0, *(1 + axis for axis in order))
+    slabs = slabs_of(image, [prepared.back[axis] for axis in order])
+    upright = prepared.upright
+    if upright is None:
+        yield from slabs
+        return
+    _, height, width = upright.geometry.shape
+    size = height - math.ceil(upright.rows.max()), width - math.ceil(upright.columns.max())
+    for rows, slab in slabs:
+        yield rows, tilted_again(slab, rows, upright, size)
+
+
+def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[slice, slice, slice]]:
+    """Which source voxels take something from a box of the network's grid on their way back.
+
+    Args:
+        prepared: What `prepare_volume` returned.
+        size: Voxels of the boxes.
+
+    Returns:
+        From a box's first voxel, which may lie outside the grid as all of the box may, to slices of the source array
+        (D, H, W) that hold all of them, and of a tilted source some more.
+    """
+
+    @cache
+    def along(axis: int, start: int) -> slice:
+        weights = prepared.back[axis][:, max(start, 0) : max(start + size[axis], 0)]
+        used = np.flatnonzero(weights.any(axis=1))
+        return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
+
+    def box(start: Size3) -> tuple[slice, slice, slice]:
+        d, h, w = (along(axis, start[axis]) for axis in (prepared.source_axes.index(source) for source in range(3)))
+        upright = prepared.upright
+        if upright is None or d.start == d.stop:
+            return d, h, w
+        return d, _before_upright(h, upright.rows[d]), _before_upright(w, upright.columns[d])
+
+    return box
+
+
+def _before_upright(voxels: slice, starts: FloatArray) -> slice:
+    """The rows (columns) of slices of which a share went to upright ones; `starts` tells where each slice began."""
+    first, last = voxels.start - math.ceil(starts.max()), voxels.stop - math.floor(starts.min())
+    return slice(max(first, 0), max(last, 0))

@@ -1,0 +1,57 @@
+"""What the transforms hand on: an image with its affine, and the way back to the source grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ctflow.core.volume import FloatArray, Geometry
+
+SAME_SPACING_MM = 1e-3  # MONAI's AFFINE_TOL: an axis this close to the wanted spacing keeps its own
+LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The network's input and the way back.
+
+    Attributes:
+        tensor: (1, 1, X, Y, Z) float32 on the device, in the network's axes.
+        source_axes: For each axis of the tensor, the axis of the source array (D, H, W) = (0, 1, 2).
+        back: For each axis of the tensor, (source voxels, network voxels) float64 weights.
+        spacing_mm: Distance of the tensor's voxel centres along each of its axes.
+        upright: How a tilted source was set upright before all this; its voxels are then the upright ones. None where
+            the source's axes are at right angles.
+    """
+
+    tensor: Tensor
+    source_axes: tuple[int, int, int]
+    back: tuple[FloatArray, FloatArray, FloatArray]
+    spacing_mm: tuple[float, float, float]
+    upright: Upright | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GridState:
+    """An image between two steps."""
+
+    image: Tensor  # (X, Y, Z), int16 until the first step that needs floats
+    affine: FloatArray  # index (x, y, z) -> RAS mm
+    axes: tuple[int, int, int]  # source axis of each of the image's
+    back: tuple[FloatArray, FloatArray, FloatArray]  # (source voxels, image voxels) of each axis
+
+
+@dataclass(frozen=True, eq=False)
+class Upright:
+    """A right-angled grid around a tilted one, with the same slices: each is displaced within its own plane.
+
+    Attributes:
+        geometry: The right-angled grid.
+        rows: (D,) by how many of its rows each tilted slice begins below the grid's first row.
+        columns: The same for columns.
+    """
+
+    geometry: Geometry
+    rows: FloatArray
+    columns: FloatArray

@@ -1,0 +1,93 @@
+"""A gantry tilt removed: a sheared grid on a right-angled one, and back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ctflow.core.errors import UnsupportedPixels
+from ctflow.core.volume import LEAST_SHARE, PADDING_HU, Geometry, Volume
+from ctflow.transforms.interpolate import linear_weights, slabs_of
+from ctflow.transforms.state import LARGEST_VOXELS, Upright
+
+
+def upright_of_geometry(geometry: Geometry) -> Upright | None:
+    """The smallest right-angled grid that holds every slice of a tilted one; None where nothing is tilted.
+
+    Args:
+        geometry: Slices that follow each other at an angle to their normal (gantry tilt: a sheared affine).
+
+    Raises:
+        UnsupportedPixels: That grid would be absurdly large.
+    """
+    if not geometry.is_tilted:
+        return None
+    affine, (depth, height, width) = geometry.affine_mm.copy(), geometry.shape
+    (down, across), *_ = np.linalg.lstsq(affine[:3, 1:3], affine[:3, 0], rcond=None)
+    rows, columns = np.arange(depth) * down, np.arange(depth) * across
+    first_row, first_column = math.floor(rows.min()), math.floor(columns.min())
+    affine[:3, 0] -= affine[:3, 1:3] @ [down, across]
+    affine[:3, 3] += affine[:3, 1:3] @ [first_row, first_column]
+    rows, columns = rows - first_row, columns - first_column
+    shape = (depth, height + math.ceil(rows.max()), width + math.ceil(columns.max()))
+    if math.prod(shape) > LARGEST_VOXELS:
+        sizes = " x ".join(map(str, shape))
+        raise UnsupportedPixels(f"upright, the tilted volume has {sizes} voxels: its PixelSpacing is implausible")
+    return Upright(Geometry(shape, affine), rows, columns)
+
+
+def upright_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | None:
+    """A tilted volume on the smallest right-angled grid that holds all its slices; None where nothing is tilted.
+
+    Args:
+        volume: CT in HU on a sheared grid.
+
+    Returns:
+        The volume as `prepare_volume` sets it upright, float32, and (D, H, W) bool: which voxels no slice reaches. They
+        repeat the slice's border. What padding had a share in is padding.
+    """
+    upright = upright_of_geometry(volume.geometry)
+    if upright is None:
+        return None
+    array = set_upright(torch.from_numpy(volume.array), upright).numpy()
+    depth, height, width = volume.array.shape
+    outside = np.ones(array.shape, bool)
+    for d in range(depth):
+        outside[d, _reached(upright.rows[d], height), _reached(upright.columns[d], width)] = False
+    padding = None
+    if volume.padding is not None:
+        padding = set_upright(torch.from_numpy(volume.padding.astype(np.float32)), upright).numpy() > LEAST_SHARE
+        array[padding] = PADDING_HU
+    return Volume(array, upright.geometry, padding), outside
+
+
+def _reached(start: float, size: int) -> slice:
+    """The voxels whose centres lie on one of `size` pixels, of which the first one's centre is at `start` >= 0."""
+    return slice(math.ceil(start - 0.5), math.floor(start + size - 0.5) + 1)
+
+
+def set_upright(source: Tensor, upright: Upright) -> Tensor:
+    """The slices on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
+    _, height, width = upright.geometry.shape
+    result = torch.empty(upright.geometry.shape, device=source.device)
+    for d, image in enumerate(source):
+        rows = linear_weights(np.arange(height) - upright.rows[d], image.shape[0])
+        columns = linear_weights(np.arange(width) - upright.columns[d], image.shape[1])
+        result[d] = next(slabs_of(image.to(torch.float32)[None, None], [np.eye(1), rows, columns]))[1][0, 0]
+    return result
+
+
+def tilted_again(slab: Tensor, rows: slice, upright: Upright, size: tuple[int, int]) -> Tensor:
+    """(C, slices, H', W') of the right-angled grid -> (C, slices, H, W) of the tilted source."""
+    result = torch.empty((*slab.shape[:2], *size), device=slab.device)
+    for index, d in enumerate(range(rows.start, rows.stop)):
+        weights = [
+            linear_weights(np.arange(count) + start, wide)
+            for count, start, wide in zip(size, (upright.rows[d], upright.columns[d]), slab.shape[2:], strict=True)
+        ]
+        result[:, index : index + 1] = next(slabs_of(slab[:, index : index + 1], [np.eye(1), *weights]))[1]
+    return result
