@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ctflow.dicom.assemble import assemble_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import select_series
+from ctflow.dicom.read.assemble import assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import select_series
 from ctflow.phantom import phantom_from_seed
 
 PEAKS_HU = {"lung": (-950, -700), "fat": (-150, -60), "soft tissue": (10, 100)}

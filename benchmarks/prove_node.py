@@ -42,9 +42,9 @@ from pynetdicom import AE, evt
 
 from ctflow import __version__
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.identity import uid_from_parts
-from ctflow.dicom.select import CT_IMAGE_STORAGE
+from ctflow.dicom.uids import CT_IMAGE_STORAGE
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.identity import uid_from_parts
 from ctflow.phantom import phantom_from_seed
 from ctflow.service.reactor import keep_answers
 

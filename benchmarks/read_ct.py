@@ -24,9 +24,9 @@ import numpy as np
 import pydicom
 from pydicom.uid import UID
 
-from ctflow.dicom.assemble import assemble_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import select_series
+from ctflow.dicom.read.assemble import assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import select_series
 
 SYNTAXES = {
     "jpeg2000": "1.2.840.10008.1.2.4.90",
@@ -49,7 +49,7 @@ def read_by_ctflow(folder: Path) -> int:
 
 def read_one_by_one(folder: Path) -> int:
     """The same, but compressed slices are decoded one after another in this process."""
-    with mock.patch("ctflow.dicom.decode.LEAST_SLICES", sys.maxsize):
+    with mock.patch("ctflow.dicom.read.pixels.decode.LEAST_SLICES", sys.maxsize):
         return read_by_ctflow(folder)
 
 

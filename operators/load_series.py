@@ -10,7 +10,7 @@ from monai.deploy.core import Fragment, Operator, OperatorSpec
 
 from ctflow.core.model import ModelSpec
 from ctflow.core.progress import Progress, silent
-from ctflow.dicom.select import require_chosen
+from ctflow.dicom.read.select.selection import require_chosen
 from ctflow.pipeline import Case, Found, load_case, look_for_cases
 from ctflow.settings.run import Settings
 

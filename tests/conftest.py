@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from bundle_support import coarse_unet_bundle
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from needs import skip_without, summary_of_skips
 from phantom_support import phantom_drawn_once
 

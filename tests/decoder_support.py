@@ -1,4 +1,4 @@
-"""Decoders that go wrong, each a process's whole work in place of `ctflow.dicom.decode.run_decoder`."""
+"""Decoders that go wrong, each a process's whole work in place of `ctflow.dicom.read.pixels.decode.run_decoder`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from ctflow.dicom import decode
-from ctflow.dicom.shared import SharedSlices
+from ctflow.dicom.read.pixels import decode
+from ctflow.dicom.read.pixels.shared import SharedSlices
 
 SPECIAL = "00005.dcm"
 

@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset
 
 from ctflow.core.model import ModelSpec, NetworkSpec, Segment
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.assemble import Assembled, assemble_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import Selection, select_series
+from ctflow.dicom.read.assemble import Assembled, assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import Selection, select_series
 
 DEPTH, ROWS, COLUMNS = 16, 12, 10
 

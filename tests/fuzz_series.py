@@ -30,11 +30,11 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from ctflow.core.errors import CtflowError
 from ctflow.core.volume import PADDING_HU, Volume
-from ctflow.dicom.assemble import Assembled, assemble_series
 from ctflow.dicom.attributes import PARSE_ERRORS
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import require_chosen, select_series
-from ctflow.dicom.structure import Layout, layout_of_header
+from ctflow.dicom.read.assemble import Assembled, assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import require_chosen, select_series
+from ctflow.dicom.read.structure import Layout, layout_of_header
 from dicom_support import indices_of
 from odd_headers import FORMS, LONG
 from odd_series import files_of, odd_volume, transcode, written

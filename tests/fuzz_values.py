@@ -36,8 +36,8 @@ from ctflow.core.errors import CtflowError, Unexpected
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.attributes import PARSE_ERRORS, texts, value_of
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.derived import moment_of, series_number
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.derived import moment_of, series_number
 from ctflow.pipeline import Case
 from ctflow.settings.run import Settings
 from dicom_support import small_volume
@@ -152,7 +152,7 @@ _BINARY = (b"", b"\0", b"\0\0", b"\1\0", b"\xff\xff", b"\0\0\0\0", b"\0\0\xc0\x7
 def keywords_of(pattern: str = "*.py") -> tuple[str, ...]:
     """Every attribute of a data set that modules of `ctflow.dicom` name in whatever way; a new one is fuzzed, too."""
     found: set[str] = set()
-    for path in Path(ctflow.dicom.__file__).parent.glob(pattern):
+    for path in Path(ctflow.dicom.__file__).parent.rglob(pattern):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = node.value if isinstance(node, ast.Constant) else getattr(node, "attr", getattr(node, "arg", None))
             if isinstance(name, str) and name.isidentifier():

@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ctflow.dicom.structure import Note
+from ctflow.dicom.read.structure import Note
 
 _META = 132
 _PIXELS = struct.pack("<HH2s", 0x7FE0, 0x0010, b"OW")

@@ -37,11 +37,11 @@ from pydicom.uid import (
 
 from ctflow.core.errors import BrokenSeries, CtflowError
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.assemble import assemble_series
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import select_series
-from ctflow.dicom.source import sources_from_headers
+from ctflow.dicom.read.assemble import assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.source import sources_from_headers
 from dicom_support import LinearField, axes, indices_of, moved, rotation, setter, small_volume
 from odd_headers import FORMS, Form, before_pixels, element, padded
 

@@ -24,7 +24,7 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
-from ctflow.dicom.select import CT_IMAGE_STORAGE
+from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal
 from ctflow.service.reactor import keep_answers

@@ -27,9 +27,9 @@ from nibabel.filebasedimages import ImageFileError
 
 from ctflow.core.errors import CtflowError
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.assemble import assemble_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import require_chosen, select_series
+from ctflow.dicom.read.assemble import assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import require_chosen, select_series
 
 CATALOGUE = Path(__file__).with_suffix(".json")
 # What these allow, training allows; licences for non-commercial use only (CC BY-NC) do not belong in a free model.

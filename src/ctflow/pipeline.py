@@ -31,15 +31,15 @@ from ctflow.core.errors import (
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec, Segment
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import LabelArray, digest_of_uid
-from ctflow.dicom.assemble import Assembled, assemble_series
-from ctflow.dicom.derived import Provenance, write_dataset
-from ctflow.dicom.measurement_report import report_from_measurements
-from ctflow.dicom.measures import measures_from_headers
-from ctflow.dicom.scan import Scan, scan_folder
-from ctflow.dicom.secondary_capture import secondary_capture_from_picture
-from ctflow.dicom.segmentation import SegForm, read_standard, segmentation_from_labels
-from ctflow.dicom.select import Candidate, Selection, Series, require_chosen, select_series
-from ctflow.dicom.source import Sources, sources_from_headers
+from ctflow.dicom.read.assemble import Assembled, assemble_series
+from ctflow.dicom.read.scan import Scan, scan_folder
+from ctflow.dicom.read.select.selection import Candidate, Selection, Series, require_chosen, select_series
+from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.dicom.write.measurement_report import report_from_measurements
+from ctflow.dicom.write.measures import measures_from_headers
+from ctflow.dicom.write.secondary_capture import secondary_capture_from_picture
+from ctflow.dicom.write.segmentation import SegForm, read_standard, segmentation_from_labels
+from ctflow.dicom.write.source import Sources, sources_from_headers
 from ctflow.measurements.measure import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.measurements.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
 from ctflow.nifti import write_nifti

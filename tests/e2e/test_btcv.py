@@ -11,7 +11,7 @@ import pytest
 from ctflow.bundle import read_bundle
 from ctflow.core.model import Orient, Resample, ScaleRange
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.networks.build import network_from_model
 from ctflow.phantom import phantom_from_seed
 from e2e.btcv_bundle import CLASSES, labels_by_monai, write_btcv_bundle

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.scan import name_without_patient
+from ctflow.dicom.read.scan import name_without_patient
 
 pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
 from ctflow.core.volume import Volume
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from phantom_support import phantom_drawn_once
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
 from map_support import IMAGE
 

@@ -13,9 +13,10 @@ from ctflow import pipeline
 from ctflow.cli import inspection
 from ctflow.core.entry_point import exit_code_of, show_tracebacks
 from ctflow.core.errors import EXIT_PARTLY, EXIT_UNEXPECTED, Unexpected
-from ctflow.dicom import scan, select
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.read import scan
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select import selection
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import run_folder
 from ctflow.settings.run import Settings
 from dicom_support import selection_of, small_volume
@@ -102,7 +103,7 @@ def test_the_log_shows_where_if_it_is_asked_to_and_never_the_text(folder, tmp_pa
 
 
 def test_a_series_that_cannot_be_judged_is_set_aside_by_name_and_the_others_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(select, "describe", failing(select.describe, 1))
+    monkeypatch.setattr(selection, "describe", failing(selection.describe, 1))
     report = run_folder(folder, tmp_path / "out", marking_model(), SETTINGS)
     assert report.exit_code == EXIT_PARTLY
     assert [entry["rule"] for entry in report.document["set_aside"]] == ["unexpected"]
@@ -110,7 +111,7 @@ def test_a_series_that_cannot_be_judged_is_set_aside_by_name_and_the_others_run(
 
 
 def test_where_no_series_can_be_judged_the_run_ends_as_unexpected(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(select, "describe", failing(select.describe, 2))
+    monkeypatch.setattr(selection, "describe", failing(selection.describe, 2))
     said: list[str] = []
     code = exit_code_of(
         lambda: run_folder(folder, tmp_path / "out", marking_model(), SETTINGS).exit_code, say=said.append
@@ -144,6 +145,6 @@ def test_inspect_names_the_fault_of_one_series_and_shows_the_others(folder, monk
 
 def test_a_selection_knows_which_series_failed(folder, monkeypatch):
     assert selection_of(folder).failed == ()
-    monkeypatch.setattr(select, "describe", failing(select.describe, 1))
+    monkeypatch.setattr(selection, "describe", failing(selection.describe, 1))
     (failed,) = selection_of(folder).failed
     assert failed.rule == Unexpected.reason

@@ -14,8 +14,8 @@ from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
 from ctflow.core.model import Resample
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.read_segmentation import read_segmentation
+from ctflow.dicom.read.segmentation import read_segmentation
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.engines.contract import EngineInfo
 from ctflow.pipeline import run_folder
 from ctflow.settings.run import Settings

@@ -14,7 +14,7 @@ from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.core.atomic import SUPERSEDED
 from ctflow.core.errors import BackendUnavailable, NotWritten, NoUsableSeries
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import find_cases, key_of_series, run_folder
 from ctflow.report import run_record
 from ctflow.settings.run import Settings

@@ -36,7 +36,7 @@ from ctflow.core.errors import (
 from ctflow.core.model import RESEARCH_ONLY, Model
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.read_segmentation import read_segmentation
+from ctflow.dicom.read.segmentation import read_segmentation
 from ctflow.engines.contract import EngineInfo
 from ctflow.pipeline import Case, announce, find_cases, load_case, segment_case
 from ctflow.segmenter import Segmenter

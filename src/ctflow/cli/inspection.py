@@ -14,10 +14,10 @@ from pydicom.valuerep import VR
 
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BrokenSeries
-from ctflow.dicom.encoding import encoding_warnings
-from ctflow.dicom.geometry import stack_of_series
-from ctflow.dicom.scan import name_without_patient, scan_folder
-from ctflow.dicom.select import Candidate, select_series
+from ctflow.dicom.read.geometry.stack import stack_of_series
+from ctflow.dicom.read.pixels.encoding import encoding_warnings
+from ctflow.dicom.read.scan import name_without_patient, scan_folder
+from ctflow.dicom.read.select.selection import Candidate, select_series
 
 _LONGEST_KEPT = 4096  # bytes of a value; no attribute that series are judged by is longer
 

@@ -14,9 +14,9 @@ from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.core.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.core.progress import Progress
 from ctflow.core.volume import PADDING_HU, Size3
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.derived import Provenance, write_dataset
-from ctflow.dicom.segmentation import segmentation_from_labels
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.phantom import Phantom, phantom_from_seed
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Which UIDs of a source can be referred to."""
+"""UIDs: of the classes that are read, and which of a source's can be referred to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pydicom.dataset import Dataset
 
 from ctflow.dicom.attributes import texts
 
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 # Of these a result says that it belongs to them; they cannot be left out, and another one would be no reader's.
 REFERRED_TO = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 _MOST = 64

@@ -25,10 +25,10 @@ from ctflow.compat.pydicom import lenient
 from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
-from ctflow.dicom.ct_series import IMPLEMENTATION_UID
-from ctflow.dicom.pixels import READABLE
-from ctflow.dicom.select import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
-from ctflow.dicom.structure import flaw_of_header, values_of_data_set
+from ctflow.dicom.read.pixels.stored import READABLE
+from ctflow.dicom.read.structure import flaw_of_header, values_of_data_set
+from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
+from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.service.inbox import Inbox
 from ctflow.service.journal import Journal, key_of
 from ctflow.service.metrics import Metrics

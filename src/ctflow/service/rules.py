@@ -1,4 +1,4 @@
-"""Which series are run: the site's rules first, then what `ctflow.dicom.select` deems fit. Pure."""
+"""Which series are run: the site's rules first, then what `ctflow.dicom.read.select.selection` deems fit. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ctflow.dicom.attributes import number, text
 from ctflow.dicom.body_parts import holds_no_other, suits
-from ctflow.dicom.scan import Scan
-from ctflow.dicom.select import Candidate, Series, select_series
+from ctflow.dicom.read.scan import Scan
+from ctflow.dicom.read.select.selection import Candidate, Series, select_series
 from ctflow.service.document import Place, key, list_of, one_of, real, section, switch
 from ctflow.service.document import text as one_line
 
@@ -104,7 +104,7 @@ class Verdict:
     """What becomes of a series.
 
     Attributes:
-        candidate: The series and what `ctflow.dicom.select` says of it.
+        candidate: The series and what `ctflow.dicom.read.select.selection` says of it.
         run: Whether it is run.
         force: Whether fitness was overruled (`Settings.force`).
         rule: Short stable name: `rule-ignore`, or the name of select's rule.

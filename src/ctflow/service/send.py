@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ctflow.core.atomic import publish_folder, temporary_folder
 from ctflow.core.errors import DestinationDown, OutputError, PeerRefused
-from ctflow.dicom.ct_series import IMPLEMENTATION_UID
+from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.service.journal import Journal
 from ctflow.service.metrics import Metrics
 from ctflow.service.reactor import keep_answers

@@ -247,7 +247,7 @@ def _links(task: Task) -> Any:
 
 
 def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | Outcome:
-    from ctflow.dicom.scan import scan_folder  # noqa: PLC0415
+    from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
     from ctflow.service.rules import verdicts_of_scan  # noqa: PLC0415
 
     scan = scan_folder(folder)

@@ -14,9 +14,9 @@ from ctflow.bundle import read_bundle
 from ctflow.cli.phantom import write_phantom
 from ctflow.core.errors import AccuracyFailed, BackendUnavailable, BundleInvalid, NoUsableSeries, SettingsInvalid
 from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.derived import Provenance, write_dataset
-from ctflow.dicom.segmentation import segmentation_from_labels
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.engines.contract import EngineInfo
 from ctflow.segmenter import Segmentation, Segmenter
 from ctflow.settings.run import Settings

@@ -9,9 +9,9 @@ from PIL import Image
 from ctflow.bundle import read_bundle
 from ctflow.cli.evaluation import evaluate_command
 from ctflow.core.errors import BundleInvalid, NotWritten, NoUsableSeries, SettingsInvalid
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.derived import Provenance, write_dataset
-from ctflow.dicom.segmentation import segmentation_from_labels
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.segmenter import Segmenter
 from dicom_support import assembled, small_volume
 

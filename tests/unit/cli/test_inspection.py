@@ -14,9 +14,9 @@ from ctflow.bundle import demonstration_bundle, read_body_parts
 from ctflow.cli.inspection import inspect_folder
 from ctflow.cli.main import main
 from ctflow.core.errors import BundleInvalid
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import select_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.report.terminal import say_inspection
 from dicom_support import setter, small_volume
 from odd_series import ODD, outcome_of

@@ -9,7 +9,7 @@ import pytest
 from ctflow.cli import main as cli_main
 from ctflow.cli.main import main
 from ctflow.core.errors import NoUsableSeries
-from ctflow.dicom.scan import name_without_patient
+from ctflow.dicom.read.scan import name_without_patient
 from ctflow.engines.choose import BACKENDS
 
 

@@ -16,15 +16,15 @@ from ctflow.compat.highdicom import frames_known_by_class
 from ctflow.compat.pydicom import lenient, values_unchecked
 from ctflow.compat.scope import SharedChange
 from ctflow.core.model import Code, Segment
-from ctflow.dicom.assemble import assemble_series
 from ctflow.dicom.attributes import text
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.derived import Provenance, write_dataset
-from ctflow.dicom.measurement_report import report_from_measurements
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.secondary_capture import secondary_capture_from_picture
-from ctflow.dicom.segmentation import segmentation_from_labels
-from ctflow.dicom.select import select_series
+from ctflow.dicom.read.assemble import assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.dicom.write.measurement_report import report_from_measurements
+from ctflow.dicom.write.secondary_capture import secondary_capture_from_picture
+from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.measurements.measure import measure_segments
 from dicom_support import small_volume, spec_of
 

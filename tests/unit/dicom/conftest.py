@@ -9,7 +9,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from ctflow.core.volume import Volume
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from dicom_support import small_volume
 
 

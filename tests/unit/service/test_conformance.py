@@ -9,7 +9,7 @@ import pytest
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 
-from ctflow.dicom.ct_series import IMPLEMENTATION_UID
+from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.service import receive
 from ctflow.service.receive import IMPLEMENTATION_VERSION, UNCOMPRESSED
 from ctflow.service.send import StorageWay

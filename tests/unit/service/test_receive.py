@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from ctflow.core.errors import NotWritten, SettingsInvalid
-from ctflow.dicom.pixels import READABLE
-from ctflow.dicom.select import CT_IMAGE_STORAGE
+from ctflow.dicom.read.pixels.stored import READABLE
+from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.service import inbox, receive, waiting
 from ctflow.service.journal import key_of
 from ctflow.service.receive import VERIFICATION, supported_contexts

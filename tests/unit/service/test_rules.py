@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctflow.cli.main import main
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.dicom.scan import scan_folder
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.service.rules import Facts, Range, Rule, decide, facts_from_series, verdicts_of_scan
 from dicom_support import setter, small_volume
 

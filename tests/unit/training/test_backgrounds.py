@@ -16,7 +16,7 @@ import pydicom
 import pytest
 
 from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.ct_series import write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from dicom_support import small_volume
 
 SCRIPT = Path(__file__).parents[3] / "training" / "backgrounds.py"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ctflow.dicom.assemble import assemble_series
-from ctflow.dicom.scan import scan_folder
-from ctflow.dicom.select import select_series
+from ctflow.dicom.read.assemble import assemble_series
+from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.select.selection import select_series
 from ctflow.phantom import phantom_from_seed
 from ctflow.window.body import find_body
 

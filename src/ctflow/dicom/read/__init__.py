@@ -1,0 +1,1 @@
+"""Files to Volume: scan, choose, order, decode, assemble."""

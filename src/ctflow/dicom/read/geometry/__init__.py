@@ -1,0 +1,1 @@
+"""Slices to one regular grid, or the reason why they make none."""

@@ -1,0 +1,134 @@
+"""Do the slices of a series agree? What shapes the volume and may differ lawfully is warned about by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+
+from ctflow.dicom.attributes import integer, number, texts
+from ctflow.dicom.read.scan import Instance
+
+# Where these differ, each slice is read by its own value, which is what the standard says and seldom what was meant.
+# `select` and `geometry` refuse differing classes, patients, frames of reference, sizes, spacings and directions.
+COMPARED = (
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "PixelRepresentation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PhotometricInterpretation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "LossyImageCompression",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "GantryDetectorTilt",
+    "PatientPosition",
+    "PatientOrientation",
+    "ImageType",
+    "ConvolutionKernel",
+    "Laterality",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+)
+_MOST_NAMED = 3
+_LARGEST_TILT = 45.0  # degrees; more is no gantry's
+_SAME_TILT = 1.0  # degrees
+
+
+def disagreements(instances: Sequence[Instance]) -> tuple[str, ...]:
+    """Sentences on attributes that are not the same in all slices.
+
+    Args:
+        instances: The slices.
+
+    Returns:
+        One sentence an attribute; it names the files that deviate where they are few, and never a value.
+    """
+    return tuple(sentence for keyword in COMPARED if (sentence := _disagreement(instances, keyword)))
+
+
+def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
+    found = [texts(instance.header, keyword) for instance in instances]
+    comparable = {each: _comparable(each) for each in set(found)}
+    if len(comparable) == 1:
+        return None
+    values = [comparable[each] for each in found]
+    usual, count = Counter(values).most_common(1)[0]
+    if count == len(values):
+        return None
+    names = [instance.name for instance, value in zip(instances, values, strict=True) if value != usual]
+    if len(names) <= _MOST_NAMED and count > len(names):
+        return f"{keyword} of {', '.join(names)} differs from the other slices'"
+    return f"{keyword} differs between slices"
+
+
+def odd_ones(instances: Sequence[Instance], values: Sequence[Hashable]) -> str:
+    """The names of the slices whose value is not the most frequent one, as a message lists them."""
+    usual, _ = Counter(values).most_common(1)[0]
+    return listed([instance.name for instance, value in zip(instances, values, strict=True) if value != usual])
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    first, more = ", ".join(names[:_MOST_NAMED]), len(names) - _MOST_NAMED
+    return f"{first} and {more} more slice{'s' * (more > 1)}" if more > 0 else first
+
+
+def contradictions(instances: Sequence[Instance], distance_mm: float | None, tilt_degrees: float) -> tuple[str, ...]:
+    """Sentences on what headers say of the slices' distance and tilt and their positions do not; positions count.
+
+    Args:
+        instances: The slices.
+        distance_mm: From slice to slice along the normal; None where they lie at several distances.
+        tilt_degrees: By how much positions are displaced.
+
+    Returns:
+        One sentence an attribute; numbers of geometry are no patient's.
+    """
+    found = []
+    between = _numbers_of(instances, "SpacingBetweenSlices")
+    odd = [mm for mm in between if distance_mm is not None and abs(mm - distance_mm) > max(0.02 * distance_mm, 0.02)]
+    if distance_mm is not None and odd:
+        found.append(f"SpacingBetweenSlices says {odd[0]:g} mm, and positions {distance_mm:.4g} mm: positions count")
+    thin = [mm for mm in _numbers_of(instances, "SliceThickness") if mm <= 0]
+    if thin:
+        found.append(f"SliceThickness says {thin[0]:g} mm: the distance of slices, by their positions, stands for it")
+    tilts = [degrees for degrees in _numbers_of(instances, "GantryDetectorTilt") if abs(degrees) <= _LARGEST_TILT]
+    off = [degrees for degrees in tilts if abs(abs(degrees) - tilt_degrees) > _SAME_TILT]
+    if off:
+        found.append(
+            f"GantryDetectorTilt says {off[0]:g} degrees, and positions {tilt_degrees:.1f} degrees: positions count"
+        )
+    return tuple(found)
+
+
+def _numbers_of(instances: Sequence[Instance], keyword: str) -> list[float]:
+    """The different numbers that slices have, in their order."""
+    found = (number(instance.header, keyword) for instance in instances)
+    return list(dict.fromkeys(value for value in found if value is not None))
+
+
+def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
+    """Values, numbers as such: 2.5 and 2.50 agree; absent and empty agree too."""
+    found: list[str | float] = []
+    for item in values:
+        try:
+            found.append(float(item))
+        except ValueError:
+            found.append(item.upper())
+    return tuple(found) if any(item != "" for item in found) else ()
+
+
+def are_interleaved(instances: Sequence[Instance]) -> bool:
+    """Whether slices of several acquisitions alternate: in array order, AcquisitionNumber returns again and again.
+
+    Acquisitions one behind another, and one for each slice (step and shoot), are lawful.
+    """
+    numbers = [integer(instance.header, "AcquisitionNumber") for instance in instances]
+    changes = sum(before != after for before, after in pairwise(numbers))
+    return 2 * len(set(numbers)) < len(numbers) and 2 * changes > len(numbers)

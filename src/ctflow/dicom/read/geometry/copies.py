@@ -1,0 +1,110 @@
+"""Files of a series that repeat another one: byte for byte, or slice for slice under a new SOPInstanceUID."""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
+
+from ctflow.core.errors import BrokenSeries
+from ctflow.dicom.attributes import numbers, text, texts
+from ctflow.dicom.read.geometry.agreement import COMPARED
+from ctflow.dicom.read.scan import Instance
+from ctflow.dicom.read.select.selection import Series
+from ctflow.dicom.read.structure import layout_of_header
+
+Refuse = Callable[[str, str], BrokenSeries]
+# What a slice's values and its place follow from: two slices that share these and their pixels are the same slice.
+_SHARED = (
+    *COMPARED,
+    "PatientID",
+    "FrameOfReferenceUID",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "AcquisitionDate",
+    "AcquisitionTime",
+)
+_PIECE = 2**20  # bytes read at once
+
+
+def without_copies(series: Series, refuse: Refuse) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
+    """Leave out files that repeat another one.
+
+    Args:
+        series: The slices in any order.
+        refuse: Makes the error of a reason and a sentence.
+
+    Returns:
+        The slices that are left, and warnings.
+
+    Raises:
+        BrokenSeries: Two different files share a SOPInstanceUID.
+    """
+    first: dict[str, Instance] = {}
+    files = 0
+    for instance in series.instances:
+        known = first.setdefault(text(instance.header, "SOPInstanceUID"), instance)
+        if known is instance:
+            continue
+        if not filecmp.cmp(known.path, instance.path, shallow=False):
+            names = f"{known.name} and {instance.name}"
+            raise refuse("doubled", f"{names} share a SOPInstanceUID and differ: remove the wrong one")
+        files += 1
+    kept = _without_equal_slices(tuple(first.values()))
+    slices = len(first) - len(kept)
+    warnings = (f"{files} files repeat another one and were left out",) if files else ()
+    if slices:
+        what = f"{slices} slices repeat another one under a SOPInstanceUID of their own and were left out"
+        warnings = (*warnings, what)
+    return kept, warnings
+
+
+def _without_equal_slices(instances: Sequence[Instance]) -> tuple[Instance, ...]:
+    """Slices at one place whose pixels are the same byte for byte are one slice: the first of them."""
+    places: dict[tuple[tuple[float, ...] | None, ...], list[Instance]] = {}
+    for instance in instances:
+        place = tuple(numbers(instance.header, *each) for each in _PLACE)
+        places.setdefault(place, []).append(instance)
+    kept: set[int] = set()
+    for place, here in places.items():
+        different: list[Instance] = []
+        for instance in here:
+            if None in place or not any(_is_same_slice(instance, other) for other in different):
+                different.append(instance)
+        kept.update(map(id, different))
+    return tuple(instance for instance in instances if id(instance) in kept)
+
+
+_PLACE = (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6))
+
+
+def _is_same_slice(one: Instance, other: Instance) -> bool:
+    if one.transfer_syntax != other.transfer_syntax or not (one.has_pixels and other.has_pixels):
+        return False
+    if any(texts(one.header, keyword) != texts(other.header, keyword) for keyword in _SHARED):
+        return False
+    return _has_same_pixels(one, other)
+
+
+def _has_same_pixels(one: Instance, other: Instance) -> bool:
+    """Whether the pixel data of two files of one transfer syntax are the same, byte for byte."""
+    try:
+        with one.path.open("rb") as here, other.path.open("rb") as there:
+            if not (_seek_pixels(here) and _seek_pixels(there)):
+                return False
+            while (piece := here.read(_PIECE)) == there.read(_PIECE):
+                if not piece:
+                    return True
+    except OSError:  # named where its pixels are read
+        pass
+    return False
+
+
+def _seek_pixels(stream: BinaryIO) -> bool:
+    """Go to the pixel data; False where they are deflated."""
+    layout = layout_of_header(stream, preamble=stream.read(132)[128:] == b"DICM")
+    if isinstance(layout, str) or layout.pixels is None:
+        return False
+    stream.seek(layout.pixels[3])
+    return True

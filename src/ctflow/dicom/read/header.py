@@ -1,0 +1,127 @@
+"""A header's dataset from the walk that looked for damage: what pydicom would read, without a second way through it."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import BinaryIO, cast
+
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import data_element_generator
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ctflow.dicom.attributes import PARSE_ERRORS, tag_of_number
+from ctflow.dicom.read.structure import Element, Layout
+
+_UNDEFINED = 0xFFFFFFFF
+_GROUP_LENGTH, _SYNTAX, _CHARACTER_SET = 0x00020000, 0x00020010, 0x00080005
+_LEAST_GROUP = 0x0003  # of a data set's own elements: lower ones are commands, or meta information out of place
+_SYNTAXES = frozenset(AllTransferSyntaxes) - {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+_Elements = dict[BaseTag, RawDataElement | DataElement]
+
+
+def header_of_layout(stream: BinaryIO, layout: Layout) -> Dataset | None:
+    """What `pydicom.dcmread(stream, stop_before_pixels=True)` reads of a whole header.
+
+    Args:
+        stream: The file; left anywhere.
+        layout: Of the file, which begins with a preamble.
+
+    Returns:
+        The dataset with its file_meta; values are converted when they are asked for, as pydicom's are. None where
+        pydicom guesses, or may find other damage than the walk: it has to be asked itself.
+
+    Raises:
+        One of PARSE_ERRORS: As pydicom, of a damaged character set.
+    """
+    values = _Values(stream, layout.window)
+    if not _is_usual(layout, values):
+        return None
+    implicit = layout.syntax == ImplicitVRLittleEndian
+    elements: _Elements = {}
+    encoding: str | list[str] = default_encoding
+    for element in layout.elements:
+        tag, _, length, _, _ = element
+        if length == _UNDEFINED:
+            found = _sequence(stream, element, implicit, encoding)
+            if found is None:
+                return None
+            elements[tag_of_number(tag)] = found
+            continue
+        elements[tag_of_number(tag)] = raw = _raw(element, values, implicit)
+        if tag == _CHARACTER_SET:
+            encoding = list(_encodings(raw.VR, raw.value))
+    header = Dataset(elements)
+    meta: _Elements = {tag_of_number(element[0]): _raw(element, values, implicit=False) for element in layout.meta}
+    header.file_meta = FileMetaDataset(meta)
+    header.file_meta.set_original_encoding(False, True, default_encoding)
+    header.set_original_encoding(implicit, True, encoding)
+    return header
+
+
+class _Values:
+    """Values by their place, out of the window where they lie in it."""
+
+    def __init__(self, stream: BinaryIO, window: bytes) -> None:
+        self._stream = stream
+        self._window = window
+
+    def __call__(self, start: int, end: int) -> bytes:
+        if end <= len(self._window):
+            return self._window[start:end]
+        self._stream.seek(start)
+        return self._stream.read(end - start)
+
+
+def _is_usual(layout: Layout, values: _Values) -> bool:
+    """Whether pydicom, too, takes the file for what its meta information says."""
+    if layout.notes or not layout.meta or not layout.elements or layout.syntax not in _SYNTAXES:
+        return False
+    if layout.meta[0][:3] != (_GROUP_LENGTH, b"UL", 4):
+        return False
+    named = [values(at, end).rstrip(b"\0") for tag, vr, _, at, end in layout.meta if (tag, vr) == (_SYNTAX, b"UI")]
+    tag, _, length, _, _ = layout.elements[0]
+    if named != [layout.syntax.encode()] or tag >> 16 < _LEAST_GROUP:
+        return False
+    # What could be the letters of a VR is one for pydicom, also where the VR should be implicit.
+    has_letters = all(0x40 < byte < 0x5B for byte in (length & 0xFF, length >> 8 & 0xFF))
+    return layout.syntax != ImplicitVRLittleEndian or not has_letters
+
+
+def _raw(element: Element, values: _Values, implicit: bool) -> RawDataElement:
+    tag, letters, length, at, end = element
+    vr = None if implicit else letters.decode()
+    value = values(at, end) if length else cast(bytes | None, empty_value_for_VR(vr, raw=True))
+    return RawDataElement(tag_of_number(tag), vr, length, value, at, implicit, True)
+
+
+def _sequence(
+    stream: BinaryIO, element: Element, implicit: bool, encoding: str | list[str]
+) -> RawDataElement | DataElement | None:
+    """An element of undefined length, which pydicom converts at once; None if it does not end where the walk says."""
+    tag, _, _, at, end = element
+    stream.seek(at - (8 if implicit else 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damage; they may quote values
+        try:
+            found = next(data_element_generator(stream, implicit, True, encoding=encoding))
+        except (*PARSE_ERRORS, StopIteration):
+            return None
+    return found if stream.tell() == end and tag != _CHARACTER_SET else None
+
+
+@lru_cache(64)
+def _encodings(vr: str | None, value: bytes | None) -> tuple[str, ...]:
+    """Python's names of a SpecificCharacterSet."""
+    raw = RawDataElement(BaseTag(_CHARACTER_SET), vr, len(value or b""), value, 0, vr is None, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are unknown
+        return tuple(convert_encodings(convert_raw_data_element(raw).value))

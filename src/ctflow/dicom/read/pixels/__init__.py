@@ -1,0 +1,1 @@
+"""Stored values of slices, whatever the transfer syntax."""

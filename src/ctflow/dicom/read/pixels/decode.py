@@ -1,0 +1,232 @@
+"""Many slices at once: compressed ones are decoded in several processes, native ones read in several threads."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from ctflow.compat.pydicom import lenient
+from ctflow.core.processes import bare_start, begin_child
+from ctflow.dicom.read.pixels.shared import SharedSlices
+from ctflow.dicom.read.pixels.stored import PixelFormat, read_stored, unsupported
+from ctflow.dicom.read.scan import Instance
+
+# A process starts in about half a second, a JPEG 2000 slice of 512 x 512 takes 40 ms: fewer are sooner done here.
+LEAST_SLICES = 64
+MOST_PROCESSES = 8
+MOST_THREADS = 8  # each reads and rescales at several GB/s: more would wait for memory
+_EACH = 2  # slices that a process has been given: one that it decodes, and the next
+_AHEAD = 3  # slices' room for each process: decoded ones wait there for those before them
+
+Slice = npt.NDArray[np.uint16]
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Decoder:
+    """A process, the end of its pipe, and which slices it was given, in that order."""
+
+    process: SpawnProcess
+    connection: Connection
+    is_ready: bool = False
+    given: deque[int] = field(default_factory=deque)
+
+    def end(self) -> None:
+        """At once: a process holds nothing that would be lost, and may be caught in its slice."""
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.connection.close()
+
+
+class SliceReader:
+    """Reads the slices of one series, in processes where that is sooner.
+
+    They are started at once and `read` waits for them: what else there is to do before can be done meanwhile. `close`
+    ends them.
+    """
+
+    def __init__(self, instances: Sequence[Instance]) -> None:
+        """Args: instances: All slices, in any order."""
+        self._room: SharedSlices | None = None
+        self._decoders: list[_Decoder] = []
+        encoded = sum(instance.pixel_offset is None for instance in instances)
+        count = min(_cores(), MOST_PROCESSES)
+        # A daemon's process may have none of its own.
+        if encoded >= LEAST_SLICES and count >= 2 and not multiprocessing.current_process().daemon:
+            try:
+                self._start(count)
+            except (OSError, ImportError) as error:
+                self._give_up(type(error).__name__)
+            except BaseException:  # nobody has this reader yet, who could close it
+                self.close()
+                raise
+
+    def _start(self, count: int) -> None:
+        # Not forked: this process may have threads and a GPU, which a fork does not survive.
+        context = multiprocessing.get_context("spawn")
+        self._room = SharedSlices()
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=run_decoder, args=(theirs, self._room), daemon=True)
+            try:
+                with bare_start():
+                    process.start()
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+            self._decoders.append(_Decoder(process, ours))
+
+    def _give_up(self, why: str) -> None:
+        self.close()
+        log.warning("slices are decoded in one process, as none can be started: %s", why)
+
+    def close(self) -> None:
+        """End the processes and give the room back."""
+        for decoder in self._decoders:
+            decoder.process.kill()
+        for decoder in self._decoders:
+            decoder.end()
+        self._decoders = []
+        if self._room is not None:
+            self._room.close()
+            self._room = None
+
+    def read(
+        self, instances: Sequence[Instance], forms: Sequence[PixelFormat], rows: int, columns: int
+    ) -> Generator[Slice, None, None]:
+        """Read the stored values of every slice.
+
+        Args:
+            instances: The slices, in the order in which they are wanted.
+            forms: The format of each.
+            rows: Height of all.
+            columns: Width of all.
+
+        Yields:
+            (rows, columns) uint16 of each slice, in order (see `read_stored`), valid until the next.
+
+        Raises:
+            BrokenSeries: The pixel data is shorter than the image.
+            UnsupportedPixels: A slice does not decode, or a decoder did not survive it.
+        """
+        if self._room is not None:
+            shape = (len(self._decoders) * _AHEAD, rows, columns)
+            try:
+                slots = self._room.allocate(shape)
+            except OSError as error:
+                self._give_up(type(error).__name__)
+            else:
+                yield from self._decoded(list(zip(instances, forms, strict=True)), slots)
+                return
+        for instance, form in zip(instances, forms, strict=True):
+            yield read_stored(instance, form, rows, columns)
+
+    def _decoded(self, slices: list[tuple[Instance, PixelFormat]], slots: Slice) -> Generator[Slice, None, None]:
+        room, rows, columns = slots.shape
+        outcomes: dict[int, Exception | None] = {}
+        given = 0
+        for d, (instance, form) in enumerate(slices):
+            while True:
+                given = self._give(slices, slots.shape, given, min(d + room, len(slices)))
+                if d in outcomes or not self._decoders:
+                    break
+                self._hear(slices, outcomes)
+            if d in outcomes:
+                error = outcomes.pop(d)
+                if error is not None:
+                    raise error
+            else:  # every process has ended before it was given one
+                slots[d % room] = read_stored(instance, form, rows, columns)
+            yield slots[d % room]
+
+    def _give(self, slices: list[tuple[Instance, PixelFormat]], shape: tuple[int, ...], given: int, until: int) -> int:
+        """Give slices from `given` on to processes that have too few; the next one to give."""
+        for _ in range(_EACH):
+            for decoder in self._decoders:
+                if given < until and decoder.is_ready and len(decoder.given) < _EACH:
+                    instance, form = slices[given]
+                    # The header stays here: it is larger than what a decoder needs, and holds the patient's name.
+                    task = replace(instance, header=Dataset()), form, given % shape[0], shape
+                    decoder.given.append(given)
+                    given += 1
+                    with suppress(OSError):  # it has ended, which `_hear` finds
+                        decoder.connection.send(task)
+        return given
+
+    def _hear(self, slices: list[tuple[Instance, PixelFormat]], outcomes: dict[int, Exception | None]) -> None:
+        """Wait for words of the processes: what became of slices, or that one has ended."""
+        heard = wait([decoder.connection for decoder in self._decoders])
+        for decoder in [decoder for decoder in self._decoders if decoder.connection in heard]:
+            try:
+                word = decoder.connection.recv()
+            except (EOFError, OSError):
+                self._ended(decoder, slices, outcomes)
+                continue
+            if decoder.is_ready:
+                outcomes[decoder.given.popleft()] = word
+            decoder.is_ready = True
+
+    def _ended(
+        self,
+        decoder: _Decoder,
+        slices: list[tuple[Instance, PixelFormat]],
+        outcomes: dict[int, Exception | None],
+    ) -> None:
+        self._decoders.remove(decoder)
+        decoder.end()
+        if decoder.given:
+            instance, _ = slices[decoder.given[0]]
+            what = "it ended its decoder, or memory is short: have it sent again"
+            outcomes[decoder.given[0]] = unsupported(instance, what)
+        elif not self._decoders:
+            log.warning("slices are decoded in one process: the others have ended")
+
+
+@lenient()
+def run_decoder(connection: Connection, room: SharedSlices) -> None:
+    """Decode slices into the room until the pipe is closed; its first word is that it can."""
+    begin_child()
+    with suppress(EOFError, OSError):  # the other end has gone
+        connection.send(None)
+        while True:
+            connection.send(_outcome(room, *connection.recv()))
+
+
+def _outcome(
+    room: SharedSlices, instance: Instance, form: PixelFormat, slot: int, shape: tuple[int, int, int]
+) -> Exception | None:
+    """Decode a slice into its slot; None, or what that raised."""
+    try:
+        room.array(shape)[slot] = read_stored(instance, form, shape[1], shape[2])
+    except Exception as error:  # noqa: BLE001  # raised there, as it would be without a process between
+        return error
+    return None
+
+
+def in_threads(work: Callable[[int], _T], count: int) -> Generator[_T, None, None]:
+    """What `work` makes of 0 to `count` - 1, in order; several at a time, for work that mostly leaves Python."""
+    with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
+        yield from pool.map(work, range(count))
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,46 @@
+"""What is wrong with how a series' files are encoded, and was read nevertheless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ctflow.compat.pydicom import lenient
+from ctflow.dicom.attributes import integer
+from ctflow.dicom.read.pixels.stored import padding_length
+from ctflow.dicom.read.scan import Instance
+from ctflow.dicom.read.structure import Note
+
+_MOST_NAMED = 3
+
+
+@lenient()
+def encoding_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
+    """Sentences on files that are not encoded as the standard says.
+
+    Args:
+        instances: The slices of a series.
+
+    Returns:
+        One sentence for each kind of flaw. It names the files where they are few, and never a value.
+    """
+    warnings = []
+    for note in Note:
+        flawed = [instance for instance in instances if note in instance.notes]
+        if flawed:
+            warnings.append(f"the header of {_named(flawed, len(instances))} was read although {note.value}")
+    padded = [instance for instance in instances if _is_padded(instance)]
+    if padded:
+        warnings.append(f"padding behind the pixels of {_named(padded, len(instances))} was left out (PS3.5 8.1.1)")
+    return tuple(warnings)
+
+
+def _named(flawed: Sequence[Instance], count: int) -> str:
+    if len(flawed) > _MOST_NAMED:
+        return "every slice" if len(flawed) == count else f"{len(flawed)} slices"
+    return ", ".join(instance.name for instance in flawed)
+
+
+def _is_padded(instance: Instance) -> bool:
+    header = instance.header
+    pixels = (integer(header, "Rows") or 0) * (integer(header, "Columns") or 0)
+    return padding_length(instance, pixels, integer(header, "BitsAllocated") or 16) > 0

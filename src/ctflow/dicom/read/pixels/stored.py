@@ -1,0 +1,246 @@
+"""One slice's stored values, whatever the transfer syntax."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.encaps import get_frame
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
+from ctflow.dicom.read.pixels.frames import family_of_frame, flaw_of_rle, flaw_of_size
+from ctflow.dicom.read.scan import NATIVE, Instance
+
+Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
+
+# Who decodes, by pydicom's names of plugins: always the same one, whatever else is installed. Of OpenJPEG the one
+# without threads, as slices are decoded in processes: GDCM has a thread a core for each slice, and spends more in all.
+_DECODERS = {
+    HTJ2K: "pylibjpeg",
+    HTJ2KLossless: "pylibjpeg",
+    HTJ2KLosslessRPCL: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEGLossless: "gdcm",
+    JPEGLosslessSV1: "gdcm",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    RLELossless: "pylibjpeg",
+}
+_ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
+# With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
+LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "ISO_14495_1"}
+_DECODED = _DECODERS.keys() | {DeflatedExplicitVRLittleEndian}
+# Every transfer syntax that gives right HU.
+READABLE = tuple(sorted(NATIVE | _DECODED))
+_DESCRIBING = ("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+# What a frame of each must be, as `family_of_frame` names it.
+_FAMILIES = {
+    **dict.fromkeys((HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000, JPEG2000Lossless), "JPEG 2000"),
+    **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "JPEG Lossless"),
+    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "JPEG-LS"),
+    RLELossless: "RLE",
+}
+# Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
+_DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How one slice's values are stored (DICOM PS3.3 C.7.6.3).
+
+    Attributes:
+        bits_allocated: 8 or 16.
+        bits_stored: 1 to `bits_allocated`.
+        signed: Two's complement.
+    """
+
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+
+def pixel_format_of(instance: Instance) -> PixelFormat:
+    """The format of a slice's values; `UnsupportedPixels` where reading them would be guessing."""
+    header = instance.header
+    lacking = [keyword for keyword in _DESCRIBING if not text(header, keyword)]
+    if lacking:
+        raise unsupported(instance, f"its {', '.join(lacking)} is empty or absent: have the sender repair it")
+    allocated, stored = integer(header, "BitsAllocated"), integer(header, "BitsStored")
+    high, representation = integer(header, "HighBit"), integer(header, "PixelRepresentation")
+    if text(header, "PhotometricInterpretation") != "MONOCHROME2":
+        raise unsupported(instance, "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is")
+    if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated:
+        raise unsupported(instance, f"BitsAllocated {allocated} with BitsStored {stored} is not supported")
+    if high != stored - 1 or representation not in (0, 1):
+        raise unsupported(instance, f"HighBit {high} or PixelRepresentation {representation} is not supported")
+    return PixelFormat(allocated, stored, representation == 1)
+
+
+def unsupported(instance: Instance, what: str) -> UnsupportedPixels:
+    """An `UnsupportedPixels` that names the file."""
+    return UnsupportedPixels(f"{instance.name}: {what}")
+
+
+def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.uint16]:
+    """The stored values of a slice as 16 bit patterns, nothing masked or rescaled.
+
+    Args:
+        instance: The slice.
+        form: Its format.
+        rows: Height.
+        columns: Width.
+
+    Returns:
+        (rows, columns) uint16; signed values as their two's complement.
+
+    Raises:
+        BrokenSeries: The pixel data is shorter than the image.
+        UnsupportedPixels: The transfer syntax is not one that gives right HU, or it does not decode.
+    """
+    if instance.pixel_offset is not None:
+        values = _read_native(instance, form, rows, columns)
+    else:
+        values = _decode(instance, form, rows, columns)
+    if form.bits_allocated == 8:
+        # Widened with their sign, so that the rest need not care.
+        values = (values.view(np.int8).astype(np.int16) if form.signed else values.astype(np.int16)).view(np.uint16)
+    return values.view(np.uint16).reshape(rows, columns)
+
+
+def read_stored_into(instance: Instance, form: PixelFormat, out: npt.NDArray[np.uint16]) -> None:
+    """The same as `read_stored`, into the (rows, columns) of a volume: native values of 16 bits without a copy."""
+    if instance.pixel_offset is None or form.bits_allocated == 8:
+        out[:] = read_stored(instance, form, *out.shape)
+        return
+    _fill(instance, out, *out.shape)
+    if instance.transfer_syntax == ExplicitVRBigEndian:
+        out.byteswap(inplace=True)
+
+
+def _read_native(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
+    values = np.empty(rows * columns, np.uint8 if form.bits_allocated == 8 else np.uint16)
+    _fill(instance, values, rows, columns)
+    if instance.transfer_syntax != ExplicitVRBigEndian:
+        return values
+    if form.bits_allocated == 16:
+        return values.byteswap()
+    return values.reshape(-1, 2)[:, ::-1].reshape(-1) if values.size % 2 == 0 and _is_word(instance) else values
+
+
+def padding_length(instance: Instance, count: int, bits_allocated: int) -> int:
+    """Bytes of native pixel data behind those of `count` pixels, but for the one that makes their length even."""
+    wanted = count * bits_allocated // 8
+    return max(instance.pixel_length - wanted - wanted % 2, 0) if instance.pixel_offset is not None else 0
+
+
+def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, columns: int) -> None:
+    """Read native values, as they lie in the file, into an array of their number and width."""
+    wanted, excess = values.nbytes, instance.pixel_length - values.nbytes
+    if not 0 <= excess < wanted:
+        raise _broken(instance, f"has {instance.pixel_length} bytes of pixels, its size asks for {wanted}")
+    try:
+        with instance.path.open("rb") as stream:
+            stream.seek(instance.pixel_offset or 0)
+            found = stream.readinto(values.data)
+            behind = stream.read(excess) if excess > wanted % 2 else b""
+    except OSError as error:
+        raise BrokenSeries(f"{instance.name}: {error.strerror} [unreadable]", reason="unreadable") from error
+    if found != wanted or (excess > wanted % 2 and len(behind) != excess):
+        raise _broken(instance, "is cut short")
+    # Wrong Rows or Columns leave a row or a column of pixels behind the image at least, and those are hardly all zeros.
+    if len(behind) >= min(rows, columns) * values.itemsize and any(behind):
+        what = f"has {excess} bytes more of pixels than its size asks for, which are not padding"
+        raise _broken(instance, what)
+
+
+def _broken(instance: Instance, what: str) -> BrokenSeries:
+    return BrokenSeries(f"{instance.name} {what}: send the series again [unreadable]", reason="unreadable")
+
+
+def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:
+    """What decoders neither notice nor survive: a frame of another kind or size, an RLE frame of another length."""
+    syntax = UID(instance.transfer_syntax)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        wanted = rows * columns * form.bits_allocated // 8
+        if len(dataset.PixelData) not in (wanted, wanted + wanted % 2):
+            raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
+        return
+    if not dataset["PixelData"].is_undefined_length:
+        raise unsupported(instance, f"its transfer syntax is {syntax.name}, but its pixel data is not encapsulated")
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    family = family_of_frame(frame)
+    if family not in (None, _FAMILIES[syntax]):
+        raise unsupported(instance, f"its transfer syntax is {syntax.name}, but its frame is {family}")
+    if syntax == RLELossless:
+        flaw = flaw_of_rle(frame, rows * columns, form.bits_allocated // 8)
+    else:
+        flaw = flaw_of_size(frame, rows, columns)
+    if flaw:
+        raise unsupported(instance, f"its {syntax.name} frame {flaw}: have it sent again")
+
+
+def _flaw_of_syntax(syntax: UID) -> str:
+    """Why there is nothing that reads a transfer syntax where it stands."""
+    named = f"{syntax.name} ({syntax})"
+    if not syntax.is_valid:
+        flaw = "its TransferSyntaxUID is not a UID"  # and not quoted: it may be anything
+    elif syntax in NATIVE:
+        flaw = f"its transfer syntax is {syntax.name}, but its pixel data is encapsulated"
+    elif syntax.is_private:
+        flaw = f"its transfer syntax {syntax} is private: have it sent in one of the standard's"
+    elif syntax.type != "Transfer Syntax":
+        flaw = f"its TransferSyntaxUID {syntax} is none of the standard's"
+    elif syntax.is_retired:
+        flaw = f"its transfer syntax {named} is retired: have it sent in another"
+    elif syntax.is_compressed and syntax != _ENCAPSULATED_UNCOMPRESSED:
+        flaw = f"transfer syntax {named} does not give exact Hounsfield units"
+    else:
+        flaw = f"transfer syntax {named} is not supported: have it sent in another"
+    return flaw
+
+
+def _is_word(instance: Instance) -> bool:
+    """Whether 8 bit values are packed in big-endian words (VR OW), where each pair is swapped."""
+    with instance.path.open("rb") as stream:
+        stream.seek((instance.pixel_offset or 0) - 8)
+        return stream.read(2) == b"OW"
+
+
+def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
+    syntax = UID(instance.transfer_syntax)
+    if syntax not in _DECODED:
+        raise unsupported(instance, _flaw_of_syntax(syntax))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below
+            dataset = pydicom.dcmread(instance.path)
+            _check_frame(instance, dataset, form, rows, columns)
+            decoded = pixel_array(dataset, raw=True, decoding_plugin=_DECODERS.get(syntax, ""))
+    except _DECODE_ERRORS as error:
+        raise unsupported(instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})") from error
+    if decoded.size != rows * columns or decoded.dtype.itemsize * 8 != form.bits_allocated:
+        raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
+    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian and not decoded.any():
+        raise unsupported(instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged")
+    return np.ascontiguousarray(decoded).reshape(-1)

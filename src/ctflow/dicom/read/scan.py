@@ -1,0 +1,259 @@
+"""Paths to headers, in one pass."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from ctflow.compat.pydicom import lenient
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import NoUsableSeries
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import digest_of_uid
+from ctflow.dicom.attributes import PARSE_ERRORS, text
+from ctflow.dicom.read.header import header_of_layout
+from ctflow.dicom.read.structure import Layout, Note, layout_of_header
+
+NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_PIXEL_DATA = 0x7FE00010
+_SUFFIXES = frozenset({".dcm", ".dicom"})
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One DICOM file's header.
+
+    Attributes:
+        path: Absolute path.
+        name: What messages call the file (`name_without_patient`).
+        header: Everything before the pixel data, with file_meta.
+        transfer_syntax: UID; of a native one that which the data set is encoded in, whatever the file says.
+        has_pixels: Whether pixel data follows.
+        pixel_offset: Byte offset of native pixel values; None if they must be decoded.
+        pixel_length: Bytes of native pixel values, as the file says.
+        notes: What is wrong with how the file is encoded, and was read nevertheless.
+    """
+
+    path: Path
+    name: str
+    header: Dataset
+    transfer_syntax: str
+    has_pixels: bool
+    pixel_offset: int | None = None
+    pixel_length: int = 0
+    notes: frozenset[Note] = frozenset()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is DICOM, or says so by its name, and cannot be parsed."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """Everything that a folder holds.
+
+    Attributes:
+        folder: What was scanned.
+        instances: All readable DICOM files, by name.
+        unreadable: Those that are damaged.
+        ignored: How many files are not DICOM (a DICOMDIR counts here: its files are found anyway).
+    """
+
+    folder: Path
+    instances: tuple[Instance, ...]
+    unreadable: tuple[Unreadable, ...]
+    ignored: int
+
+
+# Nothing but a short number: what scanners and archives give. Six digits may be a date of birth, more a patient's ID.
+_HARMLESS = re.compile(r"(?:CT|IM|IMG|I|IMAGE|SLICE)?[-_.]?\d{1,5}(?:\.(?:dcm|dicom|ima))?", re.IGNORECASE)
+
+
+def name_without_patient(path: Path) -> str:
+    """What messages call a file, whose path may hold a patient's name, ID or date of birth.
+
+    Args:
+        path: Below the scanned folder.
+
+    Returns:
+        Its parts with slashes between; in place of each that is more than a short number a digest, with the ending kept
+        where that is DICOM's. `ctflow inspect --names` shows paths as they are.
+    """
+
+    def shown(part: str) -> str:
+        ending = part[-4:].lower() if part.lower().endswith(".dcm") else ""
+        return part if _HARMLESS.fullmatch(part) else digest_of_uid(part) + ending
+
+    return "/".join(shown(part) for part in path.parts)
+
+
+@lenient()
+def scan_folder(
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    name_of: Callable[[Path], str] = name_without_patient,
+    keep_of: Callable[[Dataset], Dataset] | None = None,
+) -> Scan:
+    """Read the header of every DICOM file below a folder.
+
+    Args:
+        folder: Searched with all its subfolders; symbolic links are followed once.
+        progress: Told of every file, as stage "scan".
+        name_of: Path below the folder to what messages call the file.
+        keep_of: Header to what is kept of it, where not all is needed.
+
+    Returns:
+        What was found.
+
+    Raises:
+        NoUsableSeries: The folder does not exist or cannot be listed.
+    """
+    if not folder.is_dir():
+        raise NoUsableSeries("the input is not a folder: give the folder that holds the DICOM files")
+    instances: list[Instance] = []
+    unreadable: list[Unreadable] = []
+    ignored = 0
+    paths = sorted(_files_below(folder))
+    progress("scan", 0, len(paths))
+    for done, path in enumerate(paths, start=1):
+        found = _read_file(path, name_of(path.relative_to(folder)))
+        if isinstance(found, Instance):
+            instances.append(found if keep_of is None else replace(found, header=keep_of(found.header)))
+        elif isinstance(found, Unreadable):
+            unreadable.append(found)
+        else:
+            ignored += 1
+        progress("scan", done, len(paths))
+    return Scan(folder, tuple(instances), tuple(unreadable), ignored)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise NoUsableSeries(f"the input folder cannot be listed: {error.strerror}") from error
+
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        try:
+            status = Path(top).stat()
+        except OSError:  # it vanished meanwhile
+            folders.clear()
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a symbolic link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(top, name) for name in files)
+
+
+def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
+    """The header; or why it cannot be read; or None for what is not DICOM."""
+    says_dicom = path.suffix.lower() in _SUFFIXES
+    try:
+        if not path.is_file():  # a pipe or device would block, a broken link has nothing
+            return Unreadable(name, "not a regular file") if says_dicom else None
+        with path.open("rb") as stream:
+            start = stream.read(132)
+            stream.seek(0)
+            if start[128:] == b"DICM":
+                return _read_header(stream, path, name, force=False)
+            # Old files have no preamble; group 0002 or 0008 in little endian then comes first.
+            if start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132:
+                return _read_header(stream, path, name, force=True)
+    except Exception as error:  # noqa: BLE001  # beside PARSE_ERRORS, whatever parsers raise: the other files go on
+        if not isinstance(error, PARSE_ERRORS):
+            unexpected(error, f"file {name}")
+        return Unreadable(name, _reason(error))
+    return Unreadable(name, "empty or without a DICOM header") if says_dicom else None
+
+
+def _reason(error: BaseException) -> str:
+    """What kind of damage; never the error's text, which may quote values of the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, EOFError):
+        return "cut short"
+    return f"damaged header ({type(error).__name__})"
+
+
+def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
+    layout = layout_of_header(stream, preamble=not force)
+    if isinstance(layout, str):  # without a preamble it may be anything else
+        return Unreadable(name, layout) if not force or path.suffix.lower() in _SUFFIXES else None
+    header = _header(stream, layout, force=force)
+    if header is None:
+        return Unreadable(name, "damaged header (it can be read in more than one way)")
+    if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
+        return None
+    if force and not text(header, "SOPClassUID"):
+        return None  # began like DICOM and is something else
+    flaw = _flaw_of_object(header, layout, force=force)
+    if flaw:
+        return Unreadable(name, flaw)
+    syntax, notes = _syntax_of(layout), frozenset(layout.notes)
+    return _with_pixels(Instance(path.absolute(), name, header, syntax, has_pixels=False, notes=notes), layout)
+
+
+def _header(stream: BinaryIO, layout: Layout, *, force: bool) -> Dataset | None:
+    """The header; None where pydicom, which is asked about what is unusual, does not end where the walk did."""
+    header = None if force else header_of_layout(stream, layout)
+    if header is not None:
+        return header
+    stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked here
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
+    is_sure = layout.syntax == DeflatedExplicitVRLittleEndian or stream.tell() == layout.end
+    return header if is_sure else None
+
+
+def _flaw_of_object(header: Dataset, layout: Layout, *, force: bool) -> str | None:
+    if layout.meta and not layout.syntax and not force:
+        return "no TransferSyntaxUID in its file meta information"
+    if layout.syntax != DeflatedExplicitVRLittleEndian and layout.pixels is None and "SeriesInstanceUID" not in header:
+        return "cut short, or not an object of a series"
+    return None
+
+
+def _syntax_of(layout: Layout) -> str:
+    """The transfer syntax in which the data set is encoded; the file's own word where that is no native one."""
+    if layout.syntax and layout.syntax not in NATIVE:
+        return layout.syntax
+    if layout.big_endian:
+        return str(ExplicitVRBigEndian)
+    return str(ImplicitVRLittleEndian if layout.implicit else ExplicitVRLittleEndian)
+
+
+def _with_pixels(instance: Instance, layout: Layout) -> Instance:
+    """The instance with the place of its pixel data."""
+    if layout.syntax == DeflatedExplicitVRLittleEndian:
+        # The rest of the file was inflated in memory, so no offset says where pixels lie.
+        return replace(instance, has_pixels="Rows" in instance.header)
+    if layout.pixels is None or not layout.pixels[2]:  # of no length: there is an element, and nothing in it
+        return instance
+    tag, _, length, offset, _ = layout.pixels
+    if tag == _PIXEL_DATA and instance.transfer_syntax in NATIVE and length != _UNDEFINED_LENGTH:
+        return replace(instance, has_pixels=True, pixel_offset=offset, pixel_length=length)
+    return replace(instance, has_pixels=True)

@@ -1,0 +1,1 @@
+"""Which series are run, and why is each other one not?"""

@@ -1,0 +1,1 @@
+"""Masks to DICOM: segmentation, measurement report, secondary capture."""

@@ -1,0 +1,275 @@
+"""A label map to a DICOM SEG on the source frames."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from ctflow.compat.highdicom import frames_known_by_class
+from ctflow.compat.pydicom import lenient
+from ctflow.core.model import RESEARCH_ONLY, ModelSpec, Segment
+from ctflow.core.volume import Geometry, LabelArray
+from ctflow.dicom.attributes import text
+from ctflow.dicom.write.derived import (
+    ALGORITHM_SOURCE,
+    Provenance,
+    algorithm_parameters,
+    concept,
+    equipment,
+    finding_uid,
+    fitted,
+    give_moment,
+    give_text_encoding,
+    moment_of,
+    series_description,
+    series_number,
+    tracking_id,
+)
+from ctflow.dicom.write.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
+from ctflow.dicom.write.source import Sources, sources_from_headers
+
+MOST_FRACTION = 255  # MaximumFractionalValue
+_NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"
+
+
+@dataclass(frozen=True)
+class SegForm:
+    """How a SEG holds a mask.
+
+    Attributes:
+        kind: "binary": a bit for each pixel and segment; "labelmap": a label for each pixel (Supplement 243);
+            "fractional": each segment's probability.
+        omit_empty_frames: Leave out frames that mark nothing, unless nothing at all is marked.
+    """
+
+    kind: Literal["binary", "labelmap", "fractional"] = "binary"
+    omit_empty_frames: bool = True
+
+
+@lenient()
+def segmentation_from_labels(
+    labels: LabelArray,
+    sources: Sequence[Dataset] | Sources,
+    spec: ModelSpec,
+    provenance: Provenance,
+    *,
+    form: SegForm = SegForm(),
+    fractions: npt.NDArray[np.uint8] | None = None,
+    grid: Geometry | None = None,
+) -> Dataset:
+    """Make a segmentation.
+
+    Args:
+        labels: (D, H, W) uint8 or uint16; value k marks the segment with number k.
+        sources: Headers of the source images, in array order, or what was prepared of them; they are not changed. D of
+            them unless there is a grid.
+        spec: The model's name, version and segments.
+        provenance: What made the mask.
+        form: How the SEG holds it.
+        fractions: (S, D, H, W) uint8, each segment's probability in 255ths; for a fractional SEG, which needs them.
+        grid: Where the labels lie, with its axes at right angles, if not on the source images.
+
+    Returns:
+        The SEG. Its UIDs follow from content, its dates from the source; the same mask gives the same bytes.
+
+    Raises:
+        ValueError: Labels, fractions, sources and grid differ in size, a label has no segment, or sources are not in
+            order.
+
+    Source: DICOM PS3.3 A.51 (Segmentation IOD), A.51.3 (Label Map Segmentation IOD), C.8.20; highdicom.
+    """
+    sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
+    _check(labels, fractions, len(sources), spec, form, grid)
+    header = sources.header
+    uid = instance_uid(
+        sources.uids,
+        provenance.weights_digest,
+        provenance.ctflow_version,
+        {**provenance.settings, "model": spec.name, "model_version": spec.version, **_choices(spec, form, grid)},
+        digest_of_mask(labels if fractions is None else fractions),
+    )
+    shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
+    planes = {} if grid is None else _planes(grid)
+    with frames_known_by_class(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
+        segmentation: Dataset = hd.seg.Segmentation(
+            source_images=sources.cleaned if shown is None else [sources.cleaned[index] for index in shown],
+            pixel_array=_pixels(labels, fractions, shown),
+            segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
+            max_fractional_value=MOST_FRACTION,
+            omit_empty_frames=form.omit_empty_frames,
+            **planes,
+            segment_descriptions=[_describe(segment, header, spec, provenance, uid) for segment in spec.segments],
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
+            series_number=series_number(header, 1),
+            sop_instance_uid=uid,
+            instance_number=1,
+            **equipment(spec, provenance),
+            content_description=_content_description(spec, marked=bool(labels.any())),
+            content_label="SEGMENTATION",
+            series_description=series_description(spec, "Segmentation by"),
+        )
+    if shown is not None:
+        _refer_to_all(segmentation, sources)
+    _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
+    give_text_encoding(segmentation, sources.cleaned[0])
+    _make_reproducible(segmentation, header, uid)
+    return segmentation
+
+
+@lenient()
+def read_standard(sources: Sources) -> None:
+    """Have highdicom read its tables of the standard, once in a process, before a mask waits for them.
+
+    Args:
+        sources: Any; their images have positions.
+    """
+    with frames_known_by_class():
+        hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
+
+
+def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
+    """What makes another object of the same mask; empty for the usual one, whose UIDs so stay what they were."""
+    colours = {str(segment.number): segment.colour for segment in spec.segments if segment.colour is not None}
+    choices = {
+        "seg": form.kind if form.kind != "binary" else "",
+        "frames": "" if form.omit_empty_frames else "all",
+        "segments": "finding" if any(segment.part_of is not None for segment in spec.segments) else "",
+        "colours": repr(colours) if colours else "",
+        "grid": "" if grid is None else repr((grid.shape, np.round(grid.affine_mm, 6).tolist())),
+    }
+    return {name: choice for name, choice in choices.items() if choice}
+
+
+def _slices_with_frames(marks: npt.NDArray[Any], form: SegForm) -> list[int] | None:
+    """The slices, not all, that get frames; None where all do: highdicom takes long for each image that it is given."""
+    axes = tuple(axis for axis in range(marks.ndim) if axis != marks.ndim - 3)
+    marked: list[int] = np.flatnonzero(marks.any(axis=axes)).tolist()
+    return marked if form.omit_empty_frames and 0 < len(marked) < marks.shape[-3] else None
+
+
+def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
+    """What highdicom takes of all source images, or the first, where it was given those alone that get frames."""
+    segmentation.SourceImageSequence = sources.references
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.references
+    first = sources.cleaned[0]
+    segmentation.PositionReferenceIndicator = first.get("PositionReferenceIndicator")
+
+
+def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> None:
+    """Distances and directions by the frames' own places: highdicom takes what the first image declares."""
+    if grid is not None:
+        shared.PixelMeasuresSequence = _planes(grid)["pixel_measures"]
+    elif sources.measures is None:
+        raise ValueError("source images do not say where they lie, or are not in order along their normal")
+    else:
+        shared.PixelMeasuresSequence = sources.measures.pixel_measures()
+        shared.PlaneOrientationSequence = sources.measures.plane_orientation()
+
+
+def _pixels(
+    labels: LabelArray, fractions: npt.NDArray[np.uint8] | None, shown: list[int] | None
+) -> LabelArray | npt.NDArray[np.float32]:
+    """What highdicom takes of some slices: the labels, or (D, H, W, S) float32 in [0, 1]."""
+    if fractions is None:
+        return labels if shown is None else labels[shown]
+    some = fractions if shown is None else fractions[:, shown]
+    # float32 holds k / 255 so closely that times 255 rounds to k again.
+    return np.moveaxis(some, 0, -1).astype(np.float32) / np.float32(MOST_FRACTION)
+
+
+def _planes(grid: Geometry) -> dict[str, Any]:
+    """Where frames lie, in highdicom's words: a frame then refers to a source image only if it lies on one."""
+    between_slices, between_rows, between_columns = grid.spacing_mm
+    along = grid.directions
+    origins = grid.world_from_index([(d, 0, 0) for d in range(grid.shape[0])])
+    patient = hd.CoordinateSystemNames.PATIENT
+    return {
+        "pixel_measures": hd.PixelMeasuresSequence(
+            pixel_spacing=(between_rows, between_columns),
+            slice_thickness=between_slices,
+            spacing_between_slices=between_slices,
+        ),
+        "plane_orientation": hd.PlaneOrientationSequence(patient, (*along[:, 2], *along[:, 1])),
+        "plane_positions": [hd.PlanePositionSequence(patient, origin) for origin in origins],
+    }
+
+
+def _check(
+    labels: LabelArray,
+    fractions: npt.NDArray[np.uint8] | None,
+    images: int,
+    spec: ModelSpec,
+    form: SegForm,
+    grid: Geometry | None,
+) -> None:
+    if labels.ndim != 3 or labels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"labels are (D, H, W) uint8 or uint16, not {labels.shape} {labels.dtype}")
+    if grid is None and len(labels) != images:
+        raise ValueError(f"labels {labels.shape} do not lie on {images} source images")
+    if grid is not None and (labels.shape != grid.shape or not grid.is_orthogonal):
+        raise ValueError(f"labels {labels.shape} do not lie on a right-angled grid of {grid.shape}")
+    numbers = [segment.number for segment in spec.segments]
+    most = int(labels.max(initial=0))
+    if not numbers or numbers != list(range(1, len(numbers) + 1)) or most > len(numbers):
+        raise ValueError(f"labels up to {most} do not suit segments {numbers}")
+    if (form.kind == "fractional") != (fractions is not None):
+        raise ValueError("a fractional SEG, and no other, is made of fractions")
+    if fractions is not None and (fractions.dtype != np.uint8 or fractions.shape != (len(numbers), *labels.shape)):
+        raise ValueError(f"fractions {fractions.shape} {fractions.dtype} do not suit labels {labels.shape}")
+
+
+def _describe(
+    segment: Segment, header: Dataset, spec: ModelSpec, provenance: Provenance, uid: str
+) -> hd.seg.SegmentDescription:
+    name = tracking_id(segment, spec)
+    if segment.part_of is None:
+        tracking = uid_from_parts("segment", text(header, "SeriesInstanceUID"), spec.name, spec.version, name)
+    else:
+        tracking = finding_uid(uid, segment.part_of, segment.rank)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=fitted(spec.name),
+        family=codes.DCM.ArtificialIntelligence,
+        version=fitted(spec.version),
+        source=ALGORITHM_SOURCE,
+        parameters=algorithm_parameters(provenance),
+    )
+    return hd.seg.SegmentDescription(
+        segment_number=segment.number,
+        segment_label=fitted(segment.label),
+        segmented_property_category=concept(segment.category),
+        segmented_property_type=concept(segment.type),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=tracking,
+        tracking_id=fitted(name),
+        anatomic_regions=[concept(region) for region in segment.anatomy] or None,
+        display_color=None if segment.colour is None else hd.color.CIELabColor.from_rgb(*segment.colour),
+    )
+
+
+def _content_description(spec: ModelSpec, *, marked: bool) -> str:
+    """One line of at most 64 characters; research-only always shows, and that nothing was marked."""
+    if not marked and spec.demonstration:
+        return f"{RESEARCH_ONLY}. None marked, not excluded"
+    if not marked:
+        return _NOTHING_MARKED
+    return series_description(spec, "Segmentation by")
+
+
+def _make_reproducible(segmentation: Dataset, header: Dataset, uid: str) -> None:
+    """Replace what highdicom takes from the clock and from chance."""
+    give_moment(segmentation, *moment_of(header))
+    organization = uid_from_parts("dimensions", uid)
+    for item in segmentation.DimensionOrganizationSequence:
+        item.DimensionOrganizationUID = organization
+    for item in segmentation.DimensionIndexSequence:
+        item.DimensionOrganizationUID = organization

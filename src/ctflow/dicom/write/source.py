@@ -1,0 +1,263 @@
+"""What a derived object takes over from its source images, cleaned so that it conforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as PydicomSequence
+from pydicom.tag import Tag
+from pydicom.uid import UID
+from pydicom.valuerep import VR
+
+from ctflow.compat.pydicom import lenient
+from ctflow.dicom.attributes import Raw, integer, raw_of, text, texts, value_of
+from ctflow.dicom.read.pixels.stored import LOSSY
+from ctflow.dicom.write.conformance import (
+    conforming_character_set,
+    conforming_code,
+    conforming_values,
+    element_of_values,
+    encodings_of_header,
+)
+from ctflow.dicom.write.measures import Measures, measures_from_headers
+
+# Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+# Taken over where they have a value: an empty one would say nothing, and an empty Type 1 one would not conform.
+_OPTIONAL = (
+    "IssuerOfPatientID",
+    "PatientBirthTime",
+    "StudyDescription",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "LongitudinalTemporalInformationModified",
+    "TimezoneOffsetFromUTC",
+    "PositionReferenceIndicator",
+)
+_PER_IMAGE = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "PixelSpacing",
+)
+_REFERENCED_CLASS, _REFERENCED_INSTANCE = Tag("ReferencedSOPClassUID"), Tag("ReferencedSOPInstanceUID")
+# Beside what is taken over: what an object's own series number, dates and times follow from.
+_READ = (
+    "SeriesNumber",
+    *(f"{kind}{what}" for kind in ("Acquisition", "Content", "Series") for what in ("Date", "Time")),
+)
+_TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")  # Type 1 of the Clinical Trial Subject module
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # one of them is there
+_TRIAL_TYPE_2 = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
+_NOT_TAKEN = "written empty or left out, because the source's values or their modules do not conform to DICOM"
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What every object derived from a series takes over from its images; it does not depend on what is marked.
+
+    Attributes:
+        header: The first image's, as it is.
+        uids: SOPInstanceUID of each image, in array order.
+        cleaned: A small copy of each header (`clean_sources`).
+        references: Each image as a sequence of references names it.
+        measures: Where the images lie to each other; None where they do not say it.
+        warnings: What a person should know of what was not taken over.
+    """
+
+    header: Dataset
+    uids: tuple[str, ...]
+    cleaned: tuple[Dataset, ...]
+    references: tuple[Dataset, ...]
+    measures: Measures | None
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+
+@lenient()
+def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
+    """Prepare what objects derived from a series will need.
+
+    Args:
+        headers: Of the source images, in array order; they are not changed.
+    """
+    cleaned, warnings = clean_sources(headers)
+    uids = tuple(text(header, "SOPInstanceUID") for header in headers)
+    references = tuple(_reference(one) for one in cleaned)
+    return Sources(headers[0], uids, tuple(cleaned), references, measures_from_headers(headers), warnings)
+
+
+def _reference(source: Dataset) -> Dataset:
+    item = Dataset()
+    item.add(DataElement(_REFERENCED_CLASS, VR.UI, source.SOPClassUID))
+    item.add(DataElement(_REFERENCED_INSTANCE, VR.UI, source.SOPInstanceUID))
+    return item
+
+
+@lenient()
+def clean_sources(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
+    """Small copies of source headers that highdicom takes and that conform.
+
+    Args:
+        sources: Headers of the source images; they are not changed.
+
+    Returns:
+        One dataset each: identity and geometry of the image; the first one's patient, study and orientation, with
+        absent or malformed Type 2 values empty, and empty or malformed optional ones left out, each module whole or
+        not at all; what compression lost in any. And a sentence that names what was malformed, if anything was.
+    """
+    taken = _Taken(sources[0])
+    shared = taken.patient_and_study()
+    shared.update(_loss(sources, taken))
+    shared.SpecificCharacterSet = conforming_character_set(sources[0], shared)
+    known: dict[Raw, DataElement] = {}
+    if text(sources[0], "ImageOrientationPatient"):  # others' may differ in the last decimals, which highdicom refuses
+        shared.add(_element(sources[0], "ImageOrientationPatient", known))
+    cleaned = []
+    for source in sources:
+        dataset = Dataset()
+        dataset.update(shared)
+        for keyword in _PER_IMAGE:
+            if texts(source, keyword) not in ((), ("",)):
+                dataset.add(_element(source, keyword, known))
+        dataset.SliceThickness = None  # highdicom asks for it; what a SEG says is in `measures`
+        cleaned.append(dataset)
+    return cleaned, taken.warnings()
+
+
+def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> DataElement:
+    """An element of a source: those that are the same in several images are converted once."""
+    raw = raw_of(source, keyword)
+    if raw is None:
+        return _of_right_vr(source[keyword], source)
+    if raw not in known:
+        known[raw] = _of_right_vr(source[keyword], source)
+    return known[raw]
+
+
+def _of_right_vr(element: DataElement, source: Dataset) -> DataElement:
+    """The element, or one of the VR that PS3.6 gives it: a gateway may have made another of it."""
+    vr = dictionary_VR(element.tag)
+    if vr == element.VR:
+        return element
+    values = texts(source, element.keyword)
+    made = [integer(source, element.keyword)] if vr == VR.US else values
+    return DataElement(element.tag, vr, made[0] if len(made) == 1 else list(made), validation_mode=IGNORE)
+
+
+class _Taken:
+    """What objects take over of patient and study from one header; it remembers what did not conform."""
+
+    def __init__(self, header: Dataset) -> None:
+        self._header = header
+        self._malformed: set[str] = set()
+
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence that names attributes, never their values, which are the patient's."""
+        names = ", ".join(sorted(self._malformed))
+        return (f"{_NOT_TAKEN}: {names}",) if names else ()
+
+    def values(self, keyword: str, header: Dataset | None = None) -> tuple[str, ...]:
+        """The values that conform."""
+        values = conforming_values(self._header if header is None else header, keyword)
+        if values is None:
+            self._malformed.add(keyword)
+        return values or ()
+
+    def patient_and_study(self) -> Dataset:
+        """Patient, General Study, Patient Study and Clinical Trial Subject modules."""
+        dataset = Dataset()
+        for keyword in (*_TYPE_2, *_OPTIONAL):
+            values = self.values(keyword)
+            if values or keyword in _TYPE_2:
+                dataset.add(element_of_values(keyword, values))
+        self._add_removal(dataset)
+        self._add_trial(dataset)
+        for keyword in (*_READ, "SpecificCharacterSet"):
+            self.values(keyword)
+        return dataset
+
+    def _add_removal(self, dataset: Dataset) -> None:
+        """What says that the patient's identity was removed needs the method, which must not be made up."""
+        removed, method = self.values("PatientIdentityRemoved"), self.values("DeidentificationMethod")
+        codes = self._method_codes()
+        if removed == ("YES",) and not method and not codes:
+            self._malformed.add("PatientIdentityRemoved")
+            return
+        for keyword, values in (("PatientIdentityRemoved", removed), ("DeidentificationMethod", method)):
+            if values:
+                dataset.add(element_of_values(keyword, values))
+        if codes:
+            dataset.DeidentificationMethodCodeSequence = codes
+
+    def _method_codes(self) -> list[Dataset]:
+        keyword = "DeidentificationMethodCodeSequence"
+        items = value_of(self._header, keyword)
+        if items is None and keyword not in self._header:
+            return []
+        encodings = encodings_of_header(self._header)
+        found = [conforming_code(item, encodings) for item in items] if isinstance(items, PydicomSequence) else [None]
+        if None in found:
+            self._malformed.add(keyword)
+        return [code for code in found if code is not None]
+
+    def _add_trial(self, dataset: Dataset) -> None:
+        """The Clinical Trial Subject module, or nothing of it (PS3.3 C.7.1.3)."""
+        found = {keyword: self.values(keyword) for keyword in (*_TRIAL, *_TRIAL_SUBJECT, *_TRIAL_TYPE_2)}
+        if not all(found[keyword] for keyword in _TRIAL) or not any(found[keyword] for keyword in _TRIAL_SUBJECT):
+            self._malformed.update(keyword for keyword, values in found.items() if values)
+            return
+        for keyword, values in found.items():
+            if values or keyword in _TRIAL_TYPE_2:
+                dataset.add(element_of_values(keyword, values))
+
+
+def _loss(sources: Sequence[Dataset], taken: _Taken) -> Dataset:
+    """LossyImageCompression and what is known of it, if any source says so or is stored in a lossy transfer syntax.
+
+    A transfer syntax tells the method. It does not tell the ratio, which is then left out and not invented.
+    """
+    dataset = Dataset()
+    methods = [LOSSY.get(UID(_transfer_syntax_of(source))) for source in sources]
+    declared = [source for source in sources if text(source, "LossyImageCompression") == "01"]
+    if not declared and not any(methods):
+        return dataset
+    dataset.LossyImageCompression = "01"
+    if declared:
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            values = taken.values(keyword, declared[0])
+            if values:
+                dataset.add(element_of_values(keyword, values))
+    if "LossyImageCompressionMethod" not in dataset and any(methods):
+        dataset.LossyImageCompressionMethod = sorted({method for method in methods if method})
+    return dataset
+
+
+def _transfer_syntax_of(source: Dataset) -> str:
+    """Transfer syntax UID of the file that a header is from; "" if it does not say."""
+    meta = getattr(source, "file_meta", None)
+    return "" if meta is None else text(meta, "TransferSyntaxUID")
