@@ -14,7 +14,8 @@ from ctflow.core.model import ModelSpec, NetworkSpec, Segment
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.assemble import Assembled, assemble_series
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.dicom.read.select.selection import Selection, select_series
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.read.select.series import Selection
 
 DEPTH, ROWS, COLUMNS = 16, 12, 10
 

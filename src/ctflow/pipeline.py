@@ -33,7 +33,8 @@ from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import LabelArray, digest_of_uid
 from ctflow.dicom.read.assemble import Assembled, assemble_series
 from ctflow.dicom.read.scan import Scan, scan_folder
-from ctflow.dicom.read.select.selection import Candidate, Selection, Series, require_chosen, select_series
+from ctflow.dicom.read.select.selection import require_chosen, select_series
+from ctflow.dicom.read.select.series import Candidate, Selection, Series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.measurement_report import report_from_measurements
 from ctflow.dicom.write.measures import measures_from_headers

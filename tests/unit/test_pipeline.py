@@ -34,7 +34,7 @@ from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import name_without_patient
 from ctflow.dicom.read.segmentation import read_segmentation
-from ctflow.dicom.read.select.selection import Series
+from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.engines.contract import EngineInfo
 from ctflow.export.measure import Choice

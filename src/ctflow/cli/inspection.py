@@ -17,7 +17,8 @@ from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from ctflow.dicom.read.pixels.encoding import encoding_warnings
 from ctflow.dicom.read.scan import name_without_patient, scan_folder
-from ctflow.dicom.read.select.selection import Candidate, select_series
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.read.select.series import Candidate
 
 _LONGEST_KEPT = 4096  # bytes of a value; no attribute that series are judged by is longer
 

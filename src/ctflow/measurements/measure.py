@@ -5,23 +5,17 @@ Apart from `postprocess`, because the DICOM room reads it and knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ctflow.core.model import HuRange, Segment
-from ctflow.core.volume import FloatArray, Geometry, LabelArray, Volume, box_of_marked, marked_lines
+from ctflow.core.volume import FloatArray, Geometry, LabelArray, Volume
+from ctflow.measurements.components import Components, Labels, Runs, components_of, marked_part, ranked
 from ctflow.measurements.lengths import axes_in_slices_mm, ends_of_rows, longest_distance_mm
-from ctflow.measurements.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks, CountInBody, Implausible
-
-MOST_FINDINGS = 100  # more are counted, not listed
-
-Labels = npt.NDArray[np.uint8]
-_Indices = npt.NDArray[np.int64]
+from ctflow.measurements.plausibility import HU_RANGE, OUTSIDE_BODY, Checks, CountInBody, Implausible
 
 
 @dataclass(frozen=True)
@@ -104,8 +98,8 @@ def measure_segments(
     """
     if labels.shape != volume.array.shape:
         raise ValueError(f"labels {labels.shape} do not lie on a volume of {volume.array.shape}")
-    marked, checks = _marked_part(labels), Checks(volume, count_in_body)
-    return tuple(_measure(_ranked(marked, segment, checks), volume, segment) for segment in segments)
+    marked, checks = marked_part(labels), Checks(volume, count_in_body)
+    return tuple(_measure(ranked(marked, segment, checks), volume, segment) for segment in segments)
 
 
 def split_findings(
@@ -124,10 +118,10 @@ def split_findings(
         others, if there are any. A class of which nothing is marked keeps its own, empty segment.
     """
     split = np.zeros(labels.shape, np.uint16)
-    marked = _marked_part(labels)
+    marked = marked_part(labels)
     parts: list[Segment] = []
     for segment in segments:
-        found = _ranked(marked, segment, checks)
+        found = ranked(marked, segment, checks)
         if found is None:
             parts.append(replace(segment, number=len(parts) + 1))
             continue
@@ -162,190 +156,16 @@ def count_findings_between(labels: Labels, slices: Sequence[int], segments: Sequ
     between = np.setdiff1d(np.arange(len(labels)), slices)
     if not len(between):
         return 0
-    marked, lost = _marked_part(labels), 0
+    marked, lost = marked_part(labels), 0
     for segment in segments:
-        found = _components_of(marked, segment.number)
+        found = components_of(marked, segment.number)
         if found is not None:
             seen = np.unique(found.component[np.isin(found.runs.lines[:, 0], slices)])
             lost += len(found.voxels) - len(seen)
     return lost
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """The part of a label map that holds all marks, and the array index (d, h, w) of its first voxel."""
-
-    labels: Labels
-    corner: _Indices
-
-
-def _marked_part(labels: Labels) -> _Part | None:
-    """What of a label map is to be looked at, one segment after another; None if nothing is marked."""
-    box = box_of_marked(labels)
-    return None if box is None else _Part(labels[box], np.array([axis.start for axis in box]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Runs:
-    """Marked voxels without a gap along w, in the order in which they lie in memory.
-
-    Attributes:
-        lines: (n, 2) d and h of each.
-        first: (n,) w of its first voxel.
-        last: (n,) w of its last.
-    """
-
-    lines: _Indices
-    first: _Indices
-    last: _Indices
-
-    @property
-    def lengths(self) -> _Indices:
-        """(n,) voxels."""
-        return self.last - self.first + 1
-
-    def voxels(self, shape: Sequence[int]) -> _Indices:
-        """Index of every voxel in a flat array of this shape."""
-        starts = (self.lines[:, 0] * shape[1] + self.lines[:, 1]) * shape[2] + self.first
-        lengths = self.lengths
-        before = np.cumsum(lengths) - lengths
-        return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-    def __getitem__(self, some: slice) -> _Runs:
-        return _Runs(self.lines[some], self.first[some], self.last[some])
-
-
-@dataclass(frozen=True, eq=False)
-class _Components:
-    """The connected components of one segment, numbered from 0 by their first voxels.
-
-    Attributes:
-        runs: All of the segment, each component's together.
-        component: Of each run.
-        starts: Number of each component's first run.
-        voxels: Of each component.
-        largest: The `MOST_FINDINGS` components that are listed, in their order.
-        outside_body: Share of each component's voxels outside the body; None where no body is known.
-        implausible: The checks that each component fails, by name; (n,) bool.
-    """
-
-    runs: _Runs
-    component: _Indices
-    starts: _Indices
-    voxels: _Indices
-    largest: _Indices
-    outside_body: FloatArray | None = None
-    implausible: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-
-    @property
-    def fails(self) -> npt.NDArray[np.bool_]:
-        """(n,) whether each component fails any check."""
-        fails = np.zeros(len(self.voxels), bool)
-        for failed in self.implausible.values():
-            fails |= failed
-        return fails
-
-    def boxes(self) -> tuple[_Indices, _Indices]:
-        """(n, 3) first and last index d, h, w of each component."""
-        runs = self.runs
-        first = np.minimum.reduceat(np.column_stack([runs.lines, runs.first]), self.starts)
-        return first, np.maximum.reduceat(np.column_stack([runs.lines, runs.last]), self.starts)
-
-    def mask(self, index: int) -> tuple[npt.NDArray[np.bool_], _Indices]:
-        """One component in its smallest box, and where the box begins."""
-        runs = self.runs[slice(self.starts[index], [*self.starts[1:], None][index])]
-        corner = np.array([*runs.lines.min(axis=0), runs.first.min()])
-        end = np.array([*runs.lines.max(axis=0), runs.last.max()])
-        mask = np.zeros(end - corner + 1, bool)
-        inside = _Runs(runs.lines - corner[:2], runs.first - corner[2], runs.last - corner[2])
-        mask.reshape(-1)[inside.voxels(mask.shape)] = True
-        return mask, corner
-
-
-def _components_of(marked: _Part | None, number: int) -> _Components | None:
-    """The components (26 neighbours) of the segment with this number; None if nothing of it is marked."""
-    if marked is None:
-        return None
-    runs = _runs_of(marked.labels, number)
-    if not len(runs.first):
-        return None
-    pairs = _touching(runs, marked.labels.shape)
-    links = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(runs.first),) * 2)
-    count, names = connected_components(links, directed=False)
-    first = np.empty(count, np.int64)
-    first[names[::-1]] = np.arange(len(names))[::-1]  # of a name's runs the first is written last
-    numbers = np.empty(count, np.int64)
-    numbers[np.argsort(first)] = np.arange(count)
-    component = numbers[names]
-    order = np.argsort(component, kind="stable")
-    moved = _Runs(runs.lines + marked.corner[:2], runs.first + marked.corner[2], runs.last + marked.corner[2])
-    sorted_runs = _Runs(moved.lines[order], moved.first[order], moved.last[order])
-    component = component[order]
-    starts = np.searchsorted(component, np.arange(count))
-    voxels = np.add.reduceat(sorted_runs.lengths, starts)
-    return _Components(sorted_runs, component, starts, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
-
-
-def _ranked(marked: _Part | None, segment: Segment, checks: Checks | None) -> _Components | None:
-    """The components of a segment, checked, those that pass before the others; None if nothing of it is marked."""
-    found = _components_of(marked, segment.number)
-    if found is None or checks is None:
-        return found
-    runs, outside = found.runs, None
-    failed: dict[str, npt.NDArray[np.bool_]] = {}
-    if checks.count_in_body is not None:
-        inside = np.add.reduceat(checks.count_in_body(runs.lines, runs.first, runs.last), found.starts)
-        outside = 1.0 - inside / found.voxels
-        failed[OUTSIDE_BODY] = outside > MOST_OUTSIDE
-    if segment.hu_range is not None:
-        hu = checks.volume.array.reshape(-1)[runs.voxels(checks.volume.array.shape)]
-        starts = np.cumsum(found.voxels) - found.voxels
-        mean_hu = np.add.reduceat(hu, starts, dtype=np.float64) / found.voxels
-        low, high = segment.hu_range
-        failed[HU_RANGE] = (mean_hu < low) | (mean_hu > high)
-    found = replace(found, outside_body=outside, implausible=failed)
-    return replace(found, largest=np.lexsort((-found.voxels, found.fails))[:MOST_FINDINGS])
-
-
-def _runs_of(labels: Labels, number: int) -> _Runs:
-    # On both sides of each line lies a voxel of nothing, so that no run goes over from one line to the next.
-    lines = marked_lines(labels)
-    marked = np.zeros((labels.shape[1], labels.shape[2] + 2), bool)
-    found, places = [], []
-    for index in np.flatnonzero(lines.any(axis=1)).tolist():  # a slice at a time stays in the cache
-        rows = np.flatnonzero(lines[index])
-        part = marked[: len(rows)]
-        np.equal(labels[index][rows], number, out=part[:, 1:-1])
-        flat = part.reshape(-1)
-        edges = np.flatnonzero(flat[1:] != flat[:-1])  # a beginning and an end in turn
-        line, first = np.divmod(edges[::2], marked.shape[1])
-        found.append(np.column_stack([np.full(len(line), index), rows[line]]))
-        places.append(np.column_stack([first, first + edges[1::2] - edges[::2] - 1]))
-    if not found:
-        return _Runs(np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
-    first, last = np.concatenate(places).T
-    return _Runs(np.concatenate(found), first, last)
-
-
-def _touching(runs: _Runs, shape: Sequence[int]) -> _Indices:
-    """(m, 2) pairs of runs of neighbouring lines with voxels that touch, if only at a corner."""
-    # A line's numbers and those of the next do not touch, nor do the last line's of a slice and the next slice's first.
-    rows, columns = shape[1] + 2, shape[2] + 2
-    starts = (runs.lines[:, 0] * rows + runs.lines[:, 1]) * columns + runs.first
-    ends = starts + runs.last - runs.first
-    pairs = []
-    for slices, lines in ((0, 1), (1, -1), (1, 0), (1, 1)):  # the other four are these, seen from the other side
-        step = (slices * rows + lines) * columns
-        low = np.searchsorted(ends, starts + step - 1)
-        high = np.searchsorted(starts, ends + step + 1, side="right")
-        counts = np.maximum(high - low, 0)
-        before = np.cumsum(counts) - counts
-        others = np.repeat(low - before, counts) + np.arange(int(counts.sum()))
-        pairs.append(np.column_stack([np.repeat(np.arange(len(starts)), counts), others]))
-    return np.concatenate(pairs)
-
-
-def _measure(found: _Components | None, volume: Volume, segment: Segment) -> SegmentMeasurements:
+def _measure(found: Components | None, volume: Volume, segment: Segment) -> SegmentMeasurements:
     geometry = volume.geometry
     if found is None:
         measured = (0, 0.0, None, None, 0, (), 0)
@@ -372,7 +192,7 @@ def _measure(found: _Components | None, volume: Volume, segment: Segment) -> Seg
     )
 
 
-def _implausible(found: _Components, geometry: Geometry) -> Implausible:
+def _implausible(found: Components, geometry: Geometry) -> Implausible:
     fails = found.fails
     by_reason = {reason: int(np.count_nonzero(failed)) for reason, failed in found.implausible.items()}
     return Implausible(
@@ -383,7 +203,7 @@ def _implausible(found: _Components, geometry: Geometry) -> Implausible:
     )
 
 
-def _centre(runs: _Runs) -> FloatArray:
+def _centre(runs: Runs) -> FloatArray:
     """Mean index d, h, w of all voxels; summed in whole numbers from a corner, so that nothing is lost on the way."""
     lengths = runs.lengths
     corner = np.array([*runs.lines.min(axis=0), runs.first.min()])
@@ -393,7 +213,7 @@ def _centre(runs: _Runs) -> FloatArray:
     return centre
 
 
-def _worth_measuring(found: _Components, geometry: Geometry, longest_mm: float) -> list[int]:
+def _worth_measuring(found: Components, geometry: Geometry, longest_mm: float) -> list[int]:
     """Components, not among the largest, whose bounding box is longer than the longest diameter so far."""
     if len(found.largest) == len(found.voxels):
         return []
@@ -405,7 +225,7 @@ def _worth_measuring(found: _Components, geometry: Geometry, longest_mm: float) 
     return np.flatnonzero(reach > longest_mm).tolist()
 
 
-def _finding(found: _Components, component: int, volume: Volume) -> Finding:
+def _finding(found: Components, component: int, volume: Volume) -> Finding:
     mask, offset = found.mask(component)
     geometry = volume.geometry
     index = np.argwhere(mask) + offset

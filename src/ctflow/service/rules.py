@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ctflow.dicom.attributes import number, text
 from ctflow.dicom.body_parts import holds_no_other, suits
 from ctflow.dicom.read.scan import Scan
-from ctflow.dicom.read.select.selection import Candidate, Series, select_series
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.read.select.series import Candidate, Series
 from ctflow.service.document import Place, key, list_of, one_of, real, section, switch
 from ctflow.service.document import text as one_line
 

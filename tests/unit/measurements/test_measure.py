@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ctflow.core.model import Code, Segment
 from ctflow.core.volume import Geometry, Volume
+from ctflow.measurements.components import MOST_FINDINGS
 from ctflow.measurements.lengths import axes_in_slices_mm, longest_distance_mm
-from ctflow.measurements.measure import MOST_FINDINGS, measure_segments, split_findings
+from ctflow.measurements.measure import measure_segments, split_findings
 
 ROUNDING = 1e-9  # of matrix products in other sizes, relative; what `ctflow.measurements` takes for equal
 SEGMENT = Segment(1, "tumour", Code("1", "SCT", "a"), Code("2", "SCT", "b"))

@@ -9,7 +9,8 @@ import pytest
 
 from ctflow.core.model import Code, Segment
 from ctflow.core.volume import Geometry, Volume
-from ctflow.measurements.measure import MOST_FINDINGS, measure_segments, split_findings
+from ctflow.measurements.components import MOST_FINDINGS
+from ctflow.measurements.measure import measure_segments, split_findings
 from ctflow.measurements.plausibility import (
     NO_BODY,
     Checks,

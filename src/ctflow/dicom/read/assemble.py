@@ -21,7 +21,7 @@ from ctflow.dicom.read.pixels.encoding import encoding_warnings
 from ctflow.dicom.read.pixels.frames import slices_unlike_both_neighbours
 from ctflow.dicom.read.pixels.stored import LOSSY, PixelFormat, pixel_format_of, read_stored_into, unsupported
 from ctflow.dicom.read.scan import Instance
-from ctflow.dicom.read.select.selection import Series
+from ctflow.dicom.read.select.series import Series
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 

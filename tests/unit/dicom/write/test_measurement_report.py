@@ -21,7 +21,8 @@ from ctflow.dicom.write import measurement_report
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.measurement_report import report_from_measurements
 from ctflow.dicom.write.segmentation import SegForm, segmentation_from_labels
-from ctflow.measurements.measure import MOST_FINDINGS, SegmentMeasurements, measure_segments, split_findings
+from ctflow.measurements.components import MOST_FINDINGS
+from ctflow.measurements.measure import SegmentMeasurements, measure_segments, split_findings
 from ctflow.measurements.plausibility import Checks, warnings_of_findings
 from dicom_support import NAMES, assembled, small_volume, spec_of
 from tests_support import dciodvfy_errors, report_by_dcmqi

@@ -10,7 +10,7 @@ from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.attributes import numbers, text, texts
 from ctflow.dicom.read.geometry.agreement import COMPARED
 from ctflow.dicom.read.scan import Instance
-from ctflow.dicom.read.select.selection import Series
+from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.read.structure import layout_of_header
 
 Refuse = Callable[[str, str], BrokenSeries]

@@ -15,7 +15,7 @@ from ctflow.dicom.read.geometry.agreement import are_interleaved, contradictions
 from ctflow.dicom.read.geometry.copies import without_copies
 from ctflow.dicom.read.geometry.spacing import Spacing, spacing_of_slices
 from ctflow.dicom.read.scan import Instance
-from ctflow.dicom.read.select.selection import Series
+from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.regularity import (
     Planes,
     Shifts,

@@ -209,7 +209,7 @@ def test_a_slice_that_is_cut_short_is_named_from_there_too():
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from ctflow.dicom import decode
+from ctflow.dicom.read.pixels import decode
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series

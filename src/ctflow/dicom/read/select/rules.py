@@ -1,0 +1,153 @@
+"""Why a series cannot be run, or should not: each rule looks at one series and gives its reason. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ctflow.dicom.attributes import integer, numbers, text
+from ctflow.dicom.body_parts import known_value, listed_parts, suits
+from ctflow.dicom.read.geometry.agreement import listed
+from ctflow.dicom.read.select.description import MODALITIES, known_term, slice_spacing_mm
+from ctflow.dicom.read.select.patients import differing_patients
+from ctflow.dicom.read.select.series import Series, Verdict, class_name, image_words, is_localizer
+from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, malformed_uids
+
+LEAST_SLICES = 16
+LARGEST_SPACING_MM = 5.0
+_LEAST_LOCALIZERS = 3  # fewer are views from front and side
+_MOST_SHOWN = 3
+_DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
+
+
+# ------------------------------------------------------------------- possibility: nothing forces a series past these
+
+
+def _no_uid(series: Series) -> Verdict | None:
+    lacking = [
+        keyword
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+        if not all(text(instance.header, keyword) for instance in series.instances)
+    ]
+    return (
+        ("no-uid", f"{', '.join(lacking)} is empty or absent: have the sender repair the series") if lacking else None
+    )
+
+
+def _senseless_uid(series: Series) -> Verdict | None:
+    senseless, _ = malformed_uids(instance.header for instance in series.instances)
+    reason = f"{', '.join(senseless)} is no UID, so that nothing can refer to it: have the sender repair the series"
+    return ("malformed-uid", reason) if senseless else None
+
+
+def _not_ct(series: Series) -> Verdict | None:
+    uids = [text(instance.header, "SOPClassUID") for instance in series.instances]
+    classes = set(uids)
+    if classes & set(ENHANCED_CT_STORAGE):
+        return "enhanced", "Enhanced CT is not supported yet: send the series as single-frame CT images"
+    if classes != {CT_IMAGE_STORAGE}:
+        kinds = ", ".join(sorted({class_name(uid) for uid in classes - {CT_IMAGE_STORAGE}}))[:120]
+        if CT_IMAGE_STORAGE not in classes:
+            return "modality", f"not CT images but {kinds}"
+        odd = listed([each.name for each, uid in zip(series.instances, uids, strict=True) if uid != CT_IMAGE_STORAGE])
+        return "modality", f"not CT images alone (SOPClassUID of {odd} is {kinds}): have the sender repair the series"
+    modalities = {text(instance.header, "Modality") for instance in series.instances}
+    if "" in modalities:
+        return "modality", "Modality is empty or absent, where CT is meant: have the sender repair the series"
+    if modalities != {"CT"}:
+        names = sorted({known_term(MODALITIES, name) or "no term of DICOM's" for name in modalities - {"CT"}})
+        return "modality", f"CT images whose Modality is {', '.join(names)}: have the sender repair the series"
+    return None
+
+
+def _several_patients(series: Series) -> Verdict | None:
+    odd = differing_patients(series.instances)
+    reason = f"slices of several patients share this SeriesInstanceUID ({odd}): separate them"
+    return ("mixed-patients", reason) if odd else None
+
+
+def _no_frame_of_reference(series: Series) -> Verdict | None:
+    if all(text(instance.header, "FrameOfReferenceUID") for instance in series.instances):
+        return None
+    # One made up here would be no source's: viewers would not lay the SEG over the CT.
+    reason = "FrameOfReferenceUID is empty or absent, and a SEG needs it: have the sender repair the series"
+    return "no-frame-of-reference", reason
+
+
+def _no_image(series: Series) -> Verdict | None:
+    if not all(instance.has_pixels for instance in series.instances):
+        return "no-pixels", "slices without pixel data"
+    if any((integer(instance.header, "NumberOfFrames") or 1) != 1 for instance in series.instances):
+        return "multi-frame", "multi-frame CT images are not supported: send single-frame CT images"
+    samples = {text(instance.header, "SamplesPerPixel") for instance in series.instances}
+    if "" in samples:
+        return "no-pixels", "SamplesPerPixel is empty or absent: have the sender repair the series"
+    if samples != {"1"}:
+        return "colour", "colour images carry no Hounsfield units"
+    return None
+
+
+def _no_extent(series: Series) -> Verdict | None:
+    """One slice, or localizers that are each a picture by itself, make no volume."""
+    count = len(series.instances)
+    directions = {numbers(instance.header, "ImageOrientationPatient", 6) for instance in series.instances}
+    if is_localizer(series.instances[0]) and (count < _LEAST_LOCALIZERS or len(directions) > 1):
+        return "localizer", f"it holds only localizer images ({count}), which make no volume"
+    return ("too-few-slices", "one slice makes no volume") if count == 1 else None
+
+
+IMPOSSIBLE = (
+    _no_uid,
+    _senseless_uid,
+    _not_ct,
+    _several_patients,
+    _no_image,
+    _no_frame_of_reference,
+    _no_extent,
+)
+
+
+# ------------------------------------------------------------------------------------------- fitness: --force may pass
+
+
+def _untidy_uid(series: Series) -> Verdict | None:
+    _, untidy = malformed_uids(instance.header for instance in series.instances)
+    reason = f"a component of its {', '.join(untidy)} is empty or begins with 0, which some readers reject"
+    return ("malformed-uid", reason) if untidy else None
+
+
+def _localizers_only(series: Series) -> Verdict | None:
+    return ("localizer", "it holds only localizer images") if is_localizer(series.instances[0]) else None
+
+
+def _derived(series: Series) -> Verdict | None:
+    for instance in series.instances:
+        words = image_words(instance)
+        if "DERIVED" in words and words & _DERIVED_WORDS:
+            return "derived", f"its images are derived ({', '.join(sorted(words & _DERIVED_WORDS))})"
+    return None
+
+
+def _too_few(series: Series) -> Verdict | None:
+    count = len(series.instances)
+    return ("too-few-slices", f"{count} slices are fewer than {LEAST_SLICES}") if count < LEAST_SLICES else None
+
+
+def _too_thick(series: Series) -> Verdict | None:
+    spacing = slice_spacing_mm(series.instances)
+    if spacing is not None and spacing > LARGEST_SPACING_MM * 1.001:
+        return "too-thick", f"slices every {spacing:.4g} mm are more than {LARGEST_SPACING_MM:g} mm apart"
+    return None
+
+
+UNFIT = (_untidy_uid, _localizers_only, _derived, _too_few, _too_thick)
+
+
+def unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | None:
+    """Whether none of its body parts suits the model."""
+    found = {text(instance.header, "BodyPartExamined") for instance in series.instances} - {""}
+    unfit = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []
+    if not unfit:
+        return None
+    # What is no known term is free text of the sender's, and so is not repeated.
+    shown = ", ".join(sorted({known_value(value) or "no known term" for value in unfit})[:_MOST_SHOWN])
+    return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"

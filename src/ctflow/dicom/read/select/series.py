@@ -1,0 +1,94 @@
+"""A series, the verdict on it, and all of a scan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydicom.uid import UID
+
+from ctflow.core.errors import Unexpected
+from ctflow.dicom.attributes import texts
+from ctflow.dicom.read.scan import Instance
+
+Verdict = tuple[str, str]  # rule, reason
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The slices that would be stacked.
+
+    Attributes:
+        uid: SeriesInstanceUID, as the files say it.
+        digest: Its name in messages.
+        study_uid: StudyInstanceUID.
+        instances: The slices, in the scan's order.
+        dropped: Sentences on images of the series that were left out.
+    """
+
+    uid: str
+    digest: str
+    study_uid: str
+    instances: tuple[Instance, ...]
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One series and the rule that decided.
+
+    Attributes:
+        series: The series.
+        chosen: Whether it is to be run.
+        rule: Short stable name of the rule.
+        reason: The same as a sentence.
+        forced: Chosen although a fitness rule speaks against it.
+        description: Technical facts for `ctflow inspect`; no patient data and no free text.
+    """
+
+    series: Series
+    chosen: bool
+    rule: str
+    reason: str
+    forced: bool
+    description: Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Every series of a scan with its verdict, by UID."""
+
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> tuple[Candidate, ...]:
+        """Those to be run."""
+        return tuple(candidate for candidate in self.candidates if candidate.chosen)
+
+    @property
+    def strays(self) -> tuple[Candidate, ...]:
+        """Those set aside that seem to be the end of one that is run."""
+        return tuple(candidate for candidate in self.candidates if candidate.rule == "stray")
+
+    @property
+    def failed(self) -> tuple[Candidate, ...]:
+        """Those that a fault of ctflow kept from being judged."""
+        return tuple(candidate for candidate in self.candidates if candidate.rule == Unexpected.reason)
+
+
+def image_words(instance: Instance) -> set[str]:
+    """The words of an image's ImageType."""
+    return {word for value in texts(instance.header, "ImageType") for word in re.split(r"[^A-Z0-9]+", value.upper())}
+
+
+def is_localizer(instance: Instance) -> bool:
+    """Whether it is a localizer's image."""
+    return "LOCALIZER" in image_words(instance)
+
+
+def class_name(uid: str) -> str:
+    """The class as DICOM's tables name it; what they do not may be anything, and is not repeated."""
+    if UID(uid).is_private:
+        return "a private class"
+    return UID(uid).name if UID(uid).type else "an unknown class"
