@@ -29,7 +29,7 @@ from ctflow.core.errors import BackendUnavailable
 from ctflow.core.model import Model
 from ctflow.engines.choose import backend_module, backends, open_engine
 from ctflow.engines.contract import Engine
-from ctflow.engines.onnxfile import usable_cpus
+from ctflow.engines.hardware import usable_cpus
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_model
 from ctflow.phantom import phantom_from_seed

@@ -31,7 +31,7 @@ from ctflow.core.model import Model, NetworkSpec, Resample
 from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.contract import Engine
-from ctflow.engines.tensorrt import driver_version
+from ctflow.engines.hardware import driver_version
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_spec
 from ctflow.segmenter import Segmenter

@@ -32,7 +32,7 @@ from ctflow.core.package import digest_of_package
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_module, backends_for, batch_range_for, devices_from_setting
-from ctflow.engines.tensorrt import driver_version
+from ctflow.engines.hardware import driver_version
 from ctflow.phantom import phantom_from_seed
 
 SHAPE: Size3 = (300, 512, 512)
@@ -50,6 +50,7 @@ _MEASURED = (
     "ctflow.measurements",
     "ctflow.bench",
     "ctflow.engines",
+    "ctflow.engines.store",
     "ctflow.kernels",
     "ctflow.networks",
     "ctflow.window",

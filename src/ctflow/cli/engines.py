@@ -10,9 +10,9 @@ from typing import Any
 from ctflow.cli.monai_deploy import owner_of_script
 from ctflow.engines.choose import BACKENDS, backends
 from ctflow.engines.contract import PRECISIONS
-from ctflow.engines.inventory import StoredEngine
-from ctflow.engines.manifest import read_document
-from ctflow.engines.store import EngineStore
+from ctflow.engines.store.inventory import StoredEngine
+from ctflow.engines.store.manifest import read_document
+from ctflow.engines.store.store import EngineStore
 
 _KEY_FIELDS = ("kind", "version", "rewrite", "network", "weights_digest", "head", "precision", "device")
 

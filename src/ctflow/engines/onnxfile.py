@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +12,7 @@ from ctflow.core.errors import BackendUnavailable
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import Precision
-from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import CPU_ATTENTION, REWRITE_VERSION, AttentionStyle
 
@@ -96,13 +94,3 @@ def find_onnx(model: Model, roi: Size3, cache_dir: Path | None, backend: str) ->
     if path is None:
         raise BackendUnavailable(f"{backend} has no file of this model yet: run `ctflow export --engine {backend}`")
     return path
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use: its affinity, and its container's share of time rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup of version 2, or no limit ("max")
-        return count

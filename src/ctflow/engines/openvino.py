@@ -22,7 +22,8 @@ from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFail
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
-from ctflow.engines.onnxfile import find_onnx, usable_cpus
+from ctflow.engines.hardware import usable_cpus
+from ctflow.engines.onnxfile import find_onnx
 
 FILE = "onnx"
 DEVICES = ("cpu",)

@@ -6,7 +6,6 @@ has the same programming interface.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import re
@@ -22,8 +21,9 @@ from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.engines.cudagraph import capture, free_cached_memory
+from ctflow.engines.hardware import driver_version, gpu_identity
 from ctflow.engines.onnxfile import GraphStyle, software_versions
-from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.networks.half import WRITTEN_NORMS_VERSION
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import FOLDED_ATTENTION, GPU_ATTENTION, REWRITE_VERSION
@@ -36,13 +36,11 @@ _NAME = "tensorrt"
 _OLDEST = (8, 5)  # the first with named tensors
 _UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 _TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
-
 _RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
 # TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
 _NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
 _RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; it says so itself of a plan on another card
 _LOGGERS: dict[str, tuple[Messages, Any]] = {}
-
 log = logging.getLogger(__name__)
 
 
@@ -220,27 +218,6 @@ def plan_batches(batch_range: tuple[int, int]) -> tuple[int, int, int]:
     One fixed batch: kernels need no other shapes, the build is shorter, and of a volume only the last batch is padded.
     """
     return batch_range[1], batch_range[1], batch_range[1]
-
-
-def gpu_identity(device: str) -> str:
-    """Name, compute capability and driver of a GPU: a plan runs on no other."""
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name}, compute capability {found.major}.{found.minor}, driver {driver_version()}"
-
-
-def driver_version() -> str:
-    """The NVIDIA driver's version, from its own library; "unknown" where that cannot be asked."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return "unknown"
-    text = ctypes.create_string_buffer(96)
-    if nvml.nvmlInit_v2() != 0:
-        return "unknown"
-    try:
-        return text.value.decode() if nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0 else "unknown"
-    finally:
-        nvml.nvmlShutdown()
 
 
 def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:

@@ -14,14 +14,14 @@ from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_module
 from ctflow.engines.contract import Precision
+from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
-from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.engines.tensorrt import FILE as PLAN
 from ctflow.engines.tensorrt import (
     RTX_FILE,
     check_precision,
     engine_from_plan,
-    gpu_identity,
     graph_style,
     load_runtime,
     plan_batches,

@@ -17,8 +17,8 @@ from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_version
 from ctflow.engines.contract import EngineInfo, Precision
-from ctflow.engines.onnxfile import software_versions, usable_cpus
-from ctflow.engines.tensorrt import gpu_identity
+from ctflow.engines.hardware import gpu_identity, usable_cpus
+from ctflow.engines.onnxfile import software_versions
 from ctflow.export.parity import ParityResult
 from ctflow.networks.swin import REWRITE_VERSION
 

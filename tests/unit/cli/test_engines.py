@@ -10,7 +10,7 @@ import pytest
 from ctflow.cli.engines import engines_document
 from ctflow.cli.main import main
 from ctflow.engines.choose import BACKENDS
-from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.engines.store.store import EngineKey, EngineStore
 
 PLAN = EngineKey(
     kind="plan", version="tensorrt 8.5.3.1", rewrite=1, weights_digest="0123456789ab" + "d" * 52, network="SwinUNETR",

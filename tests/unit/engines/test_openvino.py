@@ -9,7 +9,7 @@ import pytest
 
 from ctflow.core.errors import BackendUnavailable
 from ctflow.engines import onnxruntime, openvino
-from ctflow.engines.onnxfile import usable_cpus
+from ctflow.engines.hardware import usable_cpus
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 

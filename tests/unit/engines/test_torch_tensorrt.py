@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import torch_tensorrt
-from ctflow.engines.store import EngineStore
+from ctflow.engines.store.store import EngineStore
 from ctflow.export.torch_program import program_from_model
 
 ROI = (16, 16, 16)

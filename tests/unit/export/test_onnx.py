@@ -12,7 +12,7 @@ from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed, 
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.choose import open_engine
 from ctflow.engines.onnxfile import CPU_BATCH, GraphStyle, onnx_key
-from ctflow.engines.store import EngineStore
+from ctflow.engines.store.store import EngineStore
 from ctflow.export import onnx as onnx_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity

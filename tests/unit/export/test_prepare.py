@@ -10,7 +10,7 @@ import torch
 from ctflow.bundle import demonstration_bundle, read_bundle
 from ctflow.core.errors import BackendUnavailable, ParityFailed
 from ctflow.engines.choose import batch_range_for, open_engine
-from ctflow.engines.store import EngineStore
+from ctflow.engines.store.store import EngineStore
 from ctflow.engines.tensorrt import plan_key
 from ctflow.export import measure, prepare, record
 from ctflow.export.measure import choose_fastest, measure_engine

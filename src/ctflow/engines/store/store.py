@@ -13,8 +13,8 @@ from typing import TextIO
 
 from ctflow.core.atomic import output_error_from_oserror, publish_folder, temporary_folder, write_atomically
 from ctflow.core.errors import EngineMismatch, ExportFailed
-from ctflow.engines.inventory import Nearest, StoredEngine, nearest_engine, problem_with, stored_engines
-from ctflow.engines.manifest import (
+from ctflow.engines.store.inventory import Nearest, StoredEngine, nearest_engine, problem_with, stored_engines
+from ctflow.engines.store.manifest import (
     FORMAT,
     MANIFEST,
     EngineKey,
@@ -103,15 +103,15 @@ class EngineStore:
         return path
 
     def entries(self, *, check: bool = True) -> tuple[StoredEngine, ...]:
-        """See `ctflow.engines.inventory.stored_engines`."""
+        """See `ctflow.engines.store.inventory.stored_engines`."""
         return stored_engines(self.folder, check=check)
 
     def problem(self) -> str | None:
-        """See `ctflow.engines.inventory.problem_with`."""
+        """See `ctflow.engines.store.inventory.problem_with`."""
         return problem_with(self.folder)
 
     def nearest(self, key: EngineKey) -> Nearest | None:
-        """See `ctflow.engines.inventory.nearest_engine`."""
+        """See `ctflow.engines.store.inventory.nearest_engine`."""
         return nearest_engine(self.folder, key)
 
     @contextmanager

@@ -16,8 +16,8 @@ import pytest
 
 from ctflow.core import atomic
 from ctflow.core.errors import EngineMismatch, ExportFailed, NotWritten, StorageFull
-from ctflow.engines.manifest import Difference, read_document
-from ctflow.engines.store import EngineKey, EngineStore
+from ctflow.engines.store.manifest import Difference, read_document
+from ctflow.engines.store.store import EngineKey, EngineStore
 
 KEY = EngineKey(
     kind="onnx", version="1", rewrite=1, weights_digest="d" * 64, network="SwinUNETR",

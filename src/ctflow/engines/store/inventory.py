@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctflow.engines.manifest import (
+from ctflow.engines.store.manifest import (
     MANIFEST,
     Difference,
     EngineKey,

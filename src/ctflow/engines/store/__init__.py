@@ -1,0 +1,1 @@
+"""Made engine files, kept under the key of all they depend on."""
