@@ -7,7 +7,8 @@ from pathlib import Path
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import Precision
-from ctflow.engines.tensorrt import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions, runtime_state
+from ctflow.engines.tensorrt import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
+from ctflow.engines.tensorrt_runtime import runtime_state
 
 __all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]
 _NAME = "tensorrt-rtx"

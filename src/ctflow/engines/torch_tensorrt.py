@@ -26,7 +26,8 @@ from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
 from ctflow.engines.hardware import driver_version, gpu_identity
 from ctflow.engines.store.store import EngineKey
-from ctflow.engines.tensorrt import find_plan, load_runtime, runtime_state
+from ctflow.engines.tensorrt import find_plan
+from ctflow.engines.tensorrt_runtime import load_runtime, runtime_state
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import REWRITE_VERSION
 

@@ -11,7 +11,8 @@ from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, OutputError
 from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Precision
-from ctflow.engines.tensorrt import INPUT, Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
+from ctflow.engines.tensorrt import INPUT
+from ctflow.engines.tensorrt_runtime import Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
 
 _STAGE = "build engine"
 

@@ -18,15 +18,8 @@ from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
 from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.engines.tensorrt import FILE as PLAN
-from ctflow.engines.tensorrt import (
-    RTX_FILE,
-    check_precision,
-    engine_from_plan,
-    graph_style,
-    load_runtime,
-    plan_batches,
-    plan_key,
-)
+from ctflow.engines.tensorrt import RTX_FILE, check_precision, engine_from_plan, graph_style, plan_batches, plan_key
+from ctflow.engines.tensorrt_runtime import load_runtime
 from ctflow.engines.torch_tensorrt import FILE as PROGRAM
 from ctflow.engines.torch_tensorrt import program_key
 from ctflow.export.examples import example_windows
