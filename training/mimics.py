@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ctflow.phantom.anatomy import smooth_noise
+from ctflow.phantom.body.anatomy import smooth_noise
+from ctflow.phantom.body.tumours import Labels
 from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, coverage
-from ctflow.phantom.tumours import Labels
 
 _MARGIN_MM = 4.0  # what is drawn keeps this distance from a tumour, or is not drawn: the truth stays the truth
 

@@ -42,6 +42,7 @@ LIMIT_S = 900.0
 STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other rows are compared with
 _COUNTS = (2, 4)  # devices of the rows with several
 # What a row's seconds and mask depend on: of other code, it is measured again.
+_DRAWING = ("ctflow.phantom", "ctflow.phantom.body", "ctflow.phantom.scene")
 _MEASURED = (
     "ctflow",
     "ctflow.core",
@@ -231,7 +232,7 @@ def _chosen(plan: Plan) -> list[Row]:
 
 def _draw_case(plan: Plan, folder: Path) -> dict[str, Any]:
     """The phantom, in the folder for the rows, and what it is; drawn unless the very same lies there."""
-    code = digest_of_package("ctflow.phantom")
+    code = "".join(digest_of_package(name) for name in _DRAWING)
     recipe = {"seed": plan.seed, "shape": list(plan.shape), "tumours": TUMOURS, "code": code}
     kept = _kept_case(folder, recipe)
     if kept is not None:

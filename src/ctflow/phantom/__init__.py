@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctflow.core.volume import Size3, Volume
-from ctflow.phantom.anatomy import anatomy_from_patient, great_vessels
-from ctflow.phantom.patient import Patient, patient_from_rng
+from ctflow.phantom.body.anatomy import anatomy_from_patient, great_vessels
+from ctflow.phantom.body.patient import Patient, patient_from_rng
+from ctflow.phantom.body.skeleton import skeleton_from_patient
+from ctflow.phantom.body.tissues import Parts, draw_tissues, draw_tubes
+from ctflow.phantom.body.trees import trees_from_lungs
+from ctflow.phantom.body.tumours import MOST, Labels, Tumour, draw_mimics, draw_tumours, plans_from_rng
 from ctflow.phantom.scanner import scan, scanner_from_rng
-from ctflow.phantom.scene import patient_in, scanner_in, scene_from_rng
-from ctflow.phantom.skeleton import skeleton_from_patient
-from ctflow.phantom.tissues import Parts, draw_tissues, draw_tubes
-from ctflow.phantom.trees import trees_from_lungs
-from ctflow.phantom.tumours import MOST, Labels, Tumour, draw_mimics, draw_tumours, plans_from_rng
-from ctflow.phantom.variety import Variety, variety_from_rng
+from ctflow.phantom.scene.scene import patient_in, scanner_in, scene_from_rng
+from ctflow.phantom.scene.variety import Variety, variety_from_rng
 
 SMALLEST: Size3 = (16, 32, 32)
 LARGEST_VOXELS = 2**29  # 1 GB as int16

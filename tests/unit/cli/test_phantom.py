@@ -6,7 +6,7 @@ import pytest
 
 from ctflow.cli import phantom as command
 from ctflow.phantom import draw_phantom
-from ctflow.phantom.variety import Extent, Padding, Variety
+from ctflow.phantom.scene.variety import Extent, Padding, Variety
 from dicom_support import assembled
 from tests_support import dciodvfy_errors
 

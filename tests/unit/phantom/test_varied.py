@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctflow.phantom import Phantom, draw_phantom, phantom_from_seed
-from ctflow.phantom.variety import METALS, Extent, Padding, Variety, variety_from_rng
+from ctflow.phantom.scene.variety import METALS, Extent, Padding, Variety, variety_from_rng
 
 SMALL = (20, 64, 64)
 WHOLE = (40, 64, 64)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.phantom.body.patient import Patient
 from ctflow.phantom.grid import Axes, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, distance_to_tubes, smooth_max, smooth_min, tubes_along
-from ctflow.phantom.patient import Patient
 
 VERTEBRA_MM = 23.0  # height of a vertebra with its disc
 

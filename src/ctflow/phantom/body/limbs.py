@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.phantom.anatomy import joined
+from ctflow.phantom.body.anatomy import joined
+from ctflow.phantom.body.patient import Patient
 from ctflow.phantom.grid import Axes, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, smooth_max, smooth_min, tubes_along
-from ctflow.phantom.patient import Patient
-from ctflow.phantom.variety import Arms
+from ctflow.phantom.scene.variety import Arms
 
 _REACH_MM = 75.0  # distances are known so far from an arm: the noise and the clothes look no farther
 _NONE = Tubes(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 2)))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.phantom.body.patient import AIR
 from ctflow.phantom.grid import Box, FloatVolume, Grid
 from ctflow.phantom.paint import fill
-from ctflow.phantom.patient import AIR
-from ctflow.phantom.variety import Table
+from ctflow.phantom.scene.variety import Table
 
 _HEAD_MM = 128.0  # a head rest begins here
 _EDGE_MM = 1.5

@@ -5,10 +5,10 @@ import pytest
 from scipy import ndimage
 
 from ctflow.phantom import LARGEST_VOXELS, Phantom, phantom_from_seed
+from ctflow.phantom.body.patient import patient_from_rng
+from ctflow.phantom.body.tumours import MOST, PLACES, plans_from_rng
 from ctflow.phantom.grid import Field, Grid
 from ctflow.phantom.paint import coverage, paint_tubes, smooth_max, tubes_along
-from ctflow.phantom.patient import patient_from_rng
-from ctflow.phantom.tumours import MOST, PLACES, plans_from_rng
 
 SHAPE = (120, 150, 160)
 

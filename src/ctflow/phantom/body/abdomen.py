@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from ctflow.phantom.body.patient import AIR, FAT, Patient
 from ctflow.phantom.grid import Axes, Box, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, fill, smooth_max, tubes_along
-from ctflow.phantom.patient import AIR, FAT, Patient
 
 _STEP_MM = 12.0
 _WALL_MM = 2.2

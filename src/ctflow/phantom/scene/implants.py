@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.phantom.anatomy import VERTEBRA_MM, joined
+from ctflow.phantom.body.anatomy import VERTEBRA_MM, joined
+from ctflow.phantom.body.patient import Patient
 from ctflow.phantom.grid import FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, coverage, paint_tubes, tubes_along
-from ctflow.phantom.patient import Patient
-from ctflow.phantom.variety import Metal
+from ctflow.phantom.scene.variety import Metal
 
 # Titanium, steel: far above what is stored, so that blur and partial volume still saturate.
 TITANIUM, STEEL, SILICONE = 8000.0, 14000.0, 300.0

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.phantom.anatomy import VERTEBRA_MM, joined
+from ctflow.phantom.body.anatomy import VERTEBRA_MM, joined
+from ctflow.phantom.body.patient import Patient
 from ctflow.phantom.paint import Points, Tubes, tubes_along
-from ctflow.phantom.patient import Patient
 
 _RIBS = 12
 _TRUE_RIBS = 10  # those that reach the sternum through cartilage

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.phantom.anatomy import Anatomy, smooth_noise
+from ctflow.phantom.body.anatomy import Anatomy, smooth_noise
+from ctflow.phantom.body.patient import AIR, CARTILAGE, CORTICAL, FAT, LIVER, MUSCLE, SKIN, SPLEEN, Patient
+from ctflow.phantom.body.skeleton import Skeleton
+from ctflow.phantom.body.trees import Trees
 from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, coverage, fill, paint_tubes
-from ctflow.phantom.patient import AIR, CARTILAGE, CORTICAL, FAT, LIVER, MUSCLE, SKIN, SPLEEN, Patient
-from ctflow.phantom.scene import Scene
-from ctflow.phantom.skeleton import Skeleton
-from ctflow.phantom.trees import Trees
+from ctflow.phantom.scene.scene import Scene
 
 _SLAB = 16  # slices painted at once: large enough for numpy, small enough for the processor's cache
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctflow.phantom.grid import FloatVolume, Grid
-from ctflow.phantom.variety import Padding
+from ctflow.phantom.scene.variety import Padding
 
 _BEYOND_MM = 2.0  # no tumour is drawn nearer to the circle
 

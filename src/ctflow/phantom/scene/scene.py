@@ -9,20 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ctflow.core.volume import PADDING_HU
-from ctflow.phantom.abdomen import Organ, Space, abdominal_wall, gas_in_stomach, liver_edge, organs_from_rng
-from ctflow.phantom.anatomy import Anatomy, joined
-from ctflow.phantom.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
+from ctflow.phantom.body.abdomen import Organ, Space, abdominal_wall, gas_in_stomach, liver_edge, organs_from_rng
+from ctflow.phantom.body.anatomy import Anatomy, joined
+from ctflow.phantom.body.limbs import Limbs, arms_from_rng, with_limbs
+from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.skeleton import Skeleton
 from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
-from ctflow.phantom.implants import Implants, draw_implants, implants_from_rng
-from ctflow.phantom.limbs import Limbs, arms_from_rng, with_limbs
-from ctflow.phantom.padding import in_circle, outside_circle
 from ctflow.phantom.paint import Tubes, paint_tubes, smooth_max, smooth_min, tubes_along
-from ctflow.phantom.patient import Patient
 from ctflow.phantom.scanner import Scanner
-from ctflow.phantom.skeleton import Skeleton
-from ctflow.phantom.streaks import add_starvation, add_streaks, dense_in
-from ctflow.phantom.tables import Beneath, table_from_rng
-from ctflow.phantom.variety import Variety
+from ctflow.phantom.scene.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
+from ctflow.phantom.scene.implants import Implants, draw_implants, implants_from_rng
+from ctflow.phantom.scene.padding import in_circle, outside_circle
+from ctflow.phantom.scene.streaks import add_starvation, add_streaks, dense_in
+from ctflow.phantom.scene.tables import Beneath, table_from_rng
+from ctflow.phantom.scene.variety import Variety
 
 _LUNGS_ML = 2600.0  # both of a whole chest; a part of them has its share of vessels
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.phantom.anatomy import joined
+from ctflow.phantom.body.anatomy import joined
+from ctflow.phantom.body.patient import Patient
 from ctflow.phantom.grid import Field
 from ctflow.phantom.paint import Points, Tubes, tubes_along
-from ctflow.phantom.patient import Patient
 
 _TWIG_MM = 0.46  # radius of the last branches; Murray's law gives all others
 _STEP = 0.42  # how far a branch goes towards the middle of what it feeds (Kitaoka et al. 1999)

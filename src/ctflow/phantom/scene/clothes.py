@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.phantom.anatomy import joined, smooth_noise
+from ctflow.phantom.body.anatomy import joined, smooth_noise
 from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, fill, paint_tubes, tubes_along
-from ctflow.phantom.variety import Variety
+from ctflow.phantom.scene.variety import Variety
 
 _EDGE_MM = 1.5
 _STEEL = 7000.0

@@ -1,0 +1,1 @@
+"""The chest: tissues, organs, bones, vessels, tumours."""

@@ -1,0 +1,1 @@
+"""What real scans have besides a chest: tables, clothes, metal, padding."""
