@@ -24,7 +24,7 @@ from ctflow.report.terminal import progress_on, say_error, say_report
 from ctflow.settings.run import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
 
 if TYPE_CHECKING:
-    from ctflow.pipeline import RunReport
+    from ctflow.pipeline.run import RunReport
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,7 +106,7 @@ def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:
 def _report(paths: Paths, settings: Settings, record: RunRecord, progress: Progress, *, quiet: bool) -> RunReport:
     # Late: importing torch, MONAI and Holoscan takes seconds, which a usage error should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-    from ctflow.pipeline import announce  # noqa: PLC0415
+    from ctflow.pipeline.run import announce  # noqa: PLC0415
 
     model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
     announce(model)

@@ -12,7 +12,8 @@ from monai.deploy.core import Application
 
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.pipeline import RunReport, document_of_run, finish_run
+from ctflow.pipeline.documents import document_of_run
+from ctflow.pipeline.run import RunReport, finish_run
 from ctflow.report.run_record import document_of_error
 from ctflow.settings.run import Paths, Settings
 

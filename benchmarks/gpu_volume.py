@@ -34,7 +34,7 @@ from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_spec
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
 SHAPE = (300, 512, 512)

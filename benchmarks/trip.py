@@ -27,8 +27,9 @@ from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import SettingsInvalid
 from ctflow.networks.monai_import import import_lean
-from ctflow.pipeline import Case, Found, find_cases, run_case
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.case import Case, Found, find_cases
+from ctflow.pipeline.run import run_case
+from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
 Seconds = dict[str, float]

@@ -11,12 +11,13 @@ from monai.deploy.core import Fragment, Operator, OperatorSpec
 from ctflow.core.model import ModelSpec
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.read.select.selection import require_chosen
-from ctflow.pipeline import Case, Found, load_case, look_for_cases
+from ctflow.pipeline.case import Case, Found, look_for_cases
+from ctflow.pipeline.stages import load_case
 from ctflow.settings.run import Settings
 
 
 class LoadSeriesOperator(Operator):
-    """Emits one `ctflow.pipeline.Case` a series, its volume loaded or its error noted; the next when asked.
+    """Emits one `ctflow.pipeline.case.Case` a series, its volume loaded or its error noted; the next when asked.
 
     Output:
         case: A `Case`.

@@ -9,8 +9,9 @@ from monai.deploy.core import Fragment, Image, Operator, OperatorSpec
 
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.pipeline import Case, segment_case
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.case import Case
+from ctflow.pipeline.segmenter import Segmenter
+from ctflow.pipeline.stages import segment_case
 from ctflow.settings.run import Settings
 
 

@@ -9,12 +9,13 @@ from monai.deploy.core import Fragment, Operator, OperatorSpec
 
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.pipeline import Case, write_case
+from ctflow.pipeline.case import Case
+from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
 
 
 class WriteResultsOperator(Operator):
-    """Writes the result folder of each case, as `ctflow.pipeline.write_case` does.
+    """Writes the result folder of each case, as `ctflow.pipeline.write.write_case` does.
 
     The settings say in which form, as they do for `ctflow run`.
 

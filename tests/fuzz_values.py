@@ -31,14 +31,14 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
 import ctflow.dicom
-from ctflow import pipeline
 from ctflow.core.errors import CtflowError, Unexpected
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.attributes import PARSE_ERRORS, texts, value_of
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import moment_of, series_number
-from ctflow.pipeline import Case
+from ctflow.pipeline import run
+from ctflow.pipeline.case import Case
 from ctflow.settings.run import Settings
 from dicom_support import small_volume
 from marking_support import MarkingSegmenter, marking_model
@@ -243,7 +243,7 @@ def verdict_of(folder: Path, output: Path, settings: Settings, source: Dataset) 
     """What became of a mutant: one of `FINE`, or what is wrong; and whether a warning names an attribute."""
     model = marking_model()
     try:
-        report = pipeline.run_folder(folder, output, model, settings)
+        report = run.run_folder(folder, output, model, settings)
     except Unexpected as error:
         return f"unexpected: {error}", False
     except CtflowError:
@@ -329,14 +329,14 @@ def fuzz(count: int, seed: int, root: Path, first: int = 0, say: Callable[[str],
 
 def _stand_in() -> Callable[[], None]:
     """Run without a network, without messages and without endless waiting; gives what undoes that."""
-    segmenter, write, level = pipeline.Segmenter, pipeline.write_case, logging.root.manager.disable
+    segmenter, write, level = run.Segmenter, run.write_case, logging.root.manager.disable
     handler = signal.signal(signal.SIGVTALRM, _hangs)
     fsync, os.fsync = os.fsync, lambda _descriptor: None
-    pipeline.Segmenter, pipeline.write_case = MarkingSegmenter, _written_once(write)
+    run.Segmenter, run.write_case = MarkingSegmenter, _written_once(write)
     logging.disable(logging.CRITICAL)
 
     def put_back() -> None:
-        pipeline.Segmenter, pipeline.write_case, os.fsync = segmenter, write, fsync
+        run.Segmenter, run.write_case, os.fsync = segmenter, write, fsync
         logging.disable(level)
         signal.signal(signal.SIGVTALRM, handler)
 

@@ -10,7 +10,7 @@ from ctflow.core.model import Code, Model, ModelSpec, Segment
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Volume
 from ctflow.engines.contract import EngineInfo
-from ctflow.segmenter import Segmentation
+from ctflow.pipeline.segmenter import Segmentation
 from ctflow.settings.run import Settings
 from dicom_support import spec_of
 
@@ -24,7 +24,7 @@ def marking_model(spec: ModelSpec | None = None) -> Model:
 
 
 class MarkingSegmenter:
-    """Stands in for `ctflow.segmenter.Segmenter`."""
+    """Stands in for `ctflow.pipeline.segmenter.Segmenter`."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.warnings = model, ()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 EXHAUSTIVE = pytest.mark.exhaustive
-# What `ctflow run` does is shown without a process of its own by tests/unit/test_pipeline.py and tests/unit/cli.
+# What `ctflow run` does is shown without a process of its own by tests/unit/pipeline and tests/unit/cli.
 RUN = pytest.param("run", marks=EXHAUSTIVE)
 
 

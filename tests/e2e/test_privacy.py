@@ -173,7 +173,7 @@ def test_an_unexpected_error_is_placed_and_not_quoted(series, tmp_path, capsys, 
     def fail(*_, **__):
         raise ValueError(f"invalid date {BORN} of {FAMILY}")
 
-    monkeypatch.setattr("ctflow.pipeline.scan_folder", fail)
+    monkeypatch.setattr("ctflow.pipeline.case.scan_folder", fail)
     words = ["-i", str(series), "-o", str(tmp_path / "out"), "-m", str(small_unet_bundle(tmp_path / "bundle"))]
     assert main(["--debug", "run", *words]) == 70
     shown = capsys.readouterr()

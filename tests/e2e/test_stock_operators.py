@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.pipeline import run_folder
+from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
 from tests_support import assert_same_points, segment_points_by_dcmqi
 

@@ -38,8 +38,10 @@ from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.segmentation import read_segmentation
 from ctflow.engines.contract import EngineInfo
-from ctflow.pipeline import Case, announce, find_cases, load_case, segment_case
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.case import Case, find_cases
+from ctflow.pipeline.run import announce
+from ctflow.pipeline.segmenter import Segmenter
+from ctflow.pipeline.stages import load_case, segment_case
 from ctflow.settings.run import Settings
 
 SCHEMA_VERSION = 1

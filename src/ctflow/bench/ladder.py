@@ -47,6 +47,7 @@ _MEASURED = (
     "ctflow",
     "ctflow.core",
     "ctflow.settings",
+    "ctflow.pipeline",
     "ctflow.transforms",
     "ctflow.measurements",
     "ctflow.bench",

@@ -80,7 +80,7 @@ def run(**given: Any) -> int:
     with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
         # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
         from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-        from ctflow.pipeline import run_folder  # noqa: PLC0415
+        from ctflow.pipeline.run import run_folder  # noqa: PLC0415
 
         model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
         report = run_folder(paths.input, paths.output, model, settings, progress, record)

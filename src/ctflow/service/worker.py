@@ -33,8 +33,8 @@ from ctflow.settings.run import Settings
 
 if TYPE_CHECKING:
     from ctflow.core.model import Model
-    from ctflow.pipeline import Case
-    from ctflow.segmenter import Segmenter
+    from ctflow.pipeline.case import Case
+    from ctflow.pipeline.segmenter import Segmenter
 
 MOST_FAULTS = 2  # attempts that end in an unexpected error
 OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in the order in which they are sent
@@ -159,8 +159,8 @@ class _Sender(logging.Handler):
 
 def _open(setup: Setup) -> tuple[Model, Segmenter]:
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415  # torch: seconds
-    from ctflow.pipeline import announce  # noqa: PLC0415
-    from ctflow.segmenter import Segmenter  # noqa: PLC0415
+    from ctflow.pipeline.run import announce  # noqa: PLC0415
+    from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415
 
     model = read_bundle(find_bundle(setup.bundle) if setup.bundle else demonstration_bundle())
     announce(model)
@@ -220,7 +220,7 @@ def _remove_other_answers(folder: Path, set_digest: str) -> None:
 
 def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> Outcome | None:
     """Write the result's folder; an outcome where there is none to be written."""
-    from ctflow.pipeline import run_case  # noqa: PLC0415  # it is loaded by now
+    from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
 
     with _links(task) as folder:
         verdict = _verdict(task, folder, setup, model)
@@ -262,7 +262,7 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
 
 
 def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:
-    from ctflow.pipeline import case_from_candidate  # noqa: PLC0415
+    from ctflow.pipeline.case import case_from_candidate  # noqa: PLC0415
 
     case = case_from_candidate(verdict.candidate, name, setup.settings)
     if task.job.earlier is None:

@@ -18,7 +18,7 @@ from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.engines.contract import EngineInfo
-from ctflow.segmenter import Segmentation, Segmenter
+from ctflow.pipeline.segmenter import Segmentation, Segmenter
 from ctflow.settings.run import Settings
 from dicom_support import assembled, small_volume
 

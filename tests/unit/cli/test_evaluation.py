@@ -12,7 +12,7 @@ from ctflow.core.errors import BundleInvalid, NotWritten, NoUsableSeries, Settin
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.segmentation import segmentation_from_labels
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.segmenter import Segmenter
 from dicom_support import assembled, small_volume
 
 OPTIONS = {"device": "cpu", "engine": "eager"}

@@ -15,7 +15,7 @@ from ctflow.engines.tensorrt import plan_key
 from ctflow.export import measure, prepare, record
 from ctflow.export.measure import choose_fastest, measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
 RTX = "tensorrt-rtx"

@@ -12,7 +12,7 @@ from ctflow.bundle import read_bundle
 from ctflow.core.errors import NotWritten
 from ctflow.core.model import NOTHING_MARKED
 from ctflow.dicom.write.ct_series import write_ct_series
-from ctflow.pipeline import run_folder
+from ctflow.pipeline.run import run_folder
 from ctflow.report.result import SCHEMA_VERSION, run_result, series_result, write_result
 from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once

@@ -13,7 +13,7 @@ from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import Model
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline.segmenter import Segmenter
 from ctflow.service import worker
 from ctflow.service.journal import digest_of_set
 from ctflow.service.records import InstanceRecord, Job

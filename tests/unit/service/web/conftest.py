@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.pipeline import run_folder
+from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
 from node_support import BACKUP, PACS, Ward
 

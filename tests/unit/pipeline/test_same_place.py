@@ -17,7 +17,7 @@ from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.segmentation import read_segmentation
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.engines.contract import EngineInfo
-from ctflow.pipeline import run_folder
+from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
 from dicom_support import assembled
 
@@ -81,7 +81,7 @@ def about_x(degrees: float) -> np.ndarray:
 
 def found(volume: Volume, folder, model, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
     """World points of the SEG's mask, and the centroid that result.json gives."""
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: Bright())
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: Bright())
     write_ct_series(volume, folder / "ct")
     (case,) = run_folder(folder / "ct", folder / "out", model, Settings(device="cpu", force=True)).cases
     loaded = assembled(folder / "ct")

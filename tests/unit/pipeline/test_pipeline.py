@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.core.errors import (
     BackendUnavailable,
@@ -38,18 +37,13 @@ from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.engines.contract import EngineInfo
 from ctflow.export.measure import Choice
-from ctflow.pipeline import (
-    announce,
-    exit_code_of_cases,
-    find_cases,
-    key_of_series,
-    load_case,
-    prepare_result,
-    run_folder,
-    segment_case,
-    write_case,
-)
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline import documents, run, stages, write
+from ctflow.pipeline.case import find_cases, key_of_series
+from ctflow.pipeline.documents import exit_code_of_cases
+from ctflow.pipeline.run import announce, run_folder
+from ctflow.pipeline.segmenter import Segmenter
+from ctflow.pipeline.stages import load_case, prepare_result, segment_case
+from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
 from ctflow.window.body import find_body
 from dicom_support import assembled, setter
@@ -381,7 +375,7 @@ def test_a_write_failure_is_noted_and_leaves_only_the_run_s_document(model, seri
     def full(*_):
         raise StorageFull("the disk is full")
 
-    monkeypatch.setattr(pipeline, "write_dataset", full)
+    monkeypatch.setattr(write, "write_dataset", full)
     report = run_folder(series, tmp_path / "out", model, settings)
     assert report.exit_code == 5
     assert report.document["series"][0]["status"] == "failed"
@@ -389,14 +383,14 @@ def test_a_write_failure_is_noted_and_leaves_only_the_run_s_document(model, seri
 
 
 def test_a_report_that_cannot_be_written_takes_the_seg_with_it(model, series, settings, tmp_path, monkeypatch):
-    write = pipeline.write_dataset
+    true_write = write.write_dataset
 
     def full(dataset, path):
         if path.name == "measurements.dcm":
             raise StorageFull("the disk is full")
-        write(dataset, path)
+        true_write(dataset, path)
 
-    monkeypatch.setattr(pipeline, "write_dataset", full)
+    monkeypatch.setattr(write, "write_dataset", full)
     assert run_folder(series, tmp_path / "out", model, settings).exit_code == 5
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
 
@@ -489,8 +483,8 @@ def test_a_later_stage_passes_an_earlier_error_on(model, settings, tmp_path):
     (case,) = find_cases(tmp_path / "in", model.spec, settings).cases
     failed = load_case(case)
     assert failed.error is not None
-    assert pipeline.segment_case(failed, Segmenter(model, settings)) is failed
-    assert pipeline.write_case(failed, model, settings, tmp_path / "out") is failed
+    assert stages.segment_case(failed, Segmenter(model, settings)) is failed
+    assert write.write_case(failed, model, settings, tmp_path / "out") is failed
     assert exit_code_of_cases([failed]) == 2
 
 
@@ -515,7 +509,7 @@ def test_a_result_is_prepared_while_the_mask_is_computed(model, series, settings
     with pytest.raises(ValueError, match="segment it first"):
         _ = case.prepared
     steps = []
-    monkeypatch.setattr(pipeline, "prepare_result", noting(prepare_result, steps, "prepare"))
+    monkeypatch.setattr(stages, "prepare_result", noting(prepare_result, steps, "prepare"))
     with Segmenter(model, settings) as segmenter:
         monkeypatch.setattr(segmenter, "_restore", noting(segmenter._restore, steps, "begin restore"))
         case = segment_case(case, segmenter, lambda stage, done, total: steps.append(stage) if done == total else None)
@@ -530,7 +524,7 @@ def test_an_error_of_preparation_is_the_cases(model, series, settings, monkeypat
     def fail(_case):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "prepare_result", fail)
+    monkeypatch.setattr(stages, "prepare_result", fail)
     with Segmenter(model, settings) as segmenter:
         assert isinstance(segment_case(case, segmenter).error, DeviceOutOfMemory)
 
@@ -542,7 +536,7 @@ def test_a_network_that_returns_nan_is_a_named_error(model, series, settings, tm
             segmenter._engines[0], "predict", lambda windows: windows.new_full((1, 2, 64, 64, 64), float("nan"))
         )
         (case,) = find_cases(series, model.spec, settings).cases
-        failed = pipeline.run_case(case, segmenter, settings, tmp_path / "out")
+        failed = run.run_case(case, segmenter, settings, tmp_path / "out")
     assert isinstance(failed.error, BundleInvalid)
     assert not (tmp_path / "out").exists()
 
@@ -558,7 +552,7 @@ def test_too_little_memory_is_a_named_error_of_that_series(model, series, settin
     def fail(*_, **_options):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "assemble_series", fail)
+    monkeypatch.setattr(stages, "assemble_series", fail)
     (case,) = find_cases(series, model.spec, settings).cases
     failed = load_case(case)
     assert failed.error is not None
@@ -618,9 +612,9 @@ def test_several_devices_give_the_seg_of_one(small_windows, series, settings, tm
         place = torch.linspace(-1, 1, 32**3).reshape(32, 32, 32)
         return torch.cat([windows.new_zeros(windows.shape), windows - 0.6 + place / 4], dim=1)
 
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(predict))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(predict))
     one = run_folder(series, tmp_path / "one", small_windows, settings)
-    monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _: ("cpu", "cpu"))
+    monkeypatch.setattr("ctflow.pipeline.opened.devices_from_setting", lambda _: ("cpu", "cpu"))
     steps = []
     both = run_folder(series, tmp_path / "both", small_windows, settings, lambda *step: steps.append(step))
     assert max(total for stage, _, total in steps if stage == "segment") >= 4
@@ -648,8 +642,8 @@ def test_no_engine_stays_open_if_the_next_device_has_none(model, settings, monke
             raise BackendUnavailable("no")
         return Opened(device)
 
-    monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
-    monkeypatch.setattr("ctflow.opened.open_engine", open_engine)
+    monkeypatch.setattr("ctflow.pipeline.opened.devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", open_engine)
     segmenter = Segmenter(model, settings)
     with pytest.raises(BackendUnavailable):
         segmenter.open()
@@ -672,12 +666,12 @@ def test_too_little_memory_for_a_batch_is_a_warning_of_that_case_only(
             raise DeviceOutOfMemory("too little memory")
         return torch.zeros(len(windows), 2, 32, 32, 32)
 
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(predict))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(predict))
     with Segmenter(small_windows, settings) as segmenter:
         (case,) = find_cases(series, small_windows.spec, settings).cases
-        done = pipeline.run_case(case, segmenter, settings, tmp_path / "a")
+        done = run.run_case(case, segmenter, settings, tmp_path / "a")
         least[0] = 4
-        again = pipeline.run_case(case, segmenter, settings, tmp_path / "b")
+        again = run.run_case(case, segmenter, settings, tmp_path / "b")
     document = json.loads((done.folder / "result.json").read_text())
     warning = "cpu had too little memory for 4 windows at once; 1 were computed at a time"
     assert warning in document["warnings"]
@@ -715,12 +709,12 @@ def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
         held.append(weakref.ref(array))
         raise error
 
-    monkeypatch.setattr(f"ctflow.segmenter.{stage}", fail)
+    monkeypatch.setattr(f"ctflow.pipeline.segmenter.{stage}", fail)
     if stage == "probabilities_from_logits":
-        monkeypatch.setattr("ctflow.segmenter.predict_volume", lambda *_, **__: torch.zeros(1, 2, 4, 4, 4))
+        monkeypatch.setattr("ctflow.pipeline.segmenter.predict_volume", lambda *_, **__: torch.zeros(1, 2, 4, 4, 4))
     with Segmenter(model, settings) as segmenter:
         (case,) = find_cases(series, model.spec, settings).cases
-        failed = pipeline.segment_case(load_case(case), segmenter)
+        failed = stages.segment_case(load_case(case), segmenter)
     assert isinstance(failed.error, DeviceOutOfMemory)
     assert "too little memory for this volume" in str(failed.error)
     assert held[0]() is None
@@ -746,19 +740,19 @@ def test_a_case_that_fails_holds_no_array(model, series, settings, tmp_path, mon
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(pipeline, "assemble_series", load)
+    monkeypatch.setattr(stages, "assemble_series", load)
     monkeypatch.setattr(Segmenter, "segment", segment)
-    monkeypatch.setattr(pipeline, stage, fail)
+    monkeypatch.setattr(stages if stage == "prepare_result" else write, stage, fail)
     found = find_cases(series, model.spec, settings)
     with Segmenter(model, settings) as segmenter:
-        failed = pipeline.run_case(found.cases[0], segmenter, settings, tmp_path / "out")
+        failed = run.run_case(found.cases[0], segmenter, settings, tmp_path / "out")
         gc.collect()
         assert len(held) == (1 if stage == "prepare_result" else 2)
         assert all(array() is None for array in held)
     assert failed.error is not None
     assert (failed.assembled, failed.sources, failed.segmentation, failed.body) == (None,) * 4
     monkeypatch.undo()
-    (document,) = pipeline.document_of_run([failed], found, model.spec, tmp_path / "out")["series"]
+    (document,) = documents.document_of_run([failed], found, model.spec, tmp_path / "out")["series"]
     expected = assembled(series).volume.geometry
     assert document["series"]["shape"] == list(expected.shape)
     assert document["series"]["spacing_mm"] == pytest.approx(expected.spacing_mm)
@@ -772,8 +766,8 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
     def damaged(*_, **__):
         raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read")
 
-    monkeypatch.setattr("ctflow.opened.choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
-    monkeypatch.setattr("ctflow.opened.prepare_engine", damaged)
+    monkeypatch.setattr("ctflow.pipeline.opened.choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
+    monkeypatch.setattr("ctflow.pipeline.opened.prepare_engine", damaged)
     settings = Settings(device="cpu", cache=tmp_path / "cache")
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "eager"
@@ -784,8 +778,8 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
 
 @pytest.mark.parametrize("cache", ["cache", None])
 def test_an_engine_that_may_be_made_for_this_device_is_told_of(model, tmp_path, monkeypatch, caplog, cache):
-    monkeypatch.setattr("ctflow.opened.choose_fastest", lambda *_, **__: Choice("eager", "fp32", ()))
-    monkeypatch.setattr("ctflow.opened.engines_not_made", lambda *_, **__: ("tensorrt-rtx",))
+    monkeypatch.setattr("ctflow.pipeline.opened.choose_fastest", lambda *_, **__: Choice("eager", "fp32", ()))
+    monkeypatch.setattr("ctflow.pipeline.opened.engines_not_made", lambda *_, **__: ("tensorrt-rtx",))
     settings = Settings(device="cpu", cache=cache and tmp_path / cache)
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "eager"
@@ -859,7 +853,7 @@ def test_several_classes_keep_their_codes_and_colours_in_every_form(
         place = torch.linspace(-2, 2, 32**3).reshape(32, 32, 32)
         return torch.cat([windows.new_zeros(windows.shape), windows - 0.6 + place, windows - 0.6 - place], dim=1)
 
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(predict))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(predict))
     masks = []
     for seg in ("binary", "labelmap", "fractional"):
         (case,) = run_folder(series, tmp_path / seg, several, replace(settings, seg=seg)).cases
@@ -876,7 +870,9 @@ def test_several_classes_keep_their_codes_and_colours_in_every_form(
 
 def test_a_fractional_seg_of_another_threshold_says_so(small_windows, series, settings, tmp_path, monkeypatch):
     spec = replace(small_windows.spec, out_channels=1, activation="sigmoid", threshold=0.3)
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(lambda windows: windows - 1.2))
+    monkeypatch.setattr(
+        "ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(lambda windows: windows - 1.2)
+    )
     chosen = replace(settings, seg="fractional")
     (case,) = run_folder(series, tmp_path / "out", replace(small_windows, spec=spec), chosen).cases
     assert any("what has 0.3 or more" in warning for warning in case.document["warnings"])
@@ -893,7 +889,7 @@ def everywhere(windows):
 @pytest.fixture
 def body_windows(model, monkeypatch):
     """The model with windows of 36 mm, of which many lie in air, and a network that marks air, too."""
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
     return replace(model, spec=replace(model.spec, roi=(6, 6, 4), batch_size=4))
 
 
@@ -972,12 +968,12 @@ def air_and_tissue(windows):
 
 @pytest.mark.parametrize("roi", ["none", "body"])
 def test_a_model_that_marks_air_is_caught_in_every_output(model, settings, tmp_path, monkeypatch, roi):
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(air_and_tissue))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(air_and_tissue))
     padded, _ = in_a_circle(phantom_drawn_once(5, (24, 96, 96)).volume)
     write_ct_series(padded, tmp_path / "in", seed=5)
     (case,) = run_folder(tmp_path / "in", tmp_path / "out", model, replace(settings, roi=roi)).cases
     document = json.loads((case.folder / "result.json").read_text())
-    jsonschema.validate(document, json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text()))
+    jsonschema.validate(document, json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text()))
     (segment,) = document["segments"]
     warned = [warning for warning in document["warnings"] if "implausible" in warning]
     plausible = [finding for finding in segment["findings"] if not finding["implausible"]]
@@ -1004,10 +1000,10 @@ def test_windows_of_padding_are_computed_once_on_each_device(body_windows, setti
         windows.append(len(some))
         return everywhere(some)
 
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(counted))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(counted))
     found = []
     for devices in (("cpu",), ("cpu", "cpu")):
-        monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _, devices=devices: devices)
+        monkeypatch.setattr("ctflow.pipeline.opened.devices_from_setting", lambda _, devices=devices: devices)
         windows.clear()
         with Segmenter(body_windows, settings) as segmenter:
             found.append(segmenter.segment(volume)[0])
@@ -1021,7 +1017,7 @@ def test_a_choice_about_constant_windows_changes_the_uids(body_windows, series, 
     chosen = replace(settings, constant_windows="compute")
     (computed,) = run_folder(series, tmp_path / "computed", body_windows, chosen).cases
     assert uid_of(ours) != uid_of(computed)
-    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
     jsonschema.validate(json.loads((computed.folder / "result.json").read_text()), schema)
     parameters = pydicom.dcmread(computed.folder / "segmentation.dcm").SegmentSequence[0]
     (identification,) = parameters.SegmentationAlgorithmIdentificationSequence
@@ -1029,7 +1025,7 @@ def test_a_choice_about_constant_windows_changes_the_uids(body_windows, series, 
 
 
 def test_a_slab_thinner_than_half_a_window_is_warned_about(model, settings, monkeypatch):
-    monkeypatch.setattr("ctflow.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
+    monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
     volume = phantom_drawn_once(5, (20, 96, 96)).volume
     deep = volume.geometry.spacing_mm[0] * 20
     thin = replace(model, spec=replace(model.spec, roi=(8, 8, 64)))
@@ -1049,7 +1045,7 @@ def test_the_result_says_that_only_the_body_was_looked_at(body_windows, series, 
     chosen = replace(settings, roi="body")
     (one,) = run_folder(series, tmp_path / "one", body_windows, chosen, lambda *step: steps.append(step)).cases
     document = json.loads((one.folder / "result.json").read_text())
-    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
     jsonschema.validate(document, schema)
     assert document["settings"]["roi"] == document["window"]["part"] == "body"
     assert ("segment", document["window"]["windows"], document["window"]["windows"]) in steps
@@ -1057,7 +1053,7 @@ def test_the_result_says_that_only_the_body_was_looked_at(body_windows, series, 
     (none,) = run_folder(series, tmp_path / "none", body_windows, settings).cases
     assert "part" not in none.document["window"]
     assert uid_of(none) != uid_of(one)
-    monkeypatch.setattr("ctflow.opened.devices_from_setting", lambda _: ("cpu", "cpu"))
+    monkeypatch.setattr("ctflow.pipeline.opened.devices_from_setting", lambda _: ("cpu", "cpu"))
     (both,) = run_folder(series, tmp_path / "both", body_windows, chosen).cases
     assert both.document["window"] == one.document["window"]
     assert both.document["segments"] == one.document["segments"]

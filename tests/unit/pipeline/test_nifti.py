@@ -7,7 +7,7 @@ import SimpleITK as itk
 
 from ctflow.core.errors import NotWritten
 from ctflow.core.volume import Geometry
-from ctflow.nifti import write_nifti
+from ctflow.pipeline.nifti import write_nifti
 
 SHEARED = np.array([[0, 0.1, 0.9, -10.5], [0.3, 0.6, 0, 20.25], [2.5, 0, -0.2, -300], [0, 0, 0, 1.0]])
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from ctflow import pipeline
 from ctflow.bundle import read_bundle
 from ctflow.core.atomic import SUPERSEDED
 from ctflow.core.errors import BackendUnavailable, NotWritten, NoUsableSeries
 from ctflow.dicom.write.ct_series import write_ct_series
-from ctflow.pipeline import find_cases, key_of_series, run_folder
+from ctflow.pipeline import documents, run
+from ctflow.pipeline.case import find_cases, key_of_series
+from ctflow.pipeline.run import run_folder
 from ctflow.report import run_record
 from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
 SETTINGS = Settings(device="cpu")
 
 
@@ -147,8 +148,8 @@ def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, t
             raise KeyboardInterrupt
         return replace(case, document=done)
 
-    done = pipeline._failed_document(first, model.spec, run_record.error_facts(NotWritten("a stand-in")))
-    monkeypatch.setattr(pipeline, "run_case", run_case)
+    done = documents._failed_document(first, model.spec, run_record.error_facts(NotWritten("a stand-in")))
+    monkeypatch.setattr(run, "run_case", run_case)
     with pytest.raises(KeyboardInterrupt):
         run_folder(two, output, model, SETTINGS)
     assert seen == ["running", "running"]
@@ -162,7 +163,7 @@ def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, t
 
 def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_six(model, two, tmp_path, monkeypatch):
     make_too_short(two / "2")
-    found = pipeline.look_for_cases(two, model.spec, SETTINGS)
+    found = run.look_for_cases(two, model.spec, SETTINGS)
     (aside,) = (each.series for each in found.selection.candidates if not each.chosen)
     earlier(tmp_path / "out", key_of_series(aside))
 
@@ -170,7 +171,7 @@ def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_s
         raise NotWritten("it cannot be written")
 
     monkeypatch.setattr(run_record, "supersede_folder", refused)
-    report = pipeline.finish_run(
+    report = run.finish_run(
         tuple(replace(case, document={}) for case in found.cases), found, model.spec, tmp_path / "out"
     )
     assert report.exit_code == 6

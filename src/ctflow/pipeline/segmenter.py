@@ -21,7 +21,7 @@ from ctflow.core.volume import Size3, Volume
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.export.examples import telling_windows, window_at
 from ctflow.export.record import Agreement
-from ctflow.opened import OpenEngines
+from ctflow.pipeline.opened import OpenEngines
 from ctflow.settings.run import Settings
 from ctflow.transforms.postprocess import (
     bytes_on_host,

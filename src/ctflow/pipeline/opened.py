@@ -58,7 +58,7 @@ class OpenEngines:
         return replace(self.engines[0].info, device=_text_of_devices([each.info.device for each in self.engines]))
 
     def open(self, progress: Progress = silent) -> None:
-        """Open the engines; see `ctflow.segmenter.Segmenter.open`."""
+        """Open the engines; see `ctflow.pipeline.segmenter.Segmenter.open`."""
         settings, devices = self._settings, devices_from_setting(self._settings.device)
         name, wanted = settings.engine, self._wanted(devices)
         if name == "auto":

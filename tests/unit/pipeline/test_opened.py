@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow import opened
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, ScaleRange
 from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.contract import EngineInfo
 from ctflow.export import measure
 from ctflow.export.parity import ParityResult
-from ctflow.opened import _text_of_devices
-from ctflow.segmenter import Segmenter
+from ctflow.pipeline import opened
+from ctflow.pipeline.opened import _text_of_devices
+from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
 ROI = (16, 16, 16)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jsonschema
 import pytest
 
-from ctflow import pipeline
 from ctflow.cli import inspection
 from ctflow.core.entry_point import exit_code_of, show_tracebacks
 from ctflow.core.errors import EXIT_PARTLY, EXIT_UNEXPECTED, Unexpected
@@ -17,7 +16,8 @@ from ctflow.dicom.read import scan
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select import selection
 from ctflow.dicom.write.ct_series import write_ct_series
-from ctflow.pipeline import run_folder
+from ctflow.pipeline import run, stages, write
+from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
 from dicom_support import selection_of, small_volume
 from marking_support import MarkingSegmenter, marking_model
@@ -49,7 +49,7 @@ def schema(request):
 
 @pytest.fixture(autouse=True)
 def _marks(monkeypatch):
-    monkeypatch.setattr(pipeline, "Segmenter", MarkingSegmenter)
+    monkeypatch.setattr(run, "Segmenter", MarkingSegmenter)
 
 
 def failing(function: Callable, calls: int) -> Callable:
@@ -69,7 +69,8 @@ def failing(function: Callable, calls: int) -> Callable:
 def test_an_unexpected_error_of_any_stage_is_that_series_own_failure(
     folder, tmp_path, monkeypatch, caplog, stage, schema
 ):
-    monkeypatch.setattr(pipeline, stage, failing(getattr(pipeline, stage), 1))
+    place = stages if stage in STAGES[:2] else write
+    monkeypatch.setattr(place, stage, failing(getattr(place, stage), 1))
     report = run_folder(folder, tmp_path / "out", marking_model(), SETTINGS)
     assert report.exit_code == EXIT_PARTLY
     document = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -85,7 +86,7 @@ def test_an_unexpected_error_of_any_stage_is_that_series_own_failure(
 
 
 def test_where_nothing_else_happened_the_exit_code_is_that_of_an_unexpected_error(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "assemble_series", failing(pipeline.assemble_series, 2))
+    monkeypatch.setattr(stages, "assemble_series", failing(stages.assemble_series, 2))
     assert run_folder(folder, tmp_path / "out", marking_model(), SETTINGS).exit_code == EXIT_UNEXPECTED
 
 
@@ -95,7 +96,7 @@ def test_the_log_shows_where_if_it_is_asked_to_and_never_the_text(folder, tmp_pa
     for shown in (False, True):
         if shown:
             show_tracebacks()
-        monkeypatch.setattr(pipeline, "assemble_series", failing(pipeline.assemble_series, 1))
+        monkeypatch.setattr(stages, "assemble_series", failing(stages.assemble_series, 1))
         caplog.clear()
         run_folder(folder, tmp_path / f"out{shown}", model, SETTINGS)
         assert ("in load_case" in caplog.text or "in stage" in caplog.text) is shown

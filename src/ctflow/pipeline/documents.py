@@ -1,0 +1,149 @@
+"""What result.json says of a case and of a run, and the exit code that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ctflow.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTLY, InputError
+from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
+from ctflow.dicom.read.select.series import Selection
+from ctflow.measurements.measure import SegmentMeasurements
+from ctflow.pipeline.case import Case, Found, key_of_series
+from ctflow.report.result import run_result, series_result
+from ctflow.report.run_record import error_facts, supersede_result
+from ctflow.settings.run import Settings
+
+
+def exit_code_of_cases(cases: Iterable[Case]) -> int:
+    """0 when all are done, 6 when some are, else the first failure's exit code."""
+    errors = [case.error for case in cases]
+    failures = [error for error in errors if error is not None]
+    if not failures:
+        return EXIT_DONE
+    return failures[0].exit_code if len(failures) == len(errors) else EXIT_PARTLY
+
+
+def document_of_run(
+    cases: Sequence[Case], found: Found, spec: ModelSpec, output: Path, error: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document of a run; what an earlier run left of series that this one has not done is moved aside.
+
+    Args:
+        cases: The cases that were run, done or not.
+        found: For the series that were set aside, those not reached, and the unreadable files.
+        spec: The model's.
+        output: The output folder.
+        error: What ended the whole run (`error_facts`): then it ended every case that it had not done yet, too.
+
+    Returns:
+        The document, by docs/result.schema.json.
+    """
+    code = exit_code_of_cases(cases) if error is None else error["exit_code"]
+    done = sum(case.error is None for case in cases)
+    set_aside, are_moved = _set_aside(found.selection, output)
+    selection = found.selection
+    # Strays: a series' last slice, which nothing else would miss.
+    lost = found.scan.unreadable or selection.strays or selection.failed or not are_moved
+    if done and error is None and lost:
+        code = EXIT_PARTLY
+    documents = [
+        _failed_document(case, spec, error_facts(case.error)) if case.error else dict(case.document or {})
+        for case in cases
+    ]
+    if error is not None:
+        reached = {case.key for case in cases}
+        for case in found.cases:
+            if case.key not in reached:
+                remark, _ = supersede_result(output, case.key, case.candidate.series.digest)
+                warned = replace(case, warnings=(*case.warnings, remark)) if remark else case
+                documents.append(_failed_document(warned, spec, error))
+    return run_result(
+        status=_status(code, done, is_early=error is not None),
+        exit_code=code,
+        series=documents,
+        set_aside=set_aside,
+        unreadable=[{"file": file.name, "reason": file.reason} for file in found.scan.unreadable],
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+        error=error,
+    )
+
+
+def _status(code: int, done: int, *, is_early: bool) -> str:
+    if is_early:
+        return "interrupted" if code == EXIT_INTERRUPTED else "failed"
+    return "done" if code == EXIT_DONE else "partly" if done else "failed"
+
+
+def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]], bool]:
+    """Every series that was not chosen, and whether none of an earlier run's results is left in the place of one."""
+    entries, are_moved = [], True
+    for candidate in selection.candidates:
+        if candidate.chosen:
+            continue
+        series, reason = candidate.series, candidate.reason
+        if candidate.rule != "not-asked-for":  # of those this run says nothing
+            remark, is_moved = supersede_result(output, key_of_series(series), series.digest)
+            reason = f"{reason}; {remark}" if remark else reason
+            are_moved = are_moved and is_moved
+        entries.append({"digest": series.digest, "rule": candidate.rule, "reason": reason})
+    return entries, are_moved
+
+
+def document_of_case(
+    case: Case, model: Model, settings: Settings, measured: tuple[SegmentMeasurements, ...]
+) -> dict[str, Any]:
+    """The document of a case that is done."""
+    spec, segmentation = model.spec, case.segmented
+    return series_result(
+        status="done",
+        series=_series_facts(case),
+        model={"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
+        engine=asdict(segmentation.engine),
+        window=segmentation.window,
+        settings=_settings_facts(settings),
+        stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
+        agreement=None if segmentation.agreement is None else asdict(segmentation.agreement),
+        segments=[asdict(segment) for segment in measured],
+        warnings=[*case.warnings, *spec.notes],
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+        intended_use=spec.intended_use,
+        folder=case.key,
+        error=None,
+    )
+
+
+def _failed_document(case: Case, spec: ModelSpec, error: Mapping[str, Any]) -> dict[str, Any]:
+    return series_result(
+        status="refused" if isinstance(case.error, InputError) else "failed",
+        series=_series_facts(case),
+        model=None,
+        engine=None,
+        window=None,
+        settings=None,
+        stage_seconds=dict(case.stage_seconds),
+        segments=[],
+        warnings=list(case.warnings),
+        research_only=RESEARCH_ONLY if spec.demonstration else None,
+        intended_use=spec.intended_use,
+        folder=None,
+        error=error,
+    )
+
+
+def _settings_facts(settings: Settings) -> dict[str, Any]:
+    """The settings without the cache's folder, which says something of the machine and nothing of the result."""
+    return {name: value for name, value in asdict(settings).items() if name != "cache"}
+
+
+def _series_facts(case: Case) -> dict[str, Any]:
+    series = case.candidate.series
+    return {
+        "digest": series.digest,
+        "series_instance_uid": series.uid,
+        "slices": len(series.instances),
+        "shape": list(case.shape) if case.shape else None,
+        "spacing_mm": [round(mm, 6) for mm in case.spacing_mm] if case.spacing_mm else None,
+    }

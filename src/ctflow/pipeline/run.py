@@ -1,0 +1,118 @@
+"""The whole trip of a case, without Holoscan: find, load, segment, write.
+
+Every door (command line, operators, service) goes through these functions, so all of them give the same SEG.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
+from ctflow.core.progress import Progress, silent
+from ctflow.dicom.read.select.selection import require_chosen
+from ctflow.pipeline.case import Case, Found, look_for_cases
+from ctflow.pipeline.documents import document_of_run
+from ctflow.pipeline.segmenter import Segmenter
+from ctflow.pipeline.stages import load_case, segment_case
+from ctflow.pipeline.write import write_case
+from ctflow.report.result import write_result
+from ctflow.report.run_record import RunRecord, recorded_run
+from ctflow.settings.run import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class RunReport:
+    """What became of every chosen series, and the exit code that says so.
+
+    Attributes:
+        cases: The cases, in the order they ran.
+        exit_code: 0, 6, or the first failure's.
+        document: The content of the run's result.json.
+    """
+
+    cases: tuple[Case, ...]
+    exit_code: int
+    document: Mapping[str, Any]
+
+
+def announce(model: Model) -> None:
+    """Log what runs; for a demonstration model the first line says that it is not for clinical use."""
+    if model.spec.demonstration:
+        log.warning("%s: %s is a demonstration model", RESEARCH_ONLY, model.spec.name)
+    log.info("model %s %s, weights %s", model.spec.name, model.spec.version, model.weights_digest[:12])
+    for note in model.spec.notes:
+        log.warning("bundle: %s", note)
+
+
+def run_folder(
+    folder: Path,
+    output: Path,
+    model: Model,
+    settings: Settings,
+    progress: Progress = silent,
+    record: RunRecord | None = None,
+) -> RunReport:
+    """Segment every chosen series of a folder, one after another.
+
+    Args:
+        folder: Input folder.
+        output: Gets one folder a series, and the run's result.json, also where the run ends early.
+        model: The model.
+        settings: The run's.
+        progress: Told of files, slices and windows.
+        record: The run's, where it has begun already.
+
+    Returns:
+        What became of every series.
+
+    Raises:
+        NoUsableSeries: No series may be run.
+        ResourceError: The engine cannot be opened.
+        OutputError: The output folder cannot be written.
+    """
+    with recorded_run(output, record) as recorded:
+        announce(model)
+        found = look_for_cases(folder, model.spec, settings, progress)
+        done: list[Case] = []
+        recorded.describe = lambda error: document_of_run(done, found, model.spec, output, error)
+        require_chosen(found.selection, found.scan)
+        segmenter = Segmenter(model, settings)
+        segmenter.open(progress)
+        with segmenter:
+            for case in found.cases:
+                done.append(run_case(case, segmenter, settings, output, progress))
+        return finish_run(tuple(done), found, model.spec, output)
+
+
+def run_case(case: Case, segmenter: Segmenter, settings: Settings, output: Path, progress: Progress = silent) -> Case:
+    """Load, segment and write one case; a named error becomes part of it."""
+    case = segment_case(load_case(case, progress), segmenter, progress)
+    return write_case(case, segmenter.model, settings, output, progress)
+
+
+def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: Path) -> RunReport:
+    """Write the run's result.json and decide the exit code.
+
+    Args:
+        cases: Every chosen case, done or not.
+        found: For the series that were set aside and the unreadable files.
+        spec: The model's.
+        output: The output folder.
+
+    Returns:
+        What became of every series.
+
+    Raises:
+        OutputError: The result.json cannot be written.
+    """
+    document = document_of_run(cases, found, spec, output)
+    for file in found.scan.unreadable:
+        log.warning("file %s: %s", file.name, file.reason)
+    write_result(document, output / "result.json")
+    return RunReport(cases, document["exit_code"], document)

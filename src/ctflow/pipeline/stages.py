@@ -1,0 +1,104 @@
+"""A case's stages before its result: load its volume, segment it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.core.errors import BrokenSeries
+from ctflow.core.progress import Progress, silent
+from ctflow.dicom.read.assemble import Assembled, assemble_series
+from ctflow.dicom.write.measures import measures_from_headers
+from ctflow.dicom.write.segmentation import read_standard
+from ctflow.dicom.write.source import sources_from_headers
+from ctflow.pipeline.case import Case, attempt
+from ctflow.pipeline.segmenter import Segmentation, Segmenter, memory_of, timed
+from ctflow.transforms.tilt import upright_volume
+from ctflow.window.body import body_of_volume
+
+log = logging.getLogger(__name__)
+
+
+def load_case(case: Case, progress: Progress = silent) -> Case:
+    """Read the pixels of a case's series into a volume; an `InputError` becomes part of the case."""
+
+    def stage() -> Case:
+        seconds: dict[str, float] = {}
+        with timed(seconds, "read"):
+            assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
+            with memory_of("this computer"):
+                if assembled.volume.geometry.is_tilted and case.seg_grid == "resampled":
+                    assembled = _set_upright(assembled)
+            _check_grid(case, assembled)
+            assembled = _warned_of_readers(case, assembled)
+        geometry, warnings = assembled.volume.geometry, case.warnings + assembled.warnings
+        loaded = replace(case, assembled=assembled, shape=geometry.shape, spacing_mm=geometry.spacing_mm)
+        return replace(loaded, warnings=warnings, stage_seconds=seconds)
+
+    return attempt(case, stage)
+
+
+def _check_grid(case: Case, assembled: Assembled) -> None:
+    """The grid that a SEG of its own needs; known now, not after minutes of work."""
+    if case.seg_grid == "resampled" and assembled.is_resampled and not assembled.volume.geometry.is_orthogonal:
+        what = "its axes are not at right angles, so that no right-angled grid holds it: leave --seg-grid resampled out"
+        raise BrokenSeries(f"series {case.candidate.series.digest}: {what} [tilted]", reason="tilted")
+
+
+def _set_upright(assembled: Assembled) -> Assembled:
+    """A tilted series as a SEG at right angles will need it, from here on."""
+    upright = upright_volume(assembled.volume)
+    if upright is None:
+        return assembled
+    volume, outside = upright
+    return replace(assembled, volume=volume, outside=outside)
+
+
+def _warned_of_readers(case: Case, assembled: Assembled) -> Assembled:
+    """Name the readers that will put a SEG on these slices elsewhere: nothing in the SEG would stop them."""
+    if case.seg_grid == "resampled" and assembled.is_resampled:
+        return assembled
+    measures = measures_from_headers([instance.header for instance in assembled.instances])
+    if measures is None or measures.misread is None:
+        return assembled
+    log.warning("series %s: %s", case.candidate.series.digest, measures.misread)
+    return replace(assembled, warnings=(*assembled.warnings, measures.misread))
+
+
+def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) -> Case:
+    """Segment a loaded case, and prepare its result meanwhile; a named error becomes part of the case."""
+
+    def stage() -> Case:
+        ready: list[Case] = []
+        segmentation, seconds = segmenter.segment(
+            case.loaded.volume, progress, meanwhile=lambda: ready.append(prepare_result(case))
+        )
+        _clear(segmentation, case.loaded.outside)
+        return replace(
+            ready[0],
+            segmentation=segmentation,
+            stage_seconds={**case.stage_seconds, **seconds},
+            warnings=ready[0].warnings + segmenter.warnings + segmentation.warnings,
+        )
+
+    return attempt(case, stage)
+
+
+def prepare_result(case: Case) -> Case:
+    """What the result of a loaded case needs and the mask does not change: done while a GPU computes the mask."""
+    sources = sources_from_headers([instance.header for instance in case.loaded.instances])
+    read_standard(sources)
+    body = body_of_volume(case.loaded.volume)
+    return replace(case, sources=sources, body=body, warnings=case.warnings + sources.warnings)
+
+
+def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
+    """What the model marks where there is no image is not a finding."""
+    if outside is None:
+        return
+    segmentation.labels[outside] = 0
+    if segmentation.fractions is not None:
+        segmentation.fractions[:, outside] = 0

@@ -1,0 +1,180 @@
+"""A case's result folder: SEG, measurement report, preview, report.html, result.json; whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from ctflow import __version__
+from ctflow.core.atomic import publish_folder, temporary_folder
+from ctflow.core.model import Model, ModelSpec, Segment
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import LabelArray
+from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.dicom.write.measurement_report import report_from_measurements
+from ctflow.dicom.write.secondary_capture import secondary_capture_from_picture
+from ctflow.dicom.write.segmentation import SegForm, segmentation_from_labels
+from ctflow.measurements.measure import SegmentMeasurements, count_findings_between, measure_segments, split_findings
+from ctflow.measurements.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
+from ctflow.pipeline.case import Case, attempt, without_arrays
+from ctflow.pipeline.documents import document_of_case
+from ctflow.pipeline.nifti import write_nifti
+from ctflow.pipeline.segmenter import timed
+from ctflow.report.html_report import write_html_report
+from ctflow.report.preview import draw_preview, write_picture
+from ctflow.report.result import write_result
+from ctflow.report.run_record import supersede_result
+from ctflow.report.views import Oriented, oriented_from_volume
+from ctflow.settings.run import Settings
+
+log = logging.getLogger(__name__)
+
+
+_RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
+
+
+def write_case(case: Case, model: Model, settings: Settings, output: Path, progress: Progress = silent) -> Case:
+    """Write a segmented case's folder: complete under its final name, or not at all.
+
+    Where there is an error, this one's or an earlier stage's, the folder that an earlier run left is moved aside.
+    """
+    case = attempt(case, lambda: _write(case, model, settings, output, progress))
+    if case.error is None:
+        return case
+    remark, _ = supersede_result(output, case.key, case.candidate.series.digest)
+    return replace(case, warnings=(*case.warnings, remark)) if remark else case
+
+
+def _write(case: Case, model: Model, settings: Settings, output: Path, progress: Progress) -> Case:
+    volume, labels = case.loaded.volume, case.segmented.labels
+    progress("write", 0, 1)
+    seconds: dict[str, float] = {}
+    checks = Checks(volume, case.body.count_in_runs if case.body else None)
+    with temporary_folder(output, case.key) as folder:
+        with timed(seconds, "seg"):
+            seg = _write_segmentation(case, model, settings, checks, folder)
+        with timed(seconds, "measure"):
+            measured = measure_segments(labels, volume, model.spec.segments, checks.count_in_body)
+            doubts = warnings_of_findings(measured, checks)
+            remarks = (*doubts, *_remarks_on_grid(case, model.spec))
+            for doubt in doubts:
+                log.warning("series %s: %s", case.candidate.series.digest, doubt)
+            case = replace(case, warnings=(*case.warnings, *remarks))
+        with timed(seconds, "preview"):
+            oriented = oriented_from_volume(volume, labels, place_to_show(measured))
+            picture = _picture(oriented, model.spec, note_of_findings(measured))
+            write_picture(picture, folder / "preview.png")
+        with timed(seconds, "write"):
+            _write_objects(case, seg, model.spec, settings, measured, remarks, picture, folder)
+        if settings.report == "html":
+            with timed(seconds, "report"):
+                write_html_report(oriented, document_of_case(case, model, settings, measured), folder / "report.html")
+        case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
+        document = document_of_case(case, model, settings, measured)
+        write_result(document, folder / "result.json")
+        publish_folder(folder, output / case.key)
+    progress("write", 1, 1)
+    log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
+    return without_arrays(replace(case, folder=output / case.key, document=document))
+
+
+def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
+    """What measurements on a grid that is not the slices' own mean, and what it keeps from the SEG."""
+    if not case.loaded.is_resampled:
+        return ()
+    resampled = _RESAMPLED.format("equal distances" if case.loaded.outside is None else "right angles")
+    if case.seg_grid == "resampled":
+        return (resampled, "The SEG lies on that volume's grid and not on the slices.")
+    lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
+    between = f"{lost} findings lie between the slices that there are: measured, but not in the SEG"
+    return (resampled, f"{between} (--seg-grid resampled writes them)") if lost else (resampled,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seg:
+    """A case's SEG, the labels in it and what they mean, and what made them."""
+
+    dataset: Dataset
+    marked: LabelArray
+    segments: tuple[Segment, ...]
+    provenance: Provenance
+
+
+def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Checks, folder: Path) -> _Seg:
+    """The SEG, before everything that refers to it."""
+    engine, spec = case.segmented.engine, model.spec
+    provenance = Provenance(
+        ctflow_version=__version__,
+        weights_digest=model.weights_digest,
+        settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
+    )
+    labels, fractions = case.segmented.labels, case.segmented.fractions
+    by_finding = settings.segments == "finding"
+    marked, segments = split_findings(labels, spec.segments, checks) if by_finding else (labels, spec.segments)
+    own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
+    dataset = segmentation_from_labels(
+        marked if own_grid else case.loaded.on_instances(marked),
+        case.prepared,
+        replace(spec, segments=segments),
+        provenance,
+        form=SegForm(settings.seg, omit_empty_frames=settings.omit_empty_frames),
+        fractions=fractions if own_grid or fractions is None else case.loaded.on_instances(fractions),
+        grid=case.loaded.volume.geometry if own_grid else None,
+    )
+    write_dataset(dataset, folder / "segmentation.dcm")
+    return _Seg(dataset, marked, segments, provenance)
+
+
+def _write_objects(
+    case: Case,
+    seg: _Seg,
+    spec: ModelSpec,
+    settings: Settings,
+    measured: Sequence[SegmentMeasurements],
+    remarks: Sequence[str],
+    picture: npt.NDArray[np.uint8],
+    folder: Path,
+) -> None:
+    """The measurement report that refers to the SEG, and mask and picture in other forms if asked for."""
+    report = report_from_measurements(
+        measured,
+        seg.dataset,
+        case.prepared,
+        spec,
+        seg.provenance,
+        marked_as=seg.segments,
+        remarks=remarks,
+        previous=case.previous,
+    )
+    write_dataset(report, folder / "measurements.dcm")
+    if settings.secondary_capture:
+        capture = secondary_capture_from_picture(picture, seg.dataset, case.prepared, spec, seg.provenance)
+        write_dataset(capture, folder / "secondary_capture.dcm")
+    if settings.nifti:
+        write_nifti(seg.marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
+
+
+def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """The window settings that change a result; the batch size, which follows the machine, and counts do not."""
+    return {
+        key: "x".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in window.items()
+        if key not in {"batch_size", "windows", "windows_of_all", "windows_constant"}
+    }
+
+
+def _picture(oriented: Oriented, spec: ModelSpec, note: str) -> npt.NDArray[np.uint8]:
+    return draw_preview(
+        oriented,
+        title=f"{spec.name} {spec.version}",
+        research_only=spec.demonstration,
+        segment_labels={segment.number: segment.label for segment in spec.segments},
+        note=note,
+    )
