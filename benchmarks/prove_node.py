@@ -45,8 +45,8 @@ from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.identity import uid_from_parts
+from ctflow.node.receive.reactor import keep_answers
 from ctflow.phantom import phantom_from_seed
-from ctflow.service.reactor import keep_answers
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

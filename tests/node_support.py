@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ctflow.service.journal import Journal
-from ctflow.service.metrics import Metrics
-from ctflow.service.records import Answer, Arrival, ObjectRecord, Patient
-from ctflow.service.settings import Destination, ServiceSettings, Web
-from ctflow.service.web.pages import Node
+from ctflow.node.journal.journal import Journal
+from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient
+from ctflow.node.metrics import Metrics
+from ctflow.node.settings import Destination, ServiceSettings, Web
+from ctflow.node.web.pages import Node
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 FILES = ("segmentation.dcm", "measurements.dcm")

@@ -25,12 +25,12 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
-from ctflow.service.inbox import Inbox
-from ctflow.service.journal import Journal
-from ctflow.service.reactor import keep_answers
-from ctflow.service.receive import VERIFICATION, Receiver, Reception, supported_contexts
-from ctflow.service.records import Answer, Arrival, ObjectRecord
-from ctflow.service.worker import Line, NotReady, Outcome, Ready
+from ctflow.node.journal.journal import Journal
+from ctflow.node.journal.records import Answer, Arrival, ObjectRecord
+from ctflow.node.receive.inbox import Inbox
+from ctflow.node.receive.reactor import keep_answers
+from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
+from ctflow.node.work.worker import Line, NotReady, Outcome, Ready
 from needs import skip_without
 
 PATIENCE_S = 240.0  # of a test with something that happens: at a load of 20 a worker opens torch in more than a minute

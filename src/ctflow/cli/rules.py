@@ -9,8 +9,8 @@ from typing import Any
 from ctflow.bundle import demonstration_bundle, find_bundle, read_spec
 from ctflow.core.errors import NoUsableSeries
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.service.rules import Verdict, verdicts_of_scan
-from ctflow.service.settings import read_settings
+from ctflow.node.rules import Verdict, verdicts_of_scan
+from ctflow.node.settings import read_settings
 
 
 def rules_document(

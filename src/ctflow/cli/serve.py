@@ -11,8 +11,8 @@ from typing import Any
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.core.requirements import check_requirements
-from ctflow.service.log import close_node_log, set_up_node_log
-from ctflow.service.settings import ServiceSettings, explain_settings, read_settings
+from ctflow.node.log import close_node_log, set_up_node_log
+from ctflow.node.settings import ServiceSettings, explain_settings, read_settings
 from ctflow.settings.run import Settings, settings_from_values
 
 
@@ -45,7 +45,7 @@ def check_command(
         CtflowError: The file is wrong, or something cannot be opened: the error that the node would end with.
     """
     check_requirements("serve")
-    from ctflow.service.check import opened  # noqa: PLC0415  # packages of the extra `serve`
+    from ctflow.node.check import opened  # noqa: PLC0415  # packages of the extra `serve`
 
     settings = node_settings(config, given, environment)
     run = _settings_of_runs(settings, environment)

@@ -1,0 +1,146 @@
+"""`ctflow serve --check`: open what the settings name, as the node would, and close it again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ctflow.core.atomic import output_error_from_oserror
+from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
+from ctflow.core.processes import bare_start
+from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
+from ctflow.node.journal.schema import unopened, version_of
+from ctflow.node.settings import ServiceSettings
+from ctflow.node.work.pool import Places
+from ctflow.node.work.worker import Line, NotReady, Ready, Setup, error_of, run_worker
+from ctflow.settings.document import size_text
+from ctflow.settings.run import Settings
+
+_CLOSE_S = 10.0
+_REMEDY = "the user of the node must be able to write there"
+
+
+def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
+    """Open folders, bundle, engine and devices.
+
+    Nothing is made or kept but the engine's file in the cache, as at a start. A running node goes on, but the
+    check opens a second engine beside each of its own: on a GPU that takes the memory of one more worker meanwhile.
+
+    Args:
+        settings: The site's.
+        run: How each series is run.
+
+    Yields:
+        A line for each thing that could be opened.
+
+    Raises:
+        CtflowError: One cannot be opened: the error that the node would end with, or refuse every instance with.
+    """
+    yield _data_folder(settings)
+    if settings.copy_to is not None:
+        yield _copies(settings.copy_to)
+    devices: list[str | None] = [*settings.devices] or [None]
+    while devices:
+        device = devices.pop(0)
+        word, warnings = _first_word(
+            Setup(settings.bundle, replace(run, device=device), settings.rules, logging.WARNING)
+        )
+        if device is None and word.gpus > 1:  # the node takes them all
+            devices += [f"cuda:{number}" for number in range(1, word.gpus)]
+        yield f"opened {word.model} {word.version} on {device or ('cuda:0' if word.gpus else 'the CPU')}"
+        yield from (f"warning: {warning}" for warning in warnings)
+
+
+def _data_folder(settings: ServiceSettings) -> str:
+    data = settings.data
+    place = next(each for each in (data, *data.parents) if os.path.lexists(each))
+    _write_in(place, "the data folder")
+    places = Places.below(data)
+    folders = [each for each in (places.inbox, places.results, places.scratch) if os.path.lexists(each)]
+    for part in (*folders, *places.inbox.glob("??")):  # an earlier start as another user may have made some of them
+        _write_in(part, f"{part.relative_to(data)} in the data folder")
+    if (data / LOCK_FILE).exists():
+        _write_to(data / LOCK_FILE)
+    if (data / JOURNAL_FILE).exists():
+        _journal(data / JOURNAL_FILE)
+    disk = places.inbox if places.inbox.exists() else place  # the inbox may lie on a disk of its own
+    if shutil.disk_usage(disk).free < settings.limits.free_disk:
+        wanted = size_text(settings.limits.free_disk)
+        raise StorageFull(f"the data folder's disk has less than {wanted} free (limits.free_disk): free some")
+    return "can write to the data folder" if place == data else "can make the data folder"
+
+
+def _journal(path: Path) -> None:
+    """Look at the journal's version, and at whether SQLite's files can be written."""
+    beside = [path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm")]
+    for file in (path, *beside):
+        if file.exists():
+            _write_to(file)
+    # Without both nobody has it open; told that it does not change, SQLite makes neither, which would be this user's
+    # and in the node's way.
+    mode = "mode=ro" if all(file.exists() for file in beside) else "immutable=1"
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection:
+            version_of(connection)
+    except sqlite3.Error as error:
+        raise unopened(error) from error
+
+
+def _write_to(file: Path) -> None:
+    """Open a file of the node for writing, and write nothing; it ends the locks that this process has on it."""
+    try:
+        os.close(os.open(file, os.O_RDWR))
+    except OSError as error:
+        raise output_error_from_oserror(error, f"{file.name} in the data folder", _REMEDY) from error
+
+
+def _copies(folder: Path) -> str:
+    if not folder.is_dir():
+        raise NotWritten("the folder for copies (copy_to) is not there: make or mount it")
+    _write_in(folder, "the folder for copies (copy_to)")
+    return "can write to the folder for copies"
+
+
+def _write_in(folder: Path, what: str) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise output_error_from_oserror(error, what, _REMEDY) from error
+
+
+def _first_word(setup: Setup) -> tuple[Ready, list[str]]:
+    """Start a worker, hear what it opened and what it warned of, and let it end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_worker, args=(theirs, setup), daemon=True)
+    warnings: list[str] = []
+    try:
+        with bare_start():
+            process.start()
+        theirs.close()
+        while True:
+            word = ours.recv()
+            if isinstance(word, Ready):
+                return word, warnings
+            if isinstance(word, NotReady):
+                raise error_of(word)
+            if isinstance(word, Line):
+                warnings.append(word.message)
+    except (EOFError, OSError) as error:
+        raise BackendUnavailable("the worker ended before it had opened the model: see its last lines") from error
+    finally:
+        ours.close()  # a worker that waits sees the end and leaves
+        if process.pid is not None:
+            process.join(_CLOSE_S)
+            process.kill()
+            process.join()

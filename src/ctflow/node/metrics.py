@@ -1,0 +1,114 @@
+"""What Prometheus may ask of the node: counters of this process, and the journal's state at the moment of asking."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctflow import __version__
+from ctflow.node.journal.reading import JournalReader
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+# Last image in to result: seconds on a GPU, a minute on two cores, more behind a queue.
+_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """The node's numbers; every method may be called from any thread.
+
+    Labels are words of ctflow or names that the site gave: nothing that a sender can choose, and no patient data.
+
+    Args:
+        journal: Asked at each scrape.
+        data: Folder whose disk is watched.
+    """
+
+    def __init__(self, journal: JournalReader, data: Path) -> None:
+        # Late: the library does not need it, only the node.
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
+
+        self._registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self._registry}
+        self._received = Counter("ctflow_instances_received", "Instances acknowledged as new.", **made)
+        self._bytes = Counter("ctflow_received_bytes", "Their bytes.", **made)
+        self._duplicates = Counter("ctflow_instances_duplicate", "Instances that came again.", **made)
+        self._refused = Counter("ctflow_refused", "Instances and associations refused.", ["reason"], **made)
+        self._associations = Gauge("ctflow_associations", "Associations open now.", **made)
+        self._sent = Counter("ctflow_sends", "Attempts to send an object.", ["destination", "outcome"], **made)
+        self._stages = Histogram(
+            "ctflow_stage_seconds", "Seconds of each stage of a series.", ["stage"], buckets=_BUCKETS_S, **made
+        )
+        build = Gauge("ctflow_build_info", "Version of ctflow.", ["version"], **made)
+        build.labels(__version__).set(1)
+        self._registry.register(_JournalCollector(journal, data))
+
+    def received(self, count_bytes: int) -> None:
+        """An instance was acknowledged as new."""
+        self._received.inc()
+        self._bytes.inc(count_bytes)
+
+    def duplicate(self) -> None:
+        """An instance came again."""
+        self._duplicates.inc()
+
+    def refused(self, reason: str) -> None:
+        """An instance or association was refused; `reason` is one of a few words, as `free-disk` or `peer`."""
+        self._refused.labels(_word(reason)).inc()
+
+    def associations(self, change: int) -> None:
+        """An association began (1) or ended (-1)."""
+        self._associations.inc(change)
+
+    def sent(self, destination: str, outcome: str) -> None:
+        """An attempt to send an object ended: `sent`, `refused` or `down`."""
+        self._sent.labels(destination, _word(outcome)).inc()
+
+    def stage(self, stage: str, elapsed_s: float) -> None:
+        """A stage of a series took so long: those of result.json, `queue`, and `trip` from last image in to result."""
+        self._stages.labels(_word(stage)).observe(elapsed_s)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """What Prometheus reads, and its content type."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
+
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+class _JournalCollector:
+    """Gauges that are asked for when somebody scrapes."""
+
+    def __init__(self, journal: JournalReader, data: Path) -> None:
+        self._journal = journal
+        self._data = data
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: without it the registry would ask the journal when it is made."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """The journal's counts and the disk's free space."""
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
+
+        series = GaugeMetricFamily("ctflow_series", "Series in each state.", labels=["state"])
+        for state, count in self._journal.counts().items():
+            series.add_metric([state], count)
+        yield series
+        objects = GaugeMetricFamily("ctflow_deliveries", "Objects to deliver.", labels=["destination", "state"])
+        for destination, states in self._journal.backlog().items():
+            for name, count in states.items():
+                objects.add_metric([destination, name], count)
+        yield objects
+        free = GaugeMetricFamily("ctflow_disk_free_bytes", "Free space where the node keeps its data.")
+        free.add_metric([], shutil.disk_usage(self._data).free)
+        yield free
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", text):
+        raise ValueError(f"{text!r} is no word for a label")
+    return text

@@ -1,0 +1,232 @@
+"""The node: what listens, completes, works, sends and shows, wired together; starts and stops as one."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from ctflow.core.atomic import make_output_folder, output_error_from_oserror
+from ctflow.core.errors import SettingsInvalid
+from ctflow.core.model import RESEARCH_ONLY
+from ctflow.node.deliver.send import COPY, WHOLE, Courier, FolderWay, Patience, StorageWay, Way
+from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE, Journal
+from ctflow.node.journal.records import Answer
+from ctflow.node.log import AuditTrail, told_forever
+from ctflow.node.metrics import Metrics
+from ctflow.node.receive.complete import Completer
+from ctflow.node.receive.inbox import Inbox
+from ctflow.node.receive.receiver import Receiver, Reception
+from ctflow.node.settings import ServiceSettings, is_peer
+from ctflow.node.web.pages import Node as Shown
+from ctflow.node.web.server import serving
+from ctflow.node.work.pool import Crew, Places
+from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup, error_of
+from ctflow.settings.run import Settings
+
+STOP_GRACE_S = 20.0  # a container gets 30 s, and a case that does not finish waits in the journal
+_RECEIVE_GRACE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """A DICOM node of one data folder.
+
+    Args:
+        settings: The site's.
+        run: Settings of each run (`ctflow run`'s); the engine and device are the site's.
+
+    Raises:
+        SettingsInvalid: An address cannot be listened on, or another node uses the data folder.
+        OutputError: The data folder cannot be written.
+        BackendUnavailable: A package of the extra `serve` is missing.
+    """
+
+    def __init__(self, settings: ServiceSettings, run: Settings) -> None:
+        self.settings = settings
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            self._build(stack, run)
+            self._stack = stack.pop_all()
+
+    def _build(self, stack: ExitStack, run: Settings) -> None:
+        settings, data = self.settings, self.settings.data
+        make_output_folder(data)
+        stack.enter_context(_only_one(data))
+        self.places = Places.below(data)
+        make_output_folder(self.places.results)
+        self.journal = Journal(data / JOURNAL_FILE)
+        stack.callback(self.journal.close)
+        self._clean()
+        self.metrics = Metrics(self.journal, data)
+        changed = threading.Event()
+        self.journal.on_change(changed.set)
+        self._audit = stack.enter_context(told_forever(AuditTrail(self.journal, data / "audit-position"), changed))
+        inbox = Inbox(self.places.inbox, settings.limits.free_disk)
+        self._inbox = inbox
+        setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
+        self.crew = Crew(self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics)
+        self.couriers = [self._courier(name, way, patience) for name, way, patience in _ways(settings)]
+        self.completer = Completer(self.journal, settings.quiet_period_s)
+        self.receiver = Receiver(_reception(settings), inbox, self.journal, self.metrics)
+
+    def _clean(self) -> None:
+        """After an end at any moment: nothing that somebody was told of is touched."""
+        waiting = self.journal.recover()
+        removed = Inbox(self.places.inbox, 0).sweep(self.journal.files())
+        for folder in self.places.results.glob("*/.*"):  # a result that was being written
+            shutil.rmtree(folder, ignore_errors=True)
+        if waiting or removed:
+            log.warning("after an abrupt end: %d series run again, %d files without a receipt", len(waiting), removed)
+
+    def _courier(self, name: str, way: Way, patience: Patience) -> Courier:
+        return Courier(name, way, self.journal, self.places.results, patience, self.metrics)
+
+    def _deliveries(self, answer: Answer) -> Sequence[tuple[str, str]]:
+        """Which file goes where: the SEG first, as the report refers to it."""
+        if answer.demonstration and not self.settings.allow_demonstration:
+            return ()
+        files = sorted((each.file for each in answer.objects), key=OBJECTS.index)
+        sent = [(destination.name, file) for destination in self.settings.destinations for file in files]
+        return [*sent, (COPY, WHOLE)] if self.settings.copy_to else sent
+
+    def __enter__(self) -> Node:
+        with ExitStack() as undo:
+            undo.callback(self._stack.close)
+            self.crew.start()
+            self._stack.callback(self.crew.stop, STOP_GRACE_S)
+            for courier in self.couriers:
+                courier.start()
+                self._stack.callback(courier.stop)
+            self.completer.start()
+            self._stack.callback(self.completer.stop)
+            self.receiver.start()
+            self._stack.callback(self.receiver.stop, _RECEIVE_GRACE_S)
+            if self.settings.web.enabled:
+                shown = Shown(
+                    self.settings, self.journal, self.places.results, self.metrics,
+                    self.problems, self.remarks, self.demonstration,
+                )  # fmt: skip
+                self.web_port = self._stack.enter_context(serving(shown))
+            undo.pop_all()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        log.info("stopped")
+
+    def problems(self) -> list[str]:
+        """Why the node cannot receive or run now; empty while it receives, completes and one worker runs."""
+        full = [] if self._inbox.has_room(0) else ["the disk is nearly full: instances are refused"]
+        needed = (*self.journal.threads, *self.receiver.threads, self.completer)
+        return [*_ended(needed), *full, *self.crew.problems()]
+
+    def remarks(self) -> list[str]:
+        """What does not work while the node receives and runs all the same: a worker of several, a delivery."""
+        return [*_ended((*self.crew.threads, *self.couriers, self._audit)), *self.crew.remarks()]
+
+    def demonstration(self) -> str | None:
+        """What there is to say of a demonstration model; None for another, or while it is not known yet."""
+        word = self.crew.first_word
+        if not isinstance(word, Ready) or not word.demonstration:
+            return None
+        sent = "are sent (allow_demonstration)" if self.settings.allow_demonstration else "are not sent"
+        return f"{RESEARCH_ONLY}: {word.model} is a demonstration model. Its results {sent}."
+
+    def check_start(self) -> None:
+        """Wait for the first worker.
+
+        Raises:
+            CtflowError: It cannot open the model or the engine, and never could.
+        """
+        self.crew.opened.wait()
+        word = self.crew.first_word
+        if isinstance(word, NotReady):
+            raise error_of(word)
+
+
+def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) -> None:
+    """Be a node until `stop` is set.
+
+    Raises:
+        CtflowError: The node cannot start, or its model cannot be opened.
+    """
+    with Node(settings, run) as node:
+        threading.Thread(target=_stop_when_opened, args=(node, stop), daemon=True).start()
+        stop.wait()
+        log.info("stopping")
+        word = node.crew.first_word
+        if isinstance(word, NotReady):
+            raise error_of(word)
+
+
+def _stop_when_opened(node: Node, stop: threading.Event) -> None:
+    """A model that cannot be opened ends the start, as a wrong file does."""
+    node.crew.opened.wait()
+    if isinstance(node.crew.first_word, NotReady):
+        stop.set()
+
+
+def _ways(settings: ServiceSettings) -> list[tuple[str, Way, Patience]]:
+    ways: list[tuple[str, Way, Patience]] = [
+        (
+            each.name,
+            StorageWay(settings.ae_title, each.ae_title, each.host, each.port),
+            Patience(each.backoff.first_s, each.backoff.most_s, each.backoff.give_up_after_s),
+        )
+        for each in settings.destinations
+    ]
+    if settings.copy_to is not None:
+        ways.append((COPY, FolderWay(settings.copy_to), Patience(5.0, 300.0, 7 * 24 * 3600.0)))
+    return ways
+
+
+def _reception(settings: ServiceSettings) -> Reception:
+    limits = settings.limits
+    titles = {peer.ae_title or "" for peer in settings.peers} or {""}
+    return Reception(
+        ae_title=settings.ae_title,
+        address=(settings.bind, settings.port),
+        may_come=lambda host: any(is_peer(settings, title, host) for title in titles),
+        is_peer=lambda title, host: is_peer(settings, title, host),
+        associations=limits.associations,
+        most_pdu=limits.pdu,
+        idle_s=limits.idle_s,
+        most_instances=limits.instances,
+        most_bytes=limits.series,
+        patient_data=settings.web.patient_data,
+    )
+
+
+def _ended(threads: Sequence[threading.Thread]) -> list[str]:
+    """The threads that are no more, though the node goes on: a mistake of ctflow, which a start mends."""
+    return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
+
+
+class _only_one:  # noqa: N801  # a context manager that reads as a word
+    """Nobody else may be the node of this data folder: two would run and send everything twice."""
+
+    def __init__(self, data: Path) -> None:
+        try:
+            self._handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o640)
+        except OSError as error:  # another user's
+            raise output_error_from_oserror(error, "the lock of the data folder", "start as its user") from error
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._handle)
+            raise SettingsInvalid("data: another node uses this folder: stop it, or give another one") from error
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._handle)

@@ -1,0 +1,67 @@
+"""When is a series complete? After a quiet period; the journal completes one at once whose sender counted."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+
+from ctflow.core.errors import OutputError
+from ctflow.node.journal.journal import Journal
+
+_SHORTEST_S = 0.02  # between two looks: the longest that a quiet series waits too long
+REFUSED_WAIT_S = 3600.0  # for instances that were refused while the disk was full
+
+log = logging.getLogger(__name__)
+
+
+class Completer(threading.Thread):
+    """Completes what is quiet.
+
+    Args:
+        journal: Asked and told.
+        quiet_s: Without a new instance for so long, a series is complete.
+        refused_wait_s: A series whose refused instances did not come again for so long is set aside.
+    """
+
+    def __init__(self, journal: Journal, quiet_s: float, refused_wait_s: float = REFUSED_WAIT_S) -> None:
+        super().__init__(name="completer", daemon=True)
+        self._journal = journal
+        self._quiet_s = quiet_s
+        self._refused_wait_s = max(refused_wait_s, quiet_s)
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        look_at_refused = 0.0
+        # While the node was down its senders could not go on: what they were sending is not complete for that.
+        wait_s = self._quiet_s
+        while not self._ending.wait(wait_s):
+            try:
+                if time.monotonic() >= look_at_refused:
+                    self._journal.give_up_refused(self._refused_wait_s)
+                    look_at_refused = time.monotonic() + 60
+                wait_s = self._look()
+            except OutputError as error:  # the disk is full: completing can wait
+                log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
+                wait_s = 1.0
+            except (OSError, sqlite3.Error) as error:  # no descriptors: there may be some again
+                log.error("completing: %s", type(error).__name__)  # noqa: TRY400
+                wait_s = 1.0
+
+    def _look(self) -> float:
+        """Complete what is due; how long nothing can be."""
+        due = self._journal.next_quiet_at(self._quiet_s)
+        if due is None:
+            return self._quiet_s  # what comes in from now on is quiet after that at the earliest
+        left_s = due - time.time()
+        if left_s <= 0:
+            self._journal.complete_quiet(self._quiet_s)
+            return 0.0
+        return max(min(left_s, self._quiet_s), _SHORTEST_S)
+
+    def stop(self) -> None:
+        """End; returns when nothing is completed any more."""
+        self._ending.set()
+        self.join()

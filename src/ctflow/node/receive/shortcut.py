@@ -1,0 +1,264 @@
+"""The way of a C-STORE request through pynetdicom, shortened: it is read, stored and answered in one thread.
+
+pynetdicom takes each PDU through an event, a state machine and several copies, hands the message to a second thread,
+and builds the answer as a data set: more than half of the time of an image, most of it spent on handing over.
+Everything else stays its own: association, negotiation, C-ECHO, release, abort and timers.
+
+One method of `DULServiceProvider` is replaced for an association, `_read_pdu_data`; in the state Sta6 (data transfer,
+PS3.8 9.2) it reads P-DATA-TF itself and gives everything else to the original.
+`tests/unit/node/receive/test_shortcut.py` holds the version of pynetdicom for which this was read.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ctflow.node.receive.transport import LimitedSocket
+
+P_DATA = 0x04
+_DATA_TRANSFER = "Sta6"
+_IS_COMMAND, _IS_LAST = 1, 2  # bits of a fragment's control header (PS3.8 E.2)
+_PDV_HEAD = 6  # bytes: length, context, control header
+_LARGEST_COMMAND = 2**16
+_STORE_REQUEST, _STORE_RESPONSE, _ECHO_REQUEST = 0x0001, 0x8001, 0x0030  # PS3.7 9.3
+_NO_DATA_SET = 0x0101
+_LONGEST_COMMENT = 64
+_LOOK_AGAIN_MS = 50  # at timers and at whether the association is to end, as in `reactor`
+_KEPT = 2**22  # bytes of a buffer that are kept for the next instance
+
+
+@dataclass(frozen=True)
+class StoreRequest:
+    """A C-STORE request (PS3.7 9.3.1.1).
+
+    Attributes:
+        sop_class_uid: Affected SOP Class UID; not checked.
+        sop_instance_uid: Affected SOP Instance UID; not checked.
+        abstract_syntax: Of its presentation context.
+        transfer_syntax: Of its presentation context.
+        data: The encoded data set; valid until the answer.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    abstract_syntax: str
+    transfer_syntax: str
+    data: memoryview
+
+
+Answer = tuple[int, str]
+Store = Callable[[Any, StoreRequest], Answer]
+
+
+class _Invalid(Exception):
+    """What came is no P-DATA as PS3.8 has it."""
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What is needed of the command set of a C-STORE request."""
+
+    context_id: int
+    message_id: int
+    sop_class: bytes
+    sop_instance: bytes
+
+
+def shorten(association: Any, store: Store) -> None:
+    """Have C-STORE requests of an association that has not started yet taken the short way.
+
+    Args:
+        association: A pynetdicom `Association` as acceptor, whose socket is a `LimitedSocket`.
+        store: Takes the association and a request; gives status and comment. It runs in the thread that reads.
+    """
+    association.dul._read_pdu_data = _Shortcut(association, store).read
+
+
+class _Shortcut:
+    """What stands in for `DULServiceProvider._read_pdu_data`."""
+
+    def __init__(self, association: Any, store: Store) -> None:
+        self._association = association
+        self._store = store
+        self._dul = association.dul
+        self._connection: LimitedSocket = association.dul.socket.socket
+        self._others = association.dul._read_pdu_data
+        self._command = bytearray()
+        self._request: _Command | None = None
+        self._data = bytearray()
+        self._filled = 0
+        self._poll = select.poll()  # knows descriptors of any number
+        self._poll.register(self._connection, select.POLLIN)
+        self._poll.register(self._dul.event_queue.bell, select.POLLIN)
+
+    def read(self) -> None:
+        """Read what is there: requests as long as they come, or one PDU of another kind."""
+        try:
+            while self._dul.state_machine.current_state == _DATA_TRANSFER:
+                if self._connection.next_kind() != P_DATA:
+                    break
+                self._read_pdu()
+                self._dul._idle_timer.restart()
+                if not self._is_more_coming():
+                    return
+        except OSError:
+            self._dul.event_queue.put("Evt17")  # the connection is gone
+            return
+        except _Invalid:
+            self._dul.event_queue.put("Evt19")  # an invalid PDU: the state machine aborts
+            return
+        self._others()
+
+    def _is_more_coming(self) -> bool:
+        """Whether the next thing to do is to read; False where pynetdicom has something to do, or nothing came."""
+        if self._dul._kill_thread or not self._dul.event_queue.empty():
+            return False
+        ready = self._poll.poll(_LOOK_AGAIN_MS)
+        return len(ready) == 1 and ready[0][0] == self._connection.fileno()
+
+    def _read_pdu(self) -> None:
+        left = self._connection.begin_pdu()
+        while left:
+            if left < _PDV_HEAD:
+                raise _Invalid
+            length, context_id, control = struct.unpack(">LBB", self._received(_PDV_HEAD))
+            if not 2 <= length <= left - 4:
+                raise _Invalid
+            left -= 4 + length
+            if control & _IS_COMMAND:
+                self._take_command(context_id, control, length - 2)
+            else:
+                self._take_data(context_id, control, length - 2)
+
+    def _received(self, count: int) -> bytearray:
+        data = self._connection.receive(count)
+        if len(data) < count:
+            raise ConnectionAbortedError("closed within a PDU")
+        return data
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def _take_command(self, context_id: int, control: int, count: int) -> None:
+        if self._request is not None or len(self._command) + count > _LARGEST_COMMAND:
+            raise _Invalid  # before the data set of the last command was here, or without an end
+        self._command += self._received(count)
+        if not control & _IS_LAST:
+            return
+        command, self._command = bytes(self._command), bytearray()
+        elements = dict(_elements(command))
+        kind, has_data = _number(elements, 0x0100), _number(elements, 0x0800) != _NO_DATA_SET
+        if kind == _ECHO_REQUEST and not has_data:
+            self._pass_on(context_id, command)
+            return
+        if kind != _STORE_REQUEST:  # nothing else belongs to what this node offers
+            raise _Invalid
+        if context_id not in self._association._accepted_cx:
+            raise _Invalid
+        self._request = _Command(
+            context_id=context_id,
+            message_id=_number(elements, 0x0110),
+            sop_class=elements.get(0x0002, b""),
+            sop_instance=elements.get(0x1000, b""),
+        )
+        if not has_data:
+            self._serve(self._request)
+
+    def _pass_on(self, context_id: int, command: bytes) -> None:
+        """Let pynetdicom have a command, as if it had come alone in a PDU."""
+        fragment = struct.pack(">LBB", len(command) + 2, context_id, _IS_COMMAND | _IS_LAST) + command
+        pdu, event = self._dul._decode_pdu(bytearray(struct.pack(">BBL", P_DATA, 0, len(fragment)) + fragment))
+        self._dul._recv_pdu.put(pdu)
+        self._dul.event_queue.put(event)
+
+    # -- data sets ----------------------------------------------------------------------------------------------------
+
+    def _take_data(self, context_id: int, control: int, count: int) -> None:
+        if self._request is None or self._request.context_id != context_id:
+            raise _Invalid
+        end = self._filled + count
+        if end > len(self._data):  # twice as long each time: a buffer that grows by PDUs is copied for each
+            self._data.extend(bytes(max(end, min(2 * len(self._data), end + 2**26)) - len(self._data)))
+        with memoryview(self._data) as whole, whole[self._filled : end] as view:
+            if self._connection.receive_into(view) < count:
+                raise ConnectionAbortedError("closed within a PDU")
+        self._filled = end
+        if control & _IS_LAST:
+            self._serve(self._request)
+
+    def _serve(self, command: _Command) -> None:
+        """Store the instance, and answer."""
+        context = self._association._accepted_cx[command.context_id]
+        with memoryview(self._data) as whole, whole[: self._filled].toreadonly() as data:
+            request = StoreRequest(
+                sop_class_uid=_text(command.sop_class),
+                sop_instance_uid=_text(command.sop_instance),
+                abstract_syntax=str(context.abstract_syntax),
+                transfer_syntax=str(context.transfer_syntax[0]),
+                data=data,
+            )
+            status, comment = self._store(self._association, request)
+        self._request, self._filled = None, 0
+        if len(self._data) > _KEPT:
+            self._data = bytearray()
+        most = int(self._association.requestor.maximum_length or 0)
+        self._dul.socket.send(b"".join(_pdus(command.context_id, _response(command, status, comment), most)))
+
+
+def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:
+    """Element numbers and values of a command set (group 0000, Implicit VR Little Endian, PS3.7 6.3.1)."""
+    position = 0
+    while position < len(command):
+        if position + 8 > len(command):
+            raise _Invalid
+        group, element, length = struct.unpack_from("<HHL", command, position)
+        position += 8
+        if group != 0 or position + length > len(command):
+            raise _Invalid
+        yield element, command[position : position + length]
+        position += length
+
+
+def _number(elements: dict[int, bytes], element: int) -> int:
+    """An unsigned short; -1 if it is absent or none."""
+    value = elements.get(element, b"")
+    return int.from_bytes(value, "little") if len(value) == 2 else -1
+
+
+def _text(uid: bytes) -> str:
+    return uid.decode("ascii", "replace").strip(" \0")
+
+
+def _response(command: _Command, status: int, comment: str) -> bytes:
+    """The command set of a C-STORE response (PS3.7 9.3.1.2); UIDs are the request's, byte for byte."""
+    message_id = command.message_id if command.message_id >= 0 else 0
+    said = comment[:_LONGEST_COMMENT].encode("ascii", "replace")
+    elements = b"".join(
+        (
+            _element(0x0002, command.sop_class),
+            _element(0x0100, struct.pack("<H", _STORE_RESPONSE)),
+            _element(0x0120, struct.pack("<H", message_id)),
+            _element(0x0800, struct.pack("<H", _NO_DATA_SET)),
+            _element(0x0900, struct.pack("<H", status)),
+            _element(0x0902, said + b" " * (len(said) % 2)) if said else b"",
+            _element(0x1000, command.sop_instance),
+        )
+    )
+    return _element(0x0000, struct.pack("<L", len(elements))) + elements
+
+
+def _element(element: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", 0, element, len(value)) + value
+
+
+def _pdus(context_id: int, command: bytes, most: int) -> Iterator[bytes]:
+    """A command set as P-DATA-TF PDUs of at most so many bytes after their heads; 0 is any length (PS3.8 D.1)."""
+    step = max(most - _PDV_HEAD, 1) if most else len(command)
+    for start in range(0, len(command), step):
+        part = command[start : start + step]
+        control = _IS_COMMAND | (_IS_LAST if start + step >= len(command) else 0)
+        fragment = struct.pack(">LBB", len(part) + 2, context_id, control) + part
+        yield struct.pack(">BBL", P_DATA, 0, len(fragment)) + fragment

@@ -1,0 +1,198 @@
+"""What a peer may put on the wire: PDUs of a bounded length, in bounded time, before anything is buffered.
+
+pynetdicom reads a PDU of any length that its header names (300 MB from a peer that has not even named itself), and
+waits for the rest of one for ever. This socket stands in between and ends such a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from ctflow.node.receive.titles import HEADER, mended_titles
+
+ASSOCIATE_REQUEST = 0x01
+LEAST_REQUEST = 2**16  # bytes that an A-ASSOCIATE-RQ may have at least; 128 contexts with all syntaxes take 20 kB
+LARGEST_MESSAGE = 2**29  # bytes of one instance; an Enhanced CT of 1000 frames
+LARGEST_TOGETHER = 3 * 2**29  # bytes of all that are being received
+_SLACK = 12  # some senders count the header of a PDU, or of its first item, and some do not
+# A-ABORT by the service provider: invalid PDU parameter value (PS3.8 9.3.8)
+ABORT = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 6])
+
+
+class Shared:
+    """Bytes of messages that all connections are receiving."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def add(self, count: int) -> int:
+        """Change the sum and say what it is now."""
+        with self._lock:
+            self._bytes += count
+            return self._bytes
+
+
+def length_of_request(head: bytes, most_pdu: int) -> int | None:
+    """Length of the A-ASSOCIATE-RQ that begins with these six bytes; None where it is none, or too long."""
+    kind, _, length = struct.unpack(">BBL", head)
+    return length if kind == ASSOCIATE_REQUEST and length <= max(most_pdu, LEAST_REQUEST) else None
+
+
+class LimitedSocket(socket.socket):
+    """A connected socket that reads whole PDUs of a bounded length and nothing else.
+
+    Args:
+        connected: Gives its connection away; blocking.
+        most_pdu: Bytes of a PDU; more end the connection before they are read.
+        patience_s: A PDU must be here so many seconds after its first byte; an answer must leave in this time.
+        shared: Bytes of the messages of all connections.
+        refused: Told why, where the connection is ended for what the peer sent.
+    """
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        *,
+        most_pdu: int,
+        patience_s: float,
+        shared: Shared,
+        refused: Callable[[str], None],
+    ) -> None:
+        super().__init__(connected.family, connected.type, connected.proto, fileno=connected.detach())
+        # The kernel keeps the time: a timeout of Python's own costs a system call more for each one.
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(patience_s))
+        self._most = most_pdu
+        self._patience_s = patience_s
+        self._wait_s = 0.0
+        self._shared = shared
+        self._refused = refused
+        self._is_first = True  # PDU: the request for the association
+        self._head = b""  # of the next PDU, as far as it is here and nobody took it
+        self._left = 0
+        self._deadline = 0.0
+        self._message = 0
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """The next bytes of the PDU; its whole rest, also where fewer are asked for, and nothing of the next one.
+
+        pynetdicom asks for 4 kB at a time and goes on until it has the PDU.
+        """
+        if self._head or not self._left:
+            self._fill_head()
+            head, self._head = self._head[:bufsize], self._head[bufsize:]
+            return head
+        body = bytes(self.receive(self._left))
+        if self._is_first:
+            self._is_first, body = False, mended_titles(body)
+        return body
+
+    def next_kind(self) -> int | None:
+        """Wait for the head of the next PDU and say its type; None where the peer closed the connection.
+
+        The head stays here: `recv` gives it out, and `begin_pdu` takes it.
+
+        Raises:
+            OSError: The connection is gone, or was ended for what the peer sent.
+        """
+        self._fill_head()
+        return self._head[0] if len(self._head) == HEADER else None
+
+    def begin_pdu(self) -> int:
+        """Take the head of a PDU, after `next_kind`; how many bytes follow, for `receive` and `receive_into`."""
+        self._head = b""
+        return self._left
+
+    def receive(self, count: int) -> bytearray:
+        """So many bytes of the PDU; fewer where the peer closed the connection."""
+        data = bytearray(count)
+        with memoryview(data) as view:
+            done = self.receive_into(view)
+        del data[done:]
+        return data
+
+    def receive_into(self, view: memoryview) -> int:
+        """Fill a part of a buffer with the next bytes of the PDU; how many came before the peer closed the connection.
+
+        Raises:
+            OSError: The connection is gone, or was ended as the PDU took too long.
+        """
+        done = 0
+        while done < len(view):
+            self._set_wait()
+            try:
+                # All of it in one call, and without the interpreter's lock: a PDU comes in dozens of segments.
+                count = super().recv_into(view[done:], 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                continue  # the time is over, as the next round finds
+            if not count:
+                break
+            done += count
+        self._left -= done
+        return done
+
+    def _fill_head(self) -> None:
+        """Read the head of a PDU, as far as it is not here, and look at the length that it names."""
+        if self._left or len(self._head) == HEADER:
+            return
+        self._deadline = time.monotonic() + self._patience_s
+        self._left = HEADER
+        try:
+            self._head = bytes(self.receive(HEADER))
+        finally:
+            self._left = 0
+        if len(self._head) < HEADER:
+            return
+        kind, _, length = struct.unpack(">BBL", self._head)
+        most = max(self._most, LEAST_REQUEST) if kind == ASSOCIATE_REQUEST else self._most + _SLACK
+        self._count(length)
+        if length > most:
+            self._refuse(f"a PDU of {length} bytes, more than {most}")
+        if self._message > LARGEST_MESSAGE or self._shared.add(0) > LARGEST_TOGETHER:
+            self._refuse(f"a message of {self._message} bytes and more")
+        self._left = length
+
+    def _set_wait(self) -> None:
+        """Let the kernel wait as long as there is time for this PDU; it is told only where that has changed much."""
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            self._refuse(f"a PDU that takes longer than {self._patience_s:g} s")
+        if abs(left_s - self._wait_s) > 0.1 * self._patience_s:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left_s))
+            self._wait_s = left_s
+
+    def _count(self, count: int) -> None:
+        self._message += count
+        self._shared.add(count)
+
+    def _refuse(self, why: str) -> None:
+        self._refused(why)
+        with contextlib.suppress(OSError):  # it may be gone already
+            super().send(ABORT, socket.MSG_DONTWAIT)
+        raise ConnectionAbortedError(why)
+
+    def send(self, data: object, flags: int = 0) -> int:
+        """An answer: the message before it has been taken."""
+        self._count(-self._message)
+        return super().send(data, flags)  # type: ignore[arg-type]  # any buffer, as the base has it
+
+    def shutdown(self, how: int) -> None:
+        """As the base has it, also where the peer was faster: pynetdicom closes only after this."""
+        with contextlib.suppress(OSError):
+            super().shutdown(how)
+
+    def close(self) -> None:
+        """Close; what was being received is no longer."""
+        self._count(-self._message)
+        super().close()
+
+
+def _timeval(seconds: float) -> bytes:
+    """As setsockopt has it; zero would be for ever."""
+    micros = max(int(seconds * 1_000_000), 1)
+    return struct.pack("@ll", micros // 1_000_000, micros % 1_000_000)

@@ -1,0 +1,231 @@
+"""Which series are run: the site's rules first, then what `ctflow.dicom.read.select.selection` deems fit. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ctflow.dicom.attributes import number, text
+from ctflow.dicom.body_parts import holds_no_other, suits
+from ctflow.dicom.read.scan import Scan
+from ctflow.dicom.read.select.selection import select_series
+from ctflow.dicom.read.select.series import Candidate, Series
+from ctflow.settings.document import Place, key, list_of, one_of, real, section, switch
+from ctflow.settings.document import text as one_line
+
+_LONGEST_FACT = 1024  # characters of a value that is compared; DICOM allows 64
+_ABSENT = "absent"  # a code string has capitals only, so no BodyPartExamined is this word
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `min` to `max`, both included."""
+
+    min: float = key(real(0, 1000), "At least this.", default=0.0)
+    max: float = key(real(0, 1000), "At most this.", default=1000.0)
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: what a series must be like for it, and what then becomes of the series."""
+
+    decision: str = key(one_of("run", "ignore"), "`run`: what `ctflow inspect` calls fit is run; `ignore`: nothing is.")
+    name: str | None = key(one_line, "What the page and the log call the rule.", default=None)
+    modality: tuple[str, ...] = key(list_of(one_line), "Modality is one of these.", default=())
+    body_part: tuple[str, ...] = key(
+        list_of(one_line),
+        "BodyPartExamined is one of these, also in other words (dicom.md): `run` takes what holds such a part, "
+        "`ignore` what holds no other. `absent` stands for none given.",
+        default=(),
+    )
+    thickness_mm: Range | None = key(section(Range), "SliceThickness in mm, as `{min: 0.5, max: 2}`.", default=None)
+    description: tuple[str, ...] = key(
+        list_of(one_line),
+        "SeriesDescription is like one of these, where `*` is any text and `?` any letter; capitals do not matter.",
+        default=(),
+    )
+    calling_ae: tuple[str, ...] = key(list_of(one_line), "AE title of the sender is one of these.", default=())
+    force: bool = key(
+        switch,
+        "With `run`: also what is possible but not fit, as `ctflow run --force` does, with a warning.",
+        default=False,
+    )
+
+    def __post_init__(self) -> None:
+        if self.force and self.decision == "ignore":
+            raise ValueError("force belongs to the decision run, and this one is ignore")
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every series fits it."""
+        return not (self.modality or self.body_part or self.thickness_mm or self.description or self.calling_ae)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What rules look at.
+
+    Attributes:
+        modality: Modality, capitals.
+        body_parts: Every BodyPartExamined of the series, capitals; empty if none is given.
+        thickness_mm: The largest SliceThickness; None if none is given.
+        description: SeriesDescription of the first slice.
+        calling_ae: AE title of the sender; None if unknown.
+    """
+
+    modality: str = ""
+    body_parts: frozenset[str] = frozenset()
+    thickness_mm: float | None = None
+    description: str = ""
+    calling_ae: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the rules say.
+
+    Attributes:
+        decision: "run" or "ignore".
+        force: Whether what is not fit is run, too.
+        rule: Which rule said so, for a person ("rule 2, scouts"); None if none did.
+    """
+
+    decision: str
+    force: bool
+    rule: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What becomes of a series.
+
+    Attributes:
+        candidate: The series and what `ctflow.dicom.read.select.selection` says of it.
+        run: Whether it is run.
+        force: Whether fitness was overruled (`Settings.force`).
+        rule: Short stable name: `rule-ignore`, or the name of select's rule.
+        reason: The same as a sentence, without patient data.
+        thickness_mm: What rules took for its SliceThickness.
+    """
+
+    candidate: Candidate
+    run: bool
+    force: bool
+    rule: str
+    reason: str
+    thickness_mm: float | None
+
+
+def facts_from_series(series: Series, calling_ae: str | None = None) -> Facts:
+    """Read what rules look at from a series' headers.
+
+    Args:
+        series: The slices.
+        calling_ae: AE title of who sent it.
+    """
+    headers = [instance.header for instance in series.instances]
+    thicknesses = [found for header in headers if (found := number(header, "SliceThickness")) is not None]
+    return Facts(
+        modality=text(headers[0], "Modality").upper()[:_LONGEST_FACT],
+        body_parts=frozenset(text(header, "BodyPartExamined").upper()[:_LONGEST_FACT] for header in headers) - {""},
+        thickness_mm=max(thicknesses, default=None),
+        description=text(headers[0], "SeriesDescription")[:_LONGEST_FACT],
+        calling_ae=calling_ae,
+    )
+
+
+def decide(facts: Facts, rules: Sequence[Rule]) -> Decision:
+    """The decision of the first rule that fits; without one, what is fit is run.
+
+    Args:
+        facts: Of one series.
+        rules: In the file's order.
+    """
+    for count, rule in enumerate(rules, start=1):
+        if _fits(facts, rule):
+            named = f"rule {count}, {rule.name}" if rule.name else f"rule {count}"
+            return Decision(rule.decision, rule.force, named)
+    return Decision("run", force=False, rule=None)
+
+
+def _fits(facts: Facts, rule: Rule) -> bool:
+    return (
+        (not rule.modality or facts.modality in {word.upper() for word in rule.modality})
+        and _fits_body_part(facts, rule)
+        and _fits_thickness(facts, rule)
+        and (not rule.description or any(_like(facts.description, pattern) for pattern in rule.description))
+        and (not rule.calling_ae or facts.calling_ae in rule.calling_ae)
+    )
+
+
+def _fits_body_part(facts: Facts, rule: Rule) -> bool:
+    """Every value of the series fits the list.
+
+    To run a CT of chest and abdomen, one of them is enough, as for `ctflow run`; to ignore it, both must be listed.
+    """
+    if not rule.body_part:
+        return True
+    if not facts.body_parts:
+        return _ABSENT in rule.body_part
+    words = {word.upper() for word in rule.body_part if word != _ABSENT}
+    fits = suits if rule.decision == "run" else holds_no_other
+    return all(fits(value, words) for value in facts.body_parts)
+
+
+def _fits_thickness(facts: Facts, rule: Rule) -> bool:
+    wanted = rule.thickness_mm
+    return wanted is None or (facts.thickness_mm is not None and wanted.min <= facts.thickness_mm <= wanted.max)
+
+
+def _like(value: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(value.casefold(), pattern.casefold())
+
+
+def verdicts_of_scan(
+    scan: Scan, rules: Sequence[Rule], *, calling_ae: str | None = None, body_parts: Collection[str] = ()
+) -> tuple[Verdict, ...]:
+    """What becomes of every series of a folder, by UID; the node and `ctflow rules test` both ask this.
+
+    Args:
+        scan: The headers.
+        rules: The site's.
+        calling_ae: AE title of who sent them.
+        body_parts: BodyPartExamined values that suit the model; empty accepts all.
+    """
+    plain = select_series(scan, body_parts=body_parts).candidates
+    forced = select_series(scan, body_parts=body_parts, force=True).candidates
+    return tuple(
+        _verdict(fit, possible, facts_from_series(fit.series, calling_ae), rules)
+        for fit, possible in zip(plain, forced, strict=True)
+    )
+
+
+def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[Rule]) -> Verdict:
+    decision = decide(facts, rules)
+    if decision.decision == "ignore":
+        return Verdict(fit, False, False, "rule-ignore", f"{decision.rule} ignores it", facts.thickness_mm)
+    candidate = possible if decision.force else fit
+    # The words of select name the command line's switch; here a rule has it.
+    reason = candidate.reason.replace("; --force runs it", "").replace("by --force", "by force")
+    if decision.rule:
+        reason = f"{reason} ({decision.rule})"
+    return Verdict(candidate, candidate.chosen, candidate.forced, candidate.rule, reason, facts.thickness_mm)
+
+
+def rules_from_place(place: Place) -> tuple[Rule, ...]:
+    """Read the list of rules from a file of settings.
+
+    Raises:
+        SettingsInvalid: Names file, line and key; also for a rule that no series can reach.
+    """
+    rules = list_of(section(Rule))(place)
+    for count, rule in enumerate(rules[:-1], start=1):
+        if rule.takes_all:
+            node = place.node.value[count]
+            place.at(f"{place.key}[{count + 1}]", node).refuse(f"is never reached: rule {count} takes every series")
+    return rules

@@ -1,0 +1,434 @@
+"""What each address of the page answers. No web framework here: an `Asked` goes in, a `Reply` comes out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from pydicom.uid import UID
+
+from ctflow import __version__
+from ctflow.node.deliver.send import COPY
+from ctflow.node.journal.journal import Journal, key_of
+from ctflow.node.journal.records import ResultRecord, SeriesDetail, SeriesRecord, State
+from ctflow.node.metrics import Metrics
+from ctflow.node.settings import ServiceSettings
+from ctflow.node.web import views
+from ctflow.node.web.guard import Tokens
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+ROWS = 50  # a page of the list
+_EVENTS = 200
+_REFRESH_S = 10
+_LARGEST_RESULT = 4_000_000  # bytes of a result.json; 1000 findings have 1 MB
+_ATTENTION = "attention"  # set aside or failed
+_REPORT, _PREVIEW = "report.html", "preview.png"
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """What the page shows.
+
+    Attributes:
+        settings: The site's.
+        journal: Of the same node.
+        results: Folder below which results lie.
+        metrics: Of the same node.
+        problems: Why the node is not ready to receive and run, as sentences; empty if it is.
+        remarks: What else does not work, as sentences; the node is ready all the same.
+        demonstration: What there is to say of a demonstration model; None for another, or while that is not known.
+        clock: Gives the Unix time.
+    """
+
+    settings: ServiceSettings
+    journal: Journal
+    results: Path
+    metrics: Metrics
+    problems: Callable[[], Sequence[str]] = tuple
+    remarks: Callable[[], Sequence[str]] = tuple
+    demonstration: Callable[[], str | None] = lambda: None
+    clock: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, already let in by its Host header and, if it is a form, by its token.
+
+    Attributes:
+        path: Its parts that stand for something, as the series' key.
+        query: What follows the question mark.
+        session: The browser's cookie.
+        peer: The browser's address.
+    """
+
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    session: str = ""
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: text or bytes, or a file, or another address to go to."""
+
+    status: int = 200
+    body: bytes = b""
+    media_type: str = "text/html; charset=utf-8"
+    file: Path | None = None
+    location: str | None = None
+    report: bool = False
+
+
+class Pages:
+    """The addresses of the page; every method may be called from any thread.
+
+    Args:
+        node: What it shows.
+        tokens: Makes the tokens of its forms.
+    """
+
+    def __init__(self, node: Node, tokens: Tokens) -> None:
+        self._node = node
+        self._tokens = tokens
+        self._templates = _environment()
+
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    def overview(self, asked: Asked) -> Reply:
+        """The list of series, newest first, all or those in a state."""
+        journal, now = self._node.journal, self._node.clock()
+        state, before = _state(asked.query.get("state")), _place(asked.query.get("before"))
+        if state is None or before is None:
+            return self.message(404, "There is no such list", "The address names a state or page that does not exist.")
+        wanted: tuple[State, ...] = state[1]
+        found = journal.series(states=wanted, limit=ROWS + 1, before=before or None)
+        refreshes = asked.query.get("refresh") == "1"
+        here = {"state": state[0], "refresh": "1" if refreshes else ""}
+        return self._page(
+            "overview.html",
+            here="series",
+            refresh_s=_REFRESH_S if refreshes else None,
+            refresh={
+                "href": _href({**here, "refresh": "" if refreshes else "1"}),
+                "label": "Stop refreshing" if refreshes else f"Refresh every {_REFRESH_S} s",
+            },
+            tiles=self._tiles(),
+            destinations=self._destinations(),
+            tabs=self._tabs(state[0], here),
+            chosen={"name": state[0], "label": _label(state[0])},
+            rows=[self._row(series, now, asked.session) for series in found[:ROWS]],
+            newest=_href(here) if before else None,
+            older=_href({**here, "before": _place_text(found[ROWS - 1])}) if len(found) > ROWS else None,
+        )
+
+    def series(self, asked: Asked) -> Reply:
+        """The page of one series."""
+        detail = self._node.journal.detail(asked.path["key"], events=_EVENTS + 1)
+        if detail is None:
+            return self._unknown()
+        series, now = detail.series, self._node.clock()
+        row = self._row(series, now, asked.session)
+        later = key_of(series.study_uid, series.series_uid, series.revision + 1)
+        return self._page(
+            "series.html",
+            here="series",
+            row=row,
+            retry_label=_retry_label(row, detail),
+            earlier=series.previous,
+            later=later if self._node.journal.find(later) else None,
+            steps=views.steps(series, detail.events, now, has_result=bool(detail.results)),
+            results=[self._result(result) for result in reversed(detail.results)],
+            none_yet=views.no_result_text(series.state),
+            deliveries=[views.delivery(record, now) for record in detail.deliveries],
+            facts=views.facts(series, _classes(detail), now, patient_data=self._node.settings.web.patient_data),
+            events=[views.event(record, now) for record in detail.events[:_EVENTS]],
+            more_events=len(detail.events) > _EVENTS,
+        )
+
+    def events(self, asked: Asked) -> Reply:
+        """The events of all series and of the node itself, the newest first, a page at a time."""
+        now, before = self._node.clock(), asked.query.get("before", "")
+        if not re.fullmatch("[0-9]{0,15}", before):
+            return self.message(404, "There is no such list", "The address names a page that does not exist.")
+        more = self._node.journal.events(limit=_EVENTS + 1, before=int(before) if before else None)
+        found = more[:_EVENTS]
+        keys = {record.series_key for record in found if record.series_key}
+        digests = {key: series.digest for key in keys if (series := self._node.journal.find(key))}
+        shown = [views.event(record, now) for record in found]
+        older = f"/events?before={found[-1].id}" if len(more) > _EVENTS else None
+        newest = "/events" if before else None
+        return self._page("events.html", here="events", events=shown, digests=digests, older=older, newest=newest)
+
+    def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Reply:
+        """A page that says one thing."""
+        return self._page(
+            "message.html", status, here="", heading=heading, message=message, back=back, back_label=label
+        )
+
+    # -- files of results ---------------------------------------------------------------------------------------------
+
+    def preview(self, asked: Asked) -> Reply:
+        """preview.png of a result."""
+        file = self._file_of(asked, _PREVIEW)
+        return Reply(file=file, media_type="image/png") if file else self._unknown()
+
+    def report(self, asked: Asked) -> Reply:
+        """report.html of a result."""
+        file = self._file_of(asked, _REPORT)
+        return Reply(file=file, media_type="text/html; charset=utf-8", report=True) if file else self._unknown()
+
+    def _file_of(self, asked: Asked, name: str) -> Path | None:
+        """A file of a result of the series in the address, if it exists."""
+        number = asked.path["number"]
+        result = self._node.journal.result(int(number)) if re.fullmatch("[0-9]{1,15}", number) else None
+        if result is None or result.series_key != asked.path["key"]:
+            return None
+        return self._existing(result, name)
+
+    def _existing(self, result: ResultRecord, name: str) -> Path | None:
+        file = self._node.results / result.folder / name
+        return file if file.is_file() else None
+
+    # -- forms --------------------------------------------------------------------------------------------------------
+
+    def retry(self, asked: Asked) -> Reply:
+        """Try a series again, and show it."""
+        return self._act(asked, self._node.journal.retry, "It is on its way already, or was delivered.")
+
+    def discard(self, asked: Asked) -> Reply:
+        """Discard a series, and show it."""
+        return self._act(asked, self._node.journal.discard, "It was delivered, or is discarded already.")
+
+    def _act(self, asked: Asked, act: Callable[..., bool], why_not: str) -> Reply:
+        key = asked.path["key"]
+        if self._node.journal.find(key) is None:
+            return self._unknown()
+        if not act(key, by=f"the page, {views.plain(asked.peer)}"):
+            return self.message(409, "Nothing was changed", why_not, back=f"/series/{key}", label="The series")
+        return Reply(303, location=f"/series/{key}")
+
+    # -- for machines -------------------------------------------------------------------------------------------------
+
+    def style(self, _asked: Asked) -> Reply:
+        """The style sheet."""
+        return Reply(body=_part("style.css"), media_type="text/css; charset=utf-8")
+
+    def icon(self, _asked: Asked) -> Reply:
+        """The icon."""
+        return Reply(body=_part("icon.svg"), media_type="image/svg+xml")
+
+    def health(self, _asked: Asked) -> Reply:
+        """Whether the process answers; restart it if not."""
+        return Reply(body=b"ok\n", media_type="text/plain; charset=utf-8")
+
+    def ready(self, _asked: Asked) -> Reply:
+        """Whether the node can receive and run; 503 with the reasons if not. What else does not work are remarks."""
+        self._node.journal.counts()
+        problems = list(self._node.problems())
+        document = {"ready": not problems, "problems": problems, "remarks": list(self._node.remarks())}
+        body = json.dumps(document).encode() + b"\n"
+        return Reply(503 if problems else 200, body, "application/json")
+
+    def metrics(self, _asked: Asked) -> Reply:
+        """What Prometheus reads."""
+        body, media_type = self._node.metrics.exposition()
+        return Reply(body=body, media_type=media_type)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _page(self, template: str, status: int = 200, **values: Any) -> Reply:
+        settings = self._node.settings
+        values.setdefault("refresh_s", None)
+        node = {
+            "ae_title": settings.ae_title,
+            "ae_title_quoted": shlex.quote(settings.ae_title),
+            "host": {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind),  # noqa: S104
+            "port": settings.port,
+            "address": views.address(settings.bind, settings.port),
+            "problems": [views.plain(problem) for problem in self._node.problems()],
+            "remarks": [views.plain(remark) for remark in self._node.remarks()],
+            "demonstration": self._node.demonstration(),
+            "version": __version__,
+            "zone": views.zone(),
+            "patient_data": settings.web.patient_data,
+        }
+        return Reply(status, self._templates.get_template(template).render(node=node, **values).encode())
+
+    def _unknown(self) -> Reply:
+        return self.message(404, "There is no such page", "The series or result may belong to another data folder.")
+
+    def _row(self, series: SeriesRecord, now: float, session: str) -> views.Row:
+        tokens = tuple(self._tokens.token(session, f"/series/{series.key}/{act}") for act in ("retry", "discard"))
+        shown = self._node.settings.web.patient_data
+        return views.row(series, now, patient_data=shown, tokens=(tokens[0], tokens[1]))
+
+    def _tiles(self) -> list[dict[str, str | None]]:
+        counts, totals = self._node.journal.counts(), self._node.journal.totals()
+        free = shutil.disk_usage(self._node.results if self._node.results.is_dir() else Path.cwd()).free
+        least = self._node.settings.limits.free_disk
+        way, failed = (sum(counts[state] for state in states) for states in (views.ON_ITS_WAY, views.ATTENTION))
+        return [
+            _tile("On their way", views.thousands(way), f"{counts['running']} running", "accent" if way else ""),
+            _tile("Delivered", views.thousands(counts["delivered"]), f"{views.thousands(totals['results'])} results"),
+            _tile(
+                "Need a look",
+                views.thousands(failed),
+                f"{counts['dead']} failed, {counts['aside']} set aside",
+                "bad" if counts["dead"] else "warn" if failed else "",
+                f"/?state={_ATTENTION}" if failed else None,
+            ),
+            _tile("Received", views.thousands(totals["instances"]), f"instances, {views.size(totals['bytes'])}"),
+            _tile("Free disk", views.size(free), f"refuses below {views.size(least)}", "bad" if free < least else ""),
+        ]
+
+    def _destinations(self) -> list[dict[str, object]]:
+        """Those of the settings, and those of earlier settings for which something still waits."""
+        backlog, settings = self._node.journal.backlog(), self._node.settings
+        named = {
+            each.name: f"{each.ae_title} at {views.address(each.host, each.port)}" for each in settings.destinations
+        }
+        if settings.copy_to is not None:
+            named[COPY] = views.plain(settings.copy_to)
+        gone = [name for name, states in backlog.items() if name not in named and (states.keys() & {"waiting", "dead"})]
+        known = {**named, **dict.fromkeys(gone, "no longer in the settings")}
+        return [
+            {"name": views.destination(name), "address": where}
+            | {state: views.thousands(backlog.get(name, {}).get(state, 0)) for state in ("sent", "dead")}
+            | {"waiting": backlog.get(name, {}).get("waiting", 0)}
+            for name, where in known.items()
+        ]
+
+    def _tabs(self, chosen: str, here: Mapping[str, str]) -> list[dict[str, object]]:
+        counts = self._node.journal.counts()
+        tabs = [("", sum(counts.values())), *((str(state), counts[state]) for state in views.STATES)]
+        return [
+            {
+                "label": _label(name),
+                "count": views.thousands(count),
+                "here": name == chosen,
+                "href": _href({**here, "state": name}),
+            }
+            for name, count in tabs
+            if count or name in ("", chosen)
+        ]
+
+    def _result(self, result: ResultRecord) -> dict[str, Any]:
+        """What the page of a series says of a result; of one whose files are gone, that they are."""
+        where = f"/series/{result.series_key}/results/{result.id}"
+        shown: dict[str, Any] = {
+            "number": result.id,
+            "model": views.plain(result.model),
+            "version": views.plain(result.version),
+            "seconds": f"{result.elapsed_s:.1f} s",
+            "preview": f"{where}/{_PREVIEW}" if self._existing(result, _PREVIEW) else None,
+            "report": f"{where}/{_REPORT}" if self._existing(result, _REPORT) else None,
+            "engine": "",
+            "research_only": None,
+            "statement": None,
+            "segments": [],
+            "warnings": [],
+            "problem": None,
+        }
+        try:
+            return shown | _from_document(self._node.results / result.folder / "result.json")
+        except FileNotFoundError:
+            return shown | {"problem": "Its files are no longer in the data folder."}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return shown | {"problem": f"result.json cannot be read ({type(error).__name__})."}
+
+
+def _environment() -> Environment:
+    # Late: the library does not need it, only the node.
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
+    return Environment(
+        loader=PackageLoader("ctflow.node.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+
+
+def _part(name: str) -> bytes:
+    return (resources.files("ctflow.node.web") / "templates" / name).read_bytes()
+
+
+def _tile(name: str, value: str, more: str, tone: str = "", href: str | None = None) -> dict[str, str | None]:
+    return {"name": name, "value": value, "more": more, "tone": tone, "href": href}
+
+
+def _label(state: str) -> str:
+    if state == _ATTENTION:
+        return "Need a look"
+    return next((shown.label for shown in views.STATES.values() if shown.name == state), "All")
+
+
+def _state(given: str | None) -> tuple[str, tuple[State, ...]] | None:
+    """The state that the address names and what to ask the journal for; None for a word that is no state."""
+    if not given:
+        return "", ()
+    if given == _ATTENTION:
+        return given, views.ATTENTION
+    return next(((given, (state,)) for state in views.STATES if state == given), None)
+
+
+def _place(given: str | None) -> tuple[float, str] | tuple[()] | None:
+    """Where a page of the list begins; empty where the address does not say, None where it says nonsense."""
+    if not given:
+        return ()
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)_([0-9a-f]{32})", given, re.ASCII)
+    return (float(match[1]), match[2]) if match else None
+
+
+def _place_text(series: SeriesRecord) -> str:
+    """The place behind a series, for `_place`; `repr` gives each time back as it was."""
+    return f"{series.last_at!r}_{series.key}"
+
+
+def _href(values: Mapping[str, str]) -> str:
+    query = urlencode({name: value for name, value in values.items() if value})
+    return f"/?{query}" if query else "/"
+
+
+def _retry_label(row: views.Row, detail: SeriesDetail) -> str | None:
+    """The button of the series' page: what was computed is sent, never computed again."""
+    waits = any(each.state == "waiting" and each.attempts for each in detail.deliveries)
+    if detail.series.state == "done" and waits:
+        return "Send now"
+    return "Send again" if row.retry and detail.results else row.retry
+
+
+def _classes(detail: SeriesDetail) -> Mapping[str, int]:
+    """How many instances have each SOP class and transfer syntax, the commonest first."""
+    counts = Counter((each.sop_class_uid, each.transfer_syntax) for each in detail.instances)
+    return {f"{_uid_name(kind)}, {_uid_name(syntax)}": count for (kind, syntax), count in counts.most_common(10)}
+
+
+def _uid_name(uid: str) -> str:
+    """A name of the DICOM dictionary; a UID that is not in it may hold anything and stays unnamed."""
+    return UID(uid).name if UID(uid).is_valid and UID(uid).name != uid else "another"
+
+
+def _from_document(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        content = stream.read(_LARGEST_RESULT + 1)
+    if len(content) > _LARGEST_RESULT:
+        raise ValueError("too large")
+    document = json.loads(content)
+    engine = document["engine"]
+    return {
+        "engine": views.plain(f"{engine['backend']} {engine['precision']} on {engine['device']}"),
+        "research_only": document["research_only"] and views.plain(document["research_only"]),
+        "statement": document["statement"] and views.plain(document["statement"]),
+        "segments": views.segment_rows(document["segments"]),
+        "warnings": [views.plain(warning) for warning in document["warnings"]],
+    }

@@ -1,0 +1,374 @@
+"""The journal's records as a person reads them: words, times, sizes. Pure; no patient data of its own accord."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ctflow.node.deliver.send import COPY, WHOLE
+from ctflow.node.journal.records import DeliveryRecord, EventRecord, Patient, SeriesRecord, State
+
+_LONGEST_TEXT = 500
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A state as the page calls it; `tone` is a class of the style sheet, the word says the same without colour."""
+
+    name: str
+    label: str
+    tone: str
+
+
+STATES: Mapping[State, Shown] = {
+    "received": Shown("received", "Receiving", "accent"),
+    "complete": Shown("complete", "Waiting", "dim"),
+    "running": Shown("running", "Running", "accent"),
+    "done": Shown("done", "Result ready", "accent"),
+    "delivered": Shown("delivered", "Delivered", "good"),
+    "aside": Shown("aside", "Set aside", "warn"),
+    "dead": Shown("dead", "Failed", "bad"),
+    "discarded": Shown("discarded", "Discarded", "dim"),
+}
+DELIVERY_STATES = {
+    "waiting": Shown("waiting", "Waiting", "accent"),
+    "sent": Shown("sent", "Sent", "good"),
+    "dead": Shown("dead", "Failed", "bad"),
+    "withdrawn": Shown("withdrawn", "Withdrawn", "dim"),
+}
+CAN_RETRY: frozenset[State] = frozenset({"aside", "dead", "discarded"})
+CANNOT_DISCARD: frozenset[State] = frozenset({"discarded", "delivered"})
+ON_ITS_WAY: tuple[State, ...] = ("received", "complete", "running", "done")
+ATTENTION: tuple[State, ...] = ("aside", "dead")
+_TONES_OF_EVENTS = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
+_NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: as they are
+_NO_RESULT: Mapping[State, str] = {
+    "received": "The series is still coming in.",
+    "complete": "The series waits for a worker.",
+    "running": "The model is at work.",
+}
+
+
+def plain(value: object) -> str:
+    """A sender's text in one line; what has no picture (controls, changes of direction) becomes a mark."""
+    text = str(value)
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:_LONGEST_TEXT])
+    return f"{shown}\N{HORIZONTAL ELLIPSIS}" if len(text) > _LONGEST_TEXT else shown
+
+
+# -------------------------------------------------------------------------------------------------- times and sizes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time: for machines, in full, short (the day only if it is another), and as an age."""
+
+    iso: str
+    full: str
+    short: str
+    ago: str
+
+
+def moment(seconds: float, now: float) -> Moment:
+    """A Unix time as the page shows it, in the machine's time zone."""
+    when, today = datetime.fromtimestamp(seconds).astimezone(), datetime.fromtimestamp(now).astimezone()
+    short = f"{when:%H:%M:%S}" if when.date() == today.date() else f"{when:%d %b %H:%M}"
+    if when.year != today.year:
+        short = f"{when:%d %b %Y}"
+    return Moment(when.isoformat(timespec="seconds"), f"{when:%Y-%m-%d %H:%M:%S %Z}", short, _ago(now - seconds))
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 1:
+        return "now"
+    return f"{duration(seconds)} ago"
+
+
+def duration(seconds: float) -> str:
+    """A span with its largest unit: `8 s`, `3 min`, `5 h`, `12 days`."""
+    for limit, unit, factor in ((100, "s", 1), (6000, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / factor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def zone() -> str:
+    """The machine's time zone."""
+    return time.strftime("%Z") or "the machine's time zone"
+
+
+def size(count: float) -> str:
+    """Bytes with a unit: `145 MB`, `1.2 GB`."""
+    for limit, unit, factor in ((1e6, "kB", 1e3), (1e9, "MB", 1e6), (1e12, "GB", 1e9)):
+        if count < limit:
+            return f"{count / factor:.{0 if count / factor >= 10 or unit == 'kB' else 1}f} {unit}"
+    return f"{count / 1e12:.1f} TB"
+
+
+def thousands(count: int) -> str:
+    """A count with thin spaces between thousands."""
+    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def address(host: str, port: int) -> str:
+    """A socket's address as people write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# ----------------------------------------------------------------------------------------------------------- series
+
+
+@dataclass(frozen=True)
+class Row:
+    """A series in a list or at the head of its page."""
+
+    key: str
+    digest: str
+    revision: int
+    state: Shown
+    reason: str | None
+    calling_ae: str
+    peer: str
+    modality: str
+    instances: str
+    expected: str
+    missing: bool
+    size: str
+    last: Moment
+    patient: Patient | None
+    retry: str | None
+    can_discard: bool
+    retry_token: str
+    discard_token: str
+
+
+def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[str, str]) -> Row:
+    """A series as lists show it.
+
+    Args:
+        series: The record.
+        now: Unix time.
+        patient_data: Whether the patient may be shown, where the journal knows who it is.
+        tokens: Of the forms that retry and discard it.
+    """
+    expected = series.expected_instances
+    return Row(
+        key=series.key,
+        digest=series.digest,
+        revision=series.revision,
+        state=STATES[series.state],
+        reason=_reason(series, now),
+        calling_ae=plain(series.calling_ae),
+        peer=plain(series.peer),
+        modality=plain(series.modality)[:16],
+        instances=thousands(series.instances),
+        expected="" if expected is None else thousands(expected),
+        missing=expected is not None and expected > series.instances,
+        size=size(series.bytes),
+        last=moment(series.last_at, now),
+        patient=_patient(series.patient) if patient_data else None,
+        retry=_retry_label(series, now),
+        can_discard=series.state not in CANNOT_DISCARD,
+        retry_token=tokens[0],
+        discard_token=tokens[1],
+    )
+
+
+def no_result_text(state: State) -> str:
+    """What stands in the place of a result that is not there."""
+    return _NO_RESULT.get(state, "There is none.")
+
+
+def _retry_label(series: SeriesRecord, now: float) -> str | None:
+    """What the button says that tries it again; None where there is nothing to try."""
+    if series.state in CAN_RETRY:
+        return "Try again"
+    return "Try now" if series.state == "complete" and series.next_at > now else None
+
+
+def _reason(series: SeriesRecord, now: float) -> str | None:
+    """Why it is where it is; and when a series that failed for a moment is tried again."""
+    # While it runs, what kept it from running before is over.
+    said = None if series.reason is None or series.state == "running" else plain(series.reason)
+    if series.state == "complete" and series.next_at > now:
+        return f"{said or 'tried before'}; again in {duration(series.next_at - now)}"
+    if series.state == "received" and series.refused:
+        many = "1 instance was" if series.refused == 1 else f"{thousands(series.refused)} instances were"
+        return f"{many} refused and must come again"
+    return said
+
+
+def _patient(patient: Patient | None) -> Patient | None:
+    if patient is None:
+        return None
+    return Patient(*(plain(value) for value in (*_names(patient),)))
+
+
+def _names(patient: Patient) -> tuple[str, str, str, str]:
+    return patient.name, patient.patient_id, patient.birth_date, patient.accession_number
+
+
+def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patient_data: bool) -> list[tuple[str, str]]:
+    """What is known of a series, as terms and values.
+
+    Args:
+        series: The record.
+        classes: Names of its SOP classes and transfer syntaxes, and how many instances have each.
+        now: Unix time.
+        patient_data: Whether the patient and the UIDs may be shown.
+    """
+    shown = _patient(series.patient) if patient_data else None
+    found: list[tuple[str, str]] = []
+    if shown is not None:
+        terms = ("Patient", "Patient ID", "Birth date", "Accession number")
+        found += [(term, value or "none") for term, value in zip(terms, _names(shown), strict=True)]
+    if patient_data:
+        found += [("Study UID", plain(series.study_uid)), ("Series UID", plain(series.series_uid))]
+    expected = "" if series.expected_instances is None else f" of {thousands(series.expected_instances)} announced"
+    found += [
+        ("Sender", plain(series.calling_ae)),
+        ("Address", plain(series.peer)),
+        ("Modality", plain(series.modality) or "not given"),
+        ("Instances", f"{thousands(series.instances)}{expected}, {size(series.bytes)}"),
+        *((f"{thousands(count)} of them" if len(classes) > 2 else "Kind", name) for name, count in classes.items()),
+        ("First instance", moment(series.first_at, now).full),
+        ("Last instance", moment(series.last_at, now).full),
+    ]
+    if series.duplicates:
+        found.append(("Came again", thousands(series.duplicates)))
+    if series.attempts:
+        found.append(("Attempts", str(series.attempts)))
+    return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a series' way."""
+
+    label: str
+    tone: str
+    at: Moment | None
+    here: bool = False
+
+
+_STEPS = (("received", "Received"), ("complete", "Complete"), ("running", "Run"), ("done", "Result"))
+_LAST_STEP = ("delivered", "Delivered")
+_REACHED = {"received": 0, "complete": 1, "running": 2, "done": 3, "delivered": 4}
+
+
+def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, has_result: bool) -> list[Step]:
+    """The way of a series: what it has behind it and when, where it is, what is still to come.
+
+    Args:
+        series: The record.
+        events: Its events, the newest first.
+        now: Unix time.
+        has_result: Whether a model answered.
+    """
+    newest: dict[str, float] = {}
+    for event in events:
+        newest.setdefault(event.kind, event.at)
+    stopped = series.state not in _REACHED
+    if stopped:
+        reached = (
+            3 if has_result else max((_REACHED[kind] for kind in newest if kind in ("complete", "running")), default=0)
+        )
+        reached += 1
+    else:
+        reached = _REACHED[series.state]
+    found = []
+    for number, (kind, label) in enumerate((*_STEPS, _LAST_STEP)):
+        tone = "past" if number < reached else "todo"
+        if number == reached:
+            tone = "stopped" if stopped else "past" if series.state in ("done", "delivered") else "now"
+        at = moment(newest[kind], now) if kind in newest and number <= reached else None
+        found.append(Step(label, tone, at, here=number == reached))
+    return found
+
+
+# ------------------------------------------------------------------------------------------- deliveries and events
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One object on its way to one destination."""
+
+    destination: str
+    file: str
+    state: Shown
+    attempts: int
+    sent: Moment | None
+    next: str
+    error: str | None
+
+
+def destination(name: str) -> str:
+    """A destination as the page calls it."""
+    return "folder of copies" if name == COPY else plain(name)
+
+
+def delivery(record: DeliveryRecord, now: float) -> Delivery:
+    """A delivery as the page of its series shows it."""
+    waits = record.state == "waiting" and record.attempts > 0
+    return Delivery(
+        destination=destination(record.destination),
+        file="the whole result" if record.file == WHOLE else plain(record.file),
+        state=DELIVERY_STATES[record.state],
+        attempts=record.attempts,
+        sent=None if record.sent_at is None else moment(record.sent_at, now),
+        next=f"in {duration(max(record.next_at - now, 0))}" if waits else "",
+        error=None if record.last_error is None else plain(record.last_error),
+    )
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the audit trail."""
+
+    at: Moment
+    kind: str
+    key: str | None
+    peer: str | None
+    text: str
+    tone: str
+
+
+def event(record: EventRecord, now: float) -> Event:
+    """An event as the page shows it."""
+    return Event(
+        at=moment(record.at, now),
+        kind=_NAMES_OF_EVENTS.get(record.kind, plain(record.kind)),
+        key=record.series_key,
+        peer=None if record.peer is None else plain(record.peer),
+        text=plain(record.text),
+        tone=_TONES_OF_EVENTS.get(record.kind, "dim"),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """One segment of a result."""
+
+    label: str
+    findings: str
+    volume: str
+    diameter: str
+
+
+def segment_rows(segments: Sequence[Mapping[str, Any]]) -> list[SegmentRow]:
+    """The segments of a result.json (docs/result.schema.json)."""
+    return [
+        SegmentRow(
+            label=plain(segment["label"]),
+            findings=thousands(segment["components"]),
+            volume=f"{segment['volume_ml']:.2f}" if segment["voxels"] else "-",
+            diameter=f"{segment['longest_diameter_mm']:.1f}" if segment["longest_diameter_mm"] is not None else "-",
+        )
+        for segment in segments
+    ]

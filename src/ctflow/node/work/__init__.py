@@ -1,0 +1,1 @@
+"""The worker pool: one process a GPU (or one for the CPU)."""

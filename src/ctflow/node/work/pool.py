@@ -1,0 +1,384 @@
+"""The durable queue's workers: one process a GPU (or one for the CPU), each led by a thread of the node."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import OutputError
+from ctflow.core.processes import bare_start
+from ctflow.node.journal.journal import Journal
+from ctflow.node.journal.records import Answer, Job
+from ctflow.node.metrics import Metrics
+from ctflow.node.work.worker import Line, NotReady, Outcome, Ready, Setup, Task, run_worker
+
+MOST_ATTEMPTS = 5
+FIRST_WAIT_S = 10.0  # then four times as long after each attempt: 10 s, 40 s, 3 min, 11 min
+MOST_CASE_S = 4 * 3600.0  # a case of 1000 slices takes minutes on two cores; what takes longer hangs
+_LOOK_AGAIN_S = 30.0  # for what no event tells: a clock that was set
+_RESTART_S = 5.0  # a worker that cannot open must not be started in a tight loop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of the node: `inbox` has the instances, `results` gets results, `scratch` is for what runs."""
+
+    inbox: Path
+    results: Path
+    scratch: Path
+
+    @classmethod
+    def below(cls, data: Path) -> Places:
+        """Those of a data folder."""
+        return cls(data / "inbox", data / "results", data / "running")
+
+
+class WorkerFailed(Exception):
+    """The worker's process ended, or had to be ended, before it answered."""
+
+
+class Crew:
+    """All workers.
+
+    Args:
+        journal: Gives jobs and takes what became of them.
+        places: Where files are.
+        setup: What each worker opens; its device is replaced.
+        devices: One worker on each; empty means every GPU, or the CPU where there is none.
+        deliveries: Says for an answer which file goes to which destination.
+        metrics: Told how long stages took.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        places: Places,
+        setup: Setup,
+        devices: Sequence[str],
+        deliveries: Callable[[Answer], Sequence[tuple[str, str]]],
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.journal, self.places, self.metrics = journal, places, metrics
+        self.deliveries = deliveries
+        self._setup = setup
+        self._devices = tuple(devices)
+        self._changed = threading.Condition()
+        self._wakes = 0
+        self.ending = threading.Event()
+        self._foremen: list[Foreman] = []
+        self.first_word: Ready | NotReady | None = None
+        self.opened = threading.Event()
+        journal.on_change(self._wake)
+
+    def start(self) -> None:
+        """Start the workers, each in a thread and a process; they open their engines meanwhile."""
+        shutil.rmtree(self.places.scratch, ignore_errors=True)
+        self._add(self._devices or (None,))
+
+    def _add(self, devices: Sequence[str | None]) -> None:
+        for device in devices:
+            setup = replace(self._setup, settings=replace(self._setup.settings, device=device))
+            foreman = Foreman(self, setup, f"worker {len(self._foremen)}")
+            self._foremen.append(foreman)
+            foreman.start()
+
+    def told(self, word: Ready | NotReady) -> None:
+        """A worker's first word; the very first one says how many GPUs there are."""
+        if self.first_word is None and isinstance(word, Ready) and not self._devices and word.gpus > 1:
+            self._add([f"cuda:{number}" for number in range(1, word.gpus)])
+        if self.first_word is None or isinstance(word, Ready):
+            self.first_word = word
+        self.opened.set()
+
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """What must live while something is to be run."""
+        return tuple(self._foremen)
+
+    def problems(self) -> list[str]:
+        """Why nothing can be run now; empty while one worker is open."""
+        if any(foreman.is_ready for foreman in self._foremen):
+            return []
+        if isinstance(self.first_word, NotReady):
+            return [f"no worker is open: {self.first_word.message}"]
+        return ["no worker is open yet" if self.first_word is None else "no worker is open: the log says why"]
+
+    def remarks(self) -> list[str]:
+        """Which workers are not open while others are, and what nobody foresaw."""
+        closed = [foreman.name for foreman in self._foremen if not foreman.is_ready]
+        faults = [foreman.fault for foreman in self._foremen if foreman.fault]
+        return faults + ([f"{name} is not open" for name in closed] if len(closed) < len(self._foremen) else [])
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._wakes += 1
+            self._changed.notify_all()
+
+    def next_job(self, is_ready: Callable[[], bool]) -> Job | None:
+        """Wait for a job; None at the end, or where the one who asks is not ready any more."""
+        while not self.ending.is_set() and is_ready():
+            with self._changed:
+                seen = self._wakes
+            due = self.journal.next_run_at()
+            if due is not None and due <= time.time():
+                job = self.journal.claim()
+                if job is not None:
+                    return job
+            left_s = _LOOK_AGAIN_S if due is None else min(max(due - time.time(), 0.01), _LOOK_AGAIN_S)
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._wakes != seen or self.ending.is_set(), left_s)  # type: ignore[misc]
+        return None
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more jobs; what runs may finish for a while, then waits in the journal for the next start."""
+        self.ending.set()
+        self._wake()
+        deadline = time.monotonic() + grace_s
+        for foreman in self._foremen:
+            foreman.join(max(deadline - time.monotonic(), 0))
+        for foreman in self._foremen:
+            foreman.kill()
+            foreman.join()
+
+
+class Foreman(threading.Thread):
+    """Leads one worker: starts its process, hands it jobs, tells the journal, starts it again where it died."""
+
+    def __init__(self, crew: Crew, setup: Setup, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._crew = crew
+        self._setup = setup
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._killed = False
+        self.is_open = False
+        self.fault = ""  # the last one that nobody foresaw, until a series is through again
+
+    def run(self) -> None:
+        """Until the crew ends."""
+        try:
+            while not self._crew.ending.is_set():
+                try:
+                    is_ready = self.is_ready or self._start_process()
+                    job = self._crew.next_job(lambda: self.is_ready) if is_ready else None
+                except OutputError as error:  # the disk is full: work can wait
+                    log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
+                    is_ready, job = False, None
+                except (OSError, sqlite3.Error):  # no memory for a process, no descriptors: they may come again
+                    log.exception("%s cannot go on now", self.name)
+                    is_ready, job = False, None
+                except Exception as error:  # noqa: BLE001  # a thread that ended would take its device along
+                    self._met(error, self.name)
+                    self.is_open = is_ready = False
+                    job = None
+                if job is not None:
+                    self._lead(job)
+                elif not is_ready:
+                    self._crew.ending.wait(_RESTART_S)
+        finally:
+            self._end_process()
+
+    def _met(self, error: Exception, what: str) -> str:
+        """Log a fault that nobody foresaw and have `/readyz` show it; the sentence that names it."""
+        self.fault = str(unexpected(error, what))
+        log.error("%s", self.fault)  # `unexpected` logs the traceback
+        return self.fault
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        self._killed = True
+        process = self._process
+        if process is not None and process.is_alive():
+            process.kill()
+
+    # -- the process --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker's process lives and has opened its engine."""
+        process = self._process
+        return self.is_open and process is not None and process.is_alive()
+
+    def _start_process(self) -> bool:
+        """Start a worker and hear its first word; whether it is open."""
+        self._end_process()
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=run_worker, args=(theirs, self._setup), name=self.name)
+        try:
+            with bare_start():
+                self._process.start()
+        except OSError as error:
+            self._process = None
+            self._crew.told(NotReady("BackendUnavailable", f"its process cannot be started ({error.strerror})", 4))
+            raise
+        finally:
+            theirs.close()
+        try:
+            word = self._hear(None)
+        except WorkerFailed as error:
+            word = NotReady("WorkerFailed", str(error), 4)
+        if not isinstance(word, (Ready, NotReady)):
+            raise TypeError(f"a worker's first word is not {type(word).__name__}")
+        if isinstance(word, NotReady) and not self._killed:
+            log.error("%s: %s: %s", self.name, word.kind, word.message)
+        self.is_open = isinstance(word, Ready)
+        self._crew.told(word)
+        return self.is_open
+
+    def _end_process(self) -> None:
+        self.is_open = False
+        if self._connection is not None:
+            self._connection.close()  # a worker that waits sees the end and leaves
+            self._connection = None
+        if self._process is not None:
+            self._process.join(5)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            self._process = None
+
+    def _hear(self, limit_s: float | None) -> object:
+        """The worker's next word; lines of its log are told on.
+
+        Raises:
+            WorkerFailed: It ended, or said nothing for too long and was ended.
+        """
+        connection, process = self._connection, self._process
+        if connection is None or process is None:
+            raise ValueError("start the process first")
+        while True:
+            if not wait([connection, process.sentinel], limit_s):
+                process.kill()
+                process.join()
+                raise WorkerFailed(f"the worker did not answer for {limit_s or 0:g} s")
+            try:
+                if connection.poll():
+                    word = connection.recv()
+                    if not isinstance(word, Line):
+                        return word
+                    logging.getLogger(word.name).log(word.level, "%s", word.message)
+                    continue
+            except (EOFError, ConnectionResetError):
+                pass
+            process.join()
+            raise WorkerFailed(f"the worker ended {_how(process.exitcode)}")
+
+    def _ask(self, task: Task) -> object:
+        if self._connection is None:
+            raise WorkerFailed("the worker is not open")
+        self._connection.send(task)
+        return self._hear(MOST_CASE_S)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def _lead(self, job: Job) -> None:
+        """Run one series; nothing ends this thread, though the series may then wait for the node's next start."""
+        try:
+            self._run_or_put_back(job)
+        except Exception as error:  # noqa: BLE001  # not even the journal could be told what had failed
+            self._met(error, f"series {job.digest}")
+            self.is_open = False  # a late answer would be taken for that to the next series
+            self._crew.ending.wait(_RESTART_S)
+
+    def _run_or_put_back(self, job: Job) -> None:
+        """What fails in the node itself (no descriptors, SQLite) does not end the series: it runs again."""
+        try:
+            self._run_job(job)
+        except (OSError, sqlite3.Error) as error:  # what had been committed before stays so
+            log.exception("series %s: %s cannot go on now", job.digest, self.name)
+            reason = f"the node could not run it ({type(error).__name__}: the log says more)"
+            self._tell(lambda: self._settle(job, Outcome("again", reason)))
+            self._crew.ending.wait(_RESTART_S)
+        except Exception as error:  # noqa: BLE001  # else the series would run until the node's next start
+            fault = self._met(error, f"series {job.digest}")
+            self.is_open = False  # a late answer would be taken for that to the next series
+            self._tell(lambda: self._settle(job, Outcome("again", fault)))
+            self._crew.ending.wait(_RESTART_S)
+
+    def _run_job(self, job: Job) -> None:
+        crew = self._crew
+        series = crew.journal.find(job.key)
+        places = crew.places
+        task = Task(
+            job, places.inbox, places.results, places.scratch / job.key, series.calling_ae if series else "unknown"
+        )
+        try:
+            outcome = self._ask(task)
+        except (WorkerFailed, ConnectionError) as error:
+            self.is_open = False
+            if not self._killed:  # else the node ends, and the next start finds it running
+                reason = str(error) or "the worker ended"
+                log.error("series %s: %s", job.digest, reason)  # noqa: TRY400  # named: no traceback needed
+                self._tell(lambda: crew.journal.worker_died(job, reason))
+            return
+        except OSError:
+            self.is_open = False  # its late answer would be taken for that to the next series
+            raise
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"a worker's answer is not {type(outcome).__name__}")
+        self.is_open = self.is_open and outcome.is_sound
+        try:
+            self._tell(lambda: self._settle(job, outcome))
+            self.fault = ""
+        except (OSError, sqlite3.Error):
+            raise
+        except Exception as error:  # noqa: BLE001  # else every start of the node would meet the same fault again
+            fault = self._met(error, f"series {job.digest}")
+            self._tell(lambda: crew.journal.give_up(job, fault))
+
+    def _tell(self, tell: Callable[[], object]) -> None:
+        """Tell the journal, again and again where the disk is full: the work is done and must not be lost."""
+        while True:
+            try:
+                tell()
+            except OutputError as error:
+                log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
+                if self._crew.ending.wait(_RESTART_S):
+                    return
+            else:
+                return
+
+    def _settle(self, job: Job, outcome: Outcome) -> None:
+        journal = self._crew.journal
+        if outcome.answer is not None:
+            if journal.commit(job, outcome.answer, self._crew.deliveries(outcome.answer)):
+                self._measure(job, outcome)
+            else:
+                shutil.rmtree(self._crew.places.results / outcome.answer.folder, ignore_errors=True)
+        elif outcome.kind == "aside":
+            journal.set_aside(job.key, outcome.reason, set_digest=job.set_digest)
+        elif job.attempts >= MOST_ATTEMPTS:
+            journal.give_up(job, f"{outcome.reason} ({job.attempts} attempts)")
+        else:
+            journal.try_again(job, outcome.reason, FIRST_WAIT_S * 4 ** (job.attempts - 1))
+
+    def _measure(self, job: Job, outcome: Outcome) -> None:
+        metrics, series = self._crew.metrics, self._crew.journal.find(job.key)
+        if metrics is None or series is None or outcome.answer is None:
+            return
+        for stage, seconds in outcome.stage_seconds.items():
+            metrics.stage(stage, seconds)
+        trip_s = max(time.time() - series.last_at, 0.0)
+        metrics.stage("trip", trip_s)
+        metrics.stage("queue", max(trip_s - outcome.answer.elapsed_s, 0.0))
+
+
+def _how(exitcode: int | None) -> str:
+    """How a process ended, in words."""
+    if exitcode is not None and exitcode < 0:
+        return f"with signal {signal.Signals(-exitcode).name}"
+    return f"with exit code {exitcode}"

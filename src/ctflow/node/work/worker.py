@@ -1,0 +1,290 @@
+"""One worker: a process of its own that opens the engine once and runs one series after another.
+
+The node's own process imports no torch: it stays small, and a crash of a driver takes no acknowledged instance with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from ctflow import __version__
+from ctflow.core import errors
+from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
+from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
+from ctflow.core.processes import begin_child
+from ctflow.networks.monai_import import import_lean
+from ctflow.node.journal.records import Answer, Job, ObjectRecord
+from ctflow.node.rules import Rule, Verdict
+from ctflow.settings.run import Settings
+
+if TYPE_CHECKING:
+    from ctflow.core.model import Model
+    from ctflow.pipeline.case import Case
+    from ctflow.pipeline.segmenter import Segmenter
+
+MOST_FAULTS = 2  # attempts that end in an unexpected error
+OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in the order in which they are sent
+_NICENESS = 5  # on a CPU it takes all cores, and an instance that comes in must not wait for a window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker opens at its start."""
+
+    bundle: Path | None
+    settings: Settings
+    rules: tuple[Rule, ...] = ()
+    log_level: int = logging.INFO
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first word: what it opened; `gpus` is how many there are, also where one is used."""
+
+    model: str
+    version: str
+    demonstration: bool
+    gpus: int
+
+
+@dataclass(frozen=True)
+class NotReady:
+    """Or why it could not."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+def error_of(word: NotReady) -> CtflowError:
+    """The error that a worker could not open for, in this process."""
+    kind = getattr(errors, word.kind, errors.BackendUnavailable)
+    found: CtflowError = kind(word.message)
+    return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """One series to run.
+
+    Attributes:
+        job: As the journal says it.
+        inbox: Where its files are.
+        results: Gets the result, under `<key>/<set digest>-<basis digest>` (see `basis_of_result`).
+        scratch: A folder for links to the files; made and removed.
+        calling_ae: Who sent it.
+    """
+
+    job: Job
+    inbox: Path
+    results: Path
+    scratch: Path
+    calling_ae: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: done, set aside (trying again changes nothing), or to be tried again.
+
+    A worker that is not sound any more, after an unexpected error (a GPU's may be lost to its process), is replaced.
+    """
+
+    kind: Literal["done", "aside", "again"]
+    reason: str = ""
+    answer: Answer | None = None
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    is_sound: bool = True
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the worker's log, for the node's."""
+
+    level: int
+    name: str
+    message: str
+
+
+def run_worker(connection: Connection, setup: Setup) -> None:
+    """The process: say `Ready` or `NotReady`, then answer each `Task` with an `Outcome`, until the other end closes."""
+    begin_child()
+    import_lean()
+    os.nice(_NICENESS)
+    sender = _Sender(connection)
+    keep_values_out(sender)
+    logging.basicConfig(level=setup.log_level, handlers=[sender], force=True)
+    show_tracebacks()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            model, segmenter = _open(setup)
+        except CtflowError as error:
+            connection.send(NotReady(type(error).__name__, str(error), error.exit_code))
+            return
+        import torch  # noqa: PLC0415  # it is loaded by now
+
+        connection.send(Ready(model.spec.name, model.spec.version, model.spec.demonstration, torch.cuda.device_count()))
+        with segmenter:
+            while True:
+                connection.send(run_task(connection.recv(), setup, model, segmenter))
+
+
+class _Sender(logging.Handler):
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            message += "\n" + traceback_without_texts(record.exc_info[1])
+        with contextlib.suppress(OSError):
+            self._connection.send(Line(record.levelno, record.name, message))
+
+
+def _open(setup: Setup) -> tuple[Model, Segmenter]:
+    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415  # torch: seconds
+    from ctflow.pipeline.run import announce  # noqa: PLC0415
+    from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415
+
+    model = read_bundle(find_bundle(setup.bundle) if setup.bundle else demonstration_bundle())
+    announce(model)
+    segmenter = Segmenter(model, setup.settings)
+    segmenter.open()
+    return model, segmenter
+
+
+def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Outcome:
+    """Run one series: decide, segment, write; what goes wrong is an outcome."""
+    started = time.monotonic()
+    folder = task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
+    try:
+        # A node that ended between writing and telling the journal: the same answer, not a rival.
+        if not (folder / "result.json").is_file():
+            _remove_other_answers(folder, task.job.set_digest)
+            outcome = _compute(task, setup, model, segmenter, folder)
+            if outcome is not None:
+                return outcome
+        document = json.loads((folder / "result.json").read_bytes())
+        answer = _answer(folder, document, model, time.monotonic() - started)
+        return Outcome("done", answer=answer, stage_seconds=document["stage_seconds"])
+    except Unexpected as error:
+        return _fault(error, task)
+    except (InputError, ModelError) as error:
+        return Outcome("aside", f"{type(error).__name__}: {error}")
+    except CtflowError as error:
+        return Outcome("again", f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  # the worker has other series to run
+        fault = unexpected(error, f"series {task.job.digest}")
+        log.error("%s", fault)  # noqa: TRY400  # `unexpected` logs the traceback
+        return _fault(fault, task)
+
+
+def _fault(error: Unexpected, task: Task) -> Outcome:
+    """A driver may fail by chance, a header never: the series is tried once more, by a new process, then set aside."""
+    kind: Literal["aside", "again"] = "again" if task.job.attempts < MOST_FAULTS else "aside"
+    return Outcome(kind, f"{type(error).__name__}: {error}", is_sound=False)
+
+
+def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
+    """Digest of all that decides a result beside its instances: 16 hexadecimal digits.
+
+    After a change of the settings, the rules, the model or ctflow, what was written before and never sent is no answer.
+    The device is no part of it: after a crash, another worker may take the series.
+    """
+    settings = replace(setup.settings, device=None, cache=None)
+    parts = [__version__, model.weights_digest, model.spec, settings, setup.rules, task.calling_ae, task.job.earlier]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _remove_other_answers(folder: Path, set_digest: str) -> None:
+    """Remove what was written for the same instances on another basis; the journal never knew of it."""
+    for each in folder.parent.glob(f"{set_digest}*"):
+        shutil.rmtree(each)
+
+
+def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> Outcome | None:
+    """Write the result's folder; an outcome where there is none to be written."""
+    from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
+
+    with _links(task) as folder:
+        verdict = _verdict(task, folder, setup, model)
+        if isinstance(verdict, Outcome):
+            return verdict
+        case = _case(task, verdict, setup, result.name)
+        done = run_case(case, segmenter, setup.settings, result.parent)
+    if done.error is not None:
+        raise done.error
+    return None
+
+
+@contextlib.contextmanager
+def _links(task: Task) -> Any:
+    """A folder with exactly the set of instances: the series' own may hold more meanwhile."""
+    shutil.rmtree(task.scratch, ignore_errors=True)
+    task.scratch.mkdir(parents=True)
+    try:
+        for number, instance in enumerate(task.job.instances):
+            (task.scratch / f"{number:05d}.dcm").symlink_to(task.inbox / instance.file)
+        yield task.scratch
+    finally:
+        shutil.rmtree(task.scratch, ignore_errors=True)
+
+
+def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | Outcome:
+    from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
+    from ctflow.node.rules import verdicts_of_scan  # noqa: PLC0415
+
+    scan = scan_folder(folder)
+    if scan.unreadable or scan.ignored:
+        reason = scan.unreadable[0].reason if scan.unreadable else "not DICOM"
+        return Outcome("aside", f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({reason})")
+    verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
+    if len(verdicts) != 1:  # of one SeriesInstanceUID and study there is one, unless readers differ on what a UID is
+        return Outcome("aside", f"its instances belong to {len(verdicts)} series")
+    (verdict,) = verdicts
+    return verdict if verdict.run else Outcome("aside", f"{verdict.reason} ({verdict.rule})")
+
+
+def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:
+    from ctflow.pipeline.case import case_from_candidate  # noqa: PLC0415
+
+    case = case_from_candidate(verdict.candidate, name, setup.settings)
+    if task.job.earlier is None:
+        return case
+    report = task.results / task.job.earlier / "measurements.dcm"
+    return replace(case, previous=(pydicom.dcmread(report),)) if report.is_file() else case
+
+
+def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: float) -> Answer:
+    objects = []
+    for name in OBJECTS:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            header: Dataset = pydicom.dcmread(folder / name, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+            digest = hashlib.sha256(content).hexdigest()
+            objects.append(ObjectRecord(name, str(header.SOPClassUID), str(header.SOPInstanceUID), digest))
+    return Answer(
+        folder=f"{folder.parent.name}/{folder.name}",
+        model=str(document["model"]["name"]),
+        version=str(document["model"]["version"]),
+        weights=model.weights_digest,
+        demonstration=model.spec.demonstration,
+        elapsed_s=elapsed_s,
+        objects=tuple(objects),
+    )

@@ -1,0 +1,199 @@
+"""`ctflow serve --check` opens what the settings name."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle_support import small_unet_bundle
+from ctflow.cli.main import main
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, NotWritten, SettingsInvalid, StorageFull
+from ctflow.node.check import _data_folder, opened
+from ctflow.node.journal.journal import Journal
+from ctflow.node.journal.schema import VERSION
+from ctflow.node.node import Node
+from ctflow.node.settings import Limits, ServiceSettings, Web
+from ctflow.node.work.worker import Line, NotReady, Ready
+from ctflow.settings.run import Settings
+from service_support import worker_that_answers
+
+RUN = Settings(engine="eager", device="cpu")
+
+
+@pytest.fixture
+def settings(tmp_path) -> ServiceSettings:
+    return ServiceSettings(data=tmp_path / "data", devices=("cpu",), limits=Limits(free_disk=0), web=Web(enabled=False))
+
+
+def worker_without_a_bundle(connection, _setup) -> None:
+    connection.send(NotReady("BundleInvalid", "no such folder", 3))
+
+
+def worker_that_dies(connection, _setup) -> None:
+    connection.close()
+
+
+def worker_of_two_gpus(connection, setup) -> None:
+    connection.send(Line(logging.WARNING, "engine", f"opens {setup.settings.device}"))
+    connection.send(Ready("model", "1", False, 2))
+    with contextlib.suppress(EOFError):
+        connection.recv()
+
+
+def test_bundle_engine_device_and_folders_are_opened_and_nothing_is_left(settings, tmp_path):
+    bundle = small_unet_bundle(tmp_path / "small")
+    (tmp_path / "copies").mkdir()
+    lines = list(opened(replace(settings, bundle=bundle, copy_to=tmp_path / "copies"), RUN))
+    assert lines[:2] == ["can make the data folder", "can write to the folder for copies"]
+    assert lines[2].startswith("opened ")
+    assert lines[2].endswith(" on cpu")
+    assert not settings.data.exists()
+    assert not list((tmp_path / "copies").iterdir())
+
+
+def test_every_gpu_is_opened_where_none_is_named_and_warnings_are_said(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.node.check.run_worker", worker_of_two_gpus)
+    _, *lines = opened(replace(settings, devices=()), replace(RUN, device=None))
+    assert lines == [
+        "opened model 1 on cuda:0",
+        "warning: opens None",
+        "opened model 1 on cuda:1",
+        "warning: opens cuda:1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("worker", "error"), [(worker_without_a_bundle, BundleInvalid), (worker_that_dies, BackendUnavailable)]
+)
+def test_what_cannot_be_opened_is_the_error_that_the_node_would_end_with(settings, monkeypatch, worker, error):
+    monkeypatch.setattr("ctflow.node.check.run_worker", worker)
+    with pytest.raises(error):
+        list(opened(settings, RUN))
+
+
+def test_folders_that_cannot_be_used_are_named_errors(settings, tmp_path):
+    with pytest.raises(NotWritten, match="copy_to"):
+        list(opened(replace(settings, copy_to=tmp_path / "absent"), RUN))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritten, match="the data folder"):
+        list(opened(replace(settings, data=tmp_path / "file" / "data"), RUN))
+    with pytest.raises(StorageFull, match=r"limits\.free_disk"):
+        list(opened(replace(settings, limits=Limits(free_disk=10**18)), RUN))
+
+
+def folder_of_a_node(settings) -> None:
+    """What a node that ran and ended leaves."""
+    Journal(settings.data / "journal.sqlite3").close()
+    for name in ("inbox/ab", "results", "running"):
+        (settings.data / name).mkdir(parents=True)
+    (settings.data / "lock").touch()
+
+
+@pytest.fixture
+def shared(settings):
+    """Settings of a data folder of a node that anybody may enter, as nobody may the test's own folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = replace(settings, data=Path(folder))
+        folder_of_a_node(found)
+        for path in (found.data, *found.data.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+        yield found
+
+
+@contextlib.contextmanager
+def another_user():
+    """Root may do anything, so it asks as nobody."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_what_another_user_made_in_the_data_folder_is_named(shared):
+    with another_user():
+        assert _data_folder(shared) == "can write to the data folder"
+    folders, files = ("inbox", "inbox/ab", "results", "running"), ("journal.sqlite3", "lock")
+    for name, mode, usual in [(each, 0o555, 0o777) for each in folders] + [(each, 0o444, 0o666) for each in files]:
+        (shared.data / name).chmod(mode)
+        with another_user(), pytest.raises(NotWritten) as caught:
+            _data_folder(shared)
+        (shared.data / name).chmod(usual)
+        assert str(caught.value) == (
+            f"{name} in the data folder cannot be written (Permission denied): "
+            "the user of the node must be able to write there"
+        )
+
+
+def test_a_node_whose_lock_is_another_users_says_so(shared):
+    (shared.data / "lock").chmod(0o444)
+    with another_user(), pytest.raises(NotWritten, match="the lock of the data folder"):
+        Node(shared, RUN)
+
+
+def test_a_journal_is_looked_at_and_nothing_is_made_beside_it(settings):
+    settings.data.mkdir()
+    folder_of_a_node(settings)
+    before = sorted(settings.data.rglob("*"))
+    assert _data_folder(settings) == "can write to the data folder"
+    assert sorted(settings.data.rglob("*")) == before
+    journal = Journal(settings.data / "journal.sqlite3")  # a node runs
+    try:
+        journal.event("note", "before")
+        assert _data_folder(settings) == "can write to the data folder"
+        journal.event("note", "after")
+        assert [event.text for event in journal.events()] == ["after", "before"]
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize("is_database", [True, False])
+def test_a_journal_that_the_node_could_not_use_is_the_error_that_it_would_end_with(settings, is_database):
+    settings.data.mkdir()
+    path = settings.data / "journal.sqlite3"
+    if is_database:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    else:
+        path.write_text("no database " * 100)
+    with pytest.raises(SettingsInvalid) as node:
+        Journal(path)
+    with pytest.raises(SettingsInvalid) as check:
+        _data_folder(settings)
+    assert str(check.value) == str(node.value)
+    assert ("has version" if is_database else "not a database") in str(check.value)
+
+
+def test_a_folder_that_leads_nowhere_is_named(settings):
+    settings.data.mkdir()
+    (settings.data / "inbox").symlink_to("not-mounted")
+    with pytest.raises(NotWritten, match="inbox in the data folder"):
+        _data_folder(settings)
+
+
+def test_the_command_says_what_it_opened_and_ends_with_the_errors_code(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "node.yaml"
+    config.write_text(f"data: {tmp_path / 'data'}\ndevices: [cpu]\nlimits: {{free_disk: 1 MB}}\n")
+    monkeypatch.setattr("ctflow.node.check.run_worker", worker_that_answers)
+    assert main(["serve", "-c", str(config), "--check"]) == 0
+    assert "opened model 1 on cpu" in capsys.readouterr().out
+    monkeypatch.setattr("ctflow.node.check.run_worker", worker_without_a_bundle)
+    assert main(["serve", "-c", str(config), "--check"]) == 3
+    said = capsys.readouterr()
+    assert "listens as CTFLOW" in said.out
+    assert "no such folder" in said.err
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]])
+def test_the_pages_port_typed_for_the_node_is_refused_with_its_text(tmp_path, capsys, more):
+    assert main(["serve", "--data", str(tmp_path), "--port", "8113", *more]) == 64
+    assert "port and web.port are both 8113" in capsys.readouterr().err

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from ctflow.core.errors import SettingsInvalid
+from ctflow.node.rules import Range, Rule
+from ctflow.node.settings import (
+    GB,
+    MB,
+    Backoff,
+    Destination,
+    Limits,
+    Log,
+    Peer,
+    ServiceSettings,
+    Web,
+    documented_keys,
+    explain_settings,
+    is_peer,
+    read_settings,
+)
+
+HOME = {"HOME": "/home/node"}
+
+
+def read(tmp_path, content) -> ServiceSettings:
+    file = tmp_path / "node.yaml"
+    file.write_text(content, encoding="utf-8")
+    return read_settings(file, HOME)
+
+
+def test_everything_works_without_a_file():
+    found = read_settings(None, HOME)
+    assert found == ServiceSettings(data=Path("/home/node/.local/share/ctflow"))
+    assert (found.ae_title, found.bind, found.port) == ("CTFLOW", "127.0.0.1", 11112)
+    assert (found.web.bind, found.web.patient_data) == ("127.0.0.1", False)
+    assert found.peers == found.destinations == found.rules == ()
+
+
+def test_data_lies_where_the_environment_says():
+    assert read_settings(None, {"XDG_DATA_HOME": "/d", **HOME}).data == Path("/d/ctflow")
+    with pytest.raises(SettingsInvalid, match="data"):
+        read_settings(None, {})
+
+
+def test_a_file_of_comments_is_as_none(tmp_path):
+    assert read(tmp_path, "# all as it is\n") == read_settings(None, HOME)
+
+
+EVERYTHING = """
+data: /var/lib/ctflow
+ae_title: NODE 1
+bind: 0.0.0.0
+port: 104
+peers:
+  - {ae_title: ORTHANC, host: 10.1.2.3}
+  - host: 10.2.0.0/16
+limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB, free_disk: 20 GB}
+quiet_period_s: 2.5
+copy_to: out
+bundle: bundles/lung
+engine: openvino
+roi: body
+devices: [cuda:0, cuda:1]
+destinations:
+  - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112}
+  - {name: second, ae_title: B, host: "::1", port: 4242, backoff: {first_s: 1, most_s: 2, give_up_after_s: 60}}
+web: {enabled: true, bind: 10.0.0.1, port: 80, hosts: [node.example.org], patient_data: true}
+log: {file: /var/log/ctflow/node.jsonl, level: debug, rotate_at: 1 MB, keep: 3}
+allow_demonstration: true
+rules:
+  - {decision: run, body_part: CHEST, thickness_mm: {max: 3}}
+  - decision: ignore
+"""
+
+
+def test_every_key_is_read(tmp_path):
+    here = tmp_path.absolute()
+    expected = ServiceSettings(
+        data=Path("/var/lib/ctflow"),
+        ae_title="NODE 1",
+        bind="0.0.0.0",
+        port=104,
+        peers=(
+            Peer(ipaddress.ip_network("10.1.2.3/32"), "ORTHANC"),
+            Peer(ipaddress.ip_network("10.2.0.0/16")),
+        ),
+        limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
+        quiet_period_s=2.5,
+        copy_to=here / "out",
+        bundle=here / "bundles/lung",
+        engine="openvino",
+        roi="body",
+        devices=("cuda:0", "cuda:1"),
+        destinations=(
+            Destination("pacs", "PACS", "pacs.example.org", 11112),
+            Destination("second", "B", "::1", 4242, Backoff(1.0, 2.0, 60.0)),
+        ),
+        web=Web(True, "10.0.0.1", 80, ("node.example.org",), True),
+        log=Log(Path("/var/log/ctflow/node.jsonl"), "debug", MB, 3),
+        allow_demonstration=True,
+        rules=(Rule("run", body_part=("CHEST",), thickness_mm=Range(max=3.0)), Rule("ignore")),
+    )
+    found = read(tmp_path, EVERYTHING)
+    for each in dataclasses.fields(ServiceSettings):
+        assert getattr(found, each.name) == getattr(expected, each.name), each.name
+        assert getattr(found, each.name) != getattr(ServiceSettings(Path()), each.name), f"{each.name} is not tried"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("ae_titel: X", "ae_titel: unknown key: do you mean ae_title?"),
+        ("ae_title: SEVENTEEN LETTERS", "an AE title has 1 to 16 ASCII characters and no backslash"),
+        ("ae_title: a\\b", "an AE title has 1 to 16 ASCII"),
+        ("ae_title: RÖNTGEN", "an AE title has 1 to 16 ASCII"),
+        ("bind: localhost", "bind: must be an IP address of this machine, as 127.0.0.1"),
+        ("port: 0", "port: must be a whole number from 1 to 65535, not '0'"),
+        ("port: 65536", "port: must be a whole number from 1 to 65535, not '65536'"),
+        ("port: 8113", "port and web.port are both 8113"),
+        ("peers: [{ae_title: X}]", "peers[1]: the key host is missing"),
+        ("peers: [{host: pacs.example.org}]", "peers[1].host: must be an address or a network"),
+        (
+            "destinations: [{name: a, ae_title: X, host: 10.1.2, port: 1}]",
+            "destinations[1].host: must be a host's name",
+        ),
+        ("destinations: [{name: a, ae_title: X, host: 'h:104', port: 1}]", "without port"),
+        ("destinations: [{name: ../a, ae_title: X, host: h, port: 1}]", "destinations[1].name: must be 1 to 32"),
+        (
+            "destinations:\n- {name: a, ae_title: X, host: h, port: 1}\n- {name: a, ae_title: Y, host: h, port: 1}",
+            "destinations: the name a stands twice",
+        ),
+        (
+            "destinations: [{name: a, ae_title: X, host: h, port: 1, backoff: {first_s: 9, most_s: 1}}]",
+            "destinations[1].backoff: first_s 9 is above most_s 1",
+        ),
+        ("devices: [gpu]", "devices[1]: must be cpu or a GPU, as cuda:0, not 'gpu'"),
+        ("devices: [cuda:0, cuda:0]", "devices: the device cuda:0 stands twice"),
+        ("limits: {pdu: 100}", "limits.pdu: must be from 4 KiB to 16 MiB"),
+        ("log: {level: loud}", "log.level: 'loud' is none of debug, info, warning, error"),
+        ("rules:\n  - {decision: go}", "line 2: rules[1].decision: 'go' is none of run, ignore"),
+        ("rules:\n  - {decision: ignore}\n  - {decision: run}", "line 3: rules[2]: is never reached: rule 1"),
+        ("rules: [{decision: ignore, force: true}]", "rules[1]: force belongs to the decision run"),
+        ("rules: [{decision: run, thickness_mm: {min: 2, max: 1}}]", "thickness_mm: min 2 is above max 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(tmp_path, content, said):
+    with pytest.raises(SettingsInvalid) as caught:
+        read(tmp_path, content)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("peers", "ae_title", "address", "expected"),
+    [
+        ("", "ANY", "127.0.0.1", True),
+        ("", "ANY", "127.8.8.8", True),
+        ("", "ANY", "::1", True),
+        ("", "ANY", "::ffff:127.0.0.1", True),
+        ("", "ANY", "10.1.2.3", False),
+        ("", "ANY", "not an address", False),
+        ("{host: 10.1.2.3, ae_title: A}", "A", "10.1.2.3", True),
+        ("{host: 10.1.2.3, ae_title: A}", "A   ", "10.1.2.3", True),
+        ("{host: 10.1.2.3, ae_title: A}", "A", "::ffff:10.1.2.3", True),
+        ("{host: 10.1.2.3, ae_title: A}", "B", "10.1.2.3", False),
+        ("{host: 10.1.2.3, ae_title: A}", "A", "10.1.2.4", False),
+        ("{host: 10.1.2.3, ae_title: A}", "A", "127.0.0.1", False),
+        ("{host: 10.1.0.0/16}", "B", "10.1.255.255", True),
+        ("{host: 10.1.0.0/16}", "B", "10.2.0.0", False),
+        ("{host: 'fe80::/10'}", "B", "fe80::1%eth0", True),
+    ],
+)
+def test_only_peers_may_speak_with_the_node(tmp_path, peers, ae_title, address, expected):
+    assert is_peer(read(tmp_path, f"peers: [{peers}]" if peers else ""), ae_title, address) is expected
+
+
+def test_what_a_file_means_is_told_in_lines(tmp_path):
+    told = explain_settings(read(tmp_path, EVERYTHING)).splitlines()
+    for line in (
+        "listens as NODE 1 on 0.0.0.0:104",
+        "takes from ORTHANC at 10.1.2.3/32",
+        "takes from any AE title at 10.2.0.0/16",
+        "rule 1: run body_part CHEST and thickness_mm 0 to 3, if it is fit",
+        "rule 2: ignore every series",
+        "sends results to second: B at [::1]:4242, again after 1 to 2 s, for 0.0166667 h",
+        "results of a demonstration model are sent, too",
+        "shows its page on http://10.0.0.1:80/ with patient data, without a password, to all who reach it",
+        "writes its log to /var/log/ctflow/node.jsonl",
+    ):
+        assert line in told
+    assert "every other series is run if it is fit" not in told
+
+
+def test_what_is_seldom_meant_is_told(tmp_path):
+    told = explain_settings(read(tmp_path, "bind: 0.0.0.0\nrules: [{decision: ignore, modality: MR}]"))
+    assert "takes from this machine only: give peers, or nobody on the network can send" in told
+    assert "every other series is run if it is fit" in told
+    assert "sends results nowhere" in told
+    told = explain_settings(
+        read(tmp_path, "web: {enabled: false}\ndestinations: [{name: a, ae_title: B, host: c, port: 1}]")
+    )
+    assert "has no page" in told
+    assert "results of a demonstration model are not sent" in told
+
+
+def test_every_key_has_its_line_of_documentation():
+    keys = {each.name: each for each in documented_keys()}
+    assert {each.name for each in dataclasses.fields(ServiceSettings)} == {
+        name.split(".")[0].removesuffix("[]") for name in keys
+    }
+    assert keys["limits.series"].default == "20 GB"
+    assert keys["web.patient_data"].default == "false"
+    assert keys["destinations[].backoff.first_s"].default == "5"
+    assert all(each.meaning.endswith(".") for each in keys.values())

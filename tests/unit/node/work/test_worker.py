@@ -1,0 +1,146 @@
+"""A task ends as one of three outcomes: done, set aside with the reason, or to be tried again."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+
+from bundle_support import small_unet_bundle
+from ctflow.bundle import read_bundle
+from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.model import Model
+from ctflow.node.journal.journal import digest_of_set
+from ctflow.node.journal.records import InstanceRecord, Job
+from ctflow.node.rules import Rule
+from ctflow.node.work import worker
+from ctflow.node.work.worker import Setup, Task, basis_of_result, run_task
+from ctflow.pipeline.segmenter import Segmenter
+from ctflow.settings.run import Settings
+
+SETUP = Setup(None, Settings(engine="eager", device="cpu", report="none"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    model = read_bundle(small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small"))
+    with Segmenter(model, SETUP.settings) as segmenter:
+        yield segmenter
+
+
+@pytest.fixture
+def task(series, tmp_path) -> Task:
+    instances = tuple(
+        InstanceRecord(f"1.2.{n}", "1.2", "1.2.1", path.name, 1, "s", 0.0)
+        for n, path in enumerate(sorted(series.iterdir()))
+    )
+    job = Job("key", "1.2.3", digest_of_set([each.sop_instance_uid for each in instances]), instances, 1, None)
+    return Task(job, series, tmp_path / "results", tmp_path / "running" / "key", "ROUTER")
+
+
+def run(task, segmenter):
+    return run_task(task, SETUP, segmenter.model, segmenter)
+
+
+def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, segmenter, monkeypatch):
+    done = run(task, segmenter)
+    assert (done.kind, [each.file for each in done.answer.objects]) == (
+        "done",
+        ["segmentation.dcm", "measurements.dcm"],
+    )
+    assert (task.results / done.answer.folder / "result.json").is_file()
+    assert not task.scratch.exists()
+    assert done.stage_seconds["segment"] > 0
+    # The node ended before the journal knew: what lies there is the answer, and nothing is computed.
+    monkeypatch.setattr(worker, "_compute", lambda *_: pytest.fail("it is computed again"))
+    again = run(task, segmenter)
+    assert replace(again.answer, elapsed_s=0) == replace(done.answer, elapsed_s=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda setup, task: (replace(setup, settings=replace(setup.settings, overlap=0.5)), task),
+        lambda setup, task: (replace(setup, settings=replace(setup.settings, secondary_capture=True)), task),
+        lambda setup, task: (replace(setup, rules=(Rule("run", name="all"),)), task),
+        lambda setup, task: (setup, replace(task, job=replace(task.job, earlier="key/other"))),
+    ],
+    ids=["overlap", "secondary capture", "rules", "earlier revision"],
+)
+def test_a_result_of_another_basis_that_was_never_sent_is_no_answer(task, segmenter, change):
+    stale = run(task, segmenter).answer
+    setup, changed = change(SETUP, task)
+    fresh = run_task(changed, setup, segmenter.model, segmenter).answer
+    assert fresh.folder != stale.folder
+    assert (task.results / fresh.folder / "result.json").is_file()
+    assert not (task.results / stale.folder).exists()
+
+
+def test_another_ctflow_and_another_model_are_another_basis_and_another_device_is_not(task, segmenter, monkeypatch):
+    basis = basis_of_result(task, SETUP, segmenter.model)
+    other = replace(SETUP, settings=replace(SETUP.settings, device="cuda:1"))
+    assert basis_of_result(task, other, segmenter.model) == basis
+    model = segmenter.model
+    for changed in (
+        Model(model.spec, model.weights, "another"), Model(replace(model.spec, threshold=0.4), {}, model.weights_digest)
+    ):  # fmt: skip
+        assert basis_of_result(task, SETUP, changed) != basis
+    monkeypatch.setattr(worker, "__version__", "0.0.9")
+    assert basis_of_result(task, SETUP, segmenter.model) != basis
+
+
+def test_a_basis_is_the_same_in_another_process(task, segmenter):
+    """A digest of something that holds an address, or a set, would make every restart compute again."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        theirs = pool.submit(basis_of_result, task, SETUP, Model(segmenter.model.spec, {}, "w")).result()
+    assert theirs == basis_of_result(task, SETUP, Model(segmenter.model.spec, {}, "w"))
+
+
+def test_a_file_that_cannot_be_read_sets_the_series_aside(task, segmenter, series, tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for path in series.iterdir():
+        (inbox / path.name).write_bytes(path.read_bytes())
+    next(inbox.iterdir()).write_bytes(b"damaged")
+    outcome = run(replace(task, inbox=inbox), segmenter)
+    assert outcome.kind == "aside"
+    assert "1 instances cannot be read" in outcome.reason
+    assert not task.results.exists()
+
+
+def test_a_gap_sets_the_series_aside_by_name(task, segmenter):
+    kept = task.job.instances[:8] + task.job.instances[10:]
+    outcome = run(replace(task, job=replace(task.job, instances=kept)), segmenter)
+    assert outcome.kind == "aside"
+    assert outcome.reason.startswith("BrokenSeries: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "kinds"),
+    [
+        (DeviceOutOfMemory("too little memory"), "DeviceOutOfMemory: too little memory", ["again", "again"]),
+        (RuntimeError("SECRET^NAME"), "unexpected RuntimeError", ["again", "aside"]),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_are_not_told(
+    task, segmenter, monkeypatch, error, reason, kinds, caplog
+):
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr(worker, "_compute", fail)
+    with caplog.at_level(logging.ERROR):
+        outcomes = [run(replace(task, job=replace(task.job, attempts=n)), segmenter) for n in (1, 2)]
+    assert [outcome.kind for outcome in outcomes] == kinds
+    assert all(reason in outcome.reason for outcome in outcomes)
+    assert all(outcome.is_sound is not (kinds[1] == "aside") for outcome in outcomes)
+
+
+def test_a_series_that_is_refused_leaves_no_answer_that_was_written_on_another_basis(task, segmenter):
+    stale = run(task, segmenter).answer
+    only_others = replace(SETUP, rules=(Rule("ignore", name="all"),))
+    assert run_task(task, only_others, segmenter.model, segmenter).kind == "aside"
+    assert [path for path in task.results.rglob("*") if path.is_file()] == [], stale.folder

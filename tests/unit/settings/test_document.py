@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ctflow.core.errors import SettingsInvalid
+from ctflow.settings import document
+from ctflow.settings.document import key, list_of, one_of, place_of_file, real, section, size, size_text, switch, whole
+
+
+@dataclass(frozen=True)
+class Inner:
+    number: int = key(whole(1, 9), "A number.", default=3)
+    word: str = key(document.text, "A word.", default="blue")
+
+
+@dataclass(frozen=True)
+class Outer:
+    must: str = key(document.text, "A word.")
+    inner: Inner = key(section(Inner), "More.", default=Inner(), may_be_empty=True)
+    many: tuple[str, ...] = key(list_of(document.text, most=3), "Words.", default=(), may_be_empty=True)
+    on: bool = key(switch, "Whether.", default=False)
+    share: float = key(real(0, 2), "How much.", default=1.0)
+    room: int = key(size(0, 10**12), "Bytes.", default=0)
+    colour: str = key(one_of("red", "green"), "Colour.", default="red")
+    file: Path = key(document.path, "A file.", default=Path("x"))
+
+
+def read(tmp_path, content, kind=Outer):
+    file = tmp_path / "node.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    place = place_of_file(file)
+    return None if place is None else section(kind)(place)
+
+
+def test_values_are_of_the_kind_that_the_key_has(tmp_path):
+    found = read(
+        tmp_path,
+        "must: NO\nmany: [010, on, 'a b']\non: true\nshare: 0.5\nroom: 20 GB\ncolour: green\nfile: a/b\n"
+        "inner: {number: 4}",
+    )
+    assert found == Outer(
+        "NO", Inner(4), ("010", "on", "a b"), True, 0.5, 20 * 10**9, "green", tmp_path.absolute() / "a/b"
+    )
+
+
+def test_one_value_alone_is_a_list_of_one(tmp_path):
+    assert read(tmp_path, "must: x\nmany: y").many == ("y",)
+
+
+def test_a_group_or_list_whose_lines_are_comments_is_the_default(tmp_path):
+    assert read(tmp_path, "must: x\ninner:\n  # number: 4\nmany:\n") == Outer("x")
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "null\n"])
+def test_a_file_without_a_value_is_none(tmp_path, content):
+    assert read(tmp_path, content) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("must: x\ninner:\n  numbr: 3", "line 3: inner.numbr: unknown key: do you mean number?"),
+        ("must: x\nIn-ner: 3", "line 2: In-ner: unknown key: do you mean inner?"),
+        ("must: x\nMUST: 3", "line 2: MUST: unknown key: do you mean must?"),
+        ("must: x\nzzz: 3", "line 2: zzz: unknown key; there are colour, file, inner, many, must, on, room, share"),
+        ("must: x\n\nmust: y", "line 3: the key 'must' stands twice here, first in line 1: keep one"),
+        ("on: true", "line 1: the key must is missing"),
+        ("must:", "line 1: must: has no value"),
+        ("must: [x]", "line 1: must: must be text, not a list"),
+        ("must: {a: b}", "line 1: must: must be text, not a group of keys"),
+        ("must: ' '", "must: must be one line of 1 to 400 letters"),
+        ('must: "a\\nb"', "must: must be one line"),
+        ("must: " + "x" * 401, "must: must be one line"),
+        ("must: x\ninner: [1]", "line 2: inner: must be a group of keys (`key: value` lines), not a list"),
+        ("must: x\ninner: 5", "line 2: inner: must be a group of keys (`key: value` lines), not '5'"),
+        ("must: x\ninner:\n  number: 10", "line 3: inner.number: must be a whole number from 1 to 9, not '10'"),
+        ("must: x\ninner:\n  number: '3'", "line 3: inner.number: must be a whole number"),
+        ("must: x\ninner:\n  number: 1.0", "line 3: inner.number: must be a whole number"),
+        ("must: x\ninner:\n  number: 0x3", "inner.number: must be a whole number"),
+        ("must: x\ninner:\n  number: -3", "inner.number: must be a whole number"),
+        ("must: x\ninner:\n  number: ٣", "inner.number: must be a whole number"),
+        ("must: x\nmany: [a, ]\nshare: .nan", "line 3: share: must be a number from 0 to 2, not '.nan'"),
+        ("must: x\nshare: 1e0", "share: must be a number"),
+        ("must: x\non: yes", "line 2: on: must be true or false, not 'yes'"),
+        ("must: x\non: 'true'", "on: must be true or false"),
+        ("must: x\nroom: 5 apples", "room: must be bytes, as 131072, 500 MB or 20 GB, not '5 apples'"),
+        ("must: x\nroom: 2 TB", "room: must be from 0 to 1 TB, not '2 TB'"),
+        ("must: x\ncolour: gren", "colour: 'gren' is none of red, green: do you mean green?"),
+        ("must: x\nmany: [a, b, c, d]", "many: has 4 entries, more than 3"),
+        ("must: x\nmany:\n  - a\n  -", "line 4: many[2]: is empty"),
+        ("must: x\nfile: ~/x", "file: ~ is not followed"),
+        ("- must", "line 1: must be a group of keys (`key: value` lines), not a list"),
+        ("must: x\n? [a]\n: b", "line 2: a key must be one word"),
+        ("must: &a x\nmany: [*a]", "line 1: anchors and aliases (& and *) are not taken"),
+        ("must: !!python/object/apply:os.system [x]", "line 1: tags (!) are not taken"),
+        ("must: !!str x", "line 1: tags (!) are not taken"),
+        ("must: x\nmany: " + "[" * 30 + "]" * 30, "line 2: nested too deeply"),
+        ("must: x\nmany: [a", "line 2: not YAML"),
+        ("must: x\n\tmany: y", "line 2: not YAML"),
+        ("must: x\n---\nmust: y", "line 2: not YAML"),
+        ("must: x\nmany: \x07", "line 2: a control character"),
+        (b"must: x\nmany: \xff", "line 2: not UTF-8 text"),
+        ("#" * 300_000, "larger than 256 kB"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_line_and_key(tmp_path, content, said):
+    with pytest.raises(SettingsInvalid) as caught:
+        read(tmp_path, content)
+    assert str(caught.value).startswith("node.yaml")
+    assert said in str(caught.value)
+
+
+def test_a_file_of_aliases_of_aliases_is_refused_at_once(tmp_path):
+    """The billion laughs: 10 levels of 10 references each."""
+    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)]
+    with pytest.raises(SettingsInvalid, match="anchors and aliases"):
+        read(tmp_path, "\n".join(lines))
+
+
+def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):
+    with pytest.raises(SettingsInvalid, match=r"none\.yaml cannot be read: No such file"):
+        place_of_file(tmp_path / "none.yaml")
+    with pytest.raises(SettingsInvalid, match="cannot be read: Is a directory"):
+        place_of_file(tmp_path)
+
+
+def test_what_a_group_itself_refuses_is_named_with_its_line(tmp_path):
+    @dataclass(frozen=True)
+    class Picky:
+        low: int = key(whole(0, 9), "Low.", default=0)
+        high: int = key(whole(0, 9), "High.", default=9)
+
+        def __post_init__(self):
+            if self.low > self.high:
+                raise ValueError("low is above high")
+
+    with pytest.raises(SettingsInvalid, match=r"node\.yaml, line 2: low is above high"):
+        read(tmp_path, "# picky\nlow: 3\nhigh: 2", Picky)
+
+
+def test_only_a_dataclass_is_a_group():
+    with pytest.raises(TypeError, match="no dataclass"):
+        section(int)
+
+
+@given(st.integers(0, 10**15))
+def test_a_size_is_read_as_it_is_shown(count):
+    unit = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "": 1}
+    number, _, name = size_text(count).partition(" ")
+    assert int(number) * unit[name] == count
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+names = st.sampled_from(["must", "inner", "many", "on", "share", "room", "colour", "file", "number"])
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@relaxed
+@given(content=st.dictionaries(names, json_like, max_size=5).map(yaml.safe_dump) | st.text(max_size=80) | st.binary())
+def test_any_file_gives_settings_or_the_named_error(tmp_path, content):
+    try:
+        assert isinstance(read(tmp_path, content if isinstance(content, bytes) else content.encode()), Outer | None)
+    except SettingsInvalid as error:
+        assert str(error).startswith("node.yaml")
+
+
+@relaxed
+@given(word=st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=30))
+def test_any_quoted_word_is_read_as_written(tmp_path, word):
+    quoted = yaml.safe_dump(word, allow_unicode=True, default_style='"', width=1000)
+    assert read(tmp_path, f"must: {quoted}").must == word
