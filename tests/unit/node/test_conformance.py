@@ -12,7 +12,8 @@ from pynetdicom import AE, evt
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.deliver.send import StorageWay
 from ctflow.node.receive import receiver
-from ctflow.node.receive.receiver import IMPLEMENTATION_VERSION, UNCOMPRESSED
+from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
+from ctflow.node.receive.receiver import UNCOMPRESSED
 from ctflow.node.settings import Limits, ServiceSettings
 from service_support import association
 

@@ -20,8 +20,9 @@ from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import DeliveryRecord
 from ctflow.node.metrics import Metrics
+from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.reactor import keep_answers
-from ctflow.node.receive.receiver import IMPLEMENTATION_VERSION, UNCOMPRESSED
+from ctflow.node.receive.receiver import UNCOMPRESSED
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association

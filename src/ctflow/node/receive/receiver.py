@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import io
 import logging
-import re
 import socket
 import sqlite3
-import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pydicom
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ctflow import __version__
 from ctflow.compat.pydicom import lenient
 from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.core.volume import digest_of_uid
@@ -29,9 +25,19 @@ from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.read.structure import flaw_of_header, values_of_data_set
 from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
-from ctflow.node.journal.journal import Journal, key_of
+from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, InstanceRecord, Patient
+from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
+from ctflow.node.receive.headers import (
+    IMPLEMENTATION_VERSION,
+    READ_OF_PATIENT,
+    file_meta,
+    first_text,
+    is_usable,
+    patient_of_header,
+    whole_number,
+)
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.reactor import make_patient
 from ctflow.node.receive.same import is_same_in_other_syntax
@@ -47,8 +53,6 @@ if TYPE_CHECKING:
 VERIFICATION = "1.2.840.10008.1.1"
 STORED_CLASSES = (CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE[0])
 UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
-IMPLEMENTATION_VERSION = f"CTFLOW_{__version__}"[:16]
-
 # DICOM PS3.7 Annex C and PS3.4 B.2.3.
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
@@ -60,12 +64,9 @@ _ANSWERS = {
     "conflict": (CONFLICT, "another content, or syntax, was received under this UID"),
     "too-much": (TOO_MUCH, "the series is larger than this node takes"),
 }
-_LONGEST_UID = 64
 _SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES, _COUNT = _READ = (
     0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E, 0x00201209,
 )  # fmt: skip  # the last is NumberOfSeriesRelatedInstances
-_READ_OF_PATIENT = ["SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"]
-
 log = logging.getLogger(__name__)
 
 
@@ -280,7 +281,7 @@ class Receiver:
     def _decide(self, association: Any, request: StoreRequest) -> StoreAnswer:
         if request.sop_class_uid != request.abstract_syntax:
             return WRONG_CLASS, "SOPClassUID is not that of the presentation context"
-        meta = _meta(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax)
+        meta = file_meta(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax)
         found = self._header(meta, request)
         if isinstance(found, str):
             return CANNOT_UNDERSTAND, found
@@ -289,7 +290,7 @@ class Receiver:
             return WRONG_CLASS, "SOPClassUID is not the one that was announced"
         if header[_SOP_INSTANCE] != request.sop_instance_uid:
             return WRONG_CLASS, "SOPInstanceUID is not the one that was announced"
-        if not all(_is_usable(header[tag]) for tag in (_STUDY, _SERIES, _SOP_INSTANCE)):
+        if not all(is_usable(header[tag]) for tag in (_STUDY, _SERIES, _SOP_INSTANCE)):
             return CANNOT_UNDERSTAND, "a UID is absent, too long or not printable"
         caller = _caller(association)
         arrival = Arrival(
@@ -304,7 +305,7 @@ class Receiver:
             file="",
             bytes=len(request.data),
             sha256=hashlib.sha256(request.data).hexdigest(),
-            expected_instances=_whole(header[_COUNT]),
+            expected_instances=whole_number(header[_COUNT]),
             patient=patient,
         )
         return self._keep(arrival, [meta, request.data])
@@ -316,7 +317,7 @@ class Receiver:
         values = values_of_data_set(request.data, request.transfer_syntax, _READ)
         if isinstance(values, str):
             return values
-        return {tag: _first_text(values.get(tag, b"")) for tag in _READ}, None
+        return {tag: first_text(values.get(tag, b"")) for tag in _READ}, None
 
     @lenient()
     def _parsed_header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
@@ -326,12 +327,12 @@ class Receiver:
         if flaw is not None:
             return flaw
         stream.seek(0)
-        wanted: list[Any] = [*_READ, *(_READ_OF_PATIENT if self._reception.patient_data else ())]
+        wanted: list[Any] = [*_READ, *(READ_OF_PATIENT if self._reception.patient_data else ())]
         try:
             header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=wanted)
         except PARSE_ERRORS as error:
             return f"damaged header ({type(error).__name__})"
-        patient = _patient(header) if self._reception.patient_data else None
+        patient = patient_of_header(header) if self._reception.patient_data else None
         return {tag: text(header, keyword_for_tag(tag)) for tag in _READ}, patient
 
     def _keep(self, arrival: Arrival, parts: Sequence[bytes | memoryview]) -> StoreAnswer:
@@ -400,45 +401,3 @@ class Receiver:
 def _caller(association: Any) -> dict[str, str]:
     requestor = association.requestor
     return {"ae": str(requestor.ae_title).strip(), "peer": str(requestor.address)}
-
-
-def _first_text(value: bytes) -> str:
-    """The first of the values of an element, as `text` has it; UIDs, code strings and numbers are ASCII."""
-    return value.decode("latin-1").split("\\")[0].strip(" \0")
-
-
-def _whole(value: str) -> int | None:
-    """An integer string (PS3.5 6.2, IS), or None."""
-    return int(value) if re.fullmatch(r"[+-]?[0-9]{1,12}", value) else None
-
-
-def _is_usable(uid: str) -> bool:
-    """Whether a UID can be kept and compared; many real ones are not well formed."""
-    return 0 < len(uid) <= _LONGEST_UID and uid.isascii() and uid.isprintable()
-
-
-def _patient(header: Dataset) -> Patient:
-    return Patient(*(text(header, keyword) for keyword in _READ_OF_PATIENT[1:]))
-
-
-def _meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
-    """Preamble and file meta information (PS3.10 7.1), written by hand: pydicom takes as long as for all the rest."""
-    elements = b"".join(
-        (
-            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
-            _element(0x0002, sop_class_uid, b"UI"),
-            _element(0x0003, sop_instance_uid, b"UI"),
-            _element(0x0010, transfer_syntax, b"UI"),
-            _element(0x0012, IMPLEMENTATION_UID, b"UI"),
-            _element(0x0013, IMPLEMENTATION_VERSION, b"SH"),
-        )
-    )
-    length = struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(elements))
-    return b"".join((bytes(128), b"DICM", length, elements))
-
-
-def _element(element: int, value: str, vr: bytes) -> bytes:
-    """A short element of group 0002 in Explicit VR Little Endian (PS3.5 7.1.2)."""
-    encoded = value.encode("ascii", "replace")
-    encoded += (b"\0" if vr == b"UI" else b" ") * (len(encoded) % 2)
-    return struct.pack("<HH2sH", 0x0002, element, vr, len(encoded)) + encoded

@@ -19,8 +19,9 @@ from pydicom.uid import UID
 
 from ctflow import __version__
 from ctflow.node.deliver.send import COPY
-from ctflow.node.journal.journal import Journal, key_of
+from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import ResultRecord, SeriesDetail, SeriesRecord, State
+from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings import ServiceSettings
 from ctflow.node.web import views

@@ -12,8 +12,9 @@ import pytest
 
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.node.journal import journal as journal_module
-from ctflow.node.journal.journal import Journal, digest_of_set, key_of
+from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient
+from ctflow.node.journal.writes import digest_of_set, key_of
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 KEY = key_of(STUDY, SERIES, 1)

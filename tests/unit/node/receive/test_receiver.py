@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
-from ctflow.node.journal.journal import key_of
+from ctflow.node.journal.writes import key_of
 from ctflow.node.receive import inbox, receiver, waiting
 from ctflow.node.receive.receiver import VERIFICATION, supported_contexts
 from ctflow.node.receive.waiting import MOST_WAITING

@@ -13,8 +13,8 @@ from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import Model
-from ctflow.node.journal.journal import digest_of_set
 from ctflow.node.journal.records import InstanceRecord, Job
+from ctflow.node.journal.writes import digest_of_set
 from ctflow.node.rules import Rule
 from ctflow.node.work import worker
 from ctflow.node.work.worker import Setup, Task, basis_of_result, run_task
