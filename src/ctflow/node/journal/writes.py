@@ -209,7 +209,7 @@ def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) ->
 
 
 def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
-    """Set aside every quiet series of which nothing but refusals came; their keys."""
+    """Set aside every quiet series with instances that were refused and did not come again; their keys."""
     rows = db.execute(
         "SELECT s.key, count(*) AS n FROM series s JOIN refusals r ON r.series_key = s.key "
         "WHERE s.state = 'received' AND s.last_at <= ? GROUP BY s.key",
@@ -310,7 +310,7 @@ def leave_job(
 
 
 def note_worker_died(db: sqlite3.Connection, job: Job, reason: str, now: float) -> bool:
-    """A worker died over a job; False where the series changed meanwhile."""
+    """A worker died over a job; whether it is tried again, which it is not where the series changed meanwhile."""
     if not _is_still(db, job.key, job.set_digest):
         return False
     db.execute("UPDATE series SET deaths = deaths + 1 WHERE key = ?", (job.key,))
