@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctflow import errors
     from ctflow.api import read_model, read_series, run, segment
-    from ctflow.config import Settings
-    from ctflow.errors import CtflowError
-    from ctflow.model import Model
-    from ctflow.pipeline import RunReport
-    from ctflow.segmenter import Segmentation, Segmenter
-    from ctflow.volume import Geometry, Volume
+    from ctflow.core import errors
+    from ctflow.core.errors import CtflowError
+    from ctflow.core.model import Model
+    from ctflow.core.volume import Geometry, Volume
+    from ctflow.pipeline.run import RunReport
+    from ctflow.pipeline.segmenter import Segmentation, Segmenter
+    from ctflow.settings.run import Settings
 
 __version__ = "0.1.0"
 
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CtflowError": "ctflow.errors",
-    "Geometry": "ctflow.volume",
-    "Model": "ctflow.model",
-    "RunReport": "ctflow.pipeline",
-    "Segmentation": "ctflow.segmenter",
-    "Segmenter": "ctflow.segmenter",
-    "Settings": "ctflow.config",
-    "Volume": "ctflow.volume",
+    "CtflowError": "ctflow.core.errors",
+    "Geometry": "ctflow.core.volume",
+    "Model": "ctflow.core.model",
+    "RunReport": "ctflow.pipeline.run",
+    "Segmentation": "ctflow.pipeline.segmenter",
+    "Segmenter": "ctflow.pipeline.segmenter",
+    "Settings": "ctflow.settings.run",
+    "Volume": "ctflow.core.volume",
     "read_model": "ctflow.api",
     "read_series": "ctflow.api",
     "run": "ctflow.api",
@@ -55,7 +55,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used: torch and MONAI take seconds, which `import ctflow` must not cost."""
     if name == "errors":
-        return import_module("ctflow.errors")
+        return import_module("ctflow.core.errors")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)

@@ -11,15 +11,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctflow.config import Settings, read_environment, settings_from_values
-from ctflow.errors import SettingsInvalid
-from ctflow.model import Model
-from ctflow.progress import Progress, silent
-from ctflow.volume import Volume
+from ctflow.core.errors import SettingsInvalid
+from ctflow.core.model import Model
+from ctflow.core.progress import Progress, silent
+from ctflow.core.volume import Volume
+from ctflow.settings.run import Settings, read_environment, settings_from_values
 
 if TYPE_CHECKING:
-    from ctflow.pipeline import RunReport
-    from ctflow.segmenter import Segmentation
+    from ctflow.pipeline.run import RunReport
+    from ctflow.pipeline.segmenter import Segmentation
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,9 @@ def read_series(
         BrokenSeries: The slices do not form one regular volume; `reason` names the rule.
         UnsupportedPixels: The pixel data cannot be converted to HU without guessing.
     """
-    from ctflow.dicom.assemble import assemble_series  # noqa: PLC0415
-    from ctflow.dicom.scan import scan_folder  # noqa: PLC0415
-    from ctflow.dicom.select import require_chosen, select_series  # noqa: PLC0415
+    from ctflow.dicom.read.assemble import assemble_series  # noqa: PLC0415
+    from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
+    from ctflow.dicom.read.select.selection import require_chosen, select_series  # noqa: PLC0415
 
     scan = scan_folder(Path(folder), progress)
     selection = select_series(scan, series_uid=series_uid, force=force)
@@ -123,7 +123,7 @@ def segment(
             (`DeviceOutOfMemory`).
         OutputError: The cache of engines cannot be written.
     """
-    from ctflow.segmenter import Segmenter  # noqa: PLC0415
+    from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415
 
     segmenter = Segmenter(_model_of(model), _settings_or_defaults(settings))
     segmenter.open(progress)
@@ -164,7 +164,7 @@ def run(
         ResourceError: The engine cannot be opened.
         OutputError: The output folder cannot be written.
     """
-    from ctflow.pipeline import run_folder  # noqa: PLC0415
+    from ctflow.pipeline.run import run_folder  # noqa: PLC0415
     from ctflow.report.run_record import recorded_run  # noqa: PLC0415
 
     chosen = _settings_or_defaults(settings)

@@ -15,9 +15,9 @@ import pytest
 
 import ctflow
 from ctflow.bundle import read_bundle
-from ctflow.config import read_environment, settings_from_values
-from ctflow.dicom.ct_series import write_ct_series
-from ctflow.pipeline import run_folder
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.pipeline.run import run_folder
+from ctflow.settings.run import read_environment, settings_from_values
 from phantom_support import phantom_drawn_once
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ctflow.config import OPTIONS
-from ctflow.door import exit_code_of
-from ctflow.errors import EXIT_INTERRUPTED, BackendUnavailable, SettingsInvalid
+from ctflow.core.entry_point import exit_code_of
+from ctflow.core.errors import EXIT_INTERRUPTED, BackendUnavailable, SettingsInvalid
 from ctflow.report.terminal import say_error
 from ctflow.settings.run import OPTIONS
 

@@ -71,7 +71,7 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         check_requirements("serve")
-        from ctflow.service.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
+        from ctflow.node.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
 
         settings = node_settings(config, given, environment)
         run = _settings_of_runs(settings, environment)

@@ -12,8 +12,8 @@ import pytest
 
 from ctflow.cli import monai_deploy
 from ctflow.cli.monai_deploy import exec_application, main, owner_of_script
-from ctflow.door import interrupted_by_sigterm
-from ctflow.errors import SettingsInvalid
+from ctflow.core.entry_point import interrupted_by_sigterm
+from ctflow.core.errors import SettingsInvalid
 
 ECHO = """
 import sys, pathlib

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from ctflow.cli import serve
-from ctflow.service import node
+from ctflow.node import node
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ctflow.errors import EXIT_INTERRUPTED
-from ctflow.service.log import AuditTrail, set_up_node_log
-from ctflow.service.settings import Log, ServiceSettings, documented_keys, explain_settings, read_settings
-from ctflow.service.web.views import STATES
+from ctflow.core.errors import EXIT_INTERRUPTED
+from ctflow.node.log import AuditTrail, set_up_node_log
+from ctflow.node.settings import Log, ServiceSettings, documented_keys, explain_settings, read_settings
+from ctflow.node.web.views import STATES
 from node_support import Ward, loggers_kept
 
 DOCS = Path(__file__).parents[3] / "docs"

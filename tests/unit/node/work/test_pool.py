@@ -215,7 +215,7 @@ def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(jou
 
 
 def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journal, crew, monkeypatch, caplog):
-    monkeypatch.setattr(work, "_RESTART_S", 0.05)
+    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     keys, find = complete(journal, 1, 2), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
     monkeypatch.setattr(journal, "try_again", fails_first(journal.try_again, ValueError("Doe^John")))
