@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from backgrounds import load_backgrounds
+from backgrounds import Background, load_backgrounds, read_catalogue
 from lungs import lung_distance
 from scipy import ndimage
 
@@ -54,16 +54,31 @@ def read_backgrounds(folder: Path, use: str, processes: int) -> list[dict[str, A
         folder: As training/backgrounds.py checks it, or as `--prepare` wrote it.
         use: "train", "validation" or "held-out".
         processes: To prepare with.
+
+    Raises:
+        ValueError: A CT is missing, or is not what the catalogue says.
     """
-    prepared = sorted(folder.glob(f"{use}-*.npz"))
-    if prepared:
-        return [{key: stored[key] for key in stored} for stored in map(np.load, prepared)]
+    if any(folder.glob("*.npz")):
+        return [_prepared(folder, entry) for entry in read_catalogue() if entry.use == use]
+    found = list(load_backgrounds(folder, use))
     jobs = [
-        (n, entry.name, volume, [lesion.lps_mm for lesion in entry.lesions])
-        for n, (entry, volume) in enumerate(load_backgrounds(folder, use))
+        (n, entry.name, volume, [lesion.lps_mm for lesion in entry.lesions]) for n, (entry, volume) in enumerate(found)
     ]
     with multiprocessing.Pool(processes) as pool:
-        return pool.starmap(prepare_background, jobs, chunksize=1)
+        prepared = pool.starmap(prepare_background, jobs, chunksize=1)
+    return [{**background, "entry": repr(entry)} for background, (entry, _) in zip(prepared, found, strict=True)]
+
+
+def _prepared(folder: Path, entry: Background) -> dict[str, Any]:
+    """What `--prepare` kept of a CT, if the catalogue still says the same of it: its use, its lesions, its digest."""
+    path = folder / f"{entry.use}-{entry.name}.npz"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: prepare the backgrounds with training/make_set.py --prepare")
+    with np.load(path) as stored:
+        background = dict(stored)
+    if str(background.get("entry")) != repr(entry):
+        raise ValueError(f"{path} was prepared from another entry of the catalogue: prepare the backgrounds again")
+    return background
 
 
 def lung_of_background(background: dict[str, Any]) -> FloatVolume:

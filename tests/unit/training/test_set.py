@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
+import real_chests
 from acquisition import Sample, acquire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lungs import lung_distance, vessels_of
 from make_set import EXCLUDED, MIMIC, NEAR, OUTSIDE, with_places, write_case
 from mimics import draw_lung_disease
-from real_chests import CLEAR_MM, SMALLEST_BOX_MM, SPACING_MM, as_acquired, boxes_clear_of, noise_hu, prepare_background
+from real_chests import (
+    CLEAR_MM,
+    SMALLEST_BOX_MM,
+    SPACING_MM,
+    as_acquired,
+    boxes_clear_of,
+    noise_hu,
+    prepare_background,
+    read_backgrounds,
+)
 from validate import judge, total
 
 from ctflow.core.volume import Geometry, Volume
@@ -75,6 +87,25 @@ def test_the_lesion_of_a_background_is_found_again_on_cubic_voxels():
     assert (marked.max(axis=0) < lesion[:, 1]).all()
     assert background["thickness_mm"] == pytest.approx(5.0)
     assert not background["flip"], "a mirrored lesion would lie elsewhere"
+
+
+def test_prepared_backgrounds_are_those_of_the_catalogue_or_none(tmp_path, monkeypatch):
+    fields = dict.fromkeys(real_chests.Background.__dataclass_fields__, "")
+    entry = real_chests.Background(**{**fields, "name": "one", "use": "train", "lesions": ()})
+    stored = {"hu": np.zeros((2, 2, 2), np.int16), "name": "one", "entry": repr(entry)}
+    np.savez_compressed(tmp_path / "train-one.npz", **stored)
+    monkeypatch.setattr(real_chests, "read_catalogue", lambda: (entry,))
+    (background,) = read_backgrounds(tmp_path, "train", 1)
+    assert background["hu"].shape == (2, 2, 2)
+    lesion = real_chests.Background(**{**fields, "name": "one", "use": "train", "lesions": ("nodule",)})
+    monkeypatch.setattr(real_chests, "read_catalogue", lambda: (lesion,))
+    with pytest.raises(ValueError, match="prepared from another entry"):
+        read_backgrounds(tmp_path, "train", 1)
+    monkeypatch.setattr(real_chests, "read_catalogue", lambda: (replace(entry, use="held-out"),))
+    assert read_backgrounds(tmp_path, "train", 1) == [], "its use is another now"
+    monkeypatch.setattr(real_chests, "read_catalogue", lambda: (entry, replace(entry, name="two")))
+    with pytest.raises(ValueError, match="train-two.npz is missing"):
+        read_backgrounds(tmp_path, "train", 1)
 
 
 def test_places_tell_tumour_mimic_body_and_air_apart(chest):
