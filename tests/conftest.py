@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def _seeded():
     """What a test draws with torch's global generator is the same in every run."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_tracebacks():
+    """A test that asks for tracebacks (`--debug`) leaves the next one a log without them."""
+    yield
+    # By its method: a level that is set otherwise leaves what the logger keeps of what it lets through.
+    logging.getLogger("ctflow.core.entry_point").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

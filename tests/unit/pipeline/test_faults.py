@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 
 import jsonschema
@@ -91,7 +90,6 @@ def test_where_nothing_else_happened_the_exit_code_is_that_of_an_unexpected_erro
 
 
 def test_the_log_shows_where_if_it_is_asked_to_and_never_the_text(folder, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("ctflow.core.entry_point"), "level", logging.NOTSET)
     model = marking_model()
     for shown in (False, True):
         if shown:
