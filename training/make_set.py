@@ -172,10 +172,16 @@ def parser_of_words() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Make the set."""
-    words = parser_of_words().parse_args()
+    parser = parser_of_words()
+    words = parser.parse_args()
+    if words.folder.exists():
+        parser.error(f"{words.folder} exists: name a folder that does not, so that no case is another set's")
     torch.set_num_threads(1)
     if words.backgrounds:
-        _backgrounds[:] = read_backgrounds(words.backgrounds, words.use, words.processes)
+        try:
+            _backgrounds[:] = read_backgrounds(words.backgrounds, words.use, words.processes)
+        except ValueError as error:
+            parser.error(str(error))
     if words.prepare:
         words.folder.mkdir(parents=True)
         for background in _backgrounds:

@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    if missing := [str(model) for model in words.models if not model.is_file()]:
+        parser.error(f"there is no {', no '.join(missing)}")
     configs = read_configs()
     names = sorted(path.parent.name for path in words.folder.glob("*/image.nii"))
     if not names:

@@ -1,4 +1,4 @@
-"""What every door does with an error: one message for the person, one exit code for the script."""
+"""What every entry point does with an error: one message for the person, one exit code for the script."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUOTING = frozenset({"pydicom", "pynetdicom", "highdicom", "pylibjpeg", "openjp
 
 
 def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: bool = False) -> int:
-    """Run a door's work and turn whatever it raises into a message and an exit code.
+    """Run an entry point's work and turn whatever it raises into a message and an exit code.
 
     Args:
         main: The work; returns its exit code.
@@ -35,7 +35,7 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
     except KeyboardInterrupt:
         say("interrupted")
         return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # a door is the last place that can name an unexpected error
+    except Exception as error:  # noqa: BLE001  # an entry point is the last place that can name an unexpected error
         # Its text may hold anything the input held, so its type and place are all that is ever shown.
         say(traceback_without_texts(error) if debug else f"unexpected {type(error).__name__}; --debug shows where")
         return EXIT_UNEXPECTED

@@ -1,6 +1,6 @@
 """What was marked: its findings, in millilitres, millimetres and Hounsfield units.
 
-Apart from `postprocess`, because the DICOM room reads it and knows no torch.
+Apart from `postprocess`, because dicom/ reads it and imports no torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The whole trip of a case, without Holoscan: find, load, segment, write.
+"""The whole job without Holoscan: find series, load, segment and write each.
 
-Every door (command line, operators, service) goes through these functions, so all of them give the same SEG.
+Every entry point (command line, operators, node, Python) goes through these functions, so all give the same SEG.
 """
 
 from __future__ import annotations

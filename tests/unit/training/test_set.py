@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import make_set
 import nibabel as nib
 import numpy as np
 import pytest
@@ -201,3 +202,16 @@ def test_a_network_is_judged_by_what_it_finds_and_what_it_invents():
     assert summed["dice"] == 0.5
     assert summed["false_a_case"] == 0.5
     assert summed["score"] == pytest.approx(0.5 - 0.05 * 0.5)
+
+
+def test_a_set_is_begun_only_in_a_new_folder_with_the_backgrounds_of_the_catalogue(tmp_path, monkeypatch, capsys):
+    for words, said in (
+        ([str(tmp_path), "--phantoms", "1"], "exists"),
+        ([str(tmp_path / "set"), "--backgrounds", str(tmp_path / "none")], "C3N-00247"),
+    ):
+        monkeypatch.setattr("sys.argv", ["make_set.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            make_set.main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

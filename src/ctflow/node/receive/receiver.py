@@ -274,7 +274,7 @@ class Receiver:
         try:
             return self._decide(association, request)
         except Exception as error:
-            # A door: its text may hold anything the instance held.
+            # The last place that can name it: its text may hold anything the instance held.
             log.exception("an instance could not be looked at")
             return OUT_OF_RESOURCES, f"unexpected {type(error).__name__}; the log says where"
 
