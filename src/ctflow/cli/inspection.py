@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import VR
 
 from ctflow.core.entry_point import unexpected
-from ctflow.core.errors import BrokenSeries
+from ctflow.core.errors import BrokenSeries, NoUsableSeries
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from ctflow.dicom.read.pixels.encoding import encoding_warnings
 from ctflow.dicom.read.scan import name_without_patient, scan_folder
@@ -46,6 +46,22 @@ def inspect_folder(folder: Path, *, names: bool = False, body_parts: Collection[
         "unreadable_reasons": dict(Counter(file.reason for file in scan.unreadable).most_common()),
         "ignored": scan.ignored,
     }
+
+
+def require_series(document: Mapping[str, Any]) -> None:
+    """Fail for a folder without DICOM series, as `ctflow run` does.
+
+    Args:
+        document: See `inspect_folder`.
+
+    Raises:
+        NoUsableSeries: It lists none.
+    """
+    if not document["series"]:
+        damaged = len(document["unreadable"])
+        raise NoUsableSeries(
+            f"the folder holds no DICOM series: {document['ignored']} files are not DICOM, {damaged} are damaged"
+        )
 
 
 class _Lean:

@@ -12,7 +12,7 @@ import click
 
 from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
-from ctflow.cli.inspection import inspect_folder
+from ctflow.cli.inspection import inspect_folder, require_series
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
 from ctflow.core.errors import SettingsInvalid
@@ -102,6 +102,7 @@ def inspect(folder: Path, as_json: bool, names: bool, model: str | None) -> int:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         say_inspection(document)
+    require_series(document)
     return 0
 
 

@@ -64,8 +64,20 @@ class Backend(Protocol):
 
 
 def backends() -> list[tuple[str, bool, str]]:
-    """Every backend's name, whether this machine has it, and the reason in one sentence."""
-    return [(name, *_availability(name)) for name in BACKENDS]
+    """Every backend's name, whether this machine computes with it, and the reason or version in one sentence."""
+    return [(name, *_usability(name)) for name in BACKENDS]
+
+
+def _usability(name: str) -> tuple[bool, str]:
+    available, reason = _availability(name)
+    if not available or "cpu" in _load(name).DEVICES:
+        return available, reason
+    import torch  # noqa: PLC0415  # the backend has loaded it
+
+    if torch.cuda.is_available():
+        return True, reason
+    # TensorRT-RTX loads and makes plans on any machine.
+    return False, f"{reason} is installed and computes on NVIDIA GPUs only: torch {torch.__version__} finds none here"
 
 
 def _availability(name: str) -> tuple[bool, str]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pydicom
@@ -110,6 +112,25 @@ def test_inspect_names_the_broken_series_and_the_unreadable_file(series, tmp_pat
 
 def test_inspect_of_no_folder_is_2(tmp_path):
     assert main(["inspect", str(tmp_path / "nowhere")]) == NoUsableSeries.exit_code
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_inspect_of_a_folder_without_dicom_shows_what_is_there_and_is_2(tmp_path, capsys, words):
+    (tmp_path / "notes.txt").write_text("no header")
+    (tmp_path / "bad.dcm").write_bytes(b"")
+    assert main(["inspect", str(tmp_path), *words]) == NoUsableSeries.exit_code
+    shown = capsys.readouterr()
+    assert "empty or without a DICOM header" in shown.out
+    assert "NoUsableSeries: the folder holds no DICOM series" in shown.err
+
+
+def test_python_m_ctflow_is_the_command():
+    command = [sys.executable, "-m", "ctflow"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ctflow, version")
+    done = subprocess.run([*command, "run", "-o", "y"], capture_output=True, text=True, check=False)
+    assert done.returncode == 64
+    assert "SettingsInvalid: no input folder" in done.stderr
 
 
 def test_phantom_writes_series_and_truth_once(tmp_path, capsys):

@@ -13,6 +13,19 @@ def test_every_backend_says_whether_it_is_there():
     assert found["eager"] == (True, f"torch {torch.__version__}")
 
 
+def test_a_backend_that_lacks_only_the_gpu_says_so(monkeypatch):
+    """TensorRT-RTX loads, and makes plans, on a machine without a GPU."""
+    monkeypatch.setattr(choose, "_availability", lambda name: (True, f"{name} 1.7"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = {name: (available, reason) for name, available, reason in backends()}
+    assert found["openvino"] == (True, "openvino 1.7")
+    available, reason = found["tensorrt-rtx"]
+    assert not available
+    assert "tensorrt-rtx 1.7 is installed and computes on NVIDIA GPUs only" in reason
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert {available for _, available, _ in backends()} == {True}
+
+
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(SettingsInvalid, match="none of auto, fused, tensorrt, .*, openvino, onnxruntime, eager"):
         open_engine("warp", None, device="cpu", precision="fp32", roi=(1, 1, 1), batch_range=(1, 1))
