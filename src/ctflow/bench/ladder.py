@@ -34,6 +34,7 @@ from ctflow.core.volume import Size3
 from ctflow.engines.choose import backend_module, backends_for, batch_range_for, devices_from_setting
 from ctflow.engines.hardware import driver_version
 from ctflow.phantom import phantom_from_seed
+from ctflow.settings.run import read_environment
 
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
@@ -352,7 +353,7 @@ def _crash_of_process(python: str, own: Path, limit_s: float) -> str | None:
     Returns:
         Why it gave no answer; None if it did.
     """
-    environment = dict(os.environ)
+    environment = dict(read_environment())
     if python != sys.executable:  # what this interpreter needs may be another version's; a script may set its own
         for name in ("PYTHONPATH", "PYTHONHOME"):
             environment.pop(name, None)

@@ -1,0 +1,149 @@
+"""Each third-party package has its owners, and the environment one reader; a rule that matches nothing fails."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from source_support import Importers, Source, importers_of, sources
+
+OWNERS = {
+    "holoscan": ("operators/", "app/"),
+    "monai.deploy": ("operators/", "app/"),
+    "holoscan_cli": ("src/ctflow/cli/monai_deploy.py",),
+    "pynetdicom": ("src/ctflow/node/",),
+    "starlette": ("src/ctflow/node/web/",),
+    "uvicorn": ("src/ctflow/node/web/",),
+    "jinja2": ("src/ctflow/node/web/",),
+    "prometheus_client": ("src/ctflow/node/metrics.py",),
+    "yaml": ("src/ctflow/settings/document.py",),
+    "tensorrt": (
+        "src/ctflow/engines/tensorrt.py",
+        "src/ctflow/engines/torch_tensorrt.py",  # stands on it
+    ),
+    "tensorrt_rtx": ("src/ctflow/engines/tensorrt_rtx.py",),
+    "torch_tensorrt": ("src/ctflow/engines/torch_tensorrt.py",),
+    "openvino": ("src/ctflow/engines/openvino.py",),
+    "onnxruntime": ("src/ctflow/engines/onnxruntime.py",),
+    "onnx": ("src/ctflow/export/onnx.py", "src/ctflow/export/opset.py", "src/ctflow/engines/onnxfile.py"),
+    "onnxscript": ("src/ctflow/export/onnx.py", "src/ctflow/engines/onnxfile.py"),  # the latter asks for its version
+    "cuda": ("src/ctflow/kernels/", "src/ctflow/engines/fused.py"),
+    "click": ("src/ctflow/cli/",),
+    "rich": ("src/ctflow/report/",),
+    "highdicom": ("src/ctflow/dicom/", "src/ctflow/compat/highdicom.py"),
+    "PIL": ("src/ctflow/report/",),
+}
+ENVIRONMENT = {
+    "src/ctflow/settings/run.py",
+    "src/ctflow/core/user.py",  # makes up for what other packages look for there
+}
+# Modules that import by a name that only a run knows: of their own tables, of the project's requirements, of MONAI.
+COMPUTED = {
+    "src/ctflow/__init__.py",
+    "src/ctflow/core/requirements.py",
+    "src/ctflow/engines/choose.py",
+    "src/ctflow/networks/monai_import.py",
+}
+
+
+@cache
+def code(repository: Path) -> tuple[dict[str, Source], Importers]:
+    found = sources(repository)
+    return found, importers_of(found)
+
+
+@cache
+def names_by_place(repository: Path) -> dict[str, set[str]]:
+    found, importers = code(repository)
+    return {place: source.statements() | source.called(importers)[0] for place, source in found.items()}
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_every_package_has_its_owners(repository, package):
+    uses = [
+        place
+        for place, names in names_by_place(repository).items()
+        if any(name == package or name.startswith(f"{package}.") for name in names)
+    ]
+    owners = OWNERS[package]
+    assert not [place for place in uses if not place.startswith(owners)]
+    assert not [owner for owner in owners if not any(place.startswith(owner) for place in uses)], "owns nothing"
+
+
+def test_only_the_settings_read_the_environment(repository):
+    assert {place for place, source in code(repository)[0].items() if source.environment_reads()} == ENVIRONMENT
+
+
+def test_what_is_imported_by_name_is_to_be_seen(repository):
+    found, importers = code(repository)
+    assert {place for place, source in found.items() if source.called(importers)[1]} == COMPUTED
+    assert "ctflow.engines.tensorrt_runtime.load_runtime" in importers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nos.environ['A']",
+        "import os\nos.environ.get('A')",
+        "import os as system\nsystem.getenv('A')",
+        "import os\ndef f():\n    return dict(os.environ)",
+        "from os import environ",
+        "from os import getenv as read",
+        "from os import *",
+        "import os\nsystem = os\nsystem.getenv('A')",
+        "import os\ngetattr(os, 'environ')",
+        "import os.path\nos.path.expandvars('$A')",
+        "import os\nos.putenv('A', 'b')",
+        "import click\n@click.option('--a', envvar='A')\ndef f(a): ...",
+    ],
+)
+def test_a_read_of_the_environment_is_found(text):
+    assert Source(text).environment_reads()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nos.cpu_count()",
+        "def f(environ): return environ['A']",
+        "'os.environ'",
+        "class A:\n    environ = 1\nA.environ",
+        "getattr(a, 'environ')",
+    ],
+)
+def test_what_only_looks_so_is_none(text):
+    assert not Source(text).environment_reads()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import p.q",
+        "from p import q",
+        "import importlib\nimportlib.import_module('p.q')",
+        "from importlib import import_module as load\nload('p.q')",
+        "import importlib as i\ni.import_module(name='p.q')",
+        "__import__('p.q')",
+        "import importlib.util\nimportlib.util.find_spec('p.q')",
+        "from importlib.metadata import version\nversion('p.q')",
+        "from importlib.metadata import distribution\nNAME = 'p.q'\ndistribution(NAME)",
+        "from importlib.util import find_spec\nNEEDED = ('a', 'p.q')\n[find_spec(name) for name in NEEDED]",
+        "from importlib.util import find_spec\nfor name, word in (('p.q', 'a'), ('b', 'c')):\n    find_spec(name)",
+        "from importlib import import_module\nP = 'p'\nimport_module(f'{P}.q')",
+        "from importlib import import_module\nload = import_module\nload('p.q')",
+        "from importlib import import_module\ndef load(name): return import_module(name)\nload('p.q')",
+        "from importlib import import_module\ndef load(a, name): return import_module(str(name))\nload(1, name='p.q')",
+    ],
+)
+def test_an_import_is_found(text):
+    source = Source(text, "m")
+    names, unknown = source.called(importers_of({"": source}))
+    assert {"p.q"} <= names | source.statements()
+    assert not unknown
+
+
+def test_an_import_by_a_computed_name_is_found():
+    source = Source("from importlib import import_module\nTABLE = {}\ndef f(key):\n    import_module(TABLE[key])", "m")
+    assert source.called(importers_of({"": source})) == (set(), [4])
