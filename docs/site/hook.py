@@ -40,7 +40,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead the links of a document to where its targets are in the site."""
+    """Lead the links of a document to where its targets are in the site, and show pipes in tables as pipes.
+
+    GitHub's tables need `\\|` also in code, where Python-Markdown would show the backslash.
+    """
     where = _place_of(page.file.src_uri)
     here = posixpath.dirname(page.file.src_uri)
 
@@ -55,6 +58,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     parts = _CODE.split(markdown)
     parts[::2] = [_LINK.sub(led, part) for part in parts[::2]]
+    parts[1::2] = [part if part.startswith("```") else part.replace("\\|", "|") for part in parts[1::2]]
     return "".join(parts)
 
 

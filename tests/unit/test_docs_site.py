@@ -44,6 +44,7 @@ def test_a_link_that_leads_nowhere_fails_the_build_and_no_other_does(tmp_path):
     warnings = re.findall(r"^WARNING -  (.*)$", done.stderr, re.MULTILINE)
     assert len(warnings) == 3, done.stderr
     assert all("report.md" in each and "nothing" in each for each in warnings)
+    assert "<code>--pick all|best</code>" in (tmp_path / "build" / "docs" / "index.html").read_text()
 
 
 def test_the_site_loads_nothing_from_elsewhere():
