@@ -1,4 +1,4 @@
-"""What a volume of two classes costs in host memory: the steps of the ladder's rows 0b, 0d and 1 to 5.
+"""What a volume of two classes costs in host memory: the steps of the compared configurations 0b, 0d and 1 to 5.
 
     python benchmarks/host_steps.py [--shape 512,512,300] [--batch 8] [--repeats 3]
 

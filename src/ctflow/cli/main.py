@@ -248,7 +248,7 @@ def bench() -> None:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Gets ladder.json, ladder.png, rows/; goes on from there.",
+    help="Gets compare.json, compare.png, configurations/; goes on from there.",
 )
 @_MODEL
 @click.option("--shape", metavar="D,H,W", default="300,512,512", show_default=True, callback=_shape)
@@ -257,33 +257,33 @@ def bench() -> None:
     "--overlap", "overlaps", type=click.FloatRange(0, 1, max_open=True), multiple=True, default=(0.0, 0.25),
     show_default=True, help="May be given several times.",
 )  # fmt: skip
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timed volumes of each row.")
-@click.option("--rows", metavar="ID,ID", help="Only these rows, in this order (default: all).")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timed volumes of each.")
+@click.option("--configurations", metavar="ID,ID", help="Only these, in this order (default: all).")
 @click.option(
-    "--python", "pythons", metavar="ROW=PATH", multiple=True, help="Interpreter of a row (default: this one)."
+    "--python", "pythons", metavar="ID=PATH", multiple=True, help="Interpreter of a configuration (default: this one)."
 )
 @click.option(
-    "--row-limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds that a row may take."
+    "--limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds that each may take."
 )
-@click.option("--only-kept", is_flag=True, help="Measure nothing: only rows that are in -o's rows/ already.")
+@click.option("--only-kept", is_flag=True, help="Measure nothing: only what is in -o's configurations/ already.")
 @_options("cache", "device")
-def ladder(
+def compare(
     output: Path | None,
     model: str | None,
     shape: tuple[int, int, int],
     seed: int,
     overlaps: tuple[float, ...],
     repeats: int,
-    rows: str | None,
+    configurations: str | None,
     pythons: tuple[str, ...],
-    row_limit: float,
+    limit: float,
     only_kept: bool,
     **given: Any,
 ) -> int:
-    """Segment a phantom in every way, from stock MONAI to ctflow's engines, each in a process of its own."""
-    from ctflow.cli.ladder import ladder_command  # noqa: PLC0415
+    """Segment a phantom with every configuration, from stock MONAI to ctflow's engines, each in its own process."""
+    from ctflow.cli.compare import compare_command  # noqa: PLC0415
 
-    return ladder_command(
+    return compare_command(
         model,
         given,
         output,
@@ -291,9 +291,9 @@ def ladder(
         seed=seed,
         overlaps=overlaps,
         repeats=repeats,
-        rows=rows,
+        configurations=configurations,
         pythons=pythons,
-        limit_s=row_limit,
+        limit_s=limit,
         measure=not only_kept,
     )
 

@@ -19,36 +19,47 @@ def bundle(tmp_path_factory):
     return small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small")
 
 
-def test_a_ladder_is_shown_drawn_and_written(bundle, tmp_path, capsys):
-    options = ["--shape", "120,64,64", "--repeats", "1", "--overlap", "0", "--rows", "1,eager-fp32", "--device", "cpu"]
-    assert main(["bench", "ladder", "-m", str(bundle), *options, "-o", str(tmp_path / "out")]) == 0
+def test_a_comparison_is_shown_drawn_and_written(bundle, tmp_path, capsys):
+    options = [
+        "--shape",
+        "120,64,64",
+        "--repeats",
+        "1",
+        "--overlap",
+        "0",
+        "--configurations",
+        "1,eager-fp32",
+        "--device",
+        "cpu",
+    ]
+    assert main(["bench", "compare", "-m", str(bundle), *options, "-o", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out.splitlines()
     document = json.loads(shown[-1])
-    assert [row["id"] for row in document["rows"]] == ["1", "eager-fp32"]
+    assert [configuration["id"] for configuration in document["configurations"]] == ["1", "eager-fp32"]
     assert any("the article's loop" in line for line in shown[:-1])
-    assert json.loads((tmp_path / "out" / "ladder.json").read_text()) == document
-    with Image.open(tmp_path / "out" / "ladder.png") as picture:
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == document
+    with Image.open(tmp_path / "out" / "compare.png") as picture:
         assert picture.format == "PNG"
 
 
 @pytest.mark.parametrize(
-    "given", [["--python", "4"], ["--python", "=x"], ["--rows", "0q"], ["--shape", "1,2"], ["--only-kept"]]
+    "given", [["--python", "4"], ["--python", "=x"], ["--configurations", "0q"], ["--shape", "1,2"], ["--only-kept"]]
 )
 def test_wrong_arguments_are_refused_by_name(bundle, given, capsys):
-    assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", *given]) == 64
+    assert main(["bench", "compare", "-m", str(bundle), "--device", "cpu", *given]) == 64
     assert "SettingsInvalid" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_ends_before_the_work(bundle, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path / "file" / "x")]) == 5
+    assert main(["bench", "compare", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path / "file" / "x")]) == 5
     assert "NotWritten" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_written_have_a_name(bundle, tmp_path, capsys):
-    (tmp_path / "rows").touch()
-    assert main(["bench", "ladder", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path)]) == 5
-    assert "the ladder's files" in capsys.readouterr().err
+    (tmp_path / "configurations").touch()
+    assert main(["bench", "compare", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path)]) == 5
+    assert "the comparison's files" in capsys.readouterr().err
 
 
 def is_running(pid: int) -> bool:
@@ -60,22 +71,33 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's list of processes")
-def test_a_ladder_that_is_ended_takes_its_row_along(bundle, tmp_path):
+def test_a_comparison_that_is_ended_takes_its_configuration_along(bundle, tmp_path):
     python = tmp_path / "python"
     python.write_text(
         f"#!/bin/sh\necho $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid\nexec sleep 300\n"
     )
     python.chmod(0o755)
-    options = ["--shape", "24,32,32", "--rows", "0a", "--python", f"0a={python}", "--device", "cpu", "-m", str(bundle)]
+    options = [
+        "--shape",
+        "24,32,32",
+        "--configurations",
+        "0a",
+        "--python",
+        f"0a={python}",
+        "--device",
+        "cpu",
+        "-m",
+        str(bundle),
+    ]
     script = "import sys; from ctflow.cli.main import main; sys.exit(main())"
     with subprocess.Popen(
-        [sys.executable, "-c", script, "bench", "ladder", *options], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script, "bench", "compare", *options], stderr=subprocess.DEVNULL
     ) as run:
         deadline = time.monotonic() + 120
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline and run.poll() is None:
             time.sleep(0.05)
-        row = int((tmp_path / "pid").read_text())
-        assert is_running(row)
+        configuration = int((tmp_path / "pid").read_text())
+        assert is_running(configuration)
         run.terminate()
         assert run.wait(timeout=60) not in (0, -signal.SIGTERM)
-    assert not is_running(row)
+    assert not is_running(configuration)

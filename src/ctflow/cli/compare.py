@@ -1,4 +1,4 @@
-"""`ctflow bench ladder`: a table, a chart and a JSON document of every way to segment a volume on this machine."""
+"""`ctflow bench compare`: a table, a chart and a JSON document of every configuration on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ctflow.settings.run import model_path_from_value, read_environment, setting
 log = logging.getLogger(__name__)
 
 
-def ladder_command(
+def compare_command(
     model_path: str | None,
     given_options: Mapping[str, str | bool | None],
     output: Path | None,
@@ -30,29 +30,29 @@ def ladder_command(
     seed: int,
     overlaps: Sequence[float],
     repeats: int,
-    rows: str | None,
+    configurations: str | None,
     pythons: Sequence[str],
     limit_s: float,
     measure: bool,
 ) -> int:
-    """Measure a ladder; the last line on standard output is the result as one JSON document.
+    """Compare configurations; the last line on standard output is the result as one JSON document.
 
     Args:
         model_path: Bundle; None takes the environment's or the demonstration bundle.
         given_options: Settings as typed (`ctflow.settings.run.OPTIONS`); device and cache are used.
-        output: Gets ladder.json after each row, ladder.png, and rows/ with each row's words and masks: the same command
-            goes on where it was ended.
+        output: Gets compare.json after each configuration, compare.png, and configurations/ with each one's words and
+            masks: the same command goes on where it was ended.
         shape: Voxels of the phantom.
         seed: Of the phantom.
         overlaps: Each is measured.
-        repeats: Timed volumes of each row and overlap.
-        rows: Ids with commas; None measures all.
-        pythons: ROW=PATH each.
-        limit_s: A row that takes longer is ended.
-        measure: Whether to measure rows that are not in the output's rows/ yet.
+        repeats: Timed volumes of each configuration and overlap.
+        configurations: Ids with commas; None measures all.
+        pythons: ID=PATH each.
+        limit_s: A configuration that takes longer is ended.
+        measure: Whether to measure configurations that are not in the output's configurations/ yet.
 
     Returns:
-        0, also where this machine cannot run a row: the document says why; 6 if a row crashed.
+        0, also where this machine cannot run a configuration: the document says why; 6 if a configuration crashed.
 
     Raises:
         CtflowError: An argument is wrong, the bundle cannot be read, or the output cannot be written.
@@ -62,49 +62,50 @@ def ladder_command(
     folder = model_path_from_value(model_path, environment)
     interpreters = _pairs(pythons)
     if output is None and not measure:
-        raise SettingsInvalid("--only-kept shows rows that an earlier ladder kept: name its folder with -o")
-    from ctflow.bench.ladder import Plan, all_devices, run_ladder  # noqa: PLC0415  # torch takes seconds to import
+        raise SettingsInvalid("--only-kept shows what an earlier comparison kept: name its folder with -o")
+    from ctflow.bench.compare import Comparison, all_devices, compare_configurations  # noqa: PLC0415  # torch: seconds
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
-    from ctflow.report.ladder import line_of_row, say_ladder, write_ladder_chart  # noqa: PLC0415
+    from ctflow.report.comparison import line_of_configuration, say_comparison, write_comparison_chart  # noqa: PLC0415
     from ctflow.report.result import write_result  # noqa: PLC0415
 
-    plan = Plan(
+    comparison = Comparison(
         model=find_bundle(Path(folder)) if folder else demonstration_bundle(),
         devices=all_devices(settings.device),
         shape=shape,
         seed=seed,
         overlaps=tuple(overlaps),
         repeats=repeats,
-        only=tuple(name.strip() for name in rows.split(",")) if rows else (),
+        only=tuple(name.strip() for name in configurations.split(",")) if configurations else (),
         pythons=interpreters,
         cache=settings.cache,
         limit_s=limit_s,
-        kept=None if output is None else output / "rows",
+        kept=None if output is None else output / "configurations",
         measure=measure,
     )
     if output is not None:
         make_output_folder(output)  # before the work
 
     def heard(document: Mapping[str, Any]) -> None:
-        log.info(line_of_row(document["rows"][-1]))
+        log.info(line_of_configuration(document["configurations"][-1]))
         if output is not None:
-            write_result(document, output / "ladder.json")
+            write_result(document, output / "compare.json")
 
     try:
         with progress_on(sys.stderr) as progress, _sigterm_as_interrupt():
-            document = run_ladder(plan, progress, heard)
-    except OSError as error:  # phantom and rows lie in files
-        raise output_error_from_oserror(error, "the ladder's files") from error
-    say_ladder(document)
+            document = compare_configurations(comparison, progress, heard)
+    except OSError as error:  # phantom and configurations lie in files
+        raise output_error_from_oserror(error, "the comparison's files") from error
+    say_comparison(document)
     if output is not None:
-        write_ladder_chart(document, output / "ladder.png")
+        write_comparison_chart(document, output / "compare.png")
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
-    return EXIT_PARTLY if any(row["status"] == "crashed" for row in document["rows"]) else EXIT_DONE
+    crashed = any(each["status"] == "crashed" for each in document["configurations"])
+    return EXIT_PARTLY if crashed else EXIT_DONE
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """A row's process must not outlive its ladder: it would disturb what is measured next."""
+    """A configuration's process must not outlive its comparison: it would disturb what is measured next."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -114,7 +115,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
-    for row, sign, path in pairs:
-        if not (row and sign and path):
-            raise SettingsInvalid(f"--python: {row + sign + path!r} is not ROW=PATH")
-    return {row: path for row, _, path in pairs}
+    for configuration, sign, path in pairs:
+        if not (configuration and sign and path):
+            raise SettingsInvalid(f"--python: {configuration + sign + path!r} is not ID=PATH")
+    return {configuration: path for configuration, _, path in pairs}

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu_ladder.sh` asks for, with stand-ins for the GPUs and for what it starts."""
+"""What `benchmarks/gpu_compare.sh` asks for, with stand-ins for the GPUs and for what it starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_ladder.sh"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_compare.sh"
 ONE_GPU = {
     "0a",
     "0b",
@@ -29,11 +29,11 @@ STAND_INS = {
     "ctflow": """
 echo "${CUDA_VISIBLE_DEVICES:-all} $*" >> "$CALLS"
 while [ $# -gt 0 ]; do
-  case "$1" in -o) out=$2;; --rows) rows=$2;; --seed) seed=$2;; esac
+  case "$1" in -o) out=$2;; --configurations) configurations=$2;; --seed) seed=$2;; esac
   shift
 done
-mkdir -p "$out"; touch "$out/ladder.json" "$out/ladder.png" "$out/segmentation.dcm"
-[ -n "$FAILS" ] && [ "$rows" = "$FAILS" ] && exit 4
+mkdir -p "$out"; touch "$out/compare.json" "$out/compare.png" "$out/segmentation.dcm"
+[ -n "$FAILS" ] && [ "$configurations" = "$FAILS" ] && exit 4
 [ "$seed" != "${FAILING_SEED:-none}" ] || exit 4
 """,
 }
@@ -72,24 +72,25 @@ def parsed(line: str) -> dict:
     options = dict(zip(words, [*words[1:], ""], strict=True))
     return {
         "gpus": visible, "command": command, "devices": options.get("--device"), "seed": options.get("--seed"),
-        "rows": options.get("--rows", "").split(",") if "--rows" in options else [], "kept": "--only-kept" in words,
+        "configurations": options["--configurations"].split(",") if "--configurations" in options else [],
+        "kept": "--only-kept" in words,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4])
-def test_every_row_is_measured_once_and_shown(run, gpus):
+def test_every_configuration_is_measured_once_and_shown(run, gpus):
     code, calls, steps = run(gpus)
     assert code == 0
     assert steps.splitlines()[-1].endswith("finished")
     measuring = [call for call in calls if call["command"] == "bench" and not call["kept"] and call["seed"] is None]
-    rows = [row for call in measuring for row in dict.fromkeys(call["rows"])]
+    configurations = [each for call in measuring for each in dict.fromkeys(call["configurations"])]
     several = {f"{name}x{count}" for name in ("5", "tensorrt-fp16", "fused-fp16") for count in (2, 4)}
-    assert sorted(rows) == sorted(ONE_GPU | several)
-    assert measuring[0]["rows"][0] == "fused-fp16"
-    assert measuring[1]["gpus"] == "1" or "1" in measuring[1]["rows"]  # what others are compared with comes early
-    shown = {call["devices"]: set(call["rows"]) for call in calls if call["kept"]}
+    assert sorted(configurations) == sorted(ONE_GPU | several)
+    assert measuring[0]["configurations"][0] == "fused-fp16"
+    assert measuring[1]["gpus"] == "1" or "1" in measuring[1]["configurations"]  # references come early
+    shown = {call["devices"]: set(call["configurations"]) for call in calls if call["kept"]}
     wanted = {"cuda:0": ONE_GPU, "cuda:0,1": several_of(2), "cuda:0,1,2,3": several_of(4)}
-    assert shown == {devices: rows for devices, rows in wanted.items() if devices.count(",") < gpus}
+    assert shown == {devices: configurations for devices, configurations in wanted.items() if devices.count(",") < gpus}
     assert sorted(call["seed"] for call in calls if call["seed"]) == ["1001", "1002", "1003"]
     assert sum(call["command"] == "run" for call in calls) == 3
 

@@ -1,4 +1,4 @@
-"""What a person sees of a ladder: a table of rows, and a picture of their seconds."""
+"""What a person sees of a comparison: a table of configurations, and a picture of their seconds."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _GIB = 2**30
 _REFERENCES = (("0c", "factor_to_stock_half"), ("0a", "factor_to_stock"), ("1", "factor_to_article"))
 
 
-def say_ladder(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Show a ladder.
+def say_comparison(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show a comparison.
 
     Args:
-        document: What `ctflow.bench.ladder.run_ladder` returns.
+        document: What `ctflow.bench.compare.compare_configurations` returns.
         stream: Gets the text; None takes standard output.
     """
     stream = stream or sys.stdout
@@ -37,31 +37,31 @@ def say_ladder(document: Mapping[str, Any], stream: TextIO | None = None) -> Non
     console.print(_head(document), markup=False, highlight=False)
     for number, overlap in enumerate(_overlaps(document)):
         console.print(Text(f"\noverlap {overlap['overlap']:g}, {overlap['windows']} windows", style="bold"))
-        console.print(_table(document["rows"], number))
-    for row in document["rows"]:
-        for words in _reasons(row):
-            console.print(f"{row['id']} ({row['text']}) {words}", markup=False, highlight=False)
+        console.print(_table(document["configurations"], number))
+    for configuration in document["configurations"]:
+        for words in _reasons(configuration):
+            console.print(f"{configuration['id']} ({configuration['text']}) {words}", markup=False, highlight=False)
 
 
-def line_of_row(row: Mapping[str, Any]) -> str:
-    """A row in one line, for a log.
+def line_of_configuration(configuration: Mapping[str, Any]) -> str:
+    """A configuration in one line, for a log.
 
     Args:
-        row: One of the document's.
+        configuration: One of the document's.
     """
-    seconds = [f"{result['median_s']:.3f} s at overlap {result['overlap']:g}" for result in _measured(row)]
-    return f"{row['id']} ({row['text']}): {', '.join([*seconds, *_reasons(row)])}"
+    seconds = [f"{result['median_s']:.3f} s at overlap {result['overlap']:g}" for result in _measured(configuration)]
+    return f"{configuration['id']} ({configuration['text']}): {', '.join([*seconds, *_reasons(configuration)])}"
 
 
-def _measured(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [result for result in row.get("results", ()) if not result["reason"]]
+def _measured(configuration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [result for result in configuration.get("results", ()) if not result["reason"]]
 
 
-def _reasons(row: Mapping[str, Any]) -> list[str]:
-    """Why a row, or one of its overlaps, has no seconds."""
-    if row["reason"]:
-        return [f"{'crashed' if row['status'] == 'crashed' else 'not run'}: {row['reason']}"]
-    results = row.get("results", ())
+def _reasons(configuration: Mapping[str, Any]) -> list[str]:
+    """Why a configuration, or one of its overlaps, has no seconds."""
+    if configuration["reason"]:
+        return [f"{'crashed' if configuration['status'] == 'crashed' else 'not run'}: {configuration['reason']}"]
+    results = configuration.get("results", ())
     return [f"not run at overlap {each['overlap']:g}: {each['reason']}" for each in results if each["reason"]]
 
 
@@ -77,19 +77,19 @@ def _head(document: Mapping[str, Any]) -> str:
 
 
 def _overlaps(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The first measured row's results, which have what is the same for all."""
-    return next((row["results"] for row in document["rows"] if "results" in row), [])
+    """The first measured configuration's results, which have what is the same for all."""
+    return next((each["results"] for each in document["configurations"] if "results" in each), [])
 
 
-def _table(rows: Sequence[Mapping[str, Any]], number: int) -> Table:
+def _table(configurations: Sequence[Mapping[str, Any]], number: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("row", "what"):
+    for heading in ("configuration", "what"):
         table.add_column(heading)
     for heading in ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 0a", "Dice to 1", "Dice to truth", "GPU GiB"):
         table.add_column(heading, justify="right")
-    for row in rows:
-        if "results" in row and not row["results"][number]["reason"]:
-            table.add_row(row["id"], row["text"], *_cells(row["results"][number]))
+    for configuration in configurations:
+        if "results" in configuration and not configuration["results"][number]["reason"]:
+            table.add_row(configuration["id"], configuration["text"], *_cells(configuration["results"][number]))
     return table
 
 
@@ -108,29 +108,29 @@ def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def write_ladder_chart(document: Mapping[str, Any], path: Path) -> None:
-    """Draw the seconds of every row at the first overlap, on a logarithmic scale.
+def write_comparison_chart(document: Mapping[str, Any], path: Path) -> None:
+    """Draw the seconds of every configuration at the first overlap, on a logarithmic scale.
 
     Args:
-        document: What `ctflow.bench.ladder.run_ladder` returns.
+        document: What `ctflow.bench.compare.compare_configurations` returns.
         path: The PNG.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    rows = [row for row in document["rows"] if "results" in row and not row["results"][0]["reason"]]
+    rows = [each for each in document["configurations"] if "results" in each and not each["results"][0]["reason"]]
     bottom = _TOP + _ROW * max(len(rows), 1)
     pen = Pen(WIDTH_PX, bottom + 70)
     pen.words(_NAMES, 52, "Seconds for a whole CT, from stock MONAI to ctflow", 26, bold=True)
     pen.words(_NAMES, 84, pen.fitted(_head(document), 15, WIDTH_PX - 2 * _NAMES), 15, fill=DIM)
     if not rows:
-        pen.words(_NAMES, _TOP + 20, "no row could be run here", 18, fill=DIM)
+        pen.words(_NAMES, _TOP + 20, "no configuration could be run here", 18, fill=DIM)
         pen.save(path)
         return
     first = _overlaps(document)[0]
     cut = f"overlap {first['overlap']:g}, {first['windows']} windows"
     name, key = _reference(rows)
-    how = f"{cut}; median of {document['repeats']}" + (f"; 2 x: twice as quick as row {name}" if name else "")
+    how = f"{cut}; median of {document['repeats']}" + (f"; 2 x: twice as quick as configuration {name}" if name else "")
     pen.words(_NAMES, 108, how, 15, fill=DIM)
     seconds = [row["results"][0]["median_s"] for row in rows]
     scale = _Scale(min(seconds), max(seconds))
@@ -140,9 +140,9 @@ def write_ladder_chart(document: Mapping[str, Any], path: Path) -> None:
     pen.save(path)
 
 
-def _reference(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The row that factors are to, and their key: stock in fp16, in fp32, or the article's; no words where none is."""
-    known = [row["id"] for row in rows]
+def _reference(configurations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What factors are to, and their key: stock in fp16, in fp32, or the article's; no words where none is."""
+    known = [each["id"] for each in configurations]
     return next(((name, key) for name, key in _REFERENCES if name in known), ("", _REFERENCES[-1][1]))
 
 
@@ -150,7 +150,7 @@ class _Scale:
     """Where seconds lie on the picture: logarithmic, from half of the least to a little more than the most.
 
     Args:
-        least_s: The quickest row.
+        least_s: The quickest configuration.
         most_s: The slowest.
     """
 
@@ -180,9 +180,10 @@ def _draw_axis(pen: Pen, scale: _Scale, bottom: float) -> None:
 def _draw_row(pen: Pen, scale: _Scale, top: float, row: Mapping[str, Any], key: str) -> None:
     result = row["results"][0]
     middle, end = top + _BAR / 2, scale.x(result["median_s"])
-    name = pen.fitted(f"{row['id']}  {row['text']}" if row["way"] != "ctflow" else row["text"], 15, _LEFT - _NAMES - 16)
+    own = row["method"] == "ctflow"
+    name = pen.fitted(row["text"] if own else f"{row['id']}  {row['text']}", 15, _LEFT - _NAMES - 16)
     pen.words(_NAMES, middle, name, 15, "lm")
-    pen.box(_LEFT, top, end, top + _BAR, _COLOURS[row["way"]])
+    pen.box(_LEFT, top, end, top + _BAR, _COLOURS[row["method"]])
     factor = result[key]
     words = f"{result['median_s']:.2f} s" + ("" if factor is None else f"   {factor:.{2 if factor < 1 else 1}f} x")
-    pen.words(end + 8, middle, words, 15, "lm", bold=row["way"] == "ctflow")
+    pen.words(end + 8, middle, words, 15, "lm", bold=own)

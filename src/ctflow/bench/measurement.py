@@ -1,7 +1,7 @@
-"""One row of a ladder in a process of its own: `python -m ctflow.bench.row REQUEST.json`, written by `bench.ladder`.
+"""One configuration, measured in a process of its own: `python -m ctflow.bench.measurement REQUEST.json`.
 
-Each row gets a fresh process, so that no engine warms another up or keeps memory, and engines whose packages do not get
-on with each other may live in different interpreters.
+`bench.compare` writes the request. Each configuration gets a fresh process, so that no engine warms another up or keeps
+memory, and engines whose packages do not get on with each other may live in different interpreters.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ STRICT, DEFAULT = "strict fp32", "torch's default"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a row is to do.
+class MeasurementRequest:
+    """What a configuration is to do.
 
     Attributes:
-        way: "stock", "article", "article, one channel" or "ctflow".
+        method: "stock", "article", "article, one channel" or "ctflow".
         engine: Backend name, or `TORCH`.
         precision: `STRICT`, `DEFAULT` or "fp16" for `TORCH`; else the engine's.
         stitch: Where stock MONAI blends: "device" or "cpu".
@@ -61,7 +61,7 @@ class Request:
             case, and the interpreter.
     """
 
-    way: str
+    method: str
     engine: str
     precision: str
     stitch: str
@@ -76,8 +76,8 @@ class Request:
     basis: tuple[str, ...]
 
 
-def run_row(request: Request) -> dict[str, Any]:
-    """Measure a row and write its masks.
+def measure_configuration(request: MeasurementRequest) -> dict[str, Any]:
+    """Measure a configuration and write its masks.
 
     Args:
         request: What to do.
@@ -104,9 +104,9 @@ def run_row(request: Request) -> dict[str, Any]:
         threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in workers]
         for number, overlap in enumerate(request.overlaps):
             entry: dict[str, Any] = {"overlap": overlap, "windows": len(window_starts(size, model.spec.roi, overlap))}
-            way = _way(model, request, workers, threads, host, Windows(overlap, request.batch_size))
+            segment = _segmentation(model, request, workers, threads, host, Windows(overlap, request.batch_size))
             try:
-                labels, seconds = _timed(way, request)
+                labels, seconds = _timed(segment, request)
             except (CtflowError, torch.OutOfMemoryError) as error:
                 measured.append({**entry, "reason": _first_line(error)})
                 continue
@@ -119,7 +119,7 @@ def run_row(request: Request) -> dict[str, Any]:
     return {"reason": None, "date": date, "engine_info": info, "versions": versions, "measured": measured}
 
 
-def _check_engine(request: Request) -> None:
+def _check_engine(request: MeasurementRequest) -> None:
     if request.engine != TORCH:
         for device in request.devices:
             check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
@@ -127,11 +127,11 @@ def _check_engine(request: Request) -> None:
         raise BackendUnavailable("PyTorch computes fp16 on a GPU only")
 
 
-def _check_model(model: Model, request: Request) -> None:
+def _check_model(model: Model, request: MeasurementRequest) -> None:
     spec = model.spec
     if spec.activation != "softmax":
-        raise BundleInvalid(f"the ladder compares models with a softmax; this one has {spec.activation}")
-    if request.way.endswith("one channel") and spec.out_channels != 2:
+        raise BundleInvalid(f"`ctflow bench compare` needs a model with a softmax; this one has {spec.activation}")
+    if request.method.endswith("one channel") and spec.out_channels != 2:
         raise BundleInvalid(f"one channel says all of two classes only; this model has {spec.out_channels}")
 
 
@@ -153,7 +153,7 @@ def _volume(path: Path) -> Volume:
     return Volume(hu, Geometry(hu.shape, affine))
 
 
-def _workers(model: Model, request: Request, stack: ExitStack) -> tuple[list[Worker], dict[str, Any] | None]:
+def _workers(model: Model, request: MeasurementRequest, stack: ExitStack) -> tuple[list[Worker], dict[str, Any] | None]:
     """What computes windows on each device, and which engine it is."""
     if request.engine == TORCH:
         stack.enter_context(_arithmetic(request.precision))
@@ -203,9 +203,9 @@ def _arithmetic(precision: str) -> Iterator[None]:
         cudnn.allow_tf32, products.allow_tf32 = before
 
 
-def _way(
+def _segmentation(
     model: Model,
-    request: Request,
+    request: MeasurementRequest,
     workers: Sequence[Worker],
     threads: Sequence[Executor],
     host: Tensor,
@@ -213,18 +213,18 @@ def _way(
 ) -> Callable[[], Labels]:
     """A call that segments the volume, from host memory to a mask in host memory."""
     spec = model.spec
-    if request.way == "stock":
+    if request.method == "stock":
         half = request.precision == "fp16"
         stitch = str(workers[0].device) if request.stitch == "device" else "cpu"
         return lambda: stock_volume(workers[0], host, spec, windows, half=half, stitch=stitch)
-    if request.way.startswith("article"):
+    if request.method.startswith("article"):
         both = [Worker(two_channels(worker.predict), worker.device) for worker in workers]
-        one = request.way.endswith("one channel")
+        one = request.method.endswith("one channel")
         return lambda: article_volume(both, host, spec, windows, threads, one_channel=one)
     return lambda: resident_volume(workers, host, spec, windows)
 
 
-def _timed(way: Callable[[], Labels], request: Request) -> tuple[Labels, list[float]]:
+def _timed(segment: Callable[[], Labels], request: MeasurementRequest) -> tuple[Labels, list[float]]:
     """The last mask, and the seconds of each volume after the first."""
     seconds = []
     for _ in range(request.repeats + 1):
@@ -234,7 +234,7 @@ def _timed(way: Callable[[], Labels], request: Request) -> tuple[Labels, list[fl
                 torch.cuda.synchronize(device)
         start = time.perf_counter()
         with torch.inference_mode():
-            labels = way()  # ends with the mask in host memory
+            labels = segment()  # ends with the mask in host memory
         seconds.append(time.perf_counter() - start)
     return labels, seconds[1:]
 
@@ -261,20 +261,20 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def request_from_document(document: Mapping[str, Any]) -> Request:
-    """A request as `bench.ladder` wrote it."""
+def request_from_document(document: Mapping[str, Any]) -> MeasurementRequest:
+    """A request as `bench.compare` wrote it."""
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
-    return Request(**fields)
+    return MeasurementRequest(**fields)
 
 
 def main() -> None:
-    """Do what the file says; the answer is result.json, with a reason where the row cannot be run here."""
+    """Do what the file says; the answer is result.json, with a reason where the configuration cannot be run here."""
     import_lean()
     request = request_from_document(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
-        answer = run_row(request)
+        answer = measure_configuration(request)
     except (CtflowError, torch.OutOfMemoryError) as error:
         answer = {"reason": _first_line(error)}
     (Path(request.result) / "result.json").write_text(json.dumps(answer), encoding="utf-8")

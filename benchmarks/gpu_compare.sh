@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Everything that docs/performance.md says of GPUs at full size, measured anew on this machine: some 25 minutes.
 #
-#     benchmarks/gpu_ladder.sh OUT [TENSORRT_PYTHON]
+#     benchmarks/gpu_compare.sh OUT [TENSORRT_PYTHON]
 #
 # The wide network is trained (docs/model.md) unless OUT/wide is there, and ctflow's own engine is measured on one GPU
 # and on all. Then TensorRT's plan is built with TENSORRT_PYTHON (an interpreter with tensorrt and ctflow; without one
-# its rows say why not), on the last GPU. Where there are several, most of PyTorch's rows are measured meanwhile: those
-# that blend in host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's rows
+# its configurations say why not), on the last GPU. Where there are several, most of PyTorch's configurations are measured meanwhile: those
+# that blend in host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's configurations
 # and the last of PyTorch's have nothing beside them, and so have, at the end, trips from a DICOM folder to the SEG and
 # whole processes. In between, masks of three more phantoms are compared, whose seconds do not count.
-# `python` needs ctflow, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets ladder/, ladder-1.json
-# to ladder-4.json with their charts (by GPUs), phantom-N/, host_steps.json, trip.json, processes.txt, steps.txt and
+# `python` needs ctflow, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets compare/, compare-1.json
+# to compare-4.json with their charts (by GPUs), phantom-N/, host_steps.json, trip.json, processes.txt, steps.txt and
 # logs; what is there stays.
 set -euo pipefail
-mkdir -p "${1:?usage: gpu_ladder.sh OUT [TENSORRT_PYTHON]}"
+mkdir -p "${1:?usage: gpu_compare.sh OUT [TENSORRT_PYTHON]}"
 out=$(realpath "$1")
 tensorrt=${2:-python}
 cd "$(dirname "$0")/.."
@@ -22,15 +22,15 @@ last=$((gpus - 1))
 cache=$out/engines
 all=cuda:$(seq -s, 0 "$last")
 in_host_memory=1,0b,2
-last_rows=1b,0d
+last_configurations=1b,0d
 on_gpu=0a,0c,eager-fp16,compile-fp16
 own=fused-fp16,fused-fp16x2,fused-fp16x4
-tensorrt_rows=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
-phantoms=(1001 1002 1003)  # the ladder's own is 1000
+tensorrt_configurations=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
+phantoms=(1001 1002 1003)  # the comparison's own is 1000
 
 say() { echo "$(date +%H:%M:%S) $*" | tee -a "$out/steps.txt" >&2; }
 set -m  # a process group each, so that what a background job started ends with it
-end_jobs() {  # a builder or a row that lived on would disturb the next measurement
+end_jobs() {  # a builder or a configuration that lived on would disturb the next measurement
   local job
   for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done
   wait
@@ -56,33 +56,33 @@ train() {
   rm -r "$out/set"
 }
 
-ladder() {  # ladder DEVICES ROWS [FOLDER [OPTION...]]
-  local devices=$1 rows=$2 folder=$out/${3:-ladder} pythons=() row
-  for row in ${tensorrt_rows//,/ }; do pythons+=(--python "$row=$tensorrt"); done
-  ctflow bench ladder -m "$out/wide" -o "$folder" --cache "$cache" --device "$devices" --rows "$rows" "${pythons[@]}" \
+compare() {  # compare DEVICES IDS [FOLDER [OPTION...]]
+  local devices=$1 configurations=$2 folder=$out/${3:-compare} pythons=() configuration
+  for configuration in ${tensorrt_configurations//,/ }; do pythons+=(--python "$configuration=$tensorrt"); done
+  ctflow bench compare -m "$out/wide" -o "$folder" --cache "$cache" --device "$devices" --configurations "$configurations" "${pythons[@]}" \
     "${@:4}" >> "$folder.log" 2>&1 || {
-    local code=$?  # 6: a row crashed, and the others are there; one that cannot run on this machine is no failure
+    local code=$?  # 6: a configuration crashed, and the others are there; one that cannot run on this machine is no failure
     say "ended with $code: see $folder.log"
     [ "$code" = 6 ]
   }
 }
 
-pytorch_rows() {
+pytorch_configurations() {
   local beside=
-  if [ "$gpus" -gt 2 ]; then  # its device is called cuda:0, too, so that the documents find the rows
-    CUDA_VISIBLE_DEVICES=1 ladder cuda:0 "$on_gpu" &
+  if [ "$gpus" -gt 2 ]; then  # its device is called cuda:0, too, so that the documents find the configurations
+    CUDA_VISIBLE_DEVICES=1 compare cuda:0 "$on_gpu" &
     beside=$!
-    ladder cuda:0 "$in_host_memory"
+    compare cuda:0 "$in_host_memory"
     wait "$beside"
   else
-    ladder cuda:0 "1,$on_gpu,$in_host_memory"
+    compare cuda:0 "1,$on_gpu,$in_host_memory"
   fi
 }
 
 compare_phantoms() {  # beside one another
-  local rows=1,0a,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 number jobs=()
+  local configurations=1,0a,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 number jobs=()
   for number in "${!phantoms[@]}"; do
-    CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 ladder cuda:0 "$rows" \
+    CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 compare cuda:0 "$configurations" \
       "phantom-${phantoms[number]}" --seed "${phantoms[number]}" --repeats 1 &
     jobs+=($!)
   done
@@ -91,26 +91,26 @@ compare_phantoms() {  # beside one another
   return "$failed"
 }
 
-document() {  # document GPUS ROWS: nothing is measured again
-  ladder "cuda:$(seq -s, 0 $(($1 - 1)))" "$2" ladder --only-kept
-  cp "$out/ladder/ladder.json" "$out/ladder-$1.json"
-  cp "$out/ladder/ladder.png" "$out/ladder-$1.png"
+document() {  # document GPUS IDS: nothing is measured again
+  compare "cuda:$(seq -s, 0 $(($1 - 1)))" "$2" compare --only-kept
+  cp "$out/compare/compare.json" "$out/compare-$1.json"
+  cp "$out/compare/compare.png" "$out/compare-$1.png"
 }
 
 [ -e "$out/wide/models/model.pt" ] || train > "$out/train.log" 2>&1
 say "our engine"
-ladder "$all" "$own"
-say "build TensorRT's plan beside PyTorch's rows"
+compare "$all" "$own"
+say "build TensorRT's plan beside PyTorch's configurations"
 CUDA_VISIBLE_DEVICES=$last "$tensorrt" benchmarks/gpu_volume.py --engine tensorrt --model "$out/wide" --batch 8 \
   --cache "$cache" --only-prepare > "$out/plan.log" 2>&1 || say "no plan: see plan.log" &
-[ "$gpus" -gt 1 ] || wait  # on the only GPU the builder would disturb the rows, which are not measured again
-pytorch_rows
+[ "$gpus" -gt 1 ] || wait  # on the only GPU the builder would disturb the configurations, which are not measured again
+pytorch_configurations
 say "wait for the plan"
 wait
 say TensorRT
-ladder "$all" "$tensorrt_rows"
-say "last of PyTorch's rows"
-ladder cuda:0 "$last_rows"
+compare "$all" "$tensorrt_configurations"
+say "last of PyTorch's configurations"
+compare cuda:0 "$last_configurations"
 say documents
 first=0a,0b,0c,0d,1,1b,2,3,4
 document 1 "$first,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16"
