@@ -181,13 +181,13 @@ FORMS: tuple[Form, ...] = (
         Note.NO_META,
     ),
     _form(
-        "Explicit VR, named Implicit VR",
+        "Explicit VR declared as Implicit VR",
         under_meta_of(ImplicitVRLittleEndian, ExplicitVRLittleEndian),
         Note.OTHER_VR,
         itk=False,
     ),
     _form(
-        "Implicit VR, named Explicit VR",
+        "Implicit VR declared as Explicit VR",
         under_meta_of(ExplicitVRLittleEndian, ImplicitVRLittleEndian),
         Note.OTHER_VR,
     ),
@@ -236,6 +236,6 @@ FORMS: tuple[Form, ...] = (
         made_of(lambda meta, dataset: meta + element(0x0002, 0x0010, b"UI", b"1.2.840.10008.1.2\0") + dataset),
         Note.META_IN_DATA_SET,
     ),
-    _form("bytes behind the pixel data", lambda content: content + bytes(77), Note.BYTES_BEHIND, itk=False),
+    _form("bytes after the pixel data", lambda content: content + bytes(77), Note.BYTES_BEHIND, itk=False),
     _form("trailing padding in the pixel data", padded(bytes(140))),
 )

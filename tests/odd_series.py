@@ -46,7 +46,7 @@ from dicom_support import LinearField, axes, indices_of, moved, rotation, setter
 from odd_headers import FORMS, Form, before_pixels, element, padded
 
 SHAPE = (16, 32, 40)  # JPEG 2000 asks for 32 x 32
-RIGHT, WARNED = "right volume", "right volume, warned"
+RIGHT, WARNED = "correct volume", "correct volume, warned"
 
 Truth = Volume | LinearField | None
 Adjust = Callable[[Dataset, int], None]
@@ -729,7 +729,9 @@ def runs(*pieces: tuple[int, float]) -> list[float]:
 
 def _geometry() -> Iterator[Odd]:
     yield Odd("plain, anisotropic PixelSpacing", RIGHT, every())
-    yield Odd("PixelSpacing the other way round", RIGHT, placed(axes((2, 1, 0), (1, 1, 1), (2.5, 0.9, 0.6))))
+    yield Odd(
+        "anisotropic PixelSpacing, the other axis larger", RIGHT, placed(axes((2, 1, 0), (1, 1, 1), (2.5, 0.9, 0.6)))
+    )
     yield Odd("feet first", RIGHT, placed(FEET_FIRST))
     yield Odd("prone", RIGHT, placed(PRONE))
     yield Odd("on the side", RIGHT, placed(DECUBITUS))
@@ -741,14 +743,16 @@ def _geometry() -> Iterator[Odd]:
         nothing(without(7)),
         "00006.dcm): send the whole series",
     )
-    yield Odd("the last slice is missing and nothing counts", RIGHT, without(19))
+    yield Odd("the last slice is missing and no attribute gives the number", RIGHT, without(19))
     yield Odd(
         "the last slice is missing, ImagesInAcquisition", WARNED, without(19, ImagesInAcquisition="20"), "holds 19"
     )
     yield Odd("a file twice", WARNED, copied_file, "repeat another")
-    yield Odd("a second slice at a place", "`BrokenSeries`: `doubled`", nothing(doubled(12.5, 1)), "one acquisition")
+    yield Odd(
+        "a second slice at one position", "`BrokenSeries`: `doubled`", nothing(doubled(12.5, 1)), "one acquisition"
+    )
     yield Odd("a near-double", "`BrokenSeries`: `irregular`", nothing(doubled(12.8, 1)))
-    yield Odd("two acquisitions at the same places", "`BrokenSeries`: `doubled`", nothing(doubled(0.0)))
+    yield Odd("two acquisitions at the same positions", "`BrokenSeries`: `doubled`", nothing(doubled(0.0)))
     yield Odd(
         "two acquisitions, one between the other's slices",
         "`BrokenSeries`: `doubled`",
@@ -769,28 +773,32 @@ def _geometry() -> Iterator[Odd]:
         "1 localizer",
     )
     yield Odd(
-        "a localizer that does not say so", "`BrokenSeries`: `mixed-orientation`", nothing(with_localizer(SHAPE[1:]))
+        "a localizer that is not marked as one",
+        "`BrokenSeries`: `mixed-orientation`",
+        nothing(with_localizer(SHAPE[1:])),
     )
     even = runs((17, 2.5))
     yield Odd("gantry tilt", WARNED, sampled(even, TILT), "tilt of 16.7 degrees")
     yield Odd("gantry tilt the other way", WARNED, sampled(even, -TILT), "tilt of 16.7 degrees")
-    yield Odd("slices displaced by more than any gantry tilts", "`BrokenSeries`: `tilted`", nothing(sampled(even, 1.2)))
-    yield Odd("half 2 mm, half 3 mm apart", WARNED, sampled(runs((9, 2), (9, 3))), "9 of 2.000 mm, 9 of 3.000 mm")
-    yield Odd("two pieces that overlap", WARNED, sampled(runs((9, 2), (1, 0.7), (9, 3))), "1 of 0.700 mm")
     yield Odd(
-        "tilted and in pieces, as tilted/ is",
+        "slices displaced further than by any gantry tilt", "`BrokenSeries`: `tilted`", nothing(sampled(even, 1.2))
+    )
+    yield Odd("half 2 mm, half 3 mm apart", WARNED, sampled(runs((9, 2), (9, 3))), "9 of 2.000 mm, 9 of 3.000 mm")
+    yield Odd("two sections that overlap", WARNED, sampled(runs((9, 2), (1, 0.7), (9, 3))), "1 of 0.700 mm")
+    yield Odd(
+        "tilted, in sections of different spacing, as tilted/ is",
         WARNED,
         sampled(runs((13, 4.002), (1, 1.081), (13, 6.999)), 0.335),
         "resampled by position",
     )
     yield Odd(
-        "every second slice of a half is missing",
+        "every second slice of one half is missing",
         "`BrokenSeries`: `gap`",
         nothing(without(13, 15, 17, 19)),
         "00012.dcm, ",
     )
     yield Odd(
-        "equal pieces, not in step with each other",
+        "equal sections, offset against each other",
         "`BrokenSeries`: `irregular`",
         nothing(sampled(runs((9, 2.5), (1, 1.2), (9, 2.5)))),
     )
@@ -800,7 +808,7 @@ def _geometry() -> Iterator[Odd]:
         nothing(sampled(runs((4, 2.5), (1, 3.1), (6, 2.5), (1, 2.0), (5, 2.5)))),
     )
     yield Odd(
-        "a slice lies beside the others",
+        "a slice is shifted sideways",
         "`BrokenSeries`: `irregular`",
         nothing(one(ImagePositionPatient=["-9", "20.25", "-287.5"])),
     )
@@ -809,13 +817,13 @@ def _geometry() -> Iterator[Odd]:
         name = f"positions rounded to 0.1 mm, slices {spacing} mm apart"
         yield Odd(name, WARNED, shifted(affine, lambda d, at: np.round(at, 1)), "ImagePositionPatient puts slices")
     yield Odd(
-        "slices jitter by 0.03 mm beside their line",
+        "slices jitter by 0.03 mm around their line",
         WARNED,
         shifted(axes((2, 1, 0), (1, 1, 1)), lambda d, at: at + [0.03 * (-1) ** d, 0, 0]),
         "0.035 mm (4% of a voxel)",
     )
     yield Odd(
-        "slices jitter by 0.3 mm beside their line",
+        "slices jitter by 0.3 mm around their line",
         "`BrokenSeries`: `irregular`",
         nothing(shifted(axes((2, 1, 0), (1, 1, 1)), lambda d, at: at + [0.3 * (-1) ** d, 0, 0])),
         "more than a tenth",
@@ -954,10 +962,10 @@ def _objects() -> Iterator[Odd]:
         yield Odd(f"BodyPartExamined {value}, a model of the chest", RIGHT, every(BodyPartExamined=value))
     aside = "set aside: `body-part`"
     yield Odd("BodyPartExamined HEAD, a model of the chest", aside, nothing(every(BodyPartExamined="HEAD")), "(HEAD)")
-    other = "BodyPartExamined that is no known term, a model of the chest"
+    other = "an unknown BodyPartExamined, a model of the chest"
     yield Odd(other, aside, nothing(every(BodyPartExamined="KATZE")), "no known term")
     yield Odd(
-        "a scout of one image beside a series",
+        "a scout of one image with a series",
         f"{RIGHT} + set aside: `localizer`",
         with_localizer(SHAPE[1:], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesInstanceUID="1.2.3"),
         "localizer images (1), which make no volume",
@@ -1011,8 +1019,8 @@ def alternating(*kinds: dict[str, bytes]) -> Callable[[Path], Volume]:
 def _header_values() -> Iterator[Odd]:
     letter = "誠".encode("gbk")  # its second byte is a backslash
     for name, attributes in {
-        "a birth date that is no day (19500231)": {"PatientBirthDate": b"19500231"},
-        "a study date that is no day (20190229)": {"StudyDate": b"20190229"},
+        "an invalid birth date (19500231)": {"PatientBirthDate": b"19500231"},
+        "an invalid study date (20190229)": {"StudyDate": b"20190229"},
         "a PatientName with a backslash": {"PatientName": b"Wang\\XiaoDong"},
         "a GBK letter in PatientName, no SpecificCharacterSet": {"PatientName": letter, "SpecificCharacterSet": b""},
         "a Latin-1 letter in PatientName, SpecificCharacterSet ISO_IR 192": {"PatientName": b"M\xfcller"},
@@ -1088,7 +1096,7 @@ def _encodings() -> Iterator[Odd]:
     broken = "`BrokenSeries`: `unreadable`"
     pixels = "`UnsupportedPixels`"
     yield Odd(
-        "a row of other pixels behind the image's", broken, nothing(rewritten(padded(b"\1" * 80))), "are not padding"
+        "an extra row of pixels after the image", broken, nothing(rewritten(padded(b"\1" * 80))), "are not padding"
     )
     yield Odd(
         "padding cut off", broken, nothing(rewritten(lambda content: padded(bytes(50))(content)[:-9])), "cut short"
@@ -1101,20 +1109,20 @@ def _encodings() -> Iterator[Odd]:
     )
     base = "1.2.840.10008.1.2"
     for name, says, write in (
-        ("little endian, named big endian", "which is little endian", renamed(ExplicitVRBigEndian)),
+        ("little endian declared as big endian", "which is little endian", renamed(ExplicitVRBigEndian)),
         (
-            "big endian, named little endian",
+            "big endian declared as little endian",
             "which is big endian",
             renamed(ExplicitVRLittleEndian, ExplicitVRBigEndian),
         ),
     ):
         yield Odd(name, "file named", write, says)
     for name, says, write in (
-        ("native pixels, named JPEG 2000", "is not encapsulated", renamed(JPEG2000Lossless)),
-        ("JPEG 2000, named native", "is encapsulated", renamed(ExplicitVRLittleEndian, JPEG2000Lossless)),
-        ("JPEG 2000, named RLE", "its frame is JPEG 2000", renamed(RLELossless, JPEG2000Lossless)),
-        ("RLE, named JPEG-LS", "its frame is RLE", renamed(JPEGLSLossless, RLELossless)),
-        ("JPEG-LS, named JPEG Lossless", "its frame is JPEG-LS", renamed(base + ".4.70", JPEGLSLossless)),
+        ("native pixels declared as JPEG 2000", "is not encapsulated", renamed(JPEG2000Lossless)),
+        ("JPEG 2000 declared as native", "is encapsulated", renamed(ExplicitVRLittleEndian, JPEG2000Lossless)),
+        ("JPEG 2000 declared as RLE", "its frame is JPEG 2000", renamed(RLELossless, JPEG2000Lossless)),
+        ("RLE declared as JPEG-LS", "its frame is RLE", renamed(JPEGLSLossless, RLELossless)),
+        ("JPEG-LS declared as JPEG Lossless", "its frame is JPEG-LS", renamed(base + ".4.70", JPEGLSLossless)),
         ("a private transfer syntax", "is private", renamed("1.2.840.113619.5.2", ImplicitVRLittleEndian)),
         ("a retired transfer syntax (1.2.4.52)", "is retired", renamed(base + ".4.52")),
         ("a TransferSyntaxUID of another kind", "none of the standard's", renamed("1.2.840.10008.5.1.4.1.1.2")),
@@ -1132,7 +1140,7 @@ def _files() -> Iterator[Odd]:
     yield Odd("no preamble, no meta information, no file extension", RIGHT, without_preamble)
     yield Odd(
         "an empty file with the name of a DICOM file",
-        f"file named + {RIGHT}",
+        f"{RIGHT} + file named",
         joined(every(), lambda folder: (folder / "empty.dcm").touch()),
     )
     yield Odd("a file cut in its header", broken, nothing(rewritten(lambda content: content[:700])), "00005.dcm")

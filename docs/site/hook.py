@@ -40,10 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead the links of a document to where its targets are in the site, and show pipes in tables as pipes.
-
-    GitHub's tables need `\\|` also in code, where Python-Markdown would show the backslash.
-    """
+    """Point links at their targets in the site, and show pipes in tables without GitHub's backslash."""
     where = _place_of(page.file.src_uri)
     here = posixpath.dirname(page.file.src_uri)
 
@@ -58,6 +55,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     parts = _CODE.split(markdown)
     parts[::2] = [_LINK.sub(led, part) for part in parts[::2]]
+    # GitHub needs a backslash before a pipe in a table, also in code, where Python-Markdown shows it.
     parts[1::2] = [part if part.startswith("```") else part.replace("\\|", "|") for part in parts[1::2]]
     return "".join(parts)
 

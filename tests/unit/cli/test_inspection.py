@@ -24,7 +24,7 @@ from odd_series import ODD, outcome_of
 JUDGED_BY_HEADERS = [
     "a localizer of another size",
     "SpacingBetweenSlices is 0",
-    "tilted and in pieces, as tilted/ is",
+    "tilted, in sections of different spacing, as tilted/ is",
     "two patients in a series",
     "wrong VRs: numbers and codes as LO, Rows as UL",
     "private junk",

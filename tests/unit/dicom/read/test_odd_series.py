@@ -1,4 +1,4 @@
-"""Every odd series gives the right volume or a refusal by name, and docs/dicom.md says which."""
+"""Every odd series gives the correct volume or a specific error, and docs/dicom.md says which."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_an_odd_series_has_its_outcome(tmp_path, odd: Odd):
 def test_the_documentation_lists_exactly_these_series():
     section = DOCS.read_text(encoding="utf-8").split("## Odd series\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)
-    assert rows[0] == ("series", "what becomes of it")
+    assert rows[0] == ("series", "outcome")
     assert rows[1:] == [(odd.name, odd.outcome) for odd in ODD]
