@@ -2,7 +2,8 @@
 
 A demonstration model that had not seen them marked 20 ml of a consolidated lobe. A consolidation differs from a tumour
 in what stays visible inside it (bronchi with air, vessels), in a border that fades or follows a fissure, and in its
-size; it is drawn so.
+size; it is drawn so. Small ones with a sharp border are not drawn: nothing would tell them from a tumour, and a network
+that was shown both cut large tumours short.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def draw_lung_disease(rng: np.random.Generator, hu: FloatVolume, grid: Grid, lun
     kept = ndimage.binary_dilation(tumours > 0, iterations=margin)
     chest = Chest(hu, grid, lung, coverage(lung.in_box((d, h, w)), 2.0), kept, np.zeros(hu.shape, np.uint8))
     for probability, most, draw in (
-        (0.5, 3, _consolidation),
+        (0.4, 2, _consolidation),
         (0.35, 4, _ground_glass),
         (0.2, 1, _effusion),
         (0.25, 6, _bulla),
@@ -106,7 +107,7 @@ def _blob(
 
 def _consolidation(rng: np.random.Generator, chest: Chest) -> None:
     """Lung filled with fluid: soft tissue in which airways stay black, with a fading border or a fissure's plane."""
-    blob = _blob(rng, chest, float(rng.uniform(6, 45)), float(rng.uniform(0.2, 0.5)))
+    blob = _blob(rng, chest, float(rng.uniform(14, 45)), float(rng.uniform(0.25, 0.5)))
     if blob is None:
         return
     box, distance, centre = blob
@@ -115,12 +116,12 @@ def _consolidation(rng: np.random.Generator, chest: Chest) -> None:
         a, b, c = (np.float32(n) for n in normal / np.linalg.norm(normal))
         z, y, x = (axis - np.float32(at) for axis, at in zip(chest.grid.axes_in(box), centre, strict=True))
         distance = np.maximum(distance, z * a + y * b + x * c - np.float32(rng.uniform(-3, 10)))
-    share = chest.free(box, coverage(distance, float(rng.choice([3.0, 6.0, 14.0]))))
+    share = chest.free(box, coverage(distance, float(rng.choice([4.0, 8.0, 14.0]))))
     if share is None:
         return
     part = chest.hu[box]
     bronchi = np.clip((np.float32(-905) - ndimage.gaussian_filter(part, 0.5)) / 40, 0, 1)
-    bronchi *= np.float32(rng.random() < 0.7)
+    bronchi *= np.float32(rng.random() < 0.85)
     value = np.float32(rng.uniform(-60, 70)) + np.float32(rng.uniform(5, 60)) * _grain(rng, part.shape)
     part += share * (1 - bronchi) * (np.maximum(part, value) - part)  # vessels and bone stay
     chest.drawn[box][share > 0.3] = 1
