@@ -41,11 +41,11 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from ctflow import __version__
+from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.identity import uid_from_parts
-from ctflow.node.receive.reactor import keep_answers
 from ctflow.phantom import phantom_from_seed
 
 REPOSITORY = Path(__file__).parents[1]

@@ -25,8 +25,8 @@ from typing import Any
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
+from ctflow.compat.monai import import_lean
 from ctflow.core.errors import SettingsInvalid
-from ctflow.networks.monai_import import import_lean
 from ctflow.pipeline.case import Case, Found, find_cases
 from ctflow.pipeline.run import run_case
 from ctflow.pipeline.segmenter import Segmenter

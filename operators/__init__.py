@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ctflow.operators._runtime import load_cuda_runtime, raise_stack_limit
-
-from ctflow.networks.monai_import import import_monai
+from ctflow.compat.holoscan import load_cuda_runtime, raise_stack_limit
+from ctflow.compat.monai import import_monai
 
 # Before anything imports holoscan, or monai.deploy and with it all of MONAI.
 raise_stack_limit()

@@ -24,11 +24,11 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
+from ctflow.compat.pynetdicom import keep_answers
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Answer, Arrival, ObjectRecord
 from ctflow.node.receive.inbox import Inbox
-from ctflow.node.receive.reactor import keep_answers
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.node.work.worker import Line, NotReady, Outcome, Ready
 from needs import skip_without

@@ -54,7 +54,7 @@ def main(names: list[str]) -> int:
     changed = [key for key in before if before[key] != after.get(key)]
     changed += [key for key in after if key.startswith("logger ") and key not in before and after[key][3]]
     imported = sum(name in sys.modules for name in names)
-    monai = "monai" in sys.modules  # its import is changed (`networks/monai_import`), and so belongs to a call
+    monai = "monai" in sys.modules  # its import is changed (`compat/monai`), and so belongs to a call
     sys.stdout.write(json.dumps({"changed": changed, "imported": imported, "watched": len(before), "monai": monai}))
     return 0
 

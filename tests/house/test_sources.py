@@ -13,7 +13,7 @@ OWNERS = {
     "holoscan": ("operators/", "app/"),
     "monai.deploy": ("operators/", "app/"),
     "holoscan_cli": ("src/ctflow/cli/monai_deploy.py",),
-    "pynetdicom": ("src/ctflow/node/",),
+    "pynetdicom": ("src/ctflow/node/", "src/ctflow/compat/pynetdicom.py"),
     "starlette": ("src/ctflow/node/web/",),
     "uvicorn": ("src/ctflow/node/web/",),
     "jinja2": ("src/ctflow/node/web/",),
@@ -42,9 +42,9 @@ ENVIRONMENT = {
 # Modules that import by a name that only a run knows: of their own tables, of the project's requirements, of MONAI.
 COMPUTED = {
     "src/ctflow/__init__.py",
+    "src/ctflow/compat/monai.py",
     "src/ctflow/core/requirements.py",
     "src/ctflow/engines/choose.py",
-    "src/ctflow/networks/monai_import.py",
 }
 
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
 from ctflow.bundle.read import read_bundle
+from ctflow.compat.monai import import_lean
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError
 from ctflow.core.model import Model
 from ctflow.core.volume import Geometry, Size3, Volume
 from ctflow.engines.choose import check_engine, open_engine
 from ctflow.networks.build import network_from_model
-from ctflow.networks.monai_import import import_lean
 from ctflow.transforms.postprocess import Labels
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import restore_slabs

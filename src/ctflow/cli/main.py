@@ -14,10 +14,10 @@ from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
 from ctflow.cli.inspection import inspect_folder, require_series
 from ctflow.cli.monai_deploy import exec_application
+from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
 from ctflow.core.errors import SettingsInvalid
 from ctflow.core.user import name_user
-from ctflow.networks.monai_import import import_lean
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
 from ctflow.settings.run import (

@@ -1,7 +1,8 @@
 """pydicom 3 without its validation of values that are read, and without what it and its decoders log.
 
 ctflow checks what it needs by itself and names it. pydicom's own warnings and errors quote values, which may be patient
-data, and stop at values that ctflow does not need. pydicom keeps the switch for the whole process. Read for 3.0.
+data, and stop at values that ctflow does not need. pydicom keeps the switch for the whole process: issue 2220 of
+pydicom/pydicom. Read for 3.0.
 """
 
 from __future__ import annotations

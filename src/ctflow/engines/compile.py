@@ -8,9 +8,8 @@ therefore never takes this engine.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ctflow.compat.torch import compiler_at_ease
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
@@ -128,7 +128,7 @@ class CompileEngine:
             if len(windows) in self._sizes:
                 return self._run(windows)
             try:
-                with _COMPILING, _compiler_at_ease():
+                with _COMPILING, compiler_at_ease(_COMPILATIONS):
                     logits = self._run(windows)
             except Exception as error:  # a compiler raises whatever its passes raise
                 raise self._failure(error, windows) from error
@@ -199,19 +199,6 @@ def _versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):  # some builds of torch bring it under another name
         found["triton"] = version("triton")
     return found
-
-
-@contextmanager
-def _compiler_at_ease() -> Iterator[None]:
-    """No limit on compilations, and no advice to a person who can do nothing about it."""
-    from torch._dynamo import config  # noqa: PLC0415  # seconds to import
-
-    with (
-        warnings.catch_warnings(),
-        config.patch(recompile_limit=_COMPILATIONS, accumulated_recompile_limit=_COMPILATIONS),
-    ):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

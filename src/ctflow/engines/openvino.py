@@ -7,9 +7,6 @@ Two windows are computed side by side, each by half of the cores: 8 to 15 % quic
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.compat.openvino import without_telemetry
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
@@ -28,7 +26,6 @@ from ctflow.engines.onnxfile import find_onnx
 FILE = "onnx"
 DEVICES = ("cpu",)
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-_TELEMETRY = "openvino_telemetry"
 _STREAMS = 2
 
 
@@ -63,22 +60,9 @@ def check_settings(device: str, precision: Precision) -> None:
 
 def _core() -> Any:
     """OpenVINO, loaded without its telemetry, which would report each import to its maker."""
-    with _without_telemetry():
+    with without_telemetry():
         openvino = importlib.import_module("openvino")
     return openvino.Core()
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Hide the telemetry package; OpenVINO then binds its own empty stand-in, for good."""
-    hidden = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
-    if hidden:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules[_TELEMETRY]
 
 
 class OpenVinoEngine:

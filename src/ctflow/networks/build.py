@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ctflow.compat.monai import import_monai
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, NetworkSpec
-from ctflow.networks.monai_import import import_monai
 
 _PACKAGE = "monai.networks.nets"
 LARGEST_ARGUMENT = 65_536  # no width, size or count of a network comes near; more would only fill the memory

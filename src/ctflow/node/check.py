@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ctflow.compat.python import bare_start
 from ctflow.core.atomic import output_error_from_oserror
 from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
-from ctflow.core.processes import bare_start
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import unopened, version_of
 from ctflow.node.settings import ServiceSettings

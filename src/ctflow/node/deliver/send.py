@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.atomic import publish_folder, temporary_folder
 from ctflow.core.errors import DestinationDown, OutputError, PeerRefused
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
@@ -21,7 +22,6 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import DeliveryRecord
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
-from ctflow.node.receive.reactor import keep_answers
 from ctflow.node.receive.receiver import UNCOMPRESSED
 
 if TYPE_CHECKING:

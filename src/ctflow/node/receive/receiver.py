@@ -18,6 +18,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ctflow.compat.pydicom import lenient
+from ctflow.compat.pynetdicom import wake_by_events, without_logging
 from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
@@ -39,7 +40,6 @@ from ctflow.node.receive.headers import (
     whole_number,
 )
 from ctflow.node.receive.inbox import Inbox
-from ctflow.node.receive.reactor import make_patient
 from ctflow.node.receive.same import is_same_in_other_syntax
 from ctflow.node.receive.shortcut import Answer as StoreAnswer
 from ctflow.node.receive.shortcut import StoreRequest, shorten
@@ -121,13 +121,12 @@ class Receiver:
 
     def __init__(self, reception: Reception, inbox: Inbox, journal: Journal, metrics: Metrics | None = None) -> None:
         try:
-            from pynetdicom import AE, _config, evt  # noqa: PLC0415  # an optional package: the extra `serve`
+            from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
             from pynetdicom.transport import AssociationServer  # noqa: PLC0415
         except ImportError as error:
             raise BackendUnavailable("the DICOM node needs pynetdicom: pip install 'ctflow[serve]'") from error
         self._reception, self._inbox, self._journal, self._metrics = reception, inbox, journal, metrics
-        _config.LOG_HANDLER_LEVEL = "none"  # its lines quote data sets and AE titles; the audit trail is the journal's
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+        without_logging()  # the audit trail is the journal's
         self._shared = Shared()
         self._counted: set[int] = set()
         self._lock = threading.Lock()
@@ -228,7 +227,7 @@ class Receiver:
         connection.close()
 
     def _opened(self, association: Any) -> None:
-        make_patient(association)
+        wake_by_events(association)
         shorten(association, self._store)
 
     def _refused(self, host: str, why: str) -> None:

@@ -4,9 +4,7 @@ pynetdicom takes each PDU through an event, a state machine and several copies, 
 and builds the answer as a data set: more than half of the time of an image, most of it spent on handing over.
 Everything else stays its own: association, negotiation, C-ECHO, release, abort and timers.
 
-One method of `DULServiceProvider` is replaced for an association, `_read_pdu_data`; in the state Sta6 (data transfer,
-PS3.8 9.2) it reads P-DATA-TF itself and gives everything else to the original.
-`tests/unit/node/receive/test_shortcut.py` holds the version of pynetdicom for which this was read.
+In the state of data transfer P-DATA-TF is read here, and everything else by the original (`compat/pynetdicom`).
 """
 
 from __future__ import annotations
@@ -17,17 +15,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ctflow.compat.pynetdicom import UpperLayer
 from ctflow.node.receive.transport import LimitedSocket
 
 P_DATA = 0x04
-_DATA_TRANSFER = "Sta6"
 _IS_COMMAND, _IS_LAST = 1, 2  # bits of a fragment's control header (PS3.8 E.2)
 _PDV_HEAD = 6  # bytes: length, context, control header
 _LARGEST_COMMAND = 2**16
 _STORE_REQUEST, _STORE_RESPONSE, _ECHO_REQUEST = 0x0001, 0x8001, 0x0030  # PS3.7 9.3
 _NO_DATA_SET = 0x0101
 _LONGEST_COMMENT = 64
-_LOOK_AGAIN_MS = 50  # at timers and at whether the association is to end, as in `reactor`
+_LOOK_AGAIN_MS = 50  # at timers and at whether the association is to end, as pynetdicom does
 _KEPT = 2**22  # bytes of a buffer that are kept for the next instance
 
 
@@ -75,47 +73,47 @@ def shorten(association: Any, store: Store) -> None:
         association: A pynetdicom `Association` as acceptor, whose socket is a `LimitedSocket`.
         store: Takes the association and a request; gives status and comment. It runs in the thread that reads.
     """
-    association.dul._read_pdu_data = _Shortcut(association, store).read
+    layer = UpperLayer(association)
+    layer.read_with(_Shortcut(association, layer, store).read)
 
 
 class _Shortcut:
-    """What stands in for `DULServiceProvider._read_pdu_data`."""
+    """What reads PDUs in pynetdicom's stead."""
 
-    def __init__(self, association: Any, store: Store) -> None:
+    def __init__(self, association: Any, layer: UpperLayer, store: Store) -> None:
         self._association = association
+        self._layer = layer
         self._store = store
-        self._dul = association.dul
-        self._connection: LimitedSocket = association.dul.socket.socket
-        self._others = association.dul._read_pdu_data
+        self._connection: LimitedSocket = layer.connection
         self._command = bytearray()
         self._request: _Command | None = None
         self._data = bytearray()
         self._filled = 0
         self._poll = select.poll()  # knows descriptors of any number
         self._poll.register(self._connection, select.POLLIN)
-        self._poll.register(self._dul.event_queue.bell, select.POLLIN)
+        self._poll.register(layer.bell, select.POLLIN)
 
     def read(self) -> None:
         """Read what is there: requests as long as they come, or one PDU of another kind."""
         try:
-            while self._dul.state_machine.current_state == _DATA_TRANSFER:
+            while self._layer.is_transferring:
                 if self._connection.next_kind() != P_DATA:
                     break
                 self._read_pdu()
-                self._dul._idle_timer.restart()
+                self._layer.heard()
                 if not self._is_more_coming():
                     return
         except OSError:
-            self._dul.event_queue.put("Evt17")  # the connection is gone
+            self._layer.lost()
             return
         except _Invalid:
-            self._dul.event_queue.put("Evt19")  # an invalid PDU: the state machine aborts
+            self._layer.invalid()
             return
-        self._others()
+        self._layer.read_others()
 
     def _is_more_coming(self) -> bool:
         """Whether the next thing to do is to read; False where pynetdicom has something to do, or nothing came."""
-        if self._dul._kill_thread or not self._dul.event_queue.empty():
+        if self._layer.has_work:
             return False
         ready = self._poll.poll(_LOOK_AGAIN_MS)
         return len(ready) == 1 and ready[0][0] == self._connection.fileno()
@@ -156,7 +154,7 @@ class _Shortcut:
             return
         if kind != _STORE_REQUEST:  # nothing else belongs to what this node offers
             raise _Invalid
-        if context_id not in self._association._accepted_cx:
+        if self._layer.context(context_id) is None:
             raise _Invalid
         self._request = _Command(
             context_id=context_id,
@@ -170,9 +168,7 @@ class _Shortcut:
     def _pass_on(self, context_id: int, command: bytes) -> None:
         """Let pynetdicom have a command, as if it had come alone in a PDU."""
         fragment = struct.pack(">LBB", len(command) + 2, context_id, _IS_COMMAND | _IS_LAST) + command
-        pdu, event = self._dul._decode_pdu(bytearray(struct.pack(">BBL", P_DATA, 0, len(fragment)) + fragment))
-        self._dul._recv_pdu.put(pdu)
-        self._dul.event_queue.put(event)
+        self._layer.pass_on(struct.pack(">BBL", P_DATA, 0, len(fragment)) + fragment)
 
     # -- data sets ----------------------------------------------------------------------------------------------------
 
@@ -191,21 +187,23 @@ class _Shortcut:
 
     def _serve(self, command: _Command) -> None:
         """Store the instance, and answer."""
-        context = self._association._accepted_cx[command.context_id]
+        syntaxes = self._layer.context(command.context_id)
+        if syntaxes is None:
+            raise _Invalid
         with memoryview(self._data) as whole, whole[: self._filled].toreadonly() as data:
             request = StoreRequest(
                 sop_class_uid=_text(command.sop_class),
                 sop_instance_uid=_text(command.sop_instance),
-                abstract_syntax=str(context.abstract_syntax),
-                transfer_syntax=str(context.transfer_syntax[0]),
+                abstract_syntax=syntaxes[0],
+                transfer_syntax=syntaxes[1],
                 data=data,
             )
             status, comment = self._store(self._association, request)
         self._request, self._filled = None, 0
         if len(self._data) > _KEPT:
             self._data = bytearray()
-        most = int(self._association.requestor.maximum_length or 0)
-        self._dul.socket.send(b"".join(_pdus(command.context_id, _response(command, status, comment), most)))
+        response = _response(command, status, comment)
+        self._layer.send(b"".join(_pdus(command.context_id, response, self._layer.most_pdu)))
 
 
 def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:

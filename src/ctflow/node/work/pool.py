@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from ctflow.compat.python import bare_start
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import OutputError
-from ctflow.core.processes import bare_start
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Answer, Job
 from ctflow.node.metrics import Metrics

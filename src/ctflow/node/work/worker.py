@@ -22,11 +22,11 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from ctflow import __version__
+from ctflow.compat.monai import import_lean
 from ctflow.core import errors
 from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
 from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.core.processes import begin_child
-from ctflow.networks.monai_import import import_lean
 from ctflow.node.journal.records import Answer, Job, ObjectRecord
 from ctflow.node.rules import Rule, Verdict
 from ctflow.settings.run import Settings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import pytest
 from pydicom.uid import UID
 from pynetdicom.dimse_messages import C_STORE_RSP
@@ -16,11 +14,6 @@ from service_support import RawPeer, association, encoded, fragment, instance, s
 
 CT, ECHO = RawPeer.CT, RawPeer.ECHO
 COMMAND, LAST = 1, 2
-
-
-def test_this_is_the_version_of_pynetdicom_that_the_short_way_was_written_for():
-    """With another one: read `dul.py`, `dimse.py`, `fsm.py` and `service_class.py` again, then change this line."""
-    assert version("pynetdicom") == "3.0.4"
 
 
 def test_a_request_may_come_in_any_fragments_and_any_pdus(ear, raw):

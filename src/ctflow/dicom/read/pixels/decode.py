@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from ctflow.compat.pydicom import lenient
-from ctflow.core.processes import bare_start, begin_child
+from ctflow.compat.python import bare_start
+from ctflow.core.processes import begin_child
 from ctflow.dicom.read.pixels.shared import SharedSlices
 from ctflow.dicom.read.pixels.stored import PixelFormat, read_stored, unsupported
 from ctflow.dicom.read.scan import Instance

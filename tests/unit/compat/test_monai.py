@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LEAN = "from ctflow.networks.monai_import import import_lean, import_monai; import_lean();"
+LEAN = "from ctflow.compat.monai import import_lean, import_monai; import_lean();"
 NETWORK = "from ctflow.networks.build import network_class; network_class('SwinUNETR');"
 
 
@@ -62,7 +62,7 @@ def test_another_thread_finds_everything_meanwhile(tmp_path):
     """The node's threads import as they need while the worker opens its engine."""
     write_package(tmp_path, "transformers", "there = True")
     code = (
-        "import threading; from ctflow.networks import monai_import as m\n"
+        "import threading; from ctflow.compat import monai as m\n"
         "found = []\n"
         "def look():\n"
         "    import transformers; found.append(transformers.there)\n"

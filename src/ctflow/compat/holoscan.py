@@ -1,4 +1,8 @@
-"""Make libholoscan loadable: it needs libcudart.so.13 even where there is no GPU and no CUDA toolkit."""
+"""Make libholoscan loadable: it needs libcudart.so.13 even where there is no GPU and no CUDA toolkit.
+
+Read for Holoscan 4.2, whose wheel depends on no package that brings the library. Issue 461 of
+Project-MONAI/monai-deploy-app-sdk has the error. `ctflow.operators` calls this before anything imports Holoscan.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,195 @@
+"""pynetdicom's two threads an association, woken by what happens; its upper layer for a reader of ctflow's own; no log.
+
+25 associations spend more of a core on looking a thousand times a second than on receiving (issues 59 and 650 of
+pydicom/pynetdicom have the delay of its loops). Both loops end each round by asking a queue that is mostly empty; the
+queues here answer when there is something to do.
+
+Read for 3.0.4, which the extra `serve` pins: with another version read `dul.py`, `dimse.py`, `fsm.py`,
+`association.py` and `service_class.py` again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+_LONGEST_S = 0.05  # until a loop looks at its timers and at whether it is to end
+_DATA_TRANSFER = "Sta6"  # PS3.8 9.2
+_PAUSE_S = 0.0002  # pynetdicom sleeps so long between rounds, and while it waits for the other thread's end
+
+
+class _WaitingQueue(queue.Queue[Any]):
+    """A queue that is asked "is there anything?" and waits a moment before it says no."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """As `queue.Queue.get`, but without `block` it waits for a moment."""
+        return super().get(True, timeout if block else _LONGEST_S)
+
+
+class _AnswerQueue(queue.Queue[Any]):
+    """Messages of an association that only asks: none is given to the loop that looks for requests.
+
+    pynetdicom pauses that loop while it waits for an answer, and may see it paused as it just goes on: then the loop
+    takes the answer for a request and drops it, and whoever asked waits until his patience ends.
+    """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """As `queue.Queue.get`, but without `block` there is nothing."""
+        if not block:
+            raise queue.Empty
+        return super().get(True, timeout)
+
+
+class _BellQueue(queue.Queue[Any]):
+    """A queue that rings when something is put into it."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        super().__init__()
+        self._ring = ring
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """As `queue.Queue.put`."""
+        super().put(item, block, timeout)
+        self._ring()
+
+
+class _EventQueue(queue.Queue[Any]):
+    """Events of the upper layer; where there is none, it waits until the socket or the user has something.
+
+    Args:
+        connection: The association's socket.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.bell)
+
+    def ring(self) -> None:
+        """End a wait."""
+        os.eventfd_write(self.bell, 1)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """As `queue.Queue.get`, but without `block` it waits for a moment."""
+        try:
+            return super().get(False)
+        except queue.Empty:
+            self._wait()
+            raise
+
+    def _wait(self) -> None:
+        poll = select.poll()  # knows descriptors of any number
+        poll.register(self.bell, select.POLLIN)
+        descriptor = self._connection.fileno()
+        if descriptor >= 0:
+            poll.register(descriptor, select.POLLIN)
+        for ready, _ in poll.poll(_LONGEST_S * 1000):
+            if ready == self.bell:
+                os.eventfd_read(self.bell)
+
+
+def wake_by_events(association: Any) -> None:
+    """Give an association that has not started yet queues that wait.
+
+    Args:
+        association: A pynetdicom `Association` as acceptor, with its socket.
+    """
+    dul = association.dul
+    events = _EventQueue(dul.socket.socket)
+    while not dul.event_queue.empty():
+        events.put(dul.event_queue.get_nowait())
+    dul.event_queue = events
+    dul.to_provider_queue = _BellQueue(events.ring)
+    dul._run_loop_delay = _PAUSE_S  # it has no other name
+    association.dimse.msg_queue = messages = _WaitingQueue()
+    # A release or an abort ends the wait for a message, as (None, None) does in pynetdicom's own state machine.
+    dul.to_user_queue = _BellQueue(lambda: messages.put((None, None)))
+
+
+def keep_answers(association: Any) -> None:
+    """Have no answer lost to an association that asks and is asked nothing.
+
+    Args:
+        association: A pynetdicom `Association` as requestor, whose connection was just opened.
+    """
+    association.dimse.msg_queue = _AnswerQueue()
+
+
+class UpperLayer:
+    """What a reader of ctflow's own needs of an association's `DULServiceProvider`.
+
+    Args:
+        association: A pynetdicom `Association` as acceptor that has not started yet, after `wake_by_events`.
+    """
+
+    def __init__(self, association: Any) -> None:
+        self._association, self._dul = association, association.dul
+        self._others = association.dul._read_pdu_data
+        self.connection: Any = association.dul.socket.socket
+        self.bell: int = association.dul.event_queue.bell
+
+    def read_with(self, read: Callable[[], None]) -> None:
+        """Have PDUs read by a function, which `read_others` stands in for where it does not want one."""
+        self._dul._read_pdu_data = read
+
+    def read_others(self) -> None:
+        """Read a PDU as pynetdicom does."""
+        self._others()
+
+    @property
+    def is_transferring(self) -> bool:
+        """Whether the association is in the state of data transfer."""
+        return bool(self._dul.state_machine.current_state == _DATA_TRANSFER)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether pynetdicom's own loop has something to do, or is to end."""
+        return bool(self._dul._kill_thread or not self._dul.event_queue.empty())
+
+    def heard(self) -> None:
+        """Something came: the wait for the peer begins anew."""
+        self._dul._idle_timer.restart()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._dul.event_queue.put("Evt17")
+
+    def invalid(self) -> None:
+        """An invalid PDU came: the state machine aborts."""
+        self._dul.event_queue.put("Evt19")
+
+    def pass_on(self, pdu: bytes) -> None:
+        """Let pynetdicom have a PDU as if it had read it."""
+        decoded, event = self._dul._decode_pdu(bytearray(pdu))
+        self._dul._recv_pdu.put(decoded)
+        self._dul.event_queue.put(event)
+
+    def context(self, number: int) -> tuple[str, str] | None:
+        """Abstract and transfer syntax of an accepted presentation context; None for any other number."""
+        found = self._association._accepted_cx.get(number)
+        return None if found is None else (str(found.abstract_syntax), str(found.transfer_syntax[0]))
+
+    @property
+    def most_pdu(self) -> int:
+        """Bytes of a PDU that the peer takes; 0 is any."""
+        return int(self._association.requestor.maximum_length or 0)
+
+    def send(self, data: bytes) -> None:
+        """Send PDUs."""
+        self._dul.socket.send(data)
+
+
+def without_logging() -> None:
+    """From now on pynetdicom logs nothing: its lines quote data sets and AE titles. For processes of ctflow's own."""
+    from pynetdicom import _config  # noqa: PLC0415  # an optional package: the extra `serve`
+
+    _config.LOG_HANDLER_LEVEL = "none"
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
