@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SettingsInvalid(f"{message}; --help lists the options")
+        raise SettingsInvalid(f"{message}; --help lists the options", reason="usage")
 
 
 def parser_of_application() -> argparse.ArgumentParser:
@@ -91,7 +91,7 @@ def _enter(folder: Path) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise SettingsInvalid(f"--workdir: cannot enter {folder}: {error.strerror}") from error
+        raise SettingsInvalid(f"--workdir: cannot enter {folder}: {error.strerror}", reason="missing-folder") from error
 
 
 def _run_graph(paths: Paths, settings: Settings, *, quiet: bool) -> int:

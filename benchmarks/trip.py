@@ -69,7 +69,9 @@ def only_case(found: Found) -> Case:
         SettingsInvalid: There are several.
     """
     if len(found.cases) > 1:
-        raise SettingsInvalid(f"{len(found.cases)} series would be run: name a folder with one")
+        raise SettingsInvalid(
+            f"{len(found.cases)} series would be run: name a folder with one", reason="series-not-chosen"
+        )
     return found.cases[0]
 
 

@@ -47,10 +47,12 @@ def volume_from_image(image: Image) -> Volume:
 def _hounsfield(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The values as int16 where that loses nothing, else float32."""
     if not np.isfinite(array).all():
-        raise UnsupportedPixels("the image holds values that are not finite")
+        raise UnsupportedPixels("the image holds values that are not finite", reason="pixel-values")
     # The operator takes its dtype from the first slice; unsigned values above int16 are its wrapped negatives.
     if array.min() < -32768 or array.max() > 32767:
-        raise UnsupportedPixels("the image holds values beyond 16 bit Hounsfield units; use LoadSeriesOperator")
+        raise UnsupportedPixels(
+            "the image holds values beyond 16 bit Hounsfield units; use LoadSeriesOperator", reason="pixel-values"
+        )
     small = array.astype(np.int16)
     return np.ascontiguousarray(small if np.array_equal(small, array) else array.astype(np.float32))
 

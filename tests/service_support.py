@@ -25,6 +25,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
 from ctflow.compat.pynetdicom import keep_answers
+from ctflow.core.errors import BundleInvalid
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Answer, Arrival, ObjectRecord
@@ -237,7 +238,7 @@ def worker_that_dies(connection, _setup) -> None:
 
 
 def worker_that_cannot_open(connection, _setup) -> None:
-    connection.send(NotReady("BundleInvalid", "the bundle lacks a key", 3))
+    connection.send(NotReady(BundleInvalid("the bundle lacks a key", reason="argument")))
 
 
 def worker_that_hangs(connection, _setup) -> None:

@@ -30,12 +30,13 @@ def draw_case(folder: Path, *, seed: int, shape: Size3, draw: bool) -> dict[str,
         return kept
     if not draw:
         raise SettingsInvalid(
-            "--only-kept: no comparison of this phantom is kept there; name its folder, --shape and --seed"
+            "--only-kept: no comparison of this phantom is kept there; name its folder, --shape and --seed",
+            reason="nothing-kept",
         )
     try:
         phantom = phantom_from_seed(seed, shape, tumours=TUMOURS)
     except ValueError as error:
-        raise SettingsInvalid(f"--shape: {error}") from error
+        raise SettingsInvalid(f"--shape: {error}", reason="invalid-value") from error
     (folder / "case.json").unlink(missing_ok=True)
     np.savez(folder / "case.npz", hu=phantom.volume.array, affine_mm=phantom.volume.geometry.affine_mm)
     truth = np.packbits(phantom.labels)

@@ -167,7 +167,7 @@ def _chosen(comparison: Comparison) -> list[Configuration]:
     known = {each.id: each for each in configurations_for(comparison.devices)}
     for name in (*comparison.only, *(comparison.pythons or {})):
         if name not in known:
-            raise SettingsInvalid(f"configuration {name!r} is none of {', '.join(known)}")
+            raise SettingsInvalid(f"configuration {name!r} is none of {', '.join(known)}", reason="invalid-value")
     return [known[name] for name in dict.fromkeys(comparison.only)] or list(known.values())
 
 

@@ -42,6 +42,7 @@ from ctflow.pipeline.case import Case, find_cases
 from ctflow.pipeline.run import announce
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.pipeline.stages import load_case, segment_case
+from ctflow.report.run_record import error_facts
 from ctflow.settings.run import Settings
 
 SCHEMA_VERSION = 1
@@ -118,7 +119,10 @@ def evaluate_folder(
         OutputError: The cache of engines cannot be written.
     """
     if len(model.spec.segments) != 1:
-        raise SettingsInvalid(f"--model: evaluation takes a model of one segment, not of {len(model.spec.segments)}")
+        raise SettingsInvalid(
+            f"--model: evaluation takes a model of one segment, not of {len(model.spec.segments)}",
+            reason="several-segments",
+        )
     folders = case_folders(folder)
     announce(model)
     settings = replace(settings, seg="binary")  # nothing is written, so that fractions would be made for nothing
@@ -163,9 +167,13 @@ def require_accuracy(document: Mapping[str, Any], least_dice: float) -> None:
             if not lesion["hit"] and lesion["equivalent_diameter_mm"] >= SURELY_SEEN_MM
         ]
         if missed:
-            raise AccuracyFailed(f"case {case['name']}: a lesion of {max(missed):.1f} mm was missed")
+            raise AccuracyFailed(
+                f"case {case['name']}: a lesion of {max(missed):.1f} mm was missed", reason="lesion-missed"
+            )
         if case["lesions"] and case["dice"] is not None and case["dice"] < least_dice:
-            raise AccuracyFailed(f"case {case['name']}: Dice {case['dice']:.3f} is below {least_dice}")
+            raise AccuracyFailed(
+                f"case {case['name']}: Dice {case['dice']:.3f} is below {least_dice}", reason="dice-too-low"
+            )
 
 
 def case_folders(folder: Path) -> list[Path]:
@@ -181,9 +189,13 @@ def case_folders(folder: Path) -> list[Path]:
     try:
         cases = [path for path in folder.iterdir() if _is_case(path)]
     except OSError as error:
-        raise NoUsableSeries(f"the input folder cannot be listed: {error.strerror}") from error
+        raise NoUsableSeries(
+            f"the input folder cannot be listed: {error.strerror}", reason="folder-unreadable"
+        ) from error
     if not cases:
-        raise NoUsableSeries(f"the folder holds no case: a case is a folder with {SERIES}/ and {TRUTH}")
+        raise NoUsableSeries(
+            f"the folder holds no case: a case is a folder with {SERIES}/ and {TRUTH}", reason="no-case"
+        )
     return sorted(cases, key=lambda path: path.name.zfill(20) if path.name.isdecimal() else path.name)
 
 
@@ -207,7 +219,7 @@ def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: S
         outcome = replace(outcome, comparison=_compare(found, truth, volume), geometry=volume.geometry)
         return replace(outcome, reference=reference, seconds=seconds, engine=engine)
     except CtflowError as error:
-        log.error("case %s: %s: %s", name, type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
+        log.error("case %s: %s", name, error.described)  # noqa: TRY400  # named: no traceback needed
         return replace(outcome, error=error)
     except Exception as error:  # noqa: BLE001  # the other cases go on
         failure = unexpected(error, f"case {name}")
@@ -219,7 +231,9 @@ def _check_grid(case: Case) -> None:
     """Whether distances and volumes can be measured on the series' own slices, which is where its truth is drawn."""
     if case.loaded.volume.geometry.is_tilted or case.loaded.is_resampled:
         digest = case.candidate.series.digest
-        raise UnsupportedPixels(f"series {digest}: tilted or resampled, it cannot be evaluated on its own slices")
+        raise UnsupportedPixels(
+            f"series {digest}: tilted or resampled, it cannot be evaluated on its own slices", reason="other-grid"
+        )
 
 
 def _found(
@@ -240,7 +254,9 @@ def _found(
 def _only_case(folder: Path, model: Model, settings: Settings, progress: Progress) -> Case:
     cases = find_cases(folder, model.spec, settings, progress).cases
     if len(cases) != 1:
-        raise NoUsableSeries(f"{SERIES}/ holds {len(cases)} fit series: a case has one; choose it with --series")
+        raise NoUsableSeries(
+            f"{SERIES}/ holds {len(cases)} fit series: a case has one; choose it with --series", reason="several-series"
+        )
     return cases[0]
 
 
@@ -262,9 +278,13 @@ def _check_made_by(path: Path, model: Model) -> None:
     try:
         made_by = json.loads(path.read_text(encoding="utf-8"))["model"]["weights_digest"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SettingsInvalid(f"--results: no result.json says which model made {path.parent.name}") from error
+        raise SettingsInvalid(
+            f"--results: no result.json says which model made {path.parent.name}", reason="other-model"
+        ) from error
     if made_by != model.weights_digest:
-        raise SettingsInvalid(f"--results: {path.parent.name} was made by another model; name its bundle with -m")
+        raise SettingsInvalid(
+            f"--results: {path.parent.name} was made by another model; name its bundle with -m", reason="other-model"
+        )
 
 
 def _against_reference(
@@ -320,9 +340,7 @@ def _case_document(outcome: Outcome) -> dict[str, Any]:
         "false_positives_left_out": max(len(false) - MOST_FALSE_POSITIVES, 0),
         "reference": outcome.reference,
         "seconds": _rounded(outcome.seconds),
-        "error": None
-        if error is None
-        else {"type": type(error).__name__, "exit_code": error.exit_code, "message": str(error)},
+        "error": None if error is None else error_facts(error),
     }
 
 

@@ -124,22 +124,27 @@ def _check_engine(request: MeasurementRequest) -> None:
         for device in request.devices:
             check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
     elif request.precision == "fp16" and request.devices[0] == "cpu":
-        raise BackendUnavailable("PyTorch computes fp16 on a GPU only")
+        raise BackendUnavailable("PyTorch computes fp16 on a GPU only", reason="wrong-precision")
 
 
 def _check_model(model: Model, request: MeasurementRequest) -> None:
     spec = model.spec
     if spec.activation != "softmax":
-        raise BundleInvalid(f"`ctflow bench compare` needs a model with a softmax; this one has {spec.activation}")
+        raise BundleInvalid(
+            f"`ctflow bench compare` needs a model with a softmax; this one has {spec.activation}",
+            reason="not-comparable",
+        )
     if request.method.endswith("one channel") and spec.out_channels != 2:
-        raise BundleInvalid(f"one channel says all of two classes only; this model has {spec.out_channels}")
+        raise BundleInvalid(
+            f"one channel says all of two classes only; this model has {spec.out_channels}", reason="not-comparable"
+        )
 
 
 def _check_size(size: Size3, window: Size3) -> None:
     if any(voxels < needed for voxels, needed in zip(size, window, strict=True)):
         has, needs = (" x ".join(map(str, each)) for each in (size, window))
         grid = f"prepared for this model the phantom has {has} voxels along the network's axes"
-        raise BundleInvalid(f"{grid}, smaller than the window of {needs}: use a larger --shape")
+        raise BundleInvalid(f"{grid}, smaller than the window of {needs}: use a larger --shape", reason="window-size")
 
 
 def _free_bytes(device: str) -> int:

@@ -31,12 +31,16 @@ def read_document(folder: Path, name: str) -> dict[str, Any]:
             raw = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise BundleInvalid(
-            f"{name} is missing: a bundle has configs/inference.json and metadata.json (JSON, not YAML)"
+            f"{name} is missing: a bundle has configs/inference.json and metadata.json (JSON, not YAML)",
+            reason="missing-file",
         ) from None
     except OSError as error:
-        raise BundleInvalid(f"{name} cannot be read: {error.strerror}") from None
+        raise BundleInvalid(f"{name} cannot be read: {error.strerror}", reason="unreadable-file") from None
     if len(raw) > LARGEST_BYTES:
-        raise BundleInvalid(f"{name} is larger than {LARGEST_BYTES // 1_000_000} MB: not a bundle's configuration")
+        raise BundleInvalid(
+            f"{name} is larger than {LARGEST_BYTES // 1_000_000} MB: not a bundle's configuration",
+            reason="unreadable-file",
+        )
     return document_from_bytes(raw, name)
 
 
@@ -59,15 +63,15 @@ def document_from_bytes(raw: bytes, name: str) -> dict[str, Any]:
             parse_float=_float,
         )
     except RecursionError:
-        raise BundleInvalid(f"{name} is nested too deeply") from None
+        raise BundleInvalid(f"{name} is nested too deeply", reason="json") from None
     except _Refused as error:
-        raise BundleInvalid(f"{name}: {error}") from None
+        raise BundleInvalid(f"{name}: {error}", reason="json") from None
     except json.JSONDecodeError as error:
-        raise BundleInvalid(f"{name} is not JSON: {error.msg} in line {error.lineno}") from None
+        raise BundleInvalid(f"{name} is not JSON: {error.msg} in line {error.lineno}", reason="json") from None
     except UnicodeDecodeError:
-        raise BundleInvalid(f"{name} is not UTF-8 text") from None
+        raise BundleInvalid(f"{name} is not UTF-8 text", reason="json") from None
     if not isinstance(document, dict):
-        raise BundleInvalid(f"{name} holds no JSON object")
+        raise BundleInvalid(f"{name} holds no JSON object", reason="json")
     return document
 
 

@@ -22,7 +22,7 @@ def demonstration_bundle() -> Path:
     for folder in (package / "demonstration", package.parent.parent / "bundle"):
         if _is_bundle(folder):
             return folder
-    raise BundleInvalid("this installation carries no demonstration bundle: name a bundle with -m")
+    raise BundleInvalid("this installation carries no demonstration bundle: name a bundle with -m", reason="no-bundle")
 
 
 def find_bundle(path: Path) -> Path:
@@ -37,27 +37,34 @@ def find_bundle(path: Path) -> Path:
     try:
         if not path.exists():
             raise BundleInvalid(
-                f"{path.name or path}: no such folder; -m names a MONAI bundle or a folder that holds one"
+                f"{path.name or path}: no such folder; -m names a MONAI bundle or a folder that holds one",
+                reason="no-bundle",
             )
         if not path.is_dir():
             raise BundleInvalid(
                 f"{path.name} is a file; -m names the folder of a MONAI bundle (unpack an archive; a TorchScript file "
-                "is not read)"
+                "is not read)",
+                reason="no-bundle",
             )
         if _is_bundle(path):
             return path
         inside = sorted(folder for folder in path.iterdir() if folder.is_dir())
         found = [folder for folder in inside if _is_bundle(folder)]
     except OSError as error:
-        raise BundleInvalid(f"{path.name or path} cannot be read: {error.strerror}") from None
+        raise BundleInvalid(f"{path.name or path} cannot be read: {error.strerror}", reason="no-bundle") from None
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(folder.name for folder in found[:5])
-        raise BundleInvalid(f"{path.name or path} holds {len(found)} bundles ({names}): name one of them with -m")
+        raise BundleInvalid(
+            f"{path.name or path} holds {len(found)} bundles ({names}): name one of them with -m",
+            reason="several-bundles",
+        )
     names = ", ".join(folder.name for folder in inside[:5]) or "no folders"
     raise BundleInvalid(
-        f"{path.name or path} is no MONAI bundle and holds none: a bundle has {INFERENCE} and {METADATA}; found {names}"
+        f"{path.name or path} is no MONAI bundle and holds none: a bundle has {INFERENCE} and {METADATA}; "
+        f"found {names}",
+        reason="no-bundle",
     )
 
 

@@ -210,4 +210,4 @@ def _text(holder: Mapping[str, Any], key: str, at: str, *, longest: int = 64, on
 
 
 def _invalid(place: str, reason: str) -> BundleInvalid:
-    return BundleInvalid(f"{METADATA}: {place} {reason}")
+    return BundleInvalid(f"{METADATA}: {place} {reason}", reason="metadata")

@@ -55,14 +55,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise BundleInvalid(f"{WEIGHTS} is missing: {_ADVICE}")
+        raise BundleInvalid(f"{WEIGHTS} is missing: {_ADVICE}", reason="missing-file")
     _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS:
         # The cause's text advises to load without weights_only, which would run the file's code.
         raise BundleInvalid(
-            f"{WEIGHTS} is not a plain state dict (a pickled module, a damaged file, or other data): {_ADVICE}"
+            f"{WEIGHTS} is not a plain state dict (a pickled module, a damaged file, or other data): {_ADVICE}",
+            reason="weights",
         ) from None
     return _state_dict(loaded)
 
@@ -94,11 +95,13 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise BundleInvalid(f"{WEIGHTS} cannot be read: copy it again") from None
+        raise BundleInvalid(f"{WEIGHTS} cannot be read: copy it again", reason="unreadable-file") from None
     if any(member.filename.endswith("/constants.pkl") for member in members):
-        raise BundleInvalid(f"{WEIGHTS} is TorchScript, which would run code of the bundle: {_ADVICE}")
+        raise BundleInvalid(
+            f"{WEIGHTS} is TorchScript, which would run code of the bundle: {_ADVICE}", reason="torchscript"
+        )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise BundleInvalid(f"{WEIGHTS} is compressed, which torch.save never does: {_ADVICE}")
+        raise BundleInvalid(f"{WEIGHTS} is compressed, which torch.save never does: {_ADVICE}", reason="weights")
 
 
 def _state_dict(loaded: Any) -> dict[str, Tensor]:
@@ -107,21 +110,24 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise BundleInvalid(f"{WEIGHTS} holds no state dict: {_ADVICE}")
+        raise BundleInvalid(f"{WEIGHTS} holds no state dict: {_ADVICE}", reason="weights")
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise BundleInvalid(f"{WEIGHTS} holds {str(name)[:80]!r}, which is no weight: {_ADVICE}")
+            raise BundleInvalid(f"{WEIGHTS} holds {str(name)[:80]!r}, which is no weight: {_ADVICE}", reason="weights")
         _check_tensor(name[:80], tensor)
     return dict(loaded)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
-        raise BundleInvalid(f"{WEIGHTS}: {name} is {tensor.dtype}, {tensor.layout}; ctflow takes plain dense tensors")
+        raise BundleInvalid(
+            f"{WEIGHTS}: {name} is {tensor.dtype}, {tensor.layout}; ctflow takes plain dense tensors", reason="weights"
+        )
     # A tensor of repeated strides may claim terabytes in a file of a few bytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise BundleInvalid(f"{WEIGHTS}: {name} is larger than its data: {_ADVICE}")
+        raise BundleInvalid(f"{WEIGHTS}: {name} is larger than its data: {_ADVICE}", reason="weights")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise BundleInvalid(
-            f"{WEIGHTS}: {name} holds values that are not finite; training diverged or the file is damaged"
+            f"{WEIGHTS}: {name} holds values that are not finite; training diverged or the file is damaged",
+            reason="weights-not-finite",
         )

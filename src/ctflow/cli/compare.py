@@ -62,7 +62,8 @@ def compare_command(
     folder = model_path_from_value(model_path, environment)
     interpreters = _pairs(pythons)
     if output is None and not measure:
-        raise SettingsInvalid("--only-kept shows what an earlier comparison kept: name its folder with -o")
+        what = "--only-kept shows what an earlier comparison kept: name its folder with -o"
+        raise SettingsInvalid(what, reason="nothing-kept")
     from ctflow.bench.compare import Comparison, all_devices, compare_configurations  # noqa: PLC0415  # torch: seconds
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
     from ctflow.report.comparison import line_of_configuration, say_comparison, write_comparison_chart  # noqa: PLC0415
@@ -117,5 +118,5 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
     for configuration, sign, path in pairs:
         if not (configuration and sign and path):
-            raise SettingsInvalid(f"--python: {configuration + sign + path!r} is not ID=PATH")
+            raise SettingsInvalid(f"--python: {configuration + sign + path!r} is not ID=PATH", reason="invalid-value")
     return {configuration: path for configuration, _, path in pairs}

@@ -32,7 +32,7 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
     environment = read_environment()
     settings = settings_from_values({**given, "cache": output}, environment)
     if settings.cache is None:
-        raise SettingsInvalid("no folder for engines: give -o DIR or set CTFLOW_CACHE")
+        raise SettingsInvalid("no folder for engines: give -o DIR or set CTFLOW_CACHE", reason="missing-folder")
     model_folder = model_path_from_value(model_path, environment)
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415

@@ -331,7 +331,7 @@ def _run_click(words: list[str]) -> int:
         result = cli.main(args=words, prog_name="ctflow", standalone_mode=False)
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        raise SettingsInvalid(error.format_message() + hint) from error
+        raise SettingsInvalid(error.format_message() + hint, reason="usage") from error
     except click.Abort as error:  # what click makes of an interrupt
         raise KeyboardInterrupt from error
     return int(result or 0)

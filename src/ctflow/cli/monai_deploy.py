@@ -51,7 +51,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if importlib.util.find_spec("holoscan_cli") is None:
         raise BackendUnavailable(
-            f"the verb {rest[0] if rest else ''!r} is holoscan-cli's: pip install 'holoscan-cli==4.2.*'"
+            f"the verb {rest[0] if rest else ''!r} is holoscan-cli's: pip install 'holoscan-cli==4.2.*'",
+            reason="not-installed",
         )
     program = "import sys; sys.argv[0] = 'monai-deploy'; from holoscan_cli.__main__ import main; sys.exit(main())"
     return _exit_code(subprocess.run([sys.executable, "-c", program, *words], check=False).returncode)
@@ -129,10 +130,14 @@ def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
             applications.append(word)
     if len(applications) != 1:
         found = f"found {len(applications)}" if applications else "found none"
-        raise SettingsInvalid(f"exec needs one application folder or file, {found}: exec app -i DIR -o OUT")
+        raise SettingsInvalid(
+            f"exec needs one application folder or file, {found}: exec app -i DIR -o OUT", reason="no-application"
+        )
     path = Path(applications[0])
     if not (path / "__main__.py").is_file() and not path.is_file():
-        raise SettingsInvalid(f"exec: {path} is neither a Python file nor a folder with a __main__.py")
+        raise SettingsInvalid(
+            f"exec: {path} is neither a Python file nor a folder with a __main__.py", reason="no-application"
+        )
     return path, options
 
 

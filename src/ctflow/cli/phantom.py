@@ -66,11 +66,11 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
         OutputError: The folder cannot be written, or holds a phantom already.
     """
     if (folder / "ct").exists():
-        raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it")
+        raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it", reason="already-there")
     try:
         phantom = phantom_from_seed(seed, shape, tumours=tumours, varied=varied)
     except ValueError as error:
-        raise SettingsInvalid(f"phantom: {error}") from error
+        raise SettingsInvalid(f"phantom: {error}", reason="invalid-value") from error
     if tumours is not None and len(phantom.tumours) < tumours:
         log.warning("only %d of %d tumours found a place in this chest", len(phantom.tumours), tumours)
     paths = _write_ct(phantom, folder / "ct", seed)
@@ -118,7 +118,10 @@ def write_phantoms(
     """
     for number in range(count):  # before the first minutes of work
         if (folder / str(seed + number) / "ct").exists():
-            raise NotWritten(f"{folder / str(seed + number)} exists already: choose another folder or remove it")
+            raise NotWritten(
+                f"{folder / str(seed + number)} exists already: choose another folder or remove it",
+                reason="already-there",
+            )
     counts = []
     progress("phantom", 0, count)
     for number in range(count):

@@ -39,7 +39,9 @@ def rules_document(
     verdicts = verdicts_of_scan(scan, settings.rules, calling_ae=calling_ae, body_parts=spec.body_parts)
     if not verdicts:
         damaged = f" ({len(scan.unreadable)} damaged)" if scan.unreadable else ""
-        raise NoUsableSeries(f"the folder holds no DICOM series{damaged}: give one with series to try the rules on")
+        raise NoUsableSeries(
+            f"the folder holds no DICOM series{damaged}: give one with series to try the rules on", reason="no-dicom"
+        )
     return {
         "series": [_entry(verdict) for verdict in verdicts],
         "unreadable": [{"file": file.name, "reason": file.reason} for file in scan.unreadable],

@@ -33,7 +33,7 @@ def node_settings(config: Path | None, given: Mapping[str, Any], environment: Ma
         return replace(settings, **typed)
     except ValueError as error:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
-        raise SettingsInvalid(f"{words}: {error}: give another, or change the file") from None
+        raise SettingsInvalid(f"{words}: {error}: give another, or change the file", reason="invalid-value") from None
 
 
 def check_command(

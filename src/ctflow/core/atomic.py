@@ -27,7 +27,9 @@ def output_error_from_oserror(error: OSError, what: str, remedy: str = "check th
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"no space left for {what}: free some and run again")
-    return NotWritten(f"{what} cannot be written ({error.strerror or type(error).__name__}): {remedy}")
+    return NotWritten(
+        f"{what} cannot be written ({error.strerror or type(error).__name__}): {remedy}", reason="unwritable"
+    )
 
 
 def make_output_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
     try:
         return main()
     except CtflowError as error:
-        say(f"{type(error).__name__}: {error}")
+        say(error.described)
         return error.exit_code
     except KeyboardInterrupt:
         say("interrupted")

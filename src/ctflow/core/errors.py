@@ -1,13 +1,14 @@
-"""The errors that ctflow raises on purpose, and the exit code of each.
+"""The errors that ctflow raises on purpose, the exit code of each class and the reasons of each (docs/errors.md).
 
 A message says what happened, to which series or file, and what to do. It never holds patient data: a series is named
-by the digest of its UID (`ctflow.core.volume.digest_of_uid`).
+by the digest of its UID (`ctflow.core.volume.digest_of_uid`). Scripts match the reason, which stays as it is; the
+sentence may change.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 EXIT_DONE = 0
 EXIT_PARTLY = 6  # some series done, some refused or failed, or files unreadable
@@ -16,21 +17,64 @@ EXIT_INTERRUPTED = 130
 
 
 class CtflowError(Exception):
-    """Base of every error that ctflow raises on purpose."""
+    """Base of every error that ctflow raises on purpose.
 
-    exit_code = EXIT_UNEXPECTED
+    Args:
+        message: What is wrong, with which series, file or key, and what to do.
+        reason: One of the class's `REASONS`; of a class with one reason it is that one.
+    """
+
+    exit_code: ClassVar[int] = EXIT_UNEXPECTED
+    REASONS: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        if reason is None and len(self.REASONS) == 1:
+            (reason,) = self.REASONS
+        if reason not in self.REASONS:
+            raise ValueError(f"unknown reason {reason!r} of {type(self).__name__}; known: {sorted(self.REASONS)}")
+        super().__init__(message)
+        self.reason: str = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), reason=self.reason), (str(self),)  # processes hand errors on by pickle
+
+    @property
+    def described(self) -> str:
+        """Class, reason and message, as the terminal, the log and the node's journal show them."""
+        return f"{type(self).__name__} [{self.reason}]: {self}"
 
 
 class Unexpected(CtflowError):
     """A fault of ctflow that ended one series; the others go on. Its message names the error's type, never its text."""
 
-    reason = "unexpected"
+    REASONS = frozenset({"unexpected"})
 
 
 class SettingsInvalid(CtflowError):
     """A flag, file or environment value is wrong; the message names the flag, file, line or key."""
 
     exit_code = 64
+    REASONS = frozenset(
+        {
+            "cannot-listen",
+            "conflict",
+            "duplicate-key",
+            "folder-in-use",
+            "invalid-value",
+            "journal",
+            "missing-folder",
+            "missing-key",
+            "no-application",
+            "nothing-kept",
+            "other-model",
+            "series-not-chosen",
+            "settings-file",
+            "several-segments",
+            "unknown-key",
+            "usage",
+            "yaml",
+        }
+    )
 
 
 class InputError(CtflowError):
@@ -42,14 +86,11 @@ class InputError(CtflowError):
 class NoUsableSeries(InputError):
     """No series in the input may be run; the message lists what was found and why each was set aside."""
 
+    REASONS = frozenset({"folder-unreadable", "no-case", "no-dicom", "none-eligible", "not-a-folder", "several-series"})
+
 
 class BrokenSeries(InputError):
-    """A series does not form one regular volume.
-
-    Args:
-        message: What is wrong, with which series, and what to do.
-        reason: A short, stable name of the rule: one of `BrokenSeries.REASONS`.
-    """
+    """A series does not form one regular volume."""
 
     REASONS = frozenset(
         {
@@ -59,24 +100,40 @@ class BrokenSeries(InputError):
             "mixed-orientation",
             "mixed-size",
             "no-geometry",
-            "no-uid",
             "tilted",
             "unreadable",
         }
     )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), reason=self.reason), (str(self),)  # processes hand errors on by pickle
-
-    def __init__(self, message: str, *, reason: str) -> None:
-        if reason not in self.REASONS:
-            raise ValueError(f"unknown reason {reason!r}; known: {sorted(self.REASONS)}")
-        super().__init__(message)
-        self.reason = reason
-
 
 class UnsupportedPixels(InputError):
     """The pixel data cannot be turned into Hounsfield units without guessing."""
+
+    REASONS = frozenset(
+        {
+            "damaged-frame",
+            "decoded-size",
+            "decoded-zeros",
+            "decoder-ended",
+            "implausible-spacing",
+            "modality-lut",
+            "no-pixel-format",
+            "no-rescale",
+            "not-decodable",
+            "not-encapsulated",
+            "not-hu",
+            "not-seg",
+            "other-codec",
+            "other-grid",
+            "other-series",
+            "photometric",
+            "pixel-format",
+            "pixel-values",
+            "scaling",
+            "seg-layout",
+            "transfer-syntax",
+        }
+    )
 
 
 class ModelError(CtflowError):
@@ -86,49 +143,71 @@ class ModelError(CtflowError):
 
 
 class BundleInvalid(ModelError):
-    """The MONAI bundle lacks something, or needs something that ctflow does not do; the message names the key.
-
-    Args:
-        message: What is wrong, in which file at which key, and what to do.
-        reason: A short, stable name of the rule: one of `BundleInvalid.REASONS`.
-    """
+    """The MONAI bundle lacks something, or needs something that ctflow does not do; the message names the key."""
 
     REASONS = frozenset(
         {
-            "argument",  # of a component: missing, or not one that it has
-            "bundle",  # a file, the metadata, the weights
-            "expression",  # would have to be executed
-            "keys",  # a transform's keys: not the image or the prediction
-            "order",  # of the transforms
-            "override",  # MONAI could not apply it
-            "reference",  # leads nowhere, or in a circle
-            "target",  # another class
-            "value",  # of an argument
-            "workflow",  # the evaluator or the dataset uses something else
+            "argument",
+            "expression",
+            "json",
+            "keys",
+            "metadata",
+            "missing-file",
+            "network",
+            "no-bundle",
+            "not-comparable",
+            "order",
+            "output-channels",
+            "output-not-finite",
+            "override",
+            "reference",
+            "several-bundles",
+            "target",
+            "torchscript",
+            "unreadable-file",
+            "value",
+            "weights",
+            "weights-mismatch",
+            "weights-not-finite",
+            "window-size",
+            "workflow",
         }
     )
-
-    def __init__(self, message: str, *, reason: str = "bundle") -> None:
-        if reason not in self.REASONS:
-            raise ValueError(f"unknown reason {reason!r}; known: {sorted(self.REASONS)}")
-        super().__init__(message)
-        self.reason = reason
 
 
 class ExportFailed(ModelError):
     """An engine could not be made from the model."""
 
+    REASONS = frozenset(
+        {
+            "graph",
+            "not-buildable",
+            "not-compilable",
+            "not-exportable",
+            "not-runnable",
+            "nothing-made",
+            "opset",
+            "too-large",
+        }
+    )
+
 
 class EngineMismatch(ModelError):
     """A stored engine belongs to another model, GPU, driver or version."""
+
+    REASONS = frozenset({"other-tensors", "stored-engine"})
 
 
 class ParityFailed(ModelError):
     """An engine's results differ from the reference by more than its stated tolerance."""
 
+    REASONS = frozenset({"differed-on-ct", "differs"})
+
 
 class AccuracyFailed(ModelError):
     """A model marks less of a known truth than was asked for."""
+
+    REASONS = frozenset({"dice-too-low", "lesion-missed"})
 
 
 class ResourceError(CtflowError):
@@ -140,17 +219,40 @@ class ResourceError(CtflowError):
 class BackendUnavailable(ResourceError):
     """The requested engine cannot run on this machine; the message says what to install."""
 
+    REASONS = frozenset(
+        {
+            "compiler-failed",
+            "device-failed",
+            "no-engine",
+            "no-such-device",
+            "not-exported",
+            "not-installed",
+            "not-loadable",
+            "worker-ended",
+            "worker-not-started",
+            "wrong-device",
+            "wrong-gpu",
+            "wrong-precision",
+        }
+    )
+
 
 class NetworkNotTaken(BackendUnavailable):
     """The engine computes other networks than this one, on any machine."""
+
+    REASONS = frozenset({"network-not-taken"})
 
 
 class RequirementUnmet(ResourceError):
     """A package that ctflow needs is absent or of another version; the message says what to install."""
 
+    REASONS = frozenset({"requirement-unmet"})
+
 
 class DeviceOutOfMemory(ResourceError):
     """The device has too little memory for the case."""
+
+    REASONS = frozenset({"out-of-memory"})
 
 
 class OutputError(CtflowError):
@@ -162,9 +264,13 @@ class OutputError(CtflowError):
 class NotWritten(OutputError):
     """The output folder or a file in it could not be written."""
 
+    REASONS = frozenset({"already-there", "copies-folder", "journal-closed", "unwritable"})
+
 
 class StorageFull(OutputError):
     """The disk is full."""
+
+    REASONS = frozenset({"disk-full"})
 
 
 class DeliveryError(CtflowError):
@@ -176,6 +282,10 @@ class DeliveryError(CtflowError):
 class PeerRefused(DeliveryError):
     """The peer rejected the association or the object."""
 
+    REASONS = frozenset({"association-rejected", "copy-failed", "no-context", "object-refused", "object-unreadable"})
+
 
 class DestinationDown(DeliveryError):
     """The peer does not answer."""
+
+    REASONS = frozenset({"association-ended", "folder-unmounted", "no-answer", "no-connection"})

@@ -149,7 +149,7 @@ def open_engine(
                 raise
             # Its file has not been made, or it lacks the device, precision or network.
             reasons.append(f"{backend}: {error}")
-    raise BackendUnavailable("; ".join(reasons))
+    raise BackendUnavailable("; ".join(reasons), reason="no-engine")
 
 
 def backend_names(name: str, device: str) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ def backend_module(name: str) -> Backend:
     module = _load(name)
     available, reason = _availability(name)
     if not available:
-        raise BackendUnavailable(f"{name}: {reason}")
+        raise BackendUnavailable(f"{name}: {reason}", reason="not-installed")
     return module
 
 
@@ -244,7 +244,7 @@ def devices_from_setting(device: str | None) -> tuple[str, ...]:
     numbers = [int(number) for number in named.split(",")]
     if max(numbers) >= count:
         missing = f"device cuda:{max(numbers)} is not there"
-        raise BackendUnavailable(f"{missing}: this machine has {count} GPUs; use --device cpu")
+        raise BackendUnavailable(f"{missing}: this machine has {count} GPUs; use --device cpu", reason="no-such-device")
     return tuple(f"cuda:{number}" for number in numbers)
 
 
@@ -255,5 +255,5 @@ def device_from_setting(device: str | None) -> str:
 
 def _load(name: str) -> Backend:
     if name not in BACKENDS:
-        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}")
+        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}", reason="invalid-value")
     return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -60,7 +60,9 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: The device is no GPU.
     """
     if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(f"compile computes {precision} on a GPU, not on {device}: choose with --device cuda")
+        raise BackendUnavailable(
+            f"compile computes {precision} on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
+        )
 
 
 def network_for_gpu(model: Model, roi: Size3, precision: Precision) -> tuple[nn.Module, int]:
@@ -134,7 +136,8 @@ class CompileEngine:
                 raise self._failure(error, windows) from error
             if tuple(logits.shape[2:]) != self._info.roi:
                 raise BundleInvalid(
-                    f"the network does not take windows of {self._info.roi}: its logits are {tuple(logits.shape[2:])}"
+                    f"the network does not take windows of {self._info.roi}: its logits are {tuple(logits.shape[2:])}",
+                    reason="window-size",
                 )
             self._sizes.add(len(windows))
             return logits
@@ -153,18 +156,22 @@ class CompileEngine:
         if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
             return short
         if any(is_of_gpu(cause) for cause in causes):
-            return BackendUnavailable(f"{info.device} failed: {str(causes[-1]).splitlines()[0][:200]}")
+            return BackendUnavailable(
+                f"{info.device} failed: {str(causes[-1]).splitlines()[0][:200]}", reason="device-failed"
+            )
         reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0][:200]
         if any(type(cause).__name__ in _LACKS or "C compiler" in str(cause) for cause in causes):
-            return BackendUnavailable(f"compile needs what this machine lacks: {reason}; use --engine eager")
+            return BackendUnavailable(
+                f"compile needs what this machine lacks: {reason}; use --engine eager", reason="compiler-failed"
+            )
         try:
             if self._network is not None:
                 self._network(windows[:1])
         except torch.OutOfMemoryError:
             return short
         except (RuntimeError, ValueError, IndexError) as plain:
-            return BundleInvalid(f"the network does not take windows of {info.roi}: {plain}")
-        return ExportFailed(f"the network cannot be compiled: {reason}; use --engine eager")
+            return BundleInvalid(f"the network does not take windows of {info.roi}: {plain}", reason="window-size")
+        return ExportFailed(f"the network cannot be compiled: {reason}; use --engine eager", reason="not-compilable")
 
     def close(self) -> None:
         """Free the network and the graphs."""

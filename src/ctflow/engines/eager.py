@@ -39,7 +39,10 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: It does not.
     """
     if torch.device(device).type == "cpu" and precision not in _ON_CPU:
-        raise BackendUnavailable(f"the CPU computes {' or '.join(_ON_CPU)}, not {precision}: choose with --precision")
+        raise BackendUnavailable(
+            f"the CPU computes {' or '.join(_ON_CPU)}, not {precision}: choose with --precision",
+            reason="wrong-precision",
+        )
 
 
 class EagerEngine:
@@ -75,9 +78,13 @@ class EagerEngine:
             if "allocate memory" in str(error):  # torch's CPU allocator has no error of its own
                 raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
             if is_of_gpu(error):
-                raise BackendUnavailable(f"{info.device} failed: {str(error).splitlines()[0][:200]}") from error
+                raise BackendUnavailable(
+                    f"{info.device} failed: {str(error).splitlines()[0][:200]}", reason="device-failed"
+                ) from error
             # The windows were checked above, so it is the network that cannot take this size.
-            raise BundleInvalid(f"the network does not take windows of {info.roi}: {error}") from error
+            raise BundleInvalid(
+                f"the network does not take windows of {info.roi}: {error}", reason="window-size"
+            ) from error
 
     def close(self) -> None:
         """Drop the network."""

@@ -67,13 +67,19 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: The device is no Hopper GPU, or the precision is TF32.
     """
     if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(f"fused computes {precision} on a GPU, not on {device}: choose with --device cuda")
+        raise BackendUnavailable(
+            f"fused computes {precision} on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
+        )
     if precision not in _DTYPES:
-        raise BackendUnavailable(f"fused computes {', '.join(_DTYPES)}, not {precision}: choose with --precision")
+        raise BackendUnavailable(
+            f"fused computes {', '.join(_DTYPES)}, not {precision}: choose with --precision", reason="wrong-precision"
+        )
     found = torch.cuda.get_device_capability(device)
     if found != CAPABILITY:
         words = ".".join(map(str, found))
-        raise BackendUnavailable(f"fused is for GPUs of compute capability 9.0 (H100, H200); {device} has {words}")
+        raise BackendUnavailable(
+            f"fused is for GPUs of compute capability 9.0 (H100, H200); {device} has {words}", reason="wrong-gpu"
+        )
 
 
 class FusedEngine:
@@ -174,10 +180,11 @@ def _named(error: Exception, device: str, what: str) -> CtflowError:
         return DeviceOutOfMemory(f"{device} has too little memory for {what}")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if is_of_gpu(error):
-        return BackendUnavailable(f"{device} failed: {reason}")
+        return BackendUnavailable(f"{device} failed: {reason}", reason="device-failed")
     return BackendUnavailable(
         f"fused cannot compile or launch its kernels for {what}: {reason}; Triton needs a C compiler, Python's headers "
-        "and a folder that it may write (TRITON_CACHE_DIR); use --engine eager"
+        "and a folder that it may write (TRITON_CACHE_DIR); use --engine eager",
+        reason="compiler-failed",
     )
 
 

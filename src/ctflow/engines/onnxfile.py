@@ -92,5 +92,7 @@ def find_onnx(model: Model, roi: Size3, cache_dir: Path | None, backend: str) ->
     """
     path = None if cache_dir is None else EngineStore(cache_dir).find(onnx_key(model, roi, CPU_BATCH))
     if path is None:
-        raise BackendUnavailable(f"{backend} has no file of this model yet: run `ctflow export --engine {backend}`")
+        raise BackendUnavailable(
+            f"{backend} has no file of this model yet: run `ctflow export --engine {backend}`", reason="not-exported"
+        )
     return path

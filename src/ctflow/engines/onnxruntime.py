@@ -47,9 +47,13 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: It does not.
     """
     if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(f"{_PACKAGE} computes on the CPU here, not on {device}: choose with --device cpu")
+        raise BackendUnavailable(
+            f"{_PACKAGE} computes on the CPU here, not on {device}: choose with --device cpu", reason="wrong-device"
+        )
     if precision != "fp32":
-        raise BackendUnavailable(f"{_PACKAGE} computes fp32, not {precision}: choose with --precision")
+        raise BackendUnavailable(
+            f"{_PACKAGE} computes fp32, not {precision}: choose with --precision", reason="wrong-precision"
+        )
 
 
 class OnnxRuntimeEngine:
@@ -137,7 +141,7 @@ def open_backend(
     except _runtime_errors() as error:
         reason = str(error).strip().splitlines()[-1][:200]
         raise ExportFailed(
-            f"ONNX Runtime cannot run {model.spec.network.name}: {reason}; use --engine eager"
+            f"ONNX Runtime cannot run {model.spec.network.name}: {reason}; use --engine eager", reason="not-runnable"
         ) from error
     channels = int(session.get_outputs()[0].shape[1])
     versions = {"torch": str(torch.__version__), _PACKAGE: version(_PACKAGE)}

@@ -51,11 +51,16 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: It does not.
     """
     if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(f"openvino computes on the CPU here, not on {device}: choose with --device cpu")
+        raise BackendUnavailable(
+            f"openvino computes on the CPU here, not on {device}: choose with --device cpu", reason="wrong-device"
+        )
     if precision not in _HINTS:
-        raise BackendUnavailable(f"openvino computes {' or '.join(_HINTS)}, not {precision}: choose with --precision")
+        raise BackendUnavailable(
+            f"openvino computes {' or '.join(_HINTS)}, not {precision}: choose with --precision",
+            reason="wrong-precision",
+        )
     if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise BackendUnavailable("this CPU has no bf16 arithmetic: choose --precision fp32")
+        raise BackendUnavailable("this CPU has no bf16 arithmetic: choose --precision fp32", reason="wrong-precision")
 
 
 def _core() -> Any:
@@ -147,7 +152,9 @@ def open_backend(
         compiled = core.compile_model(core.read_model(path), "CPU", options)
     except RuntimeError as error:  # OpenVINO's only kind
         reason = str(error).strip().splitlines()[-1][:200]
-        raise ExportFailed(f"OpenVINO cannot run {model.spec.network.name}: {reason}; use --engine eager") from error
+        raise ExportFailed(
+            f"OpenVINO cannot run {model.spec.network.name}: {reason}; use --engine eager", reason="not-runnable"
+        ) from error
     channels = int(compiled.output(0).shape[1])
     versions = {"torch": str(torch.__version__), "openvino": version("openvino")}
     batches = batch_range[0], max(batch_range[1], streams)

@@ -77,12 +77,16 @@ def check_gpu(name: str, device: str, precision: Precision) -> None:
         BackendUnavailable: The device is no GPU, or this version has no such precision.
     """
     if torch.device(device).type != "cuda":
-        raise BackendUnavailable(f"{name} computes on a GPU, not on {device}: choose with --device cuda")
+        raise BackendUnavailable(
+            f"{name} computes on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
+        )
     check_precision(name, precision)
     if is_rtx(load_runtime(name)) and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(device)
         if major < 10 and (major, minor) not in _RTX_CAPABILITIES:
-            raise BackendUnavailable(f"{name} cannot run on {device}, which has compute capability {major}.{minor}")
+            raise BackendUnavailable(
+                f"{name} cannot run on {device}, which has compute capability {major}.{minor}", reason="wrong-gpu"
+            )
 
 
 def check_precision(name: str, precision: Precision) -> None:
@@ -93,7 +97,10 @@ def check_precision(name: str, precision: Precision) -> None:
     """
     known = precisions_of(load_runtime(name))
     if precision not in known:
-        raise BackendUnavailable(f"this {name} computes {', '.join(known)}, not {precision}: choose with --precision")
+        raise BackendUnavailable(
+            f"this {name} computes {', '.join(known)}, not {precision}: choose with --precision",
+            reason="wrong-precision",
+        )
 
 
 def precisions_of(runtime: Any) -> tuple[Precision, ...]:
@@ -166,7 +173,9 @@ def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
     if path is None:
         near = None if store is None else store.nearest(key)
         why = f" ({near.text})" if near is not None else ""
-        raise BackendUnavailable(f"{name} has no plan of this model yet{why}: run `ctflow export --engine {name}`")
+        raise BackendUnavailable(
+            f"{name} has no plan of this model yet{why}: run `ctflow export --engine {name}`", reason="not-exported"
+        )
     return path
 
 
@@ -232,7 +241,9 @@ class LoadedPlan:
             raise self.failure("cannot run this plan here")
         tensors = {self.engine.get_tensor_name(n) for n in range(self.engine.num_io_tensors)}
         if tensors != {INPUT, OUTPUT}:
-            raise EngineMismatch(f"the stored plan has the tensors {sorted(tensors)}, not {INPUT} and {OUTPUT}")
+            raise EngineMismatch(
+                f"the stored plan has the tensors {sorted(tensors)}, not {INPUT} and {OUTPUT}", reason="other-tensors"
+            )
 
     @property
     def scratch_bytes(self) -> int:
@@ -267,7 +278,11 @@ class LoadedPlan:
     def failure(self, what: str) -> ResourceError:
         """The error that says what TensorRT said."""
         text = f"{self._name} {what}: {self.messages.last}"
-        return DeviceOutOfMemory(text) if self.messages.tell_of_memory else BackendUnavailable(text)
+        return (
+            DeviceOutOfMemory(text)
+            if self.messages.tell_of_memory
+            else BackendUnavailable(text, reason="device-failed")
+        )
 
     @property
     def in_channels(self) -> int:

@@ -69,7 +69,7 @@ def load_runtime(name: str) -> Any:
         return importlib.import_module(_module_name(name))
     except (ImportError, OSError, RuntimeError) as error:  # a stub without libraries, or a library that is missing
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise BackendUnavailable(f"{name} does not load: {reason}") from error
+        raise BackendUnavailable(f"{name} does not load: {reason}", reason="not-loadable") from error
 
 
 def _module_name(name: str) -> str:

@@ -65,9 +65,14 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: It does not.
     """
     if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(f"{_NAME} computes on a GPU, not on {device}: choose with --device cuda")
+        raise BackendUnavailable(
+            f"{_NAME} computes on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
+        )
     if precision not in PRECISIONS:
-        raise BackendUnavailable(f"{_NAME} computes {', '.join(PRECISIONS)}, not {precision}: choose with --precision")
+        raise BackendUnavailable(
+            f"{_NAME} computes {', '.join(PRECISIONS)}, not {precision}: choose with --precision",
+            reason="wrong-precision",
+        )
 
 
 def load_torch_tensorrt() -> Any:
@@ -80,7 +85,7 @@ def load_torch_tensorrt() -> Any:
     try:
         return importlib.import_module(_MODULE)
     except Exception as error:  # it raises Exception itself where TensorRT's libraries are not found
-        raise BackendUnavailable(f"{_NAME} does not load: {_short(error)}") from error
+        raise BackendUnavailable(f"{_NAME} does not load: {_short(error)}", reason="not-loadable") from error
 
 
 def program_key(model: Model, device: str, precision: Precision, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
@@ -157,7 +162,9 @@ class TorchTensorRtEngine:
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"{info.device} has too little memory for {count} windows") from error
         except RuntimeError as error:
-            raise BackendUnavailable(f"{_NAME} failed on {info.device}: {_short(error)}") from error
+            raise BackendUnavailable(
+                f"{_NAME} failed on {info.device}: {_short(error)}", reason="device-failed"
+            ) from error
 
     def close(self) -> None:
         """Free the program and its input."""
@@ -188,7 +195,9 @@ def open_backend(
     except torch.OutOfMemoryError as error:
         raise DeviceOutOfMemory(f"{device} has too little memory for the program") from error
     except RuntimeError as error:
-        raise BackendUnavailable(f"{_NAME} cannot run this program here: {_short(error)}") from error
+        raise BackendUnavailable(
+            f"{_NAME} cannot run this program here: {_short(error)}", reason="not-loadable"
+        ) from error
     channels = _out_channels(exported, shape)
     versions = {**_versions(), "driver": driver_version()}
     digest = model.weights_digest
@@ -206,9 +215,11 @@ def _out_channels(exported: Any, shape: tuple[int, ...]) -> int:
     (output,) = (node for node in exported.graph.nodes if node.op == "output")
     found = [tuple(given.meta["val"].shape) for given in output.args[0]]
     if len(found) != 1 or len(found[0]) != len(shape) or found[0][0] != shape[0]:
-        raise EngineMismatch(f"the stored program gives {found}, not the logits of {shape}")
+        raise EngineMismatch(f"the stored program gives {found}, not the logits of {shape}", reason="other-tensors")
     if found[0][2:] != shape[2:]:
-        raise BundleInvalid(f"the network does not take windows of {shape[2:]}: its logits are {found[0][2:]}")
+        raise BundleInvalid(
+            f"the network does not take windows of {shape[2:]}: its logits are {found[0][2:]}", reason="window-size"
+        )
     return int(found[0][1])
 
 

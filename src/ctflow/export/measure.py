@@ -252,7 +252,7 @@ def _fitting_backends(device: str, precision: Precision | None) -> list[tuple[st
         except BackendUnavailable as error:
             reasons.append(str(error))
     if not fitting:
-        raise BackendUnavailable("; ".join(reasons))
+        raise BackendUnavailable("; ".join(reasons), reason="no-engine")
     return fitting
 
 
@@ -374,7 +374,10 @@ class _Gate:
         info = engine.info
         failed = self._agreements.failed_on(info.backend, info.precision, info.device, info.roi)
         if failed is not None:
-            raise ParityFailed(f"{info.backend} {info.precision} differed from PyTorch in fp32 on a CT on {failed}")
+            raise ParityFailed(
+                f"{info.backend} {info.precision} differed from PyTorch in fp32 on a CT on {failed}",
+                reason="differed-on-ct",
+            )
         if self._expected is None:
             self._expected = reference_logits(self.model, self.windows, info.device)
         return check_parity(engine, self.model, self.windows, expected=self._expected, logits_only=self._logits_only)
@@ -415,10 +418,10 @@ def _first_exact(
         return Choice(name, chosen, tuple(final.values()), entry.batch)
     if failures and all(isinstance(failure, ModelError) for failure in failures):
         raise failures[-1]  # PyTorch's own: the model is at fault, not the machine
-    # Memory may be free another time, which a caller that has lost an engine needs to know.
-    is_short = any(isinstance(failure, DeviceOutOfMemory) for failure in failures)
-    kind = DeviceOutOfMemory if is_short else BackendUnavailable
-    raise kind("; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values()))
+    what = "; ".join(f"{entry.backend}: {entry.reason}" for entry in final.values())
+    if any(isinstance(failure, DeviceOutOfMemory) for failure in failures):
+        raise DeviceOutOfMemory(what)  # memory may be free another time, which a caller that lost an engine must know
+    raise BackendUnavailable(what, reason="no-engine")
 
 
 def _seconds(entry: Measured) -> float:

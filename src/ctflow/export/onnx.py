@@ -70,7 +70,9 @@ def onnx_from_model(
     """
     absent = [name for name in _NEEDED if find_spec(name) is None]
     if absent:
-        raise BackendUnavailable(f"{' and '.join(absent)} not installed: pip install 'ctflow[openvino]'")
+        raise BackendUnavailable(
+            f"{' and '.join(absent)} not installed: pip install 'ctflow[openvino]'", reason="not-installed"
+        )
     network, folded = fold_two_class_head(network_from_model(model), model.spec)
     fixed = rewrite_for_export(network, roi, style.attention)
     # The rewritten network needs none of the exporter's own optimisation, which takes half of its time; written-out
@@ -81,9 +83,13 @@ def onnx_from_model(
     downgrade_opset(proto, style.opset)
     result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
     if result != tuple(roi):
-        raise BundleInvalid(f"the network does not take windows of {roi}: its logits are {result}")
+        raise BundleInvalid(
+            f"the network does not take windows of {roi}: its logits are {result}", reason="window-size"
+        )
     if proto.ByteSize() > _LARGEST:
-        raise ExportFailed(f"{model.spec.network.name} is too large for one ONNX file: use --engine eager")
+        raise ExportFailed(
+            f"{model.spec.network.name} is too large for one ONNX file: use --engine eager", reason="too-large"
+        )
     data: bytes = proto.SerializeToString(deterministic=True)
     write_atomically(path, lambda stream: stream.write(data))
     return OnnxFile(1 if folded else model.spec.out_channels, len(proto.graph.node), len(data))
@@ -126,7 +132,9 @@ def _program(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
-        raise ExportFailed(f"{model.spec.network.name} cannot be exported: {reason}; use --engine eager") from error
+        raise ExportFailed(
+            f"{model.spec.network.name} cannot be exported: {reason}; use --engine eager", reason="not-exportable"
+        ) from error
 
 
 def _check_window(network: nn.Module, window: torch.Tensor, roi: Size3) -> None:
@@ -135,7 +143,7 @@ def _check_window(network: nn.Module, window: torch.Tensor, roi: Size3) -> None:
         with torch.inference_mode():
             network(window)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise BundleInvalid(f"the network does not take windows of {roi}: {error}") from error
+        raise BundleInvalid(f"the network does not take windows of {roi}: {error}", reason="window-size") from error
 
 
 def _with_explicit_zeros(network: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ def downgrade_opset(proto: Any, opset: int) -> None:
     if domain.version <= opset:
         return
     if proto.functions:
-        raise ExportFailed(f"the graph holds functions, which opset {opset} does not know")
+        raise ExportFailed(f"the graph holds functions, which opset {opset} does not know", reason="opset")
     constants = _constants(proto.graph)
     for node in proto.graph.node:
         _downgrade(node, constants, opset, domain.version)
@@ -43,7 +43,7 @@ def _downgrade(node: Any, constants: dict[str, list[int]], opset: int, exported:
     """One node."""
     defs = importlib.import_module("onnx").defs
     if any(attribute.HasField("g") for attribute in node.attribute):
-        raise ExportFailed(f"{node.op_type} with a graph of its own is not written for opset {opset}")
+        raise ExportFailed(f"{node.op_type} with a graph of its own is not written for opset {opset}", reason="opset")
     now = defs.get_schema(node.op_type, max_inclusive_version=exported, domain=node.domain)
     if now.since_version <= opset:
         return
@@ -53,9 +53,13 @@ def _downgrade(node: Any, constants: dict[str, list[int]], opset: int, exported:
     elif node.op_type in _NEW_ATTRIBUTES:
         _drop_attributes(node, _NEW_ATTRIBUTES[node.op_type], opset)
         if not _same_but_types(node, opset):
-            raise ExportFailed(f"{node.op_type} of opset {now.since_version} has no counterpart in opset {opset}")
+            raise ExportFailed(
+                f"{node.op_type} of opset {now.since_version} has no counterpart in opset {opset}", reason="opset"
+            )
     elif not (node.op_type == "Pad" and len(node.input) <= 3) and not _same_but_types(node, opset):
-        raise ExportFailed(f"{node.op_type} of opset {now.since_version} has no counterpart in opset {opset}")
+        raise ExportFailed(
+            f"{node.op_type} of opset {now.since_version} has no counterpart in opset {opset}", reason="opset"
+        )
 
 
 def _same_but_types(node: Any, opset: int) -> bool:
@@ -75,7 +79,9 @@ def _axes_as_attribute(node: Any, constants: dict[str, list[int]]) -> None:
     if len(node.input) < 2 or not node.input[1]:
         return
     if node.input[1] not in constants:
-        raise ExportFailed(f"{node.op_type} over axes that are computed cannot be written for an older opset")
+        raise ExportFailed(
+            f"{node.op_type} over axes that are computed cannot be written for an older opset", reason="opset"
+        )
     helper = importlib.import_module("onnx").helper
     if constants[node.input[1]]:  # none are all, in both versions
         node.attribute.append(helper.make_attribute("axes", constants[node.input[1]]))
@@ -89,7 +95,9 @@ def _drop_attributes(node: Any, harmless: dict[str, Any], opset: int) -> None:
             continue
         value = helper.get_attribute_value(attribute)
         if value != harmless[attribute.name]:
-            raise ExportFailed(f"{node.op_type} with {attribute.name} {value} has no counterpart in opset {opset}")
+            raise ExportFailed(
+                f"{node.op_type} with {attribute.name} {value} has no counterpart in opset {opset}", reason="opset"
+            )
         node.attribute.remove(attribute)
 
 

@@ -144,7 +144,8 @@ def _judge(engine: Engine, result: ParityResult, lowest_dice: float) -> None:
     masks = "no mask of a size that tells" if alone else f"Dice {result.dice:.5f} (at least {lowest_dice})"
     raise ParityFailed(
         f"{backend} {precision} differs from PyTorch in fp32 on {result.windows} windows: relative error "
-        f"{result.relative_error:.1e} (at most {limit:.0e}), {masks}; use --engine eager --precision fp32"
+        f"{result.relative_error:.1e} (at most {limit:.0e}), {masks}; use --engine eager --precision fp32",
+        reason="differs",
     )
 
 

@@ -62,7 +62,7 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
     parser = runtime.OnnxParser(network, logger)
     if not parser.parse(onnx):
         reasons = "; ".join(parser.get_error(n).desc() for n in range(parser.num_errors))
-        raise ExportFailed(f"{name} cannot read the graph: {reasons[:300]}")
+        raise ExportFailed(f"{name} cannot read the graph: {reasons[:300]}", reason="graph")
     config = builder.create_builder_config()
     _configure(runtime, builder, config, network, settings)
     steps = _watch(runtime, config, progress)
@@ -73,7 +73,7 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
     if plan is None:
         if messages.tell_of_memory:
             raise DeviceOutOfMemory(f"{name} has too little memory to build the engine: {messages.last}")
-        raise ExportFailed(f"{name} cannot build the engine: {messages.last}")
+        raise ExportFailed(f"{name} cannot build the engine: {messages.last}", reason="not-buildable")
     progress(_STAGE, 1, 1)
     data = bytes(plan)
     write_atomically(path, lambda stream: stream.write(data))
@@ -84,7 +84,9 @@ def _builder(runtime: Any, logger: Any, messages: Messages) -> Any:
     try:
         return runtime.Builder(logger)
     except TypeError as error:  # what the bindings raise where CUDA does not start
-        raise BackendUnavailable(f"{runtime.__name__} does not start: {messages.last}") from error
+        raise BackendUnavailable(
+            f"{runtime.__name__} does not start: {messages.last}", reason="not-loadable"
+        ) from error
 
 
 def _network_flags(runtime: Any) -> int:
@@ -142,7 +144,7 @@ def _is_statistic(runtime: Any, layer: Any) -> bool:
 def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:
     shape = tuple(network.get_input(0).shape)[1:]
     if network.get_input(0).name != INPUT:
-        raise ExportFailed(f"the graph's input is {network.get_input(0).name}, not {INPUT}")
+        raise ExportFailed(f"the graph's input is {network.get_input(0).name}, not {INPUT}", reason="graph")
     profile = builder.create_optimization_profile()
     profile.set_shape(INPUT, *((batch, *shape) for batch in batches))
     config.add_optimization_profile(profile)

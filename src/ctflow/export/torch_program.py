@@ -85,9 +85,11 @@ def _failure(error: Exception, model: Model, network: nn.Module, roi: Size3, dev
         with torch.inference_mode():
             network(torch.zeros((1, model.spec.in_channels, *roi), device=device))
     except (RuntimeError, ValueError, IndexError) as plain:
-        return BundleInvalid(f"the network does not take windows of {roi}: {plain}")
+        return BundleInvalid(f"the network does not take windows of {roi}: {plain}", reason="window-size")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return ExportFailed(f"torch-tensorrt cannot build {model.spec.network.name}: {reason}; use --engine eager")
+    return ExportFailed(
+        f"torch-tensorrt cannot build {model.spec.network.name}: {reason}; use --engine eager", reason="not-buildable"
+    )
 
 
 @contextmanager

@@ -88,7 +88,9 @@ def compile_cubin(source: str, architecture: str = "sm_90a") -> bytes:
         if int(status):
             log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program), "the CUDA compiler"))
             _checked(nvrtc.nvrtcGetProgramLog(program, log), "the CUDA compiler")
-            raise BackendUnavailable(f"the CUDA compiler refuses a kernel: {log.decode(errors='replace')[:500]}")
+            raise BackendUnavailable(
+                f"the CUDA compiler refuses a kernel: {log.decode(errors='replace')[:500]}", reason="compiler-failed"
+            )
         code = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program), "the CUDA compiler"))
         _checked(nvrtc.nvrtcGetCUBIN(program, code), "the CUDA compiler")
         return bytes(code)
@@ -106,5 +108,5 @@ def _checked(answer: tuple[Any, ...], what: str) -> Any:
     """What a call of the driver gave, without its status."""
     status, *rest = answer
     if int(status):
-        raise BackendUnavailable(f"{what} failed: {status.name}")
+        raise BackendUnavailable(f"{what} failed: {status.name}", reason="device-failed")
     return rest[0] if rest else None

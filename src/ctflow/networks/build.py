@@ -143,10 +143,12 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
         except ImportError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             what = "needs a package that is not installed, or that ctflow leaves out as no network for volumes needs it"
-            raise BundleInvalid(f"network_def: {spec.name} {what}: {reason}") from error
+            raise BundleInvalid(f"network_def: {spec.name} {what}: {reason}", reason="network") from error
         except _BUILD_ERRORS as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise BundleInvalid(f"network_def: {spec.name} does not take these arguments: {reason}") from error
+            raise BundleInvalid(
+                f"network_def: {spec.name} does not take these arguments: {reason}", reason="network"
+            ) from error
 
 
 def network_from_model(model: Model) -> nn.Module:
@@ -175,7 +177,9 @@ def network_from_model(model: Model) -> nn.Module:
     ]
     if any(problems):
         found = "; ".join(problem for problem in problems if problem)
-        raise BundleInvalid(f"models/model.pt does not fit network_def {model.spec.network.name}: {found}")
+        raise BundleInvalid(
+            f"models/model.pt does not fit network_def {model.spec.network.name}: {found}", reason="weights-mismatch"
+        )
     network.load_state_dict(dict(given), strict=True)
     return network.eval().requires_grad_(False)
 

@@ -20,7 +20,7 @@ from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import unopened, version_of
 from ctflow.node.settings import ServiceSettings
 from ctflow.node.work.pool import Places
-from ctflow.node.work.worker import Line, NotReady, Ready, Setup, error_of, run_worker
+from ctflow.node.work.worker import Line, NotReady, Ready, Setup, run_worker
 from ctflow.settings.document import size_text
 from ctflow.settings.run import Settings
 
@@ -105,7 +105,7 @@ def _write_to(file: Path) -> None:
 
 def _copies(folder: Path) -> str:
     if not folder.is_dir():
-        raise NotWritten("the folder for copies (copy_to) is not there: make or mount it")
+        raise NotWritten("the folder for copies (copy_to) is not there: make or mount it", reason="copies-folder")
     _write_in(folder, "the folder for copies (copy_to)")
     return "can write to the folder for copies"
 
@@ -133,11 +133,13 @@ def _first_word(setup: Setup) -> tuple[Ready, list[str]]:
             if isinstance(word, Ready):
                 return word, warnings
             if isinstance(word, NotReady):
-                raise error_of(word)
+                raise word.error
             if isinstance(word, Line):
                 warnings.append(word.message)
     except (EOFError, OSError) as error:
-        raise BackendUnavailable("the worker ended before it had opened the model: see its last lines") from error
+        raise BackendUnavailable(
+            "the worker ended before it had opened the model: see its last lines", reason="worker-ended"
+        ) from error
     finally:
         ours.close()  # a worker that waits sees the end and leaves
         if process.pid is not None:

@@ -27,7 +27,7 @@ from ctflow.node.settings import ServiceSettings, is_peer
 from ctflow.node.web.pages import Node as Shown
 from ctflow.node.web.server import serving
 from ctflow.node.work.pool import Crew, Places
-from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup, error_of
+from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup
 from ctflow.settings.run import Settings
 
 STOP_GRACE_S = 20.0  # a container gets 30 s, and a case that does not finish waits in the journal
@@ -151,7 +151,7 @@ class Node:
         self.crew.opened.wait()
         word = self.crew.first_word
         if isinstance(word, NotReady):
-            raise error_of(word)
+            raise word.error
 
 
 def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) -> None:
@@ -166,7 +166,7 @@ def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) ->
         log.info("stopping")
         word = node.crew.first_word
         if isinstance(word, NotReady):
-            raise error_of(word)
+            raise word.error
 
 
 def _stop_when_opened(node: Node, stop: threading.Event) -> None:
@@ -226,7 +226,9 @@ class _only_one:  # noqa: N801  # a context manager that reads as a word
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._handle)
-            raise SettingsInvalid("data: another node uses this folder: stop it, or give another one") from error
+            raise SettingsInvalid(
+                "data: another node uses this folder: stop it, or give another one", reason="folder-in-use"
+            ) from error
 
     def __exit__(self, *_: object) -> None:
         os.close(self._handle)

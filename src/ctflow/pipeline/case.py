@@ -153,18 +153,18 @@ def attempt(case: Case, stage: Callable[[], Case]) -> Case:
     try:
         return stage()
     except CtflowError as error:
-        log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400  # named: no traceback needed
+        log.error("%s", error.described)  # noqa: TRY400  # named: no traceback needed
         return _failed(case, error)
     except MemoryError as error:
         # Rows, Columns or spacing may be absurd, or the machine small; other series may still fit.
         digest = case.candidate.series.digest
         too_large = DeviceOutOfMemory(f"series {digest}: this computer has too little memory for it")
-        log.error("%s: %s", type(too_large).__name__, too_large)  # noqa: TRY400
+        log.error("%s", too_large.described)  # noqa: TRY400
         too_large.__cause__ = error
         return _failed(case, too_large)
     except Exception as error:  # noqa: BLE001  # no fault that one series meets may take the others with it
         failure = unexpected(error, f"series {case.candidate.series.digest}")
-        log.error("%s: %s", type(failure).__name__, failure)  # noqa: TRY400  # `unexpected` logs the traceback
+        log.error("%s", failure.described)  # noqa: TRY400  # `unexpected` logs the traceback
         failure.__cause__ = error
         return _failed(case, failure)
 

@@ -45,7 +45,7 @@ def _check_grid(case: Case, assembled: Assembled) -> None:
     """The grid that a SEG of its own needs; known now, not after minutes of work."""
     if case.seg_grid == "resampled" and assembled.is_resampled and not assembled.volume.geometry.is_orthogonal:
         what = "its axes are not at right angles, so that no right-angled grid holds it: leave --seg-grid resampled out"
-        raise BrokenSeries(f"series {case.candidate.series.digest}: {what} [tilted]", reason="tilted")
+        raise BrokenSeries(f"series {case.candidate.series.digest}: {what}", reason="tilted")
 
 
 def _set_upright(assembled: Assembled) -> Assembled:

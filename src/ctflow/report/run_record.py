@@ -54,7 +54,7 @@ class RunRecord:
         try:
             write_result(describe(error_facts(error)), self._path)
         except OutputError as failure:
-            log.error("%s: %s", type(failure).__name__, failure)  # noqa: TRY400  # named: no traceback needed
+            log.error("%s", failure.described)  # noqa: TRY400  # named: no traceback needed
 
 
 @contextmanager
@@ -96,8 +96,8 @@ def error_facts(error: BaseException) -> dict[str, Any]:
         return {"type": "KeyboardInterrupt", "exit_code": EXIT_INTERRUPTED, "reason": "interrupted", "message": message}
     if not isinstance(error, CtflowError):
         error = Unexpected(f"unexpected {type(error).__name__}, a fault of ctflow: --debug shows where")
-    reason = getattr(error, "reason", None)
-    return {"type": type(error).__name__, "exit_code": error.exit_code, "reason": reason, "message": str(error)}
+    kind = type(error).__name__
+    return {"type": kind, "exit_code": error.exit_code, "reason": error.reason, "message": str(error)}
 
 
 def supersede_result(output: Path, key: str, digest: str) -> tuple[str, bool]:

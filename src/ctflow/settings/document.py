@@ -42,10 +42,10 @@ class Place:
         """A value inside this one."""
         return Place(self.file, self.folder, key, node)
 
-    def refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str, reason: str = "invalid-value") -> NoReturn:
         """Raise `SettingsInvalid` that names file, line and key."""
         line = self.node.start_mark.line + 1
-        raise SettingsInvalid(f"{self.file}, line {line}: {f'{self.key}: ' if self.key else ''}{what}")
+        raise SettingsInvalid(f"{self.file}, line {line}: {f'{self.key}: ' if self.key else ''}{what}", reason=reason)
 
     @property
     def is_null(self) -> bool:
@@ -76,13 +76,17 @@ def place_of_file(path: Path) -> Place | None:
         with path.open("rb") as stream:
             raw = stream.read(LARGEST_BYTES + 1)
     except OSError as error:
-        raise SettingsInvalid(f"{name} cannot be read: {error.strerror}") from None
+        raise SettingsInvalid(f"{name} cannot be read: {error.strerror}", reason="settings-file") from None
     if len(raw) > LARGEST_BYTES:
-        raise SettingsInvalid(f"{name} is larger than {LARGEST_BYTES // 1000} kB: not a file of settings")
+        raise SettingsInvalid(
+            f"{name} is larger than {LARGEST_BYTES // 1000} kB: not a file of settings", reason="settings-file"
+        )
     try:
         content = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SettingsInvalid(f"{name}, line {raw[: error.start].count(10) + 1}: not UTF-8 text") from None
+        raise SettingsInvalid(
+            f"{name}, line {raw[: error.start].count(10) + 1}: not UTF-8 text", reason="settings-file"
+        ) from None
     node = _node_from_text(content, name)
     return None if node is None else Place(name, path.absolute().parent, "", node)
 
@@ -97,10 +101,12 @@ def _node_from_text(content: str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsInvalid(f"{name}{where}: not YAML: {error.problem or error.context}") from None
+        raise SettingsInvalid(f"{name}{where}: not YAML: {error.problem or error.context}", reason="yaml") from None
     except yaml.reader.ReaderError as error:
         line = content.count("\n", 0, error.position) + 1
-        raise SettingsInvalid(f"{name}, line {line}: a control character, which YAML does not allow") from None
+        raise SettingsInvalid(
+            f"{name}, line {line}: a control character, which YAML does not allow", reason="yaml"
+        ) from None
     return None if node is None or node.tag == _NULL else node
 
 
@@ -110,12 +116,14 @@ def _refuse_what_no_settings_need(events: Any, name: str) -> None:
     for event in events:
         kind, line = type(event).__name__, event.start_mark.line + 1
         if kind == "AliasEvent" or getattr(event, "anchor", None) is not None:
-            raise SettingsInvalid(f"{name}, line {line}: anchors and aliases (& and *) are not taken: write it out")
+            raise SettingsInvalid(
+                f"{name}, line {line}: anchors and aliases (& and *) are not taken: write it out", reason="yaml"
+            )
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
-            raise SettingsInvalid(f"{name}, line {line}: tags (!) are not taken: write the plain value")
+            raise SettingsInvalid(f"{name}, line {line}: tags (!) are not taken: write the plain value", reason="yaml")
         depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
         if depth > _DEEPEST:
-            raise SettingsInvalid(f"{name}, line {line}: nested too deeply")
+            raise SettingsInvalid(f"{name}, line {line}: nested too deeply", reason="yaml")
 
 
 # ------------------------------------------------------------------------------------------------- groups and lists
@@ -136,7 +144,9 @@ def entries(place: Place) -> dict[str, Place]:
             here.refuse("a key must be one word")
         if key.value in found:
             first = found[key.value].node.start_mark.line + 1
-            here.refuse(f"the key {key.value[:40]!r} stands twice here, first in line {first}: keep one")
+            here.refuse(
+                f"the key {key.value[:40]!r} stands twice here, first in line {first}: keep one", "duplicate-key"
+            )
         found[key.value] = place.at(f"{place.key}.{key.value}".lstrip("."), value)
     return found
 
@@ -168,14 +178,14 @@ def section(kind: type[Section], **given: Any) -> Read[Section]:
         values: dict[str, Any] = dict(given)
         for name, value in entries(place).items():
             if name not in known:
-                value.refuse(f"unknown key{_nearest(name, known)}")
+                value.refuse(f"unknown key{_nearest(name, known)}", "unknown-key")
             if not value.is_null:
                 values[name] = known[name].metadata["read"](value)
             elif not known[name].metadata["may_be_empty"]:
                 value.refuse("has no value: give one, or leave the key out")
         for name, each in known.items():
             if name not in values and each.default is MISSING and each.default_factory is MISSING:
-                place.refuse(f"the key {name} is missing")
+                place.refuse(f"the key {name} is missing", "missing-key")
         return _made(kind, values, place)
 
     return read

@@ -239,9 +239,11 @@ def settings_from_values(values: Mapping[str, str | bool | None], environment: M
         try:
             chosen[option.name] = option.parse(str(text))
         except ValueError as error:
-            raise SettingsInvalid(f"{where}: {error}") from error
+            raise SettingsInvalid(f"{where}: {error}", reason="invalid-value") from error
     if chosen.get("seg") == "fractional" and chosen.get("segments") == "finding":
-        raise SettingsInvalid("--segments finding: fractions around a finding belong to none; use another --seg")
+        raise SettingsInvalid(
+            "--segments finding: fractions around a finding belong to none; use another --seg", reason="conflict"
+        )
     chosen["cache"] = _cache(chosen.get("cache"), environment)
     return Settings(**chosen)
 
@@ -268,7 +270,9 @@ def data_folder_from_environment(environment: Mapping[str, str]) -> Path:
         return Path(environment["XDG_DATA_HOME"]) / "ctflow"
     if environment.get("HOME"):
         return Path(environment["HOME"]) / ".local" / "share" / "ctflow"
-    raise SettingsInvalid("the user has no home folder: give the node a folder with the key data of its file")
+    raise SettingsInvalid(
+        "the user has no home folder: give the node a folder with the key data of its file", reason="missing-folder"
+    )
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,9 @@ def paths_from_values(values: Mapping[str, str | None], environment: Mapping[str
     found = {name: values.get(name) or environment.get(f"HOLOSCAN_{name.upper()}_PATH") for name in _PATHS}
     for name in ("input", "output"):
         if not found[name]:
-            raise SettingsInvalid(f"no {name} folder: give -{name[0]} DIR or set HOLOSCAN_{name.upper()}_PATH")
+            raise SettingsInvalid(
+                f"no {name} folder: give -{name[0]} DIR or set HOLOSCAN_{name.upper()}_PATH", reason="missing-folder"
+            )
     model = found["model"]
     return Paths(Path(str(found["input"])), Path(str(found["output"])), Path(model) if model else None)
 

@@ -18,7 +18,9 @@ def crop(state: GridState, margin: int) -> GridState:
         others = [other for other in range(3) if other != axis]
         marked = torch.nonzero((image > 0).any(dim=others[1]).any(dim=others[0])).flatten()
         if not len(marked):
-            raise UnsupportedPixels("CropForegroundd found nothing above 0: the bundle's scaling does not suit this CT")
+            raise UnsupportedPixels(
+                "CropForegroundd found nothing above 0: the bundle's scaling does not suit this CT", reason="scaling"
+            )
         starts.append(int(marked[0]) - margin)
         ends.append(int(marked[-1]) + 1 + margin)
     affine, back, pad = state.affine.copy(), [], []

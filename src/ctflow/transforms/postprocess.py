@@ -32,9 +32,15 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
     """
     folded = is_two_class(spec) and logits.shape[1] == 1
     if logits.shape[1] != spec.out_channels and not folded:
-        raise BundleInvalid(f"the network returned {logits.shape[1]} channels; the bundle says {spec.out_channels}")
+        raise BundleInvalid(
+            f"the network returned {logits.shape[1]} channels; the bundle says {spec.out_channels}",
+            reason="output-channels",
+        )
     if not bool(torch.isfinite(logits).all()):
-        raise BundleInvalid("the network returned values that are not finite: its weights or precision do not suit it")
+        raise BundleInvalid(
+            "the network returned values that are not finite: its weights or precision do not suit it",
+            reason="output-not-finite",
+        )
     if spec.activation == "softmax":
         if is_two_class(spec):
             marked = torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])

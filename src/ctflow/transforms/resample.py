@@ -36,7 +36,8 @@ def _new_grid(
     if math.prod(shape) > LARGEST_VOXELS:
         sizes = " x ".join(map(str, shape))
         raise UnsupportedPixels(
-            f"at the model's spacing the volume has {sizes} voxels: its PixelSpacing is implausible"
+            f"at the model's spacing the volume has {sizes} voxels: its PixelSpacing is implausible",
+            reason="implausible-spacing",
         )
     return affine, [(old, new, size) for (old, new), size in zip(spacings, shape, strict=True)]
 

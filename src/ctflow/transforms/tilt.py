@@ -36,7 +36,10 @@ def upright_of_geometry(geometry: Geometry) -> Upright | None:
     shape = (depth, height + math.ceil(rows.max()), width + math.ceil(columns.max()))
     if math.prod(shape) > LARGEST_VOXELS:
         sizes = " x ".join(map(str, shape))
-        raise UnsupportedPixels(f"upright, the tilted volume has {sizes} voxels: its PixelSpacing is implausible")
+        raise UnsupportedPixels(
+            f"upright, the tilted volume has {sizes} voxels: its PixelSpacing is implausible",
+            reason="implausible-spacing",
+        )
     return Upright(Geometry(shape, affine), rows, columns)
 
 

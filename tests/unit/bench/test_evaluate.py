@@ -278,7 +278,7 @@ def test_a_resampled_series_is_refused_not_compared_with_another_grid(model, wri
 
 def test_where_all_fail_the_first_decides(model, write_case, finds, tmp_path):
     def fail(*_):
-        raise BundleInvalid("not finite")
+        raise BundleInvalid("not finite", reason="weights")
 
     write_case("a", TUMOUR)
     finds(fail)

@@ -33,25 +33,19 @@ def leaves(kind):
     ],
 )
 def test_a_named_error_has_its_exit_code_and_message(kind, code):
-    said = []
+    said, reason = [], min(kind.REASONS)
 
     def main():
-        raise kind("the series is gone")
+        raise kind("the series is gone", reason=reason)
 
     assert exit_code_of(main, say=said.append) == code
-    assert said == [f"{kind.__name__}: the series is gone"]
+    assert said == [f"{kind.__name__} [{reason}]: the series is gone"]
 
 
 def test_every_error_of_the_tree_has_an_exit_code():
     codes = {leaf.__name__: leaf.exit_code for leaf in leaves(errors.CtflowError)}
     assert set(codes.values()) == {64, 2, 3, 4, 5, 7, 70}
     assert [name for name, code in codes.items() if code == errors.EXIT_UNEXPECTED] == ["Unexpected"], "of no kind"
-
-
-def test_a_broken_series_knows_its_rule():
-    assert errors.BrokenSeries("a slice is missing", reason="gap").reason == "gap"
-    with pytest.raises(ValueError, match="unknown reason"):
-        errors.BrokenSeries("what", reason="odd")
 
 
 def test_the_work_decides_the_code_when_nothing_is_raised():

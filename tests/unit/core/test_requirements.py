@@ -60,7 +60,7 @@ def test_a_command_ends_with_exit_code_4_and_one_line(installed, capsys):
     installed["monai"] = "1.7.2"
     assert start() == 4
     said = capsys.readouterr().err
-    assert said.startswith("ctflow: RequirementUnmet: monai 1.7.2")
+    assert said.startswith("ctflow: RequirementUnmet [requirement-unmet]: monai 1.7.2")
     assert said.count("\n") == 1
 
 

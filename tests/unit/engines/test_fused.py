@@ -127,7 +127,7 @@ def test_auto_steps_down_where_it_cannot_be_opened_or_is_not_to_be_taken(monkeyp
     model = model_of("UNet", UNET)
 
     def fails(*arguments, **settings):
-        raise BackendUnavailable("no compiler")
+        raise BackendUnavailable("no compiler", reason="device-failed")
 
     eager = choose._load("eager")
     monkeypatch.setattr(choose, "BACKENDS", {"first": "x", "eager": "ctflow.engines.eager"})

@@ -91,7 +91,7 @@ def test_the_fastest_is_chosen_once_and_remembered(model, tmp_path, pretend):
         ({1: 0.30, 8: 0.20, 16: 0.199}, 8),  # not worth twice the memory
         ({1: 0.30, 8: 0.31, 16: 0.32}, 1),
         ({1: 0.30, 8: DeviceOutOfMemory("small"), 16: 0.1}, 1),
-        ({1: 0.30, 8: 0.2, 16: BackendUnavailable("no kernel for it")}, 8),
+        ({1: 0.30, 8: 0.2, 16: BackendUnavailable("no kernel for it", reason="device-failed")}, 8),
     ],
 )
 def test_the_batch_that_suits_the_machine_is_kept(model, tmp_path, pretend, monkeypatch, seconds, batch):
@@ -193,7 +193,7 @@ def test_another_setting_has_another_record(model, tmp_path, pretend):
 def test_one_that_computes_something_else_is_never_chosen(model, tmp_path, pretend, caplog):
     pretend(
         {"openvino": 0.3, "onnxruntime": 0.5, "eager": 4.0},
-        {"openvino": ParityFailed("too far"), "onnxruntime": GOOD},
+        {"openvino": ParityFailed("too far", reason="differs"), "onnxruntime": GOOD},
     )
     with caplog.at_level(logging.WARNING):
         choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
@@ -203,7 +203,7 @@ def test_one_that_computes_something_else_is_never_chosen(model, tmp_path, prete
 
 
 def test_one_that_cannot_be_made_leaves_the_others(model, tmp_path, pretend, caplog):
-    failure = ExportFailed("an operation is unknown")
+    failure = ExportFailed("an operation is unknown", reason="not-exportable")
     pretend({"openvino": failure, "onnxruntime": failure, "eager": 4.0})
     choice = choose_fastest(model, **WANTED, cache_dir=tmp_path)
     assert choice.backend == "eager"
@@ -211,7 +211,12 @@ def test_one_that_cannot_be_made_leaves_the_others(model, tmp_path, pretend, cap
 
 
 @pytest.mark.parametrize(
-    "failure", [BackendUnavailable("no onnx"), EngineMismatch("damaged"), RuntimeError("no memory")]
+    "failure",
+    [
+        BackendUnavailable("no onnx", reason="device-failed"),
+        EngineMismatch("damaged", reason="stored-engine"),
+        RuntimeError("no memory"),
+    ],
 )
 def test_a_failure_that_may_pass_is_not_kept(model, tmp_path, pretend, failure):
     calls = pretend({"openvino": failure, "onnxruntime": failure, "eager": 4.0})
@@ -232,7 +237,7 @@ def test_an_engine_of_other_networks_is_no_failure(model, tmp_path, pretend, cap
 
 
 def test_where_every_engine_says_so_the_model_is_at_fault(model, tmp_path, pretend):
-    failure = BundleInvalid("windows of 30")
+    failure = BundleInvalid("windows of 30", reason="weights")
     pretend({"openvino": failure, "onnxruntime": failure, "eager": failure})
     with pytest.raises(BundleInvalid, match="windows of 30"):
         choose_fastest(model, **WANTED, cache_dir=tmp_path)

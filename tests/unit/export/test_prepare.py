@@ -103,7 +103,7 @@ def test_auto_makes_nothing_for_minutes_and_takes_what_is_made(coarse, tmp_path,
 
 def test_a_plan_that_computes_something_else_is_not_kept(coarse, tmp_path, pretend_gpu, monkeypatch):
     def differs(*_, **__):
-        raise ParityFailed("too far")
+        raise ParityFailed("too far", reason="differs")
 
     monkeypatch.setattr(prepare, "_check_plan", differs)
     settings = {**wanted(coarse, "cuda:0"), "precision": "fp16", "cache_dir": tmp_path}

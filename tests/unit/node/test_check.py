@@ -33,7 +33,7 @@ def settings(tmp_path) -> ServiceSettings:
 
 
 def worker_without_a_bundle(connection, _setup) -> None:
-    connection.send(NotReady("BundleInvalid", "no such folder", 3))
+    connection.send(NotReady(BundleInvalid("no such folder", reason="no-bundle")))
 
 
 def worker_that_dies(connection, _setup) -> None:

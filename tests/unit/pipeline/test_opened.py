@@ -55,7 +55,7 @@ def machine(monkeypatch):
         def open_engine(self, name, model, *, device, precision, roi, batch_range, cache_dir, without=()):
             names = [name] if name != "auto" else [each for each in self.computes if each not in without]
             if not names:
-                raise BackendUnavailable("no engine is left")
+                raise BackendUnavailable("no engine is left", reason="device-failed")
             if self.fitting is not None and len(self.opened) - len(self.closed) >= self.fitting:
                 raise DeviceOutOfMemory(f"{device} has too little memory for the network")
             info = EngineInfo(names[0], precision or "fp32", device, roi, batch_range, model.weights_digest, 1)
@@ -193,7 +193,7 @@ def test_what_torch_caches_is_freed_before_the_next_engine_is_opened(model, mach
     monkeypatch.setattr(opened, "free_cached_memory", lambda: order.append((list(machine.closed), len(machine.opened))))
     engines = opened.OpenEngines(model, Settings())
     engines.open()
-    engines.take_next(ParityFailed("differs"), lambda *_: None)
+    engines.take_next(ParityFailed("differs", reason="differs"), lambda *_: None)
     assert order == [(["fused", "fused"], 2)], "after both were closed, before another is opened"
     assert [engine.info.device for engine in engines.engines] == ["cuda:0", "cuda:1"]
 

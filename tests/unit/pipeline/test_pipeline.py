@@ -639,7 +639,7 @@ def test_no_engine_stays_open_if_the_next_device_has_none(model, settings, monke
     def open_engine(name, _model, *, device, **_):
         opened.append((name, device))
         if device == "cuda:2":
-            raise BackendUnavailable("no")
+            raise BackendUnavailable("no", reason="device-failed")
         return Opened(device)
 
     monkeypatch.setattr("ctflow.pipeline.opened.devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
@@ -722,7 +722,11 @@ def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
 
 @pytest.mark.parametrize(
     ("stage", "error"),
-    [("prepare_result", MemoryError()), ("write_result", NotWritten("no")), ("write_result", KeyError("fault"))],
+    [
+        ("prepare_result", MemoryError()),
+        ("write_result", NotWritten("no", reason="unwritable")),
+        ("write_result", KeyError("fault")),
+    ],
 )
 def test_a_case_that_fails_holds_no_array(model, series, settings, tmp_path, monkeypatch, error, stage):
     held, true_segment = [], Segmenter.segment
@@ -764,7 +768,7 @@ def headers_of(folder: Path) -> list[pydicom.Dataset]:
 
 def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, series, tmp_path, monkeypatch):
     def damaged(*_, **__):
-        raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read")
+        raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read", reason="stored-engine")
 
     monkeypatch.setattr("ctflow.pipeline.opened.choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
     monkeypatch.setattr("ctflow.pipeline.opened.prepare_engine", damaged)

@@ -148,7 +148,9 @@ def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, t
             raise KeyboardInterrupt
         return replace(case, document=done)
 
-    done = documents._failed_document(first, model.spec, run_record.error_facts(NotWritten("a stand-in")))
+    done = documents._failed_document(
+        first, model.spec, run_record.error_facts(NotWritten("a stand-in", reason="unwritable"))
+    )
     monkeypatch.setattr(run, "run_case", run_case)
     with pytest.raises(KeyboardInterrupt):
         run_folder(two, output, model, SETTINGS)
@@ -168,7 +170,7 @@ def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_s
     earlier(tmp_path / "out", key_of_series(aside))
 
     def refused(_):
-        raise NotWritten("it cannot be written")
+        raise NotWritten("it cannot be written", reason="unwritable")
 
     monkeypatch.setattr(run_record, "supersede_folder", refused)
     report = run.finish_run(

@@ -30,7 +30,7 @@ def test_while_a_run_lasts_its_document_says_so_and_not_what_an_earlier_run_said
 @pytest.mark.parametrize(
     ("error", "status", "facts"),
     [
-        (BundleInvalid("no weights"), "failed", ("BundleInvalid", 3, "bundle", "no weights")),
+        (BundleInvalid("no weights", reason="weights"), "failed", ("BundleInvalid", 3, "weights", "no weights")),
         (BrokenSeries("a slice is missing", reason="gap"), "failed", ("BrokenSeries", 2, "gap", "a slice is missing")),
         (
             KeyboardInterrupt(),
@@ -92,14 +92,14 @@ def test_a_disk_that_fills_up_leaves_running_and_the_first_error(tmp_path, monke
 
     with pytest.raises(BundleInvalid), recorded_run(tmp_path):
         monkeypatch.setattr(run_record, "write_result", full)
-        raise BundleInvalid("no weights")
+        raise BundleInvalid("no weights", reason="weights")
     assert said(tmp_path)["status"] == "running"
-    assert "StorageFull: no space left" in caplog.text
+    assert "StorageFull [disk-full]: no space left" in caplog.text
 
 
 def test_a_result_that_cannot_be_moved_aside_is_told_of(tmp_path, monkeypatch, caplog):
     def refused(_):
-        raise NotWritten("it cannot be written")
+        raise NotWritten("it cannot be written", reason="unwritable")
 
     assert supersede_result(tmp_path, "1.2.3-abc", "0" * 12) == ("", True)
     monkeypatch.setattr(run_record, "supersede_folder", refused)

@@ -60,10 +60,10 @@ def test_a_bar_starts_again_for_the_next_series():
 
 
 def test_an_error_goes_to_standard_error(capsys):
-    say_error("BrokenSeries: series 0123: a slice is missing [gap]")
+    say_error("BrokenSeries [gap]: series 0123: a slice is missing")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "ctflow: BrokenSeries: series 0123: a slice is missing [gap]\n"
+    assert captured.err == "ctflow: BrokenSeries [gap]: series 0123: a slice is missing\n"
 
 
 def series(**changes):

@@ -165,12 +165,16 @@ def _rescale_of(instance: Instance) -> _Rescale:
     header = instance.header
     kind = text(header, "RescaleType").upper()
     if kind not in ("", "HU"):
-        raise unsupported(instance, "its RescaleType is not HU (iodine or effective-Z maps are not CT numbers)")
+        raise unsupported(
+            instance, "its RescaleType is not HU (iodine or effective-Z maps are not CT numbers)", reason="not-hu"
+        )
     if "ModalityLUTSequence" in header:
-        raise unsupported(instance, "a Modality LUT instead of a rescale slope is not supported")
+        raise unsupported(instance, "a Modality LUT instead of a rescale slope is not supported", reason="modality-lut")
     slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
     if slope is None or intercept is None or slope <= 0:
-        raise unsupported(instance, "RescaleSlope or RescaleIntercept is absent or not a usable number")
+        raise unsupported(
+            instance, "RescaleSlope or RescaleIntercept is absent or not a usable number", reason="no-rescale"
+        )
     form = pixel_format_of(instance)
     return _Rescale(form, slope, intercept, _padding_of(instance, form))
 

@@ -130,7 +130,9 @@ def scan_folder(
         NoUsableSeries: The folder does not exist or cannot be listed.
     """
     if not folder.is_dir():
-        raise NoUsableSeries("the input is not a folder: give the folder that holds the DICOM files")
+        raise NoUsableSeries(
+            "the input is not a folder: give the folder that holds the DICOM files", reason="not-a-folder"
+        )
     instances: list[Instance] = []
     unreadable: list[Unreadable] = []
     ignored = 0
@@ -153,7 +155,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
     def refuse(error: OSError) -> None:
         if Path(error.filename) == folder:
-            raise NoUsableSeries(f"the input folder cannot be listed: {error.strerror}") from error
+            raise NoUsableSeries(
+                f"the input folder cannot be listed: {error.strerror}", reason="folder-unreadable"
+            ) from error
 
     for top, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         try:

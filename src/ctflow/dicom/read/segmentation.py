@@ -41,7 +41,7 @@ def read_segmentation(path: Path, sources: Sequence[Dataset]) -> LabelArray:
     """
     dataset = _read_dataset(path)
     if text(dataset, "SOPClassUID") not in _SEGMENTATION_STORAGE:
-        raise UnsupportedPixels(f"{path.name}: not a DICOM SEG")
+        raise UnsupportedPixels(f"{path.name}: not a DICOM SEG", reason="not-seg")
     _check_grid(path, dataset, sources)
     labels = _pixels_on_sources(path, dataset, [text(source, "SOPInstanceUID") for source in sources])
     few = int(labels.max(initial=0)) <= np.iinfo(np.uint8).max
@@ -56,25 +56,29 @@ def _read_dataset(path: Path) -> Dataset:
             dataset.decode()  # every value is converted here: damage shows now, not in highdicom
     except PARSE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        raise BrokenSeries(f"{path.name}: cannot be read ({reason}) [unreadable]", reason="unreadable") from error
+        raise BrokenSeries(f"{path.name}: cannot be read ({reason})", reason="unreadable") from error
     return dataset
 
 
 def _check_grid(path: Path, dataset: Dataset, sources: Sequence[Dataset]) -> None:
     header = sources[0]
     series = digest_of_uid(text(header, "SeriesInstanceUID"))
-    another = UnsupportedPixels(f"{path.name}: marks another series than {series}: give the one that it was drawn on")
+    another = UnsupportedPixels(
+        f"{path.name}: marks another series than {series}: give the one that it was drawn on", reason="other-series"
+    )
     if text(dataset, "FrameOfReferenceUID") != text(header, "FrameOfReferenceUID"):
         raise another
     try:
         referenced = {text(item, "ReferencedSOPInstanceUID") for item in _source_images(dataset)}
     except PARSE_ERRORS as error:
-        raise UnsupportedPixels(f"{path.name}: does not say which image each frame marks") from error
+        raise UnsupportedPixels(
+            f"{path.name}: does not say which image each frame marks", reason="seg-layout"
+        ) from error
     if not referenced or not referenced <= {text(source, "SOPInstanceUID") for source in sources}:
         raise another
     for keyword in ("Rows", "Columns"):
         if integer(dataset, keyword) != integer(header, keyword):
-            raise UnsupportedPixels(f"{path.name}: its {keyword} are not those of series {series}")
+            raise UnsupportedPixels(f"{path.name}: its {keyword} are not those of series {series}", reason="other-grid")
 
 
 def _source_images(dataset: Dataset) -> list[Dataset]:
@@ -103,7 +107,8 @@ def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDA
     except (*PARSE_ERRORS, RuntimeError) as error:  # its text may quote values of the file
         raise UnsupportedPixels(
             f"{path.name}: its frames cannot be laid on the series' images ({type(error).__name__}): a binary or"
-            " label-map SEG without overlaps, or a fractional one, is needed"
+            " label-map SEG without overlaps, or a fractional one, is needed",
+            reason="seg-layout",
         ) from error
 
 

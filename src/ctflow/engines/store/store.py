@@ -68,7 +68,7 @@ class EngineStore:
             check_digest(path, manifest)
         except Fault as fault:
             text = f"stored engine {path.parent.name}: {fault}; remove that folder and run `ctflow export`"
-            raise EngineMismatch(text) from fault
+            raise EngineMismatch(text, reason="stored-engine") from fault
         return path
 
     def put(self, key: EngineKey, make: Callable[[Path], None]) -> Path:
@@ -152,4 +152,4 @@ def _digest_of_made(make: Callable[[Path], None], path: Path) -> str:
         if error.errno is None:  # a library that does not load; the disk's errors have numbers
             raise
         raise output_error_from_oserror(error, path.name) from error
-    raise ExportFailed(f"{path.name} was not made: its maker wrote nothing")
+    raise ExportFailed(f"{path.name} was not made: its maker wrote nothing", reason="nothing-made")

@@ -238,9 +238,11 @@ class StorageWay:
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = getattr(answer, "reason_str", "") or "no reason given"
-            raise PeerRefused(f"{self.called_ae} rejects the association ({why})")
+            raise PeerRefused(f"{self.called_ae} rejects the association ({why})", reason="association-rejected")
         if not association.is_established:
-            raise DestinationDown(f"{self.called_ae} does not answer at {self.host}:{self.port}")
+            raise DestinationDown(
+                f"{self.called_ae} does not answer at {self.host}:{self.port}", reason="no-connection"
+            )
 
 
 @dataclass(frozen=True)
@@ -252,17 +254,17 @@ class _Storage:
         try:
             answer = self.association.send_c_store(folder / file)
         except OSError as error:  # of the file: pynetdicom names those of the network itself
-            raise PeerRefused(f"{file} cannot be read ({error.strerror})") from error
+            raise PeerRefused(f"{file} cannot be read ({error.strerror})", reason="object-unreadable") from error
         except ValueError as error:  # pynetdicom's word for: no context was accepted for this object
-            raise PeerRefused(f"{self.called_ae} takes no objects like {file}") from error
+            raise PeerRefused(f"{self.called_ae} takes no objects like {file}", reason="no-context") from error
         except RuntimeError as error:  # pynetdicom's word for: the association is no more
-            raise DestinationDown(f"{self.called_ae} ended the association") from error
+            raise DestinationDown(f"{self.called_ae} ended the association", reason="association-ended") from error
         status = answer.get("Status")
         if status is None:
-            raise DestinationDown(f"{self.called_ae} gave no answer to {file}")
+            raise DestinationDown(f"{self.called_ae} gave no answer to {file}", reason="no-answer")
         if status == 0 or status >> 12 == 0xB:  # PS3.4 B.2.3: warnings mean that it was stored
             return "" if status == 0 else f" (warning {status:04X}H)"
-        raise PeerRefused(f"{self.called_ae} refuses {file} with status {status:04X}H")
+        raise PeerRefused(f"{self.called_ae} refuses {file} with status {status:04X}H", reason="object-refused")
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ class FolderWay:
     def open(self) -> Iterator[Channel]:
         """The folder; `DestinationDown` where it is not there (an unmounted disk must not fill the one below)."""
         if not self.folder.is_dir():
-            raise DestinationDown("the folder for copies is not there: make or mount it")
+            raise DestinationDown("the folder for copies is not there: make or mount it", reason="folder-unmounted")
         yield _Folder(self.folder)
 
 
@@ -291,5 +293,5 @@ class _Folder:
                 publish_folder(temporary, self.target / name)
         except (OutputError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise PeerRefused(f"the copy cannot be written ({reason})") from error
+            raise PeerRefused(f"the copy cannot be written ({reason})", reason="copy-failed") from error
         return ""

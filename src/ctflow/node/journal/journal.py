@@ -158,13 +158,13 @@ class Journal(JournalReader):
     def _write(self, work: Work[T]) -> T:
         future: Future[T] = Future()
         if not self._writer.is_alive():
-            raise NotWritten("the journal is closed")
+            raise NotWritten("the journal is closed", reason="journal-closed")
         self._wanted.put((work, future))
         try:
             while not future.done() and self._writer.is_alive():
                 wait((future,), _LOOK_AGAIN_S)
             if not future.done():
-                raise NotWritten("the journal's thread has ended: start the node again")
+                raise NotWritten("the journal's thread has ended: start the node again", reason="journal-closed")
             return future.result()
         except sqlite3.Error as error:
             raise _output_error(error) from error
@@ -324,4 +324,4 @@ def _fail(batch: Sequence[tuple[Work[Any], Future[Any]]], error: Exception) -> N
 def _output_error(error: sqlite3.Error) -> OutputError:
     if "full" in str(error):
         return StorageFull("no space left for the journal: free some")
-    return NotWritten(f"the journal cannot be written ({error})")
+    return NotWritten(f"the journal cannot be written ({error})", reason="unwritable")

@@ -115,14 +115,15 @@ def version_of(connection: sqlite3.Connection) -> int:
     if found > VERSION:
         raise SettingsInvalid(
             f"the journal has version {found}, this ctflow knows up to {VERSION}: use the ctflow that wrote it, "
-            "or another data folder"
+            "or another data folder",
+            reason="journal",
         )
     return int(found)
 
 
 def unopened(error: sqlite3.Error) -> SettingsInvalid:
     """The named error of a journal that SQLite does not open."""
-    return SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder")
+    return SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder", reason="journal")
 
 
 def bring_up_to_date(connection: sqlite3.Connection) -> None:

@@ -124,7 +124,9 @@ class Receiver:
             from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
             from pynetdicom.transport import AssociationServer  # noqa: PLC0415
         except ImportError as error:
-            raise BackendUnavailable("the DICOM node needs pynetdicom: pip install 'ctflow[serve]'") from error
+            raise BackendUnavailable(
+                "the DICOM node needs pynetdicom: pip install 'ctflow[serve]'", reason="not-installed"
+            ) from error
         self._reception, self._inbox, self._journal, self._metrics = reception, inbox, journal, metrics
         without_logging()  # the audit trail is the journal's
         self._shared = Shared()
@@ -153,7 +155,7 @@ class Receiver:
         except OSError as error:
             host, port = reception.address
             raise SettingsInvalid(
-                f"{host}:{port} cannot be listened on ({error.strerror}): give another port"
+                f"{host}:{port} cannot be listened on ({error.strerror}): give another port", reason="cannot-listen"
             ) from error
         listening = self._server.socket
         if listening is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ctflow.compat.python import bare_start
 from ctflow.core.entry_point import unexpected
-from ctflow.core.errors import OutputError
+from ctflow.core.errors import BackendUnavailable, OutputError
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Answer, Job
 from ctflow.node.metrics import Metrics
@@ -113,7 +113,7 @@ class Crew:
         if any(foreman.is_ready for foreman in self._foremen):
             return []
         if isinstance(self.first_word, NotReady):
-            return [f"no worker is open: {self.first_word.message}"]
+            return [f"no worker is open: {self.first_word.error}"]
         return ["no worker is open yet" if self.first_word is None else "no worker is open: the log says why"]
 
     def remarks(self) -> list[str]:
@@ -223,18 +223,19 @@ class Foreman(threading.Thread):
                 self._process.start()
         except OSError as error:
             self._process = None
-            self._crew.told(NotReady("BackendUnavailable", f"its process cannot be started ({error.strerror})", 4))
+            what = f"its process cannot be started ({error.strerror})"
+            self._crew.told(NotReady(BackendUnavailable(what, reason="worker-not-started")))
             raise
         finally:
             theirs.close()
         try:
             word = self._hear(None)
         except WorkerFailed as error:
-            word = NotReady("WorkerFailed", str(error), 4)
+            word = NotReady(BackendUnavailable(str(error), reason="worker-ended"))
         if not isinstance(word, (Ready, NotReady)):
             raise TypeError(f"a worker's first word is not {type(word).__name__}")
         if isinstance(word, NotReady) and not self._killed:
-            log.error("%s: %s: %s", self.name, word.kind, word.message)
+            log.error("%s: %s", self.name, word.error.described)
         self.is_open = isinstance(word, Ready)
         self._crew.told(word)
         return self.is_open

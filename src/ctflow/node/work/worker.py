@@ -23,7 +23,6 @@ from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.compat.monai import import_lean
-from ctflow.core import errors
 from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
 from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.core.processes import begin_child
@@ -67,16 +66,7 @@ class Ready:
 class NotReady:
     """Or why it could not."""
 
-    kind: str
-    message: str
-    exit_code: int
-
-
-def error_of(word: NotReady) -> CtflowError:
-    """The error that a worker could not open for, in this process."""
-    kind = getattr(errors, word.kind, errors.BackendUnavailable)
-    found: CtflowError = kind(word.message)
-    return found
+    error: CtflowError
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,7 @@ def run_worker(connection: Connection, setup: Setup) -> None:
         try:
             model, segmenter = _open(setup)
         except CtflowError as error:
-            connection.send(NotReady(type(error).__name__, str(error), error.exit_code))
+            connection.send(NotReady(error))
             return
         import torch  # noqa: PLC0415  # it is loaded by now
 

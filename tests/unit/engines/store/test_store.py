@@ -294,7 +294,7 @@ def test_a_folder_that_can_only_be_read_serves_what_it_has(store):
     (found, put), entries, problem = answer_of_another_user(store)
     store.folder.chmod(0o755)
     assert found == f"{KEY.name}/engine.onnx"
-    assert put.startswith("NotWritten: the folder of engines cannot be written (Permission denied)")
+    assert put.startswith("NotWritten [unwritable]: the folder of engines cannot be written (Permission denied)")
     assert [entry["state"] for entry in entries] == ["ready"]
     assert problem is None
 

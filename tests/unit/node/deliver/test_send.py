@@ -101,7 +101,7 @@ def test_a_destination_that_is_down_is_asked_no_more_often_than_its_patience_say
             asked.append(1)
             if len(asked) == 2:
                 second.set()
-            raise send.DestinationDown("it is away")
+            raise send.DestinationDown("it is away", reason="no-connection")
 
     (key,) = waiting(journal, tmp_path, 1)
 

@@ -406,7 +406,7 @@ def test_a_listener_that_fails_ends_no_writing(journal, caplog):
 def test_a_journal_that_cannot_be_opened_again_says_so_and_ends(tmp_path, clock, opened, caplog):
     def refuses(connection):
         connection.close()
-        raise NotWritten("no such folder")
+        raise NotWritten("no such folder", reason="unwritable")
 
     opened += [lambda connection: Unreliable(connection, "COMMIT", "ROLLBACK"), refuses]
     journal = Journal(tmp_path / "journal.sqlite3", clock)

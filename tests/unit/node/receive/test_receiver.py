@@ -308,7 +308,9 @@ def test_a_disk_that_fails_is_out_of_resources_and_leaves_nothing(ear, monkeypat
     assert store(node.port, instance(1)) == [receiver.OUT_OF_RESOURCES]
     monkeypatch.undo()
     assert not node.files
-    monkeypatch.setattr(node.journal, "receive", lambda *_, **__: (_ for _ in ()).throw(NotWritten("no")))
+    monkeypatch.setattr(
+        node.journal, "receive", lambda *_, **__: (_ for _ in ()).throw(NotWritten("no", reason="unwritable"))
+    )
     assert store(node.port, instance(1)) == [receiver.OUT_OF_RESOURCES]
     assert not node.files
 

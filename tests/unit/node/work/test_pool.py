@@ -14,7 +14,7 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival
 from ctflow.node.work import pool
 from ctflow.node.work.pool import Crew, Places
-from ctflow.node.work.worker import NotReady, Ready, Setup
+from ctflow.node.work.worker import Ready, Setup
 from ctflow.settings.run import Settings
 from service_support import PATIENCE_S, wait_until
 
@@ -116,7 +116,7 @@ def test_a_worker_that_cannot_open_says_why_and_keeps_the_series(journal, crew, 
     (key,) = complete(journal, 1)
     found = crew(service_support.worker_that_cannot_open)
     assert found.opened.wait(60)
-    assert found.first_word == NotReady("BundleInvalid", "the bundle lacks a key", 3)
+    assert found.first_word.error.described == "BundleInvalid [argument]: the bundle lacks a key"
     assert found.problems() == ["no worker is open: the bundle lacks a key"]
     assert journal.find(key).state == "complete"
 
@@ -157,7 +157,7 @@ def test_a_result_whose_instances_changed_is_not_kept(journal, crew, tmp_path):
 
 def test_a_journal_that_cannot_be_written_is_told_again(journal, crew, monkeypatch):
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
-    failures, real = [NotWritten("no"), NotWritten("no")], journal.commit
+    failures, real = [NotWritten("no", reason="unwritable"), NotWritten("no", reason="unwritable")], journal.commit
 
     def commit(*given):
         if failures:

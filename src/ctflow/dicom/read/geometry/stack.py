@@ -98,7 +98,7 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
 
 
 def _broken(series: Series, reason: str, message: str) -> BrokenSeries:
-    return BrokenSeries(f"series {series.digest}: {message} [{reason}]", reason=reason)
+    return BrokenSeries(f"series {series.digest}: {message}", reason=reason)
 
 
 def _common_size(series: Series, instances: Sequence[Instance]) -> tuple[int, int]:

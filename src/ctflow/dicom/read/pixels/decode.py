@@ -196,7 +196,7 @@ class SliceReader:
         if decoder.given:
             instance, _ = slices[decoder.given[0]]
             what = "it ended its decoder, or memory is short: have it sent again"
-            outcomes[decoder.given[0]] = unsupported(instance, what)
+            outcomes[decoder.given[0]] = unsupported(instance, what, reason="decoder-ended")
         elif not self._decoders:
             log.warning("slices are decoded in one process: the others have ended")
 

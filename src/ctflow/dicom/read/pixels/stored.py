@@ -85,21 +85,31 @@ def pixel_format_of(instance: Instance) -> PixelFormat:
     header = instance.header
     lacking = [keyword for keyword in _DESCRIBING if not text(header, keyword)]
     if lacking:
-        raise unsupported(instance, f"its {', '.join(lacking)} is empty or absent: have the sender repair it")
+        raise unsupported(
+            instance,
+            f"its {', '.join(lacking)} is empty or absent: have the sender repair it",
+            reason="no-pixel-format",
+        )
     allocated, stored = integer(header, "BitsAllocated"), integer(header, "BitsStored")
     high, representation = integer(header, "HighBit"), integer(header, "PixelRepresentation")
     if text(header, "PhotometricInterpretation") != "MONOCHROME2":
-        raise unsupported(instance, "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is")
+        raise unsupported(
+            instance, "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is", reason="photometric"
+        )
     if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated:
-        raise unsupported(instance, f"BitsAllocated {allocated} with BitsStored {stored} is not supported")
+        raise unsupported(
+            instance, f"BitsAllocated {allocated} with BitsStored {stored} is not supported", reason="pixel-format"
+        )
     if high != stored - 1 or representation not in (0, 1):
-        raise unsupported(instance, f"HighBit {high} or PixelRepresentation {representation} is not supported")
+        raise unsupported(
+            instance, f"HighBit {high} or PixelRepresentation {representation} is not supported", reason="pixel-format"
+        )
     return PixelFormat(allocated, stored, representation == 1)
 
 
-def unsupported(instance: Instance, what: str) -> UnsupportedPixels:
+def unsupported(instance: Instance, what: str, *, reason: str) -> UnsupportedPixels:
     """An `UnsupportedPixels` that names the file."""
-    return UnsupportedPixels(f"{instance.name}: {what}")
+    return UnsupportedPixels(f"{instance.name}: {what}", reason=reason)
 
 
 def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.uint16]:
@@ -165,7 +175,7 @@ def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, column
             found = stream.readinto(values.data)
             behind = stream.read(excess) if excess > wanted % 2 else b""
     except OSError as error:
-        raise BrokenSeries(f"{instance.name}: {error.strerror} [unreadable]", reason="unreadable") from error
+        raise BrokenSeries(f"{instance.name}: {error.strerror}", reason="unreadable") from error
     if found != wanted or (excess > wanted % 2 and len(behind) != excess):
         raise _broken(instance, "is cut short")
     # Wrong Rows or Columns leave a row or a column of pixels behind the image at least, and those are hardly all zeros.
@@ -175,7 +185,7 @@ def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, column
 
 
 def _broken(instance: Instance, what: str) -> BrokenSeries:
-    return BrokenSeries(f"{instance.name} {what}: send the series again [unreadable]", reason="unreadable")
+    return BrokenSeries(f"{instance.name} {what}: send the series again", reason="unreadable")
 
 
 def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:
@@ -184,20 +194,26 @@ def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat
     if syntax == DeflatedExplicitVRLittleEndian:
         wanted = rows * columns * form.bits_allocated // 8
         if len(dataset.PixelData) not in (wanted, wanted + wanted % 2):
-            raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
+            raise unsupported(instance, f"its {syntax.name} pixels decode to another size", reason="decoded-size")
         return
     if not dataset["PixelData"].is_undefined_length:
-        raise unsupported(instance, f"its transfer syntax is {syntax.name}, but its pixel data is not encapsulated")
+        raise unsupported(
+            instance,
+            f"its transfer syntax is {syntax.name}, but its pixel data is not encapsulated",
+            reason="not-encapsulated",
+        )
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     family = family_of_frame(frame)
     if family not in (None, _FAMILIES[syntax]):
-        raise unsupported(instance, f"its transfer syntax is {syntax.name}, but its frame is {family}")
+        raise unsupported(
+            instance, f"its transfer syntax is {syntax.name}, but its frame is {family}", reason="other-codec"
+        )
     if syntax == RLELossless:
         flaw = flaw_of_rle(frame, rows * columns, form.bits_allocated // 8)
     else:
         flaw = flaw_of_size(frame, rows, columns)
     if flaw:
-        raise unsupported(instance, f"its {syntax.name} frame {flaw}: have it sent again")
+        raise unsupported(instance, f"its {syntax.name} frame {flaw}: have it sent again", reason="damaged-frame")
 
 
 def _flaw_of_syntax(syntax: UID) -> str:
@@ -230,7 +246,7 @@ def _is_word(instance: Instance) -> bool:
 def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
     syntax = UID(instance.transfer_syntax)
     if syntax not in _DECODED:
-        raise unsupported(instance, _flaw_of_syntax(syntax))
+        raise unsupported(instance, _flaw_of_syntax(syntax), reason="transfer-syntax")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below
@@ -238,9 +254,13 @@ def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> n
             _check_frame(instance, dataset, form, rows, columns)
             decoded = pixel_array(dataset, raw=True, decoding_plugin=_DECODERS.get(syntax, ""))
     except _DECODE_ERRORS as error:
-        raise unsupported(instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})") from error
+        raise unsupported(
+            instance, f"its {syntax.name} pixels do not decode ({type(error).__name__})", reason="not-decodable"
+        ) from error
     if decoded.size != rows * columns or decoded.dtype.itemsize * 8 != form.bits_allocated:
-        raise unsupported(instance, f"its {syntax.name} pixels decode to another size")
+        raise unsupported(instance, f"its {syntax.name} pixels decode to another size", reason="decoded-size")
     if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian and not decoded.any():
-        raise unsupported(instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged")
+        raise unsupported(
+            instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged", reason="decoded-zeros"
+        )
     return np.ascontiguousarray(decoded).reshape(-1)

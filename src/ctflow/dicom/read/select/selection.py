@@ -68,7 +68,7 @@ def require_chosen(selection: Selection, scan: Scan) -> None:
     if selection.failed:
         raise Unexpected(f"no series can be run: {'; '.join(lines)}")
     found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files (archives are not opened)"
-    raise NoUsableSeries(f"no series can be run: {found}")
+    raise NoUsableSeries(f"no series can be run: {found}", reason="none-eligible" if lines else "no-dicom")
 
 
 def _series_of(scan: Scan) -> list[Series]:

@@ -74,7 +74,7 @@ class Selection:
     @property
     def failed(self) -> tuple[Candidate, ...]:
         """Those that a fault of ctflow kept from being judged."""
-        return tuple(candidate for candidate in self.candidates if candidate.rule == Unexpected.reason)
+        return tuple(candidate for candidate in self.candidates if candidate.rule in Unexpected.REASONS)
 
 
 def image_words(instance: Instance) -> set[str]:
