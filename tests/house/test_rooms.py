@@ -106,6 +106,8 @@ def test_the_wheel_holds_what_it_should(wheel):
         "ctflow/py.typed",
         "ctflow/app/__main__.py",
         "ctflow/app/app.yaml",
+        "ctflow/node/web/templates/base.html",
+        "ctflow/node/web/templates/style.css",
         "ctflow/report/viewer/report.html",
         "ctflow/report/viewer/report.css",
         "ctflow/report/viewer/report.js",

@@ -16,7 +16,7 @@ OWNERS = {
     "pynetdicom": ("src/ctflow/node/", "src/ctflow/compat/pynetdicom.py"),
     "starlette": ("src/ctflow/node/web/",),
     "uvicorn": ("src/ctflow/node/web/",),
-    "jinja2": ("src/ctflow/node/web/",),
+    "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
     "prometheus_client": ("src/ctflow/node/metrics.py",),
     "yaml": ("src/ctflow/settings/document.py",),
     "tensorrt": (

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
+from itertools import count
 from pathlib import Path
-from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from ctflow.core.atomic import write_atomically
 from ctflow.core.volume import FloatArray
@@ -21,12 +22,15 @@ from ctflow.report.pixels import Slices, hu_of_codes, jpegs_from_slices, runs_fr
 from ctflow.report.preview import WINDOW_CENTRE_HU, WINDOW_WIDTH_HU
 from ctflow.report.views import COLOURS, PLANES, Oriented
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _WINDOWS = (  # name, centre and width in HU
     ("Lung", WINDOW_CENTRE_HU, WINDOW_WIDTH_HU),
     ("Mediastinum", 40.0, 400.0),
     ("Bone", 400.0, 1800.0),
 )
-_COLUMNS = 10
+_MINUS = "\N{MINUS SIGN}"
 
 
 def write_html_report(oriented: Oriented, document: Mapping[str, Any], path: Path) -> None:
@@ -59,20 +63,40 @@ def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
         # A browser that alters what a page reads from pictures must not go unnoticed.
         "check": {"slice": start, "mean": round(float(slices[start].mean()), 2)},
     }
-    return Template(_part("report.html")).substitute(
-        policy=_policy(style, script),
-        style=style,
-        script=script,
-        notice=_notice(document),
-        doubts=_doubts(document),
-        model=_text(f"{document['model']['name']} {document['model']['version']}"),
-        windows=_window_buttons(),
-        measurements=_measurements(document),
-        facts="".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in _facts(document)),
+    encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    doubts = map(text_of_implausible, document["segments"])
+    page: str = _template().render(
+        policy=Markup(_policy(style, script)),  # noqa: S704
+        style=Markup(style),  # noqa: S704  # of the package
+        script=Markup(script),  # noqa: S704
+        data=Markup(encoded),  # noqa: S704  # no "<" is left in it
+        model=document["model"],
+        research_only=document["research_only"],
+        statement=document["statement"],
+        doubts=[doubt for doubt in doubts if doubt],
+        windows=_WINDOWS,
+        segments=[] if document["statement"] else list(_segments(document)),
+        facts=list(_facts(document)),
         remarks=_remarks(document),
-        pictures=_text(_pictures_note(steps, quality)),
-        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        pictures=_pictures_note(steps, quality),
     )
+    return page
+
+
+@cache
+def _template() -> Template:
+    # Late: a run without a report does not need it.
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_printable)
+    return environment.from_string(_part("report.html"))
+
+
+def _printable(value: Any) -> Any:
+    """Any text as HTML shows it; control and direction characters have no picture."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "".join(letter if letter.isprintable() else " " for letter in value)
 
 
 def _part(name: str) -> str:
@@ -90,11 +114,6 @@ def _policy(style: str, script: str) -> str:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _text(value: object) -> str:
-    """Any text as HTML shows it; control and direction characters have no picture."""
-    return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)))
 
 
 def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,69 +152,48 @@ def _colour(number: int) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _notice(document: Mapping[str, Any]) -> str:
-    return f'<p class="notice">{_text(document["research_only"])}</p>' if document["research_only"] else ""
-
-
-def _window_buttons() -> str:
-    return "".join(
-        f'<button type="button" data-window="{index}" aria-pressed="{"true" if index == 0 else "false"}" '
-        f'title="centre {centre:.0f} HU, width {width:.0f} HU">{name} <kbd>{index + 1}</kbd></button>'
-        for index, (name, centre, width) in enumerate(_WINDOWS)
-    )
-
-
-def _measurements(document: Mapping[str, Any]) -> str:
-    """A body a segment; a row a finding, whose button brings the viewer there."""
-    if document["statement"]:
-        return f'<tbody><tr><td colspan="{_COLUMNS}" class="statement">{_text(document["statement"])}</td></tr></tbody>'
-    rows, index = [], 0
+def _segments(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a segment and a row a finding, whose button brings the viewer there."""
+    index = count()
     for segment in document["segments"]:
-        rows.append(f"<tbody>{_segment_row(segment)}")
-        for rank, finding in enumerate(segment["findings"], start=1):
-            rows.append(_finding_row(segment, rank, index, finding))
-            index += 1
-        rows.append("</tbody>")
-    return "".join(rows)
+        yield {
+            "label": segment["label"],
+            "colour": _colour(segment["number"]),
+            "said": _said_of_segment(segment),
+            "findings": [
+                {"index": next(index), "cells": _cells(finding), "doubt": _doubt(finding, segment)}
+                for finding in segment["findings"]
+            ],
+        }
 
 
-def _segment_row(segment: Mapping[str, Any]) -> str:
-    count, left_out = segment["components"], segment["findings_left_out"]
-    said = (
-        "nothing marked" if not count else f"{count} finding{'s' if count > 1 else ''}, {segment['volume_ml']:.2f} ml"
-    )
+def _said_of_segment(segment: Mapping[str, Any]) -> str:
+    number, left_out = segment["components"], segment["findings_left_out"]
+    said = f"{number} finding{'s' if number > 1 else ''}, {segment['volume_ml']:.2f} ml" if number else "nothing marked"
     doubted = segment["implausible"]["findings"]
     if doubted:
         said += f"; {doubted} of them implausible ({segment['implausible']['volume_ml']:.2f} ml)"
     if left_out:
         rest = f"{left_out} are left out{', implausible ones first' if doubted else ''}"
         said += f"; the {len(segment['findings'])} largest are listed, {rest}"
-    colour = _colour(segment["number"])
-    swatch = f'<svg viewBox="0 0 12 12" aria-hidden="true"><rect width="12" height="12" fill="{colour}"/></svg>'
-    heading = f"{swatch}{_text(segment['label'])} <span>{said}</span>"
-    return f'<tr class="segment"><th colspan="{_COLUMNS}" scope="rowgroup">{heading}</th></tr>'
+    return said
 
 
-def _finding_row(segment: Mapping[str, Any], rank: int, index: int, finding: Mapping[str, Any]) -> str:
+def _cells(finding: Mapping[str, Any]) -> list[str]:
     values = (
-        "&lt; 0.01" if finding["volume_ml"] < 0.005 else f"{finding['volume_ml']:.2f}",  # 0.00 would say nothing
+        "< 0.01" if finding["volume_ml"] < 0.005 else f"{finding['volume_ml']:.2f}",  # 0.00 would say nothing
         *(f"{finding[key]:.1f}" for key in ("long_axis_mm", "short_axis_mm", "longest_diameter_mm")),
         *(f"{round(finding[key])}" for key in ("mean_hu", "sd_hu")),
         *(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero
     )
-    button = f'<button type="button" data-finding="{index}">{_text(segment["label"])} {rank}</button>'
-    cells = "".join(f"<td>{value.replace('-', '&minus;')}</td>" for value in values)
-    doubt = ""
-    if finding["implausible"]:
-        why = (finding["implausible"], finding["outside_body"], finding["mean_hu"], segment["hu_range"])
-        doubt = f'<span class="doubt">Implausible: {_text(text_of_reasons(*why))}</span>'.replace(" -", " &minus;")
-    return f'<tr class="finding"><th scope="row">{button}{doubt}</th>{cells}</tr>'
+    return [value.replace("-", _MINUS) for value in values]
 
 
-def _doubts(document: Mapping[str, Any]) -> str:
-    """Above the pictures, so that nobody reads a finding without it."""
-    doubts = [_text(text_of_implausible(segment)) for segment in document["segments"]]
-    return "".join(f'<p class="problem">{doubt}. The table says which.</p>' for doubt in doubts if doubt)
+def _doubt(finding: Mapping[str, Any], segment: Mapping[str, Any]) -> str:
+    if not finding["implausible"]:
+        return ""
+    why = (finding["implausible"], finding["outside_body"], finding["mean_hu"], segment["hu_range"])
+    return text_of_reasons(*why).replace(" -", f" {_MINUS}")
 
 
 def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -215,9 +213,9 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "ctflow", str(document["ctflow_version"])
 
 
-def _remarks(document: Mapping[str, Any]) -> str:
-    lines = [f"Intended use: {document['intended_use']}"] if document["intended_use"] else []
-    return "".join(f"<li>{_text(line)}</li>" for line in [*lines, *(f"Warning: {w}" for w in document["warnings"])])
+def _remarks(document: Mapping[str, Any]) -> list[str]:
+    intended = [f"Intended use: {document['intended_use']}"] if document["intended_use"] else []
+    return [*intended, *(f"Warning: {warning}" for warning in document["warnings"])]
 
 
 def _pictures_note(steps: tuple[int, int, int], quality: int) -> str:
