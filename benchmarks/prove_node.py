@@ -346,7 +346,7 @@ def _check_kill(node: Node, sender: Sender, archive: Archive) -> dict[str, Any]:
         "revisions": node.ask("SELECT max(revision) FROM series")[0][0],
         "objects_sent_more_than_once": len(archive.received) - len({str(d.SOPInstanceUID) for d in archive.received}),
         "files_without_a_receipt": len(files - {file for _, file, _ in rows}),
-        "not_delivered": node.ask("SELECT state, reason FROM series WHERE state != 'delivered'"),
+        "not_delivered": node.ask("SELECT state, reason, message FROM series WHERE state != 'delivered'"),
     }
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient
+from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient, Why
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings import Destination, ServiceSettings, Web
 from ctflow.node.web.pages import Node
@@ -132,7 +132,9 @@ class Ward:
     def undeliverable(self, name: str, count: int = 1, **other) -> str:
         key = self.done(name, count, **other)
         for record in self.journal.detail(key).deliveries:
-            self.journal.not_sent(record.id, "PeerRefused: the peer rejected the association", None)
+            self.journal.not_sent(
+                record.id, Why("association-rejected", "PeerRefused: the peer rejected the association"), None
+            )
         return key
 
 
@@ -146,17 +148,19 @@ def fill_busy(ward: Ward, result: Path | None = None, *, scale: int = 1) -> dict
     ward.journal.discard(keys["discarded"])
     job = ward.run("30", 2 * scale, calling_ae="SCANNER2", peer="10.1.7.20")
     ward.journal.set_aside(
-        job.key, "BrokenSeries (gap): slices are 2.5 mm apart, but 5 mm at one place: send the series again"
+        job.key, Why("gap", "BrokenSeries [gap]: slices are 2.5 mm apart, but 5 mm at one place: send the series again")
     )
     keys["aside"] = job.key
     keys["dead"] = ward.undeliverable("40", 4 * scale, result=result)
     job = ward.run("50", 3 * scale)
-    ward.journal.try_again(job, "DeviceOutOfMemory: cuda:0 has too little memory for this volume", 600)
+    why = Why("out-of-memory", "DeviceOutOfMemory: cuda:0 has too little memory for this volume")
+    ward.journal.try_again(job, why, 600)
     keys["waits"] = job.key
     keys["late"] = ward.done("60", 20, result=result)
     records = ward.journal.detail(keys["late"]).deliveries
     ward.journal.sent(records[0].id, "segmentation.dcm to pacs")
-    ward.journal.not_sent(records[1].id, "DestinationDown: 10.1.2.3:11112 does not answer", 120)
+    why = Why("no-connection", "DestinationDown: 10.1.2.3:11112 does not answer")
+    ward.journal.not_sent(records[1].id, why, 120)
     keys["running"] = ward.run("70", 5 * scale).key
     keys["complete"] = ward.complete("80", 4 * scale)
     keys["received"] = ward.receive("90", 17, expected_instances=64)

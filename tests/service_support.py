@@ -28,7 +28,7 @@ from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.errors import BundleInvalid
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Arrival, ObjectRecord
+from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Why
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.node.work.worker import Line, NotReady, Outcome, Ready
@@ -215,7 +215,7 @@ def worker_that_answers(connection, _setup) -> None:
             kind = {"1.2.1": "done", "1.2.2": "aside"}.get(task.job.series_uid, "again")
             folder = f"{task.job.key}/{task.job.set_digest}"
             answer = Answer(folder, "model", "1", "w", False, 0.1, ()) if kind == "done" else None
-            connection.send(Outcome(kind, f"because {kind}", answer, {"segment": 0.1}))
+            connection.send(Outcome(kind, Why("gap", f"because {kind}"), answer, {"segment": 0.1}))
 
 
 def worker_that_meets_a_fault(connection, _setup) -> None:
@@ -227,7 +227,7 @@ def worker_that_meets_a_fault(connection, _setup) -> None:
             note = task.scratch.parent.parent / "fault"
             note.write_text(f"{note.read_text()} {os.getpid()}" if note.exists() else str(os.getpid()))
             kind = "again" if task.job.attempts == 1 else "aside"
-            connection.send(Outcome(kind, note.read_text(), is_sound=False))
+            connection.send(Outcome(kind, Why("unexpected", note.read_text()), is_sound=False))
 
 
 def worker_that_dies(connection, _setup) -> None:

@@ -111,9 +111,10 @@ def test_a_rule_and_a_series_that_cannot_be_run_set_aside_with_the_reason(settin
         with association(node.receiver.port) as found:
             assert found.send_c_store(instance(1)).Status == 0
         wait_until(lambda: node.journal.counts()["aside"] == 2, "both are set aside")
-        reasons = {each.calling_ae: each.reason for each in node.journal.series()}
-    assert "rule 1 ignores it" in reasons["STORESCU"]
-    assert "(no-frame-of-reference)" in reasons["ROUTER"]
+        reasons = {each.calling_ae: (each.reason, each.message) for each in node.journal.series()}
+    assert reasons["STORESCU"][0] == "rule-ignore"
+    assert "rule 1" in reasons["STORESCU"][1]
+    assert reasons["ROUTER"][0] == "no-frame-of-reference"
     assert "SECRET" not in json.dumps(reasons)
 
 

@@ -35,6 +35,14 @@ def test_the_example_is_a_file_that_the_node_takes():
     assert "rule 4: ignore every series (all others)" in said
 
 
+def test_every_reason_of_the_node_is_explained():
+    sources = "".join(path.read_text() for path in sorted((DOCS.parent / "src" / "ctflow" / "node").rglob("*.py")))
+    own = set(re.findall(r'Why\("([a-z-]+)"|"(rule-ignore)"', sources))
+    named = {first or second for first, second in own} - {"done", "unexpected", "unreadable"}  # errors, and no reason
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]{10,} \|$", NODE[: NODE.index("## The page")], re.MULTILINE)
+    assert sorted(rows) == sorted(named)
+
+
 def test_every_state_is_explained_by_the_word_that_the_page_has():
     rows = re.findall(r"^\| (\w+) \| ([\w ]+) \|", NODE[: NODE.index("## The page")], re.MULTILINE)
     assert [row for row in rows if row[0] != "state"] == [(name, shown.label) for name, shown in STATES.items()]

@@ -19,7 +19,7 @@ from ctflow.core.atomic import publish_folder, temporary_folder
 from ctflow.core.errors import DestinationDown, OutputError, PeerRefused
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import DeliveryRecord
+from ctflow.node.journal.records import DeliveryRecord, Why
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.receiver import UNCOMPRESSED
@@ -150,7 +150,7 @@ class Courier(threading.Thread):
                         break
                     self._send(channel, delivery)
         except (DestinationDown, PeerRefused) as error:
-            self._is_down(str(error))
+            self._is_down(error)
         return 0.0
 
     def _send(self, channel: Channel, delivery: DeliveryRecord) -> None:
@@ -161,29 +161,31 @@ class Courier(threading.Thread):
             said = channel.send(self._results / result.folder, delivery.file)
         except PeerRefused as error:
             self._count("refused")
-            self._postpone(delivery, str(error))
+            self._postpone(delivery, error)
         else:
             self._count("sent")
             what = "a copy of the result" if delivery.file == WHOLE else delivery.file
             self._journal.sent(delivery.id, f"{what} to {self._destination}{said}")
 
-    def _postpone(self, delivery: DeliveryRecord, error: str) -> None:
+    def _postpone(self, delivery: DeliveryRecord, error: PeerRefused) -> None:
         result = self._journal.result(delivery.result_id)
         age_s = time.time() - (result.committed_at if result else 0.0)
         wait_s = self._patience.wait_s(delivery.attempts + 1)
-        self._journal.not_sent(delivery.id, error, None if age_s > self._patience.give_up_after_s else wait_s)
+        is_over = age_s > self._patience.give_up_after_s
+        self._journal.not_sent(delivery.id, Why(error.reason, error.described), None if is_over else wait_s)
 
-    def _is_down(self, error: str) -> None:
+    def _is_down(self, error: DestinationDown | PeerRefused) -> None:
         self._count("down")
         self._failures += 1
         wait_s = self._patience.wait_s(self._failures)
-        log.warning("destination %s: %s; again in %g s", self._destination, error, wait_s)
+        log.warning("destination %s: %s; again in %g s", self._destination, error.described, wait_s)
+        why = Why(error.reason, error.described)
         # The oldest one shows on the page why it waits; the others are due as they were, so that the order stays.
         for delivery in self._journal.due(self._destination, time.time(), limit=_AT_ONCE):
             result = self._journal.result(delivery.result_id)
             too_old = result is not None and time.time() - result.committed_at > self._patience.give_up_after_s
-            if too_old or delivery.last_error != error:
-                self._journal.not_sent(delivery.id, error, None if too_old else 0.0)
+            if too_old or delivery.last_error != why.message:
+                self._journal.not_sent(delivery.id, why, None if too_old else 0.0)
         self._closed_until = time.time() + wait_s
 
     def _count(self, outcome: str) -> None:

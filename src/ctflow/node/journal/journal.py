@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ctflow.core.errors import NotWritten, OutputError, StorageFull
 from ctflow.node.journal.reading import JournalReader
-from ctflow.node.journal.records import Answer, Arrival, InstanceRecord, Job, Receipt
+from ctflow.node.journal.records import Answer, Arrival, InstanceRecord, Job, Receipt, Why
 from ctflow.node.journal.schema import bring_up_to_date, unopened
 from ctflow.node.journal.writes import (
     claim_job,
@@ -246,22 +246,22 @@ class Journal(JournalReader):
         """
         return self._write(lambda db: commit_job(db, job, answer, tuple(deliveries), self._clock()))
 
-    def set_aside(self, key: str, reason: str, *, set_digest: str | None = None) -> bool:
+    def set_aside(self, key: str, why: Why, *, set_digest: str | None = None) -> bool:
         """Set a series aside; with a set's digest only if the series still is that set. Whether it was."""
-        return self._write(lambda db: leave_job(db, key, set_digest, "aside", reason, 0.0, self._clock()))
+        return self._write(lambda db: leave_job(db, key, set_digest, "aside", why, 0.0, self._clock()))
 
-    def try_again(self, job: Job, reason: str, wait_s: float) -> bool:
+    def try_again(self, job: Job, why: Why, wait_s: float) -> bool:
         """Put a running series back, to be run after a while; False where it is no longer that set."""
         when = self._clock() + wait_s
-        return self._write(lambda db: leave_job(db, job.key, job.set_digest, "complete", reason, when, self._clock()))
+        return self._write(lambda db: leave_job(db, job.key, job.set_digest, "complete", why, when, self._clock()))
 
-    def give_up(self, job: Job, reason: str) -> bool:
+    def give_up(self, job: Job, why: Why) -> bool:
         """Put a running series with the dead letters; False where it is no longer that set."""
-        return self._write(lambda db: leave_job(db, job.key, job.set_digest, "dead", reason, 0.0, self._clock()))
+        return self._write(lambda db: leave_job(db, job.key, job.set_digest, "dead", why, 0.0, self._clock()))
 
-    def worker_died(self, job: Job, reason: str) -> bool:
+    def worker_died(self, job: Job, how: str) -> bool:
         """A worker did not survive the series: it is tried once more, then set aside. Whether it is tried again."""
-        return self._write(lambda db: note_worker_died(db, job, reason, self._clock()))
+        return self._write(lambda db: note_worker_died(db, job, how, self._clock()))
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -269,9 +269,9 @@ class Journal(JournalReader):
         """An object arrived at its destination; a series whose objects all arrived is delivered."""
         self._write(lambda db: note_sent(db, delivery, text, self._clock()))
 
-    def not_sent(self, delivery: int, error: str, wait_s: float | None) -> None:
+    def not_sent(self, delivery: int, why: Why, wait_s: float | None) -> None:
         """An object did not arrive; it is tried again after `wait_s`, or is a dead letter where that is None."""
-        self._write(lambda db: note_not_sent(db, delivery, error, wait_s, self._clock()))
+        self._write(lambda db: note_not_sent(db, delivery, why, wait_s, self._clock()))
 
     # -- a person -----------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ctflow.core.volume import digest_of_uid
 
 State = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
 STATES: tuple[State, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")
 DeliveryState = Literal["waiting", "sent", "dead", "withdrawn"]
+
+
+class Why(NamedTuple):
+    """Why a series or a delivery is where it is.
+
+    Attributes:
+        reason: A stable name: an error's (docs/errors.md), a selection rule's (docs/dicom.md) or the node's own
+            (docs/node.md).
+        message: A sentence without patient data.
+    """
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,8 @@ class SeriesRecord:
         revision: 1, or more where instances came after a result.
         previous: Key of the earlier revision.
         state: Where it is.
-        reason: Why it is set aside or dead, or why it waits to be tried again.
+        reason: Why it is set aside or dead, or why it waits to be tried again (`Why`).
+        message: The same as a sentence; alone where a ctflow before reasons wrote it.
         calling_ae: AE title of the sender.
         peer: Its address.
         modality: As the first instance says it.
@@ -107,6 +121,7 @@ class SeriesRecord:
     previous: str | None
     state: State
     reason: str | None
+    message: str | None
     calling_ae: str
     peer: str
     modality: str
@@ -198,6 +213,7 @@ class DeliveryRecord:
     state: DeliveryState
     attempts: int
     next_at: float
+    last_reason: str | None
     last_error: str | None
     sent_at: float | None
 

@@ -6,7 +6,7 @@ import sqlite3
 
 from ctflow.core.errors import SettingsInvalid
 
-VERSION = 1
+VERSION = 2
 
 # One statement list a version; a journal of version n is brought to n+1 by MIGRATIONS[n].
 _FIRST = """
@@ -101,7 +101,12 @@ CREATE TABLE events (
 );
 CREATE INDEX events_by_series ON events (series_key, id);
 """
-MIGRATIONS = (_FIRST,)
+_REASONS = """
+ALTER TABLE series RENAME COLUMN reason TO message;
+ALTER TABLE series ADD COLUMN reason TEXT;
+ALTER TABLE deliveries ADD COLUMN last_reason TEXT;
+"""
+MIGRATIONS = (_FIRST, _REASONS)
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from ctflow.core.volume import digest_of_uid
-from ctflow.node.journal.records import Answer, Arrival, InstanceRecord, Job, Receipt
+from ctflow.node.journal.records import Answer, Arrival, InstanceRecord, Job, Receipt, Why
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -108,10 +108,10 @@ def _came_again(
 def _too_much(
     db: sqlite3.Connection, series: sqlite3.Row, arrival: Arrival, now: float, most_instances: int, most_bytes: int
 ) -> Receipt:
-    reason = f"more than {most_instances} instances or {most_bytes >> 20} MB: raise the limits of a series, then retry"
+    text = f"more than {most_instances} instances or {most_bytes >> 20} MB: raise the limits of a series, then retry"
     if series["state"] in ("received", "complete", "running"):
-        db.execute("UPDATE series SET state = 'aside', reason = ? WHERE key = ?", (reason, series["key"]))
-        note_event(db, now, "aside", reason, series["key"], arrival.peer)
+        _set_state(db, series["key"], "aside", Why("series-too-large", text))
+        note_event(db, now, "aside", text, series["key"], arrival.peer)
     return Receipt("too-much", str(series["key"]))
 
 
@@ -166,7 +166,8 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
 
 def _reopen(db: sqlite3.Connection, series: sqlite3.Row, now: float, arrival: Arrival) -> None:
     db.execute(
-        "UPDATE series SET state = 'received', reason = NULL, attempts = 0, deaths = 0, next_at = 0 WHERE key = ?",
+        "UPDATE series SET state = 'received', reason = NULL, message = NULL, attempts = 0, deaths = 0, next_at = 0 "
+        "WHERE key = ?",
         (series["key"],),
     )
     note_event(db, now, "reopened", f"an instance came while it was {series['state']}", series["key"], arrival.peer)
@@ -216,11 +217,9 @@ def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -
         (now - quiet_s,),
     ).fetchall()
     for row in rows:
-        reason = (
-            f"{row['n']} instances were refused for want of room and did not come again: have the series sent again"
-        )
-        db.execute("UPDATE series SET state = 'aside', reason = ? WHERE key = ?", (reason, row["key"]))
-        note_event(db, now, "aside", reason, row["key"])
+        text = f"{row['n']} instances were refused for want of room and did not come again: have the series sent again"
+        _set_state(db, row["key"], "aside", Why("not-sent-again", text))
+        note_event(db, now, "aside", text, row["key"])
     return tuple(str(row["key"]) for row in rows)
 
 
@@ -290,41 +289,46 @@ def commit_job(
             "INSERT INTO deliveries (result_id, destination, file, state) VALUES (?, ?, ?, 'waiting')",
             (result, destination, file),
         )
-    db.execute("UPDATE series SET state = 'done', reason = NULL, next_at = 0 WHERE key = ?", (job.key,))
+    db.execute("UPDATE series SET state = 'done', reason = NULL, message = NULL, next_at = 0 WHERE key = ?", (job.key,))
     note_event(db, now, "done", f"{answer.model} {answer.version} answered in {answer.elapsed_s:.1f} s", job.key)
     return True
 
 
 def leave_job(
-    db: sqlite3.Connection, key: str, set_digest: str | None, state: str, reason: str, next_at: float, now: float
+    db: sqlite3.Connection, key: str, set_digest: str | None, state: str, why: Why, next_at: float, now: float
 ) -> bool:
     """A job ends without an answer, in this state."""
     if set_digest is not None and not _is_still(db, key, set_digest):
         return False
-    changed = db.execute(
-        "UPDATE series SET state = ?, reason = ?, next_at = ? WHERE key = ?", (state, reason, next_at, key)
-    ).rowcount
+    changed = _set_state(db, key, state, why, next_at)
     if changed:
-        note_event(db, now, "retry" if state == "complete" else state, reason, key)
-    return bool(changed)
+        note_event(db, now, "retry" if state == "complete" else state, why.message, key)
+    return changed
 
 
-def note_worker_died(db: sqlite3.Connection, job: Job, reason: str, now: float) -> bool:
+def _set_state(db: sqlite3.Connection, key: str, state: str, why: Why, next_at: float = 0.0) -> bool:
+    changed = db.execute(
+        "UPDATE series SET state = ?, reason = ?, message = ?, next_at = ? WHERE key = ?", (state, *why, next_at, key)
+    )
+    return bool(changed.rowcount)
+
+
+def note_worker_died(db: sqlite3.Connection, job: Job, how: str, now: float) -> bool:
     """A worker died over a job; whether it is tried again, which it is not where the series changed meanwhile."""
     if not _is_still(db, job.key, job.set_digest):
         return False
     db.execute("UPDATE series SET deaths = deaths + 1 WHERE key = ?", (job.key,))
     (deaths,) = db.execute("SELECT deaths FROM series WHERE key = ?", (job.key,)).fetchone()
     state = "complete" if deaths < 2 else "aside"
-    leave_job(db, job.key, None, state, reason if deaths < 2 else f"{reason}, twice", now, now)
+    leave_job(db, job.key, None, state, Why("worker-died", how if deaths < 2 else f"{how}, twice"), now, now)
     return bool(deaths < 2)
 
 
 def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> None:
     """A delivery arrived."""
     db.execute(
-        "UPDATE deliveries SET state = 'sent', sent_at = ?, last_error = NULL, attempts = attempts + 1 "
-        "WHERE id = ? AND state != 'sent'",
+        "UPDATE deliveries SET state = 'sent', sent_at = ?, last_reason = NULL, last_error = NULL, "
+        "attempts = attempts + 1 WHERE id = ? AND state != 'sent'",
         (now, delivery),
     )
     row = db.execute(
@@ -334,21 +338,21 @@ def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> N
     ).fetchone()
     note_event(db, now, "sent", text, row["series_key"], row["destination"])
     done = db.execute(
-        "UPDATE series SET state = 'delivered', reason = NULL WHERE key = ? AND state = 'done' AND NOT EXISTS "
-        "(SELECT 1 FROM deliveries WHERE result_id = ? AND state IN ('waiting', 'dead'))",
+        "UPDATE series SET state = 'delivered', reason = NULL, message = NULL WHERE key = ? AND state = 'done' "
+        "AND NOT EXISTS (SELECT 1 FROM deliveries WHERE result_id = ? AND state IN ('waiting', 'dead'))",
         (row["series_key"], row["result_id"]),
     )
     if done.rowcount:
         note_event(db, now, "delivered", "every object is at every destination", row["series_key"])
 
 
-def note_not_sent(db: sqlite3.Connection, delivery: int, error: str, wait_s: float | None, now: float) -> None:
+def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float | None, now: float) -> None:
     """A delivery failed, to be tried after a wait or, without one, no more."""
     state = "dead" if wait_s is None else "waiting"
     db.execute(
-        "UPDATE deliveries SET state = ?, last_error = ?, next_at = ?, attempts = attempts + 1 "
+        "UPDATE deliveries SET state = ?, last_reason = ?, last_error = ?, next_at = ?, attempts = attempts + 1 "
         "WHERE id = ? AND state = 'waiting'",
-        (state, error, now + (wait_s or 0.0), delivery),
+        (state, *why, now + (wait_s or 0.0), delivery),
     )
     if wait_s is not None:
         return
@@ -356,11 +360,12 @@ def note_not_sent(db: sqlite3.Connection, delivery: int, error: str, wait_s: flo
         "SELECT r.series_key, d.destination FROM deliveries d JOIN results r ON r.id = d.result_id WHERE d.id = ?",
         (delivery,),
     ).fetchone()
-    reason = f"not delivered to {row['destination']}: {error}"
+    text = f"not delivered to {row['destination']}: {why.message}"
     db.execute(
-        "UPDATE series SET state = 'dead', reason = ? WHERE key = ? AND state = 'done'", (reason, row["series_key"])
+        "UPDATE series SET state = 'dead', reason = ?, message = ? WHERE key = ? AND state = 'done'",
+        (why.reason, text, row["series_key"]),
     )
-    note_event(db, now, "dead", reason, row["series_key"], row["destination"])
+    note_event(db, now, "dead", text, row["series_key"], row["destination"])
 
 
 def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
@@ -382,8 +387,8 @@ def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
         state = "complete"
         db.execute("DELETE FROM refusals WHERE series_key = ?", (key,))
     db.execute(
-        "UPDATE series SET state = ?, reason = NULL, attempts = 0, deaths = 0, interruptions = 0, next_at = 0 "
-        "WHERE key = ?",
+        "UPDATE series SET state = ?, reason = NULL, message = NULL, attempts = 0, deaths = 0, interruptions = 0, "
+        "next_at = 0 WHERE key = ?",
         (state, key),
     )
     note_event(db, now, "retried", f"by {by}", key)
@@ -395,7 +400,7 @@ def discard_series(db: sqlite3.Connection, key: str, by: str, now: float) -> boo
     row = _by_key(db, key)
     if row is None or row["state"] in ("discarded", "delivered"):
         return False
-    db.execute("UPDATE series SET state = 'discarded', reason = ?, next_at = 0 WHERE key = ?", (f"by {by}", key))
+    _set_state(db, key, "discarded", Why("discarded", f"by {by}"))
     db.execute(
         "UPDATE deliveries SET state = 'withdrawn' WHERE state IN ('waiting', 'dead') AND result_id IN "
         "(SELECT id FROM results WHERE series_key = ?)",

@@ -192,7 +192,7 @@ def _retry_label(series: SeriesRecord, now: float) -> str | None:
 def _reason(series: SeriesRecord, now: float) -> str | None:
     """Why it is where it is; and when a series that failed for a moment is tried again."""
     # While it runs, what kept it from running before is over.
-    said = None if series.reason is None or series.state == "running" else plain(series.reason)
+    said = None if series.message is None or series.state == "running" else plain(series.message)
     if series.state == "complete" and series.next_at > now:
         return f"{said or 'tried before'}; again in {duration(series.next_at - now)}"
     if series.state == "received" and series.refused:

@@ -19,7 +19,7 @@ from ctflow.compat.python import bare_start
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, OutputError
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Job
+from ctflow.node.journal.records import Answer, Job, Why
 from ctflow.node.metrics import Metrics
 from ctflow.node.work.worker import Line, NotReady, Outcome, Ready, Setup, Task, run_worker
 
@@ -301,13 +301,13 @@ class Foreman(threading.Thread):
             self._run_job(job)
         except (OSError, sqlite3.Error) as error:  # what had been committed before stays so
             log.exception("series %s: %s cannot go on now", job.digest, self.name)
-            reason = f"the node could not run it ({type(error).__name__}: the log says more)"
-            self._tell(lambda: self._settle(job, Outcome("again", reason)))
+            why = Why("node-failed", f"the node could not run it ({type(error).__name__}: the log says more)")
+            self._tell(lambda: self._settle(job, Outcome("again", why)))
             self._crew.ending.wait(_RESTART_S)
         except Exception as error:  # noqa: BLE001  # else the series would run until the node's next start
             fault = self._met(error, f"series {job.digest}")
             self.is_open = False  # a late answer would be taken for that to the next series
-            self._tell(lambda: self._settle(job, Outcome("again", fault)))
+            self._tell(lambda: self._settle(job, Outcome("again", Why("unexpected", fault))))
             self._crew.ending.wait(_RESTART_S)
 
     def _run_job(self, job: Job) -> None:
@@ -339,7 +339,7 @@ class Foreman(threading.Thread):
             raise
         except Exception as error:  # noqa: BLE001  # else every start of the node would meet the same fault again
             fault = self._met(error, f"series {job.digest}")
-            self._tell(lambda: crew.journal.give_up(job, fault))
+            self._tell(lambda: crew.journal.give_up(job, Why("unexpected", fault)))
 
     def _tell(self, tell: Callable[[], object]) -> None:
         """Tell the journal, again and again where the disk is full: the work is done and must not be lost."""
@@ -347,7 +347,7 @@ class Foreman(threading.Thread):
             try:
                 tell()
             except OutputError as error:
-                log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
+                log.error("%s", error.described)  # noqa: TRY400  # named: no traceback needed
                 if self._crew.ending.wait(_RESTART_S):
                     return
             else:
@@ -361,11 +361,11 @@ class Foreman(threading.Thread):
             else:
                 shutil.rmtree(self._crew.places.results / outcome.answer.folder, ignore_errors=True)
         elif outcome.kind == "aside":
-            journal.set_aside(job.key, outcome.reason, set_digest=job.set_digest)
+            journal.set_aside(job.key, outcome.why, set_digest=job.set_digest)
         elif job.attempts >= MOST_ATTEMPTS:
-            journal.give_up(job, f"{outcome.reason} ({job.attempts} attempts)")
+            journal.give_up(job, Why(outcome.why.reason, f"{outcome.why.message} ({job.attempts} attempts)"))
         else:
-            journal.try_again(job, outcome.reason, FIRST_WAIT_S * 4 ** (job.attempts - 1))
+            journal.try_again(job, outcome.why, FIRST_WAIT_S * 4 ** (job.attempts - 1))
 
     def _measure(self, job: Job, outcome: Outcome) -> None:
         metrics, series = self._crew.metrics, self._crew.journal.find(job.key)

@@ -26,7 +26,7 @@ from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
 from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.core.processes import begin_child
-from ctflow.node.journal.records import Answer, Job, ObjectRecord
+from ctflow.node.journal.records import Answer, Job, ObjectRecord, Why
 from ctflow.node.rules import Rule, Verdict
 from ctflow.settings.run import Settings
 
@@ -88,6 +88,9 @@ class Task:
     calling_ae: str
 
 
+_DONE = Why("done", "")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a task: done, set aside (trying again changes nothing), or to be tried again.
@@ -96,7 +99,7 @@ class Outcome:
     """
 
     kind: Literal["done", "aside", "again"]
-    reason: str = ""
+    why: Why = _DONE
     answer: Answer | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     is_sound: bool = True
@@ -176,9 +179,9 @@ def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ou
     except Unexpected as error:
         return _fault(error, task)
     except (InputError, ModelError) as error:
-        return Outcome("aside", f"{type(error).__name__}: {error}")
+        return Outcome("aside", Why(error.reason, error.described))
     except CtflowError as error:
-        return Outcome("again", f"{type(error).__name__}: {error}")
+        return Outcome("again", Why(error.reason, error.described))
     except Exception as error:  # noqa: BLE001  # the worker has other series to run
         fault = unexpected(error, f"series {task.job.digest}")
         log.error("%s", fault)  # noqa: TRY400  # `unexpected` logs the traceback
@@ -188,7 +191,7 @@ def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ou
 def _fault(error: Unexpected, task: Task) -> Outcome:
     """A driver may fail by chance, a header never: the series is tried once more, by a new process, then set aside."""
     kind: Literal["aside", "again"] = "again" if task.job.attempts < MOST_FAULTS else "aside"
-    return Outcome(kind, f"{type(error).__name__}: {error}", is_sound=False)
+    return Outcome(kind, Why(error.reason, error.described), is_sound=False)
 
 
 def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
@@ -243,12 +246,13 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
     scan = scan_folder(folder)
     if scan.unreadable or scan.ignored:
         reason = scan.unreadable[0].reason if scan.unreadable else "not DICOM"
-        return Outcome("aside", f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({reason})")
+        text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({reason})"
+        return Outcome("aside", Why("unreadable", text))
     verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
     if len(verdicts) != 1:  # of one SeriesInstanceUID and study there is one, unless readers differ on what a UID is
-        return Outcome("aside", f"its instances belong to {len(verdicts)} series")
+        return Outcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
     (verdict,) = verdicts
-    return verdict if verdict.run else Outcome("aside", f"{verdict.reason} ({verdict.rule})")
+    return verdict if verdict.run else Outcome("aside", Why(verdict.rule, f"{verdict.reason} ({verdict.rule})"))
 
 
 def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:

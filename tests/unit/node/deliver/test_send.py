@@ -86,7 +86,7 @@ def test_a_destination_that_was_down_gets_everything_afterwards_the_oldest_first
     way = StorageWay("CTFLOW", "PACS", "127.0.0.1", port)
     courier(way)
     wait_until(lambda: journal.detail(keys[1]).deliveries[1].last_error, "the page says why it waits")
-    assert "does not answer" in journal.detail(keys[0]).deliveries[0].last_error
+    assert journal.detail(keys[0]).deliveries[0].last_reason == "no-connection"
     keys += waiting(journal, tmp_path, 3)
     pacs = archive(port=port)
     wait_until(lambda: states(journal, keys) == ["delivered"] * 3, "all is delivered")
@@ -126,7 +126,9 @@ def test_an_object_that_is_refused_is_tried_again_and_holds_up_no_other(journal,
     pacs, keys = archive(status=0xA700), waiting(journal, tmp_path, 1)
     courier(to(pacs))
     wait_until(lambda: all(d.attempts > 1 for d in journal.detail(keys[0]).deliveries), "both are tried again")
-    assert "A700H" in journal.detail(keys[0]).deliveries[0].last_error
+    refused = journal.detail(keys[0]).deliveries[0]
+    assert refused.last_reason == "object-refused"
+    assert "A700H" in refused.last_error
     pacs.status = 0x0000
     wait_until(lambda: states(journal, keys) == ["delivered"], "it is delivered")
 
@@ -182,14 +184,15 @@ def test_a_destination_without_a_context_for_an_object_is_named(journal, courier
     wait_until(lambda: journal.detail(keys[0]).deliveries[1].last_error, "the report is refused")
     seg, report = journal.detail(keys[0]).deliveries
     assert seg.state == "sent"
-    assert "takes no objects like measurements.dcm" in report.last_error
+    assert report.last_reason == "no-context"
+    assert "measurements.dcm" in report.last_error
 
 
 def test_a_node_that_rejects_the_association_is_named(journal, courier, ear, tmp_path):
     keys = waiting(journal, tmp_path, 1)
     courier(StorageWay("CTFLOW", "WRONG", "127.0.0.1", ear().port))
     wait_until(lambda: journal.detail(keys[0]).deliveries[0].last_error, "it is told")
-    assert "WRONG rejects the association" in journal.detail(keys[0]).deliveries[0].last_error
+    assert journal.detail(keys[0]).deliveries[0].last_reason == "association-rejected"
 
 
 def test_a_copy_of_a_result_is_whole_and_waits_for_a_folder_that_is_not_mounted(journal, courier, tmp_path):
@@ -197,6 +200,7 @@ def test_a_copy_of_a_result_is_whole_and_waits_for_a_folder_that_is_not_mounted(
     target = tmp_path / "copies"
     courier(FolderWay(target), name=COPY)
     wait_until(lambda: journal.detail(key).deliveries[0].last_error, "the folder is missed")
+    assert journal.detail(key).deliveries[0].last_reason == "folder-unmounted"
     target.mkdir()
     wait_until(lambda: journal.find(key).state == "delivered", "it is copied")
     (copy,) = target.iterdir()

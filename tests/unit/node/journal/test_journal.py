@@ -13,7 +13,8 @@ import pytest
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.node.journal import journal as journal_module
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient
+from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient, Why
+from ctflow.node.journal.schema import MIGRATIONS
 from ctflow.node.journal.writes import digest_of_set, key_of
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
@@ -184,14 +185,14 @@ def test_a_series_waits_for_what_was_refused_and_is_set_aside_if_it_never_comes(
     journal.refused(arrival(1, series_uid="other"), "the disk is nearly full")
     clock.now += 100
     assert journal.give_up_refused(99) == (key_of(STUDY, "other", 1),)
-    assert "sent again" in journal.find(key_of(STUDY, "other", 1)).reason
+    assert journal.find(key_of(STUDY, "other", 1)).reason == "not-sent-again"
 
 
 def test_a_series_that_is_too_large_is_set_aside_and_takes_no_more(journal):
     receive(journal, 1)
     for limits in ({"most_instances": 1, "most_bytes": 10_000}, {"most_instances": 9, "most_bytes": 19}):
         assert journal.receive(arrival(2), **limits).verdict == "too-much"
-    assert journal.find(KEY).state == "aside"
+    assert (journal.find(KEY).state, journal.find(KEY).reason) == ("aside", "series-too-large")
     assert journal.find(KEY).instances == 1
 
 
@@ -201,7 +202,7 @@ def test_a_case_that_kills_its_worker_is_tried_once_more_and_then_set_aside(jour
     assert journal.worker_died(journal.claim(), "the worker ended with signal 9")
     assert not journal.worker_died(journal.claim(), "the worker ended with signal 9")
     assert journal.find(KEY).state == "aside"
-    assert "twice" in journal.find(KEY).reason
+    assert journal.find(KEY).reason == "worker-died"
     assert journal.retry(KEY)
     assert journal.find(KEY).state == "complete"
 
@@ -210,24 +211,26 @@ def test_a_failure_waits_before_it_is_tried_again(journal, clock):
     receive(journal, 1)
     journal.complete_quiet(0)
     job = journal.claim()
-    assert journal.try_again(job, "no memory", 30)
+    assert journal.try_again(job, Why("out-of-memory", "no memory"), 30)
     assert journal.claim() is None
     assert journal.next_run_at() == clock.now + 30
     clock.now += 30
     assert journal.claim().attempts == 2
-    assert journal.give_up(job, "no memory, 2 times")
+    assert journal.give_up(job, Why("out-of-memory", "no memory, 2 times"))
+    assert (journal.find(KEY).reason, journal.find(KEY).message) == ("out-of-memory", "no memory, 2 times")
     assert journal.find(KEY).state == "dead"
 
 
 def test_an_object_that_does_not_arrive_is_sent_later_or_is_a_dead_letter(journal, clock):
     done(journal)
     seg, sr = journal.due("pacs", clock.now, limit=10)
-    journal.not_sent(seg.id, "no answer", 60)
+    journal.not_sent(seg.id, Why("no-answer", "no answer"), 60)
     assert journal.due("pacs", clock.now, limit=10) == (sr,)
     assert journal.next_delivery_at("pacs") == 0
     journal.sent(sr.id, "sent")
     assert journal.next_delivery_at("pacs") == clock.now + 60
-    journal.not_sent(seg.id, "refused: 0122H", None)
+    journal.not_sent(seg.id, Why("object-refused", "refused: 0122H"), None)
+    assert journal.find(KEY).reason == journal.detail(KEY).deliveries[0].last_reason == "object-refused"
     assert journal.find(KEY).state == "dead"
     assert journal.backlog() == {"pacs": {"dead": 1, "sent": 1}}
     assert journal.retry(KEY)
@@ -340,6 +343,21 @@ def test_who_waits_when_the_writer_ends_is_told(journal, monkeypatch):
         go_on.set()
         with pytest.raises(NotWritten, match="has ended"):
             waits.result(30)
+
+
+def test_a_journal_of_the_first_version_keeps_its_sentences(tmp_path):
+    connection = sqlite3.connect(tmp_path / "older")
+    connection.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+    columns = "key, series_uid, study_uid, revision, calling_ae, peer, modality, first_at, last_at, state, reason"
+    row = ("k", "1.2", "1.3", 1, "AE", "10.1.2.3", "CT", 1.0, 2.0, "aside", "a slice is missing")
+    connection.execute(f"INSERT INTO series ({columns}) VALUES ({', '.join('?' * len(row))})", row)
+    connection.commit()
+    connection.close()
+    journal = Journal(tmp_path / "older")
+    assert (journal.find("k").reason, journal.find("k").message) == (None, "a slice is missing")
+    assert journal.set_aside("k", Why("gap", "two slices are missing"))
+    assert (journal.find("k").reason, journal.find("k").message) == ("gap", "two slices are missing")
+    journal.close()
 
 
 def test_what_is_no_journal_or_a_newer_one_is_refused(tmp_path, journal):

@@ -15,7 +15,7 @@ import pytest
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.deliver.send import COPY, WHOLE
-from ctflow.node.journal.records import Answer
+from ctflow.node.journal.records import Answer, Why
 from ctflow.node.web import pages
 from ctflow.node.web.pages import ROWS
 from ctflow.node.web.server import serving
@@ -293,7 +293,7 @@ def test_what_a_sender_says_is_shown_as_text(tmp_path):
         study_uid=HOSTILE, sop_class_uid=HOSTILE, transfer_syntax=HOSTILE,
     )  # fmt: skip
     ward.journal.event("strange", HOSTILE, key=key, peer=HOSTILE)
-    ward.journal.not_sent(1, HOSTILE, None)
+    ward.journal.not_sent(1, Why(HOSTILE, HOSTILE), None)
     with serving(ward.node) as port:
         visitor = Visitor(port)
         for path in ("/", "/events", f"/series/{key}"):

@@ -11,8 +11,9 @@ from ctflow.node.web import views
 
 NOW = 1_770_000_000.0
 SERIES = SeriesRecord(
-    key="ab" * 16, revision=1, previous=None, state="complete", reason=None, calling_ae="ORTHANC", peer="10.1.2.3",
-    modality="CT", first_at=NOW - 60, last_at=NOW - 30, expected_instances=None, instances=275, bytes=145_000_000,
+    key="ab" * 16, revision=1, previous=None, state="complete", reason=None, message=None, calling_ae="ORTHANC",
+    peer="10.1.2.3", modality="CT", first_at=NOW - 60, last_at=NOW - 30, expected_instances=None,
+    instances=275, bytes=145_000_000,
     duplicates=0, refused=0, attempts=0, next_at=0.0, series_uid="1.2.3.4", study_uid="1.2.3",
     patient=Patient("Doe^Jane", "4711", "19500102", "A-99"),
 )  # fmt: skip
@@ -98,13 +99,13 @@ def test_the_patient_is_shown_only_if_that_is_switched_on():
 def test_a_series_says_what_is_missing_and_when_it_is_tried_again():
     assert row(expected_instances=300).missing
     assert not row(expected_instances=275).missing
-    waits = row(reason="DeviceOutOfMemory: x", next_at=NOW + 45)
+    waits = row(message="DeviceOutOfMemory: x", next_at=NOW + 45)
     assert waits.reason == "DeviceOutOfMemory: x; again in 45 s"
     assert waits.retry == "Try now"
     assert row(state="received", refused=2).reason == "2 instances were refused and must come again"
     assert row(state="received", refused=1).reason == "1 instance was refused and must come again"
     assert row().reason is None
-    assert row(state="running", reason="DeviceOutOfMemory: x").reason is None
+    assert row(state="running", message="DeviceOutOfMemory: x").reason is None
 
 
 def test_only_what_can_be_tried_again_or_discarded_has_a_button():
@@ -146,7 +147,9 @@ def test_a_series_that_was_set_aside_before_it_was_complete_stopped_there():
 
 
 def test_a_delivery_says_when_it_is_tried_again():
-    record = DeliveryRecord(1, 1, SERIES.key, "pacs", "a.dcm", "waiting", 2, NOW + 30, "DestinationDown: x", None)
+    record = DeliveryRecord(
+        1, 1, SERIES.key, "pacs", "a.dcm", "waiting", 2, NOW + 30, "no-answer", "DestinationDown: x", None
+    )
     assert views.delivery(record, NOW).next == "in 30 s"
     assert views.delivery(dataclasses.replace(record, attempts=0), NOW).next == ""
     sent = dataclasses.replace(record, state="sent", sent_at=NOW - 1)

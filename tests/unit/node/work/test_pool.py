@@ -60,8 +60,8 @@ def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, crew, ca
         found = crew(service_support.worker_that_answers)
         wait_until(lambda: journal.find(keys[2]).reason, "all three ran")
     assert [journal.find(key).state for key in keys] == ["done", "aside", "complete"]
-    assert journal.find(keys[1]).reason == "because aside"
-    assert journal.find(keys[2]).reason == "because again"
+    assert journal.find(keys[1]).message == "because aside"
+    assert (journal.find(keys[2]).reason, journal.find(keys[2]).message) == ("gap", "because again")
     assert journal.find(keys[2]).next_at > journal.find(keys[2]).last_at + 5
     assert journal.backlog() == {"pacs": {"waiting": 1}}
     assert "a line of the log" in caplog.text
@@ -78,8 +78,9 @@ def test_a_fault_of_the_node_itself_ends_one_series_and_no_worker(journal, crew)
 
     found = crew(service_support.worker_that_answers, deliveries=deliveries)
     wait_until(lambda: journal.find(key).state == "dead", "it is given up")
-    assert "unexpected KeyError" in journal.find(key).reason
-    assert "Doe" not in journal.find(key).reason
+    assert journal.find(key).reason == "unexpected"
+    assert "KeyError" in journal.find(key).message
+    assert "Doe" not in journal.find(key).message
     (other,) = complete(journal, 2)
     wait_until(lambda: journal.find(other).state == "aside", "the next one ran")
     assert found.problems() == []
@@ -90,7 +91,7 @@ def test_a_worker_that_met_a_fault_is_replaced(journal, crew, monkeypatch):
     (key,) = complete(journal, 1)
     crew(service_support.worker_that_meets_a_fault)
     wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
-    first, second = journal.find(key).reason.split()
+    first, second = journal.find(key).message.split()
     assert first != second, "another process tried it again"
 
 
@@ -100,14 +101,16 @@ def test_a_series_that_is_tried_too_often_is_a_dead_letter(journal, crew, monkey
     crew(service_support.worker_that_answers)
     wait_until(lambda: journal.find(key).state == "dead", "it is given up")
     assert journal.find(key).attempts == pool.MOST_ATTEMPTS
-    assert "5 attempts" in journal.find(key).reason
+    assert journal.find(key).reason == "gap"
+    assert "5 attempts" in journal.find(key).message
 
 
 def test_a_case_that_kills_its_worker_is_tried_once_more_and_set_aside_and_the_next_one_runs(journal, crew):
     keys = complete(journal, 1)
     crew(service_support.worker_that_dies)
     wait_until(lambda: journal.find(keys[0]).state == "aside", "it is set aside")
-    assert journal.find(keys[0]).reason == "the worker ended with signal SIGKILL, twice"
+    assert journal.find(keys[0]).reason == "worker-died"
+    assert journal.find(keys[0]).message == "the worker ended with signal SIGKILL, twice"
     assert [event.kind for event in journal.events(key=keys[0])].count("running") == 2
 
 
@@ -211,7 +214,7 @@ def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(jou
     assert "unexpected TypeError" in remark
     assert remark in caplog.text
     assert "Doe" not in remark + caplog.text
-    assert find(key).reason == remark
+    assert (find(key).reason, find(key).message) == ("unexpected", remark)
 
 
 def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journal, crew, monkeypatch, caplog):

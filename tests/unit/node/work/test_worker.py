@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_read_sets_the_series_aside(task, segmenter, serie
     next(inbox.iterdir()).write_bytes(b"damaged")
     outcome = run(replace(task, inbox=inbox), segmenter)
     assert outcome.kind == "aside"
-    assert "1 instances cannot be read" in outcome.reason
+    assert outcome.why.reason == "unreadable"
     assert not task.results.exists()
 
 
@@ -115,14 +115,14 @@ def test_a_gap_sets_the_series_aside_by_name(task, segmenter):
     kept = task.job.instances[:8] + task.job.instances[10:]
     outcome = run(replace(task, job=replace(task.job, instances=kept)), segmenter)
     assert outcome.kind == "aside"
-    assert outcome.reason.startswith("BrokenSeries: ")
+    assert outcome.why.reason == "gap"
 
 
 @pytest.mark.parametrize(
     ("error", "reason", "kinds"),
     [
-        (DeviceOutOfMemory("too little memory"), "DeviceOutOfMemory: too little memory", ["again", "again"]),
-        (RuntimeError("SECRET^NAME"), "unexpected RuntimeError", ["again", "aside"]),
+        (DeviceOutOfMemory("too little memory"), "out-of-memory", ["again", "again"]),
+        (RuntimeError("SECRET^NAME"), "unexpected", ["again", "aside"]),
     ],
 )
 def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_are_not_told(
@@ -135,7 +135,8 @@ def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_
     with caplog.at_level(logging.ERROR):
         outcomes = [run(replace(task, job=replace(task.job, attempts=n)), segmenter) for n in (1, 2)]
     assert [outcome.kind for outcome in outcomes] == kinds
-    assert all(reason in outcome.reason for outcome in outcomes)
+    assert [outcome.why.reason for outcome in outcomes] == [reason, reason]
+    assert all("SECRET" not in outcome.why.message for outcome in outcomes)
     assert all(outcome.is_sound is not (kinds[1] == "aside") for outcome in outcomes)
 
 
