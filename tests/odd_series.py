@@ -747,7 +747,7 @@ def _geometry() -> Iterator[Odd]:
     yield Odd(
         "the last slice is missing, ImagesInAcquisition", WARNED, without(19, ImagesInAcquisition="20"), "holds 19"
     )
-    yield Odd("a file twice", WARNED, copied_file, "repeat another")
+    yield Odd("a file twice", WARNED, copied_file, "are duplicates")
     yield Odd(
         "a second slice at one position", "`BrokenSeries`: `doubled`", nothing(doubled(12.5, 1)), "one acquisition"
     )
@@ -838,7 +838,7 @@ def _geometry() -> Iterator[Odd]:
     stray = f"{WARNED} + set aside: `stray`"
     for count, ends in ((1, "the last slice of 18 has"), (2, "the last two slices of 18 have")):
         write = ending_elsewhere(count, SeriesInstanceUID="1.2.3")
-        yield Odd(f"{ends} another SeriesInstanceUID", stray, write, "there its next ones would lie")
+        yield Odd(f"{ends} another SeriesInstanceUID", stray, write, "its next slices would lie there")
     yield Odd(
         "the last slice of 18 has no SeriesInstanceUID",
         stray,
@@ -861,7 +861,7 @@ def _geometry() -> Iterator[Odd]:
     yield Odd("SliceThickness is negative", WARNED, every(SliceThickness="-2.5"), "SliceThickness says -2.5 mm")
     yield Odd("slices overlap (SliceThickness of 5 every 2.5 mm)", RIGHT, every(SliceThickness="5"))
     yield Odd(
-        "GantryDetectorTilt says 18 degrees and positions none", WARNED, every(GantryDetectorTilt="18"), "18 degrees"
+        "GantryDetectorTilt says 18 degrees, positions show none", WARNED, every(GantryDetectorTilt="18"), "18 degrees"
     )
     yield Odd(
         "InstanceNumber and SliceLocation contradict the positions",
@@ -963,12 +963,12 @@ def _objects() -> Iterator[Odd]:
     aside = "set aside: `body-part`"
     yield Odd("BodyPartExamined HEAD, a model of the chest", aside, nothing(every(BodyPartExamined="HEAD")), "(HEAD)")
     other = "an unknown BodyPartExamined, a model of the chest"
-    yield Odd(other, aside, nothing(every(BodyPartExamined="KATZE")), "no known term")
+    yield Odd(other, aside, nothing(every(BodyPartExamined="KATZE")), "an unknown term")
     yield Odd(
         "a scout of one image with a series",
         f"{RIGHT} + set aside: `localizer`",
         with_localizer(SHAPE[1:], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesInstanceUID="1.2.3"),
-        "localizer images (1), which make no volume",
+        "localizer images (1), which form no volume",
     )
     yield Odd("two patients in a folder", f"2 x {RIGHT}", patients)
     yield Odd(
@@ -1040,8 +1040,15 @@ def _header_values() -> Iterator[Odd]:
     yield Odd("a SpecificCharacterSet that does not exist", WARNED, raw(SpecificCharacterSet=b"ISO_IR 999"))
     malformed = "set aside: `malformed-uid`"
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-        yield Odd(f"two UIDs as {keyword}", malformed, nothing(raw(**{keyword: b"1.2\\1.3"})), f"{keyword} is no UID")
-    yield Odd("a SOPInstanceUID of letters", malformed, nothing(raw(slice(3, 4), SOPInstanceUID=b"1.2.x")), "is no UID")
+        yield Odd(
+            f"two UIDs as {keyword}", malformed, nothing(raw(**{keyword: b"1.2\\1.3"})), f"{keyword} is not a valid UID"
+        )
+    yield Odd(
+        "a SOPInstanceUID of letters",
+        malformed,
+        nothing(raw(slice(3, 4), SOPInstanceUID=b"1.2.x")),
+        "is not a valid UID",
+    )
     yield Odd("a StudyInstanceUID with a superfluous 0", malformed, nothing(raw(StudyInstanceUID=b"1.02.3")), "--force")
 
 
@@ -1054,7 +1061,7 @@ def _other_objects() -> Iterator[Odd]:
         ("a private object without pixels", "1.3.12.2.1107.5.9.1", {"PixelData": None}),
         ("a protocol page as CT image", "1.2.840.10008.5.1.4.1.1.2", {"ImageType": ["DERIVED", "SECONDARY", "PROT"]}),
     ):
-        yield Odd(f"{name} in the series", WARNED, with_object(sop_class, **attributes), "no slice left out")
+        yield Odd(f"{name} in the series", WARNED, with_object(sop_class, **attributes), "not a slice omitted")
     unknown = "1.2.840.10008.5.1.4.1.1.22"
     yield Odd("a picture of an unknown class in the series", WARNED, with_object(unknown), "an unknown class")
     for what, sop_class in (("that DICOM's tables lack", unknown), ("that is a transfer syntax", "1.2.840.10008.1.2")):
@@ -1068,12 +1075,18 @@ def _other_objects() -> Iterator[Odd]:
     yield Odd(
         "CT images of modality MR", "set aside: `modality`", nothing(every(Modality="MR")), "whose Modality is MR"
     )
-    once = "under a SOPInstanceUID of their own"
+    once = "under their own SOPInstanceUID"
     yield Odd(
-        "all slices twice, under new SOPInstanceUIDs", WARNED, copied_slices(16), f"16 slices repeat another one {once}"
+        "all slices twice, under new SOPInstanceUIDs",
+        WARNED,
+        copied_slices(16),
+        f"16 slices duplicate another slice {once}",
     )
     yield Odd(
-        "one slice twice, under a new SOPInstanceUID", WARNED, copied_slices(1), f"1 slices repeat another one {once}"
+        "one slice twice, under a new SOPInstanceUID",
+        WARNED,
+        copied_slices(1),
+        f"1 slices duplicate another slice {once}",
     )
     yield Odd(
         "all slices twice, of another acquisition time",
@@ -1092,7 +1105,7 @@ def _encodings() -> Iterator[Odd]:
     for form in FORMS:
         says = next((note.value for note in form.notes), "")
         odd = WARNED if form.notes or "padding" in form.name else RIGHT
-        yield Odd(form.name, odd, in_form(form), says or ("padding behind" if odd is WARNED else ""))
+        yield Odd(form.name, odd, in_form(form), says or ("padding after" if odd is WARNED else ""))
     broken = "`BrokenSeries`: `unreadable`"
     pixels = "`UnsupportedPixels`"
     yield Odd(

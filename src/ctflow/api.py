@@ -64,7 +64,7 @@ def read_series(
     if len(selection.chosen) > 1:
         digests = ", ".join(candidate.series.digest for candidate in selection.chosen)
         raise SettingsInvalid(
-            f"the folder holds {len(selection.chosen)} eligible series ({digests}): choose one with series_uid",
+            f"the folder contains {len(selection.chosen)} eligible series ({digests}): choose one with series_uid",
             reason="series-not-chosen",
         )
     (candidate,) = selection.chosen

@@ -197,7 +197,7 @@ def _tell(trail: AuditTrail) -> None:
         trail.tell()
     except Exception:
         # A full disk must not end the trail: what is not told now is told with the next event.
-        logging.getLogger(__name__).exception("the audit trail could not be told")
+        logging.getLogger(__name__).exception("the audit trail could not be written")
 
 
 def _iso(seconds: float) -> str:

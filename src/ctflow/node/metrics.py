@@ -36,7 +36,7 @@ class Metrics:
         made: dict[str, Any] = {"registry": self._registry}
         self._received = Counter("ctflow_instances_received", "Instances acknowledged as new.", **made)
         self._bytes = Counter("ctflow_received_bytes", "Their bytes.", **made)
-        self._duplicates = Counter("ctflow_instances_duplicate", "Instances that came again.", **made)
+        self._duplicates = Counter("ctflow_instances_duplicate", "Instances received again.", **made)
         self._refused = Counter("ctflow_refused", "Instances and associations refused.", ["reason"], **made)
         self._associations = Gauge("ctflow_associations", "Associations open now.", **made)
         self._sent = Counter("ctflow_sends", "Attempts to send an object.", ["destination", "outcome"], **made)
@@ -103,7 +103,7 @@ class _JournalCollector:
             for name, count in states.items():
                 objects.add_metric([destination, name], count)
         yield objects
-        free = GaugeMetricFamily("ctflow_disk_free_bytes", "Free space where the node keeps its data.")
+        free = GaugeMetricFamily("ctflow_disk_free_bytes", "Free space on the disk of the node's data folder.")
         free.add_metric([], shutil.disk_usage(self._data).free)
         yield free
 

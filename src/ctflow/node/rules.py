@@ -211,7 +211,7 @@ def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[
         return Verdict(fit, False, False, "rule-ignore", f"{decision.rule} ignores it", facts.thickness_mm)
     candidate = possible if decision.force else fit
     # The words of select name the command line's switch; here a rule has it.
-    reason = candidate.reason.replace("; --force runs it", "").replace("by --force", "by force")
+    reason = candidate.reason.replace("; --force segments it", "").replace("of --force", "of `force`")
     if decision.rule:
         reason = f"{reason} ({decision.rule})"
     return Verdict(candidate, candidate.chosen, candidate.forced, candidate.rule, reason, facts.thickness_mm)

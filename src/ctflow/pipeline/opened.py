@@ -154,7 +154,7 @@ class OpenEngines:
         none_left = self._replace(failed, progress)
         if none_left is not None:
             raise error from none_left
-        text = f"{failed.backend} {failed.precision} did not agree with PyTorch on this CT, which was computed again"
+        text = f"{failed.backend} {failed.precision} did not agree with PyTorch on this CT; it was computed again"
         text = f"{text} with {self.info.backend} {self.info.precision} ({error})"
         log.warning(text)
         return text

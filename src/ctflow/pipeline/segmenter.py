@@ -343,7 +343,7 @@ def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | N
     if fractions is None or spec.threshold in (None, 0.5):
         return ()
     threshold = f"{spec.threshold:g}"
-    return (f"the SEG holds probabilities; the bundle marks, and ctflow measures, what has {threshold} or more",)
+    return (f"the SEG holds probabilities; the bundle marks, and ctflow measures, voxels of {threshold} or more",)
 
 
 def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:

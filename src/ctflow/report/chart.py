@@ -75,7 +75,7 @@ def _draw_head(pen: Pen, document: Mapping[str, Any]) -> None:
         parts.append(f"mean Dice of these cases {summary['mean_dice']:.3f}")
     _draw_facts(pen, 80, parts)
     false = overall["false_positives_a_case"]
-    parts = [] if false is None else [f"{false:.2f} false positives a case"]
+    parts = [] if false is None else [f"{false:.2f} false positives per case"]
     if free["cases"]:
         parts.append(
             f"{free['clean']} of {free['cases']} cases without lesions show nothing above {free['limit_ml']} ml"

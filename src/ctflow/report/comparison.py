@@ -124,13 +124,13 @@ def write_comparison_chart(document: Mapping[str, Any], path: Path) -> None:
     pen.words(_NAMES, 52, "Seconds for a whole CT, from stock MONAI to ctflow", 26, bold=True)
     pen.words(_NAMES, 84, pen.fitted(_head(document), 15, WIDTH_PX - 2 * _NAMES), 15, fill=DIM)
     if not rows:
-        pen.words(_NAMES, _TOP + 20, "no configuration could be run here", 18, fill=DIM)
+        pen.words(_NAMES, _TOP + 20, "no configuration could run here", 18, fill=DIM)
         pen.save(path)
         return
     first = _overlaps(document)[0]
     cut = f"overlap {first['overlap']:g}, {first['windows']} windows"
     name, key = _reference(rows)
-    how = f"{cut}; median of {document['repeats']}" + (f"; 2 x: twice as quick as configuration {name}" if name else "")
+    how = f"{cut}; median of {document['repeats']}" + (f"; 2 x: twice as fast as configuration {name}" if name else "")
     pen.words(_NAMES, 108, how, 15, fill=DIM)
     seconds = [row["results"][0]["median_s"] for row in rows]
     scale = _Scale(min(seconds), max(seconds))

@@ -116,7 +116,7 @@ def _table_of_lesions(case: Mapping[str, Any]) -> Table:
 def _say_summary(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in (
-        *("true lesion, mm", "lesions", "found", "sensitivity", "mean Dice", "mean HD95 mm", "false", "false a case"),
+        *("true lesion, mm", "lesions", "found", "sensitivity", "mean Dice", "mean HD95 mm", "false", "false per case"),
     ):
         table.add_column(heading, justify="left" if heading.startswith("true") else "right")
     for row in summary["by_size"]:

@@ -12,8 +12,8 @@ from ctflow.core.atomic import make_output_folder, supersede_folder
 from ctflow.core.errors import EXIT_INTERRUPTED, CtflowError, OutputError, Unexpected
 from ctflow.report.result import run_result, write_result
 
-_MOVED = "an earlier result of this series does not hold any more and was moved to .superseded"
-_NOT_MOVED = "the folder of this series is an earlier run's, does not hold any more and could not be moved aside"
+_MOVED = "an earlier result of this series is no longer valid and was moved to .superseded"
+_NOT_MOVED = "the folder of this series is from an earlier run, is no longer valid and could not be moved"
 
 log = logging.getLogger(__name__)
 

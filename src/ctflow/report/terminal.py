@@ -22,7 +22,7 @@ _MOST_NAMED = 5  # files that could not be read, of each reason
 _LONGEST = 300  # characters of a text that a stored file holds
 _STAGES = {
     "phantom": "drawing phantoms",
-    "prepare engine": "making the engine",
+    "prepare engine": "building the engine",
     "measure engines": "measuring engines",
     "draw phantom": "drawing the phantom",
     "measure rows": "measuring rows",
@@ -207,14 +207,14 @@ def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> N
     stream = stream or sys.stdout
     console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
     for entry in document["series"]:
-        verdict = ("would be run", "green") if entry["run"] else ("would not be run", "red")
+        verdict = ("would be segmented", "green") if entry["run"] else ("would not be segmented", "red")
         console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['reason']}"))
         facts = [f"{name.replace('_', ' ')} {value}" for name, value in entry["facts"].items() if value is not None]
         console.print(Text(f"  {', '.join(facts)}"))
     for file in document["unreadable"]:
         console.print(Text(f"unreadable: {file['file']}: {file['reason']}", style="yellow"))
     run = sum(entry["run"] for entry in document["series"])
-    console.print(f"{run} of {len(document['series'])} series would be run")
+    console.print(f"{run} of {len(document['series'])} series would be segmented")
 
 
 def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
@@ -244,14 +244,14 @@ def _say_cache(console: Console, document: Mapping[str, Any]) -> None:
     cache, engines, choices = document["cache"], document["engines"], document["choices"]
     console.print()
     if cache["folder"] is None:
-        console.print(Text("no folder keeps engines: give --cache DIR or set CTFLOW_CACHE"))
+        console.print(Text("no cache folder for engines: give --cache DIR or set CTFLOW_CACHE"))
         return
     if cache["problem"]:
         console.print(Text(f"engines in {_plain(cache['folder'])}: {_plain(cache['problem'])}", style="yellow"))
         return
     if not engines:
         console.print(Text(f"no engines in {_plain(cache['folder'])}"))
-        console.print(Text("make one with `ctflow export`, for another bundle with `ctflow export -m BUNDLE`"))
+        console.print(Text("build one with `ctflow export`, for another bundle with `ctflow export -m BUNDLE`"))
     else:
         console.print(Text(f"engines in {_plain(cache['folder'])}"))
     for engine in engines:
@@ -260,7 +260,7 @@ def _say_cache(console: Console, document: Mapping[str, Any]) -> None:
         _say_beside(console, Text(), f"remove what is {' or '.join(_BAD)}, and run `ctflow export`")
     if choices:
         console.print()
-        console.print(Text("what auto chose, by a model and a machine"))
+        console.print(Text("choices of auto, per model and machine"))
     for choice in choices:
         _say_choice(console, choice)
 
@@ -296,7 +296,7 @@ def _say_choice(console: Console, choice: Mapping[str, Any]) -> None:
         return
     engine = f"{choice['backend']} {choice['precision']}"
     seconds = choice["window_seconds"].get(engine)
-    speed = "" if seconds is None else f"  {seconds:.3f} s a window"
+    speed = "" if seconds is None else f"  {seconds:.3f} s per window"
     _say_beside(console, name, f"{engine}{speed}")
 
 
@@ -323,7 +323,7 @@ def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> N
     """Show how fast and how exact engines are (`ctflow export`)."""
     console = Console(file=stream or sys.stdout, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("engine", "s a window", "Dice to PyTorch", "relative error", ""):
+    for heading in ("engine", "s per window", "Dice to PyTorch", "relative error", ""):
         table.add_column(heading, justify="left" if heading in {"engine", ""} else "right")
     for entry in document["measured"]:
         parity, seconds = entry["parity"], entry["window_seconds"]

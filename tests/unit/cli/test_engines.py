@@ -73,7 +73,7 @@ def test_the_lines_name_all_that_a_person_asks(cache, capsys):
         f"for {PLAN.device}\n",
         "by tensorrt 8.5.3.1\n",
         "choice-0 ",
-        "eager fp32  2.500 s a window",
+        "eager fp32  2.500 s per window",
     ):
         assert expected in shown
     assert "remove" not in shown

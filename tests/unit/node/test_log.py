@@ -176,7 +176,7 @@ def test_a_failure_of_the_thread_does_not_end_it(restored, ward, tmp_path, monke
     with told_forever(trail, changed):
         assert failed.wait(30)
         ward.receive("1")
-    assert {line["message"] for line in lines_of(stream)} == {"the audit trail could not be told", "from ORTHANC"}
+    assert {line["message"] for line in lines_of(stream)} == {"the audit trail could not be written", "from ORTHANC"}
 
 
 def test_times_are_told_in_utc_to_the_millisecond():

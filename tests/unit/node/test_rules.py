@@ -161,7 +161,7 @@ def test_force_runs_what_is_possible_but_not_fit(tmp_path):
     found = verdict_of(tmp_path / "mip", [Rule("run", force=True)])
     assert found.run
     assert found.force
-    assert "by force" in found.reason
+    assert "because of `force`" in found.reason
     assert not verdict_of(tmp_path / "mip", [Rule("run")]).run
     write(tmp_path / "mr", Modality="MR")
     assert not verdict_of(tmp_path / "mr", [Rule("run", force=True)]).run
@@ -184,11 +184,11 @@ def test_rules_are_tried_on_a_folder(tmp_path, capsys):
     config = tmp_path / "node.yaml"
     config.write_text("rules:\n- {decision: ignore, description: '*scout*', calling_ae: A}\n")
     assert main(["rules", "test", str(tmp_path / "ct"), "-c", str(config)]) == 0
-    assert "2 of 2 series would be run" in capsys.readouterr().out
+    assert "2 of 2 series would be segmented" in capsys.readouterr().out
     assert main(["rules", "test", str(tmp_path / "ct"), "-c", str(config), "--calling-ae", "A"]) == 0
     shown = capsys.readouterr().out
-    assert "1 of 2 series would be run" in shown
-    assert "would not be run  rule 1 ignores it" in shown
+    assert "1 of 2 series would be segmented" in shown
+    assert "would not be segmented  rule 1 ignores it" in shown
     assert "Doe" not in shown
     assert main(["rules", "test", str(tmp_path / "ct"), "--json"]) == 0
     assert '"run": true' in capsys.readouterr().out

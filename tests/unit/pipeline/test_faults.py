@@ -116,7 +116,7 @@ def test_where_no_series_can_be_judged_the_run_ends_as_unexpected(folder, tmp_pa
         lambda: run_folder(folder, tmp_path / "out", marking_model(), SETTINGS).exit_code, say=said.append
     )
     assert code == EXIT_UNEXPECTED
-    assert said[0].startswith("Unexpected [unexpected]: no series can be run: ")
+    assert said[0].startswith("Unexpected [unexpected]: no series can be segmented: ")
 
 
 def test_a_file_that_no_parser_foresaw_is_unreadable_and_the_others_are_read(folder, monkeypatch):

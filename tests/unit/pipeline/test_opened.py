@@ -159,7 +159,7 @@ def test_without_a_cache_auto_goes_on_with_the_next_engine(model, ct, machine, c
         again, _ = segmenter.segment(ct)
     assert (found.engine.backend, found.agreement) == ("eager", None)
     (warning,) = found.warnings
-    assert "fused fp32 did not agree with PyTorch on this CT, which was computed again with eager fp32" in warning
+    assert "fused fp32 did not agree with PyTorch on this CT; it was computed again with eager fp32" in warning
     assert warning in caplog.text
     assert again.warnings == ()
     assert np.array_equal(found.labels, again.labels)

@@ -179,7 +179,7 @@ def test_a_last_slice_that_a_damaged_uid_cuts_off_ends_as_six(model, settings, t
     assert report.exit_code == 6
     assert report.document["set_aside"][0]["rule"] == "stray"
     (case,) = report.cases
-    assert "may be its own" in " ".join(case.document["warnings"])
+    assert "may belong to it" in " ".join(case.document["warnings"])
 
 
 def tilted(dataset, index):
@@ -879,7 +879,7 @@ def test_a_fractional_seg_of_another_threshold_says_so(small_windows, series, se
     )
     chosen = replace(settings, seg="fractional")
     (case,) = run_folder(series, tmp_path / "out", replace(small_windows, spec=spec), chosen).cases
-    assert any("what has 0.3 or more" in warning for warning in case.document["warnings"])
+    assert any("voxels of 0.3 or more" in warning for warning in case.document["warnings"])
     (plain,) = run_folder(series, tmp_path / "plain", replace(small_windows, spec=spec), settings).cases
     assert not any("0.3" in warning for warning in plain.document["warnings"])
 

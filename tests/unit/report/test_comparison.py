@@ -108,9 +108,9 @@ def test_bars_are_as_long_as_the_logarithm_of_their_seconds(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "says", "factor"),
     [
-        (("0a", "0c", "1"), "twice as quick as configuration 0c", "3.0 x"),
-        (("0a", "1"), "twice as quick as configuration 0a", "2.5 x"),
-        (("1",), "twice as quick as configuration 1", "4.0 x"),
+        (("0a", "0c", "1"), "twice as fast as configuration 0c", "3.0 x"),
+        (("0a", "1"), "twice as fast as configuration 0a", "2.5 x"),
+        (("1",), "twice as fast as configuration 1", "4.0 x"),
         ((), None, None),
     ],
 )

@@ -105,6 +105,6 @@ def test_a_result_that_cannot_be_moved_aside_is_told_of(tmp_path, monkeypatch, c
     monkeypatch.setattr(run_record, "supersede_folder", refused)
     remark, is_moved = supersede_result(tmp_path, "1.2.3-abc", "0" * 12)
     assert not is_moved
-    assert "could not be moved aside: it cannot be written" in remark
+    assert "could not be moved: it cannot be written" in remark
     assert "series 000000000000" in caplog.text
     assert "1.2.3" not in caplog.text

@@ -45,13 +45,13 @@ class Note(Enum):
 
     IMPLICIT_META = "its file meta information is encoded as Implicit VR"
     NO_META = "it has no file meta information"
-    OTHER_VR = "it is encoded as the other one of Implicit and Explicit VR than its transfer syntax says"
-    META_IN_DATA_SET = "elements of group 0002 stand in its data set"
+    OTHER_VR = "it is encoded in the other of Implicit and Explicit VR than its transfer syntax says"
+    META_IN_DATA_SET = "its data set contains elements of group 0002"
     WITHOUT_VR = "elements or sequence items of its Explicit VR data set have no VR"
     EXPLICIT_UN = "the items of a UN element are encoded as Explicit VR"
     DISORDER = "its elements are not in ascending order"
-    TWICE = "an element stands in it twice"
-    BYTES_BEHIND = "bytes that are no element follow its pixel data"
+    TWICE = "an element occurs twice"
+    BYTES_BEHIND = "bytes that are not an element follow its pixel data"
 
 
 class _Flaw(Exception):
@@ -165,7 +165,7 @@ def _check_deflated(stream: BinaryIO, start: int) -> set[Note]:
         return walk.notes
     end = walk.end_of(pixels)
     if end is None or not (end <= count <= end + 1 or head[end : end + 4] == b"\xfc\xff\xfc\xff"):
-        raise _Flaw("damaged (its deflated pixels have another length than it says)")
+        raise _Flaw("damaged (its deflated pixels have another length than declared)")
     return walk.notes
 
 
@@ -317,7 +317,7 @@ class _Walk:
         other_length, other = seen[tag]
         same = length == other_length and length <= _LONGEST_COMPARED
         if not same or self._head(value, length) != self._head(other, length):
-            raise _Flaw("damaged header (an element stands in it twice, with different values)")
+            raise _Flaw("damaged header (an element occurs twice, with different values)")
 
     def _after(self, vr: bytes, length: int, value: int, implicit: bool, depth: int) -> int:
         """Where the next element begins."""

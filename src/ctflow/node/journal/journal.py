@@ -108,7 +108,7 @@ class Journal(JournalReader):
                     for listener in tuple(self._listeners):
                         listener()
             except Exception as error:
-                log.exception("the journal's thread met a fault and opens the journal anew")
+                log.exception("the journal's thread met an error and reopens the journal")
                 _fail(batch, error)
                 connection.close()  # undoes what was not committed
                 connection = _opened(self.path)

@@ -90,8 +90,10 @@ def _came_again(
     if known["sha256"] not in (arrival.sha256, arrival.same_as):
         what = "another content"
         if known["transfer_syntax"] != arrival.transfer_syntax:
-            what += ", or one that cannot be compared, in another transfer syntax"
-        text = f"instance {digest_of_uid(arrival.sop_instance_uid)} came again with {what}; the first stays"
+            what += ", or content in another transfer syntax that cannot be compared"
+        text = (
+            f"instance {digest_of_uid(arrival.sop_instance_uid)} was received again with {what}; the first one is kept"
+        )
         note_event(db, now, "conflict", text, key, arrival.peer)
         return Receipt("conflict", key)
     db.execute("UPDATE series SET duplicates = duplicates + 1 WHERE key = ?", (key,))
@@ -156,7 +158,7 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
             "FROM series WHERE key = ?) WHERE key = ?",
             (previous, key),
         )
-        text = f"revision {revision}: an instance came after the result of revision {revision - 1}, {text}"
+        text = f"revision {revision}: an instance arrived after the result of revision {revision - 1}, {text}"
     note_event(db, now, "received", text, key, arrival.peer)
     found = _by_key(db, key)
     if found is None:
@@ -170,7 +172,7 @@ def _reopen(db: sqlite3.Connection, series: sqlite3.Row, now: float, arrival: Ar
         "WHERE key = ?",
         (series["key"],),
     )
-    note_event(db, now, "reopened", f"an instance came while it was {series['state']}", series["key"], arrival.peer)
+    note_event(db, now, "reopened", f"an instance arrived while it was {series['state']}", series["key"], arrival.peer)
 
 
 def _complete_counted(db: sqlite3.Connection, key: str, now: float) -> bool:
@@ -181,7 +183,7 @@ def _complete_counted(db: sqlite3.Connection, key: str, now: float) -> bool:
         (key, key),
     )
     if done.rowcount:
-        note_event(db, now, "complete", "as many instances as its sender announced", key)
+        note_event(db, now, "complete", "as many instances as the sender announced", key)
     return bool(done.rowcount)
 
 
@@ -205,7 +207,7 @@ def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) ->
     ).fetchall()
     for row in rows:
         db.execute("UPDATE series SET state = 'complete' WHERE key = ?", (row["key"],))
-        note_event(db, now, "complete", f"nothing came for {quiet_s:g} s", row["key"])
+        note_event(db, now, "complete", f"no instance arrived for {quiet_s:g} s", row["key"])
     return tuple(str(row["key"]) for row in rows)
 
 
@@ -217,7 +219,7 @@ def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -
         (now - quiet_s,),
     ).fetchall()
     for row in rows:
-        text = f"{row['n']} instances were refused for want of room and did not come again: have the series sent again"
+        text = f"{row['n']} instances were refused for lack of disk space and not sent again: resend the series"
         _set_state(db, row["key"], "aside", Why("not-sent-again", text))
         note_event(db, now, "aside", text, row["key"])
     return tuple(str(row["key"]) for row in rows)
@@ -271,7 +273,7 @@ def commit_job(
 ) -> bool:
     """A job's answer and its deliveries; False where the series changed meanwhile."""
     if not _is_still(db, job.key, job.set_digest):
-        note_event(db, now, "superseded", "its instances changed while it ran; that result is not kept", job.key)
+        note_event(db, now, "superseded", "its instances changed while it ran; that result is discarded", job.key)
         return False
     result = db.execute(
         "INSERT INTO results (series_key, revision, set_digest, folder, model, version, weights, demonstration, "

@@ -59,10 +59,10 @@ OUT_OF_RESOURCES = 0xA700
 WRONG_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 CONFLICT = 0xC001  # another content was received under this SOPInstanceUID
-TOO_MUCH = 0xC002  # the series is larger than this node takes
+TOO_MUCH = 0xC002  # the series is larger than this node accepts
 _ANSWERS = {
-    "conflict": (CONFLICT, "another content, or syntax, was received under this UID"),
-    "too-much": (TOO_MUCH, "the series is larger than this node takes"),
+    "conflict": (CONFLICT, "different content, or another syntax, was received under this UID"),
+    "too-much": (TOO_MUCH, "the series is larger than this node accepts"),
 }
 _SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES, _COUNT = _READ = (
     0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E, 0x00201209,
@@ -276,7 +276,7 @@ class Receiver:
             return self._decide(association, request)
         except Exception as error:
             # The last place that can name it: its text may hold anything the instance held.
-            log.exception("an instance could not be looked at")
+            log.exception("an instance could not be checked")
             return OUT_OF_RESOURCES, f"unexpected {type(error).__name__}; the log says where"
 
     def _decide(self, association: Any, request: StoreRequest) -> StoreAnswer:
@@ -288,9 +288,9 @@ class Receiver:
             return CANNOT_UNDERSTAND, found
         header, patient = found
         if header[_SOP_CLASS] != request.sop_class_uid:
-            return WRONG_CLASS, "SOPClassUID is not the one that was announced"
+            return WRONG_CLASS, "SOPClassUID differs from the request's"
         if header[_SOP_INSTANCE] != request.sop_instance_uid:
-            return WRONG_CLASS, "SOPInstanceUID is not the one that was announced"
+            return WRONG_CLASS, "SOPInstanceUID differs from the request's"
         if not all(is_usable(header[tag]) for tag in (_STUDY, _SERIES, _SOP_INSTANCE)):
             return CANNOT_UNDERSTAND, "a UID is absent, too long or not printable"
         caller = _caller(association)
@@ -354,7 +354,7 @@ class Receiver:
         except OutputError as error:
             return self._no_room(arrival, str(error))
         except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was taken away: it may pass
-            log.exception("an instance could not be kept")
+            log.exception("an instance could not be stored")
             return self._no_room(arrival, f"unexpected {type(error).__name__}; the log says where")
         finally:
             if name and known is None and not taken:

@@ -38,7 +38,7 @@ def refusal_of_titles(request: bytes) -> tuple[bytes, str] | None:
         if not title:
             return _rejection(reason), f"its {name} AE title is blank"
         if not all(0x20 <= byte < 0x7F and byte != ord("\\") for byte in title):
-            return _rejection(reason), f"its {name} AE title holds what no AE title may"
+            return _rejection(reason), f"its {name} AE title has characters that an AE title may not have"
     return None
 
 

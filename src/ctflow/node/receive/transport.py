@@ -154,7 +154,7 @@ class LimitedSocket(socket.socket):
         if length > most:
             self._refuse(f"a PDU of {length} bytes, more than {most}")
         if self._message > LARGEST_MESSAGE or self._shared.add(0) > LARGEST_TOGETHER:
-            self._refuse(f"a message of {self._message} bytes and more")
+            self._refuse(f"a message of {self._message} bytes or more")
         self._left = length
 
     def _set_wait(self) -> None:

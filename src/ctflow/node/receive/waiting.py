@@ -98,7 +98,7 @@ class WaitingRoom(threading.Thread):
         now = time.monotonic()
         for connection, (_, deadline) in list(self._waiting.items()):
             if now > deadline:
-                self._drop(connection, f"nothing was asked for in {self._patience_s:g} s")
+                self._drop(connection, f"no association was requested within {self._patience_s:g} s")
         return True
 
     def _accept(self) -> None:
@@ -112,7 +112,7 @@ class WaitingRoom(threading.Thread):
                 connection.close()
                 continue
             if len(self._waiting) >= MOST_WAITING:
-                self._drop(next(iter(self._waiting)), "too many connections wait; this one did so the longest")
+                self._drop(next(iter(self._waiting)), "too many pending connections; this one waited longest")
             connection.setblocking(False)
             self._waiting[connection] = ((str(address[0]), int(address[1])), time.monotonic() + self._patience_s)
             self._selector.register(connection, selectors.EVENT_READ)
@@ -133,7 +133,7 @@ class WaitingRoom(threading.Thread):
         if length is None:
             with contextlib.suppress(OSError):
                 connection.send(ABORT)
-            self._drop(connection, "its first PDU is no request for an association, or is too long")
+            self._drop(connection, "its first PDU is not an association request, or is too long")
         elif length >= 0 and here >= HEADER + length and not self._is_full():
             address, _ = self._forget(connection)
             self._hand_on_safely(connection, address)
@@ -147,8 +147,8 @@ class WaitingRoom(threading.Thread):
             connection.setblocking(True)
             self._hand_on(connection, address)
         except Exception:
-            log.exception("a connection could not be taken")
-            self._refused(address[0], "it could not be taken; the log says why")
+            log.exception("a connection could not be accepted")
+            self._refused(address[0], "it could not be accepted; the log says why")
             connection.close()
 
     def _forget(self, connection: socket.socket) -> tuple[Address, float]:

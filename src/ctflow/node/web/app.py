@@ -58,7 +58,7 @@ def make_app(node: Node) -> Starlette:
 
     async def refused(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        heading = "There is no such page" if status == 404 else "That cannot be done here"
+        heading = "There is no such page" if status == 404 else "This action is not possible here"
         return await gate.answer(request, lambda _: pages.message(status, heading, "The address may have changed."))
 
     return Starlette(
@@ -100,7 +100,7 @@ class _Gate:
         return endpoint
 
     def _stale(self, asked: Asked) -> Reply:
-        message = "The form was of another page, or of before the node was started again. Load the page and try again."
+        message = "The form is outdated, or belongs to another page. Load the page and try again."
         back = f"/series/{asked.path['key']}"
         return self._pages.message(403, "Nothing was changed", message, back=back, label="Load the page")
 
@@ -125,7 +125,7 @@ class _Gate:
         try:
             return handler(asked)
         except Exception as error:
-            log.exception("a page could not be made")
+            log.exception("a page could not be rendered")
             text = f"unexpected {type(error).__name__}; the log says where\n"
             return Reply(500, text.encode(), "text/plain; charset=utf-8")
 

@@ -206,11 +206,11 @@ class Pages:
 
     def retry(self, asked: Asked) -> Reply:
         """Try a series again, and show it."""
-        return self._act(asked, self._node.journal.retry, "It is on its way already, or was delivered.")
+        return self._act(asked, self._node.journal.retry, "It is already in progress, or was delivered.")
 
     def discard(self, asked: Asked) -> Reply:
         """Discard a series, and show it."""
-        return self._act(asked, self._node.journal.discard, "It was delivered, or is discarded already.")
+        return self._act(asked, self._node.journal.discard, "It was delivered, or was already discarded.")
 
     def _act(self, asked: Asked, act: Callable[..., bool], why_not: str) -> Reply:
         key = asked.path["key"]

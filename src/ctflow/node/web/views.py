@@ -46,9 +46,9 @@ ATTENTION: tuple[State, ...] = ("aside", "dead")
 _TONES_OF_EVENTS = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
 _NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: as they are
 _NO_RESULT: Mapping[State, str] = {
-    "received": "The series is still coming in.",
+    "received": "The series is still arriving.",
     "complete": "The series waits for a worker.",
-    "running": "The model is at work.",
+    "running": "The model is running.",
 }
 
 
@@ -197,7 +197,7 @@ def _reason(series: SeriesRecord, now: float) -> str | None:
         return f"{said or 'tried before'}; again in {duration(series.next_at - now)}"
     if series.state == "received" and series.refused:
         many = "1 instance was" if series.refused == 1 else f"{thousands(series.refused)} instances were"
-        return f"{many} refused and must come again"
+        return f"{many} refused and must be sent again"
     return said
 
 

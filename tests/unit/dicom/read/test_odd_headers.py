@@ -154,7 +154,7 @@ def test_padding_is_less_than_a_row_and_a_column_or_zeros(excess, read, plain, t
     if read:
         found = assembled(tmp_path)
         assert np.array_equal(found.volume.array, volume.array)
-        assert any("padding behind the pixels of every slice" in warning for warning in found.warnings)
+        assert any("padding after the pixels of every slice" in warning for warning in found.warnings)
     else:
         with pytest.raises(BrokenSeries, match="which are not padding"):
             assembled(tmp_path)

@@ -134,7 +134,7 @@ def test_the_same_instance_is_a_duplicate_and_another_content_a_conflict(journal
     kept = journal.instances(KEY)[0].sha256
     assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f", same_as=kept).verdict == "duplicate"
     assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f", same_as="another").verdict == "conflict"
-    assert "in another transfer syntax; the first stays" in journal.events()[0].text
+    assert "in another transfer syntax that cannot be compared; the first one is kept" in journal.events()[0].text
     assert receive(journal, 1, transfer_syntax="1.2.4", sha256="f").verdict == "conflict"
     assert receive(journal, 1, sha256="f").verdict == "conflict"
     assert [each.file for each in journal.instances(KEY)] == ["1.dcm"]
@@ -408,7 +408,7 @@ def test_a_rollback_that_fails_too_undoes_all_the_same_and_is_told(tmp_path, clo
         journal.event("note", "lost")
     journal.event("note", "kept")
     assert [event.text for event in journal.events()] == ["kept"]
-    assert "opens the journal anew" in caplog.text
+    assert "reopens the journal" in caplog.text
     assert all(thread.is_alive() for thread in journal.threads)
     journal.close()
 

@@ -245,7 +245,7 @@ def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(ear, monkeypatch
         )  # fmt: skip
         monkeypatch.undo()
         assert found.send_c_store(instance(1)).Status == 0
-    assert "an instance could not be looked at" in [record.message for record in caplog.records]
+    assert "an instance could not be checked" in [record.message for record in caplog.records]
 
 
 def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_without_it(ear, monkeypatch):
@@ -497,9 +497,9 @@ def test_a_title_is_known_whatever_pads_it(ear, calling):
     [
         (b"", b"CTFLOW", 3, "its calling AE title is blank"),
         (bytes(16), b"CTFLOW", 3, "its calling AE title is blank"),
-        (b"ROU\xc4TER", b"CTFLOW", 3, "its calling AE title holds what no AE title may"),
-        (b"ROU\\TER", b"CTFLOW", 3, "its calling AE title holds what no AE title may"),
-        (b"ROU\nTER", b"CTFLOW", 3, "its calling AE title holds what no AE title may"),
+        (b"ROU\xc4TER", b"CTFLOW", 3, "its calling AE title has characters that an AE title may not have"),
+        (b"ROU\\TER", b"CTFLOW", 3, "its calling AE title has characters that an AE title may not have"),
+        (b"ROU\nTER", b"CTFLOW", 3, "its calling AE title has characters that an AE title may not have"),
         (b"ROUTER", b"", 7, "its called AE title is blank"),
         (b"ROUTER", bytes(16), 7, "its called AE title is blank"),
     ],

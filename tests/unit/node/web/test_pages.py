@@ -408,7 +408,7 @@ def test_a_token_of_one_action_does_not_do_another(ward, visitor):
 def test_a_method_that_an_address_does_not_take_is_refused(visitor, method, path):
     answer = visitor.ask(method, path)
     assert answer.status == 405
-    assert b"That cannot be done here" in answer.content
+    assert b"This action is not possible here" in answer.content
 
 
 # ---------------------------------------------------------------------------------------------------------- the gate
@@ -462,7 +462,7 @@ def test_an_unexpected_error_is_logged_and_shows_nothing_of_itself(ward, visitor
     assert answer.status == 500
     assert b"Doe" not in answer.content
     assert [record.message for record in caplog.records if record.name.startswith("ctflow")] == [
-        "a page could not be made"
+        "a page could not be rendered"
     ]
 
 

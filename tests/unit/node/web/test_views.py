@@ -102,8 +102,8 @@ def test_a_series_says_what_is_missing_and_when_it_is_tried_again():
     waits = row(message="DeviceOutOfMemory: x", next_at=NOW + 45)
     assert waits.reason == "DeviceOutOfMemory: x; again in 45 s"
     assert waits.retry == "Try now"
-    assert row(state="received", refused=2).reason == "2 instances were refused and must come again"
-    assert row(state="received", refused=1).reason == "1 instance was refused and must come again"
+    assert row(state="received", refused=2).reason == "2 instances were refused and must be sent again"
+    assert row(state="received", refused=1).reason == "1 instance was refused and must be sent again"
     assert row().reason is None
     assert row(state="running", message="DeviceOutOfMemory: x").reason is None
 

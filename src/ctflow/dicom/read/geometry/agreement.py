@@ -94,15 +94,15 @@ def contradictions(instances: Sequence[Instance], distance_mm: float | None, til
     between = _numbers_of(instances, "SpacingBetweenSlices")
     odd = [mm for mm in between if distance_mm is not None and abs(mm - distance_mm) > max(0.02 * distance_mm, 0.02)]
     if distance_mm is not None and odd:
-        found.append(f"SpacingBetweenSlices says {odd[0]:g} mm, and positions {distance_mm:.4g} mm: positions count")
+        found.append(f"SpacingBetweenSlices says {odd[0]:g} mm, but positions {distance_mm:.4g} mm: positions count")
     thin = [mm for mm in _numbers_of(instances, "SliceThickness") if mm <= 0]
     if thin:
-        found.append(f"SliceThickness says {thin[0]:g} mm: the distance of slices, by their positions, stands for it")
+        found.append(f"SliceThickness says {thin[0]:g} mm: the distance between slice positions is used instead")
     tilts = [degrees for degrees in _numbers_of(instances, "GantryDetectorTilt") if abs(degrees) <= _LARGEST_TILT]
     off = [degrees for degrees in tilts if abs(abs(degrees) - tilt_degrees) > _SAME_TILT]
     if off:
         found.append(
-            f"GantryDetectorTilt says {off[0]:g} degrees, and positions {tilt_degrees:.1f} degrees: positions count"
+            f"GantryDetectorTilt says {off[0]:g} degrees, but positions {tilt_degrees:.1f} degrees: positions count"
         )
     return tuple(found)
 

@@ -53,9 +53,9 @@ def without_copies(series: Series, refuse: Refuse) -> tuple[tuple[Instance, ...]
         files += 1
     kept = _without_equal_slices(tuple(first.values()))
     slices = len(first) - len(kept)
-    warnings = (f"{files} files repeat another one and were left out",) if files else ()
+    warnings = (f"{files} files are duplicates and were omitted",) if files else ()
     if slices:
-        what = f"{slices} slices repeat another one under a SOPInstanceUID of their own and were left out"
+        what = f"{slices} slices duplicate another slice under their own SOPInstanceUID and were omitted"
         warnings = (*warnings, what)
     return kept, warnings
 

@@ -80,7 +80,10 @@ def spacing_of_slices(
     if gaps.min() <= _DOUBLED_MM:
         second = np.flatnonzero(gaps <= _DOUBLED_MM) + 1
         which = _named(names, second)
-        raise refuse("doubled", f"{len(second)} slices lie where another lies{which}: send one acquisition at a time")
+        raise refuse(
+            "doubled",
+            f"{len(second)} slices lie at the position of another slice{which}: send one acquisition at a time",
+        )
     median = float(np.median(gaps))
     own = np.arange(len(distances_mm), dtype=np.float64)
     if is_within(unevenness(distances_mm, own)):
@@ -141,7 +144,7 @@ def _piecewise(distances_mm: FloatArray, gaps: FloatArray, runs: Sequence[slice]
         raise refuse("irregular", f"distances between slices, {gaps.min():.3f} to {gaps.max():.3f} mm, differ too much")
     step = extent / (count - 1)
     pieces = ", ".join(f"{run.stop - run.start} of {gaps[run].mean():.3f} mm" for run in runs)
-    warning = f"distances between slices change ({pieces}): it was resampled by position, every {step:.3f} mm"
+    warning = f"distances between slices change ({pieces}): the series was resampled by position, every {step:.3f} mm"
     return Spacing(count, (distances_mm - distances_mm[0]) / step, (warning,))
 
 
@@ -173,7 +176,7 @@ def _with_gaps(steps: FloatArray, allow_gaps: bool, refuse: Refuse, names: Seque
     if not single or not allow_gaps:
         hint = "; --allow-gaps interpolates single ones" if single else ""
         where = _named(names, np.flatnonzero(steps > 1), "behind ")
-        raise refuse("gap", f"{lost} slices are missing in its middle{where}: send the whole series{hint}")
+        raise refuse("gap", f"{lost} slices are missing in the middle{where}: send the whole series{hint}")
     places = np.concatenate([[0.0], np.cumsum(steps)])
     warning = f"{lost} missing slices were interpolated between their neighbours (--allow-gaps)"
     return Spacing(int(places[-1]) + 1, places, (warning,))

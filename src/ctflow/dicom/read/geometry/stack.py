@@ -164,20 +164,22 @@ def _shift_warnings(series: Series, instances: Sequence[Instance], shifts: Shift
         far = [instance.name for instance, one in zip(instances, share, strict=True) if not is_within(float(one))]
         most = f"by up to {distance.max():.3f} mm ({share.max():.0%} of a voxel)"
         if far:
-            what = f"{keyword} puts {listed(far)} {most} beside the others' grid, more than a tenth"
+            what = f"{keyword} puts {listed(far)} {most} off the grid of the others, more than a tenth"
             raise _broken(series, reason, what)
         if share.max() > _UNSAID and distance.max() > _UNSAID_MM:
-            warnings.append(f"{keyword} puts slices {most} beside an even grid; at most a tenth is ignored")
+            warnings.append(f"{keyword} puts slices {most} off an even grid; at most a tenth is ignored")
     if not is_within(float(shifts.total.max())):
         most = f"{shifts.total.max():.0%} of a voxel"
-        raise _broken(series, "irregular", f"position, orientation and PixelSpacing put slices {most} beside a grid")
+        raise _broken(
+            series, "irregular", f"position, orientation and PixelSpacing put slices {most} off a regular grid"
+        )
     return tuple(warnings)
 
 
 def _tilt_warnings(series: Series, geometry: Geometry) -> tuple[str, ...]:
     degrees = geometry.tilt_degrees
     if degrees > _LARGEST_TILT_DEGREES:
-        raise _broken(series, "tilted", f"its slices are displaced by {degrees:.1f} degrees, more than a gantry tilts")
+        raise _broken(series, "tilted", f"its slices are displaced by {degrees:.1f} degrees, more than any gantry tilt")
     if not geometry.is_tilted:
         return ()
     return (f"its gantry tilt of {degrees:.1f} degrees was resampled to right angles for the model",)

@@ -30,7 +30,7 @@ def encoding_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
             warnings.append(f"the header of {_named(flawed, len(instances))} was read although {note.value}")
     padded = [instance for instance in instances if _is_padded(instance)]
     if padded:
-        warnings.append(f"padding behind the pixels of {_named(padded, len(instances))} was left out (PS3.5 8.1.1)")
+        warnings.append(f"padding after the pixels of {_named(padded, len(instances))} was ignored (PS3.5 8.1.1)")
     return tuple(warnings)
 
 

@@ -56,7 +56,7 @@ def flaw_of_size(frame: bytes, rows: int, columns: int) -> str | None:
     size = _size_of_codestream(frame) if _CODESTREAM in frame[:4096] else _size_of_jpeg(frame)
     if size is None:
         return "has no readable header"
-    return None if size == (rows, columns, 1) else "is of another size than the image"
+    return None if size == (rows, columns, 1) else "has another size than the image"
 
 
 def _size_of_codestream(frame: bytes) -> tuple[int, int, int] | None:
@@ -106,7 +106,7 @@ def flaw_of_rle(frame: bytes, count: int, bytes_each: int) -> str | None:
         return "is cut short"
     segments, *offsets = struct.unpack("<16L", frame[:_RLE_HEADER])
     if segments != bytes_each:
-        return "has another number of segments than bytes a pixel"
+        return "has another number of segments than bytes per pixel"
     ends = [*offsets[1:segments], len(frame)]
     if offsets[0] != _RLE_HEADER or any(start >= end for start, end in zip(offsets[:segments], ends, strict=True)):
         return "has segments that do not follow each other"

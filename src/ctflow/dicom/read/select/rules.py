@@ -35,7 +35,7 @@ def _no_uid(series: Series) -> Verdict | None:
 
 def _senseless_uid(series: Series) -> Verdict | None:
     senseless, _ = malformed_uids(instance.header for instance in series.instances)
-    reason = f"{', '.join(senseless)} is no UID, so that nothing can refer to it: have the sender repair the series"
+    reason = f"{', '.join(senseless)} is not a valid UID, so nothing can refer to it: have the sender repair the series"
     return ("malformed-uid", reason) if senseless else None
 
 
@@ -47,14 +47,14 @@ def _not_ct(series: Series) -> Verdict | None:
     if classes != {CT_IMAGE_STORAGE}:
         kinds = ", ".join(sorted({class_name(uid) for uid in classes - {CT_IMAGE_STORAGE}}))[:120]
         if CT_IMAGE_STORAGE not in classes:
-            return "modality", f"not CT images but {kinds}"
+            return "modality", f"not CT images, but {kinds}"
         odd = listed([each.name for each, uid in zip(series.instances, uids, strict=True) if uid != CT_IMAGE_STORAGE])
-        return "modality", f"not CT images alone (SOPClassUID of {odd} is {kinds}): have the sender repair the series"
+        return "modality", f"not only CT images (SOPClassUID of {odd} is {kinds}): have the sender repair the series"
     modalities = {text(instance.header, "Modality") for instance in series.instances}
     if "" in modalities:
-        return "modality", "Modality is empty or absent, where CT is meant: have the sender repair the series"
+        return "modality", "Modality is empty or absent instead of CT: have the sender repair the series"
     if modalities != {"CT"}:
-        names = sorted({known_term(MODALITIES, name) or "no term of DICOM's" for name in modalities - {"CT"}})
+        names = sorted({known_term(MODALITIES, name) or "not a DICOM term" for name in modalities - {"CT"}})
         return "modality", f"CT images whose Modality is {', '.join(names)}: have the sender repair the series"
     return None
 
@@ -91,8 +91,8 @@ def _no_extent(series: Series) -> Verdict | None:
     count = len(series.instances)
     directions = {numbers(instance.header, "ImageOrientationPatient", 6) for instance in series.instances}
     if is_localizer(series.instances[0]) and (count < _LEAST_LOCALIZERS or len(directions) > 1):
-        return "localizer", f"it holds only localizer images ({count}), which make no volume"
-    return ("too-few-slices", "one slice makes no volume") if count == 1 else None
+        return "localizer", f"it contains only localizer images ({count}), which form no volume"
+    return ("too-few-slices", "one slice forms no volume") if count == 1 else None
 
 
 IMPOSSIBLE = (
@@ -116,7 +116,7 @@ def _untidy_uid(series: Series) -> Verdict | None:
 
 
 def _localizers_only(series: Series) -> Verdict | None:
-    return ("localizer", "it holds only localizer images") if is_localizer(series.instances[0]) else None
+    return ("localizer", "it contains only localizer images") if is_localizer(series.instances[0]) else None
 
 
 def _derived(series: Series) -> Verdict | None:
@@ -135,7 +135,7 @@ def _too_few(series: Series) -> Verdict | None:
 def _too_thick(series: Series) -> Verdict | None:
     spacing = slice_spacing_mm(series.instances)
     if spacing is not None and spacing > LARGEST_SPACING_MM * 1.001:
-        return "too-thick", f"slices every {spacing:.4g} mm are more than {LARGEST_SPACING_MM:g} mm apart"
+        return "too-thick", f"slices are {spacing:.4g} mm apart, more than {LARGEST_SPACING_MM:g} mm"
     return None
 
 
@@ -148,6 +148,6 @@ def unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | No
     unfit = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []
     if not unfit:
         return None
-    # What is no known term is free text of the sender's, and so is not repeated.
-    shown = ", ".join(sorted({known_value(value) or "no known term" for value in unfit})[:_MOST_SHOWN])
+    # What is an unknown term is free text of the sender's, and so is not repeated.
+    shown = ", ".join(sorted({known_value(value) or "an unknown term" for value in unfit})[:_MOST_SHOWN])
     return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"

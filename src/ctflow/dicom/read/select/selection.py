@@ -66,9 +66,9 @@ def require_chosen(selection: Selection, scan: Scan) -> None:
     if len(lines) > most:
         lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
     if selection.failed:
-        raise Unexpected(f"no series can be run: {'; '.join(lines)}")
+        raise Unexpected(f"no series can be segmented: {'; '.join(lines)}")
     found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files (archives are not opened)"
-    raise NoUsableSeries(f"no series can be run: {found}", reason="none-eligible" if lines else "no-dicom")
+    raise NoUsableSeries(f"no series can be segmented: {found}", reason="none-eligible" if lines else "no-dicom")
 
 
 def _series_of(scan: Scan) -> list[Series]:
@@ -83,7 +83,7 @@ def _series_of(scan: Scan) -> list[Series]:
 
 
 def _slices_alone(series: Series) -> Series:
-    """The series without localizers and without objects that are no slices: secondary captures, reports and so on."""
+    """The series without localizers and without objects that are not slices: secondary captures, reports and so on."""
     slices: list[Instance] = []
     others: list[Instance] = []
     for instance in series.instances:
@@ -94,11 +94,11 @@ def _slices_alone(series: Series) -> Series:
     localizers = len(slices) - len(kept)
     dropped = []
     if kept and localizers:
-        dropped.append(f"{localizers} localizer image{'s' * (localizers > 1)} of the series left out")
+        dropped.append(f"{localizers} localizer image{'s' * (localizers > 1)} of the series omitted")
     if others:
         names = sorted({class_name(text(instance.header, "SOPClassUID")) for instance in others})
-        what = "1 object that is no slice" if len(others) == 1 else f"{len(others)} objects that are no slices"
-        dropped.append(f"{what} left out of the series: {', '.join(names)[:120]}")
+        what = "1 object that is not a slice" if len(others) == 1 else f"{len(others)} objects that are not slices"
+        dropped.append(f"{what} omitted from the series: {', '.join(names)[:120]}")
     return replace(series, instances=kept or tuple(slices), dropped=tuple(dropped))
 
 
@@ -131,16 +131,16 @@ def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Coll
         return Candidate(series, chosen, rule, reason, forced, description)
 
     if series_uid is not None and series.uid != series_uid:
-        return verdict("not-asked-for", "another series was asked for")
+        return verdict("not-asked-for", "--series names another series")
     impossible = _first_verdict(IMPOSSIBLE, series)
     if impossible:
         return verdict(*impossible)
     unfit = _first_verdict(UNFIT, series) or unfit_body_part(series, body_parts)
     if unfit and not force:
-        return verdict(unfit[0], f"{unfit[1]}; --force runs it")
+        return verdict(unfit[0], f"{unfit[1]}; --force segments it")
     if unfit:
-        return verdict(unfit[0], f"run by --force although {unfit[1]}", chosen=True, forced=True)
-    return verdict("chosen", "fit to be run", chosen=True)
+        return verdict(unfit[0], f"segmented because of --force, although {unfit[1]}", chosen=True, forced=True)
+    return verdict("chosen", "eligible", chosen=True)
 
 
 def _first_verdict(rules: Sequence[Callable[[Series], Verdict | None]], series: Series) -> Verdict | None:
@@ -169,7 +169,7 @@ def _parted(few: Candidate, rest: Candidate) -> tuple[Candidate, Candidate]:
     """A stray and the series that it may be of; each says so of the other."""
     count = len(few.series.instances)
     slices = "a slice" if count == 1 else f"{count} slices"
-    dropped = f"{slices} of series {few.series.digest} may be its own: there its next ones would lie"
+    dropped = f"{slices} of series {few.series.digest} may belong to it: its next slices would lie there"
     series = replace(rest.series, dropped=(*rest.series.dropped, dropped))
     reason = f"{_STRAY.format(rest.series.digest)}: {few.reason}"
     return replace(few, rule="stray", reason=reason), replace(rest, series=series)
@@ -184,7 +184,7 @@ def _keep_best(candidates: Sequence[Candidate]) -> list[Candidate]:
         key = _study_and_frame(candidate)
         if candidate.chosen and (key not in best or _rank(candidate) < _rank(best[key])):
             best[key] = candidate
-    reason = "another series of its study and frame of reference suits better; --pick all runs both"
+    reason = "--pick best selected another series of its study and frame of reference; --pick all selects both"
     return [
         replace(candidate, chosen=False, forced=False, rule="not-best", reason=reason)
         if candidate.chosen and best[_study_and_frame(candidate)] is not candidate

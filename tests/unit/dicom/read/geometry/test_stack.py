@@ -35,7 +35,7 @@ def test_a_missing_middle_slice_is_a_gap(write):
     (folder / "00012.dcm").unlink()
     error = broken(folder)
     assert error.reason == "gap"
-    assert "3 slices are missing in its middle (behind 00006.dcm, 00010.dcm)" in str(error)
+    assert "3 slices are missing in the middle (behind 00006.dcm, 00010.dcm)" in str(error)
 
 
 def test_a_missing_first_or_last_slice_cannot_be_known_unless_a_tag_counts(write):
@@ -273,7 +273,7 @@ def test_the_same_file_twice_is_one_slice_and_a_warning(write):
     shutil.copy(folder / "00003.dcm", folder / "again.dcm")
     result = assembled(folder)
     assert result.volume.array.shape[0] == DEPTH
-    assert result.warnings == ("1 files repeat another one and were left out",)
+    assert result.warnings == ("1 files are duplicates and were omitted",)
 
 
 def test_two_slices_with_one_uid_are_doubled(write):

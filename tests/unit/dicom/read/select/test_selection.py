@@ -98,7 +98,8 @@ def test_what_scanners_call_a_chest_suits_a_model_of_the_chest(write, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [("ABDOMEN_PELVIS", "(ABDOMEN_PELVIS)"), ("Head", "(HEAD)"), ("MILLER HANS", "(no known term)")]
+    ("value", "shown"),
+    [("ABDOMEN_PELVIS", "(ABDOMEN_PELVIS)"), ("Head", "(HEAD)"), ("MILLER HANS", "(an unknown term)")],
 )
 def test_a_refused_body_part_is_shown_beside_the_list_if_it_is_a_known_term(write, value, shown):
     refused = verdict(write(adjust=setter(BodyPartExamined=value)), body_parts=["CHEST", "LUNG"])
@@ -130,7 +131,7 @@ def test_force_takes_no_single_slice(write):
     folder = write(small_volume(shape=(2, 8, 8)))
     (folder / "00001.dcm").unlink()
     found = verdict(folder, force=True)
-    assert (found.chosen, found.rule, found.reason) == (False, "too-few-slices", "one slice makes no volume")
+    assert (found.chosen, found.rule, found.reason) == (False, "too-few-slices", "one slice forms no volume")
 
 
 def test_a_stray_is_known_by_its_place_also_where_positions_are_rounded(write):
@@ -173,7 +174,7 @@ def test_localizers_inside_a_series_are_left_out(write):
     candidate = verdict(write(small_volume(shape=(18, 8, 8)), adjust))
     assert candidate.chosen
     assert len(candidate.series.instances) == 16
-    assert candidate.series.dropped == ("2 localizer images of the series left out",)
+    assert candidate.series.dropped == ("2 localizer images of the series omitted",)
 
 
 def test_two_patients_in_one_series_are_refused_without_naming_them(write):
