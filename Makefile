@@ -46,7 +46,7 @@ test-random: install
 PY310_TESTS := tests/unit/dicom tests/unit/settings/test_run.py tests/unit/measurements/test_measure.py $(addprefix tests/unit/core/test_,volume.py entry_point.py atomic.py) \
 	tests/unit/phantom/test_phantom.py
 PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
-	pillow rich click pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
+	pillow rich click pydantic pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
 $(VENV)310/.installed: pyproject.toml constraints-py310.txt
 	$(PYTHON310) -m venv $(VENV)310
 	$(VENV)310/bin/python -m pip install --quiet $(PY310_NEEDS) --constraint constraints-py310.txt

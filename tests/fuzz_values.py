@@ -71,7 +71,7 @@ _TAKEN = (
 )
 _LONG = frozenset({"OB", "OW", "SQ", "UN", "UT", "UC", "UR", "OF", "OD", "OL", "SV", "UV", "OV"})
 _PIXELS, _META = 0x7FE00000, 0x00030000
-_SETTINGS = Settings(device="cpu", report="none")
+_SETTINGS = Settings(device="cpu", cache=None, report="none")
 
 # What files hold under any text VR, and what none may: lengths, letters, controls, escapes, several values.
 _BLANK = (

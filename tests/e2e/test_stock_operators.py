@@ -37,7 +37,7 @@ class Stock(Application):
         load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=source, name="load")
         select = DICOMSeriesSelectorOperator(self, name="select")
         to_volume = DICOMSeriesToVolumeOperator(self, name="to_volume")
-        segment = SegmentVolumeOperator(self, model=read_bundle(bundle), settings=Settings(), name="segment")
+        segment = SegmentVolumeOperator(self, model=read_bundle(bundle), settings=Settings(cache=None), name="segment")
         description = SegmentDescription(
             segment_label="tumour",
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
@@ -69,7 +69,7 @@ def test_the_stock_graph_marks_the_same_voxels(series, coarse_bundle, tmp_path):
     done = run_stock(tmp_path, series, coarse_bundle)
     assert done.returncode == 0, done.stderr
     (stock,) = (tmp_path / "out").glob("*.dcm")
-    run_folder(series, tmp_path / "ours", read_bundle(coarse_bundle), Settings(engine="eager"))
+    run_folder(series, tmp_path / "ours", read_bundle(coarse_bundle), Settings(engine="eager", cache=None))
     (ours,) = (tmp_path / "ours").glob("*/segmentation.dcm")
     voxels = json.loads((ours.parent / "result.json").read_text())["segments"][0]["voxels"]
     assert int(hd.seg.segread(stock).pixel_array.sum()) == voxels > 0

@@ -19,6 +19,8 @@ OWNERS = {
     "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
     "prometheus_client": ("src/ctflow/node/metrics.py",),
     "yaml": ("src/ctflow/settings/document.py",),
+    "pydantic": ("src/ctflow/settings/schema.py",),
+    "pydantic_core": ("src/ctflow/settings/schema.py",),
     "tensorrt": (
         "src/ctflow/engines/tensorrt.py",
         "src/ctflow/engines/torch_tensorrt.py",  # stands on it
@@ -30,7 +32,7 @@ OWNERS = {
     "onnx": ("src/ctflow/export/onnx.py", "src/ctflow/export/opset.py", "src/ctflow/engines/onnxfile.py"),
     "onnxscript": ("src/ctflow/export/onnx.py", "src/ctflow/engines/onnxfile.py"),  # the latter asks for its version
     "cuda": ("src/ctflow/kernels/", "src/ctflow/engines/fused.py"),
-    "click": ("src/ctflow/cli/",),
+    "click": ("src/ctflow/cli/", "src/ctflow/settings/command.py"),
     "rich": ("src/ctflow/report/",),
     "highdicom": ("src/ctflow/dicom/", "src/ctflow/compat/highdicom.py"),
     "PIL": ("src/ctflow/report/",),

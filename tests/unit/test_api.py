@@ -21,7 +21,7 @@ from ctflow.settings.run import read_environment, settings_from_values
 from phantom_support import phantom_drawn_once
 
 REPOSITORY = Path(__file__).parents[2]
-HEAVY = ("torch", "monai", "pydicom", "highdicom", "numpy", "scipy", "holoscan", "rich", "click", "PIL")
+HEAVY = ("torch", "monai", "pydicom", "highdicom", "numpy", "scipy", "holoscan", "rich", "click", "PIL", "pydantic")
 DOCUMENTS = ("docs/api.md", "README.md")
 
 

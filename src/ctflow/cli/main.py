@@ -4,97 +4,68 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
-from ctflow.cli.inspection import inspect_folder, require_series
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
-from ctflow.core.errors import SettingsInvalid
 from ctflow.core.user import name_user
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
-from ctflow.settings.run import (
-    OPTIONS,
-    model_path_from_value,
-    paths_from_values,
-    read_environment,
-    settings_from_values,
+from ctflow.settings.command import (
+    DEBUG,
+    HELP,
+    LOG_LEVEL,
+    MODEL,
+    Request,
+    exit_code_of_command,
+    options,
+    run_command,
 )
+from ctflow.settings.run import OPTIONS, model_path_from_value, read_environment, settings_from_values
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.version_option(__version__, prog_name="ctflow")
-@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
-@click.option(
-    "-l",
-    "--log-level",
-    type=click.Choice(["DEBUG", "INFO", "WARN", "ERROR", "CRITICAL"], case_sensitive=False),
-    help="What is logged (default: WARN).",
-)
+@DEBUG
+@LOG_LEVEL
 def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug itself
     """A chest CT series goes in, a DICOM SEG with measurements comes out."""
     set_up_logging(log_level, debug=debug)
 
 
-def _options(*names: str) -> Callable[[Function], Function]:
-    """The settings of `ctflow.settings.run` as click options."""
-
-    def decorate(function: Function) -> Function:
-        for option in reversed([option for option in OPTIONS if option.name in names]):
-            kind: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.metavar}
-            function = click.option(option.flag, help=option.help, **kind)(function)
-        return function
-
-    return decorate
-
-
-_run_options = _options(*(option.name for option in OPTIONS))
-_evaluate_options = _options(*(option.name for option in OPTIONS if not option.of_files))
-_MODEL = click.option(
-    "-m",
-    "--model",
-    metavar="BUNDLE",
-    help="MONAI bundle (default: the demonstration bundle).  [env: HOLOSCAN_MODEL_PATH]",
-)
-
-
-@cli.command()
-@click.option("-i", "--input", metavar="DIR", help="Folder with DICOM files.  [env: HOLOSCAN_INPUT_PATH]")
-@click.option("-o", "--output", metavar="DIR", help="Gets one folder a series.  [env: HOLOSCAN_OUTPUT_PATH]")
-@_MODEL
-@_run_options
-def run(**given: Any) -> int:
-    """Segment every fit CT series of a folder."""
-    environment = read_environment()
-    settings = settings_from_values(given, environment)
-    paths = paths_from_values(given, environment)
+def _run(request: Request) -> int:
+    paths = request.paths
     with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
         # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
         from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
         from ctflow.pipeline.run import run_folder  # noqa: PLC0415
 
         model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
-        report = run_folder(paths.input, paths.output, model, settings, progress, record)
+        report = run_folder(paths.input, paths.output, model, request.settings, progress, record)
     say_report(report.document, paths.output)
     return report.exit_code
+
+
+cli.add_command(run_command(_run))
 
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 @click.option("--names", is_flag=True, help="Call files by their paths, which may hold a patient's name.")
-@_MODEL
+@MODEL
 def inspect(folder: Path, as_json: bool, names: bool, model: str | None) -> int:
     """Show every series found, chosen or refused and why, and its geometry; the model's body parts take part."""
+    # Late: pydicom and its decoders take longer to import than all that --help needs.
+    from ctflow.cli.inspection import inspect_folder, require_series  # noqa: PLC0415
+
     path = model_path_from_value(model, read_environment())
     bundle = find_bundle(Path(path)) if path else demonstration_bundle()
     document = inspect_folder(folder, names=names, body_parts=read_body_parts(bundle))
@@ -147,7 +118,7 @@ def phantom(
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Gets evaluation.json and evaluation.png.")
-@_MODEL
+@MODEL
 @click.option("--reference", is_flag=True, help="Also compare with PyTorch in fp32 on the same cases (slow on a CPU).")
 @click.option(
     "--results", type=click.Path(path_type=Path), help="Compare what `run` wrote to this folder; segment nothing."
@@ -155,7 +126,7 @@ def phantom(
 @click.option(
     "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
 )
-@_evaluate_options
+@options(*(option.name for option in OPTIONS if not option.of_files))
 def evaluate(
     folder: Path,
     output: Path | None,
@@ -173,8 +144,8 @@ def evaluate(
 
 @cli.command()
 @click.option("-o", "--output", metavar="DIR", help="Keeps the engine (default: the user's cache folder).")
-@_MODEL
-@_options("engine", "precision", "device")
+@MODEL
+@options("engine", "precision", "device")
 def export(model: str | None, output: str | None, **given: Any) -> int:
     """Make an engine, compare it with PyTorch and time it; `auto` chooses the fastest that is exact."""
     from ctflow.cli.export import export_engines  # noqa: PLC0415
@@ -184,7 +155,7 @@ def export(model: str | None, output: str | None, **given: Any) -> int:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-@_options("cache")
+@options("cache")
 def engines(as_json: bool, **given: Any) -> int:
     """Show which backends this machine has and why not the others, and which engines are made."""
     from ctflow.cli.engines import engines_document  # noqa: PLC0415
@@ -250,7 +221,7 @@ def bench() -> None:
     type=click.Path(path_type=Path),
     help="Gets compare.json, compare.png, configurations/; goes on from there.",
 )
-@_MODEL
+@MODEL
 @click.option("--shape", metavar="D,H,W", default="300,512,512", show_default=True, callback=_shape)
 @click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Draws the phantom.")
 @click.option(
@@ -266,7 +237,7 @@ def bench() -> None:
     "--limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds that each may take."
 )
 @click.option("--only-kept", is_flag=True, help="Measure nothing: only what is in -o's configurations/ already.")
-@_options("cache", "device")
+@options("cache", "device")
 def compare(
     output: Path | None,
     model: str | None,
@@ -304,7 +275,7 @@ def compare(
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def execute(words: tuple[str, ...]) -> int:
     """Run an application folder through Holoscan: exec app -i DIR -o DIR [-m BUNDLE]."""
-    return exec_application(words)
+    return exec_application(words, "ctflow exec")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -323,15 +294,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     if debug and "exec" not in words:  # at any place, as the application takes it; `exec` hands its own on
         words = ["--debug", *(word for word in words if word != "--debug")]
-    return exit_code_of(lambda: _run_click(words), say=say_error, debug=debug)
-
-
-def _run_click(words: list[str]) -> int:
-    try:
-        result = cli.main(args=words, prog_name="ctflow", standalone_mode=False)
-    except click.UsageError as error:
-        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        raise SettingsInvalid(error.format_message() + hint, reason="usage") from error
-    except click.Abort as error:  # what click makes of an interrupt
-        raise KeyboardInterrupt from error
-    return int(result or 0)
+    return exit_code_of(lambda: exit_code_of_command(cli, words, "ctflow"), say=say_error, debug=debug)

@@ -16,11 +16,11 @@ from pathlib import Path
 from ctflow.core.entry_point import exit_code_of
 from ctflow.core.errors import EXIT_INTERRUPTED, BackendUnavailable, SettingsInvalid
 from ctflow.report.terminal import say_error
-from ctflow.settings.run import OPTIONS
+from ctflow.settings.command import exit_code_of_command, run_command, switches
 
 REPAIR = "pip install --force-reinstall --no-deps ctflow"
 _HELP = """\
-usage: monai-deploy exec APP -i DIR -o DIR [-m BUNDLE] [-w DIR] [-l LEVEL]
+usage: monai-deploy exec APP [OPTIONS]   (exec --help lists them)
        monai-deploy {package,run,version,nics} ...   (holoscan-cli)
 
 exec runs the application in the folder or file APP as a process of its own.
@@ -58,18 +58,18 @@ def _dispatch(words: list[str]) -> int:
     return _exit_code(subprocess.run([sys.executable, "-c", program, *words], check=False).returncode)
 
 
-def exec_application(words: Sequence[str]) -> int:
+def exec_application(words: Sequence[str], program: str = "monai-deploy exec") -> int:
     """Run an application's folder or file in a process of its own and return its exit code.
 
     Args:
         words: Options and, anywhere among them, the application's path (as the App SDK's `exec` took them).
+        program: What the help calls it.
 
     Raises:
         SettingsInvalid: No application is named, or it is not there.
     """
     if words and set(words) <= {"-h", "--help"}:
-        sys.stdout.write(_HELP)
-        return 0
+        return exit_code_of_command(_COMMAND, words, f"{program} APP")
     application, options = _split(words)
     with _handing_on_sigterm() as hand_on_to, subprocess.Popen([sys.executable, str(application), *options]) as process:
         hand_on_to(process)
@@ -141,7 +141,8 @@ def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
     return path, options
 
 
-_SWITCHES = frozenset({"-h", "--help", "--debug", *(option.flag for option in OPTIONS if option.switch)})
+_COMMAND = run_command(lambda _: 0)  # the application has one with the same options
+_SWITCHES = switches(_COMMAND)
 
 
 def owner_of_script() -> tuple[bool, str]:

@@ -5,41 +5,24 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctflow.core.errors import SettingsInvalid
 from ctflow.core.requirements import check_requirements
 from ctflow.node.log import close_node_log, set_up_node_log
-from ctflow.node.settings import ServiceSettings, explain_settings, read_settings
-from ctflow.settings.run import Settings, settings_from_values
-
-
-def node_settings(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> ServiceSettings:
-    """The site's settings; what was typed takes the place of what the file says.
-
-    Args:
-        config: The node's YAML file, or None.
-        given: Fields of `ServiceSettings` as typed; None and False mean "not given".
-        environment: Environment variables.
-
-    Raises:
-        SettingsInvalid: The file is wrong, or what was typed does not go with it.
-    """
-    settings = read_settings(config, environment)
-    typed = {name: value for name, value in given.items() if value not in (None, False)}
-    try:
-        return replace(settings, **typed)
-    except ValueError as error:
-        words = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
-        raise SettingsInvalid(f"{words}: {error}: give another, or change the file", reason="invalid-value") from None
+from ctflow.node.settings import ServiceSettings, explain_settings, given_settings, values_and_origins
 
 
 def check_command(
     config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str], say: Callable[[str], None]
 ) -> int:
-    """Say what the settings mean, in lines for a person, and open what they name.
+    """Say what the settings mean, each value and where it comes from, and open what they name.
+
+    Args:
+        config: The node's YAML file, or None.
+        given: Fields of `ServiceSettings` as typed; None and False mean "not given".
+        environment: Environment variables.
+        say: Shows a line.
 
     Raises:
         CtflowError: The file is wrong, or something cannot be opened: the error that the node would end with.
@@ -47,18 +30,13 @@ def check_command(
     check_requirements("serve")
     from ctflow.node.check import opened  # noqa: PLC0415  # packages of the extra `serve`
 
-    settings = node_settings(config, given, environment)
-    run = _settings_of_runs(settings, environment)
-    say(explain_settings(replace(settings, roi=run.roi)))
-    for line in opened(settings, run):
+    found = given_settings(config, environment, given)
+    settings = found.read(ServiceSettings)
+    for line in (explain_settings(settings), *values_and_origins(settings, found)):
+        say(line)
+    for line in opened(settings, settings.run):
         say(line)
     return 0
-
-
-def _settings_of_runs(settings: ServiceSettings, environment: Mapping[str, str]) -> Settings:
-    """How each series is run: what the file says, and else the environment."""
-    device = None if len(settings.devices) != 1 else settings.devices[0]
-    return settings_from_values({"engine": settings.engine, "device": device, "roi": settings.roi}, environment)
 
 
 def serve_command(config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str]) -> int:
@@ -73,12 +51,11 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
         check_requirements("serve")
         from ctflow.node.node import run_node  # noqa: PLC0415  # packages of the extra `serve`
 
-        settings = node_settings(config, given, environment)
-        run = _settings_of_runs(settings, environment)
+        settings = given_settings(config, environment, given).read(ServiceSettings)
         handler = set_up_node_log(settings.log)
         try:
             if not stop.is_set():
-                run_node(settings, run, stop)
+                run_node(settings, settings.run, stop)
         finally:
             close_node_log(handler)
     finally:

@@ -21,8 +21,8 @@ from ctflow.node.journal.schema import unopened, version_of
 from ctflow.node.settings import ServiceSettings
 from ctflow.node.work.pool import Places
 from ctflow.node.work.worker import Line, NotReady, Ready, Setup, run_worker
-from ctflow.settings.document import size_text
 from ctflow.settings.run import Settings
+from ctflow.settings.schema import size_text
 
 _CLOSE_S = 10.0
 _REMEDY = "the user of the node must be able to write there"

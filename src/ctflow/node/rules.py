@@ -5,25 +5,25 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from ctflow.dicom.attributes import number, text
 from ctflow.dicom.body_parts import holds_no_other, suits
 from ctflow.dicom.read.scan import Scan
 from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.read.select.series import Candidate, Series
-from ctflow.settings.document import Place, key, list_of, one_of, real, section, switch
-from ctflow.settings.document import text as one_line
+from ctflow.settings.schema import Group, Key, Switch, Text, real
 
 _LONGEST_FACT = 1024  # characters of a value that is compared; DICOM allows 64
 _ABSENT = "absent"  # a code string has capitals only, so no BodyPartExamined is this word
 
 
 @dataclass(frozen=True)
-class Range:
+class Range(Group):
     """From `min` to `max`, both included."""
 
-    min: float = key(real(0, 1000), "At least this.", default=0.0)
-    max: float = key(real(0, 1000), "At most this.", default=1000.0)
+    min: Annotated[float, real(0, 1000), Key("At least this.")] = 0.0
+    max: Annotated[float, real(0, 1000), Key("At most this.")] = 1000.0
 
     def __post_init__(self) -> None:
         if self.min > self.max:
@@ -31,30 +31,33 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Group):
     """One rule: what a series must be like for it, and what then becomes of the series."""
 
-    decision: str = key(one_of("run", "ignore"), "`run`: what `ctflow inspect` calls fit is run; `ignore`: nothing is.")
-    name: str | None = key(one_line, "What the page and the log call the rule.", default=None)
-    modality: tuple[str, ...] = key(list_of(one_line), "Modality is one of these.", default=())
-    body_part: tuple[str, ...] = key(
-        list_of(one_line),
-        "BodyPartExamined is one of these, also in other words (dicom.md): `run` takes what holds such a part, "
-        "`ignore` what holds no other. `absent` stands for none given.",
-        default=(),
-    )
-    thickness_mm: Range | None = key(section(Range), "SliceThickness in mm, as `{min: 0.5, max: 2}`.", default=None)
-    description: tuple[str, ...] = key(
-        list_of(one_line),
-        "SeriesDescription is like one of these, where `*` is any text and `?` any letter; capitals do not matter.",
-        default=(),
-    )
-    calling_ae: tuple[str, ...] = key(list_of(one_line), "AE title of the sender is one of these.", default=())
-    force: bool = key(
-        switch,
-        "With `run`: also what is possible but not fit, as `ctflow run --force` does, with a warning.",
-        default=False,
-    )
+    decision: Annotated[
+        Literal["run", "ignore"], Key("`run`: what `ctflow inspect` calls fit is run; `ignore`: nothing is.")
+    ]
+    name: Annotated[Text | None, Key("What the page and the log call the rule.")] = None
+    modality: Annotated[tuple[Text, ...], Key("Modality is one of these.")] = ()
+    body_part: Annotated[
+        tuple[Text, ...],
+        Key(
+            "BodyPartExamined is one of these, also in other words (dicom.md): `run` takes what holds such a part, "
+            "`ignore` what holds no other. `absent` stands for none given."
+        ),
+    ] = ()
+    thickness_mm: Annotated[Range | None, Key("SliceThickness in mm, as `{min: 0.5, max: 2}`.")] = None
+    description: Annotated[
+        tuple[Text, ...],
+        Key(
+            "SeriesDescription is like one of these, where `*` is any text and `?` any letter; capitals do not matter."
+        ),
+    ] = ()
+    calling_ae: Annotated[tuple[Text, ...], Key("AE title of the sender is one of these.")] = ()
+    force: Annotated[
+        Switch,
+        Key("With `run`: also what is possible but not fit, as `ctflow run --force` does, with a warning."),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.force and self.decision == "ignore":
@@ -215,17 +218,3 @@ def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[
     if decision.rule:
         reason = f"{reason} ({decision.rule})"
     return Verdict(candidate, candidate.chosen, candidate.forced, candidate.rule, reason, facts.thickness_mm)
-
-
-def rules_from_place(place: Place) -> tuple[Rule, ...]:
-    """Read the list of rules from a file of settings.
-
-    Raises:
-        SettingsInvalid: Names file, line and key; also for a rule that no series can reach.
-    """
-    rules = list_of(section(Rule))(place)
-    for count, rule in enumerate(rules[:-1], start=1):
-        if rule.takes_all:
-            node = place.node.value[count]
-            place.at(f"{place.key}[{count + 1}]", node).refuse(f"is never reached: rule {count} takes every series")
-    return rules

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from ctflow.node.rules import Rule, rules_from_place
-from ctflow.settings.document import (
-    Place,
-    key,
-    list_of,
-    one_of,
-    path,
-    place_of_file,
+from ctflow.node.rules import Rule
+from ctflow.settings.document import read_document
+from ctflow.settings.run import Given, Processing, Settings, data_folder_from_environment, given
+from ctflow.settings.schema import (
+    FilePath,
+    Group,
+    Key,
+    Reads,
+    Refused,
+    Switch,
+    effective,
+    key_text,
     real,
-    section,
+    shown,
     size,
-    size_text,
-    switch,
     text,
     whole,
 )
-from ctflow.settings.run import data_folder_from_environment
 
 MB, GB, TB = 10**6, 10**9, 10**12
 # Each has two descriptors and two threads; see `waiting.MOST_WAITING`.
@@ -37,104 +39,108 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # ------------------------------------------------------------------------------------------------- kinds of values
 
 
-def _ae_title(place: Place) -> str:
+def _ae_title(value: Any) -> str:
     """DICOM PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not blanks alone."""
-    value = text(place)
-    if len(value) > 16 or not value.isascii() or "\\" in value:
-        place.refuse(f"an AE title has 1 to 16 ASCII characters and no backslash, not {place.shown}")
-    return value
+    found = text(value)
+    if len(found) > 16 or not found.isascii() or "\\" in found:
+        raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, not {shown(value)}")
+    return found
 
 
-def _address(place: Place) -> str:
+def _address(value: Any) -> str:
     try:
-        return str(ipaddress.ip_address(text(place)))
+        return str(ipaddress.ip_address(text(value)))
     except ValueError:
-        place.refuse(f"must be an IP address of this machine, as 127.0.0.1 or 0.0.0.0 (all), not {place.shown}")
+        raise ValueError(
+            f"must be an IP address of this machine, as 127.0.0.1 or 0.0.0.0 (all), not {shown(value)}"
+        ) from None
 
 
-def _network(place: Place) -> Network:
+def _network(value: Any) -> Network:
     try:
-        return ipaddress.ip_network(text(place), strict=False)
+        return ipaddress.ip_network(text(value), strict=False)
     except ValueError:
-        place.refuse(f"must be an address or a network, as 10.1.2.3 or 10.1.0.0/16, not {place.shown}")
+        raise ValueError(f"must be an address or a network, as 10.1.2.3 or 10.1.0.0/16, not {shown(value)}") from None
 
 
 _NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
 
 
-def _host(place: Place) -> str:
+def _host(value: Any) -> str:
     """An IP address, or a host's name (RFC 1123)."""
-    value = text(place)
+    found = text(value)
     try:
-        return str(ipaddress.ip_address(value))
+        return str(ipaddress.ip_address(found))
     except ValueError:
         # Digits and dots alone are an address that went wrong.
-        if len(value) > 253 or not _NAME.fullmatch(value) or not re.search("[A-Za-z]", value):
-            place.refuse(f"must be a host's name or IP address, without port, not {place.shown}")
-    return value
+        if len(found) > 253 or not _NAME.fullmatch(found) or not re.search("[A-Za-z]", found):
+            raise ValueError(f"must be a host's name or IP address, without port, not {shown(value)}") from None
+    return found
 
 
-def _destination_name(place: Place) -> str:
-    value = text(place)
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", value):
-        place.refuse(f"must be 1 to 32 letters, digits, - or _, not {place.shown}")
-    return value
+def _matching(pattern: str, meaning: str, value: Any) -> str:
+    found = text(value)
+    if not re.fullmatch(pattern, found):
+        raise ValueError(f"must be {meaning}, not {shown(value)}")
+    return found
 
 
-def _device(place: Place) -> str:
-    value = text(place)
-    if not re.fullmatch(r"cpu|cuda:\d{1,3}", value):
-        place.refuse(f"must be cpu or a GPU, as cuda:0, not {place.shown}")
-    return value
-
-
-_port = whole(1, 65535)
+AeTitle = Annotated[str, Reads(_ae_title)]
+Address = Annotated[str, Reads(_address)]
+Host = Annotated[str, Reads(_host)]
+Port = Annotated[int, whole(1, 65535)]
+Name = Annotated[str, Reads(partial(_matching, r"[A-Za-z0-9_-]{1,32}", "1 to 32 letters, digits, - or _"))]
+Device = Annotated[str, Reads(partial(_matching, r"cpu|cuda:\d{1,3}", "cpu or a GPU, as cuda:0"))]
 
 
 # ---------------------------------------------------------------------------------------------------------- groups
 
 
 @dataclass(frozen=True)
-class Peer:
+class Peer(Group):
     """Who may send."""
 
-    host: Network = key(_network, "Address or network that it sends from, as `10.1.2.3` or `10.1.0.0/16`.")
-    ae_title: str | None = key(_ae_title, "Its AE title; any if left out.", default=None)
+    host: Annotated[
+        Network, Reads(_network), Key("Address or network that it sends from, as `10.1.2.3` or `10.1.0.0/16`.")
+    ]
+    ae_title: Annotated[AeTitle | None, Key("Its AE title; any if left out.")] = None
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Group):
     """What senders may use up."""
 
-    associations: int = key(
+    associations: Annotated[
+        int,
         whole(1, MOST_ASSOCIATIONS),
-        f"Associations at the same time, {MOST_ASSOCIATIONS} at most; more are rejected.",
-        default=64,
-    )
-    pdu: int = key(
+        Key(f"Associations at the same time, {MOST_ASSOCIATIONS} at most; more are rejected."),
+    ] = 64
+    pdu: Annotated[
+        int,
         size(4096, 16 * 2**20),
-        "The largest P-DATA PDU that is offered, and the most bytes of any PDU that are read before it is refused.",
-        default=128 * 2**10,
-    )
-    idle_s: float = key(real(1, 3600), "Seconds without a word after which an association is ended.", default=60.0)
-    instances: int = key(whole(1, 1_000_000), "Instances of one series.", default=20_000)
-    series: int = key(size(MB, 10 * TB), "Bytes of one series.", default=20 * GB)
-    free_disk: int = key(
+        Key(
+            "The largest P-DATA PDU that is offered, and the most bytes of any PDU that are read before it is refused."
+        ),
+    ] = 128 * 2**10
+    idle_s: Annotated[float, real(1, 3600), Key("Seconds without a word after which an association is ended.")] = 60.0
+    instances: Annotated[int, whole(1, 1_000_000), Key("Instances of one series.")] = 20_000
+    series: Annotated[int, size(MB, 10 * TB), Key("Bytes of one series.")] = 20 * GB
+    free_disk: Annotated[
+        int,
         size(0, 1000 * TB),
-        "Free space below which instances are refused (Out of Resources), until there is more again.",
-        default=5 * GB,
-    )
+        Key("Free space below which instances are refused (Out of Resources), until there is more again."),
+    ] = 5 * GB
 
 
 @dataclass(frozen=True)
-class Backoff:
+class Backoff(Group):
     """How long to wait before a result is sent again."""
 
-    first_s: float = key(real(0.1, 3600), "Seconds after the first failure; twice as long after each.", default=5.0)
-    most_s: float = key(real(0.1, 86400), "The longest wait.", default=300.0)
-    give_up_after_s: float = key(
-        real(60, 365 * 86400), "After this it is set aside until a person retries it.", default=float(_WEEK_S)
-    )
+    first_s: Annotated[float, real(0.1, 3600), Key("Seconds after the first failure; twice as long after each.")] = 5.0
+    most_s: Annotated[float, real(0.1, 86400), Key("The longest wait.")] = 300.0
+    give_up_after_s: Annotated[
+        float, real(60, 365 * 86400), Key("After this it is set aside until a person retries it.")
+    ] = float(_WEEK_S)
 
     def __post_init__(self) -> None:
         if self.first_s > self.most_s:
@@ -142,114 +148,124 @@ class Backoff:
 
 
 @dataclass(frozen=True)
-class Destination:
+class Destination(Group):
     """Where results are sent."""
 
-    name: str = key(_destination_name, "What the page and the log call it.")
-    ae_title: str = key(_ae_title, "Its AE title.")
-    host: str = key(_host, "Its name or IP address.")
-    port: int = key(_port, "Its port.")
-    backoff: Backoff = key(section(Backoff), "When to send again.", default=Backoff(), may_be_empty=True)
+    name: Annotated[Name, Key("What the page and the log call it.")]
+    ae_title: Annotated[AeTitle, Key("Its AE title.")]
+    host: Annotated[Host, Key("Its name or IP address.")]
+    port: Annotated[Port, Key("Its port.")]
+    backoff: Annotated[Backoff, Key("When to send again.")] = Backoff()
 
 
 @dataclass(frozen=True)
-class Web:
+class Web(Group):
     """The page."""
 
-    enabled: bool = key(switch, "Whether there is a page, `/healthz`, `/readyz` and `/metrics`.", default=True)
-    bind: str = key(_address, "Address that it listens on. It asks for no password.", default="127.0.0.1")
-    port: int = key(_port, "Its port.", default=8113)
-    hosts: tuple[str, ...] = key(
-        list_of(_host),
-        "Names under which browsers reach it, beside localhost and IP addresses; others are refused.",
-        default=(),
-        may_be_empty=True,
-    )
-    patient_data: bool = key(
-        switch,
-        "Keep in the journal and show: the patient's name, ID and birth date, accession number, UIDs.",
-        default=False,
-    )
+    enabled: Annotated[Switch, Key("Whether there is a page, `/healthz`, `/readyz` and `/metrics`.")] = True
+    bind: Annotated[Address, Key("Address that it listens on. It asks for no password.")] = "127.0.0.1"
+    port: Annotated[Port, Key("Its port.")] = 8113
+    hosts: Annotated[
+        tuple[Host, ...],
+        Key("Names under which browsers reach it, beside localhost and IP addresses; others are refused."),
+    ] = ()
+    patient_data: Annotated[
+        Switch, Key("Keep in the journal and show: the patient's name, ID and birth date, accession number, UIDs.")
+    ] = False
 
 
 @dataclass(frozen=True)
-class Log:
+class Log(Group):
     """What is written down, one JSON object a line."""
 
-    file: Path | None = key(path, "A file that is turned over by size; standard output if left out.", default=None)
-    level: str = key(
-        one_of("debug", "info", "warning", "error"),
-        "The least that is written; the audit trail always is.",
-        default="info",
-    )
-    rotate_at: int = key(size(10_000, TB), "Size at which the file is turned over.", default=100 * MB)
-    keep: int = key(whole(1, 1000), "How many old files are kept.", default=20)
+    file: Annotated[FilePath | None, Key("A file that is turned over by size; standard output if left out.")] = None
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Key("The least that is written; the audit trail always is.")
+    ] = "info"
+    rotate_at: Annotated[int, size(10_000, TB), Key("Size at which the file is turned over.")] = 100 * MB
+    keep: Annotated[int, whole(1, 1000), Key("How many old files are kept.")] = 20
 
 
-@dataclass(frozen=True)
-class ServiceSettings:
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings(Processing):
     """Everything that a site chooses; made by `read_settings`."""
 
-    data: Path = key(path, "Folder of what was received, the journal and the results.")
-    ae_title: str = key(_ae_title, "AE title of the node, as which it is called and calls.", default="CTFLOW")
-    bind: str = key(_address, "Address that it listens on.", default="127.0.0.1")
-    port: int = key(_port, "Port that it listens on.", default=11112)
-    peers: tuple[Peer, ...] = key(
-        list_of(section(Peer)),
-        "Who may send and ask for C-ECHO. If left out: this machine only.",
-        default=(),
-        may_be_empty=True,
-    )
-    limits: Limits = key(section(Limits), "What senders may use up.", default=Limits(), may_be_empty=True)
-    quiet_period_s: float = key(
-        real(0.1, 3600), "Seconds without a new instance after which a series is complete.", default=10.0
-    )
-    copy_to: Path | None = key(path, "Folder that gets a copy of every result.", default=None)
-    bundle: Path | None = key(path, "MONAI bundle; the demonstration if left out.", default=None)
-    engine: str = key(text, "Backend that computes (`ctflow engines`).", default="auto")
-    roi: str | None = key(
-        one_of("none", "body"),
-        "`body`: windows and marks only where the body is (performance.md). If left out: the whole volume, or what "
-        "`CTFLOW_ROI` says.",
-        default=None,
-    )
-    devices: tuple[str, ...] = key(
-        list_of(_device, most=64),
-        "`cpu`, or GPUs as `[cuda:0, cuda:1]`: a worker on each. If left out: every GPU, or the CPU.",
-        default=(),
-        may_be_empty=True,
-    )
-    destinations: tuple[Destination, ...] = key(
-        list_of(section(Destination), most=64),
-        "Where results are sent; each gets all of them.",
-        default=(),
-        may_be_empty=True,
-    )
-    web: Web = key(section(Web), "The page.", default=Web(), may_be_empty=True)
-    log: Log = key(section(Log), "What is written down.", default=Log(), may_be_empty=True)
-    allow_demonstration: bool = key(
-        switch, "Send results of a demonstration model to destinations, too.", default=False
-    )
-    rules: tuple[Rule, ...] = key(
-        rules_from_place,
-        "Which series are run; the first rule that fits decides. Without one, what is fit is run.",
-        default=(),
-        may_be_empty=True,
-    )
+    # What `ctflow run` has and a node has in another way.
+    MEANT: ClassVar[Mapping[str, str]] = {"device": "devices", "series": "rules", "pick": "rules", "force": "rules"}
+
+    data: Annotated[
+        FilePath, Key("Folder of what was received, the journal and the results.", default="the user's data folder")
+    ]
+    ae_title: Annotated[AeTitle, Key("AE title of the node, as which it is called and calls.")] = "CTFLOW"
+    bind: Annotated[Address, Key("Address that it listens on.")] = "127.0.0.1"
+    port: Annotated[Port, Key("Port that it listens on.")] = 11112
+    peers: Annotated[tuple[Peer, ...], Key("Who may send and ask for C-ECHO. If left out: this machine only.")] = ()
+    limits: Annotated[Limits, Key("What senders may use up.")] = Limits()
+    quiet_period_s: Annotated[
+        float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
+    ] = 10.0
+    copy_to: Annotated[FilePath | None, Key("Folder that gets a copy of every result.")] = None
+    bundle: Annotated[FilePath | None, Key("MONAI bundle; the demonstration if left out.")] = None
+    devices: Annotated[
+        tuple[Device, ...],
+        Key("`cpu`, or GPUs as `[cuda:0, cuda:1]`: a worker on each. If left out: every GPU, or the CPU.", most=64),
+    ] = ()
+    destinations: Annotated[
+        tuple[Destination, ...], Key("Where results are sent; each gets all of them.", most=64)
+    ] = ()
+    web: Annotated[Web, Key("The page.")] = Web()
+    log: Annotated[Log, Key("What is written down.")] = Log()
+    allow_demonstration: Annotated[Switch, Key("Send results of a demonstration model to destinations, too.")] = False
+    rules: Annotated[
+        tuple[Rule, ...],
+        Key("Which series are run; the first rule that fits decides. Without one, what is fit is run."),
+    ] = ()
 
     def __post_init__(self) -> None:
-        for what, names in (
-            ("destinations: the name", [each.name for each in self.destinations]),
-            ("devices: the device", list(self.devices)),
+        """Refuse what does not go together.
+
+        Raises:
+            SettingsInvalid: One name twice, one port for two servers, or a rule that no series can reach.
+        """
+        super().__post_init__()
+        for key, what, names in (
+            ("destinations", "name", [each.name for each in self.destinations]),
+            ("devices", "device", [*self.devices]),
         ):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
-                raise ValueError(f"{what} {min(twice)} stands twice")
+                raise Refused(f"the {what} {min(twice)} is used twice", key)
         if self.web.enabled and self.web.port == self.port:
-            raise ValueError(f"port and web.port are both {self.port}")
+            raise Refused(f"port and web.port are both {self.port}", "port", reason="conflict")
+        for count, rule in enumerate(self.rules[:-1], start=1):
+            if rule.takes_all:
+                raise Refused(f"is never reached: rule {count} takes every series", "rules", count)
+
+    @property
+    def run(self) -> Settings:
+        """How a worker runs each series."""
+        device = self.devices[0] if len(self.devices) == 1 else None
+        return Settings(device=device, **{each.name: getattr(self, each.name) for each in fields(Processing)})
 
 
 # --------------------------------------------------------------------------------------------------------- reading
+
+
+def given_settings(file: Path | None, environment: Mapping[str, str], typed: Mapping[str, Any] | None = None) -> Given:
+    """Gather what a site chose: what was typed, else the file, else the environment.
+
+    Args:
+        file: The YAML file; None takes the defaults.
+        environment: Environment variables; they also say where data lies by default.
+        typed: Fields of `ServiceSettings` as typed; None and False mean "not given".
+
+    Raises:
+        SettingsInvalid: The file cannot be read, or is no YAML file of settings.
+    """
+    found = given(typed or {}, environment, ServiceSettings, None if file is None else read_document(file))
+    if "data" not in found.data:
+        found.data["data"] = str(data_folder_from_environment(environment))
+    return found
 
 
 def read_settings(file: Path | None, environment: Mapping[str, str]) -> ServiceSettings:
@@ -257,7 +273,7 @@ def read_settings(file: Path | None, environment: Mapping[str, str]) -> ServiceS
 
     Args:
         file: The YAML file; None takes the defaults.
-        environment: Environment variables; they say where data lies by default.
+        environment: Environment variables.
 
     Returns:
         The settings; their paths are absolute.
@@ -265,9 +281,7 @@ def read_settings(file: Path | None, environment: Mapping[str, str]) -> ServiceS
     Raises:
         SettingsInvalid: The file cannot be read or holds what cannot be meant; names the file, the line and the key.
     """
-    default = data_folder_from_environment(environment)
-    place = None if file is None else place_of_file(file)
-    return ServiceSettings(data=default) if place is None else section(ServiceSettings, data=default)(place)
+    return given_settings(file, environment).read(ServiceSettings)
 
 
 def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
@@ -289,42 +303,12 @@ def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
     return any(caller in peer.host and peer.ae_title in (None, ae_title.strip()) for peer in settings.peers)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key for the documentation: its way, what holds without it, and what it means."""
-
-    name: str
-    default: str
-    meaning: str
-
-
-def documented_keys(kind: type = ServiceSettings, above: str = "") -> Iterator[Key]:
-    """Every key of the file, in its order."""
-    for each in fields(kind):
-        name = f"{above}{each.name}"
-        if is_dataclass(each.default) and not isinstance(each.default, type):
-            yield from documented_keys(type(each.default), f"{name}.")
-            continue
-        yield Key(name, _default_text(each.name, each.default), each.metadata["meaning"])
-        if each.name in _LISTS:
-            yield from documented_keys(_LISTS[each.name], f"{name}[].")
-
-
-_LISTS: dict[str, type] = {"peers": Peer, "destinations": Destination, "rules": Rule}
-_SIZES = {"pdu", "series", "free_disk", "rotate_at"}
-
-
-def _default_text(name: str, default: Any) -> str:
-    if default is MISSING:
-        return "the user's data folder" if name == "data" else "must be given"
-    if default is None or default == ():
-        return "none"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return size_text(default) if name in _SIZES else f"{default:g}" if isinstance(default, float) else str(default)
-
-
 # ------------------------------------------------------------------------------------------------------- explaining
+
+
+def values_and_origins(settings: ServiceSettings, found: Given) -> list[str]:
+    """Every key with the value that holds and where it comes from, a line each (`ctflow serve --check`)."""
+    return [f"{key_text(loc)} = {value}  ({found.origin(loc)})" for loc, value in effective(settings)]
 
 
 def explain_settings(settings: ServiceSettings) -> str:

@@ -1,70 +1,149 @@
-"""Settings of a run: one table of options for the command line, the application and the environment."""
+"""Settings of a run: one schema for the command line, the environment, and the files of the node and the cohort."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from ctflow.core.errors import SettingsInvalid
+from ctflow.settings.document import Document
+from ctflow.settings.schema import (
+    G,
+    Group,
+    Key,
+    Loc,
+    Reads,
+    Refused,
+    Switch,
+    Text,
+    keys_of,
+    path,
+    plain,
+    shown,
+    text,
+    validated,
+    wrong_choice,
+)
 
-Pick = Literal["all", "best"]
-Roi = Literal["none", "body"]
-ConstantWindowsAre = Literal["background", "compute"]
-Report = Literal["html", "none"]
-SegKind = Literal["binary", "labelmap", "fractional"]
-SegmentPer = Literal["class", "finding"]
 SegGrid = Literal["source", "resampled"]
 
 
+def _overlap(value: Any) -> float:
+    try:
+        number = float(plain(value))
+    except ValueError:
+        number = 1.0
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"must be a number at least 0 and below 1, not {shown(value)}")
+    return number
+
+
+def _devices(value: Any) -> str:
+    found = text(value)
+    kind, colon, numbers = found.partition(":")
+    if found in {"cpu", "cuda"}:
+        return found
+    gpus = numbers.split(",")
+    if kind != "cuda" or not colon or not all(number.isascii() and number.isdecimal() for number in gpus):
+        raise ValueError(wrong_choice(found, ["cpu", "cuda", "cuda:N", "cuda:N,M"]))
+    if len({int(number) for number in gpus}) < len(gpus):
+        raise ValueError(f"{shown(found)} names a GPU twice")
+    return found
+
+
+def _folder_or_none(value: Any) -> Path | None:
+    return None if value == "" else path(value)
+
+
+def read_environment() -> Mapping[str, str]:
+    """The process's environment variables (no other module reads them)."""
+    return dict(os.environ)
+
+
+def _cache_folder(environment: Mapping[str, str]) -> str:
+    """The variable's, else the user's by the XDG base directory specification; empty where there is neither."""
+    if "CTFLOW_CACHE" in environment:
+        return environment["CTFLOW_CACHE"]
+    if environment.get("XDG_CACHE_HOME"):
+        return str(Path(environment["XDG_CACHE_HOME"]) / "ctflow")
+    return str(Path(environment["HOME"]) / ".cache" / "ctflow") if environment.get("HOME") else ""
+
+
 @dataclass(frozen=True)
-class Settings:
-    """What a person may choose about a run; None leaves the choice to the bundle or the machine.
+class Processing(Group):
+    """How a series is computed and what is written of it; None leaves the choice to the bundle or the machine."""
 
-    Attributes:
-        series: Run only the series with this SeriesInstanceUID.
-        pick: Run every series that is fit, or the best one of each study and frame of reference.
-        force: Run series that the fitness rules set aside, with a warning.
-        allow_gaps: Interpolate where one slice is missing between two, with a warning.
-        engine: Backend name, or "auto".
-        precision: Number format of the heavy arithmetic; None takes the engine's own.
-        overlap: Overlap of neighbouring windows, 0 <= overlap < 1; None takes the bundle's.
-        roi: Which part of the volume gets windows and marks: "none" is the whole volume, "body" where the body is.
-        constant_windows: What is marked in windows that hold a single HU value (padding): "background" is nothing,
-            unless another window holds the voxel too; "compute" is what the network says, as MONAI does.
-        device: torch device, or several GPUs ("cuda:0,1"); None takes the first GPU, or the CPU where there is none.
-        cache: Folder of made engines and what was measured about them; None keeps none, and only engines that need no
-            file can run.
-        report: Whether report.html is written beside the SEG.
-        secondary_capture: Whether the preview is written as a DICOM image, too.
-        seg: Kind of the SEG: a bit a pixel and segment, one label a pixel, or each segment's probability.
-        seg_grid: Where the SEG's frames lie: on the source's slices, or, where those are tilted or were resampled, on a
-            right-angled regular grid.
-        segments: A segment of the SEG for each class of the bundle, or for each finding (connected component).
-        omit_empty_frames: Leave frames without a marked pixel out of the SEG.
-        nifti: Write the mask as NIfTI, too.
-    """
+    allow_gaps: Annotated[Switch, Key("Interpolate single missing slices, with a warning.")] = False
+    engine: Annotated[Text, Key("Backend that computes (see `ctflow engines`).", "NAME")] = "auto"
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16", "fp16"] | None,
+        Key("Number format: fp32, tf32, bf16 or fp16.", "P", "the engine's own"),
+    ] = None
+    overlap: Annotated[
+        float | None, Reads(_overlap), Key("Overlap of neighbouring windows, 0 <= F < 1.", "F", "the bundle's")
+    ] = None
+    roi: Annotated[
+        Literal["none", "body"], Key("Compute and mark the whole volume (`none`), or only where the body is.")
+    ] = "none"
+    constant_windows: Annotated[
+        Literal["background", "compute"],
+        Key("What is marked in windows of a single HU value: nothing, or what the network says, as MONAI does."),
+    ] = "background"
+    cache: Annotated[
+        Path | None,
+        Reads(_folder_or_none),
+        Key("Keeps made engines and what was measured about them; empty keeps none.", "DIR", "the user's cache folder"),
+    ] = field(default_factory=lambda: _folder_or_none(_cache_folder(read_environment())))
+    report: Annotated[
+        Literal["html", "none"], Key("Write report.html, a viewer in one file, or leave it out.", of_files=True)
+    ] = "html"
+    secondary_capture: Annotated[Switch, Key("Also write the preview as a DICOM Secondary Capture.", of_files=True)] = (
+        False
+    )
+    seg: Annotated[
+        Literal["binary", "labelmap", "fractional"],
+        Key("Kind of the SEG: a bit a pixel and segment, one label a pixel, or probabilities.", "KIND", of_files=True),
+    ] = "binary"
+    seg_grid: Annotated[
+        SegGrid,
+        Key("SEG of a tilted or uneven series: on its slices, or on a right-angled regular grid.", of_files=True),
+    ] = "source"
+    segments: Annotated[
+        Literal["class", "finding"],
+        Key("A segment for each class of the bundle, or for each finding.", of_files=True),
+    ] = "class"
+    omit_empty_frames: Annotated[
+        Switch, Key("Leave frames without a mark out of the SEG.", "yes|no", of_files=True)
+    ] = True
+    nifti: Annotated[Switch, Key("Also write segmentation.nii.gz.", of_files=True)] = False
 
-    series: str | None = None
-    pick: Pick = "all"
-    force: bool = False
-    allow_gaps: bool = False
-    engine: str = "auto"
-    precision: str | None = None
-    overlap: float | None = None
-    roi: Roi = "none"
-    constant_windows: ConstantWindowsAre = "background"
-    device: str | None = None
-    cache: Path | None = None
-    report: Report = "html"
-    secondary_capture: bool = False
-    seg: SegKind = "binary"
-    seg_grid: SegGrid = "source"
-    segments: SegmentPer = "class"
-    omit_empty_frames: bool = True
-    nifti: bool = False
+    def __post_init__(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            SettingsInvalid: Two of the values.
+        """
+        if self.seg == "fractional" and self.segments == "finding":
+            raise Refused(
+                "finding: fractions around a finding belong to none; use another --seg", "segments", reason="conflict"
+            )
+
+
+@dataclass(frozen=True)
+class Settings(Processing):
+    """What a person may choose about a run (docs/settings.md); None leaves the choice to the bundle or the machine."""
+
+    series: Annotated[Text | None, Key("Run only the series with this SeriesInstanceUID.", "UID", "all")] = None
+    pick: Annotated[Literal["all", "best"], Key("Run every eligible series, or the best of each study.")] = "all"
+    force: Annotated[Switch, Key("Run series that the eligibility rules reject, with a warning.")] = False
+    device: Annotated[
+        str | None,
+        Reads(_devices),
+        Key("Where to compute; several GPUs share a volume.", "cpu|cuda|cuda:N,M", "the first GPU, or the CPU"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -75,17 +154,17 @@ class Option:
         name: The field of `Settings`.
         metavar: What stands for the value in the help.
         help: One sentence.
-        parse: Text to value; a ValueError says what is wrong.
         switch: Takes no value.
         of_files: Says what is written, and so means nothing to commands that write no result folder.
+        default: What holds without it; None for the fields that the machine or the user decides.
     """
 
     name: str
     metavar: str
     help: str
-    parse: Callable[[str], Any]
-    switch: bool = field(default=False)
-    of_files: bool = field(default=False)
+    switch: bool
+    of_files: bool
+    default: str
 
     @property
     def flag(self) -> str:
@@ -98,121 +177,76 @@ class Option:
         return f"CTFLOW_{self.name.upper()}"
 
 
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"{text!r} is none of {', '.join(allowed)}")
-        return text
-
-    return parse
-
-
-def _overlap(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{text} is not at least 0 and below 1")
-    return value
-
-
-def _device(text: str) -> str:
-    kind, colon, numbers = text.partition(":")
-    if text in {"cpu", "cuda"}:
-        return text
-    gpus = numbers.split(",")
-    if kind != "cuda" or not colon or not all(number.isascii() and number.isdecimal() for number in gpus):
-        raise ValueError(f"{text!r} is none of cpu, cuda, cuda:N, cuda:N,M")
-    if len({int(number) for number in gpus}) < len(gpus):
-        raise ValueError(f"{text!r} names a GPU twice")
-    return text
+def _options() -> tuple[Option, ...]:
+    defaults: dict[str, Any] = {each.name: each.default for each in fields(Settings)}
+    return tuple(
+        Option(
+            name=name,
+            metavar=key.metavar or "|".join(get_args(get_args(annotation)[0])),
+            help=key.meaning,
+            switch=defaults[name] is False,
+            of_files=key.of_files,
+            default=key.default or {True: "yes", False: "no"}.get(defaults[name], str(defaults[name])),
+        )
+        for name, (annotation, key) in keys_of(Settings).items()
+    )
 
 
-def _roi(text: str) -> str:
-    if text == "lung":
-        raise ValueError("lung is not built yet; none and body are")
-    return _one_of("none", "body")(text)
+OPTIONS: tuple[Option, ...] = _options()
 
 
-def _switch(text: str) -> bool:
-    if text.lower() in {"1", "true", "yes", "on"}:
-        return True
-    if text.lower() in {"0", "false", "no", "off", ""}:
-        return False
-    raise ValueError(f"{text!r} is neither true nor false")
+@dataclass(frozen=True)
+class Given:
+    """What was given for a group of keys, and where.
+
+    Attributes:
+        data: Text, lists and groups by the keys' names.
+        named: Key -> the flag or the variable that gave it.
+        file: Gave the others; None where there is no file.
+    """
+
+    data: dict[str, Any]
+    named: Mapping[str, str]
+    file: Document | None
+
+    def read(self, kind: type[G]) -> G:
+        """The values.
+
+        Raises:
+            SettingsInvalid: One is wrong; names the flag, the variable, or file, line and key.
+        """
+        return validated(kind, self.data, self.where)
+
+    def where(self, loc: Loc) -> tuple[int, str]:
+        """The line of a value, and what a message says of its place."""
+        name = self.named.get(str(loc[0])) if loc else None
+        return (0, name) if name or not self.file else self.file.where(loc)  # type: ignore[return-value]
+
+    def origin(self, loc: Loc) -> str:
+        """Where a value came from: a flag, a variable, a line of the file, or the defaults."""
+        if loc[0] in self.named:
+            return self.named[str(loc[0])]
+        return f"line {self.file.where(loc)[0]}" if self.file and self.file.has(loc) else "default"
 
 
-def _series(text: str) -> str:
-    if not text.strip():
-        raise ValueError("a SeriesInstanceUID is needed")
-    return text.strip()
+def given(values: Mapping[str, Any], environment: Mapping[str, str], kind: type[Group], file: Document | None) -> Given:
+    """Gather what a person typed, else what the file says, else what the environment says.
 
-
-OPTIONS: tuple[Option, ...] = (
-    Option("series", "UID", "Run only the series with this SeriesInstanceUID.", _series),
-    Option("pick", "all|best", "Run every fit series, or the best of each study.", _one_of("all", "best")),
-    Option("force", "", "Run series that the fitness rules set aside, with a warning.", _switch, switch=True),
-    Option("allow_gaps", "", "Interpolate single missing slices, with a warning.", _switch, switch=True),
-    Option("engine", "NAME", "Backend that computes (see `ctflow engines`).", str),
-    Option(
-        "precision",
-        "P",
-        "fp32, tf32, bf16 or fp16 (default: the engine's own).",
-        _one_of("fp32", "tf32", "bf16", "fp16"),
-    ),
-    Option("overlap", "F", "Overlap of neighbouring windows, 0 <= F < 1 (default: the bundle's).", _overlap),
-    Option("roi", "none|body", "Compute and mark the whole volume (default), or only where the body is.", _roi),
-    Option(
-        "constant_windows",
-        "background|compute",
-        "Mark nothing in windows of a single HU value (default), or what the network says, as MONAI does.",
-        _one_of("background", "compute"),
-    ),
-    Option("cache", "DIR", "Keeps made engines (default: the user's cache folder; empty keeps none).", str),
-    Option("device", "cpu|cuda|cuda:N,M", "Where to compute (default: the first GPU, or the CPU).", _device),
-    Option(
-        "report",
-        "html|none",
-        "Write report.html, a viewer in one file, or leave it out.",
-        _one_of("html", "none"),
-        of_files=True,
-    ),
-    Option(
-        "secondary_capture",
-        "",
-        "Write the preview as a DICOM Secondary Capture, too.",
-        _switch,
-        switch=True,
-        of_files=True,
-    ),
-    Option(
-        "seg",
-        "KIND",
-        "Kind of the SEG: binary (default), labelmap or fractional.",
-        _one_of("binary", "labelmap", "fractional"),
-        of_files=True,
-    ),
-    Option(
-        "seg_grid",
-        "source|resampled",
-        "SEG of a tilted or uneven series: on its slices (default), or on a right-angled grid.",
-        _one_of("source", "resampled"),
-        of_files=True,
-    ),
-    Option(
-        "segments",
-        "class|finding",
-        "A segment for each class of the bundle (default), or for each finding.",
-        _one_of("class", "finding"),
-        of_files=True,
-    ),
-    Option(
-        "omit_empty_frames",
-        "yes|no",
-        "Leave frames without a mark out of the SEG (default: yes).",
-        _switch,
-        of_files=True,
-    ),
-    Option("nifti", "", "Write segmentation.nii.gz, too.", _switch, switch=True, of_files=True),
-)
+    Args:
+        values: Name of a key -> what was typed (or whether a switch was given); None and False mean "not given".
+        environment: Environment variables.
+        kind: The group that it is for; the variables of its options count.
+        file: The file, if any.
+    """
+    typed = {name: str(value) for name, value in values.items() if value is not None and value is not False}
+    data = {**(file.data if file else {}), **typed}
+    named = {name: f"--{name.replace('_', '-')}" for name in typed}
+    known = keys_of(kind)
+    for option in OPTIONS:
+        if option.name in known and option.name not in data and option.variable in environment:
+            data[option.name], named[option.name] = environment[option.variable], option.variable
+    data.setdefault("cache", _cache_folder(environment))
+    return Given(data, named, file)
 
 
 def settings_from_values(values: Mapping[str, str | bool | None], environment: Mapping[str, str]) -> Settings:
@@ -228,33 +262,8 @@ def settings_from_values(values: Mapping[str, str | bool | None], environment: M
     Raises:
         SettingsInvalid: A value is wrong; names the flag or the variable.
     """
-    chosen: dict[str, Any] = {}
-    for option in OPTIONS:
-        given = values.get(option.name)
-        where, text = option.flag, given
-        if given is None or given is False:
-            where, text = option.variable, environment.get(option.variable)
-        if text is None:
-            continue
-        try:
-            chosen[option.name] = option.parse(str(text))
-        except ValueError as error:
-            raise SettingsInvalid(f"{where}: {error}", reason="invalid-value") from error
-    if chosen.get("seg") == "fractional" and chosen.get("segments") == "finding":
-        raise SettingsInvalid(
-            "--segments finding: fractions around a finding belong to none; use another --seg", reason="conflict"
-        )
-    chosen["cache"] = _cache(chosen.get("cache"), environment)
-    return Settings(**chosen)
-
-
-def _cache(given: str | None, environment: Mapping[str, str]) -> Path | None:
-    """The folder as given, else the user's by the XDG base directory specification; None where there is neither."""
-    if given is not None:
-        return Path(given) if given else None
-    if environment.get("XDG_CACHE_HOME"):
-        return Path(environment["XDG_CACHE_HOME"]) / "ctflow"
-    return Path(environment["HOME"]) / ".cache" / "ctflow" if environment.get("HOME") else None
+    options = {option.name: values.get(option.name) for option in OPTIONS}
+    return given(options, environment, Settings, None).read(Settings)
 
 
 def data_folder_from_environment(environment: Mapping[str, str]) -> Path:
@@ -282,6 +291,10 @@ class Paths:
     input: Path
     output: Path
     model: Path | None
+
+    def absolute(self) -> Paths:
+        """The same from every working directory."""
+        return Paths(self.input.absolute(), self.output.absolute(), self.model and self.model.absolute())
 
 
 def paths_from_values(values: Mapping[str, str | None], environment: Mapping[str, str]) -> Paths:
@@ -313,8 +326,3 @@ def model_path_from_value(given: str | None, environment: Mapping[str, str]) -> 
 
 
 _PATHS = ("input", "output", "model")
-
-
-def read_environment() -> Mapping[str, str]:
-    """The process's environment variables (no other module reads them)."""
-    return dict(os.environ)

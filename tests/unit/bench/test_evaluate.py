@@ -23,7 +23,7 @@ from ctflow.settings.run import Settings
 from dicom_support import assembled, small_volume
 
 SHAPE = (16, 12, 10)
-CPU = Settings(device="cpu", engine="eager")
+CPU = Settings(device="cpu", cache=None, engine="eager")
 TUMOUR = np.s_[4:9, 3:8, 2:6]
 
 
@@ -305,7 +305,7 @@ def test_what_cannot_start_is_raised(model, write_case, tmp_path):
             case_folders(folder)
     folder = write_case("a", TUMOUR)
     with pytest.raises(BackendUnavailable):
-        evaluate_folder(folder, model, Settings(device="cuda:99"), reference=False)
+        evaluate_folder(folder, model, Settings(device="cuda:99", cache=None), reference=False)
     several = replace(model, spec=replace(model.spec, segments=model.spec.segments * 2))
     with pytest.raises(SettingsInvalid, match="one segment"):
         evaluate_folder(folder, several, CPU, reference=False)

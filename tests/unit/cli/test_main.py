@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from ctflow.cli import main as cli_main
+from ctflow.cli import inspection
 from ctflow.cli.main import main
 from ctflow.core.errors import NoUsableSeries
 from ctflow.dicom.read.scan import name_without_patient
@@ -121,7 +121,7 @@ def test_inspect_of_a_folder_without_dicom_shows_what_is_there_and_is_2(tmp_path
     assert main(["inspect", str(tmp_path), *words]) == NoUsableSeries.exit_code
     shown = capsys.readouterr()
     assert "empty or without a DICOM header" in shown.out
-    assert "NoUsableSeries: the folder holds no DICOM series" in shown.err
+    assert "NoUsableSeries [no-dicom]" in shown.err
 
 
 def test_python_m_ctflow_is_the_command():
@@ -130,7 +130,7 @@ def test_python_m_ctflow_is_the_command():
     assert done.stdout.startswith("ctflow, version")
     done = subprocess.run([*command, "run", "-o", "y"], capture_output=True, text=True, check=False)
     assert done.returncode == 64
-    assert "SettingsInvalid: no input folder" in done.stderr
+    assert "SettingsInvalid [missing-folder]" in done.stderr
 
 
 def test_phantom_writes_series_and_truth_once(tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_an_interrupt_is_130(monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_main, "inspect_folder", interrupt)
+    monkeypatch.setattr(inspection, "inspect_folder", interrupt)
     assert main(["inspect", str(tmp_path)]) == 130
 
 
@@ -180,7 +180,7 @@ def test_an_unexpected_error_is_70(monkeypatch, tmp_path, capsys):
     def fail(*_, **__):
         raise RuntimeError("Doe^John")
 
-    monkeypatch.setattr(cli_main, "inspect_folder", fail)
+    monkeypatch.setattr(inspection, "inspect_folder", fail)
     assert main(["inspect", str(tmp_path)]) == 70
     assert "Doe" not in capsys.readouterr().err
     assert main(["--debug", "inspect", str(tmp_path)]) == 70

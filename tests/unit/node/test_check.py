@@ -24,7 +24,7 @@ from ctflow.node.work.worker import Line, NotReady, Ready
 from ctflow.settings.run import Settings
 from service_support import worker_that_answers
 
-RUN = Settings(engine="eager", device="cpu")
+RUN = Settings(engine="eager", cache=None, device="cpu")
 
 
 @pytest.fixture

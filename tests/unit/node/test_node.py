@@ -21,7 +21,7 @@ from service_support import Archive, association, free_port, instance, storescu,
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 SR, SEG = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.66.4"
-RUN = Settings(engine="eager", device="cpu", report="none")
+RUN = Settings(engine="eager", cache=None, device="cpu", report="none")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import yaml
 
 from ctflow.core.errors import EXIT_INTERRUPTED
 from ctflow.node.log import AuditTrail, set_up_node_log
-from ctflow.node.settings import Log, ServiceSettings, documented_keys, explain_settings, read_settings
+from ctflow.node.settings import Log, ServiceSettings, explain_settings, read_settings
 from ctflow.node.web.views import STATES
+from ctflow.settings.schema import documented
 from node_support import Ward, loggers_kept
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -24,7 +25,7 @@ NODE = (DOCS / "node.md").read_text(encoding="utf-8")
 def test_the_table_has_every_key_its_default_and_its_meaning():
     table = NODE[NODE.index("## The file") : NODE.index("## Connecting")]
     rows = re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*) \|$", table, re.MULTILINE)
-    assert rows == [(key.name, key.default, key.meaning) for key in documented_keys()]
+    assert rows == [(key.name, key.default, key.meaning) for key in documented(ServiceSettings)]
 
 
 def test_the_example_is_a_file_that_the_node_takes():

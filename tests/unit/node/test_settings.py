@@ -18,11 +18,14 @@ from ctflow.node.settings import (
     Peer,
     ServiceSettings,
     Web,
-    documented_keys,
     explain_settings,
+    given_settings,
     is_peer,
     read_settings,
+    values_and_origins,
 )
+from ctflow.settings.run import OPTIONS, Settings
+from ctflow.settings.schema import documented
 
 HOME = {"HOME": "/home/node"}
 
@@ -35,7 +38,8 @@ def read(tmp_path, content) -> ServiceSettings:
 
 def test_everything_works_without_a_file():
     found = read_settings(None, HOME)
-    assert found == ServiceSettings(data=Path("/home/node/.local/share/ctflow"))
+    home = Path("/home/node")
+    assert found == ServiceSettings(data=home / ".local/share/ctflow", cache=home / ".cache/ctflow")
     assert (found.ae_title, found.bind, found.port) == ("CTFLOW", "127.0.0.1", 11112)
     assert (found.web.bind, found.web.patient_data) == ("127.0.0.1", False)
     assert found.peers == found.destinations == found.rules == ()
@@ -65,6 +69,18 @@ copy_to: out
 bundle: bundles/lung
 engine: openvino
 roi: body
+precision: bf16
+overlap: 0.5
+constant_windows: compute
+allow_gaps: true
+cache: engines
+report: none
+secondary_capture: true
+seg: labelmap
+seg_grid: resampled
+segments: finding
+omit_empty_frames: false
+nifti: true
 devices: [cuda:0, cuda:1]
 destinations:
   - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112}
@@ -95,6 +111,18 @@ def test_every_key_is_read(tmp_path):
         bundle=here / "bundles/lung",
         engine="openvino",
         roi="body",
+        precision="bf16",
+        overlap=0.5,
+        constant_windows="compute",
+        allow_gaps=True,
+        cache=here / "engines",
+        report="none",
+        secondary_capture=True,
+        seg="labelmap",
+        seg_grid="resampled",
+        segments="finding",
+        omit_empty_frames=False,
+        nifti=True,
         devices=("cuda:0", "cuda:1"),
         destinations=(
             Destination("pacs", "PACS", "pacs.example.org", 11112),
@@ -108,7 +136,9 @@ def test_every_key_is_read(tmp_path):
     found = read(tmp_path, EVERYTHING)
     for each in dataclasses.fields(ServiceSettings):
         assert getattr(found, each.name) == getattr(expected, each.name), each.name
-        assert getattr(found, each.name) != getattr(ServiceSettings(Path()), each.name), f"{each.name} is not tried"
+        assert getattr(found, each.name) != getattr(ServiceSettings(data=Path()), each.name), (
+            f"{each.name} is not tried"
+        )
 
 
 @pytest.mark.parametrize(
@@ -132,17 +162,17 @@ def test_every_key_is_read(tmp_path):
         ("destinations: [{name: ../a, ae_title: X, host: h, port: 1}]", "destinations[1].name: must be 1 to 32"),
         (
             "destinations:\n- {name: a, ae_title: X, host: h, port: 1}\n- {name: a, ae_title: Y, host: h, port: 1}",
-            "destinations: the name a stands twice",
+            "destinations: the name a is used twice",
         ),
         (
             "destinations: [{name: a, ae_title: X, host: h, port: 1, backoff: {first_s: 9, most_s: 1}}]",
             "destinations[1].backoff: first_s 9 is above most_s 1",
         ),
         ("devices: [gpu]", "devices[1]: must be cpu or a GPU, as cuda:0, not 'gpu'"),
-        ("devices: [cuda:0, cuda:0]", "devices: the device cuda:0 stands twice"),
+        ("devices: [cuda:0, cuda:0]", "devices: the device cuda:0 is used twice"),
         ("limits: {pdu: 100}", "limits.pdu: must be from 4 KiB to 16 MiB"),
-        ("log: {level: loud}", "log.level: 'loud' is none of debug, info, warning, error"),
-        ("rules:\n  - {decision: go}", "line 2: rules[1].decision: 'go' is none of run, ignore"),
+        ("log: {level: loud}", "log.level: invalid choice 'loud' (choose from debug, info, warning, error)"),
+        ("rules:\n  - {decision: go}", "line 2: rules[1].decision: invalid choice 'go' (choose from run, ignore)"),
         ("rules:\n  - {decision: ignore}\n  - {decision: run}", "line 3: rules[2]: is never reached: rule 1"),
         ("rules: [{decision: ignore, force: true}]", "rules[1]: force belongs to the decision run"),
         ("rules: [{decision: run, thickness_mm: {min: 2, max: 1}}]", "thickness_mm: min 2 is above max 1"),
@@ -207,8 +237,50 @@ def test_what_is_seldom_meant_is_told(tmp_path):
     assert "results of a demonstration model are not sent" in told
 
 
+def test_every_value_is_told_with_where_it_comes_from(tmp_path):
+    file = tmp_path / "node.yaml"
+    file.write_text("seg: labelmap\nweb:\n  port: 80\npeers: [{host: 10.1.2.3}]\nport: 1", encoding="utf-8")
+    found = given_settings(file, {**HOME, "CTFLOW_OVERLAP": "0.5", "CTFLOW_SEG": "binary"}, {"port": 2, "data": None})
+    told = values_and_origins(found.read(ServiceSettings), found)
+    for line in (
+        "data = /home/node/.local/share/ctflow  (default)",
+        "port = 2  (--port)",
+        "seg = labelmap  (line 1)",
+        "web.port = 80  (line 3)",
+        "web.bind = 127.0.0.1  (default)",
+        "peers[1].host = 10.1.2.3/32  (line 4)",
+        "peers[1].ae_title = none  (default)",
+        "overlap = 0.5  (CTFLOW_OVERLAP)",
+        "limits.pdu = 128 KiB  (default)",
+        "omit_empty_frames = true  (default)",
+    ):
+        assert line in told
+    names = {line.split(" = ")[0] for line in told}
+    assert names >= {row.name for row in documented(ServiceSettings) if "[]" not in row.name} - {"peers"}
+
+
+def test_every_option_of_a_run_is_a_key_of_the_node_or_has_one_in_its_place(tmp_path):
+    keys = {field.name for field in dataclasses.fields(ServiceSettings)}
+    for option in OPTIONS:
+        assert (option.name in keys) != (ServiceSettings.MEANT.get(option.name) in keys), option.name
+    with pytest.raises(SettingsInvalid, match=r"node\.yaml, line 1: device: unknown key: do you mean devices\?"):
+        read(tmp_path, "device: cpu")
+
+
+def test_what_the_file_leaves_open_the_environment_says(tmp_path):
+    run = read_settings(None, {**HOME, "CTFLOW_PRECISION": "fp32", "CTFLOW_CACHE": "/c"}).run
+    assert (run.precision, run.cache, run.device) == ("fp32", Path("/c"), None)
+    assert read(tmp_path, "devices: cpu\noverlap: 0.25").run == Settings(
+        device="cpu", overlap=0.25, cache=Path("/home/node/.cache/ctflow")
+    )
+    with pytest.raises(SettingsInvalid, match="^CTFLOW_SEG: invalid choice"):
+        read_settings(None, {**HOME, "CTFLOW_SEG": "bits"})
+    with pytest.raises(SettingsInvalid, match="^--port: port and web.port are both 8113"):
+        given_settings(None, HOME, {"port": 8113}).read(ServiceSettings)
+
+
 def test_every_key_has_its_line_of_documentation():
-    keys = {each.name: each for each in documented_keys()}
+    keys = {each.name: each for each in documented(ServiceSettings)}
     assert {each.name for each in dataclasses.fields(ServiceSettings)} == {
         name.split(".")[0].removesuffix("[]") for name in keys
     }

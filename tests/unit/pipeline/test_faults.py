@@ -21,7 +21,7 @@ from ctflow.settings.run import Settings
 from dicom_support import selection_of, small_volume
 from marking_support import MarkingSegmenter, marking_model
 
-SETTINGS = Settings(device="cpu", report="none")
+SETTINGS = Settings(device="cpu", cache=None, report="none")
 STAGES = [
     "assemble_series",
     "sources_from_headers",

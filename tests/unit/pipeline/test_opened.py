@@ -21,7 +21,7 @@ from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
 ROI = (16, 16, 16)
-NAMED = Settings(device="cpu", engine="openvino")
+NAMED = Settings(device="cpu", cache=None, engine="openvino")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_named_engine_that_differs_fails_the_case_and_is_compared_on_every_ct(
 def test_without_a_cache_auto_goes_on_with_the_next_engine(model, ct, machine, caplog):
     machine.computes = {"fused": wrong, "eager": right}
     told = []
-    with Segmenter(model, Settings(device="cpu")) as segmenter:
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
         found, _ = segmenter.segment(ct, meanwhile=lambda: told.append("meanwhile"))
         again, _ = segmenter.segment(ct)
     assert (found.engine.backend, found.agreement) == ("eager", None)
@@ -171,7 +171,7 @@ def test_without_a_cache_auto_goes_on_with_the_next_engine(model, ct, machine, c
 
 def test_where_no_engine_is_left_the_case_fails_and_the_engine_stays_open(model, ct, machine):
     machine.computes = {"fused": wrong}
-    with Segmenter(model, Settings(device="cpu")) as segmenter:
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
         for _ in range(2):
             with pytest.raises(ParityFailed, match="fused fp32 differs"):
                 segmenter.segment(ct)
@@ -180,7 +180,7 @@ def test_where_no_engine_is_left_the_case_fails_and_the_engine_stays_open(model,
 
 def test_the_next_engine_is_opened_once_the_device_holds_nothing_of_the_one_that_failed(model, ct, machine):
     machine.computes, machine.fitting = {"fused": wrong, "compile": wrong, "eager": right}, 1
-    with Segmenter(model, Settings(device="cpu")) as segmenter:
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
         found, _ = segmenter.segment(ct)
     assert found.engine.backend == "eager"
     assert machine.closed == ["fused", "compile", "eager"]
@@ -191,7 +191,7 @@ def test_what_torch_caches_is_freed_before_the_next_engine_is_opened(model, mach
     machine.computes = {"fused": wrong, "eager": right}
     monkeypatch.setattr(opened, "devices_from_setting", lambda _: ("cuda:0", "cuda:1"))
     monkeypatch.setattr(opened, "free_cached_memory", lambda: order.append((list(machine.closed), len(machine.opened))))
-    engines = opened.OpenEngines(model, Settings())
+    engines = opened.OpenEngines(model, Settings(cache=None))
     engines.open()
     engines.take_next(ParityFailed("differs", reason="differs"), lambda *_: None)
     assert order == [(["fused", "fused"], 2)], "after both were closed, before another is opened"
@@ -200,7 +200,7 @@ def test_what_torch_caches_is_freed_before_the_next_engine_is_opened(model, mach
 
 def test_too_little_memory_for_the_next_engine_is_said_as_such_and_the_series_may_be_tried_again(model, ct, machine):
     machine.computes = {"fused": wrong, "eager": right}
-    with Segmenter(model, Settings(device="cpu")) as segmenter:
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
         machine.fitting = 0  # another program took it
         for _ in range(2):
             with pytest.raises(DeviceOutOfMemory, match="too little memory for the network"):
@@ -216,7 +216,7 @@ def test_too_little_memory_for_the_next_engine_is_said_as_such_and_the_series_ma
 
 def test_who_failed_is_opened_again_where_memory_was_short_and_no_engine_is_left(model, ct, machine):
     machine.computes = {"fused": wrong, "eager": right}
-    with Segmenter(model, Settings(device="cpu")) as segmenter:
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
         machine.fitting = 0
         with pytest.raises(DeviceOutOfMemory):
             segmenter.segment(ct)
@@ -297,7 +297,7 @@ def test_too_little_memory_for_pytorch_is_told_and_costs_no_case(model, ct, mach
 def test_logits_that_are_not_finite_are_the_engines_fault_first(model, ct, machine):
     """An overflow in half precision: the next engine computes the case."""
     machine.computes = {"fused": lambda windows: windows * torch.nan, "eager": right}
-    with Segmenter(model, Settings(device="cpu")) as segmenter:
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
         assert segmenter.segment(ct)[0].engine.backend == "eager"
 
 

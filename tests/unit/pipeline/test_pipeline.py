@@ -58,7 +58,7 @@ def model(coarse_bundle):
 
 @pytest.fixture
 def settings():
-    return Settings(device="cpu")
+    return Settings(device="cpu", cache=None)
 
 
 def noting(call, steps, word):
@@ -94,7 +94,7 @@ def test_a_folder_becomes_a_result_a_series(model, series, settings, tmp_path):
 
 
 def test_the_report_can_be_left_out_and_a_secondary_capture_asked_for(model, series, tmp_path):
-    settings = Settings(device="cpu", report="none", secondary_capture=True)
+    settings = Settings(device="cpu", cache=None, report="none", secondary_capture=True)
     (case,) = run_folder(series, tmp_path, model, settings).cases
     files = {"segmentation.dcm", "measurements.dcm", "secondary_capture.dcm", "preview.png", "result.json"}
     assert {path.name for path in case.folder.iterdir()} == files
@@ -128,7 +128,7 @@ def test_what_people_look_at_holds_no_patient_data(model, settings, tmp_path):
 
 def test_the_same_run_gives_the_same_bytes_and_another_overlap_another_uid(model, series, settings, tmp_path):
     files = []
-    for name, chosen in (("a", settings), ("b", settings), ("c", Settings(device="cpu", overlap=0.5))):
+    for name, chosen in (("a", settings), ("b", settings), ("c", Settings(device="cpu", cache=None, overlap=0.5))):
         (case,) = run_folder(series, tmp_path / name, model, chosen).cases
         files.append(case.folder / "segmentation.dcm")
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -334,7 +334,7 @@ def test_nothing_is_marked_beside_the_slices_of_a_tilted_series(model, settings,
 def test_a_missing_slice_runs_with_allow_gaps(model, tmp_path):
     another_series(tmp_path / "in", 1)
     (tmp_path / "in" / "00009.dcm").unlink()
-    report = run_folder(tmp_path / "in", tmp_path / "out", model, Settings(device="cpu", allow_gaps=True))
+    report = run_folder(tmp_path / "in", tmp_path / "out", model, Settings(device="cpu", cache=None, allow_gaps=True))
     assert report.exit_code == 0
     (case,) = report.cases
     assert case.document["series"]["shape"][0] == 18
@@ -398,7 +398,7 @@ def test_a_report_that_cannot_be_written_takes_the_seg_with_it(model, series, se
 def test_no_series_is_named_before_an_engine_opens(model, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(NoUsableSeries):
-        run_folder(tmp_path / "in", tmp_path / "out", model, Settings(engine="no such engine"))
+        run_folder(tmp_path / "in", tmp_path / "out", model, Settings(engine="no such engine", cache=None))
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_real_ct_whose_files_share_a_uid_is_refused_by_name(data, model, setting
 
 
 def test_real_ct_on_tilted_uneven_slices_is_marked_on_them(data, model, tmp_path):
-    report = run_folder(data / "tilted", tmp_path / "out", model, Settings(device="cpu", force=True))
+    report = run_folder(data / "tilted", tmp_path / "out", model, Settings(device="cpu", cache=None, force=True))
     (case,) = report.cases
     assert report.exit_code == 0
     assert any("tilt of 18.5 degrees" in warning for warning in case.warnings)
@@ -436,7 +436,7 @@ def test_forced_and_dropped_series_carry_warnings(model, settings, tmp_path):
             dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
     another_series(tmp_path / "in", 2, localizer)
-    found = find_cases(tmp_path / "in", model.spec, Settings(force=True))
+    found = find_cases(tmp_path / "in", model.spec, Settings(force=True, cache=None))
     (case,) = found.cases
     assert len(case.warnings) == 2
     assert "localizer" in case.warnings[0]
@@ -565,7 +565,7 @@ def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series,
 
     The first CT is compared with PyTorch, a later one carries the figures, and both have the same SEG.
     """
-    plain = run_folder(series, tmp_path / "plain", model, Settings(device="cpu"))
+    plain = run_folder(series, tmp_path / "plain", model, Settings(device="cpu", cache=None))
     chosen = Settings(device="cpu", engine="openvino", cache=tmp_path / "cache")
     quick, again = (run_folder(series, tmp_path / name, model, chosen) for name in ("quick", "again"))
     masks, uids = [], []
@@ -596,7 +596,7 @@ def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series,
 
 
 def test_without_a_cache_auto_is_plain_pytorch(model):
-    segmenter = Segmenter(model, Settings(device="cpu"))
+    segmenter = Segmenter(model, Settings(device="cpu", cache=None))
     with segmenter:
         assert segmenter._engines[0].info.backend == "eager"
 

@@ -83,7 +83,7 @@ def found(volume: Volume, folder, model, monkeypatch) -> tuple[np.ndarray, np.nd
     """World points of the SEG's mask, and the centroid that result.json gives."""
     monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: Bright())
     write_ct_series(volume, folder / "ct")
-    (case,) = run_folder(folder / "ct", folder / "out", model, Settings(device="cpu", force=True)).cases
+    (case,) = run_folder(folder / "ct", folder / "out", model, Settings(device="cpu", cache=None, force=True)).cases
     loaded = assembled(folder / "ct")
     mask = read_segmentation(case.folder / "segmentation.dcm", [instance.header for instance in loaded.instances])
     (segment,) = json.loads((case.folder / "result.json").read_text())["segments"]

@@ -22,7 +22,7 @@ from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
-SETTINGS = Settings(device="cpu")
+SETTINGS = Settings(device="cpu", cache=None)
 
 
 @pytest.fixture(scope="module")

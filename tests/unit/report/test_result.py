@@ -91,7 +91,7 @@ def done(**changes):
         "model": {"name": "m", "version": "1", "weights_digest": "ab" * 32},
         "engine": ENGINE,
         "window": WINDOW,
-        "settings": asdict(Settings()),
+        "settings": asdict(Settings(cache=None)),
         "stage_seconds": {"read": 0.5},
         "segments": [SEGMENT],
         "warnings": [],
@@ -228,7 +228,7 @@ def test_what_a_run_writes_is_valid(coarse_bundle, series, tmp_path):
     (folder / "broken" / "00009.dcm").unlink()
     (folder / "good").symlink_to(series)
     (folder / "notes.dcm").write_text("no image")
-    report = run_folder(folder, tmp_path / "out", read_bundle(coarse_bundle), Settings(device="cpu"))
+    report = run_folder(folder, tmp_path / "out", read_bundle(coarse_bundle), Settings(device="cpu", cache=None))
     files = sorted((tmp_path / "out").rglob("result.json"))
     assert len(files) == 2
     for file in files:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -9,33 +10,51 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctflow.core.errors import SettingsInvalid
-from ctflow.settings import document
-from ctflow.settings.document import key, list_of, one_of, place_of_file, real, section, size, size_text, switch, whole
+from ctflow.settings.document import read_document
+from ctflow.settings.schema import (
+    FilePath,
+    Group,
+    Key,
+    Refused,
+    Switch,
+    Text,
+    documented,
+    effective,
+    key_text,
+    real,
+    size,
+    size_text,
+    validated,
+    whole,
+)
 
 
 @dataclass(frozen=True)
-class Inner:
-    number: int = key(whole(1, 9), "A number.", default=3)
-    word: str = key(document.text, "A word.", default="blue")
+class Inner(Group):
+    number: Annotated[int, whole(1, 9), Key("A number.")] = 3
+    word: Annotated[Text, Key("A word.")] = "blue"
 
 
 @dataclass(frozen=True)
-class Outer:
-    must: str = key(document.text, "A word.")
-    inner: Inner = key(section(Inner), "More.", default=Inner(), may_be_empty=True)
-    many: tuple[str, ...] = key(list_of(document.text, most=3), "Words.", default=(), may_be_empty=True)
-    on: bool = key(switch, "Whether.", default=False)
-    share: float = key(real(0, 2), "How much.", default=1.0)
-    room: int = key(size(0, 10**12), "Bytes.", default=0)
-    colour: str = key(one_of("red", "green"), "Colour.", default="red")
-    file: Path = key(document.path, "A file.", default=Path("x"))
+class Outer(Group):
+    MEANT = {"most": "many"}  # noqa: RUF012
+
+    must: Annotated[Text, Key("A word.")]
+    inner: Annotated[Inner, Key("More.")] = Inner()
+    many: Annotated[tuple[Text, ...], Key("Words.", most=3)] = ()
+    on: Annotated[Switch, Key("Whether.")] = False
+    share: Annotated[float, real(0, 2), Key("How much.")] = 1.0
+    room: Annotated[int, size(0, 10**12), Key("Bytes.")] = 0
+    colour: Annotated[Literal["red", "green"], Key("Colour.")] = "red"
+    file: Annotated[FilePath, Key("A file.")] = Path("x")
+    groups: Annotated[tuple[Inner, ...], Key("Several.")] = ()
 
 
 def read(tmp_path, content, kind=Outer):
     file = tmp_path / "node.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    place = place_of_file(file)
-    return None if place is None else section(kind)(place)
+    document = read_document(file)
+    return validated(kind, document.data, document.where)
 
 
 def test_values_are_of_the_kind_that_the_key_has(tmp_path):
@@ -58,8 +77,31 @@ def test_a_group_or_list_whose_lines_are_comments_is_the_default(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "null\n"])
-def test_a_file_without_a_value_is_none(tmp_path, content):
-    assert read(tmp_path, content) is None
+def test_a_file_without_a_value_gives_the_defaults(tmp_path, content):
+    assert read(tmp_path, content, Inner) == Inner()
+
+
+def test_every_value_is_shown_with_the_line_that_says_it(tmp_path):
+    file = tmp_path / "node.yaml"
+    file.write_text("must: x\nroom: 1000\ngroups:\n  - number: 4\nmany: y\ninner: {word: z}")
+    document = read_document(file)
+    shown = {
+        key_text(loc): (value, document.where(loc)[0] if document.has(loc) else None)
+        for loc, value in effective(validated(Outer, document.data, document.where))
+    }
+    assert shown == {
+        "must": ("x", 1), "inner.number": ("3", None), "inner.word": ("z", 6), "many": ("y", 5), "on": ("false", None),
+        "share": ("1", None), "room": ("1 kB", 2), "colour": ("red", None), "file": ("x", None),
+        "groups[1].number": ("4", 4), "groups[1].word": ("blue", None),
+    }  # fmt: skip
+
+
+def test_every_key_is_documented_with_its_default():
+    assert [(row.name, row.default) for row in documented(Outer)] == [
+        ("must", "must be given"), ("inner.number", "3"), ("inner.word", "blue"), ("many", "none"), ("on", "false"),
+        ("share", "1"), ("room", "0"), ("colour", "red"), ("file", "x"), ("groups", "none"),
+        ("groups[].number", "3"), ("groups[].word", "blue"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -67,9 +109,18 @@ def test_a_file_without_a_value_is_none(tmp_path, content):
     [
         ("must: x\ninner:\n  numbr: 3", "line 3: inner.numbr: unknown key: do you mean number?"),
         ("must: x\nIn-ner: 3", "line 2: In-ner: unknown key: do you mean inner?"),
+        ("must: x\nmost: 3", "line 2: most: unknown key: do you mean many?"),
+        ("must: x\ncolour: [red]", "line 2: colour: must be text, not a list"),
+        ("must: x\ngroups: {number: 0}", "line 2: groups.number: must be a whole number from 1 to 9, not '0'"),
+        ("must: x\ngroups:\n  - {number: 2}\n  - {wrd: a}", "line 4: groups[2].wrd: unknown key: do you mean word?"),
+        ("must: x\nshare: 3\ninner: {number: 0}", "line 2: share: "),
+        ("must: x\ninner: {number: 0}\nshare: 3", "line 2: inner.number: "),
         ("must: x\nMUST: 3", "line 2: MUST: unknown key: do you mean must?"),
-        ("must: x\nzzz: 3", "line 2: zzz: unknown key; there are colour, file, inner, many, must, on, room, share"),
-        ("must: x\n\nmust: y", "line 3: the key 'must' stands twice here, first in line 1: keep one"),
+        (
+            "must: x\nzzz: 3",
+            "line 2: zzz: unknown key; there are colour, file, groups, inner, many, must, on, room, share",
+        ),
+        ("must: x\n\nmust: y", "line 3: the key 'must' is repeated, first in line 1: keep one"),
         ("on: true", "line 1: the key must is missing"),
         ("must:", "line 1: must: has no value"),
         ("must: [x]", "line 1: must: must be text, not a list"),
@@ -91,7 +142,7 @@ def test_a_file_without_a_value_is_none(tmp_path, content):
         ("must: x\non: 'true'", "on: must be true or false"),
         ("must: x\nroom: 5 apples", "room: must be bytes, as 131072, 500 MB or 20 GB, not '5 apples'"),
         ("must: x\nroom: 2 TB", "room: must be from 0 to 1 TB, not '2 TB'"),
-        ("must: x\ncolour: gren", "colour: 'gren' is none of red, green: do you mean green?"),
+        ("must: x\ncolour: gren", "colour: invalid choice 'gren' (choose from red, green): do you mean green?"),
         ("must: x\nmany: [a, b, c, d]", "many: has 4 entries, more than 3"),
         ("must: x\nmany:\n  - a\n  -", "line 4: many[2]: is empty"),
         ("must: x\nfile: ~/x", "file: ~ is not followed"),
@@ -125,28 +176,27 @@ def test_a_file_of_aliases_of_aliases_is_refused_at_once(tmp_path):
 
 def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):
     with pytest.raises(SettingsInvalid, match=r"none\.yaml cannot be read: No such file"):
-        place_of_file(tmp_path / "none.yaml")
+        read_document(tmp_path / "none.yaml")
     with pytest.raises(SettingsInvalid, match="cannot be read: Is a directory"):
-        place_of_file(tmp_path)
+        read_document(tmp_path)
 
 
 def test_what_a_group_itself_refuses_is_named_with_its_line(tmp_path):
     @dataclass(frozen=True)
-    class Picky:
-        low: int = key(whole(0, 9), "Low.", default=0)
-        high: int = key(whole(0, 9), "High.", default=9)
+    class Picky(Group):
+        low: Annotated[int, whole(0, 9), Key("Low.")] = 0
+        high: Annotated[int, whole(0, 9), Key("High.")] = 9
 
         def __post_init__(self):
             if self.low > self.high:
                 raise ValueError("low is above high")
+            if self.high == 9:
+                raise Refused("is too high", "high")
 
     with pytest.raises(SettingsInvalid, match=r"node\.yaml, line 2: low is above high"):
         read(tmp_path, "# picky\nlow: 3\nhigh: 2", Picky)
-
-
-def test_only_a_dataclass_is_a_group():
-    with pytest.raises(TypeError, match="no dataclass"):
-        section(int)
+    with pytest.raises(SettingsInvalid, match=r"node\.yaml, line 3: high: is too high"):
+        read(tmp_path, "# picky\nlow: 3\nhigh: 9", Picky)
 
 
 @given(st.integers(0, 10**15))
@@ -161,7 +211,7 @@ json_like = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-names = st.sampled_from(["must", "inner", "many", "on", "share", "room", "colour", "file", "number"])
+names = st.sampled_from(["must", "inner", "many", "on", "share", "room", "colour", "file", "number", "groups"])
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -169,7 +219,7 @@ relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], 
 @given(content=st.dictionaries(names, json_like, max_size=5).map(yaml.safe_dump) | st.text(max_size=80) | st.binary())
 def test_any_file_gives_settings_or_the_named_error(tmp_path, content):
     try:
-        assert isinstance(read(tmp_path, content if isinstance(content, bytes) else content.encode()), Outer | None)
+        assert isinstance(read(tmp_path, content if isinstance(content, bytes) else content.encode()), Outer)
     except SettingsInvalid as error:
         assert str(error).startswith("node.yaml")
 

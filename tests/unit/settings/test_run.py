@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,12 +19,32 @@ from ctflow.settings.run import (
 )
 
 
+def chosen(**values) -> Settings:
+    """As a user without a home folder would have it."""
+    return Settings(**{"cache": None, **values})
+
+
 def test_nothing_given_gives_the_defaults():
-    assert settings_from_values({}, {}) == Settings()
+    assert settings_from_values({}, {}) == chosen()
+
+
+def test_settings_made_in_python_have_the_users_cache_as_those_of_the_command_line(monkeypatch):
+    assert Settings() == settings_from_values({}, {"CTFLOW_CACHE": os.environ["CTFLOW_CACHE"]})
+    monkeypatch.setenv("CTFLOW_CACHE", "/c")
+    assert Settings().cache == Path("/c")
+    monkeypatch.delenv("CTFLOW_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/a")
+    assert Settings().cache == Path("/home/a/.cache/ctflow")
+
+
+def test_what_does_not_go_together_is_refused_in_python_alike():
+    with pytest.raises(SettingsInvalid, match="fractions around a finding"):
+        Settings(seg="fractional", segments="finding")
 
 
 def test_the_part_of_the_volume_is_chosen_by_flag_and_variable():
-    assert settings_from_values({"roi": "body"}, {}) == Settings(roi="body")
+    assert settings_from_values({"roi": "body"}, {}) == chosen(roi="body")
     assert settings_from_values({}, {"CTFLOW_ROI": "body"}).roi == "body"
     assert settings_from_values({"roi": "none"}, {"CTFLOW_ROI": "body"}).roi == "none"
 
@@ -36,14 +59,14 @@ def test_padding_is_background_unless_the_network_is_asked():
 
 def test_a_flag_wins_over_the_environment():
     settings = settings_from_values({"overlap": "0.5"}, {"CTFLOW_OVERLAP": "0.25", "CTFLOW_DEVICE": "cpu"})
-    assert settings == Settings(overlap=0.5, device="cpu")
+    assert settings == chosen(overlap=0.5, device="cpu")
 
 
 def test_what_is_written_can_be_chosen():
     of_files = {option.flag for option in OPTIONS if option.of_files}
     written = {"--report", "--secondary-capture", "--seg", "--seg-grid", "--segments", "--omit-empty-frames", "--nifti"}
     assert of_files == written
-    assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == Settings(
+    assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == chosen(
         report="none", secondary_capture=True
     )
     assert settings_from_values({}, {"CTFLOW_REPORT": "none"}).report == "none"
@@ -75,13 +98,13 @@ def test_switches_come_from_both():
         ({"device": "cuda:0,cuda:1"}, {}, "--device"),
         ({"device": "cuda,1"}, {}, "--device"),
         ({"device": "cpu:0,1"}, {}, "--device"),
-        ({"roi": "lung"}, {}, "--roi: lung is not built yet"),
+        ({"roi": "lung"}, {}, "--roi: invalid choice 'lung'"),
         ({"roi": "head"}, {}, "--roi"),
         ({"series": " "}, {}, "--series"),
         ({}, {"CTFLOW_FORCE": "perhaps"}, "CTFLOW_FORCE"),
         ({"report": "pdf"}, {}, "--report"),
         ({}, {"CTFLOW_SECONDARY_CAPTURE": "perhaps"}, "CTFLOW_SECONDARY_CAPTURE"),
-        ({"seg": "bits"}, {}, "--seg: 'bits' is none of binary, labelmap, fractional"),
+        ({"seg": "bits"}, {}, r"--seg: invalid choice 'bits' \(choose from binary, labelmap, fractional\)"),
         ({"segments": "tumour"}, {}, "--segments"),
         ({"omit_empty_frames": "maybe"}, {}, "--omit-empty-frames"),
         ({}, {"CTFLOW_OMIT_EMPTY_FRAMES": "maybe"}, "CTFLOW_OMIT_EMPTY_FRAMES"),
@@ -99,12 +122,26 @@ def test_devices_are_accepted(device):
 
 
 def test_every_option_has_a_field():
-    assert {option.name for option in OPTIONS} == set(Settings.__dataclass_fields__)
+    assert {option.name for option in OPTIONS} == {field.name for field in fields(Settings)}
+
+
+def test_the_documents_name_every_flag_variable_key_default_and_meaning():
+    page = (Path(__file__).parents[3] / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [
+        tuple(row)
+        for row in re.findall(r"^\| `(--.*?)` \| `(.*?)` \| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    ]
+    assert [(flag.split(" ")[0], variable, default, meaning) for flag, variable, _, default, meaning in rows] == [
+        (option.flag, option.variable, option.default, option.help) for option in OPTIONS
+    ]
+    assert {flag.partition(" ")[2].replace("\\|", "|") for flag, *_ in rows} == {option.metavar for option in OPTIONS}
+    others = {"series": "rules", "pick": "rules", "force": "rules", "device": "devices"}
+    assert [key for _, _, key, *_ in rows] == [others.get(option.name, option.name) for option in OPTIONS]
 
 
 def test_what_is_written_is_chosen_by_flags_and_variables():
     given = {"seg": "labelmap", "segments": "finding", "omit_empty_frames": "no", "nifti": True}
-    expected = Settings(seg="labelmap", segments="finding", omit_empty_frames=False, nifti=True)
+    expected = chosen(seg="labelmap", segments="finding", omit_empty_frames=False, nifti=True)
     assert settings_from_values(given, {}) == expected
     variables = {"CTFLOW_SEG": "labelmap", "CTFLOW_SEGMENTS": "finding", "CTFLOW_NIFTI": "1"}
     assert settings_from_values({}, {**variables, "CTFLOW_OMIT_EMPTY_FRAMES": "false"}) == expected

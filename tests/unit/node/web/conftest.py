@@ -22,6 +22,6 @@ def ward(tmp_path):
 def result_folder(series, coarse_bundle, tmp_path_factory) -> Path:
     """The result folder of a small phantom."""
     out = tmp_path_factory.mktemp("results")
-    report = run_folder(series, out, read_bundle(coarse_bundle), Settings(engine="eager", device="cpu"))
+    report = run_folder(series, out, read_bundle(coarse_bundle), Settings(engine="eager", cache=None, device="cpu"))
     assert report.exit_code == 0
     return report.cases[0].folder

@@ -34,7 +34,7 @@ def crew(journal, tmp_path, monkeypatch):
     def start(worker, devices=("cpu",), deliveries=lambda _answer: [("pacs", "segmentation.dcm")]) -> Crew:
         monkeypatch.setattr(pool, "run_worker", worker)
         places = Places(tmp_path / "inbox", tmp_path / "results", tmp_path / "running")
-        started.append(Crew(journal, places, Setup(None, Settings()), devices, deliveries))
+        started.append(Crew(journal, places, Setup(None, Settings(cache=None)), devices, deliveries))
         started[-1].start()
         return started[-1]
 

@@ -21,7 +21,7 @@ from ctflow.node.work.worker import Setup, Task, basis_of_result, run_task
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
-SETUP = Setup(None, Settings(engine="eager", device="cpu", report="none"))
+SETUP = Setup(None, Settings(engine="eager", cache=None, device="cpu", report="none"))
 
 
 @pytest.fixture(scope="module")
