@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from ctflow.node.web.guard import COOKIE, Hosts, Tokens, headers, is_own_form
-from ctflow.node.web.pages import Asked, Node, Pages, Reply
+from ctflow.node.web.pages import Node, Pages
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 _LARGEST_FORM = 4096  # bytes; a token has 64
-_KEY = "{key:str}"
+_RESULT = "/series/{key:str}/results/{number:str}"
 
-Handler = Callable[[Asked], Reply]
-Endpoint = Callable[["Request"], Awaitable["Response"]]
+Endpoint = Callable[["Request"], "Response"]
+Forward = Callable[["Request"], Awaitable["Response"]]
 
 log = logging.getLogger(__name__)
 
@@ -36,109 +36,81 @@ def make_app(node: Node) -> Starlette:
     # Late: the library does not need it, only the node.
     from starlette.applications import Starlette  # noqa: PLC0415
     from starlette.exceptions import HTTPException  # noqa: PLC0415
+    from starlette.middleware import Middleware  # noqa: PLC0415
+    from starlette.middleware.base import BaseHTTPMiddleware  # noqa: PLC0415
     from starlette.routing import Route  # noqa: PLC0415
 
     tokens = Tokens()
     pages = Pages(node, tokens)
-    gate = _Gate(node, pages, tokens)
-    result = f"/series/{_KEY}/results/{{number:str}}"
-    shown: dict[str, Handler] = {
+    shown: dict[str, Endpoint] = {
         "/": pages.overview,
         "/events": pages.events,
-        f"/series/{_KEY}": pages.series,
-        f"{result}/preview.png": pages.preview,
-        f"{result}/report.html": pages.report,
+        "/series/{key:str}": pages.series,
+        f"{_RESULT}/preview.png": pages.preview,
+        f"{_RESULT}/report.html": pages.report,
         "/style.css": pages.style,
         "/icon.svg": pages.icon,
         "/healthz": pages.health,
         "/readyz": pages.ready,
         "/metrics": pages.metrics,
     }
-    forms: dict[str, Handler] = {f"/series/{_KEY}/retry": pages.retry, f"/series/{_KEY}/discard": pages.discard}
+    forms: dict[str, Endpoint] = {
+        "/series/{key:str}/retry": pages.retry,
+        "/series/{key:str}/discard": pages.discard,
+    }
 
-    async def refused(request: Request, error: Exception) -> Response:
+    def refused(_request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         heading = "There is no such page" if status == 404 else "This action is not possible here"
-        return await gate.answer(request, lambda _: pages.message(status, heading, "The address may have changed."))
+        return pages.message(status, heading, "The address may have changed.")
 
     return Starlette(
         routes=[
-            *(Route(path, gate.showing(handler), methods=["GET"]) for path, handler in shown.items()),
-            *(Route(path, gate.acting(handler), methods=["POST"]) for path, handler in forms.items()),
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in shown.items()),
+            *(Route(path, _own_form(endpoint, pages, tokens), methods=["POST"]) for path, endpoint in forms.items()),
         ],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=_gate(Hosts(node.settings.web.hosts), tokens))],
         exception_handlers={HTTPException: refused},
     )
 
 
-class _Gate:
-    """Lets requests in, asks the page in a thread, and gives the answer its headers."""
+def _gate(hosts: Hosts, tokens: Tokens) -> Callable[[Request, Forward], Awaitable[Response]]:
+    """Lets requests in by their Host, gives browsers a cookie, and every answer its headers."""
+    from starlette.responses import PlainTextResponse  # noqa: PLC0415
 
-    def __init__(self, node: Node, pages: Pages, tokens: Tokens) -> None:
-        self._node = node
-        self._pages = pages
-        self._tokens = tokens
-        self._hosts = Hosts(node.settings.web.hosts)
-
-    def showing(self, handler: Handler) -> Endpoint:
-        """An endpoint that changes nothing."""
-
-        async def endpoint(request: Request) -> Response:
-            return await self.answer(request, handler)
-
-        return endpoint
-
-    def acting(self, handler: Handler) -> Endpoint:
-        """An endpoint that only a form of ours reaches."""
-
-        async def endpoint(request: Request) -> Response:
-            token = await _token_of_form(request)
-            action, session = request.url.path, request.cookies.get(COOKIE)
-            if token is None or not is_own_form(request.headers) or not self._tokens.holds(session, action, token):
-                return await self.answer(request, self._stale)
-            return await self.answer(request, handler)
-
-        return endpoint
-
-    def _stale(self, asked: Asked) -> Reply:
-        message = "The form is outdated, or belongs to another page. Load the page and try again."
-        back = f"/series/{asked.path['key']}"
-        return self._pages.message(403, "Nothing was changed", message, back=back, label="Load the page")
-
-    async def answer(self, request: Request, handler: Handler) -> Response:
-        """Ask a handler in a thread; a browser without a cookie of ours gets one."""
-        from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
-
-        if not self._hosts.accepts(request.headers.get("host", "")):
-            text = b"This name is not in the node's settings (web.hosts).\n"
-            return _response(Reply(421, text, "text/plain; charset=utf-8"))
+    async def dispatch(request: Request, forward: Forward) -> Response:
         cookie = request.cookies.get(COOKIE)
-        session = cookie if cookie is not None and self._tokens.is_session(cookie) else self._tokens.new_session()
-        peer = request.client.host if request.client else ""
-        asked = Asked(request.path_params, request.query_params, session, peer)
-        reply = await run_in_threadpool(self._ask, handler, asked)
-        response = _response(reply)
-        if session != cookie and reply.media_type.startswith("text/html") and not reply.report:
+        session = cookie if cookie is not None and tokens.is_session(cookie) else tokens.new_session()
+        request.state.session = session
+        if hosts.accepts(request.headers.get("host", "")):
+            try:
+                response = await forward(request)
+            except Exception as error:
+                log.exception("a page could not be rendered")
+                response = PlainTextResponse(f"unexpected {type(error).__name__}; the log says where\n", 500)
+        else:
+            response = PlainTextResponse("This name is not in the node's settings (web.hosts).\n", 421)
+        is_report = "Content-Security-Policy" in response.headers  # it brings its own
+        for name, value in headers().items():
+            response.headers.setdefault(name, value)
+        if session != cookie and response.headers.get("Content-Type", "").startswith("text/html") and not is_report:
             response.set_cookie(COOKIE, session, httponly=True, samesite="lax", path="/")
         return response
 
-    def _ask(self, handler: Handler, asked: Asked) -> Reply:
-        try:
-            return handler(asked)
-        except Exception as error:
-            log.exception("a page could not be rendered")
-            text = f"unexpected {type(error).__name__}; the log says where\n"
-            return Reply(500, text.encode(), "text/plain; charset=utf-8")
+    return dispatch
 
 
-def _response(reply: Reply) -> Response:
-    from starlette.responses import FileResponse, Response  # noqa: PLC0415
+def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
+    """An endpoint that only a form of ours reaches."""
+    from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
-    named = headers(report=reply.report)
-    if reply.location is not None:
-        return Response(status_code=reply.status, headers={**named, "Location": reply.location})
-    if reply.file is not None:
-        return FileResponse(reply.file, headers=named, media_type=reply.media_type)
-    return Response(reply.body, reply.status, named, reply.media_type)
+    async def form(request: Request) -> Response:
+        token = await _token_of_form(request)
+        action, session = request.url.path, request.cookies.get(COOKIE)
+        is_ours = token is not None and is_own_form(request.headers) and tokens.holds(session, action, token)
+        return await run_in_threadpool(endpoint if is_ours else pages.stale, request)
+
+    return form
 
 
 async def _token_of_form(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""What each address of the page answers. No web framework here: an `Asked` goes in, a `Reply` comes out."""
+"""What each address of the page answers: Starlette endpoints, each of which runs in a thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +20,23 @@ from pydicom.uid import UID
 from ctflow import __version__
 from ctflow.node.deliver.send import COPY
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import ResultRecord, SeriesDetail, SeriesRecord, State
+from ctflow.node.journal.records import SeriesDetail, SeriesRecord, State
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings import ServiceSettings
 from ctflow.node.web import views
-from ctflow.node.web.guard import Tokens
+from ctflow.node.web.guard import Tokens, headers
+from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_result
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 ROWS = 50  # a page of the list
 _EVENTS = 200
 _REFRESH_S = 10
-_LARGEST_RESULT = 4_000_000  # bytes of a result.json; 1000 findings have 1 MB
 _ATTENTION = "attention"  # set aside or failed
-_REPORT, _PREVIEW = "report.html", "preview.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,37 +64,8 @@ class Node:
     clock: Callable[[], float] = time.time
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request, already let in by its Host header and, if it is a form, by its token.
-
-    Attributes:
-        path: Its parts that stand for something, as the series' key.
-        query: What follows the question mark.
-        session: The browser's cookie.
-        peer: The browser's address.
-    """
-
-    path: Mapping[str, str] = field(default_factory=dict)
-    query: Mapping[str, str] = field(default_factory=dict)
-    session: str = ""
-    peer: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer: text or bytes, or a file, or another address to go to."""
-
-    status: int = 200
-    body: bytes = b""
-    media_type: str = "text/html; charset=utf-8"
-    file: Path | None = None
-    location: str | None = None
-    report: bool = False
-
-
 class Pages:
-    """The addresses of the page; every method may be called from any thread.
+    """The addresses of the page; requests have the browser's session in their state.
 
     Args:
         node: What it shows.
@@ -101,21 +73,25 @@ class Pages:
     """
 
     def __init__(self, node: Node, tokens: Tokens) -> None:
+        # Late: the library does not need it, only the node.
+        from starlette import responses  # noqa: PLC0415
+
         self._node = node
         self._tokens = tokens
+        self._responses = responses
         self._templates = _environment()
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
-    def overview(self, asked: Asked) -> Reply:
+    def overview(self, request: Request) -> Response:
         """The list of series, newest first, all or those in a state."""
         journal, now = self._node.journal, self._node.clock()
-        state, before = _state(asked.query.get("state")), _place(asked.query.get("before"))
+        state, before = _state(request.query_params.get("state")), _place(request.query_params.get("before"))
         if state is None or before is None:
             return self.message(404, "There is no such list", "The address names a state or page that does not exist.")
         wanted: tuple[State, ...] = state[1]
         found = journal.series(states=wanted, limit=ROWS + 1, before=before or None)
-        refreshes = asked.query.get("refresh") == "1"
+        refreshes = request.query_params.get("refresh") == "1"
         here = {"state": state[0], "refresh": "1" if refreshes else ""}
         return self._page(
             "overview.html",
@@ -129,18 +105,18 @@ class Pages:
             destinations=self._destinations(),
             tabs=self._tabs(state[0], here),
             chosen={"name": state[0], "label": _label(state[0])},
-            rows=[self._row(series, now, asked.session) for series in found[:ROWS]],
+            rows=[self._row(series, now, request.state.session) for series in found[:ROWS]],
             newest=_href(here) if before else None,
             older=_href({**here, "before": _place_text(found[ROWS - 1])}) if len(found) > ROWS else None,
         )
 
-    def series(self, asked: Asked) -> Reply:
+    def series(self, request: Request) -> Response:
         """The page of one series."""
-        detail = self._node.journal.detail(asked.path["key"], events=_EVENTS + 1)
+        detail = self._node.journal.detail(request.path_params["key"], events=_EVENTS + 1)
         if detail is None:
             return self._unknown()
         series, now = detail.series, self._node.clock()
-        row = self._row(series, now, asked.session)
+        row = self._row(series, now, request.state.session)
         later = key_of(series.study_uid, series.series_uid, series.revision + 1)
         return self._page(
             "series.html",
@@ -150,7 +126,7 @@ class Pages:
             earlier=series.previous,
             later=later if self._node.journal.find(later) else None,
             steps=views.steps(series, detail.events, now, has_result=bool(detail.results)),
-            results=[self._result(result) for result in reversed(detail.results)],
+            results=[shown_result(self._node.results, result) for result in reversed(detail.results)],
             none_yet=views.no_result_text(series.state),
             deliveries=[views.delivery(record, now) for record in detail.deliveries],
             facts=views.facts(series, _classes(detail), now, patient_data=self._node.settings.web.patient_data),
@@ -158,9 +134,9 @@ class Pages:
             more_events=len(detail.events) > _EVENTS,
         )
 
-    def events(self, asked: Asked) -> Reply:
+    def events(self, request: Request) -> Response:
         """The events of all series and of the node itself, the newest first, a page at a time."""
-        now, before = self._node.clock(), asked.query.get("before", "")
+        now, before = self._node.clock(), request.query_params.get("before", "")
         if not re.fullmatch("[0-9]{0,15}", before):
             return self.message(404, "There is no such list", "The address names a page that does not exist.")
         more = self._node.journal.events(limit=_EVENTS + 1, before=int(before) if before else None)
@@ -172,7 +148,7 @@ class Pages:
         newest = "/events" if before else None
         return self._page("events.html", here="events", events=shown, digests=digests, older=older, newest=newest)
 
-    def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Reply:
+    def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Response:
         """A page that says one thing."""
         return self._page(
             "message.html", status, here="", heading=heading, message=message, back=back, back_label=label
@@ -180,76 +156,79 @@ class Pages:
 
     # -- files of results ---------------------------------------------------------------------------------------------
 
-    def preview(self, asked: Asked) -> Reply:
+    def preview(self, request: Request) -> Response:
         """preview.png of a result."""
-        file = self._file_of(asked, _PREVIEW)
-        return Reply(file=file, media_type="image/png") if file else self._unknown()
+        file = self._file_of(request, PREVIEW)
+        return self._responses.FileResponse(file, media_type="image/png") if file else self._unknown()
 
-    def report(self, asked: Asked) -> Reply:
+    def report(self, request: Request) -> Response:
         """report.html of a result."""
-        file = self._file_of(asked, _REPORT)
-        return Reply(file=file, media_type="text/html; charset=utf-8", report=True) if file else self._unknown()
+        file = self._file_of(request, REPORT)
+        return self._responses.FileResponse(file, headers=headers(report=True)) if file else self._unknown()
 
-    def _file_of(self, asked: Asked, name: str) -> Path | None:
+    def _file_of(self, request: Request, name: str) -> Path | None:
         """A file of a result of the series in the address, if it exists."""
-        number = asked.path["number"]
+        number = request.path_params["number"]
         result = self._node.journal.result(int(number)) if re.fullmatch("[0-9]{1,15}", number) else None
-        if result is None or result.series_key != asked.path["key"]:
+        if result is None or result.series_key != request.path_params["key"]:
             return None
-        return self._existing(result, name)
-
-    def _existing(self, result: ResultRecord, name: str) -> Path | None:
-        file = self._node.results / result.folder / name
-        return file if file.is_file() else None
+        return existing(self._node.results, result, name)
 
     # -- forms --------------------------------------------------------------------------------------------------------
 
-    def retry(self, asked: Asked) -> Reply:
+    def retry(self, request: Request) -> Response:
         """Try a series again, and show it."""
-        return self._act(asked, self._node.journal.retry, "It is already in progress, or was delivered.")
+        return self._act(request, self._node.journal.retry, "It is already in progress, or was delivered.")
 
-    def discard(self, asked: Asked) -> Reply:
+    def discard(self, request: Request) -> Response:
         """Discard a series, and show it."""
-        return self._act(asked, self._node.journal.discard, "It was delivered, or was already discarded.")
+        return self._act(request, self._node.journal.discard, "It was delivered, or was already discarded.")
 
-    def _act(self, asked: Asked, act: Callable[..., bool], why_not: str) -> Reply:
-        key = asked.path["key"]
+    def _act(self, request: Request, act: Callable[..., bool], why_not: str) -> Response:
+        key = request.path_params["key"]
         if self._node.journal.find(key) is None:
             return self._unknown()
-        if not act(key, by=f"the page, {views.plain(asked.peer)}"):
+        peer = request.client.host if request.client else ""
+        if not act(key, by=f"the page, {views.plain(peer)}"):
             return self.message(409, "Nothing was changed", why_not, back=f"/series/{key}", label="The series")
-        return Reply(303, location=f"/series/{key}")
+        return self._responses.RedirectResponse(f"/series/{key}", 303)
+
+    def stale(self, request: Request) -> Response:
+        """A form whose token does not hold."""
+        message = "The form is outdated, or belongs to another page. Load the page and try again."
+        back = f"/series/{request.path_params['key']}"
+        return self.message(403, "Nothing was changed", message, back=back, label="Load the page")
 
     # -- for machines -------------------------------------------------------------------------------------------------
 
-    def style(self, _asked: Asked) -> Reply:
+    def style(self, _request: Request) -> Response:
         """The style sheet."""
-        return Reply(body=_part("style.css"), media_type="text/css; charset=utf-8")
+        return self._responses.Response(_part("style.css"), media_type="text/css")
 
-    def icon(self, _asked: Asked) -> Reply:
+    def icon(self, _request: Request) -> Response:
         """The icon."""
-        return Reply(body=_part("icon.svg"), media_type="image/svg+xml")
+        return self._responses.Response(_part("icon.svg"), media_type="image/svg+xml")
 
-    def health(self, _asked: Asked) -> Reply:
+    def health(self, _request: Request) -> Response:
         """Whether the process answers; restart it if not."""
-        return Reply(body=b"ok\n", media_type="text/plain; charset=utf-8")
+        return self._responses.PlainTextResponse("ok\n")
 
-    def ready(self, _asked: Asked) -> Reply:
+    def ready(self, _request: Request) -> Response:
         """Whether the node can receive and run; 503 with the reasons if not. What else does not work are remarks."""
         self._node.journal.counts()
         problems = list(self._node.problems())
         document = {"ready": not problems, "problems": problems, "remarks": list(self._node.remarks())}
         body = json.dumps(document).encode() + b"\n"
-        return Reply(503 if problems else 200, body, "application/json")
+        return self._responses.Response(body, 503 if problems else 200, media_type="application/json")
 
-    def metrics(self, _asked: Asked) -> Reply:
+    def metrics(self, _request: Request) -> Response:
         """What Prometheus reads."""
         body, media_type = self._node.metrics.exposition()
-        return Reply(body=body, media_type=media_type)
+        return self._responses.Response(body, media_type=media_type)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _page(self, template: str, status: int = 200, **values: Any) -> Reply:
+    def _page(self, template: str, status: int = 200, **values: Any) -> Response:
         settings = self._node.settings
         values.setdefault("refresh_s", None)
         node = {
@@ -265,9 +244,9 @@ class Pages:
             "zone": views.zone(),
             "patient_data": settings.web.patient_data,
         }
-        return Reply(status, self._templates.get_template(template).render(node=node, **values).encode())
+        return self._responses.HTMLResponse(self._templates.get_template(template).render(node=node, **values), status)
 
-    def _unknown(self) -> Reply:
+    def _unknown(self) -> Response:
         return self.message(404, "There is no such page", "The series or result may belong to another data folder.")
 
     def _row(self, series: SeriesRecord, now: float, session: str) -> views.Row:
@@ -324,30 +303,6 @@ class Pages:
             for name, count in tabs
             if count or name in ("", chosen)
         ]
-
-    def _result(self, result: ResultRecord) -> dict[str, Any]:
-        """What the page of a series says of a result; of one whose files are gone, that they are."""
-        where = f"/series/{result.series_key}/results/{result.id}"
-        shown: dict[str, Any] = {
-            "number": result.id,
-            "model": views.plain(result.model),
-            "version": views.plain(result.version),
-            "seconds": f"{result.elapsed_s:.1f} s",
-            "preview": f"{where}/{_PREVIEW}" if self._existing(result, _PREVIEW) else None,
-            "report": f"{where}/{_REPORT}" if self._existing(result, _REPORT) else None,
-            "engine": "",
-            "research_only": None,
-            "statement": None,
-            "segments": [],
-            "warnings": [],
-            "problem": None,
-        }
-        try:
-            return shown | _from_document(self._node.results / result.folder / "result.json")
-        except FileNotFoundError:
-            return shown | {"problem": "Its files are no longer in the data folder."}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return shown | {"problem": f"result.json cannot be read ({type(error).__name__})."}
 
 
 def _environment() -> Environment:
@@ -417,19 +372,3 @@ def _classes(detail: SeriesDetail) -> Mapping[str, int]:
 def _uid_name(uid: str) -> str:
     """A name of the DICOM dictionary; a UID that is not in it may hold anything and stays unnamed."""
     return UID(uid).name if UID(uid).is_valid and UID(uid).name != uid else "another"
-
-
-def _from_document(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        content = stream.read(_LARGEST_RESULT + 1)
-    if len(content) > _LARGEST_RESULT:
-        raise ValueError("too large")
-    document = json.loads(content)
-    engine = document["engine"]
-    return {
-        "engine": views.plain(f"{engine['backend']} {engine['precision']} on {engine['device']}"),
-        "research_only": document["research_only"] and views.plain(document["research_only"]),
-        "statement": document["statement"] and views.plain(document["statement"]),
-        "segments": views.segment_rows(document["segments"]),
-        "warnings": [views.plain(warning) for warning in document["warnings"]],
-    }
