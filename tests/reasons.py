@@ -1,7 +1,8 @@
-"""Errors by their class and reason: the sentence may be reworded."""
+"""Errors by their class and reason: the sentence may be reworded, what it names may not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -10,9 +11,20 @@ from ctflow.core.errors import CtflowError
 
 
 @contextmanager
-def raises_reason(kind: type[CtflowError], reason: str):
-    """As `pytest.raises` of exactly this class, and with this reason."""
+def raises_reason(
+    kind: type[CtflowError], reason: str, *, names: str | tuple[str, ...] = ()
+) -> Iterator[pytest.ExceptionInfo[CtflowError]]:
+    """As `pytest.raises` of exactly this class, with this reason.
+
+    Args:
+        kind: The class.
+        reason: One of its `REASONS`.
+        names: What the message must name: a file, a key, a line, a value.
+    """
     assert reason in kind.REASONS, f"{kind.__name__} has no reason {reason!r}"
     with pytest.raises(kind) as caught:
         yield caught
-    assert (type(caught.value), caught.value.reason) == (kind, reason), str(caught.value)
+    error = caught.value
+    assert (type(error), error.reason) == (kind, reason), str(error)
+    for each in (names,) if isinstance(names, str) else names:
+        assert each in str(error), f"{error} does not name {each!r}"

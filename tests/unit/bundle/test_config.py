@@ -4,6 +4,7 @@ import pytest
 
 from ctflow.bundle.config import MOST_REFERENCES, Component, Config, Place, short
 from ctflow.core.errors import BundleInvalid
+from reasons import raises_reason
 
 FILE = "configs/inference.json"
 
@@ -26,37 +27,35 @@ def test_words_that_only_contain_the_signs_are_words():
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "said", "reason"),
     [
-        ({"x": "@y", "y": "@z", "z": "@y"}, "x is a reference that leads back to itself"),
-        ({"x": "@y", "y": "$1 + 1"}, "x is an expression (by '@y'), '$1 + 1'"),
-        ({"x": ["@y"], "y": ["@x"]}, "nested too deeply"),
-        ({"x": "@y::0", "y": "@z", "z": [1]}, "refers to '@y::0', which is not in the file"),
-        ({"x": "@y::7", "y": [1]}, "not in the file"),
-        ({"x": "@y::" + "9" * 5000, "y": [1]}, "not in the file"),
-        ({"x": "@"}, "is no reference that ctflow follows"),
-        ({"x": "@y::²", "y": [1]}, "not in the file"),
-        ({"x": "@y-1", "y-1": 1}, "is no reference that ctflow follows"),
-        ({"x": "@##y", "y": 1}, "is no reference that ctflow follows"),
-        ({"x": "a@#y", "y": 1}, "holds a relative reference"),
-        ({"x": {"a#b": 1}}, "x#a#b has a separator in its name"),
-        ({"x": {"_target_": "os.system"}}, "x is an object to be made"),
-        ({}, "has no key 'x'"),
+        ({"x": "@y", "y": "@z", "z": "@y"}, "x ", "reference"),
+        ({"x": "@y", "y": "$1 + 1"}, "'$1 + 1'", "expression"),
+        ({"x": ["@y"], "y": ["@x"]}, "x#0", "value"),
+        ({"x": "@y::0", "y": "@z", "z": [1]}, "'@y::0'", "reference"),
+        ({"x": "@y::7", "y": [1]}, "x ", "reference"),
+        ({"x": "@y::" + "9" * 5000, "y": [1]}, "x ", "reference"),
+        ({"x": "@"}, "x ", "reference"),
+        ({"x": "@y::²", "y": [1]}, "x ", "reference"),
+        ({"x": "@y-1", "y-1": 1}, "x ", "reference"),
+        ({"x": "@##y", "y": 1}, "x ", "reference"),
+        ({"x": "a@#y", "y": 1}, "x ", "reference"),
+        ({"x": {"a#b": 1}}, "x#a#b ", "override"),
+        ({"x": {"_target_": "os.system"}}, "x ", "value"),
+        ({}, "'x'", "argument"),
     ],
 )
-def test_a_value_that_cannot_be_known_is_refused(document, said):
-    with pytest.raises(BundleInvalid) as caught:
+def test_a_value_that_cannot_be_known_is_refused(document, said, reason):
+    with raises_reason(BundleInvalid, reason, names=(FILE, said)):
         plain(**document)
-    assert FILE in str(caught.value)
-    assert said in str(caught.value)
 
 
 def test_a_long_chain_and_references_that_multiply_end():
     chain = {f"r{i}": f"@r{i + 1}" for i in range(MOST_REFERENCES + 1)}
-    with pytest.raises(BundleInvalid, match="follows more than 32 references"):
+    with raises_reason(BundleInvalid, "reference", names="x follows"):
         plain(x="@r0", **chain)
     bomb = {f"b{i}": [f"@b{i + 1}"] * 20 for i in range(15)}
-    with pytest.raises(BundleInvalid, match="nested too deeply or too large"):
+    with raises_reason(BundleInvalid, "value", names="x#0"):
         plain(x="@b0", b15=1, **bomb)
 
 
@@ -72,7 +71,7 @@ def test_deep_and_long_values_are_short_in_messages():
 
 def test_a_component_needs_a_target_of_its_package():
     config = Config({}, FILE)
-    with pytest.raises(BundleInvalid, match="x must be an object"):
+    with raises_reason(BundleInvalid, "target", names="x "):
         Component(config, Place("x", []), "monai.inferers")
-    with pytest.raises(BundleInvalid, match="x#_target_ is 'os.system'; ctflow takes classes of monai.inferers only"):
+    with raises_reason(BundleInvalid, "target", names=("x#_target_", "os.system", "monai.inferers")):
         Component(config, Place("x", {"_target_": "os.system"}), "monai.inferers")

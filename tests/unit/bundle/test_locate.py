@@ -3,11 +3,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-
 import ctflow
 from ctflow.bundle import demonstration_bundle, find_bundle, locate
 from ctflow.core.errors import BundleInvalid
+from reasons import raises_reason
 
 
 def test_a_bundle_is_itself_and_a_folder_with_one_bundle_means_it(bundle):
@@ -18,25 +17,25 @@ def test_a_bundle_is_itself_and_a_folder_with_one_bundle_means_it(bundle):
 
 def test_several_bundles_are_refused_with_their_names(bundle):
     shutil.copytree(bundle, bundle.parent / "other")
-    with pytest.raises(BundleInvalid, match=r"2 bundles \(other, small\)"):
+    with raises_reason(BundleInvalid, "several-bundles", names="(other, small)"):
         find_bundle(bundle.parent)
 
 
 def test_what_is_no_bundle_is_refused_and_says_what_was_found(tmp_path):
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(BundleInvalid, match=r"found pictures"):
+    with raises_reason(BundleInvalid, "no-bundle", names="pictures"):
         find_bundle(tmp_path)
-    with pytest.raises(BundleInvalid, match="found no folders"):
+    with raises_reason(BundleInvalid, "no-bundle", names="pictures"):
         find_bundle(tmp_path / "pictures")
-    with pytest.raises(BundleInvalid, match="no such folder"):
+    with raises_reason(BundleInvalid, "no-bundle", names="absent"):
         find_bundle(tmp_path / "absent")
     (tmp_path / "model.ts").write_bytes(b"x")
-    with pytest.raises(BundleInvalid, match=r"model\.ts is a file"):
+    with raises_reason(BundleInvalid, "no-bundle", names="model.ts"):
         find_bundle(tmp_path / "model.ts")
 
 
 def test_a_name_too_long_for_the_file_system_is_bundle_invalid():
-    with pytest.raises(BundleInvalid):
+    with raises_reason(BundleInvalid, "no-bundle"):
         find_bundle(Path("x" * 5000))
 
 
@@ -46,7 +45,7 @@ def test_the_demonstration_lies_in_the_package_or_beside_the_source(tmp_path, mo
     package = tmp_path / "site" / "lib" / "ctflow"
     package.mkdir(parents=True)
     monkeypatch.setattr(ctflow, "__file__", str(package / "__init__.py"))
-    with pytest.raises(BundleInvalid, match="no demonstration bundle"):
+    with raises_reason(BundleInvalid, "no-bundle"):
         demonstration_bundle()
     shutil.copytree(source / "configs", tmp_path / "site" / "bundle" / "configs")
     assert demonstration_bundle() == tmp_path / "site" / "bundle"

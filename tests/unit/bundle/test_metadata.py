@@ -5,6 +5,7 @@ import pytest
 from ctflow.bundle.metadata import TISSUE, metadata_from_document
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Code, Segment
+from reasons import raises_reason
 
 CODED = {
     "channel": 1,
@@ -133,6 +134,6 @@ CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
     ],
 )
 def test_what_is_missing_or_wrong_is_named(value, key):
-    with pytest.raises(BundleInvalid) as caught:
+    with raises_reason(BundleInvalid, "metadata") as caught:
         read(value)
     assert f"configs/metadata.json: {key} " in str(caught.value)

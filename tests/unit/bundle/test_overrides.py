@@ -9,6 +9,7 @@ import pytest
 
 from ctflow.bundle.overrides import merged_document
 from ctflow.core.errors import BundleInvalid
+from reasons import raises_reason
 
 pytestmark = pytest.mark.filterwarnings("ignore:Can't merge entry:UserWarning")  # MONAI's, where it copies instead
 
@@ -66,7 +67,7 @@ def test_what_monai_cannot_apply_is_rejected_by_its_key(tmp_path, overrides):
     with pytest.raises((KeyError, ValueError, IndexError, TypeError, AttributeError)):
         ConfigParser.load_config_files(tmp_path / "x.json")
     (key,) = overrides
-    with pytest.raises(BundleInvalid) as caught:
+    with raises_reason(BundleInvalid, "override") as caught:
         merged_document(document, "configs/x.json")
     assert caught.value.reason == "override"
     assert str(caught.value).startswith(f"configs/x.json: {key} is an override that MONAI cannot apply")
@@ -74,11 +75,11 @@ def test_what_monai_cannot_apply_is_rejected_by_its_key(tmp_path, overrides):
 
 @pytest.mark.parametrize("key", ["", "+", "a#", "#a", "a##b", "a# d", " a"])
 def test_keys_that_mean_another_place_to_monai_than_they_seem_to_are_rejected(key):
-    with pytest.raises(BundleInvalid, match="empty or has a space") as caught:
+    with raises_reason(BundleInvalid, "override", names="x.json") as caught:
         merged_document({**BASE, key: {}}, "x.json")
     assert caught.value.reason == "override"
 
 
 def test_an_override_comes_after_what_it_changes():
-    with pytest.raises(BundleInvalid, match="'a' is not in the file before it"):
+    with raises_reason(BundleInvalid, "override", names=("a#n", "'a'")):
         merged_document({"a#n": 1, **BASE}, "x.json")

@@ -12,6 +12,7 @@ from ctflow.bundle import demonstration_bundle, read_bundle, spec_from_documents
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Code, ModelSpec, Orient, Resample, ScaleRange, Segment
 from ctflow.networks.build import network_from_model
+from reasons import raises_reason
 
 
 def test_the_demonstration_bundle_says_what_it_is():
@@ -70,7 +71,7 @@ def test_a_small_bundle_is_read_and_its_digest_follows_the_weights(bundle):
 def test_a_missing_key_is_named_with_its_file(bundle, inference, key):
     del inference[key]
     (bundle / "configs" / "inference.json").write_text(json.dumps(inference))
-    with pytest.raises(BundleInvalid, match=rf"configs/inference\.json has no key '{key}'"):
+    with raises_reason(BundleInvalid, "argument", names=("configs/inference.json", f"'{key}'")):
         read_bundle(bundle)
 
 
@@ -82,34 +83,38 @@ def test_expressions_that_ctflow_does_not_need_are_never_looked_at(inference, me
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "said", "reason"),
     [
         (
             {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": "$2"},
-            "network_def#out_channels is an expression",
+            "network_def#out_channels ",
+            "expression",
         ),
-        ({"_target_": "SwinUNETR", "in_channels": 2, "out_channels": 2}, "network_def#in_channels must be 1"),
-        ({"_target_": "SwinUNETR", "in_channels": 1}, "network_def#out_channels must be 1 to 256; it is missing"),
-        ({"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 2, "spatial_dims": 2}, "network_def#spatial_dims"),
-        ({"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 2, "colour": 2}, "network_def#colour"),
-        ({"_target_": "scripts.net.Net"}, "network_def#_target_"),
-        ({"_target_": "NoSuchNet"}, "network_def#_target_"),
-        ({"_target_": "BasicUNet", "out_channels": 1}, "needs at least 2 channels"),
-        ("$Net()", "network_def is an expression"),
+        ({"_target_": "SwinUNETR", "in_channels": 2, "out_channels": 2}, "network_def#in_channels ", "value"),
+        ({"_target_": "SwinUNETR", "in_channels": 1}, "network_def#out_channels ", "value"),
+        (
+            {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 2, "spatial_dims": 2},
+            "network_def#spatial_dims",
+            "value",
+        ),
+        ({"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 2, "colour": 2}, "network_def#colour", "argument"),
+        ({"_target_": "scripts.net.Net"}, "network_def#_target_", "target"),
+        ({"_target_": "NoSuchNet"}, "network_def#_target_", "target"),
+        ({"_target_": "BasicUNet", "out_channels": 1}, "2 channels", "value"),
+        ("$Net()", "network_def ", "expression"),
     ],
 )
-def test_a_network_that_cannot_be_known_is_refused(inference, metadata, network, said):
+def test_a_network_that_cannot_be_known_is_refused(inference, metadata, network, said, reason):
     inference["network_def"] = network
-    with pytest.raises(BundleInvalid, match=r"configs/inference\.json") as caught:
+    with raises_reason(BundleInvalid, reason, names=("configs/inference.json", said)):
         spec_from_documents(inference, metadata, folder_name="x")
-    assert said in str(caught.value)
 
 
 def test_sigmoid_is_for_one_channel(inference, metadata):
     transforms = inference["postprocessing"]["transforms"]
     transforms[0] = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
     transforms[2] = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.4}
-    with pytest.raises(BundleInvalid, match="has sigmoid; ctflow does it for 1 channel, not 2"):
+    with raises_reason(BundleInvalid, "value", names=("postprocessing", "sigmoid")):
         spec_from_documents(inference, metadata, folder_name="x")
     inference["network_def"] = {"_target_": "BasicUNet", "out_channels": 1}
     metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "tumour"}

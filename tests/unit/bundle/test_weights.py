@@ -8,6 +8,7 @@ import torch
 
 from ctflow.bundle.weights import read_weights, weights_digest
 from ctflow.core.errors import BundleInvalid
+from reasons import raises_reason
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_pickled_object_is_refused_and_not_run(save):
 
 
 def test_a_pickled_module_is_refused(save):
-    with pytest.raises(BundleInvalid, match="pickled module"):
+    with raises_reason(BundleInvalid, "weights", names="models/model.pt"):
         read_weights(save(torch.nn.Linear(2, 2)))
 
 
@@ -71,47 +72,46 @@ def test_a_pickled_module_is_refused(save):
 def test_torchscript_is_refused(tmp_path):
     (tmp_path / "models").mkdir()
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "models" / "model.pt"))
-    with pytest.raises(BundleInvalid, match="is TorchScript"):
+    with raises_reason(BundleInvalid, "torchscript", names="models/model.pt"):
         read_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "said", "reason"),
     [
-        ({}, "holds no state dict"),
-        ([1, 2], "holds no state dict"),
-        ({"a": 3}, "'a', which is no weight"),
-        ({3: torch.zeros(1)}, "'3', which is no weight"),
-        ({"state_dict": {}}, "holds no state dict"),
-        ({"a": torch.tensor([1.0, float("nan")])}, "a holds values that are not finite"),
-        ({"a": torch.tensor([float("inf")], dtype=torch.bfloat16)}, "not finite"),
-        ({"a": torch.zeros(1).expand(1000)}, "larger than its data"),
-        ({"a": torch.zeros(2, dtype=torch.complex64)}, "complex64"),
-        ({"a": torch.eye(2).to_sparse()}, "sparse"),
-        ({"a": torch.zeros(2, device="meta")}, "plain dense tensors"),
+        ({}, "models/model.pt", "weights"),
+        ([1, 2], "models/model.pt", "weights"),
+        ({"a": 3}, "'a'", "weights"),
+        ({3: torch.zeros(1)}, "'3'", "weights"),
+        ({"state_dict": {}}, "models/model.pt", "weights"),
+        ({"a": torch.tensor([1.0, float("nan")])}, ": a ", "weights-not-finite"),
+        ({"a": torch.tensor([float("inf")], dtype=torch.bfloat16)}, ": a ", "weights-not-finite"),
+        ({"a": torch.zeros(1).expand(1000)}, ": a ", "weights"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "complex64", "weights"),
+        ({"a": torch.eye(2).to_sparse()}, "sparse", "weights"),
+        ({"a": torch.zeros(2, device="meta")}, ": a ", "weights"),
     ],
 )
-def test_what_is_no_finite_dense_state_dict_is_refused(save, content, said):
-    with pytest.raises(BundleInvalid, match=r"models/model\.pt") as caught:
+def test_what_is_no_finite_dense_state_dict_is_refused(save, content, said, reason):
+    with raises_reason(BundleInvalid, reason, names=("models/model.pt", said)):
         read_weights(save(content))
-    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "reason"),
     [
-        b"",
-        b"PK\x03\x04",
-        b"PK\x03\x04" + b"\0" * 64,
-        b"hello",
-        pickle.dumps({"a": 1}, protocol=2),
-        b"\x80\x02" + b"(" * 5000,
+        (b"", "weights"),
+        (b"PK\x03\x04", "unreadable-file"),
+        (b"PK\x03\x04" + b"\0" * 64, "unreadable-file"),
+        (b"hello", "weights"),
+        (pickle.dumps({"a": 1}, protocol=2), "weights"),
+        (b"\x80\x02" + b"(" * 5000, "weights"),
     ],
 )
-def test_damaged_files_are_bundle_invalid(tmp_path, raw):
+def test_damaged_files_are_bundle_invalid(tmp_path, raw, reason):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "model.pt").write_bytes(raw)
-    with pytest.raises(BundleInvalid, match=r"models/model\.pt"):
+    with raises_reason(BundleInvalid, reason, names="models/model.pt"):
         read_weights(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_a_cut_file_is_bundle_invalid(save, kept):
     path = save(WEIGHTS) / "models" / "model.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(BundleInvalid):
+    with raises_reason(BundleInvalid, "unreadable-file"):
         read_weights(path.parents[1])
 
 
@@ -132,10 +132,10 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(save):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
-    with pytest.raises(BundleInvalid, match="is compressed"):
+    with raises_reason(BundleInvalid, "weights", names="models/model.pt"):
         read_weights(folder)
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(BundleInvalid, match=r"models/model\.pt is missing"):
+    with raises_reason(BundleInvalid, "missing-file", names="models/model.pt"):
         read_weights(tmp_path)

@@ -17,6 +17,7 @@ from ctflow.settings.run import (
     read_environment,
     settings_from_values,
 )
+from reasons import raises_reason
 
 
 def chosen(**values) -> Settings:
@@ -53,7 +54,7 @@ def test_padding_is_background_unless_the_network_is_asked():
     assert settings_from_values({}, {}).constant_windows == "background"
     assert settings_from_values({"constant_windows": "compute"}, {}).constant_windows == "compute"
     assert settings_from_values({}, {"CTFLOW_CONSTANT_WINDOWS": "compute"}).constant_windows == "compute"
-    with pytest.raises(SettingsInvalid, match="CTFLOW_CONSTANT_WINDOWS"):
+    with raises_reason(SettingsInvalid, "invalid-value", names="CTFLOW_CONSTANT_WINDOWS"):
         settings_from_values({}, {"CTFLOW_CONSTANT_WINDOWS": "skip"})
 
 
@@ -158,7 +159,7 @@ def test_paths_come_from_flags_then_from_the_map_variables():
 def test_a_missing_folder_is_named(missing):
     values = {"input": "x", "output": "y"}
     del values[missing]
-    with pytest.raises(SettingsInvalid, match=f"HOLOSCAN_{missing.upper()}_PATH"):
+    with raises_reason(SettingsInvalid, "missing-folder", names=f"HOLOSCAN_{missing.upper()}_PATH"):
         paths_from_values(values, {})
 
 

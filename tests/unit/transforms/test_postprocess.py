@@ -15,6 +15,7 @@ from ctflow.transforms.postprocess import (
     labels_from_probabilities,
     probabilities_from_logits,
 )
+from reasons import raises_reason
 
 
 def spec_of(channels: int, activation: str, threshold: float | None) -> ModelSpec:
@@ -57,12 +58,12 @@ def test_logits_without_activation_stay_as_they_are():
 def test_values_that_are_not_finite_never_become_an_empty_mask(bad):
     logits = logits_of(2)
     logits[0, 1, 2, 3, 4] = bad
-    with pytest.raises(BundleInvalid, match="not finite"):
+    with raises_reason(BundleInvalid, "output-not-finite"):
         probabilities_from_logits(logits, spec_of(2, "softmax", None))
 
 
 def test_another_number_of_channels_is_named():
-    with pytest.raises(BundleInvalid, match="3 channels; the bundle says 2"):
+    with raises_reason(BundleInvalid, "output-channels", names=("3 channels", "2")):
         probabilities_from_logits(logits_of(3), spec_of(2, "softmax", None))
 
 
