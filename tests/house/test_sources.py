@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -149,3 +152,15 @@ def test_an_import_is_found(text):
 def test_an_import_by_a_computed_name_is_found():
     source = Source("from importlib import import_module\nTABLE = {}\ndef f(key):\n    import_module(TABLE[key])", "m")
     assert source.called(importers_of({"": source})) == (set(), [4])
+
+
+def test_the_package_is_found_beside_a_folder_of_its_name(repository, tmp_path):
+    """As where the checkout is called ctflow and Python starts above it; install.sh puts `src` among the paths."""
+    (tmp_path / "ctflow").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "import ctflow, ctflow.api, ctflow.app; print(ctflow.__file__)"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(repository / "src")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == repository / "src" / "ctflow" / "__init__.py"

@@ -142,6 +142,8 @@ def test_a_demo_installs_runs_and_says_what_comes_next(project, wheels):
     last = done.stdout.rpartition("mean Dice")[2]
     assert "demo/out/1.2.3/report.html" in last
     assert "ctflow run -i YOUR_FOLDER" in last
+    (path,) = (project / ".venv" / "lib").glob("python*/site-packages/ctflow-source.pth")
+    assert path.read_text() == f"{project}/src\n", "so that a folder of that name is not taken for the package"
     again = make(project, "install", env=environment(wheels))
     assert again.returncode == 0
     assert again.stdout == "", "what is installed is not installed again"
