@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 OPTIONAL = (
     "holoscan monai.deploy tensorrt tensorrt_rtx torch_tensorrt pynetdicom onnx onnxscript onnxruntime openvino "
-    "nibabel SimpleITK starlette uvicorn prometheus_client yaml"
+    "nibabel SimpleITK starlette uvicorn prometheus_client yaml matplotlib"
 )
 HOLOSCAN_ROOMS = ("ctflow.app", "ctflow.operators")
 
@@ -137,7 +137,7 @@ def test_the_library_asks_for_no_holoscan_and_extras_are_offered(wheel):
         assert not marker.evaluate({"extra": ""})
     extras = {line.split()[-1] for line in metadata.splitlines() if line.startswith("Provides-Extra")}
     engines = {"openvino", "onnxruntime", "tensorrt", "torch-tensorrt", "tensorrt-rtx"}
-    assert extras == {"holoscan", "serve", "docs", "dev"} | engines
+    assert extras == {"holoscan", "serve", "bench", "docs", "dev"} | engines
 
 
 def test_public_functions_are_short(repository):

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def compare_command(
         raise SettingsInvalid(what, reason="nothing-kept")
     from ctflow.bench.compare import Comparison, all_devices, compare_configurations  # noqa: PLC0415  # torch: seconds
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
-    from ctflow.report.comparison import line_of_configuration, say_comparison, write_comparison_chart  # noqa: PLC0415
+    from ctflow.report.comparison import line_of_configuration, say_comparison  # noqa: PLC0415
     from ctflow.report.result import write_result  # noqa: PLC0415
 
     comparison = Comparison(
@@ -85,6 +85,7 @@ def compare_command(
     )
     if output is not None:
         make_output_folder(output)  # before the work
+    draw = _chart_in(output)
 
     def heard(document: Mapping[str, Any]) -> None:
         log.info(line_of_configuration(document["configurations"][-1]))
@@ -97,11 +98,19 @@ def compare_command(
     except OSError as error:  # phantom and configurations lie in files
         raise output_error_from_oserror(error, "the comparison's files") from error
     say_comparison(document)
-    if output is not None:
-        write_comparison_chart(document, output / "compare.png")
+    draw(document)
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     crashed = any(each["status"] == "crashed" for each in document["configurations"])
     return EXIT_PARTLY if crashed else EXIT_DONE
+
+
+def _chart_in(output: Path | None) -> Callable[[Mapping[str, Any]], None]:
+    """What draws a comparison where there is a folder and matplotlib; made before the work, so that the log says so."""
+    from ctflow.report.charts import can_draw, comparison_figure, write_chart  # noqa: PLC0415
+
+    if output is None or not can_draw("compare.png"):
+        return lambda _: None
+    return lambda document: write_chart(comparison_figure(document), output / "compare.png")
 
 
 @contextmanager

@@ -51,25 +51,28 @@ def evaluate_command(
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
     from ctflow.bench.evaluate import evaluate_folder, require_accuracy  # noqa: PLC0415
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
+    from ctflow.report.charts import can_draw  # noqa: PLC0415
 
     model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
     if output is not None:
         make_output_folder(output)  # before the work, which may take hours
+    draws = output is not None and can_draw("evaluation.png")
     with progress_on(sys.stderr) as progress:
         document = evaluate_folder(folder, model, settings, reference=reference, results=results, progress=progress)
     say_evaluation(document)
     # Before the files, so that a full disk does not lose the result.
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     if output is not None and document["summary"]["cases"]:
-        _write(document, output)
+        _write(document, output, draws=draws)
     if least_dice is not None:
         require_accuracy(document, least_dice)
     return int(document["exit_code"])
 
 
-def _write(document: Mapping[str, Any], output: Path) -> None:
-    from ctflow.report.chart import write_exactness_chart  # noqa: PLC0415
+def _write(document: Mapping[str, Any], output: Path, *, draws: bool) -> None:
+    from ctflow.report.charts import exactness_figure, write_chart  # noqa: PLC0415
     from ctflow.report.result import write_result  # noqa: PLC0415
 
     write_result(document, output / "evaluation.json")
-    write_exactness_chart(document, output / "evaluation.png")
+    if draws:
+        write_chart(exactness_figure(document), output / "evaluation.png")
