@@ -30,7 +30,7 @@ def volume_from_image(image: Image) -> Volume:
     array = np.asarray(image.asnumpy())
     affine = np.array(metadata.get("affine", np.zeros((4, 4))), dtype=np.float64)
     if affine.shape != (4, 4) or abs(np.linalg.det(affine)) < 1e-12 or array.ndim != 3:
-        raise BrokenSeries("the image carries no usable affine; use ctflow's LoadSeriesOperator", reason="no-geometry")
+        raise BrokenSeries("the image has no usable affine; use ctflow's LoadSeriesOperator", reason="no-geometry")
     row_mm, column_mm = np.linalg.norm(affine[:3, :2], axis=0)
     if abs(row_mm - column_mm) > 1e-4 * column_mm:
         raise BrokenSeries(
@@ -47,11 +47,11 @@ def volume_from_image(image: Image) -> Volume:
 def _hounsfield(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The values as int16 where that loses nothing, else float32."""
     if not np.isfinite(array).all():
-        raise UnsupportedPixels("the image holds values that are not finite", reason="pixel-values")
+        raise UnsupportedPixels("the image contains non-finite values", reason="pixel-values")
     # The operator takes its dtype from the first slice; unsigned values above int16 are its wrapped negatives.
     if array.min() < -32768 or array.max() > 32767:
         raise UnsupportedPixels(
-            "the image holds values beyond 16 bit Hounsfield units; use LoadSeriesOperator", reason="pixel-values"
+            "the image contains values beyond 16-bit Hounsfield units; use LoadSeriesOperator", reason="pixel-values"
         )
     small = array.astype(np.int16)
     return np.ascontiguousarray(small if np.array_equal(small, array) else array.astype(np.float32))

@@ -317,13 +317,13 @@ def _(bundle: Any) -> Said:
 @_fault("the image deleted before Invertd")
 def _(bundle: Any) -> Said:
     bundle.after.insert(0, {"_target_": "DeleteItemsd", "keys": "image"})
-    return "#keys leaves nothing of 'image'", "keys"
+    return "#keys removes 'image'", "keys"
 
 
 @_fault("only the prediction kept before Invertd")
 def _(bundle: Any) -> Said:
     bundle.after.insert(0, {"_target_": "SelectItemsd", "keys": "pred"})
-    return "#keys leaves nothing of 'image'", "keys"
+    return "#keys removes 'image'", "keys"
 
 
 @_fault("the prediction's place forgotten before Invertd")

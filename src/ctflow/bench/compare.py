@@ -191,7 +191,7 @@ def _answer(
     if known is not None and (_is_whole(known) or not comparison.measure):
         return known
     if not comparison.measure:
-        return _refused("it is not kept in this folder")
+        return _refused("it is not stored in this folder")
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir()
     (own / "request.json").write_text(request, encoding="utf-8")

@@ -120,7 +120,7 @@ def evaluate_folder(
     """
     if len(model.spec.segments) != 1:
         raise SettingsInvalid(
-            f"--model: evaluation takes a model of one segment, not of {len(model.spec.segments)}",
+            f"--model: evaluation needs a model with one segment, not {len(model.spec.segments)}",
             reason="several-segments",
         )
     folders = case_folders(folder)
@@ -194,7 +194,7 @@ def case_folders(folder: Path) -> list[Path]:
         ) from error
     if not cases:
         raise NoUsableSeries(
-            f"the folder holds no case: a case is a folder with {SERIES}/ and {TRUTH}", reason="no-case"
+            f"the folder contains no case: a case is a folder with {SERIES}/ and {TRUTH}", reason="no-case"
         )
     return sorted(cases, key=lambda path: path.name.zfill(20) if path.name.isdecimal() else path.name)
 
@@ -232,7 +232,8 @@ def _check_grid(case: Case) -> None:
     if case.loaded.volume.geometry.is_tilted or case.loaded.is_resampled:
         digest = case.candidate.series.digest
         raise UnsupportedPixels(
-            f"series {digest}: tilted or resampled, it cannot be evaluated on its own slices", reason="other-grid"
+            f"series {digest}: it is tilted or was resampled, and cannot be evaluated on its own slices",
+            reason="other-grid",
         )
 
 
@@ -255,7 +256,8 @@ def _only_case(folder: Path, model: Model, settings: Settings, progress: Progres
     cases = find_cases(folder, model.spec, settings, progress).cases
     if len(cases) != 1:
         raise NoUsableSeries(
-            f"{SERIES}/ holds {len(cases)} fit series: a case has one; choose it with --series", reason="several-series"
+            f"{SERIES}/ holds {len(cases)} eligible series, but a case has one: choose it with --series",
+            reason="several-series",
         )
     return cases[0]
 
@@ -279,11 +281,11 @@ def _check_made_by(path: Path, model: Model) -> None:
         made_by = json.loads(path.read_text(encoding="utf-8"))["model"]["weights_digest"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise SettingsInvalid(
-            f"--results: no result.json says which model made {path.parent.name}", reason="other-model"
+            f"--results: no result.json names the model of {path.parent.name}", reason="other-model"
         ) from error
     if made_by != model.weights_digest:
         raise SettingsInvalid(
-            f"--results: {path.parent.name} was made by another model; name its bundle with -m", reason="other-model"
+            f"--results: {path.parent.name} is from another model; name its bundle with -m", reason="other-model"
         )
 
 

@@ -124,7 +124,7 @@ def _check_engine(request: MeasurementRequest) -> None:
         for device in request.devices:
             check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
     elif request.precision == "fp16" and request.devices[0] == "cpu":
-        raise BackendUnavailable("PyTorch computes fp16 on a GPU only", reason="wrong-precision")
+        raise BackendUnavailable("PyTorch computes fp16 only on a GPU", reason="wrong-precision")
 
 
 def _check_model(model: Model, request: MeasurementRequest) -> None:
@@ -136,7 +136,7 @@ def _check_model(model: Model, request: MeasurementRequest) -> None:
         )
     if request.method.endswith("one channel") and spec.out_channels != 2:
         raise BundleInvalid(
-            f"one channel says all of two classes only; this model has {spec.out_channels}", reason="not-comparable"
+            f"one channel suffices only for two classes; this model has {spec.out_channels}", reason="not-comparable"
         )
 
 

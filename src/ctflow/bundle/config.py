@@ -77,7 +77,7 @@ class Config:
             BundleInvalid: It is absent or cannot be known without executing the bundle.
         """
         if key not in self._document:
-            raise BundleInvalid(f"{self.file} has no key {key!r}, which ctflow needs", reason="argument")
+            raise BundleInvalid(f"{self.file} lacks the key {key!r}, which ctflow needs", reason="argument")
         return self.resolved(Place(key, self._document[key]))
 
     def resolved(self, place: Place) -> Place:
@@ -94,7 +94,7 @@ class Config:
                     "expression",
                 )
             if value in seen:
-                raise self.invalid(place.id, f"is a reference that leads back to itself, {short(value)}", "reference")
+                raise self.invalid(place.id, f"is a reference to itself, {short(value)}", "reference")
             if len(seen) >= MOST_REFERENCES:
                 raise self.invalid(place.id, f"follows more than {MOST_REFERENCES} references", "reference")
             seen.append(value)
@@ -103,7 +103,9 @@ class Config:
             # MONAI writes every "#" of a text as "::", whatever the text is for.
             value = value.replace("#", "::")
             if _RELATIVE.search(value):
-                raise self.invalid(place.id, f"holds a relative reference, {short(value)}: write it out", "reference")
+                raise self.invalid(
+                    place.id, f"contains a relative reference, {short(value)}: write the whole path", "reference"
+                )
         return Place(place.id, value)
 
     def _looked_up(self, place_id: str, reference: str) -> Any:
@@ -111,7 +113,7 @@ class Config:
         if not _REFERENCE.fullmatch(path):
             advice = "write @a::b with the whole path from the top, of letters, digits and _"
             raise self.invalid(
-                place_id, f"is no reference that ctflow follows, {short(reference)}: {advice}", "reference"
+                place_id, f"is not a reference that ctflow follows, {short(reference)}: {advice}", "reference"
             )
         value: Any = self._document
         for part in path[1:].split("::"):
@@ -137,7 +139,7 @@ class Config:
         if isinstance(value, Mapping):
             if "_target_" in value:
                 raise self.invalid(
-                    place.id, "is an object to be made; ctflow takes numbers, words and lists of them here"
+                    place.id, "is an object to construct; ctflow accepts only numbers, words and lists of them here"
                 )
             for key in value:
                 if "#" in key or "::" in key:  # MONAI would read it as a path, here and in references
@@ -172,14 +174,14 @@ class Component:
         self.path = target
         name = target.rpartition(".")[2]
         if not name.isidentifier() or (name != target and not target.startswith(f"{package}.")):
-            raise self.refused("_target_", f"is {short(target)}; ctflow takes classes of {package} only", "target")
+            raise self.refused("_target_", f"is {short(target)}; ctflow accepts only classes of {package}", "target")
         self.target = name
         if "_mode_" in self._values and self.get("_mode_") != "default":
             raise self.refused("_mode_", 'must be "default"')
         if is_disabled(config, place):
             raise self.refused("_disabled_", "is true, but ctflow needs it")
         if self.get("_requires_", None) not in (None, [], {}):
-            raise self.refused("_requires_", "asks for something to be executed first; ctflow executes nothing")
+            raise self.refused("_requires_", "requires code to be executed first; ctflow executes nothing")
         self.get("_desc_", None)
 
     def demand_module(self, module: str) -> None:
@@ -200,7 +202,7 @@ class Component:
         self.demand_module(signature.module)
         for name in self.names:
             if name not in signature.arguments:
-                raise self.refused(name, f"is an argument that ctflow does not know of {self.target}", "argument")
+                raise self.refused(name, f"is an argument of {self.target} that ctflow does not know", "argument")
         for name, default in signature.read.items():
             if default is REQUIRED and name not in self._values:
                 raise self._missing(name)
@@ -237,7 +239,7 @@ class Component:
             return default
         values = [self.config.plain(place) for place in self.given(name)]
         if any(not _is_same(value, values[0]) for value in values[1:]):
-            raise self.refused(name, f"has several values, {short(values)}; ctflow takes one for all keys")
+            raise self.refused(name, f"has several values, {short(values)}; ctflow accepts one for all keys")
         return values[0]
 
     def number(self, name: str, default: Any = MISSING) -> float:
@@ -275,7 +277,7 @@ class Component:
             found = self.config.plain(place)
             if not any(_is_same(found, value) for value in values):
                 words = " or ".join(short(value) for value in values)
-                raise self.refused(name, f"is {short(found)}; ctflow does only {words}")
+                raise self.refused(name, f"is {short(found)}; ctflow implements only {words}")
 
 
 def is_disabled(config: Config, place: Place) -> bool:

@@ -71,7 +71,7 @@ def document_from_bytes(raw: bytes, name: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise BundleInvalid(f"{name} is not UTF-8 text", reason="json") from None
     if not isinstance(document, dict):
-        raise BundleInvalid(f"{name} holds no JSON object", reason="json")
+        raise BundleInvalid(f"{name} does not contain a JSON object", reason="json")
     return document
 
 

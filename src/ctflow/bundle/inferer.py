@@ -33,7 +33,9 @@ def sliding_from_config(config: Config) -> Sliding:
     """
     inferer = Component(config, config.top("inferer"), "monai.inferers")
     if inferer.target != "SlidingWindowInferer":
-        raise inferer.refused("_target_", f"is {short(inferer.target)}; ctflow does SlidingWindowInferer", "target")
+        raise inferer.refused(
+            "_target_", f"is {short(inferer.target)}; ctflow implements SlidingWindowInferer", "target"
+        )
     inferer.demand_signature(INFERER)
     overlap = _overlap(inferer)
     mode = inferer.get("mode", "constant")
@@ -55,7 +57,7 @@ def _overlap(inferer: Component) -> float:
     if not all(is_number(value) and 0 <= value < 1 for value in values):
         raise inferer.refused("overlap", f"must be at least 0 and below 1, not {short(given)}")
     if len(set(values)) > 1:
-        raise inferer.refused("overlap", f"differs between the axes, {short(given)}; ctflow takes one for all")
+        raise inferer.refused("overlap", f"differs between the axes, {short(given)}; ctflow accepts one for all")
     return float(values[0])
 
 

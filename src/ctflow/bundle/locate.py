@@ -22,7 +22,7 @@ def demonstration_bundle() -> Path:
     for folder in (package / "demonstration", package.parent.parent / "bundle"):
         if _is_bundle(folder):
             return folder
-    raise BundleInvalid("this installation carries no demonstration bundle: name a bundle with -m", reason="no-bundle")
+    raise BundleInvalid("this installation has no demonstration bundle: name a bundle with -m", reason="no-bundle")
 
 
 def find_bundle(path: Path) -> Path:
@@ -37,7 +37,7 @@ def find_bundle(path: Path) -> Path:
     try:
         if not path.exists():
             raise BundleInvalid(
-                f"{path.name or path}: no such folder; -m names a MONAI bundle or a folder that holds one",
+                f"{path.name or path}: no such folder; give -m a MONAI bundle or a folder that contains one",
                 reason="no-bundle",
             )
         if not path.is_dir():
@@ -57,12 +57,12 @@ def find_bundle(path: Path) -> Path:
     if found:
         names = ", ".join(folder.name for folder in found[:5])
         raise BundleInvalid(
-            f"{path.name or path} holds {len(found)} bundles ({names}): name one of them with -m",
+            f"{path.name or path} contains {len(found)} bundles ({names}): name one of them with -m",
             reason="several-bundles",
         )
     names = ", ".join(folder.name for folder in inside[:5]) or "no folders"
     raise BundleInvalid(
-        f"{path.name or path} is no MONAI bundle and holds none: a bundle has {INFERENCE} and {METADATA}; "
+        f"{path.name or path} is not a MONAI bundle and contains none: a bundle has {INFERENCE} and {METADATA}; "
         f"found {names}",
         reason="no-bundle",
     )

@@ -94,7 +94,7 @@ def _segments(
         number = channel + 1 - first
         entry = coded.get(channel)
         if entry is None:
-            notes.append(f"metadata.json gives no codes for channel {channel}; its segment is coded as tissue")
+            notes.append(f"metadata.json has no codes for channel {channel}; its segment is coded as tissue")
             segments.append(Segment(number, labels[channel], TISSUE, TISSUE, coded=False))
             continue
         at, value = entry
@@ -137,7 +137,7 @@ def _coded(document: Mapping[str, Any], channels: Sequence[int]) -> dict[int, tu
         if isinstance(channel, bool) or not isinstance(channel, int) or channel not in channels:
             raise _invalid(f"{at}#channel", f"must be one of the channels {_span(channels)}, not {short(channel)}")
         if channel in found:
-            raise _invalid(f"{at}#channel", f"is {channel} a second time")
+            raise _invalid(f"{at}#channel", f"repeats channel {channel}")
         found[channel] = at, entry
     return found
 
@@ -205,7 +205,7 @@ def _text(holder: Mapping[str, Any], key: str, at: str, *, longest: int = 64, on
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _invalid(at, "holds half a character (a lone surrogate)") from None
+        raise _invalid(at, "contains half a character (a lone surrogate)") from None
     return value.strip()
 
 

@@ -47,18 +47,18 @@ def _apply(config: dict[str, Any], key: str, value: Any) -> str:
     is_merge = key.startswith(_MERGE)
     parts = key[is_merge:].replace("#", _SEPARATOR).split(_SEPARATOR)
     if any(not part or part != part.strip() for part in parts):
-        return "a part of the key is empty or has a space beside it"
+        return "a part of the key is empty or has a space next to it"
     holder: Any = config
     for part in parts[:-1]:
         found = _found(holder, part)
         if found is None:
-            return f"{part[:80]!r} is not in the file before it"
+            return f"{part[:80]!r} is not in the file above it"
         # A copy, so that the document stays as it is; of what lies beside the path nothing is copied.
         holder[found] = copy.copy(holder[found])
         holder = holder[found]
     last = _found(holder, parts[-1])
     if last is None and not isinstance(holder, dict):
-        return f"{parts[-1][:80]!r} is no place in a list or object of the file"
+        return f"{parts[-1][:80]!r} is not a position in a list or object of the file"
     if last is None or not is_merge:
         holder[parts[-1] if last is None else last] = value
         return ""

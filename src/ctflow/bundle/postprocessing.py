@@ -41,7 +41,9 @@ def activation_from_config(config: Config) -> tuple[Activation, float | None]:
             found.append(transform)
     if tuple(targets) != _ORDER:
         names = ", ".join(targets[:8]) or "none of them"
-        raise config.invalid("postprocessing", f"has {names}; ctflow does {', '.join(_ORDER)}, in this order", "order")
+        raise config.invalid(
+            "postprocessing", f"has {names}; ctflow implements {', '.join(_ORDER)}, in this order", "order"
+        )
     activate, invert, discrete = found
     activation = _activation(activate)
     _check_invert(invert)
@@ -51,7 +53,7 @@ def activation_from_config(config: Config) -> tuple[Activation, float | None]:
 def _check_kept(transform: Transform, present: set[str], *, needs_image: bool) -> None:
     for key in (PREDICTION, *((IMAGE,) if needs_image else ())):
         if key not in present:
-            raise transform.refused("keys", f"leaves nothing of {key!r}, which is still needed", "keys")
+            raise transform.refused("keys", f"removes {key!r}, which is still needed", "keys")
     if transform.target != "DeleteItemsd" and "label" in transform.acts_on:
         raise transform.refused("keys", "names 'label', which a CT does not have", "keys")
 
@@ -60,7 +62,7 @@ def _check_keys(transform: Transform) -> None:
     if transform.acts_on != [PREDICTION]:
         others = [key for key in transform.acts_on if key != PREDICTION]
         problem = f"names {short(others[0])}" if others else f"does not name {PREDICTION!r}"
-        raise transform.refused("keys", f"{problem}; ctflow applies {transform.target} to {PREDICTION!r} only", "keys")
+        raise transform.refused("keys", f"{problem}; ctflow applies {transform.target} only to {PREDICTION!r}", "keys")
 
 
 def _activation(transform: Transform) -> Activation:
@@ -78,9 +80,9 @@ def _check_invert(transform: Transform) -> None:
             "orig_keys", f"{given}; it must be {IMAGE!r}, which preprocessing was applied to", "keys"
         )
     if transform.get("meta_keys", None) in (IMAGE, PREDICTION):
-        raise transform.refused("meta_keys", "must be another key than those of the data", "keys")
+        raise transform.refused("meta_keys", "must be a key other than those of the data", "keys")
     if not is_the_same(transform.config, transform.place("transform"), "preprocessing"):
-        raise transform.refused("transform", 'must be "@preprocessing", which ctflow takes back', "workflow")
+        raise transform.refused("transform", 'must be "@preprocessing", which ctflow inverts', "workflow")
     if transform.flag("nearest_interp", True):
         raise transform.refused(
             "nearest_interp", "must be false (MONAI's default is true): ctflow resamples probabilities linearly"
@@ -105,4 +107,6 @@ def _threshold(transform: Transform, activation: Activation) -> float | None:
         if not 0 < threshold < 1:
             raise transform.refused("threshold", f"must lie between 0 and 1, not {threshold:g}")
         return threshold
-    raise transform.refused("argmax", "and threshold: ctflow does softmax with argmax, or sigmoid with a threshold")
+    raise transform.refused(
+        "argmax", "and threshold: ctflow implements softmax with argmax, and sigmoid with a threshold"
+    )

@@ -43,7 +43,7 @@ class _Reader:
                 self._do(transform)
             else:
                 known = ", ".join(STEPS)
-                raise transform.refused("_target_", f"is {transform.target}; ctflow does {known}", "target")
+                raise transform.refused("_target_", f"is {transform.target}; ctflow implements {known}", "target")
             self._is_begun = True
         if self._is_loaded and not self._is_channel_first:
             raise config.invalid("preprocessing", "loads the image without EnsureChannelFirstd", "order")
@@ -52,7 +52,7 @@ class _Reader:
     def _hold(self, transform: Transform) -> None:
         check_held(transform, self._present)
         if IMAGE not in self._present:
-            raise transform.refused("keys", f"leaves nothing of {IMAGE!r}", "keys")
+            raise transform.refused("keys", f"removes {IMAGE!r}", "keys")
         if transform.target == "LoadImaged":
             self._load(transform)
         elif transform.target == "EnsureChannelFirstd" and transform.acts_on:
@@ -88,7 +88,7 @@ class _Reader:
             self._check_crop(transform)
         others = [key for key in transform.acts_on if key != IMAGE]
         if others:
-            raise transform.refused("keys", f"names {short(others[0])}, which is no image", "keys")
+            raise transform.refused("keys", f"names {short(others[0])}, which is not an image", "keys")
         if transform.acts_on and self._is_loaded and not self._is_channel_first:
             raise transform.refused("_target_", f"is {transform.target}, but comes before EnsureChannelFirstd", "order")
         if transform.acts_on:
@@ -123,7 +123,7 @@ class _Reader:
     def _add(self, transform: Transform, name: str, key: Any) -> None:
         """Remember an item that a transform puts beside the image."""
         if not isinstance(key, str) or key == IMAGE:
-            raise transform.refused(name, f"is {short(key)}; it must be a key beside {IMAGE!r}", "keys")
+            raise transform.refused(name, f"is {short(key)}; it must be a key other than {IMAGE!r}", "keys")
         self._present.add(key)
 
 

@@ -72,7 +72,7 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
     if activation == "softmax" and out_channels < 2:
         raise config.invalid("postprocessing", "has softmax, which needs at least 2 channels")
     if activation == "sigmoid" and out_channels != 1:
-        raise config.invalid("postprocessing", f"has sigmoid; ctflow does it for 1 channel, not {out_channels}")
+        raise config.invalid("postprocessing", f"has sigmoid; ctflow implements it for 1 channel, not {out_channels}")
     check_workflow(config)
     about = metadata_from_document(metadata, folder_name, out_channels, activation)
     return ModelSpec(

@@ -110,10 +110,12 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise BundleInvalid(f"{WEIGHTS} holds no state dict: {_ADVICE}", reason="weights")
+        raise BundleInvalid(f"{WEIGHTS} contains no state dict: {_ADVICE}", reason="weights")
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise BundleInvalid(f"{WEIGHTS} holds {str(name)[:80]!r}, which is no weight: {_ADVICE}", reason="weights")
+            raise BundleInvalid(
+                f"{WEIGHTS} holds {str(name)[:80]!r}, which is not a weight: {_ADVICE}", reason="weights"
+            )
         _check_tensor(name[:80], tensor)
     return dict(loaded)
 
@@ -121,13 +123,14 @@ def _state_dict(loaded: Any) -> dict[str, Tensor]:
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
         raise BundleInvalid(
-            f"{WEIGHTS}: {name} is {tensor.dtype}, {tensor.layout}; ctflow takes plain dense tensors", reason="weights"
+            f"{WEIGHTS}: {name} is {tensor.dtype}, {tensor.layout}; ctflow accepts only plain dense tensors",
+            reason="weights",
         )
     # A tensor of repeated strides may claim terabytes in a file of a few bytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise BundleInvalid(f"{WEIGHTS}: {name} is larger than its data: {_ADVICE}", reason="weights")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise BundleInvalid(
-            f"{WEIGHTS}: {name} holds values that are not finite; training diverged or the file is damaged",
+            f"{WEIGHTS}: {name} contains non-finite values: training diverged or the file is damaged",
             reason="weights-not-finite",
         )

@@ -40,7 +40,9 @@ def check_workflow(config: Config) -> None:
         return
     evaluator = Component(config, config.raw("evaluator"), "monai.engines")
     if evaluator.target != "SupervisedEvaluator":
-        raise evaluator.refused("_target_", f"is {short(evaluator.target)}; ctflow does SupervisedEvaluator", "target")
+        raise evaluator.refused(
+            "_target_", f"is {short(evaluator.target)}; ctflow implements SupervisedEvaluator", "target"
+        )
     for key in ("inferer", "postprocessing"):
         if key not in evaluator.names:
             raise evaluator.refused(key, f'is missing; ctflow reads {key}: write "@{key}"', "workflow")
@@ -87,7 +89,7 @@ def _check_weights(config: Config, loader: Place) -> None:
     names = {name for text in _texts(config, path) for name in _WEIGHTS_FILE.findall(text)}
     wanted = WEIGHTS.rpartition("/")[2]
     if names and wanted not in names:
-        problem = f"loads {short(min(names))}; ctflow reads {WEIGHTS}: give the weights that name"
+        problem = f"loads {short(min(names))}; ctflow reads {WEIGHTS}: rename the weights to that"
         raise config.invalid(f"{loader.id}#load_path", problem, "workflow")
 
 

@@ -62,7 +62,7 @@ def compare_command(
     folder = model_path_from_value(model_path, environment)
     interpreters = _pairs(pythons)
     if output is None and not measure:
-        what = "--only-kept shows what an earlier comparison kept: name its folder with -o"
+        what = "--only-kept shows the stored results of an earlier comparison: name its folder with -o"
         raise SettingsInvalid(what, reason="nothing-kept")
     from ctflow.bench.compare import Comparison, all_devices, compare_configurations  # noqa: PLC0415  # torch: seconds
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415

@@ -155,7 +155,7 @@ def owner_of_script() -> tuple[bool, str]:
     beside = Path(sys.executable).parent / name
     script = beside if beside.is_file() else Path(shutil.which(name) or os.devnull)
     if not script.is_file():
-        return False, f"there is no {name} command beside this Python; repair: {REPAIR}"
+        return False, f"there is no {name} command next to this Python; repair: {REPAIR}"
     if "ctflow.cli.monai_deploy" in script.read_text(encoding="utf-8", errors="replace"):
         return True, f"{name} has the verb exec"
-    return False, f"holoscan-cli took the name {name} back, so it lacks the verb exec; repair: {REPAIR}"
+    return False, f"holoscan-cli has replaced the command {name}, so it lacks the verb exec; repair: {REPAIR}"

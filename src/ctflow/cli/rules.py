@@ -40,7 +40,8 @@ def rules_document(
     if not verdicts:
         damaged = f" ({len(scan.unreadable)} damaged)" if scan.unreadable else ""
         raise NoUsableSeries(
-            f"the folder holds no DICOM series{damaged}: give one with series to try the rules on", reason="no-dicom"
+            f"the folder contains no DICOM series{damaged}: give a folder with series to try the rules on",
+            reason="no-dicom",
         )
     return {
         "series": [_entry(verdict) for verdict in verdicts],

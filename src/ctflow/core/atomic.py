@@ -26,7 +26,7 @@ def output_error_from_oserror(error: OSError, what: str, remedy: str = "check th
         remedy: What to do, unless the disk is full.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(f"no space left for {what}: free some and run again")
+        return StorageFull(f"no space left for {what}: free some space and run again")
     return NotWritten(
         f"{what} cannot be written ({error.strerror or type(error).__name__}): {remedy}", reason="unwritable"
     )

@@ -37,7 +37,11 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # an entry point is the last place that can name an unexpected error
         # Its text may hold anything the input held, so its type and place are all that is ever shown.
-        say(traceback_without_texts(error) if debug else f"unexpected {type(error).__name__}; --debug shows where")
+        say(
+            traceback_without_texts(error)
+            if debug
+            else f"unexpected {type(error).__name__}; run again with --debug to see where"
+        )
         return EXIT_UNEXPECTED
 
 
@@ -53,7 +57,7 @@ def unexpected(error: Exception, what: str) -> Unexpected:
     """
     log.debug("%s: %s", what, traceback_without_texts(error))
     kind = type(error).__name__
-    return Unexpected(f"{what}: unexpected {kind}, a fault of ctflow: --debug, or the node's log, shows where")
+    return Unexpected(f"{what}: unexpected {kind}, a bug in ctflow: --debug, or the node's log, shows where")
 
 
 def show_tracebacks() -> None:

@@ -56,7 +56,7 @@ def network_class(name: str) -> type[nn.Module]:
         found = getattr(nets, name, None)
     if not (inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__.startswith(f"{_PACKAGE}.")):
         raise BundleInvalid(
-            f"network_def#_target_ is {name[:80]!r}; ctflow takes the networks of {_PACKAGE}", reason="target"
+            f"network_def#_target_ is {name[:80]!r}; ctflow accepts only networks of {_PACKAGE}", reason="target"
         )
     network: type[nn.Module] = found
     return network
@@ -142,7 +142,7 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
             return network_class(spec.name)(**arguments)
         except ImportError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            what = "needs a package that is not installed, or that ctflow leaves out as no network for volumes needs it"
+            what = "needs a package that is not installed, or that ctflow hides because no network for volumes needs it"
             raise BundleInvalid(f"network_def: {spec.name} {what}: {reason}", reason="network") from error
         except _BUILD_ERRORS as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -199,7 +199,7 @@ def _check_size(value: Any, place: str) -> None:
         for item in value.values():
             _check_size(item, place)
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_ARGUMENT:
-        raise BundleInvalid(f"{place} holds a number beyond {LARGEST_ARGUMENT}", reason="value")
+        raise BundleInvalid(f"{place} contains a number beyond {LARGEST_ARGUMENT}", reason="value")
 
 
 def _check_not_pretrained(name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
@@ -209,6 +209,6 @@ def _check_not_pretrained(name: str, parameters: Mapping[str, inspect.Parameter]
             value = given[key] if key in given else parameters[key].default
             if value not in (False, None, inspect.Parameter.empty):
                 raise BundleInvalid(
-                    f"network_def#{key} of {name} must be false: ctflow takes weights from the bundle only",
+                    f"network_def#{key} of {name} must be false: ctflow takes weights only from the bundle",
                     reason="value",
                 )

@@ -74,8 +74,8 @@ def _data_folder(settings: ServiceSettings) -> str:
     disk = places.inbox if places.inbox.exists() else place  # the inbox may lie on a disk of its own
     if shutil.disk_usage(disk).free < settings.limits.free_disk:
         wanted = size_text(settings.limits.free_disk)
-        raise StorageFull(f"the data folder's disk has less than {wanted} free (limits.free_disk): free some")
-    return "can write to the data folder" if place == data else "can make the data folder"
+        raise StorageFull(f"the data folder's disk has less than {wanted} free (limits.free_disk): free some space")
+    return "can write to the data folder" if place == data else "can create the data folder"
 
 
 def _journal(path: Path) -> None:
@@ -105,7 +105,7 @@ def _write_to(file: Path) -> None:
 
 def _copies(folder: Path) -> str:
     if not folder.is_dir():
-        raise NotWritten("the folder for copies (copy_to) is not there: make or mount it", reason="copies-folder")
+        raise NotWritten("the folder for copies (copy_to) does not exist: create or mount it", reason="copies-folder")
     _write_in(folder, "the folder for copies (copy_to)")
     return "can write to the folder for copies"
 

@@ -84,7 +84,9 @@ class Node:
         for folder in self.places.results.glob("*/.*"):  # a result that was being written
             shutil.rmtree(folder, ignore_errors=True)
         if waiting or removed:
-            log.warning("after an abrupt end: %d series run again, %d files without a receipt", len(waiting), removed)
+            log.warning(
+                "after a crash: %d series run again, %d files without an acknowledgement removed", len(waiting), removed
+            )
 
     def _courier(self, name: str, way: Way, patience: Patience) -> Courier:
         return Courier(name, way, self.journal, self.places.results, patience, self.metrics)
@@ -227,7 +229,7 @@ class _only_one:  # noqa: N801  # a context manager that reads as a word
         except BlockingIOError as error:
             os.close(self._handle)
             raise SettingsInvalid(
-                "data: another node uses this folder: stop it, or give another one", reason="folder-in-use"
+                "data: another node uses this folder: stop it, or give another folder", reason="folder-in-use"
             ) from error
 
     def __exit__(self, *_: object) -> None:

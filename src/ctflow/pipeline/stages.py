@@ -44,7 +44,7 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
 def _check_grid(case: Case, assembled: Assembled) -> None:
     """The grid that a SEG of its own needs; known now, not after minutes of work."""
     if case.seg_grid == "resampled" and assembled.is_resampled and not assembled.volume.geometry.is_orthogonal:
-        what = "its axes are not at right angles, so that no right-angled grid holds it: leave --seg-grid resampled out"
+        what = "its axes are not at right angles, so it fits no right-angled grid: omit --seg-grid resampled"
         raise BrokenSeries(f"series {case.candidate.series.digest}: {what}", reason="tilted")
 
 

@@ -95,7 +95,7 @@ def error_facts(error: BaseException) -> dict[str, Any]:
         message = "the run was interrupted: run it again"
         return {"type": "KeyboardInterrupt", "exit_code": EXIT_INTERRUPTED, "reason": "interrupted", "message": message}
     if not isinstance(error, CtflowError):
-        error = Unexpected(f"unexpected {type(error).__name__}, a fault of ctflow: --debug shows where")
+        error = Unexpected(f"unexpected {type(error).__name__}, a bug in ctflow: --debug shows where")
     kind = type(error).__name__
     return {"type": kind, "exit_code": error.exit_code, "reason": error.reason, "message": str(error)}
 

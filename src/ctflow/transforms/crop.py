@@ -19,7 +19,7 @@ def crop(state: GridState, margin: int) -> GridState:
         marked = torch.nonzero((image > 0).any(dim=others[1]).any(dim=others[0])).flatten()
         if not len(marked):
             raise UnsupportedPixels(
-                "CropForegroundd found nothing above 0: the bundle's scaling does not suit this CT", reason="scaling"
+                "CropForegroundd found no voxel above 0: the bundle's scaling does not suit this CT", reason="scaling"
             )
         starts.append(int(marked[0]) - margin)
         ends.append(int(marked[-1]) + 1 + margin)

@@ -38,7 +38,7 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
         )
     if not bool(torch.isfinite(logits).all()):
         raise BundleInvalid(
-            "the network returned values that are not finite: its weights or precision do not suit it",
+            "the network returned non-finite values: its weights or the precision do not suit it",
             reason="output-not-finite",
         )
     if spec.activation == "softmax":

@@ -62,7 +62,7 @@ def prepare_volume(
     image = state.image.to(torch.float32)
     if not bool(torch.isfinite(image).all()):
         raise UnsupportedPixels(
-            "preprocessing gave values that are not finite: the bundle's scaling does not suit CT", reason="scaling"
+            "preprocessing gave non-finite values: the bundle's scaling does not suit CT", reason="scaling"
         )
     x_mm, y_mm, z_mm = np.linalg.norm(state.affine[:3, :3], axis=0).tolist()
     return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), upright)

@@ -37,7 +37,7 @@ def upright_of_geometry(geometry: Geometry) -> Upright | None:
     if math.prod(shape) > LARGEST_VOXELS:
         sizes = " x ".join(map(str, shape))
         raise UnsupportedPixels(
-            f"upright, the tilted volume has {sizes} voxels: its PixelSpacing is implausible",
+            f"without its tilt the volume has {sizes} voxels: its PixelSpacing is implausible",
             reason="implausible-spacing",
         )
     return Upright(Geometry(shape, affine), rows, columns)

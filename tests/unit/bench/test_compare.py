@@ -195,7 +195,7 @@ def test_what_was_kept_is_shown_without_measuring(one_configuration, monkeypatch
     shown = compare_configurations(replace(comparison, only=("0a", "1", "4"), measure=False))
     assert configuration(shown, "1")["results"] == first["configurations"][0]["results"]
     assert configuration(shown, "0a")["status"] == "refused"
-    assert configuration(shown, "0a")["reason"] == "it is not kept in this folder"
+    assert configuration(shown, "0a")["reason"] == "it is not stored in this folder"
     with pytest.raises(SettingsInvalid, match="no comparison of this phantom is kept there"):
         compare_configurations(replace(comparison, seed=7, measure=False))
 

@@ -73,7 +73,7 @@ def test_an_unexpected_error_shows_its_place_with_debug_and_its_text_never():
 
     said = []
     assert exit_code_of(main, say=said.append) == 70
-    assert said == ["unexpected RuntimeError; --debug shows where"]
+    assert said == ["unexpected RuntimeError; run again with --debug to see where"]
     assert exit_code_of(main, say=said.append, debug=True) == 70
     assert said[1].startswith("Traceback")
     assert "in inner" in said[1]

@@ -51,7 +51,7 @@ def test_bundle_engine_device_and_folders_are_opened_and_nothing_is_left(setting
     bundle = small_unet_bundle(tmp_path / "small")
     (tmp_path / "copies").mkdir()
     lines = list(opened(replace(settings, bundle=bundle, copy_to=tmp_path / "copies"), RUN))
-    assert lines[:2] == ["can make the data folder", "can write to the folder for copies"]
+    assert lines[:2] == ["can create the data folder", "can write to the folder for copies"]
     assert lines[2].startswith("opened ")
     assert lines[2].endswith(" on cpu")
     assert not settings.data.exists()

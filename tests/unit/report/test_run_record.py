@@ -40,7 +40,7 @@ def test_while_a_run_lasts_its_document_says_so_and_not_what_an_earlier_run_said
         (
             ValueError("DOE^JANE"),
             "failed",
-            ("Unexpected", 70, "unexpected", "unexpected ValueError, a fault of ctflow: --debug shows where"),
+            ("Unexpected", 70, "unexpected", "unexpected ValueError, a bug in ctflow: --debug shows where"),
         ),
     ],
     ids=["model", "reason", "interrupt", "unexpected"],

@@ -272,7 +272,7 @@ def _doubtful_frames(array: npt.NDArray[Any], instances: tuple[Instance, ...]) -
     names = [instances[d].name for d in slices_unlike_both_neighbours(array) if instances[d].pixel_offset is None]
     if not names:
         return ()
-    return (f"pixels of {', '.join(names)} are unlike both neighbours': its compressed frame may be damaged",)
+    return (f"pixels of {', '.join(names)} differ strongly from both neighbours': its compressed frame may be damaged",)
 
 
 def _lossy_warnings(instances: tuple[Instance, ...]) -> tuple[str, ...]:

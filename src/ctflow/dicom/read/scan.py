@@ -131,7 +131,7 @@ def scan_folder(
     """
     if not folder.is_dir():
         raise NoUsableSeries(
-            "the input is not a folder: give the folder that holds the DICOM files", reason="not-a-folder"
+            "the input is not a folder: give the folder that contains the DICOM files", reason="not-a-folder"
         )
     instances: list[Instance] = []
     unreadable: list[Unreadable] = []

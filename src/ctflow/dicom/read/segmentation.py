@@ -64,7 +64,7 @@ def _check_grid(path: Path, dataset: Dataset, sources: Sequence[Dataset]) -> Non
     header = sources[0]
     series = digest_of_uid(text(header, "SeriesInstanceUID"))
     another = UnsupportedPixels(
-        f"{path.name}: marks another series than {series}: give the one that it was drawn on", reason="other-series"
+        f"{path.name}: marks a series other than {series}: give the one that it was drawn on", reason="other-series"
     )
     if text(dataset, "FrameOfReferenceUID") != text(header, "FrameOfReferenceUID"):
         raise another
@@ -72,7 +72,7 @@ def _check_grid(path: Path, dataset: Dataset, sources: Sequence[Dataset]) -> Non
         referenced = {text(item, "ReferencedSOPInstanceUID") for item in _source_images(dataset)}
     except PARSE_ERRORS as error:
         raise UnsupportedPixels(
-            f"{path.name}: does not say which image each frame marks", reason="seg-layout"
+            f"{path.name}: does not say to which image each frame refers", reason="seg-layout"
         ) from error
     if not referenced or not referenced <= {text(source, "SOPInstanceUID") for source in sources}:
         raise another
@@ -106,7 +106,7 @@ def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDA
             return _most_likely(pixels, int(dataset.MaximumFractionalValue)) if fractional else pixels
     except (*PARSE_ERRORS, RuntimeError) as error:  # its text may quote values of the file
         raise UnsupportedPixels(
-            f"{path.name}: its frames cannot be laid on the series' images ({type(error).__name__}): a binary or"
+            f"{path.name}: its frames cannot be mapped to the series' images ({type(error).__name__}): a binary or"
             " label-map SEG without overlaps, or a fractional one, is needed",
             reason="seg-layout",
         ) from error

@@ -258,12 +258,12 @@ class _Storage:
         except OSError as error:  # of the file: pynetdicom names those of the network itself
             raise PeerRefused(f"{file} cannot be read ({error.strerror})", reason="object-unreadable") from error
         except ValueError as error:  # pynetdicom's word for: no context was accepted for this object
-            raise PeerRefused(f"{self.called_ae} takes no objects like {file}", reason="no-context") from error
+            raise PeerRefused(f"{self.called_ae} accepts no objects like {file}", reason="no-context") from error
         except RuntimeError as error:  # pynetdicom's word for: the association is no more
             raise DestinationDown(f"{self.called_ae} ended the association", reason="association-ended") from error
         status = answer.get("Status")
         if status is None:
-            raise DestinationDown(f"{self.called_ae} gave no answer to {file}", reason="no-answer")
+            raise DestinationDown(f"{self.called_ae} did not answer for {file}", reason="no-answer")
         if status == 0 or status >> 12 == 0xB:  # PS3.4 B.2.3: warnings mean that it was stored
             return "" if status == 0 else f" (warning {status:04X}H)"
         raise PeerRefused(f"{self.called_ae} refuses {file} with status {status:04X}H", reason="object-refused")
@@ -279,7 +279,7 @@ class FolderWay:
     def open(self) -> Iterator[Channel]:
         """The folder; `DestinationDown` where it is not there (an unmounted disk must not fill the one below)."""
         if not self.folder.is_dir():
-            raise DestinationDown("the folder for copies is not there: make or mount it", reason="folder-unmounted")
+            raise DestinationDown("the folder for copies does not exist: create or mount it", reason="folder-unmounted")
         yield _Folder(self.folder)
 
 

@@ -323,5 +323,5 @@ def _fail(batch: Sequence[tuple[Work[Any], Future[Any]]], error: Exception) -> N
 
 def _output_error(error: sqlite3.Error) -> OutputError:
     if "full" in str(error):
-        return StorageFull("no space left for the journal: free some")
+        return StorageFull("no space left for the journal: free some space")
     return NotWritten(f"the journal cannot be written ({error})", reason="unwritable")

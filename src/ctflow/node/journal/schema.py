@@ -119,8 +119,8 @@ def version_of(connection: sqlite3.Connection) -> int:
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     if found > VERSION:
         raise SettingsInvalid(
-            f"the journal has version {found}, this ctflow knows up to {VERSION}: use the ctflow that wrote it, "
-            "or another data folder",
+            f"the journal has version {found}, but this ctflow knows only up to {VERSION}: use the "
+            "ctflow that wrote it, or another data folder",
             reason="journal",
         )
     return int(found)

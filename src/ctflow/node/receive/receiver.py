@@ -155,7 +155,7 @@ class Receiver:
         except OSError as error:
             host, port = reception.address
             raise SettingsInvalid(
-                f"{host}:{port} cannot be listened on ({error.strerror}): give another port", reason="cannot-listen"
+                f"cannot listen on {host}:{port} ({error.strerror}): give another port", reason="cannot-listen"
             ) from error
         listening = self._server.socket
         if listening is None:

@@ -70,6 +70,6 @@ def _listen(bind: str, port: int) -> socket.socket:
         return socket.create_server((bind, port), family=family, backlog=128)
     except OSError as error:
         raise SettingsInvalid(
-            f"web: {address(bind, port)} cannot be listened on ({error.strerror}): give another web.port or web.bind",
+            f"web: cannot listen on {address(bind, port)} ({error.strerror}): give another web.port or web.bind",
             reason="cannot-listen",
         ) from error

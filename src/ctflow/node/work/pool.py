@@ -178,7 +178,7 @@ class Foreman(threading.Thread):
                     log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
                     is_ready, job = False, None
                 except (OSError, sqlite3.Error):  # no memory for a process, no descriptors: they may come again
-                    log.exception("%s cannot go on now", self.name)
+                    log.exception("%s cannot continue now", self.name)
                     is_ready, job = False, None
                 except Exception as error:  # noqa: BLE001  # a thread that ended would take its device along
                     self._met(error, self.name)
@@ -233,7 +233,7 @@ class Foreman(threading.Thread):
         except WorkerFailed as error:
             word = NotReady(BackendUnavailable(str(error), reason="worker-ended"))
         if not isinstance(word, (Ready, NotReady)):
-            raise TypeError(f"a worker's first word is not {type(word).__name__}")
+            raise TypeError(f"a worker's first message is not {type(word).__name__}")
         if isinstance(word, NotReady) and not self._killed:
             log.error("%s: %s", self.name, word.error.described)
         self.is_open = isinstance(word, Ready)
@@ -300,7 +300,7 @@ class Foreman(threading.Thread):
         try:
             self._run_job(job)
         except (OSError, sqlite3.Error) as error:  # what had been committed before stays so
-            log.exception("series %s: %s cannot go on now", job.digest, self.name)
+            log.exception("series %s: %s cannot continue now", job.digest, self.name)
             why = Why("node-failed", f"the node could not run it ({type(error).__name__}: the log says more)")
             self._tell(lambda: self._settle(job, Outcome("again", why)))
             self._crew.ending.wait(_RESTART_S)

@@ -229,7 +229,7 @@ def test_a_wrong_pixel_length_is_named(write):
         if index == 2:
             dataset.PixelData = dataset.PixelData[:-4]
 
-    with pytest.raises(BrokenSeries, match=r"00002\.dcm has 236 bytes of pixels, its size asks for 240"):
+    with pytest.raises(BrokenSeries, match=r"00002\.dcm has 236 bytes of pixels, but its size needs 240"):
         assembled(write(adjust=adjust))
 
 

@@ -70,7 +70,7 @@ def test_refused_instances_that_never_come_set_their_series_aside(journal, compl
 
 def test_a_full_disk_delays_completing_and_ends_nothing(journal, completer, monkeypatch):
     key = receive(journal, 1)
-    failures = [StorageFull("no space left for the journal: free some")]
+    failures = [StorageFull("no space left for the journal: free some space")]
     real = journal.complete_quiet
 
     def complete_quiet(quiet_s):

@@ -97,7 +97,7 @@ class SliceReader:
 
     def _give_up(self, why: str) -> None:
         self.close()
-        log.warning("slices are decoded in one process, as none can be started: %s", why)
+        log.warning("no decoder process can be started, so one process decodes all slices: %s", why)
 
     def close(self) -> None:
         """End the processes and give the room back."""
@@ -195,10 +195,10 @@ class SliceReader:
         decoder.end()
         if decoder.given:
             instance, _ = slices[decoder.given[0]]
-            what = "it ended its decoder, or memory is short: have it sent again"
+            what = "it crashed its decoder, or memory is short: have it sent again"
             outcomes[decoder.given[0]] = unsupported(instance, what, reason="decoder-ended")
         elif not self._decoders:
-            log.warning("slices are decoded in one process: the others have ended")
+            log.warning("the decoder processes have ended, so one process decodes the rest")
 
 
 @lenient()

@@ -168,7 +168,7 @@ def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, column
     """Read native values, as they lie in the file, into an array of their number and width."""
     wanted, excess = values.nbytes, instance.pixel_length - values.nbytes
     if not 0 <= excess < wanted:
-        raise _broken(instance, f"has {instance.pixel_length} bytes of pixels, its size asks for {wanted}")
+        raise _broken(instance, f"has {instance.pixel_length} bytes of pixels, but its size needs {wanted}")
     try:
         with instance.path.open("rb") as stream:
             stream.seek(instance.pixel_offset or 0)
@@ -180,7 +180,7 @@ def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, column
         raise _broken(instance, "is cut short")
     # Wrong Rows or Columns leave a row or a column of pixels behind the image at least, and those are hardly all zeros.
     if len(behind) >= min(rows, columns) * values.itemsize and any(behind):
-        what = f"has {excess} bytes more of pixels than its size asks for, which are not padding"
+        what = f"has {excess} more bytes of pixels than its size needs, and they are not padding"
         raise _broken(instance, what)
 
 
@@ -224,9 +224,9 @@ def _flaw_of_syntax(syntax: UID) -> str:
     elif syntax in NATIVE:
         flaw = f"its transfer syntax is {syntax.name}, but its pixel data is encapsulated"
     elif syntax.is_private:
-        flaw = f"its transfer syntax {syntax} is private: have it sent in one of the standard's"
+        flaw = f"its transfer syntax {syntax} is private: have it sent in a standard transfer syntax"
     elif syntax.type != "Transfer Syntax":
-        flaw = f"its TransferSyntaxUID {syntax} is none of the standard's"
+        flaw = f"its TransferSyntaxUID {syntax} is not a transfer syntax of the standard"
     elif syntax.is_retired:
         flaw = f"its transfer syntax {named} is retired: have it sent in another"
     elif syntax.is_compressed and syntax != _ENCAPSULATED_UNCOMPRESSED:

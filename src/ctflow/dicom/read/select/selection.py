@@ -57,7 +57,7 @@ def select_series(
 
 
 def require_chosen(selection: Selection, scan: Scan) -> None:
-    """Raise `NoUsableSeries` with every reason when nothing is chosen; `Unexpected` where that is a fault of ctflow."""
+    """Raise `NoUsableSeries` with every reason if nothing is selected; `Unexpected` if the cause is a bug in ctflow."""
     if selection.chosen:
         return
     lines = [f"series {c.series.digest}: {c.reason} ({c.rule})" for c in selection.candidates]

@@ -73,7 +73,7 @@ class Selection:
 
     @property
     def failed(self) -> tuple[Candidate, ...]:
-        """Those that a fault of ctflow kept from being judged."""
+        """Those that could not be judged because of a bug in ctflow."""
         return tuple(candidate for candidate in self.candidates if candidate.rule in Unexpected.REASONS)
 
 
