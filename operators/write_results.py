@@ -24,7 +24,7 @@ class WriteResultsOperator(Operator):
 
     Args:
         fragment: The application.
-        output_folder: Gets one folder a series.
+        output_folder: Gets one folder per series.
         model: The model that segmented.
         settings: The run's.
         progress: Told of every file.

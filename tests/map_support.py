@@ -59,7 +59,7 @@ def inspect_image(image: str = IMAGE) -> dict[str, Any]:
 
 
 def writable_folder(path: Path) -> Path:
-    """A new folder in which any user may write, as the container's user is none of this machine's."""
+    """A new folder in which any user may write, because the container's user does not exist on this machine."""
     path.mkdir()
     path.chmod(0o777)
     return path

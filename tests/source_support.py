@@ -83,7 +83,7 @@ class Source:
             yield from self._lists.get(node.id, [])
 
     def qualified(self, node: ast.AST) -> str:
-        """The full name of what an expression stands for; empty where it is none of another module."""
+        """The full name of what an expression stands for; empty if it is not from another module."""
         if isinstance(node, ast.Name):
             return self._stands_for.get(node.id, node.id if node.id == "__import__" else "")
         if isinstance(node, ast.Attribute):

@@ -148,7 +148,7 @@ def run(
 
     Args:
         folder: Folder with DICOM files, searched with all its subfolders.
-        output: Gets one folder a series, each complete or absent, and `result.json` on the whole run.
+        output: Gets one folder per series, each complete or absent, and `result.json` on the whole run.
         model: A model, or the folder of a MONAI bundle; None takes the demonstration bundle.
         settings: Every choice about the run. None takes the defaults of the command line: CTFLOW_* environment
             variables and the user's cache folder.

@@ -149,7 +149,7 @@ def open_backend(
     """Open the engine; see `ctflow.engines.choose.open_engine`.
 
     Raises:
-        BackendUnavailable: This machine or this network is none of its.
+        BackendUnavailable: It cannot run on this machine or this network.
         DeviceOutOfMemory: The GPU has too little memory.
     """
     check_settings(device, precision)

@@ -34,38 +34,36 @@ class Range(Group):
 class Rule(Group):
     """One rule: what a series must be like for it, and what then becomes of the series."""
 
-    decision: Annotated[
-        Literal["run", "ignore"], Key("`run`: what `ctflow inspect` calls fit is run; `ignore`: nothing is.")
-    ]
-    name: Annotated[Text | None, Key("What the page and the log call the rule.")] = None
+    decision: Annotated[Literal["run", "ignore"], Key("`run`: eligible series run; `ignore`: none does.")]
+    name: Annotated[Text | None, Key("Its name on the page and in the log.")] = None
     modality: Annotated[tuple[Text, ...], Key("Modality is one of these.")] = ()
     body_part: Annotated[
         tuple[Text, ...],
         Key(
-            "BodyPartExamined is one of these, also in other words (dicom.md): `run` takes what holds such a part, "
-            "`ignore` what holds no other. `absent` stands for none given."
+            "BodyPartExamined is one of these, also in other terms (dicom.md): `run` applies if it includes such a "
+            "part, `ignore` if it includes no other. `absent` means that there is none."
         ),
     ] = ()
-    thickness_mm: Annotated[Range | None, Key("SliceThickness in mm, as `{min: 0.5, max: 2}`.")] = None
+    thickness_mm: Annotated[Range | None, Key("SliceThickness in mm, such as `{min: 0.5, max: 2}`.")] = None
     description: Annotated[
         tuple[Text, ...],
-        Key(
-            "SeriesDescription is like one of these, where `*` is any text and `?` any letter; capitals do not matter."
-        ),
+        Key("SeriesDescription matches one of these, where `*` is any text and `?` any letter; case is ignored."),
     ] = ()
     calling_ae: Annotated[tuple[Text, ...], Key("AE title of the sender is one of these.")] = ()
     force: Annotated[
         Switch,
-        Key("With `run`: also what is possible but not fit, as `ctflow run --force` does, with a warning."),
+        Key(
+            "With `run`: also series that are not eligible but possible, as `ctflow run --force` does, with a warning."
+        ),
     ] = False
 
     def __post_init__(self) -> None:
         if self.force and self.decision == "ignore":
-            raise ValueError("force belongs to the decision run, and this one is ignore")
+            raise ValueError("force needs the decision run, but this one is ignore")
 
     @property
     def takes_all(self) -> bool:
-        """Whether every series fits it."""
+        """Whether it applies to every series."""
         return not (self.modality or self.body_part or self.thickness_mm or self.description or self.calling_ae)
 
 

@@ -52,7 +52,7 @@ def _address(value: Any) -> str:
         return str(ipaddress.ip_address(text(value)))
     except ValueError:
         raise ValueError(
-            f"must be an IP address of this machine, as 127.0.0.1 or 0.0.0.0 (all), not {shown(value)}"
+            f"must be an IP address of this machine, such as 127.0.0.1 or 0.0.0.0 (all), not {shown(value)}"
         ) from None
 
 
@@ -60,7 +60,9 @@ def _network(value: Any) -> Network:
     try:
         return ipaddress.ip_network(text(value), strict=False)
     except ValueError:
-        raise ValueError(f"must be an address or a network, as 10.1.2.3 or 10.1.0.0/16, not {shown(value)}") from None
+        raise ValueError(
+            f"must be an address or a network, such as 10.1.2.3 or 10.1.0.0/16, not {shown(value)}"
+        ) from None
 
 
 _NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
@@ -90,7 +92,7 @@ Address = Annotated[str, Reads(_address)]
 Host = Annotated[str, Reads(_host)]
 Port = Annotated[int, whole(1, 65535)]
 Name = Annotated[str, Reads(partial(_matching, r"[A-Za-z0-9_-]{1,32}", "1 to 32 letters, digits, - or _"))]
-Device = Annotated[str, Reads(partial(_matching, r"cpu|cuda:\d{1,3}", "cpu or a GPU, as cuda:0"))]
+Device = Annotated[str, Reads(partial(_matching, r"cpu|cuda:\d{1,3}", "cpu or a GPU, such as cuda:0"))]
 
 
 # ---------------------------------------------------------------------------------------------------------- groups
@@ -101,14 +103,14 @@ class Peer(Group):
     """Who may send."""
 
     host: Annotated[
-        Network, Reads(_network), Key("Address or network that it sends from, as `10.1.2.3` or `10.1.0.0/16`.")
+        Network, Reads(_network), Key("Address or network that it sends from, such as `10.1.2.3` or `10.1.0.0/16`.")
     ]
-    ae_title: Annotated[AeTitle | None, Key("Its AE title; any if left out.")] = None
+    ae_title: Annotated[AeTitle | None, Key("Its AE title; any if omitted.")] = None
 
 
 @dataclass(frozen=True)
 class Limits(Group):
-    """What senders may use up."""
+    """Limits for senders."""
 
     associations: Annotated[
         int,
@@ -118,17 +120,15 @@ class Limits(Group):
     pdu: Annotated[
         int,
         size(4096, 16 * 2**20),
-        Key(
-            "The largest P-DATA PDU that is offered, and the most bytes of any PDU that are read before it is refused."
-        ),
+        Key("Largest P-DATA PDU that the node offers to receive; longer PDUs of any kind are refused."),
     ] = 128 * 2**10
-    idle_s: Annotated[float, real(1, 3600), Key("Seconds without a word after which an association is ended.")] = 60.0
-    instances: Annotated[int, whole(1, 1_000_000), Key("Instances of one series.")] = 20_000
-    series: Annotated[int, size(MB, 10 * TB), Key("Bytes of one series.")] = 20 * GB
+    idle_s: Annotated[float, real(1, 3600), Key("Seconds of silence after which an association is aborted.")] = 60.0
+    instances: Annotated[int, whole(1, 1_000_000), Key("Most instances of one series.")] = 20_000
+    series: Annotated[int, size(MB, 10 * TB), Key("Most bytes of one series.")] = 20 * GB
     free_disk: Annotated[
         int,
         size(0, 1000 * TB),
-        Key("Free space below which instances are refused (Out of Resources), until there is more again."),
+        Key("Free disk space below which instances are refused (Out of Resources) until more is free."),
     ] = 5 * GB
 
 
@@ -136,10 +136,12 @@ class Limits(Group):
 class Backoff(Group):
     """How long to wait before a result is sent again."""
 
-    first_s: Annotated[float, real(0.1, 3600), Key("Seconds after the first failure; twice as long after each.")] = 5.0
+    first_s: Annotated[
+        float, real(0.1, 3600), Key("Seconds to wait after the first failure; doubled after each further one.")
+    ] = 5.0
     most_s: Annotated[float, real(0.1, 86400), Key("The longest wait.")] = 300.0
     give_up_after_s: Annotated[
-        float, real(60, 365 * 86400), Key("After this it is set aside until a person retries it.")
+        float, real(60, 365 * 86400), Key("Seconds after which it fails until a person retries it.")
     ] = float(_WEEK_S)
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class Backoff(Group):
 class Destination(Group):
     """Where results are sent."""
 
-    name: Annotated[Name, Key("What the page and the log call it.")]
+    name: Annotated[Name, Key("Its name on the page and in the log.")]
     ae_title: Annotated[AeTitle, Key("Its AE title.")]
     host: Annotated[Host, Key("Its name or IP address.")]
     port: Annotated[Port, Key("Its port.")]
@@ -162,15 +164,15 @@ class Destination(Group):
 class Web(Group):
     """The page."""
 
-    enabled: Annotated[Switch, Key("Whether there is a page, `/healthz`, `/readyz` and `/metrics`.")] = True
-    bind: Annotated[Address, Key("Address that it listens on. It asks for no password.")] = "127.0.0.1"
+    enabled: Annotated[Switch, Key("Whether to serve the page, `/healthz`, `/readyz` and `/metrics`.")] = True
+    bind: Annotated[Address, Key("Address that it listens on. There is no password.")] = "127.0.0.1"
     port: Annotated[Port, Key("Its port.")] = 8113
     hosts: Annotated[
         tuple[Host, ...],
-        Key("Names under which browsers reach it, beside localhost and IP addresses; others are refused."),
+        Key("Names under which browsers may reach it, in addition to localhost and IP addresses."),
     ] = ()
     patient_data: Annotated[
-        Switch, Key("Keep in the journal and show: the patient's name, ID and birth date, accession number, UIDs.")
+        Switch, Key("Whether journal and page have the patient's name, ID and birth date, accession number, UIDs.")
     ] = False
 
 
@@ -178,12 +180,13 @@ class Web(Group):
 class Log(Group):
     """What is written down, one JSON object a line."""
 
-    file: Annotated[FilePath | None, Key("A file that is turned over by size; standard output if left out.")] = None
+    file: Annotated[FilePath | None, Key("File that is rotated by size; standard output if omitted.")] = None
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], Key("The least that is written; the audit trail always is.")
+        Literal["debug", "info", "warning", "error"],
+        Key("Lowest level that is logged; the audit trail is always logged."),
     ] = "info"
-    rotate_at: Annotated[int, size(10_000, TB), Key("Size at which the file is turned over.")] = 100 * MB
-    keep: Annotated[int, whole(1, 1000), Key("How many old files are kept.")] = 20
+    rotate_at: Annotated[int, size(10_000, TB), Key("Size at which the file is rotated.")] = 100 * MB
+    keep: Annotated[int, whole(1, 1000), Key("Number of rotated files to keep.")] = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,31 +197,33 @@ class ServiceSettings(Processing):
     MEANT: ClassVar[Mapping[str, str]] = {"device": "devices", "series": "rules", "pick": "rules", "force": "rules"}
 
     data: Annotated[
-        FilePath, Key("Folder of what was received, the journal and the results.", default="the user's data folder")
+        FilePath, Key("Folder of received instances, journal and results.", default="the user's data folder")
     ]
-    ae_title: Annotated[AeTitle, Key("AE title of the node, as which it is called and calls.")] = "CTFLOW"
+    ae_title: Annotated[AeTitle, Key("AE title of the node, as called and calling AE.")] = "CTFLOW"
     bind: Annotated[Address, Key("Address that it listens on.")] = "127.0.0.1"
     port: Annotated[Port, Key("Port that it listens on.")] = 11112
-    peers: Annotated[tuple[Peer, ...], Key("Who may send and ask for C-ECHO. If left out: this machine only.")] = ()
-    limits: Annotated[Limits, Key("What senders may use up.")] = Limits()
+    peers: Annotated[tuple[Peer, ...], Key("Who may send and use C-ECHO; only this machine if omitted.")] = ()
+    limits: Annotated[Limits, Key("Limits for senders.")] = Limits()
     quiet_period_s: Annotated[
         float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
     ] = 10.0
     copy_to: Annotated[FilePath | None, Key("Folder that gets a copy of every result.")] = None
-    bundle: Annotated[FilePath | None, Key("MONAI bundle; the demonstration if left out.")] = None
+    bundle: Annotated[FilePath | None, Key("MONAI bundle; the demonstration bundle if omitted.")] = None
     devices: Annotated[
         tuple[Device, ...],
-        Key("`cpu`, or GPUs as `[cuda:0, cuda:1]`: a worker on each. If left out: every GPU, or the CPU.", most=64),
+        Key(
+            "`cpu`, or GPUs such as `[cuda:0, cuda:1]`: one worker on each; every GPU, or the CPU, if omitted.", most=64
+        ),
     ] = ()
     destinations: Annotated[
         tuple[Destination, ...], Key("Where results are sent; each gets all of them.", most=64)
     ] = ()
     web: Annotated[Web, Key("The page.")] = Web()
-    log: Annotated[Log, Key("What is written down.")] = Log()
-    allow_demonstration: Annotated[Switch, Key("Send results of a demonstration model to destinations, too.")] = False
+    log: Annotated[Log, Key("The log.")] = Log()
+    allow_demonstration: Annotated[Switch, Key("Also send results of a demonstration model.")] = False
     rules: Annotated[
         tuple[Rule, ...],
-        Key("Which series are run; the first rule that fits decides. Without one, what is fit is run."),
+        Key("Which series run; the first rule that applies decides. Without rules, every eligible series runs."),
     ] = ()
 
     def __post_init__(self) -> None:
@@ -239,7 +244,7 @@ class ServiceSettings(Processing):
             raise Refused(f"port and web.port are both {self.port}", "port", reason="conflict")
         for count, rule in enumerate(self.rules[:-1], start=1):
             if rule.takes_all:
-                raise Refused(f"is never reached: rule {count} takes every series", "rules", count)
+                raise Refused(f"is never reached: rule {count} applies to every series", "rules", count)
 
     @property
     def run(self) -> Settings:
@@ -335,16 +340,18 @@ def _at(host: str, port: int) -> str:
 
 def _explain_peers(settings: ServiceSettings) -> list[str]:
     if settings.peers:
-        return [f"takes from {peer.ae_title or 'any AE title'} at {peer.host}" for peer in settings.peers]
+        return [f"accepts series from {peer.ae_title or 'any AE title'} at {peer.host}" for peer in settings.peers]
     beyond = not ipaddress.ip_address(settings.bind).is_loopback
-    return ["takes from this machine only" + (": give peers, or nobody on the network can send" if beyond else "")]
+    return [
+        "accepts series from this machine only" + (": give peers, or nobody on the network can send" if beyond else "")
+    ]
 
 
 def _explain_rules(rules: tuple[Rule, ...]) -> list[str]:
     lines = [f"rule {count}: {_explain_rule(rule)}" for count, rule in enumerate(rules, start=1)]
     if rules and rules[-1].takes_all:
         return lines
-    return [*lines, "every other series is run if it is fit" if rules else "every series that is fit is run"]
+    return [*lines, "every other series runs if it is eligible" if rules else "every eligible series runs"]
 
 
 def _explain_rule(rule: Rule) -> str:
@@ -356,7 +363,7 @@ def _explain_rule(rule: Rule) -> str:
     if rule.thickness_mm:
         wanted.append(f"thickness_mm {rule.thickness_mm.min:g} to {rule.thickness_mm.max:g}")
     decision = "run" if rule.decision == "run" else "ignore"
-    forced = ", even if it is not fit" if rule.force else ", if it is fit" if decision == "run" else ""
+    forced = ", even if it is not eligible" if rule.force else ", if it is eligible" if decision == "run" else ""
     return f"{decision} {' and '.join(wanted) or 'every series'}{forced}" + (f" ({rule.name})" if rule.name else "")
 
 
@@ -367,7 +374,7 @@ def _explain_destinations(settings: ServiceSettings) -> list[str]:
         for each in settings.destinations
     ] or ["sends results nowhere"]
     if settings.destinations:
-        verb = "are sent, too" if settings.allow_demonstration else "are not sent (allow_demonstration)"
+        verb = "are also sent" if settings.allow_demonstration else "are not sent (allow_demonstration)"
         lines.append(f"results of a demonstration model {verb}")
     return [*lines, *([f"copies results to {settings.copy_to}"] if settings.copy_to else [])]
 
@@ -375,6 +382,6 @@ def _explain_destinations(settings: ServiceSettings) -> list[str]:
 def _explain_web(web: Web) -> str:
     if not web.enabled:
         return "has no page"
-    open_to = "" if ipaddress.ip_address(web.bind).is_loopback else ", without a password, to all who reach it"
+    open_to = "" if ipaddress.ip_address(web.bind).is_loopback else ", without a password, to anyone who can reach it"
     shown = "with patient data" if web.patient_data else "without patient data"
     return f"shows its page on http://{_at(web.bind, web.port)}/ {shown}{open_to}"

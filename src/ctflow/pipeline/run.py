@@ -62,7 +62,7 @@ def run_folder(
 
     Args:
         folder: Input folder.
-        output: Gets one folder a series, and the run's result.json, also where the run ends early.
+        output: Gets one folder per series, and the run's result.json, also where the run ends early.
         model: The model.
         settings: The run's.
         progress: Told of files, slices and windows.

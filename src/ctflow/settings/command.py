@@ -61,7 +61,7 @@ def run_command(function: Callable[[Request], int]) -> click.Command:
 
     @click.command("run", context_settings=HELP)
     @click.option("-i", "--input", metavar="DIR", help="Folder with DICOM files.  [env: HOLOSCAN_INPUT_PATH]")
-    @click.option("-o", "--output", metavar="DIR", help="Gets one folder a series.  [env: HOLOSCAN_OUTPUT_PATH]")
+    @click.option("-o", "--output", metavar="DIR", help="Gets one folder per series.  [env: HOLOSCAN_OUTPUT_PATH]")
     @MODEL
     @options(*(option.name for option in OPTIONS))
     @click.option("-w", "--workdir", metavar="DIR", help="Working directory of the process.")

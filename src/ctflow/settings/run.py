@@ -90,34 +90,36 @@ class Processing(Group):
     ] = "none"
     constant_windows: Annotated[
         Literal["background", "compute"],
-        Key("What is marked in windows of a single HU value: nothing, or what the network says, as MONAI does."),
+        Key("Marks in windows of a single HU value: none, or the network's output, as in MONAI."),
     ] = "background"
     cache: Annotated[
         Path | None,
         Reads(_folder_or_none),
-        Key("Keeps made engines and what was measured about them; empty keeps none.", "DIR", "the user's cache folder"),
+        Key("Folder for engine files and their measurements; empty keeps none.", "DIR", "the user's cache folder"),
     ] = field(default_factory=lambda: _folder_or_none(_cache_folder(read_environment())))
     report: Annotated[
-        Literal["html", "none"], Key("Write report.html, a viewer in one file, or leave it out.", of_files=True)
+        Literal["html", "none"], Key("Write report.html, a viewer in one file, or omit it.", of_files=True)
     ] = "html"
     secondary_capture: Annotated[Switch, Key("Also write the preview as a DICOM Secondary Capture.", of_files=True)] = (
         False
     )
     seg: Annotated[
         Literal["binary", "labelmap", "fractional"],
-        Key("Kind of the SEG: a bit a pixel and segment, one label a pixel, or probabilities.", "KIND", of_files=True),
+        Key(
+            "Kind of the SEG: a bit per pixel and segment, one label per pixel, or probabilities.",
+            "KIND",
+            of_files=True,
+        ),
     ] = "binary"
     seg_grid: Annotated[
         SegGrid,
-        Key("SEG of a tilted or uneven series: on its slices, or on a right-angled regular grid.", of_files=True),
+        Key("Grid of the SEG of a tilted or uneven series: its slices, or a right-angled regular grid.", of_files=True),
     ] = "source"
     segments: Annotated[
         Literal["class", "finding"],
         Key("A segment for each class of the bundle, or for each finding.", of_files=True),
     ] = "class"
-    omit_empty_frames: Annotated[
-        Switch, Key("Leave frames without a mark out of the SEG.", "yes|no", of_files=True)
-    ] = True
+    omit_empty_frames: Annotated[Switch, Key("Omit frames without marks from the SEG.", "yes|no", of_files=True)] = True
     nifti: Annotated[Switch, Key("Also write segmentation.nii.gz.", of_files=True)] = False
 
     def __post_init__(self) -> None:
@@ -128,7 +130,9 @@ class Processing(Group):
         """
         if self.seg == "fractional" and self.segments == "finding":
             raise Refused(
-                "finding: fractions around a finding belong to none; use another --seg", "segments", reason="conflict"
+                "finding: a fractional SEG has no segments for findings; use another --seg",
+                "segments",
+                reason="conflict",
             )
 
 
@@ -136,9 +140,9 @@ class Processing(Group):
 class Settings(Processing):
     """What a person may choose about a run (docs/settings.md); None leaves the choice to the bundle or the machine."""
 
-    series: Annotated[Text | None, Key("Run only the series with this SeriesInstanceUID.", "UID", "all")] = None
-    pick: Annotated[Literal["all", "best"], Key("Run every eligible series, or the best of each study.")] = "all"
-    force: Annotated[Switch, Key("Run series that the eligibility rules reject, with a warning.")] = False
+    series: Annotated[Text | None, Key("Segment only the series with this SeriesInstanceUID.", "UID", "all")] = None
+    pick: Annotated[Literal["all", "best"], Key("Segment every eligible series, or the best of each study.")] = "all"
+    force: Annotated[Switch, Key("Also segment series that are not eligible but possible, with a warning.")] = False
     device: Annotated[
         str | None,
         Reads(_devices),

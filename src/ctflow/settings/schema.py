@@ -241,7 +241,7 @@ def _nearest(name: str, kind: type[Group], loc: Loc) -> str:
 
 
 def wrong_choice(value: str, allowed: list[str]) -> str:
-    """What is said of a word that is none of those allowed."""
+    """The message for a word that is not among those allowed."""
     close = difflib.get_close_matches(value.lower(), allowed, n=1)
     hint = f": do you mean {close[0]}?" if close else ""
     return f"invalid choice {shown(value)} (choose from {', '.join(allowed)}){hint}"

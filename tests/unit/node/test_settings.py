@@ -148,7 +148,7 @@ def test_every_key_is_read(tmp_path):
         ("ae_title: SEVENTEEN LETTERS", "an AE title has 1 to 16 ASCII characters and no backslash"),
         ("ae_title: a\\b", "an AE title has 1 to 16 ASCII"),
         ("ae_title: RÖNTGEN", "an AE title has 1 to 16 ASCII"),
-        ("bind: localhost", "bind: must be an IP address of this machine, as 127.0.0.1"),
+        ("bind: localhost", "bind: must be an IP address of this machine, such as 127.0.0.1"),
         ("port: 0", "port: must be a whole number from 1 to 65535, not '0'"),
         ("port: 65536", "port: must be a whole number from 1 to 65535, not '65536'"),
         ("port: 8113", "port and web.port are both 8113"),
@@ -168,13 +168,13 @@ def test_every_key_is_read(tmp_path):
             "destinations: [{name: a, ae_title: X, host: h, port: 1, backoff: {first_s: 9, most_s: 1}}]",
             "destinations[1].backoff: first_s 9 is above most_s 1",
         ),
-        ("devices: [gpu]", "devices[1]: must be cpu or a GPU, as cuda:0, not 'gpu'"),
+        ("devices: [gpu]", "devices[1]: must be cpu or a GPU, such as cuda:0, not 'gpu'"),
         ("devices: [cuda:0, cuda:0]", "devices: the device cuda:0 is used twice"),
         ("limits: {pdu: 100}", "limits.pdu: must be from 4 KiB to 16 MiB"),
         ("log: {level: loud}", "log.level: invalid choice 'loud' (choose from debug, info, warning, error)"),
         ("rules:\n  - {decision: go}", "line 2: rules[1].decision: invalid choice 'go' (choose from run, ignore)"),
         ("rules:\n  - {decision: ignore}\n  - {decision: run}", "line 3: rules[2]: is never reached: rule 1"),
-        ("rules: [{decision: ignore, force: true}]", "rules[1]: force belongs to the decision run"),
+        ("rules: [{decision: ignore, force: true}]", "rules[1]: force needs the decision run"),
         ("rules: [{decision: run, thickness_mm: {min: 2, max: 1}}]", "thickness_mm: min 2 is above max 1"),
     ],
 )
@@ -212,23 +212,23 @@ def test_what_a_file_means_is_told_in_lines(tmp_path):
     told = explain_settings(read(tmp_path, EVERYTHING)).splitlines()
     for line in (
         "listens as NODE 1 on 0.0.0.0:104",
-        "takes from ORTHANC at 10.1.2.3/32",
-        "takes from any AE title at 10.2.0.0/16",
-        "rule 1: run body_part CHEST and thickness_mm 0 to 3, if it is fit",
+        "accepts series from ORTHANC at 10.1.2.3/32",
+        "accepts series from any AE title at 10.2.0.0/16",
+        "rule 1: run body_part CHEST and thickness_mm 0 to 3, if it is eligible",
         "rule 2: ignore every series",
         "sends results to second: B at [::1]:4242, again after 1 to 2 s, for 0.0166667 h",
-        "results of a demonstration model are sent, too",
-        "shows its page on http://10.0.0.1:80/ with patient data, without a password, to all who reach it",
+        "results of a demonstration model are also sent",
+        "shows its page on http://10.0.0.1:80/ with patient data, without a password, to anyone who can reach it",
         "writes its log to /var/log/ctflow/node.jsonl",
     ):
         assert line in told
-    assert "every other series is run if it is fit" not in told
+    assert "every other series runs if it is eligible" not in told
 
 
 def test_what_is_seldom_meant_is_told(tmp_path):
     told = explain_settings(read(tmp_path, "bind: 0.0.0.0\nrules: [{decision: ignore, modality: MR}]"))
-    assert "takes from this machine only: give peers, or nobody on the network can send" in told
-    assert "every other series is run if it is fit" in told
+    assert "accepts series from this machine only: give peers, or nobody on the network can send" in told
+    assert "every other series runs if it is eligible" in told
     assert "sends results nowhere" in told
     told = explain_settings(
         read(tmp_path, "web: {enabled: false}\ndestinations: [{name: a, ae_title: B, host: c, port: 1}]")

@@ -1,4 +1,4 @@
-"""The AE titles of an A-ASSOCIATE-RQ: padding that is none of DICOM's is mended, and what is no title gets an answer.
+"""The AE titles of an A-ASSOCIATE-RQ: non-standard padding is removed, and an invalid title gets an answer.
 
 pynetdicom aborts the association where a title is padded with NULs, as some devices do, or is blank, without a word of
 why; and answers nothing where the called title is blank.

@@ -27,7 +27,7 @@ def family_of_frame(frame: bytes) -> str | None:
         frame: The encoded frame.
 
     Returns:
-        "JPEG 2000", "JPEG-LS", "JPEG Lossless", "lossy JPEG" or "RLE"; None if it is none of them.
+        "JPEG 2000", "JPEG-LS", "JPEG Lossless", "lossy JPEG" or "RLE"; None for any other.
     """
     if _CODESTREAM in frame[:4096]:
         return "JPEG 2000"
