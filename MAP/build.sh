@@ -187,7 +187,7 @@ collect_wheels() {
     local pip=("$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: "${platforms[@]}")
     "${pip[@]}" --no-deps --dest "$wheels" "${torch_from[@]}" "torch==$(pinned torch)" ||
       fail "torch $(pinned torch) is not to be had from there; TORCH names another place (--help)" 4
-    # Before everything that it needs is fetched, too: gigabytes.
+    # Before the gigabytes that it needs are fetched.
     [ "$flavour" = cuda ] || is_cpu_build "$wheels"/torch-*.whl ||
       fail "this torch is the build for NVIDIA GPUs, gigabytes that a CPU image does not need: make map MAP_TORCH=cpu takes the other" 4
     "${pip[@]}" --dest "$wheels" --find-links "$wheels" "${pins[@]}" "$wheels"/torch-*.whl -r "$wanted" pip

@@ -69,7 +69,7 @@ compare() {  # compare DEVICES IDS [FOLDER [OPTION...]]
 
 pytorch_configurations() {
   local beside=
-  if [ "$gpus" -gt 2 ]; then  # its device is called cuda:0, too, so that the documents find the configurations
+  if [ "$gpus" -gt 2 ]; then  # its device is also called cuda:0, so that the documents find the configurations
     CUDA_VISIBLE_DEVICES=1 compare cuda:0 "$on_gpu" &
     beside=$!
     compare cuda:0 "$in_host_memory"

@@ -41,7 +41,7 @@ def time_trip(
 ) -> tuple[Seconds, Mapping[str, Any]]:
     """Seconds of each stage of one trip, of `whole`, of `to_seg`, and of `after_mask`: what follows the mask.
 
-    `to_seg` ends when the SEG is whole on the disk, in the folder that gets its name when all else is there, too.
+    `to_seg` ends when the SEG is complete on disk, in the folder that is renamed when everything else is also complete.
 
     With them the case's result.json.
 
@@ -55,7 +55,7 @@ def time_trip(
     whole_s = time.perf_counter() - start
     if case.document is None:
         raise case.error or ValueError("the case was not written")
-    # The first CT on a machine is compared with PyTorch, too: once, and in the first trip, which no median counts.
+    # The first CT on a machine is also compared with PyTorch: once, in the first run, which no median includes.
     seconds = {"find": found_s, **{stage: s for stage, s in case.stage_seconds.items() if stage != "compare"}}
     mask_s = sum(seconds[stage] for stage in _WITH_THE_GPU)
     ends = {"after_mask": whole_s - mask_s, "to_seg": mask_s + seconds["seg"], "whole": whole_s}

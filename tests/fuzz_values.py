@@ -150,7 +150,7 @@ _BINARY = (b"", b"\0", b"\0\0", b"\1\0", b"\xff\xff", b"\0\0\0\0", b"\0\0\xc0\x7
 
 
 def keywords_of(pattern: str = "*.py") -> tuple[str, ...]:
-    """Every attribute of a data set that modules of `ctflow.dicom` name in whatever way; a new one is fuzzed, too."""
+    """Every attribute of a data set that modules of `ctflow.dicom` name in any way; new ones are also fuzzed."""
     found: set[str] = set()
     for path in Path(ctflow.dicom.__file__).parent.rglob(pattern):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -276,7 +276,7 @@ def _errors_of(path: Path) -> tuple[str, ...]:
 
 
 def _text_of(value: object) -> str:
-    """A value as text; a size of 0 is a value, too."""
+    """A value as text; a size of 0 is also a value."""
     return "" if value is None else str(value).strip(" \0")
 
 

@@ -31,7 +31,7 @@ class Form:
         name: As the table of docs/dicom.md has it.
         write: Content of a plain file -> content in this form.
         notes: What reading it notes.
-        itk: Whether SimpleITK reads it, too; pydicom reads all.
+        itk: Whether SimpleITK also reads it; pydicom reads all.
     """
 
     name: str

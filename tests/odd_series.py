@@ -160,7 +160,7 @@ def shifted(affine, moved_to: Callable[[int, np.ndarray], np.ndarray]) -> Callab
 
 
 def sampled(z_mm: list[float], tilt: float = 0.0, adjust: Adjust | None = None) -> Callable[[Path], LinearField]:
-    """Slices of a linear field at any places: its values are known between them, too."""
+    """Slices of a linear field at any places: its values are also known between them."""
 
     def write(folder: Path) -> LinearField:
         field, depth = LinearField(), len(z_mm)

@@ -43,7 +43,7 @@ def test_the_layout_is_read_and_img_size_is_dropped_with_a_note(bundle):
     network_from_model(model)
 
 
-@pytest.mark.exhaustive  # the next one runs it, too
+@pytest.mark.exhaustive  # the next one also runs it
 def test_monai_runs_the_same_bundle(bundle, tmp_path):
     rng = np.random.default_rng(3)
     image = rng.integers(-200, 300, (24, 20, 16)).astype(np.int16)

@@ -59,7 +59,7 @@ def write_earlier_result(output: Path, header: pydicom.Dataset) -> str:
     return key
 
 
-@pytest.mark.exhaustive  # the next one moves it aside, too, and an empty folder is exit 2
+@pytest.mark.exhaustive  # the next one also moves it aside, and an empty folder is exit 2
 @pytest.mark.parametrize("name", ["run", "app"])
 def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coarse_bundle, tmp_path, gapped, name):
     header = pydicom.dcmread(next(gapped.iterdir()), stop_before_pixels=True)

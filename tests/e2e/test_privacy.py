@@ -107,7 +107,7 @@ def odd_series(root: Path) -> int:
 
 @pytest.fixture
 def hospital(tmp_path) -> Path:
-    """An input folder whose path holds the patient, too."""
+    """An input folder whose path also names the patient."""
     root = tmp_path / f"{FAMILY}_{GIVEN}" / ID / f"{BORN}_{ACCESSION}"
     root.mkdir(parents=True)
     return root

@@ -35,7 +35,7 @@ def test_a_phantom_gives_the_files_of_ctflow_run_to_any_user(chest, expected, tm
         done = run_image(mounts=mounts, options=["--user", user])
         assert done.returncode == 0, done.stderr
         assert {path.name for path in result_of(output).iterdir()} == FILES
-        # The same bytes: so a second run gives the same UIDs, too.
+        # The same bytes: so a second run also gives the same UIDs.
         for name in ("segmentation.dcm", "measurements.dcm"):
             assert (result_of(output) / name).read_bytes() == (result_of(expected) / name).read_bytes(), name
         document = json.loads((result_of(output) / "result.json").read_text())

@@ -36,7 +36,7 @@ from ctflow.settings.run import OPTIONS, model_path_from_value, read_environment
 @DEBUG
 @LOG_LEVEL
 def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug itself
-    """A chest CT series goes in, a DICOM SEG with measurements comes out."""
+    """A CT series goes in; a DICOM SEG with measurements comes out."""
     set_up_logging(log_level, debug=debug)
 
 
@@ -59,10 +59,10 @@ cli.add_command(run_command(_run))
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-@click.option("--names", is_flag=True, help="Call files by their paths, which may hold a patient's name.")
+@click.option("--names", is_flag=True, help="Show the files' paths, which may contain a patient's name.")
 @MODEL
 def inspect(folder: Path, as_json: bool, names: bool, model: str | None) -> int:
-    """Show every series found, chosen or refused and why, and its geometry; the model's body parts take part."""
+    """List every series: eligible for the model or not, why, and its geometry."""
     # Late: pydicom and its decoders take longer to import than all that --help needs.
     from ctflow.cli.inspection import inspect_folder, require_series  # noqa: PLC0415
 
@@ -87,16 +87,18 @@ def _shape(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws another chest.")
-@click.option("--shape", metavar="D,H,W", default="160,256,256", show_default=True, callback=_shape)
-@click.option("--tumours", type=click.IntRange(0, 5), help="How many tumours (default: drawn from the seed).")
 @click.option(
-    "--count", type=click.IntRange(min=1), help="Write this many phantoms, one folder a seed, for `ctflow evaluate`."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed; each draws another chest."
+)
+@click.option("--shape", metavar="D,H,W", default="160,256,256", show_default=True, callback=_shape)
+@click.option("--tumours", type=click.IntRange(0, 5), help="Number of tumours (default: drawn from the seed).")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Write this many phantoms, one folder per seed, for `ctflow evaluate`."
 )
 @click.option(
     "--varied",
     is_flag=True,
-    help="Draw what real scans have besides: parts of the chest, padding, tables, metal, arms.",
+    help="Vary the phantom as real scans do: parts of the chest, padding, tables, metal, arms.",
 )
 def phantom(
     folder: Path, seed: int, shape: tuple[int, int, int], tumours: int | None, count: int | None, varied: bool
@@ -117,11 +119,13 @@ def phantom(
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Gets evaluation.json and evaluation.png.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.png.")
 @MODEL
 @click.option("--reference", is_flag=True, help="Also compare with PyTorch in fp32 on the same cases (slow on a CPU).")
 @click.option(
-    "--results", type=click.Path(path_type=Path), help="Compare what `run` wrote to this folder; segment nothing."
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Compare the results that `run` wrote to this folder, instead of segmenting.",
 )
 @click.option(
     "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
@@ -136,18 +140,18 @@ def evaluate(
     least_dice: float | None,
     **given: Any,
 ) -> int:
-    """Compare what a model marks with the truth: FOLDER holds cases of ct/ and truth.dcm, as `phantom` writes them."""
+    """Compare a model's marks with the truth. FOLDER contains cases of ct/ and truth.dcm, as `phantom` writes them."""
     from ctflow.cli.evaluation import evaluate_command  # noqa: PLC0415
 
     return evaluate_command(folder, model, given, output, reference=reference, results=results, least_dice=least_dice)
 
 
 @cli.command()
-@click.option("-o", "--output", metavar="DIR", help="Keeps the engine (default: the user's cache folder).")
+@click.option("-o", "--output", metavar="DIR", help="Folder for the engine (default: the user's cache folder).")
 @MODEL
 @options("engine", "precision", "device")
 def export(model: str | None, output: str | None, **given: Any) -> int:
-    """Make an engine, compare it with PyTorch and time it; `auto` chooses the fastest that is exact."""
+    """Build an engine, compare it with PyTorch and time it; `auto` selects the fastest that agrees."""
     from ctflow.cli.export import export_engines  # noqa: PLC0415
 
     return export_engines(model, output, given)
@@ -157,7 +161,7 @@ def export(model: str | None, output: str | None, **given: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 @options("cache")
 def engines(as_json: bool, **given: Any) -> int:
-    """Show which backends this machine has and why not the others, and which engines are made."""
+    """List this machine's backends, why others are missing, and the engines in the cache."""
     from ctflow.cli.engines import engines_document  # noqa: PLC0415
 
     settings = settings_from_values(given, read_environment())
@@ -171,12 +175,12 @@ def engines(as_json: bool, **given: Any) -> int:
 
 @cli.command()
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md).")
-@click.option("--check", is_flag=True, help="Say what the file means, open what it names, and end.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of what is received, the journal, the results.")
+@click.option("--check", is_flag=True, help="Show the effective settings, open everything that they name, and exit.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of received instances, journal and results.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the DICOM node.")
-@click.option("--allow-demonstration", is_flag=True, help="Send results of a demonstration model, too.")
+@click.option("--allow-demonstration", is_flag=True, help="Also send results of a demonstration model.")
 def serve(config: Path | None, check: bool, data: Path | None, **given: Any) -> int:
-    """Be a DICOM node: take CT series over C-STORE, segment them, send SEG and SR back."""
+    """Run a DICOM node: receive CT series over C-STORE, segment them, send SEG and SR."""
     from ctflow.cli.serve import check_command, serve_command  # noqa: PLC0415
 
     given["data"] = None if data is None else data.absolute()
@@ -187,15 +191,18 @@ def serve(config: Path | None, check: bool, data: Path | None, **given: Any) -> 
 
 @cli.group()
 def rules() -> None:
-    """The DICOM node's rules: which series are run."""
+    """The DICOM node's rules, which select series."""
 
 
 @rules.command("test")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (default: no rules, what is fit)."
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The node's YAML file (default: no rules, every eligible series).",
 )
-@click.option("--calling-ae", metavar="TITLE", help="AE title of whom the series would come from.")
+@click.option("--calling-ae", metavar="TITLE", help="AE title of the assumed sender.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 def rules_test(folder: Path, config: Path | None, calling_ae: str | None, as_json: bool) -> int:
     """Show what the node would do with each series of FOLDER, and why."""
@@ -219,24 +226,34 @@ def bench() -> None:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Gets compare.json, compare.png, configurations/; goes on from there.",
+    help="Folder for compare.json, compare.png and configurations/; an interrupted comparison continues.",
 )
 @MODEL
 @click.option("--shape", metavar="D,H,W", default="300,512,512", show_default=True, callback=_shape)
-@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Draws the phantom.")
+@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Seed of the phantom.")
 @click.option(
     "--overlap", "overlaps", type=click.FloatRange(0, 1, max_open=True), multiple=True, default=(0.0, 0.25),
-    show_default=True, help="May be given several times.",
+    show_default=True, help="Overlap of windows; repeat the option for several.",
 )  # fmt: skip
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timed volumes of each.")
-@click.option("--configurations", metavar="ID,ID", help="Only these, in this order (default: all).")
 @click.option(
-    "--python", "pythons", metavar="ID=PATH", multiple=True, help="Interpreter of a configuration (default: this one)."
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of timed volumes per configuration.",
+)
+@click.option("--configurations", metavar="ID,ID", help="Only these configurations, in this order (default: all).")
+@click.option(
+    "--python",
+    "pythons",
+    metavar="ID=PATH",
+    multiple=True,
+    help="Python interpreter for a configuration (default: this one).",
 )
 @click.option(
-    "--limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Seconds that each may take."
+    "--limit", type=click.FloatRange(min=1), default=900.0, show_default=True, help="Most seconds per configuration."
 )
-@click.option("--only-kept", is_flag=True, help="Measure nothing: only what is in -o's configurations/ already.")
+@click.option("--only-kept", is_flag=True, help="Measure nothing; show what is stored in -o's configurations/.")
 @options("cache", "device")
 def compare(
     output: Path | None,

@@ -89,7 +89,7 @@ def _exit_code(ended: int) -> int:
 
 @contextmanager
 def _handing_on_sigterm() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """An interrupt of the terminal reaches the application, too; SIGTERM only the process that it is sent to.
+    """A terminal's interrupt also reaches the application; SIGTERM reaches only the process that it is sent to.
 
     Yields:
         Takes the process once it has started; a signal that came before is then handed on.

@@ -56,7 +56,7 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
         seed: Draws the phantom.
         shape: Voxels along (D, H, W).
         tumours: How many; None draws that too.
-        varied: Draw what real scans have besides, too.
+        varied: Whether to vary the phantom as real scans do.
 
     Returns:
         How many tumours it has.

@@ -18,7 +18,7 @@ def check_requirements(extra: str = "") -> None:
     Code that runs from a folder without metadata (PYTHONPATH) names no versions, and nothing is checked.
 
     Args:
-        extra: The packages of this extra are needed, too.
+        extra: The extra whose packages are also needed.
 
     Raises:
         RequirementUnmet: The message names each package, the version found, the versions needed and the command.

@@ -101,7 +101,7 @@ def suits(value: str, wanted: Collection[str]) -> bool:
 
     Args:
         value: The series' value.
-        wanted: The model's: one of them must be the same word, or name nothing but parts that the value names, too.
+        wanted: The model's: one of them must be the same word, or name only parts that the value also names.
     """
     if value.upper() in {one.upper() for one in wanted}:
         return True

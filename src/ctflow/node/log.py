@@ -26,7 +26,7 @@ AUDIT = logging.INFO + 5  # above info, so that `level: info` shows it; its logg
 _LONGEST_TEXT = 2000
 _GATHER_S = 0.2  # the journal changes with every instance; its events are told together
 _PAGE = 500  # events that are read at once: a journal of years, told from its beginning, must not be in memory whole
-_TERSE = ("uvicorn",)  # tells of its own start and end, which the node does, too
+_TERSE = ("uvicorn",)  # logs its own start and end, which the node also logs
 
 _audit = logging.getLogger("ctflow.audit")
 

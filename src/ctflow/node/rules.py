@@ -92,7 +92,7 @@ class Decision:
 
     Attributes:
         decision: "run" or "ignore".
-        force: Whether what is not fit is run, too.
+        force: Whether series that are not eligible but possible also run.
         rule: Which rule said so, for a person ("rule 2, scouts"); None if none did.
     """
 

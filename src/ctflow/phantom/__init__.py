@@ -52,7 +52,7 @@ def phantom_from_seed(
             2.5 mm apart, so fewer than 120 show a part of the chest.
         tumours: How many, 0 to 5; None draws that too. With three or more, one is 6 to 10 mm, and at least one sits on
             the pleura and one on a vessel; a varied scan may show too little lung for all of them.
-        varied: Draw what real scans have besides, too: parts of the chest or the abdomen, tight and wide fields of
+        varied: Whether to vary it as real scans do: parts of the chest or the abdomen, tight and wide fields of
             view, padding, tables, clothes, arms, metal with streaks, phases of contrast medium, bowel gas.
 
     Returns:

@@ -36,7 +36,7 @@ def document_of_run(
         found: For the series that were set aside, those not reached, and the unreadable files.
         spec: The model's.
         output: The output folder.
-        error: What ended the whole run (`error_facts`): then it ended every case that it had not done yet, too.
+        error: What ended the whole run (`error_facts`), and so every case that was not done yet.
 
     Returns:
         The document, by docs/result.schema.json.

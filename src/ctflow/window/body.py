@@ -95,7 +95,7 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
 
     A superset is wanted, not an outline: all parts that are not thin are kept, each slice is filled between its
     outermost parts (lungs, and what lies between trunk and arms), and what is denser than air beside them is added. A
-    thick thing beside the body is kept, too, and does no harm.
+    thick object next to the body is also kept, and does no harm.
 
     Args:
         volume: (D, H, W) in HU on any device, slices first.

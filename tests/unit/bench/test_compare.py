@@ -60,7 +60,7 @@ def measured_before(bundle, tmp_path_factory) -> tuple[Comparison, dict]:
 
 @pytest.fixture
 def one_configuration(measured_before) -> tuple[Comparison, dict]:
-    """The same, with its folder as it was; a configuration belongs to its place, too."""
+    """The same, with its folder as it was; a configuration also belongs to its place."""
     comparison, document = measured_before
     shutil.rmtree(comparison.kept)
     shutil.copytree(comparison.kept.with_name("as measured"), comparison.kept)

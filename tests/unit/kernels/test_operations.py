@@ -31,7 +31,7 @@ KERNELS = HopperOperations(torch.float32, DEVICE)
 @pytest.fixture(autouse=True)
 def seeded(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on a GPU the plain reference is strict, too
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on a GPU the plain reference is also strict
     monkeypatch.setattr(operations, "_PARTS", 6)  # programs of a sum: few, as the interpreter runs one after the other
     with torch.inference_mode():
         yield

@@ -53,7 +53,7 @@ MATRIX = [
 
 
 def is_told_by_others(roi, _batch, arguments, name) -> bool:
-    """Whether the others of the matrix fail, too, where this one fails for a reason of the rewrite's."""
+    """Whether the others of the matrix also fail where this one fails because of the rewrite."""
     return not (name == "cpu" and arguments) and roi != (64, 32, 96)
 
 
@@ -83,7 +83,7 @@ def test_the_rewritten_network_computes_the_same(roi, batch, arguments, attentio
 def strong() -> tuple[SwinUNETR, torch.Tensor, torch.Tensor]:
     """A network whose large scores make masks and position tables matter, windows, and what it says of them.
 
-    They make rounding matter, too: so in double precision.
+    They also make rounding matter: so in double precision.
     """
     network = swin_unetr()
     for name, parameter in network.named_parameters():

@@ -271,7 +271,7 @@ def test_a_seg_on_a_right_angled_grid_opens_where_one_on_tilted_slices_does_not(
     assert uids[0] != uids[1]
     on_slices = points_of_nifti(other)
     distance_mm, _ = cKDTree(points).query(on_slices)
-    assert distance_mm.max() < 4.5, "a pixel: what is marked on the slices is marked there at right angles, too"
+    assert distance_mm.max() < 4.5, "a pixel: what is marked on the slices is also marked there at right angles"
 
 
 def askew(dataset, index):
@@ -892,7 +892,7 @@ def everywhere(windows):
 
 @pytest.fixture
 def body_windows(model, monkeypatch):
-    """The model with windows of 36 mm, of which many lie in air, and a network that marks air, too."""
+    """The model with windows of 36 mm, of which many lie in air, and a network that also marks air."""
     monkeypatch.setattr("ctflow.pipeline.opened.open_engine", lambda *_, **__: FakeEngine(everywhere))
     return replace(model, spec=replace(model.spec, roi=(6, 6, 4), batch_size=4))
 

@@ -99,7 +99,7 @@ def test_false_findings_of_an_only_case_are_told_with_size_and_place():
     lines = said(case_of(false_positives=[], false_positives_left_out=0))
     assert not any(line[:2] == ["false", "finding"] for line in lines)
     lines = said(case_of(lesions=[], hausdorff95_mm=None, lesions_hausdorff95_mm=None))
-    assert lines[-2][0] == "1", "without a lesion, too"
+    assert lines[-2][0] == "1", "also without a lesion"
 
 
 def test_the_reference_is_told_where_there_is_one():

@@ -347,7 +347,7 @@ def test_what_is_not_tilted_stays_on_its_own_grid():
 )
 @pytest.mark.parametrize("by_mm", [(0.0, 0.0), (0.8, 0.0), (-0.5, 0.4)])
 def test_no_source_voxel_outside_its_box_takes_from_a_box_of_the_networks_grid(steps, by_mm):
-    """The other way round, too, but for tilted slices: the border voxels of the box do take from it."""
+    """Also the other way round, except for tilted slices: the border voxels of the box do take from it."""
     prepared = prepare_volume(tilted_volume(by_mm), steps, "cpu")
     grid, rng = prepared.tensor.shape[2:], np.random.default_rng(0)
     for _ in range(40):

@@ -82,7 +82,7 @@ class _Values:
 
 
 def _is_usual(layout: Layout, values: _Values) -> bool:
-    """Whether pydicom, too, takes the file for what its meta information says."""
+    """Whether pydicom also reads the file as its meta information says."""
     if layout.notes or not layout.meta or not layout.elements or layout.syntax not in _SYNTAXES:
         return False
     if layout.meta[0][:3] != (_GROUP_LENGTH, b"UL", 4):

@@ -3,7 +3,7 @@
 A damaged length or a lost byte shifts all that follows: elements vanish into others' values, and what is left may still
 parse. But hardly ever does it leave every tag in ascending order, every VR known and every length inside the file.
 
-What writers get wrong by habit, and other readers read all the same, is read here, too, and noted (`Note`). Unlike
+Common mistakes of writers that other readers accept are also read here, and noted (`Note`). Unlike
 damage, it is the same in every file of a writer. The first element of a data set or item tells how it is encoded, as in
 pydicom: nothing is tried twice, which a hostile file would make take for ever.
 """
@@ -28,7 +28,7 @@ DEEPEST = 32  # sequences within each other; real ones have 3 or 4
 _WINDOW = 2**15  # bytes read at once; nearly all headers are shorter, and of longer ones the rest is sought
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # here pydicom stops, too
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # pydicom also stops here
 _FIRST_PIXELS = min(_PIXELS)
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _IMPLICIT, _EXPLICIT, _LENGTH = (
@@ -228,7 +228,7 @@ class _Walk:
         return position, syntax
 
     def encoding(self, position: int, syntax: str) -> bool:
-        """Whether a data set is encoded as Implicit VR; takes note of its order of bytes, too.
+        """Whether a data set is encoded as Implicit VR; also notes its byte order.
 
         The first element tells, also where `syntax` says something else: an implicit length that looks like a VR is one
         of more than 16 kB, and the first group of a data set is below 0400.

@@ -317,7 +317,7 @@ def _changed(dataset: Dataset, **values: Any) -> Dataset:
     """A data set with other values of some attributes; it shares the others' elements."""
     elements = dict(dataset.items())
     for keyword, value in values.items():
-        known = dataset[keyword]  # not to be given another value: it is the other data set's, too
+        known = dataset[keyword]  # must not change: the other data set shares it
         # Of the type that pydicom would make of it, and so not looked at again.
         alike = type(value) is type(known.value)
         elements[known.tag] = DataElement(known.tag, known.VR, value, already_converted=alike)

@@ -97,7 +97,7 @@ class Journal(JournalReader):
         try:
             self._serve(connection)
         except Exception:
-            log.exception("the journal's thread has ended: start the node again")  # `/readyz` says so, too
+            log.exception("the journal's thread has ended: start the node again")  # `/readyz` also says so
 
     def _serve(self, connection: sqlite3.Connection) -> None:
         while (batch := self._next_batch()) is not None:
@@ -147,7 +147,7 @@ class Journal(JournalReader):
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")  # where that fails, too, the connection is closed
+                connection.execute("ROLLBACK")  # if that also fails, the connection is closed
             told = [(future, None, error) for _, future in batch]
         for future, value, failure in told:
             if failure is None:

@@ -75,7 +75,7 @@ def test_every_object_arrives_the_oldest_result_first_and_the_segmentation_befor
     wait_until(lambda: states(journal, keys) == ["delivered"] * 3, "all is delivered")
     assert [each.SOPInstanceUID for each in pacs.received] == [f"2.25.{n}{k}" for n in (1, 2, 3) for k in (0, 1)]
     (late,) = waiting(journal, tmp_path, 4)
-    wait_until(lambda: states(journal, [late]) == ["delivered"], "what comes later is delivered, too")
+    wait_until(lambda: states(journal, [late]) == ["delivered"], "what comes later is also delivered")
 
 
 def test_a_destination_that_was_down_gets_everything_afterwards_the_oldest_first(journal, courier, archive, tmp_path):
