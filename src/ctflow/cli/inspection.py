@@ -60,7 +60,7 @@ def require_series(document: Mapping[str, Any]) -> None:
     if not document["series"]:
         damaged = len(document["unreadable"])
         raise NoUsableSeries(
-            f"the folder holds no DICOM series: {document['ignored']} files are not DICOM, {damaged} are damaged",
+            f"the folder contains no DICOM series: {document['ignored']} files are not DICOM, {damaged} are damaged",
             reason="no-dicom",
         )
 

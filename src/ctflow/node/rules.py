@@ -1,4 +1,4 @@
-"""Which series are run: the site's rules first, then what `ctflow.dicom.read.select.selection` deems fit. Pure."""
+"""Which series run: the site's rules first, then eligibility by `ctflow.dicom.read.select.selection`. Pure."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Verdict:
     Attributes:
         candidate: The series and what `ctflow.dicom.read.select.selection` says of it.
         run: Whether it is run.
-        force: Whether fitness was overruled (`Settings.force`).
+        force: Whether the eligibility rules were overruled (`Settings.force`).
         rule: Short stable name: `rule-ignore`, or the name of select's rule.
         reason: The same as a sentence, without patient data.
         thickness_mm: What rules took for its SliceThickness.
@@ -141,7 +141,7 @@ def facts_from_series(series: Series, calling_ae: str | None = None) -> Facts:
 
 
 def decide(facts: Facts, rules: Sequence[Rule]) -> Decision:
-    """The decision of the first rule that fits; without one, what is fit is run.
+    """The decision of the first rule that applies; without one, every eligible series runs.
 
     Args:
         facts: Of one series.

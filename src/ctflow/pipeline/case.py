@@ -108,7 +108,7 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
         progress: Told of every file.
 
     Returns:
-        A case for each chosen series, and everything else that was found.
+        A case for each selected series, and everything else that was found.
 
     Raises:
         NoUsableSeries: No series may be run.

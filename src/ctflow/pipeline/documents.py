@@ -78,7 +78,7 @@ def _status(code: int, done: int, *, is_early: bool) -> str:
 
 
 def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]], bool]:
-    """Every series that was not chosen, and whether none of an earlier run's results is left in the place of one."""
+    """Every series that was not selected, and whether no earlier result is left in place of one."""
     entries, are_moved = [], True
     for candidate in selection.candidates:
         if candidate.chosen:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class RunReport:
-    """What became of every chosen series, and the exit code that says so.
+    """The outcome of every selected series, and the exit code of the run.
 
     Attributes:
         cases: The cases, in the order they ran.
@@ -58,7 +58,7 @@ def run_folder(
     progress: Progress = silent,
     record: RunRecord | None = None,
 ) -> RunReport:
-    """Segment every chosen series of a folder, one after another.
+    """Segment every selected series of a folder, one after another.
 
     Args:
         folder: Input folder.
@@ -100,7 +100,7 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
     """Write the run's result.json and decide the exit code.
 
     Args:
-        cases: Every chosen case, done or not.
+        cases: The case of every selected series, done or not.
         found: For the series that were set aside and the unreadable files.
         spec: The model's.
         output: The output folder.

@@ -163,11 +163,11 @@ def _table_of_segments(segments: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Show every series of a folder, chosen or refused and why (`ctflow inspect`)."""
+    """Show every series of a folder, selected or rejected and why (`ctflow inspect`)."""
     stream = stream or sys.stdout
     console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
     for entry in document["series"]:
-        verdict = ("chosen", "green") if entry["chosen"] else (f"refused ({entry['rule']})", "red")
+        verdict = ("selected", "green") if entry["chosen"] else (f"rejected ({entry['rule']})", "red")
         console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['reason']}"))
         facts = [f"{key.replace('_', ' ')} {value}" for key, value in entry["description"].items() if value is not None]
         console.print(Text(f"  {', '.join(facts)}"))
@@ -333,7 +333,7 @@ def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> N
             "" if seconds is None else f"{seconds:.3f}",
             _dice(parity),
             f"{parity['relative_error']:.1e}" if parity else "",
-            "chosen" if chosen and not entry["reason"] else "",
+            "selected" if chosen and not entry["reason"] else "",
         )
     console.print(table)
     for entry in document["measured"]:

@@ -1,1 +1,1 @@
-"""What may a person choose, and where is it read?"""
+"""What can be set, and where is it read?"""

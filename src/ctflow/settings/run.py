@@ -138,7 +138,7 @@ class Processing(Group):
 
 @dataclass(frozen=True)
 class Settings(Processing):
-    """What a person may choose about a run (docs/settings.md); None leaves the choice to the bundle or the machine."""
+    """The settings of a run (docs/settings.md); None leaves the choice to the bundle or the machine."""
 
     series: Annotated[Text | None, Key("Segment only the series with this SeriesInstanceUID.", "UID", "all")] = None
     pick: Annotated[Literal["all", "best"], Key("Segment every eligible series, or the best of each study.")] = "all"

@@ -82,7 +82,7 @@ def test_a_bundle_that_cannot_be_read_is_said_in_the_run_s_document(tmp_path):
 
 def test_inspect_shows_what_run_would_do(series, tmp_path, capsys):
     assert main(["inspect", str(series)]) == 0
-    assert "chosen" in capsys.readouterr().out
+    assert "selected" in capsys.readouterr().out
     assert main(["inspect", str(series), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (entry,) = document["series"]
@@ -107,7 +107,7 @@ def test_inspect_names_the_broken_series_and_the_unreadable_file(series, tmp_pat
     assert verdicts["gap"]["geometry"] is None
     assert document["unreadable"][0]["file"] == name_without_patient(Path("bad.dcm"))
     assert main(["inspect", str(tmp_path)]) == 0
-    assert "refused (gap)" in capsys.readouterr().out
+    assert "rejected (gap)" in capsys.readouterr().out
 
 
 def test_inspect_of_no_folder_is_2(tmp_path):

@@ -196,6 +196,6 @@ def test_rules_are_tried_on_a_folder(tmp_path, capsys):
 
 def test_a_folder_or_file_that_cannot_be_tried_is_an_error(tmp_path, capsys):
     assert main(["rules", "test", str(tmp_path)]) == 2
-    assert "holds no DICOM series" in capsys.readouterr().err
+    assert "contains no DICOM series" in capsys.readouterr().err
     assert main(["rules", "test", str(tmp_path / "none")]) == 2
     assert main(["rules", "test", str(tmp_path), "-c", str(tmp_path / "none.yaml")]) == 64

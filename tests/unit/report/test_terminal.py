@@ -113,7 +113,7 @@ def test_a_report_names_findings_folder_and_warnings(tmp_path):
 def test_an_inspection_shows_verdict_geometry_and_unreadable_files():
     stream = io.StringIO()
     entry = {
-        "digest": "abc", "chosen": True, "rule": "chosen", "reason": "fit", "warnings": ["a localizer was left out"],
+        "digest": "abc", "chosen": True, "rule": "chosen", "reason": "eligible", "warnings": ["a localizer omitted"],
         "description": {"modality": "CT", "body_part": None},
         "geometry": {"shape": [20, 64, 64], "spacing_mm": [2.5, 0.7, 0.7]},
     }  # fmt: skip
@@ -123,8 +123,8 @@ def test_an_inspection_shows_verdict_geometry_and_unreadable_files():
     )
     shown = stream.getvalue()
     for expected in (
-        "chosen",
-        "refused (gap)",
+        "selected",
+        "rejected (gap)",
         "modality CT",
         "20 x 64 x 64",
         "unreadable: x: cut short",

@@ -1,1 +1,1 @@
-"""Files to Volume: scan, choose, order, decode, assemble."""
+"""Files to Volume: scan, select, order, decode, assemble."""

@@ -39,10 +39,10 @@ def select_series(
 
     Args:
         scan: The headers.
-        series_uid: Only this series may be chosen.
-        pick: "all" fit series, or the "best" of each study and frame of reference: the one whose slice spacing is
+        series_uid: Only this series may be selected.
+        pick: "all" eligible series, or the "best" of each study and frame of reference: the one whose slice spacing is
             smallest but not below 1 mm, then with most slices, then with the lowest series number.
-        force: Choose series that fitness rules (not possibility rules) speak against.
+        force: Select series that only rules in `UNFIT` (not in `IMPOSSIBLE`) speak against.
         body_parts: BodyPartExamined values that suit the model; empty accepts all.
 
     Returns:
@@ -151,7 +151,7 @@ def _first_verdict(rules: Sequence[Callable[[Series], Verdict | None]], series: 
 
 
 def _name_strays(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """A series set aside that continues a chosen one may be its end: nothing else would tell that it was cut short."""
+    """A series set aside that continues a selected one may be its end: nothing else shows that it was cut short."""
     result = list(candidates)
     for place, few in enumerate(candidates):
         if few.chosen or len(few.series.instances) >= LEAST_SLICES:

@@ -40,10 +40,10 @@ class Candidate:
 
     Attributes:
         series: The series.
-        chosen: Whether it is to be run.
+        chosen: Whether the run selects it.
         rule: Short stable name of the rule.
         reason: The same as a sentence.
-        forced: Chosen although a fitness rule speaks against it.
+        forced: Selected although a rule in `UNFIT` speaks against it.
         description: Technical facts for `ctflow inspect`; no patient data and no free text.
     """
 
@@ -63,12 +63,12 @@ class Selection:
 
     @property
     def chosen(self) -> tuple[Candidate, ...]:
-        """Those to be run."""
+        """Those that the run selects."""
         return tuple(candidate for candidate in self.candidates if candidate.chosen)
 
     @property
     def strays(self) -> tuple[Candidate, ...]:
-        """Those set aside that seem to be the end of one that is run."""
+        """Those set aside that seem to be the end of a selected series."""
         return tuple(candidate for candidate in self.candidates if candidate.rule == "stray")
 
     @property
