@@ -38,7 +38,7 @@ def read_series(
 
     Args:
         folder: Folder with DICOM files, searched with all its subfolders.
-        series_uid: SeriesInstanceUID of the series; required if the folder holds several eligible series.
+        series_uid: SeriesInstanceUID of the series; required if the folder contains several eligible series.
         force: Also read a series that the eligibility rules reject (too few slices, slices too thick, derived images).
         allow_gaps: Interpolate a single missing slice between two.
         progress: Called with every file (stage "scan") and every slice (stage "read").
@@ -49,8 +49,8 @@ def read_series(
         coordinates in mm.
 
     Raises:
-        NoUsableSeries: The folder holds no eligible series; the message says why each series was rejected.
-        SettingsInvalid: The folder holds several eligible series and `series_uid` is not given.
+        NoUsableSeries: The folder contains no eligible series; the message says why each series was rejected.
+        SettingsInvalid: The folder contains several eligible series and `series_uid` is not given.
         BrokenSeries: The slices do not form one regular volume; `reason` names the rule.
         UnsupportedPixels: The pixel data cannot be converted to HU without guessing.
     """
@@ -79,8 +79,8 @@ def read_model(path: str | PathLike[str] | None = None) -> Model:
     """Read a MONAI bundle; nothing in it is executed.
 
     Args:
-        path: The bundle's folder, or a folder that holds exactly one bundle; None reads the demonstration bundle, whose
-            results are for research only.
+        path: The bundle's folder, or a folder that contains exactly one bundle; None reads the demonstration bundle,
+            whose results are for research only.
 
     Returns:
         The model, its weights on the CPU.
@@ -101,7 +101,7 @@ def segment(
     *,
     progress: Progress = silent,
 ) -> Segmentation:
-    """Segment one volume in memory; nothing is written but engines in the cache.
+    """Segment one volume in memory; nothing is written except engines in the cache.
 
     Opens the model's engine and closes it again. For several volumes open a `ctflow.Segmenter` once.
 
@@ -118,7 +118,7 @@ def segment(
 
     Raises:
         SettingsInvalid: The settings name an engine or a value that does not exist.
-        ModelError: The bundle cannot be read (`BundleInvalid`), an engine cannot be made (`ExportFailed`), its results
+        ModelError: The bundle cannot be read (`BundleInvalid`), an engine cannot be built (`ExportFailed`), its results
             differ from PyTorch in fp32 (`ParityFailed`), or the network's output is not finite.
         ResourceError: The engine or device is not available (`BackendUnavailable`) or has too little memory
             (`DeviceOutOfMemory`).
@@ -143,14 +143,14 @@ def run(
 ) -> RunReport:
     """Segment every eligible CT series of a folder and write DICOM SEG, measurements and report, as `ctflow run` does.
 
-    A series that cannot be segmented raises nothing and stops no other series: its error stands in the returned report
+    A series that cannot be segmented raises nothing and does not stop the others: its error is in the returned report
     and in `output/result.json`.
 
     Args:
         folder: Folder with DICOM files, searched with all its subfolders.
         output: Gets one folder per series, each complete or absent, and `result.json` on the whole run.
         model: A model, or the folder of a MONAI bundle; None takes the demonstration bundle.
-        settings: Every choice about the run. None takes the defaults of the command line: CTFLOW_* environment
+        settings: All settings of the run. None takes the defaults of the command line: CTFLOW_* environment
             variables and the user's cache folder.
         progress: Called with files, slices and windows.
 
@@ -159,7 +159,7 @@ def run(
         and the content of `result.json`.
 
     Raises:
-        NoUsableSeries: The folder holds no eligible series.
+        NoUsableSeries: The folder contains no eligible series.
         SettingsInvalid: The settings name an engine that does not exist.
         ModelError: The model cannot be used.
         ResourceError: The engine cannot be opened.

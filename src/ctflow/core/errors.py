@@ -45,7 +45,7 @@ class CtflowError(Exception):
 
 
 class Unexpected(CtflowError):
-    """A fault of ctflow that ended one series; the others go on. Its message names the error's type, never its text."""
+    """A bug in ctflow ended one series; the others continue. The message names the error's type, never its text."""
 
     REASONS = frozenset({"unexpected"})
 
@@ -84,7 +84,7 @@ class InputError(CtflowError):
 
 
 class NoUsableSeries(InputError):
-    """No series in the input may be run; the message lists what was found and why each was set aside."""
+    """No series in the input is eligible; the message lists each series and why it was set aside."""
 
     REASONS = frozenset({"folder-unreadable", "no-case", "no-dicom", "none-eligible", "not-a-folder", "several-series"})
 
@@ -107,7 +107,7 @@ class BrokenSeries(InputError):
 
 
 class UnsupportedPixels(InputError):
-    """The pixel data cannot be turned into Hounsfield units without guessing."""
+    """The pixel data cannot be converted to Hounsfield units without guessing."""
 
     REASONS = frozenset(
         {
@@ -143,7 +143,7 @@ class ModelError(CtflowError):
 
 
 class BundleInvalid(ModelError):
-    """The MONAI bundle lacks something, or needs something that ctflow does not do; the message names the key."""
+    """The MONAI bundle lacks something, or needs something that ctflow does not support; the message names the key."""
 
     REASONS = frozenset(
         {
@@ -176,7 +176,7 @@ class BundleInvalid(ModelError):
 
 
 class ExportFailed(ModelError):
-    """An engine could not be made from the model."""
+    """An engine could not be built from the model."""
 
     REASONS = frozenset(
         {

@@ -1,4 +1,4 @@
-"""Volume and Geometry: an array in Hounsfield units and where it lies in the patient."""
+"""Volume and Geometry: an array in Hounsfield units and its position in the patient."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _in_words(marks: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where a volume's voxels lie.
+    """Positions of a volume's voxels.
 
     Attributes:
         shape: Voxels along (D, H, W).
