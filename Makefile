@@ -1,5 +1,5 @@
-# `make demo` and `make test` are all that a newcomer needs.
-# PYTHON=python3.12 names the interpreter (default: the newest of 3.13, 3.12 and 3.11 that is there). TORCH=cpu takes the
+# A newcomer needs only `make demo` and `make test`.
+# PYTHON=python3.12 names the interpreter (default: the newest installed of 3.13, 3.12 and 3.11). TORCH=cpu takes the
 # smaller build of torch for CPUs, TORCH=URL or TORCH=FOLDER another index or folder (docs/install.md).
 PYTHON ?=
 TORCH ?=
@@ -27,7 +27,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A process a core, each with one thread; in the order of the folders, whole processes before the many small tests.
+# One process per core, each with one thread; in the order of the folders, whole processes before the many small tests.
 # Types and import direction are house tests: they need a wheel's layout.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 test: lint
@@ -37,12 +37,12 @@ test: lint
 test-all: lint
 	$(PYTEST) -m "not gpu and not map" --cov --cov-report=term-missing
 
-# `make test` tries the same random examples everywhere; this draws others for ten minutes and prints its seeds.
+# `make test` tries the same random examples everywhere; this draws new ones for ten minutes and prints its seeds.
 # Options: SEARCH='--seed N --minutes M tests/unit/window'
 test-random: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/random_search.py $(SEARCH)
 
-# The rooms that need no torch, on the oldest Python of the library.
+# The packages that need no torch, on the oldest Python that the library supports.
 PY310_TESTS := tests/unit/dicom tests/unit/settings/test_run.py tests/unit/measurements/test_measure.py $(addprefix tests/unit/core/test_,volume.py entry_point.py atomic.py) \
 	tests/unit/phantom/test_phantom.py
 PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
@@ -66,11 +66,11 @@ MAP_TORCH ?=
 map: install
 	PYTHON=$(BIN)/python TORCH='$(MAP_TORCH)' MAP/build.sh $(MAP)
 
-# Runs it, and packages the application with holoscan-cli; needs podman beside what `make map` needs.
+# Runs it, and packages the application with holoscan-cli; needs podman in addition to what `make map` needs.
 map-test: install
 	$(BIN)/python -m pytest -m map tests/map --durations=10
 
-# Every combination of Python, build of torch and extra is resolved anew, without installing: needs the ordinary index.
+# Resolves every combination of Python, build of torch and extra, without installing: needs the ordinary index.
 resolve: install
 	$(BIN)/python install/resolve.py
 
@@ -80,13 +80,13 @@ test-lowest: install
 	UV=$(BIN)/uv sh install/lowest.sh .venv-lowest
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist loadfile -m "not gpu and not map and not e2e" $(LOWEST)
 
-# The documentation site in build/docs; a link or an anchor that leads nowhere fails. Its search needs a web server:
+# The documentation site in build/docs; a broken link or anchor fails. Its search needs a web server:
 # .venv/bin/python -m http.server -d build/docs. Not with --quiet: mkdocs would not count warnings.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "the documentation is in build/docs/index.html"
 
-# Wheel and source archive in dist/, and both tried where no checkout is.
+# Wheel and source archive in dist/; dist-test tries both without the checkout.
 dist: install
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .

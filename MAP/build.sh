@@ -181,7 +181,7 @@ collect_wheels() {
       for glibc in $(seq 36 -1 17); do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
       platforms+=(--platform manylinux2014_x86_64 --python-version "$python")
     fi
-    # Has no wheel of its own, only its parts have.
+    # Has no wheel itself; only its parts have.
     [ "$flavour" = cpu ] || "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$wheels" \
       "tensorrt-rtx-cu13==$(pinned tensorrt_rtx_cu13)"
     local pip=("$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: "${platforms[@]}")
@@ -197,7 +197,7 @@ collect_wheels() {
   fi
 }
 
-# What the Containerfile sees: linked rather than copied where it is large.
+# The Containerfile's context: large files are linked instead of copied.
 fill_context() {
   local code=(app bundle operators src LICENSE README.md pyproject.toml) source=$context.source
   rm -rf "$context" "$source"
@@ -210,7 +210,7 @@ fill_context() {
   tree_files app | xargs -0 cp -p -t "$context/app"
   cp -RHp "$bundle" "$context/model"
   chmod -R a-s,u+rwX,go+rX,go-w "$context/model" # as the image has it, so that no layer holds it twice
-  # A wheel of what is in the tree, from a copy, so that nothing of an earlier build slips in.
+  # A wheel of the working tree, built from a copy, so that it contains nothing of an earlier build.
   mkdir "$source"
   tree_files "${code[@]}" | xargs -0 cp -p --parents -t "$source"
   "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$context/ctflow" "$source" 2> \

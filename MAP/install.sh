@@ -1,5 +1,5 @@
 #!/bin/sh
-# In the image: the libraries, from wheels at /mnt/wheels, as /opt/ctflow. One layer: what is removed here takes no room.
+# In the image: the libraries, from wheels at /mnt/wheels, as /opt/ctflow. One layer: files removed here take no space.
 set -eu
 flavour=$1 python=python$2
 
@@ -14,7 +14,7 @@ sed -i '/^[^:]*:[^:]*:1000:/d' /etc/passwd /etc/group
 echo 'holoscan:x:1000:1000::/tmp:/usr/sbin/nologin' >> /etc/passwd
 echo 'holoscan:x:1000:' >> /etc/group
 
-# The wheels but those that the flavour does without. pip runs from its own wheel and is not left in the image.
+# All wheels except those that the flavour does not need. pip runs from its own wheel and does not stay in the image.
 set --
 for wheel in /mnt/wheels/*.whl; do
   name=$(basename "$wheel" | cut -d- -f1 | tr _ -)
@@ -24,7 +24,7 @@ done
 pip=$(echo /mnt/wheels/pip-*.whl)
 "$python" "$pip/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps \
   --no-compile --no-cache-dir "$@"
-# Holoscan's wheel makes its links when Python first starts after it was installed, and wants pip for that.
+# Holoscan's wheel creates its links when Python first starts after the installation, and needs pip for that.
 PYTHONPATH=$pip /opt/ctflow/bin/python -c ''
 ls /opt/ctflow/lib/python*/site-packages/holoscan_cu13-*.dist-info/axle.done > /dev/null
 
@@ -34,6 +34,6 @@ find . -type d \( -name tests -o -name test \) ! -path '*.dist-info/*' -prune -e
 rm -rf torch/include torch/share openvino/include nvidia/*/include
 find torch/bin -type f ! -name torch_shm_manager -delete
 [ "$flavour" != cpu ] || (cd openvino/libs && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_plugin.so cache.json)
-# Made here, as the image is read-only where it runs. Some packages carry files for other versions of Python.
+# Compiled here, because the image is read-only when it runs. Some packages contain files for other Python versions.
 /opt/ctflow/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . > /dev/null || true
 find /usr/lib/python3* /opt/ctflow -name '*.pyc.*' -delete

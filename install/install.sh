@@ -3,8 +3,8 @@
 #
 #   usage: [PYTHON=python3.12] [TORCH=cpu|pip|URL|FOLDER] sh install/install.sh VENV
 #
-# Finished work is not done again. An interrupted installation starts over, because pip does not know a half-copied package
-# from a whole one.
+# Finished steps are not repeated. An interrupted installation starts over, because pip cannot tell a half-copied package from a
+# complete one.
 set -eu
 venv=$1 here=$(dirname "$0") PYTHON=${PYTHON:-} TORCH=${TORCH:-}
 unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX || true # would lead pip out of the environment
@@ -34,7 +34,7 @@ choose_python() {
 
 version_in() { "$1/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null || true; }
 
-# What an installation depends on; another key is another installation.
+# Everything that an installation depends on; another key means another installation.
 key() { cat pyproject.toml constraints.txt "$here/install.sh" | cksum; }
 
 # An environment that can be built on: whole, of the Python and the torch that were asked for.
