@@ -9,7 +9,7 @@
 # that blend in host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's configurations
 # and the last of PyTorch's have nothing beside them, and so have, at the end, trips from a DICOM folder to the SEG and
 # whole processes. In between, masks of three more phantoms are compared, whose seconds do not count.
-# `python` needs ctflow, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets compare/, compare-1.json
+# `python` needs ctflow, matplotlib, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets compare/, compare-1.json
 # to compare-4.json with their charts (by GPUs), phantom-N/, host_steps.json, trip.json, processes.txt, steps.txt and
 # logs; what is there stays.
 set -euo pipefail
