@@ -415,8 +415,9 @@ def test_idle_connections_keep_nobody_from_being_answered(ear):
 
 def test_a_port_that_is_taken_is_named(ear):
     taken = ear().port
-    with pytest.raises(SettingsInvalid, match=f"127.0.0.1:{taken} cannot be listened on"):
+    with pytest.raises(SettingsInvalid, match=f"cannot listen on 127.0.0.1:{taken} ") as caught:
         ear(address=("127.0.0.1", taken))
+    assert caught.value.reason == "cannot-listen"
 
 
 def test_dcmtk_sends_a_series(ear, series):

@@ -542,5 +542,6 @@ def test_an_address_that_is_taken_is_named(ward):
         port = taken.getsockname()[1]
         web = dataclasses.replace(ward.settings.web, port=port)
         other = dataclasses.replace(ward.node, settings=dataclasses.replace(ward.settings, web=web))
-        with pytest.raises(SettingsInvalid, match=rf"127\.0\.0\.1:{port} cannot be listened on"), serving(other):
+        with pytest.raises(SettingsInvalid, match=rf"cannot listen on 127\.0\.0\.1:{port} ") as caught, serving(other):
             pass
+    assert caught.value.reason == "cannot-listen"
