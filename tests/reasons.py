@@ -14,7 +14,7 @@ from ctflow.core.errors import CtflowError
 def raises_reason(
     kind: type[CtflowError], reason: str, *, names: str | tuple[str, ...] = ()
 ) -> Iterator[pytest.ExceptionInfo[CtflowError]]:
-    """As `pytest.raises` of exactly this class, with this reason.
+    """As `pytest.raises`, with this reason, which belongs to one class.
 
     Args:
         kind: The class.
@@ -25,6 +25,6 @@ def raises_reason(
     with pytest.raises(kind) as caught:
         yield caught
     error = caught.value
-    assert (type(error), error.reason) == (kind, reason), str(error)
+    assert error.reason == reason, error.described
     for each in (names,) if isinstance(names, str) else names:
         assert each in str(error), f"{error} does not name {each!r}"

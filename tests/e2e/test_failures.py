@@ -37,9 +37,9 @@ def test_an_empty_folder_is_exit_2_and_writes_only_the_run_s_document(door, coar
     (tmp_path / "in").mkdir()
     done = door(name, ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
-    assert "NoUsableSeries" in done.stderr
+    assert "NoUsableSeries [no-dicom]" in done.stderr
     document = said_alone(tmp_path / "out")
-    assert (document["status"], document["exit_code"], document["error"]["type"]) == ("failed", 2, "NoUsableSeries")
+    assert (document["status"], document["exit_code"], document["error"]["reason"]) == ("failed", 2, "no-dicom")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coars
     key = write_earlier_result(tmp_path / "out", header)
     done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
-    assert "BrokenSeries" in done.stderr
+    assert "BrokenSeries [gap]" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".superseded", "result.json"]
     assert (tmp_path / "out" / ".superseded" / f"{key}-1" / "segmentation.dcm").read_text() == "of an earlier run"
 
@@ -97,23 +97,25 @@ def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, g
 
 @pytest.mark.parametrize("name", [RUN, "app"])
 @pytest.mark.parametrize(
-    ("words", "code", "error"),
+    ("words", "code", "error", "reason"),
     [
-        (["--engine", "warp"], 64, "SettingsInvalid"),
-        (["--overlap", "2"], 64, "SettingsInvalid"),
-        (["--no-such-flag"], 64, "SettingsInvalid"),
-        (["--device", "cuda:7"], 4, "BackendUnavailable"),
-        (["-m", "no-such-bundle"], 3, "BundleInvalid"),
-        (["-o", "/proc/nowhere"], 5, "NotWritten"),
+        (["--engine", "warp"], 64, "SettingsInvalid", "invalid-value"),
+        (["--overlap", "2"], 64, "SettingsInvalid", "invalid-value"),
+        (["--no-such-flag"], 64, "SettingsInvalid", "usage"),
+        (["--device", "cuda:7"], 4, "BackendUnavailable", "no-such-device"),
+        (["-m", "no-such-bundle"], 3, "BundleInvalid", "no-bundle"),
+        (["-o", "/proc/nowhere"], 5, "NotWritten", "unwritable"),
     ],
 )
-def test_a_failure_has_its_exit_code_at_every_door(door, coarse_bundle, series, tmp_path, name, words, code, error):
+def test_a_failure_has_its_exit_code_at_every_door(
+    door, coarse_bundle, series, tmp_path, name, words, code, error, reason
+):
     done = door(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle, *words])
     assert done.returncode == code, done.stderr
-    assert error in done.stderr
+    assert f"{error} [{reason}]: " in done.stderr
     if words[0] in ("--engine", "--device", "-m"):  # the others are known before the run begins
         document = said_alone(tmp_path / "out")
-        assert (document["status"], document["exit_code"], document["error"]["type"]) == ("failed", code, error)
+        assert (document["status"], document["exit_code"], document["error"]["reason"]) == ("failed", code, reason)
     else:
         assert not (tmp_path / "out").exists()
 

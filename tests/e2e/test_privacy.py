@@ -155,7 +155,7 @@ def test_a_run_that_can_do_nothing_says_nothing_of_the_patient(door, hospital, t
         shutil.rmtree(hospital / folder)
     done = door("debug", ["-i", hospital, "-o", tmp_path / "out", "-m", small_unet_bundle(tmp_path / "bundle")])
     assert done.returncode == 2, done.stderr
-    assert "NoUsableSeries" in done.stderr
+    assert "NoUsableSeries [none-eligible]" in done.stderr
     assert_silent(done.stdout + done.stderr, "what the run says")
 
 

@@ -86,5 +86,6 @@ def test_pixels_that_are_not_square_are_refused(series, coarse_bundle, tmp_path)
         dataset.save_as(folder / path.name)
     done = run_stock(tmp_path, folder, coarse_bundle)
     assert done.returncode != 0
-    assert "pixels are not square" in done.stderr
+    assert "BrokenSeries" in done.stderr
+    assert "DICOMSeriesToVolumeOperator" in done.stderr
     assert not list((tmp_path / "out").glob("*.dcm"))

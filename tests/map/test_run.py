@@ -60,9 +60,9 @@ def test_an_empty_input_is_exit_2(tmp_path):
     output = writable_folder(tmp_path / "out")
     done = run_image(mounts={"/var/holoscan/input:ro": tmp_path / "in", "/var/holoscan/output": output})
     assert done.returncode == 2, done.stderr
-    assert "NoUsableSeries" in done.stderr
+    assert "NoUsableSeries [no-dicom]" in done.stderr
     assert [path.name for path in output.iterdir()] == ["result.json"]
-    assert json.loads((output / "result.json").read_text())["error"]["type"] == "NoUsableSeries"
+    assert json.loads((output / "result.json").read_text())["error"]["reason"] == "no-dicom"
 
 
 def test_an_output_that_cannot_be_written_is_exit_5(chest, another_bundle, tmp_path):
@@ -71,7 +71,7 @@ def test_an_output_that_cannot_be_written_is_exit_5(chest, another_bundle, tmp_p
     mounts["/opt/holoscan/models:ro"] = another_bundle.parent  # quick: the case is computed before it is written
     done = run_image(mounts=mounts, options=["-e", "CTFLOW_ENGINE=eager"])
     assert done.returncode == 5, done.stderr
-    assert "NotWritten" in done.stderr
+    assert "NotWritten [unwritable]" in done.stderr
 
 
 def test_too_little_memory_is_no_success(chest, tmp_path):

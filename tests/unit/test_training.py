@@ -17,6 +17,7 @@ from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import NetworkSpec, Resample
 from ctflow.networks.build import network_from_model, network_from_spec
+from reasons import raises_reason
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +54,7 @@ def test_a_wide_bundle_has_its_own_width_batch_and_name_and_does_not_resample(tm
 def test_weights_of_another_width_leave_no_bundle(tmp_path, run):
     shutil.copy(ROOT / "bundle" / "models" / "model.pt", tmp_path / "model.pt")
     weights = ("--weights", str(tmp_path / "model.pt"))
-    with pytest.raises(BundleInvalid):
+    with raises_reason(BundleInvalid, "weights-mismatch"):
         run("make_wide_bundle.py", str(tmp_path / "wide"), "--feature-size", "24", *weights)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
 

@@ -12,6 +12,7 @@ from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_v
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import ModelSpec, NetworkSpec
 from ctflow.window.devices import Worker
+from reasons import raises_reason
 
 ROI = (16, 16, 16)
 CPU = torch.device("cpu")
@@ -116,7 +117,7 @@ def test_smaller_batches_than_asked_for_are_refused(volume):
             raise DeviceOutOfMemory("no memory")
         return network_of()(windows)
 
-    with pytest.raises(DeviceOutOfMemory, match="too little memory for 4 windows"):
+    with raises_reason(DeviceOutOfMemory, "out-of-memory", names="4 windows"):
         resident_volume([Worker(scarce, CPU)], volume, spec_of(), Windows(0.0, 4))
 
 

@@ -53,7 +53,7 @@ def test_wrong_arguments_are_refused_by_name(bundle, given, capsys):
 def test_a_folder_that_cannot_be_made_ends_before_the_work(bundle, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["bench", "compare", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path / "file" / "x")]) == 5
-    assert "NotWritten" in capsys.readouterr().err
+    assert "NotWritten [unwritable]" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_written_have_a_name(bundle, tmp_path, capsys):

@@ -70,14 +70,14 @@ def test_run_writes_results_and_tells_them(series, coarse_bundle, tmp_path, caps
 
 def test_run_without_a_series_is_2(tmp_path, coarse_bundle, capsys):
     assert main(["run", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(coarse_bundle)]) == 2
-    assert "NoUsableSeries" in capsys.readouterr().err
+    assert "NoUsableSeries [no-dicom]" in capsys.readouterr().err
 
 
 def test_a_bundle_that_cannot_be_read_is_said_in_the_run_s_document(tmp_path):
     assert main(["run", "-i", str(tmp_path), "-o", str(tmp_path / "out"), "-m", str(tmp_path / "no-bundle")]) == 3
     document = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (document["status"], document["exit_code"]) == ("failed", 3)
-    assert document["error"]["type"] == "BundleInvalid"
+    assert document["error"]["reason"] == "no-bundle"
 
 
 def test_inspect_shows_what_run_would_do(series, tmp_path, capsys):
@@ -142,7 +142,7 @@ def test_phantom_writes_series_and_truth_once(tmp_path, capsys):
     assert truth.Modality == "SEG"
     assert len(truth.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
     assert main(words) == 5
-    assert "exists already" in capsys.readouterr().err
+    assert "NotWritten [already-there]" in capsys.readouterr().err
 
 
 def test_several_phantoms_become_cases(tmp_path, capsys):

@@ -14,6 +14,7 @@ from ctflow.cli import monai_deploy
 from ctflow.cli.monai_deploy import exec_application, main, owner_of_script
 from ctflow.core.entry_point import interrupted_by_sigterm
 from ctflow.core.errors import SettingsInvalid
+from reasons import raises_reason
 
 ECHO = """
 import sys, pathlib
@@ -102,13 +103,13 @@ def test_an_application_that_a_signal_ends_has_the_exit_code_of_a_shell(applicat
 
 @pytest.mark.parametrize("words", [[], ["-i", "in"], ["no-such-app"], ["a", "b"]])
 def test_no_single_application_is_a_usage_error(words):
-    with pytest.raises(SettingsInvalid, match="exec"):
+    with raises_reason(SettingsInvalid, "no-application"):
         exec_application(words)
     assert main(["exec", *words]) == 64
 
 
 def test_a_folder_without_main_is_refused(tmp_path):
-    with pytest.raises(SettingsInvalid, match="__main__"):
+    with raises_reason(SettingsInvalid, "no-application", names="__main__"):
         exec_application([str(tmp_path)])
 
 

@@ -16,6 +16,7 @@ from ctflow.engines.fused import FusedEngine
 from ctflow.export.parity import check_parity, reference_logits
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
 from ctflow.networks.head import fold_two_class_head
+from reasons import raises_reason
 
 ROI = (64, 32, 32)
 SWIN = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
@@ -102,17 +103,17 @@ def test_a_hopper_computes(a_gpu, precision):
 
 def test_another_gpu_is_named(a_gpu):
     a_gpu[0] = (8, 9)
-    with pytest.raises(BackendUnavailable, match=r"compute capability 9\.0 .*cuda:0 has 8\.9"):
+    with raises_reason(BackendUnavailable, "wrong-gpu", names=("9.0", "cuda:0", "8.9")):
         fused.check_settings("cuda:0", "fp16")
 
 
 def test_tf32_is_refused(a_gpu):
-    with pytest.raises(BackendUnavailable, match="not tf32"):
+    with raises_reason(BackendUnavailable, "wrong-precision", names="tf32"):
         fused.check_settings("cuda:0", "tf32")
 
 
 def test_another_network_is_refused(a_gpu):
-    with pytest.raises(NetworkNotTaken, match="SwinUNETR.*not this UNet"):
+    with raises_reason(NetworkNotTaken, "network-not-taken", names=("SwinUNETR", "UNet")):
         choose.open_engine(
             "fused", model_of("UNet", UNET), device="cuda:0", precision=None, roi=ROI, batch_range=(1, 4)
         )
@@ -138,7 +139,7 @@ def test_auto_steps_down_where_it_cannot_be_opened_or_is_not_to_be_taken(monkeyp
     monkeypatch.setattr(choose, "_load", lambda name: broken if name == "first" else eager)
     wanted = {"device": "cpu", "precision": None, "roi": ROI, "batch_range": (1, 1)}
     assert choose.open_engine("auto", model, **wanted).info.backend == "eager"
-    with pytest.raises(BackendUnavailable):
+    with raises_reason(BackendUnavailable, "device-failed"):
         choose.open_engine("first", model, **wanted)
     broken.open_backend = staticmethod(lambda *_, **__: "an engine")
     assert choose.open_engine("auto", model, **wanted) == "an engine"
@@ -177,20 +178,20 @@ def test_parity_of_one_channel_is_with_the_difference_of_both(network):
     assert folded
     function = channels_last(one)
     assert compared(function, channels=1).relative_error < 1e-5
-    with pytest.raises(ParityFailed):
+    with raises_reason(ParityFailed, "differs"):
         compared(lambda windows: -function(windows), channels=1)
 
 
 @pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * float("nan")])
 def test_parity_refuses_what_is_wrong(network, wrong):
     function = channels_last(network)
-    with pytest.raises(ParityFailed, match="--engine eager"):
+    with raises_reason(ParityFailed, "differs", names="--engine eager"):
         compared(lambda windows: wrong(function(windows)))
 
 
 def test_parity_refuses_what_mixes_windows_up(network):
     function = channels_last(network)
-    with pytest.raises(ParityFailed):
+    with raises_reason(ParityFailed, "differs"):
         compared(lambda windows: function(windows).flip(0))
 
 
@@ -213,26 +214,26 @@ def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, erro
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     model = model_of("SwinUNETR", SWIN)
-    with pytest.raises(BackendUnavailable, match="C compiler.*TRITON_CACHE_DIR"):
+    with raises_reason(BackendUnavailable, "compiler-failed", names=("C compiler", "TRITON_CACHE_DIR")):
         choose.open_engine("fused", model, device="cuda:0", precision=None, roi=ROI, batch_range=(1, 4))
     assert len(closed) == 1
 
 
 @pytest.mark.parametrize(
-    ("raised", "named"),
+    ("raised", "named", "reason"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), BackendUnavailable),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), DeviceOutOfMemory),
-        (RuntimeError("Triton Error [CUDA]: invalid argument"), BackendUnavailable),
-        (subprocess.CalledProcessError(1, ["gcc"]), BackendUnavailable),
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory, "out-of-memory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), BackendUnavailable, "device-failed"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), DeviceOutOfMemory, "out-of-memory"),
+        (RuntimeError("Triton Error [CUDA]: invalid argument"), BackendUnavailable, "compiler-failed"),
+        (subprocess.CalledProcessError(1, ["gcc"]), BackendUnavailable, "compiler-failed"),
     ],
 )
-def test_errors_of_the_gpu_are_named(raised, named):
+def test_errors_of_the_gpu_are_named(raised, named, reason):
     def fails(windows):
         raise raised
 
-    with pytest.raises(named):
+    with raises_reason(named, reason):
         engine_of(fails).predict(torch.rand(1, 1, *ROI))
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from ctflow.core.errors import ExportFailed
 from ctflow.export.opset import downgrade_opset
+from reasons import raises_reason
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -86,7 +87,7 @@ def test_a_graph_that_is_old_enough_stays_as_it_is():
     ids=["new operator", "new meaning", "new input", "new attribute", "new value", "axes of a resize"],
 )
 def test_what_the_older_set_lacks_is_named(node, initializers, named):
-    with pytest.raises(ExportFailed, match=named):
+    with raises_reason(ExportFailed, "opset", names=named):
         downgrade_opset(model_of(node, initializers=initializers), 16)
 
 
@@ -95,5 +96,5 @@ def test_axes_that_are_computed_are_refused():
         helper.make_node("Add", ["one", "one"], ["axes"]),
         helper.make_node("ReduceMean", ["x", "axes"], ["y"]),
     ]
-    with pytest.raises(ExportFailed, match="axes that are computed"):
+    with raises_reason(ExportFailed, "opset", names="ReduceMean"):
         downgrade_opset(model_of(*nodes, initializers=[("one", ints(0))]), 16)

@@ -19,6 +19,7 @@ from ctflow.export import plan as plan_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.plan import PlanSettings, plan_from_onnx
 from ctflow.networks.swin import FOLDED_ATTENTION
+from reasons import raises_reason
 
 RTX = "tensorrt-rtx"
 ROI = (16, 16, 16)
@@ -60,12 +61,12 @@ def test_a_real_plan_is_built_without_a_gpu_and_tells_its_steps(half_graph, tmp_
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the plan may run")
 def test_a_plan_that_cannot_run_here_says_why(half_graph, tmp_path):
     plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)))
-    with pytest.raises(BackendUnavailable, match=r"tensorrt-rtx cannot run this plan here: \S+"):
+    with raises_reason(BackendUnavailable, "device-failed", names="tensorrt-rtx"):
         LoadedPlan(load_runtime(RTX), (tmp_path / "m.plan").read_bytes(), RTX)
 
 
 def test_bytes_that_are_no_plan_are_refused_with_the_reason():
-    with pytest.raises(BackendUnavailable, match="cannot run this plan here: "):
+    with raises_reason(BackendUnavailable, "device-failed"):
         LoadedPlan(load_runtime(RTX), b"not a plan", RTX)
 
 
@@ -77,14 +78,14 @@ def test_other_precisions_are_built(precision, tmp_path):
 
 
 def test_a_graph_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ExportFailed, match="cannot read the graph"):
+    with raises_reason(ExportFailed, "graph"):
         plan_from_onnx(RTX, b"nonsense", tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)))
     assert not list(tmp_path.iterdir())
 
 
 def test_what_the_builder_cannot_build_is_named_and_leaves_nothing(tmp_path):
     data = graph(tmp_path / "m.onnx", graph_style(load_runtime(RTX), "bf16"), (2, 2))
-    with pytest.raises(ExportFailed, match="cannot build the engine: .*deconv"):  # RTX 1.7: no transposed bf16
+    with raises_reason(ExportFailed, "not-buildable", names="deconv"):  # RTX 1.7: no transposed bf16
         plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings("bf16", (2, 2, 2)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
 
@@ -262,7 +263,7 @@ def test_bindings_that_do_not_start_are_named(old, tmp_path, monkeypatch):
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(old(), "Builder", refuse)
-    with pytest.raises(BackendUnavailable, match="does not start: CUDA initialization failure"):
+    with raises_reason(BackendUnavailable, "not-loadable", names="CUDA initialization failure"):
         plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
 
 
@@ -275,10 +276,14 @@ def test_a_timing_cache_of_another_gpu_is_set_aside(old, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("said", "error"), [("Error Code 2: OutOfMemory [(]Requested", DeviceOutOfMemory), ("no kernel", ExportFailed)]
+    ("said", "error", "reason"),
+    [
+        ("Error Code 2: OutOfMemory (Requested", DeviceOutOfMemory, "out-of-memory"),
+        ("no kernel", ExportFailed, "not-buildable"),
+    ],
 )
-def test_a_build_that_fails_gives_the_reason(old, tmp_path, said, error):
-    old(plan=None, said=said.replace("[(]", "("))
-    with pytest.raises(error, match=said):
+def test_a_build_that_fails_gives_the_reason(old, tmp_path, said, error, reason):
+    old(plan=None, said=said)
+    with raises_reason(error, reason, names=said):
         plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
     assert not list(tmp_path.iterdir())

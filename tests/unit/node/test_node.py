@@ -17,6 +17,7 @@ from ctflow.node.rules import Rule
 from ctflow.node.settings import Backoff, Destination, Limits, ServiceSettings, Web
 from ctflow.settings.run import Settings
 from node_support import loggers_kept
+from reasons import raises_reason
 from service_support import Archive, association, free_port, instance, storescu, wait_until, worker_that_answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -150,13 +151,13 @@ def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, 
 
 def test_two_nodes_do_not_share_a_data_folder(settings, monkeypatch):
     monkeypatch.setattr("ctflow.node.work.pool.run_worker", worker_that_answers)
-    with Node(settings, RUN), pytest.raises(SettingsInvalid, match="another node uses this folder"):
+    with Node(settings, RUN), raises_reason(SettingsInvalid, "folder-in-use"):
         Node(replace(settings, port=1), RUN)
 
 
 def test_a_model_that_cannot_be_opened_ends_the_start(settings, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleInvalid):
+    with raises_reason(BundleInvalid, "no-bundle"):
         run_node(replace(settings, bundle=tmp_path / "empty"), RUN, threading.Event())
 
 

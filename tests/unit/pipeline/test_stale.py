@@ -20,6 +20,7 @@ from ctflow.pipeline.run import run_folder
 from ctflow.report import run_record
 from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once
+from reasons import raises_reason
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
 SETTINGS = Settings(device="cpu", cache=None)
@@ -94,13 +95,13 @@ def test_a_series_that_is_set_aside_leaves_no_earlier_result_in_place(model, two
     for number in ("1", "2"):
         make_too_short(two / number)
     earlier(tmp_path / "out", keys[1])
-    with pytest.raises(NoUsableSeries):
+    with raises_reason(NoUsableSeries, "none-eligible"):
         run_folder(two, tmp_path / "out", model, SETTINGS)
     assert superseded(tmp_path / "out", keys[1]) == "old"
     assert shown(tmp_path / "out") == [SUPERSEDED, "result.json"]
     document = said(tmp_path / "out")
     assert (document["status"], document["exit_code"], document["series"]) == ("failed", 2, [])
-    assert document["error"]["type"] == "NoUsableSeries"
+    assert document["error"]["reason"] == "none-eligible"
     assert [entry["rule"] for entry in document["set_aside"]] == ["too-few-slices"] * 2
     assert ["moved to .superseded" in entry["reason"] for entry in document["set_aside"]] == [False, True]
 
@@ -108,26 +109,30 @@ def test_a_series_that_is_set_aside_leaves_no_earlier_result_in_place(model, two
 def test_a_series_that_was_not_asked_for_keeps_its_result(model, two, tmp_path):
     keys = [case.key for case in find_cases(two, model.spec, SETTINGS).cases]
     earlier(tmp_path / "out", keys[0])
-    with pytest.raises(NoUsableSeries):
+    with raises_reason(NoUsableSeries, "none-eligible"):
         run_folder(two, tmp_path / "out", model, replace(SETTINGS, series="1.2.3"))
     assert shown(tmp_path / "out") == [keys[0], "result.json"]
     assert said(tmp_path / "out")["status"] == "failed"
 
 
-@pytest.mark.parametrize("make", [lambda folder: folder.mkdir(), lambda _: None], ids=["empty", "absent"])
-def test_an_input_without_a_series_is_in_the_document(model, tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(lambda folder: folder.mkdir(), "no-dicom"), (lambda _: None, "not-a-folder")],
+    ids=["empty", "absent"],
+)
+def test_an_input_without_a_series_is_in_the_document(model, tmp_path, make, reason):
     make(tmp_path / "in")
     earlier(tmp_path / "out", "1.2.3-of-another-input")
-    with pytest.raises(NoUsableSeries):
+    with raises_reason(NoUsableSeries, reason):
         run_folder(tmp_path / "in", tmp_path / "out", model, SETTINGS)
-    assert said(tmp_path / "out")["error"]["type"] == "NoUsableSeries"
+    assert said(tmp_path / "out")["error"]["reason"] == reason
     assert shown(tmp_path / "out") == ["1.2.3-of-another-input", "result.json"]
 
 
 def test_an_engine_that_cannot_be_opened_fails_every_series(model, two, tmp_path):
     keys = [case.key for case in find_cases(two, model.spec, SETTINGS).cases]
     earlier(tmp_path / "out", keys[0])
-    with pytest.raises(BackendUnavailable):
+    with raises_reason(BackendUnavailable, "no-such-device"):
         run_folder(two, tmp_path / "out", model, replace(SETTINGS, device="cuda:7"))
     assert superseded(tmp_path / "out", keys[0]) == "old"
     document = said(tmp_path / "out")

@@ -10,6 +10,7 @@ from comparison_support import ROWS, comparison_document, comparison_row
 from ctflow.core.errors import NotWritten
 from ctflow.report import charts
 from ctflow.report.charts import can_draw, comparison_figure, exactness_figure, write_chart
+from reasons import raises_reason
 
 NOTICE = "RESEARCH ONLY - NOT FOR CLINICAL USE"
 
@@ -137,7 +138,7 @@ def test_the_same_document_gives_the_same_bytes(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(NotWritten, match=r"evaluation\.png"):
+    with raises_reason(NotWritten, "unwritable", names="evaluation.png"):
         write_chart(exactness_figure(document_of()), tmp_path / "absent" / "evaluation.png")
 
 

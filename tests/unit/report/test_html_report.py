@@ -20,6 +20,7 @@ from ctflow.report.html_report import write_html_report
 from ctflow.report.result import series_result
 from ctflow.report.views import oriented_from_volume
 from needs import skip_without
+from reasons import raises_reason
 
 ANY = Code("1", "99", "any")
 TUMOUR = Segment(1, "Lung tumour", ANY, ANY)
@@ -232,7 +233,7 @@ def test_a_series_is_named_by_its_digest_only(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(NotWritten, match=r"report\.html"):
+    with raises_reason(NotWritten, "unwritable", names="report.html"):
         written(tmp_path / "absent" / "report.html")
 
 

@@ -12,6 +12,7 @@ from ctflow.measurements.plausibility import place_to_show
 from ctflow.report import preview
 from ctflow.report.preview import PANEL_PX, draw_preview, write_picture
 from ctflow.report.views import COLOURS, oriented_from_volume
+from reasons import raises_reason
 
 ANY = Code("1", "99", "any")
 RED = (255, 92, 92)  # the first segment's
@@ -243,5 +244,5 @@ def test_float_values_and_the_lung_window(draw):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(NotWritten, match=r"preview\.png"):
+    with raises_reason(NotWritten, "unwritable", names="preview.png"):
         write_picture(np.zeros((4, 4, 3), np.uint8), tmp_path / "absent" / "preview.png")

@@ -16,6 +16,7 @@ from ctflow.pipeline.run import run_folder
 from ctflow.report.result import SCHEMA_VERSION, run_result, series_result, write_result
 from ctflow.settings.run import Settings
 from phantom_support import phantom_drawn_once
+from reasons import raises_reason
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -217,7 +218,7 @@ def test_numbers_that_json_has_not_are_a_programming_mistake(tmp_path, value):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(NotWritten, match=r"result\.json"):
+    with raises_reason(NotWritten, "unwritable", names="result.json"):
         write_result(run_of(), tmp_path / "absent" / "result.json")
 
 

@@ -11,6 +11,7 @@ import pytest
 from ctflow.core.errors import BrokenSeries, BundleInvalid, NotWritten, StorageFull
 from ctflow.report import run_record
 from ctflow.report.run_record import error_facts, recorded_run, supersede_result
+from reasons import raises_reason
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
 
@@ -71,7 +72,7 @@ def test_what_is_known_of_the_series_is_said_where_the_run_ends_early(tmp_path):
 
 def test_an_output_that_cannot_be_written_ends_the_run_before_it_begins(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(NotWritten), recorded_run(tmp_path / "out"):
+    with raises_reason(NotWritten, "unwritable"), recorded_run(tmp_path / "out"):
         pytest.fail("the run has begun")
 
 
@@ -81,7 +82,7 @@ def test_a_full_disk_leaves_no_document_of_an_earlier_run(tmp_path, monkeypatch)
 
     (tmp_path / "result.json").write_text('{"status": "done"}')
     monkeypatch.setattr(run_record, "write_result", full)
-    with pytest.raises(StorageFull), recorded_run(tmp_path):
+    with raises_reason(StorageFull, "disk-full"), recorded_run(tmp_path):
         pytest.fail("the run has begun")
     assert list(tmp_path.iterdir()) == []
 
@@ -90,7 +91,7 @@ def test_a_disk_that_fills_up_leaves_running_and_the_first_error(tmp_path, monke
     def full(*_):
         raise StorageFull("no space left")
 
-    with pytest.raises(BundleInvalid), recorded_run(tmp_path):
+    with raises_reason(BundleInvalid, "weights"), recorded_run(tmp_path):
         monkeypatch.setattr(run_record, "write_result", full)
         raise BundleInvalid("no weights", reason="weights")
     assert said(tmp_path)["status"] == "running"

@@ -40,7 +40,7 @@ def test_settings_made_in_python_have_the_users_cache_as_those_of_the_command_li
 
 
 def test_what_does_not_go_together_is_refused_in_python_alike():
-    with pytest.raises(SettingsInvalid, match="no segments for findings"):
+    with raises_reason(SettingsInvalid, "conflict", names="finding"):
         Settings(seg="fractional", segments="finding")
 
 

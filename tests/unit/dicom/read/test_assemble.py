@@ -10,6 +10,7 @@ from ctflow.core.volume import Volume
 from ctflow.dicom.read.pixels.stored import pixel_format_of, read_stored
 from ctflow.dicom.read.scan import scan_folder
 from dicom_support import COLUMNS, DEPTH, ROWS, assembled, small_volume
+from reasons import raises_reason
 
 
 def each(**attributes):
@@ -20,11 +21,9 @@ def each(**attributes):
     return adjust
 
 
-def unsupported(folder) -> str:
-    with pytest.raises(UnsupportedPixels) as caught:
+def refuses(folder, reason, *named):
+    with raises_reason(UnsupportedPixels, reason, names=("0000", *named)):  # the file is named
         assembled(folder)
-    assert "0000" in str(caught.value), "the file is named"
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(("signed", "intercept"), [(False, -1024), (True, 0), (True, -1024), (False, -2000)])
@@ -169,26 +168,26 @@ def test_the_bit_above_seven_of_eight_is_masked(write, signed):
 
 
 @pytest.mark.parametrize(
-    ("attributes", "words"),
+    ("attributes", "named", "reason"),
     [
-        ({"RescaleType": "US"}, "RescaleType"),
-        ({"RescaleType": "MGML"}, "iodine"),
-        ({"RescaleSlope": "0"}, "RescaleSlope"),
-        ({"RescaleSlope": None}, "RescaleSlope"),
-        ({"RescaleSlope": "-1"}, "RescaleSlope"),
-        ({"RescaleIntercept": ""}, "RescaleIntercept"),
-        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME2"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "MONOCHROME2"),
-        ({"BitsAllocated": 32}, "BitsAllocated 32"),
-        ({"BitsStored": 17}, "BitsStored 17"),
-        ({"BitsStored": None}, "BitsStored is empty or absent"),
-        ({"HighBit": 14}, "HighBit 14"),
-        ({"PixelRepresentation": None}, "PixelRepresentation is empty or absent"),
-        ({"ModalityLUTSequence": []}, "Modality LUT"),
+        ({"RescaleType": "US"}, "RescaleType", "not-hu"),
+        ({"RescaleType": "MGML"}, "RescaleType", "not-hu"),
+        ({"RescaleSlope": "0"}, "RescaleSlope", "no-rescale"),
+        ({"RescaleSlope": None}, "RescaleSlope", "no-rescale"),
+        ({"RescaleSlope": "-1"}, "RescaleSlope", "no-rescale"),
+        ({"RescaleIntercept": ""}, "RescaleIntercept", "no-rescale"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME2", "photometric"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "MONOCHROME2", "photometric"),
+        ({"BitsAllocated": 32}, "BitsAllocated 32", "pixel-format"),
+        ({"BitsStored": 17}, "BitsStored 17", "pixel-format"),
+        ({"BitsStored": None}, "BitsStored", "no-pixel-format"),
+        ({"HighBit": 14}, "HighBit 14", "pixel-format"),
+        ({"PixelRepresentation": None}, "PixelRepresentation", "no-pixel-format"),
+        ({"ModalityLUTSequence": []}, "Modality LUT", "modality-lut"),
     ],
 )
-def test_what_would_need_guessing_is_refused(write, attributes, words):
-    assert words in unsupported(write(adjust=each(**attributes)))
+def test_what_would_need_guessing_is_refused(write, attributes, named, reason):
+    refuses(write(adjust=each(**attributes)), reason, named)
 
 
 @pytest.mark.parametrize("kind", [None, "", "HU", "hu "])
@@ -219,7 +218,7 @@ def test_pixels_cut_short_are_named(write):
     folder = write()
     path = folder / "00005.dcm"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(BrokenSeries, match=r"00005\.dcm is cut short") as caught:
+    with raises_reason(BrokenSeries, "unreadable", names="00005.dcm") as caught:
         assembled(folder)
     assert caught.value.reason == "unreadable"
 
@@ -229,7 +228,7 @@ def test_a_wrong_pixel_length_is_named(write):
         if index == 2:
             dataset.PixelData = dataset.PixelData[:-4]
 
-    with pytest.raises(BrokenSeries, match=r"00002\.dcm has 236 bytes of pixels, but its size needs 240"):
+    with raises_reason(BrokenSeries, "unreadable", names=("00002.dcm", "236", "240")):
         assembled(write(adjust=adjust))
 
 
@@ -240,7 +239,7 @@ def test_a_file_that_vanished_is_named(write):
     folder = write()
     (candidate,) = select_series(scan_folder(folder)).chosen
     (folder / "00004.dcm").unlink()
-    with pytest.raises(BrokenSeries, match=r"00004\.dcm: No such file"):
+    with raises_reason(BrokenSeries, "unreadable", names=("00004.dcm", "No such file")):
         assemble_series(candidate.series)
 
 
@@ -259,7 +258,7 @@ def test_a_damaged_compressed_frame_is_refused(write):
     content = path.read_bytes()
     at = content.index(b"\xff\x4f\xff\x51")
     path.write_bytes(content[: at + 40] + bytes(60) + content[at + 100 :])
-    assert "JPEG 2000" in unsupported(folder)
+    refuses(folder, "damaged-frame", "JPEG 2000")
 
 
 def test_a_frame_that_decodes_to_zeros_is_refused(write):
@@ -269,7 +268,7 @@ def test_a_frame_that_decodes_to_zeros_is_refused(write):
         dataset = pydicom.dcmread(path)
         dataset.compress(RLELossless, generate_instance_uid=False)
         dataset.save_as(path)
-    assert "zeros only" in unsupported(folder)
+    refuses(folder, "decoded-zeros")
 
 
 def test_a_frame_of_another_size_is_refused(write):
@@ -278,7 +277,7 @@ def test_a_frame_of_another_size_is_refused(write):
         dataset = pydicom.dcmread(path)
         dataset.Columns = 41
         dataset.save_as(path)
-    assert "J2K" in unsupported(folder) or "JPEG 2000" in unsupported(folder)
+    refuses(folder, "damaged-frame", "JPEG 2000")
 
 
 @pytest.mark.parametrize("syntax", ["50", "51", "53", "55"])
@@ -286,7 +285,7 @@ def test_lossy_jpeg_is_refused_by_name(data, syntax):
     (instance,) = (
         i for i in scan_folder(data / "transfer-syntaxes").instances if i.path.name.endswith(f".4.{syntax}.dcm")
     )
-    with pytest.raises(UnsupportedPixels, match=f"1.2.840.10008.1.2.4.{syntax}"):
+    with raises_reason(UnsupportedPixels, "transfer-syntax", names=f"1.2.840.10008.1.2.4.{syntax}"):
         read_stored(instance, pixel_format_of(instance), 512, 512)
 
 

@@ -20,6 +20,7 @@ from ctflow.dicom.read.structure import flaw_of_header
 from dicom_support import DEPTH, assembled, small_volume
 from fuzz_series import FINE, fuzz
 from odd_series import ODD, nested, transcode
+from reasons import raises_reason
 
 HOSTILE = ("a deflate bomb", "sequences nested 400 deep", "a length beyond the file", "a header of 100 MB")
 
@@ -118,7 +119,7 @@ def test_an_rle_frame_is_looked_through_before_it_is_decoded(write):
     dataset = pydicom.dcmread(path)
     dataset.PixelData = encapsulate([crossed])
     dataset.save_as(path)
-    with pytest.raises(UnsupportedPixels, match=r"00005\.dcm: its RLE Lossless frame has segments"):
+    with raises_reason(UnsupportedPixels, "damaged-frame", names="00005.dcm"):
         assembled(path.parent)
 
 
@@ -136,7 +137,7 @@ def test_a_frame_that_claims_a_huge_size_is_not_decoded(write, syntax):
     at += 6 if syntax == JPEG2000Lossless else 5
     path.write_bytes(content[:at] + wide + content[at + len(wide) :])
     start = time.perf_counter()
-    with pytest.raises(UnsupportedPixels, match=r"00005\.dcm: .* another size"):
+    with raises_reason(UnsupportedPixels, "damaged-frame", names="00005.dcm"):
         assembled(path.parent)
     assert time.perf_counter() - start < 5
 

@@ -9,6 +9,7 @@ from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.read.assemble import assemble_series, geometry_of_series
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from dicom_support import DEPTH, assembled, moved, selection_of, small_volume
+from reasons import raises_reason
 
 
 def broken(folder) -> BrokenSeries:
@@ -16,7 +17,6 @@ def broken(folder) -> BrokenSeries:
     with pytest.raises(BrokenSeries) as caught:
         stack_of_series(candidate.series)
     assert candidate.series.digest in str(caught.value)
-    assert f"[{caught.value.reason}]" in str(caught.value)
     return caught.value
 
 
@@ -81,7 +81,7 @@ def without_one_slice(write, count=1):
 
 def test_a_missing_slice_is_interpolated_only_if_allowed(write):
     series = without_one_slice(write)
-    with pytest.raises(BrokenSeries, match="--allow-gaps"):
+    with raises_reason(BrokenSeries, "gap", names=("00006.dcm", "--allow-gaps")):
         assemble_series(series)
     result = assemble_series(series, allow_gaps=True)
     volume = small_volume(shape=(DEPTH + 2, 12, 10))
@@ -95,7 +95,7 @@ def test_a_missing_slice_is_interpolated_only_if_allowed(write):
 
 
 def test_two_missing_slices_in_a_row_are_never_interpolated(write):
-    with pytest.raises(BrokenSeries) as caught:
+    with raises_reason(BrokenSeries, "gap") as caught:
         assemble_series(without_one_slice(write, 2), allow_gaps=True)
     assert caught.value.reason == "gap"
     assert "--allow-gaps" not in str(caught.value)
@@ -264,7 +264,7 @@ def test_a_single_slice_has_no_depth(write):
     for index in range(1, DEPTH):
         (folder / f"{index:05d}.dcm").unlink()
     (candidate,) = selection_of(folder, force=True).candidates
-    with pytest.raises(BrokenSeries, match="no-geometry"):
+    with raises_reason(BrokenSeries, "no-geometry"):
         stack_of_series(candidate.series)
 
 
