@@ -130,7 +130,7 @@ def phantom(
 @click.option(
     "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
 )
-@options(*(option.name for option in OPTIONS if not option.of_files))
+@options(*(option.name for option in OPTIONS if not option.key.of_files))
 def evaluate(
     folder: Path,
     output: Path | None,

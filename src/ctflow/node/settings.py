@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from ctflow.node.rules import Rule
-from ctflow.settings.document import read_document
-from ctflow.settings.run import Given, Processing, Settings, data_folder_from_environment, given
+from ctflow.settings.document import Given, given_in_file
+from ctflow.settings.run import Processing, Settings, add_layers, data_folder_from_environment
 from ctflow.settings.schema import (
     FilePath,
     Group,
@@ -267,7 +267,7 @@ def given_settings(file: Path | None, environment: Mapping[str, str], typed: Map
     Raises:
         SettingsInvalid: The file cannot be read, or is no YAML file of settings.
     """
-    found = given(typed or {}, environment, ServiceSettings, None if file is None else read_document(file))
+    found = add_layers(given_in_file(file) if file else Given(), ServiceSettings, typed or {}, environment)
     if "data" not in found.data:
         found.data["data"] = str(data_folder_from_environment(environment))
     return found

@@ -45,8 +45,9 @@ def options(*names: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         for option in reversed([option for option in OPTIONS if option.name in names]):
-            kind: dict[str, Any] = {"is_flag": True} if option.switch else {"metavar": option.metavar}
-            function = click.option(option.flag, help=f"{option.help}  [default: {option.default}]", **kind)(function)
+            kind: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {"is_flag": True}
+            shown = f"{option.key.meaning}  [default: {option.default}]"
+            function = click.option(option.flag, help=shown, **kind)(function)
         return function
 
     return decorate

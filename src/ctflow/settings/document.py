@@ -1,4 +1,4 @@
-"""A YAML file to text, lists and groups, and the line of each."""
+"""What was given and where: a YAML file to text, lists and groups, and the line of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ctflow.core.errors import SettingsInvalid
-from ctflow.settings.schema import Loc, Written, key_text, shown
+from ctflow.settings.schema import G, Loc, Written, key_text, shown, validated
 
 LARGEST_BYTES = 256_000  # a file of a thousand rules has 100 kB
 _DEEPEST = 12
@@ -16,33 +16,49 @@ _PLAIN_TAGS = frozenset({None, "!"})  # "!" is what a quoted scalar resolves thr
 
 
 @dataclass(frozen=True)
-class Document:
-    """A file of settings.
+class Given:
+    """What was given for a group of keys, and where: in a file, by flags, by variables.
 
     Attributes:
-        name: What messages call it.
-        folder: Relative paths of the file start here.
         data: Text, lists and groups by the keys' names; None where nothing is written after a key.
-        lines: The line of every value, by the way to it.
+        named: Key -> the flag or variable that gave it; the file gave the others.
+        file: What messages call the file.
+        folder: Relative paths of the file start here.
+        lines: The line of every value of the file, by the way to it.
     """
 
-    name: str
-    folder: Path
     data: dict[str, Any] = field(default_factory=dict)
+    named: dict[str | int, str] = field(default_factory=dict)
+    file: str = ""
+    folder: Path = Path()
     lines: dict[Loc, int] = field(default_factory=lambda: {(): 1})
+
+    def read(self, kind: type[G]) -> G:
+        """The values.
+
+        Raises:
+            SettingsInvalid: One is wrong; names the flag, the variable, or file, line and key.
+        """
+        return validated(kind, self.data, self.where)
 
     def where(self, loc: Loc) -> tuple[int, str]:
         """The line of a value, or of the group that lacks it, and what a message says of its place."""
+        if loc and loc[0] in self.named:
+            return 0, self.named[loc[0]]
         found = self._written(loc)
         line = self.lines[found]
-        return line, f"{self.name}, line {line}: {key_text(found)}".removesuffix(": ")
+        return line, f"{self.file}, line {line}: {key_text(found)}".removesuffix(": ")
 
-    def has(self, loc: Loc) -> bool:
-        """Whether the file says this value."""
-        return [part for part in self._written(loc) if part != 0] == [part for part in loc if part != 0]
+    def origin(self, loc: Loc) -> str:
+        """Where a value comes from: a flag, a variable, a line of the file, or the defaults."""
+        if loc[0] in self.named:
+            return self.named[loc[0]]
+        # A list of one may be written without being a list.
+        is_written = [part for part in self._written(loc) if part != 0] == [part for part in loc if part != 0]
+        return f"line {self.where(loc)[0]}" if is_written else "default"
 
     def _written(self, loc: Loc) -> Loc:
-        """As much of the way to a value as is written; a list of one may be written without being a list."""
+        """As much of the way to a value as is written."""
         found: Loc = ()
         for part in loc:
             if (*found, part) in self.lines:
@@ -54,7 +70,7 @@ class Document:
     def refuse(self, node: Any, loc: Loc, what: str, reason: str = "invalid-value") -> NoReturn:
         """Raise `SettingsInvalid` that names file, line and key."""
         line, key = node.start_mark.line + 1, key_text(loc)
-        raise SettingsInvalid(f"{self.name}, line {line}: {f'{key}: ' if key else ''}{what}", reason=reason)
+        raise SettingsInvalid(f"{self.file}, line {line}: {f'{key}: ' if key else ''}{what}", reason=reason)
 
     def take(self, node: Any, loc: Loc = ()) -> Any:
         """The value of a YAML node; keeps the lines of what is in it."""
@@ -87,7 +103,7 @@ class Document:
         return found
 
 
-def read_document(path: Path) -> Document:
+def given_in_file(path: Path) -> Given:
     """Read a YAML file.
 
     Args:
@@ -98,15 +114,15 @@ def read_document(path: Path) -> Document:
             or holds what a settings file never needs: anchors and aliases (with which a small file becomes an endless
             one) or tags (which make objects).
     """
-    document = Document(path.name, path.absolute().parent)
+    given = Given(file=path.name, folder=path.absolute().parent)
     node = _node_from_text(_content(path), path.name)
     if node is None:  # nothing but comments
-        return document
-    values = document.take(node)
+        return given
+    values = given.take(node)
     if not isinstance(values, dict):
-        document.refuse(node, (), f"must be a group of keys (`key: value` lines), not {shown(values)}")
-    document.data.update(values)
-    return document
+        given.refuse(node, (), f"must be a group of keys (`key: value` lines), not {shown(values)}")
+    given.data.update(values)
+    return given
 
 
 def _content(path: Path) -> str:

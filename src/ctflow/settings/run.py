@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from ctflow.core.errors import SettingsInvalid
-from ctflow.settings.document import Document
+from ctflow.settings.document import Given
 from ctflow.settings.schema import (
-    G,
     Group,
     Key,
-    Loc,
     Reads,
     Refused,
     Switch,
@@ -24,7 +22,6 @@ from ctflow.settings.schema import (
     plain,
     shown,
     text,
-    validated,
     wrong_choice,
 )
 
@@ -63,13 +60,16 @@ def read_environment() -> Mapping[str, str]:
     return dict(os.environ)
 
 
+def _user_folder(environment: Mapping[str, str], variable: str, *below: str) -> Path | None:
+    """By the XDG base directory specification; None where there is neither the variable nor a home folder."""
+    if environment.get(variable):
+        return Path(environment[variable]) / "ctflow"
+    return Path(environment["HOME"], *below, "ctflow") if environment.get("HOME") else None
+
+
 def _cache_folder(environment: Mapping[str, str]) -> str:
-    """The variable's, else the user's by the XDG base directory specification; empty where there is neither."""
-    if "CTFLOW_CACHE" in environment:
-        return environment["CTFLOW_CACHE"]
-    if environment.get("XDG_CACHE_HOME"):
-        return str(Path(environment["XDG_CACHE_HOME"]) / "ctflow")
-    return str(Path(environment["HOME"]) / ".cache" / "ctflow") if environment.get("HOME") else ""
+    """The variable's or the user's; empty where there is none."""
+    return environment.get("CTFLOW_CACHE", str(_user_folder(environment, "XDG_CACHE_HOME", ".cache") or ""))
 
 
 @dataclass(frozen=True)
@@ -156,24 +156,20 @@ class Option:
 
     Attributes:
         name: The field of `Settings`.
-        metavar: What stands for the value in the help.
-        help: One sentence.
-        switch: Takes no value.
-        of_files: Says what is written, and so means nothing to commands that write no result folder.
-        default: What holds without it; None for the fields that the machine or the user decides.
+        key: What it means.
+        metavar: What stands for the value in the help; empty for a switch, which takes none.
+        default: What holds without it.
     """
 
     name: str
+    key: Key
     metavar: str
-    help: str
-    switch: bool
-    of_files: bool
     default: str
 
     @property
     def flag(self) -> str:
         """The flag, as typed."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     @property
     def variable(self) -> str:
@@ -181,76 +177,41 @@ class Option:
         return f"CTFLOW_{self.name.upper()}"
 
 
-def _options() -> tuple[Option, ...]:
-    defaults: dict[str, Any] = {each.name: each.default for each in fields(Settings)}
-    return tuple(
-        Option(
-            name=name,
-            metavar=key.metavar or "|".join(get_args(get_args(annotation)[0])),
-            help=key.meaning,
-            switch=defaults[name] is False,
-            of_files=key.of_files,
-            default=key.default or {True: "yes", False: "no"}.get(defaults[name], str(defaults[name])),
-        )
-        for name, (annotation, key) in keys_of(Settings).items()
+def flag_of(name: str) -> str:
+    """The flag of a key."""
+    return f"--{name.replace('_', '-')}"
+
+
+_DEFAULTS: Mapping[str, Any] = {each.name: each.default for each in fields(Settings)}
+OPTIONS = tuple(
+    Option(
+        name,
+        key,
+        key.metavar or "|".join(get_args(get_args(annotation)[0])),
+        key.default or {True: "yes", False: "no"}.get(_DEFAULTS[name], str(_DEFAULTS[name])),
     )
+    for name, (annotation, key) in keys_of(Settings).items()
+)
 
 
-OPTIONS: tuple[Option, ...] = _options()
-
-
-@dataclass(frozen=True)
-class Given:
-    """What was given for a group of keys, and where.
-
-    Attributes:
-        data: Text, lists and groups by the keys' names.
-        named: Key -> the flag or the variable that gave it.
-        file: Gave the others; None where there is no file.
-    """
-
-    data: dict[str, Any]
-    named: Mapping[str, str]
-    file: Document | None
-
-    def read(self, kind: type[G]) -> G:
-        """The values.
-
-        Raises:
-            SettingsInvalid: One is wrong; names the flag, the variable, or file, line and key.
-        """
-        return validated(kind, self.data, self.where)
-
-    def where(self, loc: Loc) -> tuple[int, str]:
-        """The line of a value, and what a message says of its place."""
-        name = self.named.get(str(loc[0])) if loc else None
-        return (0, name) if name or not self.file else self.file.where(loc)  # type: ignore[return-value]
-
-    def origin(self, loc: Loc) -> str:
-        """Where a value came from: a flag, a variable, a line of the file, or the defaults."""
-        if loc[0] in self.named:
-            return self.named[str(loc[0])]
-        return f"line {self.file.where(loc)[0]}" if self.file and self.file.has(loc) else "default"
-
-
-def given(values: Mapping[str, Any], environment: Mapping[str, str], kind: type[Group], file: Document | None) -> Given:
-    """Gather what a person typed, else what the file says, else what the environment says.
+def add_layers(given: Given, kind: type[Group], typed: Mapping[str, Any], environment: Mapping[str, str]) -> Given:
+    """Add what was typed, which wins over the file, and what the environment says of options that neither gives.
 
     Args:
-        values: Name of a key -> what was typed (or whether a switch was given); None and False mean "not given".
+        given: By the file, if any; is changed.
+        kind: The group that it is for.
+        typed: Name of a key -> what was typed (or whether a switch was given); None and False mean "not given".
         environment: Environment variables.
-        kind: The group that it is for; the variables of its options count.
-        file: The file, if any.
     """
-    typed = {name: str(value) for name, value in values.items() if value is not None and value is not False}
-    data = {**(file.data if file else {}), **typed}
-    named = {name: f"--{name.replace('_', '-')}" for name in typed}
+    for name, value in typed.items():
+        if value is not None and value is not False:
+            given.data[name], given.named[name] = str(value), flag_of(name)
     known = keys_of(kind)
     for option in OPTIONS:
-        if option.name in known and option.name not in data and option.variable in environment:
-            data[option.name], named[option.name] = environment[option.variable], option.variable
-    data.setdefault("cache", _cache_folder(environment))
-    return Given(data, named, file)
+        if option.name in known and option.name not in given.data and option.variable in environment:
+            given.data[option.name], given.named[option.name] = environment[option.variable], option.variable
+    given.data.setdefault("cache", _cache_folder(environment))
+    return given
 
 
 def settings_from_values(values: Mapping[str, str | bool | None], environment: Mapping[str, str]) -> Settings:
@@ -266,8 +227,8 @@ def settings_from_values(values: Mapping[str, str | bool | None], environment: M
     Raises:
         SettingsInvalid: A value is wrong; names the flag or the variable.
     """
-    options = {option.name: values.get(option.name) for option in OPTIONS}
-    return given(options, environment, Settings, None).read(Settings)
+    typed = {option.name: values.get(option.name) for option in OPTIONS}
+    return add_layers(Given(), Settings, typed, environment).read(Settings)
 
 
 def data_folder_from_environment(environment: Mapping[str, str]) -> Path:
@@ -279,13 +240,12 @@ def data_folder_from_environment(environment: Mapping[str, str]) -> Path:
     Raises:
         SettingsInvalid: There is neither XDG_DATA_HOME nor HOME.
     """
-    if environment.get("XDG_DATA_HOME"):
-        return Path(environment["XDG_DATA_HOME"]) / "ctflow"
-    if environment.get("HOME"):
-        return Path(environment["HOME"]) / ".local" / "share" / "ctflow"
-    raise SettingsInvalid(
-        "the user has no home folder: give the node a folder with the key data of its file", reason="missing-folder"
-    )
+    folder = _user_folder(environment, "XDG_DATA_HOME", ".local", "share")
+    if folder is None:
+        raise SettingsInvalid(
+            "the user has no home folder: give the node a folder with the key data of its file", reason="missing-folder"
+        )
+    return folder
 
 
 @dataclass(frozen=True)

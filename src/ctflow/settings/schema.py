@@ -150,14 +150,15 @@ def documented(kind: type[Group], above: str = "") -> Iterator[Row]:
 
 def effective(settings: Group, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
     """Every key of a group with the value that holds, as text, and the way to it."""
-    for name, (annotation, _) in keys_of(type(settings)).items():
+    open_ = {each.name for each in fields(settings) if each.default is None}  # type: ignore[arg-type]
+    for name, (annotation, key) in keys_of(type(settings)).items():
         value, here = getattr(settings, name), (*loc, name)
         groups = value if isinstance(value, tuple) else (value,)
         if groups and all(isinstance(each, Group) for each in groups):
             for number, each in enumerate(groups):
                 yield from effective(each, (*here, number) if isinstance(value, tuple) else here)
         else:
-            yield here, shown_as_set(annotation, value)
+            yield here, (value is None and name in open_ and key.default) or shown_as_set(annotation, value)
 
 
 def shown_as_set(annotation: Any, value: Any) -> str:

@@ -254,6 +254,8 @@ def test_every_value_is_told_with_where_it_comes_from(tmp_path):
         "overlap = 0.5  (CTFLOW_OVERLAP)",
         "limits.pdu = 128 KiB  (default)",
         "omit_empty_frames = true  (default)",
+        "precision = the engine's own  (default)",
+        "cache = /home/node/.cache/ctflow  (default)",
     ):
         assert line in told
     names = {line.split(" = ")[0] for line in told}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctflow.core.errors import SettingsInvalid
-from ctflow.settings.document import read_document
+from ctflow.settings.document import given_in_file
 from ctflow.settings.schema import (
     FilePath,
     Group,
@@ -24,7 +24,6 @@ from ctflow.settings.schema import (
     real,
     size,
     size_text,
-    validated,
     whole,
 )
 from reasons import raises_reason
@@ -54,8 +53,7 @@ class Outer(Group):
 def read(tmp_path, content, kind=Outer):
     file = tmp_path / "node.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    document = read_document(file)
-    return validated(kind, document.data, document.where)
+    return given_in_file(file).read(kind)
 
 
 def test_values_are_of_the_kind_that_the_key_has(tmp_path):
@@ -85,16 +83,21 @@ def test_a_file_without_a_value_gives_the_defaults(tmp_path, content):
 def test_every_value_is_shown_with_the_line_that_says_it(tmp_path):
     file = tmp_path / "node.yaml"
     file.write_text("must: x\nroom: 1000\ngroups:\n  - number: 4\nmany: y\ninner: {word: z}")
-    document = read_document(file)
-    shown = {
-        key_text(loc): (value, document.where(loc)[0] if document.has(loc) else None)
-        for loc, value in effective(validated(Outer, document.data, document.where))
-    }
+    given = given_in_file(file)
+    shown = {key_text(loc): (value, given.origin(loc)) for loc, value in effective(given.read(Outer))}
     assert shown == {
-        "must": ("x", 1), "inner.number": ("3", None), "inner.word": ("z", 6), "many": ("y", 5), "on": ("false", None),
-        "share": ("1", None), "room": ("1 kB", 2), "colour": ("red", None), "file": ("x", None),
-        "groups[1].number": ("4", 4), "groups[1].word": ("blue", None),
-    }  # fmt: skip
+        "must": ("x", "line 1"),
+        "inner.number": ("3", "default"),
+        "inner.word": ("z", "line 6"),
+        "many": ("y", "line 5"),
+        "on": ("false", "default"),
+        "share": ("1", "default"),
+        "room": ("1 kB", "line 2"),
+        "colour": ("red", "default"),
+        "file": ("x", "default"),
+        "groups[1].number": ("4", "line 4"),
+        "groups[1].word": ("blue", "default"),
+    }
 
 
 def test_every_key_is_documented_with_its_default():
@@ -177,9 +180,9 @@ def test_a_file_of_aliases_of_aliases_is_refused_at_once(tmp_path):
 
 def test_a_file_that_is_absent_or_a_folder_is_named(tmp_path):
     with raises_reason(SettingsInvalid, "settings-file", names=("none.yaml", "No such file")):
-        read_document(tmp_path / "none.yaml")
+        given_in_file(tmp_path / "none.yaml")
     with raises_reason(SettingsInvalid, "settings-file", names="Is a directory"):
-        read_document(tmp_path)
+        given_in_file(tmp_path)
 
 
 def test_what_a_group_itself_refuses_is_named_with_its_line(tmp_path):

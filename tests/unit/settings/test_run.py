@@ -64,7 +64,7 @@ def test_a_flag_wins_over_the_environment():
 
 
 def test_what_is_written_can_be_chosen():
-    of_files = {option.flag for option in OPTIONS if option.of_files}
+    of_files = {option.flag for option in OPTIONS if option.key.of_files}
     written = {"--report", "--secondary-capture", "--seg", "--seg-grid", "--segments", "--omit-empty-frames", "--nifti"}
     assert of_files == written
     assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == chosen(
@@ -133,7 +133,7 @@ def test_the_documents_name_every_flag_variable_key_default_and_meaning():
         for row in re.findall(r"^\| `(--.*?)` \| `(.*?)` \| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
     ]
     assert [(flag.split(" ")[0], variable, default, meaning) for flag, variable, _, default, meaning in rows] == [
-        (option.flag, option.variable, option.default, option.help) for option in OPTIONS
+        (option.flag, option.variable, option.default, option.key.meaning) for option in OPTIONS
     ]
     assert {flag.partition(" ")[2].replace("\\|", "|") for flag, *_ in rows} == {option.metavar for option in OPTIONS}
     others = {"series": "rules", "pick": "rules", "force": "rules", "device": "devices"}
