@@ -19,7 +19,7 @@ from ctflow.core.model import NetworkSpec, Resample
 from ctflow.networks.build import network_from_model, network_from_spec
 from reasons import raises_reason
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -103,3 +103,20 @@ def test_the_recipe_still_names_what_the_wide_network_overrides():
     recipe = json.loads((ROOT / "bundle" / "configs" / "train.json").read_text())
     assert recipe["deterministic_transforms"][3]["_target_"] == "Spacingd"
     assert recipe["deterministic_transforms"][7]["_target_"] == "ClassesToIndicesd"
+
+
+@pytest.mark.exhaustive
+def test_two_processes_train_one_network_and_write_one_plain_state_dict(tmp_path):
+    make = [sys.executable, str(ROOT / "training" / "make_set.py"), str(tmp_path / "set"), "--phantoms", "2"]
+    subprocess.run([*make, "--shape", "20,40,40", "--processes", "1"], check=True, capture_output=True)
+    configs = "['configs/train.json','configs/multi_gpu_train.json']"
+    words = ["--config_file", configs, "--dataset_dir", str(tmp_path / "set"), "--ckpt_dir", str(tmp_path / "out")]
+    small = ["--max_epochs", "1", "--workers", "0", "--roi_size", "[64,64,64]", "--cases_per_step", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
+    command = [*launch, "run", *words, *small]
+    done = subprocess.run(command, cwd=ROOT / "bundle", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    shipped = torch.load(ROOT / "bundle" / "models" / "model.pt", weights_only=True)
+    assert [(name, value.shape) for name, value in trained.items()] == [(n, v.shape) for n, v in shipped.items()]
+    assert all(value.isfinite().all() for value in trained.values())
