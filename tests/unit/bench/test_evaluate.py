@@ -284,7 +284,8 @@ def test_where_all_fail_the_first_decides(model, write_case, finds, tmp_path):
     document = evaluate_folder(tmp_path / "cases", model, CPU, reference=False)
     assert document["exit_code"] == BundleInvalid.exit_code
     assert document["engine"] is None
-    assert document["cases"][0]["error"] == {"type": "BundleInvalid", "exit_code": 3, "message": "not finite"}
+    facts = {"type": "BundleInvalid", "exit_code": 3, "reason": "weights", "message": "not finite"}
+    assert document["cases"][0]["error"] == facts
     assert document["summary"]["cases"] == 0
     json.dumps(document, allow_nan=False)
 

@@ -225,7 +225,7 @@ def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, erro
         (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory, "out-of-memory"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), BackendUnavailable, "device-failed"),
         (RuntimeError("Triton Error [CUDA]: out of memory"), DeviceOutOfMemory, "out-of-memory"),
-        (RuntimeError("Triton Error [CUDA]: invalid argument"), BackendUnavailable, "compiler-failed"),
+        (RuntimeError("Triton Error [CUDA]: invalid argument"), BackendUnavailable, "device-failed"),
         (subprocess.CalledProcessError(1, ["gcc"]), BackendUnavailable, "compiler-failed"),
     ],
 )

@@ -289,19 +289,19 @@ def narrow(dataset, index):
 
 
 @pytest.mark.parametrize(
-    ("adjust", "error", "says"),
-    [(askew, "BrokenSeries", "leave --seg-grid resampled out"), (narrow, "UnsupportedPixels", "upright")],
+    ("adjust", "reason", "named"),
+    [(askew, "tilted", "--seg-grid resampled"), (narrow, "implausible-spacing", "PixelSpacing")],
 )
 def test_a_series_that_no_right_angled_grid_holds_is_refused_and_stops_no_other(
-    model, series, settings, tmp_path, adjust, error, says
+    model, series, settings, tmp_path, adjust, reason, named
 ):
     another_series(tmp_path / "in" / "odd", 1, adjust)
     (tmp_path / "in" / "good").symlink_to(series)
     report = run_folder(tmp_path / "in", tmp_path / "out", model, replace(settings, seg_grid="resampled"))
     assert report.exit_code == 6
     (refused,) = [entry["error"] for entry in report.document["series"] if entry["error"]]
-    assert refused["type"] == error
-    assert says in refused["message"]
+    assert refused["reason"] == reason
+    assert named in refused["message"]
 
 
 def test_a_seg_of_an_even_series_lies_on_its_slices_whatever_grid_is_asked_for(model, series, settings, tmp_path):
