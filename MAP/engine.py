@@ -10,6 +10,7 @@ from pathlib import Path
 from ctflow.bundle import find_bundle, read_bundle
 from ctflow.engines.choose import backend_module, batch_range_for
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.export.measure import measure_engine
 
@@ -22,15 +23,9 @@ def main() -> int:
         return 0
     store, key = EngineStore(kept), onnx_key(model, model.spec.roi, CPU_BATCH)
     if store.find(key) is None:
-        measured = measure_engine(
-            "openvino" if name == "auto" else name,
-            model,
-            device="cpu",
-            precision=None,
-            roi=model.spec.roi,
-            batch_range=batch_range_for(model.spec, "cpu"),
-            cache_dir=kept,
-        )
+        backend = "openvino" if name == "auto" else name
+        request = EngineRequest(backend, "cpu", None, model.spec.roi, batch_range_for(model.spec, "cpu"), kept)
+        measured = measure_engine(request, model)
         sys.stdout.write(f"made and compared with PyTorch: {measured}\n")
     shutil.copytree(store.path_of(key).parent, target / key.name)
     return 0

@@ -30,6 +30,7 @@ from ctflow.core.model import Model
 from ctflow.engines.choose import backend_module, backends, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import usable_cpus
+from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_model
 from ctflow.phantom import phantom_from_seed
@@ -85,7 +86,6 @@ def engine_ways(model: Model, folder: Path) -> tuple[list[Way], dict[str, float]
     ways, seconds, engines = [], {}, []
     for name, available, _ in backends():
         for precision in ("fp32", "bf16"):
-            choice = {"device": "cpu", "precision": precision, "roi": model.spec.roi, "batch_range": (1, 2)}
             # eager fp32 is the stock network again, and its bf16 takes minutes a window on a CPU without bf16.
             if not available or name == "eager":
                 continue
@@ -95,9 +95,10 @@ def engine_ways(model: Model, folder: Path) -> tuple[list[Way], dict[str, float]
                 sys.stdout.write(f"{name} {precision}: {error}\n")
                 continue
             start = time.perf_counter()
-            prepare_engine(name, model, **choice, cache_dir=folder)  # type: ignore[arg-type]
+            request = EngineRequest(name, "cpu", precision, model.spec.roi, (1, 2), folder)
+            prepare_engine(request, model)
             made = time.perf_counter()
-            engine = open_engine(name, model, **choice, cache_dir=folder)  # type: ignore[arg-type]
+            engine = open_engine(request, model)
             seconds[f"make {name} {precision}"] = round(made - start, 2)
             seconds[f"open {name} {precision}"] = round(time.perf_counter() - made, 2)
             ways.append(Way(f"{name} {precision}", engine.predict))

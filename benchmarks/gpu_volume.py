@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
+from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_spec
 from ctflow.pipeline.segmenter import Segmenter
@@ -81,8 +81,7 @@ def error_to_fp32(engine: Engine, model: Model) -> float:
     info = engine.info
     windows = torch.rand((info.batch_range[1], 1, *info.roi), device=info.device)
     found = engine.predict(windows).clone()
-    options: dict[str, Any] = {"device": info.device, "precision": "fp32", "roi": info.roi}
-    reference = open_engine("eager", model, batch_range=(1, 1), **options)
+    reference = open_engine(EngineRequest("eager", info.device, "fp32", info.roi, (1, 1)), model)
     expected = reference.predict(windows[:1])
     reference.close()
     if expected.shape[1] != found.shape[1]:
@@ -128,18 +127,16 @@ def main() -> None:
         model_of_width(given.feature_size, given.batch) if bundle is None else without_resampling(bundle, given.batch)
     )
     first, batches = given.device.partition(",")[0], batch_range_for(model.spec, given.device)
-    wanted: dict[str, Any] = {
-        "device": first, "precision": given.precision, "roi": model.spec.roi, "batch_range": batches,
-    }  # fmt: skip
+    wanted = EngineRequest(given.engine, first, given.precision, model.spec.roi, batches, given.cache)
     start = time.perf_counter()
     # Random weights have labels that any rounding changes: their logits are what is judged.
     random = given.model is None
-    prepare_engine(given.engine, model, **wanted, cache_dir=given.cache, logits_only=random)
+    prepare_engine(wanted, model, logits_only=random)
     prepared_s = time.perf_counter() - start
     if given.only_prepare:
         print(json.dumps({"prepare_s": round(prepared_s, 1)}))  # noqa: T201
         return
-    engine = open_engine(given.engine, model, **wanted, cache_dir=given.cache)
+    engine = open_engine(wanted, model)
     try:
         error, window_ms, info = error_to_fp32(engine, model), time_windows(engine, 30), asdict(engine.info)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ctflow.core.errors import BackendUnavailable, BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.choose import BACKENDS, backend_module, open_engine
 from ctflow.engines.contract import PRECISIONS, Engine
+from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from reasons import raises_reason
 
@@ -91,16 +93,16 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("engines")
 
 
-def wanted(device: str, precision: str, cache_dir: Path | None, roi=ROI, most: int = 4) -> dict:
-    return {"device": device, "precision": precision, "roi": roi, "batch_range": (1, most), "cache_dir": cache_dir}
+def wanted(name: str, device: str, precision: str, cache: Path | None, roi=ROI, most: int = 4) -> EngineRequest:
+    return EngineRequest(name, device, precision, roi, (1, most), cache)
 
 
 @pytest.fixture(params=[*CPU, *GPU], ids=str)
 def engine(request, model, cache_dir):
     name, device, precision = request.param
-    choice = wanted(device, precision, cache_dir)
-    prepare_engine(name, model, **choice)  # makes its file the first time
-    engine: Engine = open_engine(name, model, **choice)
+    choice = wanted(name, device, precision, cache_dir)
+    prepare_engine(choice, model)  # makes its file the first time
+    engine: Engine = open_engine(choice, model)
     yield engine
     engine.close()
 
@@ -173,7 +175,7 @@ def test_the_windows_stay_as_they_were(engine, windows):
 
 def test_two_engines_do_not_disturb_each_other(engine, model, windows, cache_dir):
     info = engine.info
-    other = open_engine(info.backend, model, **wanted(info.device, info.precision, cache_dir))
+    other = open_engine(wanted(info.backend, info.device, info.precision, cache_dir), model)
     first = engine.predict(windows[:1].to(info.device)).clone()
     second = other.predict(windows[1:2].to(info.device)).clone()
     other.close()
@@ -208,37 +210,36 @@ ON_GPU = [name for name in NAMES if "cpu" not in backend_module(name).DEVICES]
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_precision_that_the_cpu_lacks_is_named(model, name, precision):
     with raises_reason(BackendUnavailable, "wrong-precision", names=precision):
-        open_engine(name, model, **wanted("cpu", precision, None))
+        open_engine(wanted(name, "cpu", precision, None), model)
 
 
 @pytest.mark.parametrize("name", ON_GPU)
 def test_an_engine_of_gpus_says_so_on_a_cpu(model, name):
     with raises_reason(BackendUnavailable, "wrong-device", names="cpu"):
-        open_engine(name, model, **wanted("cpu", "fp32", None))
+        open_engine(wanted(name, "cpu", "fp32", None), model)
 
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, name, tmp_path):
-    choice = wanted("cpu", "fp32", tmp_path, roi=(30, 32, 32), most=1)
+    choice = wanted(name, "cpu", "fp32", tmp_path, roi=(30, 32, 32), most=1)
     with raises_reason(BundleInvalid, "window-size", names="30, 32, 32"):
-        prepare_engine(name, model, **choice)
-        engine = open_engine(name, model, **choice)
-        engine.predict(torch.zeros(1, 1, *choice["roi"]))
+        prepare_engine(choice, model)
+        engine = open_engine(choice, model)
+        engine.predict(torch.zeros(1, 1, *choice.roi))
     assert not list(tmp_path.glob("*/*"))
 
 
 @pytest.mark.parametrize("name", [name for name in ON_CPU if backend_module(name).FILE is not None])
 @pytest.mark.parametrize("known", [True, False])
 def test_an_engine_without_its_file_says_how_to_make_it(model, name, known, tmp_path):
-    choice = wanted("cpu", "fp32", tmp_path if known else None)
+    choice = wanted(name, "cpu", "fp32", tmp_path if known else None)
     with raises_reason(BackendUnavailable, "not-exported", names="ctflow export"):
-        open_engine(name, model, **choice)
+        open_engine(choice, model)
     # auto goes on to the next that can start at once.
-    assert open_engine("auto", model, **choice).info.backend == "eager"
+    assert open_engine(replace(choice, backend="auto"), model).info.backend == "eager"
 
 
 def test_auto_takes_the_first_whose_file_is_there(model, tmp_path):
-    choice = wanted("cpu", "fp32", tmp_path)
     for name in ON_CPU:
-        prepare_engine(name, model, **choice)
-    assert open_engine("auto", model, **choice).info.backend == ON_CPU[0]
+        prepare_engine(wanted(name, "cpu", "fp32", tmp_path), model)
+    assert open_engine(wanted("auto", "cpu", "fp32", tmp_path), model).info.backend == ON_CPU[0]

@@ -11,6 +11,7 @@ from monai.networks.nets import SwinUNETR
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused
 from ctflow.engines.choose import open_engine
+from ctflow.engines.request import EngineRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +37,7 @@ def model_of(feature_size: int, roi: tuple[int, int, int], classes: int = 2) -> 
 
 
 def engine_of(model: Model, precision: str = "fp16", most: int = 16):
-    return open_engine("fused", model, device=DEVICE, precision=precision, roi=model.spec.roi, batch_range=(1, most))
+    return open_engine(EngineRequest("fused", DEVICE, precision, model.spec.roi, (1, most)), model)
 
 
 def strict(model: Model, windows: torch.Tensor, *, folded: bool) -> torch.Tensor:

@@ -28,6 +28,8 @@ from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError
 from ctflow.core.model import Model
 from ctflow.core.volume import Geometry, Size3, Volume
 from ctflow.engines.choose import check_engine, open_engine
+from ctflow.engines.contract import PRECISIONS
+from ctflow.engines.request import EngineRequest
 from ctflow.networks.build import network_from_model
 from ctflow.transforms.postprocess import Labels
 from ctflow.transforms.prepare import prepare_volume
@@ -89,8 +91,8 @@ def measure_configuration(request: MeasurementRequest) -> dict[str, Any]:
     Raises:
         CtflowError: This machine or model cannot do it.
     """
-    _check_engine(request)
     model = read_bundle(Path(request.model))
+    _check_engine(request, model.spec.roi)
     _check_model(model, request)
     free = [_free_bytes(device) for device in request.devices]
     volume = _volume(Path(request.case))
@@ -119,10 +121,10 @@ def measure_configuration(request: MeasurementRequest) -> dict[str, Any]:
     return {"reason": None, "date": date, "engine_info": info, "versions": versions, "measured": measured}
 
 
-def _check_engine(request: MeasurementRequest) -> None:
+def _check_engine(request: MeasurementRequest, roi: Size3) -> None:
     if request.engine != TORCH:
         for device in request.devices:
-            check_engine(request.engine, device, request.precision)  # type: ignore[arg-type]  # from our own table
+            check_engine(_engine_request(request, device, roi))
     elif request.precision == "fp16" and request.devices[0] == "cpu":
         raise BackendUnavailable("PyTorch computes fp16 only on a GPU", reason="wrong-precision")
 
@@ -167,19 +169,17 @@ def _workers(model: Model, request: MeasurementRequest, stack: ExitStack) -> tup
         return [Worker(_plain(network, device, half=half), torch.device(device)) for network, device in networks], None
     workers, info = [], None
     for device in request.devices:
-        engine = open_engine(
-            request.engine,
-            model,
-            device=device,
-            precision=request.precision,  # type: ignore[arg-type]  # checked before
-            roi=model.spec.roi,
-            batch_range=(1, request.batch_size),
-            cache_dir=Path(request.cache) if request.cache else None,
-        )
+        engine = open_engine(_engine_request(request, device, model.spec.roi), model)
         stack.callback(engine.close)
         info = info or asdict(engine.info)
         workers.append(Worker(engine.predict, torch.device(engine.info.device)))
     return workers, info
+
+
+def _engine_request(request: MeasurementRequest, device: str, roi: Size3) -> EngineRequest:
+    precision = PRECISIONS[PRECISIONS.index(request.precision)]  # from our own table
+    cache = Path(request.cache) if request.cache else None
+    return EngineRequest(request.engine, device, precision, roi, (1, request.batch_size), cache)
 
 
 def _plain(network: nn.Module, device: str, *, half: bool) -> Predict:

@@ -37,25 +37,22 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
     from ctflow.engines.choose import batch_range_for, device_from_setting  # noqa: PLC0415
-    from ctflow.export.measure import Choice, choose_fastest, measure_engine  # noqa: PLC0415
+    from ctflow.engines.request import EngineRequest  # noqa: PLC0415
+    from ctflow.export.measure import measure_engine  # noqa: PLC0415
     from ctflow.export.prepare import is_made_anywhere  # noqa: PLC0415
+    from ctflow.export.selection import Choice, choose_fastest  # noqa: PLC0415
 
     model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
     with progress_on(sys.stderr) as progress:
         device = device_from_setting(settings.device)
         # What is made for another machine must be what that machine's GPU will look for.
         elsewhere = settings.engine != "auto" and is_made_anywhere(settings.engine)
-        wanted = {
-            "device": device,
-            "precision": settings.precision,
-            "roi": model.spec.roi,
-            "batch_range": batch_range_for(model.spec, "cuda" if elsewhere else device),
-            "cache_dir": settings.cache,
-        }
+        batches = batch_range_for(model.spec, "cuda" if elsewhere else device)
+        wanted = EngineRequest(settings.engine, device, settings.precision, model.spec.roi, batches, settings.cache)
         if settings.engine == "auto":
-            choice = choose_fastest(model, **wanted, make=True, progress=progress)  # type: ignore[arg-type]
+            choice = choose_fastest(wanted, model, make=True, progress=progress)
         else:
-            measured = measure_engine(settings.engine, model, **wanted, progress=progress)  # type: ignore[arg-type]
+            measured = measure_engine(wanted, model, progress=progress)
             choice = Choice(measured.backend, measured.precision, (measured,), measured.batch)
     document = asdict(choice)
     say_measured(document)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
-from pathlib import Path
+from dataclasses import replace
 from typing import Protocol, cast
 
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.requirements import version_problem
-from ctflow.core.volume import Size3
 from ctflow.engines.contract import Engine, Precision
+from ctflow.engines.request import EngineRequest
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
 BACKENDS = {
@@ -50,17 +50,8 @@ class Backend(Protocol):
     def is_available(self) -> tuple[bool, str]:
         """Whether it is installed, and the reason or version in one sentence."""
 
-    def open_backend(
-        self,
-        model: Model,
-        *,
-        device: str,
-        precision: Precision,
-        roi: Size3,
-        batch_range: tuple[int, int],
-        cache_dir: Path | None,
-    ) -> Engine:
-        """Open an engine; see `open_engine`."""
+    def open_backend(self, request: EngineRequest, model: Model) -> Engine:
+        """Open an engine of a request that names a precision; see `open_engine`."""
 
 
 def backends() -> list[tuple[str, bool, str]]:
@@ -99,27 +90,12 @@ def backends_for(device: str) -> list[tuple[str, tuple[Precision, ...]]]:
     return [(name, module.precisions(device)) for name, module in modules if kind in module.DEVICES]
 
 
-def open_engine(
-    name: str,
-    model: Model,
-    *,
-    device: str,
-    precision: Precision | None,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None = None,
-    without: Collection[str] = (),
-) -> Engine:
+def open_engine(request: EngineRequest, model: Model, *, without: Collection[str] = ()) -> Engine:
     """Open an engine for a model.
 
     Args:
-        name: A backend's name, or "auto" for the fastest that is available.
+        request: Which engine, and for what.
         model: The model.
-        device: torch device.
-        precision: Number format of the heavy arithmetic; None is the backend's own.
-        roi: Window size in voxels.
-        batch_range: Smallest and largest batch wanted.
-        cache_dir: Where built engines are kept; None for backends that build nothing.
         without: Backends that "auto" does not take.
 
     Returns:
@@ -131,8 +107,8 @@ def open_engine(
         ModelError: The engine cannot be made from the model.
     """
     reasons = []
-    for backend in backend_names(name, device):
-        if name == "auto" and backend in without:
+    for backend in backend_names(request.backend, request.device):
+        if request.backend == "auto" and backend in without:
             continue
         module = _load(backend)
         available, reason = _availability(backend)
@@ -140,12 +116,9 @@ def open_engine(
             reasons.append(f"{backend}: {reason}")
             continue
         try:
-            chosen = precision or module.precisions(device)[-1]
-            return module.open_backend(
-                model, device=device, precision=chosen, roi=roi, batch_range=batch_range, cache_dir=cache_dir
-            )
+            return module.open_backend(_of_backend(request, backend, module), model)
         except BackendUnavailable as error:
-            if name != "auto":
+            if request.backend != "auto":
                 raise
             # Its file has not been made, or it lacks the device, precision or network.
             reasons.append(f"{backend}: {error}")
@@ -189,24 +162,35 @@ def backend_version(name: str) -> str:
     return _load(name).is_available()[1]
 
 
-def check_engine(name: str, device: str, precision: Precision | None) -> Precision:
+def with_precision(request: EngineRequest) -> EngineRequest:
+    """The request with its backend's own precision where it names none.
+
+    Raises:
+        SettingsInvalid: The backend's name is unknown.
+        BackendUnavailable: The package behind it is not installed.
+    """
+    return _of_backend(request, request.backend, backend_module(request.backend))
+
+
+def _of_backend(request: EngineRequest, name: str, module: Backend) -> EngineRequest:
+    return replace(request, backend=name, precision=request.precision or module.precisions(request.device)[-1])
+
+
+def check_engine(request: EngineRequest) -> EngineRequest:
     """Whether a backend computes so on this machine.
 
     Args:
-        name: A backend's name.
-        device: torch device.
-        precision: Number format of the heavy arithmetic; None is the backend's own.
+        request: A backend, its device and precision are looked at.
 
     Returns:
-        The precision meant.
+        The request with the precision meant.
 
     Raises:
         SettingsInvalid: The name is unknown.
         BackendUnavailable: It does not.
     """
-    module = backend_module(name)
-    chosen = precision or module.precisions(device)[-1]
-    module.check_settings(device, chosen)
+    chosen = with_precision(request)
+    backend_module(chosen.backend).check_settings(chosen.device, chosen.chosen_precision)
     return chosen
 
 

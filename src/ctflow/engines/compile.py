@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import CapturedFunction
+from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision
 from ctflow.networks.head import fold_two_class_head
@@ -180,23 +180,16 @@ class CompileEngine:
         self._network = self._compiled = self._run = None
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,  # torch keeps what it compiles in a cache of its own
-) -> CompileEngine:
+def open_backend(request: EngineRequest, model: Model) -> CompileEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
-    network, channels = network_for_gpu(model, roi, precision)
+    network, channels = network_for_gpu(model, request.roi, precision)
     try:
         network = network.to(device)
     except torch.OutOfMemoryError as error:
         raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
-    info = EngineInfo("compile", precision, device, roi, batch_range, model.weights_digest, channels, _versions())
+    info = info_of(request, model, channels, _versions())
     return CompileEngine(network, info)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
 from ctflow.core.model import Model
-from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
+from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES
 
@@ -103,16 +102,9 @@ def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
             yield
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,  # nothing is built
-) -> EagerEngine:
+def open_backend(request: EngineRequest, model: Model) -> EagerEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
     try:
         network = network_from_model(model).to(device)
@@ -120,5 +112,5 @@ def open_backend(
         raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
     versions = {"torch": str(torch.__version__)}
     channels = model.spec.out_channels  # the plain reference: nothing is folded
-    info = EngineInfo("eager", precision, device, roi, batch_range, model.weights_digest, channels, versions)
+    info = info_of(request, model, channels, versions)
     return EagerEngine(network, info)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import CapturedFunction
+from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
 from ctflow.networks.head import fold_two_class_head
@@ -137,21 +137,14 @@ class FusedEngine:
                 torch.cuda.synchronize(self._info.device)
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,  # nothing is built
-) -> FusedEngine:
+def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`.
 
     Raises:
         BackendUnavailable: It cannot run on this machine or this network.
         DeviceOutOfMemory: The GPU has too little memory.
     """
+    device, precision, roi = request.device, request.chosen_precision, request.roi
     check_settings(device, precision)
     network = network_from_model(model)
     if not takes(network, roi):
@@ -159,7 +152,7 @@ def open_backend(
         raise NetworkNotTaken(f"fused computes SwinUNETR (first version, plain norms), not this {name} at {roi}")
     one, folded = fold_two_class_head(network, model.spec, probe=False)  # a SwinUNETR ends in that convolution
     channels = 1 if folded else model.spec.out_channels
-    info = EngineInfo("fused", precision, device, roi, batch_range, model.weights_digest, channels, _versions())
+    info = info_of(request, model, channels, _versions())
     engine = None
     try:
         with torch.cuda.device(device), torch.no_grad():

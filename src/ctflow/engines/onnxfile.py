@@ -12,6 +12,7 @@ from ctflow.core.errors import BackendUnavailable
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import Precision
+from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import CPU_ATTENTION, REWRITE_VERSION, AttentionStyle
@@ -77,20 +78,19 @@ def software_versions(style: GraphStyle = CPU_GRAPH) -> str:
     return ", ".join(found)
 
 
-def find_onnx(model: Model, roi: Size3, cache_dir: Path | None, backend: str) -> Path:
+def find_onnx(request: EngineRequest, model: Model) -> Path:
     """The stored ONNX file that a CPU engine runs.
 
     Args:
+        request: The engine; its window size says which file.
         model: The model.
-        roi: Window size in voxels.
-        cache_dir: Where engines are kept, or None.
-        backend: Who asks, for the message.
 
     Raises:
         BackendUnavailable: It has not been made.
         EngineMismatch: It is damaged or belongs to something else.
     """
-    path = None if cache_dir is None else EngineStore(cache_dir).find(onnx_key(model, roi, CPU_BATCH))
+    backend, key = request.backend, onnx_key(model, request.roi, CPU_BATCH)
+    path = None if request.cache is None else EngineStore(request.cache).find(key)
     if path is None:
         raise BackendUnavailable(
             f"{backend} has no file of this model yet: run `ctflow export --engine {backend}`", reason="not-exported"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model
-from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.engines.hardware import usable_cpus
 from ctflow.engines.onnxfile import find_onnx
+from ctflow.engines.request import EngineRequest, info_of
 
 FILE = "onnx"
 DEVICES = ("cpu",)
@@ -115,18 +114,10 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
     return state.Fail, state.RuntimeException, state.EPFail, state.InvalidGraph, state.NotImplemented, RuntimeError
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,
-) -> OnnxRuntimeEngine:
+def open_backend(request: EngineRequest, model: Model) -> OnnxRuntimeEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
-    check_settings(device, precision)
-    path = find_onnx(model, roi, cache_dir, _PACKAGE)
+    check_settings(request.device, request.chosen_precision)
+    path = find_onnx(request, model)
     runtime = importlib.import_module(_PACKAGE)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = usable_cpus()
@@ -145,5 +136,5 @@ def open_backend(
         ) from error
     channels = int(session.get_outputs()[0].shape[1])
     versions = {"torch": str(torch.__version__), _PACKAGE: version(_PACKAGE)}
-    info = EngineInfo(_PACKAGE, precision, device, roi, batch_range, model.weights_digest, channels, versions)
+    info = info_of(request, model, channels, versions)
     return OnnxRuntimeEngine(session, info)

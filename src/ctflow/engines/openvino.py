@@ -7,9 +7,9 @@ Two windows are computed side by side, each by half of the cores: 8 to 15 % quic
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 from ctflow.compat.openvino import without_telemetry
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model
-from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.engines.hardware import usable_cpus
 from ctflow.engines.onnxfile import find_onnx
+from ctflow.engines.request import EngineRequest, info_of
 
 FILE = "onnx"
 DEVICES = ("cpu",)
@@ -128,23 +128,15 @@ class OpenVinoEngine:
         self._requests, self._logits = [], None
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,
-) -> OpenVinoEngine:
+def open_backend(request: EngineRequest, model: Model) -> OpenVinoEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
-    check_settings(device, precision)
-    path = find_onnx(model, roi, cache_dir, "openvino")
+    check_settings(request.device, request.chosen_precision)
+    path = find_onnx(request, model)
     core = _core()
     cpus = usable_cpus()
     streams = min(_STREAMS, cpus)
     options = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_PRECISION_HINT": _HINTS[request.chosen_precision],
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": cpus,
     }
@@ -157,6 +149,7 @@ def open_backend(
         ) from error
     channels = int(compiled.output(0).shape[1])
     versions = {"torch": str(torch.__version__), "openvino": version("openvino")}
-    batches = batch_range[0], max(batch_range[1], streams)
-    info = EngineInfo("openvino", precision, device, roi, batches, model.weights_digest, channels, versions)
+    fewest, most = request.batch_range
+    side_by_side = replace(request, batch_range=(fewest, max(most, streams)))
+    info = info_of(side_by_side, model, channels, versions)
     return OpenVinoEngine(compiled, info, streams)

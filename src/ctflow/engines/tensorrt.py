@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
 from ctflow.core.model import Model
-from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
 from ctflow.engines.cudagraph import capture, free_cached_memory
 from ctflow.engines.hardware import driver_version, gpu_identity
 from ctflow.engines.onnxfile import GraphStyle, software_versions
+from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.engines.tensorrt_runtime import is_rtx, is_strongly_typed, load_runtime, messages_of, runtime_state
 from ctflow.networks.half import WRITTEN_NORMS_VERSION
@@ -57,17 +57,9 @@ def check_settings(device: str, precision: Precision) -> None:
     check_gpu(_NAME, device, precision)
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,
-) -> TensorRtEngine:
+def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
-    return open_plan(_NAME, model, device, precision, roi, batch_range, cache_dir)
+    return open_plan(request, model)
 
 
 def check_gpu(name: str, device: str, precision: Precision) -> None:
@@ -120,22 +112,17 @@ def graph_style(runtime: Any, precision: Precision) -> GraphStyle:
     return GraphStyle(16, "fp32", written_norms=True, attention=FOLDED_ATTENTION)
 
 
-def plan_key(
-    name: str, model: Model, device: str, precision: Precision, roi: Size3, batch_range: tuple[int, int]
-) -> EngineKey:
+def plan_key(request: EngineRequest, model: Model) -> EngineKey:
     """Key of a plan.
 
     Args:
-        name: Backend name.
+        request: What the plan is for; TensorRT-RTX's plans are for any card that it runs on.
         model: The model.
-        device: torch device that it is for; TensorRT-RTX's plans are for any card that it runs on.
-        precision: Number format of the heavy arithmetic.
-        roi: Window size in voxels.
-        batch_range: Smallest and largest batch wanted.
     """
+    name = request.backend
     runtime, spec = load_runtime(name), model.spec
-    low, _, high = plan_batches(batch_range)
-    style = graph_style(runtime, precision)
+    low, _, high = plan_batches(request.batch_range)
+    style = graph_style(runtime, request.chosen_precision)
     written = f", norms {WRITTEN_NORMS_VERSION}" if style.written_norms else ""
     written += ", folded attention" if style.attention.folded else ""
     return EngineKey(
@@ -146,10 +133,10 @@ def plan_key(
         network=spec.network.name,
         arguments=spec.network.arguments,
         head="difference" if is_two_class(spec) else "all channels",
-        roi=roi,
+        roi=request.roi,
         batch_range=(low, high),
-        precision=precision,
-        device="any" if is_rtx(runtime) else gpu_identity(device),
+        precision=request.chosen_precision,
+        device="any" if is_rtx(runtime) else gpu_identity(request.device),
     )
 
 
@@ -179,39 +166,23 @@ def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
     return path
 
 
-def open_plan(
-    name: str,
-    model: Model,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,
-) -> TensorRtEngine:
+def open_plan(request: EngineRequest, model: Model) -> TensorRtEngine:
     """Open a stored plan; see `ctflow.engines.choose.open_engine`."""
-    check_gpu(name, device, precision)
-    path = find_plan(name, plan_key(name, model, device, precision, roi, batch_range), cache_dir)
-    return engine_from_plan(name, model, path.read_bytes(), device, precision, roi, batch_range)
+    check_gpu(request.backend, request.device, request.chosen_precision)
+    path = find_plan(request.backend, plan_key(request, model), request.cache)
+    return engine_from_plan(request, model, path.read_bytes())
 
 
-def engine_from_plan(
-    name: str,
-    model: Model,
-    data: bytes,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-) -> TensorRtEngine:
-    """An engine from a plan's bytes; arguments and errors as for `ctflow.engines.choose.open_engine`."""
-    check_gpu(name, device, precision)
+def engine_from_plan(request: EngineRequest, model: Model, data: bytes) -> TensorRtEngine:
+    """An engine from a plan's bytes; errors as for `ctflow.engines.choose.open_engine`."""
+    name = request.backend
+    check_gpu(name, request.device, request.chosen_precision)
     runtime = load_runtime(name)
     versions = {"torch": str(torch.__version__), name: str(runtime.__version__), "driver": driver_version()}
     free_cached_memory()  # TensorRT takes its own
-    with torch.cuda.device(device):
+    with torch.cuda.device(request.device):
         plan = LoadedPlan(runtime, data, name)
-        channels, fewest = plan.out_channels, plan.batches[0]
-        info = EngineInfo(name, precision, device, roi, batch_range, model.weights_digest, channels, versions, fewest)
+        info = info_of(request, model, plan.out_channels, versions, fewest_computed=plan.batches[0])
         return TensorRtEngine(plan, info)
 
 

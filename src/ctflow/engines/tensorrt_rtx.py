@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ctflow.core.model import Model
-from ctflow.core.volume import Size3
 from ctflow.engines.contract import Precision
+from ctflow.engines.request import EngineRequest
 from ctflow.engines.tensorrt import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
 from ctflow.engines.tensorrt_runtime import runtime_state
 
@@ -29,14 +27,6 @@ def check_settings(device: str, precision: Precision) -> None:
     check_gpu(_NAME, device, precision)
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,
-) -> TensorRtEngine:
+def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
-    return open_plan(_NAME, model, device, precision, roi, batch_range, cache_dir)
+    return open_plan(request, model)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
 from ctflow.core.model import Model
-from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
 from ctflow.engines.hardware import driver_version, gpu_identity
+from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey
 from ctflow.engines.tensorrt import find_plan
 from ctflow.engines.tensorrt_runtime import load_runtime, runtime_state
@@ -88,15 +87,12 @@ def load_torch_tensorrt() -> Any:
         raise BackendUnavailable(f"{_NAME} does not load: {_short(error)}", reason="not-loadable") from error
 
 
-def program_key(model: Model, device: str, precision: Precision, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
+def program_key(request: EngineRequest, model: Model) -> EngineKey:
     """Key of a program. Torch-TensorRT's own cache of engines lacks the GPU and the driver.
 
     Args:
+        request: What the program is for; it is of the largest batch.
         model: The model.
-        device: torch device that it is for.
-        precision: Number format of the heavy arithmetic.
-        roi: Window size in voxels.
-        batch_range: Smallest and largest batch wanted; the program is of the largest.
 
     Raises:
         BackendUnavailable: TensorRT does not load.
@@ -110,10 +106,10 @@ def program_key(model: Model, device: str, precision: Precision, roi: Size3, bat
         network=spec.network.name,
         arguments=spec.network.arguments,
         head="difference" if is_two_class(spec) else "all channels",
-        roi=roi,
-        batch_range=(batch_range[1], batch_range[1]),
-        precision=precision,
-        device=f"{gpu_identity(device)}, cuda:{torch.device(device).index or 0}",
+        roi=request.roi,
+        batch_range=(request.batch_range[1], request.batch_range[1]),
+        precision=request.chosen_precision,
+        device=f"{gpu_identity(request.device)}, cuda:{torch.device(request.device).index or 0}",
     )
 
 
@@ -173,20 +169,13 @@ class TorchTensorRtEngine:
             del self._windows
 
 
-def open_backend(
-    model: Model,
-    *,
-    device: str,
-    precision: Precision,
-    roi: Size3,
-    batch_range: tuple[int, int],
-    cache_dir: Path | None,
-) -> TorchTensorRtEngine:
+def open_backend(request: EngineRequest, model: Model) -> TorchTensorRtEngine:
     """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
-    path = find_plan(_NAME, program_key(model, device, precision, roi, batch_range), cache_dir)
+    path = find_plan(_NAME, program_key(request, model), request.cache)
     load_torch_tensorrt()
-    shape = (batch_range[1], model.spec.in_channels, *roi)
+    shape = (request.batch_range[1], model.spec.in_channels, *request.roi)
     try:
         # A stream: of a path without the ending .pt2 torch warns.
         with _on(device), path.open("rb") as stream:
@@ -200,8 +189,7 @@ def open_backend(
         ) from error
     channels = _out_channels(exported, shape)
     versions = {**_versions(), "driver": driver_version()}
-    digest = model.weights_digest
-    info = EngineInfo(_NAME, precision, device, roi, batch_range, digest, channels, versions, shape[0])
+    info = info_of(request, model, channels, versions, fewest_computed=shape[0])
     return TorchTensorRtEngine(program, info, shape)
 
 

@@ -13,6 +13,7 @@ from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
 from ctflow.core.model import Model
 from ctflow.engines.choose import open_engine
 from ctflow.engines.contract import Engine
+from ctflow.engines.request import EngineRequest
 from ctflow.networks.head import is_two_class
 
 # Smallest overlap of a segment's masks on a phantom, and on a CT. Engines whose logits are right had 0.998 and more on
@@ -70,9 +71,7 @@ def reference_logits(model: Model, windows: Sequence[Tensor], device: str) -> li
     """
     roi = windows[0].shape[2:]
     try:
-        engine = open_engine(
-            "eager", model, device=device, precision="fp32", roi=(roi[0], roi[1], roi[2]), batch_range=(1, 1)
-        )
+        engine = open_engine(EngineRequest("eager", device, "fp32", (roi[0], roi[1], roi[2]), (1, 1)), model)
         try:
             return [_logits(engine, window) for window in windows]
         finally:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +23,12 @@ from ctflow.engines.choose import (
 )
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.engines.cudagraph import free_cached_memory
-from ctflow.export.measure import Measured, choose_fastest, engines_not_made
+from ctflow.engines.request import EngineRequest
+from ctflow.export.measure import Measured
 from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits
 from ctflow.export.prepare import prepare_engine
 from ctflow.export.record import Agreement, Agreements
+from ctflow.export.selection import choose_fastest, engines_not_made
 from ctflow.settings.run import Settings
 
 log = logging.getLogger(__name__)
@@ -59,17 +60,16 @@ class OpenEngines:
 
     def open(self, progress: Progress = silent) -> None:
         """Open the engines; see `ctflow.pipeline.segmenter.Segmenter.open`."""
-        settings, devices = self._settings, devices_from_setting(self._settings.device)
-        name, wanted = settings.engine, self._wanted(devices)
-        if name == "auto":
-            name, changed = self._fastest(wanted, devices, progress)
-            wanted |= changed
-        elif settings.cache is not None:
+        devices = devices_from_setting(self._settings.device)
+        wanted = self._wanted(self._settings.engine, devices)
+        if wanted.backend == "auto":
+            wanted = self._fastest(wanted, devices, progress)
+        elif wanted.cache is not None:
             for device in devices:  # nothing to do for a second GPU that is like the first
-                check_engine(name, device, wanted["precision"])  # before anything is made that could not run here
-                arguments = {**wanted, "device": device, "cache_dir": settings.cache}
-                prepare_engine(name, self.model, **arguments, logits_only=self._logits_only, progress=progress)
-        self._take(self._opened(name, wanted, devices))
+                one = replace(wanted, device=device)
+                check_engine(one)  # before anything is made that could not run here
+                prepare_engine(one, self.model, logits_only=self._logits_only, progress=progress)
+        self._take(self._opened(wanted, devices))
 
     def close(self) -> None:
         """Close the engines; may be called twice."""
@@ -176,31 +176,25 @@ class OpenEngines:
         """
         none_left: ResourceError | None = None
         devices = devices_from_setting(self._settings.device)
-        wanted, name = self._wanted(devices), "auto"
+        wanted = self._wanted("auto", devices)
         try:
-            if self._measured:
-                name, changed = self._fastest(wanted, devices, progress)
-                wanted |= changed
-            engines = self._opened(name, wanted, devices)
+            chosen = self._fastest(wanted, devices, progress) if self._measured else wanted
+            engines = self._opened(chosen, devices)
         except DeviceOutOfMemory:  # other programs may hold it: the series may be tried again
             raise
         except ResourceError as error:
             none_left = error
-            wanted |= {"precision": failed.precision, "batch_range": failed.batch_range}
-            engines = self._opened(failed.backend, wanted, devices)
+            back = replace(wanted, backend=failed.backend, precision=failed.precision, batch_range=failed.batch_range)
+            engines = self._opened(back, devices)
         self._take(engines)
         return none_left
 
     # ------------------------------------------------------------------------------------------------ choosing
 
-    def _wanted(self, devices: Sequence[str]) -> dict[str, Any]:
-        spec = self.model.spec
-        return {
-            "device": devices[0],
-            "precision": self._settings.precision,
-            "roi": spec.roi,
-            "batch_range": batch_range_for(spec, devices[0]),
-        }
+    def _wanted(self, name: str, devices: Sequence[str]) -> EngineRequest:
+        spec, settings = self.model.spec, self._settings
+        batches = batch_range_for(spec, devices[0])
+        return EngineRequest(name, devices[0], settings.precision, spec.roi, batches, settings.cache)
 
     def _take(self, engines: tuple[Engine, ...]) -> None:
         """Close what is open and take these in its place."""
@@ -212,34 +206,30 @@ class OpenEngines:
             self._failed = None
             log.info("engine %s %s on %s", self.info.backend, self.info.precision, self.info.device)
 
-    def _opened(self, name: str, wanted: Mapping[str, Any], devices: Sequence[str]) -> tuple[Engine, ...]:
+    def _opened(self, wanted: EngineRequest, devices: Sequence[str]) -> tuple[Engine, ...]:
         """An engine of one backend on each device; none stays open if one cannot be opened."""
         engines: list[Engine] = []
         with ExitStack() as stack:
             for device in devices:
-                arguments = {**wanted, "device": device, "cache_dir": self._settings.cache}
-                engines.append(open_engine(name, self.model, **arguments, without=self._without))
+                one = replace(wanted, device=device)
+                engines.append(open_engine(one, self.model, without=self._without))
                 stack.callback(engines[-1].close)
-                name = engines[-1].info.backend  # "auto" must not take another one on the next device
+                wanted = replace(wanted, backend=engines[-1].info.backend)  # "auto" must not take another one next
             stack.pop_all()
         return tuple(engines)
 
-    def _fastest(
-        self, wanted: Mapping[str, Any], devices: Sequence[str], progress: Progress
-    ) -> tuple[str, dict[str, Any]]:
-        """The engine that measurement chose, and what it changes of what is wanted: precision and batch.
+    def _fastest(self, wanted: EngineRequest, devices: Sequence[str], progress: Progress) -> EngineRequest:
+        """What is wanted with the engine, precision and batch that measurement chose.
 
         Without a cache that can be written, "auto" takes an engine without a file.
         """
-        cache = self._settings.cache
-        if cache is None:
+        if wanted.cache is None:
             self._tell_of_unmade(wanted)
-            return "auto", {}
+            return wanted
         try:
             choice = choose_fastest(
+                wanted,
                 self.model,
-                **wanted,
-                cache_dir=cache,
                 logits_only=self._logits_only,
                 agreements=self._agreements,
                 measured=self._measured,
@@ -249,22 +239,19 @@ class OpenEngines:
             if backend_module(choice.backend).FILE is None:
                 self._tell_of_unmade(wanted, choice.backend)
             for device in devices:
-                arguments = {**wanted, "precision": choice.precision, "device": device}
-                prepare_engine(choice.backend, self.model, **arguments, cache_dir=cache, progress=progress)
+                one = replace(wanted, backend=choice.backend, precision=choice.precision, device=device)
+                prepare_engine(one, self.model, progress=progress)
         except (OutputError, EngineMismatch) as error:
             # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
             self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
             log.warning(self.warnings[0])
-            return "eager", {}
-        smallest, largest = wanted["batch_range"]
-        return choice.backend, {"precision": choice.precision, "batch_range": (smallest, choice.batch or largest)}
+            return replace(wanted, backend="eager")
+        return choice.of(wanted)
 
-    def _tell_of_unmade(self, wanted: Mapping[str, Any], chosen: str = "eager") -> None:
+    def _tell_of_unmade(self, wanted: EngineRequest, chosen: str = "eager") -> None:
         """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
         faster = list(BACKENDS)[: list(BACKENDS).index(chosen)]
-        unmade = [
-            name for name in engines_not_made(self.model, **wanted, cache_dir=self._settings.cache) if name in faster
-        ]
+        unmade = [name for name in engines_not_made(wanted, self.model) if name in faster]
         if unmade:
             text = f"no engine made for this device is in the cache: `ctflow export` makes one ({', '.join(unmade)})"
             self.warnings = (*self.warnings, text)

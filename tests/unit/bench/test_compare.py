@@ -18,6 +18,7 @@ from ctflow.bench.measurement import MeasurementRequest, measure_configuration, 
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, SettingsInvalid
 from ctflow.core.volume import Volume
+from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.phantom import phantom_from_seed
 from ctflow.transforms.prepare import prepare_volume
@@ -261,8 +262,8 @@ def test_a_configuration_that_was_refused_is_tried_again(bundle, tmp_path):
     cached = replace(comparison, cache=tmp_path / "cache")
     assert "ctflow export" in configuration(compare_configurations(cached), "openvino-fp32")["reason"]
     model = read_bundle(bundle)
-    wanted = {"device": "cpu", "precision": "fp32", "roi": model.spec.roi, "batch_range": (1, model.spec.batch_size)}
-    prepare_engine("openvino", model, **wanted, cache_dir=tmp_path / "cache")
+    batches = (1, model.spec.batch_size)
+    prepare_engine(EngineRequest("openvino", "cpu", "fp32", model.spec.roi, batches, tmp_path / "cache"), model)
     assert configuration(compare_configurations(cached), "openvino-fp32")["status"] == "measured"
 
 

@@ -6,6 +6,7 @@ import torch
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.engines import choose
 from ctflow.engines.choose import backends, device_from_setting, devices_from_setting, open_engine
+from ctflow.engines.request import EngineRequest
 from reasons import raises_reason
 
 
@@ -33,7 +34,7 @@ def test_an_unknown_name_lists_the_known():
         "invalid-value",
         names=("--engine: 'warp'", "auto, fused, ", "onnxruntime, eager"),
     ):
-        open_engine("warp", None, device="cpu", precision="fp32", roi=(1, 1, 1), batch_range=(1, 1))
+        open_engine(EngineRequest("warp", "cpu", "fp32", (1, 1, 1), (1, 1)), None)
 
 
 class Absent:
@@ -48,7 +49,7 @@ def test_an_absent_backend_says_what_to_install(monkeypatch):
     monkeypatch.setattr(choose, "_load", lambda _: Absent)
     for name in ("eager", "auto"):
         with raises_reason(BackendUnavailable, "no-engine", names="eager: install it"):
-            open_engine(name, None, device="cpu", precision="fp32", roi=(1, 1, 1), batch_range=(1, 1))
+            open_engine(EngineRequest(name, "cpu", "fp32", (1, 1, 1), (1, 1)), None)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ctflow.engines import compile as backend
 from ctflow.engines import cudagraph
 from ctflow.engines.compile import CompileEngine, network_for_gpu
 from ctflow.engines.contract import EngineInfo
+from ctflow.engines.request import EngineRequest
 from reasons import raises_reason
 
 ROI = (16, 16, 16)
@@ -244,7 +245,7 @@ def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, side,
 
 def test_the_cpu_is_refused(model):
     with raises_reason(BackendUnavailable, "wrong-device", names=("fp16", "cpu")):
-        backend.open_backend(model, device="cpu", precision="fp16", roi=ROI, batch_range=(1, 4), cache_dir=None)
+        backend.open_backend(EngineRequest("compile", "cpu", "fp16", ROI, (1, 4)), model)
     for precision in ("fp32", "tf32", "bf16", "fp16"):
         backend.check_settings("cuda:1", precision)
     assert backend.precisions("cuda:0") == ("fp16",)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+from functools import partial
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -12,6 +13,7 @@ from monai.networks.nets import UNet
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import torch_tensorrt
+from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.export.torch_program import program_from_model
 from reasons import raises_reason
@@ -75,14 +77,15 @@ def build(model, path, precision="fp32", batch=4, roi=ROI):
     return path
 
 
+asked = partial(EngineRequest, "torch-tensorrt")
+
+
 def opened(model, folder, precision="fp32", batch_range=(1, 4)):
-    return torch_tensorrt.open_backend(
-        model, device="cpu", precision=precision, roi=ROI, batch_range=batch_range, cache_dir=folder
-    )
+    return torch_tensorrt.open_backend(asked("cpu", precision, ROI, batch_range, folder), model)
 
 
 def stored(model, folder, precision="fp32", batch_range=(1, 4)):
-    key = torch_tensorrt.program_key(model, "cpu", precision, ROI, batch_range)
+    key = torch_tensorrt.program_key(asked("cpu", precision, ROI, batch_range), model)
     EngineStore(folder).put(key, lambda path: build(model, path, precision, batch_range[1]))
     return opened(model, folder, precision, batch_range)
 
@@ -156,20 +159,20 @@ def test_settings(model):
 
 
 def test_the_key_holds_all_that_a_program_depends_on(model, runtime):
-    key = torch_tensorrt.program_key(model, "cuda:1", "fp16", ROI, (1, 4))
+    key = torch_tensorrt.program_key(asked("cuda:1", "fp16", ROI, (1, 4)), model)
     assert key.kind == "program"
     assert key.version == f"torch {torch.__version__}, torch-tensorrt 2.14.0, tensorrt 10.15.1, monai 1.6.1"
     assert key.device == "NVIDIA H200, compute capability 9.0, driver 580.1, cuda:1"
     assert (key.weights_digest, key.network, key.arguments) == ("d" * 64, "UNet", ARGUMENTS)
     assert (key.roi, key.batch_range, key.precision, key.head) == (ROI, (4, 4), "fp16", "difference")
-    assert key == torch_tensorrt.program_key(model, "cuda:1", "fp16", ROI, (2, 4))
+    assert key == torch_tensorrt.program_key(asked("cuda:1", "fp16", ROI, (2, 4)), model)
     for device, precision, roi, batches in (
         ("cuda:0", "fp16", ROI, (1, 4)),
         ("cuda:1", "fp32", ROI, (1, 4)),
         ("cuda:1", "fp16", (32, 16, 16), (1, 4)),
         ("cuda:1", "fp16", ROI, (1, 2)),
     ):
-        assert torch_tensorrt.program_key(model, device, precision, roi, batches).name != key.name
+        assert torch_tensorrt.program_key(asked(device, precision, roi, batches), model).name != key.name
 
 
 # --------------------------------------------------------------------------------------------------------------- build
@@ -279,7 +282,7 @@ def test_an_engine_without_its_program_says_how_to_make_it(model, runtime, on_cp
 
 
 def test_a_program_of_another_shape_is_refused(model, runtime, on_cpu, tmp_path):
-    key = torch_tensorrt.program_key(model, "cpu", "fp32", ROI, (1, 4))
+    key = torch_tensorrt.program_key(asked("cpu", "fp32", ROI, (1, 4)), model)
     EngineStore(tmp_path).put(key, lambda path: build(model, path, batch=2))
     with raises_reason(EngineMismatch, "other-tensors", names=("(2, 2, 16, 16, 16)", "(4, 1")):
         opened(model, tmp_path)

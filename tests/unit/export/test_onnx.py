@@ -12,6 +12,7 @@ from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed, 
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.choose import open_engine
 from ctflow.engines.onnxfile import CPU_BATCH, GraphStyle, onnx_key
+from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.export import onnx as onnx_module
 from ctflow.export.onnx import onnx_from_model
@@ -154,8 +155,8 @@ def test_absent_packages_are_named(monkeypatch, tmp_path):
         onnx_from_model(model_of("UNet", UNET), ROI, batch_range=(1, 1), path=tmp_path / "m.onnx")
 
 
-def choice(folder) -> dict:
-    return {"device": "cpu", "precision": "fp32", "roi": ROI, "batch_range": (1, 2), "cache_dir": folder}
+def choice(name, folder, precision="fp32", most=2) -> EngineRequest:
+    return EngineRequest(name, "cpu", precision, ROI, (1, most), folder)
 
 
 @pytest.mark.parametrize("kind", ["UNet", pytest.param("SwinUNETR", marks=pytest.mark.exhaustive)])
@@ -163,11 +164,11 @@ def test_preparing_makes_one_file_for_all_cpu_engines_and_says_so(kind, tmp_path
     model = model_of(kind, {"UNet": UNET, "SwinUNETR": SWIN}[kind])
     told = []
     for name in ("onnxruntime", "openvino", "eager"):
-        prepare_engine(name, model, **choice(tmp_path), progress=lambda *args: told.append(args))
+        prepare_engine(choice(name, tmp_path), model, progress=lambda *args: told.append(args))
     assert told == [("prepare engine", 0, 1), ("prepare engine", 1, 1)]
     assert EngineStore(tmp_path).find(onnx_key(model, ROI, CPU_BATCH))
     for name in ("onnxruntime", "openvino"):
-        engine = open_engine(name, model, **choice(tmp_path))
+        engine = open_engine(choice(name, tmp_path), model)
         assert engine.info.out_channels == {"UNet": 2, "SwinUNETR": 1}[kind]
         result = check_parity(engine, model, [noise(1), noise(1) * 2])
         assert result.windows == 2
@@ -177,9 +178,9 @@ def test_preparing_makes_one_file_for_all_cpu_engines_and_says_so(kind, tmp_path
 
 def test_an_unknown_name_or_precision_is_refused(swin, tmp_path):
     with raises_reason(SettingsInvalid, "invalid-value", names="auto"):
-        prepare_engine("warp", swin, **choice(tmp_path))
+        prepare_engine(choice("warp", tmp_path), swin)
     with raises_reason(BackendUnavailable, "wrong-precision", names="fp16"):
-        prepare_engine("openvino", swin, **choice(tmp_path) | {"precision": "fp16"})
+        prepare_engine(choice("openvino", tmp_path, "fp16"), swin)
 
 
 class Wrong:
@@ -198,7 +199,7 @@ class Wrong:
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 def test_a_wrong_engine_fails_parity(activation, wrong):
     model = model_of("UNet", UNET, activation)
-    engine = open_engine("eager", model, **choice(None))
+    engine = open_engine(choice("eager", None), model)
     assert check_parity(engine, model, [noise(1)]).dice == 1.0
     with raises_reason(ParityFailed, "differs", names="eager fp32"):
         check_parity(Wrong(engine, wrong), model, [noise(1)])
@@ -208,7 +209,7 @@ def test_a_wrong_engine_fails_parity(activation, wrong):
 
 def test_an_engine_that_is_wrong_in_a_full_batch_only_fails_parity():
     model = model_of("UNet", UNET)
-    engine = open_engine("eager", model, **choice(None) | {"batch_range": (1, 3)})
+    engine = open_engine(choice("eager", None, most=3), model)
 
     def last_of_a_full_batch(logits):
         logits = logits.clone()

@@ -8,6 +8,7 @@ import torch
 from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.contract import EngineInfo
+from ctflow.engines.request import EngineRequest
 from ctflow.export import parity
 from ctflow.export.parity import FEWEST_VOXELS, TOLERANCE, TOLERANCE_ALONE, check_parity, is_reference, reference_logits
 from reasons import raises_reason
@@ -160,9 +161,9 @@ def test_the_reference_is_pytorch_in_fp32_and_nothing_else():
 def test_where_the_gpu_is_too_small_the_cpu_computes_the_reference(monkeypatch):
     opened = []
 
-    def open_engine(name, model, *, device, precision, roi, batch_range):
-        opened.append((name, device, precision, roi, batch_range))
-        if device != "cpu":
+    def open_engine(request, model):
+        opened.append(request)
+        if request.device != "cpu":
             raise DeviceOutOfMemory("too little memory")
         engine = Gives(lambda given: given + 1)
         engine.close = lambda: opened.append("closed")
@@ -172,4 +173,4 @@ def test_where_the_gpu_is_too_small_the_cpu_computes_the_reference(monkeypatch):
     (found,) = reference_logits(model_of(), [window(3)], "cuda:1")
     assert torch.equal(found, window(3) + 1)
     strict = ("fp32", ROI, (1, 1))
-    assert opened == [("eager", "cuda:1", *strict), ("eager", "cpu", *strict), "closed"]
+    assert opened == [EngineRequest("eager", "cuda:1", *strict), EngineRequest("eager", "cpu", *strict), "closed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import torch
 from ctflow.bundle import demonstration_bundle, read_bundle
 from ctflow.core.errors import BackendUnavailable, ParityFailed
 from ctflow.engines.choose import batch_range_for, open_engine
+from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.engines.tensorrt import plan_key
 from ctflow.export import measure, prepare, record
-from ctflow.export.measure import choose_fastest, measure_engine
+from ctflow.export.measure import measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
+from ctflow.export.selection import choose_fastest
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 from reasons import raises_reason
@@ -33,8 +36,8 @@ def coarse(coarse_bundle):
     return read_bundle(coarse_bundle)
 
 
-def wanted(model, device: str = "cpu") -> dict:
-    return {"device": device, "precision": None, "roi": model.spec.roi, "batch_range": (1, 1)}
+def wanted(model, cache, device: str = "cpu", precision=None, backend: str = RTX) -> EngineRequest:
+    return EngineRequest(backend, device, precision, model.spec.roi, (1, 1), cache)
 
 
 @pytest.mark.exhaustive  # test_plan.py builds smaller ones
@@ -42,24 +45,23 @@ def wanted(model, device: str = "cpu") -> dict:
 def test_a_real_engine_of_the_demonstration_bundle_is_made_and_kept(demonstration, tmp_path, caplog):
     told = []
     with caplog.at_level(logging.WARNING):
-        found = measure_engine(
-            RTX, demonstration, **wanted(demonstration), cache_dir=tmp_path, progress=lambda *a: told.append(a)
-        )
+        request = wanted(demonstration, tmp_path)
+        found = measure_engine(request, demonstration, progress=lambda *a: told.append(a))
     # It says that it takes minutes, and that nothing was run.
     assert "this takes minutes" in caplog.text
     assert (found.backend, found.precision, found.window_seconds, found.parity) == (RTX, "fp16", None, None)
     assert found.reason == "made, not run here: tensorrt-rtx computes on a GPU, not on cpu: choose with --device cuda"
     assert {stage for stage, _, _ in told} == {"prepare engine", "build engine"}
-    key = plan_key(RTX, demonstration, "cpu", "fp16", demonstration.spec.roi, (1, 1))
+    key = plan_key(replace(request, precision="fp16"), demonstration)
     path = EngineStore(tmp_path).find(key)
     assert path.stat().st_size > 5_000_000
     assert key.device == "any"
     # Another call makes nothing.
     told.clear()
-    prepare_engine(RTX, demonstration, **wanted(demonstration), cache_dir=tmp_path, progress=lambda *a: told.append(a))
+    prepare_engine(request, demonstration, progress=lambda *a: told.append(a))
     assert not told
     with raises_reason(BackendUnavailable, "wrong-device"):
-        open_engine(RTX, demonstration, **wanted(demonstration), cache_dir=tmp_path)
+        open_engine(request, demonstration)
 
 
 @no_gpu
@@ -76,28 +78,28 @@ def pretend_gpu(monkeypatch):
     seconds = {(RTX, "fp16"): 0.01, ("eager", "fp16"): 0.1, ("eager", "fp32"): 0.3}
     calls = []
 
-    def time_one(name, _model, _window, _cache, settings):
-        calls.append((name, settings["precision"]))
+    def time_one(request, *_):
+        calls.append((request.backend, request.precision))
         return seconds[calls[-1]]
 
     monkeypatch.setattr(measure, "_seconds_a_window", time_one)
-    monkeypatch.setattr(measure, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 4, "labels"))
+    monkeypatch.setattr(measure.Gate, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 4, "labels"))
     monkeypatch.setattr(record, "gpu_identity", lambda _: "a GPU")
-    monkeypatch.setattr(prepare, "_make_plan", lambda *arguments: arguments[6].write_bytes(b"a plan"))
+    monkeypatch.setattr(prepare, "_make_plan", lambda _, __, path, ___: path.write_bytes(b"a plan"))
     monkeypatch.setattr(prepare, "_check_plan", lambda *_, **__: None)
     return calls
 
 
 def test_auto_makes_nothing_for_minutes_and_takes_what_is_made(coarse, tmp_path, pretend_gpu):
-    settings = {**wanted(coarse, "cuda:0"), "cache_dir": tmp_path}
-    first = choose_fastest(coarse, **settings)
+    request = wanted(coarse, tmp_path, "cuda:0", backend="auto")
+    first = choose_fastest(request, coarse)
     assert (first.backend, first.precision) == ("eager", "fp16")
     assert pretend_gpu == [("eager", "fp16"), ("eager", "fp32")]
     # `ctflow export` makes it; from then on a run takes it, although the earlier choice is on record.
-    made = choose_fastest(coarse, **settings, make=True)
+    made = choose_fastest(request, coarse, make=True)
     assert (made.backend, made.precision) == (RTX, "fp16")
-    assert is_prepared(RTX, coarse, **{**settings, "precision": "fp16"})
-    again = choose_fastest(coarse, **settings)
+    assert is_prepared(replace(request, backend=RTX, precision="fp16"), coarse)
+    again = choose_fastest(request, coarse)
     assert (again.backend, again.precision) == (RTX, "fp16")
     assert pretend_gpu.count((RTX, "fp16")) == 1
 
@@ -107,16 +109,16 @@ def test_a_plan_that_computes_something_else_is_not_kept(coarse, tmp_path, prete
         raise ParityFailed("too far", reason="differs")
 
     monkeypatch.setattr(prepare, "_check_plan", differs)
-    settings = {**wanted(coarse, "cuda:0"), "precision": "fp16", "cache_dir": tmp_path}
+    request = wanted(coarse, tmp_path, "cuda:0", "fp16")
     with raises_reason(ParityFailed, "differs"):
-        prepare_engine(RTX, coarse, **settings)
-    assert not is_prepared(RTX, coarse, **settings)
-    assert not is_prepared(RTX, coarse, **{**settings, "cache_dir": None})
+        prepare_engine(request, coarse)
+    assert not is_prepared(request, coarse)
+    assert not is_prepared(replace(request, cache=None), coarse)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_named_precision_leaves_the_others_out(coarse, tmp_path, pretend_gpu):
-    choice = choose_fastest(coarse, **{**wanted(coarse, "cuda:0"), "precision": "fp32"}, cache_dir=tmp_path)
+    choice = choose_fastest(wanted(coarse, tmp_path, "cuda:0", "fp32", "auto"), coarse)
     assert (choice.backend, choice.precision) == ("eager", "fp32")
 
 

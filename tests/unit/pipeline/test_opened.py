@@ -12,8 +12,8 @@ import torch
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, ScaleRange
 from ctflow.core.volume import Geometry, Volume
-from ctflow.engines.contract import EngineInfo
-from ctflow.export import measure
+from ctflow.engines.request import EngineRequest, info_of
+from ctflow.export import measure, selection
 from ctflow.export.parity import ParityResult
 from ctflow.pipeline import opened
 from ctflow.pipeline.opened import _text_of_devices
@@ -53,13 +53,15 @@ def machine(monkeypatch):
             self.out_of_memory = False
             self.fitting = None  # how many engines fit into the device
 
-        def open_engine(self, name, model, *, device, precision, roi, batch_range, cache_dir, without=()):
+        def open_engine(self, request, model, *, without=()):
+            name, device = request.backend, request.device
             names = [name] if name != "auto" else [each for each in self.computes if each not in without]
             if not names:
                 raise BackendUnavailable("no engine is left", reason="device-failed")
             if self.fitting is not None and len(self.opened) - len(self.closed) >= self.fitting:
                 raise DeviceOutOfMemory(f"{device} has too little memory for the network")
-            info = EngineInfo(names[0], precision or "fp32", device, roi, batch_range, model.weights_digest, 1)
+            taken = replace(request, backend=names[0], precision=request.precision or "fp32")
+            info = info_of(taken, model, 1, {})
             self.opened.append((info.backend, device))
             return Engine(self.computes[names[0]], info, self.closed)
 
@@ -234,10 +236,15 @@ def test_a_choice_that_fails_on_a_ct_is_withdrawn_for_good(model, ct, machine, t
     machine.computes = {"openvino": wrong, "onnxruntime": right, "eager": right}
     seconds = {"openvino": 0.3, "onnxruntime": 0.5, "eager": 4.0}
     timed = []
-    monkeypatch.setattr(measure, "prepare_engine", lambda *_, **__: None)
-    monkeypatch.setattr(measure, "_seconds_a_window", lambda name, *_: timed.append(name) or seconds[name])
+
+    def timing(request, *_):
+        timed.append(request.backend)
+        return seconds[request.backend]
+
+    monkeypatch.setattr(selection, "prepare_engine", lambda *_, **__: None)
+    monkeypatch.setattr(measure, "_seconds_a_window", timing)
     monkeypatch.setattr(measure, "example_windows", lambda *_: [torch.zeros(1)])
-    monkeypatch.setattr(measure, "_parity", lambda *_: ParityResult(1e-5, 1.0, 4, "labels"))
+    monkeypatch.setattr(measure.Gate, "_parity", lambda *_: ParityResult(1e-5, 1.0, 4, "labels"))
     settings = Settings(device="cpu", cache=tmp_path)
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "openvino"
@@ -260,12 +267,10 @@ def test_a_choice_that_fails_on_a_ct_is_withdrawn_for_good(model, ct, machine, t
 
 def test_an_engine_that_failed_on_a_ct_is_not_chosen_where_engines_are_measured_anew(model, machine, tmp_path):
     machine.computes = {"openvino": right}
-    info = machine.open_engine(
-        "openvino", model, device="cpu", precision="fp32", roi=ROI, batch_range=(1, 2), cache_dir=None
-    ).info
+    info = machine.open_engine(EngineRequest("openvino", "cpu", "fp32", ROI, (1, 2)), model).info
     agreements = opened.Agreements(model, tmp_path)
     agreements.refuse([info])
-    gate = measure._Gate.__new__(measure._Gate)
+    gate = measure.Gate.__new__(measure.Gate)
     gate.model, gate._agreements, gate._logits_only, gate.windows, gate._expected = model, agreements, False, [], None
     with raises_reason(ParityFailed, "differed-on-ct"):
         gate.check(Engine(right, info, []))

@@ -36,7 +36,7 @@ from ctflow.dicom.read.segmentation import read_segmentation
 from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.engines.contract import EngineInfo
-from ctflow.export.measure import Choice
+from ctflow.export.selection import Choice
 from ctflow.pipeline import documents, run, stages, write
 from ctflow.pipeline.case import find_cases, key_of_series
 from ctflow.pipeline.documents import exit_code_of_cases
@@ -635,11 +635,11 @@ def test_no_engine_stays_open_if_the_next_device_has_none(model, settings, monke
         def close(self):
             closed.append(self.info.device)
 
-    def open_engine(name, _model, *, device, **_):
-        opened.append((name, device))
-        if device == "cuda:2":
+    def open_engine(request, _model, **_):
+        opened.append((request.backend, request.device))
+        if request.device == "cuda:2":
             raise BackendUnavailable("no", reason="device-failed")
-        return Opened(device)
+        return Opened(request.device)
 
     monkeypatch.setattr("ctflow.pipeline.opened.devices_from_setting", lambda _: ("cuda:0", "cuda:1", "cuda:2"))
     monkeypatch.setattr("ctflow.pipeline.opened.open_engine", open_engine)
