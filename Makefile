@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 # One process per core, each with one thread; in the order of the folders, whole processes before the many small tests.
-# Types and import direction are house tests: they need a wheel's layout.
+# Types and import direction are architecture tests: they need a wheel's layout.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 test: lint
 	$(PYTEST) -m "not gpu and not map and not exhaustive"

@@ -38,7 +38,7 @@ from ctflow.transforms.prepare import prepare_volume
 
 
 @dataclass
-class Way:
+class Candidate:
     """One way to compute a window, and what was found about it."""
 
     name: str
@@ -70,7 +70,7 @@ def windows_of_phantom(model: Model, count: int) -> list[Tensor]:
     return windows
 
 
-def stock_way(model: Model) -> Way:
+def stock_candidate(model: Model) -> Candidate:
     """MONAI's own module under torch.inference_mode, nothing rewritten."""
     network = network_from_model(model)
 
@@ -78,12 +78,12 @@ def stock_way(model: Model) -> Way:
         with torch.inference_mode():
             return torch.cat([network(one) for one in window.split(1)])
 
-    return Way("stock fp32", predict)
+    return Candidate("stock fp32", predict)
 
 
-def engine_ways(model: Model, folder: Path) -> tuple[list[Way], dict[str, float], list[Engine]]:
+def engine_candidates(model: Model, folder: Path) -> tuple[list[Candidate], dict[str, float], list[Engine]]:
     """Every engine and precision of this machine, and how long making and opening took."""
-    ways, seconds, engines = [], {}, []
+    candidates, seconds, engines = [], {}, []
     for name, available, _ in backends():
         for precision in ("fp32", "bf16"):
             # eager fp32 is the stock network again, and its bf16 takes minutes a window on a CPU without bf16.
@@ -101,9 +101,9 @@ def engine_ways(model: Model, folder: Path) -> tuple[list[Way], dict[str, float]
             engine = open_engine(request, model)
             seconds[f"make {name} {precision}"] = round(made - start, 2)
             seconds[f"open {name} {precision}"] = round(time.perf_counter() - made, 2)
-            ways.append(Way(f"{name} {precision}", engine.predict))
+            candidates.append(Candidate(f"{name} {precision}", engine.predict))
             engines.append(engine)
-    return ways, seconds, engines
+    return candidates, seconds, engines
 
 
 def difference_of(logits: Tensor) -> Tensor:
@@ -111,23 +111,23 @@ def difference_of(logits: Tensor) -> Tensor:
     return logits if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, 0:1]
 
 
-def compare(ways: list[Way], windows: list[Tensor]) -> None:
+def compare(candidates: list[Candidate], windows: list[Tensor]) -> None:
     """Run every way on every window in turn; the first way is the reference."""
-    for way in ways:
-        way.predict(windows[0])  # the first call allocates
+    for candidate in candidates:
+        candidate.predict(windows[0])  # the first call allocates
     for window in windows:
         reference = torch.zeros(())
-        for way in ways:
+        for candidate in candidates:
             start = time.perf_counter()
-            logits = way.predict(window)
-            way.seconds.append((time.perf_counter() - start) / len(window))
+            logits = candidate.predict(window)
+            candidate.seconds.append((time.perf_counter() - start) / len(window))
             difference = difference_of(logits)
-            if way is ways[0]:
+            if candidate is candidates[0]:
                 reference = difference.clone()
             error = (difference - reference).abs().max() / reference.abs().max()
-            way.error = max(way.error, float(error))
-            way.overlap += int(((difference > 0) & (reference > 0)).sum())
-            way.marked += int((difference > 0).sum()) + int((reference > 0).sum())
+            candidate.error = max(candidate.error, float(error))
+            candidate.overlap += int(((difference > 0) & (reference > 0)).sum())
+            candidate.marked += int((difference > 0).sum()) + int((reference > 0).sum())
 
 
 def main() -> None:
@@ -140,25 +140,26 @@ def main() -> None:
     single = windows_of_phantom(model, 2 * arguments.pairs)
     windows = [torch.cat(pair) for pair in zip(single[::2], single[1::2], strict=True)]
     with tempfile.TemporaryDirectory() as folder:
-        ways, seconds, engines = engine_ways(model, Path(folder))
-        ways.insert(0, stock_way(model))
-        compare(ways, windows)
+        candidates, seconds, engines = engine_candidates(model, Path(folder))
+        candidates.insert(0, stock_candidate(model))
+        compare(candidates, windows)
         for engine in engines:
             engine.close()
-    stock = ways[0].seconds
+    stock = candidates[0].seconds
     rows = {}
-    for way in ways:
+    for candidate in candidates:
         # Pairs of one window lie together in time, so that a busy moment hits both.
-        ratio = statistics.median(a / b for a, b in zip(stock, way.seconds, strict=True))
-        median = statistics.median(way.seconds)
-        rows[way.name] = {"seconds_a_window": round(median, 4), "times_stock": round(ratio, 2),
-                          "relative_error": float(f"{way.error:.2g}"), "dice": round(way.dice, 6)}  # fmt: skip
-        sys.stdout.write(f"{way.name:18} {median:7.3f} s  {ratio:6.2f} x  error {way.error:.1e}  Dice {way.dice:.6f}\n")
+        ratio = statistics.median(a / b for a, b in zip(stock, candidate.seconds, strict=True))
+        median = statistics.median(candidate.seconds)
+        error, dice = candidate.error, candidate.dice
+        rows[candidate.name] = {"seconds_a_window": round(median, 4), "times_stock": round(ratio, 2),
+                                "relative_error": float(f"{error:.2g}"), "dice": round(dice, 6)}  # fmt: skip
+        sys.stdout.write(f"{candidate.name:18} {median:7.3f} s  {ratio:6.2f} x  error {error:.1e}  Dice {dice:.6f}\n")
     document = {
         "benchmark": "cpu_engines",
         "windows": len(single),
         "roi": list(model.spec.roi),
-        "marked_voxels": ways[0].marked // 2,
+        "marked_voxels": candidates[0].marked // 2,
         "engines": rows,
         "seconds": seconds,
         "cpus": usable_cpus(),

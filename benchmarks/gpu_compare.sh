@@ -7,10 +7,10 @@
 # and on all. Then TensorRT's plan is built with TENSORRT_PYTHON (an interpreter with tensorrt and ctflow; without one
 # its configurations say why not), on the last GPU. Where there are several, most of PyTorch's configurations are measured meanwhile: those
 # that blend in host memory on the first, and from three GPUs on the others beside them on the second. TensorRT's configurations
-# and the last of PyTorch's have nothing beside them, and so have, at the end, trips from a DICOM folder to the SEG and
+# and the last of PyTorch's have nothing beside them, and so have, at the end, whole cases from a DICOM folder to the SEG and
 # whole processes. In between, masks of three more phantoms are compared, whose seconds do not count.
 # `python` needs ctflow, matplotlib, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets compare/, compare-1.json
-# to compare-4.json with their charts (by GPUs), phantom-N/, host_steps.json, trip.json, processes.txt, steps.txt and
+# to compare-4.json with their charts (by GPUs), phantom-N/, host_steps.json, whole_case.json, processes.txt, steps.txt and
 # logs; what is there stays.
 set -euo pipefail
 mkdir -p "${1:?usage: gpu_compare.sh OUT [TENSORRT_PYTHON]}"
@@ -121,10 +121,10 @@ for count in 2 4; do
 done
 say "more phantoms"
 compare_phantoms || say "not all phantoms were compared"
-say trips
+say "whole cases"
 [ -e "$out/chest" ] || ctflow phantom "$out/chest" --seed 21 --tumours 4 --shape 300,512,512
-python benchmarks/trip.py "$out/chest/ct" --engine fused --device cuda:0 -m "$out/wide" > "$out/trip.txt"
-tail -n 1 "$out/trip.txt" > "$out/trip.json"
+python benchmarks/whole_case.py "$out/chest/ct" --engine fused --device cuda:0 -m "$out/wide" > "$out/whole_case.txt"
+tail -n 1 "$out/whole_case.txt" > "$out/whole_case.json"
 python benchmarks/host_steps.py > "$out/host_steps.json"
 for turn in 1 2 3; do
   start=$(date +%s%N)

@@ -53,8 +53,8 @@ def last_json(text: str) -> Any:
 
 
 def prove_contract(given: argparse.Namespace) -> dict[str, Any]:
-    """The contract suite and the trip through the GPU's memory."""
-    tests = ("tests/contract/test_engines.py", "tests/unit/test_gpu_trip.py")
+    """The contract suite and the way through the GPU's memory and back."""
+    tests = ("tests/contract/test_engines.py", "tests/unit/test_gpu_pipeline.py")
     options = ("-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=default")
     code, seconds, text = call((sys.executable, "-m", "pytest", *options, *tests), given.out / "contract.log")
     (given.out / "contract.txt").write_text(text, encoding="utf-8")
@@ -95,14 +95,14 @@ def prove_cases(given: argparse.Namespace) -> dict[str, Any]:
 
 def prove_case(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One series through the application, through `ctflow run`, and through PyTorch in fp32."""
-    ways = {
+    commands = {
         "app": (sys.executable, "app", "--engine", given.engine),
         "run": (*CTFLOW, "run", "--engine", given.engine),
         "fp32": (*CTFLOW, "run", "--engine", "eager", "--precision", "fp32"),
     }
     runs, files = {}, {}
-    for way, command in ways.items():
-        output = given.out / f"{name}-{way}"
+    for entry, command in commands.items():
+        output = given.out / f"{name}-{entry}"
         shutil.rmtree(output, ignore_errors=True)
         common = (
             "-i",
@@ -116,18 +116,18 @@ def prove_case(name: str, folder: Path, given: argparse.Namespace) -> dict[str, 
             "--device",
             given.device,
         )
-        code, seconds, _ = call((*command, *common), given.out / f"{name}-{way}.log")
+        code, seconds, _ = call((*command, *common), given.out / f"{name}-{entry}.log")
         results = sorted(output.glob("*/result.json"))
-        runs[way] = {"exit_code": code, "process_s": seconds}
+        runs[entry] = {"exit_code": code, "process_s": seconds}
         if len(results) != 1:
-            runs[way]["reason"] = f"{len(results)} results: give folders of one CT series each"
+            runs[entry]["reason"] = f"{len(results)} results: give folders of one CT series each"
         else:
-            files[way] = results[0].parent / "segmentation.dcm"
+            files[entry] = results[0].parent / "segmentation.dcm"
             document = json.loads(results[0].read_text(encoding="utf-8"))
-            runs[way] |= {"stage_seconds": document["stage_seconds"], "engine": document["engine"]}
-            shutil.copy(results[0], given.out / f"{name}-{way}.result.json")
-            runs[way]["sha256"] = hashlib.sha256(files[way].read_bytes()).hexdigest()
-    if len(files) < len(ways):
+            runs[entry] |= {"stage_seconds": document["stage_seconds"], "engine": document["engine"]}
+            shutil.copy(results[0], given.out / f"{name}-{entry}.result.json")
+            runs[entry]["sha256"] = hashlib.sha256(files[entry].read_bytes()).hexdigest()
+    if len(files) < len(commands):
         return {"passed": False, "runs": runs}
     same, dice = runs["app"]["sha256"] == runs["run"]["sha256"], dice_of(files["run"], files["fp32"])
     return {"passed": same and dice >= LEAST_DICE, "same_file": same, "dice_to_fp32": dice, "runs": runs}

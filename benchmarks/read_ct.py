@@ -53,7 +53,7 @@ def read_one_by_one(folder: Path) -> int:
         return read_by_ctflow(folder)
 
 
-WAYS: dict[str, Callable[[Path], int]] = {
+READERS: dict[str, Callable[[Path], int]] = {
     "bare_pydicom": read_bare,
     "one_by_one": read_one_by_one,
     "ctflow": read_by_ctflow,
@@ -75,17 +75,17 @@ def seconds_of(work: Callable[[Path], int], folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def peak_of(way: str, folder: Path) -> dict[str, float]:
+def peak_of(reader: str, folder: Path) -> dict[str, float]:
     """Memory of a fresh process and its children at the worst moment, shared pages counted once, in MB."""
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_watched, args=(way, folder, sender))
+    process = multiprocessing.get_context("spawn").Process(target=_watched, args=(reader, folder, sender))
     process.start()
     volume_bytes, peak_bytes = receiver.recv()
     process.join()
     return {"peak_mb": round(peak_bytes / 1e6, 1), "int16_volume_mb": round(volume_bytes / 1e6, 1)}
 
 
-def _watched(way: str, folder: Path, sender: multiprocessing.connection.Connection) -> None:
+def _watched(reader: str, folder: Path, sender: multiprocessing.connection.Connection) -> None:
     done, peaks = threading.Event(), [0]
 
     def watch() -> None:
@@ -94,7 +94,7 @@ def _watched(way: str, folder: Path, sender: multiprocessing.connection.Connecti
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    volume_bytes = WAYS[way](folder)
+    volume_bytes = READERS[reader](folder)
     done.set()
     watcher.join()
     sender.send((volume_bytes, max(peaks)))
@@ -121,12 +121,14 @@ def _proportional_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def measure(folder: Path, ways: Iterable[str], runs: int) -> dict[str, object]:
-    """Median seconds of each way, the ways in turn; ratios to the first, run by run; memory of the last."""
-    ways = list(ways)
-    rounds = [[seconds_of(WAYS[way], folder) for way in ways] for _ in range(runs + 1)][1:]
-    seconds = {f"{way}_s": round(statistics.median(row[at] for row in rounds), 4) for at, way in enumerate(ways)}
-    last = [{f"{way}/ctflow": row[at] / row[-1] for at, way in enumerate(ways[:-1])} for row in rounds]
+def measure(folder: Path, readers: Iterable[str], runs: int) -> dict[str, object]:
+    """Median seconds of each reader, the readers in turn; ratios to the first, run by run; memory of the last."""
+    readers = list(readers)
+    rounds = [[seconds_of(READERS[reader], folder) for reader in readers] for _ in range(runs + 1)][1:]
+    seconds = {
+        f"{reader}_s": round(statistics.median(row[at] for row in rounds), 4) for at, reader in enumerate(readers)
+    }
+    last = [{f"{reader}/ctflow": row[at] / row[-1] for at, reader in enumerate(readers[:-1])} for row in rounds]
     ratios = {name: round(statistics.median(row[name] for row in last), 3) for name in last[0]}
     return {"files": len(list(folder.iterdir())), "runs": runs, **seconds, **ratios, **peak_of("ctflow", folder)}
 
@@ -139,11 +141,11 @@ def main() -> None:
     parser.add_argument("--syntax", choices=sorted(SYNTAXES), help="measure a copy in this transfer syntax")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder, ways = arguments.folder, ["bare_pydicom", "ctflow"]
+        folder, readers = arguments.folder, ["bare_pydicom", "ctflow"]
         if arguments.syntax:
             compressed_copy(folder, arguments.syntax, Path(scratch))
-            folder, ways = Path(scratch), list(WAYS)
-        found = measure(folder, ways, arguments.runs)
+            folder, readers = Path(scratch), list(READERS)
+        found = measure(folder, readers, arguments.runs)
     sys.stdout.write(", ".join(f"{name} {value}" for name, value in found.items()) + "\n")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     document = {

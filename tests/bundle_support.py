@@ -79,7 +79,7 @@ def _write_untrained_unet(definition: dict[str, object], path: Path) -> None:
 
 def _write_untrained_weights(definition: dict[str, object], path: Path) -> None:
     """Seeded weights whose bias is chosen so that a chest has a few marks: tests do not hang on the trained ones."""
-    import torch  # noqa: PLC0415  # the tests of rooms without torch also come by here
+    import torch  # noqa: PLC0415  # the tests of packages without torch also come by here
     from monai.networks.nets import SwinUNETR  # noqa: PLC0415
 
     arguments = {key: value for key, value in definition.items() if key != "_target_"}

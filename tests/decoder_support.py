@@ -13,7 +13,7 @@ from ctflow.dicom.read.pixels.shared import SharedSlices
 SPECIAL = "00005.dcm"
 
 
-def _with(on_special: Callable[[], object], connection: Connection, room: SharedSlices) -> None:
+def _with(on_special: Callable[[], object], connection: Connection, shared: SharedSlices) -> None:
     real = decode.read_stored
 
     def read(instance, form, rows, columns):
@@ -22,23 +22,23 @@ def _with(on_special: Callable[[], object], connection: Connection, room: Shared
         return real(instance, form, rows, columns)
 
     decode.read_stored = read
-    decode.run_decoder(connection, room)
+    decode.run_decoder(connection, shared)
 
 
-def dies_of_a_slice(connection: Connection, room: SharedSlices) -> None:
-    _with(lambda: os._exit(1), connection, room)
+def dies_of_a_slice(connection: Connection, shared: SharedSlices) -> None:
+    _with(lambda: os._exit(1), connection, shared)
 
 
-def hangs_in_a_slice(connection: Connection, room: SharedSlices) -> None:
-    _with(threading.Event().wait, connection, room)
+def hangs_in_a_slice(connection: Connection, shared: SharedSlices) -> None:
+    _with(threading.Event().wait, connection, shared)
 
 
-def fails_unexpectedly(connection: Connection, room: SharedSlices) -> None:
+def fails_unexpectedly(connection: Connection, shared: SharedSlices) -> None:
     def fail() -> None:
         raise ZeroDivisionError("nobody thought of it")
 
-    _with(fail, connection, room)
+    _with(fail, connection, shared)
 
 
-def never_begins(_connection: Connection, _room: SharedSlices) -> None:
+def never_begins(_connection: Connection, _shared: SharedSlices) -> None:
     os._exit(1)

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient, Why
+from ctflow.node.journal.records import Arrival, ObjectRecord, Patient, Why, WorkerResult
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings import Destination, ServiceSettings, Web
-from ctflow.node.web.pages import Node
+from ctflow.node.web.pages import NodeView
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 FILES = ("segmentation.dcm", "measurements.dcm")
@@ -66,7 +66,7 @@ class Ward:
         self.problems: list[str] = []
         self.remarks: list[str] = []
         self.metrics = Metrics(self.journal, folder)
-        self.node = Node(
+        self.node = NodeView(
             self.settings,
             self.journal,
             self.results,
@@ -117,7 +117,7 @@ class Ward:
         if result is not None:
             written = json.loads((result / "result.json").read_text())["model"]
             model, version = written["name"], written["version"]
-        answer = Answer(job.key, model, version, "ab" * 32, demonstration, 7.2, objects)
+        answer = WorkerResult(job.key, model, version, "ab" * 32, demonstration, 7.2, objects)
         deliveries = [(each.name, file) for each in self.settings.destinations for file in FILES]
         assert self.journal.commit(job, answer, deliveries)
         return job.key

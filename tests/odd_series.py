@@ -835,18 +835,18 @@ def _geometry() -> Iterator[Odd]:
         "ImageOrientationPatient puts slices",
     )
     yield Odd("PixelSpacing of a slice is rounded", WARNED, one(PixelSpacing=["0.6005", "0.9"]), "PixelSpacing puts")
-    stray = f"{WARNED} + set aside: `stray`"
+    orphaned = f"{WARNED} + set aside: `orphaned`"
     for count, ends in ((1, "the last slice of 18 has"), (2, "the last two slices of 18 have")):
         write = ending_elsewhere(count, SeriesInstanceUID="1.2.3")
-        yield Odd(f"{ends} another SeriesInstanceUID", stray, write, "its next slices would lie there")
+        yield Odd(f"{ends} another SeriesInstanceUID", orphaned, write, "its next slices would lie there")
     yield Odd(
         "the last slice of 18 has no SeriesInstanceUID",
-        stray,
+        orphaned,
         ending_elsewhere(1, SeriesInstanceUID=""),
         "is empty or absent",
     )
     copied = with_a_copy(ending_elsewhere(1, SeriesInstanceUID="1.2.3"))
-    yield Odd("the last slice of 18 has another SeriesInstanceUID, and a file is there twice", stray, copied)
+    yield Odd("the last slice of 18 has another SeriesInstanceUID, and a file is there twice", orphaned, copied)
     elsewhere = ending_elsewhere(1, SeriesInstanceUID="1.2.3", SeriesNumber="7")
     yield Odd("one more slice of another series", f"{RIGHT} + set aside: `too-few-slices`", elsewhere)
     yield Odd("one slice only", "set aside: `too-few-slices`", cut_to(1))

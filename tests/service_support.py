@@ -28,10 +28,10 @@ from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.errors import BundleInvalid
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Why
+from ctflow.node.journal.records import Arrival, ObjectRecord, Why, WorkerResult
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
-from ctflow.node.work.worker import Line, NotReady, Outcome, Ready
+from ctflow.node.work.worker import Line, NotReady, Ready, TaskOutcome
 from needs import skip_without
 
 PATIENCE_S = 240.0  # of a test with something that happens: at a load of 20 a worker opens torch in more than a minute
@@ -66,7 +66,7 @@ def instance(number: int = 1, **attributes) -> Dataset:
     return dataset
 
 
-class Ear:
+class RunningScp:
     """A receiver with its journal and inbox, listening on a free port."""
 
     def __init__(self, folder: Path, *, least_free: int = 0, **changes) -> None:
@@ -198,7 +198,7 @@ def result_with_objects(journal: Journal, results: Path, number: int, deliveries
         dataset = instance(number, SOPClassUID=sop_class, SOPInstanceUID=f"2.25.{number}{len(objects)}")
         dataset.save_as(folder / file, enforce_file_format=True)
         objects.append(ObjectRecord(file, sop_class, dataset.SOPInstanceUID, ""))
-    answer = Answer(f"{key}/{job.set_digest}", "model", "1", "w", False, 0.1, tuple(objects))
+    answer = WorkerResult(f"{key}/{job.set_digest}", "model", "1", "w", False, 0.1, tuple(objects))
     assert journal.commit(job, answer, deliveries)
     return key
 
@@ -214,8 +214,8 @@ def worker_that_answers(connection, _setup) -> None:
             task = connection.recv()
             kind = {"1.2.1": "done", "1.2.2": "aside"}.get(task.job.series_uid, "again")
             folder = f"{task.job.key}/{task.job.set_digest}"
-            answer = Answer(folder, "model", "1", "w", False, 0.1, ()) if kind == "done" else None
-            connection.send(Outcome(kind, Why("gap", f"because {kind}"), answer, {"segment": 0.1}))
+            answer = WorkerResult(folder, "model", "1", "w", False, 0.1, ()) if kind == "done" else None
+            connection.send(TaskOutcome(kind, Why("gap", f"because {kind}"), answer, {"segment": 0.1}))
 
 
 def worker_that_meets_a_fault(connection, _setup) -> None:
@@ -227,7 +227,7 @@ def worker_that_meets_a_fault(connection, _setup) -> None:
             note = task.scratch.parent.parent / "fault"
             note.write_text(f"{note.read_text()} {os.getpid()}" if note.exists() else str(os.getpid()))
             kind = "again" if task.job.attempts == 1 else "aside"
-            connection.send(Outcome(kind, Why("unexpected", note.read_text()), is_sound=False))
+            connection.send(TaskOutcome(kind, Why("unexpected", note.read_text()), is_sound=False))
 
 
 def worker_that_dies(connection, _setup) -> None:

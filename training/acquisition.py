@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ctflow.phantom.body.tumours import Labels
+from ctflow.core.volume import Labels
 from ctflow.phantom.grid import FloatVolume
 
 _PADDING_HU = (-1024.0, -2000.0, -3024.0)

@@ -29,9 +29,9 @@ from lungs import coarse_lung_distance, vessels_of
 from mimics import draw_lung_disease
 from real_chests import CLEAR_MM, SPACING_MM, as_acquired, boxes_clear_of, lung_of_background, read_backgrounds
 
-from ctflow.core.volume import Size3
+from ctflow.core.volume import Labels, Size3
 from ctflow.phantom import phantom_from_seed
-from ctflow.phantom.body.tumours import Labels, draw_mimics, draw_tumours, plans_from_rng
+from ctflow.phantom.body.tumours import draw_mimics, draw_tumours, plans_from_rng
 from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.window.body import find_body
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ctflow.core.volume import Box, Labels
 from ctflow.phantom.body.anatomy import smooth_noise
-from ctflow.phantom.body.tumours import Labels
-from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, coverage
 
 _MARGIN_MM = 4.0  # what is drawn keeps this distance from a tumour, or is not drawn: the truth stays the truth

@@ -13,8 +13,8 @@ from backgrounds import Background, load_backgrounds, read_catalogue
 from lungs import lung_distance
 from scipy import ndimage
 
-from ctflow.core.volume import Volume
-from ctflow.phantom.grid import Box, FloatVolume
+from ctflow.core.volume import Box, Volume
+from ctflow.phantom.grid import FloatVolume
 
 SPACING_MM = 1.5  # the model's
 CLEAR_MM = 30.0

@@ -14,7 +14,7 @@ from tests_support import KEEPS_FREED_MEMORY
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-DOORS = ("run", "app", "exec", "monai-deploy")
+ENTRY_POINTS = ("run", "app", "exec", "monai-deploy")
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +26,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def door() -> Run:
-    """Runs ctflow through one of its doors, as a user's shell would."""
+def entry_point() -> Run:
+    """Runs ctflow through one of its entry points, as a user's shell would."""
 
     def run(
         name: str, words: Sequence[str | Path], environment: dict[str, str] | None = None, prefix: Sequence[str] = ()

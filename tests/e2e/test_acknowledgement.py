@@ -21,8 +21,8 @@ NODE = """
 import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from service_support import Ear
-node = Ear(Path(sys.argv[2]))
+from service_support import RunningScp
+node = RunningScp(Path(sys.argv[2]))
 print(node.port, flush=True)
 sys.stdin.read()
 node.close()

@@ -56,7 +56,7 @@ def test_monai_runs_the_same_bundle(bundle, tmp_path):
     assert len(np.unique(labels)) > 1
 
 
-def test_ctflow_and_monai_agree_on_a_series(bundle, tmp_path, door):
+def test_ctflow_and_monai_agree_on_a_series(bundle, tmp_path, entry_point):
     """The same phantom as a DICOM series for ctflow and as NIfTI for MONAI: Dice of every class at least 0.999."""
     whole = phantom_from_seed(7, (20, 80, 80)).volume
     part = np.ascontiguousarray(whole.array[:, 24:56, 24:56])  # a quarter of the windows
@@ -66,7 +66,7 @@ def test_ctflow_and_monai_agree_on_a_series(bundle, tmp_path, door):
     nibabel.save(nibabel.Nifti1Image(volume.array.transpose(2, 1, 0), affine), tmp_path / "ct.nii.gz")
     theirs, found = labels_by_monai(bundle, tmp_path / "ct.nii.gz", tmp_path / "monai")
     np.testing.assert_allclose(found, affine, atol=1e-4)
-    done = door("run", ["-i", tmp_path / "ct", "-o", tmp_path / "ours", "-m", bundle])
+    done = entry_point("run", ["-i", tmp_path / "ct", "-o", tmp_path / "ours", "-m", bundle])
     assert done.returncode == 0, done.stderr
     assert "img_size" in done.stderr + done.stdout
     (path,) = (tmp_path / "ours").glob("*/segmentation.dcm")

@@ -1,4 +1,4 @@
-"""Every door says the same named error with the same exit code, and leaves nothing half-written."""
+"""Every entry point says the same named error with the same exit code, and leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def said_alone(output: Path) -> dict:
 @pytest.mark.parametrize(
     "name", ["run", "app", *(pytest.param(name, marks=EXHAUSTIVE) for name in ("exec", "monai-deploy"))]
 )
-def test_an_empty_folder_is_exit_2_and_writes_only_the_run_s_document(door, coarse_bundle, tmp_path, name):
+def test_an_empty_folder_is_exit_2_and_writes_only_the_run_s_document(entry_point, coarse_bundle, tmp_path, name):
     (tmp_path / "in").mkdir()
-    done = door(name, ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", coarse_bundle])
+    done = entry_point(name, ["-i", tmp_path / "in", "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
     assert "NoUsableSeries [no-dicom]" in done.stderr
     document = said_alone(tmp_path / "out")
@@ -61,10 +61,12 @@ def write_earlier_result(output: Path, header: pydicom.Dataset) -> str:
 
 @pytest.mark.exhaustive  # the next one also moves it aside, and an empty folder is exit 2
 @pytest.mark.parametrize("name", ["run", "app"])
-def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coarse_bundle, tmp_path, gapped, name):
+def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(
+    entry_point, coarse_bundle, tmp_path, gapped, name
+):
     header = pydicom.dcmread(next(gapped.iterdir()), stop_before_pixels=True)
     key = write_earlier_result(tmp_path / "out", header)
-    done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
+    done = entry_point(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 2, done.stderr
     assert "BrokenSeries [gap]" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".superseded", "result.json"]
@@ -72,7 +74,7 @@ def test_a_missing_slice_is_exit_2_and_moves_an_earlier_result_aside(door, coars
 
 
 @pytest.mark.parametrize("name", [RUN, "app"])
-def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, gapped, series, name):
+def test_a_refused_series_does_not_stop_another(entry_point, coarse_bundle, tmp_path, gapped, series, name):
     for file in gapped.iterdir():
         dataset = pydicom.dcmread(file)
         dataset.SeriesInstanceUID += ".9"
@@ -82,7 +84,7 @@ def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, g
     shutil.copytree(series, gapped / "good")
     key = write_earlier_result(tmp_path / "out", dataset)
     (gapped / "cut.dcm").write_bytes(next(series.iterdir()).read_bytes()[:700])
-    done = door(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
+    done = entry_point(name, ["-i", gapped, "-o", tmp_path / "out", "-m", coarse_bundle])
     assert done.returncode == 6, done.stderr
     document = json.loads((tmp_path / "out" / "result.json").read_text())
     assert sorted(entry["status"] for entry in document["series"]) == ["done", "refused"]
@@ -107,10 +109,10 @@ def test_a_refused_series_does_not_stop_another(door, coarse_bundle, tmp_path, g
         (["-o", "/proc/nowhere"], 5, "NotWritten", "unwritable"),
     ],
 )
-def test_a_failure_has_its_exit_code_at_every_door(
-    door, coarse_bundle, series, tmp_path, name, words, code, error, reason
+def test_a_failure_has_its_exit_code_at_every_entry_point(
+    entry_point, coarse_bundle, series, tmp_path, name, words, code, error, reason
 ):
-    done = door(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle, *words])
+    done = entry_point(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle, *words])
     assert done.returncode == code, done.stderr
     assert f"{error} [{reason}]: " in done.stderr
     if words[0] in ("--engine", "--device", "-m"):  # the others are known before the run begins
@@ -120,9 +122,9 @@ def test_a_failure_has_its_exit_code_at_every_door(
         assert not (tmp_path / "out").exists()
 
 
-def test_no_input_is_a_usage_error(door):
+def test_no_input_is_a_usage_error(entry_point):
     for name in ("run", "app"):
-        done = door(name, [])
+        done = entry_point(name, [])
         assert done.returncode == 64
         assert "HOLOSCAN_INPUT_PATH" in done.stderr
 

@@ -27,8 +27,8 @@ def needs(*names: str) -> None:
 
 
 @pytest.fixture(scope="module", params=["lua", pytest.param("python", marks=pytest.mark.exhaustive)])
-def trip(request, tmp_path_factory, series) -> dict:
-    """One round trip (see `orthanc_trip.py`), and what Orthanc had at its end."""
+def delivery(request, tmp_path_factory, series) -> dict:
+    """One delivery (see `orthanc_delivery.py`), and what Orthanc had at its end."""
     needs("Orthanc", "unshare", "ip")
     if request.param == "python" and not PYTHON_PLUGIN.is_file():
         skip_without("Orthanc")
@@ -36,7 +36,7 @@ def trip(request, tmp_path_factory, series) -> dict:
         skip_without("namespaces of its own")
     folder = tmp_path_factory.mktemp("orthanc")
     done = subprocess.run(
-        ["unshare", "-n", sys.executable, HERE / "orthanc_trip.py", folder, series, request.param],
+        ["unshare", "-n", sys.executable, HERE / "orthanc_delivery.py", folder, series, request.param],
         capture_output=True, text=True, check=False, timeout=400,
         env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -44,21 +44,21 @@ def trip(request, tmp_path_factory, series) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_orthanc_shows_the_segmentation_and_the_report_beside_the_series(trip):
-    assert trip["modalities"] == ["CT", "SEG", "SR"]
-    assert trip["studies"] == 1
+def test_orthanc_shows_the_segmentation_and_the_report_beside_the_series(delivery):
+    assert delivery["modalities"] == ["CT", "SEG", "SR"]
+    assert delivery["studies"] == 1
 
 
-def test_the_segmentation_refers_to_the_series_that_orthanc_has(trip):
-    assert trip["referenced_series"] == trip["source_series"]
-    assert set(trip["referenced_instances"]) <= set(trip["source_instances"])
+def test_the_segmentation_refers_to_the_series_that_orthanc_has(delivery):
+    assert delivery["referenced_series"] == delivery["source_series"]
+    assert set(delivery["referenced_instances"]) <= set(delivery["source_instances"])
 
 
-def test_the_series_is_delivered_once_and_what_orthanc_has_is_what_the_node_wrote(trip):
-    assert trip["states"] == ["delivered"]
-    assert sorted(trip["objects_in_orthanc"]) == sorted(trip["objects_in_journal"])
+def test_the_series_is_delivered_once_and_what_orthanc_has_is_what_the_node_wrote(delivery):
+    assert delivery["states"] == ["delivered"]
+    assert sorted(delivery["objects_in_orthanc"]) == sorted(delivery["objects_in_journal"])
 
 
-def test_orthanc_need_not_wait_longer_than_quiet_period_inference_and_two_seconds(trip):
+def test_orthanc_need_not_wait_longer_than_quiet_period_inference_and_two_seconds(delivery):
     """Told and not asserted to the second: a busy machine is no broken promise (benchmarks/prove_node.py measures)."""
-    assert trip["beyond_quiet_and_inference_s"] < 60
+    assert delivery["beyond_quiet_and_inference_s"] < 60

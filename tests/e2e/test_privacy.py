@@ -120,11 +120,11 @@ def assert_silent(text: str | bytes, where: str) -> None:
 
 
 @pytest.mark.parametrize("name", [pytest.param("debug", marks=pytest.mark.exhaustive), "app-debug"])
-def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(door, hospital, tmp_path, name):
+def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(entry_point, hospital, tmp_path, name):
     count = odd_series(hospital)
     bundle = small_unet_bundle(tmp_path / "bundle")
     output = tmp_path / "out"
-    done = door(name, ["-i", hospital, "-o", output, "-m", bundle, "--nifti", "--segments", "finding"])
+    done = entry_point(name, ["-i", hospital, "-o", output, "-m", bundle, "--nifti", "--segments", "finding"])
     assert done.returncode == 6, done.stderr
     document = json.loads((output / "result.json").read_text())
     assert len(document["series"]) + len(document["set_aside"]) == count
@@ -146,14 +146,14 @@ def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(door, hospital, tmp_pa
     assert FAMILY in str(seg.PatientName), "the markers were in the input"
 
 
-def test_a_run_that_can_do_nothing_says_nothing_of_the_patient(door, hospital, tmp_path):
+def test_a_run_that_can_do_nothing_says_nothing_of_the_patient(entry_point, hospital, tmp_path):
     odd_series(hospital)
     shutil.rmtree(hospital / "good")
     for folder in ("bad values", "gap", "pixels cut", "header cut", "doubled", "no position", "iodine"):
         shutil.rmtree(hospital / folder)
     for folder in ("no rescale", "damaged frame"):
         shutil.rmtree(hospital / folder)
-    done = door("debug", ["-i", hospital, "-o", tmp_path / "out", "-m", small_unet_bundle(tmp_path / "bundle")])
+    done = entry_point("debug", ["-i", hospital, "-o", tmp_path / "out", "-m", small_unet_bundle(tmp_path / "bundle")])
     assert done.returncode == 2, done.stderr
     assert "NoUsableSeries [none-eligible]" in done.stderr
     assert_silent(done.stdout + done.stderr, "what the run says")

@@ -54,7 +54,7 @@ _MEASURED = (
 Heard = Callable[[Mapping[str, Any]], None]
 
 
-def unheard(document: Mapping[str, Any]) -> None:
+def discard_document(document: Mapping[str, Any]) -> None:
     """A `heard` that tells nobody."""
 
 
@@ -93,7 +93,7 @@ class Comparison:
 
 
 def compare_configurations(
-    comparison: Comparison, progress: Progress = silent, heard: Heard = unheard
+    comparison: Comparison, progress: Progress = silent, heard: Heard = discard_document
 ) -> dict[str, Any]:
     """Measure every configuration that this machine can run.
 

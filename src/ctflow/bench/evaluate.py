@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """What became of one case.
 
     Attributes:
@@ -203,9 +203,11 @@ def _is_case(folder: Path) -> bool:
     return (folder / SERIES).is_dir() or (folder / TRUTH).is_file()
 
 
-def _evaluate_case(folder: Path, name: str, segmenters: _Segmenters, settings: Settings, progress: Progress) -> Outcome:
+def _evaluate_case(
+    folder: Path, name: str, segmenters: _Segmenters, settings: Settings, progress: Progress
+) -> CaseOutcome:
     """Segment and compare one case; a named error becomes part of its outcome."""
-    outcome = Outcome(name)
+    outcome = CaseOutcome(name)
     try:
         case = _only_case(folder / SERIES, segmenters.model, settings, progress)
         outcome = replace(outcome, digest=case.candidate.series.digest)
@@ -298,7 +300,7 @@ def _against_reference(
     return {"dice": round(dice_of(found, exact), 6), "voxels_differing": int(np.count_nonzero(found != exact))}
 
 
-def _document(outcomes: Sequence[Outcome], model: Model) -> dict[str, Any]:
+def _document(outcomes: Sequence[CaseOutcome], model: Model) -> dict[str, Any]:
     spec = model.spec
     compared = [outcome.comparison for outcome in outcomes if outcome.comparison is not None]
     engine = next((outcome.engine for outcome in outcomes if outcome.engine is not None), None)
@@ -315,14 +317,14 @@ def _document(outcomes: Sequence[Outcome], model: Model) -> dict[str, Any]:
     }
 
 
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
+def _exit_code(outcomes: Sequence[CaseOutcome]) -> int:
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     if not errors:
         return EXIT_DONE
     return errors[0].exit_code if len(errors) == len(outcomes) else EXIT_PARTLY
 
 
-def _case_document(outcome: Outcome) -> dict[str, Any]:
+def _case_document(outcome: CaseOutcome) -> dict[str, Any]:
     """Every case has the same keys; what a failed one lacks is null."""
     comparison, error = outcome.comparison, outcome.error
     masks = asdict(comparison.masks) if comparison else {}

@@ -21,7 +21,7 @@ SMALLEST_ML = 0.0  # found components below this are left out; by default every 
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
-Spacing = tuple[float, float, float]
+SpacingMm = tuple[float, float, float]
 _Numbers = npt.NDArray[np.int32]
 _TOUCHING = ndimage.generate_binary_structure(3, 3)  # 26 neighbours, as `ctflow.measurements` counts components
 
@@ -113,7 +113,7 @@ def dice_of(found: Array, truth: Array) -> float:
     return 2.0 * both / total if total else 1.0
 
 
-def compare_masks(found: Array, truth: Array, spacing_mm: Spacing) -> MaskComparison:
+def compare_masks(found: Array, truth: Array, spacing_mm: SpacingMm) -> MaskComparison:
     """Compare two masks as a whole.
 
     Args:
@@ -137,7 +137,7 @@ def compare_masks(found: Array, truth: Array, spacing_mm: Spacing) -> MaskCompar
 
 
 def compare_lesions(
-    found: Array, truth: Array, spacing_mm: Spacing, smallest_ml: float = SMALLEST_ML
+    found: Array, truth: Array, spacing_mm: SpacingMm, smallest_ml: float = SMALLEST_ML
 ) -> LesionComparison:
     """Compare lesion by lesion.
 
@@ -179,7 +179,7 @@ def _voxels(mask: Array) -> int:
     return int(np.count_nonzero(mask))  # numpy's own integers are nothing to JSON
 
 
-def _voxel_ml(spacing_mm: Spacing) -> float:
+def _voxel_ml(spacing_mm: SpacingMm) -> float:
     return math.prod(spacing_mm) / 1000.0
 
 
@@ -205,14 +205,14 @@ def _ends(profile: Mask) -> tuple[int, int]:
     return int(profile.argmax()), len(profile) - int(profile[::-1].argmax())
 
 
-def _hausdorff95_mm(found: Mask, truth: Mask, spacing_mm: Spacing) -> float:
+def _hausdorff95_mm(found: Mask, truth: Mask, spacing_mm: SpacingMm) -> float:
     """As MONAI's `compute_hausdorff_distance(percentile=95)`: surfaces are the voxels that erosion takes away."""
     a, b = _surface_mm(found, spacing_mm), _surface_mm(truth, spacing_mm)
     there, back = KDTree(b).query(a)[0], KDTree(a).query(b)[0]
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def _surface_mm(mask: Mask, spacing_mm: Spacing) -> FloatArray:
+def _surface_mm(mask: Mask, spacing_mm: SpacingMm) -> FloatArray:
     """(n, 3) mm: the marked voxels with an unmarked one, or the array's border, at one of their six faces."""
     inner = np.zeros_like(mask)
     core = tuple(slice(1, -1) for _ in range(3))
@@ -266,7 +266,7 @@ def _dice_of_lesions(lesion_of: _Numbers, component_of: _Numbers, outside: npt.N
     return dice
 
 
-def _hausdorff95_of_lesions(numbers: _Numbers, components: _Numbers, spacing_mm: Spacing) -> dict[int, float]:
+def _hausdorff95_of_lesions(numbers: _Numbers, components: _Numbers, spacing_mm: SpacingMm) -> dict[int, float]:
     """Of each lesion that is touched, to the components that touch it, less what of them lies in other lesions."""
     both = (numbers > 0) & (components > 0)
     pairs = np.unique(np.stack([numbers[both], components[both]]), axis=1)
@@ -296,7 +296,7 @@ def _false_positives(
         yield FalsePositive(_equivalent_diameter_mm(volume_ml), volume_ml, (d, h, w))
 
 
-def _lesion(mask: Mask, dice: float, hausdorff95_mm: float | None, spacing_mm: Spacing) -> Lesion:
+def _lesion(mask: Mask, dice: float, hausdorff95_mm: float | None, spacing_mm: SpacingMm) -> Lesion:
     volume_ml = _voxels(mask) * _voxel_ml(spacing_mm)
     longest_mm = longest_distance_mm(_surface_mm(mask, spacing_mm))
     return Lesion(_equivalent_diameter_mm(volume_ml), longest_mm, volume_ml, dice, dice > 0, hausdorff95_mm)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import ModelSpec
-from ctflow.core.volume import Size3
-from ctflow.transforms.postprocess import Labels, bytes_on_host, labels_from_probabilities, probabilities_from_logits
+from ctflow.core.volume import Labels, Size3
+from ctflow.transforms.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.window.blend import importance_map
 from ctflow.window.devices import Predict, Worker
 from ctflow.window.grid import shares_of_windows, window_starts
 from ctflow.window.predict import predict_volume
 
-_Box = tuple[slice, ...]  # a window of every channel
+_ChannelBox = tuple[slice, ...]  # a window of every channel
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def article_volume(
     weights = torch.zeros(size)
     merging = threading.Lock()
 
-    def merge(boxes: Sequence[_Box], coming: _Coming) -> None:
+    def merge(boxes: Sequence[_ChannelBox], coming: _Coming) -> None:
         found = coming.wait().float()
         parts = found if one_channel else torch.softmax(found, dim=1)
         with merging:
@@ -114,7 +114,7 @@ def article_volume(
                 weights[box[1:]] += weight
 
     def compute(worker: Worker, starts: Sequence[Size3]) -> None:
-        last: tuple[Sequence[_Box], _Coming] | None = None
+        last: tuple[Sequence[_ChannelBox], _Coming] | None = None
         with torch.inference_mode(), _current(worker.device):
             for first in range(0, len(starts), windows.batch_size):
                 boxes = [_box(start, spec.roi) for start in starts[first : first + windows.batch_size]]
@@ -158,7 +158,7 @@ class _Coming:
         return self._host
 
 
-def _sent(volume: Tensor, boxes: Sequence[_Box], device: torch.device) -> Tensor:
+def _sent(volume: Tensor, boxes: Sequence[_ChannelBox], device: torch.device) -> Tensor:
     """Windows of a volume in host memory, (B, C, *roi) on the device, without waiting for what it still does."""
     views = [volume[0][box] for box in boxes]
     batch = torch.empty((len(views), *views[0].shape), pin_memory=device.type == "cuda")
@@ -167,7 +167,7 @@ def _sent(volume: Tensor, boxes: Sequence[_Box], device: torch.device) -> Tensor
     return batch.to(device, non_blocking=True)
 
 
-def _box(start: Size3, roi: Size3) -> _Box:
+def _box(start: Size3, roi: Size3) -> _ChannelBox:
     """A window of every channel."""
     return (slice(None), *(slice(first, first + size) for first, size in zip(start, roi, strict=True)))
 

@@ -26,12 +26,11 @@ from ctflow.bundle.read import read_bundle
 from ctflow.compat.monai import import_lean
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError
 from ctflow.core.model import Model
-from ctflow.core.volume import Geometry, Size3, Volume
+from ctflow.core.volume import Geometry, Labels, Size3, Volume
 from ctflow.engines.choose import check_engine, open_engine
-from ctflow.engines.contract import PRECISIONS
+from ctflow.engines.contract import precision_from_name
 from ctflow.engines.request import EngineRequest
 from ctflow.networks.build import network_from_model
-from ctflow.transforms.postprocess import Labels
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import restore_slabs
 from ctflow.transforms.state import Prepared
@@ -177,7 +176,7 @@ def _workers(model: Model, request: MeasurementRequest, stack: ExitStack) -> tup
 
 
 def _engine_request(request: MeasurementRequest, device: str, roi: Size3) -> EngineRequest:
-    precision = PRECISIONS[PRECISIONS.index(request.precision)]  # from our own table
+    precision = precision_from_name(request.precision)
     cache = Path(request.cache) if request.cache else None
     return EngineRequest(request.engine, device, precision, roi, (1, request.batch_size), cache)
 

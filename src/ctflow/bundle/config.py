@@ -26,7 +26,7 @@ _SHORT.maxstring = 60
 
 
 @dataclass(frozen=True)
-class Place:
+class ConfigValue:
     """A value of the configuration.
 
     Attributes:
@@ -66,11 +66,11 @@ class Config:
         """The top-level keys."""
         return list(self._document)
 
-    def raw(self, key: str) -> Place:
+    def raw(self, key: str) -> ConfigValue:
         """A top-level value as it stands, nothing followed; it must be there."""
-        return Place(key, self._document[key])
+        return ConfigValue(key, self._document[key])
 
-    def top(self, key: str) -> Place:
+    def top(self, key: str) -> ConfigValue:
         """A top-level value, with references followed.
 
         Raises:
@@ -78,9 +78,9 @@ class Config:
         """
         if key not in self._document:
             raise BundleInvalid(f"{self.file} lacks the key {key!r}, which ctflow needs", reason="argument")
-        return self.resolved(Place(key, self._document[key]))
+        return self.resolved(ConfigValue(key, self._document[key]))
 
-    def resolved(self, place: Place) -> Place:
+    def resolved(self, place: ConfigValue) -> ConfigValue:
         """Follow references until a literal is reached; the place keeps its id."""
         value = place.value
         seen: list[str] = []
@@ -106,7 +106,7 @@ class Config:
                 raise self.invalid(
                     place.id, f"contains a relative reference, {short(value)}: write the whole path", "reference"
                 )
-        return Place(place.id, value)
+        return ConfigValue(place.id, value)
 
     def _looked_up(self, place_id: str, reference: str) -> Any:
         path = reference.replace("#", "::")
@@ -125,17 +125,17 @@ class Config:
                 raise self.invalid(place_id, f"refers to {short(reference)}, which is not in the file", "reference")
         return value
 
-    def plain(self, place: Place) -> Any:
+    def plain(self, place: ConfigValue) -> Any:
         """A value with every reference inside it replaced: numbers, strings, booleans, None, lists and dicts."""
         return self._plain(place, 0)
 
-    def _plain(self, place: Place, level: int) -> Any:
+    def _plain(self, place: ConfigValue, level: int) -> Any:
         self._nodes_left -= 1
         if level > MOST_LEVELS or self._nodes_left < 0:
             raise self.invalid(place.id, "is nested too deeply or too large")
         value = self.resolved(place).value
         if isinstance(value, list):
-            return [self._plain(Place(f"{place.id}#{i}", item), level + 1) for i, item in enumerate(value)]
+            return [self._plain(ConfigValue(f"{place.id}#{i}", item), level + 1) for i, item in enumerate(value)]
         if isinstance(value, Mapping):
             if "_target_" in value:
                 raise self.invalid(
@@ -144,7 +144,7 @@ class Config:
             for key in value:
                 if "#" in key or "::" in key:  # MONAI would read it as a path, here and in references
                     raise self.invalid(f"{place.id}#{key}", "has a separator in its name", "override")
-            return {key: self._plain(Place(f"{place.id}#{key}", item), level + 1) for key, item in value.items()}
+            return {key: self._plain(ConfigValue(f"{place.id}#{key}", item), level + 1) for key, item in value.items()}
         return value
 
 
@@ -161,7 +161,7 @@ class Component:
             executed first.
     """
 
-    def __init__(self, config: Config, place: Place, package: str) -> None:
+    def __init__(self, config: Config, place: ConfigValue, package: str) -> None:
         if not isinstance(place.value, Mapping):
             raise config.invalid(place.id, f"must be an object with a _target_, not {short(place.value)}", "target")
         self.config = config
@@ -219,11 +219,11 @@ class Component:
     def _missing(self, name: str) -> BundleInvalid:
         return self.refused(name, f"is missing; {getattr(self, 'target', 'an object')} needs it", "argument")
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ConfigValue:
         """An argument, unresolved."""
-        return Place(f"{self.id}#{name}", self._values[name])
+        return ConfigValue(f"{self.id}#{name}", self._values[name])
 
-    def given(self, name: str) -> list[Place]:
+    def given(self, name: str) -> list[ConfigValue]:
         """The values of an argument, unresolved: one, or of a transform one for each key that it acts on."""
         return [self.place(name)]
 
@@ -280,11 +280,11 @@ class Component:
                 raise self.refused(name, f"is {short(found)}; ctflow implements only {words}")
 
 
-def is_disabled(config: Config, place: Place) -> bool:
+def is_disabled(config: Config, place: ConfigValue) -> bool:
     """Whether an item of a list says `_disabled_: true` (words count as MONAI counts them)."""
     if not isinstance(place.value, Mapping) or "_disabled_" not in place.value:
         return False
-    value = config.resolved(Place(f"{place.id}#_disabled_", place.value["_disabled_"])).value
+    value = config.resolved(ConfigValue(f"{place.id}#_disabled_", place.value["_disabled_"])).value
     if isinstance(value, str):
         return value.strip().lower() == "true"
     if not isinstance(value, bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctflow.bundle.config import Config, Place, short
+from ctflow.bundle.config import Config, ConfigValue, short
 from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
 from ctflow.core.model import Activation
@@ -89,7 +89,7 @@ def _check_invert(transform: Transform) -> None:
         )
 
 
-def is_the_same(config: Config, place: Place, key: str) -> bool:
+def is_the_same(config: Config, place: ConfigValue, key: str) -> bool:
     """Whether a value is the object that stands at `key`, by a reference (also written as an expression, `$@key`)."""
     value = place.value
     if not isinstance(value, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ctflow.bundle.config import Component, Config, Place, is_disabled, short
+from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
 from ctflow.bundle.signatures import COMPOSE, FLOAT32, HELD, Signature
 
 IMAGE = "image"  # what MONAI's evaluator gives to the network, and
@@ -23,7 +23,7 @@ class Transform(Component):
         place: Where it stands; its value is resolved.
     """
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: Config, place: ConfigValue) -> None:
         self._per_key: frozenset[str] = frozenset()
         self._count = 0
         self._numbers: list[int] = []
@@ -81,7 +81,7 @@ class Transform(Component):
             raise self.refused(name, f"must be a key or a list of keys, not {short(value)}", "keys")
         return keys
 
-    def given(self, name: str) -> list[Place]:
+    def given(self, name: str) -> list[ConfigValue]:
         """The values for the keys that the transform acts on, unresolved; of an argument for all keys the only one."""
         place = self.place(name)
         if name not in self._per_key:
@@ -91,7 +91,7 @@ class Transform(Component):
             return [place]
         if len(found.value) != self._count:
             raise self.refused(name, f"has {len(found.value)} values for {self._count} keys")
-        return [Place(f"{place.id}#{number}", found.value[number]) for number in self._numbers]
+        return [ConfigValue(f"{place.id}#{number}", found.value[number]) for number in self._numbers]
 
 
 def transforms_from_config(config: Config, key: str) -> Iterator[Transform]:
@@ -115,7 +115,7 @@ def transforms_from_config(config: Config, key: str) -> Iterator[Transform]:
     if not isinstance(place.value, list) or len(place.value) > MOST_TRANSFORMS:
         raise compose.refused("transforms", f"must be a list of at most {MOST_TRANSFORMS} transforms")
     for number, item in enumerate(place.value):
-        item_place = Place(f"{place.id}#{number}", item)
+        item_place = ConfigValue(f"{place.id}#{number}", item)
         found = config.resolved(item_place)
         # MONAI leaves a disabled item out only where it stands in the list itself.
         if _is_reference(item) or not is_disabled(config, found):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ctflow.bundle.config import Component, Config, Place, is_disabled, short
+from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.postprocessing import is_the_same
 from ctflow.bundle.signatures import EVALUATOR
@@ -33,7 +33,7 @@ def check_workflow(config: Config) -> None:
     for loader in _checkpoint_loaders(config):
         _check_weights(config, loader)
     if "dataset" in config and isinstance(config.raw("dataset").value, Mapping):
-        dataset = Place("dataset#transform", config.raw("dataset").value.get("transform"))
+        dataset = ConfigValue("dataset#transform", config.raw("dataset").value.get("transform"))
         if dataset.value is not None and not is_the_same(config, dataset, "preprocessing"):
             raise _other(config, dataset, "preprocessing")
     if "evaluator" not in config or not isinstance(config.raw("evaluator").value, Mapping):
@@ -65,22 +65,22 @@ def _is_network(config: Config, value: object) -> bool:
     return False
 
 
-def _checkpoint_loaders(config: Config) -> Iterator[Place]:
+def _checkpoint_loaders(config: Config) -> Iterator[ConfigValue]:
     """Each CheckpointLoader that stands at the top, in `handlers` or among the evaluator's handlers."""
     lists = [config.raw("handlers")] if "handlers" in config else []
     if "evaluator" in config and isinstance(config.raw("evaluator").value, Mapping):
-        lists.append(Place("evaluator#val_handlers", config.raw("evaluator").value.get("val_handlers")))
+        lists.append(ConfigValue("evaluator#val_handlers", config.raw("evaluator").value.get("val_handlers")))
     places = [config.raw(key) for key in config.keys]
     for each in lists:
         if isinstance(each.value, list):
-            places += [Place(f"{each.id}#{number}", item) for number, item in enumerate(each.value)]
+            places += [ConfigValue(f"{each.id}#{number}", item) for number, item in enumerate(each.value)]
     for place in places:
         target = place.value.get("_target_") if isinstance(place.value, Mapping) else None
         if isinstance(target, str) and target.rpartition(".")[2] == "CheckpointLoader":
             yield place
 
 
-def _check_weights(config: Config, loader: Place) -> None:
+def _check_weights(config: Config, loader: ConfigValue) -> None:
     """Reject a loader whose path names another file than ctflow reads; a path without a file's name is not judged."""
     switch = loader.value.get("_disabled_")
     if not (isinstance(switch, str) and switch.startswith("$")) and is_disabled(config, loader):
@@ -108,5 +108,5 @@ def _texts(config: Config, value: Any) -> Iterator[str]:
                 left.append(config.raw(key).value)
 
 
-def _other(config: Config, place: Place, key: str) -> Exception:
+def _other(config: Config, place: ConfigValue, key: str) -> Exception:
     return config.invalid(place.id, f'is {short(place.value)}; ctflow reads {key}: write "@{key}"', "workflow")

@@ -11,7 +11,7 @@ from ctflow.cli.monai_deploy import owner_of_script
 from ctflow.engines.choose import BACKENDS, backends
 from ctflow.engines.contract import PRECISIONS
 from ctflow.engines.store.inventory import StoredEngine
-from ctflow.engines.store.manifest import read_document
+from ctflow.engines.store.manifest import read_json_object
 from ctflow.engines.store.store import EngineStore
 
 _KEY_FIELDS = ("kind", "version", "rewrite", "network", "weights_digest", "head", "precision", "device")
@@ -69,7 +69,7 @@ def _choice(path: Path) -> dict[str, Any]:
     found |= {"precision": None, "window_seconds": None}
     try:
         found["made"] = _time(path.lstat().st_mtime)
-        record = read_document(path)
+        record = read_json_object(path)
         seconds = {(entry["backend"], entry["precision"]): entry["window_seconds"] for entry in record["measured"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         return {**found, "reason": f"it cannot be read ({type(error).__name__})"}

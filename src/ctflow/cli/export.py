@@ -37,6 +37,7 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
     from ctflow.engines.choose import batch_range_for, device_from_setting  # noqa: PLC0415
+    from ctflow.engines.contract import precision_from_name  # noqa: PLC0415
     from ctflow.engines.request import EngineRequest  # noqa: PLC0415
     from ctflow.export.measure import measure_engine  # noqa: PLC0415
     from ctflow.export.prepare import is_made_anywhere  # noqa: PLC0415
@@ -48,7 +49,8 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
         # What is made for another machine must be what that machine's GPU will look for.
         elsewhere = settings.engine != "auto" and is_made_anywhere(settings.engine)
         batches = batch_range_for(model.spec, "cuda" if elsewhere else device)
-        wanted = EngineRequest(settings.engine, device, settings.precision, model.spec.roi, batches, settings.cache)
+        precision = precision_from_name(settings.precision)
+        wanted = EngineRequest(settings.engine, device, precision, model.spec.roi, batches, settings.cache)
         if settings.engine == "auto":
             choice = choose_fastest(wanted, model, make=True, progress=progress)
         else:

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Labels = npt.NDArray[np.uint8]  # of a model's classes; a SEG that is read may have more
 Size3 = tuple[int, int, int]
+Box = tuple[slice, slice, slice]  # of voxels
 PADDING_HU = -1024  # of what the scanner did not see
 LEAST_SHARE = 1e-6  # of padding in an interpolated voxel: less is rounding, for which padding must not spread
 

@@ -10,7 +10,7 @@ import torch
 
 from ctflow.engines.contract import Precision
 
-_Values = tuple[bool, bool, bool]  # tf32 of products, tf32 of cuDNN, determinism of cuDNN
+_SwitchValues = tuple[bool, bool, bool]  # tf32 of products, tf32 of cuDNN, determinism of cuDNN
 
 
 class _Switches:
@@ -22,7 +22,7 @@ class _Switches:
         self._calls = 0
         self._wanted = self._before = (False, False, False)
 
-    def enter(self, wanted: _Values) -> None:
+    def enter(self, wanted: _SwitchValues) -> None:
         # Who waits here holds the turn, so that calls with the other setting cannot overtake it for ever.
         with self._turn, self._changed:
             self._changed.wait_for(lambda: not self._calls or self._wanted == wanted)
@@ -57,12 +57,12 @@ def switches(precision: Precision) -> Iterator[None]:
         _SHARED.leave()
 
 
-def _values() -> _Values:
+def _values() -> _SwitchValues:
     cudnn = torch.backends.cudnn
     return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
 
 
-def _set(values: _Values) -> None:
+def _set(values: _SwitchValues) -> None:
     cudnn = torch.backends.cudnn
     torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = values
 

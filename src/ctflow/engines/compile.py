@@ -22,7 +22,7 @@ from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
-from ctflow.engines.cudagraph import CapturedFunction
+from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision
@@ -31,7 +31,6 @@ from ctflow.networks.swin import GPU_ATTENTION, rewrite_for_export
 
 FILE: str | None = None
 DEVICES = ("cuda",)
-Function = Callable[[Tensor], Tensor]
 # What a machine lacks, not the network; by name, as torch moves these classes.
 _LACKS = ("TritonMissing", "GPUTooOldForTriton", "InvalidCxxCompiler", "CppCompileError")
 # Engines and batch sizes share torch's limit on compilations of one function, beyond which it computes eagerly unasked.
@@ -100,13 +99,13 @@ class CompileEngine:
         network: nn.Module,
         info: EngineInfo,
         *,
-        backend: str | Callable[..., Function] = "inductor",
-        kept: Callable[[Function], Function] = CapturedFunction,
+        backend: str | Callable[..., BatchFunction] = "inductor",
+        kept: Callable[[BatchFunction], BatchFunction] = CapturedFunction,
     ) -> None:
         self._network: nn.Module | None = network
         self._info = info
-        self._compiled: Function | None = torch.compile(network, backend=backend, dynamic=False)
-        self._run: Function | None = kept(self._compute)
+        self._compiled: BatchFunction | None = torch.compile(network, backend=backend, dynamic=False)
+        self._run: BatchFunction | None = kept(self._compute)
         self._sizes: set[int] = set()  # batches that have been computed before
 
     @property

@@ -16,6 +16,15 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16")
 
 
+def precision_from_name(name: str | None) -> Precision | None:
+    """The number format of that name; None stays None.
+
+    Raises:
+        ValueError: There is none of that name; what reads settings has refused it before.
+    """
+    return None if name is None else PRECISIONS[PRECISIONS.index(name)]
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What an engine is, for result.json, the SEG's identity and the store's key.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
+BatchFunction = Callable[[Tensor], Tensor]
 # torch allows one capture at a time in a process, and its allocator must not be emptied meanwhile.
 _CAPTURING = threading.Lock()
 

@@ -21,13 +21,12 @@ from ctflow.core.package import digest_of_package
 from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
-from ctflow.engines.cudagraph import CapturedFunction
+from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
 from ctflow.networks.head import fold_two_class_head
 
-Function = Callable[[Tensor], Tensor]
 FILE: str | None = None
 DEVICES = ("cuda",)
 CAPABILITY = (9, 0)  # wgmma, which the convolutions use, is Hopper's alone
@@ -94,11 +93,15 @@ class FusedEngine:
     """
 
     def __init__(
-        self, network: Function, info: EngineInfo, *, kept: Callable[[Function], Function] = CapturedFunction
+        self,
+        network: BatchFunction,
+        info: EngineInfo,
+        *,
+        kept: Callable[[BatchFunction], BatchFunction] = CapturedFunction,
     ) -> None:
-        self._network: Function | None = network
+        self._network: BatchFunction | None = network
         self._info = info
-        self._run: Function | None = kept(self.launch)
+        self._run: BatchFunction | None = kept(self.launch)
 
     @property
     def info(self) -> EngineInfo:

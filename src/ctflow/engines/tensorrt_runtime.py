@@ -41,7 +41,7 @@ def runtime_state(name: str) -> tuple[bool, str]:
 
 def is_new_enough(runtime: Any) -> bool:
     """Whether the runtime has named tensors; TensorRT-RTX, whose versions count from 1, always has them."""
-    return is_rtx(runtime) or version_of(runtime)[:2] >= _OLDEST
+    return is_rtx(runtime) or runtime_version(runtime)[:2] >= _OLDEST
 
 
 def is_rtx(runtime: Any) -> bool:
@@ -49,14 +49,14 @@ def is_rtx(runtime: Any) -> bool:
     return str(runtime.__name__).startswith("tensorrt_rtx")
 
 
-def version_of(runtime: Any) -> tuple[int, ...]:
+def runtime_version(runtime: Any) -> tuple[int, ...]:
     """The version as numbers."""
     return tuple(int(part) for part in str(runtime.__version__).split(".") if part.isdecimal())
 
 
 def is_strongly_typed(runtime: Any) -> bool:
     """Whether networks follow the types of their graph; else a flag of the builder allows half precision."""
-    return hasattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or version_of(runtime)[0] >= 11
+    return hasattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or runtime_version(runtime)[0] >= 11
 
 
 def load_runtime(name: str) -> Any:

@@ -71,7 +71,7 @@ def measure_engine(
     request = with_precision(request)
     name, chosen = request.backend, request.chosen_precision
     prepare_engine(request, model, logits_only=logits_only, progress=progress)
-    gate = Gate(model, request.roi, Agreements(model, request.cache), logits_only=logits_only)
+    gate = ParityGate(model, request.roi, Agreements(model, request.cache), logits_only=logits_only)
     try:
         seconds, batch = fastest_batch(request, model, gate.windows[0])
     except BackendUnavailable as error:
@@ -122,7 +122,7 @@ def _seconds_a_window(request: EngineRequest, model: Model, window: Tensor) -> f
         engine.close()
 
 
-class Gate:
+class ParityGate:
     """What every engine has to pass before it is chosen: windows of a phantom, against PyTorch in strict fp32.
 
     Args:

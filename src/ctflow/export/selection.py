@@ -28,7 +28,7 @@ from ctflow.engines.choose import backend_module, backend_names
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions
 from ctflow.engines.request import EngineRequest
-from ctflow.export.measure import Gate, Measured, fastest_batch
+from ctflow.export.measure import Measured, ParityGate, fastest_batch
 from ctflow.export.parity import ParityResult
 from ctflow.export.prepare import is_prepared, prepare_engine
 from ctflow.export.record import Agreements, machine, what_is_computed
@@ -98,7 +98,7 @@ def choose_fastest(
         if not agreements.failed_on(known.backend, known.precision, request.device, request.roi):
             return known
         measured = known.measured  # it failed on a CT after that, on a device like this one: the next fastest
-    gate = Gate(model, request.roi, agreements, logits_only=logits_only)
+    gate = ParityGate(model, request.roi, agreements, logits_only=logits_only)
     timed: Sequence[Measured] = measured
     failures: list[Exception] = []
     if not measured:
@@ -175,7 +175,9 @@ def _time_engine(request: EngineRequest, model: Model, window: Tensor, failures:
         return Measured(name, precision, None, None, str(error))
 
 
-def _first_exact(timed: Sequence[Measured], gate: Gate, request: EngineRequest, failures: list[Exception]) -> Choice:
+def _first_exact(
+    timed: Sequence[Measured], gate: ParityGate, request: EngineRequest, failures: list[Exception]
+) -> Choice:
     """The fastest that agrees with PyTorch; PyTorch itself in fp32 is what the others are compared with."""
     runnable = [entry for entry in timed if entry.window_seconds is not None and entry.reason is None]
     final = {(entry.backend, entry.precision): entry for entry in timed}

@@ -69,7 +69,7 @@ class HopperOperations:
 
     def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
         """Blocks of queries against blocks of keys; scores are never stored."""
-        return _Attention(bias, table, heads, self.dtype, self.device)
+        return _AttentionKernel(bias, table, heads, self.dtype, self.device)
 
     def norm_of(self, sums: Tensor, count: int) -> Tensor:
         """See `Operations.norm_of`."""
@@ -205,7 +205,7 @@ class HopperOperations:
         return out
 
 
-class _Attention:
+class _AttentionKernel:
     """`triton_kernels.attend` over one table of windows."""
 
     def __init__(self, bias: Tensor, table: WindowTable, heads: int, dtype: torch.dtype, device: str) -> None:

@@ -7,14 +7,13 @@ import numpy.typing as npt
 from scipy.spatial import ConvexHull, QhullError
 
 from ctflow.core.volume import FloatArray, Geometry
+from ctflow.measurements.components import Indices
 
 _EQUAL = 1e-9  # lengths that differ by less, relatively, differ by rounding only
 _TURNS = np.arange(16) * np.pi / 16
 _DIRECTIONS = np.stack([np.cos(_TURNS), np.sin(_TURNS)])  # (2, 16): half a circle of unit vectors
 # A line lies within half a turn of one of them, and so extends along it by this share of its length; less rounding.
 _NEVER_LONGER = float(np.cos(np.pi / 32)) - 1e-6
-
-_Indices = npt.NDArray[np.int64]
 
 
 def axes_in_slices_mm(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[float, float]:
@@ -42,7 +41,7 @@ def axes_in_slices_mm(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[
     return long, short
 
 
-def _longest_sections(ends: _Indices, in_plane: FloatArray) -> list[_Indices]:
+def _longest_sections(ends: Indices, in_plane: FloatArray) -> list[Indices]:
     """The slices of a component that may be the longest, as (n, 2) ends of rows h, w; most are clearly shorter.
 
     A slice is at least as long as it extends along any direction, and hardly longer than along the best of many.

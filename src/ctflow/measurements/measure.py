@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctflow.core.model import HuRange, Segment
-from ctflow.core.volume import FloatArray, Geometry, LabelArray, Volume
-from ctflow.measurements.components import Components, Labels, Runs, components_of, marked_part, ranked
+from ctflow.core.volume import FloatArray, Geometry, LabelArray, Labels, Volume
+from ctflow.measurements.components import Components, Runs, components_of, marked_part, ranked
 from ctflow.measurements.lengths import axes_in_slices_mm, ends_of_rows, longest_distance_mm
 from ctflow.measurements.plausibility import HU_RANGE, OUTSIDE_BODY, Checks, CountInBody, Implausible
 

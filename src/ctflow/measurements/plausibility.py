@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ctflow.core.volume import Size3, Volume
+from ctflow.measurements.components import Indices
 
 if TYPE_CHECKING:
     from ctflow.measurements.measure import SegmentMeasurements
@@ -23,9 +21,8 @@ HU_RANGE = "hu-range"
 MOST_OUTSIDE = 0.5  # share of a finding's voxels; the body that is found is a superset: what lies in the skin passes
 NO_BODY = "no body was found in the volume: whether the findings lie in it was not checked"
 
-_Indices = npt.NDArray[np.int64]
 # (n, 2) d and h of lines, (n,) first and (n,) last voxel w on each -> (n,) how many of these voxels are the body's.
-CountInBody = Callable[[_Indices, _Indices, _Indices], _Indices]
+CountInBody = Callable[[Indices, Indices, Indices], Indices]
 
 
 @dataclass(frozen=True, eq=False)

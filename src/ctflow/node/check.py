@@ -17,7 +17,7 @@ from ctflow.compat.python import bare_start
 from ctflow.core.atomic import output_error_from_oserror
 from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
-from ctflow.node.journal.schema import unopened, version_of
+from ctflow.node.journal.schema import schema_version, unopened
 from ctflow.node.settings import ServiceSettings
 from ctflow.node.work.pool import Places
 from ctflow.node.work.worker import Line, NotReady, Ready, Setup, run_worker
@@ -90,7 +90,7 @@ def _journal(path: Path) -> None:
     uri = f"{path.absolute().as_uri()}?{mode}"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection:
-            version_of(connection)
+            schema_version(connection)
     except sqlite3.Error as error:
         raise unopened(error) from error
 

@@ -15,18 +15,18 @@ from types import TracebackType
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror
 from ctflow.core.errors import SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY
-from ctflow.node.deliver.send import COPY, WHOLE, Courier, FolderWay, Patience, StorageWay, Way
+from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, Patience, StorageTarget, Target
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE, Journal
-from ctflow.node.journal.records import Answer
+from ctflow.node.journal.records import WorkerResult
 from ctflow.node.log import AuditTrail, told_forever
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import Receiver, Reception
 from ctflow.node.settings import ServiceSettings, is_peer
-from ctflow.node.web.pages import Node as Shown
+from ctflow.node.web.pages import NodeView
 from ctflow.node.web.server import serving
-from ctflow.node.work.pool import Crew, Places
+from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup
 from ctflow.settings.run import Settings
 
@@ -72,8 +72,10 @@ class Node:
         inbox = Inbox(self.places.inbox, settings.limits.free_disk)
         self._inbox = inbox
         setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
-        self.crew = Crew(self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics)
-        self.couriers = [self._courier(name, way, patience) for name, way, patience in _ways(settings)]
+        self.pool = WorkerPool(self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics)
+        self.delivery_threads = [
+            self._delivery_thread(name, target, patience) for name, target, patience in _targets(settings)
+        ]
         self.completer = Completer(self.journal, settings.quiet_period_s)
         self.receiver = Receiver(_reception(settings), inbox, self.journal, self.metrics)
 
@@ -88,10 +90,10 @@ class Node:
                 "after a crash: %d series run again, %d files without an acknowledgement removed", len(waiting), removed
             )
 
-    def _courier(self, name: str, way: Way, patience: Patience) -> Courier:
-        return Courier(name, way, self.journal, self.places.results, patience, self.metrics)
+    def _delivery_thread(self, name: str, target: Target, patience: Patience) -> DeliveryThread:
+        return DeliveryThread(name, target, self.journal, self.places.results, patience, self.metrics)
 
-    def _deliveries(self, answer: Answer) -> Sequence[tuple[str, str]]:
+    def _deliveries(self, answer: WorkerResult) -> Sequence[tuple[str, str]]:
         """Which file goes where: the SEG first, as the report refers to it."""
         if answer.demonstration and not self.settings.allow_demonstration:
             return ()
@@ -102,17 +104,17 @@ class Node:
     def __enter__(self) -> Node:
         with ExitStack() as undo:
             undo.callback(self._stack.close)
-            self.crew.start()
-            self._stack.callback(self.crew.stop, STOP_GRACE_S)
-            for courier in self.couriers:
-                courier.start()
-                self._stack.callback(courier.stop)
+            self.pool.start()
+            self._stack.callback(self.pool.stop, STOP_GRACE_S)
+            for delivery_thread in self.delivery_threads:
+                delivery_thread.start()
+                self._stack.callback(delivery_thread.stop)
             self.completer.start()
             self._stack.callback(self.completer.stop)
             self.receiver.start()
             self._stack.callback(self.receiver.stop, _RECEIVE_GRACE_S)
             if self.settings.web.enabled:
-                shown = Shown(
+                shown = NodeView(
                     self.settings, self.journal, self.places.results, self.metrics,
                     self.problems, self.remarks, self.demonstration,
                 )  # fmt: skip
@@ -128,17 +130,17 @@ class Node:
 
     def problems(self) -> list[str]:
         """Why the node cannot receive or run now; empty while it receives, completes and one worker runs."""
-        full = [] if self._inbox.has_room(0) else ["the disk is nearly full: instances are refused"]
+        full = [] if self._inbox.has_space(0) else ["the disk is nearly full: instances are refused"]
         needed = (*self.journal.threads, *self.receiver.threads, self.completer)
-        return [*_ended(needed), *full, *self.crew.problems()]
+        return [*_ended(needed), *full, *self.pool.problems()]
 
     def remarks(self) -> list[str]:
         """What does not work while the node receives and runs all the same: a worker of several, a delivery."""
-        return [*_ended((*self.crew.threads, *self.couriers, self._audit)), *self.crew.remarks()]
+        return [*_ended((*self.pool.threads, *self.delivery_threads, self._audit)), *self.pool.remarks()]
 
     def demonstration(self) -> str | None:
         """What there is to say of a demonstration model; None for another, or while it is not known yet."""
-        word = self.crew.first_word
+        word = self.pool.first_word
         if not isinstance(word, Ready) or not word.demonstration:
             return None
         sent = "are sent (allow_demonstration)" if self.settings.allow_demonstration else "are not sent"
@@ -150,8 +152,8 @@ class Node:
         Raises:
             CtflowError: It cannot open the model or the engine, and never could.
         """
-        self.crew.opened.wait()
-        word = self.crew.first_word
+        self.pool.opened.wait()
+        word = self.pool.first_word
         if isinstance(word, NotReady):
             raise word.error
 
@@ -166,30 +168,30 @@ def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) ->
         threading.Thread(target=_stop_when_opened, args=(node, stop), daemon=True).start()
         stop.wait()
         log.info("stopping")
-        word = node.crew.first_word
+        word = node.pool.first_word
         if isinstance(word, NotReady):
             raise word.error
 
 
 def _stop_when_opened(node: Node, stop: threading.Event) -> None:
     """A model that cannot be opened ends the start, as a wrong file does."""
-    node.crew.opened.wait()
-    if isinstance(node.crew.first_word, NotReady):
+    node.pool.opened.wait()
+    if isinstance(node.pool.first_word, NotReady):
         stop.set()
 
 
-def _ways(settings: ServiceSettings) -> list[tuple[str, Way, Patience]]:
-    ways: list[tuple[str, Way, Patience]] = [
+def _targets(settings: ServiceSettings) -> list[tuple[str, Target, Patience]]:
+    targets: list[tuple[str, Target, Patience]] = [
         (
             each.name,
-            StorageWay(settings.ae_title, each.ae_title, each.host, each.port),
+            StorageTarget(settings.ae_title, each.ae_title, each.host, each.port),
             Patience(each.backoff.first_s, each.backoff.most_s, each.backoff.give_up_after_s),
         )
         for each in settings.destinations
     ]
     if settings.copy_to is not None:
-        ways.append((COPY, FolderWay(settings.copy_to), Patience(5.0, 300.0, 7 * 24 * 3600.0)))
-    return ways
+        targets.append((COPY, FolderTarget(settings.copy_to), Patience(5.0, 300.0, 7 * 24 * 3600.0)))
+    return targets
 
 
 def _reception(settings: ServiceSettings) -> Reception:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.core.volume import Size3, Volume
+from ctflow.core.volume import Labels, Size3, Volume
 from ctflow.phantom.body.anatomy import anatomy_from_patient, great_vessels
-from ctflow.phantom.body.patient import Patient, patient_from_rng
+from ctflow.phantom.body.patient import PhantomPatient, patient_from_rng
 from ctflow.phantom.body.skeleton import skeleton_from_patient
 from ctflow.phantom.body.tissues import Parts, draw_tissues, draw_tubes
 from ctflow.phantom.body.trees import trees_from_lungs
-from ctflow.phantom.body.tumours import MOST, Labels, Tumour, draw_mimics, draw_tumours, plans_from_rng
+from ctflow.phantom.body.tumours import MOST, Tumour, draw_mimics, draw_tumours, plans_from_rng
 from ctflow.phantom.scanner import scan, scanner_from_rng
 from ctflow.phantom.scene.scene import patient_in, scanner_in, scene_from_rng
 from ctflow.phantom.scene.variety import Variety, variety_from_rng
@@ -106,6 +106,6 @@ def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety 
     return Phantom(volume, (numbers > 0).astype(np.uint8), found, numbers, variety)
 
 
-def _tumour_value(patient: Patient) -> float:
+def _tumour_value(patient: PhantomPatient) -> float:
     """Tumours take up some contrast medium."""
     return 34.0 + 0.25 * max(0.0, patient.enhancement)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.core.volume import Geometry, Size3
+from ctflow.core.volume import Box, Geometry, Size3
 
 FloatVolume = npt.NDArray[np.floating[Any]]  # float32 wherever it is large
 Axes = tuple[FloatVolume, FloatVolume, FloatVolume]  # z, y, x in mm, shaped to broadcast over (D, H, W)
-Box = tuple[slice, slice, slice]
 
 # A signed distance is nearly linear between points 3 mm apart, so edges keep their place to a fraction of a voxel.
 COARSE_MM = 3.0

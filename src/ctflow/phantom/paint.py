@@ -126,9 +126,9 @@ def paint_tubes(
 
 def _distance_to_segment(axes: Axes, start: Points, end: Points) -> tuple[FloatVolume, FloatVolume]:
     """Distance to a segment in mm, and how far along it the nearest point lies, 0 to 1."""
-    way = (end - start).astype(np.float32)
-    length2 = max(float(way @ way), 1e-6)
+    axis = (end - start).astype(np.float32)
+    length2 = max(float(axis @ axis), 1e-6)
     z, y, x = (axis - np.float32(origin) for axis, origin in zip(axes, start, strict=True))
-    along = np.clip((z * way[0] + y * way[1] + x * way[2]) / np.float32(length2), 0.0, 1.0)
-    away2 = (z - along * way[0]) ** 2 + (y - along * way[1]) ** 2 + (x - along * way[2]) ** 2
+    along = np.clip((z * axis[0] + y * axis[1] + x * axis[2]) / np.float32(length2), 0.0, 1.0)
+    away2 = (z - along * axis[0]) ** 2 + (y - along * axis[1]) ** 2 + (x - along * axis[2]) ** 2
     return np.sqrt(away2), along

@@ -45,8 +45,8 @@ def document_of_run(
     done = sum(case.error is None for case in cases)
     set_aside, are_moved = _set_aside(found.selection, output)
     selection = found.selection
-    # Strays: a series' last slice, which nothing else would miss.
-    lost = found.scan.unreadable or selection.strays or selection.failed or not are_moved
+    # Orphaned slices: a series' last slice, which nothing else would miss.
+    lost = found.scan.unreadable or selection.orphaned or selection.failed or not are_moved
     if done and error is None and lost:
         code = EXIT_PARTLY
     documents = [

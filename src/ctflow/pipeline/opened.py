@@ -21,7 +21,7 @@ from ctflow.engines.choose import (
     devices_from_setting,
     open_engine,
 )
-from ctflow.engines.contract import Engine, EngineInfo
+from ctflow.engines.contract import Engine, EngineInfo, precision_from_name
 from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured
@@ -194,7 +194,8 @@ class OpenEngines:
     def _wanted(self, name: str, devices: Sequence[str]) -> EngineRequest:
         spec, settings = self.model.spec, self._settings
         batches = batch_range_for(spec, devices[0])
-        return EngineRequest(name, devices[0], settings.precision, spec.roi, batches, settings.cache)
+        precision = precision_from_name(settings.precision)
+        return EngineRequest(name, devices[0], precision, spec.roi, batches, settings.cache)
 
     def _take(self, engines: tuple[Engine, ...]) -> None:
         """Close what is open and take these in its place."""

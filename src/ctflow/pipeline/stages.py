@@ -16,7 +16,7 @@ from ctflow.dicom.write.segmentation import read_standard
 from ctflow.dicom.write.source import sources_from_headers
 from ctflow.pipeline.case import Case, attempt
 from ctflow.pipeline.segmenter import Segmentation, Segmenter, memory_of, timed
-from ctflow.transforms.tilt import upright_volume
+from ctflow.transforms.tilt import untilted_volume
 from ctflow.window.body import body_of_volume
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
             assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
             with memory_of("this computer"):
                 if assembled.volume.geometry.is_tilted and case.seg_grid == "resampled":
-                    assembled = _set_upright(assembled)
+                    assembled = _without_tilt(assembled)
             _check_grid(case, assembled)
             assembled = _warned_of_readers(case, assembled)
         geometry, warnings = assembled.volume.geometry, case.warnings + assembled.warnings
@@ -48,12 +48,12 @@ def _check_grid(case: Case, assembled: Assembled) -> None:
         raise BrokenSeries(f"series {case.candidate.series.digest}: {what}", reason="tilted")
 
 
-def _set_upright(assembled: Assembled) -> Assembled:
+def _without_tilt(assembled: Assembled) -> Assembled:
     """A tilted series as a SEG at right angles will need it, from here on."""
-    upright = upright_volume(assembled.volume)
-    if upright is None:
+    untilted = untilted_volume(assembled.volume)
+    if untilted is None:
         return assembled
-    volume, outside = upright
+    volume, outside = untilted
     return replace(assembled, volume=volume, outside=outside)
 
 

@@ -155,5 +155,5 @@ def picture_of_slice(array: npt.NDArray[_Value], plane: Plane, index: int) -> np
     picture = array[tuple(index if axis == plane.through else whole for axis in range(3))]
     if plane.across < plane.down:
         picture = picture.T
-    upright: npt.NDArray[_Value] = np.ascontiguousarray(picture[::-1] if plane.down_sign < 0 else picture)
-    return upright
+    picture_of_plane: npt.NDArray[_Value] = np.ascontiguousarray(picture[::-1] if plane.down_sign < 0 else picture)
+    return picture_of_plane

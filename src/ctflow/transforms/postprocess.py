@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import CropForeground, ModelSpec
+from ctflow.core.volume import Labels
 from ctflow.networks.head import is_two_class
 
-Labels = npt.NDArray[np.uint8]
 _WHOLE = 255  # what a probability of 1 is in a fraction
 
 

@@ -21,7 +21,7 @@ from ctflow.transforms.intensity import normalize, range_from_percentiles, scale
 from ctflow.transforms.orient import orient
 from ctflow.transforms.resample import resample
 from ctflow.transforms.state import GridState, Prepared
-from ctflow.transforms.tilt import set_upright, upright_of_geometry
+from ctflow.transforms.tilt import remove_tilt, untilted_grid
 from ctflow.transforms.upload import uploaded
 
 
@@ -49,13 +49,13 @@ def prepare_volume(
     Source: MONAI 1.6.1 `Orientation`, `Spacing`, `ScaleIntensityRange(Percentiles)`, `NormalizeIntensity`,
     `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine.
     """
-    upright = upright_of_geometry(volume.geometry)
+    untilted = untilted_grid(volume.geometry)
     source = uploaded(volume.array, torch.device(device))
     on_uploaded(source)
-    if upright is None:
+    if untilted is None:
         state = _state(source, volume.geometry.affine_mm)
     else:
-        state = _state(set_upright(source, upright), upright.geometry.affine_mm)
+        state = _state(remove_tilt(source, untilted), untilted.geometry.affine_mm)
     del source  # of two volumes on the device one is enough
     for step in steps:
         state = _apply(state, step)
@@ -65,7 +65,7 @@ def prepare_volume(
             "preprocessing gave non-finite values: the bundle's scaling does not suit CT", reason="scaling"
         )
     x_mm, y_mm, z_mm = np.linalg.norm(state.affine[:3, :3], axis=0).tolist()
-    return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), upright)
+    return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), untilted)
 
 
 def _state(array: Tensor, affine_mm: FloatArray) -> GridState:

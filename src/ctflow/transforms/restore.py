@@ -12,7 +12,7 @@ from torch import Tensor
 from ctflow.core.volume import FloatArray, Size3
 from ctflow.transforms.interpolate import slabs_of
 from ctflow.transforms.state import Prepared
-from ctflow.transforms.tilt import tilted_again
+from ctflow.transforms.tilt import restore_tilt
 
 
 def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -31,14 +31,14 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
     order = [prepared.source_axes.index(axis) for axis in range(3)]
     image = probabilities.permute(0, *(1 + axis for axis in order))
     slabs = slabs_of(image, [prepared.back[axis] for axis in order])
-    upright = prepared.upright
-    if upright is None:
+    untilted = prepared.untilted
+    if untilted is None:
         yield from slabs
         return
-    _, height, width = upright.geometry.shape
-    size = height - math.ceil(upright.rows.max()), width - math.ceil(upright.columns.max())
+    _, height, width = untilted.geometry.shape
+    size = height - math.ceil(untilted.rows.max()), width - math.ceil(untilted.columns.max())
     for rows, slab in slabs:
-        yield rows, tilted_again(slab, rows, upright, size)
+        yield rows, restore_tilt(slab, rows, untilted, size)
 
 
 def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[slice, slice, slice]]:
@@ -61,15 +61,15 @@ def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[sli
 
     def box(start: Size3) -> tuple[slice, slice, slice]:
         d, h, w = (along(axis, start[axis]) for axis in (prepared.source_axes.index(source) for source in range(3)))
-        upright = prepared.upright
-        if upright is None or d.start == d.stop:
+        untilted = prepared.untilted
+        if untilted is None or d.start == d.stop:
             return d, h, w
-        return d, _before_upright(h, upright.rows[d]), _before_upright(w, upright.columns[d])
+        return d, _before_tilt_was_removed(h, untilted.rows[d]), _before_tilt_was_removed(w, untilted.columns[d])
 
     return box
 
 
-def _before_upright(voxels: slice, starts: FloatArray) -> slice:
+def _before_tilt_was_removed(voxels: slice, starts: FloatArray) -> slice:
     """The rows (columns) of slices of which a share went to upright ones; `starts` tells where each slice began."""
     first, last = voxels.start - math.ceil(starts.max()), voxels.stop - math.floor(starts.min())
     return slice(max(first, 0), max(last, 0))

@@ -21,7 +21,7 @@ class Prepared:
         source_axes: For each axis of the tensor, the axis of the source array (D, H, W) = (0, 1, 2).
         back: For each axis of the tensor, (source voxels, network voxels) float64 weights.
         spacing_mm: Distance of the tensor's voxel centres along each of its axes.
-        upright: How a tilted source was set upright before all this; its voxels are then the upright ones. None where
+        untilted: The grid of a tilted source without its tilt, whose voxels the others of this are. None where
             the source's axes are at right angles.
     """
 
@@ -29,7 +29,7 @@ class Prepared:
     source_axes: tuple[int, int, int]
     back: tuple[FloatArray, FloatArray, FloatArray]
     spacing_mm: tuple[float, float, float]
-    upright: Upright | None = None
+    untilted: Untilted | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class GridState:
 
 
 @dataclass(frozen=True, eq=False)
-class Upright:
+class Untilted:
     """A right-angled grid around a tilted one, with the same slices: each is displaced within its own plane.
 
     Attributes:

@@ -12,10 +12,10 @@ from torch import Tensor
 from ctflow.core.errors import UnsupportedPixels
 from ctflow.core.volume import LEAST_SHARE, PADDING_HU, Geometry, Volume
 from ctflow.transforms.interpolate import linear_weights, slabs_of
-from ctflow.transforms.state import LARGEST_VOXELS, Upright
+from ctflow.transforms.state import LARGEST_VOXELS, Untilted
 
 
-def upright_of_geometry(geometry: Geometry) -> Upright | None:
+def untilted_grid(geometry: Geometry) -> Untilted | None:
     """The smallest right-angled grid that holds every slice of a tilted one; None where nothing is tilted.
 
     Args:
@@ -40,32 +40,32 @@ def upright_of_geometry(geometry: Geometry) -> Upright | None:
             f"without its tilt the volume has {sizes} voxels: its PixelSpacing is implausible",
             reason="implausible-spacing",
         )
-    return Upright(Geometry(shape, affine), rows, columns)
+    return Untilted(Geometry(shape, affine), rows, columns)
 
 
-def upright_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | None:
+def untilted_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | None:
     """A tilted volume on the smallest right-angled grid that holds all its slices; None where nothing is tilted.
 
     Args:
         volume: CT in HU on a sheared grid.
 
     Returns:
-        The volume as `prepare_volume` sets it upright, float32, and (D, H, W) bool: which voxels no slice reaches. They
-        repeat the slice's border. What padding had a share in is padding.
+        The volume without its tilt as `prepare_volume` has it, float32, and (D, H, W) bool: which voxels no slice
+        reaches. They repeat the slice's border. What padding had a share in is padding.
     """
-    upright = upright_of_geometry(volume.geometry)
-    if upright is None:
+    untilted = untilted_grid(volume.geometry)
+    if untilted is None:
         return None
-    array = set_upright(torch.from_numpy(volume.array), upright).numpy()
+    array = remove_tilt(torch.from_numpy(volume.array), untilted).numpy()
     depth, height, width = volume.array.shape
     outside = np.ones(array.shape, bool)
     for d in range(depth):
-        outside[d, _reached(upright.rows[d], height), _reached(upright.columns[d], width)] = False
+        outside[d, _reached(untilted.rows[d], height), _reached(untilted.columns[d], width)] = False
     padding = None
     if volume.padding is not None:
-        padding = set_upright(torch.from_numpy(volume.padding.astype(np.float32)), upright).numpy() > LEAST_SHARE
+        padding = remove_tilt(torch.from_numpy(volume.padding.astype(np.float32)), untilted).numpy() > LEAST_SHARE
         array[padding] = PADDING_HU
-    return Volume(array, upright.geometry, padding), outside
+    return Volume(array, untilted.geometry, padding), outside
 
 
 def _reached(start: float, size: int) -> slice:
@@ -73,24 +73,24 @@ def _reached(start: float, size: int) -> slice:
     return slice(math.ceil(start - 0.5), math.floor(start + size - 0.5) + 1)
 
 
-def set_upright(source: Tensor, upright: Upright) -> Tensor:
+def remove_tilt(source: Tensor, untilted: Untilted) -> Tensor:
     """The slices on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
-    _, height, width = upright.geometry.shape
-    result = torch.empty(upright.geometry.shape, device=source.device)
+    _, height, width = untilted.geometry.shape
+    result = torch.empty(untilted.geometry.shape, device=source.device)
     for d, image in enumerate(source):
-        rows = linear_weights(np.arange(height) - upright.rows[d], image.shape[0])
-        columns = linear_weights(np.arange(width) - upright.columns[d], image.shape[1])
+        rows = linear_weights(np.arange(height) - untilted.rows[d], image.shape[0])
+        columns = linear_weights(np.arange(width) - untilted.columns[d], image.shape[1])
         result[d] = next(slabs_of(image.to(torch.float32)[None, None], [np.eye(1), rows, columns]))[1][0, 0]
     return result
 
 
-def tilted_again(slab: Tensor, rows: slice, upright: Upright, size: tuple[int, int]) -> Tensor:
+def restore_tilt(slab: Tensor, rows: slice, untilted: Untilted, size: tuple[int, int]) -> Tensor:
     """(C, slices, H', W') of the right-angled grid -> (C, slices, H, W) of the tilted source."""
     result = torch.empty((*slab.shape[:2], *size), device=slab.device)
     for index, d in enumerate(range(rows.start, rows.stop)):
         weights = [
             linear_weights(np.arange(count) + start, wide)
-            for count, start, wide in zip(size, (upright.rows[d], upright.columns[d]), slab.shape[2:], strict=True)
+            for count, start, wide in zip(size, (untilted.rows[d], untilted.columns[d]), slab.shape[2:], strict=True)
         ]
         result[:, index : index + 1] = next(slabs_of(slab[:, index : index + 1], [np.eye(1), *weights]))[1]
     return result

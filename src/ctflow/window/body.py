@@ -13,9 +13,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.core.volume import Size3, Volume
+from ctflow.core.volume import Box, Size3, Volume
 
-Box = tuple[slice, slice, slice]
 Cells = npt.NDArray[np.bool_]
 
 BODY_HU = -500  # half way between air and water; a table's foam, blankets and clothes lie below

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Box = tuple[slice, slice, slice]
+from ctflow.core.volume import Box
 
 _STRIDE = 16  # of a first look at a box: noise shows in the first few voxels
 

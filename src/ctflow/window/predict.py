@@ -13,10 +13,10 @@ from torch.nn import functional
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import Blend
 from ctflow.core.progress import Progress, silent
-from ctflow.core.volume import Size3
+from ctflow.core.volume import Box, Size3
 from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.window.blend import importance_map, total_weight
-from ctflow.window.constant import Box, alike_windows
+from ctflow.window.constant import alike_windows
 from ctflow.window.devices import Predict, Say, Worker, run_on_devices
 from ctflow.window.grid import padding_for_window, shares_of_windows, window_axes, window_starts
 

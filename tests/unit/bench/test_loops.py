@@ -105,7 +105,7 @@ def test_threads_change_nothing_but_the_order_of_sums(volume, threads):
     assert (single != several).mean() < 1e-4
 
 
-def test_ctflows_way_marks_what_stock_marks(volume):
+def test_ctflows_loop_marks_what_stock_marks(volume):
     windows, network = Windows(0.25, 4), network_of()
     stock = stock_volume(Worker(network, CPU), volume, spec_of(), windows, half=False, stitch="cpu")
     assert (resident_volume(workers_of(network, 2), volume, spec_of(), windows) != stock).mean() < 1e-4

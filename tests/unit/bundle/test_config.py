@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctflow.bundle.config import MOST_REFERENCES, Component, Config, Place, short
+from ctflow.bundle.config import MOST_REFERENCES, Component, Config, ConfigValue, short
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
 
@@ -72,6 +72,6 @@ def test_deep_and_long_values_are_short_in_messages():
 def test_a_component_needs_a_target_of_its_package():
     config = Config({}, FILE)
     with raises_reason(BundleInvalid, "target", names="x "):
-        Component(config, Place("x", []), "monai.inferers")
+        Component(config, ConfigValue("x", []), "monai.inferers")
     with raises_reason(BundleInvalid, "target", names=("x#_target_", "os.system", "monai.inferers")):
-        Component(config, Place("x", {"_target_": "os.system"}), "monai.inferers")
+        Component(config, ConfigValue("x", {"_target_": "os.system"}), "monai.inferers")

@@ -63,7 +63,7 @@ def pretend(monkeypatch):
 
         monkeypatch.setattr(selection, "prepare_engine", lambda *_, **__: None)  # minutes, if each test made its own
         monkeypatch.setattr(measure, "_seconds_a_window", time_one)
-        monkeypatch.setattr(measure.Gate, "_parity", compare)
+        monkeypatch.setattr(measure.ParityGate, "_parity", compare)
         return calls
 
     return answer

@@ -83,7 +83,7 @@ def pretend_gpu(monkeypatch):
         return seconds[calls[-1]]
 
     monkeypatch.setattr(measure, "_seconds_a_window", time_one)
-    monkeypatch.setattr(measure.Gate, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 4, "labels"))
+    monkeypatch.setattr(measure.ParityGate, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 4, "labels"))
     monkeypatch.setattr(record, "gpu_identity", lambda _: "a GPU")
     monkeypatch.setattr(prepare, "_make_plan", lambda _, __, path, ___: path.write_bytes(b"a plan"))
     monkeypatch.setattr(prepare, "_check_plan", lambda *_, **__: None)

@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from service_support import Ear, RawPeer
+from service_support import RawPeer, RunningScp
 
 
 @pytest.fixture
-def ear(tmp_path):
+def scp(tmp_path):
     """Makes receivers, and closes them."""
     made = []
 
-    def make(**changes) -> Ear:
-        made.append(Ear(tmp_path / f"data{len(made)}", **changes))
+    def make(**changes) -> RunningScp:
+        made.append(RunningScp(tmp_path / f"data{len(made)}", **changes))
         return made[-1]
 
     yield make

@@ -10,7 +10,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, evt
 
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
-from ctflow.node.deliver.send import StorageWay
+from ctflow.node.deliver.send import StorageTarget
 from ctflow.node.receive import receiver
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.receiver import UNCOMPRESSED
@@ -35,8 +35,8 @@ def stated() -> dict[str, set[str]]:
     return {uid: set().union(*(kinds[kind] for kind in words.split(", "))) for _, uid, words in table("accepted")}
 
 
-def test_the_node_accepts_what_is_stated_and_nothing_else(ear, stated):
-    node = ear()
+def test_the_node_accepts_what_is_stated_and_nothing_else(scp, stated):
+    node = scp()
     every = sorted({syntax for syntaxes in stated.values() for syntax in syntaxes})
     others = ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.100"]
     for abstract in [*stated, "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.2.2.1"]:
@@ -53,8 +53,8 @@ def test_names_are_those_of_the_standard():
         assert name == known or known == uid, name
 
 
-def test_the_node_says_who_it_is_as_stated(ear):
-    with association(ear().port) as found:
+def test_the_node_says_who_it_is_as_stated(scp):
+    with association(scp().port) as found:
         assert found.acceptor.implementation_class_uid == IMPLEMENTATION_UID
         assert found.acceptor.implementation_version_name == IMPLEMENTATION_VERSION
     assert f"| Implementation Class UID | {IMPLEMENTATION_UID} |" in STATEMENT
@@ -72,7 +72,7 @@ def test_the_node_proposes_what_is_stated():
 
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_REQUESTED, requested)])
     try:
-        with StorageWay("CTFLOW", "PACS", "127.0.0.1", server.server_address[1]).open():
+        with StorageTarget("CTFLOW", "PACS", "127.0.0.1", server.server_address[1]).open():
             pass
     finally:
         server.shutdown()

@@ -125,14 +125,14 @@ def test_every_thread_that_ends_is_named(settings, monkeypatch):
         wait_until(lambda: node.problems() == [], "the node is ready")
         node.receiver._waiting.stop()
         node.completer.stop()
-        node.couriers[0].stop()
-        node.crew.stop(0)
+        node.delivery_threads[0].stop()
+        node.pool.stop(0)
 
         def ended(*names):
             return [f"{name} has ended unexpectedly: start the node again" for name in names]
 
         assert node.problems() == [*ended("listener", "completer"), "no worker is open: the log says why"]
-        assert node.remarks() == ended("worker 0", "courier pacs")
+        assert node.remarks() == ended("worker 0", "delivery_thread pacs")
         node.journal.close()
         assert node.problems()[0] == "journal has ended unexpectedly: start the node again"
 
@@ -142,9 +142,9 @@ def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, 
     monkeypatch.setattr("ctflow.node.work.pool.run_worker", worker_that_answers)
     with Node(replace(settings, devices=("cuda:0", "cuda:1")), RUN) as node:
         wait_until(lambda: node.problems() == node.remarks() == [], "both workers are open")
-        node.couriers[0].stop()
-        node.crew.threads[1].kill()
-        said = ["courier pacs has ended unexpectedly: start the node again", "worker 1 is not open"]
+        node.delivery_threads[0].stop()
+        node.pool.threads[1].kill()
+        said = ["delivery_thread pacs has ended unexpectedly: start the node again", "worker 1 is not open"]
         wait_until(lambda: node.remarks() == said, "they are named")
         assert node.problems() == []
 

@@ -244,7 +244,7 @@ def test_a_choice_that_fails_on_a_ct_is_withdrawn_for_good(model, ct, machine, t
     monkeypatch.setattr(selection, "prepare_engine", lambda *_, **__: None)
     monkeypatch.setattr(measure, "_seconds_a_window", timing)
     monkeypatch.setattr(measure, "example_windows", lambda *_: [torch.zeros(1)])
-    monkeypatch.setattr(measure.Gate, "_parity", lambda *_: ParityResult(1e-5, 1.0, 4, "labels"))
+    monkeypatch.setattr(measure.ParityGate, "_parity", lambda *_: ParityResult(1e-5, 1.0, 4, "labels"))
     settings = Settings(device="cpu", cache=tmp_path)
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "openvino"
@@ -270,7 +270,7 @@ def test_an_engine_that_failed_on_a_ct_is_not_chosen_where_engines_are_measured_
     info = machine.open_engine(EngineRequest("openvino", "cpu", "fp32", ROI, (1, 2)), model).info
     agreements = opened.Agreements(model, tmp_path)
     agreements.refuse([info])
-    gate = measure.Gate.__new__(measure.Gate)
+    gate = measure.ParityGate.__new__(measure.ParityGate)
     gate.model, gate._agreements, gate._logits_only, gate.windows, gate._expected = model, agreements, False, [], None
     with raises_reason(ParityFailed, "differed-on-ct"):
         gate.check(Engine(right, info, []))

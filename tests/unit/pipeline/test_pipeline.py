@@ -178,7 +178,7 @@ def test_a_last_slice_that_a_damaged_uid_cuts_off_ends_as_six(model, settings, t
     another_series(tmp_path / "in", 1, lambda dataset, d: cut(dataset, d) if d == 17 else None)
     report = run_folder(tmp_path / "in", tmp_path / "out", model, settings)
     assert report.exit_code == 6
-    assert report.document["set_aside"][0]["rule"] == "stray"
+    assert report.document["set_aside"][0]["rule"] == "orphaned"
     (case,) = report.cases
     assert "may belong to it" in " ".join(case.document["warnings"])
 

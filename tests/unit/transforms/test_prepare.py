@@ -34,7 +34,7 @@ from ctflow.transforms.interpolate import linear_weights
 from ctflow.transforms.orient import orientation_from_affine
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import restore_slabs, source_boxes
-from ctflow.transforms.tilt import upright_of_geometry
+from ctflow.transforms.tilt import untilted_grid
 from dicom_support import LinearField, indices_of, rotation
 from reasons import raises_reason
 
@@ -300,21 +300,21 @@ def tilted_volume(by_mm: tuple[float, float], turn=None) -> Volume:
 
 @pytest.mark.parametrize("by_mm", [(0.8, 0.0), (-0.8, 0.0), (0.3, -0.5)])
 @pytest.mark.parametrize("turn", [None, rotation((0.2, -0.4, 0.7))])
-def test_a_tilted_volume_is_set_upright_where_it_lies(by_mm, turn):
+def test_the_tilt_of_a_volume_is_removed_where_it_lies(by_mm, turn):
     volume = tilted_volume(by_mm, turn)
-    upright = upright_of_geometry(volume.geometry)
-    assert upright.geometry.is_orthogonal
+    untilted = untilted_grid(volume.geometry)
+    assert untilted.geometry.is_orthogonal
     prepared = prepare_volume(volume, [], "cpu")
     found = prepared.tensor[0, 0].permute(2, 1, 0).numpy()
-    assert found.shape == upright.geometry.shape
-    points = upright.geometry.world_from_index(indices_of(found.shape))
+    assert found.shape == untilted.geometry.shape
+    points = untilted.geometry.world_from_index(indices_of(found.shape))
     inverse = np.linalg.inv(volume.geometry.affine_mm)
     index = points @ inverse[:3, :3].T + inverse[:3, 3]
     inside = ((index > -1e-6) & (index < np.array([9, 11, 7]) - 1 + 1e-6)).all(axis=-1)
     assert inside.sum() > 9 * 9 * 5
     assert np.abs(found - LinearField().at(points))[inside].max() < 1e-3
     corners = list(itertools.product((0, 8), (0, 10), (0, 6)))
-    inverse = np.linalg.inv(upright.geometry.affine_mm)
+    inverse = np.linalg.inv(untilted.geometry.affine_mm)
     reached = volume.geometry.world_from_index(corners) @ inverse[:3, :3].T + inverse[:3, 3]
     assert (reached > -1e-6).all()
     assert (reached < np.array(found.shape) - 1 + 1e-6).all(), "no slice is cut"
@@ -331,8 +331,8 @@ def test_the_way_back_leads_to_the_tilted_slices(by_mm):
 
 
 def test_what_is_not_tilted_stays_on_its_own_grid():
-    assert upright_of_geometry(volume_of(turn=rotation((0.2, -0.4, 0.7))).geometry) is None
-    assert prepare_volume(volume_of(), [], "cpu").upright is None
+    assert untilted_grid(volume_of(turn=rotation((0.2, -0.4, 0.7))).geometry) is None
+    assert prepare_volume(volume_of(), [], "cpu").untilted is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several devices give what one gives; the devices are all the CPU here (GPUs: test_gpu_trip.py)."""
+"""Several devices give what one gives; the devices are all the CPU here (GPUs: test_gpu_pipeline.py)."""
 
 from __future__ import annotations
 

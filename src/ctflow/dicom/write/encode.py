@@ -123,7 +123,7 @@ class _Encoder:
         return known
 
     def _new_item(self, item: Dataset) -> bytes:
-        if _has_a_way_of_its_own(item):
+        if _is_encoded_apart(item):
             stream = _little_endian()
             write_sequence_item(stream, item, self._encodings)
             return stream.getvalue()
@@ -155,7 +155,7 @@ def _little_endian() -> DicomBytesIO:
     return stream
 
 
-def _has_a_way_of_its_own(item: Dataset) -> bool:
+def _is_encoded_apart(item: Dataset) -> bool:
     """Whether pydicom's writer has more to do for an item than to write one element after another."""
     return (
         item.original_encoding != (None, None)  # read from a file

@@ -12,16 +12,16 @@ from ctflow.engines.store.manifest import (
     MANIFEST,
     Difference,
     EngineKey,
+    EntryState,
     Fault,
-    State,
     check_digest,
     differences,
     is_file,
     is_folder,
-    joined,
     key_from_fields,
     open_plain,
     read_manifest,
+    text_of_differences,
 )
 
 _NAME = re.compile(r"[a-z0-9_]+-[0-9a-f]{32}")
@@ -44,7 +44,7 @@ class StoredEngine:
     """
 
     name: str
-    state: State
+    state: EntryState
     reason: str | None
     key: EngineKey | None
     size: int
@@ -66,7 +66,7 @@ class Nearest:
     @property
     def text(self) -> str:
         """For a message: "a stored one differs in device (made for driver 550.54, this machine has driver 580.159)"."""
-        return f"a stored one differs in {joined(self.differing)}"
+        return f"a stored one differs in {text_of_differences(self.differing)}"
 
 
 def stored_engines(store: Path, *, check: bool = True) -> tuple[StoredEngine, ...]:
@@ -133,7 +133,7 @@ def nearest_engine(store: Path, key: EngineKey) -> Nearest | None:
 def _entry(folder: Path, *, check: bool) -> StoredEngine:
     """What lies under a name; `Fault` becomes its state."""
     key: EngineKey | None = None
-    state: State = "ready"
+    state: EntryState = "ready"
     reason: str | None = None
     try:
         manifest = read_manifest(folder)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from ctflow.core.volume import Size3
 
-State = Literal["ready", "damaged", "foreign", "unreadable", "being made", "left over"]
+EntryState = Literal["ready", "damaged", "foreign", "unreadable", "being made", "left over"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest; another one is a foreign folder
@@ -71,9 +71,9 @@ class EngineKey:
 class Fault(Exception):
     """Why a folder is not the engine that its name promises."""
 
-    def __init__(self, state: State, reason: str) -> None:
+    def __init__(self, state: EntryState, reason: str) -> None:
         super().__init__(reason)
-        self.state: State = state
+        self.state: EntryState = state
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Difference:
         return f"{self.field.replace('_', ' ')} ({self.stored} is stored, {self.wanted} is wanted)"
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a small file that anyone may have written.
 
     Args:
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if not is_folder(folder):
             raise Fault("foreign", "it is not a folder")
-        manifest = read_document(folder / MANIFEST)
+        manifest = read_json_object(folder / MANIFEST)
     except PermissionError as error:
         raise Fault("unreadable", f"{MANIFEST} cannot be read (PermissionError)") from error
     except (OSError, ValueError) as error:
@@ -153,7 +153,7 @@ def check_key(stored: Mapping[str, Any], wanted: EngineKey) -> None:
     """Refuse a stored key that is not the wanted one, with a `Fault` that names what differs."""
     differing = differences(stored, wanted.fields)
     if differing:
-        raise Fault("foreign", f"it differs in {joined(differing)}")
+        raise Fault("foreign", f"it differs in {text_of_differences(differing)}")
 
 
 def check_digest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -161,7 +161,7 @@ def check_digest(path: Path, manifest: Mapping[str, Any]) -> None:
     try:
         digest = digest_of_file(path)
     except OSError as error:
-        state: State = "unreadable" if isinstance(error, PermissionError) else "damaged"
+        state: EntryState = "unreadable" if isinstance(error, PermissionError) else "damaged"
         raise Fault(state, f"{path.name} cannot be read ({type(error).__name__})") from error
     if digest != manifest.get("sha256"):
         raise Fault("damaged", f"{path.name} is not the file that was stored")
@@ -250,7 +250,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-def joined(differing: tuple[Difference, ...]) -> str:
+def text_of_differences(differing: tuple[Difference, ...]) -> str:
     """Differences as one line for a message, the first few of them."""
     text = ", ".join(map(str, differing[:_MOST_SHOWN]))
     more = len(differing) - _MOST_SHOWN

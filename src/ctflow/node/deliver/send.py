@@ -70,7 +70,7 @@ class Channel(Protocol):
         ...
 
 
-class Way(Protocol):
+class Target(Protocol):
     """How to reach a destination; `open` raises DestinationDown or PeerRefused."""
 
     def open(self) -> AbstractContextManager[Channel]:
@@ -78,12 +78,12 @@ class Way(Protocol):
         ...
 
 
-class Courier(threading.Thread):
+class DeliveryThread(threading.Thread):
     """Sends what waits for one destination.
 
     Args:
         name: The destination's, as the journal has it.
-        way: How to reach it.
+        target: How to reach it.
         journal: Says what waits and is told what arrived.
         results: Where results lie.
         patience: When to try again, and when no more.
@@ -91,11 +91,17 @@ class Courier(threading.Thread):
     """
 
     def __init__(
-        self, name: str, way: Way, journal: Journal, results: Path, patience: Patience, metrics: Metrics | None = None
+        self,
+        name: str,
+        target: Target,
+        journal: Journal,
+        results: Path,
+        patience: Patience,
+        metrics: Metrics | None = None,
     ) -> None:
-        super().__init__(name=f"courier {name}", daemon=True)
+        super().__init__(name=f"delivery {name}", daemon=True)
         self._destination = name
-        self._way = way
+        self._target = target
         self._journal = journal
         self._results = results
         self._patience = patience
@@ -143,7 +149,7 @@ class Courier(threading.Thread):
             following = self._journal.next_delivery_at(self._destination)
             return _LOOK_AGAIN_S if following is None else min(max(following - now, 0.05), _LOOK_AGAIN_S)
         try:
-            with self._way.open() as channel:
+            with self._target.open() as channel:
                 self._failures = 0
                 for delivery in due:
                     if self._ending.is_set():
@@ -194,7 +200,7 @@ class Courier(threading.Thread):
 
 
 @dataclass(frozen=True)
-class StorageWay:
+class StorageTarget:
     """C-STORE to an AE."""
 
     calling_ae: str
@@ -270,7 +276,7 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class FolderWay:
+class FolderTarget:
     """Copies into a folder: each result whole, in a folder of its own."""
 
     folder: Path

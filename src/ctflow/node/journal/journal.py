@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ctflow.core.errors import NotWritten, OutputError, StorageFull
 from ctflow.node.journal.reading import JournalReader
-from ctflow.node.journal.records import Answer, Arrival, InstanceRecord, Job, Receipt, Why
+from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
 from ctflow.node.journal.schema import bring_up_to_date, unopened
 from ctflow.node.journal.writes import (
     claim_job,
@@ -232,7 +232,7 @@ class Journal(JournalReader):
         """
         return self._write(lambda db: claim_job(db, self._clock()))
 
-    def commit(self, job: Job, answer: Answer, deliveries: Sequence[tuple[str, str]]) -> bool:
+    def commit(self, job: Job, answer: WorkerResult, deliveries: Sequence[tuple[str, str]]) -> bool:
         """Keep a result, with what is to be delivered, before anything is sent.
 
         Args:

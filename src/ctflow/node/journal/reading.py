@@ -19,7 +19,7 @@ from ctflow.node.journal.records import (
     ResultRecord,
     SeriesDetail,
     SeriesRecord,
-    State,
+    SeriesState,
 )
 
 _MOST_READERS = 8  # at once; a question takes a tenth of a millisecond, a connection two descriptors
@@ -73,13 +73,13 @@ class JournalReader:
         for reader in idle:
             reader.close()
 
-    def counts(self) -> dict[State, int]:
+    def counts(self) -> dict[SeriesState, int]:
         """How many series are in each state; every state has a number."""
         found = {row["state"]: row["n"] for row in self._all("SELECT state, count(*) AS n FROM series GROUP BY state")}
         return {state: found.get(state, 0) for state in STATES}
 
     def series(
-        self, *, states: Collection[State] = (), limit: int = 100, before: tuple[float, str] | None = None
+        self, *, states: Collection[SeriesState] = (), limit: int = 100, before: tuple[float, str] | None = None
     ) -> tuple[SeriesRecord, ...]:
         """Series, the one that got an instance last first.
 

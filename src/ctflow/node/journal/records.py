@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from ctflow.core.volume import digest_of_uid
 
-State = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
-STATES: tuple[State, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")
+SeriesState = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
+STATES: tuple[SeriesState, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")
 DeliveryState = Literal["waiting", "sent", "dead", "withdrawn"]
 
 
@@ -119,7 +119,7 @@ class SeriesRecord:
     key: str
     revision: int
     previous: str | None
-    state: State
+    state: SeriesState
     reason: str | None
     message: str | None
     calling_ae: str
@@ -268,7 +268,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorkerResult:
     """A result as the worker wrote it, before the journal knows of it (see `ResultRecord`)."""
 
     folder: str

@@ -109,7 +109,7 @@ ALTER TABLE deliveries ADD COLUMN last_reason TEXT;
 MIGRATIONS = (_FIRST, _REASONS)
 
 
-def version_of(connection: sqlite3.Connection) -> int:
+def schema_version(connection: sqlite3.Connection) -> int:
     """The version of a journal; 0 for an empty file.
 
     Raises:
@@ -138,7 +138,7 @@ def bring_up_to_date(connection: sqlite3.Connection) -> None:
         SettingsInvalid: The journal is of a newer ctflow, or is no journal.
     """
     try:
-        for version in range(version_of(connection), VERSION):
+        for version in range(schema_version(connection), VERSION):
             statements = f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
             connection.executescript(statements)
     except sqlite3.DatabaseError as error:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from ctflow.core.volume import digest_of_uid
-from ctflow.node.journal.records import Answer, Arrival, InstanceRecord, Job, Receipt, Why
+from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -269,7 +269,7 @@ def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
 
 
 def commit_job(
-    db: sqlite3.Connection, job: Job, answer: Answer, deliveries: tuple[tuple[str, str], ...], now: float
+    db: sqlite3.Connection, job: Job, answer: WorkerResult, deliveries: tuple[tuple[str, str], ...], now: float
 ) -> bool:
     """A job's answer and its deliveries; False where the series changed meanwhile."""
     if not _is_still(db, job.key, job.set_digest):

@@ -39,7 +39,7 @@ class Inbox:
         except OSError as error:
             raise output_error_from_oserror(error, "the inbox") from error
 
-    def has_room(self, count: int) -> bool:
+    def has_space(self, count: int) -> bool:
         """Whether so many bytes more leave enough free."""
         with self._lock:
             now = time.monotonic()

@@ -40,12 +40,11 @@ from ctflow.node.receive.headers import (
     whole_number,
 )
 from ctflow.node.receive.inbox import Inbox
+from ctflow.node.receive.pending import PendingConnections, bytes_here
 from ctflow.node.receive.same import is_same_in_other_syntax
-from ctflow.node.receive.shortcut import Answer as StoreAnswer
-from ctflow.node.receive.shortcut import StoreRequest, shorten
+from ctflow.node.receive.shortcut import StoreAnswer, StoreRequest, shorten
 from ctflow.node.receive.titles import TITLES_END, refusal_of_titles
 from ctflow.node.receive.transport import LimitedSocket, Shared
-from ctflow.node.receive.waiting import WaitingRoom, bytes_here
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
@@ -162,7 +161,7 @@ class Receiver:
             raise ValueError("a server that was just made has a socket")
         self.port = int(listening.getsockname()[1])
         listening.listen(256)
-        self._waiting = WaitingRoom(
+        self._waiting = PendingConnections(
             listening,
             may_come=reception.may_come,
             hand_on=self._begin,
@@ -342,8 +341,8 @@ class Receiver:
         known, name, taken = None, "", False
         try:
             known = self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
-            if known is None and not self._inbox.has_room(arrival.bytes):
-                return self._no_room(arrival, "the disk is nearly full")
+            if known is None and not self._inbox.has_space(arrival.bytes):
+                return self._no_space(arrival, "the disk is nearly full")
             name = known.file if known else self._inbox.write(series, arrival.sop_instance_uid, parts)
             receipt = self._journal.receive(
                 replace(arrival, file=name, same_as=self._same_as(known, arrival, parts)),
@@ -352,10 +351,10 @@ class Receiver:
             )
             taken = receipt.verdict == "new"
         except OutputError as error:
-            return self._no_room(arrival, str(error))
+            return self._no_space(arrival, str(error))
         except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was taken away: it may pass
             log.exception("an instance could not be stored")
-            return self._no_room(arrival, f"unexpected {type(error).__name__}; the log says where")
+            return self._no_space(arrival, f"unexpected {type(error).__name__}; the log says where")
         finally:
             if name and known is None and not taken:
                 self._inbox.remove(name)
@@ -384,7 +383,7 @@ class Receiver:
         else:
             self._metrics.refused(verdict)
 
-    def _no_room(self, arrival: Arrival, why: str) -> StoreAnswer:
+    def _no_space(self, arrival: Arrival, why: str) -> StoreAnswer:
         self._count("out-of-resources", arrival.bytes)
         log.error(
             "instance %s refused: %s",

@@ -52,8 +52,8 @@ class StoreRequest:
     data: memoryview
 
 
-Answer = tuple[int, str]
-Store = Callable[[Any, StoreRequest], Answer]
+StoreAnswer = tuple[int, str]
+Store = Callable[[Any, StoreRequest], StoreAnswer]
 
 
 class _Invalid(Exception):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from ctflow.node.web.guard import COOKIE, Hosts, Tokens, headers, is_own_form
-from ctflow.node.web.pages import Node, Pages
+from ctflow.node.web.pages import NodeView, Pages
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -24,7 +24,7 @@ Forward = Callable[["Request"], Awaitable["Response"]]
 log = logging.getLogger(__name__)
 
 
-def make_app(node: Node) -> Starlette:
+def make_app(node: NodeView) -> Starlette:
     """The page of a node.
 
     Args:

@@ -20,7 +20,7 @@ from pydicom.uid import UID
 from ctflow import __version__
 from ctflow.node.deliver.send import COPY
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import SeriesDetail, SeriesRecord, State
+from ctflow.node.journal.records import SeriesDetail, SeriesRecord, SeriesState
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings import ServiceSettings
@@ -40,7 +40,7 @@ _ATTENTION = "attention"  # set aside or failed
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
+class NodeView:
     """What the page shows.
 
     Attributes:
@@ -72,7 +72,7 @@ class Pages:
         tokens: Makes the tokens of its forms.
     """
 
-    def __init__(self, node: Node, tokens: Tokens) -> None:
+    def __init__(self, node: NodeView, tokens: Tokens) -> None:
         # Late: the library does not need it, only the node.
         from starlette import responses  # noqa: PLC0415
 
@@ -89,7 +89,7 @@ class Pages:
         state, before = _state(request.query_params.get("state")), _place(request.query_params.get("before"))
         if state is None or before is None:
             return self.message(404, "There is no such list", "The address names a state or page that does not exist.")
-        wanted: tuple[State, ...] = state[1]
+        wanted: tuple[SeriesState, ...] = state[1]
         found = journal.series(states=wanted, limit=ROWS + 1, before=before or None)
         refreshes = request.query_params.get("refresh") == "1"
         here = {"state": state[0], "refresh": "1" if refreshes else ""}
@@ -249,7 +249,7 @@ class Pages:
     def _unknown(self) -> Response:
         return self.message(404, "There is no such page", "The series or result may belong to another data folder.")
 
-    def _row(self, series: SeriesRecord, now: float, session: str) -> views.Row:
+    def _row(self, series: SeriesRecord, now: float, session: str) -> views.SeriesRow:
         tokens = tuple(self._tokens.token(session, f"/series/{series.key}/{act}") for act in ("retry", "discard"))
         shown = self._node.settings.web.patient_data
         return views.row(series, now, patient_data=shown, tokens=(tokens[0], tokens[1]))
@@ -258,7 +258,7 @@ class Pages:
         counts, totals = self._node.journal.counts(), self._node.journal.totals()
         free = shutil.disk_usage(self._node.results if self._node.results.is_dir() else Path.cwd()).free
         least = self._node.settings.limits.free_disk
-        way, failed = (sum(counts[state] for state in states) for states in (views.ON_ITS_WAY, views.ATTENTION))
+        way, failed = (sum(counts[state] for state in states) for states in (views.IN_PROGRESS, views.ATTENTION))
         return [
             _tile("On their way", views.thousands(way), f"{counts['running']} running", "accent" if way else ""),
             _tile("Delivered", views.thousands(counts["delivered"]), f"{views.thousands(totals['results'])} results"),
@@ -269,8 +269,13 @@ class Pages:
                 "bad" if counts["dead"] else "warn" if failed else "",
                 f"/?state={_ATTENTION}" if failed else None,
             ),
-            _tile("Received", views.thousands(totals["instances"]), f"instances, {views.size(totals['bytes'])}"),
-            _tile("Free disk", views.size(free), f"refuses below {views.size(least)}", "bad" if free < least else ""),
+            _tile("Received", views.thousands(totals["instances"]), f"instances, {views.byte_size(totals['bytes'])}"),
+            _tile(
+                "Free disk",
+                views.byte_size(free),
+                f"refuses below {views.byte_size(least)}",
+                "bad" if free < least else "",
+            ),
         ]
 
     def _destinations(self) -> list[dict[str, object]]:
@@ -328,7 +333,7 @@ def _label(state: str) -> str:
     return next((shown.label for shown in views.STATES.values() if shown.name == state), "All")
 
 
-def _state(given: str | None) -> tuple[str, tuple[State, ...]] | None:
+def _state(given: str | None) -> tuple[str, tuple[SeriesState, ...]] | None:
     """The state that the address names and what to ask the journal for; None for a word that is no state."""
     if not given:
         return "", ()
@@ -355,7 +360,7 @@ def _href(values: Mapping[str, str]) -> str:
     return f"/?{query}" if query else "/"
 
 
-def _retry_label(row: views.Row, detail: SeriesDetail) -> str | None:
+def _retry_label(row: views.SeriesRow, detail: SeriesDetail) -> str | None:
     """The button of the series' page: what was computed is sent, never computed again."""
     waits = any(each.state == "waiting" and each.attempts for each in detail.deliveries)
     if detail.series.state == "done" and waits:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.web.app import make_app
-from ctflow.node.web.pages import Node
+from ctflow.node.web.pages import NodeView
 from ctflow.node.web.views import address
 
 # A person and a few machines ask; more at once is a mistake, and gets 503.
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def serving(node: Node) -> Iterator[int]:
+def serving(node: NodeView) -> Iterator[int]:
     """Serve the page of a node while the context lasts.
 
     Args:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from ctflow.node.deliver.send import COPY, WHOLE
-from ctflow.node.journal.records import DeliveryRecord, EventRecord, Patient, SeriesRecord, State
+from ctflow.node.journal.records import DeliveryRecord, EventRecord, Patient, SeriesRecord, SeriesState
 
 _LONGEST_TEXT = 500
 
@@ -23,7 +23,7 @@ class Shown:
     tone: str
 
 
-STATES: Mapping[State, Shown] = {
+STATES: Mapping[SeriesState, Shown] = {
     "received": Shown("received", "Receiving", "accent"),
     "complete": Shown("complete", "Waiting", "dim"),
     "running": Shown("running", "Running", "accent"),
@@ -39,13 +39,13 @@ DELIVERY_STATES = {
     "dead": Shown("dead", "Failed", "bad"),
     "withdrawn": Shown("withdrawn", "Withdrawn", "dim"),
 }
-CAN_RETRY: frozenset[State] = frozenset({"aside", "dead", "discarded"})
-CANNOT_DISCARD: frozenset[State] = frozenset({"discarded", "delivered"})
-ON_ITS_WAY: tuple[State, ...] = ("received", "complete", "running", "done")
-ATTENTION: tuple[State, ...] = ("aside", "dead")
+CAN_RETRY: frozenset[SeriesState] = frozenset({"aside", "dead", "discarded"})
+CANNOT_DISCARD: frozenset[SeriesState] = frozenset({"discarded", "delivered"})
+IN_PROGRESS: tuple[SeriesState, ...] = ("received", "complete", "running", "done")
+ATTENTION: tuple[SeriesState, ...] = ("aside", "dead")
 _TONES_OF_EVENTS = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
 _NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: as they are
-_NO_RESULT: Mapping[State, str] = {
+_NO_RESULT: Mapping[SeriesState, str] = {
     "received": "The series is still arriving.",
     "complete": "The series waits for a worker.",
     "running": "The model is running.",
@@ -100,7 +100,7 @@ def zone() -> str:
     return time.strftime("%Z") or "the machine's time zone"
 
 
-def size(count: float) -> str:
+def byte_size(count: float) -> str:
     """Bytes with a unit: `145 MB`, `1.2 GB`."""
     for limit, unit, factor in ((1e6, "kB", 1e3), (1e9, "MB", 1e6), (1e12, "GB", 1e9)):
         if count < limit:
@@ -167,7 +167,7 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
         instances=thousands(series.instances),
         expected="" if expected is None else thousands(expected),
         missing=expected is not None and expected > series.instances,
-        size=size(series.bytes),
+        size=byte_size(series.bytes),
         last=moment(series.last_at, now),
         patient=_patient(series.patient) if patient_data else None,
         retry=_retry_label(series, now),
@@ -177,7 +177,7 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
     )
 
 
-def no_result_text(state: State) -> str:
+def no_result_text(state: SeriesState) -> str:
     """What stands in the place of a result that is not there."""
     return _NO_RESULT.get(state, "There is none.")
 
@@ -232,7 +232,7 @@ def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patie
         ("Sender", plain(series.calling_ae)),
         ("Address", plain(series.peer)),
         ("Modality", plain(series.modality) or "not given"),
-        ("Instances", f"{thousands(series.instances)}{expected}, {size(series.bytes)}"),
+        ("Instances", f"{thousands(series.instances)}{expected}, {byte_size(series.bytes)}"),
         *((f"{thousands(count)} of them" if len(classes) > 2 else "Kind", name) for name, count in classes.items()),
         ("First instance", moment(series.first_at, now).full),
         ("Last instance", moment(series.last_at, now).full),
@@ -245,7 +245,7 @@ def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patie
 
 
 @dataclass(frozen=True)
-class Step:
+class TimelineStep:
     """A step of a series' way."""
 
     label: str
@@ -259,7 +259,7 @@ _LAST_STEP = ("delivered", "Delivered")
 _REACHED = {"received": 0, "complete": 1, "running": 2, "done": 3, "delivered": 4}
 
 
-def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, has_result: bool) -> list[Step]:
+def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, has_result: bool) -> list[TimelineStep]:
     """The way of a series: what it has behind it and when, where it is, what is still to come.
 
     Args:
@@ -285,7 +285,7 @@ def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, ha
         if number == reached:
             tone = "stopped" if stopped else "past" if series.state in ("done", "delivered") else "now"
         at = moment(newest[kind], now) if kind in newest and number <= reached else None
-        found.append(Step(label, tone, at, here=number == reached))
+        found.append(TimelineStep(label, tone, at, here=number == reached))
     return found
 
 

@@ -19,9 +19,9 @@ from ctflow.compat.python import bare_start
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, OutputError
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Job, Why
+from ctflow.node.journal.records import Job, Why, WorkerResult
 from ctflow.node.metrics import Metrics
-from ctflow.node.work.worker import Line, NotReady, Outcome, Ready, Setup, Task, run_worker
+from ctflow.node.work.worker import Line, NotReady, Ready, Setup, Task, TaskOutcome, run_worker
 
 MOST_ATTEMPTS = 5
 FIRST_WAIT_S = 10.0  # then four times as long after each attempt: 10 s, 40 s, 3 min, 11 min
@@ -50,7 +50,7 @@ class WorkerFailed(Exception):
     """The worker's process ended, or had to be ended, before it answered."""
 
 
-class Crew:
+class WorkerPool:
     """All workers.
 
     Args:
@@ -68,7 +68,7 @@ class Crew:
         places: Places,
         setup: Setup,
         devices: Sequence[str],
-        deliveries: Callable[[Answer], Sequence[tuple[str, str]]],
+        deliveries: Callable[[WorkerResult], Sequence[tuple[str, str]]],
         metrics: Metrics | None = None,
     ) -> None:
         self.journal, self.places, self.metrics = journal, places, metrics
@@ -78,7 +78,7 @@ class Crew:
         self._changed = threading.Condition()
         self._wakes = 0
         self.ending = threading.Event()
-        self._foremen: list[Foreman] = []
+        self._supervisors: list[Supervisor] = []
         self.first_word: Ready | NotReady | None = None
         self.opened = threading.Event()
         journal.on_change(self._wake)
@@ -91,9 +91,9 @@ class Crew:
     def _add(self, devices: Sequence[str | None]) -> None:
         for device in devices:
             setup = replace(self._setup, settings=replace(self._setup.settings, device=device))
-            foreman = Foreman(self, setup, f"worker {len(self._foremen)}")
-            self._foremen.append(foreman)
-            foreman.start()
+            supervisor = Supervisor(self, setup, f"worker {len(self._supervisors)}")
+            self._supervisors.append(supervisor)
+            supervisor.start()
 
     def told(self, word: Ready | NotReady) -> None:
         """A worker's first word; the very first one says how many GPUs there are."""
@@ -106,11 +106,11 @@ class Crew:
     @property
     def threads(self) -> tuple[threading.Thread, ...]:
         """What must live while something is to be run."""
-        return tuple(self._foremen)
+        return tuple(self._supervisors)
 
     def problems(self) -> list[str]:
         """Why nothing can be run now; empty while one worker is open."""
-        if any(foreman.is_ready for foreman in self._foremen):
+        if any(supervisor.is_ready for supervisor in self._supervisors):
             return []
         if isinstance(self.first_word, NotReady):
             return [f"no worker is open: {self.first_word.error}"]
@@ -118,9 +118,9 @@ class Crew:
 
     def remarks(self) -> list[str]:
         """Which workers are not open while others are, and what nobody foresaw."""
-        closed = [foreman.name for foreman in self._foremen if not foreman.is_ready]
-        faults = [foreman.fault for foreman in self._foremen if foreman.fault]
-        return faults + ([f"{name} is not open" for name in closed] if len(closed) < len(self._foremen) else [])
+        closed = [supervisor.name for supervisor in self._supervisors if not supervisor.is_ready]
+        faults = [supervisor.fault for supervisor in self._supervisors if supervisor.fault]
+        return faults + ([f"{name} is not open" for name in closed] if len(closed) < len(self._supervisors) else [])
 
     def _wake(self) -> None:
         with self._changed:
@@ -147,19 +147,19 @@ class Crew:
         self.ending.set()
         self._wake()
         deadline = time.monotonic() + grace_s
-        for foreman in self._foremen:
-            foreman.join(max(deadline - time.monotonic(), 0))
-        for foreman in self._foremen:
-            foreman.kill()
-            foreman.join()
+        for supervisor in self._supervisors:
+            supervisor.join(max(deadline - time.monotonic(), 0))
+        for supervisor in self._supervisors:
+            supervisor.kill()
+            supervisor.join()
 
 
-class Foreman(threading.Thread):
+class Supervisor(threading.Thread):
     """Leads one worker: starts its process, hands it jobs, tells the journal, starts it again where it died."""
 
-    def __init__(self, crew: Crew, setup: Setup, name: str) -> None:
+    def __init__(self, pool: WorkerPool, setup: Setup, name: str) -> None:
         super().__init__(name=name, daemon=True)
-        self._crew = crew
+        self._pool = pool
         self._setup = setup
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
@@ -168,12 +168,12 @@ class Foreman(threading.Thread):
         self.fault = ""  # the last one that nobody foresaw, until a series is through again
 
     def run(self) -> None:
-        """Until the crew ends."""
+        """Until the pool ends."""
         try:
-            while not self._crew.ending.is_set():
+            while not self._pool.ending.is_set():
                 try:
                     is_ready = self.is_ready or self._start_process()
-                    job = self._crew.next_job(lambda: self.is_ready) if is_ready else None
+                    job = self._pool.next_job(lambda: self.is_ready) if is_ready else None
                 except OutputError as error:  # the disk is full: work can wait
                     log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
                     is_ready, job = False, None
@@ -187,7 +187,7 @@ class Foreman(threading.Thread):
                 if job is not None:
                     self._lead(job)
                 elif not is_ready:
-                    self._crew.ending.wait(_RESTART_S)
+                    self._pool.ending.wait(_RESTART_S)
         finally:
             self._end_process()
 
@@ -224,12 +224,12 @@ class Foreman(threading.Thread):
         except OSError as error:
             self._process = None
             what = f"its process cannot be started ({error.strerror})"
-            self._crew.told(NotReady(BackendUnavailable(what, reason="worker-not-started")))
+            self._pool.told(NotReady(BackendUnavailable(what, reason="worker-not-started")))
             raise
         finally:
             theirs.close()
         try:
-            word = self._hear(None)
+            word = self._receive(None)
         except WorkerFailed as error:
             word = NotReady(BackendUnavailable(str(error), reason="worker-ended"))
         if not isinstance(word, (Ready, NotReady)):
@@ -237,7 +237,7 @@ class Foreman(threading.Thread):
         if isinstance(word, NotReady) and not self._killed:
             log.error("%s: %s", self.name, word.error.described)
         self.is_open = isinstance(word, Ready)
-        self._crew.told(word)
+        self._pool.told(word)
         return self.is_open
 
     def _end_process(self) -> None:
@@ -252,7 +252,7 @@ class Foreman(threading.Thread):
                 self._process.join()
             self._process = None
 
-    def _hear(self, limit_s: float | None) -> object:
+    def _receive(self, limit_s: float | None) -> object:
         """The worker's next word; lines of its log are told on.
 
         Raises:
@@ -282,7 +282,7 @@ class Foreman(threading.Thread):
         if self._connection is None:
             raise WorkerFailed("the worker is not open")
         self._connection.send(task)
-        return self._hear(MOST_CASE_S)
+        return self._receive(MOST_CASE_S)
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class Foreman(threading.Thread):
         except Exception as error:  # noqa: BLE001  # not even the journal could be told what had failed
             self._met(error, f"series {job.digest}")
             self.is_open = False  # a late answer would be taken for that to the next series
-            self._crew.ending.wait(_RESTART_S)
+            self._pool.ending.wait(_RESTART_S)
 
     def _run_or_put_back(self, job: Job) -> None:
         """What fails in the node itself (no descriptors, SQLite) does not end the series: it runs again."""
@@ -302,18 +302,18 @@ class Foreman(threading.Thread):
         except (OSError, sqlite3.Error) as error:  # what had been committed before stays so
             log.exception("series %s: %s cannot continue now", job.digest, self.name)
             why = Why("node-failed", f"the node could not run it ({type(error).__name__}: the log says more)")
-            self._tell(lambda: self._settle(job, Outcome("again", why)))
-            self._crew.ending.wait(_RESTART_S)
+            self._tell(lambda: self._settle(job, TaskOutcome("again", why)))
+            self._pool.ending.wait(_RESTART_S)
         except Exception as error:  # noqa: BLE001  # else the series would run until the node's next start
             fault = self._met(error, f"series {job.digest}")
             self.is_open = False  # a late answer would be taken for that to the next series
-            self._tell(lambda: self._settle(job, Outcome("again", Why("unexpected", fault))))
-            self._crew.ending.wait(_RESTART_S)
+            self._tell(lambda: self._settle(job, TaskOutcome("again", Why("unexpected", fault))))
+            self._pool.ending.wait(_RESTART_S)
 
     def _run_job(self, job: Job) -> None:
-        crew = self._crew
-        series = crew.journal.find(job.key)
-        places = crew.places
+        pool = self._pool
+        series = pool.journal.find(job.key)
+        places = pool.places
         task = Task(
             job, places.inbox, places.results, places.scratch / job.key, series.calling_ae if series else "unknown"
         )
@@ -324,12 +324,12 @@ class Foreman(threading.Thread):
             if not self._killed:  # else the node ends, and the next start finds it running
                 reason = str(error) or "the worker ended"
                 log.error("series %s: %s", job.digest, reason)  # noqa: TRY400  # named: no traceback needed
-                self._tell(lambda: crew.journal.worker_died(job, reason))
+                self._tell(lambda: pool.journal.worker_died(job, reason))
             return
         except OSError:
             self.is_open = False  # its late answer would be taken for that to the next series
             raise
-        if not isinstance(outcome, Outcome):
+        if not isinstance(outcome, TaskOutcome):
             raise TypeError(f"a worker's answer is not {type(outcome).__name__}")
         self.is_open = self.is_open and outcome.is_sound
         try:
@@ -339,7 +339,7 @@ class Foreman(threading.Thread):
             raise
         except Exception as error:  # noqa: BLE001  # else every start of the node would meet the same fault again
             fault = self._met(error, f"series {job.digest}")
-            self._tell(lambda: crew.journal.give_up(job, Why("unexpected", fault)))
+            self._tell(lambda: pool.journal.give_up(job, Why("unexpected", fault)))
 
     def _tell(self, tell: Callable[[], object]) -> None:
         """Tell the journal, again and again where the disk is full: the work is done and must not be lost."""
@@ -348,18 +348,18 @@ class Foreman(threading.Thread):
                 tell()
             except OutputError as error:
                 log.error("%s", error.described)  # noqa: TRY400  # named: no traceback needed
-                if self._crew.ending.wait(_RESTART_S):
+                if self._pool.ending.wait(_RESTART_S):
                     return
             else:
                 return
 
-    def _settle(self, job: Job, outcome: Outcome) -> None:
-        journal = self._crew.journal
-        if outcome.answer is not None:
-            if journal.commit(job, outcome.answer, self._crew.deliveries(outcome.answer)):
+    def _settle(self, job: Job, outcome: TaskOutcome) -> None:
+        journal = self._pool.journal
+        if outcome.result is not None:
+            if journal.commit(job, outcome.result, self._pool.deliveries(outcome.result)):
                 self._measure(job, outcome)
             else:
-                shutil.rmtree(self._crew.places.results / outcome.answer.folder, ignore_errors=True)
+                shutil.rmtree(self._pool.places.results / outcome.result.folder, ignore_errors=True)
         elif outcome.kind == "aside":
             journal.set_aside(job.key, outcome.why, set_digest=job.set_digest)
         elif job.attempts >= MOST_ATTEMPTS:
@@ -367,15 +367,15 @@ class Foreman(threading.Thread):
         else:
             journal.try_again(job, outcome.why, FIRST_WAIT_S * 4 ** (job.attempts - 1))
 
-    def _measure(self, job: Job, outcome: Outcome) -> None:
-        metrics, series = self._crew.metrics, self._crew.journal.find(job.key)
-        if metrics is None or series is None or outcome.answer is None:
+    def _measure(self, job: Job, outcome: TaskOutcome) -> None:
+        metrics, series = self._pool.metrics, self._pool.journal.find(job.key)
+        if metrics is None or series is None or outcome.result is None:
             return
         for stage, seconds in outcome.stage_seconds.items():
             metrics.stage(stage, seconds)
-        trip_s = max(time.time() - series.last_at, 0.0)
-        metrics.stage("trip", trip_s)
-        metrics.stage("queue", max(trip_s - outcome.answer.elapsed_s, 0.0))
+        turnaround_s = max(time.time() - series.last_at, 0.0)
+        metrics.stage("turnaround", turnaround_s)
+        metrics.stage("queue", max(turnaround_s - outcome.result.elapsed_s, 0.0))
 
 
 def _how(exitcode: int | None) -> str:

@@ -26,7 +26,7 @@ from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
 from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.core.processes import begin_child
-from ctflow.node.journal.records import Answer, Job, ObjectRecord, Why
+from ctflow.node.journal.records import Job, ObjectRecord, Why, WorkerResult
 from ctflow.node.rules import Rule, Verdict
 from ctflow.settings.run import Settings
 
@@ -92,7 +92,7 @@ _DONE = Why("done", "")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What became of a task: done, set aside (trying again changes nothing), or to be tried again.
 
     A worker that is not sound any more, after an unexpected error (a GPU's may be lost to its process), is replaced.
@@ -100,7 +100,7 @@ class Outcome:
 
     kind: Literal["done", "aside", "again"]
     why: Why = _DONE
-    answer: Answer | None = None
+    result: WorkerResult | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     is_sound: bool = True
 
@@ -115,7 +115,7 @@ class Line:
 
 
 def run_worker(connection: Connection, setup: Setup) -> None:
-    """The process: say `Ready` or `NotReady`, then answer each `Task` with an `Outcome`, until the other end closes."""
+    """The process: say `Ready` or `NotReady`, then answer each `Task` by a `TaskOutcome`, until the pipe closes."""
     begin_child()
     import_lean()
     os.nice(_NICENESS)
@@ -162,7 +162,7 @@ def _open(setup: Setup) -> tuple[Model, Segmenter]:
     return model, segmenter
 
 
-def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Outcome:
+def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> TaskOutcome:
     """Run one series: decide, segment, write; what goes wrong is an outcome."""
     started = time.monotonic()
     folder = task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
@@ -175,23 +175,23 @@ def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ou
                 return outcome
         document = json.loads((folder / "result.json").read_bytes())
         answer = _answer(folder, document, model, time.monotonic() - started)
-        return Outcome("done", answer=answer, stage_seconds=document["stage_seconds"])
+        return TaskOutcome("done", result=answer, stage_seconds=document["stage_seconds"])
     except Unexpected as error:
         return _fault(error, task)
     except (InputError, ModelError) as error:
-        return Outcome("aside", Why(error.reason, error.described))
+        return TaskOutcome("aside", Why(error.reason, error.described))
     except CtflowError as error:
-        return Outcome("again", Why(error.reason, error.described))
+        return TaskOutcome("again", Why(error.reason, error.described))
     except Exception as error:  # noqa: BLE001  # the worker has other series to run
         fault = unexpected(error, f"series {task.job.digest}")
         log.error("%s", fault)  # noqa: TRY400  # `unexpected` logs the traceback
         return _fault(fault, task)
 
 
-def _fault(error: Unexpected, task: Task) -> Outcome:
+def _fault(error: Unexpected, task: Task) -> TaskOutcome:
     """A driver may fail by chance, a header never: the series is tried once more, by a new process, then set aside."""
     kind: Literal["aside", "again"] = "again" if task.job.attempts < MOST_FAULTS else "aside"
-    return Outcome(kind, Why(error.reason, error.described), is_sound=False)
+    return TaskOutcome(kind, Why(error.reason, error.described), is_sound=False)
 
 
 def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
@@ -211,13 +211,13 @@ def _remove_other_answers(folder: Path, set_digest: str) -> None:
         shutil.rmtree(each)
 
 
-def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> Outcome | None:
+def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> TaskOutcome | None:
     """Write the result's folder; an outcome where there is none to be written."""
     from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
 
     with _links(task) as folder:
         verdict = _verdict(task, folder, setup, model)
-        if isinstance(verdict, Outcome):
+        if isinstance(verdict, TaskOutcome):
             return verdict
         case = _case(task, verdict, setup, result.name)
         done = run_case(case, segmenter, setup.settings, result.parent)
@@ -239,7 +239,7 @@ def _links(task: Task) -> Any:
         shutil.rmtree(task.scratch, ignore_errors=True)
 
 
-def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | Outcome:
+def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | TaskOutcome:
     from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
     from ctflow.node.rules import verdicts_of_scan  # noqa: PLC0415
 
@@ -247,12 +247,12 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
     if scan.unreadable or scan.ignored:
         reason = scan.unreadable[0].reason if scan.unreadable else "not DICOM"
         text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({reason})"
-        return Outcome("aside", Why("unreadable", text))
+        return TaskOutcome("aside", Why("unreadable", text))
     verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
     if len(verdicts) != 1:  # of one SeriesInstanceUID and study there is one, unless readers differ on what a UID is
-        return Outcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
+        return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
     (verdict,) = verdicts
-    return verdict if verdict.run else Outcome("aside", Why(verdict.rule, f"{verdict.reason} ({verdict.rule})"))
+    return verdict if verdict.run else TaskOutcome("aside", Why(verdict.rule, f"{verdict.reason} ({verdict.rule})"))
 
 
 def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:
@@ -265,7 +265,7 @@ def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:
     return replace(case, previous=(pydicom.dcmread(report),)) if report.is_file() else case
 
 
-def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: float) -> Answer:
+def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: float) -> WorkerResult:
     objects = []
     for name in OBJECTS:
         if (folder / name).is_file():
@@ -273,7 +273,7 @@ def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: 
             header: Dataset = pydicom.dcmread(folder / name, specific_tags=["SOPClassUID", "SOPInstanceUID"])
             digest = hashlib.sha256(content).hexdigest()
             objects.append(ObjectRecord(name, str(header.SOPClassUID), str(header.SOPInstanceUID), digest))
-    return Answer(
+    return WorkerResult(
         folder=f"{folder.parent.name}/{folder.name}",
         model=str(document["model"]["name"]),
         version=str(document["model"]["version"]),

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ctflow.phantom.body.patient import AIR, FAT, Patient
-from ctflow.phantom.grid import Axes, Box, Field, FloatVolume, Grid
+from ctflow.core.volume import Box
+from ctflow.phantom.body.patient import AIR, FAT, PhantomPatient
+from ctflow.phantom.grid import Axes, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, fill, smooth_max, tubes_along
 
 _STEP_MM = 12.0
@@ -83,7 +84,7 @@ class Space:
         return distance
 
 
-def organs_from_rng(rng: np.random.Generator, patient: Patient, space: Space) -> tuple[Organ, ...]:
+def organs_from_rng(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> tuple[Organ, ...]:
     """Draw what lies behind and below the liver, from back to front; what is out of view is left out."""
     if float(space.coarse.lines_mm[0][0]) > -100:
         return ()
@@ -108,7 +109,7 @@ def abdominal_wall(axes: Axes, cavity: FloatVolume) -> FloatVolume:
     return wall
 
 
-def _behind(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator[Organ]:
+def _behind(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> Iterator[Organ]:
     """Psoas, vena cava and aorta, pancreas."""
     spine = {z: float(patient.spine(np.array([z], np.float32))[0]) for z in (-60, -150, -200, -290)}
     for side in (-1, 1):
@@ -130,7 +131,7 @@ def _behind(rng: np.random.Generator, patient: Patient, space: Space) -> Iterato
         yield Organ(space.field(gall), float(rng.uniform(4, 18)))
 
 
-def _kidneys(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator[Organ]:
+def _kidneys(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> Iterator[Organ]:
     for side in (-1, 1):
         z = (-196 if side < 0 else -182) + rng.uniform(-14, 14)
         y = float(patient.spine(np.array([z], np.float32))[0]) + rng.uniform(4, 14)
@@ -167,7 +168,7 @@ def _bowel(
     yield Organ(space.field(above), AIR + 12, 4.0)
 
 
-def _colon(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator[Organ]:
+def _colon(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> Iterator[Organ]:
     for line in _COLON:
         points = _stepped(rng, np.array(line, dtype=np.float64), 4.0)
         swell = rng.uniform(11, 24)
@@ -178,7 +179,7 @@ def _colon(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator
         yield from _bowel(rng, space, tubes, rng.uniform(0.3, 1.0), float(content), uneven)
 
 
-def _small_bowel(rng: np.random.Generator, patient: Patient, space: Space) -> Iterator[Organ]:
+def _small_bowel(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> Iterator[Organ]:
     """Loops that wander in the middle of the abdomen."""
     for middle in ((-215, -40, -45), (-190, -45, 45), (-245, -25, 10), (-220, -52, 20)):
         points = [np.array(middle, dtype=np.float64) + rng.normal(0, 10, 3)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.grid import Axes, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, distance_to_tubes, smooth_max, smooth_min, tubes_along
 
@@ -38,7 +38,7 @@ class Anatomy:
     table: Field
 
 
-def anatomy_from_patient(rng: np.random.Generator, patient: Patient, grid: Grid, vessels: Tubes) -> Anatomy:
+def anatomy_from_patient(rng: np.random.Generator, patient: PhantomPatient, grid: Grid, vessels: Tubes) -> Anatomy:
     """Compute all fields.
 
     Args:
@@ -92,7 +92,7 @@ def _ellipsoid(grid: Grid, axes: Axes, centre: tuple[float, ...], radii: tuple[f
     return _distance(np.sqrt(parts[0] + parts[1] + parts[2] + 1e-6) - 1, grid)
 
 
-def _cavity(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
+def _cavity(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
     """Inside of the ribs, open to the abdomen."""
     z, y, x = axes
     taper = patient.taper(z)
@@ -101,7 +101,7 @@ def _cavity(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
     return _distance((across + deep + 1e-6) ** np.float32(1 / 2.4) - 1, grid)
 
 
-def _skin(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
+def _skin(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
     """Body outline: flat on the back, wide at the shoulders, with or without breasts."""
     z, y, x = axes
     shoulders = 26 / (1 + np.exp(-(z - 70) / 14))
@@ -131,7 +131,7 @@ def _with_nipples(skin: FloatVolume, axes: Axes) -> FloatVolume:
     return skin
 
 
-def _fat(patient: Patient, axes: Axes) -> FloatVolume:
+def _fat(patient: PhantomPatient, axes: Axes) -> FloatVolume:
     """Thickness of the fat under the skin: thin over the spine, thick at the sides and towards the abdomen."""
     z, _, x = axes
     thickness: FloatVolume = patient.fat * (0.65 + 0.35 * np.clip(np.abs(x) / 120, 0, 1)) * (1 - 0.0015 * z) + 3
@@ -154,7 +154,7 @@ def smooth_noise(rng: np.random.Generator, grid: Grid, length_mm: float) -> Floa
     return field * np.float32(1.0 / max(float(field.std()), 1e-6))
 
 
-def _heart(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
+def _heart(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
     s = patient.heart
     main = _ellipsoid(grid, axes, (-42.0, -26.0, 22.0), (46 * s, 40 * s, 52 * s))
     right = _ellipsoid(grid, axes, (-32.0, -18.0, -20.0), (40 * s, 34 * s, 26 * s))
@@ -162,7 +162,7 @@ def _heart(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
     return smooth_min(smooth_min(main, right, 12.0), base, 14.0)
 
 
-def _chambers(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
+def _chambers(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
     s = patient.heart
     ventricles = _ellipsoid(grid, axes, (-46.0, -16.0, 38.0), (32 * s, 18 * s, 24 * s))
     right = _ellipsoid(grid, axes, (-44.0, -44.0, 6.0), (30 * s, 14 * s, 26 * s))
@@ -170,7 +170,7 @@ def _chambers(patient: Patient, grid: Grid, axes: Axes) -> FloatVolume:
     return np.minimum(np.minimum(ventricles, right), atria)
 
 
-def _diaphragm(patient: Patient, axes: Axes) -> FloatVolume:
+def _diaphragm(patient: PhantomPatient, axes: Axes) -> FloatVolume:
     """Height above the diaphragm's two domes, in mm."""
     z, y, x = axes
     tops = []
@@ -181,7 +181,7 @@ def _diaphragm(patient: Patient, axes: Axes) -> FloatVolume:
 
 
 def _lung(
-    patient: Patient,
+    patient: PhantomPatient,
     grid: Grid,
     axes: Axes,
     cavity: FloatVolume,
@@ -202,7 +202,9 @@ def _lung(
     return smooth_max(lung, 2.5 - vessels, 4.0)
 
 
-def _lung_tissue(rng: np.random.Generator, patient: Patient, grid: Grid, axes: Axes, lung: FloatVolume) -> FloatVolume:
+def _lung_tissue(
+    rng: np.random.Generator, patient: PhantomPatient, grid: Grid, axes: Axes, lung: FloatVolume
+) -> FloatVolume:
     """Denser to the back, where the patient lies, most of all beside the pleura; and nowhere even."""
     texture = 13 * smooth_noise(rng, grid, 26.0) + 12 * smooth_noise(rng, grid, 9.0)
     pressed = patient.pressed * np.clip(1 + lung / 9, 0, 1) / (1 + np.exp(-(axes[1] - 48) / 8))
@@ -218,7 +220,7 @@ def _fissure(axes: Axes) -> FloatVolume:
 
 
 def _abdomen(
-    patient: Patient, grid: Grid, axes: Axes, cavity: FloatVolume, dome: FloatVolume
+    patient: PhantomPatient, grid: Grid, axes: Axes, cavity: FloatVolume, dome: FloatVolume
 ) -> dict[str, FloatVolume]:
     """What lies under the diaphragm: liver on the right, spleen and stomach on the left."""
     _, y, x = axes
@@ -232,7 +234,7 @@ def _abdomen(
 
 
 def _bones(
-    patient: Patient, grid: Grid, axes: Axes, cavity: FloatVolume, muscle: FloatVolume
+    patient: PhantomPatient, grid: Grid, axes: Axes, cavity: FloatVolume, muscle: FloatVolume
 ) -> dict[str, FloatVolume]:
     z, y, x = axes
     middle = patient.spine(z)
@@ -269,7 +271,7 @@ def _table(grid: Grid, axes: Axes, skin: FloatVolume) -> FloatVolume:
     return table
 
 
-def great_vessels(patient: Patient) -> Tubes:
+def great_vessels(patient: PhantomPatient) -> Tubes:
     """Aorta with its arch and branches, superior vena cava, pulmonary trunk and its two arteries."""
     spine = patient.spine(np.array([-150, -100, -50, 0, 30], np.float32))
     aorta = [(-18, -20, 2), (5, -24, -10), (30, -22, -12), (48, -14, -6), (58, 2, 6), (56, 18, 16), (46, 28, 22)]

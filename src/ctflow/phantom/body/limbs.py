@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctflow.phantom.body.anatomy import joined
-from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.grid import Axes, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, smooth_max, smooth_min, tubes_along
 from ctflow.phantom.scene.variety import Arms
@@ -26,7 +26,7 @@ class Limbs:
     fat_mm: float
 
 
-def arms_from_rng(rng: np.random.Generator, patient: Patient, arms: Arms) -> Limbs | None:
+def arms_from_rng(rng: np.random.Generator, patient: PhantomPatient, arms: Arms) -> Limbs | None:
     """Place both arms, each a little otherwise; None where they are out of sight."""
     if arms == "out":
         return None
@@ -54,7 +54,9 @@ def arms_from_rng(rng: np.random.Generator, patient: Patient, arms: Arms) -> Lim
     return Limbs(joined(outlines), joined(bones), tuple(shoulders), fat)
 
 
-def _middle_lines(rng: np.random.Generator, patient: Patient, arms: Arms, side: int) -> tuple[Points, Points | None]:
+def _middle_lines(
+    rng: np.random.Generator, patient: PhantomPatient, arms: Arms, side: int
+) -> tuple[Points, Points | None]:
     """Upper arm from the shoulder on, and lower arm from the elbow on."""
     wide = patient.half_width + patient.wall + patient.fat
     shoulder = np.array([118 + rng.uniform(-8, 6), rng.uniform(-4, 14), side * (wide + 8)])

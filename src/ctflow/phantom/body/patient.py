@@ -14,7 +14,7 @@ AIR, FAT, SKIN, MUSCLE, LIVER, SPLEEN, CORTICAL, CARTILAGE = -1000.0, -105.0, -1
 
 
 @dataclass(frozen=True)
-class Patient:
+class PhantomPatient:
     """Lengths in mm, densities in HU; z to superior, y to posterior, x to the patient's left, 0 between the lungs.
 
     Attributes:
@@ -99,12 +99,12 @@ class Patient:
         return middle
 
 
-def patient_from_rng(rng: np.random.Generator) -> Patient:
+def patient_from_rng(rng: np.random.Generator) -> PhantomPatient:
     """Draw a patient."""
     contrast = rng.random() < 0.4
     fat = rng.uniform(7, 24)
     waves = 2 * np.pi / rng.uniform(110, 320, (3, 6, 1)) * _directions(rng, 18).reshape(3, 6, 3)
-    return Patient(
+    return PhantomPatient(
         half_width=rng.uniform(112, 134),
         half_depth=rng.uniform(78, 96),
         apex=rng.uniform(112, 126),

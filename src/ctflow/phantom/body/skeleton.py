@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctflow.phantom.body.anatomy import VERTEBRA_MM, joined
-from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.paint import Points, Tubes, tubes_along
 
 _RIBS = 12
@@ -23,7 +23,7 @@ class Skeleton:
     cartilage: Tubes
 
 
-def skeleton_from_patient(patient: Patient) -> Skeleton:
+def skeleton_from_patient(patient: PhantomPatient) -> Skeleton:
     """Place ribs, processes and clavicles of a patient."""
     bones, cartilage = [], []
     for side in (-1, 1):
@@ -40,7 +40,7 @@ def skeleton_from_patient(patient: Patient) -> Skeleton:
     return Skeleton(joined(bones), joined(cartilage))
 
 
-def _rib(patient: Patient, rib: int, side: int) -> Points:
+def _rib(patient: PhantomPatient, rib: int, side: int) -> Points:
     """Middle line of a rib: along the cavity's wall from the spine to the front, falling forward."""
     turn = np.linspace(0.0, 1.0, _STEPS)
     # Angle about the cavity's middle: from beside the spine, round the side, to beside the sternum.
@@ -57,7 +57,7 @@ def _rib(patient: Patient, rib: int, side: int) -> Points:
     return np.column_stack([z, y, x])
 
 
-def _processes(patient: Patient) -> list[Tubes]:
+def _processes(patient: PhantomPatient) -> list[Tubes]:
     """Spinous and transverse processes of each vertebra."""
     tubes = []
     for number in range(-7, 7):

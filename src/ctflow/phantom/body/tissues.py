@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.core.volume import Box
 from ctflow.phantom.body.anatomy import Anatomy, smooth_noise
-from ctflow.phantom.body.patient import AIR, CARTILAGE, CORTICAL, FAT, LIVER, MUSCLE, SKIN, SPLEEN, Patient
+from ctflow.phantom.body.patient import AIR, CARTILAGE, CORTICAL, FAT, LIVER, MUSCLE, SKIN, SPLEEN, PhantomPatient
 from ctflow.phantom.body.skeleton import Skeleton
 from ctflow.phantom.body.trees import Trees
-from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, coverage, fill, paint_tubes
 from ctflow.phantom.scene.scene import Scene
 
@@ -27,7 +28,7 @@ class Parts:
 
 
 def draw_tissues(
-    rng: np.random.Generator, grid: Grid, patient: Patient, anatomy: Anatomy, edge_mm: float, scene: Scene | None
+    rng: np.random.Generator, grid: Grid, patient: PhantomPatient, anatomy: Anatomy, edge_mm: float, scene: Scene | None
 ) -> tuple[FloatVolume, FloatVolume]:
     """HU of everything that is not a tube, and the distance to the skin on a coarser raster.
 
@@ -57,7 +58,7 @@ def _texture(rng: np.random.Generator, grid: Grid) -> Field:
 
 
 def _slab(
-    patient: Patient, anatomy: Anatomy, texture: Field, box: Box, edge_mm: float, scene: Scene | None
+    patient: PhantomPatient, anatomy: Anatomy, texture: Field, box: Box, edge_mm: float, scene: Scene | None
 ) -> FloatVolume:
     """HU of a few slices, from the outside in."""
 
@@ -101,7 +102,9 @@ def _couch(table: FloatVolume) -> FloatVolume:
     return hu
 
 
-def draw_tubes(hu: FloatVolume, grid: Grid, patient: Patient, anatomy: Anatomy, parts: Parts, edge_mm: float) -> None:
+def draw_tubes(
+    hu: FloatVolume, grid: Grid, patient: PhantomPatient, anatomy: Anatomy, parts: Parts, edge_mm: float
+) -> None:
     """Great vessels, skeleton, and the trees of the lungs, in place."""
     whole = slice(0, grid.shape[0]), slice(0, grid.shape[1]), slice(0, grid.shape[2])
     paint_tubes(hu, grid, parts.vessels, patient.blood, edge_mm)
@@ -118,7 +121,7 @@ def draw_tubes(hu: FloatVolume, grid: Grid, patient: Patient, anatomy: Anatomy, 
     paint_tubes(hu, grid, trees.trachea, AIR + 5, edge_mm)
 
 
-def _draw_marrow(hu: FloatVolume, grid: Grid, bones: Tubes, patient: Patient, edge_mm: float) -> None:
+def _draw_marrow(hu: FloatVolume, grid: Grid, bones: Tubes, patient: PhantomPatient, edge_mm: float) -> None:
     """Spongy bone inside the cortical shell of ribs and processes."""
     inner = bones.wider(-1.7)
     box_free = inner.chosen(inner.radii_mm.min(axis=1) > 0.8)

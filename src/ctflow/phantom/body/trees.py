@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctflow.phantom.body.anatomy import joined
-from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.grid import Field
 from ctflow.phantom.paint import Points, Tubes, tubes_along
 
@@ -27,7 +27,7 @@ class Trees:
     trachea: Tubes
 
 
-def trees_from_lungs(rng: np.random.Generator, patient: Patient, lung: Field, share: float = 1.0) -> Trees:
+def trees_from_lungs(rng: np.random.Generator, patient: PhantomPatient, lung: Field, share: float = 1.0) -> Trees:
     """Grow all trees.
 
     Args:
@@ -55,7 +55,7 @@ def trees_from_lungs(rng: np.random.Generator, patient: Patient, lung: Field, sh
     return Trees(joined(arteries), joined(veins), joined(airways), _trachea(patient))
 
 
-def _trachea(patient: Patient) -> Tubes:
+def _trachea(patient: PhantomPatient) -> Tubes:
     """Trachea and main bronchi down to the hila."""
     down = tubes_along(patient.unbend([(170, 4, 0), (120, 10, 0), (80, 14, 2), (42, 16, 2)]), 8.5)
     right = tubes_along(patient.unbend([(44, 16, 0), (28, 14, -22), (14, 11, -40)]), [7.5, 7, 6])

@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.core.volume import Box, Labels
+from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, coverage, paint_tubes, smooth_max, smooth_min
 
 Form = Literal["round", "lobulated", "spiculated"]
-Place = Literal["solitary", "pleura", "vessel"]
+TumourSite = Literal["solitary", "pleura", "vessel"]
 FORMS: tuple[Form, ...] = ("round", "lobulated", "spiculated")
-PLACES: tuple[Place, ...] = ("solitary", "pleura", "vessel")
+PLACES: tuple[TumourSite, ...] = ("solitary", "pleura", "vessel")
 MOST = 5
 _SIZES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 40.0), (8.0, 30.0), (30.0, 60.0))
 _ATTEMPTS = 60
 _APART_MM = 6.0
-Labels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,19 @@ class Tumour:
     centre_mm: tuple[float, float, float]
     diameter_mm: float
     form: Form
-    place: Place
+    place: TumourSite
 
 
 @dataclass(frozen=True)
-class Plan:
+class TumourPlan:
     """A tumour that is still to be placed."""
 
     diameter_mm: float
     form: Form
-    place: Place
+    place: TumourSite
 
 
-def plans_from_rng(rng: np.random.Generator, count: int) -> tuple[Plan, ...]:
+def plans_from_rng(rng: np.random.Generator, count: int) -> tuple[TumourPlan, ...]:
     """Draw sizes, forms and places.
 
     One or two tumours are of any size; of three or more, one is small, one middling and one large. Forms and places
@@ -62,7 +61,7 @@ def plans_from_rng(rng: np.random.Generator, count: int) -> tuple[Plan, ...]:
     form, place = int(rng.integers(3)), int(rng.integers(3))
     classes = range(count) if count >= 3 else rng.choice(len(_SIZES_MM), count, replace=False).tolist()
     return tuple(
-        Plan(float(rng.uniform(*_SIZES_MM[size])), FORMS[(form + index) % 3], PLACES[(place + index * 2) % 3])
+        TumourPlan(float(rng.uniform(*_SIZES_MM[size])), FORMS[(form + index) % 3], PLACES[(place + index * 2) % 3])
         for index, size in enumerate(classes)
     )
 
@@ -73,7 +72,7 @@ def draw_tumours(
     grid: Grid,
     lung: Field,
     vessels: Tubes,
-    plans: Sequence[Plan],
+    plans: Sequence[TumourPlan],
     *,
     value: float,
     edge_mm: float,
@@ -135,7 +134,7 @@ def _ball_diameter(voxels: int, grid: Grid) -> float:
     return float((6 / np.pi * voxels * np.prod(grid.spacing_mm)) ** (1 / 3))
 
 
-def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: Plan) -> Points | None:
+def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: TumourPlan) -> Points | None:
     """A centre for the place, at least a radius from the first and last slice; None if the draw was not fit."""
     radius = plan.diameter_mm / 2
     z, y, x = lung.coarse_grid.lines_mm
@@ -166,7 +165,7 @@ class _Shape:
         plan: Size and form.
     """
 
-    def __init__(self, rng: np.random.Generator, plan: Plan) -> None:
+    def __init__(self, rng: np.random.Generator, plan: TumourPlan) -> None:
         self._plan = plan
         self._radius = plan.diameter_mm / 2
         # A tumour on the pleura loses a cap to the chest wall: draw it larger.

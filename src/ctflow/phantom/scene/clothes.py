@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.core.volume import Box
 from ctflow.phantom.body.anatomy import joined, smooth_noise
-from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, fill, paint_tubes, tubes_along
 from ctflow.phantom.scene.variety import Variety
 

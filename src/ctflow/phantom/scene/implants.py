@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctflow.phantom.body.anatomy import VERTEBRA_MM, joined
-from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.grid import FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, coverage, paint_tubes, tubes_along
 from ctflow.phantom.scene.variety import Metal
@@ -47,7 +47,7 @@ class Implants:
 
 def implants_from_rng(
     rng: np.random.Generator,
-    patient: Patient,
+    patient: PhantomPatient,
     metal: tuple[Metal, ...],
     muscle: FloatVolume,
     coarse: Grid,
@@ -103,7 +103,7 @@ def _on_muscle(muscle: FloatVolume, coarse: Grid, z_mm: float, x_mm: float) -> f
 
 
 def _pacemaker(
-    rng: np.random.Generator, patient: Patient, side: int, muscle: FloatVolume, coarse: Grid
+    rng: np.random.Generator, patient: PhantomPatient, side: int, muscle: FloatVolume, coarse: Grid
 ) -> tuple[Can, list[tuple[Tubes, float]]]:
     z, x = rng.uniform(72, 96), side * rng.uniform(62, 84)
     half = np.array([rng.uniform(19, 30), rng.uniform(3.2, 5.5), rng.uniform(21, 30)])
@@ -133,7 +133,7 @@ def _pacemaker(
 
 
 def _port(
-    rng: np.random.Generator, patient: Patient, side: int, muscle: FloatVolume, coarse: Grid
+    rng: np.random.Generator, patient: PhantomPatient, side: int, muscle: FloatVolume, coarse: Grid
 ) -> tuple[Can, list[tuple[Tubes, float]]]:
     z, x = rng.uniform(60, 92), side * rng.uniform(55, 80)
     half = np.array([12.0, 5.5, 12.0])
@@ -150,7 +150,7 @@ def _port(
     return Can(centre, half, value), [(tubes_along(line, 1.4), SILICONE + 500)]
 
 
-def _wires(rng: np.random.Generator, patient: Patient) -> list[tuple[Tubes, float]]:
+def _wires(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tubes, float]]:
     """Loops of steel about the sternum, twisted in front."""
     loops = []
     turn = np.linspace(0, 2 * np.pi, 15)
@@ -167,7 +167,7 @@ def _wires(rng: np.random.Generator, patient: Patient) -> list[tuple[Tubes, floa
     return [(joined(loops), STEEL)]
 
 
-def _rods(rng: np.random.Generator, patient: Patient, coarse: Grid) -> list[tuple[Tubes, float]]:
+def _rods(rng: np.random.Generator, patient: PhantomPatient, coarse: Grid) -> list[tuple[Tubes, float]]:
     """Two rods beside the spinous processes, with screws through the pedicles."""
     levels = int(rng.integers(3, 8))
     seen = coarse.lines_mm[0][[0, -1]] / VERTEBRA_MM  # some of it is in sight
@@ -194,7 +194,7 @@ def _shoulder(shoulder: Points) -> list[tuple[Tubes, float]]:
     return [(joined([head, stem]), STEEL)]
 
 
-def _valve(rng: np.random.Generator, patient: Patient) -> list[tuple[Tubes, float]]:
+def _valve(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tubes, float]]:
     """The ring of an aortic or mitral valve."""
     middle = np.array([-16.0, -20, 2]) if rng.random() < 0.6 else np.array([-26.0, -6, 20])
     axes = np.linalg.qr(rng.standard_normal((3, 2)))[0].T
@@ -203,7 +203,7 @@ def _valve(rng: np.random.Generator, patient: Patient) -> list[tuple[Tubes, floa
     return [(tubes_along(patient.unbend(ring), rng.uniform(0.8, 1.8)), STEEL)]
 
 
-def _clips(rng: np.random.Generator, patient: Patient) -> list[tuple[Tubes, float]]:
+def _clips(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tubes, float]]:
     """Small clips of steel along a graft, in an armpit, or beside the gall bladder."""
     middle = np.array([(-10.0, -62, 14), (70.0, -20, 118), (-160.0, -30, -40)][int(rng.integers(3))])
     spread = np.array([36.0, 8, 14])

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.core.volume import PADDING_HU
+from ctflow.core.volume import PADDING_HU, Box
 from ctflow.phantom.body.abdomen import Organ, Space, abdominal_wall, gas_in_stomach, liver_edge, organs_from_rng
 from ctflow.phantom.body.anatomy import Anatomy, joined
 from ctflow.phantom.body.limbs import Limbs, arms_from_rng, with_limbs
-from ctflow.phantom.body.patient import Patient
+from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.body.skeleton import Skeleton
-from ctflow.phantom.grid import Box, Field, FloatVolume, Grid
+from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, paint_tubes, smooth_max, smooth_min, tubes_along
 from ctflow.phantom.scanner import Scanner
 from ctflow.phantom.scene.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
@@ -106,7 +106,7 @@ class Scene:
         return np.broadcast_to(outside, array.shape).copy() if padding.declared and outside.any() else None
 
 
-def patient_in(patient: Patient, variety: Variety) -> Patient:
+def patient_in(patient: PhantomPatient, variety: Variety) -> PhantomPatient:
     """The patient with the contrast medium of this scan."""
     return patient if variety.blood is None else replace(patient, blood=variety.blood, uptake=variety.uptake)
 
@@ -119,7 +119,7 @@ def scanner_in(rng: np.random.Generator, scanner: Scanner) -> Scanner:
 
 
 def scene_from_rng(
-    streams: Sequence[np.random.Generator], variety: Variety, patient: Patient, plain: Anatomy, grid: Grid
+    streams: Sequence[np.random.Generator], variety: Variety, patient: PhantomPatient, plain: Anatomy, grid: Grid
 ) -> Scene:
     """Add to a plain chest what its scan has.
 
@@ -178,7 +178,7 @@ def _with_abdomen(
     return replace(plain, skin=field(skin), muscle=field(muscle), liver=field(liver), gas=field(gas))
 
 
-def _inflow(rng: np.random.Generator, patient: Patient, side: int) -> tuple[Tubes, float] | None:
+def _inflow(rng: np.random.Generator, patient: PhantomPatient, side: int) -> tuple[Tubes, float] | None:
     """Contrast medium on its way from the arm to the right atrium."""
     if not side:
         return None

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctflow.core.volume import Box
 from ctflow.phantom.body.patient import AIR
-from ctflow.phantom.grid import Box, FloatVolume, Grid
+from ctflow.phantom.grid import FloatVolume, Grid
 from ctflow.phantom.paint import fill
 from ctflow.phantom.scene.variety import Table
 

@@ -16,7 +16,7 @@ import pytest
 
 from ctflow.core import atomic
 from ctflow.core.errors import CtflowError, EngineMismatch, ExportFailed, NotWritten, StorageFull
-from ctflow.engines.store.manifest import Difference, read_document
+from ctflow.engines.store.manifest import Difference, read_json_object
 from ctflow.engines.store.store import EngineKey, EngineStore
 from reasons import raises_reason
 
@@ -486,11 +486,11 @@ def test_of_two_as_near_the_newest_is_named(store):
 
 def test_a_document_is_a_small_plain_file(tmp_path):
     (tmp_path / "a.json").write_text('{"a": [1]}')
-    assert read_document(tmp_path / "a.json") == {"a": [1]}
+    assert read_json_object(tmp_path / "a.json") == {"a": [1]}
     (tmp_path / "b.json").symlink_to("a.json")
     for name, error in (("b.json", OSError), ("absent.json", FileNotFoundError), (".", OSError)):
         with pytest.raises(error):
-            read_document(tmp_path / name)
+            read_json_object(tmp_path / name)
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match="utf-8"):
-        read_document(tmp_path / "a.json")
+        read_json_object(tmp_path / "a.json")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ctflow.node.deliver import send
-from ctflow.node.deliver.send import COPY, WHOLE, Courier, FolderWay, Patience, StorageWay
+from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, Patience, StorageTarget
 from ctflow.node.journal.journal import Journal
 from service_support import PATIENCE_S, Archive, result_with_objects, wait_until
 
@@ -27,12 +27,12 @@ def journal(tmp_path):
 
 
 @pytest.fixture
-def courier(journal, tmp_path):
-    """Starts couriers, and stops them."""
+def delivery_thread(journal, tmp_path):
+    """Starts delivery_threads, and stops them."""
     started = []
 
-    def start(way, name="pacs", patience=HASTY) -> Courier:
-        started.append(Courier(name, way, journal, tmp_path / "results", patience))
+    def start(target, name="pacs", patience=HASTY) -> DeliveryThread:
+        started.append(DeliveryThread(name, target, journal, tmp_path / "results", patience))
         started[-1].start()
         return started[-1]
 
@@ -63,28 +63,30 @@ def states(journal, keys) -> list[str]:
     return [journal.find(key).state for key in keys]
 
 
-def to(archive: Archive) -> StorageWay:
-    return StorageWay("CTFLOW", "PACS", "127.0.0.1", archive.port)
+def to(archive: Archive) -> StorageTarget:
+    return StorageTarget("CTFLOW", "PACS", "127.0.0.1", archive.port)
 
 
 def test_every_object_arrives_the_oldest_result_first_and_the_segmentation_before_the_report(
-    journal, courier, archive, tmp_path
+    journal, delivery_thread, archive, tmp_path
 ):
     keys, pacs = waiting(journal, tmp_path, 1, 2, 3), archive()
-    courier(to(pacs))
+    delivery_thread(to(pacs))
     wait_until(lambda: states(journal, keys) == ["delivered"] * 3, "all is delivered")
     assert [each.SOPInstanceUID for each in pacs.received] == [f"2.25.{n}{k}" for n in (1, 2, 3) for k in (0, 1)]
     (late,) = waiting(journal, tmp_path, 4)
     wait_until(lambda: states(journal, [late]) == ["delivered"], "what comes later is also delivered")
 
 
-def test_a_destination_that_was_down_gets_everything_afterwards_the_oldest_first(journal, courier, archive, tmp_path):
+def test_a_destination_that_was_down_gets_everything_afterwards_the_oldest_first(
+    journal, delivery_thread, archive, tmp_path
+):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     keys = waiting(journal, tmp_path, 1, 2)
-    way = StorageWay("CTFLOW", "PACS", "127.0.0.1", port)
-    courier(way)
+    target = StorageTarget("CTFLOW", "PACS", "127.0.0.1", port)
+    delivery_thread(target)
     wait_until(lambda: journal.detail(keys[1]).deliveries[1].last_error, "the page says why it waits")
     assert journal.detail(keys[0]).deliveries[0].last_reason == "no-connection"
     keys += waiting(journal, tmp_path, 3)
@@ -93,7 +95,7 @@ def test_a_destination_that_was_down_gets_everything_afterwards_the_oldest_first
     assert [each.SOPInstanceUID for each in pacs.received] == [f"2.25.{n}{k}" for n in (1, 2, 3) for k in (0, 1)]
 
 
-def test_a_destination_that_is_down_is_asked_no_more_often_than_its_patience_says(journal, courier, tmp_path):
+def test_a_destination_that_is_down_is_asked_no_more_often_than_its_patience_says(journal, delivery_thread, tmp_path):
     asked, second = [], threading.Event()
 
     class Down:
@@ -109,9 +111,9 @@ def test_a_destination_that_is_down_is_asked_no_more_often_than_its_patience_say
         def wait_s(self, failures):
             return 0.5 if failures == 1 else 3600.0
 
-    courier(Down(), patience=ShortThenLong(0.5, 3600.0, 7200.0))
+    delivery_thread(Down(), patience=ShortThenLong(0.5, 3600.0, 7200.0))
     assert second.wait(PATIENCE_S)
-    for _ in range(50):  # whatever happens meanwhile wakes the courier, and not the destination
+    for _ in range(50):  # whatever happens meanwhile wakes the delivery_thread, and not the destination
         journal.event("note", "something")
     assert len(asked) == 2
     assert journal.find(key).state == "done"
@@ -122,9 +124,9 @@ def test_patience_doubles_up_to_its_longest_wait():
     assert [patience.wait_s(n) for n in (1, 2, 3, 4, 5, 1000)] == [5, 10, 20, 40, 60, 60]
 
 
-def test_an_object_that_is_refused_is_tried_again_and_holds_up_no_other(journal, courier, archive, tmp_path):
+def test_an_object_that_is_refused_is_tried_again_and_holds_up_no_other(journal, delivery_thread, archive, tmp_path):
     pacs, keys = archive(status=0xA700), waiting(journal, tmp_path, 1)
-    courier(to(pacs))
+    delivery_thread(to(pacs))
     wait_until(lambda: all(d.attempts > 1 for d in journal.detail(keys[0]).deliveries), "both are tried again")
     refused = journal.detail(keys[0]).deliveries[0]
     assert refused.last_reason == "object-refused"
@@ -133,9 +135,11 @@ def test_an_object_that_is_refused_is_tried_again_and_holds_up_no_other(journal,
     wait_until(lambda: states(journal, keys) == ["delivered"], "it is delivered")
 
 
-def test_after_its_time_an_object_is_a_dead_letter_that_a_person_can_send_again(journal, courier, archive, tmp_path):
+def test_after_its_time_an_object_is_a_dead_letter_that_a_person_can_send_again(
+    journal, delivery_thread, archive, tmp_path
+):
     pacs, keys = archive(status=0xC000), waiting(journal, tmp_path, 1)
-    courier(to(pacs), patience=Patience(0.01, 0.02, 0.0))
+    delivery_thread(to(pacs), patience=Patience(0.01, 0.02, 0.0))
     wait_until(lambda: states(journal, keys) == ["dead"], "it is given up")
     wait_until(lambda: journal.backlog() == {"pacs": {"dead": 2}}, "both are")
     pacs.status = 0x0000
@@ -143,15 +147,15 @@ def test_after_its_time_an_object_is_a_dead_letter_that_a_person_can_send_again(
     wait_until(lambda: states(journal, keys) == ["delivered"], "it is delivered")
 
 
-def test_what_is_too_old_is_given_up_also_where_nobody_answers(journal, courier, tmp_path):
+def test_what_is_too_old_is_given_up_also_where_nobody_answers(journal, delivery_thread, tmp_path):
     keys = waiting(journal, tmp_path, 1)
-    courier(StorageWay("CTFLOW", "PACS", "127.0.0.1", 1), patience=Patience(0.01, 0.02, 0.0))
+    delivery_thread(StorageTarget("CTFLOW", "PACS", "127.0.0.1", 1), patience=Patience(0.01, 0.02, 0.0))
     wait_until(lambda: states(journal, keys) == ["dead"], "it is given up")
 
 
-def test_a_warning_means_that_it_was_stored(journal, courier, archive, tmp_path):
+def test_a_warning_means_that_it_was_stored(journal, delivery_thread, archive, tmp_path):
     keys = waiting(journal, tmp_path, 1)
-    courier(to(archive(status=0xB000)))
+    delivery_thread(to(archive(status=0xB000)))
     wait_until(lambda: states(journal, keys) == ["delivered"], "it is delivered")
     assert any("warning B000H" in event.text for event in journal.events(key=keys[0]))
 
@@ -161,7 +165,7 @@ def test_no_answer_is_lost_to_a_loop_that_just_goes_on(journal, archive, tmp_pat
     destination = archive()
     waiting(journal, tmp_path, 1)
     (result,) = journal.results(journal.series()[0].key)
-    with StorageWay("CTFLOW", "PACS", "127.0.0.1", destination.port).open() as channel:
+    with StorageTarget("CTFLOW", "PACS", "127.0.0.1", destination.port).open() as channel:
         checkpoint, messages = channel.association._reactor_checkpoint, channel.association.dimse.msg_queue
         wait = checkpoint.wait
 
@@ -178,9 +182,9 @@ def test_no_answer_is_lost_to_a_loop_that_just_goes_on(journal, archive, tmp_pat
     assert len(destination.received) == 5
 
 
-def test_a_destination_without_a_context_for_an_object_is_named(journal, courier, archive, tmp_path):
+def test_a_destination_without_a_context_for_an_object_is_named(journal, delivery_thread, archive, tmp_path):
     keys = waiting(journal, tmp_path, 1)
-    courier(to(archive(contexts=["1.2.840.10008.5.1.4.1.1.66.4"])))
+    delivery_thread(to(archive(contexts=["1.2.840.10008.5.1.4.1.1.66.4"])))
     wait_until(lambda: journal.detail(keys[0]).deliveries[1].last_error, "the report is refused")
     seg, report = journal.detail(keys[0]).deliveries
     assert seg.state == "sent"
@@ -188,17 +192,17 @@ def test_a_destination_without_a_context_for_an_object_is_named(journal, courier
     assert "measurements.dcm" in report.last_error
 
 
-def test_a_node_that_rejects_the_association_is_named(journal, courier, ear, tmp_path):
+def test_a_node_that_rejects_the_association_is_named(journal, delivery_thread, scp, tmp_path):
     keys = waiting(journal, tmp_path, 1)
-    courier(StorageWay("CTFLOW", "WRONG", "127.0.0.1", ear().port))
+    delivery_thread(StorageTarget("CTFLOW", "WRONG", "127.0.0.1", scp().port))
     wait_until(lambda: journal.detail(keys[0]).deliveries[0].last_error, "it is told")
     assert journal.detail(keys[0]).deliveries[0].last_reason == "association-rejected"
 
 
-def test_a_copy_of_a_result_is_whole_and_waits_for_a_folder_that_is_not_mounted(journal, courier, tmp_path):
+def test_a_copy_of_a_result_is_whole_and_waits_for_a_folder_that_is_not_mounted(journal, delivery_thread, tmp_path):
     key = result_with_objects(journal, tmp_path / "results", 1, [(COPY, WHOLE)])
     target = tmp_path / "copies"
-    courier(FolderWay(target), name=COPY)
+    delivery_thread(FolderTarget(target), name=COPY)
     wait_until(lambda: journal.detail(key).deliveries[0].last_error, "the folder is missed")
     assert journal.detail(key).deliveries[0].last_reason == "folder-unmounted"
     target.mkdir()
@@ -207,11 +211,13 @@ def test_a_copy_of_a_result_is_whole_and_waits_for_a_folder_that_is_not_mounted(
     assert sorted(path.name for path in copy.iterdir()) == sorted(FILES)
 
 
-def test_two_destinations_do_not_wait_for_each_other(journal, courier, archive, tmp_path):
+def test_two_destinations_do_not_wait_for_each_other(journal, delivery_thread, archive, tmp_path):
     deliveries = [(name, file) for name in ("down", "pacs") for file in FILES]
     key = result_with_objects(journal, tmp_path / "results", 1, deliveries)
-    courier(StorageWay("CTFLOW", "PACS", "127.0.0.1", 1), name="down", patience=Patience(600.0, 600.0, 9999.0))
-    courier(to(archive()))
+    delivery_thread(
+        StorageTarget("CTFLOW", "PACS", "127.0.0.1", 1), name="down", patience=Patience(600.0, 600.0, 9999.0)
+    )
+    delivery_thread(to(archive()))
     wait_until(lambda: journal.backlog()["pacs"] == {"sent": 2}, "one has everything")
     assert journal.backlog()["down"] == {"waiting": 2}
     assert journal.find(key).state == "done"

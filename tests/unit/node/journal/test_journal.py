@@ -13,7 +13,7 @@ import pytest
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.node.journal import journal as journal_module
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Answer, Arrival, ObjectRecord, Patient, Why
+from ctflow.node.journal.records import Arrival, ObjectRecord, Patient, Why, WorkerResult
 from ctflow.node.journal.schema import MIGRATIONS
 from ctflow.node.journal.writes import digest_of_set, key_of
 from reasons import raises_reason
@@ -56,12 +56,12 @@ def receive(journal, *numbers, **other):
     return [journal.receive(arrival(number, **other), **LIMITS) for number in numbers][-1]
 
 
-def answer(folder="a/b") -> Answer:
+def answer(folder="a/b") -> WorkerResult:
     objects = (
         ObjectRecord("segmentation.dcm", "1.2", "2.25.1", "00"),
         ObjectRecord("measurements.dcm", "1.3", "2.25.2", "11"),
     )
-    return Answer(folder, "model", "1.0", "abc", False, 1.5, objects)
+    return WorkerResult(folder, "model", "1.0", "abc", False, 1.5, objects)
 
 
 FILES = ("segmentation.dcm", "measurements.dcm")

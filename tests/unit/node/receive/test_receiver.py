@@ -17,9 +17,9 @@ from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.writes import key_of
-from ctflow.node.receive import inbox, receiver, waiting
+from ctflow.node.receive import inbox, pending, receiver
+from ctflow.node.receive.pending import MOST_WAITING
 from ctflow.node.receive.receiver import VERIFICATION, supported_contexts
-from ctflow.node.receive.waiting import MOST_WAITING
 from ctflow.node.settings import MOST_ASSOCIATIONS
 from service_support import (
     association,
@@ -36,8 +36,8 @@ COMPARABLE_PAIR = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 KEY = key_of("1.2.826.0.2", "1.2.826.0.3", 1)
 
 
-def test_an_instance_is_in_a_synced_file_and_in_the_journal_when_it_is_acknowledged(ear, monkeypatch):
-    node = ear()
+def test_an_instance_is_in_a_synced_file_and_in_the_journal_when_it_is_acknowledged(scp, monkeypatch):
+    node = scp()
     synced = []
     monkeypatch.setattr("ctflow.node.receive.inbox.os.fsync", synced.append)
     assert store(node.port, instance(1), instance(2)) == [0x0000, 0x0000]
@@ -53,8 +53,8 @@ def test_an_instance_is_in_a_synced_file_and_in_the_journal_when_it_is_acknowled
     assert found.series.patient is None
 
 
-def test_patient_data_is_in_the_journal_only_where_it_is_switched_on(ear):
-    secret, shown = ear(), ear(patient_data=True)
+def test_patient_data_is_in_the_journal_only_where_it_is_switched_on(scp):
+    secret, shown = scp(), scp(patient_data=True)
     for node in (secret, shown):
         store(node.port, instance(1))
     assert b"SECRET" not in (
@@ -63,8 +63,8 @@ def test_patient_data_is_in_the_journal_only_where_it_is_switched_on(ear):
     assert shown.journal.find(KEY).patient.name == "SECRET^NAME"
 
 
-def test_every_context_that_is_offered_is_accepted_and_no_other(ear):
-    node = ear()
+def test_every_context_that_is_offered_is_accepted_and_no_other(scp):
+    node = scp()
     for syntax in READABLE:
         with association(node.port, contexts={CT_IMAGE_STORAGE: [syntax]}) as found:
             assert [context.transfer_syntax[0] for context in found.accepted_contexts] == [syntax]
@@ -73,8 +73,8 @@ def test_every_context_that_is_offered_is_accepted_and_no_other(ear):
         assert not found.accepted_contexts
 
 
-def test_a_compressed_instance_is_kept_as_it_came(ear):
-    node = ear()
+def test_a_compressed_instance_is_kept_as_it_came(scp):
+    node = scp()
     dataset = instance(1)
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(20)])
@@ -86,13 +86,13 @@ def test_a_compressed_instance_is_kept_as_it_came(ear):
     assert pydicom.dcmread(node.inbox.folder / kept.file).file_meta.TransferSyntaxUID == JPEG2000Lossless
 
 
-def test_echo_is_answered(ear):
-    with association(ear().port) as found:
+def test_echo_is_answered(scp):
+    with association(scp().port) as found:
         assert found.send_c_echo().Status == 0x0000
 
 
-def test_the_same_instance_again_is_acknowledged_and_kept_once(ear):
-    node = ear()
+def test_the_same_instance_again_is_acknowledged_and_kept_once(scp):
+    node = scp()
     assert store(node.port, instance(1), instance(1)) == [0, 0]
     with association(node.port, contexts={CT_IMAGE_STORAGE: [ImplicitVRLittleEndian]}) as found:
         again = instance(1)
@@ -102,8 +102,8 @@ def test_the_same_instance_again_is_acknowledged_and_kept_once(ear):
     assert node.journal.find(KEY).duplicates == 2
 
 
-def test_another_content_under_the_same_uid_is_refused(ear):
-    node = ear()
+def test_another_content_under_the_same_uid_is_refused(scp):
+    node = scp()
     assert store(node.port, instance(1), instance(1, InstanceNumber=7)) == [0, receiver.CONFLICT]
     assert len(node.files) == 1
 
@@ -127,8 +127,8 @@ def send_as(node, syntax: str, dataset: Dataset) -> int:
 
 
 @pytest.mark.parametrize(("first", "second"), [COMPARABLE_PAIR, COMPARABLE_PAIR[::-1]])
-def test_the_same_content_in_the_other_little_endian_syntax_is_a_duplicate(ear, first, second):
-    node = ear()
+def test_the_same_content_in_the_other_little_endian_syntax_is_a_duplicate(scp, first, second):
+    node = scp()
     assert [send_as(node, first, nested(1)), send_as(node, second, nested(1))] == [0, 0]
     assert (len(node.files), node.journal.find(KEY).duplicates) == (1, 1)
 
@@ -136,8 +136,8 @@ def test_the_same_content_in_the_other_little_endian_syntax_is_a_duplicate(ear, 
 @pytest.mark.parametrize(
     "changes", [{"PixelData": b"\1" * 32}, {"InstanceNumber": 7}, {"KVP": "120"}, {"ProcedureCodeSequence": []}]
 )
-def test_another_content_in_another_syntax_is_refused_and_told(ear, changes):
-    node = ear()
+def test_another_content_in_another_syntax_is_refused_and_told(scp, changes):
+    node = scp()
     other = nested(1)
     for keyword, value in changes.items():
         setattr(other, keyword, value)
@@ -147,8 +147,8 @@ def test_another_content_in_another_syntax_is_refused_and_told(ear, changes):
     assert next(event.kind for event in node.journal.events()) == "conflict"
 
 
-def test_what_cannot_be_compared_is_refused_and_told(ear):
-    node = ear()
+def test_what_cannot_be_compared_is_refused_and_told(scp):
+    node = scp()
     assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
     assert send_as(node, str(DeflatedExplicitVRLittleEndian), instance(1)) == receiver.CONFLICT
     node.files[0].write_bytes(b"damaged meanwhile")
@@ -156,8 +156,8 @@ def test_what_cannot_be_compared_is_refused_and_told(ear):
     assert [event.kind for event in node.journal.events()][:2] == ["conflict", "conflict"]
 
 
-def test_one_instance_in_two_syntaxes_at_once_is_kept_once(ear, monkeypatch):
-    node = ear()
+def test_one_instance_in_two_syntaxes_at_once_is_kept_once(scp, monkeypatch):
+    node = scp()
     assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
     holds, asked = node.journal.holds, []
 
@@ -170,8 +170,8 @@ def test_one_instance_in_two_syntaxes_at_once_is_kept_once(ear, monkeypatch):
     assert (len(node.files), len(asked)) == (1, 2)
 
 
-def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
-    node = ear()
+def test_one_instance_from_many_senders_at_once_is_kept_once(scp):
+    node = scp()
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(lambda _: store(node.port, instance(1)), range(6))) == [[0]] * 6
     assert len(node.files) == 1
@@ -188,8 +188,8 @@ def test_one_instance_from_many_senders_at_once_is_kept_once(ear):
     ],
 )
 @pytest.mark.parametrize("patient_data", [False, True])
-def test_what_cannot_be_kept_is_refused_with_its_status(ear, raw, changes, status, patient_data):
-    node = ear(patient_data=patient_data)
+def test_what_cannot_be_kept_is_refused_with_its_status(scp, raw, changes, status, patient_data):
+    node = scp(patient_data=patient_data)
     peer = raw(node.port)
     # The request says one thing, the data set another.
     answer = peer.ask(store_command(instance(1)), encoded(instance(1, **changes)))
@@ -199,8 +199,8 @@ def test_what_cannot_be_kept_is_refused_with_its_status(ear, raw, changes, statu
 
 
 @pytest.mark.parametrize("patient_data", [False, True])
-def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, raw, patient_data):
-    node = ear(patient_data=patient_data)
+def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(scp, raw, patient_data):
+    node = scp(patient_data=patient_data)
     peer = raw(node.port)
     whole = encoded(instance(1))
     for damaged in (whole[:50], whole[8:30] + whole, b"\x08\x00", b"\xff" * 40):
@@ -210,24 +210,24 @@ def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(ear, raw, 
     assert len(node.files) == 1
 
 
-def test_a_header_that_pydicom_cannot_read_is_refused(ear, monkeypatch):
-    node = ear(patient_data=True)
+def test_a_header_that_pydicom_cannot_read_is_refused(scp, monkeypatch):
+    node = scp(patient_data=True)
     monkeypatch.setattr(receiver.pydicom, "dcmread", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
     assert store(node.port, instance(1)) == [receiver.CANNOT_UNDERSTAND]
     monkeypatch.undo()
     assert store(node.port, instance(1)) == [0]
 
 
-def test_a_class_of_another_context_is_refused(ear, raw):
-    node = ear()
+def test_a_class_of_another_context_is_refused(scp, raw):
+    node = scp()
     magnetic = instance(1, SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
     answer = raw(node.port).ask(store_command(magnetic), encoded(magnetic))
     assert answer.Status == receiver.WRONG_CLASS
     assert not node.files
 
 
-def test_deflated_instances_are_taken(ear):
-    node = ear()
+def test_deflated_instances_are_taken(scp):
+    node = scp()
     dataset = instance(1)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     with association(node.port, contexts={CT_IMAGE_STORAGE: [DeflatedExplicitVRLittleEndian]}) as found:
@@ -235,8 +235,8 @@ def test_deflated_instances_are_taken(ear):
     assert pydicom.dcmread(*node.files).SOPInstanceUID == dataset.SOPInstanceUID
 
 
-def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(ear, monkeypatch, caplog):
-    node = ear()
+def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(scp, monkeypatch, caplog):
+    node = scp()
     monkeypatch.setattr(receiver, "values_of_data_set", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
     with association(node.port) as found, caplog.at_level("ERROR"):
         answer = found.send_c_store(instance(1))
@@ -248,8 +248,8 @@ def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(ear, monkeypatch
     assert "an instance could not be checked" in [record.message for record in caplog.records]
 
 
-def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_without_it(ear, monkeypatch):
-    node = ear()
+def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_without_it(scp, monkeypatch):
+    node = scp()
     monkeypatch.setattr(
         node.journal, "holds", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("unable to open"))
     )
@@ -265,8 +265,8 @@ HOSTILE = (
 )  # fmt: skip
 
 
-def test_no_uid_chooses_where_a_file_lies(ear, tmp_path):
-    node = ear()
+def test_no_uid_chooses_where_a_file_lies(scp, tmp_path):
+    node = scp()
     before = {path for path in tmp_path.rglob("*") if path.is_file() and "journal" not in path.name}
     for number, hostile in enumerate(HOSTILE):
         for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
@@ -282,8 +282,8 @@ def test_no_uid_chooses_where_a_file_lies(ear, tmp_path):
     assert {path.relative_to(node.inbox.folder).as_posix() for path in kept} == node.journal.files()
 
 
-def test_below_the_watermark_instances_are_refused_and_taken_again_above_it(ear, monkeypatch):
-    node = ear(least_free=10**6)
+def test_below_the_watermark_instances_are_refused_and_taken_again_above_it(scp, monkeypatch):
+    node = scp(least_free=10**6)
     free = [10**9]
     usage = lambda _folder: type("Usage", (), {"free": free[0]})  # noqa: E731
     monkeypatch.setattr("ctflow.node.receive.inbox.shutil.disk_usage", usage)
@@ -298,8 +298,8 @@ def test_below_the_watermark_instances_are_refused_and_taken_again_above_it(ear,
     assert node.journal.complete_quiet(0) == (KEY,)
 
 
-def test_a_disk_that_fails_is_out_of_resources_and_leaves_nothing(ear, monkeypatch):
-    node = ear()
+def test_a_disk_that_fails_is_out_of_resources_and_leaves_nothing(scp, monkeypatch):
+    node = scp()
 
     def fail(*_args, **_named):
         raise OSError(28, "No space left on device")
@@ -315,15 +315,15 @@ def test_a_disk_that_fails_is_out_of_resources_and_leaves_nothing(ear, monkeypat
     assert not node.files
 
 
-def test_a_series_that_is_too_large_is_refused(ear):
-    node = ear(most_instances=2)
+def test_a_series_that_is_too_large_is_refused(scp):
+    node = scp(most_instances=2)
     assert store(node.port, instance(1), instance(2), instance(3)) == [0, 0, receiver.TOO_MUCH]
     assert node.journal.find(KEY).state == "aside"
     assert len(node.files) == 2
 
 
-def test_who_is_no_peer_is_rejected(ear):
-    node = ear(is_peer=lambda title, host: (title, host) == ("ROUTER", "127.0.0.1"))
+def test_who_is_no_peer_is_rejected(scp):
+    node = scp(is_peer=lambda title, host: (title, host) == ("ROUTER", "127.0.0.1"))
     with association(node.port) as found:
         assert found.is_established
     with association(node.port, calling="STRANGER") as found:
@@ -332,13 +332,13 @@ def test_who_is_no_peer_is_rejected(ear):
     with association(node.port, called="OTHER") as found:
         assert found.is_rejected
         assert found.acceptor.primitive.diagnostic == 0x07
-    other = ear(may_come=lambda host: host != "127.0.0.1")
+    other = scp(may_come=lambda host: host != "127.0.0.1")
     with association(other.port) as found:
         assert not found.is_established
 
 
-def test_more_associations_than_allowed_are_rejected_for_now(ear):
-    node = ear(associations=2)
+def test_more_associations_than_allowed_are_rejected_for_now(scp):
+    node = scp(associations=2)
     with association(node.port), association(node.port) as second, association(node.port) as third:
         assert second.is_established
         assert third.is_rejected
@@ -369,37 +369,37 @@ def send_raw(port: int, data: bytes) -> bytes:
         b"GET / HTTP/1.1\r\n",
     ],
 )
-def test_what_is_no_lawful_request_is_refused_by_its_first_six_bytes(ear, head):
-    node = ear()
+def test_what_is_no_lawful_request_is_refused_by_its_first_six_bytes(scp, head):
+    node = scp()
     assert send_raw(node.port, head)[:1] in (b"\x07", b"")
     assert node.receiver.associations == 0
 
 
-def test_a_pdu_that_is_too_long_ends_the_association_before_it_is_read(ear):
-    node = ear()
+def test_a_pdu_that_is_too_long_ends_the_association_before_it_is_read(scp):
+    node = scp()
     with association(node.port) as found:
         found.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 300 * 2**20) + bytes(100))
         wait_until(lambda: found.is_aborted, "the association is aborted")
     wait_until(lambda: node.receiver.associations == 0, "the association ends")
 
 
-def test_silence_ends_an_association_and_a_connection(ear):
-    node = ear(idle_s=0.3)
+def test_silence_ends_an_association_and_a_connection(scp):
+    node = scp(idle_s=0.3)
     with association(node.port) as found:
         assert found.is_established
         wait_until(lambda: not found.is_established, "the node ends it")
     assert send_raw(node.port, b"\x01") == b""
 
 
-def test_a_pdu_that_never_ends_ends_the_association(ear):
-    node = ear(idle_s=0.5)
+def test_a_pdu_that_never_ends_ends_the_association(scp):
+    node = scp(idle_s=0.5)
     with association(node.port, network_timeout=None) as found:
         found.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 1000) + bytes(10))
         wait_until(lambda: node.receiver.associations == 0, "the association ends")
 
 
-def test_idle_connections_keep_nobody_from_being_answered(ear):
-    node = ear()
+def test_idle_connections_keep_nobody_from_being_answered(scp):
+    node = scp()
     idle = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(100)]
     try:
         for each in idle[::2]:
@@ -413,28 +413,28 @@ def test_idle_connections_keep_nobody_from_being_answered(ear):
             each.close()
 
 
-def test_a_port_that_is_taken_is_named(ear):
-    taken = ear().port
+def test_a_port_that_is_taken_is_named(scp):
+    taken = scp().port
     with pytest.raises(SettingsInvalid, match=f"cannot listen on 127.0.0.1:{taken} ") as caught:
-        ear(address=("127.0.0.1", taken))
+        scp(address=("127.0.0.1", taken))
     assert caught.value.reason == "cannot-listen"
 
 
-def test_dcmtk_sends_a_series(ear, series):
-    node = ear()
+def test_dcmtk_sends_a_series(scp, series):
+    node = scp()
     storescu(node.port, series)
     (found,) = node.journal.series()
     assert found.instances == len(list(series.iterdir()))
 
 
-def test_the_journal_and_the_offered_contexts_agree_with_the_module(ear):
+def test_the_journal_and_the_offered_contexts_agree_with_the_module(scp):
     assert set(supported_contexts()) == {VERIFICATION, *receiver.STORED_CLASSES}
-    node = ear()
+    node = scp()
     assert sqlite3.connect(node.journal.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_connection_that_cannot_be_taken_is_the_end_of_no_other(ear, monkeypatch):
-    node = ear()
+def test_a_connection_that_cannot_be_taken_is_the_end_of_no_other(scp, monkeypatch):
+    node = scp()
     finish, asked = node.receiver._server.finish_request, []
 
     def fail(*given) -> None:
@@ -453,13 +453,13 @@ def test_a_connection_that_cannot_be_taken_is_the_end_of_no_other(ear, monkeypat
 
 
 def test_descriptors_stay_below_what_select_knows():
-    others = 150  # the page's 100 connections, the journal, workers, couriers, the log
+    others = 150  # the page's 100 connections, the journal, workers, delivery_threads, the log
     assert 2 * MOST_ASSOCIATIONS + MOST_WAITING + others < 1024
 
 
-def test_no_more_wait_than_there_is_room_for(ear, monkeypatch):
-    monkeypatch.setattr(waiting, "MOST_WAITING", 3)
-    node = ear()
+def test_no_more_wait_than_there_is_room_for(scp, monkeypatch):
+    monkeypatch.setattr(pending, "MOST_WAITING", 3)
+    node = scp()
     idle = [socket.create_connection(("127.0.0.1", node.port), timeout=30) for _ in range(4)]
     try:
         assert idle[0].recv(1) == b""  # the one that waited the longest
@@ -486,9 +486,9 @@ def answer_to(port: int, pdu: bytes) -> bytes:
 @pytest.mark.parametrize(
     "calling", [b"  ROUTER", b"ROUTER" + bytes(10), b"\0ROUTER \0"], ids=["leading spaces", "NULs", "both"]
 )
-def test_a_title_is_known_whatever_pads_it(ear, calling):
+def test_a_title_is_known_whatever_pads_it(scp, calling):
     titles = []
-    node = ear(is_peer=lambda title, _host: titles.append(title) or True)
+    node = scp(is_peer=lambda title, _host: titles.append(title) or True)
     assert answer_to(node.port, request(calling, b"CTFLOW" + bytes(10)))[0] == 2  # A-ASSOCIATE-AC
     assert titles == ["ROUTER"]
 
@@ -505,8 +505,8 @@ def test_a_title_is_known_whatever_pads_it(ear, calling):
         (b"ROUTER", bytes(16), 7, "its called AE title is blank"),
     ],
 )
-def test_what_is_no_title_is_rejected_with_its_reason_and_told(ear, caplog, calling, called, reason, why):
-    node = ear()
+def test_what_is_no_title_is_rejected_with_its_reason_and_told(scp, caplog, calling, called, reason, why):
+    node = scp()
     assert answer_to(node.port, request(calling, called)) == bytes([3, 0, 0, 0, 0, 4, 0, 1, 1, reason])
     (record,) = (record for record in caplog.records if "rejected" in record.message)
     assert record.message == f"association rejected: {why}"
@@ -514,9 +514,9 @@ def test_what_is_no_title_is_rejected_with_its_reason_and_told(ear, caplog, call
     assert store(node.port, instance(1)) == [0], "the next one is served"
 
 
-def test_an_instance_waits_until_the_folder_that_another_association_makes_is_synced(ear, monkeypatch):
+def test_an_instance_waits_until_the_folder_that_another_association_makes_is_synced(scp, monkeypatch):
     """The second one finds the folder there, and its name may not be on the disk yet."""
-    node = ear()
+    node = scp()
     reached, go_on, done = threading.Event(), threading.Event(), []
     sync = inbox.sync_folder
 
@@ -544,8 +544,8 @@ def test_an_instance_waits_until_the_folder_that_another_association_makes_is_sy
     assert len(done) == 2
 
 
-def test_a_folder_that_an_earlier_process_made_is_synced_again(ear, monkeypatch):
-    node, synced, sync = ear(), [], inbox.sync_folder
+def test_a_folder_that_an_earlier_process_made_is_synced_again(scp, monkeypatch):
+    node, synced, sync = scp(), [], inbox.sync_folder
     series = node.inbox.folder / "ab" / "abc"
     series.mkdir(parents=True)
     monkeypatch.setattr(inbox, "sync_folder", lambda folder: (synced.append(folder), sync(folder)))

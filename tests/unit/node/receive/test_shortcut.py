@@ -16,8 +16,8 @@ CT, ECHO = RawPeer.CT, RawPeer.ECHO
 COMMAND, LAST = 1, 2
 
 
-def test_a_request_may_come_in_any_fragments_and_any_pdus(ear, raw):
-    node = ear()
+def test_a_request_may_come_in_any_fragments_and_any_pdus(scp, raw):
+    node = scp()
     peer = raw(node.port)
     command, data = store_command(instance(1)), encoded(instance(1))
     peer.send(fragment(CT, COMMAND, command[:10]))
@@ -31,8 +31,8 @@ def test_a_request_may_come_in_any_fragments_and_any_pdus(ear, raw):
     assert node.files[0].read_bytes().endswith(data)
 
 
-def test_requests_that_do_not_wait_for_answers_are_answered_in_order(ear, raw):
-    node = ear()
+def test_requests_that_do_not_wait_for_answers_are_answered_in_order(scp, raw):
+    node = scp()
     peer = raw(node.port)
     for number in range(5):
         dataset = instance(number)
@@ -43,8 +43,8 @@ def test_requests_that_do_not_wait_for_answers_are_answered_in_order(ear, raw):
     assert len(node.files) == 5
 
 
-def test_echo_and_store_share_an_association(ear):
-    node = ear()
+def test_echo_and_store_share_an_association(scp):
+    node = scp()
     with association(node.port) as found:
         for number in range(3):
             assert found.send_c_echo().Status == 0
@@ -52,8 +52,8 @@ def test_echo_and_store_share_an_association(ear):
     assert len(node.files) == 3
 
 
-def test_a_peer_that_takes_only_small_pdus_gets_its_answer_in_pieces(ear, raw):
-    node = ear()
+def test_a_peer_that_takes_only_small_pdus_gets_its_answer_in_pieces(scp, raw):
+    node = scp()
     peer = raw(node.port, most_pdu=32)
     answer = peer.ask(store_command(instance(1)), encoded(instance(1)))
     assert (answer.Status, answer.AffectedSOPInstanceUID) == (0, "1.2.826.0.1.1")
@@ -73,8 +73,8 @@ def test_an_answer_is_byte_for_byte_what_pynetdicom_would_say():
 
 
 @pytest.mark.parametrize("uid", [" ", "", None, "1.2.3\\1.2.4", "\xe9" * 4])
-def test_an_instance_uid_of_any_kind_is_answered(ear, raw, uid):
-    node = ear()
+def test_an_instance_uid_of_any_kind_is_answered(scp, raw, uid):
+    node = scp()
     peer = raw(node.port)
     command = store_command(instance(1), AffectedSOPInstanceUID=None)
     if uid is not None:
@@ -85,8 +85,8 @@ def test_an_instance_uid_of_any_kind_is_answered(ear, raw, uid):
     assert peer.ask(store_command(instance(2)), encoded(instance(2))).Status == 0
 
 
-def test_a_request_without_a_data_set_is_refused(ear, raw):
-    node = ear()
+def test_a_request_without_a_data_set_is_refused(scp, raw):
+    node = scp()
     peer = raw(node.port)
     peer.send(fragment(CT, COMMAND | LAST, store_command(instance(1), CommandDataSetType=0x0101)))
     assert peer.read_response().Status == WRONG_CLASS
@@ -116,8 +116,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fragments", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_message_ends_the_association_and_nothing_else(ear, raw, fragments):
-    node = ear()
+def test_what_is_no_message_ends_the_association_and_nothing_else(scp, raw, fragments):
+    node = scp()
     peer = raw(node.port)
     for each in fragments:
         peer.send(each)
@@ -129,8 +129,8 @@ def test_what_is_no_message_ends_the_association_and_nothing_else(ear, raw, frag
     assert store(node.port, instance(1)) == [0]
 
 
-def test_a_peer_that_leaves_within_a_pdu_leaves_nothing_behind(ear, raw):
-    node = ear()
+def test_a_peer_that_leaves_within_a_pdu_leaves_nothing_behind(scp, raw):
+    node = scp()
     peer = raw(node.port)
     peer.send(fragment(CT, COMMAND | LAST, store_command(instance(1))))
     peer.socket.sendall(b"\x04\x00\x00\x00\x10\x00" + b"\x00\x00\x0f\xfc\x01\x00" + bytes(100))
@@ -140,8 +140,8 @@ def test_a_peer_that_leaves_within_a_pdu_leaves_nothing_behind(ear, raw):
     assert not node.files
 
 
-def test_what_all_peers_send_together_is_bounded(ear, raw, monkeypatch):
-    node = ear()
+def test_what_all_peers_send_together_is_bounded(scp, raw, monkeypatch):
+    node = scp()
     monkeypatch.setattr(transport, "LARGEST_TOGETHER", 150_000)
     peers = [raw(node.port) for _ in range(3)]
     for peer in peers[:2]:
@@ -154,8 +154,8 @@ def test_what_all_peers_send_together_is_bounded(ear, raw, monkeypatch):
     wait_until(lambda: node.receiver.associations == 2, "its association ends")
 
 
-def test_a_large_instance_leaves_no_large_buffer_behind(ear, monkeypatch):
-    node = ear()
+def test_a_large_instance_leaves_no_large_buffer_behind(scp, monkeypatch):
+    node = scp()
     kept = []
     monkeypatch.setattr(shortcut, "_KEPT", 100_000)
     answer = shortcut._Shortcut._serve
@@ -171,8 +171,8 @@ def test_a_large_instance_leaves_no_large_buffer_behind(ear, monkeypatch):
     assert len(node.files) == 3
 
 
-def test_a_receiver_that_stops_ends_an_association_that_waits(ear):
-    node = ear()
+def test_a_receiver_that_stops_ends_an_association_that_waits(scp):
+    node = scp()
     with association(node.port) as found:
         assert found.send_c_store(instance(1)).Status == 0
         node.receiver.stop(0.1)

@@ -15,7 +15,7 @@ import pytest
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.deliver.send import COPY, WHOLE
-from ctflow.node.journal.records import Answer, Why
+from ctflow.node.journal.records import Why, WorkerResult
 from ctflow.node.web import pages
 from ctflow.node.web.pages import ROWS
 from ctflow.node.web.server import serving
@@ -528,7 +528,7 @@ def test_a_destination_that_is_no_longer_in_the_settings_is_shown_while_somethin
 
 def test_the_folder_of_copies_is_a_destination(ward, tmp_path):
     job = ward.run("1")
-    answer = Answer(job.key, "lung", "1.0", "ab", False, 1.0, ())
+    answer = WorkerResult(job.key, "lung", "1.0", "ab", False, 1.0, ())
     ward.journal.commit(job, answer, [(COPY, WHOLE)])
     node = dataclasses.replace(ward.node, settings=dataclasses.replace(ward.settings, copy_to=tmp_path / "copies"))
     with serving(node) as port:

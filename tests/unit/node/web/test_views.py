@@ -72,7 +72,7 @@ def test_a_span_has_one_unit(seconds, expected):
     ],
 )
 def test_a_size_has_two_or_three_digits(count, expected):
-    assert views.size(count) == expected
+    assert views.byte_size(count) == expected
 
 
 def test_a_time_says_its_day_only_if_it_is_another():

@@ -13,7 +13,7 @@ from ctflow.core.errors import NotWritten
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival
 from ctflow.node.work import pool
-from ctflow.node.work.pool import Crew, Places
+from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import Ready, Setup
 from ctflow.settings.run import Settings
 from service_support import PATIENCE_S, wait_until
@@ -27,14 +27,14 @@ def journal(tmp_path):
 
 
 @pytest.fixture
-def crew(journal, tmp_path, monkeypatch):
-    """Starts crews whose workers do what the test wants, and stops them."""
+def worker_pool(journal, tmp_path, monkeypatch):
+    """Starts pools whose workers do what the test wants, and stops them."""
     started = []
 
-    def start(worker, devices=("cpu",), deliveries=lambda _answer: [("pacs", "segmentation.dcm")]) -> Crew:
+    def start(worker, devices=("cpu",), deliveries=lambda _answer: [("pacs", "segmentation.dcm")]) -> WorkerPool:
         monkeypatch.setattr(pool, "run_worker", worker)
         places = Places(tmp_path / "inbox", tmp_path / "results", tmp_path / "running")
-        started.append(Crew(journal, places, Setup(None, Settings(cache=None)), devices, deliveries))
+        started.append(WorkerPool(journal, places, Setup(None, Settings(cache=None)), devices, deliveries))
         started[-1].start()
         return started[-1]
 
@@ -54,10 +54,10 @@ def complete(journal, *numbers) -> list[str]:
     return keys
 
 
-def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, crew, caplog):
+def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, worker_pool, caplog):
     keys = complete(journal, 1, 2, 3)
     with caplog.at_level(logging.WARNING):
-        found = crew(service_support.worker_that_answers)
+        found = worker_pool(service_support.worker_that_answers)
         wait_until(lambda: journal.find(keys[2]).reason, "all three ran")
     assert [journal.find(key).state for key in keys] == ["done", "aside", "complete"]
     assert journal.find(keys[1]).message == "because aside"
@@ -70,13 +70,13 @@ def test_what_a_worker_answers_becomes_the_state_of_the_series(journal, crew, ca
     assert journal.find(later).state == "aside"
 
 
-def test_a_fault_of_the_node_itself_ends_one_series_and_no_worker(journal, crew):
+def test_a_fault_of_the_node_itself_ends_one_series_and_no_worker(journal, worker_pool):
     (key,) = complete(journal, 1)
 
     def deliveries(_answer):
         raise KeyError("Doe^John")
 
-    found = crew(service_support.worker_that_answers, deliveries=deliveries)
+    found = worker_pool(service_support.worker_that_answers, deliveries=deliveries)
     wait_until(lambda: journal.find(key).state == "dead", "it is given up")
     assert journal.find(key).reason == "unexpected"
     assert "KeyError" in journal.find(key).message
@@ -86,56 +86,56 @@ def test_a_fault_of_the_node_itself_ends_one_series_and_no_worker(journal, crew)
     assert found.problems() == []
 
 
-def test_a_worker_that_met_a_fault_is_replaced(journal, crew, monkeypatch):
+def test_a_worker_that_met_a_fault_is_replaced(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
     (key,) = complete(journal, 1)
-    crew(service_support.worker_that_meets_a_fault)
+    worker_pool(service_support.worker_that_meets_a_fault)
     wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
     first, second = journal.find(key).message.split()
     assert first != second, "another process tried it again"
 
 
-def test_a_series_that_is_tried_too_often_is_a_dead_letter(journal, crew, monkeypatch):
+def test_a_series_that_is_tried_too_often_is_a_dead_letter(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
     (key,) = complete(journal, 3)
-    crew(service_support.worker_that_answers)
+    worker_pool(service_support.worker_that_answers)
     wait_until(lambda: journal.find(key).state == "dead", "it is given up")
     assert journal.find(key).attempts == pool.MOST_ATTEMPTS
     assert journal.find(key).reason == "gap"
     assert "5 attempts" in journal.find(key).message
 
 
-def test_a_case_that_kills_its_worker_is_tried_once_more_and_set_aside_and_the_next_one_runs(journal, crew):
+def test_a_case_that_kills_its_worker_is_tried_once_more_and_set_aside_and_the_next_one_runs(journal, worker_pool):
     keys = complete(journal, 1)
-    crew(service_support.worker_that_dies)
+    worker_pool(service_support.worker_that_dies)
     wait_until(lambda: journal.find(keys[0]).state == "aside", "it is set aside")
     assert journal.find(keys[0]).reason == "worker-died"
     assert journal.find(keys[0]).message == "the worker ended with signal SIGKILL, twice"
     assert [event.kind for event in journal.events(key=keys[0])].count("running") == 2
 
 
-def test_a_worker_that_cannot_open_says_why_and_keeps_the_series(journal, crew, monkeypatch):
+def test_a_worker_that_cannot_open_says_why_and_keeps_the_series(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     (key,) = complete(journal, 1)
-    found = crew(service_support.worker_that_cannot_open)
+    found = worker_pool(service_support.worker_that_cannot_open)
     assert found.opened.wait(60)
     assert found.first_word.error.described == "BundleInvalid [argument]: the bundle lacks a key"
     assert found.problems() == ["no worker is open: the bundle lacks a key"]
     assert journal.find(key).state == "complete"
 
 
-def test_a_worker_that_hangs_is_ended(journal, crew, monkeypatch):
+def test_a_worker_that_hangs_is_ended(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "MOST_CASE_S", 0.3)
     (key,) = complete(journal, 1)
-    crew(service_support.worker_that_hangs)
+    worker_pool(service_support.worker_that_hangs)
     wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
     reasons = [event.text for event in journal.events(key=key) if event.kind in ("retry", "aside")]
     assert reasons == ["the worker did not answer for 0.3 s, twice", "the worker did not answer for 0.3 s"]
 
 
-def test_what_runs_when_the_node_stops_waits_for_the_next_start(journal, crew):
+def test_what_runs_when_the_node_stops_waits_for_the_next_start(journal, worker_pool):
     (key,) = complete(journal, 1)
-    found = crew(service_support.worker_that_hangs)
+    found = worker_pool(service_support.worker_that_hangs)
     wait_until(lambda: journal.find(key).state == "running", "it runs")
     found.stop(0)
     assert journal.find(key).state == "running"
@@ -143,7 +143,7 @@ def test_what_runs_when_the_node_stops_waits_for_the_next_start(journal, crew):
     assert journal.find(key).state == "complete"
 
 
-def test_a_result_whose_instances_changed_is_not_kept(journal, crew, tmp_path):
+def test_a_result_whose_instances_changed_is_not_kept(journal, worker_pool, tmp_path):
     (key,) = complete(journal, 1)
     folder = tmp_path / "results" / key
 
@@ -152,13 +152,13 @@ def test_a_result_whose_instances_changed_is_not_kept(journal, crew, tmp_path):
         journal.discard(key)
         return []
 
-    crew(service_support.worker_that_answers, deliveries=deliveries)
+    worker_pool(service_support.worker_that_answers, deliveries=deliveries)
     wait_until(lambda: folder.is_dir() and not any(folder.iterdir()), "its folder is removed")
     assert journal.results(key) == ()
     assert journal.find(key).state == "discarded"
 
 
-def test_a_journal_that_cannot_be_written_is_told_again(journal, crew, monkeypatch):
+def test_a_journal_that_cannot_be_written_is_told_again(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     failures, real = [NotWritten("no", reason="unwritable"), NotWritten("no", reason="unwritable")], journal.commit
 
@@ -169,7 +169,7 @@ def test_a_journal_that_cannot_be_written_is_told_again(journal, crew, monkeypat
 
     monkeypatch.setattr(journal, "commit", commit)
     (key,) = complete(journal, 1)
-    crew(service_support.worker_that_answers)
+    worker_pool(service_support.worker_that_answers)
     wait_until(lambda: journal.find(key).state == "done", "it is done")
 
 
@@ -188,12 +188,12 @@ def fails_first(real, *errors):
 @pytest.mark.parametrize(
     "error", [sqlite3.OperationalError("unable to open database file"), OSError(24, "Too many open files")]
 )
-def test_a_passing_fault_of_the_node_puts_the_series_back_and_ends_no_worker(journal, crew, monkeypatch, caplog, error):
+def test_a_passing_fault_of_the_node_puts_the_series_back(journal, worker_pool, monkeypatch, caplog, error):
     monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     (key,), find = complete(journal, 1), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, error))
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: journal.results(key), "it ran after all")
     assert (find(key).state, find(key).attempts) == ("done", 2)
     (reason, *_) = [event.text for event in journal.events(key=key) if event.kind == "retry"]
@@ -203,12 +203,12 @@ def test_a_passing_fault_of_the_node_puts_the_series_back_and_ends_no_worker(jou
     wait_until(lambda: found.problems() == [], "it waits for the next one")
 
 
-def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(journal, crew, monkeypatch, caplog):
+def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(journal, worker_pool, monkeypatch, caplog):
     monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
     (key,), find = complete(journal, 1), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
     monkeypatch.setattr(pool, "_RESTART_S", 3600.0)
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: find(key).state == "complete" and find(key).reason, "it is put back")
     (remark,) = found.remarks()
     assert "unexpected TypeError" in remark
@@ -217,12 +217,12 @@ def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(jou
     assert (find(key).reason, find(key).message) == ("unexpected", remark)
 
 
-def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journal, crew, monkeypatch, caplog):
+def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journal, worker_pool, monkeypatch, caplog):
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     keys, find = complete(journal, 1, 2), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
     monkeypatch.setattr(journal, "try_again", fails_first(journal.try_again, ValueError("Doe^John")))
-    crew(service_support.worker_that_answers)
+    worker_pool(service_support.worker_that_answers)
     wait_until(lambda: {find(key).state for key in keys} & {"done", "aside"}, "the next series ran")
     assert "running" in {find(key).state for key in keys}, "until the node's next start"
     assert "unexpected ValueError" in caplog.text
@@ -230,57 +230,57 @@ def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journa
 
 
 @pytest.mark.parametrize("where", ["next_run_at", "claim"])
-def test_an_unexpected_error_between_series_ends_no_worker(journal, crew, monkeypatch, caplog, where):
+def test_an_unexpected_error_between_series_ends_no_worker(journal, worker_pool, monkeypatch, caplog, where):
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     monkeypatch.setattr(journal, where, fails_first(getattr(journal, where), TypeError("Doe^John")))
     (key,) = complete(journal, 1)
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: journal.find(key).state == "done", "it ran after all")
     assert "worker 0: unexpected TypeError" in caplog.text
     wait_until(lambda: found.problems() == found.remarks() == [], "nothing is left to say")
 
 
-def test_a_fault_that_stays_makes_a_dead_letter_and_ends_no_worker(journal, crew, monkeypatch):
+def test_a_fault_that_stays_makes_a_dead_letter_and_ends_no_worker(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
     monkeypatch.setattr(pool, "_RESTART_S", 0.01)
     (key,), find = complete(journal, 1), journal.find
     errors = [sqlite3.OperationalError("disk I/O error")] * pool.MOST_ATTEMPTS
     monkeypatch.setattr(journal, "find", fails_first(find, *errors))
-    crew(service_support.worker_that_answers)
+    worker_pool(service_support.worker_that_answers)
     wait_until(lambda: find(key).state == "dead", "a person decides")
     (other,) = complete(journal, 2)
     wait_until(lambda: find(other).state == "aside", "the next one ran")
 
 
 def test_a_worker_that_could_not_be_heard_is_replaced_before_it_answers_for_another_series(
-    journal, crew, monkeypatch, caplog
+    journal, worker_pool, monkeypatch, caplog
 ):
     monkeypatch.setattr(pool, "FIRST_WAIT_S", 3600.0)
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: found.problems() == [], "it is open")
-    (foreman,) = found.threads
-    monkeypatch.setattr(foreman, "_hear", fails_first(foreman._hear, OSError(12, "Cannot allocate memory")))
+    (supervisor,) = found.threads
+    monkeypatch.setattr(supervisor, "_receive", fails_first(supervisor._receive, OSError(12, "Cannot allocate memory")))
     first, second = complete(journal, 1, 2)
     wait_until(lambda: journal.find(second).state == "aside", "the second ran")
     assert journal.find(first).state == "complete", "its answer was not heard, and is nobody else's"
     assert caplog.text.count("a line of the log") == 2, "another process ran the second"
 
 
-def test_a_stop_does_not_wait_for_a_fault_to_pass(journal, crew, monkeypatch):
+def test_a_stop_does_not_wait_for_a_fault_to_pass(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "_RESTART_S", 3600.0)
     (key,), find = complete(journal, 1), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, sqlite3.OperationalError("locked")))
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: find(key).state == "complete" and find(key).reason, "it is put back")
     found.ending.set()
-    (foreman,) = found.threads
-    foreman.join(PATIENCE_S)
-    assert not foreman.is_alive()
+    (supervisor,) = found.threads
+    supervisor.join(PATIENCE_S)
+    assert not supervisor.is_alive()
 
 
-def test_every_gpu_gets_a_worker_where_none_is_named(journal, crew, monkeypatch):
-    found = crew(service_support.worker_that_answers, devices=())
+def test_every_gpu_gets_a_worker_where_none_is_named(journal, worker_pool, monkeypatch):
+    found = worker_pool(service_support.worker_that_answers, devices=())
     assert found.opened.wait(60)
     added = []
     monkeypatch.setattr(found, "_add", added.append)
@@ -289,7 +289,7 @@ def test_every_gpu_gets_a_worker_where_none_is_named(journal, crew, monkeypatch)
     assert added == [["cuda:1", "cuda:2"]]
 
 
-def test_a_process_that_cannot_be_started_is_told_and_tried_again(journal, crew, monkeypatch):
+def test_a_process_that_cannot_be_started_is_told_and_tried_again(journal, worker_pool, monkeypatch):
     (key,) = complete(journal, 1)
     monkeypatch.setattr(pool, "_RESTART_S", 0.05)
     start, asked = SpawnProcess.start, []
@@ -301,26 +301,26 @@ def test_a_process_that_cannot_be_started_is_told_and_tried_again(journal, crew,
         start(process)
 
     monkeypatch.setattr(SpawnProcess, "start", fail)
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(found.opened.is_set, "somebody is told")
     wait_until(lambda: journal.find(key).state == "done", "it runs")
     assert len(asked) == 3
     assert found.problems() == []
 
 
-def test_while_no_process_can_be_started_the_crew_says_so(crew, monkeypatch):
+def test_while_no_process_can_be_started_the_pool_says_so(worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "_RESTART_S", 3600)
     monkeypatch.setattr(
         SpawnProcess, "start", lambda _process: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory"))
     )
-    found = crew(service_support.worker_that_answers)
+    found = worker_pool(service_support.worker_that_answers)
     wait_until(found.opened.is_set, "somebody is told")
     assert found.problems() == ["no worker is open: its process cannot be started (Cannot allocate memory)"]
 
 
-def test_a_worker_that_ends_while_it_waits_is_named_and_started_again(journal, crew, monkeypatch):
+def test_a_worker_that_ends_while_it_waits_is_named_and_started_again(journal, worker_pool, monkeypatch):
     monkeypatch.setattr(pool, "_LOOK_AGAIN_S", 3600)
-    found = crew(service_support.worker_that_answers, devices=("cuda:0", "cuda:1"))
+    found = worker_pool(service_support.worker_that_answers, devices=("cuda:0", "cuda:1"))
     wait_until(lambda: found.problems() == found.remarks() == [], "both are open")
     first, second = found.threads
     first.kill()
@@ -329,7 +329,7 @@ def test_a_worker_that_ends_while_it_waits_is_named_and_started_again(journal, c
     second.kill()
     wait_until(lambda: found.problems() == ["no worker is open: the log says why"], "both are named")
     assert found.remarks() == []
-    for foreman in (first, second):
-        foreman._killed = False  # as if something else had ended them
+    for supervisor in (first, second):
+        supervisor._killed = False  # as if something else had ended them
     journal.event("note", "something happens")
     wait_until(lambda: found.problems() == found.remarks() == [], "both are open again")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
-from ctflow.core.errors import BrokenSeries
 from ctflow.dicom.attributes import numbers, text, texts
 from ctflow.dicom.read.geometry.agreement import COMPARED
+from ctflow.dicom.read.geometry.spacing import Refuse
 from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.read.structure import layout_of_header
 
-Refuse = Callable[[str, str], BrokenSeries]
 # What a slice's values and its place follow from: two slices that share these and their pixels are the same slice.
 _SHARED = (
     *COMPARED,

@@ -30,7 +30,7 @@ LEAST_SLICES = 64
 MOST_PROCESSES = 8
 MOST_THREADS = 8  # each reads and rescales at several GB/s: more would wait for memory
 _EACH = 2  # slices that a process has been given: one that it decodes, and the next
-_AHEAD = 3  # slices' room for each process: decoded ones wait there for those before them
+_AHEAD = 3  # slices of shared memory for each process: decoded ones wait there for those before them
 
 Slice = npt.NDArray[np.uint16]
 _T = TypeVar("_T")
@@ -64,7 +64,7 @@ class SliceReader:
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         """Args: instances: All slices, in any order."""
-        self._room: SharedSlices | None = None
+        self._shared: SharedSlices | None = None
         self._decoders: list[_Decoder] = []
         encoded = sum(instance.pixel_offset is None for instance in instances)
         count = min(_cores(), MOST_PROCESSES)
@@ -81,10 +81,10 @@ class SliceReader:
     def _start(self, count: int) -> None:
         # Not forked: this process may have threads and a GPU, which a fork does not survive.
         context = multiprocessing.get_context("spawn")
-        self._room = SharedSlices()
+        self._shared = SharedSlices()
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=run_decoder, args=(theirs, self._room), daemon=True)
+            process = context.Process(target=run_decoder, args=(theirs, self._shared), daemon=True)
             try:
                 with bare_start():
                     process.start()
@@ -100,15 +100,15 @@ class SliceReader:
         log.warning("no decoder process can be started, so one process decodes all slices: %s", why)
 
     def close(self) -> None:
-        """End the processes and give the room back."""
+        """End the processes and give the shared memory back."""
         for decoder in self._decoders:
             decoder.process.kill()
         for decoder in self._decoders:
             decoder.end()
         self._decoders = []
-        if self._room is not None:
-            self._room.close()
-            self._room = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     def read(
         self, instances: Sequence[Instance], forms: Sequence[PixelFormat], rows: int, columns: int
@@ -128,10 +128,10 @@ class SliceReader:
             BrokenSeries: The pixel data is shorter than the image.
             UnsupportedPixels: A slice does not decode, or a decoder did not survive it.
         """
-        if self._room is not None:
+        if self._shared is not None:
             shape = (len(self._decoders) * _AHEAD, rows, columns)
             try:
-                slots = self._room.allocate(shape)
+                slots = self._shared.allocate(shape)
             except OSError as error:
                 self._give_up(type(error).__name__)
             else:
@@ -141,22 +141,22 @@ class SliceReader:
             yield read_stored(instance, form, rows, columns)
 
     def _decoded(self, slices: list[tuple[Instance, PixelFormat]], slots: Slice) -> Generator[Slice, None, None]:
-        room, rows, columns = slots.shape
+        count, rows, columns = slots.shape
         outcomes: dict[int, Exception | None] = {}
         given = 0
         for d, (instance, form) in enumerate(slices):
             while True:
-                given = self._give(slices, slots.shape, given, min(d + room, len(slices)))
+                given = self._give(slices, slots.shape, given, min(d + count, len(slices)))
                 if d in outcomes or not self._decoders:
                     break
-                self._hear(slices, outcomes)
+                self._receive(slices, outcomes)
             if d in outcomes:
                 error = outcomes.pop(d)
                 if error is not None:
                     raise error
             else:  # every process has ended before it was given one
-                slots[d % room] = read_stored(instance, form, rows, columns)
-            yield slots[d % room]
+                slots[d % count] = read_stored(instance, form, rows, columns)
+            yield slots[d % count]
 
     def _give(self, slices: list[tuple[Instance, PixelFormat]], shape: tuple[int, ...], given: int, until: int) -> int:
         """Give slices from `given` on to processes that have too few; the next one to give."""
@@ -168,11 +168,11 @@ class SliceReader:
                     task = replace(instance, header=Dataset()), form, given % shape[0], shape
                     decoder.given.append(given)
                     given += 1
-                    with suppress(OSError):  # it has ended, which `_hear` finds
+                    with suppress(OSError):  # it has ended, which `_receive` finds
                         decoder.connection.send(task)
         return given
 
-    def _hear(self, slices: list[tuple[Instance, PixelFormat]], outcomes: dict[int, Exception | None]) -> None:
+    def _receive(self, slices: list[tuple[Instance, PixelFormat]], outcomes: dict[int, Exception | None]) -> None:
         """Wait for words of the processes: what became of slices, or that one has ended."""
         heard = wait([decoder.connection for decoder in self._decoders])
         for decoder in [decoder for decoder in self._decoders if decoder.connection in heard]:
@@ -202,21 +202,21 @@ class SliceReader:
 
 
 @lenient()
-def run_decoder(connection: Connection, room: SharedSlices) -> None:
-    """Decode slices into the room until the pipe is closed; its first word is that it can."""
+def run_decoder(connection: Connection, shared: SharedSlices) -> None:
+    """Decode slices into shared memory until the pipe is closed; its first word is that it can."""
     begin_child()
     with suppress(EOFError, OSError):  # the other end has gone
         connection.send(None)
         while True:
-            connection.send(_outcome(room, *connection.recv()))
+            connection.send(_outcome(shared, *connection.recv()))
 
 
 def _outcome(
-    room: SharedSlices, instance: Instance, form: PixelFormat, slot: int, shape: tuple[int, int, int]
+    shared: SharedSlices, instance: Instance, form: PixelFormat, slot: int, shape: tuple[int, int, int]
 ) -> Exception | None:
     """Decode a slice into its slot; None, or what that raised."""
     try:
-        room.array(shape)[slot] = read_stored(instance, form, shape[1], shape[2])
+        shared.array(shape)[slot] = read_stored(instance, form, shape[1], shape[2])
     except Exception as error:  # noqa: BLE001  # raised there, as it would be without a process between
         return error
     return None

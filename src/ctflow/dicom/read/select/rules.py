@@ -9,7 +9,7 @@ from ctflow.dicom.body_parts import known_value, listed_parts, suits
 from ctflow.dicom.read.geometry.agreement import listed
 from ctflow.dicom.read.select.description import MODALITIES, known_term, slice_spacing_mm
 from ctflow.dicom.read.select.patients import differing_patients
-from ctflow.dicom.read.select.series import Series, Verdict, class_name, image_words, is_localizer
+from ctflow.dicom.read.select.series import Objection, Series, class_name, image_words, is_localizer
 from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, malformed_uids
 
 LEAST_SLICES = 16
@@ -22,7 +22,7 @@ _DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
 # ------------------------------------------------------------------- possibility: nothing forces a series past these
 
 
-def _no_uid(series: Series) -> Verdict | None:
+def _no_uid(series: Series) -> Objection | None:
     lacking = [
         keyword
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -33,13 +33,13 @@ def _no_uid(series: Series) -> Verdict | None:
     )
 
 
-def _senseless_uid(series: Series) -> Verdict | None:
+def _senseless_uid(series: Series) -> Objection | None:
     senseless, _ = malformed_uids(instance.header for instance in series.instances)
     reason = f"{', '.join(senseless)} is not a valid UID, so nothing can refer to it: have the sender repair the series"
     return ("malformed-uid", reason) if senseless else None
 
 
-def _not_ct(series: Series) -> Verdict | None:
+def _not_ct(series: Series) -> Objection | None:
     uids = [text(instance.header, "SOPClassUID") for instance in series.instances]
     classes = set(uids)
     if classes & set(ENHANCED_CT_STORAGE):
@@ -59,13 +59,13 @@ def _not_ct(series: Series) -> Verdict | None:
     return None
 
 
-def _several_patients(series: Series) -> Verdict | None:
+def _several_patients(series: Series) -> Objection | None:
     odd = differing_patients(series.instances)
     reason = f"slices of several patients share this SeriesInstanceUID ({odd}): separate them"
     return ("mixed-patients", reason) if odd else None
 
 
-def _no_frame_of_reference(series: Series) -> Verdict | None:
+def _no_frame_of_reference(series: Series) -> Objection | None:
     if all(text(instance.header, "FrameOfReferenceUID") for instance in series.instances):
         return None
     # One made up here would be no source's: viewers would not lay the SEG over the CT.
@@ -73,7 +73,7 @@ def _no_frame_of_reference(series: Series) -> Verdict | None:
     return "no-frame-of-reference", reason
 
 
-def _no_image(series: Series) -> Verdict | None:
+def _no_image(series: Series) -> Objection | None:
     if not all(instance.has_pixels for instance in series.instances):
         return "no-pixels", "slices without pixel data"
     if any((integer(instance.header, "NumberOfFrames") or 1) != 1 for instance in series.instances):
@@ -86,7 +86,7 @@ def _no_image(series: Series) -> Verdict | None:
     return None
 
 
-def _no_extent(series: Series) -> Verdict | None:
+def _no_extent(series: Series) -> Objection | None:
     """One slice, or localizers that are each a picture by itself, make no volume."""
     count = len(series.instances)
     directions = {numbers(instance.header, "ImageOrientationPatient", 6) for instance in series.instances}
@@ -109,17 +109,17 @@ IMPOSSIBLE = (
 # --------------------------------------------------------------------------------------- eligibility: --force may pass
 
 
-def _untidy_uid(series: Series) -> Verdict | None:
+def _untidy_uid(series: Series) -> Objection | None:
     _, untidy = malformed_uids(instance.header for instance in series.instances)
     reason = f"a component of its {', '.join(untidy)} is empty or begins with 0, which some readers reject"
     return ("malformed-uid", reason) if untidy else None
 
 
-def _localizers_only(series: Series) -> Verdict | None:
+def _localizers_only(series: Series) -> Objection | None:
     return ("localizer", "it contains only localizer images") if is_localizer(series.instances[0]) else None
 
 
-def _derived(series: Series) -> Verdict | None:
+def _derived(series: Series) -> Objection | None:
     for instance in series.instances:
         words = image_words(instance)
         if "DERIVED" in words and words & _DERIVED_WORDS:
@@ -127,12 +127,12 @@ def _derived(series: Series) -> Verdict | None:
     return None
 
 
-def _too_few(series: Series) -> Verdict | None:
+def _too_few(series: Series) -> Objection | None:
     count = len(series.instances)
     return ("too-few-slices", f"{count} slices are fewer than {LEAST_SLICES}") if count < LEAST_SLICES else None
 
 
-def _too_thick(series: Series) -> Verdict | None:
+def _too_thick(series: Series) -> Objection | None:
     spacing = slice_spacing_mm(series.instances)
     if spacing is not None and spacing > LARGEST_SPACING_MM * 1.001:
         return "too-thick", f"slices are {spacing:.4g} mm apart, more than {LARGEST_SPACING_MM:g} mm"
@@ -142,7 +142,7 @@ def _too_thick(series: Series) -> Verdict | None:
 UNFIT = (_untidy_uid, _localizers_only, _derived, _too_few, _too_thick)
 
 
-def unfit_body_part(series: Series, body_parts: Collection[str]) -> Verdict | None:
+def unfit_body_part(series: Series, body_parts: Collection[str]) -> Objection | None:
     """Whether none of its body parts suits the model."""
     found = {text(instance.header, "BodyPartExamined") for instance in series.instances} - {""}
     unfit = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []

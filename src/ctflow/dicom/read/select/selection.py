@@ -17,10 +17,18 @@ from ctflow.dicom.read.scan import Instance, Scan
 from ctflow.dicom.read.select.description import describe, slice_spacing_mm
 from ctflow.dicom.read.select.orphans import continues
 from ctflow.dicom.read.select.rules import IMPOSSIBLE, LARGEST_SPACING_MM, LEAST_SLICES, UNFIT, unfit_body_part
-from ctflow.dicom.read.select.series import Candidate, Selection, Series, Verdict, class_name, image_words, is_localizer
+from ctflow.dicom.read.select.series import (
+    Candidate,
+    Objection,
+    Selection,
+    Series,
+    class_name,
+    image_words,
+    is_localizer,
+)
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 
-_STRAY = "it continues series {}, of which its SeriesInstanceUID may cut it off"
+_ORPHANED = "it continues series {}, of which its SeriesInstanceUID may cut it off"
 # Of ImageType: what scanners save in the place of a slice (protocol and dose pages).
 _SCREEN_WORDS = frozenset({"SCREEN", "PROT", "PROTOCOL", "DOSE"})
 _IMAGE_CLASSES = ("Image Storage", "Image Storage - For Presentation", "Image Storage - For Processing")
@@ -52,7 +60,7 @@ def select_series(
     if pick == "best":
         candidates = _keep_best(candidates)
     if series_uid is None:
-        candidates = _name_strays(candidates)
+        candidates = _name_orphaned(candidates)
     return Selection(tuple(candidates))
 
 
@@ -132,10 +140,10 @@ def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Coll
 
     if series_uid is not None and series.uid != series_uid:
         return verdict("not-asked-for", "--series names another series")
-    impossible = _first_verdict(IMPOSSIBLE, series)
+    impossible = _first_objection(IMPOSSIBLE, series)
     if impossible:
         return verdict(*impossible)
-    unfit = _first_verdict(UNFIT, series) or unfit_body_part(series, body_parts)
+    unfit = _first_objection(UNFIT, series) or unfit_body_part(series, body_parts)
     if unfit and not force:
         return verdict(unfit[0], f"{unfit[1]}; --force segments it")
     if unfit:
@@ -143,14 +151,14 @@ def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Coll
     return verdict("chosen", "eligible", chosen=True)
 
 
-def _first_verdict(rules: Sequence[Callable[[Series], Verdict | None]], series: Series) -> Verdict | None:
+def _first_objection(rules: Sequence[Callable[[Series], Objection | None]], series: Series) -> Objection | None:
     return next((found for found in (rule(series) for rule in rules) if found), None)
 
 
-# ------------------------------------------------------------------------------------------------------------- stray
+# ---------------------------------------------------------------------------------------------------------- orphaned
 
 
-def _name_strays(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _name_orphaned(candidates: Sequence[Candidate]) -> list[Candidate]:
     """A series set aside that continues a selected one may be its end: nothing else shows that it was cut short."""
     result = list(candidates)
     for place, few in enumerate(candidates):
@@ -166,13 +174,13 @@ def _name_strays(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _parted(few: Candidate, rest: Candidate) -> tuple[Candidate, Candidate]:
-    """A stray and the series that it may be of; each says so of the other."""
+    """Orphaned slices and the series that it may be of; each says so of the other."""
     count = len(few.series.instances)
     slices = "a slice" if count == 1 else f"{count} slices"
     dropped = f"{slices} of series {few.series.digest} may belong to it: its next slices would lie there"
     series = replace(rest.series, dropped=(*rest.series.dropped, dropped))
-    reason = f"{_STRAY.format(rest.series.digest)}: {few.reason}"
-    return replace(few, rule="stray", reason=reason), replace(rest, series=series)
+    reason = f"{_ORPHANED.format(rest.series.digest)}: {few.reason}"
+    return replace(few, rule="orphaned", reason=reason), replace(rest, series=series)
 
 
 # -------------------------------------------------------------------------------------------------------------- best

@@ -12,7 +12,7 @@ from ctflow.core.errors import Unexpected
 from ctflow.dicom.attributes import texts
 from ctflow.dicom.read.scan import Instance
 
-Verdict = tuple[str, str]  # rule, reason
+Objection = tuple[str, str]  # rule, reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +67,9 @@ class Selection:
         return tuple(candidate for candidate in self.candidates if candidate.chosen)
 
     @property
-    def strays(self) -> tuple[Candidate, ...]:
+    def orphaned(self) -> tuple[Candidate, ...]:
         """Those set aside that seem to be the end of a selected series."""
-        return tuple(candidate for candidate in self.candidates if candidate.rule == "stray")
+        return tuple(candidate for candidate in self.candidates if candidate.rule == "orphaned")
 
     @property
     def failed(self) -> tuple[Candidate, ...]:

@@ -135,7 +135,7 @@ def test_force_takes_no_single_slice(write):
     assert (found.chosen, found.rule, found.reason) == (False, "too-few-slices", "one slice forms no volume")
 
 
-def test_a_stray_is_known_by_its_place_also_where_positions_are_rounded(write):
+def test_orphaned_slices_are_known_by_their_place_also_where_positions_are_rounded(write):
     affine = np.array([[0, 0, 0.7, 0], [0, 0.7, 0, 0], [0.625, 0, 0, -300.0], [0, 0, 0, 1.0]])
 
     def adjust(dataset, index):
@@ -145,7 +145,7 @@ def test_a_stray_is_known_by_its_place_also_where_positions_are_rounded(write):
             dataset.SeriesInstanceUID = "1.2.3"
 
     rules = {one.rule for one in selection_of(write(small_volume(affine, shape=(20, 8, 8)), adjust)).candidates}
-    assert rules == {"chosen", "stray"}
+    assert rules == {"chosen", "orphaned"}
 
 
 def test_slices_of_another_patient_are_named(write):

@@ -29,7 +29,7 @@ _LOOK_AGAIN_S = 0.02  # at a request that is here in part: the selector would ca
 log = logging.getLogger(__name__)
 
 
-class WaitingRoom(threading.Thread):
+class PendingConnections(threading.Thread):
     """Accepts connections and hands on those whose A-ASSOCIATE-RQ is here, whole and of a lawful length.
 
     Args:

@@ -1,9 +1,10 @@
 """How long a CT series takes from its folder to its SEG on disk, again and again in one process, stage by stage.
 
-    python benchmarks/trip.py CT_FOLDER [--engine fused] [--device cuda] [--repeats 7] [-m BUNDLE] [--overlap 0.25]
+    python benchmarks/whole_case.py CT_FOLDER [--engine fused] [--device cuda] [--repeats 7] [-m BUNDLE]
+                              [--overlap 0.25]
                               [--roi body] [--report html] [--cache DIR]
 
-The engine is opened once and is not counted. A trip is all that `ctflow run` does with the folder: find the series,
+The engine is opened once and is not counted. A run is all that `ctflow run` does with the folder: find the series,
 read it, segment it, write its result folder. The first is shown and not counted: it alone reads files from the disk,
 loads libraries' tables and captures graphs. Files are synced; the whole is done when the result's folder has its name.
 The last line of the output is one JSON document.
@@ -36,10 +37,10 @@ Seconds = dict[str, float]
 _WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that comes before the mask is in host memory
 
 
-def time_trip(
+def time_case(
     folder: Path, output: Path, segmenter: Segmenter, settings: Settings
 ) -> tuple[Seconds, Mapping[str, Any]]:
-    """Seconds of each stage of one trip, of `whole`, of `to_seg`, and of `after_mask`: what follows the mask.
+    """Seconds of each stage of one run, of `whole`, of `to_seg`, and of `after_mask`: what follows the mask.
 
     `to_seg` ends when the SEG is complete on disk, in the folder that is renamed when everything else is also complete.
 
@@ -75,25 +76,25 @@ def only_case(found: Found) -> Case:
     return found.cases[0]
 
 
-def time_trips(
+def time_cases(
     folder: Path, segmenter: Segmenter, settings: Settings, repeats: int
 ) -> tuple[list[Seconds], Mapping[str, Any]]:
-    """A first trip and `repeats` more, each into a folder of its own below the working directory."""
+    """A first run and `repeats` more, each into a folder of its own below the working directory."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
-        trips = [time_trip(folder, Path(scratch) / str(turn), segmenter, settings) for turn in range(repeats + 1)]
-    return [seconds for seconds, _ in trips], trips[-1][1]
+        runs = [time_case(folder, Path(scratch) / str(turn), segmenter, settings) for turn in range(repeats + 1)]
+    return [seconds for seconds, _ in runs], runs[-1][1]
 
 
-def medians_of(trips: list[Seconds]) -> Seconds:
-    """Median of each stage over all trips but the first."""
-    return {stage: round(statistics.median(trip[stage] for trip in trips[1:]), 4) for stage in trips[0]}
+def medians_of(runs: list[Seconds]) -> Seconds:
+    """Median of each stage over all runs but the first."""
+    return {stage: round(statistics.median(run[stage] for run in runs[1:]), 4) for stage in runs[0]}
 
 
-def table_of(trips: list[Seconds]) -> str:
-    """A line a trip and one of medians, a column a stage."""
-    lines = ["trip    " + "".join(f"{stage:>11}" for stage in trips[0])]
-    named = [*((str(turn), trip) for turn, trip in enumerate(trips)), ("median", medians_of(trips))]
-    lines += [f"{name:<8}" + "".join(f"{seconds:11.3f}" for seconds in trip.values()) for name, trip in named]
+def table_of(runs: list[Seconds]) -> str:
+    """A line a run and one of medians, a column a stage."""
+    lines = ["case    " + "".join(f"{stage:>11}" for stage in runs[0])]
+    named = [*((str(turn), run) for turn, run in enumerate(runs)), ("median", medians_of(runs))]
+    lines += [f"{name:<8}" + "".join(f"{seconds:11.3f}" for seconds in run.values()) for name, run in named]
     return "\n".join(lines) + "\n"
 
 
@@ -120,13 +121,13 @@ def main() -> None:
     start = time.perf_counter()
     with Segmenter(model, settings) as segmenter:
         opened_s = time.perf_counter() - start
-        trips, case = time_trips(given.folder, segmenter, settings, given.repeats)
-    sys.stdout.write(table_of(trips))
+        runs, case = time_cases(given.folder, segmenter, settings, given.repeats)
+    sys.stdout.write(table_of(runs))
     document = {
-        "benchmark": "trip", "engine": case["engine"], "window": case["window"], "shape": case["series"]["shape"],
+        "benchmark": "whole case", "engine": case["engine"], "window": case["window"], "shape": case["series"]["shape"],
         "voxels": sum(segment["voxels"] for segment in case["segments"]),
         "components": sum(segment["components"] for segment in case["segments"]), "report": given.report,
-        "open_s": round(opened_s, 3), "median_s": medians_of(trips), "trips_s": trips,
+        "open_s": round(opened_s, 3), "median_s": medians_of(runs), "cases_s": runs,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }  # fmt: skip
     sys.stdout.write(json.dumps(document) + "\n")

@@ -1,4 +1,4 @@
-"""The wheel, built once and unpacked: what a user gets, and where mypy and import-linter see every room."""
+"""The wheel, built once and unpacked: what a user gets, and where mypy and import-linter see every package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Run in a network namespace: Orthanc and `ctflow serve` on loopback, a series through both; one JSON line at the end.
 
-unshare -n python orthanc_trip.py FOLDER SERIES lua|python
+unshare -n python orthanc_delivery.py FOLDER SERIES lua|python
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUIET_S = 1.0
 # What the documentation gives to its readers, and how Orthanc is told of it.
 SCRIPTS = Path(__file__).parents[2] / "docs" / "orthanc"
 PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
-WAYS = {
+SCRIPTS = {
     "lua": {"LuaScripts": [str(SCRIPTS / "ctflow.lua")], "Plugins": []},
     "python": {"PythonScript": str(SCRIPTS / "ctflow.py"), "Plugins": [str(PYTHON_PLUGIN)]},
 }
@@ -48,11 +48,11 @@ def ask(path: str, data: bytes | None = None):
         return json.loads(answer.read())
 
 
-def start_orthanc(folder: Path, way: str) -> subprocess.Popen[bytes]:
+def start_orthanc(folder: Path, script: str) -> subprocess.Popen[bytes]:
     settings = {
         "Name": "orthanc", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
         "HttpPort": HTTP, "DicomPort": DICOM, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False, "StableAge": 1, **WAYS[way],
+        "AuthenticationEnabled": False, "StableAge": 1, **SCRIPTS[script],
         "DicomModalities": {"ctflow": ["CTFLOW", "127.0.0.1", NODE]}, "DicomAlwaysAllowStore": True,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
@@ -119,9 +119,9 @@ def facts(folder: Path) -> dict:
     }
 
 
-def main(folder: Path, series: Path, way: str) -> None:
+def main(folder: Path, series: Path, script: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    servers = [start_orthanc(folder, way), start_node(folder)]
+    servers = [start_orthanc(folder, script), start_node(folder)]
     try:
         wait_for(lambda: ask("/system"), "Orthanc answers")
         wait_for(is_ready, "the node is ready")

@@ -1,4 +1,4 @@
-"""The whole trip through every door."""
+"""The whole run through every entry point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from needs import skip_without
 from tests_support import assert_same_points, dciodvfy_errors, report_by_dcmqi, segment_points_by_dcmqi
 
 pytestmark = pytest.mark.e2e
-DOORS = ("run", "app", "monai-deploy")  # `ctflow exec` is the last one's verb: below, on the real CT
+ENTRY_POINTS = ("run", "app", "monai-deploy")  # `ctflow exec` is the last one's verb: below, on the real CT
 
 
 def only_result(output: Path) -> Path:
@@ -31,11 +31,11 @@ def only_result(output: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(door, series, coarse_bundle, tmp_path_factory) -> dict[str, Path]:
+def results(entry_point, series, coarse_bundle, tmp_path_factory) -> dict[str, Path]:
     folders = {}
-    for name in DOORS:
+    for name in ENTRY_POINTS:
         output = tmp_path_factory.mktemp(name) / "out"
-        done = door(name, ["-i", series, "-o", output, "-m", coarse_bundle])
+        done = entry_point(name, ["-i", series, "-o", output, "-m", coarse_bundle])
         assert done.returncode == 0, done.stdout + done.stderr
         assert "RESEARCH ONLY - NOT FOR CLINICAL USE" in done.stderr.splitlines()[0]
         assert str(output) in done.stdout
@@ -43,9 +43,9 @@ def results(door, series, coarse_bundle, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def test_every_door_writes_the_same_file(results):
+def test_every_entry_point_writes_the_same_file(results):
     first = (results["run"] / "segmentation.dcm").read_bytes()
-    for name in DOORS[1:]:
+    for name in ENTRY_POINTS[1:]:
         assert (results[name] / "segmentation.dcm").read_bytes() == first
         for file in ("measurements.dcm", "preview.png", "report.html"):
             assert (results[name] / file).read_bytes() == (results["run"] / file).read_bytes()
@@ -78,11 +78,11 @@ def test_the_report_conforms_and_says_what_result_json_says(results):
         ["--seg", "labelmap", "--segments", "finding", "--omit-empty-frames", "no", "--roi", "body"],
     ],
 )
-def test_what_is_written_is_chosen_alike_at_every_door(door, series, tmp_path, words):
+def test_what_is_written_is_chosen_alike_at_every_entry_point(entry_point, series, tmp_path, words):
     bundle = small_unet_bundle(tmp_path / "bundle")
     written = {}
     for name in ("run", "app"):
-        done = door(name, ["-i", series, "-o", tmp_path / name, "-m", bundle, *words])
+        done = entry_point(name, ["-i", series, "-o", tmp_path / name, "-m", bundle, *words])
         assert done.returncode == 0, done.stderr
         (folder,) = (path for path in (tmp_path / name).iterdir() if path.is_dir())
         written[name] = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "result.json"}
@@ -116,7 +116,7 @@ def test_the_result_names_model_engine_times_and_findings(results):
 
 
 def test_the_map_variables_are_the_defaults_and_a_second_run_replaces_the_first(
-    door, series, coarse_bundle, results, tmp_path
+    entry_point, series, coarse_bundle, results, tmp_path
 ):
     earlier = tmp_path / "out" / results["run"].name
     shutil.copytree(results["run"], earlier)
@@ -126,14 +126,16 @@ def test_the_map_variables_are_the_defaults_and_a_second_run_replaces_the_first(
         "HOLOSCAN_OUTPUT_PATH": str(tmp_path / "out"),
         "HOLOSCAN_MODEL_PATH": str(coarse_bundle.parent),  # the folder that holds exactly one bundle
     }
-    assert door("app", [], environment).returncode == 0
+    assert entry_point("app", [], environment).returncode == 0
     assert (only_result(tmp_path / "out") / "segmentation.dcm").read_bytes() == (
         results["run"] / "segmentation.dcm"
     ).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["app", pytest.param("run", marks=pytest.mark.exhaustive)])
-def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series, coarse_bundle, results, tmp_path):
+def test_every_entry_point_opens_where_no_cuda_toolkit_is_installed(
+    name, entry_point, series, coarse_bundle, results, tmp_path
+):
     """The system's CUDA folders are covered by an empty one, in a mount namespace of the process's own."""
     hide = 'for d in /usr/local/cuda*; do [ -L "$d" ] || mount -t tmpfs none "$d"; done; exec "$@"'
     toolkits = [path for path in Path("/usr/local").glob("cuda*") if not path.is_symlink()]
@@ -142,7 +144,7 @@ def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series,
     prefix = ["unshare", "-m", "sh", "-c", hide, "sh"] if toolkits else []
     probe = [*prefix, sys.executable, "-c", "import ctypes; ctypes.CDLL('libcudart.so.13')"]
     assert subprocess.run(probe, capture_output=True, check=False).returncode != 0, "the toolkit is still visible"
-    done = door(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle], prefix=prefix)
+    done = entry_point(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle], prefix=prefix)
     assert done.returncode == 0, done.stderr
     assert (only_result(tmp_path / "out") / "segmentation.dcm").read_bytes() == (
         results["run"] / "segmentation.dcm"
@@ -150,13 +152,13 @@ def test_every_door_opens_where_no_cuda_toolkit_is_installed(name, door, series,
 
 
 @pytest.mark.exhaustive
-def test_lidc_runs_through_every_door_to_the_same_seg(door, data, tmp_path_factory):
+def test_lidc_runs_through_every_entry_point_to_the_same_seg(entry_point, data, tmp_path_factory):
     """The real CT, on a 3 mm grid so that the test takes a minute; docs/performance.md has the 1.5 mm run."""
     bundle = bundle_with_spacing(tmp_path_factory.mktemp("bundle") / "3mm", 3.0, 96)
     written = []
     for name in ("run", "app", "exec"):
         output = tmp_path_factory.mktemp("lidc") / "out"
-        done = door(name, ["-i", data / "lidc-idri-0314", "-o", output, "-m", bundle, "--overlap", "0"])
+        done = entry_point(name, ["-i", data / "lidc-idri-0314", "-o", output, "-m", bundle, "--overlap", "0"])
         assert done.returncode == 0, done.stderr
         written.append(only_result(output) / "segmentation.dcm")
     assert len({path.read_bytes() for path in written}) == 1

@@ -1,4 +1,4 @@
-"""The rules of the rooms: import direction, types, names, what the wheel holds."""
+"""The rules of the packages: import direction, types, names, what the wheel holds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OPTIONAL = (
     "holoscan monai.deploy tensorrt tensorrt_rtx torch_tensorrt pynetdicom onnx onnxscript onnxruntime openvino "
     "nibabel SimpleITK starlette uvicorn prometheus_client yaml matplotlib"
 )
-HOLOSCAN_ROOMS = ("ctflow.app", "ctflow.operators")
+HOLOSCAN_PACKAGES = ("ctflow.app", "ctflow.operators")
 
 
 def test_imports_run_one_way(installed, repository):
-    # The config comes from the checkout, the packages from the unpacked wheel, where every room is a real folder.
+    # The config comes from the checkout, the packages from the unpacked wheel, where every package is a real folder.
     done = subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--config", repository / "pyproject.toml", "--no-cache"],
         cwd=installed, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
@@ -47,9 +47,9 @@ def modules_of(installed: Path) -> list[str]:
 
 
 def test_each_module_imports_alone(installed):
-    """Without optional packages, GPU, network or environment; those of Holoscan's rooms may have Holoscan."""
-    library = [name for name in modules_of(installed) if not name.startswith(HOLOSCAN_ROOMS)]
-    holoscan = [name for name in modules_of(installed) if name.startswith(HOLOSCAN_ROOMS)]
+    """Without optional packages, GPU, network or environment; those of Holoscan's packages may have Holoscan."""
+    library = [name for name in modules_of(installed) if not name.startswith(HOLOSCAN_PACKAGES)]
+    holoscan = [name for name in modules_of(installed) if name.startswith(HOLOSCAN_PACKAGES)]
     assert len(library) > 25
     assert len(holoscan) >= 8
     script = Path(__file__).with_name("import_alone.py")
@@ -80,8 +80,8 @@ def test_importing_the_library_changes_nothing_of_another(repository):
     assert found == {**found, "changed": [], "imported": len(names), "monai": False}
 
 
-def python_files(repository: Path, *rooms: str) -> list[Path]:
-    found = {room: sorted((repository / room).rglob("*.py")) for room in rooms}
+def python_files(repository: Path, *packages: str) -> list[Path]:
+    found = {package: sorted((repository / package).rglob("*.py")) for package in packages}
     assert all(found.values()), "a folder without modules checks nothing"
     return [path for paths in found.values() for path in paths]
 

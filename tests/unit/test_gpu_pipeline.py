@@ -113,7 +113,7 @@ def test_memory_that_is_too_small_for_a_batch_halves_it():
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_the_trip_there_and_back_equals_the_cpus(channels):
+def test_the_way_there_and_back_equals_the_cpus(channels):
     volume, spec, labels = phantom_from_seed(3, (40, 128, 128)).volume, spec_of(channels), []
     for device in ("cpu", "cuda:0"):
         prepared = prepare_volume(volume, STEPS, device)
