@@ -19,8 +19,6 @@ SHARED = {
         ("check_settings", "is_available", "open_backend", "precisions"), "ctflow.engines.choose.Backend: one a backend"
     ),
     "main": "where a process begins",
-    "run": "the command and the function of the API that it stands for",
-    "text": "a DICOM attribute's, a setting's",
 }
 RETIRED = {"ladder", "foreman", "courier", "crew", "stray"}  # nowhere but in the changelog
 RETIRED_IDENTIFIERS = RETIRED | {"house", "door", "trip", "upright", "ear"}  # words with ordinary meanings, too

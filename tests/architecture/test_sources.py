@@ -45,12 +45,15 @@ ENVIRONMENT = {
     "src/ctflow/settings/run.py",
     "src/ctflow/core/user.py",  # makes up for what other packages look for there
 }
-# Modules that import by a name that only a run knows: of their own tables, of the project's requirements, of MONAI.
+# Modules that import by a name that only a run knows: of their own tables, of the project's requirements, of MONAI,
+# of the backend that is asked for.
 COMPUTED = {
     "src/ctflow/__init__.py",
     "src/ctflow/compat/monai.py",
     "src/ctflow/core/requirements.py",
     "src/ctflow/engines/choose.py",
+    "src/ctflow/engines/tensorrt.py",
+    "src/ctflow/export/prepare.py",
 }
 
 

@@ -12,11 +12,11 @@ LARGEST_BYTES = 4_000_000  # the largest inference.json of MONAI's model zoo has
 _MOST_DIGITS = 30
 
 
-class _Refused(ValueError):
+class _Rejected(ValueError):
     """A construct that JSON files of bundles do not need."""
 
 
-def read_document(folder: Path, name: str) -> dict[str, Any]:
+def read_bundle_document(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -64,7 +64,7 @@ def document_from_bytes(raw: bytes, name: str) -> dict[str, Any]:
         )
     except RecursionError:
         raise BundleInvalid(f"{name} is nested too deeply", reason="json") from None
-    except _Refused as error:
+    except _Rejected as error:
         raise BundleInvalid(f"{name}: {error}", reason="json") from None
     except json.JSONDecodeError as error:
         raise BundleInvalid(f"{name} is not JSON: {error.msg} in line {error.lineno}", reason="json") from None
@@ -79,23 +79,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _Refused(f"the key {key[:80]!r} occurs twice in one object; keep one")
+            raise _Rejected(f"the key {key[:80]!r} occurs twice in one object; keep one")
         result[key] = value
     return result
 
 
 def _constant(text: str) -> NoReturn:
-    raise _Refused(f"{text} is not a number that JSON knows")
+    raise _Rejected(f"{text} is not a number that JSON knows")
 
 
 def _integer(text: str) -> int:
     if len(text) > _MOST_DIGITS:
-        raise _Refused(f"a number of {len(text)} digits")
+        raise _Rejected(f"a number of {len(text)} digits")
     return int(text)
 
 
 def _float(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise _Refused(f"the number {text[:30]} is too large")
+        raise _Rejected(f"the number {text[:30]} is too large")
     return value

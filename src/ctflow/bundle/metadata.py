@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import MISSING, short
-from ctflow.bundle.documents import read_document
+from ctflow.bundle.documents import read_bundle_document
 from ctflow.bundle.locate import METADATA
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Activation, Code, HuRange, Segment
@@ -45,7 +45,7 @@ def read_body_parts(path: Path) -> tuple[str, ...]:
     Raises:
         BundleInvalid: metadata.json cannot be read, or its body_parts are no list of words.
     """
-    return _body_parts(read_document(path, METADATA))
+    return _body_parts(read_bundle_document(path, METADATA))
 
 
 def metadata_from_document(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import Component, Config
-from ctflow.bundle.documents import read_document
+from ctflow.bundle.documents import read_bundle_document
 from ctflow.bundle.inferer import sliding_from_config
 from ctflow.bundle.locate import INFERENCE, METADATA
 from ctflow.bundle.metadata import MOST_CHANNELS, metadata_from_document
@@ -48,7 +48,7 @@ def read_spec(path: Path) -> ModelSpec:
     Raises:
         BundleInvalid: As `read_bundle`.
     """
-    inference, metadata = read_document(path, INFERENCE), read_document(path, METADATA)
+    inference, metadata = read_bundle_document(path, INFERENCE), read_bundle_document(path, METADATA)
     return spec_from_documents(inference, metadata, folder_name=path.resolve().name)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ctflow.core.entry_point import exit_code_of
 from ctflow.core.errors import EXIT_INTERRUPTED, BackendUnavailable, SettingsInvalid
 from ctflow.report.terminal import say_error
-from ctflow.settings.command import exit_code_of_command, run_command, switches
+from ctflow.settings.command import exit_code_of_command, flag_names, run_command
 
 REPAIR = "pip install --force-reinstall --no-deps ctflow"
 _HELP = """\
@@ -142,7 +142,7 @@ def _split(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 _COMMAND = run_command(lambda _: 0)  # the application has one with the same options
-_SWITCHES = switches(_COMMAND)
+_SWITCHES = flag_names(_COMMAND)
 
 
 def owner_of_script() -> tuple[bool, str]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Indices = npt.NDArray[np.int64]  # of voxels or lines
 Labels = npt.NDArray[np.uint8]  # of a model's classes; a SEG that is read may have more
 Size3 = tuple[int, int, int]
 Box = tuple[slice, slice, slice]  # of voxels

@@ -11,11 +11,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ctflow.core.model import Segment
-from ctflow.core.volume import FloatArray, Labels, box_of_marked, marked_lines
+from ctflow.core.volume import FloatArray, Indices, Labels, box_of_marked, marked_lines
 from ctflow.measurements.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks
 
 MOST_FINDINGS = 100  # more are counted, not listed
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

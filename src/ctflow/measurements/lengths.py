@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import ConvexHull, QhullError
 
-from ctflow.core.volume import FloatArray, Geometry
-from ctflow.measurements.components import Indices
+from ctflow.core.volume import FloatArray, Geometry, Indices
 
 _EQUAL = 1e-9  # lengths that differ by less, relatively, differ by rounding only
 _TURNS = np.arange(16) * np.pi / 16

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ctflow.core.volume import Size3, Volume
-from ctflow.measurements.components import Indices
+from ctflow.core.volume import Indices, Size3, Volume
 
 if TYPE_CHECKING:
     from ctflow.measurements.measure import SegmentMeasurements

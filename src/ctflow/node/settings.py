@@ -22,15 +22,15 @@ from ctflow.settings.schema import (
     Switch,
     effective,
     key_text,
+    one_line,
     real,
     shown,
     size,
-    text,
     whole,
 )
 
 MB, GB, TB = 10**6, 10**9, 10**12
-# Each has two descriptors and two threads; see `waiting.MOST_WAITING`.
+# Each has two descriptors and two threads; see `pending.MOST_WAITING`.
 MOST_ASSOCIATIONS = 300
 _WEEK_S = 7 * 24 * 3600
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -41,7 +41,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 def _ae_title(value: Any) -> str:
     """DICOM PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not blanks alone."""
-    found = text(value)
+    found = one_line(value)
     if len(found) > 16 or not found.isascii() or "\\" in found:
         raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, not {shown(value)}")
     return found
@@ -49,7 +49,7 @@ def _ae_title(value: Any) -> str:
 
 def _address(value: Any) -> str:
     try:
-        return str(ipaddress.ip_address(text(value)))
+        return str(ipaddress.ip_address(one_line(value)))
     except ValueError:
         raise ValueError(
             f"must be an IP address of this machine, such as 127.0.0.1 or 0.0.0.0 (all), not {shown(value)}"
@@ -58,7 +58,7 @@ def _address(value: Any) -> str:
 
 def _network(value: Any) -> Network:
     try:
-        return ipaddress.ip_network(text(value), strict=False)
+        return ipaddress.ip_network(one_line(value), strict=False)
     except ValueError:
         raise ValueError(
             f"must be an address or a network, such as 10.1.2.3 or 10.1.0.0/16, not {shown(value)}"
@@ -70,7 +70,7 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!
 
 def _host(value: Any) -> str:
     """An IP address, or a host's name (RFC 1123)."""
-    found = text(value)
+    found = one_line(value)
     try:
         return str(ipaddress.ip_address(found))
     except ValueError:
@@ -81,7 +81,7 @@ def _host(value: Any) -> str:
 
 
 def _matching(pattern: str, meaning: str, value: Any) -> str:
-    found = text(value)
+    found = one_line(value)
     if not re.fullmatch(pattern, found):
         raise ValueError(f"must be {meaning}, not {shown(value)}")
     return found

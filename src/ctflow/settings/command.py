@@ -90,7 +90,7 @@ def _enter(folder: Path) -> None:
         raise SettingsInvalid(f"--workdir: cannot enter {folder}: {error.strerror}", reason="missing-folder") from error
 
 
-def switches(command: click.Command) -> frozenset[str]:
+def flag_names(command: click.Command) -> frozenset[str]:
     """The flags of a command that take no value."""
     flags = (
         parameter.opts for parameter in command.params if isinstance(parameter, click.Option) and parameter.is_flag

@@ -18,10 +18,10 @@ from ctflow.settings.schema import (
     Switch,
     Text,
     keys_of,
+    one_line,
     path,
-    plain,
     shown,
-    text,
+    text_of_scalar,
     wrong_choice,
 )
 
@@ -30,7 +30,7 @@ SegGrid = Literal["source", "resampled"]
 
 def _overlap(value: Any) -> float:
     try:
-        number = float(plain(value))
+        number = float(text_of_scalar(value))
     except ValueError:
         number = 1.0
     if not 0.0 <= number < 1.0:
@@ -39,7 +39,7 @@ def _overlap(value: Any) -> float:
 
 
 def _devices(value: Any) -> str:
-    found = text(value)
+    found = one_line(value)
     kind, colon, numbers = found.partition(":")
     if found in {"cpu", "cuda"}:
         return found

@@ -258,7 +258,7 @@ def shown(value: Any) -> str:
 # -------------------------------------------------------------------------------------------------- kinds of values
 
 
-def text(value: Any) -> str:
+def one_line(value: Any) -> str:
     """Any text of one line, as it is written (`NO` and `010` stay what they are)."""
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {shown(value)}")  # noqa: TRY004  # pydantic takes no TypeError
@@ -273,12 +273,12 @@ def switch(value: Any) -> bool:
     if not isinstance(value, Written):
         words |= {"1": True, "yes": True, "on": True, "0": False, "no": False, "off": False, "": False}
         value = str(value).lower()
-    if plain(value) not in words or isinstance(value, list):
+    if text_of_scalar(value) not in words or isinstance(value, list):
         raise ValueError(f"must be true or false, not {shown(value)}")
     return words[value]
 
 
-def plain(value: Any) -> str:
+def text_of_scalar(value: Any) -> str:
     """A number's text; for anything in quotes, and what is not text, a text that is no number."""
     return value if isinstance(value, str) and not getattr(value, "quoted", False) else "?"
 
@@ -287,7 +287,7 @@ def whole(least: int, most: int) -> Reads:
     """A whole number."""
 
     def read(value: Any) -> int:
-        if not re.fullmatch(r"\d{1,15}", plain(value), re.ASCII) or not least <= int(value) <= most:
+        if not re.fullmatch(r"\d{1,15}", text_of_scalar(value), re.ASCII) or not least <= int(value) <= most:
             raise ValueError(f"must be a whole number from {least} to {most}, not {shown(value)}")
         return int(value)
 
@@ -298,7 +298,10 @@ def real(least: float, most: float) -> Reads:
     """A decimal number."""
 
     def read(value: Any) -> float:
-        if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", plain(value), re.ASCII) or not least <= float(value) <= most:
+        if (
+            not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text_of_scalar(value), re.ASCII)
+            or not least <= float(value) <= most
+        ):
             raise ValueError(f"must be a number from {least:g} to {most:g}, not {shown(value)}")
         return float(value)
 
@@ -312,7 +315,7 @@ def size(least: int, most: int) -> Reads:
     """A number of bytes, alone or with a unit (`20 GB`, `128 KiB`)."""
 
     def read(value: Any) -> int:
-        match = re.fullmatch(r"(\d{1,15}) ?([A-Za-z]{0,3})", plain(value), re.ASCII)
+        match = re.fullmatch(r"(\d{1,15}) ?([A-Za-z]{0,3})", text_of_scalar(value), re.ASCII)
         if match is None or match[2] not in _UNITS:
             raise ValueError(f"must be bytes, as 131072, 500 MB or 20 GB, not {shown(value)}")
         count = int(match[1]) * _UNITS[match[2]]
@@ -334,7 +337,7 @@ def size_text(count: int) -> str:
 
 def path(value: Any) -> Path:
     """A path; a relative one of a file starts at the file's folder."""
-    found, folder = text(value), getattr(value, "folder", Path())
+    found, folder = one_line(value), getattr(value, "folder", Path())
     if isinstance(value, Written) and found.startswith("~"):
         raise ValueError(
             "~ is not followed, as the user of a service seldom is the one who wrote it: give the whole path"
@@ -342,6 +345,6 @@ def path(value: Any) -> Path:
     return Path(folder / found)
 
 
-Text = Annotated[str, Reads(text)]
+Text = Annotated[str, Reads(one_line)]
 Switch = Annotated[bool, Reads(switch)]
 FilePath = Annotated[Path, Reads(path)]

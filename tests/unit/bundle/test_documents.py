@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctflow.bundle.documents import LARGEST_BYTES, document_from_bytes, read_document
+from ctflow.bundle.documents import LARGEST_BYTES, document_from_bytes, read_bundle_document
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
 
@@ -52,10 +52,10 @@ def test_any_bytes_end_as_an_object_or_bundle_invalid(raw):
 
 def test_a_missing_an_unreadable_and_an_oversized_file_are_named(tmp_path):
     with raises_reason(BundleInvalid, "missing-file", names="a.json"):
-        read_document(tmp_path, "a.json")
+        read_bundle_document(tmp_path, "a.json")
     (tmp_path / "b.json").mkdir()
     with raises_reason(BundleInvalid, "unreadable-file", names="b.json"):
-        read_document(tmp_path, "b.json")
+        read_bundle_document(tmp_path, "b.json")
     (tmp_path / "c.json").write_bytes(b" " * (LARGEST_BYTES + 1))
     with raises_reason(BundleInvalid, "unreadable-file", names=("c.json", "4 MB")):
-        read_document(tmp_path, "c.json")
+        read_bundle_document(tmp_path, "c.json")

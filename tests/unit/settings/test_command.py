@@ -10,7 +10,7 @@ from ctflow.app.__main__ import main as run_application
 from ctflow.cli.main import main as run_ctflow
 from ctflow.cli.monai_deploy import main as run_monai_deploy
 from ctflow.core.errors import SettingsInvalid
-from ctflow.settings.command import Request, exit_code_of_command, run_command, switches
+from ctflow.settings.command import Request, exit_code_of_command, flag_names, run_command
 from ctflow.settings.run import OPTIONS, Paths, Settings
 
 
@@ -82,4 +82,4 @@ def test_paths_settings_and_log_level_reach_the_function(monkeypatch, tmp_path):
 
 def test_the_flags_without_a_value_are_those_of_the_switches():
     expected = {"-h", "--help", "--debug", *(option.flag for option in OPTIONS if not option.metavar)}
-    assert switches(run_command(lambda _: 0)) == expected
+    assert flag_names(run_command(lambda _: 0)) == expected

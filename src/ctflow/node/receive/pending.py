@@ -20,7 +20,7 @@ from collections.abc import Callable
 from ctflow.node.receive.titles import HEADER
 from ctflow.node.receive.transport import ABORT, length_of_request
 
-Address = tuple[str, int]
+PeerAddress = tuple[str, int]
 # pynetdicom asks select(), which knows no descriptor above 1023, and many systems give a process 1024: those that wait
 # (one each) and those that talk (two each, see `settings.MOST_ASSOCIATIONS`) must leave some for everything else.
 MOST_WAITING = 256
@@ -47,7 +47,7 @@ class PendingConnections(threading.Thread):
         listening: socket.socket,
         *,
         may_come: Callable[[str], bool],
-        hand_on: Callable[[socket.socket, Address], None],
+        hand_on: Callable[[socket.socket, PeerAddress], None],
         is_full: Callable[[], bool],
         most_pdu: int,
         patience_s: float,
@@ -62,7 +62,7 @@ class PendingConnections(threading.Thread):
         self._patience_s = patience_s
         self._refused = refused
         self._selector = selectors.DefaultSelector()
-        self._waiting: dict[socket.socket, tuple[Address, float]] = {}
+        self._waiting: dict[socket.socket, tuple[PeerAddress, float]] = {}
         self._partial: set[socket.socket] = set()
         self._told, self._tell = socket.socketpair()
 
@@ -141,7 +141,7 @@ class PendingConnections(threading.Thread):
             self._selector.unregister(connection)
             self._partial.add(connection)
 
-    def _hand_on_safely(self, connection: socket.socket, address: Address) -> None:
+    def _hand_on_safely(self, connection: socket.socket, address: PeerAddress) -> None:
         """Whatever one connection leads to (no memory for its threads, say) must not be the end of all others."""
         try:
             connection.setblocking(True)
@@ -151,7 +151,7 @@ class PendingConnections(threading.Thread):
             self._refused(address[0], "it could not be accepted; the log says why")
             connection.close()
 
-    def _forget(self, connection: socket.socket) -> tuple[Address, float]:
+    def _forget(self, connection: socket.socket) -> tuple[PeerAddress, float]:
         if connection in self._partial:
             self._partial.remove(connection)
         else:

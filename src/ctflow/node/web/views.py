@@ -122,7 +122,7 @@ def address(host: str, port: int) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class SeriesRow:
     """A series in a list or at the head of its page."""
 
     key: str
@@ -145,7 +145,7 @@ class Row:
     discard_token: str
 
 
-def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[str, str]) -> Row:
+def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[str, str]) -> SeriesRow:
     """A series as lists show it.
 
     Args:
@@ -155,7 +155,7 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
         tokens: Of the forms that retry and discard it.
     """
     expected = series.expected_instances
-    return Row(
+    return SeriesRow(
         key=series.key,
         digest=series.digest,
         revision=series.revision,

@@ -23,7 +23,7 @@ def series(**changed) -> SeriesRecord:
     return dataclasses.replace(SERIES, **changed)
 
 
-def row(**changed) -> views.Row:
+def row(**changed) -> views.SeriesRow:
     return views.row(series(**changed), NOW, patient_data=False, tokens=("a", "b"))
 
 
