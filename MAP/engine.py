@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from ctflow.bundle import find_bundle, read_bundle
-from ctflow.engines.choose import backend_module, batch_range_for
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.registry import backend_module, batch_range_for
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.export.measure import measure_engine

@@ -27,9 +27,9 @@ from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable
 from ctflow.core.model import Model
-from ctflow.engines.choose import backend_module, backends, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import usable_cpus
+from ctflow.engines.registry import backend_module, backends, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_model

@@ -28,9 +28,9 @@ from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.model import Model, NetworkSpec, Resample
 from ctflow.core.volume import Geometry, Volume
-from ctflow.engines.choose import batch_range_for, open_engine
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
+from ctflow.engines.registry import batch_range_for, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_spec

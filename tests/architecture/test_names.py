@@ -1,4 +1,4 @@
-"""One name means one thing in the whole project, and the words that were retired stay away."""
+"""One name means one thing in the whole project, retired words stay away, and modules and packages stay small."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from source_support import sources
 # Public functions of several modules with one name, and why: each is one thing said by several modules.
 SHARED = {
     **dict.fromkeys(
-        ("check_settings", "is_available", "open_backend", "precisions"), "ctflow.engines.choose.Backend: one a backend"
+        ("check_settings", "is_available", "open_backend", "precisions"),
+        "of `Backend`: one of each backend",
     ),
     "main": "where a process begins",
 }
+MOST_LINES, MOST_MODULES = 400, 12  # give or take a few lines: a module is split where it answers two questions
 RETIRED = {"ladder", "foreman", "courier", "crew", "stray"}  # nowhere but in the changelog
 RETIRED_IDENTIFIERS = RETIRED | {"house", "door", "trip", "upright", "ear"}  # words with ordinary meanings, too
 ALIASES = (ast.Subscript, ast.BinOp, ast.Attribute, ast.Name)
@@ -114,3 +116,20 @@ def test_a_retired_word_is_found(text):
 @pytest.mark.parametrize("text", ["bladder = 1", "outdoors = 1", "linear = a.appear", "strip = triple"])
 def test_a_word_that_holds_one_is_none(text):
     assert not any(words_of(each) & RETIRED_IDENTIFIERS for each in identifiers_of(ast.parse(text)))
+
+
+def modules(repository: Path) -> list[Path]:
+    return [path for folder in ("src", "operators", "app") for path in (repository / folder).rglob("*.py")]
+
+
+def test_modules_are_short(repository):
+    lines = {path: path.read_text("utf-8").count("\n") for path in modules(repository)}
+    assert {path.name: count for path, count in lines.items() if count > MOST_LINES + 10} == {}
+
+
+def test_packages_have_few_modules_at_a_level(repository):
+    counts = defaultdict(int)
+    for path in modules(repository):
+        counts[path.parent.relative_to(repository).as_posix()] += path.name != "__init__.py"
+    assert len(counts) > 30
+    assert {package: count for package, count in counts.items() if count > MOST_MODULES} == {}

@@ -25,11 +25,11 @@ OWNERS = {
     "pydantic": ("src/ctflow/settings/schema.py",),
     "pydantic_core": ("src/ctflow/settings/schema.py",),
     "tensorrt": (
-        "src/ctflow/engines/tensorrt.py",
-        "src/ctflow/engines/torch_tensorrt.py",  # stands on it
+        "src/ctflow/engines/tensorrt/plan.py",
+        "src/ctflow/engines/tensorrt/torch_program.py",  # stands on it
     ),
-    "tensorrt_rtx": ("src/ctflow/engines/tensorrt_rtx.py",),
-    "torch_tensorrt": ("src/ctflow/engines/torch_tensorrt.py",),
+    "tensorrt_rtx": ("src/ctflow/engines/tensorrt/rtx.py",),
+    "torch_tensorrt": ("src/ctflow/engines/tensorrt/torch_program.py",),
     "openvino": ("src/ctflow/engines/openvino.py",),
     "onnxruntime": ("src/ctflow/engines/onnxruntime.py",),
     "onnx": ("src/ctflow/export/onnx.py", "src/ctflow/export/opset.py", "src/ctflow/engines/onnxfile.py"),
@@ -51,8 +51,8 @@ COMPUTED = {
     "src/ctflow/__init__.py",
     "src/ctflow/compat/monai.py",
     "src/ctflow/core/requirements.py",
-    "src/ctflow/engines/choose.py",
-    "src/ctflow/engines/tensorrt.py",
+    "src/ctflow/engines/registry.py",
+    "src/ctflow/engines/tensorrt/plan.py",
     "src/ctflow/export/prepare.py",
 }
 
@@ -88,7 +88,7 @@ def test_only_the_settings_read_the_environment(repository):
 def test_what_is_imported_by_name_is_to_be_seen(repository):
     found, importers = code(repository)
     assert {place for place, source in found.items() if source.called(importers)[1]} == COMPUTED
-    assert "ctflow.engines.tensorrt_runtime.load_runtime" in importers
+    assert "ctflow.engines.tensorrt.runtime.load_runtime" in importers
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
-from ctflow.engines.choose import BACKENDS, backend_module, open_engine
 from ctflow.engines.contract import PRECISIONS, Engine
+from ctflow.engines.registry import BACKENDS, backend_module, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from reasons import raises_reason

@@ -10,7 +10,7 @@ from monai.networks.nets import SwinUNETR
 
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused
-from ctflow.engines.choose import open_engine
+from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 
 pytestmark = [

@@ -28,8 +28,8 @@ from ctflow.core.model import Model
 from ctflow.core.package import digest_of_package
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3
-from ctflow.engines.choose import backend_module, batch_range_for, devices_from_setting
 from ctflow.engines.hardware import driver_version
+from ctflow.engines.registry import backend_module, batch_range_for, devices_from_setting
 from ctflow.settings.run import read_environment
 
 SHAPE: Size3 = (300, 512, 512)
@@ -46,6 +46,7 @@ _MEASURED = (
     "ctflow.bench",
     "ctflow.engines",
     "ctflow.engines.store",
+    "ctflow.engines.tensorrt",
     "ctflow.kernels",
     "ctflow.networks",
     "ctflow.window",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ctflow.bench.measurement import DEFAULT, STRICT, TORCH
-from ctflow.engines.choose import backends_for
+from ctflow.engines.registry import backends_for
 
 STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other configurations are compared with
 _COUNTS = (2, 4)  # devices of the configurations with several

@@ -27,8 +27,8 @@ from ctflow.compat.monai import import_lean
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError
 from ctflow.core.model import Model
 from ctflow.core.volume import Geometry, Labels, Size3, Volume
-from ctflow.engines.choose import check_engine, open_engine
 from ctflow.engines.contract import precision_from_name
+from ctflow.engines.registry import check_engine, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.networks.build import network_from_model
 from ctflow.transforms.prepare import prepare_volume

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctflow.bundle.overrides import merged_document
+from ctflow.bundle.documents import merged_document
 from ctflow.bundle.signatures import REQUIRED, Signature
 from ctflow.core.errors import BundleInvalid
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.cli.monai_deploy import owner_of_script
-from ctflow.engines.choose import BACKENDS, backends
 from ctflow.engines.contract import PRECISIONS
+from ctflow.engines.registry import BACKENDS, backends
 from ctflow.engines.store.inventory import StoredEngine
 from ctflow.engines.store.manifest import read_json_object
 from ctflow.engines.store.store import EngineStore

@@ -36,8 +36,8 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
     model_folder = model_path_from_value(model_path, environment)
     # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-    from ctflow.engines.choose import batch_range_for, device_from_setting  # noqa: PLC0415
     from ctflow.engines.contract import precision_from_name  # noqa: PLC0415
+    from ctflow.engines.registry import batch_range_for, device_from_setting  # noqa: PLC0415
     from ctflow.engines.request import EngineRequest  # noqa: PLC0415
     from ctflow.export.measure import measure_engine  # noqa: PLC0415
     from ctflow.export.prepare import is_made_anywhere  # noqa: PLC0415

@@ -180,7 +180,7 @@ class CompileEngine:
 
 
 def open_backend(request: EngineRequest, model: Model) -> CompileEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
     network, channels = network_for_gpu(model, request.roi, precision)

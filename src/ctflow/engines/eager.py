@@ -103,7 +103,7 @@ def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
 
 
 def open_backend(request: EngineRequest, model: Model) -> EagerEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
     try:

@@ -141,7 +141,7 @@ class FusedEngine:
 
 
 def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`.
+    """Open the engine; see `ctflow.engines.registry.open_engine`.
 
     Raises:
         BackendUnavailable: It cannot run on this machine or this network.

@@ -115,7 +115,7 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def open_backend(request: EngineRequest, model: Model) -> OnnxRuntimeEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     check_settings(request.device, request.chosen_precision)
     path = find_onnx(request, model)
     runtime = importlib.import_module(_PACKAGE)

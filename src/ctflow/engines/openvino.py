@@ -129,7 +129,7 @@ class OpenVinoEngine:
 
 
 def open_backend(request: EngineRequest, model: Model) -> OpenVinoEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     check_settings(request.device, request.chosen_precision)
     path = find_onnx(request, model)
     core = _core()

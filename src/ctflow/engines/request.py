@@ -36,7 +36,7 @@ class EngineRequest:
         """The number format of a request that names one, as every backend is given it.
 
         Raises:
-            ValueError: It names none; see `ctflow.engines.choose.with_precision`.
+            ValueError: It names none; see `ctflow.engines.registry.with_precision`.
         """
         if self.precision is None:
             raise ValueError(f"{self.backend} is asked for without a precision")

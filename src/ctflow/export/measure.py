@@ -13,8 +13,8 @@ from ctflow.core.errors import BackendUnavailable, ModelError, ParityFailed, Res
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3
-from ctflow.engines.choose import batches_worth_timing, open_engine, with_precision
 from ctflow.engines.contract import Engine, Precision
+from ctflow.engines.registry import batches_worth_timing, open_engine, with_precision
 from ctflow.engines.request import EngineRequest
 from ctflow.export.examples import example_windows
 from ctflow.export.parity import ParityResult, check_parity, is_reference, reference_logits

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
 from ctflow.core.model import Model
-from ctflow.engines.choose import open_engine
 from ctflow.engines.contract import Engine
+from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.networks.head import is_two_class
 

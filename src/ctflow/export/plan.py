@@ -11,8 +11,8 @@ from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, OutputError
 from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Precision
-from ctflow.engines.tensorrt import INPUT
-from ctflow.engines.tensorrt_runtime import Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
+from ctflow.engines.tensorrt.plan import INPUT
+from ctflow.engines.tensorrt.runtime import Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
 
 _STAGE = "build engine"
 
@@ -44,7 +44,7 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
 
     Args:
         name: "tensorrt" or "tensorrt-rtx".
-        onnx: The graph, in the style that `ctflow.engines.tensorrt.graph_style` gives for this version.
+        onnx: The graph, in the style that `ctflow.engines.tensorrt.plan.graph_style` gives for this version.
         path: Where the plan is written.
         settings: How.
         progress: Told of the build's steps as stage "build engine"; TensorRT before 10 tells start and end only.

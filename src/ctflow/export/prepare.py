@@ -11,16 +11,23 @@ import torch
 
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.engines.choose import backend_module, with_precision
 from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.registry import backend_module, with_precision
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineKey, EngineStore
-from ctflow.engines.tensorrt import FILE as PLAN
-from ctflow.engines.tensorrt import RTX_FILE, check_precision, engine_from_plan, graph_style, plan_batches, plan_key
-from ctflow.engines.tensorrt_runtime import load_runtime
-from ctflow.engines.torch_tensorrt import FILE as PROGRAM
-from ctflow.engines.torch_tensorrt import program_key
+from ctflow.engines.tensorrt.plan import FILE as PLAN
+from ctflow.engines.tensorrt.plan import (
+    RTX_FILE,
+    check_precision,
+    engine_from_plan,
+    graph_style,
+    plan_batches,
+    plan_key,
+)
+from ctflow.engines.tensorrt.runtime import load_runtime
+from ctflow.engines.tensorrt.torch_program import FILE as PROGRAM
+from ctflow.engines.tensorrt.torch_program import program_key
 from ctflow.export.examples import example_windows
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity

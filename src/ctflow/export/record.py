@@ -15,10 +15,10 @@ from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import OutputError
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
-from ctflow.engines.choose import backend_version
 from ctflow.engines.contract import EngineInfo, Precision
 from ctflow.engines.hardware import gpu_identity, usable_cpus
 from ctflow.engines.onnxfile import software_versions
+from ctflow.engines.registry import backend_version
 from ctflow.export.parity import ParityResult
 from ctflow.networks.swin import REWRITE_VERSION
 

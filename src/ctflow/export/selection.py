@@ -24,9 +24,9 @@ from ctflow.core.errors import (
 )
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.engines.choose import backend_module, backend_names
 from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions
+from ctflow.engines.registry import backend_module, backend_names
 from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured, ParityGate, fastest_batch
 from ctflow.export.parity import ParityResult

@@ -1,4 +1,4 @@
-"""A program for `ctflow.engines.torch_tensorrt`: the network, exported, with the parts that TensorRT computes built in.
+"""A program for `ctflow.engines.tensorrt.torch_program`: the exported network with TensorRT's parts built in.
 
 NOT RUN BY US, as that module says.
 """
@@ -21,7 +21,7 @@ from ctflow.core.volume import Size3
 from ctflow.engines.arithmetic import switches
 from ctflow.engines.compile import network_for_gpu
 from ctflow.engines.contract import Precision
-from ctflow.engines.torch_tensorrt import load_torch_tensorrt
+from ctflow.engines.tensorrt.torch_program import load_torch_tensorrt
 
 
 def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch: int, path: Path, device: str) -> None:

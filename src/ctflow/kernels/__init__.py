@@ -1,1 +1,1 @@
-"""GPU kernels of our own: what each computes is told by `ctflow.networks.channels_last.TorchOperations`."""
+"""GPU kernels of our own: what each computes is told by `ctflow.networks.operations.TorchOperations`."""

@@ -94,7 +94,7 @@ def _multiply_source(columns: int, kind: str) -> str:
 
 
 class HopperConvolution:
-    """A convolution on one GPU; see `ctflow.networks.channels_last.Operations.convolution`.
+    """A convolution on one GPU; see `ctflow.networks.operations.Operations.convolution`.
 
     Each share of the input's channels is a launch of its own, the products so far in float32 between them.
 
@@ -118,7 +118,7 @@ class HopperConvolution:
         return all(cin % 16 == 0 and shared_bytes(cin, cout) <= _MOST_SHARED for cin in shares)
 
     def __call__(self, shares: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `ctflow.networks.channels_last.Operations.convolution`; shares are (B, D, H, W, C) without gaps."""
+        """See `ctflow.networks.operations.Operations.convolution`; shares are (B, D, H, W, C) without gaps."""
         batch, d, h, w = shares[0].shape[:4]
         chunk = best_chunk(batch, (d, h, w), self._blocks)
         units = units_of((d, h, w), chunk)

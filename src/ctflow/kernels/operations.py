@@ -12,8 +12,8 @@ from torch.nn import functional
 from ctflow.core.volume import Size3
 from ctflow.kernels import triton_kernels as kernels
 from ctflow.kernels.convolution import HopperConvolution
-from ctflow.networks.channels_last import EPS, Attention, Convolution, regions_of
-from ctflow.networks.swin import MASKED, WindowTable
+from ctflow.networks.operations import EPS, Attention, Convolution, regions_of
+from ctflow.networks.swin_windows import MASKED, WindowTable
 
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
@@ -25,7 +25,7 @@ _LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential 
 
 
 class HopperOperations:
-    """See `ctflow.networks.channels_last.Operations`.
+    """See `ctflow.networks.operations.Operations`.
 
     Args:
         dtype: torch.float16, torch.bfloat16, or torch.float32, which is for comparison and takes cuDNN throughout.

@@ -2,7 +2,7 @@
 
 Names in capitals are sizes; those at a signature's end are constants of the compilation, of which CP is a power of two
 that holds C. FLOP and bytes are counted for half precision. What each computes is
-`ctflow.networks.channels_last.TorchOperations`; the launches are in `operations.py`.
+`ctflow.networks.operations.TorchOperations`; the launches are in `operations.py`.
 """
 
 from __future__ import annotations

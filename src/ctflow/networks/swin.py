@@ -21,20 +21,21 @@ from torch.nn import functional
 
 from ctflow.core.volume import Size3
 from ctflow.networks.build import network_class
+from ctflow.networks.swin_windows import (
+    MASKED,
+    WindowTable,
+    columns_of_merging,
+    stage_sizes,
+    stages_of,
+    window_table,
+)
 
 REWRITE_VERSION = 4  # part of every stored engine's key: raise it when a rewrite changes what is exported
 
-MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
 # Scores of one product, so that an engine that keeps them whole needs at most some 100 MB for each; onnxruntime 1.31
 # takes 2.7 GB without a limit, and 0.8 GB with it, in the same time (feature_size 12, window 96, 2 cores).
 MOST_SCORES = 24_000_000
 _HALVES = (torch.float16, torch.bfloat16)
-MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
-# The order in which MONAI's PatchMerging concatenates a voxel's eight neighbours (offsets along d, h, w).
-_MERGING_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
-_V2_ORDER = tuple(itertools.product(range(2), repeat=3))
-
-_Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -88,126 +89,6 @@ def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle
     rewritten.swinViT = FixedTransformer(rewritten.swinViT, stages)
     result: nn.Module = rewritten.eval()
     return result
-
-
-def stages_of(network: nn.Module) -> list[Any]:
-    """The four stages of a SwinUNETR's transformer, finest first."""
-    transformer: Any = network.swinViT
-    return [getattr(transformer, f"layers{number}")[0] for number in range(1, 5)]
-
-
-def stage_sizes(network: nn.Module, roi: Size3) -> list[Size3] | None:
-    """(D, H, W) in tokens of each stage, or None if the SwinUNETR is not one that is rewritten here."""
-    merging, merging_v2 = _merging_classes()
-    patch: Any = network.patch_size
-    if len(roi) != 3 or not isinstance(patch, int) or any(length % patch**5 for length in roi):
-        return None
-    transformer: Any = network.swinViT
-    if transformer.num_layers != 4 or len(transformer.window_size) != 3:
-        return None
-    size: Size3 = (roi[0] // patch, roi[1] // patch, roi[2] // patch)
-    sizes = []
-    for stage in stages_of(network):
-        if stage.use_hyena or type(stage.downsample) not in (merging, merging_v2):
-            return None
-        sizes.append(size)
-        size = (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
-    return sizes
-
-
-def _merging_classes() -> tuple[type[nn.Module], type[nn.Module]]:
-    from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2  # noqa: PLC0415  # seconds to import
-
-    return PatchMerging, PatchMergingV2
-
-
-@dataclass(frozen=True, eq=False)
-class WindowTable:
-    """How tokens go into attention windows and back, for one stage and shift.
-
-    Attributes:
-        length: Tokens a side of a window.
-        fetch: (windows * n) the token of each place, windows sorted by pattern; `tokens` is a place that padding fills.
-        back: (tokens) the place of each token among the fetched.
-        tokens: How many tokens there are.
-        regions: (patterns, n) which region a place belongs to; places of different regions do not see each other.
-        counts: Windows of each pattern.
-    """
-
-    length: Size3
-    fetch: _Index
-    back: _Index
-    tokens: int
-    regions: npt.NDArray[np.int64]
-    counts: tuple[int, ...]
-
-    @property
-    def pads(self) -> bool:
-        """Whether some places are padding."""
-        return len(self.fetch) > self.tokens
-
-
-def window_table(size: Size3, window: Size3, shift: Size3) -> WindowTable:
-    """The table of one stage.
-
-    Args:
-        size: (D, H, W) in tokens.
-        window: Largest window in tokens; an axis not longer than it is one unshifted window.
-        shift: By how many tokens the windows are shifted.
-
-    Returns:
-        The table, with `counts` in the order of `regions`.
-    """
-    axes = [_axis(*lengths) for lengths in zip(size, window, shift, strict=True)]
-    length = (axes[0][2], axes[1][2], axes[2][2])
-    # Place (window, position) along each axis -> token along that axis, and region of the mask.
-    tokens = _combined([np.where(token < extent, token, -1) for (token, _, _), extent in zip(axes, size, strict=True)],
-                       size, length)  # fmt: skip
-    # Three regions along an axis, as in MONAI's compute_mask.
-    regions = _combined([region for _, region, _ in axes], (3, 3, 3), length)
-    patterns, chosen = _patterns(regions)
-    order = np.argsort(chosen, kind="stable")
-    count = int(np.prod(size))
-    fetch = tokens[order].ravel()
-    fetch = np.where(fetch < 0, count, fetch)
-    back = np.empty(count + 1, np.int64)
-    back[fetch] = np.arange(len(fetch))
-    counts = tuple(int(n) for n in np.bincount(chosen, minlength=len(patterns)))
-    return WindowTable(length, fetch, back[:count], count, patterns, counts)
-
-
-def _axis(size: int, window: int, shift: int) -> tuple[_Index, _Index, int]:
-    """Along one axis: the token and the region of each place after padding and rolling, and the window's length."""
-    if size <= window:
-        window, shift = size, 0
-    padded = -(-size // window) * window
-    places = np.arange(padded)
-    region = (places >= padded - window).astype(np.int64) + (places >= padded - shift) if shift else 0 * places
-    return (places + shift) % padded, region, window
-
-
-def _combined(axes: list[_Index], sizes: Size3, window: Size3) -> _Index:
-    """(windows, n): indices along three axes as one flat index, window by window; -1 where an axis has -1."""
-    d, h, w = np.meshgrid(*axes, indexing="ij")
-    flat = np.where((d < 0) | (h < 0) | (w < 0), -1, (d * sizes[1] + h) * sizes[2] + w)
-    a, b, c = (len(axis) // length for axis, length in zip(axes, window, strict=True))
-    split = flat.reshape(a, window[0], b, window[1], c, window[2]).transpose(0, 2, 4, 1, 3, 5)
-    return split.reshape(a * b * c, -1)
-
-
-def _patterns(regions: _Index) -> tuple[_Index, _Index]:
-    """Distinct masks: (patterns, n) regions numbered from 0 in order of appearance, and each window's pattern."""
-    found: dict[bytes, int] = {}
-    rows: list[_Index] = []
-    chosen = []
-    for row in regions:
-        _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
-        named = np.argsort(np.argsort(first))[inverse]
-        if named.tobytes() not in found:
-            found[named.tobytes()] = len(rows)
-            rows.append(named)
-        chosen.append(found[named.tobytes()])
-    return np.stack(rows), np.array(chosen)
 
 
 class FixedTransformer(nn.Module):
@@ -421,14 +302,6 @@ def _scaled_queries(qkv: nn.Linear, scale: float) -> nn.Linear:
         if scaled.bias is not None:
             scaled.bias[: qkv.in_features] *= scale
     return scaled
-
-
-def columns_of_merging(merging: Any) -> Tensor:
-    """Which column of a merging's weights belongs to each channel, with neighbours in the array's order."""
-    order = _MERGING_ORDER if type(merging) is _merging_classes()[0] else _V2_ORDER
-    width: int = merging.dim
-    blocks = [order.index(offset) for offset in _V2_ORDER]
-    return torch.cat([torch.arange(block * width, (block + 1) * width) for block in blocks])
 
 
 class FixedMerging(nn.Module):

@@ -13,7 +13,9 @@ from torch import Tensor
 from ctflow.core.errors import DeviceOutOfMemory, EngineMismatch, OutputError, ParityFailed, ResourceError
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.engines.choose import (
+from ctflow.engines.contract import Engine, EngineInfo, precision_from_name
+from ctflow.engines.cudagraph import free_cached_memory
+from ctflow.engines.registry import (
     BACKENDS,
     backend_module,
     batch_range_for,
@@ -21,8 +23,6 @@ from ctflow.engines.choose import (
     devices_from_setting,
     open_engine,
 )
-from ctflow.engines.contract import Engine, EngineInfo, precision_from_name
-from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured
 from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits

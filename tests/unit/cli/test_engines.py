@@ -9,7 +9,7 @@ import pytest
 
 from ctflow.cli.engines import engines_document
 from ctflow.cli.main import main
-from ctflow.engines.choose import BACKENDS
+from ctflow.engines.registry import BACKENDS
 from ctflow.engines.store.store import EngineKey, EngineStore
 
 PLAN = EngineKey(

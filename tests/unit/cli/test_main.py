@@ -12,7 +12,7 @@ from ctflow.cli import inspection
 from ctflow.cli.main import main
 from ctflow.core.errors import NoUsableSeries
 from ctflow.dicom.read.scan import name_without_patient
-from ctflow.engines.choose import BACKENDS
+from ctflow.engines.registry import BACKENDS
 
 
 def test_version_and_help(capsys):

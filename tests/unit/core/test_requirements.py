@@ -15,7 +15,7 @@ from ctflow.cli.main import main
 from ctflow.cli.start import main as start
 from ctflow.core.errors import RequirementUnmet
 from ctflow.core.requirements import check_requirements, version_problem
-from ctflow.engines.choose import backends
+from ctflow.engines.registry import backends
 from reasons import raises_reason
 
 

@@ -10,13 +10,14 @@ from monai.networks.nets import SwinUNETR, UNet
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
-from ctflow.engines import choose, fused
+from ctflow.engines import fused, registry
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.fused import FusedEngine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.parity import check_parity, reference_logits
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
+from ctflow.networks.channels_last import ChannelsLastSwinUNETR
 from ctflow.networks.head import fold_two_class_head
+from ctflow.networks.operations import TorchOperations
 from reasons import raises_reason
 
 ROI = (64, 32, 32)
@@ -115,12 +116,12 @@ def test_tf32_is_refused(a_gpu):
 
 def test_another_network_is_refused(a_gpu):
     with raises_reason(NetworkNotTaken, "network-not-taken", names=("SwinUNETR", "UNet")):
-        choose.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model_of("UNet", UNET))
+        registry.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model_of("UNet", UNET))
 
 
 def test_auto_tries_it_before_every_other_engine_of_a_gpu():
-    assert choose.backend_names("auto", "cuda:0")[0] == "fused"
-    assert "fused" not in choose.backend_names("auto", "cpu")
+    assert registry.backend_names("auto", "cuda:0")[0] == "fused"
+    assert "fused" not in registry.backend_names("auto", "cpu")
 
 
 def test_auto_steps_down_where_it_cannot_be_opened_or_is_not_to_be_taken(monkeypatch):
@@ -129,20 +130,20 @@ def test_auto_steps_down_where_it_cannot_be_opened_or_is_not_to_be_taken(monkeyp
     def fails(*arguments, **settings):
         raise BackendUnavailable("no compiler", reason="device-failed")
 
-    eager = choose._load("eager")
-    monkeypatch.setattr(choose, "BACKENDS", {"first": "x", "eager": "ctflow.engines.eager"})
+    eager = registry._load("eager")
+    monkeypatch.setattr(registry, "BACKENDS", {"first": "x", "eager": "ctflow.engines.eager"})
     broken = type("Broken", (), {"DEVICES": ("cpu",), "FILE": None})
     broken.is_available = staticmethod(lambda: (True, ""))
     broken.precisions = staticmethod(lambda device: ("fp32",))
     broken.open_backend = staticmethod(fails)
-    monkeypatch.setattr(choose, "_load", lambda name: broken if name == "first" else eager)
+    monkeypatch.setattr(registry, "_load", lambda name: broken if name == "first" else eager)
     first, auto = (EngineRequest(name, "cpu", None, ROI, (1, 1)) for name in ("first", "auto"))
-    assert choose.open_engine(auto, model).info.backend == "eager"
+    assert registry.open_engine(auto, model).info.backend == "eager"
     with raises_reason(BackendUnavailable, "device-failed"):
-        choose.open_engine(first, model)
+        registry.open_engine(first, model)
     broken.open_backend = staticmethod(lambda *_, **__: "an engine")
-    assert choose.open_engine(auto, model) == "an engine"
-    assert choose.open_engine(auto, model, without={"first"}).info.backend == "eager"
+    assert registry.open_engine(auto, model) == "an engine"
+    assert registry.open_engine(auto, model, without={"first"}).info.backend == "eager"
 
 
 def test_it_gives_the_networks_logits(network):
@@ -214,7 +215,7 @@ def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, erro
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     model = model_of("SwinUNETR", SWIN)
     with raises_reason(BackendUnavailable, "compiler-failed", names=("C compiler", "TRITON_CACHE_DIR")):
-        choose.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model)
+        registry.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model)
     assert len(closed) == 1
 
 

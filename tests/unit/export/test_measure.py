@@ -17,9 +17,9 @@ from ctflow.core.errors import (
     ParityFailed,
     StorageFull,
 )
-from ctflow.engines import choose
-from ctflow.engines.choose import open_engine
+from ctflow.engines import registry
 from ctflow.engines.contract import EngineInfo
+from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.export import measure, selection
 from ctflow.export.measure import Measured, measure_engine
@@ -111,7 +111,7 @@ def test_the_batch_that_suits_the_machine_is_kept(model, tmp_path, pretend, monk
 
     pretend({})
     monkeypatch.setattr(measure, "_seconds_a_window", time_one)
-    monkeypatch.setattr(choose, "_TIMED_BATCHES", {"onnxruntime": (8, 16)})
+    monkeypatch.setattr(registry, "_TIMED_BATCHES", {"onnxruntime": (8, 16)})
     choice = choose_fastest(wanted(tmp_path), model)
     assert (choice.backend, choice.batch) == ("onnxruntime", batch)
     assert choose_fastest(wanted(tmp_path), model) == choice

@@ -10,8 +10,8 @@ from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
-from ctflow.engines.choose import open_engine
 from ctflow.engines.onnxfile import CPU_BATCH, GraphStyle, onnx_key
+from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.export import onnx as onnx_module

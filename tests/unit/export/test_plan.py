@@ -11,10 +11,10 @@ from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
-from ctflow.engines import tensorrt_runtime as tensorrt_module
 from ctflow.engines.onnxfile import GraphStyle
-from ctflow.engines.tensorrt import LoadedPlan, graph_style
-from ctflow.engines.tensorrt_runtime import load_runtime
+from ctflow.engines.tensorrt import runtime as tensorrt_module
+from ctflow.engines.tensorrt.plan import LoadedPlan, graph_style
+from ctflow.engines.tensorrt.runtime import load_runtime
 from ctflow.export import plan as plan_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.plan import PlanSettings, plan_from_onnx

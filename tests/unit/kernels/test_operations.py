@@ -10,8 +10,9 @@ from monai.networks.nets import SwinUNETR
 from packaging.version import Version
 from torch.nn import functional
 
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations
-from ctflow.networks.swin import window_table
+from ctflow.networks.channels_last import ChannelsLastSwinUNETR
+from ctflow.networks.operations import TorchOperations
+from ctflow.networks.swin_windows import window_table
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR, UNet
 
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR, TorchOperations, takes
+from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
+from ctflow.networks.operations import TorchOperations
 
 CUBE, SMALL = (64, 64, 64), (64, 32, 32)
 

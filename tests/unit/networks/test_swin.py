@@ -10,11 +10,10 @@ from ctflow.networks.swin import (
     CPU_ATTENTION,
     FOLDED_ATTENTION,
     GPU_ATTENTION,
-    MOST_PATTERNS,
     FixedAttention,
     rewrite_for_export,
-    window_table,
 )
+from ctflow.networks.swin_windows import MOST_PATTERNS, window_table
 
 STYLES = (CPU_ATTENTION, GPU_ATTENTION, FOLDED_ATTENTION)
 

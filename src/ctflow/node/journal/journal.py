@@ -17,22 +17,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctflow.core.errors import NotWritten, OutputError, StorageFull
+from ctflow.node.journal.arrivals import complete_quiet_series, give_up_refused_series, note_refused, receive_instance
 from ctflow.node.journal.reading import JournalReader
 from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
 from ctflow.node.journal.schema import bring_up_to_date, unopened
 from ctflow.node.journal.writes import (
     claim_job,
     commit_job,
-    complete_quiet_series,
     discard_series,
-    give_up_refused_series,
     leave_job,
     note_event,
     note_not_sent,
-    note_refused,
     note_sent,
     note_worker_died,
-    receive_instance,
     recover_jobs,
     retry_series,
 )

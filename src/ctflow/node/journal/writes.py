@@ -1,4 +1,4 @@
-"""What the journal writes: each function is one change, within a transaction of the journal's writer."""
+"""What the journal writes of jobs, results and deliveries: each function is one change, within a transaction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from ctflow.core.volume import digest_of_uid
-from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
+from ctflow.node.journal.records import InstanceRecord, Job, Why, WorkerResult
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -30,199 +29,15 @@ def note_event(
     )
 
 
-def _newest(db: sqlite3.Connection, study_uid: str, series_uid: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = db.execute(
-        "SELECT * FROM series WHERE study_uid = ? AND series_uid = ? ORDER BY revision DESC LIMIT 1",
-        (study_uid, series_uid),
-    ).fetchone()
-    return row
-
-
-def _has_result(db: sqlite3.Connection, key: str) -> bool:
+def has_result(db: sqlite3.Connection, key: str) -> bool:
+    """Whether a model has answered for a series."""
     return db.execute("SELECT 1 FROM results WHERE series_key = ?", (key,)).fetchone() is not None
 
 
-def _by_key(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
+def series_of_key(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
+    """A series' row; None where there is none."""
     row: sqlite3.Row | None = db.execute("SELECT * FROM series WHERE key = ?", (key,)).fetchone()
     return row
-
-
-def receive_instance(
-    db: sqlite3.Connection, arrival: Arrival, now: float, most_instances: int, most_bytes: int
-) -> Receipt:
-    """An instance on the disk becomes part of its series, and what the sender is to be told."""
-    series = _newest(db, arrival.study_uid, arrival.series_uid)
-    if series is not None:
-        known = db.execute(
-            "SELECT * FROM instances WHERE series_key = ? AND sop_instance_uid = ?",
-            (series["key"], arrival.sop_instance_uid),
-        ).fetchone()
-        if known is not None:
-            return _came_again(db, series, known, arrival, now)
-        if series["instances"] >= most_instances or series["bytes"] + arrival.bytes > most_bytes:
-            return _too_much(db, series, arrival, now, most_instances, most_bytes)
-    series = _open_series(db, series, arrival, now)
-    key = str(series["key"])
-    db.execute(
-        "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            key, arrival.sop_instance_uid, arrival.sop_class_uid, arrival.transfer_syntax, arrival.file, arrival.bytes,
-            arrival.sha256, now,
-        ),
-    )  # fmt: skip
-    if db.execute("SELECT 1 FROM refusals WHERE series_key = ?", (key,)).fetchone():
-        db.execute(
-            "DELETE FROM refusals WHERE series_key = ? AND sop_instance_uid = ?", (key, arrival.sop_instance_uid)
-        )
-    expected = max(filter(None, (series["expected_instances"], arrival.expected_instances)), default=None)
-    db.execute(
-        "UPDATE series SET instances = instances + 1, bytes = bytes + ?, last_at = ?, expected_instances = ?, "
-        "modality = CASE modality WHEN '' THEN ? ELSE modality END WHERE key = ?",
-        (arrival.bytes, now, expected, arrival.modality, key),
-    )
-    return Receipt("new", key, expected is not None and _complete_counted(db, key, now))
-
-
-def _came_again(
-    db: sqlite3.Connection, series: sqlite3.Row, known: sqlite3.Row, arrival: Arrival, now: float
-) -> Receipt:
-    key = str(series["key"])
-    if known["sha256"] not in (arrival.sha256, arrival.same_as):
-        what = "another content"
-        if known["transfer_syntax"] != arrival.transfer_syntax:
-            what += ", or content in another transfer syntax that cannot be compared"
-        text = (
-            f"instance {digest_of_uid(arrival.sop_instance_uid)} was received again with {what}; the first one is kept"
-        )
-        note_event(db, now, "conflict", text, key, arrival.peer)
-        return Receipt("conflict", key)
-    db.execute("UPDATE series SET duplicates = duplicates + 1 WHERE key = ?", (key,))
-    if series["state"] == "discarded":  # whoever sends it again wants it
-        if _has_result(db, key):
-            retry_series(db, key, arrival.calling_ae, now)
-        else:
-            _reopen(db, series, now, arrival)
-    if series["state"] in ("received", "discarded"):
-        db.execute("UPDATE series SET last_at = ? WHERE key = ?", (now, key))
-    return Receipt("duplicate", key)
-
-
-def _too_much(
-    db: sqlite3.Connection, series: sqlite3.Row, arrival: Arrival, now: float, most_instances: int, most_bytes: int
-) -> Receipt:
-    text = f"more than {most_instances} instances or {most_bytes >> 20} MB: raise the limits of a series, then retry"
-    if series["state"] in ("received", "complete", "running"):
-        _set_state(db, series["key"], "aside", Why("series-too-large", text))
-        note_event(db, now, "aside", text, series["key"], arrival.peer)
-    return Receipt("too-much", str(series["key"]))
-
-
-def _open_series(db: sqlite3.Connection, series: sqlite3.Row | None, arrival: Arrival, now: float) -> sqlite3.Row:
-    """The revision that an instance belongs to, in the state "received"."""
-    if series is None:
-        return _begin(db, arrival, now, None)
-    if _has_result(db, series["key"]):  # it may be on its way: what is computed of more instances is another revision
-        return _begin(db, arrival, now, series)
-    if series["state"] != "received":
-        _reopen(db, series, now, arrival)
-    return series
-
-
-def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite3.Row | None) -> sqlite3.Row:
-    """A new series, or a new revision that begins with the instances of the earlier one."""
-    revision = 1 if earlier is None else int(earlier["revision"]) + 1
-    key = key_of(arrival.study_uid, arrival.series_uid, revision)
-    previous = None if earlier is None else str(earlier["key"])
-    patient = arrival.patient
-    who = (None,) * 4 if patient is None else (
-        patient.name, patient.patient_id, patient.birth_date, patient.accession_number,
-    )  # fmt: skip
-    db.execute(
-        "INSERT INTO series (key, series_uid, study_uid, revision, previous, calling_ae, peer, modality, "
-        "first_at, last_at, state, patient_name, patient_id, patient_birth_date, accession_number) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'received', ?, ?, ?, ?)",
-        (
-            key, arrival.series_uid, arrival.study_uid, revision, previous, arrival.calling_ae, arrival.peer,
-            arrival.modality, now, now, *who,
-        ),
-    )  # fmt: skip
-    text = f"from {arrival.calling_ae}"
-    if earlier is not None:
-        db.execute(
-            "INSERT INTO instances SELECT ?, sop_instance_uid, sop_class_uid, transfer_syntax, file, bytes, sha256, "
-            "received_at FROM instances WHERE series_key = ?",
-            (key, previous),
-        )
-        db.execute(
-            "UPDATE series SET (instances, bytes, expected_instances) = (SELECT instances, bytes, expected_instances "
-            "FROM series WHERE key = ?) WHERE key = ?",
-            (previous, key),
-        )
-        text = f"revision {revision}: an instance arrived after the result of revision {revision - 1}, {text}"
-    note_event(db, now, "received", text, key, arrival.peer)
-    found = _by_key(db, key)
-    if found is None:
-        raise ValueError("a series that was just begun is gone")
-    return found
-
-
-def _reopen(db: sqlite3.Connection, series: sqlite3.Row, now: float, arrival: Arrival) -> None:
-    db.execute(
-        "UPDATE series SET state = 'received', reason = NULL, message = NULL, attempts = 0, deaths = 0, next_at = 0 "
-        "WHERE key = ?",
-        (series["key"],),
-    )
-    note_event(db, now, "reopened", f"an instance arrived while it was {series['state']}", series["key"], arrival.peer)
-
-
-def _complete_counted(db: sqlite3.Connection, key: str, now: float) -> bool:
-    """Complete a series at once where it has as many instances as its sender said."""
-    done = db.execute(
-        "UPDATE series SET state = 'complete' WHERE key = ? AND state = 'received' AND instances = expected_instances "
-        "AND NOT EXISTS (SELECT 1 FROM refusals WHERE series_key = ?)",
-        (key, key),
-    )
-    if done.rowcount:
-        note_event(db, now, "complete", "as many instances as the sender announced", key)
-    return bool(done.rowcount)
-
-
-def note_refused(db: sqlite3.Connection, arrival: Arrival, now: float, why: str) -> None:
-    """An instance was refused: its series must not look whole."""
-    series = _open_series(db, _newest(db, arrival.study_uid, arrival.series_uid), arrival, now)
-    key = series["key"]
-    added = db.execute("INSERT OR IGNORE INTO refusals VALUES (?, ?, ?)", (key, arrival.sop_instance_uid, now))
-    db.execute("UPDATE series SET last_at = ? WHERE key = ?", (now, key))
-    (count,) = db.execute("SELECT count(*) FROM refusals WHERE series_key = ?", (key,)).fetchone()
-    if added.rowcount and count == 1:  # one line for the first, not one for each of a thousand
-        note_event(db, now, "refused", why, key, arrival.peer)
-
-
-def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
-    """Complete every series that has been quiet for so long; their keys."""
-    rows = db.execute(
-        "SELECT key FROM series s WHERE state = 'received' AND instances > 0 AND last_at <= ? "
-        "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)",
-        (now - quiet_s,),
-    ).fetchall()
-    for row in rows:
-        db.execute("UPDATE series SET state = 'complete' WHERE key = ?", (row["key"],))
-        note_event(db, now, "complete", f"no instance arrived for {quiet_s:g} s", row["key"])
-    return tuple(str(row["key"]) for row in rows)
-
-
-def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
-    """Set aside every quiet series with instances that were refused and did not come again; their keys."""
-    rows = db.execute(
-        "SELECT s.key, count(*) AS n FROM series s JOIN refusals r ON r.series_key = s.key "
-        "WHERE s.state = 'received' AND s.last_at <= ? GROUP BY s.key",
-        (now - quiet_s,),
-    ).fetchall()
-    for row in rows:
-        text = f"{row['n']} instances were refused for lack of disk space and not sent again: resend the series"
-        _set_state(db, row["key"], "aside", Why("not-sent-again", text))
-        note_event(db, now, "aside", text, row["key"])
-    return tuple(str(row["key"]) for row in rows)
 
 
 def recover_jobs(db: sqlite3.Connection) -> tuple[str, ...]:
@@ -262,7 +77,7 @@ def _instances(db: sqlite3.Connection, key: str) -> tuple[InstanceRecord, ...]:
 
 def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
     """Whether a series is running, and with the instances that the job had."""
-    row = _by_key(db, key)
+    row = series_of_key(db, key)
     if row is None or row["state"] != "running":
         return False
     return digest_of_set([each.sop_instance_uid for each in _instances(db, key)]) == set_digest
@@ -302,13 +117,14 @@ def leave_job(
     """A job ends without an answer, in this state."""
     if set_digest is not None and not _is_still(db, key, set_digest):
         return False
-    changed = _set_state(db, key, state, why, next_at)
+    changed = set_state(db, key, state, why, next_at)
     if changed:
         note_event(db, now, "retry" if state == "complete" else state, why.message, key)
     return changed
 
 
-def _set_state(db: sqlite3.Connection, key: str, state: str, why: Why, next_at: float = 0.0) -> bool:
+def set_state(db: sqlite3.Connection, key: str, state: str, why: Why, next_at: float = 0.0) -> bool:
+    """Change the state of a series; whether there is such a series."""
     changed = db.execute(
         "UPDATE series SET state = ?, reason = ?, message = ?, next_at = ? WHERE key = ?", (state, *why, next_at, key)
     )
@@ -372,10 +188,10 @@ def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float
 
 def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
     """A person wants a series tried again; False where it cannot be."""
-    row = _by_key(db, key)
+    row = series_of_key(db, key)
     if row is None or row["state"] not in ("aside", "dead", "discarded", "done", "complete"):
         return False
-    if _has_result(db, key):
+    if has_result(db, key):
         sends = db.execute(
             "UPDATE deliveries SET state = 'waiting', next_at = 0 WHERE state != 'sent' AND result_id IN "
             "(SELECT id FROM results WHERE series_key = ?)",
@@ -399,10 +215,10 @@ def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
 
 def discard_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
     """A person gives a series up; False where it cannot be."""
-    row = _by_key(db, key)
+    row = series_of_key(db, key)
     if row is None or row["state"] in ("discarded", "delivered"):
         return False
-    _set_state(db, key, "discarded", Why("discarded", f"by {by}"))
+    set_state(db, key, "discarded", Why("discarded", f"by {by}"))
     db.execute(
         "UPDATE deliveries SET state = 'withdrawn' WHERE state IN ('waiting', 'dead') AND result_id IN "
         "(SELECT id FROM results WHERE series_key = ?)",

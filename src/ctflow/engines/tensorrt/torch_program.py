@@ -25,8 +25,8 @@ from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_win
 from ctflow.engines.hardware import driver_version, gpu_identity
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey
-from ctflow.engines.tensorrt import find_plan
-from ctflow.engines.tensorrt_runtime import load_runtime, runtime_state
+from ctflow.engines.tensorrt.plan import find_plan
+from ctflow.engines.tensorrt.runtime import load_runtime, runtime_state
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import REWRITE_VERSION
 
@@ -170,7 +170,7 @@ class TorchTensorRtEngine:
 
 
 def open_backend(request: EngineRequest, model: Model) -> TorchTensorRtEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
     path = find_plan(_NAME, program_key(request, model), request.cache)

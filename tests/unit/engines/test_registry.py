@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid
-from ctflow.engines import choose
-from ctflow.engines.choose import backends, device_from_setting, devices_from_setting, open_engine
+from ctflow.engines import registry
+from ctflow.engines.registry import backends, device_from_setting, devices_from_setting, open_engine
 from ctflow.engines.request import EngineRequest
 from reasons import raises_reason
 
@@ -17,7 +17,7 @@ def test_every_backend_says_whether_it_is_there():
 
 def test_a_backend_that_lacks_only_the_gpu_says_so(monkeypatch):
     """TensorRT-RTX loads, and makes plans, on a machine without a GPU."""
-    monkeypatch.setattr(choose, "_availability", lambda name: (True, f"{name} 1.7"))
+    monkeypatch.setattr(registry, "_availability", lambda name: (True, f"{name} 1.7"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = {name: (available, reason) for name, available, reason in backends()}
     assert found["openvino"] == (True, "openvino 1.7")
@@ -46,7 +46,7 @@ class Absent:
 
 
 def test_an_absent_backend_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(choose, "_load", lambda _: Absent)
+    monkeypatch.setattr(registry, "_load", lambda _: Absent)
     for name in ("eager", "auto"):
         with raises_reason(BackendUnavailable, "no-engine", names="eager: install it"):
             open_engine(EngineRequest(name, "cpu", "fp32", (1, 1, 1), (1, 1)), None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ctflow.core.model import Model
 from ctflow.engines.contract import Precision
 from ctflow.engines.request import EngineRequest
-from ctflow.engines.tensorrt import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
-from ctflow.engines.tensorrt_runtime import runtime_state
+from ctflow.engines.tensorrt.plan import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
+from ctflow.engines.tensorrt.runtime import runtime_state
 
 __all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]
 _NAME = "tensorrt-rtx"
@@ -28,5 +28,5 @@ def check_settings(device: str, precision: Precision) -> None:
 
 
 def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     return open_plan(request, model)

@@ -1,6 +1,6 @@
 """TensorRT on an NVIDIA GPU: a plan that was built for it, run through torch's memory, streams and CUDA graphs.
 
-One module serves TensorRT 8.5, 10 and 11; `ctflow.engines.tensorrt_rtx` runs the same engine with TensorRT-RTX, which
+One module serves TensorRT 8.5, 10 and 11; `ctflow.engines.tensorrt.rtx` runs the same engine with TensorRT-RTX, which
 has the same programming interface.
 """
 
@@ -21,7 +21,7 @@ from ctflow.engines.hardware import driver_version, gpu_identity
 from ctflow.engines.onnxfile import GraphStyle, software_versions
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey, EngineStore
-from ctflow.engines.tensorrt_runtime import is_rtx, is_strongly_typed, load_runtime, messages_of, runtime_state
+from ctflow.engines.tensorrt.runtime import is_rtx, is_strongly_typed, load_runtime, messages_of, runtime_state
 from ctflow.networks.half import WRITTEN_NORMS_VERSION
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import FOLDED_ATTENTION, GPU_ATTENTION, REWRITE_VERSION
@@ -58,7 +58,7 @@ def check_settings(device: str, precision: Precision) -> None:
 
 
 def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
-    """Open the engine; see `ctflow.engines.choose.open_engine`."""
+    """Open the engine; see `ctflow.engines.registry.open_engine`."""
     return open_plan(request, model)
 
 
@@ -167,14 +167,14 @@ def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
 
 
 def open_plan(request: EngineRequest, model: Model) -> TensorRtEngine:
-    """Open a stored plan; see `ctflow.engines.choose.open_engine`."""
+    """Open a stored plan; see `ctflow.engines.registry.open_engine`."""
     check_gpu(request.backend, request.device, request.chosen_precision)
     path = find_plan(request.backend, plan_key(request, model), request.cache)
     return engine_from_plan(request, model, path.read_bytes())
 
 
 def engine_from_plan(request: EngineRequest, model: Model, data: bytes) -> TensorRtEngine:
-    """An engine from a plan's bytes; errors as for `ctflow.engines.choose.open_engine`."""
+    """An engine from a plan's bytes; errors as for `ctflow.engines.registry.open_engine`."""
     name = request.backend
     check_gpu(name, request.device, request.chosen_precision)
     runtime = load_runtime(name)

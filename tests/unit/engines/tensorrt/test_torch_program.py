@@ -12,9 +12,9 @@ from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
-from ctflow.engines import torch_tensorrt
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
+from ctflow.engines.tensorrt import torch_program
 from ctflow.export.torch_program import program_from_model
 from reasons import raises_reason
 
@@ -58,10 +58,10 @@ def runtime(monkeypatch):
     """A machine with Torch-TensorRT and a GPU whose memory is the CPU's."""
     made = Runtime()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", made)
-    monkeypatch.setattr(torch_tensorrt, "load_runtime", lambda _: types.SimpleNamespace(__version__="10.15.1"))
-    monkeypatch.setattr(torch_tensorrt, "version", lambda name: {"torch-tensorrt": "2.14.0", "monai": "1.6.1"}[name])
-    monkeypatch.setattr(torch_tensorrt, "gpu_identity", lambda _: "NVIDIA H200, compute capability 9.0, driver 580.1")
-    monkeypatch.setattr(torch_tensorrt, "driver_version", lambda: "580.1")
+    monkeypatch.setattr(torch_program, "load_runtime", lambda _: types.SimpleNamespace(__version__="10.15.1"))
+    monkeypatch.setattr(torch_program, "version", lambda name: {"torch-tensorrt": "2.14.0", "monai": "1.6.1"}[name])
+    monkeypatch.setattr(torch_program, "gpu_identity", lambda _: "NVIDIA H200, compute capability 9.0, driver 580.1")
+    monkeypatch.setattr(torch_program, "driver_version", lambda: "580.1")
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     return made
 
@@ -69,7 +69,7 @@ def runtime(monkeypatch):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """The engine's checks let the CPU pass as a GPU."""
-    monkeypatch.setattr(torch_tensorrt, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(torch_program, "DEVICES", ("cuda", "cpu"))
 
 
 def build(model, path, precision="fp32", batch=4, roi=ROI):
@@ -81,11 +81,11 @@ asked = partial(EngineRequest, "torch-tensorrt")
 
 
 def opened(model, folder, precision="fp32", batch_range=(1, 4)):
-    return torch_tensorrt.open_backend(asked("cpu", precision, ROI, batch_range, folder), model)
+    return torch_program.open_backend(asked("cpu", precision, ROI, batch_range, folder), model)
 
 
 def stored(model, folder, precision="fp32", batch_range=(1, 4)):
-    key = torch_tensorrt.program_key(asked("cpu", precision, ROI, batch_range), model)
+    key = torch_program.program_key(asked("cpu", precision, ROI, batch_range), model)
     EngineStore(folder).put(key, lambda path: build(model, path, precision, batch_range[1]))
     return opened(model, folder, precision, batch_range)
 
@@ -101,10 +101,10 @@ def plain(model, windows):
 
 
 def installed(monkeypatch, *names, version="2.14.0"):
-    monkeypatch.setattr(torch_tensorrt, "find_spec", lambda name: object() if name in names else None)
-    monkeypatch.setattr(torch_tensorrt, "version", lambda _: version)
+    monkeypatch.setattr(torch_program, "find_spec", lambda name: object() if name in names else None)
+    monkeypatch.setattr(torch_program, "version", lambda _: version)
     below = (True, "tensorrt") if "tensorrt" in names else (False, "pip install 'ctflow[tensorrt]'")
-    monkeypatch.setattr(torch_tensorrt, "runtime_state", lambda _: below)
+    monkeypatch.setattr(torch_program, "runtime_state", lambda _: below)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def installed(monkeypatch, *names, version="2.14.0"):
 )
 def test_what_is_missing_is_named(monkeypatch, names, version, available, match):
     installed(monkeypatch, *names, version=version)
-    found, reason = torch_tensorrt.is_available()
+    found, reason = torch_program.is_available()
     assert found is available
     with pytest.raises(AssertionError, match=match):
         raise AssertionError(reason)
@@ -128,29 +128,29 @@ def test_a_package_that_does_not_load_gives_its_reason(monkeypatch, runtime):
     def broken(name):
         raise Exception("import error when try to import _TensorRTProxyModule\nmore")
 
-    monkeypatch.setattr(torch_tensorrt.importlib, "import_module", broken)
-    monkeypatch.setattr(torch_tensorrt, "load_runtime", lambda _: runtime)
+    monkeypatch.setattr(torch_program.importlib, "import_module", broken)
+    monkeypatch.setattr(torch_program, "load_runtime", lambda _: runtime)
     with raises_reason(BackendUnavailable, "not-loadable", names="_TensorRTProxyModule"):
-        torch_tensorrt.load_torch_tensorrt()
+        torch_program.load_torch_tensorrt()
 
 
 def test_tensorrt_is_loaded_before_torch_tensorrt_replaces_it(monkeypatch, runtime):
     order = []
-    monkeypatch.setattr(torch_tensorrt, "load_runtime", order.append)
-    monkeypatch.setattr(torch_tensorrt.importlib, "import_module", lambda name: order.append(name) or runtime)
-    assert torch_tensorrt.load_torch_tensorrt() is runtime
+    monkeypatch.setattr(torch_program, "load_runtime", order.append)
+    monkeypatch.setattr(torch_program.importlib, "import_module", lambda name: order.append(name) or runtime)
+    assert torch_program.load_torch_tensorrt() is runtime
     assert order == ["tensorrt", "torch_tensorrt"]
 
 
 def test_settings(model):
     with raises_reason(BackendUnavailable, "wrong-device", names="cpu"):
-        torch_tensorrt.check_settings("cpu", "fp32")
+        torch_program.check_settings("cpu", "fp32")
     with raises_reason(BackendUnavailable, "wrong-precision", names=("fp32, tf32, bf16, fp16", "int8")):
-        torch_tensorrt.check_settings("cuda:0", "int8")
+        torch_program.check_settings("cuda:0", "int8")
     for precision in ("fp32", "tf32", "bf16", "fp16"):
-        torch_tensorrt.check_settings("cuda:3", precision)
-    assert torch_tensorrt.precisions("cuda:0") == ("fp16",)
-    assert (torch_tensorrt.FILE, torch_tensorrt.DEVICES) == ("program", ("cuda",))
+        torch_program.check_settings("cuda:3", precision)
+    assert torch_program.precisions("cuda:0") == ("fp16",)
+    assert (torch_program.FILE, torch_program.DEVICES) == ("program", ("cuda",))
     with raises_reason(BackendUnavailable, "wrong-device", names="cpu"):
         opened(model, None)
 
@@ -159,20 +159,20 @@ def test_settings(model):
 
 
 def test_the_key_holds_all_that_a_program_depends_on(model, runtime):
-    key = torch_tensorrt.program_key(asked("cuda:1", "fp16", ROI, (1, 4)), model)
+    key = torch_program.program_key(asked("cuda:1", "fp16", ROI, (1, 4)), model)
     assert key.kind == "program"
     assert key.version == f"torch {torch.__version__}, torch-tensorrt 2.14.0, tensorrt 10.15.1, monai 1.6.1"
     assert key.device == "NVIDIA H200, compute capability 9.0, driver 580.1, cuda:1"
     assert (key.weights_digest, key.network, key.arguments) == ("d" * 64, "UNet", ARGUMENTS)
     assert (key.roi, key.batch_range, key.precision, key.head) == (ROI, (4, 4), "fp16", "difference")
-    assert key == torch_tensorrt.program_key(asked("cuda:1", "fp16", ROI, (2, 4)), model)
+    assert key == torch_program.program_key(asked("cuda:1", "fp16", ROI, (2, 4)), model)
     for device, precision, roi, batches in (
         ("cuda:0", "fp16", ROI, (1, 4)),
         ("cuda:1", "fp32", ROI, (1, 4)),
         ("cuda:1", "fp16", (32, 16, 16), (1, 4)),
         ("cuda:1", "fp16", ROI, (1, 2)),
     ):
-        assert torch_tensorrt.program_key(asked(device, precision, roi, batches), model).name != key.name
+        assert torch_program.program_key(asked(device, precision, roi, batches), model).name != key.name
 
 
 # --------------------------------------------------------------------------------------------------------------- build
@@ -282,7 +282,7 @@ def test_an_engine_without_its_program_says_how_to_make_it(model, runtime, on_cp
 
 
 def test_a_program_of_another_shape_is_refused(model, runtime, on_cpu, tmp_path):
-    key = torch_tensorrt.program_key(asked("cpu", "fp32", ROI, (1, 4)), model)
+    key = torch_program.program_key(asked("cpu", "fp32", ROI, (1, 4)), model)
     EngineStore(tmp_path).put(key, lambda path: build(model, path, batch=2))
     with raises_reason(EngineMismatch, "other-tensors", names=("(2, 2, 16, 16, 16)", "(4, 1")):
         opened(model, tmp_path)

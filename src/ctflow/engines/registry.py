@@ -16,9 +16,9 @@ from ctflow.engines.request import EngineRequest
 # Name on the command line -> module; fastest first, which is what "auto" tries.
 BACKENDS = {
     "fused": "ctflow.engines.fused",
-    "tensorrt": "ctflow.engines.tensorrt",
-    "tensorrt-rtx": "ctflow.engines.tensorrt_rtx",
-    "torch-tensorrt": "ctflow.engines.torch_tensorrt",
+    "tensorrt": "ctflow.engines.tensorrt.plan",
+    "tensorrt-rtx": "ctflow.engines.tensorrt.rtx",
+    "torch-tensorrt": "ctflow.engines.tensorrt.torch_program",
     "compile": "ctflow.engines.compile",
     "openvino": "ctflow.engines.openvino",
     "onnxruntime": "ctflow.engines.onnxruntime",

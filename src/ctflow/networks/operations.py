@@ -1,0 +1,202 @@
+"""The operations of a SwinUNETR with channels last, and their reference in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ctflow.core.volume import Size3
+from ctflow.networks.swin_windows import MASKED, WindowTable
+
+CHANNEL_STEP = 16  # channels of the input are filled up with zeros to a multiple of what one matrix instruction takes
+EPS = 1e-5  # of every norm of a SwinUNETR
+_SLOPE = 0.01  # of its leaky ReLU
+
+Convolution = Callable[[Sequence[Tensor], "Tensor | None"], tuple[Tensor, Tensor]]
+
+
+class Attention(Protocol):
+    """Attention within windows, prepared for one table of windows."""
+
+    def __call__(self, qkv: Tensor) -> Tensor:
+        """(B, windows * n, 3 C) queries, keys and values, heads side by side -> (B, windows * n, C)."""
+
+
+class Operations(Protocol):
+    """What a `ChannelsLastSwinUNETR` is made of.
+
+    Statistics of an instance norm travel as sums, (B, parts, 2, C) float32: the sums and the sums of squares over each
+    part of the voxels. A norm is (B, 2, C) float32: scale and shift.
+    """
+
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+        """A 3 x 3 x 3 convolution of stride 1, its border filled with zeros.
+
+        Args:
+            weight: (C_out, C_in, 3, 3, 3) float32.
+            shares: How the input's channels are given: one tensor for each.
+            size: (D, H, W) of the input.
+
+        Returns:
+            A function of the shares and of the norm that, with a leaky ReLU, is applied to them first (or None); it
+            gives the volume and its sums.
+        """
+
+    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """A transposed convolution whose kernel (C_in, C_out, 2, 2, 2) and stride are two."""
+
+    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
+        """Attention with (heads, n, n) `bias`; keys of another region than the query get `MASKED` added."""
+
+    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+        """The instance norm of `count` voxels of which these are the sums."""
+
+    def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """Sums of a 1 x 1 x 1 convolution, which itself is not kept; weights are (C_share, C_out)."""
+
+    def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+        """Leaky ReLU of the normalised volume plus another of the same shape."""
+
+    def pointwise_residual(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        shares: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        other_norm: Tensor,
+        head: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The same, the other being a normalised 1 x 1 x 1 convolution.
+
+        With a head, (C_out, C) weights and (C_out,) bias in float32, what it makes of each voxel is given in place of
+        the volume: (B, C_out, D, H, W) float32.
+        """
+
+    def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
+        """Normalised tokens in half precision, fetched by (places,) indices; `tokens` of them is a place of zeros."""
+
+    def merge(self, tokens: Tensor, size: Size3, scale: Tensor, shift: Tensor) -> Tensor:
+        """Eight neighbours side by side, in the array's order, zeros beyond odd sizes, and normalised."""
+
+    def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
+        """float32 tokens plus what stands for each of them at (tokens,) places of x."""
+
+
+class TorchOperations:
+    """The operations in plain PyTorch: the reference of every other.
+
+    Args:
+        dtype: Of volumes and weights; sums, norms, softmax and the tokens that blocks add to are float32.
+        device: torch device.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self.dtype, self.device = dtype, device
+
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+        """See `Operations.convolution`."""
+        kept = weight.to(self.device, self.dtype)
+
+        def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
+            x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
+            x = x if norm is None else functional.leaky_relu(_normalized(x, norm), _SLOPE).to(x.dtype)
+            y = functional.conv3d(x.movedim(-1, 1), kept, padding=1).movedim(1, -1).contiguous()
+            return y, self.sums(y)
+
+        return convolve
+
+    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Operations.upsampling`."""
+        kept = weight.to(self.device, self.dtype)
+
+        def upsample(x: Tensor) -> Tensor:
+            return functional.conv_transpose3d(x.movedim(-1, 1), kept, stride=2).movedim(1, -1).contiguous()
+
+        return upsample
+
+    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
+        """See `Operations.attention`."""
+        added, regions = bias.to(self.device), regions_of(table).to(self.device)
+        n = bias.shape[-1]
+
+        def attend(qkv: Tensor) -> Tensor:
+            batch, places, channels = qkv.shape
+            split = qkv.reshape(batch, places // n, n, 3, heads, channels // 3 // heads)
+            q, k, v = split.permute(3, 0, 1, 4, 2, 5).float()
+            mask = (regions[:, None, :, None] != regions[:, None, None, :]).float() * MASKED
+            seen: Tensor = torch.softmax(q @ k.transpose(-1, -2) + added + mask, -1) @ v
+            return seen.transpose(2, 3).reshape(batch, places, channels // 3).to(qkv.dtype)
+
+        return attend
+
+    @staticmethod
+    def sums(x: Tensor) -> Tensor:
+        """(B, ..., C) -> (B, 1, 2, C) sums and sums of squares."""
+        flat = x.flatten(1, -2).float()
+        return torch.stack([flat.sum(1), flat.square().sum(1)], 1)[:, None]
+
+    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+        """See `Operations.norm_of`."""
+        mean, square = (sums.double().sum(1) / count).unbind(1)
+        scale = torch.rsqrt((square - mean * mean).clamp_min(0) + EPS)
+        return torch.stack([scale, -mean * scale], 1).float()
+
+    def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """See `Operations.pointwise_sums`."""
+        return self.sums(_pointwise(shares, weights))
+
+    def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+        """See `Operations.residual`."""
+        return functional.leaky_relu(_normalized(x, norm) + other.float(), _SLOPE).to(x.dtype)
+
+    def pointwise_residual(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        shares: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        other_norm: Tensor,
+        head: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """See `Operations.pointwise_residual`."""
+        other = _normalized(_pointwise(shares, weights), other_norm)
+        y = functional.leaky_relu(_normalized(x, norm) + other, _SLOPE)
+        return y.to(x.dtype) if head is None else functional.linear(y, *head).movedim(-1, 1).contiguous()
+
+    def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
+        """See `Operations.layer_norm`."""
+        y = functional.layer_norm(tokens.float(), tokens.shape[-1:], scale, shift, EPS).to(self.dtype)
+        return y if fetch is None else functional.pad(y, (0, 0, 0, 1)).index_select(1, fetch)
+
+    def merge(self, tokens: Tensor, size: Size3, scale: Tensor, shift: Tensor) -> Tensor:
+        """See `Operations.merge`."""
+        batch, _, channels = tokens.shape
+        d, h, w = (length + length % 2 for length in size)
+        x = tokens.reshape(batch, *size, channels)
+        x = functional.pad(x, (0, 0, 0, w - size[2], 0, h - size[1], 0, d - size[0]))
+        x = x.reshape(batch, d // 2, 2, h // 2, 2, w // 2, 2 * channels).permute(0, 1, 3, 5, 2, 4, 6)
+        return self.layer_norm(x.reshape(batch, -1, 8 * channels), scale, shift, None)
+
+    def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
+        """See `Operations.add`."""
+        return tokens.float() + (x if back is None else x.index_select(1, back)).float()
+
+
+def regions_of(table: WindowTable) -> Tensor:
+    """(windows, n) int32: the region of each place; the first windows of a table have one region only."""
+    return torch.from_numpy(np.repeat(table.regions, table.counts, axis=0).astype(np.int32))
+
+
+def _normalized(x: Tensor, norm: Tensor) -> Tensor:
+    return x.float() * norm[:, None, None, None, 0] + norm[:, None, None, None, 1]
+
+
+def _pointwise(shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """(B, D, H, W, C_out) float32."""
+    products = [x.float() @ weight.float() for x, weight in zip(shares, weights, strict=True)]
+    return torch.stack(products).sum(0) if len(products) > 1 else products[0]
