@@ -198,7 +198,7 @@ def test_a_passing_fault_of_the_node_puts_the_series_back(journal, worker_pool, 
     assert (find(key).state, find(key).attempts) == ("done", 2)
     (reason, *_) = [event.text for event in journal.events(key=key) if event.kind == "retry"]
     assert reason == f"the node could not run it ({type(error).__name__}: the log says more)"
-    assert "worker 0 cannot go on now" in caplog.text
+    assert "worker 0 cannot continue now" in caplog.text
     assert caplog.text.count("a line of the log") == 1, "the worker's process was not at fault and stays"
     wait_until(lambda: found.problems() == [], "it waits for the next one")
 
