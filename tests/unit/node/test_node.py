@@ -132,7 +132,7 @@ def test_every_thread_that_ends_is_named(settings, monkeypatch):
             return [f"{name} has ended unexpectedly: start the node again" for name in names]
 
         assert node.problems() == [*ended("listener", "completer"), "no worker is open: the log says why"]
-        assert node.remarks() == ended("worker 0", "delivery_thread pacs")
+        assert node.remarks() == ended("worker 0", "delivery pacs")
         node.journal.close()
         assert node.problems()[0] == "journal has ended unexpectedly: start the node again"
 
@@ -144,7 +144,7 @@ def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, 
         wait_until(lambda: node.problems() == node.remarks() == [], "both workers are open")
         node.delivery_threads[0].stop()
         node.pool.threads[1].kill()
-        said = ["delivery_thread pacs has ended unexpectedly: start the node again", "worker 1 is not open"]
+        said = ["delivery pacs has ended unexpectedly: start the node again", "worker 1 is not open"]
         wait_until(lambda: node.remarks() == said, "they are named")
         assert node.problems() == []
 

@@ -28,7 +28,7 @@ def journal(tmp_path):
 
 @pytest.fixture
 def delivery_thread(journal, tmp_path):
-    """Starts delivery_threads, and stops them."""
+    """Starts delivery threads, and stops them."""
     started = []
 
     def start(target, name="pacs", patience=HASTY) -> DeliveryThread:
