@@ -168,7 +168,9 @@ def _chosen(comparison: Comparison) -> list[Configuration]:
     known = {each.id: each for each in configurations_for(comparison.devices)}
     for name in (*comparison.only, *(comparison.pythons or {})):
         if name not in known:
-            raise SettingsInvalid(f"configuration {name!r} is none of {', '.join(known)}", reason="invalid-value")
+            raise SettingsInvalid(
+                f"invalid configuration {name!r} (choose from {', '.join(known)})", reason="invalid-value"
+            )
     return [known[name] for name in dict.fromkeys(comparison.only)] or list(known.values())
 
 

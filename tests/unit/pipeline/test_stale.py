@@ -182,4 +182,4 @@ def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_s
         tuple(replace(case, document={}) for case in found.cases), found, model.spec, tmp_path / "out"
     )
     assert report.exit_code == 6
-    assert "could not be moved aside" in report.document["set_aside"][0]["reason"]
+    assert "could not be moved" in report.document["set_aside"][0]["reason"]
