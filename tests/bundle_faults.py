@@ -353,7 +353,7 @@ def _(bundle: Any) -> Said:
 def _(bundle: Any) -> Said:
     bundle.document |= {"a": "@b", "b": "@a"}
     bundle.before.append("@a")
-    return "leads back to itself", "reference"
+    return "is a reference to itself", "reference"
 
 
 def _overriding(key: str, value: Any, said: str) -> Fault:

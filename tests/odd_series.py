@@ -1138,7 +1138,11 @@ def _encodings() -> Iterator[Odd]:
         ("JPEG-LS declared as JPEG Lossless", "its frame is JPEG-LS", renamed(base + ".4.70", JPEGLSLossless)),
         ("a private transfer syntax", "is private", renamed("1.2.840.113619.5.2", ImplicitVRLittleEndian)),
         ("a retired transfer syntax (1.2.4.52)", "is retired", renamed(base + ".4.52")),
-        ("a TransferSyntaxUID of another kind", "none of the standard's", renamed("1.2.840.10008.5.1.4.1.1.2")),
+        (
+            "a TransferSyntaxUID of another kind",
+            "not a transfer syntax of the standard",
+            renamed("1.2.840.10008.5.1.4.1.1.2"),
+        ),
         ("encapsulated uncompressed pixels (1.2.1.98)", "is not supported", renamed(base + ".1.98")),
     ):
         yield Odd(name, pixels, write, says)

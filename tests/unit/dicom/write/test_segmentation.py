@@ -130,7 +130,7 @@ def test_declared_distances_put_the_mask_nowhere_else(write, written, grid, decl
     assert dciodvfy_errors(path) == []
     assert np.allclose(ordered(segment_points_by_dcmqi(path)), expected, atol=2e-3)
     assert np.allclose(points_by_highdicom(path), expected, atol=2e-3)
-    assert ("positions count" in warnings or "stands for it" in warnings) == any(declared.values())
+    assert ("positions count" in warnings or "is used instead" in warnings) == any(declared.values())
 
 
 @pytest.mark.parametrize("kind", ["rounded", "beside the line"])
