@@ -27,8 +27,8 @@ from reasons import raises_reason
         (b"\xff\xfe", "UTF-8"),
         (b"\xef\xbb\xbf{}", "not JSON"),
         (b"", "not JSON"),
-        (b"[1]", "no JSON object"),
-        (b"null", "no JSON object"),
+        (b"[1]", "does not contain a JSON object"),
+        (b"null", "does not contain a JSON object"),
     ],
 )
 def test_what_is_not_one_bounded_json_object_is_refused_by_name(raw, said):
