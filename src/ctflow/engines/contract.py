@@ -20,7 +20,7 @@ def precision_from_name(name: str | None) -> Precision | None:
     """The number format of that name; None stays None.
 
     Raises:
-        ValueError: There is none of that name; what reads settings has refused it before.
+        ValueError: There is no such format; the settings have already rejected it.
     """
     return None if name is None else PRECISIONS[PRECISIONS.index(name)]
 

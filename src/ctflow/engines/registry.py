@@ -239,5 +239,6 @@ def device_from_setting(device: str | None) -> str:
 
 def _load(name: str) -> Backend:
     if name not in BACKENDS:
-        raise SettingsInvalid(f"--engine: {name!r} is none of auto, {', '.join(BACKENDS)}", reason="invalid-value")
+        choices = ", ".join(("auto", *BACKENDS))
+        raise SettingsInvalid(f"--engine: invalid choice {name!r} (choose from {choices})", reason="invalid-value")
     return cast(Backend, importlib.import_module(BACKENDS[name]))
