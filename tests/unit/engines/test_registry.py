@@ -32,7 +32,7 @@ def test_an_unknown_name_lists_the_known():
     with raises_reason(
         SettingsInvalid,
         "invalid-value",
-        names=("--engine: 'warp'", "auto, fused, ", "onnxruntime, eager"),
+        names=("--engine: ", "'warp'", "auto, fused, ", "onnxruntime, eager"),
     ):
         open_engine(EngineRequest("warp", "cpu", "fp32", (1, 1, 1), (1, 1)), None)
 
