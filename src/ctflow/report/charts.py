@@ -24,7 +24,7 @@ _FOUND, _MISSED, _MEAN = "#146eb4", "#cd3430", "#ce7000"
 _BANDS = ("#eef3f9", "#f7f9fc")
 _LEAST_MM, _MOST_MM = 5.2, 69.0  # shown even if no lesion is that small or large
 _TICKS_MM = (2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200)
-_ROOM_FOR_NAMES_PX = 420  # of a configuration
+_ROOM_FOR_NAMES_PX = 460  # of a configuration
 _MISSED_AT = -0.06  # missed lesions stand this far below a Dice of 0
 _REFERENCES = (("0c", "factor_to_stock_half"), ("0a", "factor_to_stock"), ("1", "factor_to_article"))
 _COLOURS = {"stock": "#969eaa", "article": _MEAN, "article, one channel": _MEAN, "ctflow": _FOUND}
@@ -146,7 +146,7 @@ def comparison_figure(document: Mapping[str, Any]) -> Figure:
     how = f"overlap {first['overlap']:g}, {first['windows']} windows; median of {document['repeats']}"
     how += f"; 2 x: twice as fast as configuration {name}" if name else ""
     _say(figure, 0.03, 1 - 1.06 / height, how, 11, _DIM)
-    axes = _axes(figure, (0.37, 0.75 / height, 0.52, 1 - 2.0 / height))
+    axes = _axes(figure, (0.4, 0.75 / height, 0.49, 1 - 2.0 / height))
     _draw_bars(axes, rows, key)
     return figure
 
@@ -171,14 +171,20 @@ def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
     names = axes.get_yaxis_transform()
     for place, (bar, row) in enumerate(zip(bars, rows, strict=True)):
         result, mine = row["results"][0], row["method"] == "ctflow"
-        name = row["text"] if mine else f"{row['id']}  {row['text']}"
-        _fit(_say(axes, -0.65, place, name, 11, _INK, transform=names, va="center"), _ROOM_FOR_NAMES_PX)
+        name = (row["text"] if mine else f"{row['id']}  {row['text']}") + _version(row)
+        _fit(_say(axes, -0.75, place, name, 11, _INK, transform=names, va="center"), _ROOM_FOR_NAMES_PX)
         factor = result[key]
         words = f"{result['median_s']:.2f} s" + ("" if factor is None else f"   {factor:.{2 if factor < 1 else 1}f} x")
         axes.annotate(
             words, (bar.get_width(), bar.get_y() + bar.get_height() / 2), (8, 0), textcoords="offset points",
             va="center", color=_INK, weight="bold" if mine else "normal", annotation_clip=False,
         )  # fmt: skip
+
+
+def _version(row: Mapping[str, Any]) -> str:
+    """TensorRT's, whose versions differ by more than half in speed; of other engines nothing."""
+    version = ((row.get("engine_info") or {}).get("versions") or {}).get("tensorrt")
+    return f" ({'.'.join(str(version).split('.')[:2])})" if version else ""
 
 
 def _figure(width: float, height: float) -> Figure:

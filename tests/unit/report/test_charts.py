@@ -167,6 +167,13 @@ def test_bars_are_as_long_as_their_seconds_on_a_logarithmic_scale():
     assert [bar.get_facecolor() for bar in axes.patches] == [pytest.approx(rgba(each)) for each in colours]
 
 
+def test_a_configuration_of_tensorrt_names_the_version_that_it_was_measured_with():
+    rows = [comparison_row(name, "article", 4.0) for name in ("3", "2")]
+    rows[0]["engine_info"] = {"versions": {"torch": "2.11.0", "tensorrt": "10.6.0"}}
+    named = [text for text in words_of(comparison_figure(comparison_document(*rows))) if text[:2] in ("3 ", "2 ")]
+    assert [text.endswith(" (10.6)") for text in named] == [True, False]
+
+
 def rgba(colour: str) -> tuple[float, ...]:
     return (*(int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)), 1.0)
 
