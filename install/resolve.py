@@ -13,12 +13,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import tomllib
 
 PYTHONS = ("3.11", "3.12", "3.13")
 ON_NVIDIAS_INDEX = {"tensorrt", "torch-tensorrt"}

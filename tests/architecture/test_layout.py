@@ -94,7 +94,7 @@ def test_no_module_shadows_the_standard_library(repository):
 
 def test_code_is_valid_for_the_oldest_python(repository):
     for path in python_files(repository, "src", "operators", "app"):
-        ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(3, 10))
+        ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(3, 11))
 
 
 def test_the_wheel_holds_what_it_should(wheel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,6 @@ def _time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     try:
-        return datetime.fromtimestamp(int(seconds), tz=timezone.utc).isoformat()
+        return datetime.fromtimestamp(int(seconds), tz=UTC).isoformat()
     except (OverflowError, ValueError, OSError):
         return None

@@ -2,7 +2,7 @@
 
 A spawned process runs the script's top level first, which for one without a `__main__` guard is everything it does.
 And the helper that Python starts beside it unblocks SIGINT and SIGTERM: issue 127586 of python/cpython, mended in
-Python 3.14. Read for Python 3.10 to 3.13.
+Python 3.14. Read for Python 3.11 to 3.13.
 """
 
 from __future__ import annotations
