@@ -269,7 +269,7 @@ def given_settings(file: Path | None, environment: Mapping[str, str], typed: Map
     """
     found = add_layers(given_in_file(file) if file else Given(), ServiceSettings, typed or {}, environment)
     if "data" not in found.data:
-        found.data["data"] = str(data_folder_from_environment(environment))
+        found.data["data"] = data_folder_from_environment(environment)
     return found
 
 

@@ -22,10 +22,11 @@ _MOST_NAMED = 5  # files that could not be read, of each reason
 _LONGEST = 300  # characters of a text that a stored file holds
 _STAGES = {
     "phantom": "drawing phantoms",
-    "prepare engine": "building the engine",
+    "prepare engine": "preparing the engine",
+    "build engine": "building the engine",
     "measure engines": "measuring engines",
     "draw phantom": "drawing the phantom",
-    "measure rows": "measuring rows",
+    "measure configurations": "measuring configurations",
     "evaluate": "evaluating cases",
     "scan": "reading headers",
     "read": "reading slices",

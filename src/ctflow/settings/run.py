@@ -67,9 +67,9 @@ def _user_folder(environment: Mapping[str, str], variable: str, *below: str) -> 
     return Path(environment["HOME"], *below, "ctflow") if environment.get("HOME") else None
 
 
-def _cache_folder(environment: Mapping[str, str]) -> str:
+def _cache_folder(environment: Mapping[str, str]) -> Path | str:
     """The variable's or the user's; empty where there is none."""
-    return environment.get("CTFLOW_CACHE", str(_user_folder(environment, "XDG_CACHE_HOME", ".cache") or ""))
+    return environment.get("CTFLOW_CACHE", _user_folder(environment, "XDG_CACHE_HOME", ".cache") or "")
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,10 @@ def add_layers(given: Given, kind: type[Group], typed: Mapping[str, Any], enviro
             given.data[name], given.named[name] = str(value), flag_of(name)
     known = keys_of(kind)
     for option in OPTIONS:
-        if option.name in known and option.name not in given.data and option.variable in environment:
-            given.data[option.name], given.named[option.name] = environment[option.variable], option.variable
+        value = environment.get(option.variable)
+        is_given = value or (value == "" and option.name == "cache")  # an empty variable is as none, but for the cache
+        if is_given and option.name in known and option.name not in given.data:
+            given.data[option.name], given.named[option.name] = value, option.variable
     given.data.setdefault("cache", _cache_folder(environment))
     return given
 

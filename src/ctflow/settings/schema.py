@@ -174,7 +174,12 @@ def shown_as_set(annotation: Any, value: Any) -> str:
 
 def key_text(loc: Loc) -> str:
     """The way to a value, as `limits.associations` or `rules[2].name`."""
-    return "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    return "".join(f"[{part + 1}]" if isinstance(part, int) else f".{_key_name(part)}" for part in loc).lstrip(".")
+
+
+def _key_name(name: str) -> str:
+    """A key as it is written; in quotes and short if it is longer than any key, empty, or would alter a terminal."""
+    return name if name.isprintable() and 0 < len(name) <= 40 else shown(name)
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -200,7 +205,8 @@ def validated(kind: type[G], data: Mapping[str, Any], where: Callable[[Loc], tup
         problems = [_problem(kind, each) for each in error.errors(include_url=False)]
     else:
         return found
-    first = min(problems, key=lambda problem: where(problem.at)[0])
+    # Of a group with an unknown and a missing key, the unknown one is the missing one misspelt.
+    first = min(problems, key=lambda problem: (where(problem.at)[0], problem.reason == "missing-key"))
     raise SettingsInvalid(f"{where(first.at)[1]}: {first}", reason=first.reason)
 
 
@@ -271,9 +277,9 @@ def switch(value: Any) -> bool:
     """`true` or `false`; of a flag or variable also other words."""
     words = {"true": True, "false": False}
     if not isinstance(value, Written):
-        words |= {"1": True, "yes": True, "on": True, "0": False, "no": False, "off": False, "": False}
-        value = str(value).lower()
-    if text_of_scalar(value) not in words or isinstance(value, list):
+        words |= {"1": True, "yes": True, "on": True, "0": False, "no": False, "off": False}
+        value = value.lower() if isinstance(value, str) else value
+    if text_of_scalar(value) not in words:
         raise ValueError(f"must be true or false, not {shown(value)}")
     return words[value]
 
@@ -336,7 +342,9 @@ def size_text(count: int) -> str:
 
 
 def path(value: Any) -> Path:
-    """A path; a relative one of a file starts at the file's folder."""
+    """A path; a relative one of a file starts at the file's folder. A `Path` is the system's own and is not checked."""
+    if isinstance(value, Path):
+        return value
     found, folder = one_line(value), getattr(value, "folder", Path())
     if isinstance(value, Written) and found.startswith("~"):
         raise ValueError(

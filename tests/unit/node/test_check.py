@@ -199,3 +199,8 @@ def test_the_command_says_what_it_opened_and_ends_with_the_errors_code(tmp_path,
 def test_the_pages_port_typed_for_the_node_is_refused_with_its_text(tmp_path, capsys, more):
     assert main(["serve", "--data", str(tmp_path), "--port", "8113", *more]) == 64
     assert "port and web.port are both 8113" in capsys.readouterr().err
+
+
+def test_an_empty_data_folder_is_not_the_folder_that_one_is_in(capsys):
+    assert main(["serve", "--data", "", "--check"]) == 64
+    assert "[invalid-value]: --data: must be one line" in capsys.readouterr().err

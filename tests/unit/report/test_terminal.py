@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+import ctflow
 from ctflow.report.terminal import (
+    _STAGES,
     BarProgress,
     LineProgress,
     progress_on,
@@ -38,6 +42,13 @@ def test_a_stage_of_nothing_and_a_second_series_are_told():
         progress("write", 1, 1)
     progress("other", 0, 0)
     assert stream.getvalue() == "writing results: 1 of 1\n" * 2
+
+
+def test_every_stage_of_the_sources_is_told_in_words():
+    sources = [file.read_text() for file in Path(ctflow.__file__).parent.rglob("*.py")]
+    told = {name for text in sources for name in re.findall(r'(?:\bprogress\(|\b_STAGE = )"([^"]+)"', text)}
+    assert {"scan", "read", "segment", "write", "measure configurations", "prepare engine"} <= told
+    assert told <= _STAGES.keys()
 
 
 def test_a_terminal_gets_bars():

@@ -119,6 +119,11 @@ def test_every_key_is_documented_with_its_default():
         ("must: x\ngroups:\n  - {number: 2}\n  - {wrd: a}", "line 4: groups[2].wrd: unknown key: do you mean word?"),
         ("must: x\nshare: 3\ninner: {number: 0}", "line 2: share: "),
         ("must: x\ninner: {number: 0}\nshare: 3", "line 2: inner.number: "),
+        ("mst: x", "line 1: mst: unknown key: do you mean must?"),
+        ('must: x\n"\\e[31m": 3', r"line 2: '\x1b[31m': unknown key; there are "),
+        ("must: x\n? " + "k" * 200 + "\n: 3", f"line 3: '{'k' * 40}...': unknown key; there are "),
+        ('must: x\n"": 3', "line 2: '': unknown key; there are "),
+        ("must: x\non: [true]", "line 2: on: must be true or false, not a list"),
         ("must: x\nMUST: 3", "line 2: MUST: unknown key: do you mean must?"),
         (
             "must: x\nzzz: 3",

@@ -81,6 +81,21 @@ def test_switches_come_from_both():
     assert not settings_from_values({"force": False}, {"CTFLOW_FORCE": "0"}).force
 
 
+def test_an_empty_variable_is_as_none():
+    empty = {option.variable: "" for option in OPTIONS}
+    assert settings_from_values({}, {"HOME": "/home/a", **empty}) == chosen()
+    with raises_reason(SettingsInvalid, "invalid-value", names="--omit-empty-frames"):
+        settings_from_values({"omit_empty_frames": ""}, {})
+
+
+@pytest.mark.parametrize("home", ["/home/a\nb", "/home/\udcff", "/home/" + "a" * 500])
+def test_a_home_folder_of_any_name_has_the_cache(home, monkeypatch):
+    assert settings_from_values({}, {"HOME": home}).cache == Path(home, ".cache/ctflow")
+    monkeypatch.delenv("CTFLOW_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    assert Settings().cache == Path(home, "ctflow")
+
+
 @pytest.mark.parametrize(
     ("values", "environment", "where"),
     [
