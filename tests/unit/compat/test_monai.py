@@ -52,7 +52,7 @@ def test_a_network_that_needs_what_is_left_out_is_refused_by_name(tmp_path):
         f"{LEAN} from ctflow.core.errors import BundleInvalid; from ctflow.core.model import NetworkSpec\n"
         "from ctflow.networks.build import network_from_spec\n"
         "try: network_from_spec(NetworkSpec('MILModel', {'num_classes': 2, 'pretrained': False}))\n"
-        "except BundleInvalid as error: assert 'leaves out' in str(error) and 'torchvision' in str(error), error\n"
+        "except BundleInvalid as error: assert error.reason == 'network' and 'torchvision' in str(error), error\n"
         "else: raise AssertionError"
     )
     run_afresh(code, tmp_path)

@@ -32,7 +32,7 @@ from ctflow.node.web.guard import Hosts, Tokens, headers, is_own_form
     ],
 )
 def test_only_addresses_and_known_names_are_accepted(host, accepted):
-    assert Hosts(["NodeView.example.org"]).accepts(host) is accepted
+    assert Hosts(["Node.example.org"]).accepts(host) is accepted
 
 
 def test_a_token_holds_for_its_browser_and_action_only():

@@ -47,17 +47,17 @@ def run(task, segmenter):
 
 def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, segmenter, monkeypatch):
     done = run(task, segmenter)
-    assert (done.kind, [each.file for each in done.answer.objects]) == (
+    assert (done.kind, [each.file for each in done.result.objects]) == (
         "done",
         ["segmentation.dcm", "measurements.dcm"],
     )
-    assert (task.results / done.answer.folder / "result.json").is_file()
+    assert (task.results / done.result.folder / "result.json").is_file()
     assert not task.scratch.exists()
     assert done.stage_seconds["segment"] > 0
     # The node ended before the journal knew: what lies there is the answer, and nothing is computed.
     monkeypatch.setattr(worker, "_compute", lambda *_: pytest.fail("it is computed again"))
     again = run(task, segmenter)
-    assert replace(again.answer, elapsed_s=0) == replace(done.answer, elapsed_s=0)
+    assert replace(again.result, elapsed_s=0) == replace(done.result, elapsed_s=0)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, s
     ids=["overlap", "secondary capture", "rules", "earlier revision"],
 )
 def test_a_result_of_another_basis_that_was_never_sent_is_no_answer(task, segmenter, change):
-    stale = run(task, segmenter).answer
+    stale = run(task, segmenter).result
     setup, changed = change(SETUP, task)
-    fresh = run_task(changed, setup, segmenter.model, segmenter).answer
+    fresh = run_task(changed, setup, segmenter.model, segmenter).result
     assert fresh.folder != stale.folder
     assert (task.results / fresh.folder / "result.json").is_file()
     assert not (task.results / stale.folder).exists()
@@ -141,7 +141,7 @@ def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_
 
 
 def test_a_series_that_is_refused_leaves_no_answer_that_was_written_on_another_basis(task, segmenter):
-    stale = run(task, segmenter).answer
+    stale = run(task, segmenter).result
     only_others = replace(SETUP, rules=(Rule("ignore", name="all"),))
     assert run_task(task, only_others, segmenter.model, segmenter).kind == "aside"
     assert [path for path in task.results.rglob("*") if path.is_file()] == [], stale.folder
