@@ -84,9 +84,9 @@ def outcome_of(folder: Path) -> Outcome:
     scan = scan_folder(folder)
     texts, said, volumes = [], [], []
     for candidate in select_series(scan, body_parts=("CHEST",)).candidates:
-        said += [candidate.reason, *candidate.series.dropped]
+        said += [candidate.message, *candidate.series.dropped]
         if not candidate.chosen:
-            texts.append(f"set aside: `{candidate.rule}`")
+            texts.append(f"set aside: `{candidate.reason}`")
             continue
         try:
             assembled = assemble_series(candidate.series)
@@ -102,7 +102,7 @@ def outcome_of(folder: Path) -> Outcome:
         volumes.append(assembled.volume)
     if scan.unreadable:
         texts.append("file named")
-        said += [f"{file.name}: {file.reason}" for file in scan.unreadable]
+        said += [f"{file.name}: {file.message}" for file in scan.unreadable]
     counted = [f"{texts.count(text)} x {text}" if texts.count(text) > 1 else text for text in dict.fromkeys(texts)]
     return Outcome(" + ".join(sorted(counted)) or "`NoUsableSeries`", "; ".join(said), tuple(volumes))
 

@@ -69,7 +69,7 @@ def read_series(
         )
     (candidate,) = selection.chosen
     assembled = assemble_series(candidate.series, progress, allow_gaps=allow_gaps)
-    forced = (candidate.reason,) if candidate.forced else ()
+    forced = (candidate.message,) if candidate.forced else ()
     for warning in (*candidate.series.dropped, *forced, *assembled.warnings):
         log.warning("series %s: %s", candidate.series.digest, warning)
     return assembled.volume

@@ -1,4 +1,4 @@
-"""What `ctflow inspect` shows: every series of a folder with the rule that chose or refused it."""
+"""What `ctflow inspect` shows: every series of a folder, and why it is selected or not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def inspect_folder(folder: Path, *, names: bool = False, body_parts: Collection[
     selection = select_series(scan, body_parts=body_parts)
     return {
         "series": [_entry(candidate) for candidate in selection.candidates],
-        "unreadable": [{"file": file.name, "reason": file.reason} for file in scan.unreadable],
+        "unreadable": [file.facts for file in scan.unreadable],
         "unreadable_reasons": dict(Counter(file.reason for file in scan.unreadable).most_common()),
         "ignored": scan.ignored,
     }
@@ -92,8 +92,8 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
         "digest": candidate.series.digest,
         "series_instance_uid": candidate.series.uid,
         "chosen": candidate.chosen,
-        "rule": candidate.rule,
         "reason": candidate.reason,
+        "message": candidate.message,
         "warnings": [*candidate.series.dropped, *encoding_warnings(candidate.series.instances)],
         "description": dict(candidate.description),
         "geometry": None,
@@ -103,10 +103,10 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
     try:
         stack = stack_of_series(candidate.series)
     except BrokenSeries as error:
-        return {**entry, "chosen": False, "rule": error.reason, "reason": str(error)}
+        return {**entry, "chosen": False, "reason": error.reason, "message": str(error)}
     except Exception as error:  # noqa: BLE001  # the others of the folder are shown
         failure = unexpected(error, f"series {candidate.series.digest}")
-        return {**entry, "chosen": False, "rule": failure.reason, "reason": str(failure)}
+        return {**entry, "chosen": False, "reason": failure.reason, "message": str(failure)}
     geometry = stack.geometry
     entry["warnings"] += stack.warnings
     entry["geometry"] = {

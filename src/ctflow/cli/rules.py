@@ -45,7 +45,7 @@ def rules_document(
         )
     return {
         "series": [_entry(verdict) for verdict in verdicts],
-        "unreadable": [{"file": file.name, "reason": file.reason} for file in scan.unreadable],
+        "unreadable": [file.facts for file in scan.unreadable],
         "ignored": scan.ignored,
     }
 
@@ -58,7 +58,7 @@ def _entry(verdict: Verdict) -> dict[str, Any]:
         "series_instance_uid": candidate.series.uid,
         "run": verdict.run,
         "force": verdict.force,
-        "rule": verdict.rule,
         "reason": verdict.reason,
+        "message": verdict.message,
         "facts": {name: candidate.description[name] for name in known} | {"thickness_mm": verdict.thickness_mm},
     }

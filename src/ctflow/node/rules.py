@@ -109,16 +109,16 @@ class Verdict:
         candidate: The series and what `ctflow.dicom.read.select.selection` says of it.
         run: Whether it is run.
         force: Whether the eligibility rules were overruled (`Settings.force`).
-        rule: Short stable name: `rule-ignore`, or the name of select's rule.
-        reason: The same as a sentence, without patient data.
+        reason: Short stable name: `rule-ignore`, or the candidate's.
+        message: The same as a sentence, without patient data.
         thickness_mm: What rules took for its SliceThickness.
     """
 
     candidate: Candidate
     run: bool
     force: bool
-    rule: str
     reason: str
+    message: str
     thickness_mm: float | None
 
 
@@ -212,7 +212,7 @@ def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[
         return Verdict(fit, False, False, "rule-ignore", f"{decision.rule} ignores it", facts.thickness_mm)
     candidate = possible if decision.force else fit
     # The words of select name the command line's switch; here a rule has it.
-    reason = candidate.reason.replace("; --force segments it", "").replace("of --force", "of `force`")
+    message = candidate.message.replace("; --force segments it", "").replace("of --force", "of `force`")
     if decision.rule:
-        reason = f"{reason} ({decision.rule})"
-    return Verdict(candidate, candidate.chosen, candidate.forced, candidate.rule, reason, facts.thickness_mm)
+        message = f"{message} ({decision.rule})"
+    return Verdict(candidate, candidate.chosen, candidate.forced, candidate.reason, message, facts.thickness_mm)

@@ -32,7 +32,7 @@ class Case:
     """One series on its way; each stage returns a copy that knows more.
 
     Attributes:
-        candidate: The series and the rule that chose it.
+        candidate: The series, as it was selected.
         key: Name of its result folder.
         allow_gaps: Whether single missing slices are interpolated.
         seg_grid: Whether the SEG lies on the slices, or on the grid that a tilted or uneven series was resampled to.
@@ -125,14 +125,14 @@ def look_for_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: 
         scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=spec.body_parts
     )
     for candidate in selection.candidates:
-        log.info("series %s: %s (%s)", candidate.series.digest, candidate.reason, candidate.rule)
+        log.info("series %s: %s (%s)", candidate.series.digest, candidate.message, candidate.reason)
     cases = [case_from_candidate(each, key_of_series(each.series), settings) for each in selection.chosen]
     return Found(tuple(cases), scan, selection)
 
 
 def case_from_candidate(candidate: Candidate, key: str, settings: Settings) -> Case:
     """A case to run, with what its choice gives a person to know; `key` names its result folder."""
-    warnings = (*candidate.series.dropped, *((candidate.reason,) if candidate.forced else ()))
+    warnings = (*candidate.series.dropped, *((candidate.message,) if candidate.forced else ()))
     return Case(candidate, key, settings.allow_gaps, settings.seg_grid, warnings=warnings)
 
 

@@ -65,7 +65,7 @@ def document_of_run(
         exit_code=code,
         series=documents,
         set_aside=set_aside,
-        unreadable=[{"file": file.name, "reason": file.reason} for file in found.scan.unreadable],
+        unreadable=[file.facts for file in found.scan.unreadable],
         research_only=RESEARCH_ONLY if spec.demonstration else None,
         error=error,
     )
@@ -83,12 +83,12 @@ def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]]
     for candidate in selection.candidates:
         if candidate.chosen:
             continue
-        series, reason = candidate.series, candidate.reason
-        if candidate.rule != "not-asked-for":  # of those this run says nothing
+        series, message = candidate.series, candidate.message
+        if candidate.reason != "not-asked-for":  # of those this run says nothing
             remark, is_moved = supersede_result(output, key_of_series(series), series.digest)
-            reason = f"{reason}; {remark}" if remark else reason
+            message = f"{message}; {remark}" if remark else message
             are_moved = are_moved and is_moved
-        entries.append({"digest": series.digest, "rule": candidate.rule, "reason": reason})
+        entries.append({"digest": series.digest, "reason": candidate.reason, "message": message})
     return entries, are_moved
 
 

@@ -113,6 +113,6 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
     """
     document = document_of_run(cases, found, spec, output)
     for file in found.scan.unreadable:
-        log.warning("file %s: %s", file.name, file.reason)
+        log.warning("file %s: %s", file.name, file.message)
     write_result(document, output / "result.json")
     return RunReport(cases, document["exit_code"], document)

@@ -90,8 +90,8 @@ def run_result(
         status: "done", "partly", "failed", "interrupted", or "running" until the run ends.
         exit_code: The process's; None until the run ends.
         series: The documents of all selected series.
-        set_aside: digest, rule and reason of those that were not selected.
-        unreadable: file and reason.
+        set_aside: digest, reason and message of those that were not selected.
+        unreadable: file, reason and message.
         research_only: The notice of a demonstration model.
         error: type, exit_code, reason, message of what ended the whole run.
 

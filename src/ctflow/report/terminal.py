@@ -168,8 +168,8 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
     stream = stream or sys.stdout
     console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
     for entry in document["series"]:
-        verdict = ("selected", "green") if entry["chosen"] else (f"rejected ({entry['rule']})", "red")
-        console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['reason']}"))
+        verdict = ("selected", "green") if entry["chosen"] else (f"rejected ({entry['reason']})", "red")
+        console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['message']}"))
         facts = [f"{key.replace('_', ' ')} {value}" for key, value in entry["description"].items() if value is not None]
         console.print(Text(f"  {', '.join(facts)}"))
         if entry["geometry"]:
@@ -186,14 +186,14 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
 
 
 def _say_unreadable(console: Console, files: Sequence[Mapping[str, str]]) -> None:
-    """By reason: a few names, and how many more there are."""
+    """By message: a few names, and how many more there are."""
     names: dict[str, list[str]] = {}
     for file in files:
-        names.setdefault(file["reason"], []).append(file["file"])
-    for reason, those in names.items():
+        names.setdefault(file["message"], []).append(file["file"])
+    for message, those in names.items():
         more = len(those) - _MOST_NAMED
         listed = ", ".join(those[:_MOST_NAMED]) + (f" and {more} more (--json lists all)" if more > 0 else "")
-        console.print(Text(f"unreadable: {listed}: {reason}", style="yellow"))
+        console.print(Text(f"unreadable: {listed}: {message}", style="yellow"))
     if len(files) > _MOST_NAMED:
         console.print(Text(f"{len(files)} files could not be read", style="yellow"))
 
@@ -209,11 +209,11 @@ def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> N
     console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
     for entry in document["series"]:
         verdict = ("would be segmented", "green") if entry["run"] else ("would not be segmented", "red")
-        console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['reason']}"))
+        console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['message']}"))
         facts = [f"{name.replace('_', ' ')} {value}" for name, value in entry["facts"].items() if value is not None]
         console.print(Text(f"  {', '.join(facts)}"))
     for file in document["unreadable"]:
-        console.print(Text(f"unreadable: {file['file']}: {file['reason']}", style="yellow"))
+        console.print(Text(f"unreadable: {file['file']}: {file['message']}", style="yellow"))
     run = sum(entry["run"] for entry in document["series"])
     console.print(f"{run} of {len(document['series'])} series would be segmented")
 

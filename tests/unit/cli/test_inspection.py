@@ -37,10 +37,10 @@ def test_headers_without_what_is_large_are_judged_as_whole_ones(tmp_path, odd):
     odd.write(tmp_path)
     shown = inspect_folder(tmp_path)["series"]
     candidates = select_series(scan_folder(tmp_path)).candidates
-    assert [(entry["rule"], entry["reason"], entry["description"]) for entry in shown] == [
-        (one.rule, one.reason, dict(one.description)) for one in candidates
+    assert [(entry["reason"], entry["message"], entry["description"]) for entry in shown] == [
+        (one.reason, one.message, dict(one.description)) for one in candidates
     ]
-    said = " ".join(warning for entry in shown for warning in (*entry["warnings"], entry["reason"]))
+    said = " ".join(warning for entry in shown for warning in (*entry["warnings"], entry["message"]))
     assert odd.says in said
     assert any(entry["warnings"] for entry in shown) == outcome_of(tmp_path).text.endswith("warned")
 
@@ -61,8 +61,8 @@ def test_the_model_s_body_parts_take_part_by_default_as_they_do_in_run(abdomen, 
     (entry,) = json.loads(capsys.readouterr().out)["series"]
     parts = read_body_parts(demonstration_bundle())
     (candidate,) = select_series(scan_folder(abdomen), body_parts=parts).candidates
-    assert (entry["chosen"], entry["rule"], entry["reason"]) == (False, "body-part", candidate.reason)
-    assert "(ABDOMEN) matches none of the bundle's (CHEST, THORAX, LUNG" in entry["reason"]
+    assert (entry["chosen"], entry["reason"], entry["message"]) == (False, "body-part", candidate.message)
+    assert "(ABDOMEN) matches none of the bundle's (CHEST, THORAX, LUNG" in entry["message"]
 
 
 @pytest.mark.parametrize("by", ["flag", "environment"])
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_summed_up(tmp_path, capsys):
     for number in range(30):
         (tmp_path / f"{number:05d}.dcm").write_bytes(b"")
     document = inspect_folder(tmp_path)
-    assert document["unreadable_reasons"] == {"empty or without a DICOM header": 30}
+    assert document["unreadable_reasons"] == {"no-header": 30}
     assert len(document["unreadable"]) == 30
     say_inspection(document)
     shown = capsys.readouterr().out

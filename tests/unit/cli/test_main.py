@@ -101,7 +101,7 @@ def test_inspect_names_the_broken_series_and_the_unreadable_file(series, tmp_pat
     other.save_as(tmp_path / "mr.dcm")
     assert main(["inspect", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    verdicts = {entry["rule"]: entry for entry in document["series"]}
+    verdicts = {entry["reason"]: entry for entry in document["series"]}
     assert set(verdicts) == {"gap", "modality"}
     assert not verdicts["gap"]["chosen"]
     assert verdicts["gap"]["geometry"] is None

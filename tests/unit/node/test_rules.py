@@ -144,7 +144,7 @@ def test_without_rules_what_is_fit_is_run(tmp_path):
     write(tmp_path / "derived", ImageType=["DERIVED", "SECONDARY", "MIP"])
     found = verdict_of(tmp_path / "derived")
     assert not found.run
-    assert "--force" not in found.reason
+    assert "--force" not in found.message
     write(tmp_path / "head", BodyPartExamined="HEAD")
     assert verdict_of(tmp_path / "head").run
     assert not verdict_of(tmp_path / "head", body_parts=["CHEST"]).run
@@ -153,7 +153,7 @@ def test_without_rules_what_is_fit_is_run(tmp_path):
 def test_a_rule_that_ignores_keeps_a_fit_series_from_running(tmp_path):
     write(tmp_path, SeriesDescription="Doe^Jane lung")
     found = verdict_of(tmp_path, [Rule("ignore", name="lungs", description=("*lung",))])
-    assert (found.run, found.rule, found.reason) == (False, "rule-ignore", "rule 1, lungs ignores it")
+    assert (found.run, found.reason, found.message) == (False, "rule-ignore", "rule 1, lungs ignores it")
 
 
 def test_force_runs_what_is_possible_but_not_fit(tmp_path):
@@ -161,7 +161,7 @@ def test_force_runs_what_is_possible_but_not_fit(tmp_path):
     found = verdict_of(tmp_path / "mip", [Rule("run", force=True)])
     assert found.run
     assert found.force
-    assert "because of `force`" in found.reason
+    assert "because of `force`" in found.message
     assert not verdict_of(tmp_path / "mip", [Rule("run")]).run
     write(tmp_path / "mr", Modality="MR")
     assert not verdict_of(tmp_path / "mr", [Rule("run", force=True)]).run

@@ -105,7 +105,7 @@ def test_a_series_that_cannot_be_judged_is_set_aside_by_name_and_the_others_run(
     monkeypatch.setattr(selection, "describe", failing(selection.describe, 1))
     report = run_folder(folder, tmp_path / "out", marking_model(), SETTINGS)
     assert report.exit_code == EXIT_PARTLY
-    assert [entry["rule"] for entry in report.document["set_aside"]] == ["unexpected"]
+    assert [entry["reason"] for entry in report.document["set_aside"]] == ["unexpected"]
     assert [entry["status"] for entry in report.document["series"]] == ["done"]
 
 
@@ -129,15 +129,15 @@ def test_a_file_that_no_parser_foresaw_is_unreadable_and_the_others_are_read(fol
 
     monkeypatch.setattr(scan, "_read_header", fail)
     found = scan_folder(folder)
-    assert [file.reason for file in found.unreadable] == ["damaged header (Odd)"]
+    assert [file.reason for file in found.unreadable] == ["unexpected"]
     assert len(found.instances) == 31
 
 
 def test_inspect_names_the_fault_of_one_series_and_shows_the_others(folder, monkeypatch):
     monkeypatch.setattr(inspection, "stack_of_series", failing(inspection.stack_of_series, 1))
     failed, shown = inspection.inspect_folder(folder)["series"]
-    assert (failed["chosen"], failed["rule"]) == (False, "unexpected")
-    assert "Doe" not in failed["reason"]
+    assert (failed["chosen"], failed["reason"]) == (False, "unexpected")
+    assert "Doe" not in failed["message"]
     assert shown["chosen"]
     assert shown["geometry"]
 
@@ -146,4 +146,4 @@ def test_a_selection_knows_which_series_failed(folder, monkeypatch):
     assert selection_of(folder).failed == ()
     monkeypatch.setattr(selection, "describe", failing(selection.describe, 1))
     (failed,) = selection_of(folder).failed
-    assert failed.rule == "unexpected"
+    assert failed.reason == "unexpected"

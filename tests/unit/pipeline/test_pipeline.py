@@ -178,7 +178,7 @@ def test_a_last_slice_that_a_damaged_uid_cuts_off_ends_as_six(model, settings, t
     another_series(tmp_path / "in", 1, lambda dataset, d: cut(dataset, d) if d == 17 else None)
     report = run_folder(tmp_path / "in", tmp_path / "out", model, settings)
     assert report.exit_code == 6
-    assert report.document["set_aside"][0]["rule"] == "orphaned"
+    assert report.document["set_aside"][0]["reason"] == "orphaned"
     (case,) = report.cases
     assert "may belong to it" in " ".join(case.document["warnings"])
 
@@ -402,9 +402,9 @@ def test_no_series_is_named_before_an_engine_opens(model, tmp_path):
         run_folder(tmp_path / "in", tmp_path / "out", model, Settings(engine="no such engine", cache=None))
 
 
-@pytest.mark.parametrize(("folder", "rule"), [("jpeg2000", "SOPClassUID"), ("tilted", "BodyPartExamined")])
-def test_real_ct_that_is_not_for_the_model_is_refused_by_name(data, model, settings, tmp_path, folder, rule):
-    with raises_reason(NoUsableSeries, "none-eligible", names=rule):
+@pytest.mark.parametrize(("folder", "named"), [("jpeg2000", "SOPClassUID"), ("tilted", "BodyPartExamined")])
+def test_real_ct_that_is_not_for_the_model_is_refused_by_name(data, model, settings, tmp_path, folder, named):
+    with raises_reason(NoUsableSeries, "none-eligible", names=named):
         run_folder(data / folder, tmp_path / "out", model, settings)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
 

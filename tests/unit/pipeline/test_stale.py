@@ -102,8 +102,8 @@ def test_a_series_that_is_set_aside_leaves_no_earlier_result_in_place(model, two
     document = said(tmp_path / "out")
     assert (document["status"], document["exit_code"], document["series"]) == ("failed", 2, [])
     assert document["error"]["reason"] == "none-eligible"
-    assert [entry["rule"] for entry in document["set_aside"]] == ["too-few-slices"] * 2
-    assert ["moved to .superseded" in entry["reason"] for entry in document["set_aside"]] == [False, True]
+    assert [entry["reason"] for entry in document["set_aside"]] == ["too-few-slices"] * 2
+    assert ["moved to .superseded" in entry["message"] for entry in document["set_aside"]] == [False, True]
 
 
 def test_a_series_that_was_not_asked_for_keeps_its_result(model, two, tmp_path):
@@ -182,4 +182,4 @@ def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_s
         tuple(replace(case, document={}) for case in found.cases), found, model.spec, tmp_path / "out"
     )
     assert report.exit_code == 6
-    assert "could not be moved" in report.document["set_aside"][0]["reason"]
+    assert "it cannot be written" in report.document["set_aside"][0]["message"]

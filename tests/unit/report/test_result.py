@@ -134,8 +134,8 @@ def test_every_document_of_the_schemas_kinds_is_valid():
     assert valid(done(agreement={**AGREEMENT, "dice": None, "judged": "logits"}))
     assert valid(refused(series=unread))
     assert valid({**refused(), "status": "failed"})
-    set_aside = [{"digest": "0" * 12, "rule": "localizer", "reason": "a localizer"}]
-    unreadable = [{"file": "a/b.dcm", "reason": "no DICOM"}]
+    set_aside = [{"digest": "0" * 12, "reason": "localizer", "message": "a localizer"}]
+    unreadable = [{"file": "a/b.dcm", "reason": "no-header", "message": "no DICOM"}]
     assert valid(run_of(done(), refused(), status="partly", exit_code=6, set_aside=set_aside, unreadable=unreadable))
     assert valid(run_of())
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -62,10 +62,22 @@ class Instance:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is DICOM, or says so by its name, and cannot be parsed."""
+    """A file that is DICOM, or says so by its name, and cannot be parsed.
+
+    Attributes:
+        name: What messages call the file.
+        reason: A stable name (docs/dicom.md).
+        message: What kind of damage, without values of the file.
+    """
 
     name: str
-    reason: str
+    reason: Literal["damaged", "no-header", "no-regular-file", "no-access", "unexpected"]
+    message: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """As result.json and `ctflow inspect --json` show it."""
+        return {"file": self.name, "reason": self.reason, "message": self.message}
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +189,7 @@ def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
     says_dicom = path.suffix.lower() in _SUFFIXES
     try:
         if not path.is_file():  # a pipe or device would block, a broken link has nothing
-            return Unreadable(name, "not a regular file") if says_dicom else None
+            return Unreadable(name, "no-regular-file", "not a regular file") if says_dicom else None
         with path.open("rb") as stream:
             start = stream.read(132)
             stream.seek(0)
@@ -187,35 +199,36 @@ def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
             if start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132:
                 return _read_header(stream, path, name, force=True)
     except Exception as error:  # noqa: BLE001  # beside PARSE_ERRORS, whatever parsers raise: the other files go on
-        if not isinstance(error, PARSE_ERRORS):
-            unexpected(error, f"file {name}")
-        return Unreadable(name, _reason(error))
-    return Unreadable(name, "empty or without a DICOM header") if says_dicom else None
+        return _unreadable(name, error)
+    return Unreadable(name, "no-header", "empty or without a DICOM header") if says_dicom else None
 
 
-def _reason(error: BaseException) -> str:
+def _unreadable(name: str, error: Exception) -> Unreadable:
     """What kind of damage; never the error's text, which may quote values of the file."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return Unreadable(name, "no-access", error.strerror)
     if isinstance(error, EOFError):
-        return "cut short"
-    return f"damaged header ({type(error).__name__})"
+        return Unreadable(name, "damaged", "cut short")
+    is_known = isinstance(error, PARSE_ERRORS)
+    if not is_known:
+        unexpected(error, f"file {name}")
+    return Unreadable(name, "damaged" if is_known else "unexpected", f"damaged header ({type(error).__name__})")
 
 
 def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
     layout = layout_of_header(stream, preamble=not force)
     if isinstance(layout, str):  # without a preamble it may be anything else
-        return Unreadable(name, layout) if not force or path.suffix.lower() in _SUFFIXES else None
+        return Unreadable(name, "damaged", layout) if not force or path.suffix.lower() in _SUFFIXES else None
     header = _header(stream, layout, force=force)
     if header is None:
-        return Unreadable(name, "damaged header (it can be read in more than one way)")
+        return Unreadable(name, "damaged", "damaged header (it can be read in more than one way)")
     if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
         return None
     if force and not text(header, "SOPClassUID"):
         return None  # began like DICOM and is something else
     flaw = _flaw_of_object(header, layout, force=force)
     if flaw:
-        return Unreadable(name, flaw)
+        return Unreadable(name, "damaged", flaw)
     syntax, notes = _syntax_of(layout), frozenset(layout.notes)
     return _with_pixels(Instance(path.absolute(), name, header, syntax, has_pixels=False, notes=notes), layout)
 

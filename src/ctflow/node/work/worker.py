@@ -245,14 +245,16 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
 
     scan = scan_folder(folder)
     if scan.unreadable or scan.ignored:
-        reason = scan.unreadable[0].reason if scan.unreadable else "not DICOM"
-        text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({reason})"
+        flaw = scan.unreadable[0].message if scan.unreadable else "not DICOM"
+        text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({flaw})"
         return TaskOutcome("aside", Why("unreadable", text))
     verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
     if len(verdicts) != 1:  # of one SeriesInstanceUID and study there is one, unless readers differ on what a UID is
         return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
     (verdict,) = verdicts
-    return verdict if verdict.run else TaskOutcome("aside", Why(verdict.rule, f"{verdict.reason} ({verdict.rule})"))
+    return (
+        verdict if verdict.run else TaskOutcome("aside", Why(verdict.reason, f"{verdict.message} ({verdict.reason})"))
+    )
 
 
 def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:

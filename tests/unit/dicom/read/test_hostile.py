@@ -98,7 +98,7 @@ def test_what_follows_a_deflated_part_is_damage(write, tail):
     assert not scan_folder(path.parent).unreadable
     path.write_bytes(path.read_bytes() + tail)
     (unreadable,) = scan_folder(path.parent).unreadable
-    assert "ends before the file" in unreadable.reason
+    assert "ends before the file" in unreadable.message
 
 
 def rle_frame(write):

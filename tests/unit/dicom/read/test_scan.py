@@ -87,14 +87,17 @@ def test_other_files_are_ignored_and_counted(write):
     assert scan.ignored >= 2
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", b"\0" * 128 + b"DICM" + b"\xff" * 40])
-def test_a_damaged_dicom_file_is_named(write, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "no-header"), (b"rubbish", "no-header"), (b"\0" * 128 + b"DICM" + b"\xff" * 40, "damaged")],
+)
+def test_a_damaged_dicom_file_is_named(write, content, reason):
     folder = write()
     (folder / "sub").mkdir()
     (folder / "sub" / "bad.dcm").write_bytes(content)
     (unreadable,) = scan_folder(folder).unreadable
     assert unreadable.name == name_without_patient(Path("sub/bad.dcm"))
-    assert unreadable.reason
+    assert unreadable.reason == reason
     (unreadable,) = scan_folder(folder, name_of=Path.as_posix).unreadable
     assert unreadable.name == "sub/bad.dcm"
 
@@ -131,7 +134,7 @@ def test_damage_is_described_without_quoting_the_file(write):
     content[200:260] = b"Doe^John" * 7 + b"\0\0\0\0"
     path.write_bytes(content)
     scan = scan_folder(path.parent)
-    assert all("Doe" not in file.reason for file in scan.unreadable)
+    assert all("Doe" not in file.message for file in scan.unreadable)
 
 
 def test_symbolic_links_are_followed_once(write, tmp_path):
@@ -153,7 +156,7 @@ def test_a_pipe_does_not_block(write):
     os.mkfifo(folder / "pipe.dcm")
     os.mkfifo(folder / "pipe")
     scan = scan_folder(folder)
-    assert [file.reason for file in scan.unreadable] == ["not a regular file"]
+    assert [file.reason for file in scan.unreadable] == ["no-regular-file"]
 
 
 def test_a_dicomdir_is_ignored(write):

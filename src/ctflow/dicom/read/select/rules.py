@@ -1,4 +1,4 @@
-"""Why a series cannot be run, or should not: each rule looks at one series and gives its reason. Pure."""
+"""Why a series cannot be run, or should not: each rule looks at one series and gives reason and message. Pure."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _no_uid(series: Series) -> Objection | None:
 
 
 def _senseless_uid(series: Series) -> Objection | None:
-    senseless, _ = malformed_uids(instance.header for instance in series.instances)
-    reason = f"{', '.join(senseless)} is not a valid UID, so nothing can refer to it: have the sender repair the series"
-    return ("malformed-uid", reason) if senseless else None
+    invalid, _ = malformed_uids(instance.header for instance in series.instances)
+    message = f"{', '.join(invalid)} is not a valid UID, so nothing can refer to it: have the sender repair the series"
+    return ("malformed-uid", message) if invalid else None
 
 
 def _not_ct(series: Series) -> Objection | None:
@@ -61,16 +61,16 @@ def _not_ct(series: Series) -> Objection | None:
 
 def _several_patients(series: Series) -> Objection | None:
     odd = differing_patients(series.instances)
-    reason = f"slices of several patients share this SeriesInstanceUID ({odd}): separate them"
-    return ("mixed-patients", reason) if odd else None
+    message = f"slices of several patients share this SeriesInstanceUID ({odd}): separate them"
+    return ("mixed-patients", message) if odd else None
 
 
 def _no_frame_of_reference(series: Series) -> Objection | None:
     if all(text(instance.header, "FrameOfReferenceUID") for instance in series.instances):
         return None
     # One made up here would be no source's: viewers would not lay the SEG over the CT.
-    reason = "FrameOfReferenceUID is empty or absent, and a SEG needs it: have the sender repair the series"
-    return "no-frame-of-reference", reason
+    message = "FrameOfReferenceUID is empty or absent, and a SEG needs it: have the sender repair the series"
+    return "no-frame-of-reference", message
 
 
 def _no_image(series: Series) -> Objection | None:
@@ -111,8 +111,8 @@ IMPOSSIBLE = (
 
 def _untidy_uid(series: Series) -> Objection | None:
     _, untidy = malformed_uids(instance.header for instance in series.instances)
-    reason = f"a component of its {', '.join(untidy)} is empty or begins with 0, which some readers reject"
-    return ("malformed-uid", reason) if untidy else None
+    message = f"a component of its {', '.join(untidy)} is empty or begins with 0, which some readers reject"
+    return ("malformed-uid", message) if untidy else None
 
 
 def _localizers_only(series: Series) -> Objection | None:

@@ -68,8 +68,8 @@ def require_chosen(selection: Selection, scan: Scan) -> None:
     """Raise `NoUsableSeries` with every reason if nothing is selected; `Unexpected` if the cause is a bug in ctflow."""
     if selection.chosen:
         return
-    lines = [f"series {c.series.digest}: {c.reason} ({c.rule})" for c in selection.candidates]
-    lines += [f"file {file.name}: {file.reason}" for file in scan.unreadable]
+    lines = [f"series {c.series.digest}: {c.message} ({c.reason})" for c in selection.candidates]
+    lines += [f"file {file.name}: {file.message}" for file in scan.unreadable]
     most = 20
     if len(lines) > most:
         lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
@@ -135,8 +135,8 @@ def _judge_safely(series: Series, series_uid: str | None, force: bool, body_part
 def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
     description = describe(series.instances)
 
-    def verdict(rule: str, reason: str, *, chosen: bool = False, forced: bool = False) -> Candidate:
-        return Candidate(series, chosen, rule, reason, forced, description)
+    def verdict(reason: str, message: str, *, chosen: bool = False, forced: bool = False) -> Candidate:
+        return Candidate(series, chosen, reason, message, forced, description)
 
     if series_uid is not None and series.uid != series_uid:
         return verdict("not-asked-for", "--series names another series")
@@ -179,8 +179,8 @@ def _parted(few: Candidate, rest: Candidate) -> tuple[Candidate, Candidate]:
     slices = "a slice" if count == 1 else f"{count} slices"
     dropped = f"{slices} of series {few.series.digest} may belong to it: its next slices would lie there"
     series = replace(rest.series, dropped=(*rest.series.dropped, dropped))
-    reason = f"{_ORPHANED.format(rest.series.digest)}: {few.reason}"
-    return replace(few, rule="orphaned", reason=reason), replace(rest, series=series)
+    message = f"{_ORPHANED.format(rest.series.digest)}: {few.message}"
+    return replace(few, reason="orphaned", message=message), replace(rest, series=series)
 
 
 # -------------------------------------------------------------------------------------------------------------- best
@@ -192,9 +192,9 @@ def _keep_best(candidates: Sequence[Candidate]) -> list[Candidate]:
         key = _study_and_frame(candidate)
         if candidate.chosen and (key not in best or _rank(candidate) < _rank(best[key])):
             best[key] = candidate
-    reason = "--pick best selected another series of its study and frame of reference; --pick all selects both"
+    message = "--pick best selected another series of its study and frame of reference; --pick all selects both"
     return [
-        replace(candidate, chosen=False, forced=False, rule="not-best", reason=reason)
+        replace(candidate, chosen=False, forced=False, reason="not-best", message=message)
         if candidate.chosen and best[_study_and_frame(candidate)] is not candidate
         else candidate
         for candidate in candidates

@@ -12,7 +12,7 @@ from ctflow.core.errors import Unexpected
 from ctflow.dicom.attributes import texts
 from ctflow.dicom.read.scan import Instance
 
-Objection = tuple[str, str]  # rule, reason
+Objection = tuple[str, str]  # reason, message
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,21 +36,21 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One series and the rule that decided.
+    """One series and what decided.
 
     Attributes:
         series: The series.
         chosen: Whether the run selects it.
-        rule: Short stable name of the rule.
-        reason: The same as a sentence.
+        reason: "chosen", or a short stable name of what speaks against it (docs/dicom.md).
+        message: The same as a sentence.
         forced: Selected although a rule in `UNFIT` speaks against it.
         description: Technical facts for `ctflow inspect`; no patient data and no free text.
     """
 
     series: Series
     chosen: bool
-    rule: str
     reason: str
+    message: str
     forced: bool
     description: Mapping[str, object]
 
@@ -69,12 +69,12 @@ class Selection:
     @property
     def orphaned(self) -> tuple[Candidate, ...]:
         """Those set aside that seem to be the end of a selected series."""
-        return tuple(candidate for candidate in self.candidates if candidate.rule == "orphaned")
+        return tuple(candidate for candidate in self.candidates if candidate.reason == "orphaned")
 
     @property
     def failed(self) -> tuple[Candidate, ...]:
         """Those that could not be judged because of a bug in ctflow."""
-        return tuple(candidate for candidate in self.candidates if candidate.rule in Unexpected.REASONS)
+        return tuple(candidate for candidate in self.candidates if candidate.reason in Unexpected.REASONS)
 
 
 def image_words(instance: Instance) -> set[str]:

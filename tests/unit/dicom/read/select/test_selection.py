@@ -21,14 +21,14 @@ def verdict(folder, **options):
 
 def test_a_fit_series_is_chosen(write):
     candidate = verdict(write())
-    assert (candidate.chosen, candidate.rule, candidate.forced) == (True, "chosen", False)
+    assert (candidate.chosen, candidate.reason, candidate.forced) == (True, "chosen", False)
     assert candidate.series.digest == digest_of_uid(candidate.series.uid)
     assert candidate.description["slices"] == DEPTH
     assert candidate.description["slice_spacing_mm"] == 2.5
 
 
 @pytest.mark.parametrize(
-    ("attributes", "rule"),
+    ("attributes", "reason"),
     [
         ({"SeriesInstanceUID": ""}, "no-uid"),
         ({"StudyInstanceUID": None}, "no-uid"),
@@ -45,11 +45,11 @@ def test_a_fit_series_is_chosen(write):
         ({"FrameOfReferenceUID": ""}, "no-frame-of-reference"),
     ],
 )
-def test_what_cannot_be_run_is_refused_even_by_force(write, attributes, rule):
+def test_what_cannot_be_run_is_refused_even_by_force(write, attributes, reason):
     folder = write(adjust=setter(**attributes))
     for force in (False, True):
         candidate = verdict(folder, force=force)
-        assert (candidate.chosen, candidate.rule) == (False, rule)
+        assert (candidate.chosen, candidate.reason) == (False, reason)
 
 
 def test_one_slice_without_a_frame_of_reference_is_enough(write):
@@ -61,7 +61,7 @@ def test_one_slice_without_a_frame_of_reference_is_enough(write):
 
 
 @pytest.mark.parametrize(
-    ("attributes", "rule"),
+    ("attributes", "reason"),
     [
         ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "derived"),
         ({"ImageType": ["DERIVED", "PRIMARY", "PROJECTION IMAGE"]}, "derived"),
@@ -70,13 +70,13 @@ def test_one_slice_without_a_frame_of_reference_is_enough(write):
         ({"BodyPartExamined": "HEAD"}, "body-part"),
     ],
 )
-def test_an_unfit_series_runs_only_by_force(write, attributes, rule):
+def test_an_unfit_series_runs_only_by_force(write, attributes, reason):
     folder = write(adjust=setter(**attributes))
     refused = verdict(folder, body_parts=["CHEST", "LUNG"])
-    assert (refused.chosen, refused.rule) == (False, rule)
-    assert "--force" in refused.reason
+    assert (refused.chosen, refused.reason) == (False, reason)
+    assert "--force" in refused.message
     forced = verdict(folder, body_parts=["CHEST", "LUNG"], force=True)
-    assert (forced.chosen, forced.rule, forced.forced) == (True, rule, True)
+    assert (forced.chosen, forced.reason, forced.forced) == (True, reason, True)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_what_scanners_call_a_chest_suits_a_model_of_the_chest(write, value):
 )
 def test_a_refused_body_part_is_shown_beside_the_list_if_it_is_a_known_term(write, value, shown):
     refused = verdict(write(adjust=setter(BodyPartExamined=value)), body_parts=["CHEST", "LUNG"])
-    assert refused.rule == "body-part"
-    assert f"its BodyPartExamined {shown} matches none of the bundle's (CHEST, LUNG)" in refused.reason
-    assert "MILLER" not in f"{refused.reason} {refused.description}"
+    assert refused.reason == "body-part"
+    assert f"its BodyPartExamined {shown} matches none of the bundle's (CHEST, LUNG)" in refused.message
+    assert "MILLER" not in f"{refused.message} {refused.description}"
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -115,8 +115,8 @@ def test_force_takes_no_localizers_that_are_pictures_by_themselves(write, count)
     for path in sorted(folder.iterdir())[count:]:
         path.unlink()
     found = verdict(folder, force=True)
-    assert (found.chosen, found.rule) == (False, "localizer")
-    assert "--force" not in found.reason
+    assert (found.chosen, found.reason) == (False, "localizer")
+    assert "--force" not in found.message
 
 
 def test_localizers_of_two_directions_are_no_volume(write):
@@ -132,7 +132,7 @@ def test_force_takes_no_single_slice(write):
     folder = write(small_volume(shape=(2, 8, 8)))
     (folder / "00001.dcm").unlink()
     found = verdict(folder, force=True)
-    assert (found.chosen, found.rule, found.reason) == (False, "too-few-slices", "one slice forms no volume")
+    assert (found.chosen, found.reason, found.message) == (False, "too-few-slices", "one slice forms no volume")
 
 
 def test_orphaned_slices_are_known_by_their_place_also_where_positions_are_rounded(write):
@@ -144,19 +144,19 @@ def test_orphaned_slices_are_known_by_their_place_also_where_positions_are_round
         if index == 19:
             dataset.SeriesInstanceUID = "1.2.3"
 
-    rules = {one.rule for one in selection_of(write(small_volume(affine, shape=(20, 8, 8)), adjust)).candidates}
-    assert rules == {"chosen", "orphaned"}
+    reasons = {one.reason for one in selection_of(write(small_volume(affine, shape=(20, 8, 8)), adjust)).candidates}
+    assert reasons == {"chosen", "orphaned"}
 
 
 def test_slices_of_another_patient_are_named(write):
     found = verdict(write(adjust=lambda dataset, index: index != 4 or setattr(dataset, "PatientID", "B")))
-    assert found.rule == "mixed-patients"
-    assert "00004.dcm" in found.reason
+    assert found.reason == "mixed-patients"
+    assert "00004.dcm" in found.message
 
 
 def test_too_few_slices(write):
     folder = write(small_volume(shape=(15, 8, 8)))
-    assert verdict(folder).rule == "too-few-slices"
+    assert verdict(folder).reason == "too-few-slices"
     assert verdict(folder, force=True).chosen
 
 
@@ -181,8 +181,8 @@ def test_localizers_inside_a_series_are_left_out(write):
 def test_two_patients_in_one_series_are_refused_without_naming_them(write):
     folder = write(adjust=lambda dataset, index: setattr(dataset, "PatientID", f"SECRET{index % 2}"))
     candidate = verdict(folder, force=True)
-    assert (candidate.chosen, candidate.rule) == (False, "mixed-patients")
-    assert "SECRET" not in candidate.reason
+    assert (candidate.chosen, candidate.reason) == (False, "mixed-patients")
+    assert "SECRET" not in candidate.message
 
 
 def test_one_series_can_be_asked_for(write, tmp_path):
@@ -190,7 +190,7 @@ def test_one_series_can_be_asked_for(write, tmp_path):
         write(small_volume(seed=seed), seed=seed)
     uids = [candidate.series.uid for candidate in selection_of(tmp_path).candidates]
     selection = selection_of(tmp_path, series_uid=uids[1])
-    assert [candidate.rule for candidate in selection.candidates] == ["not-asked-for", "chosen", "not-asked-for"]
+    assert [candidate.reason for candidate in selection.candidates] == ["not-asked-for", "chosen", "not-asked-for"]
     assert not selection_of(tmp_path, series_uid="1.2.3").chosen
 
 
@@ -214,7 +214,7 @@ def test_the_best_of_a_study_is_the_thinnest_from_one_mm_up(write, tmp_path):
         )
     (best,) = selection_of(tmp_path, pick="best").chosen
     assert len(best.series.instances) == 70  # 0.5 mm ranks as 1 mm, and has the most slices
-    assert {c.rule for c in selection_of(tmp_path, pick="best").candidates} == {"chosen", "not-best"}
+    assert {c.reason for c in selection_of(tmp_path, pick="best").candidates} == {"chosen", "not-best"}
     assert len(selection_of(tmp_path, pick="all").chosen) == 4
 
 
@@ -270,7 +270,7 @@ def test_something_chosen_raises_nothing(write):
 def test_odd_values_never_raise_and_never_show_free_text(write, attributes):
     folder = write(adjust=setter(**attributes))
     candidate = verdict(folder, pick="best")
-    assert "Smith" not in str(candidate.description) + candidate.reason
+    assert "Smith" not in str(candidate.description) + candidate.message
 
 
 def test_wrong_value_representations_never_raise(write):
