@@ -42,6 +42,8 @@ def test_settings_made_in_python_have_the_users_cache_as_those_of_the_command_li
 def test_what_does_not_go_together_is_refused_in_python_alike():
     with raises_reason(SettingsInvalid, "conflict", names="finding"):
         Settings(seg="fractional", segments="finding")
+    with raises_reason(SettingsInvalid, "conflict", names=("finding", "--seg")):
+        settings_from_values({"seg": "fractional"}, {"CTFLOW_SEGMENTS": "finding"})
 
 
 def test_the_part_of_the_volume_is_chosen_by_flag_and_variable():
@@ -108,27 +110,25 @@ def test_a_home_folder_of_any_name_has_the_cache(home, monkeypatch):
         ({"precision": "int8"}, {}, "--precision"),
         ({"device": "tpu"}, {}, "--device"),
         ({"device": "cuda:"}, {}, "--device"),
-        ({"device": "cuda:0,1,0"}, {}, "--device: .* names a GPU twice"),
-        ({"device": "cuda:1,01"}, {}, "names a GPU twice"),
+        ({"device": "cuda:0,1,0"}, {}, "names a GPU twice"),
+        ({"device": "cuda:1,01"}, {}, "--device"),
         ({"device": "cuda:0,"}, {}, "--device"),
         ({"device": "cuda:0,cuda:1"}, {}, "--device"),
         ({"device": "cuda,1"}, {}, "--device"),
         ({"device": "cpu:0,1"}, {}, "--device"),
-        ({"roi": "lung"}, {}, "--roi: invalid choice 'lung'"),
-        ({"roi": "head"}, {}, "--roi"),
+        ({"roi": "lung"}, {}, "--roi"),
         ({"series": " "}, {}, "--series"),
         ({}, {"CTFLOW_FORCE": "perhaps"}, "CTFLOW_FORCE"),
         ({"report": "pdf"}, {}, "--report"),
         ({}, {"CTFLOW_SECONDARY_CAPTURE": "perhaps"}, "CTFLOW_SECONDARY_CAPTURE"),
-        ({"seg": "bits"}, {}, r"--seg: invalid choice 'bits' \(choose from binary, labelmap, fractional\)"),
+        ({"seg": "bits"}, {}, "--seg: invalid choice 'bits' (choose from binary, labelmap, fractional)"),
         ({"segments": "tumour"}, {}, "--segments"),
         ({"omit_empty_frames": "maybe"}, {}, "--omit-empty-frames"),
         ({}, {"CTFLOW_OMIT_EMPTY_FRAMES": "maybe"}, "CTFLOW_OMIT_EMPTY_FRAMES"),
-        ({"seg": "fractional"}, {"CTFLOW_SEGMENTS": "finding"}, "use another --seg"),
     ],
 )
 def test_a_wrong_value_names_its_flag_or_variable(values, environment, where):
-    with pytest.raises(SettingsInvalid, match=where):
+    with raises_reason(SettingsInvalid, "invalid-value", names=where):
         settings_from_values(values, environment)
 
 
