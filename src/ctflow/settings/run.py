@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.settings.document import Given
@@ -17,6 +17,7 @@ from ctflow.settings.schema import (
     Refused,
     Switch,
     Text,
+    choices_of,
     keys_of,
     one_line,
     path,
@@ -123,17 +124,28 @@ class Processing(Group):
     nifti: Annotated[Switch, Key("Also write segmentation.nii.gz.", of_files=True)] = False
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together.
+        """Refuse words that a key does not take, which Python would let pass, and what does not go together.
 
         Raises:
-            SettingsInvalid: Two of the values.
+            SettingsInvalid: A value, or two of them.
         """
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in (*choices, getattr(Processing, name)):  # the default may be None
+                raise Refused(f"{name}: {wrong_choice(str(value), list(choices))}", name)
+        if self.overlap is not None and not 0.0 <= self.overlap < 1.0:
+            raise Refused(f"overlap: must be a number at least 0 and below 1, not {self.overlap}", "overlap")
         if self.seg == "fractional" and self.segments == "finding":
             raise Refused(
                 "finding: a fractional SEG has no segments for findings; use another --seg",
                 "segments",
                 reason="conflict",
             )
+
+
+_CHOICES = {
+    name: choices for name, (annotation, _) in keys_of(Processing).items() if (choices := choices_of(annotation))
+}
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ OPTIONS = tuple(
     Option(
         name,
         key,
-        key.metavar or "|".join(get_args(get_args(annotation)[0])),
+        key.metavar or "|".join(choices_of(annotation)),
         key.default or {True: "yes", False: "no"}.get(_DEFAULTS[name], str(_DEFAULTS[name])),
     )
     for name, (annotation, key) in keys_of(Settings).items()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ctflow.core.errors import SettingsInvalid
 
@@ -123,6 +123,14 @@ def keys_of(kind: type[Group]) -> Mapping[str, tuple[Any, Key]]:
     own = kind.__annotations__
     names = sorted((each.name for each in fields(kind)), key=lambda name: name not in own)  # type: ignore[arg-type]
     return {name: (types[name], types[name].__metadata__[-1]) for name in names}
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The words that a key takes; none where it takes anything else."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return parts
+    return next((found for part in parts if (found := choices_of(part))), ())
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,15 @@ def test_what_does_not_go_together_is_refused_in_python_alike():
         settings_from_values({"seg": "fractional"}, {"CTFLOW_SEGMENTS": "finding"})
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"seg": "bits"}, {"roi": "Body"}, {"report": None}, {"precision": "fp8"}, {"overlap": 1.0}]
+)
+def test_a_value_that_python_would_let_pass_is_refused(wrong):
+    (name,) = wrong
+    with raises_reason(SettingsInvalid, "invalid-value", names=name):
+        Settings(**wrong)
+
+
 def test_the_part_of_the_volume_is_chosen_by_flag_and_variable():
     assert settings_from_values({"roi": "body"}, {}) == chosen(roi="body")
     assert settings_from_values({}, {"CTFLOW_ROI": "body"}).roi == "body"
