@@ -126,7 +126,7 @@ def headers(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
 
 def case(folder: Path, slices: int, findings: int) -> tuple[np.ndarray, Any, Volume]:
     """Labels of so many findings in every slice, prepared sources, and the volume."""
-    (candidate,) = select_series(scan_folder(series(folder, slices))).chosen
+    (candidate,) = select_series(scan_folder(series(folder, slices))).selected
     loaded = assemble_series(candidate.series)
     labels = np.zeros(loaded.volume.array.shape, np.uint8)
     across = 10

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shape", default="300,512,512")
     words = parser.parse_args()
-    (candidate,) = select_series(scan_folder(words.series)).chosen
+    (candidate,) = select_series(scan_folder(words.series)).selected
     rows = {"real": describe(assemble_series(candidate.series).volume.array)}
     seconds = []
     for seed in words.seeds:

@@ -43,7 +43,7 @@ def read_bare(folder: Path) -> int:
 
 def read_by_ctflow(folder: Path) -> int:
     """Scan, select and assemble: sorted, checked, in HU; bytes of the int16 volume."""
-    (candidate,) = select_series(scan_folder(folder), force=True).chosen
+    (candidate,) = select_series(scan_folder(folder), force=True).selected
     return int(assemble_series(candidate.series).volume.array.size * 2)
 
 

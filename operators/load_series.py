@@ -10,7 +10,7 @@ from monai.deploy.core import Fragment, Operator, OperatorSpec
 
 from ctflow.core.model import ModelSpec
 from ctflow.core.progress import Progress, silent
-from ctflow.dicom.read.select.selection import require_chosen
+from ctflow.dicom.read.select.selection import require_selected
 from ctflow.pipeline.case import Case, Found, look_for_cases
 from ctflow.pipeline.stages import load_case
 from ctflow.settings.run import Settings
@@ -53,7 +53,7 @@ class LoadSeriesOperator(Operator):
     def start(self) -> None:
         """Find the series; raises `NoUsableSeries` before anything is loaded."""
         self.found = look_for_cases(self._input_folder, self._spec, self._settings, self._progress)
-        require_chosen(self.found.selection, self.found.scan)
+        require_selected(self.found.selection, self.found.scan)
         self._waiting = list(self.found.cases)
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:

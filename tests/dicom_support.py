@@ -146,5 +146,5 @@ def selection_of(folder: Path, **options) -> Selection:
 
 
 def assembled(folder: Path) -> Assembled:
-    (candidate,) = selection_of(folder, force=True).chosen
+    (candidate,) = selection_of(folder, force=True).selected
     return assemble_series(candidate.series)

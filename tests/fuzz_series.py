@@ -33,7 +33,7 @@ from ctflow.core.volume import PADDING_HU, Volume
 from ctflow.dicom.attributes import PARSE_ERRORS
 from ctflow.dicom.read.assemble import Assembled, assemble_series
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.dicom.read.select.selection import require_chosen, select_series
+from ctflow.dicom.read.select.selection import require_selected, select_series
 from ctflow.dicom.read.structure import Layout, layout_of_header
 from dicom_support import indices_of
 from odd_headers import FORMS, LONG
@@ -205,8 +205,8 @@ def read(folder: Path) -> Assembled:
     """As a run does: the only series that is chosen, or its named refusal."""
     scan = scan_folder(folder)
     selection = select_series(scan)
-    require_chosen(selection, scan)
-    (candidate,) = selection.chosen
+    require_selected(selection, scan)
+    (candidate,) = selection.selected
     return assemble_series(candidate.series)
 
 

@@ -85,7 +85,7 @@ def outcome_of(folder: Path) -> Outcome:
     texts, said, volumes = [], [], []
     for candidate in select_series(scan, body_parts=("CHEST",)).candidates:
         said += [candidate.message, *candidate.series.dropped]
-        if not candidate.chosen:
+        if not candidate.selected:
             texts.append(f"set aside: `{candidate.reason}`")
             continue
         try:

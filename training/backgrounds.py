@@ -29,7 +29,7 @@ from ctflow.core.errors import CtflowError
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.dicom.read.select.selection import require_chosen, select_series
+from ctflow.dicom.read.select.selection import require_selected, select_series
 
 CATALOGUE = Path(__file__).with_suffix(".json")
 # What these allow, training allows; licences for non-commercial use only (CC BY-NC) do not belong in a free model.
@@ -161,8 +161,8 @@ def read_background(background: Background, folder: Path) -> Volume:
     scan = scan_folder(path)
     # Forced, since backgrounds of any region and slice thickness are wanted.
     selection = select_series(scan, series_uid=background.series_uid, force=True)
-    require_chosen(selection, scan)
-    return assemble_series(selection.chosen[0].series).volume
+    require_selected(selection, scan)
+    return assemble_series(selection.selected[0].series).volume
 
 
 def _volume_from_nifti(path: Path) -> Volume:

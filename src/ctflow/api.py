@@ -56,18 +56,18 @@ def read_series(
     """
     from ctflow.dicom.read.assemble import assemble_series  # noqa: PLC0415
     from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
-    from ctflow.dicom.read.select.selection import require_chosen, select_series  # noqa: PLC0415
+    from ctflow.dicom.read.select.selection import require_selected, select_series  # noqa: PLC0415
 
     scan = scan_folder(Path(folder), progress)
     selection = select_series(scan, series_uid=series_uid, force=force)
-    require_chosen(selection, scan)
-    if len(selection.chosen) > 1:
-        digests = ", ".join(candidate.series.digest for candidate in selection.chosen)
+    require_selected(selection, scan)
+    if len(selection.selected) > 1:
+        digests = ", ".join(candidate.series.digest for candidate in selection.selected)
         raise SettingsInvalid(
-            f"the folder contains {len(selection.chosen)} eligible series ({digests}): choose one with series_uid",
+            f"the folder contains {len(selection.selected)} eligible series ({digests}): choose one with series_uid",
             reason="series-not-chosen",
         )
-    (candidate,) = selection.chosen
+    (candidate,) = selection.selected
     assembled = assemble_series(candidate.series, progress, allow_gaps=allow_gaps)
     forced = (candidate.message,) if candidate.forced else ()
     for warning in (*candidate.series.dropped, *forced, *assembled.warnings):

@@ -91,22 +91,22 @@ def _entry(candidate: Candidate) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "digest": candidate.series.digest,
         "series_instance_uid": candidate.series.uid,
-        "chosen": candidate.chosen,
+        "selected": candidate.selected,
         "reason": candidate.reason,
         "message": candidate.message,
         "warnings": [*candidate.series.dropped, *encoding_warnings(candidate.series.instances)],
         "description": dict(candidate.description),
         "geometry": None,
     }
-    if not candidate.chosen:
+    if not candidate.selected:
         return entry
     try:
         stack = stack_of_series(candidate.series)
     except BrokenSeries as error:
-        return {**entry, "chosen": False, "reason": error.reason, "message": str(error)}
+        return {**entry, "selected": False, "reason": error.reason, "message": str(error)}
     except Exception as error:  # noqa: BLE001  # the others of the folder are shown
         failure = unexpected(error, f"series {candidate.series.digest}")
-        return {**entry, "chosen": False, "reason": failure.reason, "message": str(failure)}
+        return {**entry, "selected": False, "reason": failure.reason, "message": str(failure)}
     geometry = stack.geometry
     entry["warnings"] += stack.warnings
     entry["geometry"] = {

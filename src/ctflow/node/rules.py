@@ -215,4 +215,4 @@ def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[
     message = candidate.message.replace("; --force segments it", "").replace("of --force", "of `force`")
     if decision.rule:
         message = f"{message} ({decision.rule})"
-    return Verdict(candidate, candidate.chosen, candidate.forced, candidate.reason, message, facts.thickness_mm)
+    return Verdict(candidate, candidate.selected, candidate.forced, candidate.reason, message, facts.thickness_mm)

@@ -17,7 +17,7 @@ from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.read.assemble import Assembled
 from ctflow.dicom.read.scan import Scan, scan_folder
-from ctflow.dicom.read.select.selection import require_chosen, select_series
+from ctflow.dicom.read.select.selection import require_selected, select_series
 from ctflow.dicom.read.select.series import Candidate, Selection, Series
 from ctflow.dicom.write.source import Sources
 from ctflow.pipeline.segmenter import Segmentation
@@ -114,7 +114,7 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
         NoUsableSeries: No series may be run.
     """
     found = look_for_cases(folder, spec, settings, progress)
-    require_chosen(found.selection, found.scan)
+    require_selected(found.selection, found.scan)
     return found
 
 
@@ -126,7 +126,7 @@ def look_for_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: 
     )
     for candidate in selection.candidates:
         log.info("series %s: %s (%s)", candidate.series.digest, candidate.message, candidate.reason)
-    cases = [case_from_candidate(each, key_of_series(each.series), settings) for each in selection.chosen]
+    cases = [case_from_candidate(each, key_of_series(each.series), settings) for each in selection.selected]
     return Found(tuple(cases), scan, selection)
 
 

@@ -81,7 +81,7 @@ def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]]
     """Every series that was not selected, and whether no earlier result is left in place of one."""
     entries, are_moved = [], True
     for candidate in selection.candidates:
-        if candidate.chosen:
+        if candidate.selected:
             continue
         series, message = candidate.series, candidate.message
         if candidate.reason != "not-asked-for":  # of those this run says nothing

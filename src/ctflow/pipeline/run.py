@@ -13,7 +13,7 @@ from typing import Any
 
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.core.progress import Progress, silent
-from ctflow.dicom.read.select.selection import require_chosen
+from ctflow.dicom.read.select.selection import require_selected
 from ctflow.pipeline.case import Case, Found, look_for_cases
 from ctflow.pipeline.documents import document_of_run
 from ctflow.pipeline.segmenter import Segmenter
@@ -81,7 +81,7 @@ def run_folder(
         found = look_for_cases(folder, model.spec, settings, progress)
         done: list[Case] = []
         recorded.describe = lambda error: document_of_run(done, found, model.spec, output, error)
-        require_chosen(found.selection, found.scan)
+        require_selected(found.selection, found.scan)
         segmenter = Segmenter(model, settings)
         segmenter.open(progress)
         with segmenter:

@@ -168,7 +168,7 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
     stream = stream or sys.stdout
     console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
     for entry in document["series"]:
-        verdict = ("selected", "green") if entry["chosen"] else (f"rejected ({entry['reason']})", "red")
+        verdict = ("selected", "green") if entry["selected"] else (f"rejected ({entry['reason']})", "red")
         console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['message']}"))
         facts = [f"{key.replace('_', ' ')} {value}" for key, value in entry["description"].items() if value is not None]
         console.print(Text(f"  {', '.join(facts)}"))

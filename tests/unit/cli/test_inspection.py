@@ -61,7 +61,7 @@ def test_the_model_s_body_parts_take_part_by_default_as_they_do_in_run(abdomen, 
     (entry,) = json.loads(capsys.readouterr().out)["series"]
     parts = read_body_parts(demonstration_bundle())
     (candidate,) = select_series(scan_folder(abdomen), body_parts=parts).candidates
-    assert (entry["chosen"], entry["reason"], entry["message"]) == (False, "body-part", candidate.message)
+    assert (entry["selected"], entry["reason"], entry["message"]) == (False, "body-part", candidate.message)
     assert "(ABDOMEN) matches none of the bundle's (CHEST, THORAX, LUNG" in entry["message"]
 
 

@@ -86,7 +86,7 @@ def test_inspect_shows_what_run_would_do(series, tmp_path, capsys):
     assert main(["inspect", str(series), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (entry,) = document["series"]
-    assert entry["chosen"]
+    assert entry["selected"]
     assert entry["geometry"]["shape"] == [24, 96, 96]
     assert len(entry["geometry"]["affine_lps_mm"]) == 4
 
@@ -103,7 +103,7 @@ def test_inspect_names_the_broken_series_and_the_unreadable_file(series, tmp_pat
     document = json.loads(capsys.readouterr().out)
     verdicts = {entry["reason"]: entry for entry in document["series"]}
     assert set(verdicts) == {"gap", "modality"}
-    assert not verdicts["gap"]["chosen"]
+    assert not verdicts["gap"]["selected"]
     assert verdicts["gap"]["geometry"] is None
     assert document["unreadable"][0]["file"] == name_without_patient(Path("bad.dcm"))
     assert main(["inspect", str(tmp_path)]) == 0

@@ -151,7 +151,7 @@ def test_a_process_that_asks_pydicom_to_raise_gets_results_and_no_value_in_its_l
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scan = scan_folder(tmp_path / "ct")
-        (candidate,) = select_series(scan).chosen
+        (candidate,) = select_series(scan).selected
         loaded = assemble_series(candidate.series)
         headers = [instance.header for instance in loaded.instances]
         assert text(headers[0], "SeriesNumber") == MALFORMED["SeriesNumber"]

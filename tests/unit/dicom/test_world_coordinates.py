@@ -116,5 +116,5 @@ def test_feet_first_lies_where_it_lies(write):
     volume = small_volume(axes((2, 1, 0), (1, 1, -1)))
     folder = write(volume)
     assert_same_places(assembled(folder).volume, read_by_simpleitk(folder))
-    (candidate,) = selection_of(folder).chosen
-    assert candidate.chosen
+    (candidate,) = selection_of(folder).selected
+    assert candidate.selected

@@ -136,9 +136,9 @@ def test_a_file_that_no_parser_foresaw_is_unreadable_and_the_others_are_read(fol
 def test_inspect_names_the_fault_of_one_series_and_shows_the_others(folder, monkeypatch):
     monkeypatch.setattr(inspection, "stack_of_series", failing(inspection.stack_of_series, 1))
     failed, shown = inspection.inspect_folder(folder)["series"]
-    assert (failed["chosen"], failed["reason"]) == (False, "unexpected")
+    assert (failed["selected"], failed["reason"]) == (False, "unexpected")
     assert "Doe" not in failed["message"]
-    assert shown["chosen"]
+    assert shown["selected"]
     assert shown["geometry"]
 
 

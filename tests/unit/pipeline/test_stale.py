@@ -171,7 +171,7 @@ def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, t
 def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_six(model, two, tmp_path, monkeypatch):
     make_too_short(two / "2")
     found = run.look_for_cases(two, model.spec, SETTINGS)
-    (aside,) = (each.series for each in found.selection.candidates if not each.chosen)
+    (aside,) = (each.series for each in found.selection.candidates if not each.selected)
     earlier(tmp_path / "out", key_of_series(aside))
 
     def refused(_):

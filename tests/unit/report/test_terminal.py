@@ -124,11 +124,12 @@ def test_a_report_names_findings_folder_and_warnings(tmp_path):
 def test_an_inspection_shows_verdict_geometry_and_unreadable_files():
     stream = io.StringIO()
     entry = {
-        "digest": "abc", "chosen": True, "reason": "chosen", "message": "eligible", "warnings": ["a localizer omitted"],
+        "digest": "abc", "selected": True, "reason": "selected", "message": "eligible",
+        "warnings": ["a localizer omitted"],
         "description": {"modality": "CT", "body_part": None},
         "geometry": {"shape": [20, 64, 64], "spacing_mm": [2.5, 0.7, 0.7]},
     }  # fmt: skip
-    refused = {**entry, "chosen": False, "reason": "gap", "message": "a slice is missing", "geometry": None}
+    refused = {**entry, "selected": False, "reason": "gap", "message": "a slice is missing", "geometry": None}
     say_inspection(
         {
             "series": [entry, refused],

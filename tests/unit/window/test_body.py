@@ -109,7 +109,7 @@ def test_a_phantoms_body_is_kept_whole(seed):
 
 
 def test_a_patients_lungs_and_nodule_are_kept_and_the_table_is_not(data):
-    (candidate,) = select_series(scan_folder(data / "lidc-idri-0314")).chosen
+    (candidate,) = select_series(scan_folder(data / "lidc-idri-0314")).selected
     volume = assemble_series(candidate.series).volume
     mask = mask_of(volume.array, volume.geometry.spacing_mm)
     trunk = ndimage.binary_erosion(volume.array[::4, ::4, ::4] > -300, iterations=2)

@@ -40,7 +40,7 @@ def test_progress_counts_slices(write):
     from ctflow.dicom.read.select.selection import select_series  # noqa: PLC0415
 
     steps = []
-    (candidate,) = select_series(scan_folder(write())).chosen
+    (candidate,) = select_series(scan_folder(write())).selected
     assemble_series(candidate.series, lambda *step: steps.append(step))
     assert steps == [("read", n, DEPTH) for n in range(DEPTH + 1)]
 
@@ -237,7 +237,7 @@ def test_a_file_that_vanished_is_named(write):
     from ctflow.dicom.read.select.selection import select_series  # noqa: PLC0415
 
     folder = write()
-    (candidate,) = select_series(scan_folder(folder)).chosen
+    (candidate,) = select_series(scan_folder(folder)).selected
     (folder / "00004.dcm").unlink()
     with raises_reason(BrokenSeries, "unreadable", names=("00004.dcm", "No such file")):
         assemble_series(candidate.series)

@@ -207,7 +207,7 @@ def test_slices_with_a_gap_keep_their_distance(write):
     """dcmqi and highdicom leave a place for what is missing."""
     folder = write(small_volume(shape=(18, 12, 10)))
     (folder / "00006.dcm").unlink()
-    (candidate,) = selection_of(folder).chosen
+    (candidate,) = selection_of(folder).selected
     headers = [instance.header for instance in assemble_series(candidate.series, allow_gaps=True).instances]
     measures = sources_from_headers(headers).measures
     assert (measures.distance_mm, measures.is_even, measures.misread) == (2.5, True, None)
@@ -420,7 +420,7 @@ def test_a_file_that_cannot_be_written_is_named(write, tmp_path):
 
 
 def test_real_headers_give_a_conforming_object(data, written):
-    (candidate,) = selection_of(data / "lidc-idri-0314", force=True).chosen
+    (candidate,) = selection_of(data / "lidc-idri-0314", force=True).selected
     assert candidate.series.instances
     loaded = assembled(data / "lidc-idri-0314")
     shape = loaded.volume.array.shape

@@ -139,15 +139,15 @@ def _too_thick(series: Series) -> Objection | None:
     return None
 
 
-UNFIT = (_untidy_uid, _localizers_only, _derived, _too_few, _too_thick)
+OVERRIDABLE = (_untidy_uid, _localizers_only, _derived, _too_few, _too_thick)
 
 
-def unfit_body_part(series: Series, body_parts: Collection[str]) -> Objection | None:
+def other_body_part(series: Series, body_parts: Collection[str]) -> Objection | None:
     """Whether none of its body parts suits the model."""
     found = {text(instance.header, "BodyPartExamined") for instance in series.instances} - {""}
-    unfit = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []
-    if not unfit:
+    others = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []
+    if not others:
         return None
     # What is an unknown term is free text of the sender's, and so is not repeated.
-    shown = ", ".join(sorted({known_value(value) or "an unknown term" for value in unfit})[:_MOST_SHOWN])
+    shown = ", ".join(sorted({known_value(value) or "an unknown term" for value in others})[:_MOST_SHOWN])
     return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"

@@ -16,7 +16,7 @@ from ctflow.dicom.attributes import integer, numbers, text
 from ctflow.dicom.read.scan import Instance, Scan
 from ctflow.dicom.read.select.description import describe, slice_spacing_mm
 from ctflow.dicom.read.select.orphans import continues
-from ctflow.dicom.read.select.rules import IMPOSSIBLE, LARGEST_SPACING_MM, LEAST_SLICES, UNFIT, unfit_body_part
+from ctflow.dicom.read.select.rules import IMPOSSIBLE, LARGEST_SPACING_MM, LEAST_SLICES, OVERRIDABLE, other_body_part
 from ctflow.dicom.read.select.series import (
     Candidate,
     Objection,
@@ -50,7 +50,7 @@ def select_series(
         series_uid: Only this series may be selected.
         pick: "all" eligible series, or the "best" of each study and frame of reference: the one whose slice spacing is
             smallest but not below 1 mm, then with most slices, then with the lowest series number.
-        force: Select series that only rules in `UNFIT` (not in `IMPOSSIBLE`) speak against.
+        force: Select series that only rules in `OVERRIDABLE` (not in `IMPOSSIBLE`) speak against.
         body_parts: BodyPartExamined values that suit the model; empty accepts all.
 
     Returns:
@@ -64,9 +64,9 @@ def select_series(
     return Selection(tuple(candidates))
 
 
-def require_chosen(selection: Selection, scan: Scan) -> None:
+def require_selected(selection: Selection, scan: Scan) -> None:
     """Raise `NoUsableSeries` with every reason if nothing is selected; `Unexpected` if the cause is a bug in ctflow."""
-    if selection.chosen:
+    if selection.selected:
         return
     lines = [f"series {c.series.digest}: {c.message} ({c.reason})" for c in selection.candidates]
     lines += [f"file {file.name}: {file.message}" for file in scan.unreadable]
@@ -135,20 +135,21 @@ def _judge_safely(series: Series, series_uid: str | None, force: bool, body_part
 def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
     description = describe(series.instances)
 
-    def verdict(reason: str, message: str, *, chosen: bool = False, forced: bool = False) -> Candidate:
-        return Candidate(series, chosen, reason, message, forced, description)
+    def verdict(reason: str, message: str, *, selected: bool = False, forced: bool = False) -> Candidate:
+        return Candidate(series, selected, reason, message, forced, description)
 
     if series_uid is not None and series.uid != series_uid:
         return verdict("not-asked-for", "--series names another series")
     impossible = _first_objection(IMPOSSIBLE, series)
     if impossible:
         return verdict(*impossible)
-    unfit = _first_objection(UNFIT, series) or unfit_body_part(series, body_parts)
-    if unfit and not force:
-        return verdict(unfit[0], f"{unfit[1]}; --force segments it")
-    if unfit:
-        return verdict(unfit[0], f"segmented because of --force, although {unfit[1]}", chosen=True, forced=True)
-    return verdict("chosen", "eligible", chosen=True)
+    objection = _first_objection(OVERRIDABLE, series) or other_body_part(series, body_parts)
+    if not objection:
+        return verdict("selected", "eligible", selected=True)
+    reason, message = objection
+    if force:
+        return verdict(reason, f"segmented because of --force, although {message}", selected=True, forced=True)
+    return verdict(reason, f"{message}; --force segments it")
 
 
 def _first_objection(rules: Sequence[Callable[[Series], Objection | None]], series: Series) -> Objection | None:
@@ -162,11 +163,10 @@ def _name_orphaned(candidates: Sequence[Candidate]) -> list[Candidate]:
     """A series set aside that continues a selected one may be its end: nothing else shows that it was cut short."""
     result = list(candidates)
     for place, few in enumerate(candidates):
-        if few.chosen or len(few.series.instances) >= LEAST_SLICES:
+        if few.selected or len(few.series.instances) >= LEAST_SLICES:
             continue
-        whose = (
-            at for at, one in enumerate(result) if one.chosen and continues(few.series.instances, one.series.instances)
-        )
+        slices = few.series.instances
+        whose = (at for at, one in enumerate(result) if one.selected and continues(slices, one.series.instances))
         at = next(whose, None)
         if at is not None:
             result[place], result[at] = _parted(few, result[at])
@@ -190,12 +190,12 @@ def _keep_best(candidates: Sequence[Candidate]) -> list[Candidate]:
     best: dict[tuple[str, str], Candidate] = {}
     for candidate in candidates:
         key = _study_and_frame(candidate)
-        if candidate.chosen and (key not in best or _rank(candidate) < _rank(best[key])):
+        if candidate.selected and (key not in best or _rank(candidate) < _rank(best[key])):
             best[key] = candidate
     message = "--pick best selected another series of its study and frame of reference; --pick all selects both"
     return [
-        replace(candidate, chosen=False, forced=False, reason="not-best", message=message)
-        if candidate.chosen and best[_study_and_frame(candidate)] is not candidate
+        replace(candidate, selected=False, forced=False, reason="not-best", message=message)
+        if candidate.selected and best[_study_and_frame(candidate)] is not candidate
         else candidate
         for candidate in candidates
     ]

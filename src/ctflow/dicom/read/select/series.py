@@ -40,15 +40,15 @@ class Candidate:
 
     Attributes:
         series: The series.
-        chosen: Whether the run selects it.
-        reason: "chosen", or a short stable name of what speaks against it (docs/dicom.md).
+        selected: Whether the run selects it.
+        reason: "selected", or a short stable name of what speaks against it (docs/dicom.md).
         message: The same as a sentence.
-        forced: Selected although a rule in `UNFIT` speaks against it.
+        forced: Selected although a rule in `OVERRIDABLE` speaks against it.
         description: Technical facts for `ctflow inspect`; no patient data and no free text.
     """
 
     series: Series
-    chosen: bool
+    selected: bool
     reason: str
     message: str
     forced: bool
@@ -62,9 +62,9 @@ class Selection:
     candidates: tuple[Candidate, ...]
 
     @property
-    def chosen(self) -> tuple[Candidate, ...]:
+    def selected(self) -> tuple[Candidate, ...]:
         """Those that the run selects."""
-        return tuple(candidate for candidate in self.candidates if candidate.chosen)
+        return tuple(candidate for candidate in self.candidates if candidate.selected)
 
     @property
     def orphaned(self) -> tuple[Candidate, ...]:

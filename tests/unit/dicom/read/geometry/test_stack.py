@@ -13,7 +13,7 @@ from reasons import raises_reason
 
 
 def broken(folder) -> BrokenSeries:
-    (candidate,) = selection_of(folder, force=True).chosen
+    (candidate,) = selection_of(folder, force=True).selected
     with pytest.raises(BrokenSeries) as caught:
         stack_of_series(candidate.series)
     assert candidate.series.digest in str(caught.value)
@@ -21,7 +21,7 @@ def broken(folder) -> BrokenSeries:
 
 
 def test_geometry_needs_no_pixels_and_has_the_slices_in_order(write, volume):
-    (candidate,) = selection_of(write()).chosen
+    (candidate,) = selection_of(write()).selected
     geometry, instances = geometry_of_series(candidate.series)
     assert geometry.shape == volume.geometry.shape
     assert np.allclose(geometry.affine_mm, volume.geometry.affine_mm, atol=1e-5)
@@ -75,7 +75,7 @@ def without_one_slice(write, count=1):
     folder = write(small_volume(shape=(DEPTH + 2, 12, 10)))
     for index in range(7, 7 + count):
         (folder / f"{index:05d}.dcm").unlink()
-    (candidate,) = selection_of(folder).chosen
+    (candidate,) = selection_of(folder).selected
     return candidate.series
 
 

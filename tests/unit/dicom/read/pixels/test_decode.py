@@ -75,7 +75,7 @@ def test_two_processes_give_the_same_volume_and_end(folder, monkeypatch):
 
 
 def test_they_hold_no_more_slices_than_there_is_room_for(folder, monkeypatch):
-    (candidate,) = select_series(scan_folder(folder), force=True).chosen
+    (candidate,) = select_series(scan_folder(folder), force=True).selected
     instances = candidate.series.instances
     forms = [pixel_format_of(instance) for instance in instances]
     with closing(decode.SliceReader(instances)) as reader:
@@ -127,7 +127,7 @@ def test_an_unexpected_error_arrives_as_what_it_is(folder, monkeypatch):
 def test_an_interruption_does_not_wait_for_a_decoder_that_hangs(folder, monkeypatch):
     monkeypatch.setattr(decode, "run_decoder", decoder_support.hangs_in_a_slice)
     started = decoders(monkeypatch)
-    (candidate,) = select_series(scan_folder(folder), force=True).chosen
+    (candidate,) = select_series(scan_folder(folder), force=True).selected
 
     def interrupting(_stage, done, _total):
         if done == 3:
@@ -182,7 +182,7 @@ def test_a_system_without_memory_files_has_a_temporary_one(folder, monkeypatch):
 
 def test_a_decoder_answers_until_its_pipe_is_closed(folder, monkeypatch):
     monkeypatch.setattr(decode, "begin_child", lambda: None)  # this process is nobody's child
-    (candidate,) = select_series(scan_folder(folder), force=True).chosen
+    (candidate,) = select_series(scan_folder(folder), force=True).selected
     instance = candidate.series.instances[0]
     form, shape = pixel_format_of(instance), (2, *SHAPE[1:])
     ours, theirs = multiprocessing.Pipe()
@@ -226,7 +226,7 @@ if sys.argv[2] == "killed":
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     decode.SliceReader.read = interrupted
-(chosen,) = select_series(scan_folder(Path(sys.argv[1])), force=True).chosen
+(chosen,) = select_series(scan_folder(Path(sys.argv[1])), force=True).selected
 print(assemble_series(chosen.series).volume.array.shape, signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 """
 

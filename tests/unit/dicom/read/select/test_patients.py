@@ -82,5 +82,5 @@ def test_such_a_series_is_set_aside_even_by_force(write):
         dataset.PatientID = ["SECRET", "B" if index % 2 else "C"]
 
     (found,) = selection_of(write(adjust=adjust), force=True).candidates
-    assert (found.chosen, found.reason) == (False, "mixed-patients")
+    assert (found.selected, found.reason) == (False, "mixed-patients")
     assert "SECRET" not in found.message

@@ -9,7 +9,7 @@ import pytest
 from ctflow.core.errors import NoUsableSeries
 from ctflow.core.volume import Geometry, Volume, digest_of_uid
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.dicom.read.select.selection import require_chosen, select_series
+from ctflow.dicom.read.select.selection import require_selected, select_series
 from dicom_support import DEPTH, selection_of, setter, small_volume
 from reasons import raises_reason
 
@@ -19,9 +19,9 @@ def verdict(folder, **options):
     return candidate
 
 
-def test_a_fit_series_is_chosen(write):
+def test_an_eligible_series_is_selected(write):
     candidate = verdict(write())
-    assert (candidate.chosen, candidate.reason, candidate.forced) == (True, "chosen", False)
+    assert (candidate.selected, candidate.reason, candidate.forced) == (True, "selected", False)
     assert candidate.series.digest == digest_of_uid(candidate.series.uid)
     assert candidate.description["slices"] == DEPTH
     assert candidate.description["slice_spacing_mm"] == 2.5
@@ -49,7 +49,7 @@ def test_what_cannot_be_run_is_refused_even_by_force(write, attributes, reason):
     folder = write(adjust=setter(**attributes))
     for force in (False, True):
         candidate = verdict(folder, force=force)
-        assert (candidate.chosen, candidate.reason) == (False, reason)
+        assert (candidate.selected, candidate.reason) == (False, reason)
 
 
 def test_one_slice_without_a_frame_of_reference_is_enough(write):
@@ -57,7 +57,7 @@ def test_one_slice_without_a_frame_of_reference_is_enough(write):
     scan = scan_folder(folder)
     selection = select_series(scan, force=True)
     with raises_reason(NoUsableSeries, "none-eligible", names="FrameOfReferenceUID"):
-        require_chosen(selection, scan)
+        require_selected(selection, scan)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_one_slice_without_a_frame_of_reference_is_enough(write):
         ({"BodyPartExamined": "HEAD"}, "body-part"),
     ],
 )
-def test_an_unfit_series_runs_only_by_force(write, attributes, reason):
+def test_an_ineligible_series_runs_only_by_force(write, attributes, reason):
     folder = write(adjust=setter(**attributes))
     refused = verdict(folder, body_parts=["CHEST", "LUNG"])
-    assert (refused.chosen, refused.reason) == (False, reason)
+    assert (refused.selected, refused.reason) == (False, reason)
     assert "--force" in refused.message
     forced = verdict(folder, body_parts=["CHEST", "LUNG"], force=True)
-    assert (forced.chosen, forced.reason, forced.forced) == (True, reason, True)
+    assert (forced.selected, forced.reason, forced.forced) == (True, reason, True)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_an_unfit_series_runs_only_by_force(write, attributes, reason):
         {"BodyPartExamined": " chest "},
     ],
 )
-def test_a_fit_variant_is_chosen(write, attributes):
-    assert verdict(write(adjust=setter(**attributes)), body_parts=["CHEST"]).chosen
+def test_an_eligible_variant_is_selected(write, attributes):
+    assert verdict(write(adjust=setter(**attributes)), body_parts=["CHEST"]).selected
 
 
 @pytest.mark.parametrize("value", ["CHEST_TO_PELVIS", "CHESTABDPELVIS", "LUNG", "Thorax", "CH_AB_PEL"])
 def test_what_scanners_call_a_chest_suits_a_model_of_the_chest(write, value):
-    assert verdict(write(adjust=setter(BodyPartExamined=value)), body_parts=["CHEST"]).chosen
+    assert verdict(write(adjust=setter(BodyPartExamined=value)), body_parts=["CHEST"]).selected
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_force_takes_no_localizers_that_are_pictures_by_themselves(write, count)
     for path in sorted(folder.iterdir())[count:]:
         path.unlink()
     found = verdict(folder, force=True)
-    assert (found.chosen, found.reason) == (False, "localizer")
+    assert (found.selected, found.reason) == (False, "localizer")
     assert "--force" not in found.message
 
 
@@ -125,14 +125,14 @@ def test_localizers_of_two_directions_are_no_volume(write):
         if index == 3:
             dataset.ImageOrientationPatient = ["0", "1", "0", "0", "0", "-1"]
 
-    assert not verdict(write(adjust=adjust), force=True).chosen
+    assert not verdict(write(adjust=adjust), force=True).selected
 
 
 def test_force_takes_no_single_slice(write):
     folder = write(small_volume(shape=(2, 8, 8)))
     (folder / "00001.dcm").unlink()
     found = verdict(folder, force=True)
-    assert (found.chosen, found.reason, found.message) == (False, "too-few-slices", "one slice forms no volume")
+    assert (found.selected, found.reason, found.message) == (False, "too-few-slices", "one slice forms no volume")
 
 
 def test_orphaned_slices_are_known_by_their_place_also_where_positions_are_rounded(write):
@@ -145,7 +145,7 @@ def test_orphaned_slices_are_known_by_their_place_also_where_positions_are_round
             dataset.SeriesInstanceUID = "1.2.3"
 
     reasons = {one.reason for one in selection_of(write(small_volume(affine, shape=(20, 8, 8)), adjust)).candidates}
-    assert reasons == {"chosen", "orphaned"}
+    assert reasons == {"selected", "orphaned"}
 
 
 def test_slices_of_another_patient_are_named(write):
@@ -157,14 +157,14 @@ def test_slices_of_another_patient_are_named(write):
 def test_too_few_slices(write):
     folder = write(small_volume(shape=(15, 8, 8)))
     assert verdict(folder).reason == "too-few-slices"
-    assert verdict(folder, force=True).chosen
+    assert verdict(folder, force=True).selected
 
 
-@pytest.mark.parametrize(("spacing", "chosen"), [(5.0, True), (5.004, True), (5.1, False)])
-def test_thick_slices_are_set_aside(write, spacing, chosen):
+@pytest.mark.parametrize(("spacing", "selected"), [(5.0, True), (5.004, True), (5.1, False)])
+def test_thick_slices_are_set_aside(write, spacing, selected):
     affine = np.diag([1.0, 1.0, 1.0, 1.0])[[2, 1, 0, 3]]
     affine[2, 0] = spacing
-    assert verdict(write(small_volume(affine))).chosen is chosen
+    assert verdict(write(small_volume(affine))).selected is selected
 
 
 def test_localizers_inside_a_series_are_left_out(write):
@@ -173,7 +173,7 @@ def test_localizers_inside_a_series_are_left_out(write):
             dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
     candidate = verdict(write(small_volume(shape=(18, 8, 8)), adjust))
-    assert candidate.chosen
+    assert candidate.selected
     assert len(candidate.series.instances) == 16
     assert candidate.series.dropped == ("2 localizer images of the series omitted",)
 
@@ -181,7 +181,7 @@ def test_localizers_inside_a_series_are_left_out(write):
 def test_two_patients_in_one_series_are_refused_without_naming_them(write):
     folder = write(adjust=lambda dataset, index: setattr(dataset, "PatientID", f"SECRET{index % 2}"))
     candidate = verdict(folder, force=True)
-    assert (candidate.chosen, candidate.reason) == (False, "mixed-patients")
+    assert (candidate.selected, candidate.reason) == (False, "mixed-patients")
     assert "SECRET" not in candidate.message
 
 
@@ -190,14 +190,14 @@ def test_one_series_can_be_asked_for(write, tmp_path):
         write(small_volume(seed=seed), seed=seed)
     uids = [candidate.series.uid for candidate in selection_of(tmp_path).candidates]
     selection = selection_of(tmp_path, series_uid=uids[1])
-    assert [candidate.reason for candidate in selection.candidates] == ["not-asked-for", "chosen", "not-asked-for"]
-    assert not selection_of(tmp_path, series_uid="1.2.3").chosen
+    assert [candidate.reason for candidate in selection.candidates] == ["not-asked-for", "selected", "not-asked-for"]
+    assert not selection_of(tmp_path, series_uid="1.2.3").selected
 
 
-def test_series_of_several_patients_are_all_chosen(write, tmp_path):
+def test_series_of_several_patients_are_all_selected(write, tmp_path):
     write(adjust=setter(PatientID="A"), seed=1)
     write(adjust=setter(PatientID="B"), seed=2)
-    assert len(selection_of(tmp_path).chosen) == 2
+    assert len(selection_of(tmp_path).selected) == 2
 
 
 def reconstruction(spacing, slices, seed):
@@ -212,19 +212,19 @@ def test_the_best_of_a_study_is_the_thinnest_from_one_mm_up(write, tmp_path):
             setter(StudyInstanceUID="1.2.3", FrameOfReferenceUID="1.2.4"),
             seed=seed,
         )
-    (best,) = selection_of(tmp_path, pick="best").chosen
+    (best,) = selection_of(tmp_path, pick="best").selected
     assert len(best.series.instances) == 70  # 0.5 mm ranks as 1 mm, and has the most slices
-    assert {c.reason for c in selection_of(tmp_path, pick="best").candidates} == {"chosen", "not-best"}
-    assert len(selection_of(tmp_path, pick="all").chosen) == 4
+    assert {c.reason for c in selection_of(tmp_path, pick="best").candidates} == {"selected", "not-best"}
+    assert len(selection_of(tmp_path, pick="all").selected) == 4
 
 
 def test_studies_keep_their_own_best(write, tmp_path):
     write(seed=1)
     write(seed=2)
-    assert len(selection_of(tmp_path, pick="best").chosen) == 2
+    assert len(selection_of(tmp_path, pick="best").selected) == 2
 
 
-def test_nothing_chosen_lists_every_reason(write, tmp_path):
+def test_nothing_selected_lists_every_reason(write, tmp_path):
     folder = write(adjust=setter(Modality="MR"))
     (folder / "bad.dcm").write_bytes(b"")
     scan = scan_folder(tmp_path)
@@ -232,7 +232,7 @@ def test_nothing_chosen_lists_every_reason(write, tmp_path):
         NoUsableSeries,
         match=r"series [0-9a-f]{12}: CT images whose Modality is MR.*file [0-9a-f]{12}/[0-9a-f]{12}\.dcm: empty",
     ):
-        require_chosen(select_series(scan), scan)
+        require_selected(select_series(scan), scan)
 
 
 def test_a_long_list_of_reasons_is_cut(tmp_path, write):
@@ -243,19 +243,19 @@ def test_a_long_list_of_reasons_is_cut(tmp_path, write):
         dataset.save_as(tmp_path / f"{number}.dcm")
     scan = scan_folder(tmp_path)
     with raises_reason(NoUsableSeries, "none-eligible", names="6 more"):
-        require_chosen(select_series(scan), scan)
+        require_selected(select_series(scan), scan)
 
 
 def test_an_empty_folder_says_so(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     scan = scan_folder(tmp_path)
     with raises_reason(NoUsableSeries, "no-dicom", names="1 files"):
-        require_chosen(select_series(scan), scan)
+        require_selected(select_series(scan), scan)
 
 
-def test_something_chosen_raises_nothing(write):
+def test_something_selected_raises_nothing(write):
     scan = scan_folder(write())
-    require_chosen(select_series(scan), scan)
+    require_selected(select_series(scan), scan)
 
 
 @pytest.mark.parametrize(
