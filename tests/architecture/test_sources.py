@@ -32,7 +32,7 @@ OWNERS = {
     "torch_tensorrt": ("src/ctflow/engines/tensorrt/torch_program.py",),
     "openvino": ("src/ctflow/engines/openvino.py",),
     "onnxruntime": ("src/ctflow/engines/onnxruntime.py",),
-    "onnx": ("src/ctflow/export/onnx.py", "src/ctflow/export/opset.py", "src/ctflow/engines/onnxfile.py"),
+    "onnx": ("src/ctflow/export/onnx.py", "src/ctflow/engines/onnxfile.py"),
     "onnxscript": ("src/ctflow/export/onnx.py", "src/ctflow/engines/onnxfile.py"),  # the latter asks for its version
     "cuda": ("src/ctflow/kernels/", "src/ctflow/engines/fused.py"),
     "click": ("src/ctflow/cli/", "src/ctflow/settings/command.py"),

@@ -186,7 +186,6 @@ class ExportFailed(ModelError):
             "not-exportable",
             "not-runnable",
             "nothing-made",
-            "opset",
             "too-large",
         }
     )

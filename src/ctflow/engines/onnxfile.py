@@ -27,20 +27,17 @@ class GraphStyle:
     """How a network is written as ONNX, by what the engine that reads it takes.
 
     Attributes:
-        opset: Version of the operators.
         precision: Number format of weights and products; in half precision, norms, softmax and a transformer's sums
             along its tokens stay in fp32.
-        written_norms: Whether norms are written out in plain arithmetic.
         attention: How a transformer's windows are computed.
     """
 
-    opset: int
     precision: Precision
-    written_norms: bool
     attention: AttentionStyle
 
 
-CPU_GRAPH = GraphStyle(20, "fp32", written_norms=False, attention=CPU_ATTENTION)
+OPSET = 20  # version of the operators
+CPU_GRAPH = GraphStyle("fp32", attention=CPU_ATTENTION)
 
 
 def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKey:
@@ -67,9 +64,9 @@ def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKe
     )
 
 
-def software_versions(style: GraphStyle = CPU_GRAPH) -> str:
+def software_versions() -> str:
     """Everything that shapes the graph: the network's code, the exporter, and what it writes with."""
-    found = [f"torch {torch.__version__}", f"opset {style.opset}"]
+    found = [f"torch {torch.__version__}", f"opset {OPSET}"]
     for package in ("monai", "onnx", "onnxscript"):
         try:
             found.append(f"{package} {version(package)}")

@@ -20,10 +20,9 @@ from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
-from ctflow.engines.onnxfile import CPU_GRAPH, GraphStyle
-from ctflow.export.opset import OLDEST_EXPORTED, downgrade_opset
+from ctflow.engines.onnxfile import CPU_GRAPH, OPSET, GraphStyle
 from ctflow.networks.build import network_from_model
-from ctflow.networks.half import HALVES, with_half_precision, with_written_norms
+from ctflow.networks.half import HALVES, with_half_precision
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.swin import rewrite_for_export
 
@@ -75,12 +74,9 @@ def onnx_from_model(
         )
     network, folded = fold_two_class_head(network_from_model(model), model.spec)
     fixed = rewrite_for_export(network, roi, style.attention)
-    # The rewritten network needs none of the exporter's own optimisation, which takes half of its time; written-out
-    # norms need it, as their axes are computed otherwise.
-    optimize = fixed is network or style.written_norms
-    program = _program(_in_style(fixed, style), model, roi, batch_range, style.opset, optimize=optimize)
+    # The rewritten network needs none of the exporter's own optimisation, which takes half of its time.
+    program = _program(_in_style(fixed, style), model, roi, batch_range, optimize=fixed is network)
     proto = _anonymous(program.model_proto)
-    downgrade_opset(proto, style.opset)
     result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
     if result != tuple(roi):
         raise BundleInvalid(
@@ -96,16 +92,12 @@ def onnx_from_model(
 
 
 def _in_style(network: nn.Module, style: GraphStyle) -> nn.Module:
-    """The network with the norms and the number format that the engine needs."""
-    if style.written_norms:
-        network = with_written_norms(network)
+    """The network with the number format that the engine needs."""
     network = _with_explicit_zeros(network)
     return with_half_precision(network, HALVES[style.precision]) if style.precision in HALVES else network
 
 
-def _program(
-    network: nn.Module, model: Model, roi: Size3, batch_range: tuple[int, int], opset: int, *, optimize: bool
-) -> Any:
+def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[int, int], *, optimize: bool) -> Any:
     """The exporter's result."""
     low, high = batch_range
     # An example of batch 1 would fix the batch at 1.
@@ -117,7 +109,7 @@ def _program(
                 network,
                 (windows,),
                 dynamo=True,
-                opset_version=max(opset, OLDEST_EXPORTED),
+                opset_version=OPSET,
                 dynamic_shapes=batch,
                 input_names=["windows"],
                 output_names=["logits"],

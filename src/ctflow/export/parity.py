@@ -94,7 +94,7 @@ def check_parity(
 ) -> ParityResult:
     """Compare an engine with the plain network in strict fp32.
 
-    Each window is computed in full batches, beside others, and the first one alone, too: TensorRT 8.5 has built plans
+    Each window is computed in full batches, beside others, and the first one alone, too: TensorRT 8.5 built plans
     that are right for one window and wrong for eight (docs/performance.md).
 
     Args:
@@ -104,7 +104,9 @@ def check_parity(
         expected: Their logits by `reference_logits`; computed on the engine's device where they are not given.
         batch: Windows at once; None takes the engine's largest.
         lowest_dice: Smallest overlap of each segment's masks.
-        logits_only: Whether masks do not count: random weights have labels that any rounding changes.
+        logits_only: Whether masks do not count: random weights have labels that any rounding changes. TensorRT 10.6 on
+            an H200 had a Dice of 0.99788 on SwinUNETR of feature_size 48 with random weights, at a relative error of
+            0.0046 (2026-11-29).
 
     Returns:
         What was found.

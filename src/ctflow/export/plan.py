@@ -1,4 +1,4 @@
-"""A TensorRT plan from an ONNX file: one small adapter for TensorRT 8.5, 10, 11 and TensorRT-RTX."""
+"""A TensorRT plan from an ONNX file: one small adapter for TensorRT 10, 11 and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFail
 from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Precision
 from ctflow.engines.tensorrt.plan import INPUT
-from ctflow.engines.tensorrt.runtime import Messages, is_rtx, is_strongly_typed, load_runtime, messages_of
+from ctflow.engines.tensorrt.runtime import Messages, is_rtx, load_runtime, messages_of
 
 _STAGE = "build engine"
 
@@ -27,8 +27,7 @@ class PlanSettings:
         precision: Number format of the heavy arithmetic.
         batches: Smallest, usual and largest batch; kernels are chosen for the usual one.
         memory_limit: Bytes of device memory that kernels may use for work space; None leaves it to TensorRT.
-        optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's own, and versions before 8.6 have
-            no choice.
+        optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's own.
         timing_cache: File of measured kernels, read if it is there and written back: shortens later builds.
     """
 
@@ -44,10 +43,10 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
 
     Args:
         name: "tensorrt" or "tensorrt-rtx".
-        onnx: The graph, in the style that `ctflow.engines.tensorrt.plan.graph_style` gives for this version.
+        onnx: The graph, in the style that `ctflow.engines.tensorrt.plan.graph_style` gives.
         path: Where the plan is written.
         settings: How.
-        progress: Told of the build's steps as stage "build engine"; TensorRT before 10 tells start and end only.
+        progress: Told of the build's steps as stage "build engine".
 
     Raises:
         BackendUnavailable: TensorRT does not load.
@@ -68,7 +67,7 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
     steps = _watch(runtime, config, progress)
     progress(_STAGE, 0, 1)
     plan = builder.build_serialized_network(network, config)
-    if steps is not None and steps.stopped is not None:
+    if steps.stopped is not None:
         raise steps.stopped
     if plan is None:
         if messages.tell_of_memory:
@@ -97,48 +96,19 @@ def _network_flags(runtime: Any) -> int:
 
 def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: PlanSettings) -> None:
     flags = runtime.BuilderFlag
-    if not is_strongly_typed(runtime) and settings.precision == "fp16":
-        _allow_half(runtime, config, network)
     if settings.precision == "tf32":
         config.set_flag(flags.TF32)
     else:
         config.clear_flag(flags.TF32)
     if settings.memory_limit is not None:
         config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, settings.memory_limit)
-    if settings.optimization_level is not None and hasattr(config, "builder_optimization_level"):
+    if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
     if hasattr(runtime, "TacticSource") and hasattr(runtime.TacticSource, "CUDNN"):
-        # The later versions do without cuDNN, and its 8.5 kernels want a cuDNN that torch no longer brings.
+        # Deprecated in 10: a plan needs nothing of torch's cuDNN.
         config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(runtime.TacticSource.CUDNN)))
     _set_profile(builder, config, network, settings.batches)
     _read_timing_cache(runtime, config, settings.timing_cache)
-
-
-def _allow_half(runtime: Any, config: Any, network: Any) -> None:
-    """Statistics in fp32, all else as is fastest, for versions before 10, which choose the formats themselves."""
-    config.set_flag(runtime.BuilderFlag.FP16)
-    config.set_flag(runtime.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-    for number in range(network.num_layers):
-        layer = network.get_layer(number)
-        if _gives_numbers(runtime, layer) and _is_statistic(runtime, layer):
-            layer.precision = runtime.float32
-            layer.set_output_type(0, runtime.float32)
-
-
-def _gives_numbers(runtime: Any, layer: Any) -> bool:
-    """Whether a layer's result is floating point: comparisons, indices and shapes keep their types."""
-    return layer.num_outputs == 1 and layer.get_output(0).dtype in {runtime.float32, runtime.float16}
-
-
-def _is_statistic(runtime: Any, layer: Any) -> bool:
-    """Whether half precision may overflow or be too coarse: means, squares, roots, softmax, and sums of them."""
-    kinds = runtime.LayerType
-    if layer.type in {kinds.REDUCE, kinds.UNARY, kinds.SOFTMAX}:
-        return True
-    square = layer.num_inputs == 2 and layer.get_input(0).name == layer.get_input(1).name
-    shape = tuple(layer.get_output(0).shape)
-    # A norm's statistics have 1 in place of the axes that they are of; those of a layer norm are as many as tokens.
-    return layer.type == kinds.ELEMENTWISE and (square or not shape or shape[-1] == 1)
 
 
 def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:
@@ -175,9 +145,7 @@ def _write_timing_cache(config: Any, path: Path | None) -> None:
 
 
 def _watch(runtime: Any, config: Any, progress: Progress) -> Any:
-    """Hand the builder's steps to `progress`; None where this version tells nothing."""
-    if not hasattr(runtime, "IProgressMonitor"):
-        return None
+    """Hand the builder's steps to `progress`."""
 
     class Steps(runtime.IProgressMonitor):  # type: ignore[misc]  # the class is known at run time only
         """The builder's outermost phase as steps done of steps to do."""

@@ -126,7 +126,7 @@ def _make_plan(request: EngineRequest, model: Model, path: Path, progress: Progr
     """The network as ONNX in the style of this TensorRT, and its plan."""
     name, precision, device = request.backend, request.chosen_precision, request.device
     batches = plan_batches(request.batch_range)
-    style = graph_style(load_runtime(name), precision)
+    style = graph_style(precision)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx_from_model(model, request.roi, batch_range=(batches[0], batches[2]), path=graph, style=style)

@@ -47,18 +47,14 @@ class AttentionStyle:
         by_pattern: Whether the windows of each mask pattern are a product of their own, which adds one small mask to
             all of them and suits caches; else all masked windows are one product, each with its own mask, which is
             fewer and larger operations and suits GPUs.
-        folded: Whether windows and heads are one axis of the products, and no tensor has more than four axes: older
-            compilers have been seen to go wrong on five.
     """
 
     most_scores: int
     by_pattern: bool
-    folded: bool = False
 
 
 CPU_ATTENTION = AttentionStyle(MOST_SCORES, by_pattern=True)
 GPU_ATTENTION = AttentionStyle(2**40, by_pattern=False)
-FOLDED_ATTENTION = AttentionStyle(2**40, by_pattern=False, folded=True)
 
 
 def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle = CPU_ATTENTION) -> nn.Module:
@@ -208,7 +204,6 @@ class FixedAttention(nn.Module):
         self.heads: int = attention.num_heads
         self.n = int(np.prod(table.length))
         self.parts = _attention_parts(table, style, self.heads * self.n**2)
-        self.folded = style.folded
         self.table, self.proj = attention.relative_position_bias_table, attention.proj
         self.qkv = _scaled_queries(attention.qkv, float(attention.scale))
         self.shared = shared
@@ -219,13 +214,11 @@ class FixedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, windows * n, C) -> the same."""
-        qkv = self.qkv(x)
-        bias = self._bias()
-        result: Tensor = self.proj(self._folded(qkv, bias) if self.folded else self._unfolded(qkv, bias))
+        result: Tensor = self.proj(self._attended(self.qkv(x), self._bias()))
         return result
 
-    def _unfolded(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """(B, windows * n, 3 C) -> (B, windows * n, C), by products of five axes."""
+    def _attended(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """(B, windows * n, 3 C) -> (B, windows * n, C)."""
         batch, places, channels = qkv.shape
         windows, width = places // self.n, channels // (3 * self.heads)
         split = qkv.reshape(batch, windows, self.n, 3, self.heads, width)
@@ -238,22 +231,6 @@ class FixedAttention(nn.Module):
             for a, b, one in self.parts
         ]
         return _joined(parts).transpose(2, 3).reshape(batch, places, self.heads * width)
-
-    def _folded(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """(B, windows * n, 3 C) -> (B, windows * n, C), by products of three axes, the first of all matrices."""
-        n, heads = self.n, self.heads
-        width = qkv.shape[2] // (3 * heads)
-        bias = bias.flatten(1)
-        parts = []
-        for a, b, one in self.parts:
-            split = qkv[:, a * n : b * n].reshape(-1, n, 3 * heads, width).transpose(1, 2)
-            q, k, v = (split[:, c * heads : (c + 1) * heads].reshape(-1, n, width) for c in range(3))
-            # The same order seen with axes for what is added: (B, windows, heads, n * n).
-            products = _at_least_float(q @ k.transpose(1, 2)).reshape(-1, b - a, heads, n * n)
-            scores = self._scores(products, bias, a, b, one).reshape(-1, n, n)
-            seen = torch.softmax(scores, dim=-1).to(v.dtype) @ v
-            parts.append(seen.reshape(-1, heads, n, width).transpose(1, 2).reshape(-1, (b - a) * n, heads * width))
-        return _joined(parts)
 
     def _bias(self) -> Tensor:
         """(heads, n, n): what is added to the score of two places, by their position."""
@@ -268,7 +245,6 @@ class FixedAttention(nn.Module):
         regions = self.regions[first:stop, None]  # (windows, 1, n), of which one may serve all
         regions = regions[0] if one else regions
         mask = torch.where(regions[..., :, None] == regions[..., None, :], 0.0, MASKED)
-        mask = mask.flatten(-2) if self.folded else mask
         # Where each window has its mask, a sum with the bias of all heads would be a constant many times as large.
         return products + (bias + mask) if one else products + bias + mask
 

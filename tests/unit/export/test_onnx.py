@@ -10,7 +10,7 @@ from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
-from ctflow.engines.onnxfile import CPU_BATCH, GraphStyle, onnx_key
+from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
@@ -19,7 +19,6 @@ from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
 from ctflow.export.prepare import prepare_engine
 from ctflow.networks.build import network_from_model
-from ctflow.networks.swin import FOLDED_ATTENTION
 from reasons import raises_reason
 
 onnx = pytest.importorskip("onnx")
@@ -81,25 +80,6 @@ def test_the_file_names_no_place_and_recomputes_no_mask(dynamic):
     assert [node for node in graph.node if node.op_type.startswith("Scatter")] == []
     assert [value.name for value in graph.input] == ["windows"]
     assert [value.name for value in graph.output] == ["logits"]
-
-
-@pytest.fixture(scope="module")
-def written_out(swin, tmp_path_factory):
-    """The graph for TensorRT 8.5."""
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    style = GraphStyle(16, "fp32", written_norms=True, attention=FOLDED_ATTENTION)
-    onnx_from_model(swin, ROI, batch_range=(1, 8), path=path, style=style)
-    return path
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("batch", [1, 2, 3, 8])
-def test_folded_attention_and_written_norms_compute_the_same_at_any_batch(swin, written_out, batch):
-    windows = noise(batch) * torch.linspace(0.5, 1.5, batch).reshape(-1, 1, 1, 1, 1)
-    with torch.inference_mode():
-        expected = network_from_model(swin)(windows)
-    expected = expected[:, 1:2] - expected[:, 0:1]
-    assert (run(written_out, windows) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.exhaustive

@@ -1,4 +1,4 @@
-"""Plans: TensorRT-RTX builds real ones here, without a GPU; TensorRT 8.5 is tested on a stand-in for its module."""
+"""Plans: TensorRT-RTX builds real ones here, without a GPU; for TensorRT's timing cache a stand-in for its module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctflow.engines.tensorrt.runtime import load_runtime
 from ctflow.export import plan as plan_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.plan import PlanSettings, plan_from_onnx
-from ctflow.networks.swin import FOLDED_ATTENTION
+from ctflow.networks.swin import GPU_ATTENTION
 from reasons import raises_reason
 
 RTX = "tensorrt-rtx"
@@ -41,7 +41,7 @@ def graph(path, style: GraphStyle, batches=(1, 4)) -> bytes:
 
 @pytest.fixture(scope="module")
 def half_graph(tmp_path_factory) -> bytes:
-    return graph(tmp_path_factory.mktemp("onnx") / "m.onnx", graph_style(load_runtime(RTX), "fp16"))
+    return graph(tmp_path_factory.mktemp("onnx") / "m.onnx", graph_style("fp16"))
 
 
 def test_a_real_plan_is_built_without_a_gpu_and_tells_its_steps(half_graph, tmp_path):
@@ -72,7 +72,7 @@ def test_bytes_that_are_no_plan_are_refused_with_the_reason():
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_other_precisions_are_built(precision, tmp_path):
-    data = graph(tmp_path / "m.onnx", graph_style(load_runtime(RTX), precision), (2, 2))
+    data = graph(tmp_path / "m.onnx", graph_style(precision), (2, 2))
     plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings(precision, (2, 2, 2)))
     assert (tmp_path / "m.plan").stat().st_size > 10_000
 
@@ -84,7 +84,7 @@ def test_a_graph_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_what_the_builder_cannot_build_is_named_and_leaves_nothing(tmp_path):
-    data = graph(tmp_path / "m.onnx", graph_style(load_runtime(RTX), "bf16"), (2, 2))
+    data = graph(tmp_path / "m.onnx", graph_style("bf16"), (2, 2))
     with raises_reason(ExportFailed, "not-buildable", names="deconv"):  # RTX 1.7: no transposed bf16
         plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings("bf16", (2, 2, 2)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
@@ -102,22 +102,15 @@ def test_progress_may_stop_the_build(half_graph, tmp_path, error):
 
 
 def test_graphs_are_written_for_who_reads_them():
-    typed, old = load_runtime(RTX), Old()
-    assert graph_style(typed, "fp16").precision == "fp16"
-    assert graph_style(typed, "tf32").precision == "fp32"  # a switch of the builder, not a type
-    assert not graph_style(typed, "fp16").written_norms
-    assert graph_style(old, "fp16") == GraphStyle(16, "fp32", True, FOLDED_ATTENTION)
+    assert graph_style("fp16") == GraphStyle("fp16", GPU_ATTENTION)
+    assert graph_style("tf32").precision == "fp32"  # a switch of the builder, not a type
 
 
-# ------------------------------------------------------------------------------------------------ TensorRT 8.5's rules
-
-
-class Kind(enum.IntEnum):
-    CONVOLUTION, DECONVOLUTION, MATRIX_MULTIPLY, ELEMENTWISE, ACTIVATION, REDUCE, UNARY, SOFTMAX, SHUFFLE = range(9)
+# ------------------------------------------------------------------------------------------------ TensorRT's own
 
 
 class Flag(enum.IntEnum):
-    FP16, TF32, PREFER_PRECISION_CONSTRAINTS = range(3)
+    FP16, TF32 = range(2)
 
 
 class Source(enum.IntEnum):
@@ -153,37 +146,19 @@ class Config:
         return self.cache is cache
 
 
-class Layer(SimpleNamespace):
-    def __init__(self, kind: Kind, shape=(4, 12, 96, 96, 96), inputs=("a", "b"), dtype="float") -> None:
-        super().__init__(type=kind, precision=None, output_type=None, num_inputs=len(inputs), num_outputs=1)
-        self.get_input = lambda n: SimpleNamespace(name=inputs[n])
-        self.get_output = lambda _: SimpleNamespace(shape=shape, dtype=dtype)
+class StandIn:
+    """As much of TensorRT 10's module as a build needs."""
 
-    def set_output_type(self, index: int, kind: str) -> None:
-        self.output_type = kind
-
-
-class Old:
-    """As much of TensorRT 8.5's module as a build needs."""
-
-    __name__, __version__ = "tensorrt", "8.5.3.1"
-    LayerType, BuilderFlag, TacticSource, float16, float32 = Kind, Flag, Source, "half", "float"
-    NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
+    __name__, __version__ = "tensorrt", "10.6.0"
+    BuilderFlag, TacticSource, IProgressMonitor = Flag, Source, object
+    NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0, STRONGLY_TYPED=1)
 
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
 
     def __init__(self, plan: bytes | None = b"plan", said: str = "") -> None:
         self.config, self.plan, self.said = Config(), plan, said
-        self.layers = [
-            *(Layer(kind) for kind in Kind),
-            Layer(Kind.ELEMENTWISE, shape=(4, 110_592, 1)),  # a layer norm's statistics: many, but statistics
-            Layer(Kind.ELEMENTWISE, inputs=("a", "a")),  # squares
-            Layer(Kind.ELEMENTWISE, dtype="bool"),  # a comparison
-            Layer(Kind.UNARY, dtype="int"),  # a shape's arithmetic
-        ]
         self.network = SimpleNamespace(
-            num_layers=len(self.layers), get_layer=self.layers.__getitem__,
             get_input=lambda _: SimpleNamespace(name="windows", shape=(-1, 1, 16, 16, 16)),
         )  # fmt: skip
 
@@ -194,7 +169,7 @@ class Old:
             return self.plan
 
         def create_network(flags):
-            assert flags == 1
+            assert flags == 0b11
             return self.network
 
         profile = SimpleNamespace(shapes=None, set_shape=lambda *shapes: setattr(profile, "shapes", shapes))
@@ -208,9 +183,9 @@ class Old:
 
 
 @pytest.fixture
-def old(monkeypatch):
-    def make(**arguments) -> Old:
-        runtime = Old(**arguments)
+def stand_in(monkeypatch):
+    def make(**arguments) -> StandIn:
+        runtime = StandIn(**arguments)
         monkeypatch.setattr(tensorrt_module, "_LOGGERS", {})
         monkeypatch.setattr(plan_module, "load_runtime", lambda name: runtime)
         return runtime
@@ -218,58 +193,53 @@ def old(monkeypatch):
     return make
 
 
-def test_an_untyped_network_keeps_its_statistics_and_gets_no_cudnn(old, tmp_path):
-    runtime, told = old(), []
+def test_a_plan_is_built_for_its_batches_and_without_cudnn(stand_in, tmp_path):
+    runtime, told = stand_in(), []
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
-    formats = [layer.precision for layer in runtime.layers]
-    assert formats == [None] * 5 + ["float"] * 3 + [None] + ["float"] * 2 + [None] * 2
-    assert [layer.output_type for layer in runtime.layers] == formats
-    assert runtime.config.flags == {Flag.FP16, Flag.PREFER_PRECISION_CONSTRAINTS}
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles
     assert profile.shapes == ("windows", (2, 1, 16, 16, 16), (4, 1, 16, 16, 16), (8, 1, 16, 16, 16))
     assert told == [("build engine", 0, 1), ("build engine", 1, 1)]
 
 
-@pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("tf32", {Flag.TF32})])
-def test_full_precision_sets_no_half(old, tmp_path, precision, flags):
-    runtime = old()
+@pytest.mark.parametrize(("precision", "flags"), [("fp16", set()), ("fp32", set()), ("tf32", {Flag.TF32})])
+def test_tf32_is_used_on_request_only_and_half_precision_is_the_graphs(stand_in, tmp_path, precision, flags):
+    runtime = stand_in()
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings(precision, (1, 1, 1)))
     assert runtime.config.flags == flags
-    assert {layer.precision for layer in runtime.layers} == {None}
 
 
-def test_the_timing_cache_is_read_and_written_back(old, tmp_path):
+def test_the_timing_cache_is_read_and_written_back(stand_in, tmp_path):
     settings = PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing")
-    old()
+    stand_in()
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", settings)
     assert (tmp_path / "timing").read_bytes() == b"+"
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", settings)
     assert (tmp_path / "timing").read_bytes() == b"++"
 
 
-def test_a_timing_cache_that_cannot_be_written_costs_no_plan(old, tmp_path, caplog):
+def test_a_timing_cache_that_cannot_be_written_costs_no_plan(stand_in, tmp_path, caplog):
     (tmp_path / "timing").mkdir()
-    old()
+    stand_in()
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing"))
     assert (tmp_path / "p").read_bytes() == b"plan"
     assert "timing cache is not kept" in caplog.text
 
 
-def test_bindings_that_do_not_start_are_named(old, tmp_path, monkeypatch):
+def test_bindings_that_do_not_start_are_named(stand_in, tmp_path, monkeypatch):
     def refuse(logger):
         logger.log(1, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    monkeypatch.setattr(old(), "Builder", refuse)
+    monkeypatch.setattr(stand_in(), "Builder", refuse)
     with raises_reason(BackendUnavailable, "not-loadable", names="CUDA initialization failure"):
         plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
 
 
-def test_a_timing_cache_of_another_gpu_is_set_aside(old, tmp_path, caplog):
+def test_a_timing_cache_of_another_gpu_is_set_aside(stand_in, tmp_path, caplog):
     (tmp_path / "timing").write_bytes(b"foreign")
-    old().config.accepts = False
+    stand_in().config.accepts = False
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing"))
     assert (tmp_path / "timing").read_bytes() == b"+"
     assert "another GPU or version" in caplog.text
@@ -282,8 +252,8 @@ def test_a_timing_cache_of_another_gpu_is_set_aside(old, tmp_path, caplog):
         ("no kernel", ExportFailed, "not-buildable"),
     ],
 )
-def test_a_build_that_fails_gives_the_reason(old, tmp_path, said, error, reason):
-    old(plan=None, said=said)
+def test_a_build_that_fails_gives_the_reason(stand_in, tmp_path, said, error, reason):
+    stand_in(plan=None, said=said)
     with raises_reason(error, reason, names=said):
         plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
     assert not list(tmp_path.iterdir())

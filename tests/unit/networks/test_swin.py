@@ -8,14 +8,12 @@ from monai.networks.nets.swin_unetr import compute_mask
 
 from ctflow.networks.swin import (
     CPU_ATTENTION,
-    FOLDED_ATTENTION,
     GPU_ATTENTION,
-    FixedAttention,
     rewrite_for_export,
 )
 from ctflow.networks.swin_windows import MOST_PATTERNS, window_table
 
-STYLES = (CPU_ATTENTION, GPU_ATTENTION, FOLDED_ATTENTION)
+STYLES = (CPU_ATTENTION, GPU_ATTENTION)
 
 
 def swin_unetr(**arguments) -> SwinUNETR:
@@ -32,7 +30,7 @@ def noise(batch: int, roi: tuple[int, int, int], channels: int = 1) -> torch.Ten
     return torch.rand(batch, channels, *roi, generator=torch.Generator().manual_seed(1))
 
 
-NAMES = dict(zip(("cpu", "gpu", "folded"), STYLES, strict=True))
+NAMES = dict(zip(("cpu", "gpu"), STYLES, strict=True))
 # Every network with the attention that most engines get, every attention with windows of unlike sides.
 MATRIX = [
     (roi, batch, arguments, name)
@@ -93,37 +91,12 @@ def strong() -> tuple[SwinUNETR, torch.Tensor, torch.Tensor]:
         return network, windows, network(windows)
 
 
-@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu", "folded"])
+@pytest.mark.parametrize("attention", STYLES, ids=["cpu", "gpu"])
 def test_strong_attention_is_the_same_too(strong, attention):
     network, windows, expected = strong
     rewritten = rewrite_for_export(network, (64, 64, 64), attention)
     with torch.inference_mode():
         assert relative_error(expected, rewritten(windows)) <= 1e-10
-
-
-class MostAxes(torch.overrides.TorchFunctionMode):
-    """Notes the most axes that a tensor has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.most = max(self.most, result.dim())
-        return result
-
-
-@pytest.mark.parametrize(("attention", "axes"), [(GPU_ATTENTION, 6), (FOLDED_ATTENTION, 4)], ids=["gpu", "folded"])
-def test_folded_attention_has_no_more_than_four_axes(attention, axes):
-    rewritten = rewrite_for_export(swin_unetr(), (64, 64, 64), attention)
-    for module in rewritten.modules():
-        if isinstance(module, FixedAttention):
-            places = module.n * len(module.masked)
-            with torch.inference_mode(), MostAxes() as seen:
-                module(torch.rand(2, places, module.qkv.in_features))
-            assert seen.most == axes
 
 
 @pytest.mark.parametrize("size", [(48, 48, 48), (24, 24, 24), (12, 12, 12), (6, 6, 6), (32, 8, 7), (7, 14, 21)])

@@ -1,6 +1,6 @@
 """TensorRT on an NVIDIA GPU: a plan that was built for it, run through torch's memory, streams and CUDA graphs.
 
-One module serves TensorRT 8.5, 10 and 11; `ctflow.engines.tensorrt.rtx` runs the same engine with TensorRT-RTX, which
+One module serves TensorRT 10 and 11; `ctflow.engines.tensorrt.rtx` runs the same engine with TensorRT-RTX, which
 has the same programming interface.
 """
 
@@ -15,24 +15,21 @@ from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
 from ctflow.core.model import Model
-from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
 from ctflow.engines.cudagraph import capture, free_cached_memory
 from ctflow.engines.hardware import driver_version, gpu_identity
 from ctflow.engines.onnxfile import GraphStyle, software_versions
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey, EngineStore
-from ctflow.engines.tensorrt.runtime import is_rtx, is_strongly_typed, load_runtime, messages_of, runtime_state
-from ctflow.networks.half import WRITTEN_NORMS_VERSION
+from ctflow.engines.tensorrt.runtime import is_rtx, load_runtime, messages_of, runtime_state
 from ctflow.networks.head import is_two_class
-from ctflow.networks.swin import FOLDED_ATTENTION, GPU_ATTENTION, REWRITE_VERSION
+from ctflow.networks.swin import GPU_ATTENTION, REWRITE_VERSION
 
 FILE = "plan"
 RTX_FILE = "rtx_plan"
 DEVICES = ("cuda",)
 INPUT, OUTPUT = "windows", "logits"
 _NAME = "tensorrt"
-_UNTYPED_HALVES: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
-_TYPED: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 _RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
 _RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; it says so itself of a plan on another card
 log = logging.getLogger(__name__)
@@ -82,34 +79,21 @@ def check_gpu(name: str, device: str, precision: Precision) -> None:
 
 
 def check_precision(name: str, precision: Precision) -> None:
-    """Whether this version builds plans of a precision.
+    """Whether plans are built in a precision.
 
     Raises:
-        BackendUnavailable: It does not, or is not installed.
+        BackendUnavailable: They are not.
     """
-    known = precisions_of(load_runtime(name))
-    if precision not in known:
+    if precision not in PRECISIONS:
         raise BackendUnavailable(
-            f"this {name} computes {', '.join(known)}, not {precision}: choose with --precision",
+            f"{name} computes {', '.join(PRECISIONS)}, not {precision}: choose with --precision",
             reason="wrong-precision",
         )
 
 
-def precisions_of(runtime: Any) -> tuple[Precision, ...]:
-    """The number formats that plans of this version are built for."""
-    return _TYPED if is_strongly_typed(runtime) else _UNTYPED_HALVES
-
-
-def graph_style(runtime: Any, precision: Precision) -> GraphStyle:
-    """How a network must be written for this version's parser.
-
-    8.5 has no operation for norms (its instance norm needs cuDNN) and chooses number formats itself; later versions
-    compute in the formats that the graph states.
-    """
-    if is_strongly_typed(runtime):
-        stated: Precision = "fp32" if precision == "tf32" else precision
-        return GraphStyle(20, stated, written_norms=False, attention=GPU_ATTENTION)
-    return GraphStyle(16, "fp32", written_norms=True, attention=FOLDED_ATTENTION)
+def graph_style(precision: Precision) -> GraphStyle:
+    """How a network is written for TensorRT's parser, which computes in the number formats that the graph states."""
+    return GraphStyle("fp32" if precision == "tf32" else precision, attention=GPU_ATTENTION)
 
 
 def plan_key(request: EngineRequest, model: Model) -> EngineKey:
@@ -122,12 +106,9 @@ def plan_key(request: EngineRequest, model: Model) -> EngineKey:
     name = request.backend
     runtime, spec = load_runtime(name), model.spec
     low, _, high = plan_batches(request.batch_range)
-    style = graph_style(runtime, request.chosen_precision)
-    written = f", norms {WRITTEN_NORMS_VERSION}" if style.written_norms else ""
-    written += ", folded attention" if style.attention.folded else ""
     return EngineKey(
         kind=RTX_FILE if is_rtx(runtime) else FILE,
-        version=f"{name} {runtime.__version__}, recipe {_RECIPE}{written}, {software_versions(style)}",
+        version=f"{name} {runtime.__version__}, recipe {_RECIPE}, {software_versions()}",
         rewrite=REWRITE_VERSION,
         weights_digest=model.weights_digest,
         network=spec.network.name,
@@ -240,10 +221,7 @@ class LoadedPlan:
             context = engine.create_execution_context(managed)
         if context is None:
             raise self.failure("cannot run this plan here")
-        if hasattr(context, "set_device_memory"):
-            context.set_device_memory(scratch.data_ptr(), scratch.numel())
-        else:  # before 10
-            context.device_memory = scratch.data_ptr()
+        context.set_device_memory(scratch.data_ptr(), scratch.numel())
         return context
 
     def failure(self, what: str) -> ResourceError:

@@ -13,7 +13,7 @@ from ctflow.core.errors import BackendUnavailable
 log = logging.getLogger(__name__)
 
 
-_OLDEST = (8, 5)  # the first with named tensors
+_OLDEST = (10,)  # the first whose networks follow the types of their graph
 # TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
 _NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
 _LOGGERS: dict[str, tuple[Messages, Any]] = {}
@@ -35,13 +35,13 @@ def runtime_state(name: str) -> tuple[bool, str]:
     except BackendUnavailable as error:
         return False, str(error)
     if not is_new_enough(runtime):
-        return False, f"{name} {runtime.__version__} is older than 8.5: pip install --upgrade 'ctflow[{name}]'"
+        return False, f"{name} {runtime.__version__} is older than 10: pip install --upgrade 'ctflow[{name}]'"
     return True, f"{name} {runtime.__version__}"
 
 
 def is_new_enough(runtime: Any) -> bool:
-    """Whether the runtime has named tensors; TensorRT-RTX, whose versions count from 1, always has them."""
-    return is_rtx(runtime) or runtime_version(runtime)[:2] >= _OLDEST
+    """Whether networks follow the types of their graph; TensorRT-RTX's, whose versions count from 1, always do."""
+    return is_rtx(runtime) or runtime_version(runtime)[:1] >= _OLDEST
 
 
 def is_rtx(runtime: Any) -> bool:
@@ -52,11 +52,6 @@ def is_rtx(runtime: Any) -> bool:
 def runtime_version(runtime: Any) -> tuple[int, ...]:
     """The version as numbers."""
     return tuple(int(part) for part in str(runtime.__version__).split(".") if part.isdecimal())
-
-
-def is_strongly_typed(runtime: Any) -> bool:
-    """Whether networks follow the types of their graph; else a flag of the builder allows half precision."""
-    return hasattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or runtime_version(runtime)[0] >= 11
 
 
 def load_runtime(name: str) -> Any:
