@@ -146,17 +146,6 @@ class Node:
         sent = "are sent (allow_demonstration)" if self.settings.allow_demonstration else "are not sent"
         return f"{RESEARCH_ONLY}: {word.model} is a demonstration model. Its results {sent}."
 
-    def check_start(self) -> None:
-        """Wait for the first worker.
-
-        Raises:
-            CtflowError: It cannot open the model or the engine, and never could.
-        """
-        self.pool.opened.wait()
-        word = self.pool.first_word
-        if isinstance(word, NotReady):
-            raise word.error
-
 
 def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) -> None:
     """Be a node until `stop` is set.

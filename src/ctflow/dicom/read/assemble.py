@@ -13,7 +13,7 @@ from pydicom.uid import UID
 
 from ctflow.compat.pydicom import lenient
 from ctflow.core.progress import Progress, silent
-from ctflow.core.volume import LEAST_SHARE, PADDING_HU, FloatArray, Geometry, Volume
+from ctflow.core.volume import LEAST_SHARE, PADDING_HU, FloatArray, Volume
 from ctflow.dicom.attributes import integer, number, text
 from ctflow.dicom.read.geometry.stack import Stack, stack_of_series
 from ctflow.dicom.read.pixels.decode import Slice, SliceReader, in_threads
@@ -66,13 +66,6 @@ class _Rescale:
     @property
     def integral(self) -> bool:
         return self.slope == int(self.slope) and self.intercept == int(self.intercept)
-
-
-@lenient()
-def geometry_of_series(series: Series) -> tuple[Geometry, tuple[Instance, ...]]:
-    """A series' grid and its slices in array order, without reading pixels (see `stack_of_series`)."""
-    stack = stack_of_series(series)
-    return stack.geometry, stack.instances
 
 
 @lenient()

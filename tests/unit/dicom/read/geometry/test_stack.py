@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctflow.core.errors import BrokenSeries
-from ctflow.dicom.read.assemble import assemble_series, geometry_of_series
+from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from dicom_support import DEPTH, assembled, moved, selection_of, small_volume
 from reasons import raises_reason
@@ -22,7 +22,8 @@ def broken(folder) -> BrokenSeries:
 
 def test_geometry_needs_no_pixels_and_has_the_slices_in_order(write, volume):
     (candidate,) = selection_of(write()).selected
-    geometry, instances = geometry_of_series(candidate.series)
+    stack = stack_of_series(candidate.series)
+    geometry, instances = stack.geometry, stack.instances
     assert geometry.shape == volume.geometry.shape
     assert np.allclose(geometry.affine_mm, volume.geometry.affine_mm, atol=1e-5)
     assert [int(i.header.InstanceNumber) for i in instances] == list(range(1, DEPTH + 1))
