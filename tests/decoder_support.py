@@ -8,7 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from ctflow.dicom.read.pixels import decode
-from ctflow.dicom.read.pixels.shared import SharedSlices
+from ctflow.dicom.read.pixels.decode import SharedSlices
 
 SPECIAL = "00005.dcm"
 

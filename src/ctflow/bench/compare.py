@@ -19,9 +19,8 @@ from typing import Any
 import torch
 
 from ctflow.bench.case import draw_case
-from ctflow.bench.configurations import Configuration, configurations_for
 from ctflow.bench.measurement import TORCH, MeasurementRequest
-from ctflow.bench.results import DiceOfMasks, compared_results
+from ctflow.bench.results import Configuration, DiceOfMasks, compared_results, configurations_for
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.core.model import Model

@@ -1,18 +1,22 @@
-"""What was measured of each configuration, compared with the others: factors and Dice."""
+"""The configurations, and what was measured of each, compared with the others: factors and Dice."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.bench.configurations import ARTICLE, STOCK, STOCK_HALF, Configuration
 from ctflow.bench.exactness import dice_of
+from ctflow.bench.measurement import DEFAULT, STRICT, TORCH
+from ctflow.engines.registry import backends_for
+
+STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other configurations are compared with
+_COUNTS = (2, 4)  # devices of the configurations with several
 
 
 class DiceOfMasks:
@@ -91,3 +95,58 @@ def _result(
         "dice_to_article": dice_to(ARTICLE),
         "dice_to_truth": dice(configuration.id, None, number),
     }
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to compute a volume: whose loop, engine, number format and number of devices.
+
+    Attributes:
+        id: Its number; what `--python ID=PATH` names.
+        text: What it is, for people.
+        method: See `ctflow.bench.measurement.MeasurementRequest`.
+        engine: Backend name, or `TORCH`.
+        precision: Number format.
+        stitch: Where stock MONAI blends.
+        devices: How many.
+    """
+
+    id: str
+    text: str
+    method: str
+    engine: str = TORCH
+    precision: str = "fp16"
+    stitch: str = "device"
+    devices: int = 1
+
+
+_ONE_CHANNEL = "the article's one channel, TensorRT fp16"
+_FIRST = (
+    Configuration(STOCK, "stock MONAI, strict fp32", "stock", precision=STRICT),
+    Configuration("0b", "stock MONAI, strict fp32, blended on the CPU", "stock", precision=STRICT, stitch="cpu"),
+    Configuration(STOCK_HALF, "stock MONAI, fp16", "stock"),
+    Configuration("0d", "stock MONAI, fp16, blended on the CPU", "stock", stitch="cpu"),
+    Configuration(ARTICLE, "the article's loop, strict fp32", "article", precision=STRICT),
+    Configuration("1b", "the article's loop, torch's default precision", "article", precision=DEFAULT),
+    Configuration("2", "the article's loop, fp16", "article"),
+    Configuration("3", "the article's loop, TensorRT fp16", "article", "tensorrt"),
+    Configuration("4", _ONE_CHANNEL, "article, one channel", "tensorrt"),
+    *(
+        Configuration(f"5x{count}", f"{_ONE_CHANNEL}, {count} GPUs", "article, one channel", "tensorrt", devices=count)
+        for count in _COUNTS
+    ),
+)
+
+
+def configurations_for(devices: Sequence[str]) -> tuple[Configuration, ...]:
+    """All of a machine: the article's, and every engine of ctflow for its kind of device and number of them."""
+    return (*_FIRST, *_own_configurations(devices))
+
+
+def _own_configurations(devices: Sequence[str]) -> Iterator[Configuration]:
+    for name, precisions in backends_for(devices[0]):
+        for precision in precisions:
+            for count in (1, *_COUNTS):
+                several, times = (f", {count} GPUs", f"x{count}") if count > 1 else ("", "")
+                text = f"ctflow, {name} {precision}{several}"
+                yield Configuration(f"{name}-{precision}{times}", text, "ctflow", name, precision, devices=count)

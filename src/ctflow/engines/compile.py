@@ -20,9 +20,9 @@ from ctflow.compat.torch import compiler_at_ease
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
-from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
+from ctflow.engines.hardware import switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision

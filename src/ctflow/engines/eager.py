@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
 from ctflow.core.model import Model
-from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
+from ctflow.engines.hardware import switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES

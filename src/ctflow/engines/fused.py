@@ -19,9 +19,9 @@ from ctflow.core.errors import BackendUnavailable, CtflowError, DeviceOutOfMemor
 from ctflow.core.model import Model
 from ctflow.core.package import digest_of_package
 from ctflow.core.volume import Size3
-from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
+from ctflow.engines.hardware import switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes

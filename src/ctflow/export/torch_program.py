@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ctflow.core.errors import BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
-from ctflow.engines.arithmetic import switches
 from ctflow.engines.compile import network_for_gpu
 from ctflow.engines.contract import Precision
+from ctflow.engines.hardware import switches
 from ctflow.engines.tensorrt.torch_program import load_torch_tensorrt
 
 

@@ -24,8 +24,8 @@ from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import Receiver, Reception
 from ctflow.node.settings import ServiceSettings, is_peer
+from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
-from ctflow.node.web.server import serving
 from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup
 from ctflow.settings.run import Settings

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ctflow.core.atomic import write_atomically
 from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY
-from ctflow.report.lettering import font_of, shortened
 from ctflow.report.views import COLOURS, PLANES, Grey, Oriented, Plane, picture_of_slice
 
 WINDOW_CENTRE_HU, WINDOW_WIDTH_HU = -600.0, 1500.0  # the usual lung window
@@ -197,3 +197,29 @@ def _draw_legend(draw: ImageDraw.ImageDraw, top: int, places: list[tuple[int, st
             _text(draw, (left, middle), words, 15, "lm", _DIM)
     if not places:
         _text(draw, (_GAP_PX + 2, top + _LEGEND_ROW_PX // 2), NOTHING_MARKED, 15, "lm")
+
+
+@cache
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font: the same picture on every machine.
+
+    Args:
+        size: Height in pixels.
+    """
+    return ImageFont.load_default(size)
+
+
+def shortened(words: str, size: int, room_px: float) -> str:
+    """One line that fits; control characters have no picture.
+
+    Args:
+        words: Any text.
+        size: The font's height in pixels.
+        room_px: How long the line may be.
+    """
+    words = "".join(letter if letter.isprintable() else " " for letter in words)
+    if font_of(size).getlength(words) <= room_px:
+        return words
+    while words and font_of(size).getlength(f"{words}...") > room_px:
+        words = words[:-1]
+    return f"{words}..."

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ctflow.core.volume import FloatArray, Size3
-from ctflow.transforms.interpolate import slabs_of
+from ctflow.transforms.resample import slabs_of
 from ctflow.transforms.state import Prepared
 from ctflow.transforms.tilt import restore_tilt
 

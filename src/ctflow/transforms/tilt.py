@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.core.errors import UnsupportedPixels
 from ctflow.core.volume import LEAST_SHARE, PADDING_HU, Geometry, Volume
-from ctflow.transforms.interpolate import linear_weights, slabs_of
+from ctflow.transforms.resample import linear_weights, slabs_of
 from ctflow.transforms.state import LARGEST_VOXELS, Untilted
 
 

@@ -12,9 +12,9 @@ import pytest
 from bundle_support import small_unet_bundle
 from ctflow.bench import case, compare
 from ctflow.bench.compare import Comparison, compare_configurations
-from ctflow.bench.configurations import configurations_for
 from ctflow.bench.exactness import dice_of
 from ctflow.bench.measurement import MeasurementRequest, measure_configuration, on_source, request_from_document
+from ctflow.bench.results import configurations_for
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, SettingsInvalid
 from ctflow.core.volume import Volume

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ctflow.bundle.config import Config
-from ctflow.bundle.inferer import Sliding, sliding_from_config
+from ctflow.bundle.read import Sliding, sliding_from_config
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
 

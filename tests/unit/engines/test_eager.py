@@ -8,9 +8,9 @@ from torch import nn
 
 from ctflow.core.errors import BundleInvalid
 from ctflow.engines import eager
-from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.eager import EagerEngine
+from ctflow.engines.hardware import switches
 
 ROI = (2, 2, 2)
 WINDOW = torch.zeros(1, 1, *ROI)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ctflow.report.lettering import font_of, shortened
+from ctflow.report.preview import font_of, shortened
 
 
 def test_lines_are_shortened_to_their_room():

@@ -29,10 +29,10 @@ from monai.transforms import (
 from ctflow.core.errors import UnsupportedPixels
 from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
 from ctflow.core.volume import Geometry, Volume
-from ctflow.transforms import interpolate
-from ctflow.transforms.interpolate import linear_weights
+from ctflow.transforms import resample
 from ctflow.transforms.orient import orientation_from_affine
 from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.resample import linear_weights
 from ctflow.transforms.restore import restore_slabs, source_boxes
 from ctflow.transforms.tilt import untilted_grid
 from dicom_support import LinearField, indices_of, rotation
@@ -200,7 +200,7 @@ def test_the_size_of_a_slab_changes_no_value(monkeypatch, at_once):
     volume, steps = volume_of(shape=(9, 12, 10)), (Orient("RAS"), Resample((1.5, 0.5, 1.1)), SCALE)
     expected = prepare_volume(volume, steps, "cpu")
     back = torch.cat([slab for _, slab in restore_slabs(expected, expected.tensor[0])], dim=1)
-    monkeypatch.setattr(interpolate, "_SLAB", at_once)
+    monkeypatch.setattr(resample, "_SLAB", at_once)
     prepared = prepare_volume(volume, steps, "cpu")
     assert torch.allclose(prepared.tensor, expected.tensor, atol=1e-6)
     found = torch.cat([slab for _, slab in restore_slabs(prepared, expected.tensor[0])], dim=1)
@@ -210,7 +210,7 @@ def test_the_size_of_a_slab_changes_no_value(monkeypatch, at_once):
 def test_a_gpus_slabs_stay_within_their_memory():
     for channels, shape, wanted in [(14, (512, 512, 300), (700, 512, 512)), (1, (700, 512, 512), (100, 340, 340))]:
         image = SimpleNamespace(is_cuda=True, shape=(channels, *shape))
-        rows = interpolate._rows_at_once(image, wanted)
+        rows = resample._rows_at_once(image, wanted)
         assert rows >= 1
         assert rows * channels * wanted[1] * wanted[2] * 4 <= 2**28
         assert rows * channels * shape[0] / wanted[0] * shape[1] * shape[2] * 4 <= 2**28

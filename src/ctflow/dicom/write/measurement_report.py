@@ -19,21 +19,7 @@ from pydicom.valuerep import DS, VR
 from ctflow.compat.pydicom import lenient
 from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.dicom.attributes import text
-from ctflow.dicom.write.derived import (
-    ALGORITHM_SOURCE,
-    Provenance,
-    algorithm_parameters,
-    concept,
-    equipment,
-    finding_uid,
-    fitted,
-    give_moment,
-    give_text_encoding,
-    moment_of,
-    series_description,
-    series_number,
-    tracking_id,
-)
+from ctflow.dicom.write import derived
 from ctflow.dicom.write.encode import json_from_dataset
 from ctflow.dicom.write.identity import series_uid, uid_from_parts
 from ctflow.dicom.write.source import Sources, sources_from_headers
@@ -71,7 +57,7 @@ class _Basis:
     segmentation: Dataset
     header: Dataset
     spec: ModelSpec
-    provenance: Provenance
+    provenance: derived.Provenance
     parts: Mapping[tuple[int, int], int]
     tracking_ids: Mapping[int, str]
 
@@ -82,7 +68,7 @@ def report_from_measurements(
     segmentation: Dataset,
     sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
-    provenance: Provenance,
+    provenance: derived.Provenance,
     *,
     marked_as: Sequence[Segment] = (),
     remarks: Sequence[str] = (),
@@ -129,14 +115,14 @@ def report_from_measurements(
             evidence=[sources.cleaned[0], segmentation],  # patient and study come from the first
             content=_root([]),  # highdicom copies and searches it, which takes seconds where a hundred groups are in it
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR"),
-            series_number=series_number(header, 2),
+            series_number=derived.series_number(header, 2),
             sop_instance_uid=uid,
             instance_number=1,
             is_complete=left_out == 0,
             is_final=False,
             is_verified=False,
-            **equipment(spec, provenance),
-            series_description=series_description(spec, "Measurements by"),
+            **derived.equipment(spec, provenance),
+            series_description=derived.series_description(spec, "Measurements by"),
             previous_versions=list(previous) or None,
         )
     report.ContentSequence = content.ContentSequence
@@ -145,8 +131,8 @@ def report_from_measurements(
     if left_out:
         kind = "smaller or implausible" if any(entry.implausible.findings for entry in measured) else "smaller"
         report.CompletionFlagDescription = f"{left_out} {kind} findings are not listed"
-    give_text_encoding(report, sources.cleaned[0])
-    give_moment(report, *moment_of(header))
+    derived.give_text_encoding(report, sources.cleaned[0])
+    derived.give_moment(report, *derived.moment_of(header))
     return report
 
 
@@ -192,7 +178,7 @@ def _observer(basis: _Basis) -> hd.sr.ObserverContext:
         uid=uid_from_parts("device", basis.provenance.ctflow_version, digest),
         name="ctflow",
         manufacturer_name="ctflow",
-        model_name=fitted(basis.spec.name),
+        model_name=derived.fitted(basis.spec.name),
         serial_number=digest[:12],
     )
     return hd.sr.ObserverContext(codes.DCM.Device, device)
@@ -206,7 +192,7 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
         yield NOTHING_MARKED
         return
     for entry in measured:
-        name = f"Segment {entry.number}, {fitted(entry.label)}"
+        name = f"Segment {entry.number}, {derived.fitted(entry.label)}"
         if not entry.components:
             yield f"{name}: {NOTHING_MARKED}"
         if entry.findings_left_out:
@@ -252,10 +238,13 @@ class _Named:
 
 
 def _named(rank: int, segment: Segment, basis: _Basis) -> _Named:
-    tracking = finding_uid(basis.segmentation.SOPInstanceUID, segment.number, rank)  # also its own segment's, if any
+    # Also of its own segment, if it has one.
+    tracking = derived.finding_uid(basis.segmentation.SOPInstanceUID, segment.number, rank)
     number = basis.parts.get((segment.number, rank))
     if number is None:
-        return _Named(tracking, f"{fitted(tracking_id(segment, basis.spec))}, finding {rank}", segment.number)
+        return _Named(
+            tracking, f"{derived.fitted(derived.tracking_id(segment, basis.spec))}, finding {rank}", segment.number
+        )
     return _Named(tracking, basis.tracking_ids[number], number)
 
 
@@ -270,9 +259,9 @@ def _group(
         referenced_segment=hd.sr.ReferencedSegment(
             seg.SOPClassUID, seg.SOPInstanceUID, named.number, source_series=series
         ),
-        finding_category=hd.sr.CodedConcept.from_code(concept(segment.category)),
-        finding_type=hd.sr.CodedConcept.from_code(concept(segment.type)),
-        finding_sites=[hd.sr.FindingSite(concept(region)) for region in segment.anatomy] or None,
+        finding_category=hd.sr.CodedConcept.from_code(derived.concept(segment.category)),
+        finding_type=hd.sr.CodedConcept.from_code(derived.concept(segment.type)),
+        finding_sites=[hd.sr.FindingSite(derived.concept(region)) for region in segment.anatomy] or None,
         algorithm_id=algorithm,
         measurements=list(_measurements(finding)),
     )
@@ -364,14 +353,14 @@ def _measured_concepts() -> tuple[tuple[hd.sr.CodedConcept | None, ...], ...]:
 
 def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:
     """TID 4019 with what the SEG's macro says; highdicom 0.25 has no argument for manufacturer and family."""
-    parameters = algorithm_parameters(basis.provenance)
+    parameters = derived.algorithm_parameters(basis.provenance)
     identification = hd.sr.AlgorithmIdentification(
-        fitted(basis.spec.name),
-        fitted(basis.spec.version),
+        derived.fitted(basis.spec.name),
+        derived.fitted(basis.spec.version),
         # One text, as highdicom writes it into the SEG: dcmqi reads only the first of several.
         [",".join(f"{key}={value}" for key, value in parameters.items())],
     )
-    identification.append(hd.sr.TextContentItem(_ALGORITHM_MANUFACTURER, ALGORITHM_SOURCE, _MODIFIES))
+    identification.append(hd.sr.TextContentItem(_ALGORITHM_MANUFACTURER, derived.ALGORITHM_SOURCE, _MODIFIES))
     identification.append(hd.sr.CodeContentItem(codes.DCM.AlgorithmFamily, codes.DCM.ArtificialIntelligence, _MODIFIES))
     return identification
 

@@ -15,16 +15,7 @@ from pydicom.sr.codedict import codes
 from ctflow.compat.pydicom import lenient
 from ctflow.core.model import RESEARCH_ONLY, ModelSpec
 from ctflow.dicom.attributes import text
-from ctflow.dicom.write.derived import (
-    Provenance,
-    equipment,
-    fitted,
-    give_moment,
-    give_text_encoding,
-    moment_of,
-    series_description,
-    series_number,
-)
+from ctflow.dicom.write import derived
 from ctflow.dicom.write.identity import series_uid, uid_from_parts
 from ctflow.dicom.write.source import Sources, sources_from_headers
 
@@ -37,7 +28,7 @@ def secondary_capture_from_picture(
     segmentation: Dataset,
     sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
-    provenance: Provenance,
+    provenance: derived.Provenance,
 ) -> Dataset:
     """Make a Secondary Capture Image.
 
@@ -72,16 +63,16 @@ def secondary_capture_from_picture(
             patient_orientation=("L", "P"),  # highdicom wants one; see _describe
             study_instance_uid=text(header, "StudyInstanceUID"),
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SC"),
-            series_number=series_number(header, 3),
+            series_number=derived.series_number(header, 3),
             sop_instance_uid=uid_from_parts("secondary capture", segmentation.SOPInstanceUID, pixels),
             instance_number=1,
-            **equipment(spec, provenance),
-            series_description=series_description(spec, "Picture by"),
+            **derived.equipment(spec, provenance),
+            series_description=derived.series_description(spec, "Picture by"),
         )
         image.copy_patient_and_study_information(cleaned[0])
     _describe(image, cleaned, spec)
-    give_text_encoding(image, cleaned[0])
-    give_moment(image, *moment_of(header))
+    derived.give_text_encoding(image, cleaned[0])
+    derived.give_moment(image, *derived.moment_of(header))
     return image
 
 
@@ -95,7 +86,7 @@ def _describe(image: Dataset, cleaned: Sequence[Dataset], spec: ModelSpec) -> No
     notice = f"{RESEARCH_ONLY}. " if spec.demonstration else ""
     image.DerivationDescription = (
         f"{notice}Axial, coronal and sagittal slice of the largest plausible finding, and outlines of what "
-        f"{fitted(spec.name)} {fitted(spec.version)} marked. For orientation, not for diagnosis."
+        f"{derived.fitted(spec.name)} {derived.fitted(spec.version)} marked. For orientation, not for diagnosis."
     )[:_SHORT_TEXT]
     purpose = hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
     image.SourceImageSequence = [_reference(source, purpose) for source in cleaned]

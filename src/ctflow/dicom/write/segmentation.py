@@ -18,21 +18,7 @@ from ctflow.compat.pydicom import lenient
 from ctflow.core.model import RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.core.volume import Geometry, LabelArray
 from ctflow.dicom.attributes import text
-from ctflow.dicom.write.derived import (
-    ALGORITHM_SOURCE,
-    Provenance,
-    algorithm_parameters,
-    concept,
-    equipment,
-    finding_uid,
-    fitted,
-    give_moment,
-    give_text_encoding,
-    moment_of,
-    series_description,
-    series_number,
-    tracking_id,
-)
+from ctflow.dicom.write import derived
 from ctflow.dicom.write.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.write.source import Sources, sources_from_headers
 
@@ -59,7 +45,7 @@ def segmentation_from_labels(
     labels: LabelArray,
     sources: Sequence[Dataset] | Sources,
     spec: ModelSpec,
-    provenance: Provenance,
+    provenance: derived.Provenance,
     *,
     form: SegForm = SegForm(),
     fractions: npt.NDArray[np.uint8] | None = None,
@@ -109,18 +95,18 @@ def segmentation_from_labels(
             **planes,
             segment_descriptions=[_describe(segment, header, spec, provenance, uid) for segment in spec.segments],
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
-            series_number=series_number(header, 1),
+            series_number=derived.series_number(header, 1),
             sop_instance_uid=uid,
             instance_number=1,
-            **equipment(spec, provenance),
+            **derived.equipment(spec, provenance),
             content_description=_content_description(spec, marked=bool(labels.any())),
             content_label="SEGMENTATION",
-            series_description=series_description(spec, "Segmentation by"),
+            series_description=derived.series_description(spec, "Segmentation by"),
         )
     if shown is not None:
         _refer_to_all(segmentation, sources)
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
-    give_text_encoding(segmentation, sources.cleaned[0])
+    derived.give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
     return segmentation
 
@@ -232,30 +218,30 @@ def _check(
 
 
 def _describe(
-    segment: Segment, header: Dataset, spec: ModelSpec, provenance: Provenance, uid: str
+    segment: Segment, header: Dataset, spec: ModelSpec, provenance: derived.Provenance, uid: str
 ) -> hd.seg.SegmentDescription:
-    name = tracking_id(segment, spec)
+    name = derived.tracking_id(segment, spec)
     if segment.part_of is None:
         tracking = uid_from_parts("segment", text(header, "SeriesInstanceUID"), spec.name, spec.version, name)
     else:
-        tracking = finding_uid(uid, segment.part_of, segment.rank)
+        tracking = derived.finding_uid(uid, segment.part_of, segment.rank)
     algorithm = hd.AlgorithmIdentificationSequence(
-        name=fitted(spec.name),
+        name=derived.fitted(spec.name),
         family=codes.DCM.ArtificialIntelligence,
-        version=fitted(spec.version),
-        source=ALGORITHM_SOURCE,
-        parameters=algorithm_parameters(provenance),
+        version=derived.fitted(spec.version),
+        source=derived.ALGORITHM_SOURCE,
+        parameters=derived.algorithm_parameters(provenance),
     )
     return hd.seg.SegmentDescription(
         segment_number=segment.number,
-        segment_label=fitted(segment.label),
-        segmented_property_category=concept(segment.category),
-        segmented_property_type=concept(segment.type),
+        segment_label=derived.fitted(segment.label),
+        segmented_property_category=derived.concept(segment.category),
+        segmented_property_type=derived.concept(segment.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         tracking_uid=tracking,
-        tracking_id=fitted(name),
-        anatomic_regions=[concept(region) for region in segment.anatomy] or None,
+        tracking_id=derived.fitted(name),
+        anatomic_regions=[derived.concept(region) for region in segment.anatomy] or None,
         display_color=None if segment.colour is None else hd.color.CIELabColor.from_rgb(*segment.colour),
     )
 
@@ -266,12 +252,12 @@ def _content_description(spec: ModelSpec, *, marked: bool) -> str:
         return f"{RESEARCH_ONLY}. None marked, not excluded"
     if not marked:
         return _NOTHING_MARKED
-    return series_description(spec, "Segmentation by")
+    return derived.series_description(spec, "Segmentation by")
 
 
 def _make_reproducible(segmentation: Dataset, header: Dataset, uid: str) -> None:
     """Replace what highdicom takes from the clock and from chance."""
-    give_moment(segmentation, *moment_of(header))
+    derived.give_moment(segmentation, *derived.moment_of(header))
     organization = uid_from_parts("dimensions", uid)
     for item in segmentation.DimensionOrganizationSequence:
         item.DimensionOrganizationUID = organization

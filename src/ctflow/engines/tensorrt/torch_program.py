@@ -20,9 +20,8 @@ from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
 from ctflow.core.model import Model
-from ctflow.engines.arithmetic import switches
 from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
-from ctflow.engines.hardware import driver_version, gpu_identity
+from ctflow.engines.hardware import driver_version, gpu_identity, switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey
 from ctflow.engines.tensorrt.plan import find_plan

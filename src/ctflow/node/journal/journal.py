@@ -17,22 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctflow.core.errors import NotWritten, OutputError, StorageFull
+from ctflow.node.journal import writes
 from ctflow.node.journal.arrivals import complete_quiet_series, give_up_refused_series, note_refused, receive_instance
 from ctflow.node.journal.reading import JournalReader
 from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
 from ctflow.node.journal.schema import bring_up_to_date, unopened
-from ctflow.node.journal.writes import (
-    claim_job,
-    commit_job,
-    discard_series,
-    leave_job,
-    note_event,
-    note_not_sent,
-    note_sent,
-    note_worker_died,
-    recover_jobs,
-    retry_series,
-)
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -220,14 +209,14 @@ class Journal(JournalReader):
 
     def recover(self) -> tuple[str, ...]:
         """After a start: what was running when the node ended waits again; their keys."""
-        return self._write(recover_jobs)
+        return self._write(writes.recover_jobs)
 
     def claim(self) -> Job | None:
         """Take the next complete series and mark it as running; None where none may be run now.
 
         The oldest first, but those in which the node itself ended come after the others.
         """
-        return self._write(lambda db: claim_job(db, self._clock()))
+        return self._write(lambda db: writes.claim_job(db, self._clock()))
 
     def commit(self, job: Job, answer: WorkerResult, deliveries: Sequence[tuple[str, str]]) -> bool:
         """Keep a result, with what is to be delivered, before anything is sent.
@@ -241,34 +230,36 @@ class Journal(JournalReader):
         Returns:
             False where instances came meanwhile: the result is of a set that is no more and is not kept.
         """
-        return self._write(lambda db: commit_job(db, job, answer, tuple(deliveries), self._clock()))
+        return self._write(lambda db: writes.commit_job(db, job, answer, tuple(deliveries), self._clock()))
 
     def set_aside(self, key: str, why: Why, *, set_digest: str | None = None) -> bool:
         """Set a series aside; with a set's digest only if the series still is that set. Whether it was."""
-        return self._write(lambda db: leave_job(db, key, set_digest, "aside", why, 0.0, self._clock()))
+        return self._write(lambda db: writes.leave_job(db, key, set_digest, "aside", why, 0.0, self._clock()))
 
     def try_again(self, job: Job, why: Why, wait_s: float) -> bool:
         """Put a running series back, to be run after a while; False where it is no longer that set."""
         when = self._clock() + wait_s
-        return self._write(lambda db: leave_job(db, job.key, job.set_digest, "complete", why, when, self._clock()))
+        return self._write(
+            lambda db: writes.leave_job(db, job.key, job.set_digest, "complete", why, when, self._clock())
+        )
 
     def give_up(self, job: Job, why: Why) -> bool:
         """Put a running series with the dead letters; False where it is no longer that set."""
-        return self._write(lambda db: leave_job(db, job.key, job.set_digest, "dead", why, 0.0, self._clock()))
+        return self._write(lambda db: writes.leave_job(db, job.key, job.set_digest, "dead", why, 0.0, self._clock()))
 
     def worker_died(self, job: Job, how: str) -> bool:
         """A worker did not survive the series: it is tried once more, then set aside. Whether it is tried again."""
-        return self._write(lambda db: note_worker_died(db, job, how, self._clock()))
+        return self._write(lambda db: writes.note_worker_died(db, job, how, self._clock()))
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def sent(self, delivery: int, text: str) -> None:
         """An object arrived at its destination; a series whose objects all arrived is delivered."""
-        self._write(lambda db: note_sent(db, delivery, text, self._clock()))
+        self._write(lambda db: writes.note_sent(db, delivery, text, self._clock()))
 
     def not_sent(self, delivery: int, why: Why, wait_s: float | None) -> None:
         """An object did not arrive; it is tried again after `wait_s`, or is a dead letter where that is None."""
-        self._write(lambda db: note_not_sent(db, delivery, why, wait_s, self._clock()))
+        self._write(lambda db: writes.note_not_sent(db, delivery, why, wait_s, self._clock()))
 
     # -- a person -----------------------------------------------------------------------------------------------------
 
@@ -278,7 +269,7 @@ class Journal(JournalReader):
         Returns:
             False where there is nothing to try again (no such series, or it is on its way).
         """
-        return self._write(lambda db: retry_series(db, key, by, self._clock()))
+        return self._write(lambda db: writes.retry_series(db, key, by, self._clock()))
 
     def discard(self, key: str, *, by: str = "operator") -> bool:
         """Stop all work on a series and withdraw what was not delivered; its files stay.
@@ -286,11 +277,11 @@ class Journal(JournalReader):
         Returns:
             False where there is no such series, or it is discarded or delivered.
         """
-        return self._write(lambda db: discard_series(db, key, by, self._clock()))
+        return self._write(lambda db: writes.discard_series(db, key, by, self._clock()))
 
     def event(self, kind: str, text: str, *, key: str | None = None, peer: str | None = None) -> None:
         """Add a line to the audit trail; the text holds no patient data."""
-        self._write(lambda db: note_event(db, self._clock(), kind, text, key, peer))
+        self._write(lambda db: writes.note_event(db, self._clock(), kind, text, key, peer))
 
 
 def _opened(path: Path) -> sqlite3.Connection:

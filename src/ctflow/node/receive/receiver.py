@@ -35,13 +35,13 @@ from ctflow.node.receive.headers import (
     READ_OF_PATIENT,
     file_meta,
     first_text,
+    is_same_in_other_syntax,
     is_usable,
     patient_of_header,
     whole_number,
 )
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.pending import PendingConnections, bytes_here
-from ctflow.node.receive.same import is_same_in_other_syntax
 from ctflow.node.receive.shortcut import StoreAnswer, StoreRequest, shorten
 from ctflow.node.receive.titles import TITLES_END, refusal_of_titles
 from ctflow.node.receive.transport import LimitedSocket, Shared

@@ -1,20 +1,29 @@
-"""The page as an ASGI application: who is let in, which address is whose, and the headers of every answer."""
+"""The page as an ASGI application: who is let in, which address is whose, every answer's headers; and its server."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from ctflow.core.errors import SettingsInvalid
 from ctflow.node.web.guard import COOKIE, Hosts, Tokens, headers, is_own_form
 from ctflow.node.web.pages import NodeView, Pages
+from ctflow.node.web.views import address
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
+# A person and a few machines ask; more at once is a mistake, and gets 503.
+_MOST_AT_ONCE = 100
+_KEEP_ALIVE_S = 5
+_GRACEFUL_S = 3  # a report of 24 MB takes less, and the node's own work must not wait for a browser
 _LARGEST_FORM = 4096  # bytes; a token has 64
 _RESULT = "/series/{key:str}/results/{number:str}"
 
@@ -31,7 +40,7 @@ def make_app(node: NodeView) -> Starlette:
         node: What it shows.
 
     Returns:
-        An ASGI application; see `ctflow.node.web.server`.
+        An ASGI application, which `serving` serves.
     """
     # Late: the library does not need it, only the node.
     from starlette.applications import Starlette  # noqa: PLC0415
@@ -127,3 +136,57 @@ async def _token_of_form(request: Request) -> str | None:
     except ValueError:
         return None
     return fields.get("token")
+
+
+@contextmanager
+def serving(node: NodeView) -> Iterator[int]:
+    """Serve the page of a node while the context lasts.
+
+    Args:
+        node: What it shows; `settings.web` says where. Port 0 takes any that is free.
+
+    Yields:
+        The port.
+
+    Raises:
+        SettingsInvalid: The address cannot be listened on.
+    """
+    # Late: the library does not need it, only the node.
+    import uvicorn  # noqa: PLC0415
+
+    listener = _listen(node.settings.web.bind, node.settings.web.port)
+    config = uvicorn.Config(
+        make_app(node),
+        log_config=None,
+        access_log=False,  # it would write addresses with keys of series for every picture
+        server_header=False,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        limit_concurrency=_MOST_AT_ONCE,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACEFUL_S,
+        h11_max_incomplete_event_size=16_384,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page", daemon=True)
+    thread.start()
+    port = int(listener.getsockname()[1])
+    log.info("the page is on http://%s/", address(node.settings.web.bind, port))
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def _listen(bind: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    try:
+        return socket.create_server((bind, port), family=family, backlog=128)
+    except OSError as error:
+        raise SettingsInvalid(
+            f"web: cannot listen on {address(bind, port)} ({error.strerror}): give another web.port or web.bind",
+            reason="cannot-listen",
+        ) from error

@@ -19,12 +19,12 @@ from ctflow.phantom.paint import Tubes, paint_tubes, smooth_max, smooth_min, tub
 from ctflow.phantom.scanner import Scanner
 from ctflow.phantom.scene.clothes import Layer, draw_fasteners, fasteners_from_rng, layers_from_rng
 from ctflow.phantom.scene.implants import Implants, draw_implants, implants_from_rng
-from ctflow.phantom.scene.padding import in_circle, outside_circle
 from ctflow.phantom.scene.streaks import add_starvation, add_streaks, dense_in
 from ctflow.phantom.scene.tables import Beneath, table_from_rng
-from ctflow.phantom.scene.variety import Variety
+from ctflow.phantom.scene.variety import Padding, Variety
 
 _LUNGS_ML = 2600.0  # both of a whole chest; a part of them has its share of vessels
+_BEYOND_MM = 2.0  # no tumour is drawn nearer to the circle
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,3 +198,25 @@ def _widths(skin: FloatVolume, coarse: Grid, grid: Grid, limbs: Limbs | None) ->
         inside = np.where((heights > arms[:, 0].min()) & (heights < arms[:, 0].max()), inside + 50, inside)
     widths: FloatVolume = np.interp(grid.lines_mm[0], heights, inside)
     return widths
+
+
+def distance_to_circle(grid: Grid, padding: Padding) -> FloatVolume:
+    """(1, H, W) signed distance to the scan circle in mm, negative in it."""
+    _, y, x = grid.axes
+    middle_y, middle_x = (
+        np.float32(middle + away) for middle, away in zip(grid.centre_mm[1:], padding.centre_mm, strict=True)
+    )
+    distance: FloatVolume = np.sqrt((y - middle_y) ** 2 + (x - middle_x) ** 2) - np.float32(padding.radius_mm)
+    return distance
+
+
+def in_circle(lung: FloatVolume, coarse: Grid, padding: Padding) -> FloatVolume:
+    """Distance to what is seen of the lungs, on the coarse grid."""
+    seen: FloatVolume = np.maximum(lung, distance_to_circle(coarse, padding) + np.float32(_BEYOND_MM))
+    return seen
+
+
+def outside_circle(grid: Grid, padding: Padding) -> npt.NDArray[np.bool_]:
+    """(H, W), true where nothing was seen."""
+    outside: npt.NDArray[np.bool_] = distance_to_circle(grid, padding)[0] > 0
+    return outside

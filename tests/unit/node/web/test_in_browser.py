@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from browser_support import CHROMIUM, Browser
-from ctflow.node.web.server import serving
+from ctflow.node.web.app import serving
 from needs import skip_without
 from node_support import fill_busy
 

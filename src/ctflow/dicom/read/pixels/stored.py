@@ -8,23 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom import uid
 from pydicom.encaps import get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
 
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
@@ -36,30 +22,32 @@ Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
 # Who decodes, by pydicom's names of plugins: always the same one, whatever else is installed. Of OpenJPEG the one
 # without threads, as slices are decoded in processes: GDCM has a thread a core for each slice, and spends more in all.
 _DECODERS = {
-    HTJ2K: "pylibjpeg",
-    HTJ2KLossless: "pylibjpeg",
-    HTJ2KLosslessRPCL: "pylibjpeg",
-    JPEG2000: "pylibjpeg",
-    JPEG2000Lossless: "pylibjpeg",
-    JPEGLossless: "gdcm",
-    JPEGLosslessSV1: "gdcm",
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    RLELossless: "pylibjpeg",
+    uid.HTJ2K: "pylibjpeg",
+    uid.HTJ2KLossless: "pylibjpeg",
+    uid.HTJ2KLosslessRPCL: "pylibjpeg",
+    uid.JPEG2000: "pylibjpeg",
+    uid.JPEG2000Lossless: "pylibjpeg",
+    uid.JPEGLossless: "gdcm",
+    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLSLossless: "pyjpegls",
+    uid.JPEGLSNearLossless: "pyjpegls",
+    uid.RLELossless: "pylibjpeg",
 }
 _ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 # With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
-LOSSY = {HTJ2K: "ISO_15444_15", JPEG2000: "ISO_15444_1", JPEGLSNearLossless: "ISO_14495_1"}
-_DECODED = _DECODERS.keys() | {DeflatedExplicitVRLittleEndian}
+LOSSY = {uid.HTJ2K: "ISO_15444_15", uid.JPEG2000: "ISO_15444_1", uid.JPEGLSNearLossless: "ISO_14495_1"}
+_DECODED = _DECODERS.keys() | {uid.DeflatedExplicitVRLittleEndian}
 # Every transfer syntax that gives right HU.
 READABLE = tuple(sorted(NATIVE | _DECODED))
 _DESCRIBING = ("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 # What a frame of each must be, as `family_of_frame` names it.
 _FAMILIES = {
-    **dict.fromkeys((HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000, JPEG2000Lossless), "JPEG 2000"),
-    **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "JPEG Lossless"),
-    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "JPEG-LS"),
-    RLELossless: "RLE",
+    **dict.fromkeys(
+        (uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.JPEG2000, uid.JPEG2000Lossless), "JPEG 2000"
+    ),
+    **dict.fromkeys((uid.JPEGLossless, uid.JPEGLosslessSV1), "JPEG Lossless"),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "JPEG-LS"),
+    uid.RLELossless: "RLE",
 }
 # Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
 _DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
@@ -144,14 +132,14 @@ def read_stored_into(instance: Instance, form: PixelFormat, out: npt.NDArray[np.
         out[:] = read_stored(instance, form, *out.shape)
         return
     _fill(instance, out, *out.shape)
-    if instance.transfer_syntax == ExplicitVRBigEndian:
+    if instance.transfer_syntax == uid.ExplicitVRBigEndian:
         out.byteswap(inplace=True)
 
 
 def _read_native(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
     values = np.empty(rows * columns, np.uint8 if form.bits_allocated == 8 else np.uint16)
     _fill(instance, values, rows, columns)
-    if instance.transfer_syntax != ExplicitVRBigEndian:
+    if instance.transfer_syntax != uid.ExplicitVRBigEndian:
         return values
     if form.bits_allocated == 16:
         return values.byteswap()
@@ -190,8 +178,8 @@ def _broken(instance: Instance, what: str) -> BrokenSeries:
 
 def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:
     """What decoders neither notice nor survive: a frame of another kind or size, an RLE frame of another length."""
-    syntax = UID(instance.transfer_syntax)
-    if syntax == DeflatedExplicitVRLittleEndian:
+    syntax = uid.UID(instance.transfer_syntax)
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
         wanted = rows * columns * form.bits_allocated // 8
         if len(dataset.PixelData) not in (wanted, wanted + wanted % 2):
             raise unsupported(instance, f"its {syntax.name} pixels decode to another size", reason="decoded-size")
@@ -208,7 +196,7 @@ def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat
         raise unsupported(
             instance, f"its transfer syntax is {syntax.name}, but its frame is {family}", reason="other-codec"
         )
-    if syntax == RLELossless:
+    if syntax == uid.RLELossless:
         flaw = flaw_of_rle(frame, rows * columns, form.bits_allocated // 8)
     else:
         flaw = flaw_of_size(frame, rows, columns)
@@ -216,7 +204,7 @@ def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat
         raise unsupported(instance, f"its {syntax.name} frame {flaw}: have it sent again", reason="damaged-frame")
 
 
-def _flaw_of_syntax(syntax: UID) -> str:
+def _flaw_of_syntax(syntax: uid.UID) -> str:
     """Why there is nothing that reads a transfer syntax where it stands."""
     named = f"{syntax.name} ({syntax})"
     if not syntax.is_valid:
@@ -244,7 +232,7 @@ def _is_word(instance: Instance) -> bool:
 
 
 def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
-    syntax = UID(instance.transfer_syntax)
+    syntax = uid.UID(instance.transfer_syntax)
     if syntax not in _DECODED:
         raise unsupported(instance, _flaw_of_syntax(syntax), reason="transfer-syntax")
     try:
@@ -259,7 +247,7 @@ def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> n
         ) from error
     if decoded.size != rows * columns or decoded.dtype.itemsize * 8 != form.bits_allocated:
         raise unsupported(instance, f"its {syntax.name} pixels decode to another size", reason="decoded-size")
-    if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian and not decoded.any():
+    if syntax.is_compressed and syntax != uid.DeflatedExplicitVRLittleEndian and not decoded.any():
         raise unsupported(
             instance, f"its {syntax.name} pixels decode to zeros only: the frame is damaged", reason="decoded-zeros"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Hashable, Sequence
 
-from ctflow.dicom.attributes import integer, numbers, text
+from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
-from ctflow.dicom.read.geometry.agreement import listed
+from ctflow.dicom.read.geometry.agreement import listed, odd_ones
+from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.select.description import MODALITIES, known_term, slice_spacing_mm
-from ctflow.dicom.read.select.patients import differing_patients
 from ctflow.dicom.read.select.series import Objection, Series, class_name, image_words, is_localizer
 from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, malformed_uids
 
@@ -17,11 +18,10 @@ LARGEST_SPACING_MM = 5.0
 _LEAST_LOCALIZERS = 3  # fewer are views from front and side
 _MOST_SHOWN = 3
 _DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
+_GROUPS = 3  # of a name: alphabetic, ideographic, phonetic
 
 
 # ------------------------------------------------------------------- possibility: nothing forces a series past these
-
-
 def _no_uid(series: Series) -> Objection | None:
     lacking = [
         keyword
@@ -151,3 +151,49 @@ def other_body_part(series: Series, body_parts: Collection[str]) -> Objection | 
     # What is an unknown term is free text of the sender's, and so is not repeated.
     shown = ", ".join(sorted({known_value(value) or "an unknown term" for value in others})[:_MOST_SHOWN])
     return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"
+
+
+def differing_patients(instances: Sequence[Instance]) -> str | None:
+    """What tells several patients apart: PatientID and its issuer; where no slice has an ID, name and date of birth.
+
+    Args:
+        instances: The slices of a series.
+
+    Returns:
+        The attribute and the names of the slices that deviate, and never a value; None where all are one patient's. An
+        empty value differs from one that is there; an issuer is compared where it is named, as archives add it.
+
+    Source: DICOM PS3.3 C.2.2 (an ID is unique within its issuer), PS3.5 6.2 and 6.2.1. Names are compared as decoded,
+    whatever their character sets: without case, blanks, delimiters, forms and widths of letters; and by those of their
+    groups that both have.
+    """
+    ids = [tuple(filter(None, texts(instance.header, "PatientID"))) for instance in instances]
+    if any(ids):
+        return _deviation("PatientID", instances, ids) or _differing_issuers(instances)
+    names = [_name(texts(instance.header, "PatientName")) for instance in instances]
+    births = ["\\".join(texts(instance.header, "PatientBirthDate")).replace(".", "") for instance in instances]
+    found = _deviation("PatientName", instances, [any(name) for name in names])
+    for group in range(_GROUPS):
+        having = [place for place, name in enumerate(names) if name[group]]
+        found = found or _deviation(
+            "PatientName", [instances[place] for place in having], [names[place][group] for place in having]
+        )
+    return found or _deviation("PatientBirthDate", instances, births)
+
+
+def _differing_issuers(instances: Sequence[Instance]) -> str | None:
+    """Two hospitals may give two patients the same ID."""
+    issuers = [tuple(filter(None, texts(instance.header, "IssuerOfPatientID"))) for instance in instances]
+    having = [place for place, issuer in enumerate(issuers) if issuer]
+    return _deviation("IssuerOfPatientID", [instances[place] for place in having], [issuers[place] for place in having])
+
+
+def _name(values: Sequence[str]) -> tuple[str, ...]:
+    """A name's groups, each as its words."""
+    groups = unicodedata.normalize("NFKC", "\\".join(values)).casefold().split("=")
+    words = [" ".join(group.replace("^", " ").split()) for group in groups]
+    return *words[: _GROUPS - 1], "=".join(words[_GROUPS - 1 :]), *[""] * (_GROUPS - 1 - len(words))
+
+
+def _deviation(keyword: str, instances: Sequence[Instance], values: Sequence[Hashable]) -> str | None:
+    return f"{keyword} of {odd_ones(instances, values)}" if len(set(values)) > 1 else None

@@ -22,7 +22,7 @@ import decoder_support
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.pixels import decode
-from ctflow.dicom.read.pixels.shared import SharedSlices
+from ctflow.dicom.read.pixels.decode import SharedSlices
 from ctflow.dicom.read.pixels.stored import pixel_format_of, read_stored
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series

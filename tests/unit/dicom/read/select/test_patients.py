@@ -4,7 +4,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.dicom.read.select.patients import differing_patients
+from ctflow.dicom.read.select.rules import differing_patients
 from dicom_support import selection_of
 
 
