@@ -39,7 +39,7 @@ def check_settings(device: str, precision: Precision) -> None:
     """
     if torch.device(device).type == "cpu" and precision not in _ON_CPU:
         raise BackendUnavailable(
-            f"the CPU computes {' or '.join(_ON_CPU)}, not {precision}: choose with --precision",
+            f"the CPU supports {' or '.join(_ON_CPU)}, not {precision}: set --precision",
             reason="wrong-precision",
         )
 

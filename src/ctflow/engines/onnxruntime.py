@@ -47,11 +47,11 @@ def check_settings(device: str, precision: Precision) -> None:
     """
     if torch.device(device).type not in DEVICES:
         raise BackendUnavailable(
-            f"{_PACKAGE} computes on the CPU here, not on {device}: choose with --device cpu", reason="wrong-device"
+            f"{_PACKAGE} runs on the CPU only, not on {device}: use --device cpu", reason="wrong-device"
         )
     if precision != "fp32":
         raise BackendUnavailable(
-            f"{_PACKAGE} computes fp32, not {precision}: choose with --precision", reason="wrong-precision"
+            f"{_PACKAGE} supports fp32, not {precision}: set --precision", reason="wrong-precision"
         )
 
 

@@ -52,15 +52,15 @@ def check_settings(device: str, precision: Precision) -> None:
     """
     if torch.device(device).type not in DEVICES:
         raise BackendUnavailable(
-            f"openvino computes on the CPU here, not on {device}: choose with --device cpu", reason="wrong-device"
+            f"openvino runs on the CPU only, not on {device}: use --device cpu", reason="wrong-device"
         )
     if precision not in _HINTS:
         raise BackendUnavailable(
-            f"openvino computes {' or '.join(_HINTS)}, not {precision}: choose with --precision",
+            f"openvino supports {' or '.join(_HINTS)}, not {precision}: set --precision",
             reason="wrong-precision",
         )
     if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise BackendUnavailable("this CPU has no bf16 arithmetic: choose --precision fp32", reason="wrong-precision")
+        raise BackendUnavailable("this CPU has no bf16 arithmetic: use --precision fp32", reason="wrong-precision")
 
 
 def _core() -> Any:

@@ -227,7 +227,7 @@ def devices_from_setting(device: str | None) -> tuple[str, ...]:
     named = "0" if device in {None, "cuda"} else str(device).partition(":")[2]
     numbers = [int(number) for number in named.split(",")]
     if max(numbers) >= count:
-        missing = f"device cuda:{max(numbers)} is not there"
+        missing = f"device cuda:{max(numbers)} does not exist"
         raise BackendUnavailable(f"{missing}: this machine has {count} GPUs; use --device cpu", reason="no-such-device")
     return tuple(f"cuda:{number}" for number in numbers)
 

@@ -39,7 +39,7 @@ class EngineRequest:
             ValueError: It names none; see `ctflow.engines.registry.with_precision`.
         """
         if self.precision is None:
-            raise ValueError(f"{self.backend} is asked for without a precision")
+            raise ValueError(f"{self.backend} needs a precision")
         return self.precision
 
     @property
@@ -50,7 +50,7 @@ class EngineRequest:
             ValueError: It names none.
         """
         if self.cache is None:
-            raise ValueError(f"{self.backend} cannot be made without a folder to keep it in")
+            raise ValueError(f"{self.backend} needs a cache folder to build its engine in")
         return self.cache
 
 

@@ -99,7 +99,7 @@ def fastest_batch(request: EngineRequest, model: Model, window: Tensor) -> tuple
         try:
             seconds = _seconds_a_window(replace(request, batch_range=(smallest, batch)), model, window)
         except (ModelError, ResourceError) as error:  # too little memory, say: nor is there enough for more
-            log.info("engine %s takes no batch of %d: %s", request.backend, batch, error)
+            log.info("engine %s cannot run a batch of %d: %s", request.backend, batch, error)
             break
         if seconds < _WORTH * best:
             best, chosen = seconds, batch

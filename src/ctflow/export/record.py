@@ -185,7 +185,7 @@ class Agreements:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda stream: stream.write(text.encode()))
         except (OutputError, OSError) as error:  # the engines may lie in a folder that can only be read
-            log.warning("the comparison of an engine is not kept, so each process compares: %s", error)
+            log.warning("cannot store the comparison of an engine, so each process compares again: %s", error)
             return False
         return True
 

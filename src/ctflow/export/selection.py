@@ -166,7 +166,7 @@ def _time_engine(request: EngineRequest, model: Model, window: Tensor, failures:
     except OutputError:
         raise
     except NetworkNotTaken as error:  # for good: no failure, and nothing to warn of
-        log.info("engine %s takes no part: %s", name, error)
+        log.info("engine %s does not support this network: %s", name, error)
         return Measured(name, precision, None, None, str(error))
     # Libraries that do not load or run raise ImportError and RuntimeError; another engine may do.
     except (CtflowError, ImportError, RuntimeError) as error:
@@ -238,4 +238,4 @@ def _write_choice(choice: Choice, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)  # an engine without a file has left none there
         write_atomically(path, lambda stream: stream.write(document.encode()))
     except (OutputError, OSError) as error:  # the engines may lie in a folder that can only be read
-        log.warning("the choice of an engine is not kept: %s", error)
+        log.warning("cannot store which engine was selected: %s", error)

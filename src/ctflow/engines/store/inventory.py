@@ -150,14 +150,14 @@ def _check_place(folder: Path, key: EngineKey) -> None:
     if key.name != folder.name:
         raise Fault("foreign", f"it belongs under the name {key.name}")
     if not is_file(folder / f"engine.{key.kind}"):
-        raise Fault("damaged", f"engine.{key.kind} is not there")
+        raise Fault("damaged", f"engine.{key.kind} is missing")
 
 
 def _temporary_entry(folder: Path, locks: list[Path]) -> StoredEngine:
     """A folder without its final name: a running maker holds the lock."""
     if any(_is_held(lock) for lock in locks):
         return StoredEngine(folder.name, "being made", None, None, _size(folder), None)
-    reason = "its maker was killed; the next making of this engine removes it"
+    reason = "the process that built it was killed; the next build of this engine removes it"
     return StoredEngine(folder.name, "left over", reason, None, _size(folder), None)
 
 

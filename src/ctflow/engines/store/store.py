@@ -152,4 +152,4 @@ def _digest_of_made(make: Callable[[Path], None], path: Path) -> str:
         if error.errno is None:  # a library that does not load; the disk's errors have numbers
             raise
         raise output_error_from_oserror(error, path.name) from error
-    raise ExportFailed(f"{path.name} was not made: its maker wrote nothing", reason="nothing-made")
+    raise ExportFailed(f"{path.name} was not built: nothing was written", reason="nothing-made")
