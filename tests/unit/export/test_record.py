@@ -131,7 +131,7 @@ def test_where_nothing_can_be_kept_this_process_remembers(tmp_path, cache, caplo
     kept = known.keep([INFO], FOUND, 48)
     assert kept.kept is False
     assert known.find([INFO]) == replace(kept, series=EARLIER)
-    assert ("not kept" in caplog.text) == (cache is not None)
+    assert ("cannot store" in caplog.text) == (cache is not None)
     known.refuse([INFO])
     assert known.find([INFO]) is None
 
