@@ -1,6 +1,6 @@
 """Make the training set of the demonstration model: phantoms, and synthetic tumours in real CTs.
 
-    python training/make_set.py DIR --phantoms 80 --varied 120 --backgrounds FOLDER --insertions 20
+    python training/make_set.py DIR --phantoms 220 --varied 120 --backgrounds FOLDER --insertions 9
     python training/make_set.py DIR --phantoms 24 --shape 300,512,512
 
 Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them. A label says how often a place is looked at:
@@ -8,7 +8,7 @@ Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them. A label s
 (vessels, scars, consolidation), 7 the rest of the body near the lungs, 8 everything outside the body, 0 what is left.
 train.json draws windows around each, and then takes 6 to 8 for background.
 
-Nothing within 30 mm of a lesion that is annotated in a background ever reaches the disk: each is cut into boxes
+No training case contains anything within 30 mm of a lesion that is annotated in a background: each is cut into boxes
 that keep clear of them.
 """
 
@@ -176,6 +176,8 @@ def main() -> None:
     words = parser.parse_args()
     if words.folder.exists():
         parser.error(f"{words.folder} exists: name a folder that does not, so that no case is another set's")
+    if words.prepare and not words.backgrounds:
+        parser.error("--prepare resamples the CTs of a folder: name it with --backgrounds")
     torch.set_num_threads(1)
     if words.backgrounds:
         try:

@@ -106,11 +106,7 @@ class Processing(Group):
     )
     seg: Annotated[
         Literal["binary", "labelmap", "fractional"],
-        Key(
-            "Kind of the SEG: a bit per pixel and segment, one label per pixel, or probabilities.",
-            "KIND",
-            of_files=True,
-        ),
+        Key("Kind of the SEG: a bit per pixel and segment, one label per pixel, or probabilities.", of_files=True),
     ] = "binary"
     seg_grid: Annotated[
         SegGrid,
@@ -153,7 +149,9 @@ class Settings(Processing):
     """The settings of a run (docs/settings.md); None leaves the choice to the bundle or the machine."""
 
     series: Annotated[Text | None, Key("Segment only the series with this SeriesInstanceUID.", "UID", "all")] = None
-    pick: Annotated[Literal["all", "best"], Key("Segment every eligible series, or the best of each study.")] = "all"
+    pick: Annotated[
+        Literal["all", "best"], Key("Segment every eligible series, or the best of each study and frame of reference.")
+    ] = "all"
     force: Annotated[Switch, Key("Also segment series that are not eligible but possible, with a warning.")] = False
     device: Annotated[
         str | None,

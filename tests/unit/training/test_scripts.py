@@ -120,3 +120,10 @@ def test_two_processes_train_one_network_and_write_one_plain_state_dict(tmp_path
     shipped = torch.load(ROOT / "bundle" / "models" / "model.pt", weights_only=True)
     assert [(name, value.shape) for name, value in trained.items()] == [(n, v.shape) for n, v in shipped.items()]
     assert all(value.isfinite().all() for value in trained.values())
+
+
+def test_preparing_needs_the_backgrounds(tmp_path, run):
+    with pytest.raises(SystemExit) as ended:
+        run("make_set.py", str(tmp_path / "set"), "--prepare")
+    assert ended.value.code == 2
+    assert not (tmp_path / "set").exists()
