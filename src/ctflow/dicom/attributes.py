@@ -1,4 +1,4 @@
-"""Attributes of headers that may hold anything: a value of the wanted kind, or None."""
+"""Read attributes of untrusted headers: a value of the wanted kind, or None."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydicom.valuerep import AMBIGUOUS_VR, VR
 
 from ctflow.compat.pydicom import values_unchecked
 
-# What pydicom raises on damaged or hostile bytes, here and on its lazy conversion of values.
+# Errors that pydicom raises on damaged or hostile bytes, here and when it converts values lazily.
 PARSE_ERRORS = (
     InvalidDicomError,
     BytesLengthException,
@@ -36,12 +36,12 @@ PARSE_ERRORS = (
 )
 
 
-# Of these VRs PixelRepresentation decides, or items do not stand alone.
+# VRs that depend on PixelRepresentation, or whose items depend on their context.
 _BY_CONTEXT = AMBIGUOUS_VR | {VR.SQ}
-_LONGEST_KEPT = 256  # bytes of a value that is remembered
+_LONGEST_KEPT = 256  # bytes of a value that is cached
 
 
-# Tag, VR (None if implicit), value, whether implicit, whether little endian, Python's names of the character sets.
+# Tag, VR (None if implicit), value, implicit or not, little endian or not, Python's names of the character sets.
 Raw = tuple[BaseTag, str | None, bytes, bool, bool, str | tuple[str, ...]]
 
 tag_of_number = lru_cache(2**13)(BaseTag)  # the same object for the same tag: pydicom compares them in Python
@@ -69,7 +69,7 @@ def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
 
 
 def raw_of(header: Dataset, keyword: str) -> Raw | None:
-    """All that an element's value follows from, if it is still as it was in a file, short, and stands alone."""
+    """Everything that determines an element's value, if it is still raw, short and independent of its context."""
     tag = _tag_of(keyword)
     raw: object = None if tag is None else header.get_item(tag, keep_deferred=True)
     charset = header.original_character_set
@@ -83,7 +83,7 @@ def raw_of(header: Dataset, keyword: str) -> Raw | None:
 def _texts_of(
     tag: BaseTag, vr: str | None, value: bytes, implicit: bool, little: bool, charset: str | tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Values as text: of most attributes the same in all slices, and converted once."""
+    """Values as text, converted once: most attributes are the same in all slices."""
     raw = RawDataElement(tag, vr, len(value), value, 0, implicit, little)
     encoding = charset if isinstance(charset, str) else list(charset)
     try:
@@ -95,7 +95,7 @@ def _texts_of(
 
 @lru_cache(2**10)
 def _tag_of(keyword: str) -> BaseTag | None:
-    """The tag of an attribute whose values depend on nothing else of its dataset; None for others."""
+    """The tag of an attribute whose values depend on nothing else in its dataset; None for others."""
     tag = tag_for_keyword(keyword)
     return None if tag is None or dictionary_VR(tag) in _BY_CONTEXT else tag_of_number(tag)
 

@@ -1,7 +1,7 @@
-"""BodyPartExamined: which parts of the body does a value name, whoever wrote it?
+"""BodyPartExamined: the parts of the body that a value names, whoever wrote it.
 
 DICOM PS3.16 Annex L defines terms, and scanners write others: CHEST_TO_PELVIS, CH_AB_PEL, THORAX, C/A/P. A value is
-known if it is a defined term, or made of nothing but words of the table below; any other may be anything, also a name.
+known if it is a defined term or consists only of words of the table below; any other may be anything, even a name.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 
-# From head to feet: what lies between two of them belongs to "X to Y".
+# From head to feet: "X to Y" includes the parts between them.
 _TRUNK = ("HEAD", "NECK", "CHEST", "ABDOMEN", "PELVIS")
-# Words of scanners, archives (Imaging Data Commons, TCIA, MIDRC) and languages, and which part each means.
+# Words of scanners, archives (Imaging Data Commons, TCIA, MIDRC) and languages, each with its parts.
 _WORDS = {
     "HEAD": "HEAD BRAIN SKULL CRANIUM SCHAEDEL TETE CABEZA",
     "NECK": "NECK HALS COU CUELLO COLLO",
@@ -29,9 +29,9 @@ _WHOLE = {
     "TOTALBODY": _TRUNK,
     "GANZKOERPER": _TRUNK,
 }
-# What stands beside a part and names none.
+# Words that accompany a part and name none.
 _IDLE_WORDS = "CT CTA AND WITH WITHOUT W WO CON CONTRAST NATIVE ROUTINE LOW DOSE PE THIN STANDARD"
-# Defined terms of DICOM PS3.16 Annex L, but those that are made of the words above; each is a part of its own.
+# Defined terms of DICOM PS3.16 Annex L that are not made of the words above; each is a part of its own.
 _TERMS = (
     "ADRENAL ANKLE ANTECUBITALV ANUS AORTA AORTICARCH APPENDIX ARM ARTERY ASCAORTA ATRIUM AXILLA AXILLARYA BACK"
     " BILEDUCT BLADDER BONE BRACHIALA BREAST BRONCHUS BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CEREBRALA CERVIX"
@@ -54,7 +54,7 @@ def parts_of_value(value: str) -> frozenset[str]:
     """The parts that a BodyPartExamined value names.
 
     Args:
-        value: As the header has it, in any case.
+        value: As in the header, upper or lower case.
 
     Returns:
         HEAD, NECK, CHEST, ABDOMEN and PELVIS, or one other defined term; empty if the value is not known.
@@ -80,7 +80,7 @@ def parts_of_value(value: str) -> frozenset[str]:
 
 
 def _split(word: str) -> tuple[str, ...] | None:
-    """The parts of words written as one, such as CHESTABDPELVIS; None if anything is left over."""
+    """The parts of words joined into one, such as CHESTABDPELVIS; None if anything is left over."""
     if not word:
         return ()
     for length in range(len(word), 1, -1):
@@ -92,12 +92,12 @@ def _split(word: str) -> tuple[str, ...] | None:
 
 
 def known_value(value: str) -> str | None:
-    """A value as messages may show it; None for what is not known, which may be a name or an ID."""
+    """A value as messages may show it; None if it is not known, since it may be a name or an ID."""
     return " ".join(value.upper().split()) if parts_of_value(value) else None
 
 
 def suits(value: str, wanted: Collection[str]) -> bool:
-    """Whether a series of this BodyPartExamined holds what a model wants.
+    """Whether a series with this BodyPartExamined suits a model.
 
     Args:
         value: The series' value.
@@ -110,7 +110,7 @@ def suits(value: str, wanted: Collection[str]) -> bool:
 
 
 def holds_no_other(value: str, listed: Collection[str]) -> bool:
-    """Whether a series of this BodyPartExamined holds nothing but what a list names.
+    """Whether a series with this BodyPartExamined holds only what a list names.
 
     Args:
         value: The series' value.

@@ -33,9 +33,9 @@ class Assembled:
     Attributes:
         volume: HU and geometry.
         instances: The slices, in array order.
-        slices: For each of them its index d in the volume, or the nearest one where the volume was resampled.
-        warnings: What a person should know.
-        outside: (D, H, W) bool, voxels of an upright grid that no tilted slice reaches; None for every other volume.
+        slices: Index d of each slice in the volume, or the nearest index if the volume was resampled.
+        warnings: For the user.
+        outside: (D, H, W) bool, voxels of the untilted grid that no tilted slice reaches; None for other volumes.
     """
 
     volume: Volume
@@ -46,7 +46,7 @@ class Assembled:
 
     @property
     def is_resampled(self) -> bool:
-        """Whether the volume's grid is another than the slices' own."""
+        """Whether the volume's grid differs from the slices' own."""
         return self.outside is not None or self.slices != tuple(range(self.volume.geometry.shape[0]))
 
     def on_instances(self, values: _Array) -> _Array:
@@ -56,7 +56,7 @@ class Assembled:
 
 @dataclass(frozen=True)
 class _Rescale:
-    """How one slice's stored values become HU, and what it uses as padding (stored values, both ends included)."""
+    """How one slice's stored values become HU, and its padding range (stored values, both ends included)."""
 
     form: PixelFormat
     slope: float
@@ -74,8 +74,8 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
 
     Args:
         series: The slices in any order.
-        progress: Told of every slice, as stage "read".
-        allow_gaps: Interpolate where one slice is missing between two.
+        progress: Called for every slice, as stage "read".
+        allow_gaps: Interpolate a single missing slice.
 
     Returns:
         The volume: int16 where every slope and intercept is integral, all values fit and no slice is interpolated, else
@@ -104,7 +104,7 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
 def _stacked(
     reader: SliceReader, stack: Stack, rescales: list[_Rescale], progress: Progress
 ) -> tuple[Slice, npt.NDArray[np.bool_] | None, bool]:
-    """Stored values of all slices, where padding is (None: nowhere), and whether all HU fit int16."""
+    """Stored values of all slices, the padding mask (None: no padding), and whether all HU fit int16."""
     depth, (_, *size) = len(rescales), stack.geometry.shape
     raw = np.empty((depth, *size), np.uint16)
     # Takes memory only where a slice that has padding is written.
@@ -131,7 +131,7 @@ def _stacked(
 
 
 def _taken(pattern: Slice, rescale: _Rescale, padding: npt.NDArray[np.bool_] | None) -> tuple[bool, bool]:
-    """Mark a slice's padding, and clear its bits above HighBit; whether there is any, and whether its HU fit int16."""
+    """Mark padding and clear bits above HighBit; return whether there is padding and whether the HU fit int16."""
     mask = _padding_mask(pattern, rescale)
     if mask is not None and padding is not None:
         padding[:] = mask
@@ -142,7 +142,7 @@ def _taken(pattern: Slice, rescale: _Rescale, padding: npt.NDArray[np.bool_] | N
 def _resampled(
     array: npt.NDArray[Any], padding: npt.NDArray[np.bool_] | None, weights: FloatArray
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
-    """Slices at other places: linear between the two beside them; what padding had a share in is padding."""
+    """Interpolate slices linearly between their two neighbours; a voxel that padding contributed to is padding."""
     result = np.empty((len(weights), *array.shape[1:]), np.float32)
     marks = np.zeros(result.shape, bool) if padding is not None else None
     for k, row in enumerate(weights):
@@ -182,7 +182,7 @@ def _padding_of(instance: Instance, form: PixelFormat) -> tuple[int, int] | None
 
 
 def _as_stored(value: int, form: PixelFormat) -> int:
-    """A padding value as the pixels hold it: its VR may be US where the pixels are signed, and the other way round."""
+    """A padding value as the pixels hold it: its VR may be US although the pixels are signed, and vice versa."""
     pattern = value & 0xFFFF
     return pattern - 0x10000 if form.signed and pattern >= 0x8000 else pattern
 
@@ -202,8 +202,8 @@ def _padding_mask(pattern: npt.NDArray[np.uint16], rescale: _Rescale) -> npt.NDA
 
 
 def _clear_spare_bits(pattern: Slice, form: PixelFormat) -> None:
-    """Give the bits above HighBit the sign, in place: they may hold old overlays."""
-    spare = 16 - form.bits_stored  # those of 8 bits were widened
+    """Sign-extend into the bits above HighBit, in place: they may hold old overlays."""
+    spare = 16 - form.bits_stored  # 8 bit values were widened
     if spare:
         np.left_shift(pattern, spare, out=pattern)
         values = _unmasked(pattern, form)
@@ -240,7 +240,7 @@ def _hounsfield(
     def rescale(d: int) -> None:
         slope, intercept = rescales[d].slope, rescales[d].intercept
         if small:
-            # int16 arithmetic wraps around in between, and the result is right because it fits.
+            # int16 arithmetic may wrap around in between; the result is right because it fits.
             result[d] *= np.int16(_wrapped(slope))
             result[d] += np.int16(_wrapped(intercept))
         else:
@@ -259,7 +259,7 @@ def _wrapped(value: float) -> int:
 
 
 def _doubtful_frames(array: npt.NDArray[Any], instances: tuple[Instance, ...]) -> tuple[str, ...]:
-    """Compressed frames have no checksum: most damage decodes to an image, only to another one."""
+    """Compressed frames have no checksum: most damage still decodes, but to a different image."""
     if all(instance.pixel_offset is not None for instance in instances):
         return ()
     names = [instances[d].name for d in slices_unlike_both_neighbours(array) if instances[d].pixel_offset is None]

@@ -1,1 +1,1 @@
-"""Slices to one regular grid, or the reason why they make none."""
+"""Slices to one regular grid, or the reason why they form none."""

@@ -1,4 +1,4 @@
-"""Do the slices of a series agree? What shapes the volume and may differ lawfully is warned about by name."""
+"""Whether a series' slices agree: a warning names each attribute that shapes the volume and differs lawfully."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 from ctflow.dicom.attributes import integer, number, texts
 from ctflow.dicom.read.scan import Instance
 
-# Where these differ, each slice is read by its own value, which is what the standard says and seldom what was meant.
+# Where these differ, each slice is read with its own value, as the standard says; the sender seldom meant that.
 # `select` and `geometry` refuse differing classes, patients, frames of reference, sizes, spacings and directions.
 COMPARED = (
     "RescaleSlope",
@@ -36,18 +36,18 @@ COMPARED = (
     "PatientSex",
 )
 _MOST_NAMED = 3
-_LARGEST_TILT = 45.0  # degrees; more is no gantry's
+_LARGEST_TILT = 45.0  # degrees; no gantry tilts by more
 _SAME_TILT = 1.0  # degrees
 
 
 def disagreements(instances: Sequence[Instance]) -> tuple[str, ...]:
-    """Sentences on attributes that are not the same in all slices.
+    """Describe attributes that are not the same in all slices.
 
     Args:
         instances: The slices.
 
     Returns:
-        One sentence an attribute; it names the files that deviate where they are few, and never a value.
+        One sentence per attribute. It names the deviating files where they are few, and never a value.
     """
     return tuple(sentence for keyword in COMPARED if (sentence := _disagreement(instances, keyword)))
 
@@ -80,15 +80,15 @@ def listed(names: Sequence[str]) -> str:
 
 
 def contradictions(instances: Sequence[Instance], distance_mm: float | None, tilt_degrees: float) -> tuple[str, ...]:
-    """Sentences on what headers say of the slices' distance and tilt and their positions do not; positions count.
+    """Describe where headers contradict the slice distance and tilt of the positions; the positions count.
 
     Args:
         instances: The slices.
-        distance_mm: From slice to slice along the normal; None where they lie at several distances.
+        distance_mm: From slice to slice along the normal; None if distances differ.
         tilt_degrees: By how much positions are displaced.
 
     Returns:
-        One sentence an attribute; numbers of geometry are no patient's.
+        One sentence per attribute; numbers of geometry identify no patient.
     """
     found = []
     between = _numbers_of(instances, "SpacingBetweenSlices")
@@ -108,13 +108,13 @@ def contradictions(instances: Sequence[Instance], distance_mm: float | None, til
 
 
 def _numbers_of(instances: Sequence[Instance], keyword: str) -> list[float]:
-    """The different numbers that slices have, in their order."""
+    """The distinct numbers of the slices, in their order."""
     found = (number(instance.header, keyword) for instance in instances)
     return list(dict.fromkeys(value for value in found if value is not None))
 
 
 def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
-    """Values, numbers as such: 2.5 and 2.50 agree; absent and empty agree too."""
+    """Values, with numbers converted: 2.5 and 2.50 agree, and so do absent and empty."""
     found: list[str | float] = []
     for item in values:
         try:
@@ -125,9 +125,9 @@ def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
 
 
 def are_interleaved(instances: Sequence[Instance]) -> bool:
-    """Whether slices of several acquisitions alternate: in array order, AcquisitionNumber returns again and again.
+    """Whether slices of several acquisitions alternate: in array order, an AcquisitionNumber returns repeatedly.
 
-    Acquisitions one behind another, and one for each slice (step and shoot), are lawful.
+    Consecutive acquisitions, and one acquisition per slice (step and shoot), are lawful.
     """
     numbers = [integer(instance.header, "AcquisitionNumber") for instance in instances]
     changes = sum(before != after for before, after in pairwise(numbers))

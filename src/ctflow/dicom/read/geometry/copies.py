@@ -13,7 +13,7 @@ from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.read.structure import layout_of_header
 
-# What a slice's values and its place follow from: two slices that share these and their pixels are the same slice.
+# These determine a slice's values and position: two slices that share them and their pixels are the same slice.
 _SHARED = (
     *COMPARED,
     "PatientID",
@@ -28,14 +28,14 @@ _PIECE = 2**20  # bytes read at once
 
 
 def without_copies(series: Series, refuse: Refuse) -> tuple[tuple[Instance, ...], tuple[str, ...]]:
-    """Leave out files that repeat another one.
+    """Remove files that repeat another one.
 
     Args:
         series: The slices in any order.
-        refuse: Makes the error of a reason and a sentence.
+        refuse: Makes the error from a reason and a message.
 
     Returns:
-        The slices that are left, and warnings.
+        The remaining slices, and warnings.
 
     Raises:
         BrokenSeries: Two different files share a SOPInstanceUID.
@@ -60,7 +60,7 @@ def without_copies(series: Series, refuse: Refuse) -> tuple[tuple[Instance, ...]
 
 
 def _without_equal_slices(instances: Sequence[Instance]) -> tuple[Instance, ...]:
-    """Slices at one place whose pixels are the same byte for byte are one slice: the first of them."""
+    """Of slices at one position with byte-identical pixels, keep the first."""
     places: dict[tuple[tuple[float, ...] | None, ...], list[Instance]] = {}
     for instance in instances:
         place = tuple(numbers(instance.header, *each) for each in _PLACE)
@@ -87,7 +87,7 @@ def _is_same_slice(one: Instance, other: Instance) -> bool:
 
 
 def _has_same_pixels(one: Instance, other: Instance) -> bool:
-    """Whether the pixel data of two files of one transfer syntax are the same, byte for byte."""
+    """Whether two files of one transfer syntax have byte-identical pixel data."""
     try:
         with one.path.open("rb") as here, other.path.open("rb") as there:
             if not (_seek_pixels(here) and _seek_pixels(there)):
@@ -95,13 +95,13 @@ def _has_same_pixels(one: Instance, other: Instance) -> bool:
             while (piece := here.read(_PIECE)) == there.read(_PIECE):
                 if not piece:
                     return True
-    except OSError:  # named where its pixels are read
+    except OSError:  # reported where its pixels are read
         pass
     return False
 
 
 def _seek_pixels(stream: BinaryIO) -> bool:
-    """Go to the pixel data; False where they are deflated."""
+    """Seek to the pixel data; False if they are deflated."""
     layout = layout_of_header(stream, preamble=stream.read(132)[128:] == b"DICM")
     if isinstance(layout, str) or layout.pixels is None:
         return False

@@ -1,4 +1,4 @@
-"""Which regular grid do slices at these distances lie on, and which of its slices must be interpolated?"""
+"""Find the regular grid of slices at given distances, and which of its slices must be interpolated."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ctflow.dicom.regularity import is_within, unevenness
 
 Refuse = Callable[[str, str], BrokenSeries]
 _DOUBLED_MM = 0.01
-_MOST_GROWTH = 8  # grid slices for each slice there is: real ones need 2 or 3, and memory is not endless
-_LEAST_RUN = 3  # equal gaps that make a piece of a piecewise regular series; fewer are chance
+_MOST_GROWTH = 8  # grid slices per slice of the series: real series need 2 or 3, and memory is limited
+_LEAST_RUN = 3  # equal gaps that form a piece of a piecewise regular series; fewer are chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Spacing:
 
     Attributes:
         count: Slices of the grid.
-        places: (slices of the series,) where each lies, in steps of the grid; its first and last slices are the grid's.
-        warnings: What a person should know.
+        places: (slices of the series,) position of each in grid steps; first and last coincide with the grid's.
+        warnings: For the user.
     """
 
     count: int
@@ -35,7 +35,7 @@ class Spacing:
 
     @property
     def weights(self) -> FloatArray | None:
-        """(count, slices of the series) weights of linear interpolation; None where the grid is the slices' own."""
+        """(count, slices of the series) weights of linear interpolation; None if the grid is the slices' own."""
         own = np.arange(self.count)
         if np.array_equal(self.places, own):
             return None
@@ -48,7 +48,7 @@ class Spacing:
 
     @property
     def nearest(self) -> tuple[int, ...]:
-        """For each slice of the series the grid's nearest one."""
+        """The nearest grid slice of each slice of the series."""
         return tuple(int(place) for place in np.rint(self.places))
 
 
@@ -64,14 +64,14 @@ def spacing_of_slices(
 
     Args:
         distances_mm: (n,) of each slice along the normal, ascending; n is at least 2.
-        numbers: InstanceNumber of each slice: a second opinion on whether slices are missing.
-        allow_gaps: Interpolate where one slice is missing between two.
+        numbers: InstanceNumber of each slice: further evidence on whether slices are missing.
+        allow_gaps: Interpolate a single missing slice.
         refuse: Makes the error from a reason and a message.
-        names: What messages call the slices; empty names none.
+        names: The slices' names in messages; empty names none.
 
     Returns:
-        The slices' own grid where each lies within a tenth of the spacing of the line fitted through all. Else a grid
-        with the smallest gap's step, if the series consists of runs of equal gaps; or one with the missing slices.
+        The slices' own grid if each lies within a tenth of the spacing of the line fitted through all. Otherwise a grid
+        with the smallest gap as step, if the series consists of runs of equal gaps; or one with the missing slices.
 
     Raises:
         BrokenSeries: `doubled`, `gap` or `irregular`.
@@ -98,12 +98,12 @@ def spacing_of_slices(
 
 
 def tolerance_mm(gap_mm: float) -> float:
-    """By how much gaps of one piece of a piecewise regular series may differ from a gap of this width."""
+    """How far gaps of one piece of a piecewise regular series may differ from a gap of this width."""
     return max(0.01 * gap_mm, 0.01)
 
 
 def _runs(gaps: FloatArray) -> list[slice]:
-    """Neighbouring gaps that are equal, as slices of the gaps."""
+    """Runs of equal neighbouring gaps, as slices of the gaps."""
     starts = [0]
     for index in range(1, len(gaps)):
         if abs(gaps[index] - gaps[starts[-1]]) > tolerance_mm(float(gaps[starts[-1]])):
@@ -116,9 +116,9 @@ def _is_long(run: slice) -> bool:
 
 
 def _is_piecewise(gaps: FloatArray, runs: Sequence[slice]) -> bool:
-    """Whether long runs follow each other, with at most one gap between two that is no wider than theirs.
+    """Whether long runs follow each other, with at most one gap between two, no wider than theirs.
 
-    The pieces beside such a gap must differ: within one piece it would be a slice that is missing, or one too many.
+    The pieces on either side of such a gap must differ: within one piece it would be a missing or surplus slice.
     """
     if sum(_is_long(run) for run in runs) < 2:
         return False
@@ -151,8 +151,8 @@ def _piecewise(distances_mm: FloatArray, gaps: FloatArray, runs: Sequence[slice]
 def _may_lack_slices(gaps: FloatArray, runs: Sequence[slice], numbers: Sequence[int | None]) -> bool:
     """Whether slices may be missing where gaps are wider.
 
-    InstanceNumber says so if it counts one by one in some runs and leaves numbers out in others. Where it is not in all
-    slices, gaps that are whole multiples of the narrowest say so.
+    They may if InstanceNumber increases by one in some runs and skips numbers in others. If not all slices have it,
+    they may if gaps are whole multiples of the narrowest.
     """
     long = [run for run in runs if _is_long(run)]
     known = [number for number in numbers if number is not None]
@@ -166,7 +166,7 @@ def _may_lack_slices(gaps: FloatArray, runs: Sequence[slice], numbers: Sequence[
 
 
 def _named(names: Sequence[str], places: npt.NDArray[np.intp], word: str = "") -> str:
-    """The slices at these places, in brackets; nothing where slices have no names."""
+    """The slices at these places, in brackets; empty if slices have no names."""
     return f" ({word}{listed([names[place] for place in places])})" if names else ""
 
 

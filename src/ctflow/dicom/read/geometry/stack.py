@@ -1,4 +1,4 @@
-"""Slices to one grid: their order, their regularity and the affine of the array."""
+"""Slices to one grid: order, regularity and the affine of the array."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ctflow.dicom.regularity import (
     shifts_from_grid,
 )
 
-_SAME_DIRECTION = 1e-3  # of unit vectors' components: what rounding to three decimals and more leaves
-_SAME_SPACING = 0.1  # of PixelSpacing: a rough check; what counts is where it puts a slice's corners
+_SAME_DIRECTION = 1e-3  # of unit vectors' components: the effect of rounding to three decimals or more
+_SAME_SPACING = 0.1  # of PixelSpacing: a rough check; the position of a slice's corners decides
 _LEAST_MM = 0.001  # the finest CT of bone has voxels of 0.01 mm
 _UNIT = 1e-2  # how far a direction's length, or the dot product of the two, may be off
 _LARGEST_TILT_DEGREES = 45.0  # gantries tilt by at most 30
-# Shifts that need no word: below this share of the voxel, or below 0.01 mm.
+# Shifts that need no warning: below this share of the voxel, or below 0.01 mm.
 _UNSAID, _UNSAID_MM = 0.01, 0.01
-_REASONS = {  # of a shift by more than a tenth of a voxel
+_REASONS = {  # for a shift of more than a tenth of a voxel
     "ImageOrientationPatient": "mixed-orientation",
     "PixelSpacing": "mixed-size",
     "ImagePositionPatient": "irregular",
@@ -42,13 +42,13 @@ _REASONS = {  # of a shift by more than a tenth of a voxel
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Slices in order and the grid that they give.
+    """Ordered slices and their grid.
 
     Attributes:
         geometry: Shape (D, H, W) and affine of the grid.
         instances: The slices along the normal.
-        spacing: Where they lie on the grid.
-        warnings: What a person should know.
+        spacing: Their positions on the grid.
+        warnings: For the user.
     """
 
     geometry: Geometry
@@ -62,14 +62,14 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
 
     Args:
         series: The slices in any order.
-        allow_gaps: Interpolate where one slice is missing between two.
+        allow_gaps: Interpolate a single missing slice.
 
     Returns:
         The stack. d runs along the normal (row direction x column direction), h down the columns, w along the rows. A
-        gantry tilt makes the affine a sheared one.
+        gantry tilt shears the affine.
 
     Raises:
-        BrokenSeries: The slices do not give one regular grid; its reason names the rule.
+        BrokenSeries: The slices form no regular grid; the reason names the rule.
 
     Source: DICOM PS3.3 C.7.6.2.1.1 (PixelSpacing[0] lies between rows, [1] between columns).
     """
@@ -116,7 +116,7 @@ def _mixed(series: Series, reason: str, what: str, odd: str) -> BrokenSeries:
 
 
 def _planes(series: Series, instances: Sequence[Instance]) -> Planes:
-    """Where each slice lies by its own header, if all lie in one direction."""
+    """The plane of each slice by its own header, if all have one direction."""
     axes = _all_numbers(series, instances, "ImageOrientationPatient", 6)
     pixels = _all_numbers(series, instances, "PixelSpacing", 2)
     frames = [text(i.header, "FrameOfReferenceUID") for i in instances]
@@ -140,7 +140,7 @@ def _planes(series: Series, instances: Sequence[Instance]) -> Planes:
 
 
 def _apart(instances: Sequence[Instance], differences: FloatArray, most: float) -> list[str]:
-    """The names of the slices of which a number differs by more."""
+    """The names of slices with a number that differs by more."""
     return [instance.name for instance, row in zip(instances, differences, strict=True) if row.max() > most]
 
 
@@ -157,7 +157,7 @@ def _all_numbers(series: Series, instances: Sequence[Instance], keyword: str, co
 
 
 def _shift_warnings(series: Series, instances: Sequence[Instance], shifts: Shifts) -> tuple[str, ...]:
-    """A sentence for each attribute by which slices lie beside their grid, if none lies too far beside it."""
+    """One sentence per attribute that shifts slices off their grid, if none is shifted too far."""
     warnings = []
     for keyword, reason in _REASONS.items():
         share, distance = shifts.causes[keyword], shifts.causes_mm[keyword]
@@ -186,7 +186,7 @@ def _tilt_warnings(series: Series, geometry: Geometry) -> tuple[str, ...]:
 
 
 def _count_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
-    """A missing first or last slice shows only where a tag counts the images."""
+    """A missing first or last slice shows only if an attribute counts the images."""
     count = integer(instances[0].header, "ImagesInAcquisition")
     if count is None or count == len(instances):
         return ()
