@@ -1,4 +1,4 @@
-"""Paths to headers, in one pass."""
+"""File paths to headers, in one pass."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Instance:
 
     Attributes:
         path: Absolute path.
-        name: What messages call the file (`name_without_patient`).
+        name: The file's name in messages (`name_without_patient`).
         header: Everything before the pixel data, with file_meta.
-        transfer_syntax: UID; of a native one that which the data set is encoded in, whatever the file says.
+        transfer_syntax: UID; if native, the actual encoding of the data set, whatever the file says.
         has_pixels: Whether pixel data follows.
         pixel_offset: Byte offset of native pixel values; None if they must be decoded.
         pixel_length: Bytes of native pixel values, as the file says.
-        notes: What is wrong with how the file is encoded, and was read nevertheless.
+        notes: Flaws of the encoding that were read nevertheless.
     """
 
     path: Path
@@ -62,12 +62,12 @@ class Instance:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is DICOM, or says so by its name, and cannot be parsed.
+    """A file that is DICOM, or has a DICOM name, and cannot be parsed.
 
     Attributes:
-        name: What messages call the file.
+        name: The file's name in messages.
         reason: A stable name (docs/dicom.md).
-        message: What kind of damage, without values of the file.
+        message: The kind of damage, without values of the file.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Unreadable:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """Everything that a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        folder: What was scanned.
+        folder: The scanned folder.
         instances: All readable DICOM files, by name.
-        unreadable: Those that are damaged.
+        unreadable: The damaged ones.
         ignored: How many files are not DICOM (a DICOMDIR counts here: its files are found anyway).
     """
 
@@ -97,19 +97,19 @@ class Scan:
     ignored: int
 
 
-# Nothing but a short number: what scanners and archives give. Six digits may be a date of birth, more a patient's ID.
+# Just a short number, as scanners and archives write. Six digits may be a date of birth, more a patient's ID.
 _HARMLESS = re.compile(r"(?:CT|IM|IMG|I|IMAGE|SLICE)?[-_.]?\d{1,5}(?:\.(?:dcm|dicom|ima))?", re.IGNORECASE)
 
 
 def name_without_patient(path: Path) -> str:
-    """What messages call a file, whose path may hold a patient's name, ID or date of birth.
+    """The name of a file in messages, as its path may hold a patient's name, ID or date of birth.
 
     Args:
         path: Below the scanned folder.
 
     Returns:
-        Its parts with slashes between; in place of each that is more than a short number a digest, with the ending kept
-        where that is DICOM's. `ctflow inspect --names` shows paths as they are.
+        Its parts joined by slashes; a digest replaces each part that is more than a short number, but a DICOM extension
+        is kept. `ctflow inspect --names` shows paths as they are.
     """
 
     def shown(part: str) -> str:
@@ -131,12 +131,12 @@ def scan_folder(
 
     Args:
         folder: Searched with all its subfolders; symbolic links are followed once.
-        progress: Told of every file, as stage "scan".
-        name_of: Path below the folder to what messages call the file.
-        keep_of: Header to what is kept of it, where not all is needed.
+        progress: Called for every file, as stage "scan".
+        name_of: From the path below the folder to the file's name in messages.
+        keep_of: From the header to the part to keep, if not all is needed.
 
     Returns:
-        What was found.
+        The files found.
 
     Raises:
         NoUsableSeries: The folder does not exist or cannot be listed.
@@ -174,10 +174,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
     for top, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         try:
             status = Path(top).stat()
-        except OSError:  # it vanished meanwhile
+        except OSError:  # it was removed meanwhile
             folders.clear()
             continue
-        if (status.st_dev, status.st_ino) in seen:  # a symbolic link that leads back
+        if (status.st_dev, status.st_ino) in seen:  # a symbolic link to an ancestor
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -185,10 +185,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
-    """The header; or why it cannot be read; or None for what is not DICOM."""
+    """The header, or why it cannot be read, or None if the file is not DICOM."""
     says_dicom = path.suffix.lower() in _SUFFIXES
     try:
-        if not path.is_file():  # a pipe or device would block, a broken link has nothing
+        if not path.is_file():  # a pipe or device would block, a broken link has no target
             return Unreadable(name, "no-regular-file", "not a regular file") if says_dicom else None
         with path.open("rb") as stream:
             start = stream.read(132)
@@ -198,13 +198,13 @@ def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
             # Old files have no preamble; group 0002 or 0008 in little endian then comes first.
             if start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132:
                 return _read_header(stream, path, name, force=True)
-    except Exception as error:  # noqa: BLE001  # beside PARSE_ERRORS, whatever parsers raise: the other files go on
+    except Exception as error:  # noqa: BLE001  # any parser error, not only PARSE_ERRORS: the other files go on
         return _unreadable(name, error)
     return Unreadable(name, "no-header", "empty or without a DICOM header") if says_dicom else None
 
 
 def _unreadable(name: str, error: Exception) -> Unreadable:
-    """What kind of damage; never the error's text, which may quote values of the file."""
+    """The kind of damage; never the error's text, which may quote values of the file."""
     if isinstance(error, OSError) and error.strerror:
         return Unreadable(name, "no-access", error.strerror)
     if isinstance(error, EOFError):
@@ -225,7 +225,7 @@ def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Ins
     if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
         return None
     if force and not text(header, "SOPClassUID"):
-        return None  # began like DICOM and is something else
+        return None  # began like DICOM but is something else
     flaw = _flaw_of_object(header, layout, force=force)
     if flaw:
         return Unreadable(name, "damaged", flaw)
@@ -234,13 +234,13 @@ def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Ins
 
 
 def _header(stream: BinaryIO, layout: Layout, *, force: bool) -> Dataset | None:
-    """The header; None where pydicom, which is asked about what is unusual, does not end where the walk did."""
+    """The header; pydicom reads unusual ones: None if it does not end where the walk did."""
     header = None if force else header_of_layout(stream, layout)
     if header is not None:
         return header
     stream.seek(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths; what matters is checked here
+        warnings.simplefilter("ignore")  # pydicom warns about damage and quotes paths; the relevant checks are here
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
     is_sure = layout.syntax == DeflatedExplicitVRLittleEndian or stream.tell() == layout.end
     return header if is_sure else None
@@ -255,7 +255,7 @@ def _flaw_of_object(header: Dataset, layout: Layout, *, force: bool) -> str | No
 
 
 def _syntax_of(layout: Layout) -> str:
-    """The transfer syntax in which the data set is encoded; the file's own word where that is no native one."""
+    """The transfer syntax of the data set: its actual encoding if native, otherwise as the file says."""
     if layout.syntax and layout.syntax not in NATIVE:
         return layout.syntax
     if layout.big_endian:
@@ -264,11 +264,11 @@ def _syntax_of(layout: Layout) -> str:
 
 
 def _with_pixels(instance: Instance, layout: Layout) -> Instance:
-    """The instance with the place of its pixel data."""
+    """The instance with the location of its pixel data."""
     if layout.syntax == DeflatedExplicitVRLittleEndian:
-        # The rest of the file was inflated in memory, so no offset says where pixels lie.
+        # The rest of the file was inflated in memory, so pixels have no offset.
         return replace(instance, has_pixels="Rows" in instance.header)
-    if layout.pixels is None or not layout.pixels[2]:  # of no length: there is an element, and nothing in it
+    if layout.pixels is None or not layout.pixels[2]:  # zero length: the element is there but empty
         return instance
     tag, _, length, offset, _ = layout.pixels
     if tag == _PIXEL_DATA and instance.transfer_syntax in NATIVE and length != _UNDEFINED_LENGTH:

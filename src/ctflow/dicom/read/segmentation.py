@@ -1,4 +1,4 @@
-"""A DICOM SEG to a label map on the grid of the series that it marks."""
+"""A DICOM SEG to a label map on the grid of its source series."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def read_segmentation(path: Path, sources: Sequence[Dataset]) -> LabelArray:
 
     Returns:
         (D, H, W) uint8, or uint16 for more than 255 segments; value k marks segment k, images without a frame are 0.
-        Of a fractional SEG each pixel's largest fraction counts, if it is larger than what all leave to the background.
+        In a fractional SEG the largest fraction of a pixel counts, if it exceeds the remainder for the background.
 
     Raises:
         BrokenSeries: The file is absent or damaged.
-        UnsupportedPixels: It is no SEG, marks another series, or its frames do not lie on the source images; or its
+        UnsupportedPixels: It is no SEG, marks another series, its frames do not lie on the source images, or its
             segments overlap.
 
     Source: DICOM PS3.3 A.51, C.8.20; Derivation Image Functional Group (C.7.6.16.2.6).
@@ -51,9 +51,9 @@ def read_segmentation(path: Path, sources: Sequence[Dataset]) -> LabelArray:
 def _read_dataset(path: Path) -> Dataset:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of damage and quotes paths
+            warnings.simplefilter("ignore")  # pydicom warns about damage and quotes paths
             dataset = pydicom.dcmread(path)
-            dataset.decode()  # every value is converted here: damage shows now, not in highdicom
+            dataset.decode()  # converts every value: damage shows here, not in highdicom
     except PARSE_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise BrokenSeries(f"{path.name}: cannot be read ({reason})", reason="unreadable") from error
@@ -82,7 +82,7 @@ def _check_grid(path: Path, dataset: Dataset, sources: Sequence[Dataset]) -> Non
 
 
 def _source_images(dataset: Dataset) -> list[Dataset]:
-    """The source image that each frame was derived from; frames derived from several are not on one image."""
+    """Each frame's source image; a frame derived from several lies on none."""
     images = []
     for frame in dataset.PerFrameFunctionalGroupsSequence:
         (derivation,) = frame.DerivationImageSequence
@@ -104,7 +104,7 @@ def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDA
                 assert_missing_frames_are_empty=True,
             )
             return _most_likely(pixels, int(dataset.MaximumFractionalValue)) if fractional else pixels
-    except (*PARSE_ERRORS, RuntimeError) as error:  # its text may quote values of the file
+    except (*PARSE_ERRORS, RuntimeError) as error:  # the text may quote values of the file
         raise UnsupportedPixels(
             f"{path.name}: its frames cannot be mapped to the series' images ({type(error).__name__}): a binary or"
             " label-map SEG without overlaps, or a fractional one, is needed",
@@ -113,7 +113,7 @@ def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDA
 
 
 def _most_likely(fractions: npt.NDArray[np.unsignedinteger], whole: int) -> npt.NDArray[np.unsignedinteger]:
-    """(D, H, W, S) fractions to labels: the largest, where it is larger than the rest that is the background's."""
+    """(D, H, W, S) fractions to labels: the largest, where it exceeds the remainder for the background."""
     labels = np.zeros(fractions.shape[:3], np.uint16)
     for d, section in enumerate(fractions):
         of_segments = section.astype(np.int32)

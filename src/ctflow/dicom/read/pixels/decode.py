@@ -1,4 +1,4 @@
-"""Many slices at once: compressed ones are decoded in several processes, native ones read in several threads."""
+"""Read many slices at once: decode compressed ones in processes, read native ones in threads."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ctflow.core.processes import begin_child
 from ctflow.dicom.read.pixels.stored import PixelFormat, read_stored, unsupported
 from ctflow.dicom.read.scan import Instance
 
-# A process starts in about half a second, a JPEG 2000 slice of 512 x 512 takes 40 ms: fewer are sooner done here.
+# A process takes about 0.5 s to start, a 512 x 512 JPEG 2000 slice 40 ms to decode: fewer are faster in-process.
 LEAST_SLICES = 64
 MOST_PROCESSES = 8
-MOST_THREADS = 8  # each reads and rescales at several GB/s: more would wait for memory
-_EACH = 2  # slices that a process has been given: one that it decodes, and the next
-_AHEAD = 3  # slices of shared memory for each process: decoded ones wait there for those before them
+MOST_THREADS = 8  # each reads and rescales several GB/s: more would wait for memory
+_EACH = 2  # slices assigned to a process: the current one and the next
+_AHEAD = 3  # slices of shared memory per process: decoded slices wait there for earlier ones
 _ITEM_BYTES = 2  # of a stored value
 
 Slice = npt.NDArray[np.uint16]
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Decoder:
-    """A process, the end of its pipe, and which slices it was given, in that order."""
+    """A process, our end of its pipe, and the slices assigned to it, in that order."""
 
     process: SpawnProcess
     connection: Connection
@@ -51,7 +51,7 @@ class _Decoder:
     given: deque[int] = field(default_factory=deque)
 
     def end(self) -> None:
-        """At once: a process holds nothing that would be lost, and may be caught in its slice."""
+        """End it at once: a process holds nothing that would be lost, and its slice may hang."""
         self.process.kill()
         self.process.join()
         self.process.close()
@@ -59,10 +59,9 @@ class _Decoder:
 
 
 class SliceReader:
-    """Reads the slices of one series, in processes where that is sooner.
+    """Reads the slices of one series, in processes where that is faster.
 
-    They are started at once and `read` waits for them: what else there is to do before can be done meanwhile. `close`
-    ends them.
+    Processes start at once and `read` waits for them, so the caller can do other work meanwhile. `close` ends them.
     """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
@@ -71,13 +70,13 @@ class SliceReader:
         self._decoders: list[_Decoder] = []
         encoded = sum(instance.pixel_offset is None for instance in instances)
         count = min(_cores(), MOST_PROCESSES)
-        # A daemon's process may have none of its own.
+        # A daemonic process may not have children.
         if encoded >= LEAST_SLICES and count >= 2 and not multiprocessing.current_process().daemon:
             try:
                 self._start(count)
             except (OSError, ImportError) as error:
                 self._give_up(type(error).__name__)
-            except BaseException:  # nobody has this reader yet, who could close it
+            except BaseException:  # no caller has this reader yet to close it
                 self.close()
                 raise
 
@@ -103,7 +102,7 @@ class SliceReader:
         log.warning("no decoder process can be started, so one process decodes all slices: %s", why)
 
     def close(self) -> None:
-        """End the processes and give the shared memory back."""
+        """End the processes and release the shared memory."""
         for decoder in self._decoders:
             decoder.process.kill()
         for decoder in self._decoders:
@@ -119,7 +118,7 @@ class SliceReader:
         """Read the stored values of every slice.
 
         Args:
-            instances: The slices, in the order in which they are wanted.
+            instances: The slices, in the order of the results.
             forms: The format of each.
             rows: Height of all.
             columns: Width of all.
@@ -129,7 +128,7 @@ class SliceReader:
 
         Raises:
             BrokenSeries: The pixel data is shorter than the image.
-            UnsupportedPixels: A slice does not decode, or a decoder did not survive it.
+            UnsupportedPixels: A slice does not decode, or crashed its decoder.
         """
         if self._shared is not None:
             shape = (len(self._decoders) * _AHEAD, rows, columns)
@@ -157,26 +156,26 @@ class SliceReader:
                 error = outcomes.pop(d)
                 if error is not None:
                     raise error
-            else:  # every process has ended before it was given one
+            else:  # every process ended before it was assigned a slice
                 slots[d % count] = read_stored(instance, form, rows, columns)
             yield slots[d % count]
 
     def _give(self, slices: list[tuple[Instance, PixelFormat]], shape: tuple[int, ...], given: int, until: int) -> int:
-        """Give slices from `given` on to processes that have too few; the next one to give."""
+        """Assign slices from `given` on to processes with too few; return the next one to assign."""
         for _ in range(_EACH):
             for decoder in self._decoders:
                 if given < until and decoder.is_ready and len(decoder.given) < _EACH:
                     instance, form = slices[given]
-                    # The header stays here: it is larger than what a decoder needs, and holds the patient's name.
+                    # The header stays here: a decoder needs less, and it holds the patient's name.
                     task = replace(instance, header=Dataset()), form, given % shape[0], shape
                     decoder.given.append(given)
                     given += 1
-                    with suppress(OSError):  # it has ended, which `_receive` finds
+                    with suppress(OSError):  # it has ended; `_receive` notices
                         decoder.connection.send(task)
         return given
 
     def _receive(self, slices: list[tuple[Instance, PixelFormat]], outcomes: dict[int, Exception | None]) -> None:
-        """Wait for words of the processes: what became of slices, or that one has ended."""
+        """Wait for messages of the processes: the outcome of a slice, or the end of a process."""
         heard = wait([decoder.connection for decoder in self._decoders])
         for decoder in [decoder for decoder in self._decoders if decoder.connection in heard]:
             try:
@@ -206,9 +205,9 @@ class SliceReader:
 
 @lenient()
 def run_decoder(connection: Connection, shared: SharedSlices) -> None:
-    """Decode slices into shared memory until the pipe is closed; its first word is that it can."""
+    """Decode slices into shared memory until the pipe is closed; the first message says that it is ready."""
     begin_child()
-    with suppress(EOFError, OSError):  # the other end has gone
+    with suppress(EOFError, OSError):  # the other end is closed
         connection.send(None)
         while True:
             connection.send(_outcome(shared, *connection.recv()))
@@ -217,66 +216,66 @@ def run_decoder(connection: Connection, shared: SharedSlices) -> None:
 def _outcome(
     shared: SharedSlices, instance: Instance, form: PixelFormat, slot: int, shape: tuple[int, int, int]
 ) -> Exception | None:
-    """Decode a slice into its slot; None, or what that raised."""
+    """Decode a slice into its slot; return None, or the exception."""
     try:
         shared.array(shape)[slot] = read_stored(instance, form, shape[1], shape[2])
-    except Exception as error:  # noqa: BLE001  # raised there, as it would be without a process between
+    except Exception as error:  # noqa: BLE001  # the parent raises it, as it would without a process in between
         return error
     return None
 
 
 def in_threads(work: Callable[[int], _T], count: int) -> Generator[_T, None, None]:
-    """What `work` makes of 0 to `count` - 1, in order; several at a time, for work that mostly leaves Python."""
+    """Yield `work(0)` to `work(count - 1)` in order; several run at a time, for work that mostly releases the GIL."""
     with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
         yield from pool.map(work, range(count))
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """Cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class SharedSlices:
-    """Room for slices of uint16 without a name: whatever ends which process, the system takes it back.
+    """Unnamed shared memory for uint16 slices: the system frees it however a process ends.
 
-    It goes to a process as an argument of its start, and gets its size when that is known.
+    It is passed to a process as an argument at its start, and gets its size when that is known.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """Make an empty room, or join one.
+        """Make an empty shared memory, or attach to one.
 
         Args:
-            descriptor: Of the room to join.
+            descriptor: Of the shared memory to attach to.
 
         Raises:
-            OSError: The system gives none.
+            OSError: The system provides none.
         """
         self._descriptor = _nameless_file() if descriptor is None else descriptor
         self._shape: tuple[int, int, int] | None = None
         self._array: npt.NDArray[np.uint16] | None = None
 
     def __reduce__(self) -> tuple[Callable[[Any], SharedSlices], tuple[Any]]:
-        """What a process that is being started gets; there is no other way to send one."""
+        """Pickle it for a process that is being started; it cannot be sent otherwise."""
         return _joined, (DupFd(self._descriptor),)
 
     def allocate(self, shape: tuple[int, int, int]) -> npt.NDArray[np.uint16]:
-        """Give the room its size: (slices, rows, columns).
+        """Set the size: (slices, rows, columns).
 
         Raises:
-            OSError: There is no space for it.
+            OSError: There is not enough space.
         """
         os.ftruncate(self._descriptor, _bytes_of(shape))
         return self.array(shape)
 
     def array(self, shape: tuple[int, int, int]) -> npt.NDArray[np.uint16]:
-        """The room of this size; the array lives as long as anyone refers to it, also after `close`."""
+        """The memory as an array of this size; it stays valid while referenced, even after `close`."""
         if self._array is None or shape != self._shape:
             self._shape = shape
             self._array = np.frombuffer(mmap.mmap(self._descriptor, _bytes_of(shape)), np.uint16).reshape(shape)
         return self._array
 
     def close(self) -> None:
-        """Leave the room."""
+        """Detach from the memory."""
         os.close(self._descriptor)
         self._array = None
 
@@ -286,7 +285,7 @@ def _joined(descriptor: Any) -> SharedSlices:
 
 
 def _nameless_file() -> int:
-    """In memory, and of no file system that may be full; else on the disk."""
+    """A file in memory, outside any file system that may be full; otherwise on the disk."""
     if hasattr(os, "memfd_create"):
         with suppress(OSError):  # some containers forbid it
             return os.memfd_create("ctflow-slices")

@@ -1,4 +1,4 @@
-"""What is wrong with how a series' files are encoded, and was read nevertheless."""
+"""Warnings about encoding flaws in a series' files, which were read nevertheless."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MOST_NAMED = 3
 
 @lenient()
 def encoding_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
-    """Sentences on files that are not encoded as the standard says.
+    """Describe files that are not encoded as the standard says.
 
     Args:
         instances: The slices of a series.
 
     Returns:
-        One sentence for each kind of flaw. It names the files where they are few, and never a value.
+        One sentence per kind of flaw. It names the files where they are few, and never a value.
     """
     warnings = []
     for note in Note:

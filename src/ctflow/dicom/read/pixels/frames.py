@@ -1,4 +1,4 @@
-"""Is a compressed frame what it says? Decoders take damaged streams for images as best they can."""
+"""Check compressed frames before decoding: decoders make images even of damaged streams."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _CODESTREAM = b"\xff\x4f\xff\x51"
 _SOF_LS = 0xF7
 _SOF_LOSSLESS = 0xC3
 _NO_SOF = (0xC4, 0xC8, 0xCC)  # tables and extensions within the frame headers' range
-# Tuned on 2026-11 with the chest of LIDC-IDRI-0314 (1 mm) and phantoms (2.5 and 5 mm): no whole slice was named.
+# Tuned in 2026-11 with the chest of LIDC-IDRI-0314 (1 mm) and phantoms (2.5 and 5 mm): no intact slice was named.
 _UNLIKE = 3.0  # times the usual distance of a slice from the mean of its neighbours
 _LEAST_HU = 15.0
-# A damaged slice also makes its neighbours' means wrong, by half as much; where a chest changes its shape, at the
-# shoulders, slices beside each other are about as unlike.
+# A damaged slice also shifts its neighbours' means, by half as much; where a chest changes its shape, at the
+# shoulders, neighbouring slices differ about as much.
 _BESIDE = 1.5
 
 
 def family_of_frame(frame: bytes) -> str | None:
-    """The kind of compression of which a frame's first bytes are.
+    """The kind of compression that a frame's first bytes indicate.
 
     Args:
         frame: The encoded frame.
@@ -42,14 +42,14 @@ def family_of_frame(frame: bytes) -> str | None:
 
 
 def flaw_of_size(frame: bytes, rows: int, columns: int) -> str | None:
-    """Whether a JPEG, JPEG-LS or JPEG 2000 frame says another size than its header, or None.
+    """How the size of a JPEG, JPEG-LS or JPEG 2000 frame differs from its header's, or None.
 
-    Decoders trust the frame: one that claims 60000 x 60000 takes 7 GB, or ends the process.
+    Decoders trust the frame: one that claims 60000 x 60000 takes 7 GB, or crashes the process.
 
     Args:
         frame: The encoded frame.
-        rows: As the header says.
-        columns: The same.
+        rows: From the header.
+        columns: From the header.
 
     Source: ISO/IEC 15444-1 A.5.1 (SIZ), ISO/IEC 10918-1 B.2.2 and 14495-1 C.2.2 (SOF).
     """
@@ -60,7 +60,7 @@ def flaw_of_size(frame: bytes, rows: int, columns: int) -> str | None:
 
 
 def _size_of_codestream(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components of JPEG 2000, also within a JP2 file."""
+    """Rows, columns and components of JPEG 2000, with or without a JP2 container."""
     at = frame.index(_CODESTREAM) + 8
     if len(frame) < at + 34:
         return None
@@ -93,12 +93,12 @@ def _frame_header(frame: bytes) -> int | None:
 
 
 def flaw_of_rle(frame: bytes, count: int, bytes_each: int) -> str | None:
-    """What is wrong with an RLE frame, or None.
+    """The flaw of an RLE frame, or None.
 
     Args:
         frame: The encoded frame.
         count: Pixels.
-        bytes_each: Bytes of a pixel: each has a segment of its own.
+        bytes_each: Bytes per pixel: each has its own segment.
 
     Source: DICOM PS3.5 Annex G.
     """
@@ -117,7 +117,7 @@ def flaw_of_rle(frame: bytes, count: int, bytes_each: int) -> str | None:
 
 
 def _is_whole_segment(segment: bytes, count: int) -> bool:
-    """Whether a PackBits segment gives `count` bytes and ends there, but for a byte that makes its length even."""
+    """Whether a PackBits segment gives `count` bytes and ends there, apart from a byte that makes its length even."""
     at = made = 0
     while at < len(segment) and made < count:
         control = segment[at]
@@ -131,7 +131,7 @@ def _is_whole_segment(segment: bytes, count: int) -> bool:
 
 
 def slices_unlike_both_neighbours(array: npt.NDArray[np.generic]) -> tuple[int, ...]:
-    """Slices that are far more unlike the mean of their neighbours than the others: what a damaged frame looks like.
+    """Slices that differ far more from the mean of their neighbours than others: damaged frames look like this.
 
     Args:
         array: (D, H, W) HU.

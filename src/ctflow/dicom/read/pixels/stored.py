@@ -19,8 +19,8 @@ from ctflow.dicom.read.scan import NATIVE, Instance
 
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
 
-# Who decodes, by pydicom's names of plugins: always the same one, whatever else is installed. Of OpenJPEG the one
-# without threads, as slices are decoded in processes: GDCM has a thread a core for each slice, and spends more in all.
+# The decoders, by pydicom's plugin names: always the same one, whatever else is installed. For OpenJPEG the one
+# without threads, as slices are decoded in processes: GDCM starts a thread per core and slice, and costs more in all.
 _DECODERS = {
     uid.HTJ2K: "pylibjpeg",
     uid.HTJ2KLossless: "pylibjpeg",
@@ -37,10 +37,10 @@ _ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 # With the method that LossyImageCompressionMethod names (DICOM PS3.3 C.7.6.1.1.5.1).
 LOSSY = {uid.HTJ2K: "ISO_15444_15", uid.JPEG2000: "ISO_15444_1", uid.JPEGLSNearLossless: "ISO_14495_1"}
 _DECODED = _DECODERS.keys() | {uid.DeflatedExplicitVRLittleEndian}
-# Every transfer syntax that gives right HU.
+# Every transfer syntax that gives correct HU.
 READABLE = tuple(sorted(NATIVE | _DECODED))
 _DESCRIBING = ("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-# What a frame of each must be, as `family_of_frame` names it.
+# The family that a frame of each must have (`family_of_frame`).
 _FAMILIES = {
     **dict.fromkeys(
         (uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.JPEG2000, uid.JPEG2000Lossless), "JPEG 2000"
@@ -49,7 +49,7 @@ _FAMILIES = {
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "JPEG-LS"),
     uid.RLELossless: "RLE",
 }
-# Every other decoder error ends as UnsupportedPixels too; RuntimeError is what decoder plugins raise.
+# Decoder errors that become UnsupportedPixels; decoder plugins raise RuntimeError.
 _DECODE_ERRORS = (*PARSE_ERRORS, RuntimeError)
 
 
@@ -69,7 +69,7 @@ class PixelFormat:
 
 
 def pixel_format_of(instance: Instance) -> PixelFormat:
-    """The format of a slice's values; `UnsupportedPixels` where reading them would be guessing."""
+    """The format of a slice's values; raises `UnsupportedPixels` where ctflow would have to guess."""
     header = instance.header
     lacking = [keyword for keyword in _DESCRIBING if not text(header, keyword)]
     if lacking:
@@ -101,7 +101,7 @@ def unsupported(instance: Instance, what: str, *, reason: str) -> UnsupportedPix
 
 
 def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.uint16]:
-    """The stored values of a slice as 16 bit patterns, nothing masked or rescaled.
+    """The stored values of a slice as 16 bit patterns, neither masked nor rescaled.
 
     Args:
         instance: The slice.
@@ -114,20 +114,20 @@ def read_stored(instance: Instance, form: PixelFormat, rows: int, columns: int) 
 
     Raises:
         BrokenSeries: The pixel data is shorter than the image.
-        UnsupportedPixels: The transfer syntax is not one that gives right HU, or it does not decode.
+        UnsupportedPixels: The transfer syntax does not give correct HU, or the slice does not decode.
     """
     if instance.pixel_offset is not None:
         values = _read_native(instance, form, rows, columns)
     else:
         values = _decode(instance, form, rows, columns)
     if form.bits_allocated == 8:
-        # Widened with their sign, so that the rest need not care.
+        # Widened with their sign, so that later code handles 16 bits only.
         values = (values.view(np.int8).astype(np.int16) if form.signed else values.astype(np.int16)).view(np.uint16)
     return values.view(np.uint16).reshape(rows, columns)
 
 
 def read_stored_into(instance: Instance, form: PixelFormat, out: npt.NDArray[np.uint16]) -> None:
-    """The same as `read_stored`, into the (rows, columns) of a volume: native values of 16 bits without a copy."""
+    """Like `read_stored`, but into a (rows, columns) slice of a volume: native 16 bit values without a copy."""
     if instance.pixel_offset is None or form.bits_allocated == 8:
         out[:] = read_stored(instance, form, *out.shape)
         return
@@ -147,13 +147,13 @@ def _read_native(instance: Instance, form: PixelFormat, rows: int, columns: int)
 
 
 def padding_length(instance: Instance, count: int, bits_allocated: int) -> int:
-    """Bytes of native pixel data behind those of `count` pixels, but for the one that makes their length even."""
+    """Bytes of native pixel data after `count` pixels, apart from the one that makes their length even."""
     wanted = count * bits_allocated // 8
     return max(instance.pixel_length - wanted - wanted % 2, 0) if instance.pixel_offset is not None else 0
 
 
 def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, columns: int) -> None:
-    """Read native values, as they lie in the file, into an array of their number and width."""
+    """Read native values, unchanged, into an array of their number and width."""
     wanted, excess = values.nbytes, instance.pixel_length - values.nbytes
     if not 0 <= excess < wanted:
         raise _broken(instance, f"has {instance.pixel_length} bytes of pixels, but its size needs {wanted}")
@@ -166,7 +166,7 @@ def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, column
         raise BrokenSeries(f"{instance.name}: {error.strerror}", reason="unreadable") from error
     if found != wanted or (excess > wanted % 2 and len(behind) != excess):
         raise _broken(instance, "is cut short")
-    # Wrong Rows or Columns leave a row or a column of pixels behind the image at least, and those are hardly all zeros.
+    # Wrong Rows or Columns leave at least a row or column of pixels after the image, hardly ever all zeros.
     if len(behind) >= min(rows, columns) * values.itemsize and any(behind):
         what = f"has {excess} more bytes of pixels than its size needs, and they are not padding"
         raise _broken(instance, what)
@@ -177,7 +177,7 @@ def _broken(instance: Instance, what: str) -> BrokenSeries:
 
 
 def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat, rows: int, columns: int) -> None:
-    """What decoders neither notice nor survive: a frame of another kind or size, an RLE frame of another length."""
+    """Reject what decoders miss or crash on: a frame of another kind or size, an RLE frame of another length."""
     syntax = uid.UID(instance.transfer_syntax)
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         wanted = rows * columns * form.bits_allocated // 8
@@ -205,10 +205,10 @@ def _check_frame(instance: Instance, dataset: pydicom.Dataset, form: PixelFormat
 
 
 def _flaw_of_syntax(syntax: uid.UID) -> str:
-    """Why there is nothing that reads a transfer syntax where it stands."""
+    """Why no decoder reads a transfer syntax here."""
     named = f"{syntax.name} ({syntax})"
     if not syntax.is_valid:
-        flaw = "its TransferSyntaxUID is not a UID"  # and not quoted: it may be anything
+        flaw = "its TransferSyntaxUID is not a UID"  # not quoted: it may be anything
     elif syntax in NATIVE:
         flaw = f"its transfer syntax is {syntax.name}, but its pixel data is encapsulated"
     elif syntax.is_private:
@@ -237,7 +237,7 @@ def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> n
         raise unsupported(instance, _flaw_of_syntax(syntax), reason="transfer-syntax")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of padding; the length is checked below
+            warnings.simplefilter("ignore")  # decoders warn about padding; the length is checked below
             dataset = pydicom.dcmread(instance.path)
             _check_frame(instance, dataset, form, rows, columns)
             decoded = pixel_array(dataset, raw=True, decoding_plugin=_DECODERS.get(syntax, ""))

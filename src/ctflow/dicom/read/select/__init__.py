@@ -1,1 +1,1 @@
-"""Which series are run, and why is each other one not?"""
+"""Which series ctflow runs, and why it rejects the others."""

@@ -1,4 +1,4 @@
-"""Technical facts of a series, without patient data and without free text of its headers."""
+"""Technical facts of a series, without patient data or free text from its headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"
 
 
 def describe(instances: Sequence[Instance]) -> dict[str, object]:
-    """What `ctflow inspect` shows of a series: numbers and known terms, for any other text may name a patient."""
+    """The facts that `ctflow inspect` shows: numbers and known terms, as any other text may name a patient."""
     header = instances[0].header
     spacing = numbers(header, "PixelSpacing", 2)
     between = slice_spacing_mm(instances)
@@ -36,7 +36,7 @@ def describe(instances: Sequence[Instance]) -> dict[str, object]:
 
 
 def known_term(terms: str, value: str) -> str | None:
-    """A known term, or None: anything else, whatever it looks like, may be a name or an ID."""
+    """A known term, or None: anything else may be a name or an ID."""
     return value if value in terms.split() else None
 
 

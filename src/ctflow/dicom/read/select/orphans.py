@@ -1,4 +1,4 @@
-"""Slices that continue another series, as those do whose SeriesInstanceUID was damaged on the way."""
+"""Find slices that continue another series, for example if transfer damaged their SeriesInstanceUID."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctflow.dicom.attributes import numbers, texts
 from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.regularity import fitted_line
 
-# A damaged UID leaves these as they were; another acquisition has at least a SeriesNumber of its own.
+# A damaged UID leaves these unchanged; another acquisition has at least its own SeriesNumber.
 _SHARED = (
     "FrameOfReferenceUID",
     "SeriesNumber",
@@ -21,23 +21,23 @@ _SHARED = (
     "PixelSpacing",
     "ImageOrientationPatient",
 )
-_TOLERANCE = 0.15  # of a gap: positions may be rounded to 0.1 mm, and the line is drawn further
+_TOLERANCE = 0.15  # of a gap: positions may be rounded to 0.1 mm, and the line is extrapolated
 
 
 def continues(few: Sequence[Instance], series: Sequence[Instance]) -> bool:
-    """Whether slices lie where a series' next ones, before its first or behind its last, would lie.
+    """Whether slices lie where a series would continue, before its first or after its last slice.
 
     Args:
-        few: At least one slice, of another SeriesInstanceUID.
+        few: At least one slice, with another SeriesInstanceUID.
         series: At least two slices of one series, in any order.
     """
-    if _traits(few) != _traits(series[:1]):  # of a thousand small series, almost all end here
+    if _traits(few) != _traits(series[:1]):  # almost all of a thousand small series stop here
         return False
     others = _positions(few)
     places = None if others is None else _positions(series)
     if places is None or others is None:
         return False
-    places, others = np.unique(places, axis=0), np.unique(others, axis=0)  # a file may be there twice
+    places, others = np.unique(places, axis=0), np.unique(others, axis=0)  # a file may occur twice
     axes = np.array(numbers(series[0].header, "ImageOrientationPatient", 6) or (1, 0, 0, 0, 1, 0), dtype=np.float64)
     normal = np.cross(axes[:3], axes[3:])
     ordered = places[np.argsort(places @ normal)]
@@ -54,7 +54,7 @@ def continues(few: Sequence[Instance], series: Sequence[Instance]) -> bool:
 
 
 def _adjoin(before: npt.NDArray[np.float64], behind: npt.NDArray[np.float64], count: int) -> bool:
-    """Whether all of them are the next ones on either side, without a gap."""
+    """Whether they all continue the series on either side, without a gap."""
     both = [np.array_equal(side, np.arange(1, len(side) + 1)) for side in (before, behind)]
     return all(both) and len(before) + len(behind) == count
 
@@ -64,6 +64,6 @@ def _traits(instances: Sequence[Instance]) -> set[tuple[tuple[str, ...], ...]]:
 
 
 def _positions(instances: Sequence[Instance]) -> FloatArray | None:
-    """(n, 3) LPS mm; None where one is missing."""
+    """(n, 3) LPS mm; None if one is missing."""
     found = [numbers(instance.header, "ImagePositionPatient", 3) for instance in instances]
     return None if any(one is None for one in found) else np.array(found, dtype=np.float64)

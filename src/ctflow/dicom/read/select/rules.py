@@ -1,4 +1,4 @@
-"""Why a series cannot be run, or should not: each rule looks at one series and gives reason and message. Pure."""
+"""Why a series cannot or should not be run: each rule checks one series and gives reason and message. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE, malformed_u
 
 LEAST_SLICES = 16
 LARGEST_SPACING_MM = 5.0
-_LEAST_LOCALIZERS = 3  # fewer are views from front and side
+_LEAST_LOCALIZERS = 3  # fewer are frontal and lateral views
 _MOST_SHOWN = 3
 _DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
-_GROUPS = 3  # of a name: alphabetic, ideographic, phonetic
+_GROUPS = 3  # of a person name: alphabetic, ideographic, phonetic
 
 
 # ------------------------------------------------------------------- possibility: nothing forces a series past these
@@ -68,7 +68,7 @@ def _several_patients(series: Series) -> Objection | None:
 def _no_frame_of_reference(series: Series) -> Objection | None:
     if all(text(instance.header, "FrameOfReferenceUID") for instance in series.instances):
         return None
-    # One made up here would be no source's: viewers would not lay the SEG over the CT.
+    # An invented UID would match no source: viewers would not overlay the SEG on the CT.
     message = "FrameOfReferenceUID is empty or absent, and a SEG needs it: have the sender repair the series"
     return "no-frame-of-reference", message
 
@@ -87,7 +87,7 @@ def _no_image(series: Series) -> Objection | None:
 
 
 def _no_extent(series: Series) -> Objection | None:
-    """One slice, or localizers that are each a picture by itself, make no volume."""
+    """A single slice, or localizers, each a separate picture, form no volume."""
     count = len(series.instances)
     directions = {numbers(instance.header, "ImageOrientationPatient", 6) for instance in series.instances}
     if is_localizer(series.instances[0]) and (count < _LEAST_LOCALIZERS or len(directions) > 1):
@@ -148,24 +148,24 @@ def other_body_part(series: Series, body_parts: Collection[str]) -> Objection | 
     others = sorted(value for value in found if not suits(value, body_parts)) if body_parts else []
     if not others:
         return None
-    # What is an unknown term is free text of the sender's, and so is not repeated.
+    # An unknown term is free text from the sender, so it is not repeated.
     shown = ", ".join(sorted({known_value(value) or "an unknown term" for value in others})[:_MOST_SHOWN])
     return "body-part", f"its BodyPartExamined ({shown}) matches none of the bundle's ({listed_parts(body_parts)})"
 
 
 def differing_patients(instances: Sequence[Instance]) -> str | None:
-    """What tells several patients apart: PatientID and its issuer; where no slice has an ID, name and date of birth.
+    """Find several patients by PatientID and its issuer; where no slice has an ID, by name and date of birth.
 
     Args:
         instances: The slices of a series.
 
     Returns:
-        The attribute and the names of the slices that deviate, and never a value; None where all are one patient's. An
-        empty value differs from one that is there; an issuer is compared where it is named, as archives add it.
+        The attribute and the names of the deviating slices, never a value; None if all are one patient's. An empty
+        value differs from a present one; an issuer is compared only where present, as archives add it.
 
     Source: DICOM PS3.3 C.2.2 (an ID is unique within its issuer), PS3.5 6.2 and 6.2.1. Names are compared as decoded,
-    whatever their character sets: without case, blanks, delimiters, forms and widths of letters; and by those of their
-    groups that both have.
+    whatever their character sets: ignoring case, blanks, delimiters, forms and widths of letters; and only by the
+    component groups that both have.
     """
     ids = [tuple(filter(None, texts(instance.header, "PatientID"))) for instance in instances]
     if any(ids):
@@ -182,14 +182,14 @@ def differing_patients(instances: Sequence[Instance]) -> str | None:
 
 
 def _differing_issuers(instances: Sequence[Instance]) -> str | None:
-    """Two hospitals may give two patients the same ID."""
+    """Compare issuers: two hospitals may give two patients the same ID."""
     issuers = [tuple(filter(None, texts(instance.header, "IssuerOfPatientID"))) for instance in instances]
     having = [place for place, issuer in enumerate(issuers) if issuer]
     return _deviation("IssuerOfPatientID", [instances[place] for place in having], [issuers[place] for place in having])
 
 
 def _name(values: Sequence[str]) -> tuple[str, ...]:
-    """A name's groups, each as its words."""
+    """A name's groups, each as words."""
     groups = unicodedata.normalize("NFKC", "\\".join(values)).casefold().split("=")
     words = [" ".join(group.replace("^", " ").split()) for group in groups]
     return *words[: _GROUPS - 1], "=".join(words[_GROUPS - 1 :]), *[""] * (_GROUPS - 1 - len(words))

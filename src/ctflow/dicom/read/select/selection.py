@@ -1,4 +1,4 @@
-"""Headers to a decision: which series are to be run, and why each other is not. Pure; never raises for a bad series."""
+"""Headers to a decision: which series to run, and why not the others. Pure; never raises for a bad series."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ctflow.dicom.read.select.series import (
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 
 _ORPHANED = "it continues series {}, of which its SeriesInstanceUID may cut it off"
-# Of ImageType: what scanners save in the place of a slice (protocol and dose pages).
+# ImageType values of pages that scanners save in place of a slice (protocol and dose pages).
 _SCREEN_WORDS = frozenset({"SCREEN", "PROT", "PROTOCOL", "DOSE"})
 _IMAGE_CLASSES = ("Image Storage", "Image Storage - For Presentation", "Image Storage - For Processing")
 
@@ -50,7 +50,7 @@ def select_series(
         series_uid: Only this series may be selected.
         pick: "all" eligible series, or the "best" of each study and frame of reference: the one whose slice spacing is
             smallest but not below 1 mm, then with most slices, then with the lowest series number.
-        force: Select series that only rules in `OVERRIDABLE` (not in `IMPOSSIBLE`) speak against.
+        force: Select series that only rules in `OVERRIDABLE` (not in `IMPOSSIBLE`) reject.
         body_parts: BodyPartExamined values that suit the model; empty accepts all.
 
     Returns:
@@ -91,7 +91,7 @@ def _series_of(scan: Scan) -> list[Series]:
 
 
 def _slices_alone(series: Series) -> Series:
-    """The series without localizers and without objects that are not slices: secondary captures, reports and so on."""
+    """The series without localizers and non-slice objects: secondary captures, reports and so on."""
     slices: list[Instance] = []
     others: list[Instance] = []
     for instance in series.instances:
@@ -111,7 +111,7 @@ def _slices_alone(series: Series) -> Series:
 
 
 def _is_other_object(instance: Instance) -> bool:
-    """Whether it is no slice, of whatever modality: a picture of the screen, a report, a plan, a private object."""
+    """Whether it is not a slice of any modality: a screen capture, a report, a plan, a private object."""
     header = instance.header
     uid = UID(text(header, "SOPClassUID"))
     has_place = numbers(header, "ImagePositionPatient", 3) is not None
@@ -127,7 +127,7 @@ def _is_other_object(instance: Instance) -> bool:
 def _judge_safely(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
     try:
         return _judge(series, series_uid, force, body_parts)
-    except Exception as error:  # noqa: BLE001  # the others of the folder must be judged
+    except Exception as error:  # noqa: BLE001  # the folder's other series must be judged
         failure = unexpected(error, f"series {series.digest}")
         return Candidate(series, False, failure.reason, str(failure), False, {})
 
@@ -160,7 +160,7 @@ def _first_objection(rules: Sequence[Callable[[Series], Objection | None]], seri
 
 
 def _name_orphaned(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """A series set aside that continues a selected one may be its end: nothing else shows that it was cut short."""
+    """A rejected series that continues a selected one may be its end: nothing else shows that it was cut short."""
     result = list(candidates)
     for place, few in enumerate(candidates):
         if few.selected or len(few.series.instances) >= LEAST_SLICES:
@@ -174,7 +174,7 @@ def _name_orphaned(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _parted(few: Candidate, rest: Candidate) -> tuple[Candidate, Candidate]:
-    """Orphaned slices and the series that it may be of; each says so of the other."""
+    """Orphaned slices and the series that they may belong to; each message refers to the other."""
     count = len(few.series.instances)
     slices = "a slice" if count == 1 else f"{count} slices"
     dropped = f"{slices} of series {few.series.digest} may belong to it: its next slices would lie there"

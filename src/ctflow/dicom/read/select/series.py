@@ -1,4 +1,4 @@
-"""A series, the verdict on it, and all of a scan."""
+"""A series, its verdict, and all verdicts of a scan."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Objection = tuple[str, str]  # reason, message
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The slices that would be stacked.
+    """The slices to stack.
 
     Attributes:
-        uid: SeriesInstanceUID, as the files say it.
+        uid: SeriesInstanceUID, as in the files.
         digest: Its name in messages.
         study_uid: StudyInstanceUID.
         instances: The slices, in the scan's order.
-        dropped: Sentences on images of the series that were left out.
+        dropped: Sentences on images that were left out of the series.
     """
 
     uid: str
@@ -36,14 +36,14 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One series and what decided.
+    """One series and its verdict.
 
     Attributes:
         series: The series.
         selected: Whether the run selects it.
-        reason: "selected", or a short stable name of what speaks against it (docs/dicom.md).
+        reason: "selected", or a short stable name of why it is rejected (docs/dicom.md).
         message: The same as a sentence.
-        forced: Selected although a rule in `OVERRIDABLE` speaks against it.
+        forced: Selected although a rule in `OVERRIDABLE` rejects it.
         description: Technical facts for `ctflow inspect`; no patient data and no free text.
     """
 
@@ -63,17 +63,17 @@ class Selection:
 
     @property
     def selected(self) -> tuple[Candidate, ...]:
-        """Those that the run selects."""
+        """The series that the run selects."""
         return tuple(candidate for candidate in self.candidates if candidate.selected)
 
     @property
     def orphaned(self) -> tuple[Candidate, ...]:
-        """Those set aside that seem to be the end of a selected series."""
+        """Rejected series that seem to be the end of a selected one."""
         return tuple(candidate for candidate in self.candidates if candidate.reason == "orphaned")
 
     @property
     def failed(self) -> tuple[Candidate, ...]:
-        """Those that could not be judged because of a bug in ctflow."""
+        """Series that could not be judged because of a bug in ctflow."""
         return tuple(candidate for candidate in self.candidates if candidate.reason in Unexpected.REASONS)
 
 
@@ -83,12 +83,12 @@ def image_words(instance: Instance) -> set[str]:
 
 
 def is_localizer(instance: Instance) -> bool:
-    """Whether it is a localizer's image."""
+    """Whether an image is a localizer."""
     return "LOCALIZER" in image_words(instance)
 
 
 def class_name(uid: str) -> str:
-    """The class as DICOM's tables name it; what they do not may be anything, and is not repeated."""
+    """The class by its name in DICOM's tables; an unknown one may be anything, and is not repeated."""
     if UID(uid).is_private:
         return "a private class"
     return UID(uid).name if UID(uid).type else "an unknown class"
