@@ -1,9 +1,9 @@
-"""How far do slices, by their own headers, lie from the grid that they share?
+"""How far slices, by their own headers, lie from their common grid.
 
 Scanners and archives round: positions to 0.1 mm, cosines to four decimals, PixelSpacing in some slices. A series is
-one volume where this shifts no voxel by more than a tenth of its size along any of its axes. Within a slice a shift is
-linear in row and column, so it is largest in a corner: the bound is checked there, for every slice, against what that
-slice's own header says. A tenth of a voxel is less than any border of a tumour is known by.
+one volume if this shifts no voxel by more than a tenth of its size along any of its axes. Within a slice a shift is
+linear in row and column, so it is largest in a corner: the bound is checked there, for every slice, against that
+slice's own header. No border of a tumour is known to a tenth of a voxel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROUNDING = 1e-9  # of float64
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """What headers say of where slices lie, one row a slice.
+    """Slice positions and directions from headers, one row per slice.
 
     Attributes:
         positions: (n, 3) LPS mm of the first pixel's centre (ImagePositionPatient).
@@ -42,17 +42,17 @@ class Planes:
 
     @property
     def common(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Row and column direction (unit vectors) and pixel spacing: the medians, which few odd slices do not move."""
+        """Row and column direction (unit vectors) and pixel spacing: medians, which a few odd slices do not move."""
         row, column = np.median(self.rows, axis=0), np.median(self.columns, axis=0)
         return row / np.linalg.norm(row), column / np.linalg.norm(column), np.median(self.pixels_mm, axis=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """How far slices lie from a grid, each cause by itself and all together.
+    """How far slices lie from a grid, for each cause and for all together.
 
     Attributes:
-        causes: For each keyword (n,) the largest shift of any of a slice's voxels along any axis, in voxels.
+        causes: For each keyword (n,) the largest shift of a slice's voxels along any axis, in voxels.
         causes_mm: The same as distances.
         total: (n,) of all causes together, in voxels.
     """
@@ -63,13 +63,13 @@ class Shifts:
 
 
 def planes_from_numbers(positions: FloatArray, axes: FloatArray, pixels_mm: FloatArray) -> Planes:
-    """Planes of (n, 3) positions, (n, 6) orientations, which are brought to unit length, and (n, 2) pixel spacings."""
+    """Planes from (n, 3) positions, (n, 6) orientations, which are normalized, and (n, 2) pixel spacings."""
     rows, columns = (half / np.linalg.norm(half, axis=1, keepdims=True) for half in (axes[:, :3], axes[:, 3:]))
     return Planes(positions, rows, columns, pixels_mm)
 
 
 def fitted_line(values: FloatArray, places: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The straight line through values at places, by least squares: its value at place 0, and its step.
+    """The least-squares line through values at places: its value at place 0, and its step.
 
     Args:
         values: (n, ...) numbers.
@@ -81,18 +81,18 @@ def fitted_line(values: FloatArray, places: FloatArray) -> tuple[FloatArray, Flo
 
 
 def unevenness(distances_mm: FloatArray, places: FloatArray) -> float:
-    """How far distances lie from even ones at these places at most, in steps."""
+    """The largest deviation of distances from even ones at these places, in steps."""
     origin, step = fitted_line(distances_mm, places)
     return float(np.abs(distances_mm - origin - step * places).max() / abs(float(step)))
 
 
 def is_within(shift: float) -> bool:
-    """Whether a shift, in voxels, is one that the grid may ignore."""
+    """Whether the grid may ignore a shift, in voxels."""
     return shift <= LARGEST_SHIFT + _ROUNDING
 
 
 def fitted_grid(planes: Planes, places: FloatArray, shape: Size3) -> Geometry:
-    """The grid along the line fitted through all slices; at right angles to them where that shifts none too far.
+    """The grid along the line fitted through all slices; perpendicular to them if that shifts none too far.
 
     Args:
         planes: The slices.
@@ -110,12 +110,12 @@ def fitted_grid(planes: Planes, places: FloatArray, shape: Size3) -> Geometry:
     level = affine.copy()
     level[:3, 0] = normal * (affine[:3, 0] @ normal)
     level[:3, 3] = (planes.positions - places[:, None] * level[:3, 0]).mean(axis=0)
-    shifts = shifts_from_grid(planes, level, places, shape[1:])  # a jitter of few slices looks like a tilt
+    shifts = shifts_from_grid(planes, level, places, shape[1:])  # jitter of few slices looks like a tilt
     return Geometry(shape, level) if is_within(float(shifts.total.max())) else geometry
 
 
 def distance_along_normal(geometry: Geometry) -> float:
-    """From slice to slice at right angles to them, in mm."""
+    """From slice to slice along their normal, in mm."""
     normal = np.cross(geometry.directions[:, 2], geometry.directions[:, 1])
     return abs(float(geometry.affine_mm[:3, 0] @ normal)) / float(np.linalg.norm(normal))
 

@@ -1,4 +1,4 @@
-"""UIDs: of the classes that are read, and which of a source's can be referred to."""
+"""UIDs: the classes that ctflow reads, and whether a result can refer to a source's UIDs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctflow.dicom.attributes import texts
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
-# Of these a result says that it belongs to them; they cannot be left out, and another one would be no reader's.
+# A result refers to its source by these: they cannot be left out, and no reader could resolve a replacement.
 REFERRED_TO = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 _MOST = 64
 _DIGITS = re.compile(r"[0-9.]+")
@@ -19,13 +19,13 @@ _COMPONENTS = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*")
 
 
 def malformed_uids(headers: Iterable[Dataset]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Attributes whose UIDs are none in any of some headers; an empty one is not malformed.
+    """Attributes with a malformed UID in any of the headers; an empty one is not malformed.
 
     Returns:
-        Those that hold anything but one text of at most 64 digits and dots; and those whose digits and dots are no UID,
-        because of a component that is empty or begins with a superfluous 0, which most readers take.
+        Those that hold anything but one text of at most 64 digits and dots; and those whose digits and dots are no UID
+        because a component is empty or has a leading 0, which most readers accept.
 
-    Source: DICOM PS3.5 9.1. Whether a root is registered is not looked at.
+    Source: DICOM PS3.5 9.1. Whether a root is registered is not checked.
     """
     senseless, untidy = set(), set()
     for header in headers:

@@ -1,4 +1,4 @@
-"""Which values of a header conform to DICOM: those that an object may take over, and no others."""
+"""Find the values of a header that conform to DICOM: a derived object may take over only these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, TEXT_VR_DELIMS, VR, Person
 
 from ctflow.dicom.attributes import PARSE_ERRORS, texts
 
-# Defined terms without code extensions, and with them (DICOM PS3.3 C.12.1.1.2).
+# Defined terms without and with code extensions (DICOM PS3.3 C.12.1.1.2).
 _STANDS_ALONE = frozenset({"ISO_IR 192", "GB18030", "GBK"}) | {
     f"ISO_IR {number}" for number in (13, 100, 101, 109, 110, 126, 127, 138, 144, 148, 166)
 }
@@ -28,12 +28,12 @@ _EXTENDS = frozenset(
 _NONE = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})  # the default repertoire
 _UNCOMMON = frozenset({"GBK"})  # terms that some readers do not know
 _UTF_8 = "ISO_IR 192"
-_REPLACEMENT = "\ufffd"  # what decoders put where they cannot decode
-_PARAGRAPHS = frozenset({VR.LT, VR.ST, VR.UT})  # of these VRs a backslash and the ends of lines are text
+_REPLACEMENT = "\ufffd"  # decoders insert it where they cannot decode
+_PARAGRAPHS = frozenset({VR.LT, VR.ST, VR.UT})  # in these VRs backslashes and line ends are text
 _BREAKS = "\t\n\f\r"
 _PN_GROUPS, _PN_COMPONENTS = 3, 5
 _SIGNED_32 = range(-(2**31), 2**31)
-# What an attribute's own definition asks beyond its VR.
+# Requirements of an attribute's own definition beyond its VR.
 _FORMS = {
     "PatientSex": re.compile("[MFO]"),
     "PatientSize": re.compile(r"\d{1,3}(\.\d{1,10})?"),
@@ -51,11 +51,11 @@ def conforming_values(header: Dataset, keyword: str, encodings: Sequence[str] = 
     Args:
         header: As read; its other attributes may be anything.
         keyword: Of an attribute whose VR in PS3.6 holds text.
-        encodings: Python's names of its character set; the header's own where none is given.
+        encodings: Python's names of its character set; by default the header's own.
 
     Returns:
-        Its values without insignificant blanks; () where it is absent or empty; None where its number of values (VM),
-        a value's form (VR), or what its definition enumerates is not DICOM's, or its text cannot be decoded.
+        Its values without insignificant blanks; () if it is absent or empty; None if its number of values (VM), a
+        value's form (VR) or an enumerated value violates DICOM, or its text cannot be decoded.
 
     Source: DICOM PS3.5 6.1, 6.2 (value representations) and 6.4 (multiplicity), PS3.6 chapter 6.
     """
@@ -65,7 +65,7 @@ def conforming_values(header: Dataset, keyword: str, encodings: Sequence[str] = 
     if tag not in header:
         return ()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's quote values
+        warnings.simplefilter("ignore")  # pydicom's warnings quote values
         try:
             values = _as_texts(header[tag].value)
         except PARSE_ERRORS:
@@ -83,19 +83,19 @@ def conforming_values(header: Dataset, keyword: str, encodings: Sequence[str] = 
 
 
 def element_of_values(keyword: str, values: Sequence[str]) -> DataElement:
-    """An element of values that conform; an empty one of none."""
+    """An element of conforming values; empty if there are none."""
     value: object = list(values) if len(values) > 1 else "".join(values)
     return DataElement(tag_for_keyword(keyword) or 0, dictionary_VR(keyword), value, validation_mode=IGNORE)
 
 
 def conforming_code(item: Dataset, encodings: Sequence[str]) -> Dataset | None:
-    """A code of a coded attribute with what makes it one, or None.
+    """A conforming code with its basic attributes, or None.
 
     Args:
         item: Of a code sequence.
-        encodings: Python's names of the character set of its texts.
+        encodings: Python's names of its texts' character set.
 
-    Source: DICOM PS3.3 8.8 (Code Sequence Macro), of which only the basic attributes are taken.
+    Source: DICOM PS3.3 8.8 (Code Sequence Macro), only its basic attributes.
     """
     code = Dataset()
     for keyword in ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning"):
@@ -108,29 +108,29 @@ def conforming_code(item: Dataset, encodings: Sequence[str]) -> Dataset | None:
 
 
 def encodings_of_header(header: Dataset) -> list[str]:
-    """Python's names of a header's character set; of one that is unknown, the default repertoire's."""
+    """Python's names of a header's character set; the default repertoire's if it is unknown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return convert_encodings(list(texts(header, "SpecificCharacterSet")))
 
 
 def conforming_character_set(header: Dataset, taken: Dataset) -> list[str]:
-    """The header's character set, if it is one and holds what was taken over; else UTF-8.
+    """The header's character set, if it is valid and holds every value taken over; otherwise UTF-8.
 
     Args:
         header: The source.
-        taken: What was taken over, decoded.
+        taken: The values taken over, decoded.
     """
     names = list(texts(header, "SpecificCharacterSet"))
     if not set(names) - _NONE:
-        return ["ISO_IR 100"]  # every text is then of the default repertoire
+        return ["ISO_IR 100"]  # every text is then in the default repertoire
     if not _is_character_set(names) or _UNCOMMON & set(names) or not _holds(names, taken):
         return [_UTF_8]
     return names
 
 
 def is_date(value: str) -> bool:
-    """Whether a text is a date that there is (VR DA)."""
+    """Whether a text is an existing date (VR DA)."""
     if not re.fullmatch(r"[12]\d{7}", value):
         return False
     try:
@@ -141,7 +141,7 @@ def is_date(value: str) -> bool:
 
 
 def holds_text(encodings: list[str], value: str) -> bool:
-    """Whether a text, written in a character set, is read as what it was, also by readers that look at single bytes.
+    """Whether a text survives encoding in a character set, even with readers that look at single bytes.
 
     Args:
         encodings: Python's names of the character set.
@@ -150,16 +150,16 @@ def holds_text(encodings: list[str], value: str) -> bool:
     if value.isascii():
         return True
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the set lacks
+        warnings.simplefilter("ignore")  # about letters that the set lacks
         encoded = encode_string(value, encodings)
         kept = decode_bytes(encoded, encodings, TEXT_VR_DELIMS) == value
-    # pydicom takes the default repertoire for Latin-1; to other readers it is ASCII. A backslash may be the second byte
-    # of a letter (GB18030, GBK), where most readers take it for the end of a value.
+    # pydicom reads the default repertoire as Latin-1, other readers as ASCII. A backslash may be the second byte of
+    # a letter (GB18030, GBK); most readers take it for the end of a value.
     return kept and b"\\" not in encoded and not (encodings[0] == default_encoding and b"\x1b" not in encoded)
 
 
 def _as_texts(value: object) -> tuple[str, ...] | None:
-    """Each value as text; None where one is bytes or a sequence's item."""
+    """Each value as text; None if one is bytes or a sequence item."""
     if value is None:
         return ()
     is_one = isinstance(value, (str, bytes, PersonName)) or not isinstance(value, Sequence)
@@ -170,7 +170,7 @@ def _as_texts(value: object) -> tuple[str, ...] | None:
 
 
 def _is_multiplicity(count: int, multiplicity: str) -> bool:
-    """Whether so many values are allowed; PS3.6 writes "1", "1-3", "1-n" or "2-2n"."""
+    """Whether this number of values is allowed; PS3.6 writes "1", "1-3", "1-n" or "2-2n"."""
     least, _, most = multiplicity.partition("-")
     if not most:
         return count == int(least)
@@ -179,7 +179,7 @@ def _is_multiplicity(count: int, multiplicity: str) -> bool:
 
 
 def _is_form(vr: str, value: str) -> bool:
-    """Whether a value has its VR's form, where it is not empty."""
+    """Whether a non-empty value has its VR's form."""
     if not value:
         return True
     allowed = _BREAKS if vr in _PARAGRAPHS else ""
@@ -195,13 +195,13 @@ def _is_form(vr: str, value: str) -> bool:
 
 
 def _is_sense(vr: str, value: str) -> bool:
-    """What pydicom does not look at: names' components, days that there are, numbers that are finite, no ranges."""
+    """Check what pydicom does not: components of names, existing dates, finite numbers, no ranges."""
     if vr == VR.PN:
         groups = value.split("=")
         return len(groups) <= _PN_GROUPS and all(group.count("^") < _PN_COMPONENTS for group in groups)
     if vr == VR.DA:
         return is_date(value)
-    if vr == VR.TM:  # no range; and a leap second, which some readers reject, is a clock that is wrong
+    if vr == VR.TM:  # no range; no leap second either: some readers reject it, and it means a wrong clock
         return "-" not in value and value[4:6] != "60"
     if vr == VR.DS:
         return math.isfinite(float(value))
@@ -209,12 +209,12 @@ def _is_sense(vr: str, value: str) -> bool:
 
 
 def _is_decoded(vr: str, values: Sequence[str], encodings: Sequence[str]) -> bool:
-    """Whether these are the characters that the sender meant: others than ASCII's need a SpecificCharacterSet."""
+    """Whether these are the sender's characters: non-ASCII ones need a SpecificCharacterSet."""
     if all(map(str.isascii, values)):
         return True
     if vr not in CUSTOMIZABLE_CHARSET_VR or any(_REPLACEMENT in each for each in values):
         return False
-    # pydicom reads bytes beyond the default repertoire as Latin-1; only code extensions may name that one beside it.
+    # pydicom reads bytes outside the default repertoire as Latin-1; only code extensions may also name Latin-1.
     told = encodings[0] != default_encoding or "latin_1" in encodings
     return told or not any("\x80" <= letter <= "\xff" for each in values for letter in each)
 
@@ -229,7 +229,7 @@ def _is_character_set(names: Sequence[str]) -> bool:
 
 
 def _holds(names: list[str], taken: Dataset) -> bool:
-    """Whether a character set holds every text that was taken over."""
+    """Whether a character set holds every text taken over."""
     encodings = convert_encodings(names)
     for element in taken:
         if element.VR == VR.SQ:

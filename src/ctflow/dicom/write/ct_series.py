@@ -37,12 +37,12 @@ def write_ct_series(
 
     Args:
         volume: HU on an orthogonal grid.
-        folder: Gets one file a slice, all at once; an existing folder is replaced.
+        folder: Receives one file per slice, atomically; an existing folder is replaced.
         seed: Part of the UIDs: the same volume and seed give the same files.
         slope: RescaleSlope of the stored values.
         intercept: RescaleIntercept.
         signed: Whether stored values are signed.
-        adjust: Called with each slice's dataset and index before it is written, for odd series.
+        adjust: Called with each slice's dataset and index before writing, to make unusual series.
 
     Returns:
         The files, slice d at index d.
@@ -77,7 +77,7 @@ def write_ct_series(
 
 
 def _series_dataset(volume: Volume, seed: str, digest: str) -> Dataset:
-    """What all slices share."""
+    """The attributes that all slices share."""
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPClassUID = CT_IMAGE_STORAGE
@@ -112,7 +112,7 @@ def _patient_position(volume: Volume) -> str:
 
 def _slice_dataset(series: Dataset, volume: Volume, d: int, digest: str) -> Dataset:
     geometry = volume.geometry
-    dataset = copy.deepcopy(series)  # elements are mutable, and `adjust` changes those of one slice only
+    dataset = copy.deepcopy(series)  # elements are mutable, and `adjust` may change only one slice's
     dataset.SOPInstanceUID = uid_from_parts("phantom slice", series.SeriesInstanceUID, digest, str(d))
     dataset.InstanceNumber = str(d + 1)
     dataset.ImagePositionPatient = _decimals(geometry.world_from_index([d, 0, 0]))

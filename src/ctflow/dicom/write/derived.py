@@ -1,4 +1,4 @@
-"""What the objects that ctflow writes say alike: who made them, when, in which words, and how they reach the disk."""
+"""Common to all objects that ctflow writes: equipment, dates, character set, names, and writing the file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ctflow.dicom.write.identity import uid_from_parts
 
 ALGORITHM_SOURCE = "ctflow"
 _LONG_STRING = 64  # characters of VR LO
-_PER_FRAME_GROUPS = 0x52009230  # no text, thousands of items
+_PER_FRAME_GROUPS = 0x52009230  # thousands of items without text
 _OWN_TEXT_VR = CUSTOMIZABLE_CHARSET_VR - {VR.PN}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a mask.
+    """The origin of a mask.
 
     Attributes:
         ctflow_version: The version that writes.
@@ -53,36 +53,36 @@ def algorithm_parameters(provenance: Provenance) -> dict[str, str]:
 
 
 def equipment(spec: ModelSpec, provenance: Provenance) -> dict[str, str]:
-    """What highdicom's objects are told of who wrote them, and in which characters."""
+    """Arguments of highdicom's objects on the writer and the character set."""
     return {
         "manufacturer": ALGORITHM_SOURCE,
         "manufacturer_model_name": fitted(spec.name),
         "software_versions": provenance.ctflow_version,
         "device_serial_number": provenance.weights_digest[:12],
-        "specific_character_set": "ISO_IR 192",  # highdicom refuses valid ones; `give_text_encoding` has the last word
+        "specific_character_set": "ISO_IR 192",  # highdicom rejects valid ones; `give_text_encoding` decides
     }
 
 
 def tracking_id(segment: Segment, spec: ModelSpec) -> str:
-    """Name of what a segment marks, over all runs of a model if it is a class; not yet fitted to an attribute."""
+    """Name of what a segment marks, the same in all runs of a model for a class; not yet fitted to an attribute."""
     return f"{spec.name} {segment.label}" + (f" {segment.number}" if segment.part_of is None else "")
 
 
 def finding_uid(segmentation_uid: str, class_number: int, rank: int | None) -> UID:
     """Tracking UID of one finding.
 
-    From this SEG and not from the series: nobody has shown that the second largest of another run is the same tumour.
+    It derives from this SEG, not the series: the second largest of another run need not be the same tumour.
 
     Args:
         segmentation_uid: SOPInstanceUID of the SEG.
         class_number: Of the segment that marks the finding's class.
-        rank: The largest is 1; None means all that are not listed.
+        rank: The largest is 1; None means all unlisted ones.
     """
     return uid_from_parts("finding", segmentation_uid, str(class_number), "others" if rank is None else str(rank))
 
 
 def concept(code: Code) -> DicomCode:
-    """A bundle's code as pydicom has it."""
+    """A bundle's code as pydicom's."""
     return DicomCode(code.value, code.scheme, code.meaning)
 
 
@@ -92,39 +92,39 @@ def fitted(value: str) -> str:
 
 
 def series_number(header: Dataset, place: int) -> int:
-    """A result's SeriesNumber, so that results stand beside their source.
+    """A result's SeriesNumber, which sorts results next to their source.
 
     Args:
         header: Of a source image.
-        place: 1 to 99, another one for each kind of object.
+        place: 1 to 99, a different one for each kind of object.
 
     Returns:
-        100 times the source's and `place`; `place` where the source's is no usable number.
+        100 times the source's plus `place`; `place` alone if the source's is unusable.
     """
     source = integer(header, "SeriesNumber")
     return source * 100 + place if source is not None and 0 <= source < 2**31 // 100 - 1 else place
 
 
 def series_description(spec: ModelSpec, made_by: str) -> str:
-    """At most 64 characters: `made_by` and the model's name; research-only instead where the model is for no other."""
+    """At most 64 characters: `made_by` and the model's name; research-only instead if the model is only for that."""
     return fitted(f"{RESEARCH_ONLY}: {spec.name}" if spec.demonstration else f"{made_by} {spec.name}")
 
 
 def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:
-    """Take over what says how to read texts and times; highdicom refuses valid character sets and drops the zone.
+    """Take over character set and time zone; highdicom rejects valid character sets and drops the zone.
 
-    UTF-8 takes the place of a character set that cannot hold the model's own words (a segment's label, for example).
+    UTF-8 replaces a character set that cannot hold the model's own words (a segment's label, for example).
     """
     for keyword in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"):
         if keyword in cleaned:
-            dataset[keyword] = copy(cleaned[keyword])  # its own: other objects are made of the same images
+            dataset[keyword] = copy(cleaned[keyword])  # a copy: other objects are made from the same images
     encodings = convert_encodings(list(texts(cleaned, "SpecificCharacterSet")))
     if not all(holds_text(encodings, value) for value in _own_texts(dataset)):
         dataset.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _own_texts(dataset: Dataset) -> Iterator[str]:
-    """Every text that the character set applies to, but names: they came in it, and pydicom writes them in another."""
+    """Every text that the character set applies to, except names: they came in it; pydicom writes them in another."""
     waiting, seen = [dataset], {id(dataset)}  # a report's findings share most of their items
     while waiting:
         for element in elements_of(waiting.pop()):
@@ -138,7 +138,7 @@ def _own_texts(dataset: Dataset) -> Iterator[str]:
 
 
 def give_moment(dataset: Dataset, date: str, time: str) -> None:
-    """Replace every date and time that highdicom takes from the clock."""
+    """Replace every date and time that highdicom reads from the clock."""
     dataset.ContentDate = dataset.SeriesDate = date
     dataset.ContentTime = dataset.SeriesTime = time
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
@@ -149,17 +149,17 @@ def give_moment(dataset: Dataset, date: str, time: str) -> None:
 
 
 def moment_of(header: Dataset) -> tuple[str, str]:
-    """Date and time of the acquisition, or the nearest that the source has; 1900 where it has none."""
+    """Date and time of the acquisition, or the source's nearest to it; 1900 if it has none."""
     for kind in ("Acquisition", "Content", "Series", "Study"):
         date, time = (conforming_values(header, f"{kind}{what}") for what in ("Date", "Time"))
         if date:
             return date[0], time[0] if time and len(time[0]) >= len("HHMMSS") else "000000"
-    return "19000101", "000000"  # ContentDate may not be empty, and any true date would be an invention
+    return "19000101", "000000"  # ContentDate may not be empty, and a plausible date would be invented
 
 
 @lenient()
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Write a DICOM file, whole or not at all.
+    """Write a DICOM file atomically.
 
     Raises:
         OutputError: It cannot be written.

@@ -1,4 +1,4 @@
-"""Who an object is: UIDs that follow from content, so that the same result is the same object."""
+"""Object identity: UIDs derive from content, so the same result is the same object."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NAMESPACE = uuid.UUID("6f0c7a52-8f0f-5d0e-9c34-5b1f6f8f1c11")
 
 
 def uid_from_parts(*parts: str) -> UID:
-    """A UID that follows from its parts.
+    """A UID derived from its parts.
 
     Args:
-        parts: Any texts; their order and borders matter.
+        parts: Any texts; their order and boundaries matter.
 
     Returns:
         "2.25." and a name-based UUID as a decimal number (DICOM PS3.5 B.2, RFC 9562 version 5).
@@ -55,12 +55,12 @@ def instance_uid(
 
 
 def digest_of_mask(labels: LabelArray) -> str:
-    """SHA-256 of a label map's shape, and of place and values of the lines that mark anything, in hexadecimal."""
+    """SHA-256 of a label map's shape, and of position and values of the lines that mark anything, in hexadecimal."""
     lines = marked_lines(labels)
     box = box_of_marked(labels, lines)
     place = None if box is None else [(axis.start, axis.stop) for axis in box]
     digest = hashlib.sha256(repr((labels.shape, place)).encode())
-    if box is not None:  # most of a volume is background, of which the rest says nothing
+    if box is not None:  # most of a volume is background, which needs no digest
         own = lines[box[:-1]]
         digest.update(np.packbits(own).data)
         for part, marked in zip(labels[box], own, strict=True):  # a copy of the whole takes as long as its digest

@@ -1,4 +1,4 @@
-"""Measurements to a DICOM SR: one measurement group a tumour, on the segments of the SEG."""
+"""Measurements to a DICOM SR: one measurement group per tumour, on the segments of the SEG."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ _HOW_MEASURED = (
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
 _MODIFIES = hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
 _CONTENT_SEQUENCE = 0x0040A730
-_OWN = {  # what differs from finding to finding, by the concept of the content item that has it
+_OWN = {  # attributes that differ between findings, by the concept of their content item
     codes.DCM.TrackingIdentifier.value: "TextValue",
     codes.DCM.TrackingUniqueIdentifier.value: "UID",
     codes.DCM.ReferencedSegment.value: "ReferencedSOPSequence",
     codes.DCM.Center.value: "GraphicData",
 }
-_DECIMALS = 4  # of mm, mm3 and HU: far below what a voxel can tell, far above what rounding on another machine changes
+_DECIMALS = 4  # of mm, mm3 and HU: far finer than a voxel resolves, far coarser than rounding on another machine
 
 
 @dataclass(frozen=True, eq=False)
 class _Basis:
-    """What every group of a report rests on; `header` is the first source image's.
+    """Input that all groups of a report share; `header` is the first source image's.
 
     `parts` has the segments of the SEG that mark one finding: (number of its class, rank) -> segment number.
-    `tracking_ids` has what they are named there.
+    `tracking_ids` has their names in the SEG.
     """
 
     segmentation: Dataset
@@ -77,18 +77,18 @@ def report_from_measurements(
     """Make a measurement report.
 
     Args:
-        measured: One entry a segment of `spec`, in its order.
+        measured: One entry per segment of `spec`, in its order.
         segmentation: The SEG of the same mask (`segmentation_from_labels`); only its UIDs and series are read.
-        sources: Headers of the source images, in array order, or what was prepared of them; they are not changed.
+        sources: Headers of the source images, in array order, or `Sources` made from them; they are not changed.
         spec: The model's name, version and segments.
-        provenance: What made the mask.
+        provenance: The mask's origin.
         marked_as: The SEG's segments, where they are findings (`ctflow.measurements.measure.split_findings`) and not
             classes.
-        remarks: What else a person should know before reading a number.
-        previous: Reports whose place this one takes; it refers to them (PS3.3 C.17.2, Predecessor Documents Sequence).
+        remarks: Further statements to read before the numbers.
+        previous: Reports that this one replaces; it refers to them (PS3.3 C.17.2, Predecessor Documents Sequence).
 
     Returns:
-        A Comprehensive 3D SR, unverified and preliminary. COMPLETE, or PARTIAL where more was found than is listed.
+        A Comprehensive 3D SR, unverified and preliminary. COMPLETE, or PARTIAL if more was found than is listed.
         Its UIDs follow from content, its dates from the source; the same measurements give the same bytes.
 
     Raises:
@@ -101,19 +101,19 @@ def report_from_measurements(
     parts = {(part.part_of, part.rank): part.number for part in marked_as if part.part_of and part.rank}
     sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
     header = sources.header
-    named = [item for item in segmentation.SegmentSequence if "TrackingID" in item]  # a label map's background is not
+    named = [item for item in segmentation.SegmentSequence if "TrackingID" in item]  # a label map's background has none
     tracking_ids = {item.SegmentNumber: item.TrackingID for item in named}
     basis = _Basis(segmentation, header, spec, provenance, parts, tracking_ids)
     left_out = sum(entry.findings_left_out for entry in measured)
     content = _content(measured, basis, remarks)
-    # The SEG's UID stands for sources, weights, version, settings and mask; the content, for what was measured.
+    # The SEG's UID identifies sources, weights, version, settings and mask; the content, the measurements.
     earlier = sorted(str(report.SOPInstanceUID) for report in previous)
     uid = uid_from_parts("measurement report", segmentation.SOPInstanceUID, json_from_dataset(content), *earlier)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
             evidence=[sources.cleaned[0], segmentation],  # patient and study come from the first
-            content=_root([]),  # highdicom copies and searches it, which takes seconds where a hundred groups are in it
+            content=_root([]),  # highdicom copies and searches it, which takes seconds for a hundred groups
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR"),
             series_number=derived.series_number(header, 2),
             sop_instance_uid=uid,
@@ -127,7 +127,7 @@ def report_from_measurements(
         )
     report.ContentSequence = content.ContentSequence
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
-    evidence[0].ReferencedSOPSequence = sources.references  # highdicom takes long for each that it is given
+    evidence[0].ReferencedSOPSequence = sources.references  # highdicom takes long for each one passed
     if left_out:
         kind = "smaller or implausible" if any(entry.implausible.findings for entry in measured) else "smaller"
         report.CompletionFlagDescription = f"{left_out} {kind} findings are not listed"
@@ -137,7 +137,7 @@ def report_from_measurements(
 
 
 def _content(measured: Sequence[SegmentMeasurements], basis: _Basis, remarks: Sequence[str]) -> Dataset:
-    """TID 1500. highdicom's `MeasurementReport` wants a group, and none may be found."""
+    """TID 1500. highdicom's `MeasurementReport` needs a group, and there may be no finding."""
     algorithm = _algorithm(basis)
     groups = [
         group
@@ -167,7 +167,7 @@ def _root(items: Sequence[Dataset]) -> Dataset:
 
 def _container(name: DicomCode, items: Sequence[Dataset]) -> Dataset:
     container: Dataset = hd.sr.ContainerContentItem(name, is_content_continuous=False, relationship_type=_CONTAINS)
-    # Not highdicom's sequence, which would ask each of a hundred groups for its name.
+    # Not highdicom's sequence, which would look up the name of each of a hundred groups.
     container.add(DataElement(_CONTENT_SEQUENCE, VR.SQ, list(items)))
     return container
 
@@ -185,7 +185,7 @@ def _observer(basis: _Basis) -> hd.sr.ObserverContext:
 
 
 def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Iterator[str]:
-    """What a person should know before reading a number."""
+    """Statements to read before the numbers."""
     if spec.demonstration:
         yield RESEARCH_ONLY
     if not any(entry.components for entry in measured):
@@ -205,9 +205,9 @@ def _statements(measured: Sequence[SegmentMeasurements], spec: ModelSpec) -> Ite
 def _groups(
     findings: Sequence[Finding], segment: Segment, basis: _Basis, algorithm: hd.sr.AlgorithmIdentification
 ) -> list[Dataset]:
-    """TID 1411 for each finding: the largest's from highdicom, which takes 5 ms, and the others like it.
+    """TID 1411 for each finding: highdicom makes the largest's, which takes 5 ms; the others copy it.
 
-    What it gains: a report of 100 findings is made in 0.086 s, with highdicom for each of them in 0.450 s (5.1 times;
+    Gain: a report of 100 findings is made in 0.086 s; with highdicom for each finding, in 0.450 s (5.1 times;
     benchmarks/own_code.py sr, 2026-11-29: AMD EPYC, 2 cores at a load of 2.9, Python 3.11.7, highdicom 0.28.2).
     """
     if not findings:
@@ -223,14 +223,14 @@ def _groups(
 
 
 def _doubt(finding: Finding, segment: Segment) -> hd.sr.TextContentItem:
-    """TID 1411 has no row for a comment and may be extended."""
+    """A comment: TID 1411 has no row for one and may be extended."""
     why = text_of_reasons(finding.implausible, finding.outside_body, finding.mean_hu, segment.hu_range)
     return hd.sr.TextContentItem(codes.DCM.Comment, f"Implausible: {why}.", _CONTAINS)
 
 
 @dataclass(frozen=True)
 class _Named:
-    """How a report names a finding: its tracking UID, its name, and the number of the segment that marks it."""
+    """A finding's identity in a report: tracking UID, name, and number of the segment that marks it."""
 
     tracking_uid: str
     name: str
@@ -238,7 +238,7 @@ class _Named:
 
 
 def _named(rank: int, segment: Segment, basis: _Basis) -> _Named:
-    # Also of its own segment, if it has one.
+    # Also identifies its own segment, if it has one.
     tracking = derived.finding_uid(basis.segmentation.SOPInstanceUID, segment.number, rank)
     number = basis.parts.get((segment.number, rank))
     if number is None:
@@ -271,20 +271,20 @@ def _group(
 
 
 def _own_keyword(item: Dataset) -> str | None:
-    """The attribute of a group's content item whose value tells its finding from others; None if there is none."""
+    """The attribute of a content item whose value is specific to its finding; None if there is none."""
     return "MeasuredValueSequence" if item.ValueType == "NUM" else _OWN.get(item.ConceptNameCodeSequence[0].CodeValue)
 
 
 def _group_like(
     first: Dataset, items: Sequence[tuple[Dataset, str | None]], finding: Finding, named: _Named
 ) -> Dataset:
-    """A group that shares with the first whatever does not tell their findings apart.
+    """A group that shares with the first all that is not specific to a finding.
 
     Args:
         first: The group of another finding of the same segment.
         items: Its content, each item with its `_own_keyword`.
-        finding: What is measured.
-        named: How it is called.
+        finding: The measured finding.
+        named: Its identity.
     """
     values = iter(_values(finding))
     own = {"TextValue": named.name, "UID": named.tracking_uid, "GraphicData": list(finding.centroid_mm)}
@@ -307,18 +307,18 @@ def _measured(like: Dataset, value: float) -> Dataset:
 
 
 def _changed(dataset: Dataset, **values: Any) -> Dataset:
-    """A data set with other values of some attributes; it shares the others' elements."""
+    """A data set with some values replaced; it shares all other elements."""
     elements = dict(dataset.items())
     for keyword, value in values.items():
-        known = dataset[keyword]  # must not change: the other data set shares it
-        # Of the type that pydicom would make of it, and so not looked at again.
+        known = dataset[keyword]  # must not change: the original data set shares it
+        # Already of the type that pydicom would convert to, so not converted again.
         alike = type(value) is type(known.value)
         elements[known.tag] = DataElement(known.tag, known.VR, value, already_converted=alike)
     return Dataset(elements)
 
 
 def _values(finding: Finding) -> tuple[float, ...]:
-    """What is measured of a finding, in the order of `_measured_concepts`: mm3, mm and HU."""
+    """A finding's measurements, in the order of `_measured_concepts`: mm3, mm and HU."""
     values = (
         finding.volume_ml * 1000,
         finding.long_axis_mm,
@@ -352,7 +352,7 @@ def _measured_concepts() -> tuple[tuple[hd.sr.CodedConcept | None, ...], ...]:
 
 
 def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:
-    """TID 4019 with what the SEG's macro says; highdicom 0.25 has no argument for manufacturer and family."""
+    """TID 4019 with the content of the SEG's macro; highdicom 0.25 has no argument for manufacturer and family."""
     parameters = derived.algorithm_parameters(basis.provenance)
     identification = hd.sr.AlgorithmIdentification(
         derived.fitted(basis.spec.name),

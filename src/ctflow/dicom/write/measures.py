@@ -1,7 +1,7 @@
-"""What a SEG says of its frames' distances, directions and pixels: from where slices lie, never from what is declared.
+"""A SEG's slice distance, orientation and pixel spacing: from slice positions, never from declared values.
 
 Readers place frames by these numbers. SpacingBetweenSlices and SliceThickness of a CT may be anything: another
-reconstruction's, negative, 0, or another in each slice.
+reconstruction's, negative, 0, or different in each slice.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ctflow.dicom.regularity import (
     unevenness,
 )
 
-_DECIMALS = 9  # of a distance in mm: behind them is rounding
+_DECIMALS = 9  # of a distance in mm: further ones are rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """Of slices in array order, what they share.
+    """Measures common to slices in array order.
 
     Attributes:
-        orientation: (6,) along rows and along columns, as ImageOrientationPatient has it.
+        orientation: (6,) along rows and along columns, as in ImageOrientationPatient.
         pixel_mm: (2,) between rows, and between columns.
-        distance_mm: From slice to slice along the normal: the median where distances differ.
+        distance_mm: From slice to slice along the normal; the median if distances differ.
         is_even: Whether slices lie at equal distances; some may be missing.
-        is_tilted: Whether slices are displaced to each other along rows or columns.
+        is_tilted: Whether slices are displaced relative to each other along rows or columns.
     """
 
     orientation: FloatArray
@@ -47,11 +47,11 @@ class Measures:
 
     @property
     def misread(self) -> str | None:
-        """A sentence on readers that put a SEG on these slices elsewhere, for they take frames for an even stack.
+        """Warn of readers that misplace a SEG on these slices because they assume an evenly spaced stack.
 
-        Tried with dcmqi 1.5.7 and SimpleITK 2.5; pydicom-seg computes like dcmqi. No SEG that conforms is known at
-        which they stop: dcmqi does so without SpacingBetweenSlices where SliceThickness is absent, empty or 0, and
-        dciodvfy finds each of these wrong.
+        Tried with dcmqi 1.5.7 and SimpleITK 2.5; pydicom-seg computes like dcmqi. No conforming SEG is known that
+        they reject: dcmqi rejects one without SpacingBetweenSlices if SliceThickness is absent, empty or 0, and
+        dciodvfy reports each of these as an error.
         """
         if self.is_even and not self.is_tilted:
             return None
@@ -64,8 +64,8 @@ class Measures:
     def pixel_measures(self) -> hd.PixelMeasuresSequence:
         """The Pixel Measures functional group (DICOM PS3.3 C.7.6.16.2.1).
 
-        Slices at several distances have no SpacingBetweenSlices. SliceThickness is needed all the same: some readers
-        take it for the distance.
+        Slices at several distances have no SpacingBetweenSlices. SliceThickness is still needed: some readers use it
+        as the distance.
         """
         spacing = format_number_as_ds(self.distance_mm)
         return hd.PixelMeasuresSequence(
@@ -81,7 +81,7 @@ class Measures:
 
 
 def measures_from_headers(headers: Sequence[Dataset]) -> Measures | None:
-    """What a SEG on these images says; None where one does not say where it lies, or they are not in order.
+    """The measures of a SEG on these images; None if an image lacks its position or they are not in order.
 
     Args:
         headers: Of the source images, in array order.
@@ -100,12 +100,12 @@ def measures_from_headers(headers: Sequence[Dataset]) -> Measures | None:
     size = integer(headers[0], "Rows") or 1, integer(headers[0], "Columns") or 1
     grid = fitted_grid(planes, places, (round(places[-1]) + 1, *size))
     distance_mm = distance_along_normal(grid) if is_even else float(np.median(np.diff(distances)))
-    # As headers write it: where all agree, readers find the very numbers of the images.
+    # As in the headers: if all agree, readers find exactly the images' numbers.
     orientation = np.median(axes, axis=0)
     return Measures(orientation, planes.common[2], round(distance_mm, _DECIMALS), is_even, grid.is_tilted)
 
 
 def _places(distances_mm: FloatArray) -> FloatArray:
-    """(n,) the slices' places where each gap is as many steps wide as it is nearest to."""
+    """(n,) the slices' places, with each gap rounded to whole steps."""
     gaps = np.diff(distances_mm)
     return np.concatenate([[0.0], np.cumsum(np.maximum(np.round(gaps / np.median(gaps)), 1))])

@@ -33,11 +33,11 @@ def secondary_capture_from_picture(
     """Make a Secondary Capture Image.
 
     Args:
-        picture: (rows, columns, 3) uint8, RGB, without patient data: the object says that it has none burned in.
+        picture: (rows, columns, 3) uint8, RGB, without patient data: the object declares that none is burned in.
         segmentation: The SEG whose outlines are drawn (`segmentation_from_labels`); only its UIDs are read.
-        sources: Headers of the source images, or what was prepared of them; they are not changed.
+        sources: Headers of the source images, or `Sources` made from them; they are not changed.
         spec: The model's name and version.
-        provenance: What made the mask.
+        provenance: The mask's origin.
 
     Returns:
         A single-frame image of its own series, in the source's study. Its UIDs follow from the SEG's and the pixels,
@@ -60,7 +60,7 @@ def secondary_capture_from_picture(
             photometric_interpretation=hd.PhotometricInterpretationValues.RGB,
             bits_allocated=8,
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
-            patient_orientation=("L", "P"),  # highdicom wants one; see _describe
+            patient_orientation=("L", "P"),  # highdicom requires one; see _describe
             study_instance_uid=text(header, "StudyInstanceUID"),
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SC"),
             series_number=derived.series_number(header, 3),
@@ -77,11 +77,11 @@ def secondary_capture_from_picture(
 
 
 def _describe(image: Dataset, cleaned: Sequence[Dataset], spec: ModelSpec) -> None:
-    """What highdicom has no argument for, and what it guesses."""
-    image.PatientOrientation = None  # three planes in one picture: there is no one orientation
-    image.Laterality = None  # required empty where no body part says whether there are two of it
+    """Set attributes that highdicom has no argument for, or guesses."""
+    image.PatientOrientation = None  # three planes in one picture have no single orientation
+    image.Laterality = None  # required, empty: no body part says whether it is paired
     image.ConversionType = "WSD"  # made on a workstation
-    del image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture  # of the clock
+    del image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture  # from the clock
     image.BurnedInAnnotation = "NO"
     notice = f"{RESEARCH_ONLY}. " if spec.demonstration else ""
     image.DerivationDescription = (

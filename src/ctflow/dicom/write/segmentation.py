@@ -31,7 +31,7 @@ class SegForm:
     """How a SEG holds a mask.
 
     Attributes:
-        kind: "binary": a bit for each pixel and segment; "labelmap": a label for each pixel (Supplement 243);
+        kind: "binary": a bit per pixel and segment; "labelmap": a label per pixel (Supplement 243);
             "fractional": each segment's probability.
         omit_empty_frames: Leave out frames that mark nothing, unless nothing at all is marked.
     """
@@ -55,13 +55,13 @@ def segmentation_from_labels(
 
     Args:
         labels: (D, H, W) uint8 or uint16; value k marks the segment with number k.
-        sources: Headers of the source images, in array order, or what was prepared of them; they are not changed. D of
+        sources: Headers of the source images, in array order, or `Sources` made from them; they are not changed. D of
             them unless there is a grid.
         spec: The model's name, version and segments.
-        provenance: What made the mask.
+        provenance: The mask's origin.
         form: How the SEG holds it.
-        fractions: (S, D, H, W) uint8, each segment's probability in 255ths; for a fractional SEG, which needs them.
-        grid: Where the labels lie, with its axes at right angles, if not on the source images.
+        fractions: (S, D, H, W) uint8, each segment's probability in 255ths; required for a fractional SEG.
+        grid: The labels' orthogonal grid, if not the source images'.
 
     Returns:
         The SEG. Its UIDs follow from content, its dates from the source; the same mask gives the same bytes.
@@ -85,7 +85,7 @@ def segmentation_from_labels(
     shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
     planes = {} if grid is None else _planes(grid)
     with frames_known_by_class(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty mask is meant; values were checked in clean_sources
+        warnings.simplefilter("ignore")  # an empty mask is intended; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
             source_images=sources.cleaned if shown is None else [sources.cleaned[index] for index in shown],
             pixel_array=_pixels(labels, fractions, shown),
@@ -113,17 +113,17 @@ def segmentation_from_labels(
 
 @lenient()
 def read_standard(sources: Sources) -> None:
-    """Have highdicom read its tables of the standard, once in a process, before a mask waits for them.
+    """Make highdicom read its tables of the standard, once per process, before a mask waits for them.
 
     Args:
-        sources: Any; their images have positions.
+        sources: Any whose images have positions.
     """
     with frames_known_by_class():
         hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
 
 
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
-    """What makes another object of the same mask; empty for the usual one, whose UIDs so stay what they were."""
+    """Choices that make another object from the same mask; empty by default, so the usual UIDs do not change."""
     colours = {str(segment.number): segment.colour for segment in spec.segments if segment.colour is not None}
     choices = {
         "seg": form.kind if form.kind != "binary" else "",
@@ -136,9 +136,9 @@ def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str,
 
 
 def _slices_with_frames(marks: npt.NDArray[Any], form: SegForm) -> list[int] | None:
-    """The slices, not all, that get frames; None where all do: highdicom takes long for each image that it is given.
+    """The slices that get frames; None if all do: highdicom takes long for each image passed.
 
-    What it gains: a SEG of 25 frames on 300 images is made in 0.018 s, without it in 0.057 s (3.2 times;
+    Gain: a SEG of 25 frames on 300 images is made in 0.018 s, without this in 0.057 s (3.2 times;
     benchmarks/own_code.py seg, 2026-11-29: AMD EPYC, 2 cores at a load of 2.7, Python 3.11.7, highdicom 0.28.2).
     """
     axes = tuple(axis for axis in range(marks.ndim) if axis != marks.ndim - 3)
@@ -147,7 +147,7 @@ def _slices_with_frames(marks: npt.NDArray[Any], form: SegForm) -> list[int] | N
 
 
 def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
-    """What highdicom takes of all source images, or the first, where it was given those alone that get frames."""
+    """Add what highdicom takes from all source images, or the first, if it got only those with frames."""
     segmentation.SourceImageSequence = sources.references
     segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.references
     first = sources.cleaned[0]
@@ -155,7 +155,7 @@ def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
 
 
 def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> None:
-    """Distances and directions by the frames' own places: highdicom takes what the first image declares."""
+    """Set distances and directions from the frames' positions: highdicom uses the first image's declarations."""
     if grid is not None:
         shared.PixelMeasuresSequence = _planes(grid)["pixel_measures"]
     elif sources.measures is None:
@@ -168,16 +168,16 @@ def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> 
 def _pixels(
     labels: LabelArray, fractions: npt.NDArray[np.uint8] | None, shown: list[int] | None
 ) -> LabelArray | npt.NDArray[np.float32]:
-    """What highdicom takes of some slices: the labels, or (D, H, W, S) float32 in [0, 1]."""
+    """The input of highdicom for some slices: the labels, or (D, H, W, S) float32 in [0, 1]."""
     if fractions is None:
         return labels if shown is None else labels[shown]
     some = fractions if shown is None else fractions[:, shown]
-    # float32 holds k / 255 so closely that times 255 rounds to k again.
+    # float32 holds k / 255 so precisely that 255 times it rounds to k again.
     return np.moveaxis(some, 0, -1).astype(np.float32) / np.float32(MOST_FRACTION)
 
 
 def _planes(grid: Geometry) -> dict[str, Any]:
-    """Where frames lie, in highdicom's words: a frame then refers to a source image only if it lies on one."""
+    """Frame positions as highdicom's arguments: a frame then refers to a source image only if it lies on one."""
     between_slices, between_rows, between_columns = grid.spacing_mm
     along = grid.directions
     origins = grid.world_from_index([(d, 0, 0) for d in range(grid.shape[0])])
@@ -247,7 +247,7 @@ def _describe(
 
 
 def _content_description(spec: ModelSpec, *, marked: bool) -> str:
-    """One line of at most 64 characters; research-only always shows, and that nothing was marked."""
+    """One line of at most 64 characters; it always shows research-only and that nothing was marked."""
     if not marked and spec.demonstration:
         return f"{RESEARCH_ONLY}. None marked, not excluded"
     if not marked:
@@ -256,7 +256,7 @@ def _content_description(spec: ModelSpec, *, marked: bool) -> str:
 
 
 def _make_reproducible(segmentation: Dataset, header: Dataset, uid: str) -> None:
-    """Replace what highdicom takes from the clock and from chance."""
+    """Replace values that highdicom takes from the clock or at random."""
     derived.give_moment(segmentation, *derived.moment_of(header))
     organization = uid_from_parts("dimensions", uid)
     for item in segmentation.DimensionOrganizationSequence:

@@ -1,4 +1,4 @@
-"""What a derived object takes over from its source images, cleaned so that it conforms."""
+"""Attributes that a derived object takes over from its source images, cleaned to conform."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TYPE_2 = (
     "StudyID",
     "AccessionNumber",
 )
-# Taken over where they have a value: an empty one would say nothing, and an empty Type 1 one would not conform.
+# Taken over only with a value: an empty one says nothing, and an empty Type 1 one does not conform.
 _OPTIONAL = (
     "IssuerOfPatientID",
     "PatientBirthTime",
@@ -63,28 +63,28 @@ _PER_IMAGE = (
     "PixelSpacing",
 )
 _REFERENCED_CLASS, _REFERENCED_INSTANCE = Tag("ReferencedSOPClassUID"), Tag("ReferencedSOPInstanceUID")
-# Beside what is taken over: what an object's own series number, dates and times follow from.
+# Not taken over, but needed for an object's own series number, dates and times.
 _READ = (
     "SeriesNumber",
     *(f"{kind}{what}" for kind in ("Acquisition", "Content", "Series") for what in ("Date", "Time")),
 )
 _TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")  # Type 1 of the Clinical Trial Subject module
-_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # one of them is there
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # one of them is required
 _TRIAL_TYPE_2 = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
 _NOT_TAKEN = "written empty or left out, because the source's values or their modules do not conform to DICOM"
 
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What every object derived from a series takes over from its images; it does not depend on what is marked.
+    """Input from the images that every object derived from a series takes over; independent of the mask.
 
     Attributes:
-        header: The first image's, as it is.
+        header: The first image's, unchanged.
         uids: SOPInstanceUID of each image, in array order.
         cleaned: A small copy of each header (`clean_sources`).
-        references: Each image as a sequence of references names it.
-        measures: Where the images lie to each other; None where they do not say it.
-        warnings: What a person should know of what was not taken over.
+        references: Each image as an item of a reference sequence.
+        measures: The images' relative positions; None if they do not give them.
+        warnings: For the user, on values not taken over.
     """
 
     header: Dataset
@@ -100,7 +100,7 @@ class Sources:
 
 @lenient()
 def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
-    """Prepare what objects derived from a series will need.
+    """Prepare the input for objects derived from a series.
 
     Args:
         headers: Of the source images, in array order; they are not changed.
@@ -120,22 +120,22 @@ def _reference(source: Dataset) -> Dataset:
 
 @lenient()
 def clean_sources(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str, ...]]:
-    """Small copies of source headers that highdicom takes and that conform.
+    """Small conforming copies of source headers that highdicom accepts.
 
     Args:
         sources: Headers of the source images; they are not changed.
 
     Returns:
         One dataset each: identity and geometry of the image; the first one's patient, study and orientation, with
-        absent or malformed Type 2 values empty, and empty or malformed optional ones left out, each module whole or
-        not at all; what compression lost in any. And a sentence that names what was malformed, if anything was.
+        absent or malformed Type 2 values empty, and empty or malformed optional ones left out, each module completely
+        or not at all; the lossy compression of any image. And a sentence that names malformed values, if any.
     """
     taken = _Taken(sources[0])
     shared = taken.patient_and_study()
     shared.update(_loss(sources, taken))
     shared.SpecificCharacterSet = conforming_character_set(sources[0], shared)
     known: dict[Raw, DataElement] = {}
-    if text(sources[0], "ImageOrientationPatient"):  # others' may differ in the last decimals, which highdicom refuses
+    if text(sources[0], "ImageOrientationPatient"):  # others may differ in the last decimals, which highdicom rejects
         shared.add(_element(sources[0], "ImageOrientationPatient", known))
     cleaned = []
     for source in sources:
@@ -144,13 +144,13 @@ def clean_sources(sources: Sequence[Dataset]) -> tuple[list[Dataset], tuple[str,
         for keyword in _PER_IMAGE:
             if texts(source, keyword) not in ((), ("",)):
                 dataset.add(_element(source, keyword, known))
-        dataset.SliceThickness = None  # highdicom asks for it; what a SEG says is in `measures`
+        dataset.SliceThickness = None  # highdicom requires it; a SEG's value comes from `measures`
         cleaned.append(dataset)
     return cleaned, taken.warnings()
 
 
 def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> DataElement:
-    """An element of a source: those that are the same in several images are converted once."""
+    """An element of a source; an element that is the same in several images is converted once."""
     raw = raw_of(source, keyword)
     if raw is None:
         return _of_right_vr(source[keyword], source)
@@ -160,7 +160,7 @@ def _element(source: Dataset, keyword: str, known: dict[Raw, DataElement]) -> Da
 
 
 def _of_right_vr(element: DataElement, source: Dataset) -> DataElement:
-    """The element, or one of the VR that PS3.6 gives it: a gateway may have made another of it."""
+    """The element with the VR that PS3.6 gives it: a gateway may have changed it."""
     vr = dictionary_VR(element.tag)
     if vr == element.VR:
         return element
@@ -170,19 +170,19 @@ def _of_right_vr(element: DataElement, source: Dataset) -> DataElement:
 
 
 class _Taken:
-    """What objects take over of patient and study from one header; it remembers what did not conform."""
+    """The patient and study attributes that objects take over from one header; records malformed ones."""
 
     def __init__(self, header: Dataset) -> None:
         self._header = header
         self._malformed: set[str] = set()
 
     def warnings(self) -> tuple[str, ...]:
-        """One sentence that names attributes, never their values, which are the patient's."""
+        """One sentence that names attributes, never their values, as those are the patient's."""
         names = ", ".join(sorted(self._malformed))
         return (f"{_NOT_TAKEN}: {names}",) if names else ()
 
     def values(self, keyword: str, header: Dataset | None = None) -> tuple[str, ...]:
-        """The values that conform."""
+        """The conforming values."""
         values = conforming_values(self._header if header is None else header, keyword)
         if values is None:
             self._malformed.add(keyword)
@@ -202,7 +202,7 @@ class _Taken:
         return dataset
 
     def _add_removal(self, dataset: Dataset) -> None:
-        """What says that the patient's identity was removed needs the method, which must not be made up."""
+        """A statement that the patient's identity was removed needs the method, which must not be invented."""
         removed, method = self.values("PatientIdentityRemoved"), self.values("DeidentificationMethod")
         codes = self._method_codes()
         if removed == ("YES",) and not method and not codes:
@@ -226,7 +226,7 @@ class _Taken:
         return [code for code in found if code is not None]
 
     def _add_trial(self, dataset: Dataset) -> None:
-        """The Clinical Trial Subject module, or nothing of it (PS3.3 C.7.1.3)."""
+        """The Clinical Trial Subject module, completely or not at all (PS3.3 C.7.1.3)."""
         found = {keyword: self.values(keyword) for keyword in (*_TRIAL, *_TRIAL_SUBJECT, *_TRIAL_TYPE_2)}
         if not all(found[keyword] for keyword in _TRIAL) or not any(found[keyword] for keyword in _TRIAL_SUBJECT):
             self._malformed.update(keyword for keyword, values in found.items() if values)
@@ -237,7 +237,7 @@ class _Taken:
 
 
 def _loss(sources: Sequence[Dataset], taken: _Taken) -> Dataset:
-    """LossyImageCompression and what is known of it, if any source says so or is stored in a lossy transfer syntax.
+    """LossyImageCompression and its known details, if any source declares it or has a lossy transfer syntax.
 
     A transfer syntax tells the method. It does not tell the ratio, which is then left out and not invented.
     """
@@ -258,6 +258,6 @@ def _loss(sources: Sequence[Dataset], taken: _Taken) -> Dataset:
 
 
 def _transfer_syntax_of(source: Dataset) -> str:
-    """Transfer syntax UID of the file that a header is from; "" if it does not say."""
+    """Transfer syntax UID of a header's file; "" if unknown."""
     meta = getattr(source, "file_meta", None)
     return "" if meta is None else text(meta, "TransferSyntaxUID")
