@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Late: what reads networks and weights imports torch, 150 MB that `ctflow inspect` does without."""
+    """Import lazily: reading networks and weights imports torch, 150 MB that `ctflow inspect` does not need."""
     if name in __all__:
         from ctflow.bundle import read  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from ctflow.core.errors import BundleInvalid
 
 MOST_REFERENCES = 32  # a reference to a reference to ...
 MOST_LEVELS = 16
-MOST_NODES = 100_000  # of all values that are needed, so that references to references cannot multiply
+MOST_NODES = 100_000  # of all needed values, so that nested references cannot multiply
 LARGEST_NUMBER = 1e9
 _OWN_KEYS = frozenset({"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"})
 _REFERENCE = re.compile(r"@\w+(?:::\w+)*")  # MONAI's, without the relative ones
@@ -30,7 +30,7 @@ class ConfigValue:
     """A value of the configuration.
 
     Attributes:
-        id: Where it stands, for messages: keys joined by `#`.
+        id: Its location, for messages: keys joined by `#`.
         value: The value; a string that starts with `@`, `$` or `%` is not resolved yet.
     """
 
@@ -42,7 +42,7 @@ class Config:
     """One configuration file.
 
     Args:
-        document: The parsed JSON object; its overrides are applied as MONAI does it.
+        document: The parsed JSON object; its overrides are applied as in MONAI.
         file: The file's path inside the bundle, for messages.
 
     Raises:
@@ -55,7 +55,7 @@ class Config:
         self._nodes_left = MOST_NODES
 
     def invalid(self, place_id: str, problem: str, reason: str = "value") -> BundleInvalid:
-        """The error for a place of this file; `reason` is one of `BundleInvalid.REASONS`."""
+        """The error for a location in this file; `reason` is one of `BundleInvalid.REASONS`."""
         return BundleInvalid(f"{self.file}: {place_id[:200]} {problem}", reason=reason)
 
     def __contains__(self, key: str) -> bool:
@@ -67,7 +67,7 @@ class Config:
         return list(self._document)
 
     def raw(self, key: str) -> ConfigValue:
-        """A top-level value as it stands, nothing followed; it must be there."""
+        """A top-level value with no reference followed; it must exist."""
         return ConfigValue(key, self._document[key])
 
     def top(self, key: str) -> ConfigValue:
@@ -81,7 +81,7 @@ class Config:
         return self.resolved(ConfigValue(key, self._document[key]))
 
     def resolved(self, place: ConfigValue) -> ConfigValue:
-        """Follow references until a literal is reached; the place keeps its id."""
+        """Follow references to a literal; the location keeps its id."""
         value = place.value
         seen: list[str] = []
         while isinstance(value, str) and value[:1] in ("@", "$", "%"):
@@ -100,7 +100,7 @@ class Config:
             seen.append(value)
             value = self._looked_up(place.id, value)
         if isinstance(value, str):
-            # MONAI writes every "#" of a text as "::", whatever the text is for.
+            # MONAI replaces every "#" in a text by "::", whatever its purpose.
             value = value.replace("#", "::")
             if _RELATIVE.search(value):
                 raise self.invalid(
@@ -153,12 +153,12 @@ class Component:
 
     Args:
         config: The file.
-        place: Where it stands; its value is resolved.
-        package: The package that the class must be of, for example "monai.transforms".
+        place: Its location; its value is resolved.
+        package: The package that must contain the class, for example "monai.transforms".
 
     Raises:
-        BundleInvalid: It is no object with a `_target_` of that package, or is disabled, or asks for something to be
-            executed first.
+        BundleInvalid: It is no object with a `_target_` in that package, is disabled, or requires executing something
+            first.
     """
 
     def __init__(self, config: Config, place: ConfigValue, package: str) -> None:
@@ -185,20 +185,20 @@ class Component:
         self.get("_desc_", None)
 
     def demand_module(self, module: str) -> None:
-        """A class named by its full path must be where MONAI has it: in its package, or where it is defined."""
+        """Require that a class named by its full path is where MONAI has it: its package or its defining module."""
         if self.path not in {self.target, f"{self._package}.{self.target}", f"{module}.{self.target}"}:
             raise self.refused(
                 "_target_", f"is {short(self.path)}, which MONAI does not have; write {self.target}", "target"
             )
 
     def demand_signature(self, signature: Signature) -> None:
-        """No argument but those of the class, every one that it needs, and no value that ctflow does not do."""
+        """Require only arguments of the class, all that it needs, and only values that ctflow supports."""
         self.demand_arguments(signature)
         for name, values in signature.only.items():
             self.demand(name, values)
 
     def demand_arguments(self, signature: Signature) -> None:
-        """No argument but those of the class, and every one that it needs."""
+        """Require only arguments of the class, and all that it needs."""
         self.demand_module(signature.module)
         for name in self.names:
             if name not in signature.arguments:
@@ -209,7 +209,7 @@ class Component:
 
     @property
     def names(self) -> list[str]:
-        """Names of the arguments given."""
+        """Names of the given arguments."""
         return [name for name in self._values if name not in _OWN_KEYS]
 
     def refused(self, name: str, problem: str, reason: str = "value") -> BundleInvalid:
@@ -224,7 +224,7 @@ class Component:
         return ConfigValue(f"{self.id}#{name}", self._values[name])
 
     def given(self, name: str) -> list[ConfigValue]:
-        """The values of an argument, unresolved: one, or of a transform one for each key that it acts on."""
+        """The values of an argument, unresolved: one, or for a transform one per key that it acts on."""
         return [self.place(name)]
 
     def get(self, name: str, default: Any = MISSING) -> Any:
@@ -268,12 +268,12 @@ class Component:
         return value
 
     def demand(self, name: str, values: tuple[Any, ...]) -> None:
-        """An argument, where given, must have one of the values: the others change the result and are not done."""
+        """Require one of the values for a given argument: others change the result and are not supported."""
         if name not in self._values:
             return
         for place in self.given(name):
             if isinstance(place.value, str) and place.value in values:
-                continue  # an expression that is known by its text; it is not evaluated
+                continue  # an expression recognized by its text; it is not evaluated
             found = self.config.plain(place)
             if not any(_is_same(found, value) for value in values):
                 words = " or ".join(short(value) for value in values)
@@ -293,7 +293,7 @@ def is_disabled(config: Config, place: ConfigValue) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number of a size that a configuration needs."""
+    """Whether a value is a finite number of a plausible size for a configuration."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
@@ -302,7 +302,7 @@ def _is_index(part: str) -> bool:
 
 
 def _is_same(given: Any, value: Any) -> bool:
-    """Equal, and of one type but for 1 and 1.0: true is not 1."""
+    """Equal and of the same type, except 1 and 1.0: true is not 1."""
     if isinstance(given, bool) or isinstance(value, bool) or value is None:
         return given is value
     if given is None or isinstance(given, dict) or isinstance(value, dict):
@@ -314,7 +314,7 @@ def _is_same(given: Any, value: Any) -> bool:
 
 def short(value: Any) -> str:
     """A value in a few characters, however deep or long it is."""
-    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to print thousands of digits
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python cannot print thousands of digits
         return "a huge number"
     text = _SHORT.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

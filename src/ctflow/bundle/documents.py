@@ -1,4 +1,4 @@
-"""JSON files from strangers: bounded, without duplicate keys, finite; and their overrides, applied as MONAI does it."""
+"""Untrusted JSON files: bounded, finite, without duplicate keys; and their overrides, applied as in MONAI."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def document_from_bytes(raw: bytes, name: str) -> dict[str, Any]:
 
     Args:
         raw: UTF-8 text.
-        name: What to call the file in messages.
+        name: The file's name in messages.
 
     Raises:
         BundleInvalid: Not one JSON object of finite numbers without duplicate keys.
@@ -110,11 +110,11 @@ def _float(text: str) -> float:
 def merged_document(document: Mapping[str, Any], file: str) -> dict[str, Any]:
     """Apply the overrides of a configuration file, in their order.
 
-    Only keys of the file's outermost object are overrides: `a::b` (or `a#b`) replaces the value `b` of `a`, also by the
-    index of a list; `+a` adds to a list or updates an object. Deeper in the file such a key is an ordinary one.
+    Only keys of the file's outermost object are overrides: `a::b` (or `a#b`) replaces the value `b` of `a`, where `b`
+    may be a list index; `+a` adds to a list or updates an object. Deeper in the file such a key is an ordinary one.
 
     Args:
-        document: The parsed file; it is left as it is.
+        document: The parsed file; it is not changed.
         file: The file's path inside the bundle, for messages.
 
     Returns:
@@ -136,7 +136,7 @@ def merged_document(document: Mapping[str, Any], file: str) -> dict[str, Any]:
 
 
 def _apply(config: dict[str, Any], key: str, value: Any) -> str:
-    """Set or merge one key; the problem, or "" if there is none."""
+    """Set or merge one key; return the problem, or ""."""
     is_merge = key.startswith(_MERGE)
     parts = key[is_merge:].replace("#", _SEPARATOR).split(_SEPARATOR)
     if any(not part or part != part.strip() for part in parts):
@@ -146,7 +146,7 @@ def _apply(config: dict[str, Any], key: str, value: Any) -> str:
         found = _found(holder, part)
         if found is None:
             return f"{part[:80]!r} is not in the file above it"
-        # A copy, so that the document stays as it is; of what lies beside the path nothing is copied.
+        # A copy, so that the document does not change; nothing off the path is copied.
         holder[found] = copy.copy(holder[found])
         holder = holder[found]
     last = _found(holder, parts[-1])
@@ -170,7 +170,7 @@ def _merge(holder: Any, last: str | int, value: Any) -> str:
 
 
 def _found(holder: Any, part: str) -> str | int | None:
-    """The key or index that `part` means in an object or list; None if there is none."""
+    """The key or index that `part` denotes in an object or list; None if there is none."""
     if isinstance(holder, dict):
         return part if part in holder else None
     if isinstance(holder, list) and _INDEX.fullmatch(part) and -len(holder) <= int(part) < len(holder):

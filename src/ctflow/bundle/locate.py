@@ -1,4 +1,4 @@
-"""Where the bundle lies."""
+"""Locate the bundle."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ WEIGHTS = "models/model.pt"
 
 
 def demonstration_bundle() -> Path:
-    """The bundle that ctflow carries: in a wheel inside the package, in a checkout beside src.
+    """The bundle that ships with ctflow: inside the package in a wheel, next to src in a checkout.
 
     Raises:
-        BundleInvalid: Neither is there.
+        BundleInvalid: Neither exists.
     """
     package = Path(ctflow.__file__).resolve().parent
     for folder in (package / "demonstration", package.parent.parent / "bundle"):
@@ -26,13 +26,13 @@ def demonstration_bundle() -> Path:
 
 
 def find_bundle(path: Path) -> Path:
-    """The bundle that `path` means.
+    """Find the bundle at `path`.
 
     Args:
         path: A bundle's folder, or a folder that holds exactly one.
 
     Raises:
-        BundleInvalid: There is no bundle, or more than one; the message says what was found.
+        BundleInvalid: There is no bundle, or more than one; the message lists what was found.
     """
     try:
         if not path.exists():
@@ -69,5 +69,5 @@ def find_bundle(path: Path) -> Path:
 
 
 def _is_bundle(folder: Path) -> bool:
-    # One of the two is enough to mean a bundle: read_bundle then names what it lacks.
+    # One of the two is enough to identify a bundle: read_bundle then names what is missing.
     return (folder / INFERENCE).is_file() or (folder / METADATA).is_file()

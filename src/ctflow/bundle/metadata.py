@@ -1,4 +1,4 @@
-"""metadata.json: what the model is called, what its channels mean, what it is for."""
+"""metadata.json: the model's name, the meaning of its channels, its intended use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Activation, Code, HuRange, Segment
 
 MOST_CHANNELS = 256
-# For a channel whose bundle gives no codes (DICOM PS3.16 CID 7150 and 7151 both hold it).
+# For a channel without codes in the bundle (both DICOM PS3.16 CID 7150 and 7151 contain it).
 TISSUE = Code("85756007", "SCT", "Tissue")
 _CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
 _MOST_HU = 100_000  # far beyond metal
@@ -25,7 +25,7 @@ _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM PS3.5 section 6.2, VR CS
 
 @dataclass(frozen=True)
 class Metadata:
-    """What metadata.json says; see `ModelSpec`."""
+    """The content of metadata.json; see `ModelSpec`."""
 
     name: str
     version: str
@@ -37,13 +37,13 @@ class Metadata:
 
 
 def read_body_parts(path: Path) -> tuple[str, ...]:
-    """The BodyPartExamined values that suit a bundle's model, without reading the rest of it; empty accepts all.
+    """The BodyPartExamined values that suit a bundle's model, without reading the rest; empty accepts all.
 
     Args:
         path: The bundle's folder.
 
     Raises:
-        BundleInvalid: metadata.json cannot be read, or its body_parts are no list of words.
+        BundleInvalid: metadata.json cannot be read, or its body_parts are not a list of words.
     """
     return _body_parts(read_bundle_document(path, METADATA))
 
@@ -55,12 +55,12 @@ def metadata_from_document(
 
     Args:
         document: The parsed file.
-        folder_name: Name of the bundle's folder, which names a bundle that gives no name.
+        folder_name: Name of the bundle's folder, used if the bundle gives no name.
         out_channels: Channels of the network.
         activation: Softmax has channel 0 for the background; sigmoid has none.
 
     Raises:
-        BundleInvalid: A key is missing or not what it must be.
+        BundleInvalid: A key is missing or invalid.
     """
     segments, notes = _segments(document, out_channels, activation)
     intended_use = ""
@@ -192,7 +192,7 @@ def _body_parts(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _text(holder: Mapping[str, Any], key: str, at: str, *, longest: int = 64, one_line: bool = True) -> str:
-    """A text that fits where DICOM will hold it (LO: 64 characters, no backslash, no control characters)."""
+    """A text that fits its DICOM attribute (LO: 64 characters, no backslash, no control characters)."""
     value = holder.get(key, MISSING)
     if value is MISSING:
         raise _invalid(at, "is missing")

@@ -1,4 +1,4 @@
-"""The bundle's transforms after the network -> what makes labels of its logits."""
+"""The bundle's transforms after the network -> how logits become labels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ctflow.core.model import Activation
 
 _ORDER = ("Activationsd", "Invertd", "AsDiscreted")
 _NEVER = frozenset({"LoadImaged", "EnsureChannelFirstd"})
-_AT_THE_END = frozenset({"FromMetaTensord", "ToMetaTensord", "ToTensord"})  # before, MONAI would lose where things lie
+_AT_THE_END = frozenset({"FromMetaTensord", "ToMetaTensord", "ToTensord"})  # earlier, MONAI would lose the geometry
 
 
 def activation_from_config(config: Config) -> tuple[Activation, float | None]:
-    """What `postprocessing` asks for: the activation, and the threshold or None for the argmax.
+    """Read `postprocessing`: the activation, and the threshold or None for the argmax.
 
     Args:
         config: configs/inference.json.
 
     Raises:
-        BundleInvalid: Not Activationsd, Invertd, AsDiscreted in this order, or not as ctflow does them.
+        BundleInvalid: Not Activationsd, Invertd, AsDiscreted in this order, or not as ctflow supports them.
     """
-    present = {IMAGE, PREDICTION, "label"}  # MONAI's evaluator has a label, though an empty one
+    present = {IMAGE, PREDICTION, "label"}  # MONAI's evaluator has a label, even if empty
     found: list[Transform] = []
     targets: list[str] = []
     for transform in transforms_from_config(config, "postprocessing"):
@@ -90,7 +90,7 @@ def _check_invert(transform: Transform) -> None:
 
 
 def is_the_same(config: Config, place: ConfigValue, key: str) -> bool:
-    """Whether a value is the object that stands at `key`, by a reference (also written as an expression, `$@key`)."""
+    """Whether a value refers to the object at `key` (also as an expression, `$@key`)."""
     value = place.value
     if not isinstance(value, str):
         return False

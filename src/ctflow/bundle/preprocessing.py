@@ -10,24 +10,24 @@ from ctflow.bundle.signatures import HELD, STEPS
 from ctflow.bundle.transforms import IMAGE, Transform, check_held, transforms_from_config
 from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
 
-# MONAI cannot take them back on the way to the source grid.
+# MONAI cannot invert them back to the source grid.
 _NEVER = frozenset({"FromMetaTensord", "ToMetaTensord", "SaveImaged"})
 
 
 def steps_from_config(config: Config) -> tuple[Step, ...]:
-    """What `preprocessing` does to the image, in its order.
+    """The steps of `preprocessing` on the image, in order.
 
     Args:
         config: configs/inference.json.
 
     Raises:
-        BundleInvalid: A transform, or an argument that changes its result, is not one that ctflow does.
+        BundleInvalid: ctflow does not support a transform, or an argument that changes its result.
     """
     return _Reader().steps(config)
 
 
 class _Reader:
-    """Walks through the list; knows what there is at each transform's turn."""
+    """Walks through the list and tracks the data present at each transform."""
 
     def __init__(self) -> None:
         self._present = {IMAGE}
@@ -97,9 +97,9 @@ class _Reader:
             self._steps.append(step)
 
     def _check_zeros(self, transform: Transform, step: Step) -> None:
-        """Reject what depends on which voxels are exactly 0, where that depends on the last bit of MONAI's resampling.
+        """Reject steps that depend on voxels being exactly 0, if that depends on the last bit of MONAI's resampling.
 
-        Clipping and padding make many voxels one value; MONAI's resampling leaves some of them 1e-16 away from it.
+        Clipping and padding set many voxels to one value; MONAI's resampling leaves some of them off by 1e-16.
         """
         if isinstance(step, ScaleRange | ScalePercentiles):
             self._is_flat = self._is_flat or step.clip
@@ -121,7 +121,7 @@ class _Reader:
                 self._add(transform, name, key)
 
     def _add(self, transform: Transform, name: str, key: Any) -> None:
-        """Remember an item that a transform puts beside the image."""
+        """Record an item that a transform adds to the image."""
         if not isinstance(key, str) or key == IMAGE:
             raise transform.refused(name, f"is {short(key)}; it must be a key other than {IMAGE!r}", "keys")
         self._present.add(key)
@@ -143,7 +143,7 @@ def _resample(transform: Transform) -> Resample:
     pixdim = transform.get("pixdim")
     sizes = pixdim if isinstance(pixdim, list) else [pixdim]
     sizes = sizes * 3 if len(sizes) == 1 else sizes
-    # Below 0.1 mm a chest would not fit into any memory; 0 or less keeps the axis as it is.
+    # Below 0.1 mm a chest would not fit into any memory; 0 or less keeps the axis.
     if len(sizes) != 3 or not all(is_number(mm) and (mm <= 0 or 0.1 <= mm <= 100) for mm in sizes):
         raise transform.refused("pixdim", f"must be one or three spacings from 0.1 to 100 mm, not {short(pixdim)}")
     return Resample((float(sizes[0]), float(sizes[1]), float(sizes[2])))
@@ -183,7 +183,7 @@ def _normalize(transform: Transform) -> Normalize:
 
 
 def _of_channel(transform: Transform, name: str) -> float | None:
-    """A number, with `channel_wise` a list of one, as there is one channel; or null."""
+    """A number, or null; with `channel_wise` a list of one, as there is one channel."""
     value = transform.get(name, None)
     if value is None:
         return None

@@ -28,7 +28,7 @@ def read_bundle(path: Path) -> Model:
     """Read a MONAI bundle without executing any of it.
 
     Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of configs/inference.json are read, with
-    configs/metadata.json and models/model.pt; `evaluator` and `dataset`, where they are there, must use these four.
+    configs/metadata.json and models/model.pt; `evaluator` and `dataset`, if present, must use these four.
 
     Args:
         path: The bundle's folder (see `find_bundle`).
@@ -37,7 +37,7 @@ def read_bundle(path: Path) -> Model:
         The model, its weights on the CPU.
 
     Raises:
-        BundleInvalid: Something needed is missing, or is not what ctflow does; the message names file and key.
+        BundleInvalid: A required part is missing or unsupported; the message names file and key.
 
     Source: MONAI Bundle Specification, docs.monai.io/en/stable/mb_specification.html.
     """
@@ -47,7 +47,7 @@ def read_bundle(path: Path) -> Model:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Read what `read_bundle` does but the weights.
+    """Read all that `read_bundle` reads except the weights.
 
     Raises:
         BundleInvalid: As `read_bundle`.
@@ -57,7 +57,7 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:
-    """What a bundle's two configuration files say.
+    """The `ModelSpec` of a bundle's two configuration files.
 
     Args:
         inference: configs/inference.json, parsed.
@@ -127,7 +127,7 @@ def _channels(config: Config, network: NetworkSpec) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Sliding:
-    """How windows lie: see `ModelSpec`."""
+    """The placement of windows: see `ModelSpec`."""
 
     roi: Size3
     overlap: float
@@ -136,13 +136,13 @@ class Sliding:
 
 
 def sliding_from_config(config: Config) -> Sliding:
-    """What `inferer` asks for.
+    """Read `inferer`.
 
     Args:
         config: configs/inference.json.
 
     Raises:
-        BundleInvalid: Not a SlidingWindowInferer, or not as ctflow does it.
+        BundleInvalid: Not a SlidingWindowInferer, or not as ctflow supports it.
     """
     inferer = Component(config, config.top("inferer"), "monai.inferers")
     if inferer.target != "SlidingWindowInferer":

@@ -1,7 +1,7 @@
-"""Every argument of every class of MONAI that a bundle may use, and what ctflow does with it.
+"""Every argument of every MONAI class that a bundle may use, and how ctflow treats it.
 
-A test compares this table with the installed MONAI: an argument that MONAI adds, removes or gives another default is
-noticed there.
+A test compares this table with the installed MONAI: it detects arguments that MONAI adds, removes or gives another
+default.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-REQUIRED: Final = object()  # has no default
+REQUIRED: Final = object()  # no default
 
-# Words for element types, as text: MONAI evaluates those with $, ctflow only knows them. "float" alone is NumPy's, of
+# Element types as text: MONAI evaluates those with $, ctflow only recognizes them. "float" alone is NumPy's, of
 # 64 bits.
 FLOAT32 = (None, "float32", "$np.float32", "$numpy.float32", "$torch.float32", "$torch.float")
 FLOAT64 = ("float64", "$np.float64", "$numpy.float64", "$torch.float64", "$torch.double")
-# What still holds 255 labels.
+# Types that hold 255 labels.
 INTEGERS = tuple(
     sign + name for name in ("uint8", "int16", "int32", "int64") for sign in ("", "$np.", "$numpy.", "$torch.")
 )
@@ -32,8 +32,8 @@ class Signature:
     Attributes:
         module: Where MONAI defines the class.
         read: Arguments that ctflow reads, with MONAI's defaults.
-        only: Arguments of which ctflow does these values only; the first is MONAI's default.
-        held: Arguments that say where and how MONAI holds or saves the data; the result is the same.
+        only: Arguments for which ctflow supports only these values; the first is MONAI's default.
+        held: Arguments on where and how MONAI holds or saves the data; they do not change the result.
         more: Those of `only` and `held` that MONAI takes as keyword arguments without naming them.
         per_key: Arguments that may be lists with a value for each of `keys`.
     """
@@ -47,7 +47,7 @@ class Signature:
 
     @property
     def arguments(self) -> frozenset[str]:
-        """All of them."""
+        """All arguments."""
         return frozenset({*self.read, *self.only, *self.held})
 
 
@@ -129,12 +129,12 @@ STEPS: Mapping[str, Signature] = {
             "dtype": (*FLOAT64, *FLOAT32),
             "diagonal": _FALSE,
             "scale_extent": _FALSE,
-            "recompute_affine": _FALSE,  # MONAI then forgets where the volume lies
+            "recompute_affine": _FALSE,  # MONAI would then lose the volume's position
             "min_pixdim": _NONE,
             "max_pixdim": _NONE,
             "lazy": _FALSE,
         },
-        held="ensure_same_shape",  # of several images
+        held="ensure_same_shape",  # for several images
         per_key="mode padding_mode align_corners dtype scale_extent",
     ),
     "ScaleIntensityRanged": _signature(
@@ -179,7 +179,7 @@ _TYPED = _signature(
     held="device wrap_sequence",
     per_key="dtype",
 )
-# They load, save, or change only how the data are held.
+# They load, save, or only change how the data are held.
 HELD: Mapping[str, Signature] = {
     "LoadImaged": _signature(
         _IO,
@@ -216,7 +216,7 @@ HELD: Mapping[str, Signature] = {
     ),
 }
 
-# They make labels of the network's logits.
+# They make labels from the network's logits.
 POST: Mapping[str, Signature] = {
     "Activationsd": _signature(
         _POST,

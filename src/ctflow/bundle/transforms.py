@@ -1,4 +1,4 @@
-"""A list of the bundle's transforms, and which of their keys ctflow has data for."""
+"""A list of the bundle's transforms, and the keys for which ctflow has data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
 from ctflow.bundle.signatures import COMPOSE, FLOAT32, HELD, Signature
 
-IMAGE = "image"  # what MONAI's evaluator gives to the network, and
-PREDICTION = "pred"  # what it calls the network's answer
+IMAGE = "image"  # MONAI's evaluator passes it to the network, and
+PREDICTION = "pred"  # stores the network's output under this key
 MOST_TRANSFORMS = 200
 MOST_KEYS = 50
 _PACKAGE = "monai.transforms"
@@ -20,7 +20,7 @@ class Transform(Component):
 
     Args:
         config: The file.
-        place: Where it stands; its value is resolved.
+        place: Its location; its value is resolved.
     """
 
     def __init__(self, config: Config, place: ConfigValue) -> None:
@@ -32,20 +32,20 @@ class Transform(Component):
         self.target = _usual_name(self.target)
 
     def demand_module(self, module: str) -> None:
-        """As of a component, under each of the three names that MONAI has for a dictionary transform."""
+        """As for a component, with each of MONAI's three names for a dictionary transform."""
         name = self.path.rpartition(".")[2]
         if self.path not in {name, f"{_PACKAGE}.{name}", f"{module}.{name}"}:
             raise self.refused("_target_", f"is {short(self.path)}, which MONAI does not have; write {name}", "target")
 
     def read_keys(self, signature: Signature, present: set[str]) -> None:
-        """Learn on which of the data that are there the transform acts, and check its arguments.
+        """Find the present data that the transform acts on, and check its arguments.
 
         Args:
             signature: The class's arguments.
-            present: Keys of the data when the transform's turn comes.
+            present: Keys of the data before the transform.
 
         Raises:
-            BundleInvalid: A key has no data and `allow_missing_keys` is not true, or an argument is not done.
+            BundleInvalid: A key has no data and `allow_missing_keys` is not true, or an argument is not supported.
         """
         self._per_key = signature.per_key
         keys = self.key_list("keys")
@@ -64,11 +64,11 @@ class Transform(Component):
                 "keys",
             )
         if "allow_missing_keys" not in signature.arguments:
-            self._numbers = list(range(len(keys)))  # DeleteItemsd: of a pattern nobody knows what it acts on
+            self._numbers = list(range(len(keys)))  # DeleteItemsd: the keys that a pattern matches are unknown
         if self._numbers:
             self.demand_signature(signature)
             return
-        # It does nothing, but it must be such as MONAI can make.
+        # It does nothing, but MONAI must be able to construct it.
         self.demand_arguments(signature)
         for name in signature.per_key.intersection(self.names):
             self.given(name)
@@ -82,7 +82,7 @@ class Transform(Component):
         return keys
 
     def given(self, name: str) -> list[ConfigValue]:
-        """The values for the keys that the transform acts on, unresolved; of an argument for all keys the only one."""
+        """The values for the keys that the transform acts on, unresolved; a single one if it is for all keys."""
         place = self.place(name)
         if name not in self._per_key:
             return [place]
@@ -99,10 +99,10 @@ def transforms_from_config(config: Config, key: str) -> Iterator[Transform]:
 
     Args:
         config: configs/inference.json.
-        key: Where the Compose stands.
+        key: The location of the Compose.
 
     Raises:
-        BundleInvalid: It is no Compose, or not as ctflow does it.
+        BundleInvalid: It is no Compose, or not as ctflow supports it.
     """
     compose = Component(config, config.top(key), _PACKAGE)
     if compose.target != "Compose":
@@ -110,28 +110,28 @@ def transforms_from_config(config: Config, key: str) -> Iterator[Transform]:
     compose.demand_signature(COMPOSE)
     if "transforms" not in compose.names:
         raise compose.refused("transforms", "is missing; Compose needs it", "argument")
-    # The list itself may hold references; what its items hold is looked at one by one, and only where needed.
+    # The list itself may hold references; the content of its items is resolved one by one, and only where needed.
     place = config.resolved(compose.place("transforms"))
     if not isinstance(place.value, list) or len(place.value) > MOST_TRANSFORMS:
         raise compose.refused("transforms", f"must be a list of at most {MOST_TRANSFORMS} transforms")
     for number, item in enumerate(place.value):
         item_place = ConfigValue(f"{place.id}#{number}", item)
         found = config.resolved(item_place)
-        # MONAI leaves a disabled item out only where it stands in the list itself.
+        # MONAI skips a disabled item only if it is in the list itself.
         if _is_reference(item) or not is_disabled(config, found):
             yield Transform(config, found)
 
 
 def check_held(transform: Transform, present: set[str], types: tuple[Any, ...] = FLOAT32) -> None:
-    """Check a transform that changes only how the data are held, and what it makes of the keys.
+    """Check a transform that only changes how the data are held, and update the keys.
 
     Args:
         transform: One of `HELD`.
-        present: Keys of the data when its turn comes; those that it deletes are taken out.
-        types: Words for element types that the data may be given.
+        present: Keys of the data before it; those that it deletes are removed.
+        types: Element types, as text, that the data may be converted to.
 
     Raises:
-        BundleInvalid: It would change what ctflow reads, or an argument is not known.
+        BundleInvalid: It would change data that ctflow reads, or an argument is unknown.
     """
     signature = HELD[transform.target]
     transform.read_keys(signature, present)

@@ -1,4 +1,4 @@
-"""models/model.pt -> a state dict and its digest, without running what a pickle may hold."""
+"""models/model.pt -> a state dict and its digest, without executing code that a pickle may contain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DTYPES = frozenset(
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
 _ADVICE = "save the weights with torch.save(network.state_dict(), 'models/model.pt')"
-# What unpickling and unzipping raise on damaged or hostile files.
+# Errors of unpickling and unzipping damaged or hostile files.
 _LOAD_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -60,7 +60,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS:
-        # The cause's text advises to load without weights_only, which would run the file's code.
+        # The cause's text advises loading without weights_only, which would run the file's code.
         raise BundleInvalid(
             f"{WEIGHTS} is not a plain state dict (a pickled module, a damaged file, or other data): {_ADVICE}",
             reason="weights",
@@ -91,7 +91,7 @@ def _check_archive(path: Path) -> None:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
-                return  # torch's older format, or not torch's at all: torch.load tells
+                return  # torch's older format, or not torch's at all: torch.load decides
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
@@ -126,7 +126,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"{WEIGHTS}: {name} is {tensor.dtype}, {tensor.layout}; ctflow accepts only plain dense tensors",
             reason="weights",
         )
-    # A tensor of repeated strides may claim terabytes in a file of a few bytes.
+    # A tensor with repeated strides may claim terabytes in a file of a few bytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise BundleInvalid(f"{WEIGHTS}: {name} is larger than its data: {_ADVICE}", reason="weights")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

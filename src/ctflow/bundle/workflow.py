@@ -14,20 +14,20 @@ from ctflow.bundle.signatures import EVALUATOR
 _NETWORK = re.compile(r"@network_def(?!\w)")
 _MENTIONED = re.compile(r"@(\w+)")
 _WEIGHTS_FILE = re.compile(r"[\w.-]+\.(?:pt|pth|ts|ckpt)(?!\w)")
-_MOST_STEPS = 4  # from one key to another
+_MOST_STEPS = 4  # between keys
 
 
 def check_workflow(config: Config) -> None:
     """Reject a configuration whose evaluator or dataset uses other transforms, or another inferer or network.
 
     ctflow reads `preprocessing`, `network_def`, `inferer` and `postprocessing` by these names, and models/model.pt.
-    Where the file also says who uses what, it must use these.
+    If the file also wires them up, it must use these.
 
     Args:
         config: configs/inference.json.
 
     Raises:
-        BundleInvalid: It uses something else, or the evaluator changes what the network gets or gives; the reason is
+        BundleInvalid: It uses something else, or the evaluator changes the network's input or output; the reason is
             "workflow", "argument" or "value".
     """
     for loader in _checkpoint_loaders(config):
@@ -66,7 +66,7 @@ def _is_network(config: Config, value: object) -> bool:
 
 
 def _checkpoint_loaders(config: Config) -> Iterator[ConfigValue]:
-    """Each CheckpointLoader that stands at the top, in `handlers` or among the evaluator's handlers."""
+    """Each CheckpointLoader at the top level, in `handlers` or among the evaluator's handlers."""
     lists = [config.raw("handlers")] if "handlers" in config else []
     if "evaluator" in config and isinstance(config.raw("evaluator").value, Mapping):
         lists.append(ConfigValue("evaluator#val_handlers", config.raw("evaluator").value.get("val_handlers")))
@@ -81,7 +81,7 @@ def _checkpoint_loaders(config: Config) -> Iterator[ConfigValue]:
 
 
 def _check_weights(config: Config, loader: ConfigValue) -> None:
-    """Reject a loader whose path names another file than ctflow reads; a path without a file's name is not judged."""
+    """Reject a loader whose path names a file other than ctflow reads; a path without a file name passes."""
     switch = loader.value.get("_disabled_")
     if not (isinstance(switch, str) and switch.startswith("$")) and is_disabled(config, loader):
         return
@@ -94,7 +94,7 @@ def _check_weights(config: Config, loader: ConfigValue) -> None:
 
 
 def _texts(config: Config, value: Any) -> Iterator[str]:
-    """A text and those of the top-level keys that it mentions, also in an expression, which is only read."""
+    """A text and those of the top-level keys that it mentions, even in an expression, which is not evaluated."""
     seen: set[str] = set()
     left = [value]
     while left and len(seen) < _MOST_STEPS * _MOST_STEPS:

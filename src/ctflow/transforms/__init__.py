@@ -1,1 +1,1 @@
-"""Volume to network input, and the exact way back to the source grid."""
+"""Volume to network input, and the exact inverse to the source grid."""

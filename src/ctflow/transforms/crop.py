@@ -1,4 +1,4 @@
-"""Only the foreground."""
+"""Crop to the foreground."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctflow.transforms.state import GridState
 
 
 def crop(state: GridState, margin: int) -> GridState:
-    """Leave out what lies beyond the foreground and its margin."""
+    """Crop the image to the foreground and its margin."""
     image = state.image
     starts, ends = [], []
     for axis in range(3):
@@ -27,7 +27,7 @@ def crop(state: GridState, margin: int) -> GridState:
     for axis, (start, end) in enumerate(zip(starts, ends, strict=True)):
         size = image.shape[axis]
         image = image.narrow(axis, max(start, 0), min(end, size) - max(start, 0))
-        pad.append((max(-start, 0), max(end - size, 0)))  # MONAI pads a box that leaves the image with zeros
+        pad.append((max(-start, 0), max(end - size, 0)))  # MONAI zero-pads a box that exceeds the image
         affine[:, 3] += affine[:, axis] * start
         back.append(state.back[axis] @ np.eye(size, end - start, -start))
     image = functional.pad(image, [n for pair in reversed(pad) for n in pair])

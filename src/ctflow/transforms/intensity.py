@@ -1,4 +1,4 @@
-"""Hounsfield units to the numbers that the network was trained on."""
+"""Hounsfield units to the intensities that the network was trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ctflow.core.model import Normalize, ScalePercentiles, ScaleRange
 
 
 def scale(image: Tensor, step: ScaleRange) -> Tensor:
-    """From one range to another, as MONAI scales."""
+    """Scale one range to another, as MONAI does."""
     width = step.a_max - step.a_min
     if width == 0:  # as MONAI does; a bundle's a_min and a_max differ, but percentiles of a flat image do not
         return image - step.a_min + (step.b_min or 0.0)
@@ -21,7 +21,7 @@ def scale(image: Tensor, step: ScaleRange) -> Tensor:
 
 
 def range_from_percentiles(image: Tensor, step: ScalePercentiles) -> ScaleRange:
-    """The range that an image's percentiles give."""
+    """The range between an image's percentiles."""
     lower, upper = np.percentile(image.cpu().numpy(), [step.lower, step.upper])
     b_min, b_max = step.b_min, step.b_max
     if step.relative and b_min is not None and b_max is not None:
@@ -31,7 +31,7 @@ def range_from_percentiles(image: Tensor, step: ScalePercentiles) -> ScaleRange:
 
 
 def normalize(image: Tensor, step: Normalize) -> Tensor:
-    """Zero mean and unit deviation, as MONAI normalizes."""
+    """Normalize to zero mean and unit standard deviation, as MONAI does."""
     chosen = image[image != 0] if step.nonzero else image
     if not chosen.numel():
         return image

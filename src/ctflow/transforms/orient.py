@@ -1,4 +1,4 @@
-"""The axes in the order and direction that the network wants."""
+"""Reorder and flip the axes as the network needs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ctflow.transforms.state import GridState
 
 
 def orientation_from_affine(affine: npt.ArrayLike) -> list[tuple[int, int]]:
-    """For each array axis the nearest axis of the patient (0 = R, 1 = A, 2 = S) and its sign.
+    """The nearest patient axis (0 = R, 1 = A, 2 = S) of each array axis, and its sign.
 
     Args:
         affine: (4, 4) index -> RAS mm, invertible.
@@ -29,7 +29,7 @@ def orientation_from_affine(affine: npt.ArrayLike) -> list[tuple[int, int]]:
 
 
 def orient(state: GridState, axcodes: str) -> GridState:
-    """The image with its axes as the codes say."""
+    """Reorient the image to the axis codes."""
     wanted = [("RAS".find(code), 1) if code in "RAS" else ("LPI".find(code), -1) for code in axcodes]
     have = orientation_from_affine(state.affine)
     order = [next(axis for axis, (patient, _) in enumerate(have) if patient == target) for target, _ in wanted]

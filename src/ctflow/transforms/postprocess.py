@@ -1,4 +1,4 @@
-"""From logits to a label map."""
+"""Logits to a label map."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ctflow.core.model import CropForeground, ModelSpec
 from ctflow.core.volume import Labels
 from ctflow.networks.head import is_two_class
 
-_WHOLE = 255  # what a probability of 1 is in a fraction
+_WHOLE = 255  # the fraction for a probability of 1
 
 
 def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
     """Turn blended logits into probabilities on the network's grid.
 
     Args:
-        logits: (1, C, X, Y, Z) float32; of two-class softmax also (1, 1, X, Y, Z), logit 1 minus logit 0.
+        logits: (1, C, X, Y, Z) float32; for two-class softmax also (1, 1, X, Y, Z), logit 1 minus logit 0.
         spec: The model's activation and channels.
 
     Returns:
-        (C, X, Y, Z) float32; for two-class softmax (1, X, Y, Z), the probability of class 1, which says the same. Not
-        so where preprocessing crops: on the way back the two no longer sum to 1 beside what was cut off, and are both
-        given.
+        (C, X, Y, Z) float32; for two-class softmax (1, X, Y, Z), the probability of class 1, which is equivalent. Both
+        classes if preprocessing crops: restored to the source grid they no longer sum to 1 at the cropped region's
+        edge.
 
     Raises:
-        BundleInvalid: The network returned NaN or infinity, or another number of channels than the bundle says.
+        BundleInvalid: The network returned NaN or infinity, or a number of channels other than the bundle's.
     """
     folded = is_two_class(spec) and logits.shape[1] == 1
     if logits.shape[1] != spec.out_channels and not folded:
@@ -55,7 +55,7 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     """Mark voxels.
 
     Args:
-        probabilities: (C, D, H, W), as `probabilities_from_logits` gives them, on any grid.
+        probabilities: (C, D, H, W) from `probabilities_from_logits`, on any grid.
         spec: The model's threshold.
 
     Returns:
@@ -66,7 +66,7 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     elif spec.threshold is None:
         labels = probabilities.argmax(dim=0)
     else:
-        # MONAI's AsDiscrete: at the threshold a voxel is marked.
+        # MONAI's AsDiscrete marks a voxel at the threshold.
         labels = probabilities[0] >= spec.threshold
     return labels.to(torch.uint8)
 
@@ -75,14 +75,14 @@ def fractions_from_probabilities(probabilities: Tensor, labels: Tensor, spec: Mo
     """Each segment's probability in 255ths.
 
     Args:
-        probabilities: (C, D, H, W), as `probabilities_from_logits` gives them, on any grid.
-        labels: (D, H, W), what `labels_from_probabilities` makes of them.
+        probabilities: (C, D, H, W) from `probabilities_from_logits`, on any grid.
+        labels: (D, H, W), the result of `labels_from_probabilities`.
         spec: The model's activation and threshold.
 
     Returns:
-        (S, D, H, W) uint8 on the same device, one channel a segment, rounded so that the mask can be read from it: a
-        marked voxel's own fraction is larger than every other's and than what all leave to the background, of any
-        other voxel the background has most. Not so where the threshold is another than one half.
+        (S, D, H, W) uint8 on the same device, one channel per segment, rounded so that the mask can be read from it: in
+        a marked voxel its segment's fraction exceeds every other and the background's remainder; in any other voxel
+        the background has the most. This does not hold if the threshold is not one half.
     """
     background = 1 if spec.activation == "softmax" and len(probabilities) > 1 else 0
     fractions = (probabilities[background:] * _WHOLE).round().clamp(0, _WHOLE).to(torch.int16)
@@ -92,7 +92,7 @@ def fractions_from_probabilities(probabilities: Tensor, labels: Tensor, spec: Mo
 
 
 def _agree(fractions: Tensor, labels: Tensor) -> None:
-    """Move fractions (S, n) by single 255ths, in place, until they say the labels (n,); rounding makes ties."""
+    """Adjust fractions (S, n) by single 255ths, in place, until they give the labels (n,); rounding makes ties."""
     open_ones = torch.arange(len(labels), device=labels.device)
     for _ in range(_WHOLE):
         values, wanted = fractions[:, open_ones], labels[open_ones]
@@ -112,11 +112,11 @@ def _agree(fractions: Tensor, labels: Tensor) -> None:
 
 
 def bytes_on_host(values: Tensor) -> Labels:
-    """Bring uint8 of any shape to the CPU; of what lies there already it shares the memory.
+    """Bring uint8 of any shape to the CPU; data already there share their memory.
 
-    A byte a voxel, also of a mask: to unpack bits takes a CPU longer than a GPU's link takes for eight times as many.
+    A byte per voxel, even for a mask: a CPU unpacks bits more slowly than a GPU's link transfers eight times as many.
     """
-    host = values.to("cpu", non_blocking=True)  # torch takes pinned memory for it
+    host = values.to("cpu", non_blocking=True)  # torch uses pinned memory for it
     if values.is_cuda:
         torch.cuda.current_stream(values.device).synchronize()
     copied: Labels = host.numpy()

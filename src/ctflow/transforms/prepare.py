@@ -1,7 +1,7 @@
-"""From a CT volume to the network's input, and the exact way back to the source grid.
+"""A CT volume to the network's input, and the exact inverse to the source grid.
 
-Every spatial step (orient, resample, crop) acts on each axis by itself, so the way back is one small matrix an axis:
-it maps the network's grid to the source's. `restore_slabs` applies the three of them slab by slab.
+Every spatial step (orient, resample, crop) acts on each axis separately, so the inverse is one small matrix per axis:
+it maps the network's grid to the source's. `restore_slabs` applies the three matrices slab by slab.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from ctflow.transforms.upload import uploaded
 
 
 def unseen(source: Tensor) -> None:
-    """An `on_uploaded` that looks at nothing."""
+    """An `on_uploaded` that does nothing."""
 
 
 def prepare_volume(
     volume: Volume, steps: Sequence[Step], device: str, on_uploaded: Callable[[Tensor], None] = unseen
 ) -> Prepared:
-    """Prepare a volume as the bundle asks.
+    """Prepare a volume as the bundle requires.
 
     Args:
         volume: CT in HU.
         steps: The bundle's preprocessing, in order.
-        device: torch device; the volume is uploaded once, as it is.
-        on_uploaded: Shown the volume's array in HU on the device, before any step; it neither changes nor keeps it.
+        device: torch device; the volume is uploaded once, unchanged.
+        on_uploaded: Receives the volume's array in HU on the device, before any step; must not change or keep it.
 
     Returns:
-        The network's input and the way back.
+        The network's input and the inverse mapping.
 
     Raises:
         UnsupportedPixels: A step leaves nothing of the volume, or values that are not finite.
@@ -56,7 +56,7 @@ def prepare_volume(
         state = _state(source, volume.geometry.affine_mm)
     else:
         state = _state(remove_tilt(source, untilted), untilted.geometry.affine_mm)
-    del source  # of two volumes on the device one is enough
+    del source  # one volume on the device is enough
     for step in steps:
         state = _apply(state, step)
     image = state.image.to(torch.float32)
@@ -69,7 +69,7 @@ def prepare_volume(
 
 
 def _state(array: Tensor, affine_mm: FloatArray) -> GridState:
-    """(D, H, W) with its LPS affine, as MONAI's readers give it, before any step."""
+    """The initial state: (D, H, W) with its LPS affine, in the layout of MONAI's readers."""
     image = array.permute(2, 1, 0)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm[:, [2, 1, 0, 3]]
     x, y, z = (np.eye(size) for size in image.shape)

@@ -1,4 +1,4 @@
-"""Linear interpolation of each axis by itself, slab by slab; and another spacing, on the grid that MONAI would take."""
+"""Separable linear interpolation, slab by slab; and resampling to a spacing, on the grid that MONAI would use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ctflow.transforms.state import LARGEST_VOXELS, SAME_SPACING_MM, GridState
 from ctflow.transforms.upload import uploaded
 
 _SLAB = 8  # slices handled at once; keeps 14 classes of 512 x 512 below 120 MB
-_GPU_SLAB_BYTES = 2**28  # a GPU is quicker with more slices; each step of a slab takes at most this much
+_GPU_SLAB_BYTES = 2**28  # a GPU is faster with more slices; each step of a slab takes at most this much
 
 
 def linear_weights(positions: npt.ArrayLike, size: int) -> FloatArray:
     """Weights of linear interpolation along an axis.
 
     Args:
-        positions: (n,) positions in voxels; those outside take the border's value.
+        positions: (n,) positions in voxels; those outside get the border value.
         size: Voxels of the axis.
 
     Returns:
@@ -40,7 +40,7 @@ def linear_weights(positions: npt.ArrayLike, size: int) -> FloatArray:
 
 
 def interpolated(image: Tensor, weights: Sequence[FloatArray]) -> Tensor:
-    """(X, Y, Z) -> float32 of the weights' rows; walks along the axis that lies outermost in memory."""
+    """(X, Y, Z) -> float32 of the weights' rows; iterates over the outermost axis in memory."""
     outer = int(np.argmax(image.stride()))
     rest = [axis for axis in range(3) if axis != outer]
     order = [outer, *rest]
@@ -52,11 +52,11 @@ def interpolated(image: Tensor, weights: Sequence[FloatArray]) -> Tensor:
 
 
 class _Axis:
-    """The weights of one axis, on the device; where each row is one voxel as it is, no product is made.
+    """The weights of one axis, on the device; if each row copies one voxel, there is no matrix product.
 
     Args:
-        weights: (rows, columns), on the host: which columns are used is known without asking the device.
-        device: Where they are applied.
+        weights: (rows, columns), on the host: the used columns are known without querying the device.
+        device: The device that applies them.
     """
 
     def __init__(self, weights: FloatArray, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class _Axis:
         if not ((taken == 1) & (np.count_nonzero(weights, axis=1) == 1)).all():
             self._weights = uploaded(np.ascontiguousarray(weights, dtype=np.float32), device)
         elif not np.array_equal(voxels, np.arange(weights.shape[1])):
-            self._voxels = uploaded(voxels, device)  # turned round, or cut out
+            self._voxels = uploaded(voxels, device)  # flipped or cropped
 
     def __len__(self) -> int:
         return len(self._host)
@@ -97,7 +97,7 @@ class _Axis:
 
 
 def slabs_of(image: Tensor, weights: Sequence[FloatArray]) -> Iterator[tuple[slice, Tensor]]:
-    """Apply the weights of each axis to (C, X, Y, Z), some rows of the first axis at a time; nothing waits for a GPU.
+    """Apply each axis' weights to (C, X, Y, Z), some rows of the first axis at a time, without waiting for a GPU.
 
     A slab may share the image's memory.
     """
@@ -109,16 +109,16 @@ def slabs_of(image: Tensor, weights: Sequence[FloatArray]) -> Iterator[tuple[sli
 
 
 def _rows_at_once(image: Tensor, wanted: Size3) -> int:
-    """Rows of a slab, such that no step of it takes more than `_GPU_SLAB_BYTES`."""
+    """Rows of a slab so that none of its steps takes more than `_GPU_SLAB_BYTES`."""
     if not image.is_cuda:
         return _SLAB
     channels, x, y, z = image.shape
-    read = max(math.ceil(x / wanted[0]), 1) * y * z  # where rows are left out, more are read than made
+    read = max(math.ceil(x / wanted[0]), 1) * y * z  # if rows are skipped, more are read than written
     return max(_GPU_SLAB_BYTES // (4 * channels * max(read, wanted[1] * z, wanted[1] * wanted[2])), 1)
 
 
 def resample(state: GridState, spacing_mm: tuple[float, float, float]) -> GridState:
-    """The image at another spacing."""
+    """Resample the image to another spacing."""
     affine, grid = _new_grid(state, spacing_mm)
     forward, back = [], []
     for axis, (old, new, new_size) in enumerate(grid):
@@ -132,7 +132,7 @@ def resample(state: GridState, spacing_mm: tuple[float, float, float]) -> GridSt
 def _new_grid(
     state: GridState, spacing_mm: tuple[float, float, float]
 ) -> tuple[FloatArray, list[tuple[float, float, int]]]:
-    """The new grid's affine, and of each axis its old spacing, its new spacing and its new size."""
+    """The new grid's affine, and each axis' old spacing, new spacing and new size."""
     spacings = []
     for axis, wanted in enumerate(spacing_mm):
         old = float(np.linalg.norm(state.affine[:3, axis]))
@@ -150,8 +150,8 @@ def _new_grid(
 def _zoomed(state: GridState, spacing_mm: list[float]) -> tuple[FloatArray, list[int]]:
     """The affine and shape of a grid with another spacing and the same first voxel.
 
-    A size is often exactly between two numbers of voxels (each second series of 5 mm slices at 2 mm). Which of them
-    MONAI takes hangs on its arithmetic's last bit, so that this is MONAI's arithmetic step for step.
+    A size is often exactly between two numbers of voxels (every second series of 5 mm slices at 2 mm). MONAI's choice
+    depends on the last bit of its arithmetic, so this repeats MONAI's arithmetic step by step.
 
     Source: MONAI 1.6.1 `zoom_affine` and `compute_shape_offset`.
     """

@@ -1,4 +1,4 @@
-"""From the network's grid back to the source's, slab by slab."""
+"""The network's grid back to the source's, slab by slab."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
     """Bring probabilities back to the source grid, a few source slices at a time.
 
     Args:
-        prepared: What `prepare_volume` returned.
+        prepared: From `prepare_volume`.
         probabilities: (C, X, Y, Z) float32 on the network's grid.
 
     Yields:
         The source slices d and their (C, slices, H, W) float32 probabilities: linear between the network's voxels,
-        the border's beyond them, 0 where a crop removed the volume. They may share the memory of `probabilities`.
+        the border value beyond them, 0 where a crop removed the volume. They may share the memory of `probabilities`.
 
     Source: MONAI 1.6.1 `Invertd(nearest_interp=False)`.
     """
@@ -42,15 +42,15 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
 
 
 def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[slice, slice, slice]]:
-    """Which source voxels take something from a box of the network's grid on their way back.
+    """Find the source voxels to which a box of the network's grid contributes.
 
     Args:
-        prepared: What `prepare_volume` returned.
+        prepared: From `prepare_volume`.
         size: Voxels of the boxes.
 
     Returns:
-        From a box's first voxel, which may lie outside the grid as all of the box may, to slices of the source array
-        (D, H, W) that hold all of them, and of a tilted source some more.
+        A function from a box's first voxel (it, or the whole box, may lie outside the grid) to slices of the source
+        array (D, H, W) that hold all of them, and for a tilted source some more.
     """
 
     @cache
@@ -70,6 +70,6 @@ def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[sli
 
 
 def _before_tilt_was_removed(voxels: slice, starts: FloatArray) -> slice:
-    """The rows (columns) of slices of which a share went to upright ones; `starts` tells where each slice began."""
+    """The rows (columns) of tilted slices that contributed to untilted ones; `starts` has each slice's start."""
     first, last = voxels.start - math.ceil(starts.max()), voxels.stop - math.floor(starts.min())
     return slice(max(first, 0), max(last, 0))

@@ -1,4 +1,4 @@
-"""What the transforms hand on: an image with its affine, and the way back to the source grid."""
+"""State passed between transforms: an image with its affine, and the mapping back to the source grid."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LARGEST_VOXELS = 2**31  # of the network's grid: 8 GB as float32
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """The network's input and the way back.
+    """The network's input and the inverse mapping.
 
     Attributes:
         tensor: (1, 1, X, Y, Z) float32 on the device, in the network's axes.
         source_axes: For each axis of the tensor, the axis of the source array (D, H, W) = (0, 1, 2).
         back: For each axis of the tensor, (source voxels, network voxels) float64 weights.
         spacing_mm: Distance of the tensor's voxel centres along each of its axes.
-        untilted: The grid of a tilted source without its tilt, whose voxels the others of this are. None where
-            the source's axes are at right angles.
+        untilted: The grid of a tilted source without its tilt; the source voxels above are this grid's. None if the
+            source's axes are orthogonal.
     """
 
     tensor: Tensor
@@ -38,17 +38,17 @@ class GridState:
 
     image: Tensor  # (X, Y, Z), int16 until the first step that needs floats
     affine: FloatArray  # index (x, y, z) -> RAS mm
-    axes: tuple[int, int, int]  # source axis of each of the image's
+    axes: tuple[int, int, int]  # source axis of each image axis
     back: tuple[FloatArray, FloatArray, FloatArray]  # (source voxels, image voxels) of each axis
 
 
 @dataclass(frozen=True, eq=False)
 class Untilted:
-    """A right-angled grid around a tilted one, with the same slices: each is displaced within its own plane.
+    """An orthogonal grid around a tilted one, with the same slices: each is displaced within its own plane.
 
     Attributes:
-        geometry: The right-angled grid.
-        rows: (D,) by how many of its rows each tilted slice begins below the grid's first row.
+        geometry: The orthogonal grid.
+        rows: (D,) how many rows each tilted slice begins below the grid's first row.
         columns: The same for columns.
     """
 

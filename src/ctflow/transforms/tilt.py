@@ -1,4 +1,4 @@
-"""A gantry tilt removed: a sheared grid on a right-angled one, and back."""
+"""Remove a gantry tilt: a sheared grid to an orthogonal one, and back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ctflow.transforms.state import LARGEST_VOXELS, Untilted
 
 
 def untilted_grid(geometry: Geometry) -> Untilted | None:
-    """The smallest right-angled grid that holds every slice of a tilted one; None where nothing is tilted.
+    """The smallest orthogonal grid that holds every slice of a tilted one; None if nothing is tilted.
 
     Args:
-        geometry: Slices that follow each other at an angle to their normal (gantry tilt: a sheared affine).
+        geometry: Slices stacked at an angle to their normal (gantry tilt: a sheared affine).
 
     Raises:
-        UnsupportedPixels: That grid would be absurdly large.
+        UnsupportedPixels: The grid would be absurdly large.
     """
     if not geometry.is_tilted:
         return None
@@ -44,14 +44,14 @@ def untilted_grid(geometry: Geometry) -> Untilted | None:
 
 
 def untilted_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | None:
-    """A tilted volume on the smallest right-angled grid that holds all its slices; None where nothing is tilted.
+    """A tilted volume on the smallest orthogonal grid that holds all its slices; None if nothing is tilted.
 
     Args:
         volume: CT in HU on a sheared grid.
 
     Returns:
-        The volume without its tilt as `prepare_volume` has it, float32, and (D, H, W) bool: which voxels no slice
-        reaches. They repeat the slice's border. What padding had a share in is padding.
+        The volume without its tilt as in `prepare_volume`, float32, and (D, H, W) bool: the voxels that no slice
+        reaches. They repeat the slice's border. A voxel that padding contributed to is padding.
     """
     untilted = untilted_grid(volume.geometry)
     if untilted is None:
@@ -69,12 +69,12 @@ def untilted_volume(volume: Volume) -> tuple[Volume, npt.NDArray[np.bool_]] | No
 
 
 def _reached(start: float, size: int) -> slice:
-    """The voxels whose centres lie on one of `size` pixels, of which the first one's centre is at `start` >= 0."""
+    """The voxels whose centres lie on one of `size` pixels, the first of them centred at `start` >= 0."""
     return slice(math.ceil(start - 0.5), math.floor(start + size - 0.5) + 1)
 
 
 def remove_tilt(source: Tensor, untilted: Untilted) -> Tensor:
-    """The slices on the right-angled grid, float32; beside a slice its border goes on, as MONAI's resampling does."""
+    """The slices on the orthogonal grid, float32; outside a slice its border repeats, as in MONAI's resampling."""
     _, height, width = untilted.geometry.shape
     result = torch.empty(untilted.geometry.shape, device=source.device)
     for d, image in enumerate(source):
@@ -85,7 +85,7 @@ def remove_tilt(source: Tensor, untilted: Untilted) -> Tensor:
 
 
 def restore_tilt(slab: Tensor, rows: slice, untilted: Untilted, size: tuple[int, int]) -> Tensor:
-    """(C, slices, H', W') of the right-angled grid -> (C, slices, H, W) of the tilted source."""
+    """(C, slices, H', W') of the orthogonal grid -> (C, slices, H, W) of the tilted source."""
     result = torch.empty((*slab.shape[:2], *size), device=slab.device)
     for index, d in enumerate(range(rows.start, rows.stop)):
         weights = [

@@ -1,1 +1,1 @@
-"""Where do we look, and how do we blend?"""
+"""Place windows and blend their logits."""

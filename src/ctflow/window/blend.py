@@ -1,4 +1,4 @@
-"""How overlapping windows are weighted: exactly MONAI's `compute_importance_map`."""
+"""Weights of overlapping windows: exactly MONAI's `compute_importance_map`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ctflow.core.model import Blend
 from ctflow.core.volume import Size3
 
-SIGMA_SCALE = 0.125  # MONAI's default; bundles that ask for another are refused
+SIGMA_SCALE = 0.125  # MONAI's default; bundles with another value are rejected
 LEAST_WEIGHT = 1e-3
 
 
@@ -20,7 +20,7 @@ def importance_map(roi: Size3, blend: Blend, device: torch.device) -> Tensor:
     Args:
         roi: Voxels of the window.
         blend: "constant" or "gaussian".
-        device: Where the map is wanted.
+        device: Device of the map.
 
     Returns:
         (D, H, W) float32, all above 0.
@@ -36,7 +36,7 @@ def importance_map(roi: Size3, blend: Blend, device: torch.device) -> Tensor:
         raise ValueError(f"unknown blend {blend!r}")
     d, h, w = (_gaussian(size, device) for size in roi)
     weights = (d[:, None] * h[None, :])[:, :, None] * w
-    # The least weight stays on the device: a GPU would be waited for.
+    # The least weight stays on the device: reading it would wait for a GPU.
     return torch.maximum(weights, weights.min().clamp(min=LEAST_WEIGHT))
 
 
@@ -46,13 +46,13 @@ def _gaussian(size: int, device: torch.device) -> Tensor:
 
 
 def total_weight(weight: Tensor, axis_starts: Sequence[Sequence[int]], size: Size3) -> Tensor:
-    """Sum of all windows' weights at each voxel, which no volume's content changes.
+    """Sum of all windows' weights at each voxel, independent of the volume's content.
 
     The windows are every combination of the axes' starts, so their weights can be added one axis after another: some
-    tens of additions instead of one a window.
+    tens of additions instead of one per window.
 
     Args:
-        weight: (D, H, W) float32 of a window, as `importance_map` gives it.
+        weight: (D, H, W) float32 of a window, from `importance_map`.
         axis_starts: First voxel of the windows along each axis.
         size: Voxels of the volume.
 

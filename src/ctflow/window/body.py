@@ -1,4 +1,4 @@
-"""Where the body is: cells of a few millimetres, found on the volume's device from its HU."""
+"""Find the body, in cells of a few millimetres, on the volume's device from its HU."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ctflow.core.volume import Box, Size3, Volume
 
 Cells = npt.NDArray[np.bool_]
 
-BODY_HU = -500  # half way between air and water; a table's foam, blankets and clothes lie below
-_SAMPLE_MM = 2.0  # of what is looked at; everything that counts is several times as thick
+BODY_HU = -500  # midway between air and water; a table's foam, blankets and clothes lie below
+_SAMPLE_MM = 2.0  # sampling distance; everything relevant is several times as thick
 _CELL_MM = 4.0
-_THIN_MM = 8.0  # what is thinner is cut off: a table's shell, cables, folds of cloth
-_LEAST_MM = 16.0  # what is nowhere as thick as this in all directions at once is no part of a body
-_MARGIN_MM = 15.0  # so near, all that is dense is given back: skin, its folds, ears, fingers beside the trunk
+_THIN_MM = 8.0  # anything thinner is removed: a table's shell, cables, folds of cloth
+_LEAST_MM = 16.0  # a part that is nowhere this thick in all directions at once is not a body
+_MARGIN_MM = 15.0  # anything dense this near is added again: skin, its folds, ears, fingers near the trunk
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """Which voxels of a volume are the body, its lungs included.
+    """The voxels of a volume that are the body, including lungs.
 
     Attributes:
-        cells: (d, h, w) bool, on the host; cell (i, j, k) are the voxels from (i, j, k) * `cell_size` on.
+        cells: (d, h, w) bool, on the host; cell (i, j, k) starts at voxel (i, j, k) * `cell_size`.
         cell_size: Voxels of a cell; the last ones of an axis may have fewer.
         shape: Voxels of the volume (D, H, W).
-        device: Where masks are wanted.
+        device: Device of masks.
     """
 
     cells: Cells
@@ -42,21 +42,21 @@ class Body:
     device: torch.device
 
     def touches(self, box: Box) -> bool:
-        """Whether a voxel of the box is the body's."""
+        """Whether the box contains a voxel of the body."""
         inside = tuple(
             slice(part.start // size, -(-part.stop // size)) for part, size in zip(box, self.cell_size, strict=True)
         )
         return bool(self.cells[inside].any())
 
     def mask_of_slices(self, rows: slice) -> Tensor:
-        """(slices, H, W) bool of some slices, on the device."""
+        """(slices, H, W) bool for some slices, on the device."""
         cells, (d, h, w) = self._on_device
         return cells[d[rows]][:, h][:, :, w]
 
     def count_in_runs(
         self, lines: npt.NDArray[np.int64], first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """How many voxels of runs are the body's.
+        """Count the body's voxels in runs.
 
         Args:
             lines: (n, 2) d and h of each run.
@@ -73,7 +73,7 @@ class Body:
 
     @cached_property
     def _voxels_before(self) -> npt.NDArray[np.int64]:
-        """(d, h, W + 1): of the cells along each line, how many of the first voxels are the body's."""
+        """(d, h, W + 1): cumulative count of the body's voxels along each line of cells."""
         voxels = np.repeat(self.cells, self.cell_size[2], axis=2)[:, :, : self.shape[2]]
         before = np.zeros((*voxels.shape[:2], self.shape[2] + 1), np.int64)
         np.cumsum(voxels, axis=2, out=before[:, :, 1:])
@@ -81,7 +81,7 @@ class Body:
 
     @cached_property
     def _on_device(self) -> tuple[Tensor, list[Tensor]]:
-        """The cells, and for each axis the cell of every voxel."""
+        """The cells, and the cell of every voxel along each axis."""
         cell_of_voxel = [
             torch.arange(count, device=self.device) // size
             for count, size in zip(self.shape, self.cell_size, strict=True)
@@ -92,9 +92,9 @@ class Body:
 def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | None:
     """Find the body in a CT.
 
-    A superset is wanted, not an outline: all parts that are not thin are kept, each slice is filled between its
-    outermost parts (lungs, and what lies between trunk and arms), and what is denser than air beside them is added. A
-    thick object next to the body is also kept, and does no harm.
+    The result is a superset, not an outline: all parts that are not thin are kept, each slice is filled between its
+    outermost parts (lungs, the space between trunk and arms), and adjacent tissue denser than air is added. A thick
+    object next to the body is also kept, which is harmless.
 
     Args:
         volume: (D, H, W) in HU on any device, slices first.
@@ -112,7 +112,7 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
     thick = _opened_at_edges(opened, _in_cells(_LEAST_MM, cell_mm))
     parts = functional.max_pool3d(torch.stack([opened, thick]).to(torch.float32), 2)
     near = functional.max_pool3d(functional.pad(dense, (1,) * 6), [count + 2 for count in coarse], stride=coarse)
-    # Some 10,000 cells are left of each; the one time that a GPU is waited for.
+    # Some 10,000 cells of each remain; the only wait for a GPU.
     found, seeds, beside = (torch.cat([parts, near]) > 0).cpu().numpy()
     if not seeds.any():
         return None
@@ -129,7 +129,7 @@ def body_of_volume(volume: Volume) -> Body | None:
 
 
 def _as_it_ends(dense: Tensor, multiple: Sequence[int]) -> Tensor:
-    """(D, H, W) bool -> (1, D', H', W') float32: each axis goes on as it ends, up to a multiple of a cell."""
+    """(D, H, W) bool -> (1, D', H', W') float32: each axis repeats its edge, up to a multiple of a cell."""
     d, h, w = (-count % cell for count, cell in zip(dense.shape, multiple, strict=True))
     return functional.pad(dense.to(torch.float32)[None], (0, w, 0, h, 0, d), mode="replicate")
 
@@ -139,7 +139,7 @@ def _in_cells(length_mm: float, cell_mm: Sequence[float]) -> list[int]:
 
 
 def _opened(cells: Tensor, lengths: Sequence[int]) -> Tensor:
-    """What boxes of so many cells cover that hold nothing else; a box is no longer than the volume."""
+    """Morphological opening with boxes of so many cells; a box is no longer than the volume."""
     lengths = [min(length, count) for length, count in zip(lengths, cells.shape, strict=True)]
     others = ~cells
     for axis, length in enumerate(lengths):
@@ -148,7 +148,7 @@ def _opened(cells: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _opened_at_edges(cells: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same where the volume goes on behind its edges as it ends: the field of view may cut what is thick."""
+    """Opening of the volume with its edges repeated: the field of view may cut a thick part."""
     wider = cells
     for axis, length in enumerate(lengths):
         index = torch.arange(1 - length, cells.shape[axis] + length - 1, device=cells.device)
@@ -158,13 +158,13 @@ def _opened_at_edges(cells: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _widened(cells: Tensor, around: Sequence[int]) -> Tensor:
-    """The cells and all that lie at most so many cells before or behind them along the axes."""
+    """The cells and all others at most so many cells before or after them along the axes."""
     spread = _spread(cells, [2 * count + 1 for count in around])
     return spread[tuple(slice(n, n + count) for n, count in zip(around, cells.shape, strict=True))]
 
 
 def _spread(starts: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The cells of all boxes that begin at `starts` and are so many cells long; as much larger along each axis."""
+    """The cells of all boxes that begin at `starts` and are so many cells long; the array grows accordingly."""
     spread = starts
     for axis, length in enumerate(lengths):
         spread = functional.pad(spread, [n for each in (2, 1, 0) for n in [(length - 1) * (each == axis)] * 2])
@@ -173,7 +173,7 @@ def _spread(starts: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _any_of_run(cells: Tensor, axis: int, length: int) -> Tensor:
-    """Whether one of `length` neighbours along an axis is true; there are length - 1 runs fewer than cells."""
+    """Whether any of `length` neighbours along an axis is true; there are length - 1 fewer runs than cells."""
     count = cells.shape[axis] - length + 1
     found = cells.narrow(axis, 0, count).clone()
     for first in range(1, length):
@@ -182,7 +182,7 @@ def _any_of_run(cells: Tensor, axis: int, length: int) -> Tensor:
 
 
 def _components_with(cells: Cells, seeds: Cells) -> Cells:
-    """The connected parts of `cells` that hold a seed."""
+    """The connected components of `cells` that hold a seed."""
     numbers, count = ndimage.label(cells)
     kept = np.zeros(count + 1, bool)
     kept[numbers[seeds]] = True
@@ -194,7 +194,7 @@ def _components_with(cells: Cells, seeds: Cells) -> Cells:
 def _filled(cells: Cells) -> Cells:
     """Each slice filled, along its rows and its columns, between the outermost cells.
 
-    Where the field of view cuts the body, its edge counts as the body's: a lung may lie open to it.
+    Where the field of view cuts the body, its edge counts as body: a lung may be open to it.
     """
     walls = cells.copy()
     for rows, walled in ((cells, walls), (cells.swapaxes(1, 2), walls.swapaxes(1, 2))):

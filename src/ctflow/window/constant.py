@@ -1,4 +1,4 @@
-"""Windows that hold one value and nothing else: computed once for each value, and no reason to mark anything."""
+"""Windows with a single value: computed once per value, and never a reason to mark anything."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from ctflow.core.volume import Box
 
-_STRIDE = 16  # of a first look at a box: noise shows in the first few voxels
+_STRIDE = 16  # of the first check of a box: noise shows in the first few voxels
 
 
 def alike_windows(volume: Tensor, places: Sequence[Box]) -> list[list[Box]]:
-    """Group windows that are known to have the same content without a look at every pair.
+    """Group windows that have the same content, without comparing every pair.
 
     Args:
-        volume: (C, D, H, W) on any device; of a GPU's the host waits once.
-        places: Windows of one size that lie in it, at least one.
+        volume: (C, D, H, W) on any device; the host waits for a GPU once.
+        places: Windows of one size in the volume, at least one.
 
     Returns:
-        All places, in groups in the order of their first windows: in one group those that hold the same single value in
-        each channel, every other window by itself.
+        All places, in groups in the order of their first windows: windows with the same single value in each channel
+        form one group, every other window its own.
     """
     starts = [sorted({place[axis].start for place in places}) for axis in range(3)]
     sizes = [part.stop - part.start for part in places[0]]
@@ -35,7 +35,7 @@ def alike_windows(volume: Tensor, places: Sequence[Box]) -> list[list[Box]]:
         low = torch.stack([low.narrow(axis, first, size).amin(axis) for first in firsts], axis)
         high = torch.stack([high.narrow(axis, first, size).amax(axis) for first in firsts], axis)
     lowest, highest = torch.stack([low, high]).cpu().numpy()
-    constant = (lowest == highest).all(axis=0)  # NaN equals nothing: a window with one stays by itself
+    constant = (lowest == highest).all(axis=0)  # NaN equals nothing: a window with NaN gets its own group
     number = [{first: index for index, first in enumerate(firsts)} for firsts in starts]
     groups: dict[object, list[Box]] = defaultdict(list)
     for index, place in enumerate(places):
@@ -45,16 +45,16 @@ def alike_windows(volume: Tensor, places: Sequence[Box]) -> list[list[Box]]:
 
 
 class ConstantWindows:
-    """Which windows hold a single HU value, and which voxels lie in no other window.
+    """Find windows with a single HU value, and voxels that lie in no other window.
 
-    No scanner gives one value to a whole window of a body, which has noise: it is padding, and what a network says of
-    it comes from its weights alone.
+    A window of a body has noise, so a scanner never gives it a single value: it is padding, and a network's output
+    there comes from its weights alone.
 
     Args:
         array: (D, H, W) in HU, the source's.
 
     Attributes:
-        count: How many of the windows so far.
+        count: Such windows so far.
     """
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
@@ -63,13 +63,13 @@ class ConstantWindows:
         self._others: list[Box] = []
 
     def look_at(self, box: Box) -> None:
-        """Take a window.
+        """Check a window.
 
         Args:
-            box: The source voxels that take something from it (`ctflow.transforms.restore.source_boxes`); empty where
-                none do.
+            box: The source voxels that it contributes to (`ctflow.transforms.restore.source_boxes`); empty if there
+                are none.
         """
-        # One voxel more on each side: the window's outermost voxels may have been interpolated with it.
+        # One more voxel on each side: the window's outermost voxels may have been interpolated with it.
         part = self._array[tuple(slice(max(axis.start - 1, 0), axis.stop + 1) for axis in box)]
         if any(axis.start == axis.stop for axis in box) or _is_constant(part):
             self.count += 1
@@ -77,7 +77,7 @@ class ConstantWindows:
             self._others.append(box)
 
     def seen(self, device: torch.device) -> Seen | None:
-        """The voxels that another window holds; None while no window was constant, and so none need be left out."""
+        """The voxels in any other window; None if no window was constant so far, so none is excluded."""
         return seen_from_boxes(self._others, self._array.shape, device) if self.count else None
 
 
@@ -91,15 +91,15 @@ class Seen:
     """Voxels of a volume that lie in at least one of some boxes.
 
     Attributes:
-        cells: (d, h, w) bool on the device: what the boxes' borders cut the volume into.
-        cell_of_voxel: For each axis the cell of every voxel, on the device.
+        cells: (d, h, w) bool on the device: the boxes' borders divide the volume into them.
+        cell_of_voxel: The cell of every voxel along each axis, on the device.
     """
 
     cells: Tensor
     cell_of_voxel: tuple[Tensor, Tensor, Tensor]
 
     def mask_of_slices(self, rows: slice) -> Tensor:
-        """(slices, H, W) bool of some slices, on the device."""
+        """(slices, H, W) bool for some slices, on the device."""
         d, h, w = self.cell_of_voxel
         return self.cells[d[rows]][:, h][:, :, w]
 
@@ -110,7 +110,7 @@ def seen_from_boxes(boxes: Sequence[Box], shape: Sequence[int], device: torch.de
     Args:
         boxes: None of them empty.
         shape: Voxels of the volume (D, H, W).
-        device: Where masks are wanted.
+        device: Device of masks.
     """
     cuts = [
         sorted({0, count, *(box[axis].start for box in boxes), *(box[axis].stop for box in boxes)})

@@ -1,4 +1,4 @@
-"""Who computes windows, and how several devices work at the same time: a thread and a stream each."""
+"""Devices that compute windows, several at the same time: each has a thread and a stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Predict = Callable[[Tensor], Tensor]
-Say = Callable[[Callable[[], None]], None]  # has a function called in the thread that waits for the devices
+Say = Callable[[Callable[[], None]], None]  # runs a function in the thread that waits for the devices
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,10 @@ class Worker:
     """One device that computes windows.
 
     Attributes:
-        predict: (B, C_in, *roi) -> (B, C_out, *roi), both float32 on the device; the answer is read before the next
-            call, and on the stream on which the call was made.
+        predict: (B, C_in, *roi) -> (B, C_out, *roi), both float32 on the device; the result is read before the next
+            call, on the stream of the call.
         device: torch device, with its index where there is one ("cuda:0").
-        fewest: Windows that every call computes at least; fewer at once need no less memory.
+        fewest: Windows that every call computes at least; smaller batches need no less memory.
     """
 
     predict: Predict
@@ -33,7 +33,7 @@ class Worker:
 
 
 class _Stopped(Exception):
-    """Ends the job of a worker whose result nobody waits for any more."""
+    """Ends the job of a worker whose result is no longer needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +46,18 @@ class _Ended:
 
 
 def run_on_devices(devices: Sequence[torch.device], job: Callable[[int, Say], Tensor]) -> list[Tensor]:
-    """Run a job on every device at the same time; one device alone is served by the calling thread.
+    """Run a job on every device at the same time; a single device runs in the calling thread.
 
     Args:
-        devices: Where; what the job reads lies on the first.
-        job: Given the device's number and a `Say`, which it calls after each batch. What it says is called in the
-            calling thread, in order. When another device has failed, `Say` does not return and the job ends.
+        devices: The devices; the job's input lies on the first.
+        job: Receives the device's number and a `Say`, which it calls after each batch. The calling thread runs the
+            functions passed to `Say`, in order. If another device has failed, `Say` does not return and the job ends.
 
     Returns:
-        Each job's tensor, finished and fit for the calling thread's streams.
+        Each job's tensor, finished and usable on the calling thread's streams.
 
     Raises:
-        BaseException: The first error of a job or of something said, as it is; no thread is left running then.
+        BaseException: The first error of a job or a function passed to `Say`, unchanged; no thread is left running.
     """
     if len(devices) == 1:
         return [job(0, _at_once)]
@@ -74,7 +74,7 @@ def run_on_devices(devices: Sequence[torch.device], job: Callable[[int, Say], Te
         try:
             with _own_stream(devices[index], devices[0], ready):
                 ended = _Ended(index, job(index, say))
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the calling thread raises it
+        except BaseException as error:  # noqa: BLE001  # the calling thread raises it, whatever it is
             ended = _Ended(index, error=error)
         messages.put(ended)
 
@@ -92,7 +92,7 @@ def _at_once(action: Callable[[], None]) -> None:
 def _results(
     threads: Sequence[threading.Thread], messages: SimpleQueue[Callable[[], None] | _Ended], stop: threading.Event
 ) -> list[Tensor]:
-    """Start the threads, do what they say and wait for all of them, whatever happens."""
+    """Start the threads, run what they pass to `Say` and wait for all of them, whatever happens."""
     results: dict[int, Tensor] = {}
     started = []
     try:
@@ -115,7 +115,7 @@ def _results(
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """The end of what the calling thread has asked of a device so far; None on the CPU, which does it at once."""
+    """The end of the work that the calling thread has queued on a device; None on the CPU, which is synchronous."""
     return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
@@ -123,7 +123,7 @@ def _mark(device: torch.device) -> torch.cuda.Event | None:
 def _own_stream(
     device: torch.device, source: torch.device, ready: Mapping[torch.device, torch.cuda.Event | None]
 ) -> Iterator[None]:
-    """Work on a device's own stream, after what was asked of it and of the source; all is finished at the end."""
+    """Work on a device's own stream, after work queued on it and on the source; all is finished at the end."""
     marks = [mark for mark in (ready[source], ready[device]) if mark is not None]
     if device.type != "cuda":
         for mark in marks:
@@ -136,23 +136,23 @@ def _own_stream(
             stream.wait_event(mark)
         first = ready[source]
         if first is not None:
-            # A copy between GPUs runs on this thread's stream of the GPU it comes from.
+            # A copy between GPUs runs on this thread's stream of the source GPU.
             torch.cuda.current_stream(source).wait_event(first)
         try:
             yield
         finally:
-            # Once a slab: afterwards no memory that another stream frees is still being used here.
+            # Once per slab: afterwards nothing here still uses memory that another stream frees.
             stream.synchronize()
 
 
 @cache
 def _stream_of(device: torch.device) -> torch.cuda.Stream:
-    """Always the same, since torch keeps the memory of one stream from the others."""
+    """The device's stream, always the same, since torch does not share one stream's memory with others."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _handed_over(result: Tensor) -> Tensor:
-    """The result of a thread's stream, whose memory the calling thread's stream may now use."""
+    """The result of a thread's stream; the calling thread's stream may now use its memory."""
     if result.is_cuda:
         result.record_stream(torch.cuda.current_stream(result.device))
     return result

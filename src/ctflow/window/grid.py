@@ -1,4 +1,4 @@
-"""Where the windows lie: exactly MONAI's `dense_patch_slices`."""
+"""Positions of the windows: exactly MONAI's `dense_patch_slices`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def window_starts(size: Size3, roi: Size3, overlap: float) -> list[Size3]:
 
 
 def shares_of_windows(starts: Sequence[Size3], count: int) -> list[list[Size3]]:
-    """Divide the windows among devices: contiguous runs, so that each device needs one slab of the volume.
+    """Divide the windows among devices in contiguous runs, so that each device needs one slab of the volume.
 
     Args:
         starts: The windows, in MONAI's order.
@@ -73,6 +73,6 @@ def shares_of_windows(starts: Sequence[Size3], count: int) -> list[list[Size3]]:
 
 
 def padding_for_window(size: Size3, roi: Size3) -> tuple[tuple[int, int], ...]:
-    """Voxels to add before and after each axis so that a window fits; half before, the odd one after."""
+    """Voxels to add before and after each axis so that a window fits; an odd one goes after."""
     missing = [max(window - n, 0) for n, window in zip(size, roi, strict=True)]
     return tuple((n // 2, n - n // 2) for n in missing)

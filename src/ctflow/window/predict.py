@@ -24,11 +24,11 @@ Halved = Callable[[torch.device, int, int], None]
 
 
 def unheard(device: torch.device, tried: int, left: int) -> None:
-    """An `on_halved` that tells nobody."""
+    """An `on_halved` that does nothing."""
 
 
 def every_window(start: Size3) -> bool:
-    """An `is_wanted` that leaves none out."""
+    """An `is_wanted` that accepts all."""
     return True
 
 
@@ -46,24 +46,24 @@ def predict_volume(
 ) -> Tensor:
     """Predict a volume window by window and blend the logits.
 
-    Windows that hold one value and nothing else (padding, mostly) are computed once for each value and device: the same
-    input has the same logits.
+    Windows with a single value (mostly padding) are computed once per value and device: the same input has the same
+    logits.
 
     Args:
-        volume: (1, C_in, D, H, W) float32, on the first worker's device or in host memory; page-locked, it reaches a
-            GPU sooner.
+        volume: (1, C_in, D, H, W) float32, on the first worker's device or in host memory; page-locked memory is
+            uploaded faster.
         predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device, B at most `batch_size`; or several
-            workers. Each gets a contiguous run of the windows, and only the part of the volume that they touch.
+            workers. Each gets a contiguous run of windows, and only the part of the volume that they touch.
         roi: Window size in voxels. A smaller volume is padded with zeros on both sides.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
         blend: Weight of each voxel of a window.
-        batch_size: Windows a call of `predict`.
-        is_wanted: Whether the window that begins at this voxel of the volume (before the first, where the volume was
-            padded) is computed; asked once for each, in order. Of a voxel all of whose windows are wanted the logits
-            are what they are without this; of one that no wanted window holds they are 0.
-        progress: Told of each batch, in windows, as stage "segment"; called in the calling thread only.
-        on_halved: Told, in the calling thread, that a device had too little memory for `tried` windows at once and
-            goes on with `left`.
+        batch_size: Windows per call of `predict`.
+        is_wanted: Whether to compute the window that begins at this voxel of the volume (before the first voxel if the
+            volume was padded); called once per window, in order. A voxel whose windows are all wanted has the same
+            logits as without this; a voxel in no wanted window has 0.
+        progress: Called after each batch, in windows, as stage "segment"; only in the calling thread.
+        on_halved: Called, in the calling thread, if a device had too little memory for `tried` windows at once and
+            continues with `left`.
 
     Returns:
         (1, C_out, D, H, W) float32 logits on the first worker's device.
@@ -77,9 +77,9 @@ def predict_volume(
     """
     workers = (Worker(predict, volume.device),) if callable(predict) else tuple(predict)
     _check(volume, workers, roi, overlap, batch_size)
-    size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # checked to be three
+    size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # three by the check above
     padding = padding_for_window(size, roi)
-    flat = [n for pair in reversed(padding) for n in pair]  # F.pad begins at the last axis
+    flat = [n for pair in reversed(padding) for n in pair]  # F.pad starts with the last axis
     padded = functional.pad(volume, flat) if any(flat) else volume
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
     weight = importance_map(roi, blend, workers[0].device)
@@ -115,9 +115,9 @@ class _Share:
     """A worker's part.
 
     Attributes:
-        worker: Who computes it.
+        worker: The worker that computes it.
         box: The slab of the padded volume that its windows touch.
-        places: Where each window lies in the slab.
+        places: Each window's position in the slab.
     """
 
     worker: Worker
@@ -126,7 +126,7 @@ class _Share:
 
 
 def _shares(workers: Sequence[Worker], starts: Sequence[Size3], size: Size3, roi: Size3) -> list[_Share]:
-    """Divide the windows; the first worker's slab is the whole volume, so that the others' are added to it."""
+    """Divide the windows; the first worker's slab is the whole volume, to which the others are added."""
     shares: list[_Share] = []
     for worker, run in zip(workers, shares_of_windows(starts, len(workers)), strict=False):
         first, last = ((0, 0, 0), size) if not shares else _bounds(run, roi)
@@ -169,7 +169,7 @@ def _sum_of_windows(
     advance(0)
     logits, *slabs = run_on_devices([share.worker.device for share in shares], job)
     for share, slab in zip(shares[1:], slabs, strict=True):
-        for channel, added in enumerate(slab[0]):  # one at a time: the first device needs room for one only
+        for channel, added in enumerate(slab[0]):  # one at a time: the first device needs memory for one only
             logits[0, channel][share.box].add_(added.to(logits.device))
     return logits
 
@@ -178,16 +178,16 @@ def _sum_of_windows(
 
 
 class _Slab:
-    """The part of a volume that a share's windows touch, and the sum of their logits, on the share's device.
+    """The part of a volume that a share's windows touch, and the sum of logits, on the share's device.
 
     Args:
         volume: (1, C_in, D, H, W), padded.
-        weight: Of each voxel of a window.
+        weight: Weight of each voxel of a window.
         share: The worker and its windows.
         batch_size: Most windows at once.
 
     Attributes:
-        groups: The share's windows, those that hold the same single value in one group and every other by itself.
+        groups: The share's windows: those with the same single value in one group, every other in its own.
     """
 
     def __init__(self, volume: Tensor, weight: Tensor, share: _Share, batch_size: int) -> None:
@@ -207,9 +207,9 @@ class _Slab:
         return self._sum
 
     def add(self, groups: Sequence[Sequence[Box]]) -> bool:
-        """Compute a window of some groups; False if the device has too little memory for it, but may have for fewer.
+        """Compute a window of some groups; False if the device lacks memory for it, but may have enough for fewer.
 
-        Nothing here waits for a GPU, and only the first call takes memory.
+        Nothing here waits for a GPU, and only the first call allocates memory.
         """
         roi = self._weight.shape
         windows = self._batch[: len(groups)]
@@ -236,25 +236,25 @@ class _Slab:
             if len(windows) <= self.share.worker.fewest:
                 raise
         if self._part.is_cuda:
-            free_cached_memory()  # not above: what the error's frames hold is free only once the error is gone
+            free_cached_memory()  # not above: the error's frames hold memory until the error is gone
         return None
 
 
 def _fetched(part: Tensor, places: Sequence[Box], device: torch.device) -> Tensor:
-    """A part of a volume on a device; of what lies elsewhere only the slices that windows touch have values."""
+    """A part of a volume on a device; if copied, only the slices that windows touch have values."""
     if part.device == device:
         return part
     touched = slice(min(place[0].start for place in places), max(place[0].stop for place in places))
     fetched = torch.empty(part.shape, dtype=part.dtype, device=device)
-    # A CPU must wait for a GPU's bytes; a GPU's stream does so by itself.
+    # A CPU must wait for a GPU's bytes; a GPU's stream orders this itself.
     fetched[:, touched].copy_(part[:, touched], non_blocking=device.type == "cuda")
     return fetched
 
 
 def _sum_of_share(slab: _Slab, batch_size: int, say: Say, advance: Callable[[int], None], on_halved: Halved) -> Tensor:
-    """Compute all windows of a share; where memory does not suffice, fewer at once."""
+    """Compute all windows of a share, in smaller batches if memory does not suffice."""
     groups, device, done = slab.groups, slab.share.worker.device, 0
-    with torch.no_grad():  # a thread does not inherit the caller's
+    with torch.no_grad():  # a thread does not inherit the caller's no_grad
         while done < len(groups):
             some = groups[done : done + batch_size]
             if slab.add(some):
