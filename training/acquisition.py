@@ -1,7 +1,7 @@
-"""How a scanner would have shown the same anatomy: slices, kernel, noise, field of view, range, contrast medium.
+"""Simulate another acquisition of the same anatomy: slices, kernel, noise, field of view, range, contrast medium.
 
-Everything works on cubic voxels and keeps image and label on one grid. The result may have thicker slices,
-since that is what a site's series look like before they are resampled to the model's spacing.
+Everything works on cubic voxels and keeps image and label on one grid. The result may have thicker slices, like a
+site's series before it is resampled to the model's spacing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Sample:
         hu: (D, H, W) float32.
         labels: (D, H, W) uint8.
         spacing_mm: Along (D, H, W).
-        start_mm: Where the first voxel lies along (D, H, W), from the corner of the whole.
+        start_mm: Position of the first voxel along (D, H, W), from the corner of the whole volume.
     """
 
     hu: FloatVolume
@@ -46,12 +46,12 @@ class Sample:
 
 
 def acquire(rng: np.random.Generator, sample: Sample, *, native_mm: float) -> Sample:
-    """Draw a scanner and a protocol, and show the sample as they would.
+    """Draw a scanner and a protocol, and simulate their acquisition of the sample.
 
     Args:
         rng: Draws.
         sample: Cubic voxels; its arrays are not changed.
-        native_mm: How thick the slices already are that it was made from: they do not get thinner.
+        native_mm: Thickness of the slices that it was made from: they do not get thinner.
     """
     sample = _cropped(rng, sample)
     hu = sample.hu.copy()
@@ -69,7 +69,7 @@ def acquire(rng: np.random.Generator, sample: Sample, *, native_mm: float) -> Sa
 
 
 def _cropped(rng: np.random.Generator, sample: Sample) -> Sample:
-    """A range that ends anywhere, or a field of view that cuts skin and table off."""
+    """Crop to a range with arbitrary ends, or to a field of view that cuts off skin and table."""
     box = [slice(0, n) for n in sample.hu.shape]
     for axis, probability in ((0, 0.4), (1, 0.15), (2, 0.15)):
         count, mm = sample.hu.shape[axis], sample.spacing_mm[axis]
@@ -84,14 +84,14 @@ def _cropped(rng: np.random.Generator, sample: Sample) -> Sample:
 
 
 def _contrast(rng: np.random.Generator, hu: FloatVolume) -> None:
-    """More or less contrast medium: soft tissue above that of muscle is stretched or shrunk, bone follows."""
+    """Change the contrast medium: HU of soft tissue above muscle are stretched or compressed, bone follows."""
     factor = np.float32(rng.uniform(0.3, 2.0))
     above = np.clip(hu - 60, 0, 300)
     hu += (factor - 1) * above * (hu < 700)
 
 
 def _kernel(rng: np.random.Generator, hu: FloatVolume) -> FloatVolume:
-    """A softer kernel blurs, a sharper one overshoots at edges."""
+    """Apply a kernel: a softer one blurs, a sharper one overshoots at edges."""
     if rng.random() < 0.5:
         width = float(rng.uniform(0.3, 0.9))
         soft: FloatVolume = ndimage.gaussian_filter(hu, (0.3 * width, width, width))
@@ -102,7 +102,7 @@ def _kernel(rng: np.random.Generator, hu: FloatVolume) -> FloatVolume:
 
 
 def _noise(rng: np.random.Generator, hu: FloatVolume) -> None:
-    """Correlated noise of a lower dose, less of it in air."""
+    """Add correlated noise of a lower dose, less in air."""
     white = rng.standard_normal(hu.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(white, (0.3, *(float(rng.uniform(0.4, 0.9)),) * 2))
     grain *= np.float32(rng.uniform(5, 45)) / max(float(grain.std()), 1e-6)
@@ -110,7 +110,7 @@ def _noise(rng: np.random.Generator, hu: FloatVolume) -> None:
 
 
 def _scan_circle(rng: np.random.Generator, hu: FloatVolume) -> None:
-    """A constant outside the circle that the scanner reconstructs."""
+    """Write a constant outside the reconstruction circle."""
     _, height, width = hu.shape
     y = np.arange(height)[:, None] - (height - 1) / 2 + rng.normal(0, 4)
     x = np.arange(width)[None, :] - (width - 1) / 2 + rng.normal(0, 4)
@@ -119,7 +119,7 @@ def _scan_circle(rng: np.random.Generator, hu: FloatVolume) -> None:
 
 
 def _thick(sample: Sample, thickness_mm: float) -> Sample:
-    """Slices of another thickness: means over it, its edges shared, and the label of its middle."""
+    """Slices of another thickness: means over it, with edge slices shared, and the label of its middle."""
     mm = sample.spacing_mm[0]
     count = int(len(sample.hu) * mm / thickness_mm)
     summed = np.cumsum(np.concatenate([np.zeros_like(sample.hu[:1]), sample.hu]), axis=0, dtype=np.float64)

@@ -32,7 +32,7 @@ from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import require_selected, select_series
 
 CATALOGUE = Path(__file__).with_suffix(".json")
-# What these allow, training allows; licences for non-commercial use only (CC BY-NC) do not belong in a free model.
+# These licences allow training; non-commercial licences (CC BY-NC) do not suit a free model.
 LICENCES = ("CC0 1.0", "CC BY 3.0", "CC BY 4.0", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "MIT")
 EVALUATION_ONLY = "LIDC-IDRI-0314"
 USES = ("train", "validation", "held-out")
@@ -42,10 +42,10 @@ Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Lesion:
-    """What must not be taught as background.
+    """A lesion, which must not be taught as background.
 
     Attributes:
-        what: What it is, and who marked it.
+        what: Its kind, and who marked it.
         lps_mm: Two opposite corners of its bounding box, (x, y, z) in mm, the smaller coordinates first.
     """
 
@@ -60,14 +60,14 @@ class Background:
     Attributes:
         name: Its folder (DICOM) or file (NIfTI, without the extension).
         patient: PatientID in the collection; one patient is either trained on or held out.
-        collection: Where it was published.
+        collection: The collection that published it.
         licence: One of `LICENCES`.
-        doi: Of the collection; empty where it has none.
-        use: "train", "validation" (which weights are taken) or "held-out" (how good they are).
+        doi: Of the collection; empty if it has none.
+        use: "train", "validation" (to select weights) or "held-out" (to evaluate them).
         repository: GitHub repository, owner/name, that holds the files.
         commit: The repository's commit that holds them.
         path: Folder or file in the repository; empty for the repository's root.
-        series_uid: SeriesInstanceUID, so that other series in the same folder do no harm; empty for NIfTI.
+        series_uid: SeriesInstanceUID, to ignore other series in the same folder; empty for NIfTI.
         digest: SHA-256 of voxels and geometry, see `digest_of_volume`.
         lesions: Everything that a reader would call a lung tumour.
     """
@@ -86,12 +86,12 @@ class Background:
     lesions: tuple[Lesion, ...]
 
     def path_in(self, folder: Path) -> Path:
-        """Where its files are expected below `folder`."""
+        """The expected path of its files below `folder`."""
         return folder / self.name if self.series_uid else folder / f"{self.name}.nii.gz"
 
     @property
     def origin(self) -> str:
-        """One sentence on where to get it, and under which licence."""
+        """One sentence on its source and licence."""
         what = "the DICOM files" if self.series_uid else "the file"
         where = f"{self.path!r} in " if self.path else ""
         published = f"{self.collection}, {f'doi {self.doi}, ' if self.doi else ''}{self.licence}"
@@ -137,7 +137,7 @@ def _box(corners: list[list[float]]) -> Box:
 
 
 def digest_of_volume(volume: Volume) -> str:
-    """SHA-256 of a CT's shape, affine (in steps of 0.001 mm) and HU: independent of files, their names and encoding."""
+    """SHA-256 of a CT's shape, affine (in steps of 0.001 mm) and HU: independent of file names and encoding."""
     digest = hashlib.sha256(np.array(volume.array.shape, dtype="<i8").tobytes())
     digest.update(np.rint(volume.geometry.affine_mm * 1000).astype("<i8").tobytes())
     for plane in volume.array:
@@ -149,7 +149,7 @@ def read_background(background: Background, folder: Path) -> Volume:
     """Read a CT of the catalogue, whatever its digest.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: It does not exist.
         CtflowError: The series cannot be read.
         ImageFileError: The NIfTI file cannot be read.
     """
@@ -159,7 +159,7 @@ def read_background(background: Background, folder: Path) -> Volume:
     if not background.series_uid:
         return _volume_from_nifti(path)
     scan = scan_folder(path)
-    # Forced, since backgrounds of any region and slice thickness are wanted.
+    # Forced, since backgrounds may have any region and slice thickness.
     selection = select_series(scan, series_uid=background.series_uid, force=True)
     require_selected(selection, scan)
     return assemble_series(selection.selected[0].series).volume
@@ -177,7 +177,7 @@ def _volume_from_nifti(path: Path) -> Volume:
 
 
 def checked_background(background: Background, folder: Path) -> Volume:
-    """Read a CT of the catalogue that lies in `folder`.
+    """Read a CT of the catalogue from `folder`, and check its digest.
 
     Raises:
         ValueError: It is missing, unreadable or differs from the catalogue; the message says what to do.
@@ -199,12 +199,12 @@ def checked_background(background: Background, folder: Path) -> Volume:
 def load_backgrounds(
     folder: Path, use: Use, catalogue: tuple[Background, ...] | None = None
 ) -> Iterator[tuple[Background, Volume]]:
-    """Read every CT of one use, one after the other.
+    """Read every CT of one use, one at a time.
 
     Args:
         folder: Holds the CTs.
-        use: "train", "validation" (which weights are taken) or "held-out" (how good they are).
-        catalogue: All CTs; default those of backgrounds.json.
+        use: "train", "validation" (to select weights) or "held-out" (to evaluate them).
+        catalogue: All CTs; by default those of backgrounds.json.
 
     Yields:
         The entry, and the CT in HU with its LPS affine.

@@ -1,4 +1,4 @@
-"""Where the lungs of a CT are, and the vessels in them: where tumours may be put."""
+"""Find the lungs of a CT and their vessels, where tumours may be placed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lung_distance(hu: FloatVolume, spacing_mm: Spacing) -> FloatVolume:
     sizes[np.unique(faces)] = 0
     sizes[0] = 0
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    # Gas in the bowel is emptier than lung.
+    # Bowel gas is less dense than lung.
     means = ndimage.mean(hu, parts, np.arange(len(sizes)))
     lungs = np.isin(parts, np.flatnonzero((sizes * voxel_ml > 60) & (np.nan_to_num(means) > -965)))
     lungs &= ~wide_airways(hu, lungs, spacing_mm)
@@ -36,7 +36,7 @@ def lung_distance(hu: FloatVolume, spacing_mm: Spacing) -> FloatVolume:
 
 
 def wide_airways(hu: FloatVolume, lungs: npt.NDArray[np.bool_], spacing_mm: Spacing) -> npt.NDArray[np.bool_]:
-    """Trachea and main bronchi, (D, H, W) bool: nothing is put there. Empty where emphysema looks the same."""
+    """Trachea and main bronchi, (D, H, W) bool: nothing is placed there. Empty if emphysema looks the same."""
     air = ndimage.gaussian_filter(hu, [1.5 / mm for mm in spacing_mm]) < -945
     rounds = max(1, round(4.0 / spacing_mm[1]))
     airways = ndimage.binary_dilation(ndimage.binary_opening(air, iterations=rounds), iterations=rounds)
@@ -45,7 +45,7 @@ def wide_airways(hu: FloatVolume, lungs: npt.NDArray[np.bool_], spacing_mm: Spac
 
 
 def coarse_lung_distance(hu: FloatVolume, spacing_mm: Spacing) -> FloatVolume:
-    """`lung_distance` from voxels about 3 mm apart: eight times as fast, and right to 3 mm."""
+    """`lung_distance` from voxels about 3 mm apart: eight times as fast, accurate to 3 mm."""
     steps = [max(1, round(3.0 / mm)) for mm in spacing_mm]
     few = hu[:: steps[0], :: steps[1], :: steps[2]]
     spacing = (spacing_mm[0] * steps[0], spacing_mm[1] * steps[1], spacing_mm[2] * steps[2])
@@ -57,7 +57,7 @@ def coarse_lung_distance(hu: FloatVolume, spacing_mm: Spacing) -> FloatVolume:
 
 
 def vessels_of(hu: FloatVolume, lung: FloatVolume, grid: Grid, rng: np.random.Generator) -> Tubes:
-    """Points on the vessels of real lungs, which tumours are put on."""
+    """Points on the vessels of real lungs, to place tumours on."""
     points = np.argwhere((hu > -150) & (lung < -6))
     if not len(points):
         return Tubes(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 2)))

@@ -35,18 +35,18 @@ from ctflow.phantom.body.tumours import draw_mimics, draw_tumours, plans_from_rn
 from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.window.body import find_body
 
-# Seeds from here on; 1000-1019 and 2000-2009 are for the evaluation, 3000-3999 for the validation: never drawn.
+# First seed; 1000-1019 and 2000-2009 are for evaluation, 3000-3999 for validation: never drawn.
 FIRST_SEED = 100_000
-# Voxel sizes from thick slices to thin ones; what a model sees is resampled to its own spacing.
+# From thick to thin slices; a model's input is resampled to its own spacing.
 SHAPES: tuple[Size3, ...] = ((160, 256, 256), (160, 256, 256), (200, 320, 320), (130, 300, 300), (240, 384, 384))
 MOST_TUMOURS = 5
 MIMIC, NEAR, OUTSIDE, EXCLUDED = 6, 7, 8, 9
 _NEAR_MM = 35.0
-_backgrounds: list[dict[str, Any]] = []  # prepared once; the processes that insert tumours are forked from this one
+_backgrounds: list[dict[str, Any]] = []  # prepared once; the processes that insert tumours fork from this one
 
 
 def write_case(folder: Path, sample: Sample) -> None:
-    """Write image.nii (int16 HU) and label.nii (uint8), in RAS as NIfTI has it."""
+    """Write image.nii (int16 HU) and label.nii (uint8), in RAS as NIfTI requires."""
     folder.mkdir(parents=True)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ sample.affine_lps
     hu = np.clip(np.rint(sample.hu), -3024, 3071).astype(np.int16)
@@ -55,7 +55,7 @@ def write_case(folder: Path, sample: Sample) -> None:
 
 
 def make_phantom(folder: Path, seed: int, shape: Size3, varied: bool) -> None:
-    """One phantom of `shape` (D, H, W) voxels; every tenth has no tumour."""
+    """Make a phantom of `shape` (D, H, W) voxels; every tenth has no tumour."""
     rng = np.random.default_rng([seed, 99])
     count = 0 if seed % 10 == 9 else int(rng.integers(2, 6))
     phantom = phantom_from_seed(seed, shape, tumours=count, varied=varied)
@@ -69,7 +69,7 @@ def make_phantom(folder: Path, seed: int, shape: Size3, varied: bool) -> None:
 
 
 def with_places(hu: FloatVolume, numbers: Labels, spacing_mm: tuple[float, float, float], lung: FloatVolume) -> Labels:
-    """The numbers of the tumours, and where else windows are drawn (see the module)."""
+    """The numbers of the tumours, and the other places for windows (see the module)."""
     labels = np.zeros(hu.shape, np.uint8)
     labels[lung < _NEAR_MM] = NEAR
     body = find_body(torch.from_numpy(np.ascontiguousarray(hu)), spacing_mm)
@@ -81,12 +81,12 @@ def with_places(hu: FloatVolume, numbers: Labels, spacing_mm: tuple[float, float
 
 
 def make_insertion(folder: Path, number: int, which: int) -> None:
-    """Tumours and mimics in a real CT, cut into boxes that keep clear of its own lesions.
+    """Insert tumours and mimics into a real CT, cut into boxes clear of its own lesions.
 
     Args:
         folder: Of the set.
         number: Of this insertion.
-        which: Of `_backgrounds`.
+        which: Index into `_backgrounds`.
     """
     background = _backgrounds[which]
     rng = np.random.default_rng([FIRST_SEED, number, int(background["index"])])
@@ -95,7 +95,7 @@ def make_insertion(folder: Path, number: int, which: int) -> None:
     numbers = np.zeros(hu.shape, np.uint8)
     field = Field(lung, grid, grid)
     disease = numbers
-    if number % 4 and (lung < -8).any():  # every fourth stays as it is: real anatomy is no tumour
+    if number % 4 and (lung < -8).any():  # every fourth is unchanged: real anatomy is not a tumour
         plans = plans_from_rng(rng, int(rng.integers(2, 6)))
         value, edge = rng.uniform(5, 75), rng.uniform(1.4, 2.6)
         vessels = vessels_of(before, lung, grid, rng)
@@ -115,7 +115,7 @@ def make_insertion(folder: Path, number: int, which: int) -> None:
 
 
 def write_as_it_is(folder: Path, which: int) -> None:
-    """A whole background for the validation: nothing added, 30 mm around its lesions labelled as excluded."""
+    """Write a whole background for validation: nothing added, 30 mm around its lesions labelled as excluded."""
     background = _backgrounds[which]
     hu = background["hu"].astype(np.float32)
     labels = np.zeros(hu.shape, np.uint8)
@@ -127,7 +127,7 @@ def write_as_it_is(folder: Path, which: int) -> None:
 
 
 def shape_from_text(text: str) -> Size3:
-    """Three whole numbers with commas between them, "D,H,W".
+    """Parse three whole numbers separated by commas, "D,H,W".
 
     Raises:
         ValueError: It is anything else.
@@ -140,7 +140,7 @@ Job = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 def jobs_from_words(words: argparse.Namespace) -> list[Job]:
-    """Every case that is to be made, real ones first: they take longest."""
+    """Every case to make, real ones first: they take longest."""
     shapes = (words.shape,) if words.shape else SHAPES
     real = range(len(_backgrounds))
     jobs: list[Job] = [(make_insertion, (words.folder, n, k)) for n in range(words.insertions) for k in real]
@@ -192,7 +192,7 @@ def main() -> None:
     with multiprocessing.Pool(words.processes) as pool:
         for background, lung in zip(_backgrounds, pool.map(lung_of_background, _backgrounds, chunksize=1), strict=True):
             background["lung"] = lung
-    with multiprocessing.Pool(words.processes) as pool:  # started now, so that its processes have the backgrounds
+    with multiprocessing.Pool(words.processes) as pool:  # started now: its processes have the backgrounds
         for job in [pool.apply_async(function, arguments) for function, arguments in jobs_from_words(words)]:
             job.get()
     print(len(list(words.folder.iterdir())), "cases")

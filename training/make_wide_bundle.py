@@ -24,7 +24,7 @@ from ctflow.networks.build import network_from_model
 
 TRAIN = "configs/train.json"
 RESAMPLING = "Spacingd"
-BATCH = 8  # windows a call: what an H200 wants to be busy
+BATCH = 8  # windows per call, to keep an H200 busy
 _WORDS = {
     "name": "ctflow benchmark network",
     "version": "0.1.0",
@@ -53,7 +53,7 @@ How it was trained: `docs/model.md` of the repository. Licence: Apache-2.0, see 
 
 
 def edit_document(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a JSON object in its file; `change` gets it and works in place."""
+    """Edit a JSON object in its file; `change` modifies it in place."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     change(document)
     path.write_text(json.dumps(document, indent=4) + "\n", encoding="utf-8")
@@ -65,7 +65,7 @@ def drop_resampling(steps: list[Any]) -> None:
 
 
 def widen_configs(folder: Path, feature_size: int) -> None:
-    """Another width and no resampling, in the bundle's inference and in its training."""
+    """Set another width and no resampling, in the bundle's inference and training."""
 
     def inference(document: dict[str, Any]) -> None:
         document["network_def"]["feature_size"] = feature_size
@@ -89,7 +89,7 @@ def make_bundle(folder: Path, feature_size: int, weights: Path) -> None:
         weights: A state dict of that network, as train.json's CheckpointSaver writes it; from any device.
 
     Raises:
-        BundleInvalid: The weights are no state dict, not finite, or not that network's.
+        BundleInvalid: The weights are no state dict, not finite, or do not fit that network.
     """
     skipped = shutil.ignore_patterns("model.pt")  # the demonstration's weights
     shutil.copytree(demonstration_bundle(), folder, ignore=skipped, dirs_exist_ok=True)
@@ -101,7 +101,7 @@ def make_bundle(folder: Path, feature_size: int, weights: Path) -> None:
     shutil.copyfile(weights, folder / WEIGHTS)
     model = read_bundle(folder)
     network_from_model(model)
-    # Written again: tensors of a GPU would carry its name, and a trainer may nest them.
+    # Written again: GPU tensors would carry the device name, and a trainer may nest them.
     torch.save(dict(model.weights), folder / WEIGHTS)
 
 

@@ -1,9 +1,9 @@
-"""What is no tumour and looks like one in a real lung: consolidation, effusion, ground glass, bullae.
+"""Tumour mimics in a real lung: consolidation, effusion, ground glass, bullae.
 
-A demonstration model that had not seen them marked 20 ml of a consolidated lobe. A consolidation differs from a tumour
-in what stays visible inside it (bronchi with air, vessels), in a border that fades or follows a fissure, and in its
-size; it is drawn so. Small ones with a sharp border are not drawn: nothing would tell them from a tumour, and a network
-that was shown both cut large tumours short.
+A demonstration model trained without them marked 20 ml of a consolidated lobe. A consolidation differs from a tumour in
+its visible contents (air-filled bronchi, vessels), in a border that fades or follows a fissure, and in its size; it
+is drawn that way. Small ones with a sharp border are not drawn: nothing would distinguish them from a tumour, and a
+network trained on both truncated large tumours.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ctflow.phantom.body.anatomy import smooth_noise
 from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, coverage
 
-_MARGIN_MM = 4.0  # what is drawn keeps this distance from a tumour, or is not drawn: the truth stays the truth
+_MARGIN_MM = 4.0  # a mimic closer to a tumour is not drawn, so that the truth stays correct
 
 
 @dataclass(frozen=True, eq=False)
 class Chest:
-    """What is drawn into.
+    """The chest to draw into.
 
     Attributes:
         hu: (D, H, W) HU, changed in place.
@@ -52,11 +52,11 @@ def draw_lung_disease(rng: np.random.Generator, hu: FloatVolume, grid: Grid, lun
     """Draw consolidations, ground glass, effusions and bullae, each in some chests only.
 
     Args:
-        rng: Draws which, how many and where.
-        hu: (D, H, W) HU, drawn into.
+        rng: Draws kinds, numbers and positions.
+        hu: (D, H, W) HU, changed in place.
         grid: Its grid, z to superior, y to posterior.
         lung: Signed distance to the lungs in mm, negative inside.
-        tumours: (D, H, W), which stay as they are.
+        tumours: (D, H, W), which are not changed.
 
     Returns:
         (D, H, W) uint8, 1 where something was drawn.
@@ -80,7 +80,7 @@ def draw_lung_disease(rng: np.random.Generator, hu: FloatVolume, grid: Grid, lun
 def _blob(
     rng: np.random.Generator, chest: Chest, size_mm: float, rough: float
 ) -> tuple[Box, FloatVolume, Points] | None:
-    """Somewhere in the lungs: a box, in it the signed distance to an uneven, stretched ball, and its centre."""
+    """An irregular ellipsoid anywhere in the lungs: its box, the signed distance in it, and its centre."""
     inside = np.argwhere(chest.lung.coarse_values < -2)
     if not len(inside):
         return None
@@ -106,12 +106,12 @@ def _blob(
 
 
 def _consolidation(rng: np.random.Generator, chest: Chest) -> None:
-    """Lung filled with fluid: soft tissue in which airways stay black, with a fading border or a fissure's plane."""
+    """Draw fluid-filled lung: soft tissue with black airways, and a fading border or a fissure's plane."""
     blob = _blob(rng, chest, float(rng.uniform(14, 45)), float(rng.uniform(0.25, 0.5)))
     if blob is None:
         return
     box, distance, centre = blob
-    if rng.random() < 0.5:  # a part of a lobe, cut by the plane of a fissure
+    if rng.random() < 0.5:  # a part of a lobe, bounded by a fissure's plane
         normal = rng.standard_normal(3)
         a, b, c = (np.float32(n) for n in normal / np.linalg.norm(normal))
         z, y, x = (axis - np.float32(at) for axis, at in zip(chest.grid.axes_in(box), centre, strict=True))
@@ -123,12 +123,12 @@ def _consolidation(rng: np.random.Generator, chest: Chest) -> None:
     bronchi = np.clip((np.float32(-905) - ndimage.gaussian_filter(part, 0.5)) / 40, 0, 1)
     bronchi *= np.float32(rng.random() < 0.85)
     value = np.float32(rng.uniform(-60, 70)) + np.float32(rng.uniform(5, 60)) * _grain(rng, part.shape)
-    part += share * (1 - bronchi) * (np.maximum(part, value) - part)  # vessels and bone stay
+    part += share * (1 - bronchi) * (np.maximum(part, value) - part)  # vessels and bone remain
     chest.drawn[box][share > 0.3] = 1
 
 
 def _ground_glass(rng: np.random.Generator, chest: Chest) -> None:
-    """A haze through which vessels are seen."""
+    """Draw a haze with visible vessels."""
     blob = _blob(rng, chest, float(rng.uniform(6, 30)), float(rng.uniform(0.1, 0.5)))
     share = None if blob is None else chest.free(blob[0], coverage(blob[1], float(rng.uniform(3, 12))))
     if blob is None or share is None:
@@ -139,7 +139,7 @@ def _ground_glass(rng: np.random.Generator, chest: Chest) -> None:
 
 
 def _effusion(rng: np.random.Generator, chest: Chest) -> None:
-    """Fluid in the lowest part of one side with a meniscus, and compressed lung above it."""
+    """Draw fluid with a meniscus in the lowest part of one side, and compressed lung above it."""
     rows = np.flatnonzero((chest.inside > 0.5).any(axis=(0, 2)))
     if not len(rows):
         return
@@ -160,7 +160,7 @@ def _effusion(rng: np.random.Generator, chest: Chest) -> None:
 
 
 def _bulla(rng: np.random.Generator, chest: Chest) -> None:
-    """A bubble of air with a thin wall."""
+    """Draw an air bubble with a thin wall."""
     blob = _blob(rng, chest, float(rng.uniform(3, 18)), 0.1)
     if blob is None:
         return
@@ -176,7 +176,7 @@ def _bulla(rng: np.random.Generator, chest: Chest) -> None:
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatVolume:
-    """Texture of unit deviation."""
+    """Texture of unit standard deviation."""
     grain = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), float(rng.uniform(0.7, 2.5)))
     unit: FloatVolume = grain / max(float(grain.std()), 1e-6)
     return unit

@@ -1,4 +1,4 @@
-"""Real CTs as backgrounds: on cubic voxels, what of them may be shown, and how what is drawn gets their look."""
+"""Real CTs as backgrounds: cubic voxels, usable boxes, and matching noise and slice thickness for insertions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def prepare_background(index: int, name: str, volume: Volume, lesions_mm: Sequen
     """A background on cubic voxels, head first and supine, with the boxes of its lesions in voxels.
 
     Args:
-        index: Its place in the list, a part of the seed.
+        index: Its position in the list, a part of the seed.
         name: Of its cases.
-        volume: As it was read.
+        volume: As read.
         lesions_mm: (2, 3) LPS corners each.
     """
     hu, to_index = on_cubic_grid(volume)
@@ -43,20 +43,20 @@ def prepare_background(index: int, name: str, volume: Volume, lesions_mm: Sequen
         "hu": np.rint(hu).astype(np.int16),
         "thickness_mm": volume.geometry.spacing_mm[0],
         "lesions": np.array(lesions, int).reshape(-1, 3, 2),
-        "flip": not lesions,  # a mirrored lesion would lie elsewhere
+        "flip": not lesions,  # mirroring would move a lesion
     }
 
 
 def read_backgrounds(folder: Path, use: str, processes: int) -> list[dict[str, Any]]:
-    """What `prepare_background` makes of each background, or has made before (`--prepare`).
+    """Each background from `prepare_background`, now or earlier (`--prepare`).
 
     Args:
-        folder: As training/backgrounds.py checks it, or as `--prepare` wrote it.
+        folder: As checked by training/backgrounds.py, or as written by `--prepare`.
         use: "train", "validation" or "held-out".
-        processes: To prepare with.
+        processes: Number of processes.
 
     Raises:
-        ValueError: A CT is missing, or is not what the catalogue says.
+        ValueError: A CT is missing, or differs from the catalogue.
     """
     if any(folder.glob("*.npz")):
         return [_prepared(folder, entry) for entry in read_catalogue() if entry.use == use]
@@ -70,7 +70,7 @@ def read_backgrounds(folder: Path, use: str, processes: int) -> list[dict[str, A
 
 
 def _prepared(folder: Path, entry: Background) -> dict[str, Any]:
-    """What `--prepare` kept of a CT, if the catalogue still says the same of it: its use, its lesions, its digest."""
+    """The CT stored by `--prepare`, if its use, lesions and digest in the catalogue are unchanged."""
     path = folder / f"{entry.use}-{entry.name}.npz"
     if not path.exists():
         raise ValueError(f"{path} is missing: prepare the backgrounds with training/make_set.py --prepare")
@@ -87,7 +87,7 @@ def lung_of_background(background: dict[str, Any]) -> FloatVolume:
 
 
 def on_cubic_grid(volume: Volume) -> tuple[FloatVolume, npt.NDArray[Any]]:
-    """Linear interpolation to `SPACING_MM` along superior, posterior and left; HU, and LPS mm to its index (4, 4)."""
+    """Linear interpolation to `SPACING_MM` along superior, posterior and left; HU, and (4, 4) LPS mm to its index."""
     affine = volume.geometry.affine_mm
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.array.shape])).reshape(3, -1)
     world = affine[:3, :3] @ corners + affine[:3, 3:]
@@ -106,7 +106,7 @@ def on_cubic_grid(volume: Volume) -> tuple[FloatVolume, npt.NDArray[Any]]:
 def boxes_clear_of(
     lesions: Sequence[npt.NDArray[Any]] | npt.NDArray[Any], shape: tuple[int, ...], spacing_mm: float
 ) -> list[Box]:
-    """Large boxes that keep `CLEAR_MM` from every lesion.
+    """Large boxes at least `CLEAR_MM` from every lesion.
 
     Args:
         lesions: Bounding boxes, (3, 2) voxels each, the second bound excluded.
@@ -114,8 +114,8 @@ def boxes_clear_of(
         spacing_mm: Of its cubic voxels.
 
     Returns:
-        The largest boxes before and behind each lesion on each axis, cut again for each further lesion; none that is
-        smaller than `SMALLEST_BOX_MM` on a side or lies within another.
+        The largest boxes before and behind each lesion on each axis, cut again for each further lesion; none is smaller
+        than `SMALLEST_BOX_MM` on a side or contained in another.
     """
     away = int(np.ceil(CLEAR_MM / spacing_mm)) + 1
     boxes = [tuple((0, n) for n in shape)]
@@ -128,7 +128,7 @@ def boxes_clear_of(
 
 
 def _around(box: Bounds, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> list[Bounds]:
-    """A box itself if it is clear of the forbidden one, else its parts before and behind it on each axis."""
+    """The box if it is clear of the forbidden one, otherwise its parts before and behind that on each axis."""
     if any(
         b <= forbidden_a or a >= forbidden_b for (a, b), forbidden_a, forbidden_b in zip(box, low, high, strict=True)
     ):
@@ -146,9 +146,9 @@ def _within(box: Bounds, other: Bounds) -> bool:
 
 
 def noise_hu(hu: FloatVolume) -> float:
-    """Deviation of the noise in soft tissue: what a median of 3 x 3 takes away, corrected for what it leaves.
+    """Standard deviation of noise in soft tissue: the part that a 3 x 3 median removes, corrected for the rest.
 
-    The deviation is that of a normal distribution with the same median of absolute values, so that edges do not count.
+    The deviation is that of a normal distribution with the same median of absolute values, so edges do not count.
     """
     slices = hu[:: max(1, len(hu) // 24)]
     smooth = ndimage.median_filter(slices, (1, 3, 3))
@@ -157,12 +157,12 @@ def noise_hu(hu: FloatVolume) -> float:
 
 
 def as_acquired(rng: np.random.Generator, before: FloatVolume, drawn: FloatVolume, thickness_mm: float) -> FloatVolume:
-    """Give what was drawn the thickness of the real slices and the real image's noise."""
+    """Give the drawn content the real slices' thickness and the real image's noise."""
     change = drawn - before
     if thickness_mm > SPACING_MM:
         change = ndimage.uniform_filter1d(change, max(1, round(thickness_mm / SPACING_MM)), axis=0)
     noise = ndimage.gaussian_filter(rng.standard_normal(drawn.shape, dtype=np.float32), 0.6)
     noise *= np.float32(noise_hu(before) / noise.std())
-    replaced = np.clip(np.abs(change) / 300, 0, 1)  # where the real tissue, and its noise with it, was painted over
+    replaced = np.clip(np.abs(change) / 300, 0, 1)  # where real tissue and its noise were painted over
     hu: FloatVolume = before + change + replaced * noise
     return hu

@@ -40,16 +40,16 @@ def read_configs() -> tuple[Compose, SlidingWindowInferer, torch.nn.Module, torc
 
 
 def judge(marked: np.ndarray, labels: np.ndarray, voxel_ml: float) -> dict[str, Any]:
-    """What was found of a case.
+    """Score one case.
 
     Args:
         marked: (D, H, W) bool.
-        labels: (D, H, W) uint8 as training/make_set.py describes them.
+        labels: (D, H, W) uint8, as described in training/make_set.py.
         voxel_ml: Volume of a voxel.
 
     Returns:
-        tumours and found: how many; dice: mean of each tumour's with the components that touch it; false: components of
-        at least `LEAST_ML` that touch none; false_ml: all that is marked in components that touch none.
+        tumours and found: counts; dice: mean Dice of each tumour with the components that touch it; false: components
+        of at least `LEAST_ML` that touch none; false_ml: total volume of components that touch none.
     """
     truth = (labels > 0) & (labels <= MOST_TUMOURS)
     parts, count = ndimage.label(marked & (labels != EXCLUDED), _EVERYWHERE)
@@ -72,7 +72,7 @@ def judge(marked: np.ndarray, labels: np.ndarray, voxel_ml: float) -> dict[str, 
 
 
 def validate(model: Path, cases: dict[str, Any], configs: Any) -> dict[str, Any]:
-    """Every case with one network."""
+    """Score every case with one network."""
     _, inferer, network, device = configs
     network.load_state_dict(torch.load(model, map_location=device, weights_only=True))
     network.eval()
@@ -87,7 +87,7 @@ def validate(model: Path, cases: dict[str, Any], configs: Any) -> dict[str, Any]
 
 
 def total(results: dict[str, Any]) -> dict[str, float]:
-    """The sums over cases, and one score: mean Dice of all tumours less a twentieth for each false finding a case."""
+    """The sums over cases, and one score: mean Dice of all tumours minus a twentieth per false finding and case."""
     tumours = sum(case["tumours"] for case in results.values())
     dice = sum(case["dice"] * case["tumours"] for case in results.values() if case["dice"] is not None)
     false = [case["false"] for case in results.values()]
@@ -103,7 +103,7 @@ def total(results: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Judge each network, print, name the best."""
+    """Score each network, print, name the best."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", type=Path, nargs="+")

@@ -32,8 +32,8 @@ def widen_weights(
 
     Args:
         narrow: State dict of the same network at a feature_size that divides the wide one's.
-        wide: The network to be filled; only the shapes of its weights are read. Heads are as many, and wider.
-        noise: Standard deviation of what is added to each weight, relative to that of its tensor.
+        wide: The network to fill; only the shapes of its weights are read. It has as many heads, and wider ones.
+        noise: Standard deviation of the noise on each weight, relative to that of its tensor.
         seed: Of the noise.
 
     Returns:
@@ -62,7 +62,7 @@ def widen_weights(
 
 
 def _scaled_queries(value: Tensor, times: int) -> Tensor:
-    """A product of queries and keys has `times` as many equal terms, of which attention divides by the root only."""
+    """A query-key product has `times` as many equal terms, but attention divides only by the root of that."""
     value = value.clone()
     value[: len(value) // 3] /= math.sqrt(times)
     return value

@@ -19,7 +19,7 @@ from ctflow.phantom.scene.variety import Variety, variety_from_rng
 
 SMALLEST: Size3 = (16, 32, 32)
 LARGEST_VOXELS = 2**29  # 1 GB as int16
-_VARIETY = 20  # the streams of what a varied scan has: none that a plain phantom draws from
+_VARIETY = 20  # the random streams of a varied scan; a plain phantom draws from none of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Phantom:
         labels: (D, H, W) uint8: 1 is tumour.
         tumours: One entry each.
         numbers: (D, H, W) uint8: which tumour, counted from 1 as in `tumours`.
-        variety: What a varied scan has besides; None for a plain one.
+        variety: Additional content of a varied scan; None for a plain one.
     """
 
     volume: Volume
@@ -50,9 +50,9 @@ def phantom_from_seed(
         seed: Any non-negative integer; draws the anatomy, the tumours, the scanner and the noise.
         shape: Voxels along (D, H, W), each at least `SMALLEST`, at most `LARGEST_VOXELS` together. Slices are at most
             2.5 mm apart, so fewer than 120 show a part of the chest.
-        tumours: How many, 0 to 5; None draws that too. With three or more, one is 6 to 10 mm, and at least one sits on
+        tumours: How many, 0 to 5; None draws it. With three or more, one is 6 to 10 mm, and at least one sits on
             the pleura and one on a vessel; a varied scan may show too little lung for all of them.
-        varied: Whether to vary it as real scans do: parts of the chest or the abdomen, tight and wide fields of
+        varied: Whether to vary it as real scans vary: parts of the chest or the abdomen, tight and wide fields of
             view, padding, tables, clothes, arms, metal with streaks, phases of contrast medium, bowel gas.
 
     Returns:
@@ -70,8 +70,8 @@ def phantom_from_seed(
 
 
 def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety | None) -> Phantom:
-    """As `phantom_from_seed`, of a scan that has what is asked for; None draws a plain one."""
-    # One stream for each part: another number of tumours leaves anatomy and noise as they are.
+    """Like `phantom_from_seed`, with the given variety; None draws a plain phantom."""
+    # One random stream per part: the number of tumours does not change anatomy and noise.
     streams = [np.random.default_rng([seed, part]) for part in range(5)]
     grid = (variety or Variety()).grid(shape)
     edge_mm = max(1.0, 0.75 * grid.spacing_mm[1])

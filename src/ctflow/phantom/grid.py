@@ -1,4 +1,4 @@
-"""The grid of a phantom: coordinates in mm, and smooth fields that are computed coarsely and read finely."""
+"""The grid of a phantom: coordinates in mm, and smooth fields, computed coarsely and interpolated finely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ctflow.core.volume import Box, Geometry, Size3
 FloatVolume = npt.NDArray[np.floating[Any]]  # float32 wherever it is large
 Axes = tuple[FloatVolume, FloatVolume, FloatVolume]  # z, y, x in mm, shaped to broadcast over (D, H, W)
 
-# A signed distance is nearly linear between points 3 mm apart, so edges keep their place to a fraction of a voxel.
+# A signed distance is nearly linear between points 3 mm apart, so edges are exact to a fraction of a voxel.
 COARSE_MM = 3.0
 
 
@@ -83,11 +83,11 @@ def interpolation_matrix(target_mm: FloatVolume, source_mm: FloatVolume) -> tupl
     """Linear interpolation along one axis as a matrix.
 
     Args:
-        target_mm: (n,) where values are wanted.
-        source_mm: (m,) evenly spaced, where they are known.
+        target_mm: (n,) coordinates to interpolate at.
+        source_mm: (m,) evenly spaced coordinates of known values.
 
     Returns:
-        The source points that take part, and the (n, k) matrix over them.
+        The source points involved, and the (n, k) matrix over them.
     """
     place = (target_mm - source_mm[0]) / (source_mm[1] - source_mm[0])
     left = np.clip(np.floor(place).astype(int), 0, len(source_mm) - 2)
@@ -101,12 +101,12 @@ def interpolation_matrix(target_mm: FloatVolume, source_mm: FloatVolume) -> tupl
 
 
 class Field:
-    """A smooth field known on a coarse grid, read in any box of a finer one (by linear interpolation).
+    """A smooth field on a coarse grid, read in any box of a finer one by linear interpolation.
 
     Args:
         values: (d, h, w) float32 on `coarse`.
         coarse: Its grid.
-        fine: The grid that it is read on.
+        fine: The grid to read it on.
     """
 
     def __init__(self, values: FloatVolume, coarse: Grid, fine: Grid) -> None:
@@ -115,7 +115,7 @@ class Field:
     def in_box(self, box: Box) -> FloatVolume:
         """Values in a box of the fine grid.
 
-        Three small matrix products: many times as fast as a general resampler.
+        It uses three small matrix products, many times faster than a general resampler.
         """
         (rows, a), (columns, b), (planes, c) = (
             interpolation_matrix(fine[part], coarse)

@@ -1,4 +1,4 @@
-"""Painting with partial volume: soft edges from signed distances, and tubes."""
+"""Paint with partial volume: soft edges from signed distances, and tubes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ctflow.phantom.grid import Axes, FloatVolume, Grid
 
-_LEAST_SHARE = 0.3  # a tube that would fill less of a voxel is lost in the noise
+_LEAST_SHARE = 0.3  # a tube that fills less of a voxel is lost in the noise
 Points = npt.NDArray[np.float64]  # (n, 3) in mm: z, y, x
 
 
@@ -22,16 +22,16 @@ class Tubes:
     radii_mm: npt.NDArray[np.float64]
 
     def wider(self, mm: float) -> Tubes:
-        """The same with other radii."""
+        """The same tubes, wider by `mm`."""
         return Tubes(self.starts_mm, self.ends_mm, self.radii_mm + mm)
 
     def chosen(self, keep: npt.NDArray[np.bool_]) -> Tubes:
-        """Some of them."""
+        """The tubes selected by `keep`."""
         return Tubes(self.starts_mm[keep], self.ends_mm[keep], self.radii_mm[keep])
 
 
 def tubes_along(points_mm: npt.ArrayLike, radii_mm: npt.ArrayLike) -> Tubes:
-    """A polyline as tubes: (n, 3) points, and n radii or one."""
+    """A polyline as tubes: (n, 3) points, and one or n radii."""
     points = np.asarray(points_mm, dtype=np.float64)
     radii = np.broadcast_to(np.asarray(radii_mm, dtype=np.float64), len(points))
     return Tubes(points[:-1], points[1:], np.column_stack([radii[:-1], radii[1:]]))
@@ -73,7 +73,7 @@ def coverage(distance_mm: FloatVolume, edge_mm: float) -> FloatVolume:
 
 
 def fill(hu: FloatVolume, distance_mm: FloatVolume, value: float | FloatVolume, edge_mm: float) -> None:
-    """Put a tissue over what is there, in place."""
+    """Paint a tissue over the existing content, in place."""
     hu += coverage(distance_mm, edge_mm) * (value - hu)
 
 
@@ -103,8 +103,8 @@ def paint_tubes(
     Args:
         hu: (D, H, W).
         grid: Its grid.
-        tubes: What is drawn.
-        value: HU inside; a tube of at least -500 HU never darkens a voxel, one of air never brightens one.
+        tubes: The tubes.
+        value: HU inside; a tube of at least -500 HU never darkens a voxel, an air tube never brightens one.
         edge_mm: Width of the edge.
         only_in: (D, H, W) share of each voxel that may be painted; None is everywhere.
     """
@@ -125,7 +125,7 @@ def paint_tubes(
 
 
 def _distance_to_segment(axes: Axes, start: Points, end: Points) -> tuple[FloatVolume, FloatVolume]:
-    """Distance to a segment in mm, and how far along it the nearest point lies, 0 to 1."""
+    """Distance to a segment in mm, and the position of the nearest point along it, 0 to 1."""
     axis = (end - start).astype(np.float32)
     length2 = max(float(axis @ axis), 1e-6)
     z, y, x = (axis - np.float32(origin) for axis, origin in zip(axes, start, strict=True))

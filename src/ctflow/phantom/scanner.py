@@ -1,4 +1,4 @@
-"""What a scanner adds: blur of the reconstruction, and noise that is correlated and uneven."""
+"""Effects of a scanner: reconstruction blur, and correlated, non-uniform noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctflow.phantom.grid import FloatVolume, Grid
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a series is reconstructed.
+    """Reconstruction of a series.
 
     Attributes:
         blur_mm: Standard deviation of the reconstruction's point spread, in the slice.
@@ -39,7 +39,7 @@ def scan(rng: np.random.Generator, hu: FloatVolume, grid: Grid, scanner: Scanner
         rng: Draws the noise.
         hu: (D, H, W).
         grid: Its grid.
-        scanner: How.
+        scanner: Blur and noise.
         skin: (D, h, w) signed distance to the skin on a coarser raster of each slice: noise grows with depth.
     """
     blur = [scanner.blur_mm / mm for mm in grid.spacing_mm[1:]]
@@ -54,7 +54,7 @@ def scan(rng: np.random.Generator, hu: FloatVolume, grid: Grid, scanner: Scanner
 
 
 def _noise_slice(rng: np.random.Generator, shape: tuple[int, ...], grain: list[float]) -> FloatVolume:
-    """Noise of unit deviation with the band-pass spectrum of filtered back projection."""
+    """Noise of unit standard deviation with the band-pass spectrum of filtered back projection."""
     white = rng.standard_normal(shape, dtype=np.float32)
     fine = ndimage.gaussian_filter(white, grain, truncate=3.0, mode="wrap")
     coarse = ndimage.gaussian_filter(fine, [2.2 * size for size in grain], truncate=2.5, mode="wrap")
@@ -64,7 +64,7 @@ def _noise_slice(rng: np.random.Generator, shape: tuple[int, ...], grain: list[f
 
 
 def _strength(skin: FloatVolume, shape: tuple[int, ...], noise_hu: float) -> npt.NDArray[np.float32]:
-    """Deviation of the noise: least in air, most deep in the body."""
+    """Standard deviation of the noise: lowest in air, highest deep in the body."""
     share = np.float32(0.35) + np.float32(0.65) * np.clip(-skin / 70, 0.0, 1.0)
     factors = [n / m for n, m in zip(shape, skin.shape, strict=True)]
     grown = ndimage.zoom(share, factors, order=1, mode="nearest", grid_mode=True)

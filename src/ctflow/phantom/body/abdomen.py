@@ -15,7 +15,7 @@ from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, fill, smoot
 
 _STEP_MM = 12.0
 _WALL_MM = 2.2
-_COLON = (  # unbent patient: ascending, transverse and descending
+_COLON = (  # in the unbent patient: ascending, transverse and descending
     [(-290, 4, -92), (-230, 0, -97), (-178, -4, -94), (-165, -40, -78), (-182, -62, -35), (-190, -66, 0)],
     [(-190, -66, 0), (-176, -60, 40), (-140, -40, 80), (-106, 8, 98), (-130, 22, 106), (-200, 20, 106), (-290, 8, 98)],
 )
@@ -23,7 +23,7 @@ _COLON = (  # unbent patient: ascending, transverse and descending
 
 @dataclass(frozen=True, eq=False)
 class Organ:
-    """Something in the cavity: its distance, its HU, and how uneven it is (HU of the fine texture)."""
+    """An object in the cavity: its distance, its HU, and the amplitude of its fine texture (HU)."""
 
     distance: Field
     hu: float
@@ -31,15 +31,15 @@ class Organ:
 
     @cached_property
     def box(self) -> Box | None:
-        """Where it lies, with its edge."""
+        """Its bounding box, with its edge."""
         return self.distance.box_of(4.0)
 
     def draw(self, hu: FloatVolume, box: Box, fine: FloatVolume, edge_mm: float) -> None:
-        """Draw the part of it that lies in a box of whole slices, in place.
+        """Draw its part in a box of whole slices, in place.
 
         Args:
             hu: The box's voxels.
-            box: Which they are.
+            box: The box.
             fine: Fine texture there.
             edge_mm: Width of the edge.
         """
@@ -60,7 +60,7 @@ class Organ:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Where organs may lie: the coarse grid, its coordinates in the unbent patient, the cavity and the lungs."""
+    """Space for organs: the coarse grid, its coordinates in the unbent patient, the cavity and the lungs."""
 
     coarse: Grid
     fine: Grid
@@ -69,23 +69,23 @@ class Space:
     lung: FloatVolume
 
     def field(self, distance: FloatVolume) -> Field:
-        """A shape, kept inside the cavity and clear of the lungs."""
+        """A shape, clipped to the cavity and clear of the lungs."""
         return Field(smooth_max(distance, self.border, 4.0), self.coarse, self.fine)
 
     @cached_property
     def border(self) -> FloatVolume:
-        """Distance to the border of where organs may lie."""
+        """Distance to the border of the space for organs."""
         return smooth_max(self.cavity + 4, 5 - self.lung, 4.0)
 
     def ellipsoid(self, centre: tuple[float, ...], radii: tuple[float, ...]) -> FloatVolume:
-        """Distance to an ellipsoid, right near its surface."""
+        """Distance to an ellipsoid, correct near its surface."""
         parts = [((axis - c) / r) ** 2 for axis, c, r in zip(self.axes, centre, radii, strict=True)]
         distance: FloatVolume = (np.sqrt(parts[0] + parts[1] + parts[2] + 1e-6) - 1) * np.float32(min(radii))
         return distance
 
 
 def organs_from_rng(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> tuple[Organ, ...]:
-    """Draw what lies behind and below the liver, from back to front; what is out of view is left out."""
+    """Draw the organs behind and below the liver, from back to front, except those out of view."""
     if float(space.coarse.lines_mm[0][0]) > -100:
         return ()
     organs = [*_behind(rng, patient, space), *_small_bowel(rng, patient, space), *_colon(rng, patient, space)]
@@ -102,7 +102,7 @@ def liver_edge(axes: Axes, low_mm: float) -> FloatVolume:
 
 
 def abdominal_wall(axes: Axes, cavity: FloatVolume) -> FloatVolume:
-    """Distance to the outside of the muscles below the ribs: thin in front and at the sides, thick beside the spine."""
+    """Distance to the outside of the muscles below the ribs: thin in front and at the sides, thick near the spine."""
     z, y, x = axes
     ribs = 90 / (1 + np.exp(-(z + 128 - 0.12 * np.abs(x)) / 9))
     wall: FloatVolume = cavity - (13 + ribs + 75 * np.clip((y - 10) / 50, 0, 1))
@@ -139,7 +139,7 @@ def _kidneys(rng: np.random.Generator, patient: PhantomPatient, space: Space) ->
         x = side * (58.0 + rng.uniform(-3, 6))
         kidney = space.ellipsoid((z, y, x), (54 * size, 27 * size, 25 * size))
         sinus = space.ellipsoid((z, y - 4, x - side * 13), (25 * size, 10 * size, 15 * size))
-        yield Organ(space.field(kidney - 9), FAT + 8, 5.0)  # its capsule of fat keeps liver and bowel off
+        yield Organ(space.field(kidney - 9), FAT + 8, 5.0)  # its fat capsule keeps liver and bowel away
         cortex = 32 + 0.75 * (patient.blood - 45) * max(0.6, patient.uptake)
         yield Organ(space.field(kidney), cortex)
         yield Organ(space.field(np.maximum(kidney + 8, -sinus)), 32 + 0.6 * patient.enhancement, 8.0)
@@ -149,11 +149,11 @@ def _kidneys(rng: np.random.Generator, patient: PhantomPatient, space: Space) ->
 def _bowel(
     rng: np.random.Generator, space: Space, tubes: Tubes, gas: float, content: float, uneven: float
 ) -> Iterator[Organ]:
-    """Wall, content and gas of a loop; `gas` is the share of its segments that hold any, above a level of their own."""
+    """Wall, content and gas of a loop; `gas` is the share of its segments with gas, each above its own level."""
     yield Organ(space.field(distance_near_tubes(space.coarse, tubes, 20)), 38.0, 5.0)
     inner = distance_near_tubes(space.coarse, tubes.wider(-_WALL_MM), 20)
     yield Organ(space.field(inner), content, uneven)
-    # Gas collects in stretches; its level is horizontal, and the same over each stretch.
+    # Gas collects in stretches; its level is horizontal, and constant over each stretch.
     stretch = np.cumsum(rng.random(len(tubes.starts_mm)) < 0.25)
     height = rng.uniform(-0.9, 1.3, stretch[-1] + 1)
     filled = rng.random(stretch[-1] + 1) < gas
@@ -180,7 +180,7 @@ def _colon(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> I
 
 
 def _small_bowel(rng: np.random.Generator, patient: PhantomPatient, space: Space) -> Iterator[Organ]:
-    """Loops that wander in the middle of the abdomen."""
+    """Loops that wind through the middle of the abdomen."""
     for middle in ((-215, -40, -45), (-190, -45, 45), (-245, -25, 10), (-220, -52, 20)):
         points = [np.array(middle, dtype=np.float64) + rng.normal(0, 10, 3)]
         heading = rng.normal(0, 1, 3)
@@ -194,7 +194,7 @@ def _small_bowel(rng: np.random.Generator, patient: PhantomPatient, space: Space
 
 
 def _stepped(rng: np.random.Generator, line: Points, jitter_mm: float) -> Points:
-    """Points along a polyline, `_STEP_MM` apart, each a little off it."""
+    """Points along a polyline, `_STEP_MM` apart, each with a little jitter."""
     lengths = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     places = np.arange(0, lengths[-1], _STEP_MM)
     points = np.column_stack([np.interp(places, lengths, line[:, axis]) for axis in range(3)])

@@ -15,7 +15,7 @@ VERTEBRA_MM = 23.0  # height of a vertebra with its disc
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """Signed distances in mm (negative inside), but for `streaks`, `fissure`, `tissue`; see `anatomy_from_patient`."""
+    """Signed distances in mm (negative inside), except `streaks`, `fissure`, `tissue`; see `anatomy_from_patient`."""
 
     skin: Field
     muscle: Field
@@ -43,9 +43,9 @@ def anatomy_from_patient(rng: np.random.Generator, patient: PhantomPatient, grid
 
     Args:
         rng: Draws textures.
-        patient: Who.
-        grid: The fine grid that the fields are read on.
-        vessels: Great vessels, which the lungs keep clear of.
+        patient: The patient.
+        grid: The fine grid on which the fields are read.
+        vessels: Great vessels, which the lungs leave free.
 
     Returns:
         The fields; each takes a few MB.
@@ -80,7 +80,7 @@ def anatomy_from_patient(rng: np.random.Generator, patient: PhantomPatient, grid
 
 
 def _distance(level: FloatVolume, grid: Grid) -> FloatVolume:
-    """First-order distance to the zero of a smooth function: the function over its slope."""
+    """First-order distance to the zero of a smooth function: its value divided by its slope."""
     level = np.broadcast_to(level, grid.shape)
     slope = np.sqrt(sum(np.square(part) for part in np.gradient(level, *grid.spacing_mm)))
     distance: FloatVolume = (level / np.maximum(slope, 2e-3)).astype(np.float32)
@@ -107,7 +107,7 @@ def _skin(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
     shoulders = 26 / (1 + np.exp(-(z - 70) / 14))
     half_width = patient.half_width + patient.wall + patient.fat + shoulders
     half_depth = patient.half_depth + 0.75 * patient.wall + 0.6 * patient.fat + 4
-    squareness = 2.2 + 1.1 / (1 + np.exp(-y / 30))  # patients lie on their backs, which are flat
+    squareness = 2.2 + 1.1 / (1 + np.exp(-y / 30))  # patients lie supine, so their backs are flat
     outline = np.abs(x / half_width) ** squareness + np.abs((y - 2) / half_depth) ** squareness + 1e-6
     skin = _distance(outline ** (1 / squareness) - 1, grid)
     if patient.breasts:
@@ -120,7 +120,7 @@ def _skin(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
 
 
 def _with_nipples(skin: FloatVolume, axes: Axes) -> FloatVolume:
-    """A ball of 5 mm on either side of the front: in projection, and to a model, a nodule."""
+    """A 5 mm ball on either side of the front: in projection, and to a model, it is a nodule."""
     z, y, x = (np.broadcast_to(axis, skin.shape) for axis in axes)
     for side in (-1, 1):
         column = (skin[:, :, :] < 0) & (np.abs(x - side * 82) < 3) & (np.abs(z + 24) < 3)
@@ -146,7 +146,7 @@ def _streaks(rng: np.random.Generator, grid: Grid) -> FloatVolume:
 
 
 def smooth_noise(rng: np.random.Generator, grid: Grid, length_mm: float) -> FloatVolume:
-    """Random field of unit deviation that varies over about `length_mm`."""
+    """Random field of unit standard deviation that varies over about `length_mm`."""
     sparse = grid.coarse(length_mm)
     values = rng.standard_normal(sparse.shape, dtype=np.float32)
     whole = (slice(None), slice(None), slice(None))
@@ -195,7 +195,7 @@ def _lung(
     above = np.clip((z - 50) / 70, 0.0, 1.0)
     half = 17 + 9 * behind - 12 * in_front * (1 - above) + 7 * above
     gap = half + 4 * np.sin((z + y) / 23) - np.abs(x)
-    # Behind the vertebral bodies the lungs reach round the spine but never meet.
+    # Behind the vertebral bodies the lungs extend around the spine but never meet.
     lung = smooth_max(cavity, np.broadcast_to(gap, grid.shape), 10.0)
     lung = smooth_max(lung, -dome, 8.0)
     lung = smooth_max(lung, -pericardium, 6.0)
@@ -205,7 +205,7 @@ def _lung(
 def _lung_tissue(
     rng: np.random.Generator, patient: PhantomPatient, grid: Grid, axes: Axes, lung: FloatVolume
 ) -> FloatVolume:
-    """Denser to the back, where the patient lies, most of all beside the pleura; and nowhere even."""
+    """Lung tissue: denser towards the back (dependent), most of all near the pleura, and nowhere homogeneous."""
     texture = 13 * smooth_noise(rng, grid, 26.0) + 12 * smooth_noise(rng, grid, 9.0)
     pressed = patient.pressed * np.clip(1 + lung / 9, 0, 1) / (1 + np.exp(-(axes[1] - 48) / 8))
     tissue: FloatVolume = patient.lung + patient.gravity * axes[1] + texture + pressed
@@ -222,7 +222,7 @@ def _fissure(axes: Axes) -> FloatVolume:
 def _abdomen(
     patient: PhantomPatient, grid: Grid, axes: Axes, cavity: FloatVolume, dome: FloatVolume
 ) -> dict[str, FloatVolume]:
-    """What lies under the diaphragm: liver on the right, spleen and stomach on the left."""
+    """Organs under the diaphragm: liver on the right, spleen and stomach on the left."""
     _, y, x = axes
     inside = smooth_max(cavity + 5, dome + 4, 8.0)
     liver = smooth_max(smooth_max(inside, np.broadcast_to(x - 18 + 0.25 * y, grid.shape), 10.0), y - 62 + 0 * x, 8.0)
@@ -238,7 +238,7 @@ def _bones(
 ) -> dict[str, FloatVolume]:
     z, y, x = axes
     middle = patient.spine(z)
-    within = np.abs(np.mod(z, VERTEBRA_MM) - VERTEBRA_MM / 2)  # 0 in the middle of a body
+    within = np.abs(np.mod(z, VERTEBRA_MM) - VERTEBRA_MM / 2)  # 0 in the middle of a vertebral body
     waist = 1 - 0.10 * np.clip(1 - within / 8, 0, 1)
     round_body = np.sqrt((x / (17 * waist)) ** 2 + ((y - middle) / (14 * waist)) ** 2 + 1e-6)
     bodies = smooth_max((round_body - 1) * 14, np.broadcast_to(within - 9.5, grid.shape), 2.0)

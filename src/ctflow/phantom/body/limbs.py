@@ -1,4 +1,4 @@
-"""Arms beside the trunk or beside the head, and the neck: what is added to the patient's skin, muscle and bones."""
+"""Arms next to the trunk or the head, and the neck: additions to the patient's skin, muscle and bones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctflow.phantom.grid import Axes, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, smooth_max, smooth_min, tubes_along
 from ctflow.phantom.scene.variety import Arms
 
-_REACH_MM = 75.0  # distances are known so far from an arm: the noise and the clothes look no farther
+_REACH_MM = 75.0  # distances are known this far from an arm: noise and clothes need no more
 _NONE = Tubes(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 2)))
 
 
@@ -27,7 +27,7 @@ class Limbs:
 
 
 def arms_from_rng(rng: np.random.Generator, patient: PhantomPatient, arms: Arms) -> Limbs | None:
-    """Place both arms, each a little otherwise; None where they are out of sight."""
+    """Place both arms, each a little differently; None if they are out of view."""
     if arms == "out":
         return None
     thick = rng.uniform(0.85, 1.15)
@@ -35,7 +35,7 @@ def arms_from_rng(rng: np.random.Generator, patient: PhantomPatient, arms: Arms)
     for side in (-1, 1):
         upper, lower = _middle_lines(rng, patient, arms, side)
         outlines.append(tubes_along(upper, np.interp(np.linspace(0, 1, len(upper)), [0, 0.4, 1], [50, 48, 38]) * thick))
-        # The shoulder is one with the trunk.
+        # The shoulder joins the trunk.
         outlines.append(
             tubes_along([(100, 12, side * 70), upper[0] + np.array([-4.0, 0, -6 * side])], [40, 46 * thick])
         )
@@ -57,7 +57,7 @@ def arms_from_rng(rng: np.random.Generator, patient: PhantomPatient, arms: Arms)
 def _middle_lines(
     rng: np.random.Generator, patient: PhantomPatient, arms: Arms, side: int
 ) -> tuple[Points, Points | None]:
-    """Upper arm from the shoulder on, and lower arm from the elbow on."""
+    """Upper arm from the shoulder, and lower arm from the elbow."""
     wide = patient.half_width + patient.wall + patient.fat
     shoulder = np.array([118 + rng.uniform(-8, 6), rng.uniform(-4, 14), side * (wide + 8)])
     if arms == "up":
@@ -79,11 +79,11 @@ def _middle_lines(
 def with_limbs(
     limbs: Limbs | None, coarse: Grid, axes: Axes, skin: FloatVolume, muscle: FloatVolume
 ) -> tuple[FloatVolume, FloatVolume]:
-    """Distances to skin and muscle of a patient with a neck and arms.
+    """Distances to skin and muscle of a patient with neck and arms.
 
     Args:
-        limbs: The arms, if they are in sight.
-        coarse: What the distances are known on.
+        limbs: The arms, if they are in view.
+        coarse: The grid of the distances.
         axes: Its coordinates in the unbent patient.
         skin: Distance to the trunk's skin.
         muscle: Distance to the trunk's muscle.
@@ -97,7 +97,7 @@ def with_limbs(
 
 
 def _neck(axes: Axes) -> FloatVolume:
-    """Distance to a neck with shoulders that slope down from it."""
+    """Distance to a neck with sloping shoulders."""
     z, y, x = axes
     wide, deep = 60 + 2.0 * np.clip(162 - z, 0, None), 62 + 1.6 * np.clip(150 - z, 0, None)
     outline = ((np.abs(x) / wide) ** 2.4 + (np.abs(y - 20) / deep) ** 2.4 + 1e-6) ** np.float32(1 / 2.4)

@@ -1,4 +1,4 @@
-"""Who is drawn: the sizes, positions and densities of one synthetic patient."""
+"""Sizes, positions and densities of one synthetic patient."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PhantomPatient:
     """Lengths in mm, densities in HU; z to superior, y to posterior, x to the patient's left, 0 between the lungs.
 
     Attributes:
-        half_width: Of the chest cavity at its widest.
-        half_depth: Of the chest cavity at its deepest.
+        half_width: Of the chest cavity where widest.
+        half_depth: Of the chest cavity where deepest.
         apex: Height of the lungs' apices.
         dome: Height of the (right, left) dome of the diaphragm.
         fat: Thickness of the fat under the skin.
@@ -28,11 +28,11 @@ class PhantomPatient:
         heart: Scale of the heart.
         blood: Attenuation of blood, higher with contrast medium.
         lung: Attenuation of lung tissue at the middle height.
-        gravity: How much denser the lung grows to the back, HU a mm.
-        pressed: How much denser it is beside the pleura at the back (dependent atelectasis), HU.
+        gravity: Increase of the lung's density towards the back, HU per mm.
+        pressed: Its extra density near the pleura at the back (dependent atelectasis), HU.
         spongy: Attenuation of spongy bone.
-        uptake: Share of the blood's contrast medium that organs take up as well; early phases have less.
-        warp_mm, warp_waves, warp_phases: (3, 6), (3, 6, 3), (3, 6): the bends that make no two chests alike.
+        uptake: Share of the blood's contrast medium that organs take up; less in early phases.
+        warp_mm, warp_waves, warp_phases: (3, 6), (3, 6, 3), (3, 6): the bends that make every chest different.
     """
 
     half_width: float
@@ -55,11 +55,11 @@ class PhantomPatient:
 
     @property
     def enhancement(self) -> float:
-        """By how much contrast medium raises organs that take up as much as blood does, in HU."""
+        """Enhancement of organs that take up as much contrast medium as blood, in HU."""
         return (self.blood - 45) * self.uptake
 
     def bend(self, z: FloatVolume, y: FloatVolume, x: FloatVolume) -> tuple[FloatVolume, FloatVolume, FloatVolume]:
-        """Where in the unbent chest a point of this patient lies; arguments broadcast against each other."""
+        """Map points of this patient to the unbent chest; arguments broadcast against each other."""
         bent = []
         for axis, line in enumerate((z, y, x)):
             shift: FloatVolume = np.zeros(1, np.float32)
@@ -72,7 +72,7 @@ class PhantomPatient:
         return bent[0], bent[1], bent[2]
 
     def unbend(self, points_mm: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Where in this patient (n, 3) points of the unbent chest lie (fixed point of `bend`)."""
+        """Map (n, 3) points of the unbent chest to this patient (fixed point of `bend`)."""
         target = np.asarray(points_mm, dtype=np.float32)
         points = target
         for _ in range(3):
@@ -93,7 +93,7 @@ class PhantomPatient:
 
     def spine(self, z: FloatVolume) -> FloatVolume:
         """Middle of the vertebral bodies at a height."""
-        # The lumbar spine does not go on bending forwards as the thoracic spine does.
+        # The lumbar spine does not continue to bend forwards as the thoracic spine does.
         z = np.where(z < -170, -170 - 20 * np.tanh((-170 - z) / 20), z)
         middle: FloatVolume = self.half_depth - 27 - 0.0010 * (z - 10) ** 2
         return middle

@@ -1,4 +1,4 @@
-"""Bones that are tubes: ribs with their cartilage, processes of the vertebrae, clavicles."""
+"""Tubular bones: ribs with their cartilage, vertebral processes, clavicles."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def skeleton_from_patient(patient: PhantomPatient) -> Skeleton:
 
 
 def _rib(patient: PhantomPatient, rib: int, side: int) -> Points:
-    """Middle line of a rib: along the cavity's wall from the spine to the front, falling forward."""
+    """Centreline of a rib: along the cavity's wall from the spine to the front, descending forward."""
     turn = np.linspace(0.0, 1.0, _STEPS)
-    # Angle about the cavity's middle: from beside the spine, round the side, to beside the sternum.
+    # Angle about the cavity's middle: from next to the spine, around the side, to next to the sternum.
     angle = np.deg2rad(np.interp(turn, [0, 1], [74, -78]))
     head = patient.apex - 2 - 20.5 * rib
     z = head - (26 + 3.2 * min(rib, 7)) * turn**1.2 + 20 * np.clip(turn - 0.8, 0, 1) * (rib > 3)

@@ -1,4 +1,4 @@
-"""What a chest is made of, drawn from the outside in."""
+"""Draw a chest's tissues from the outside in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctflow.phantom.grid import Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, coverage, fill, paint_tubes
 from ctflow.phantom.scene.scene import Scene
 
-_SLAB = 16  # slices painted at once: large enough for numpy, small enough for the processor's cache
+_SLAB = 16  # slices painted at once: large enough for NumPy, small enough for the CPU cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +30,15 @@ class Parts:
 def draw_tissues(
     rng: np.random.Generator, grid: Grid, patient: PhantomPatient, anatomy: Anatomy, edge_mm: float, scene: Scene | None
 ) -> tuple[FloatVolume, FloatVolume]:
-    """HU of everything that is not a tube, and the distance to the skin on a coarser raster.
+    """HU of everything except tubes, and the distance to the skin on a coarser raster.
 
     Args:
         rng: Draws textures.
-        grid: What is drawn on.
-        patient: Who.
+        grid: The grid to draw on.
+        patient: The patient.
         anatomy: Distances to the tissues.
         edge_mm: Width of edges.
-        scene: What a varied scan has besides; None is a plain chest on its couch.
+        scene: Additional content of a varied scan; None is a plain chest on its couch.
     """
     hu = np.empty(grid.shape, np.float32)
     texture = _texture(rng, grid)
@@ -52,7 +52,7 @@ def draw_tissues(
 
 
 def _texture(rng: np.random.Generator, grid: Grid) -> Field:
-    """Fine texture of unit deviation: vessels and septa too small to be drawn, marrow."""
+    """Fine texture of unit standard deviation: vessels and septa too small to draw, marrow."""
     middle = grid.coarse(2.0)
     return Field(smooth_noise(rng, middle, 2.6), middle, grid)
 

@@ -1,4 +1,4 @@
-"""Branching trees that fill the lungs: arteries with the airways beside them, and veins."""
+"""Branching trees that fill the lungs: arteries with accompanying airways, and veins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ctflow.phantom.grid import Field
 from ctflow.phantom.paint import Points, Tubes, tubes_along
 
 _TWIG_MM = 0.46  # radius of the last branches; Murray's law gives all others
-_STEP = 0.42  # how far a branch goes towards the middle of what it feeds (Kitaoka et al. 1999)
-_LEAVES = 1400  # of each tree of a lung
+_STEP = 0.42  # how far a branch goes towards the centre of the region it feeds (Kitaoka et al. 1999)
+_LEAVES = 1400  # per tree and lung
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,10 @@ def trees_from_lungs(rng: np.random.Generator, patient: PhantomPatient, lung: Fi
     """Grow all trees.
 
     Args:
-        rng: Draws where the twigs end.
+        rng: Draws the ends of the twigs.
         patient: Gives the hila.
         lung: Signed distance to the lungs.
-        share: How much of the lungs the grid shows: a part has only its share of the twigs.
+        share: Share of the lungs that the grid shows, and of the twigs to grow.
 
     Returns:
         The trees of both lungs, and the trachea.
@@ -64,7 +64,7 @@ def _trachea(patient: PhantomPatient) -> Tubes:
 
 
 def _points_in_lung(rng: np.random.Generator, lung: Field, side: int, count: int) -> Points:
-    """Random points at least 4 mm inside one lung, denser than the coarse grid by jitter."""
+    """Random points at least 4 mm inside one lung; jitter makes them denser than the coarse grid."""
     z, y, x = lung.coarse_grid.lines_mm
     inside = np.argwhere(lung.coarse_values < -4)
     inside = inside[np.sign(x[inside[:, 2]]) == side]
@@ -77,7 +77,7 @@ def _points_in_lung(rng: np.random.Generator, lung: Field, side: int, count: int
 
 
 def _grow(rng: np.random.Generator, leaves: Points, root: Points) -> Tubes:
-    """A tree from the root to every leaf: halve the leaves, walk towards the middle of each half, go on from there."""
+    """A tree from the root to every leaf: halve the leaves, grow towards the centre of each half, repeat."""
     starts, ends, radii = [], [], []
     stack = [(root, leaves)]
     while stack:
@@ -85,7 +85,7 @@ def _grow(rng: np.random.Generator, leaves: Points, root: Points) -> Tubes:
         for half in _halves(rng, group):
             middle = half.mean(axis=0)
             there = half[0] if len(half) == 1 else here + (middle - here) * _STEP + rng.normal(0, 0.6, 3)
-            # Murray (1926): the cube of a radius is the sum of the cubes it splits into.
+            # Murray (1926): the cube of a radius is the sum of its branches' cubes.
             first = _TWIG_MM * len(half) ** (1 / 3)
             starts.append(here)
             ends.append(there)
@@ -107,7 +107,7 @@ def _halves(rng: np.random.Generator, group: Points) -> tuple[Points, ...]:
 
 
 def _beside(artery: Tubes, hilum: npt.NDArray[np.float64]) -> Tubes:
-    """Airways run beside the arteries, as wide as they, and are seen down to about 1 mm."""
+    """Airways: they accompany the arteries, equally wide, and are visible down to about 1 mm."""
     large = artery.chosen(artery.radii_mm[:, 0] > 1.15)
     aside = np.array([0.55, -0.75, 0.35 * -np.sign(hilum[2])])
     shift_first, shift_last = (2.05 * large.radii_mm[:, [end]] * aside for end in (0, 1))

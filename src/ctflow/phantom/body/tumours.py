@@ -1,4 +1,4 @@
-"""Tumours of the lung, and what only looks like one."""
+"""Lung tumours and their mimics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tumour:
 
 @dataclass(frozen=True)
 class TumourPlan:
-    """A tumour that is still to be placed."""
+    """A tumour to be placed."""
 
     diameter_mm: float
     form: Form
@@ -51,8 +51,8 @@ class TumourPlan:
 def plans_from_rng(rng: np.random.Generator, count: int) -> tuple[TumourPlan, ...]:
     """Draw sizes, forms and places.
 
-    One or two tumours are of any size; of three or more, one is small, one middling and one large. Forms and places
-    take turns, so that few tumours are already mixed.
+    One or two tumours have any size; of three or more, one is small, one medium and one large. Forms and places
+    alternate, so that even a few tumours are mixed.
 
     Args:
         rng: Draws.
@@ -81,16 +81,16 @@ def draw_tumours(
 
     Args:
         rng: Draws.
-        hu: (D, H, W), drawn into.
+        hu: (D, H, W), changed in place.
         grid: Its grid.
         lung: Signed distance to the lungs; tumours end at their border.
         vessels: Vessels that tumours sit on.
-        plans: What is to be drawn, the largest is placed first.
+        plans: Tumours to draw; the largest is placed first.
         value: Mean HU of a tumour.
         edge_mm: Width of edges.
 
     Returns:
-        The tumours that found a place, and their numbers (1, 2, ...) as a label map; spicules are not labelled.
+        The tumours that could be placed, and their numbers (1, 2, ...) as a label map; spicules are not labelled.
     """
     labels = np.zeros(hu.shape, np.uint8)
     tumours: list[Tumour] = []
@@ -135,7 +135,7 @@ def _ball_diameter(voxels: int, grid: Grid) -> float:
 
 
 def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: TumourPlan) -> Points | None:
-    """A centre for the place, at least a radius from the first and last slice; None if the draw was not fit."""
+    """A centre for the place, at least a radius from the first and last slice; None if the draw does not fit."""
     radius = plan.diameter_mm / 2
     z, y, x = lung.coarse_grid.lines_mm
     first, last = (float(grid.lines_mm[0][end]) for end in (0, -1))
@@ -151,7 +151,7 @@ def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tub
         index = inside[rng.integers(len(inside))]
         centre = np.array([z[index[0]], y[index[1]], x[index[2]]]) + rng.uniform(-1.5, 1.5, 3)
         depth = float(lung.at(centre[None])[0])
-        # A large solitary tumour has no place as deep as it is wide.
+        # No place is as deep as a large solitary tumour is wide.
         deep = depth < -min(radius + 2, 22)
         fit = -0.75 * radius < depth < -0.2 * radius if plan.place == "pleura" else deep
     return centre if fit and first + radius < centre[0] < last - radius else None
@@ -198,7 +198,7 @@ class _Shape:
         return distance
 
     def spicules(self, rng: np.random.Generator, centre: Points) -> Tubes | None:
-        """Thin rays of a spiculated tumour, from its edge outwards."""
+        """Thin rays of a spiculated tumour, outwards from its edge."""
         if self._plan.form != "spiculated":
             return None
         directions = _directions(rng, int(rng.integers(9, 22)))
@@ -212,7 +212,7 @@ class _Shape:
 def _paint(
     rng: np.random.Generator, part: FloatVolume, distance: FloatVolume, value: float, edge_mm: float, diameter_mm: float
 ) -> None:
-    """Soft tissue with an uneven inside; large tumours are less dense in the middle."""
+    """Paint soft tissue with a heterogeneous interior; large tumours are less dense in the middle."""
     own = value + rng.uniform(-12, 12)
     density = np.full(part.shape, own, np.float32)
     if diameter_mm > 28 and rng.random() < 0.5:
@@ -229,15 +229,15 @@ def _directions(rng: np.random.Generator, count: int) -> Points:
 def draw_mimics(
     rng: np.random.Generator, hu: FloatVolume, grid: Grid, lung: Field, edge_mm: float, blocked: Labels
 ) -> None:
-    """Draw what is no tumour: calcified granulomas and scars.
+    """Draw tumour mimics: calcified granulomas and scars.
 
     Args:
-        rng: Draws how many and where.
-        hu: (D, H, W), drawn into.
+        rng: Draws numbers and positions.
+        hu: (D, H, W), changed in place.
         grid: Its grid.
         lung: Signed distance to the lungs.
         edge_mm: Width of edges.
-        blocked: (D, H, W) tumours, which stay as they are.
+        blocked: (D, H, W) tumours, which are not changed.
     """
     inside = np.argwhere(lung.coarse_values < -3)
     if not len(inside):

@@ -1,1 +1,1 @@
-"""What real scans have besides a chest: tables, clothes, metal, padding."""
+"""Content of real scans beyond the chest: tables, clothes, metal, padding."""

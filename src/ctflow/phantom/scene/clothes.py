@@ -1,4 +1,4 @@
-"""What lies on the patient: clothes with folds and fasteners, blankets, electrodes with their cables."""
+"""Objects on the patient: clothes with folds and fasteners, blankets, electrodes with cables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STEEL = 7000.0
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer of cloth: the distance to its middle, half its thickness in mm, HU of its faces and between them."""
+    """A layer of cloth: distance to its middle, half its thickness in mm, HU at and between its faces."""
 
     middle: Field
     half_mm: float
@@ -40,16 +40,16 @@ def layers_from_rng(
 
     Args:
         rng: Draws folds and cloths.
-        variety: How many there are.
+        variety: Gives their number.
         skin: Signed distance to the skin on the coarse grid.
         coarse: That grid.
-        fine: The grid that is drawn on.
+        fine: The grid to draw on.
     """
     layers = []
     gap: FloatVolume = np.zeros(coarse.shape, np.float32)
     z, y, x = coarse.axes
     for _ in range(variety.clothes):
-        # Cloth lies close over long stretches and rises in folds between them.
+        # Cloth lies flat over long stretches, with folds between them.
         folds = smooth_noise(rng, coarse, rng.uniform(18, 34)) + 0.4 * smooth_noise(rng, coarse, 9.0)
         gap = gap + np.float32(1.5) + np.float32(rng.uniform(4, 11)) * np.clip(folds - rng.uniform(-0.4, 0.6), 0, None)
         under = np.clip((y - 40) / 40, 0, 1)  # the patient's weight presses them flat
@@ -76,7 +76,7 @@ def fasteners_from_rng(
     """Buttons, zips, hooks and wires in clothes, and electrodes with their cables.
 
     Returns:
-        What is drawn as tubes, each with its HU.
+        Tubes, each with its HU.
     """
     found: list[tuple[Tubes, float]] = []
     if variety.clothes and rng.random() < 0.3:  # a zip, or buttons, in the middle of the front
@@ -115,7 +115,7 @@ def _electrode(
 
 
 def _on_front(skin: FloatVolume, coarse: Grid, places_mm: FloatVolume, above_mm: float) -> FloatVolume:
-    """Points (z, y, x) that lie `above_mm` in front of the skin at places (z, x); places out of view are left out."""
+    """Points (z, y, x) `above_mm` in front of the skin at places (z, x), without places out of view."""
     z, y, x = coarse.lines_mm
     points = []
     for height, side in places_mm:
@@ -128,6 +128,6 @@ def _on_front(skin: FloatVolume, coarse: Grid, places_mm: FloatVolume, above_mm:
 
 
 def draw_fasteners(hu: FloatVolume, grid: Grid, fasteners: list[tuple[Tubes, float]], edge_mm: float) -> None:
-    """Draw them, in place."""
+    """Draw fasteners, in place."""
     for tubes, value in fasteners:
         paint_tubes(hu, grid, tubes, value, edge_mm)

@@ -12,26 +12,26 @@ from ctflow.phantom.grid import FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, coverage, paint_tubes, tubes_along
 from ctflow.phantom.scene.variety import Metal
 
-# Titanium, steel: far above what is stored, so that blur and partial volume still saturate.
+# Titanium, steel: far above the stored range, so that blur and partial volume still saturate.
 TITANIUM, STEEL, SILICONE = 8000.0, 14000.0, 300.0
 
 
 @dataclass(frozen=True, eq=False)
 class Can:
-    """The case of a pacemaker or the disc of a port, upright: middle (z, y, x) and half lengths in mm."""
+    """The case of a pacemaker or the disc of a port, aligned with the axes: middle (z, y, x), half lengths in mm."""
 
     centre: Points
     half: Points
     value: float
 
     def distance(self, grid: Grid, wider_mm: float = 0.0) -> tuple[tuple[slice, slice, slice] | None, FloatVolume]:
-        """The box about it, and the signed distance there."""
+        """Its bounding box, and the signed distance there."""
         box = grid.box_around(self.centre - self.half - 6 - wider_mm, self.centre + self.half + 6 + wider_mm)
         if box is None:
             return None, np.zeros(0, np.float32)
         z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), self.centre, strict=True))
         half = self.half.astype(np.float32)
-        # Rounded seen from the front, flat seen from the side.
+        # Rounded from the front, flat from the side.
         outline = ((np.abs(z) / half[0]) ** 3 + (np.abs(x) / half[2]) ** 3 + 1e-6) ** np.float32(1 / 3) - 1
         distance: FloatVolume = np.maximum(outline * half[0], np.abs(y) - half[1]) - np.float32(wider_mm)
         return box, distance
@@ -39,7 +39,7 @@ class Can:
 
 @dataclass(frozen=True, eq=False)
 class Implants:
-    """What is drawn: tubes with their HU, and cans."""
+    """Implants to draw: tubes with their HU, and cans."""
 
     tubes: tuple[tuple[Tubes, float], ...]
     cans: tuple[Can, ...]
@@ -53,15 +53,15 @@ def implants_from_rng(
     coarse: Grid,
     shoulders: tuple[Points, ...],
 ) -> Implants:
-    """Place what a patient has.
+    """Place a patient's implants.
 
     Args:
         rng: Draws sizes, sides and places.
-        patient: Who.
-        metal: What.
+        patient: The patient.
+        metal: The kinds.
         muscle: Distance to the muscles on the coarse grid: cans lie on them.
         coarse: That grid.
-        shoulders: Heads of the humeri in sight.
+        shoulders: Heads of the humeri in view.
     """
     tubes: list[tuple[Tubes, float]] = []
     cans: list[Can] = []
@@ -83,7 +83,7 @@ def implants_from_rng(
 
 
 def draw_implants(hu: FloatVolume, grid: Grid, implants: Implants, edge_mm: float) -> None:
-    """Draw them, in place."""
+    """Draw implants, in place."""
     for tubes, value in implants.tubes:
         paint_tubes(hu, grid, tubes, value, edge_mm)
     for can in implants.cans:
@@ -94,7 +94,7 @@ def draw_implants(hu: FloatVolume, grid: Grid, implants: Implants, edge_mm: floa
 
 
 def _on_muscle(muscle: FloatVolume, coarse: Grid, z_mm: float, x_mm: float) -> float:
-    """Where the chest's muscles begin in front (y) at a height and a side; a guess where that is out of sight."""
+    """Front surface (y) of the chest muscles at a height and side; a guess if that is out of view."""
     z, y, x = coarse.lines_mm
     row = int(np.clip(round((z_mm - z[0]) / (z[1] - z[0])), 0, len(z) - 1))
     column = int(np.clip(round((x_mm - x[0]) / (x[1] - x[0])), 0, len(x) - 1))
@@ -151,7 +151,7 @@ def _port(
 
 
 def _wires(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tubes, float]]:
-    """Loops of steel about the sternum, twisted in front."""
+    """Steel loops around the sternum, twisted in front."""
     loops = []
     turn = np.linspace(0, 2 * np.pi, 15)
     for z in np.arange(66, -66, -rng.uniform(18, 26)):
@@ -168,9 +168,9 @@ def _wires(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tube
 
 
 def _rods(rng: np.random.Generator, patient: PhantomPatient, coarse: Grid) -> list[tuple[Tubes, float]]:
-    """Two rods beside the spinous processes, with screws through the pedicles."""
+    """Two rods along the spinous processes, with screws through the pedicles."""
     levels = int(rng.integers(3, 8))
-    seen = coarse.lines_mm[0][[0, -1]] / VERTEBRA_MM  # some of it is in sight
+    seen = coarse.lines_mm[0][[0, -1]] / VERTEBRA_MM  # some of it is in view
     first = int(rng.integers(max(-12, int(seen[0]) - levels + 2), max(-11, min(4, int(seen[1]) - 1))))
     parts, heights = [], (np.arange(first, first + levels) + 0.5) * VERTEBRA_MM
     middles = patient.spine(heights.astype(np.float32)).astype(np.float64)
@@ -204,7 +204,7 @@ def _valve(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tube
 
 
 def _clips(rng: np.random.Generator, patient: PhantomPatient) -> list[tuple[Tubes, float]]:
-    """Small clips of steel along a graft, in an armpit, or beside the gall bladder."""
+    """Small steel clips along a graft, in an armpit, or near the gall bladder."""
     middle = np.array([(-10.0, -62, 14), (70.0, -20, 118), (-160.0, -30, -40)][int(rng.integers(3))])
     spread = np.array([36.0, 8, 14])
     parts = []

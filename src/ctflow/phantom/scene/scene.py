@@ -1,4 +1,4 @@
-"""A varied scan: what is added to a plain chest before, while and after it is drawn."""
+"""A varied scan: additions to a plain chest before, during and after drawing."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from ctflow.phantom.scene.streaks import add_starvation, add_streaks, dense_in
 from ctflow.phantom.scene.tables import Beneath, table_from_rng
 from ctflow.phantom.scene.variety import Padding, Variety
 
-_LUNGS_ML = 2600.0  # both of a whole chest; a part of them has its share of vessels
-_BEYOND_MM = 2.0  # no tumour is drawn nearer to the circle
+_LUNGS_ML = 2600.0  # both lungs of a whole chest; a part of them has its share of vessels
+_BEYOND_MM = 2.0  # no tumour is drawn closer to the circle
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What a varied scan has besides the chest.
+    """Content of a varied scan besides the chest.
 
     Attributes:
-        variety: What was drawn.
+        variety: The drawn variety.
         anatomy: The chest's, with neck, arms, and an abdomen that ends.
         beneath: The table.
-        back_mm: Where the patient's back lies on it (y).
+        back_mm: Position of the patient's back on it (y).
         layers: Clothes and blanket.
-        fasteners: What is on them and on the skin, with its HU.
-        organs: Of the abdomen.
-        bones: Of the arms.
+        fasteners: Objects on them and on the skin, with HU.
+        organs: Abdominal organs.
+        bones: Bones of the arms.
         implants: Metal.
         inflow: Veins with undiluted contrast medium, and its HU.
         seen_lung: The lungs inside the scan circle.
-        share: How much of the lungs is in sight.
-        width_mm: (D,) of the patient in each slice.
+        share: Share of the lungs in view.
+        width_mm: (D,) width of the patient in each slice.
     """
 
     variety: Variety
@@ -62,7 +62,7 @@ class Scene:
     width_mm: FloatVolume
 
     def surroundings(self, box: Box) -> FloatVolume:
-        """HU of all that lies around the patient, in a box of whole slices."""
+        """HU of the patient's surroundings, in a box of whole slices."""
         hu = self.beneath.in_box(box)
         for layer in self.layers:
             layer.draw(hu, box)
@@ -73,7 +73,7 @@ class Scene:
         return skeleton if self.bones is None else replace(skeleton, bones=joined([skeleton.bones, self.bones]))
 
     def draw_dense(self, hu: FloatVolume, grid: Grid, edge_mm: float) -> list[tuple[int, FloatVolume]]:
-        """Draw contrast medium, metal and fasteners, in place; what of them makes streaks, by slice."""
+        """Draw contrast medium, metal and fasteners, in place; return the parts that cause streaks, by slice."""
         if self.inflow is not None:
             paint_tubes(hu, grid, *self.inflow, edge_mm)
         draw_implants(hu, grid, self.implants, edge_mm)
@@ -96,7 +96,7 @@ class Scene:
     def pad(
         self, array: npt.NDArray[np.int16], numbers: npt.NDArray[np.uint8], grid: Grid
     ) -> npt.NDArray[np.bool_] | None:
-        """Write padding into slices and truth, in place; where it is, if the scanner declares it."""
+        """Write padding into slices and truth, in place; return its mask if the scanner declares it."""
         padding = self.variety.padding
         if padding is None:
             return None
@@ -107,7 +107,7 @@ class Scene:
 
 
 def patient_in(patient: PhantomPatient, variety: Variety) -> PhantomPatient:
-    """The patient with the contrast medium of this scan."""
+    """The patient with this scan's contrast medium."""
     return patient if variety.blood is None else replace(patient, blood=variety.blood, uptake=variety.uptake)
 
 
@@ -121,14 +121,14 @@ def scanner_in(rng: np.random.Generator, scanner: Scanner) -> Scanner:
 def scene_from_rng(
     streams: Sequence[np.random.Generator], variety: Variety, patient: PhantomPatient, plain: Anatomy, grid: Grid
 ) -> Scene:
-    """Add to a plain chest what its scan has.
+    """Add the scan's variety to a plain chest.
 
     Args:
-        streams: Draw body, surroundings and metal, each for itself: other metal leaves the rest as it is.
-        variety: What it has.
-        patient: Who.
+        streams: Draw body, surroundings and metal separately: other metal does not change the rest.
+        variety: The scan's variety.
+        patient: The patient.
         plain: The chest's fields.
-        grid: What is drawn on.
+        grid: The grid to draw on.
     """
     coarse = plain.skin.coarse_grid
     axes = patient.bend(*coarse.axes)
@@ -168,7 +168,7 @@ def scene_from_rng(
 def _with_abdomen(
     rng: np.random.Generator, plain: Anatomy, space: Space, skin: FloatVolume, muscle: FloatVolume
 ) -> Anatomy:
-    """The chest with another outline, a liver that ends below, and another fluid level in the stomach."""
+    """The chest with another outline, a liver with a lower end, and another fluid level in the stomach."""
 
     def field(values: FloatVolume) -> Field:
         return Field(values, space.coarse, space.fine)
@@ -190,10 +190,10 @@ def _inflow(rng: np.random.Generator, patient: PhantomPatient, side: int) -> tup
 
 
 def _widths(skin: FloatVolume, coarse: Grid, grid: Grid, limbs: Limbs | None) -> FloatVolume:
-    """Width of what the rays cross from side to side, in each slice."""
+    """Width that lateral rays cross, in each slice."""
     inside = (skin < 0).any(axis=1).sum(axis=1) * coarse.spacing_mm[2]
     heights = coarse.lines_mm[0]
-    if limbs is not None:  # what the field of view cuts off is crossed all the same
+    if limbs is not None:  # rays also cross parts outside the field of view
         arms = np.concatenate([limbs.outline.starts_mm, limbs.outline.ends_mm])
         inside = np.where((heights > arms[:, 0].min()) & (heights < arms[:, 0].max()), inside + 50, inside)
     widths: FloatVolume = np.interp(grid.lines_mm[0], heights, inside)
@@ -201,7 +201,7 @@ def _widths(skin: FloatVolume, coarse: Grid, grid: Grid, limbs: Limbs | None) ->
 
 
 def distance_to_circle(grid: Grid, padding: Padding) -> FloatVolume:
-    """(1, H, W) signed distance to the scan circle in mm, negative in it."""
+    """(1, H, W) signed distance to the scan circle in mm, negative inside."""
     _, y, x = grid.axes
     middle_y, middle_x = (
         np.float32(middle + away) for middle, away in zip(grid.centre_mm[1:], padding.centre_mm, strict=True)
@@ -211,12 +211,12 @@ def distance_to_circle(grid: Grid, padding: Padding) -> FloatVolume:
 
 
 def in_circle(lung: FloatVolume, coarse: Grid, padding: Padding) -> FloatVolume:
-    """Distance to what is seen of the lungs, on the coarse grid."""
+    """Distance to the visible part of the lungs, on the coarse grid."""
     seen: FloatVolume = np.maximum(lung, distance_to_circle(coarse, padding) + np.float32(_BEYOND_MM))
     return seen
 
 
 def outside_circle(grid: Grid, padding: Padding) -> npt.NDArray[np.bool_]:
-    """(H, W), true where nothing was seen."""
+    """(H, W), true outside the scan circle."""
     outside: npt.NDArray[np.bool_] = distance_to_circle(grid, padding)[0] > 0
     return outside

@@ -1,7 +1,7 @@
-"""Streaks and shadows: what beam hardening and too few photons make of metal, dense contrast medium and shoulders.
+"""Streaks and shadows: effects of beam hardening and photon starvation at metal, dense contrast medium and shoulders.
 
-Of each slice that holds any, the rays through it are summed, given the error that a scanner makes there, and projected
-back with the ramp filter, as the image was.
+For each affected slice, rays through the dense material are summed, given a scanner's error there, and projected back
+with the ramp filter, as the image was.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from ctflow.phantom.grid import FloatVolume, Grid, interpolation_matrix
 
 _ANGLES = 150
 _RAY_MM = 2.0
-_RASTER = 150  # pixels of a side that streaks are computed at; they are smooth along their rays
+_RASTER = 150  # pixels per side of the streaks' raster; streaks are smooth along their rays
 _PER_MM = 0.019  # attenuation of water
 _AT_ONCE = 20  # slices
-_MOST = 40  # of those that streaks are computed for
+_MOST = 40  # of the slices that streaks are computed for
 
 
 def add_streaks(
     rng: np.random.Generator, hu: FloatVolume, grid: Grid, dense: list[tuple[int, FloatVolume]], strength: float
 ) -> None:
-    """Add what dense things do to their slices, in place.
+    """Add streaks of dense material to its slices, in place.
 
     Args:
         rng: Draws the photons' noise.
         hu: (D, H, W), scanned.
         grid: Its grid.
         dense: From `dense_in`.
-        strength: 1 without, less with a correction for metal.
+        strength: 1 without metal artefact correction, less with it.
     """
     if not dense:
         return
     pixel = max(grid.shape[1] * grid.spacing_mm[1], grid.shape[2] * grid.spacing_mm[2]) / _RASTER
     raster = Grid((1, _RASTER, _RASTER), (1.0, pixel, pixel), (0.0, *grid.centre_mm[1:]))
     upwards, across = (_onto(grid.lines_mm[axis], raster.lines_mm[axis]) for axis in (1, 2))
-    # Neighbouring slices of a long implant or vein have much the same streaks.
+    # Neighbouring slices of a long implant or vein have almost the same streaks.
     step = -(-len(dense) // _MOST)
     groups = [dense[first : first + step] for first in range(0, len(dense), step)]
     for first in range(0, len(groups), _AT_ONCE):
@@ -48,13 +48,13 @@ def add_streaks(
 
 
 def dense_in(hu: FloatVolume, grid: Grid, above_hu: float, back_mm: float) -> list[tuple[int, FloatVolume]]:
-    """Slices that hold anything dense: their index, and (n, 3) y, x and extra attenuation times area of it.
+    """Slices with dense material: their index, and its (n, 3) y, x and extra attenuation times area.
 
     Args:
         hu: (D, H, W) before the scan.
         grid: Its grid.
-        above_hu: What counts as dense.
-        back_mm: Where the patient ends (y); rails and cables below are left out.
+        above_hu: Threshold of dense material.
+        back_mm: End of the patient (y); rails and cables below are left out.
     """
     found = []
     area = grid.spacing_mm[1] * grid.spacing_mm[2]
@@ -69,27 +69,27 @@ def dense_in(hu: FloatVolume, grid: Grid, above_hu: float, back_mm: float) -> li
 
 
 def add_starvation(rng: np.random.Generator, hu: FloatVolume, grid: Grid, width_mm: FloatVolume) -> None:
-    """Noise in lines from side to side where the patient is widest, as at the shoulders, in place.
+    """Add lateral noise lines where the patient is widest, as at the shoulders, in place.
 
     Args:
-        rng: Draws it.
+        rng: Draws the noise.
         hu: (D, H, W), scanned.
         grid: Its grid.
-        width_mm: (D,) how wide the patient is in each slice.
+        width_mm: (D,) width of the patient in each slice.
     """
     x, strength = grid.lines_mm[2], rng.uniform(0.03, 0.16)
-    # A line changes slowly from side to side: few values along it tell enough.
+    # A line changes slowly from side to side: a few values along it suffice.
     knots = np.arange(x[0] - 70, x[-1] + 140, 70, dtype=np.float32)
     across = _onto(x, knots).T
     for index in np.flatnonzero(width_mm > 400):
         rays = rng.standard_normal((hu.shape[1], len(knots)), dtype=np.float32)
         lines = ndimage.gaussian_filter1d(rays, 0.9 / grid.spacing_mm[1], axis=0, mode="nearest") @ across
         lines *= np.float32(strength * min(float(width_mm[index]) - 400, 120) / max(float(lines.std()), 1e-6))
-        hu[index] += lines * np.clip(hu[index] / 500 + np.float32(1.7), 0.3, 1)  # rays beside the patient are many
+        hu[index] += lines * np.clip(hu[index] / 500 + np.float32(1.7), 0.3, 1)  # many rays arrive outside the patient
 
 
 def _onto(fine_mm: FloatVolume, coarse_mm: FloatVolume) -> FloatVolume:
-    """Interpolation from the raster to the pixels as a whole matrix."""
+    """Interpolation from the raster to the pixels as a full matrix."""
     used, matrix = interpolation_matrix(fine_mm, coarse_mm)
     whole = np.zeros((len(fine_mm), len(coarse_mm)), np.float32)
     whole[:, used] = matrix
@@ -97,14 +97,14 @@ def _onto(fine_mm: FloatVolume, coarse_mm: FloatVolume) -> FloatVolume:
 
 
 def _rays(raster: Grid) -> tuple[FloatVolume, FloatVolume, int]:
-    """Cosine and sine of each angle, and how many rays each has."""
+    """Cosine and sine of each angle, and the number of rays per angle."""
     angles = (np.arange(_ANGLES, dtype=np.float32) + np.float32(0.5)) * np.float32(np.pi / _ANGLES)
     reach = raster.spacing_mm[1] * _RASTER * 1.45
     return np.cos(angles), np.sin(angles), 2 * int(reach / _RAY_MM / 2) + 1
 
 
 def _errors(rng: np.random.Generator, points: FloatVolume, raster: Grid) -> FloatVolume:
-    """(angles, rays): by how much each ray is measured wrongly, filtered."""
+    """(angles, rays): measurement error of each ray, filtered."""
     cosine, sine, count = _rays(raster)
     y, x = (points[:, axis] - np.float32(middle) for axis, middle in zip((0, 1), raster.centre_mm[1:], strict=True))
     place = (x[None] * cosine[:, None] + y[None] * sine[:, None]) / np.float32(_RAY_MM) + count / 2
@@ -115,7 +115,7 @@ def _errors(rng: np.random.Generator, points: FloatVolume, raster: Grid) -> Floa
     total = np.bincount((start + left).ravel(), (weight * (1 - share)).ravel(), _ANGLES * count)
     total += np.bincount((start + left + 1).ravel(), (weight * share).ravel(), _ANGLES * count)
     path = total.reshape(_ANGLES, count).astype(np.float32)
-    # Rays from side to side cross more of the patient, so that metal adds to more.
+    # Lateral rays cross more of the patient, so metal adds to more attenuation.
     body = np.float32(0.35) + np.float32(0.75) * sine[:, None] ** 2
     hardened = -np.float32(0.16) * path * (path + body) / (1 + np.float32(0.35) * path)
     noise = rng.standard_normal(path.shape, dtype=np.float32) * (np.exp(np.minimum(path, 4) * np.float32(0.7)) - 1)

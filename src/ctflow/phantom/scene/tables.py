@@ -18,14 +18,14 @@ _EDGE_MM = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Beneath:
-    """HU of what lies under the patient, (H, W): along the trunk, and at the head."""
+    """HU under the patient, (H, W): along the trunk, and at the head."""
 
     trunk: FloatVolume
     head: FloatVolume
     grid: Grid
 
     def in_box(self, box: Box) -> FloatVolume:
-        """A fresh array of the HU in a box of whole slices."""
+        """A new array of the HU in a box of whole slices."""
         at_head = self.grid.lines_mm[0][box[0]] > _HEAD_MM
         return np.where(at_head[:, None, None], self.head[box[1:]], self.trunk[box[1:]])
 
@@ -34,10 +34,10 @@ def table_from_rng(rng: np.random.Generator, grid: Grid, table: Table, back_mm: 
     """Draw a table.
 
     Args:
-        rng: Draws its measures.
-        grid: What it is drawn on.
+        rng: Draws its dimensions.
+        grid: The grid to draw on.
         table: Its form.
-        back_mm: Where the patient's back lies (y).
+        back_mm: Position of the patient's back (y).
 
     Returns:
         Air with the table in it.
@@ -66,7 +66,7 @@ def table_from_rng(rng: np.random.Generator, grid: Grid, table: Table, back_mm: 
 def _sheet(
     hu: FloatVolume, depth: FloatVolume, x: FloatVolume, thick: float, half: float, inner: float, cover: float
 ) -> None:
-    """A mattress of foam with a cover."""
+    """A foam mattress with a cover."""
     distance = np.maximum(np.abs(depth - thick / 2) - thick / 2, np.abs(x) - half)
     fill(hu, distance, cover, _EDGE_MM)
     fill(hu, distance + 1.2, inner, _EDGE_MM)
@@ -75,18 +75,18 @@ def _sheet(
 def _board(
     rng: np.random.Generator, hu: FloatVolume, table: Table, depth: FloatVolume, x: FloatVolume, half: float
 ) -> None:
-    """The table top: a shell of carbon fibre about a foam, a solid slab, or nothing but a shell."""
+    """The table top: a carbon fibre shell around foam, a solid slab, or only a shell."""
     thick = {"curved": rng.uniform(22, 35), "flat": rng.uniform(14, 30), "foam": rng.uniform(45, 75), "shell": 0.0}[
         table
     ]
     shell = rng.uniform(1.0, 2.8)
     carbon = rng.uniform(-350, 120)
-    if table == "shell":  # a thin vaulted sheet, hollow beneath, with a wide beam under its middle
+    if table == "shell":  # a thin curved sheet, hollow underneath, with a wide beam under its middle
         fill(hu, np.maximum(np.abs(depth - 3) - 1.2 * shell, np.abs(x) - half), carbon, _EDGE_MM)
         beam = np.maximum(np.abs(depth - 62) - rng.uniform(18, 28), np.abs(x) - rng.uniform(70, 130))
         fill(hu, np.abs(beam) - shell, carbon, _EDGE_MM)
         return
-    # Foam tables grow thinner towards their sides.
+    # Foam tables are thinner towards their sides.
     slope = np.float32(2e-4 if table == "curved" else 5e-4 if table == "foam" else 0.0)
     bottom = depth - np.float32(thick) + slope * x**2
     distance = np.maximum(np.maximum(-depth, bottom), np.abs(x) - half)
@@ -112,7 +112,7 @@ def _fittings(rng: np.random.Generator, hu: FloatVolume, depth: FloatVolume, x: 
 
 
 def _cushion(rng: np.random.Generator, hu: FloatVolume, depth: FloatVolume, x: FloatVolume) -> None:
-    """A cushion of foam in a cover at one side, or under one side of the patient."""
+    """A covered foam cushion at one side, or under one side of the patient."""
     side, high, wide = rng.choice([-1, 1]) * rng.uniform(90, 200), rng.uniform(18, 50), rng.uniform(45, 90)
     outline = (np.abs((depth + 0.6 * high) / high) ** 3 + np.abs((x - side) / wide) ** 3 + 1e-6) ** (1 / 3) - 1
     distance = (outline * high).astype(np.float32)
@@ -121,7 +121,7 @@ def _cushion(rng: np.random.Generator, hu: FloatVolume, depth: FloatVolume, x: F
 
 
 def _head_rest(rng: np.random.Generator, hu: FloatVolume, y: FloatVolume, x: FloatVolume) -> None:
-    """A bowl of foam in a shell, in place of the table, which ends at the shoulders."""
+    """A foam bowl in a shell instead of the table, which ends at the shoulders."""
     if rng.random() < 0.5:
         hu[:] = AIR
     reach = np.sqrt((x / np.float32(rng.uniform(0.95, 1.15))) ** 2 + (y + 70) ** 2)

@@ -1,4 +1,4 @@
-"""What a scan has besides the chest: which part it shows, what lies around and in the patient, how it is padded."""
+"""Variety of a scan: the part it shows, objects around and in the patient, padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METALS: tuple[Metal, ...] = ("pacemaker", "sternal wires", "spinal rods", "shoul
 _Name = TypeVar("_Name", bound=str)
 _MOST_APART_MM = 2.5
 _PARTS: dict[Part, float] = {"chest": 0.45, "no apices": 0.15, "bases": 0.12, "upper chest": 0.08, "abdomen": 0.2}
-# Where each part's lower and upper end may lie. The apices reach up to 112 to 126 mm, the lungs down to some -150 mm.
+# Ranges of each part's lower and upper end. The apices reach up to 112 to 126 mm, the lungs down to about -150 mm.
 _ENDS_MM: dict[Part, tuple[tuple[float, float], tuple[float, float]]] = {
     "chest": ((-190, -150), (128, 172)),
     "no apices": ((-230, -150), (35, 95)),
@@ -28,8 +28,8 @@ _ENDS_MM: dict[Part, tuple[tuple[float, float], tuple[float, float]]] = {
 }
 _ARMS: dict[Arms, float] = {"out": 0.35, "up": 0.25, "down": 0.28, "folded": 0.12}
 _TABLES: dict[Table, float] = {"curved": 0.35, "flat": 0.2, "foam": 0.25, "shell": 0.2}
-_SHOULDERS_MM = 100.0  # arms are out of sight only below
-_CIRCLE_MM = 250.0  # radius of what a usual gantry sees
+_SHOULDERS_MM = 100.0  # arms are out of view only below
+_CIRCLE_MM = 250.0  # radius of a usual gantry's scan circle
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Extent:
     """A part of the trunk.
 
     Attributes:
-        name: Which.
+        name: Its name.
         low_mm: Its lower end; 0 is the middle of the chest.
         high_mm: Its upper end.
     """
@@ -49,13 +49,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class Padding:
-    """What is outside the scan circle.
+    """The padding outside the scan circle.
 
     Attributes:
         centre_mm: Middle of the circle (y, x), from the middle of the image.
         radius_mm: Its radius.
-        hu: What is written there, as HU.
-        declared: Whether PixelPaddingValue says so.
+        hu: Its value in HU.
+        declared: Whether PixelPaddingValue declares it.
     """
 
     centre_mm: tuple[float, float]
@@ -66,22 +66,22 @@ class Padding:
 
 @dataclass(frozen=True)
 class Variety:
-    """What one scan has.
+    """The variety of one scan.
 
     Attributes:
-        extent: Which part it shows.
+        extent: The part it shows.
         field_mm: Field of view.
         shift_mm: Middle of the image (y, x), from the middle of the chest.
-        padding: None if the whole square was seen.
-        blood: HU of blood with contrast medium; None leaves the patient's own.
+        padding: None if the whole square was scanned.
+        blood: HU of blood with contrast medium; None keeps the patient's own.
         uptake: See `Patient`.
         inflow: Side (-1 is the patient's right) of a vein that holds undiluted contrast medium, 0 for none.
-        arms: Where they are; "out" is out of sight.
+        arms: Their position; "out" is out of view.
         table: Its form.
-        clothes: Layers of them.
-        blanket: Whether one lies over the patient.
-        electrodes: How many lie on the skin, with their cables.
-        metal: What is implanted.
+        clothes: Number of layers.
+        blanket: Whether one covers the patient.
+        electrodes: Number on the skin, with cables.
+        metal: The implants.
     """
 
     extent: Extent = field(default_factory=lambda: Extent("chest", -150.0, 150.0))
@@ -99,9 +99,9 @@ class Variety:
     metal: tuple[Metal, ...] = ()
 
     def grid(self, shape: Size3) -> Grid:
-        """The grid that this scan is drawn on, of `shape` (D, H, W) voxels.
+        """The grid of this scan, with `shape` (D, H, W) voxels.
 
-        Few slices show the middle of the extent: they are never more than 2.5 mm apart.
+        Few slices show only the middle of the extent: they are never more than 2.5 mm apart.
         """
         across = self.field_mm / min(shape[1:])
         extent = self.extent
@@ -110,7 +110,7 @@ class Variety:
 
 
 def variety_from_rng(rng: np.random.Generator) -> Variety:
-    """Draw what a scan has; several things together are usual."""
+    """Draw a scan's variety; several variations at once are usual."""
     extent = _extent(rng)
     arms: Arms = _one_of(rng, _ARMS)
     if arms == "out" and extent.high_mm > _SHOULDERS_MM:
@@ -148,7 +148,7 @@ def _extent(rng: np.random.Generator) -> Extent:
 
 
 def _field(rng: np.random.Generator, arms: Arms) -> float:
-    """Field of view: tight ones cut the skin off, wide ones show all of the table and of the arms."""
+    """Field of view: tight ones cut off the skin, wide ones show the whole table and both arms."""
     tight, usual = (0.1, 0.5) if arms in ("down", "folded") else (0.22, 0.55)
     draw = rng.random()
     if draw < tight:
@@ -164,7 +164,7 @@ def _padding(rng: np.random.Generator, field_mm: float, shift_mm: tuple[float, f
     declared = bool(hu != -1000 and rng.random() < 0.5)
     if draw < 0.75:
         return Padding((0.0, 0.0), field_mm / 2 * float(rng.uniform(0.985, 1.03)), hu, declared)
-    if draw < 0.85:  # the gantry's own circle, of which the image shows a part that is off its middle
+    if draw < 0.85:  # the gantry's full circle, of which the image shows an off-centre part
         away = rng.uniform(20, 70, 2) * rng.choice([-1, 1], 2)
         return Padding((float(away[0]), float(away[1])), min(_CIRCLE_MM, field_mm * 0.62), hu, declared)
     middle = (float(-0.5 * shift_mm[0]), float(-0.5 * shift_mm[1]))
@@ -172,7 +172,7 @@ def _padding(rng: np.random.Generator, field_mm: float, shift_mm: tuple[float, f
 
 
 def _contrast(rng: np.random.Generator) -> tuple[float | None, float, int]:
-    """HU of blood, uptake and inflow: as the patient has it, none, portal venous, or arterial."""
+    """HU of blood, uptake and inflow: the patient's own, none, portal venous, or arterial."""
     draw = rng.random()
     if draw < 0.25:
         return None, 1.0, 0
@@ -185,7 +185,7 @@ def _contrast(rng: np.random.Generator) -> tuple[float | None, float, int]:
 
 
 def _metal(rng: np.random.Generator, arms: Arms) -> tuple[Metal, ...]:
-    """Any of it in about a third of the scans."""
+    """Metal in about a third of the scans."""
     shares = {
         "pacemaker": 0.10,
         "sternal wires": 0.12,
