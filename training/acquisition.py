@@ -84,7 +84,7 @@ def _cropped(rng: np.random.Generator, sample: Sample) -> Sample:
 
 
 def _contrast(rng: np.random.Generator, hu: FloatVolume) -> None:
-    """Change the contrast medium: HU of soft tissue above muscle are stretched or compressed, bone follows."""
+    """Change the contrast medium: HU of soft tissue above muscle are stretched or shrunk, bone follows."""
     factor = np.float32(rng.uniform(0.3, 2.0))
     above = np.clip(hu - 60, 0, 300)
     hu += (factor - 1) * above * (hu < 700)
@@ -110,7 +110,7 @@ def _noise(rng: np.random.Generator, hu: FloatVolume) -> None:
 
 
 def _scan_circle(rng: np.random.Generator, hu: FloatVolume) -> None:
-    """Write a constant outside the reconstruction circle."""
+    """A constant outside the reconstruction circle."""
     _, height, width = hu.shape
     y = np.arange(height)[:, None] - (height - 1) / 2 + rng.normal(0, 4)
     x = np.arange(width)[None, :] - (width - 1) / 2 + rng.normal(0, 4)

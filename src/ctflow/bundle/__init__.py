@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import lazily: reading networks and weights imports torch, 150 MB that `ctflow inspect` does not need."""
+    """Import lazily: networks and weights import torch, 150 MB that `ctflow inspect` does not need."""
     if name in __all__:
         from ctflow.bundle import read  # noqa: PLC0415
 

@@ -12,7 +12,7 @@ from ctflow.bundle.documents import merged_document
 from ctflow.bundle.signatures import REQUIRED, Signature
 from ctflow.core.errors import BundleInvalid
 
-MOST_REFERENCES = 32  # a reference to a reference to ...
+MOST_REFERENCES = 32  # in one chain of references
 MOST_LEVELS = 16
 MOST_NODES = 100_000  # of all needed values, so that nested references cannot multiply
 LARGEST_NUMBER = 1e9
@@ -281,7 +281,7 @@ class Component:
 
 
 def is_disabled(config: Config, place: ConfigValue) -> bool:
-    """Whether an item of a list says `_disabled_: true` (words count as MONAI counts them)."""
+    """Whether an item of a list says `_disabled_: true` (words count as in MONAI)."""
     if not isinstance(place.value, Mapping) or "_disabled_" not in place.value:
         return False
     value = config.resolved(ConfigValue(f"{place.id}#_disabled_", place.value["_disabled_"])).value

@@ -13,7 +13,7 @@ WEIGHTS = "models/model.pt"
 
 
 def demonstration_bundle() -> Path:
-    """The bundle that ships with ctflow: inside the package in a wheel, next to src in a checkout.
+    """The bundle shipped with ctflow: inside the package in a wheel, next to src in a checkout.
 
     Raises:
         BundleInvalid: Neither exists.

@@ -1,4 +1,4 @@
-"""models/model.pt -> a state dict and its digest, without executing code that a pickle may contain."""
+"""models/model.pt -> a state dict and its digest, without executing code in a pickle."""
 
 from __future__ import annotations
 

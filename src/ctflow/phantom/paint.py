@@ -22,11 +22,11 @@ class Tubes:
     radii_mm: npt.NDArray[np.float64]
 
     def wider(self, mm: float) -> Tubes:
-        """The same tubes, wider by `mm`."""
+        """Tubes wider by `mm`."""
         return Tubes(self.starts_mm, self.ends_mm, self.radii_mm + mm)
 
     def chosen(self, keep: npt.NDArray[np.bool_]) -> Tubes:
-        """The tubes selected by `keep`."""
+        """The tubes in `keep`."""
         return Tubes(self.starts_mm[keep], self.ends_mm[keep], self.radii_mm[keep])
 
 
@@ -85,7 +85,7 @@ def smooth_max(a: FloatVolume, b: FloatVolume, round_mm: float) -> FloatVolume:
 
 
 def smooth_min(a: FloatVolume, b: FloatVolume, round_mm: float) -> FloatVolume:
-    """Union of two shapes with a rounded crease."""
+    """Union of two shapes, crease rounded."""
     return -smooth_max(-a, -b, round_mm)
 
 

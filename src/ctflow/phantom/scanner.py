@@ -64,7 +64,7 @@ def _noise_slice(rng: np.random.Generator, shape: tuple[int, ...], grain: list[f
 
 
 def _strength(skin: FloatVolume, shape: tuple[int, ...], noise_hu: float) -> npt.NDArray[np.float32]:
-    """Standard deviation of the noise: lowest in air, highest deep in the body."""
+    """Noise level: lowest in air, highest deep in the body."""
     share = np.float32(0.35) + np.float32(0.65) * np.clip(-skin / 70, 0.0, 1.0)
     factors = [n / m for n, m in zip(shape, skin.shape, strict=True)]
     grown = ndimage.zoom(share, factors, order=1, mode="nearest", grid_mode=True)

@@ -10,7 +10,7 @@ from ctflow.core.model import Normalize, ScalePercentiles, ScaleRange
 
 
 def scale(image: Tensor, step: ScaleRange) -> Tensor:
-    """Scale one range to another, as MONAI does."""
+    """Scale to another range, as MONAI does."""
     width = step.a_max - step.a_min
     if width == 0:  # as MONAI does; a bundle's a_min and a_max differ, but percentiles of a flat image do not
         return image - step.a_min + (step.b_min or 0.0)
@@ -31,7 +31,7 @@ def range_from_percentiles(image: Tensor, step: ScalePercentiles) -> ScaleRange:
 
 
 def normalize(image: Tensor, step: Normalize) -> Tensor:
-    """Normalize to zero mean and unit standard deviation, as MONAI does."""
+    """Normalize to mean 0 and variance 1, as MONAI does."""
     chosen = image[image != 0] if step.nonzero else image
     if not chosen.numel():
         return image

@@ -38,7 +38,7 @@ def prepare_volume(
         volume: CT in HU.
         steps: The bundle's preprocessing, in order.
         device: torch device; the volume is uploaded once, unchanged.
-        on_uploaded: Receives the volume's array in HU on the device, before any step; must not change or keep it.
+        on_uploaded: Gets the volume's array in HU on the device, before any step; must not change or keep it.
 
     Returns:
         The network's input and the inverse mapping.

@@ -1,4 +1,4 @@
-"""Slices to a Volume in Hounsfield units: exact, or refused."""
+"""Slices to a Volume in Hounsfield units: exact, or rejected."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _stacked(
     """Stored values of all slices, the padding mask (None: no padding), and whether all HU fit int16."""
     depth, (_, *size) = len(rescales), stack.geometry.shape
     raw = np.empty((depth, *size), np.uint16)
-    # Takes memory only where a slice that has padding is written.
+    # Memory is taken only when a slice with padding is written.
     padding = np.zeros(raw.shape, bool) if any(rescale.padding for rescale in rescales) else None
 
     def read(d: int) -> tuple[bool, bool]:
@@ -192,7 +192,7 @@ def _unmasked(pattern: npt.NDArray[np.uint16], form: PixelFormat) -> npt.NDArray
 
 
 def _padding_mask(pattern: npt.NDArray[np.uint16], rescale: _Rescale) -> npt.NDArray[np.bool_] | None:
-    """Where the slice holds padding, compared on the stored values; None if nowhere."""
+    """The slice's padding mask, compared on stored values; None without padding."""
     if rescale.padding is None:
         return None
     stored = _unmasked(pattern, rescale.form)
@@ -216,7 +216,7 @@ def _fits_int16(pattern: Slice, rescale: _Rescale, mask: npt.NDArray[np.bool_] |
     stored = _unmasked(pattern, rescale.form)
     if _are_int16(stored, rescale):
         return True
-    # Padding is often far below all HU, and does not count.
+    # Padding is often far below all HU, and is ignored.
     return mask is not None and _are_int16(stored[~mask], rescale)
 
 

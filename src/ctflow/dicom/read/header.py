@@ -37,7 +37,7 @@ def header_of_layout(stream: BinaryIO, layout: Layout) -> Dataset | None:
 
     Args:
         stream: The file; its position afterwards is undefined.
-        layout: Of the file, which begins with a preamble.
+        layout: The layout of the file, which has a preamble.
 
     Returns:
         The dataset with its file_meta; values are converted on access, as in pydicom. None where pydicom guesses, or
@@ -86,7 +86,7 @@ class _Values:
 
 
 def _is_usual(layout: Layout, values: _Values) -> bool:
-    """Whether pydicom also reads the file as its meta information says."""
+    """Whether pydicom also reads the file by its meta information."""
     if layout.notes or not layout.meta or not layout.elements or layout.syntax not in _SYNTAXES:
         return False
     if layout.meta[0][:3] != (_GROUP_LENGTH, b"UL", 4):

@@ -37,12 +37,12 @@ def write_ct_series(
 
     Args:
         volume: HU on an orthogonal grid.
-        folder: Receives one file per slice, atomically; an existing folder is replaced.
+        folder: Gets one file per slice, atomically; an existing one is replaced.
         seed: Part of the UIDs: the same volume and seed give the same files.
         slope: RescaleSlope of the stored values.
         intercept: RescaleIntercept.
         signed: Whether stored values are signed.
-        adjust: Called with each slice's dataset and index before writing, to make unusual series.
+        adjust: Called with each slice's dataset and index before writing, for unusual series.
 
     Returns:
         The files, slice d at index d.
@@ -106,7 +106,7 @@ def _series_dataset(volume: Volume, seed: str, digest: str) -> Dataset:
 
 
 def _patient_position(volume: Volume) -> str:
-    """Head or feet first; the phantom always lies on its back."""
+    """Head or feet first; the phantom is always supine."""
     return "HFS" if volume.geometry.directions[2, 0] >= 0 else "FFS"
 
 

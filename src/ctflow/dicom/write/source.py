@@ -239,7 +239,7 @@ class _Taken:
 def _loss(sources: Sequence[Dataset], taken: _Taken) -> Dataset:
     """LossyImageCompression and its known details, if any source declares it or has a lossy transfer syntax.
 
-    A transfer syntax tells the method. It does not tell the ratio, which is then left out and not invented.
+    A transfer syntax gives the method but not the ratio, which is then left out, not invented.
     """
     dataset = Dataset()
     methods = [LOSSY.get(UID(_transfer_syntax_of(source))) for source in sources]

@@ -102,12 +102,12 @@ def _cavity(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
 
 
 def _skin(patient: PhantomPatient, grid: Grid, axes: Axes) -> FloatVolume:
-    """Body outline: flat on the back, wide at the shoulders, with or without breasts."""
+    """Body outline: flat back, wide shoulders, with or without breasts."""
     z, y, x = axes
     shoulders = 26 / (1 + np.exp(-(z - 70) / 14))
     half_width = patient.half_width + patient.wall + patient.fat + shoulders
     half_depth = patient.half_depth + 0.75 * patient.wall + 0.6 * patient.fat + 4
-    squareness = 2.2 + 1.1 / (1 + np.exp(-y / 30))  # patients lie supine, so their backs are flat
+    squareness = 2.2 + 1.1 / (1 + np.exp(-y / 30))  # patients lie supine: flat backs
     outline = np.abs(x / half_width) ** squareness + np.abs((y - 2) / half_depth) ** squareness + 1e-6
     skin = _distance(outline ** (1 / squareness) - 1, grid)
     if patient.breasts:
@@ -146,7 +146,7 @@ def _streaks(rng: np.random.Generator, grid: Grid) -> FloatVolume:
 
 
 def smooth_noise(rng: np.random.Generator, grid: Grid, length_mm: float) -> FloatVolume:
-    """Random field of unit standard deviation that varies over about `length_mm`."""
+    """Random field of unit variance that varies over about `length_mm`."""
     sparse = grid.coarse(length_mm)
     values = rng.standard_normal(sparse.shape, dtype=np.float32)
     whole = (slice(None), slice(None), slice(None))
@@ -205,7 +205,7 @@ def _lung(
 def _lung_tissue(
     rng: np.random.Generator, patient: PhantomPatient, grid: Grid, axes: Axes, lung: FloatVolume
 ) -> FloatVolume:
-    """Lung tissue: denser towards the back (dependent), most of all near the pleura, and nowhere homogeneous."""
+    """Lung tissue: denser towards the dependent back, most near the pleura; nowhere homogeneous."""
     texture = 13 * smooth_noise(rng, grid, 26.0) + 12 * smooth_noise(rng, grid, 9.0)
     pressed = patient.pressed * np.clip(1 + lung / 9, 0, 1) / (1 + np.exp(-(axes[1] - 48) / 8))
     tissue: FloatVolume = patient.lung + patient.gravity * axes[1] + texture + pressed

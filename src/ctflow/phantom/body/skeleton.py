@@ -11,7 +11,7 @@ from ctflow.phantom.body.patient import PhantomPatient
 from ctflow.phantom.paint import Points, Tubes, tubes_along
 
 _RIBS = 12
-_TRUE_RIBS = 10  # those that reach the sternum through cartilage
+_TRUE_RIBS = 10  # ribs that reach the sternum through cartilage
 _STEPS = 30
 
 

@@ -20,7 +20,7 @@ _SLAB = 16  # slices painted at once: large enough for NumPy, small enough for t
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Everything that is drawn as tubes."""
+    """Everything drawn as tubes."""
 
     vessels: Tubes
     trees: Trees

@@ -1,1 +1,1 @@
-"""Content of real scans beyond the chest: tables, clothes, metal, padding."""
+"""Extra content of real scans: tables, clothes, metal, padding."""

@@ -18,7 +18,7 @@ TITANIUM, STEEL, SILICONE = 8000.0, 14000.0, 300.0
 
 @dataclass(frozen=True, eq=False)
 class Can:
-    """The case of a pacemaker or the disc of a port, aligned with the axes: middle (z, y, x), half lengths in mm."""
+    """The case of a pacemaker or the disc of a port, axis-aligned: middle (z, y, x), half lengths in mm."""
 
     centre: Points
     half: Points

@@ -33,7 +33,7 @@ class Scene:
 
     Attributes:
         variety: The drawn variety.
-        anatomy: The chest's, with neck, arms, and an abdomen that ends.
+        anatomy: The chest's, with neck, arms and a bounded abdomen.
         beneath: The table.
         back_mm: Position of the patient's back on it (y).
         layers: Clothes and blanket.
@@ -44,7 +44,7 @@ class Scene:
         inflow: Veins with undiluted contrast medium, and its HU.
         seen_lung: The lungs inside the scan circle.
         share: Share of the lungs in view.
-        width_mm: (D,) width of the patient in each slice.
+        width_mm: (D,) patient width in each slice.
     """
 
     variety: Variety

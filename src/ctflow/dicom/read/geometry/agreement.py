@@ -10,7 +10,7 @@ from ctflow.dicom.attributes import integer, number, texts
 from ctflow.dicom.read.scan import Instance
 
 # Where these differ, each slice is read with its own value, as the standard says; the sender seldom meant that.
-# `select` and `geometry` refuse differing classes, patients, frames of reference, sizes, spacings and directions.
+# `select` and `geometry` reject differing classes, patients, frames of reference, sizes, spacings and directions.
 COMPARED = (
     "RescaleSlope",
     "RescaleIntercept",
@@ -68,7 +68,7 @@ def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
 
 
 def odd_ones(instances: Sequence[Instance], values: Sequence[Hashable]) -> str:
-    """The names of the slices whose value is not the most frequent one, as a message lists them."""
+    """The names of slices whose value is not the most frequent one, as listed in messages."""
     usual, _ = Counter(values).most_common(1)[0]
     return listed([instance.name for instance, value in zip(instances, values, strict=True) if value != usual])
 
@@ -85,7 +85,7 @@ def contradictions(instances: Sequence[Instance], distance_mm: float | None, til
     Args:
         instances: The slices.
         distance_mm: From slice to slice along the normal; None if distances differ.
-        tilt_degrees: By how much positions are displaced.
+        tilt_degrees: Tilt from the positions.
 
     Returns:
         One sentence per attribute; numbers of geometry identify no patient.

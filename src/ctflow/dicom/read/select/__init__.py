@@ -1,1 +1,1 @@
-"""Which series ctflow runs, and why it rejects the others."""
+"""Select the series to run; reasons for the others."""

@@ -21,7 +21,7 @@ _DERIVED_WORDS = frozenset({"MIP", "MINIP", "REFORMATTED", "PROJECTION"})
 _GROUPS = 3  # of a person name: alphabetic, ideographic, phonetic
 
 
-# ------------------------------------------------------------------- possibility: nothing forces a series past these
+# ------------------------------------------------------------------------- possibility: --force does not override these
 def _no_uid(series: Series) -> Objection | None:
     lacking = [
         keyword
@@ -106,7 +106,7 @@ IMPOSSIBLE = (
 )
 
 
-# --------------------------------------------------------------------------------------- eligibility: --force may pass
+# ------------------------------------------------------------------------------ eligibility: --force may override these
 
 
 def _untidy_uid(series: Series) -> Objection | None:
