@@ -1,4 +1,4 @@
-"""torch.compile on an NVIDIA GPU, each batch size as a CUDA graph: no file is made, and any network of MONAI runs.
+"""torch.compile on an NVIDIA GPU, one CUDA graph per batch size: it makes no file and runs any MONAI network.
 
 The first batch of a process waits for the compiler: about a minute (70 s for a SwinUNETR of feature_size 48 on an H200
 with torch 2.11; torch's own cache on disk shortens later processes), and again for each other batch size. "auto"
@@ -31,15 +31,15 @@ from ctflow.networks.swin import GPU_ATTENTION, rewrite_for_export
 
 FILE: str | None = None
 DEVICES = ("cuda",)
-# What a machine lacks, not the network; by name, as torch moves these classes.
+# Errors of the machine, not of the network; by name, as torch moves these classes.
 _LACKS = ("TritonMissing", "GPUTooOldForTriton", "InvalidCxxCompiler", "CppCompileError")
-# Engines and batch sizes share torch's limit on compilations of one function, beyond which it computes eagerly unasked.
+# Engines and batch sizes share torch's limit on compilations of one function; beyond it torch silently runs eagerly.
 _COMPILATIONS = 4096
 _COMPILING = threading.Lock()  # torch's compiler keeps much of its state for the whole process
 
 
 def is_available() -> tuple[bool, str]:
-    """Whether there is a GPU, and the compiler for it."""
+    """Whether this machine has a GPU and the compiler for it."""
     if not torch.cuda.is_available():
         return False, "it needs an NVIDIA GPU, and a torch that is built for it"
     if find_spec("triton") is None:
@@ -48,12 +48,12 @@ def is_available() -> tuple[bool, str]:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What is meant where no precision is named."""
+    """The default precision."""
     return ("fp16",)
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether it computes so here; every precision is taken.
+    """Check that the device is a GPU; every precision is accepted.
 
     Raises:
         BackendUnavailable: The device is no GPU.
@@ -65,15 +65,15 @@ def check_settings(device: str, precision: Precision) -> None:
 
 
 def network_for_gpu(model: Model, roi: Size3, precision: Precision) -> tuple[nn.Module, int]:
-    """A model's network with its exact rewrites and its number format, as compilers for GPUs are given it.
+    """A model's network with its exact rewrites and its number format, as input for GPU compilers.
 
     Args:
         model: The model.
         roi: Window size in voxels.
-        precision: Number format of the heavy arithmetic; "tf32" is no format of tensors and gives a network in fp32.
+        precision: Number format of the heavy arithmetic; "tf32" is not a tensor format and gives a network in fp32.
 
     Returns:
-        The network on the CPU, in evaluation mode, with float32 input and output, and how many channels it gives.
+        The network on the CPU, in evaluation mode, with float32 input and output, and its number of output channels.
     """
     network, folded = fold_two_class_head(network_from_model(model), model.spec)
     network = rewrite_for_export(network, roi, GPU_ATTENTION)
@@ -83,15 +83,15 @@ def network_for_gpu(model: Model, roi: Size3, precision: Precision) -> tuple[nn.
 
 
 class CompileEngine:
-    """A network that torch.compile has compiled; see `ctflow.engines.contract.Engine`.
+    """A network compiled by torch.compile; see `ctflow.engines.contract.Engine`.
 
-    A batch size is compiled and captured at its first call. One thread at a time may call it.
+    The first call with a batch size compiles and captures it. One thread at a time may call it.
 
     Args:
         network: In evaluation mode, on the device.
-        info: What it is.
+        info: Its description.
         backend: torch's name of the compiler.
-        kept: Makes of the compiled network what later calls run.
+        kept: Turns the compiled network into what later calls run.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class CompileEngine:
         self._info = info
         self._compiled: BatchFunction | None = torch.compile(network, backend=backend, dynamic=False)
         self._run: BatchFunction | None = kept(self._compute)
-        self._sizes: set[int] = set()  # batches that have been computed before
+        self._sizes: set[int] = set()  # batch sizes already computed
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -124,14 +124,14 @@ class CompileEngine:
         if self._run is None:
             raise ValueError("the engine is closed")
         check_windows(windows, self._info)
-        # Buffers that outlive the call must not be inference tensors, whoever calls.
+        # Buffers that outlive the call must not be inference tensors, even if the caller is in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             if len(windows) in self._sizes:
                 return self._run(windows)
             try:
                 with _COMPILING, compiler_at_ease(_COMPILATIONS):
                     logits = self._run(windows)
-            except Exception as error:  # a compiler raises whatever its passes raise
+            except Exception as error:  # a compiler's passes may raise anything
                 raise self._failure(error, windows) from error
             if tuple(logits.shape[2:]) != self._info.roi:
                 raise BundleInvalid(
@@ -193,15 +193,15 @@ def open_backend(request: EngineRequest, model: Model) -> CompileEngine:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the software that computes."""
     found = {"torch": str(torch.__version__)}
-    with suppress(PackageNotFoundError):  # some builds of torch bring it under another name
+    with suppress(PackageNotFoundError):  # some builds of torch ship it under another name
         found["triton"] = version("triton")
     return found
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from or while handling, and so on."""
+    """An error, its cause or context, and so on."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

@@ -1,4 +1,4 @@
-"""What every engine is: the one interface that windows are computed through."""
+"""The interface of every engine, through which all windows are computed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16")
 
 
 def precision_from_name(name: str | None) -> Precision | None:
-    """The number format of that name; None stays None.
+    """The number format with this name; None stays None.
 
     Raises:
-        ValueError: There is no such format; the settings have already rejected it.
+        ValueError: No such format exists; the settings have already rejected it.
     """
     return None if name is None else PRECISIONS[PRECISIONS.index(name)]
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine is, for result.json, the SEG's identity and the store's key.
+    """An engine's description, for result.json, the SEG's identity and the store's key.
 
     Attributes:
         backend: Name as on the command line.
@@ -39,7 +39,7 @@ class EngineInfo:
         out_channels: Channels of the logits; 1 for a two-class softmax model whose two logits are folded into their
             difference.
         versions: Versions of the software that computes, by package name.
-        fewest_computed: Windows that every call computes at least: what runs a fixed batch fills a smaller one up,
+        fewest_computed: Windows that every call computes at least: a fixed-batch engine pads a smaller batch,
             which needs no less memory.
     """
 
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
 
     def predict(self, windows: Tensor) -> Tensor:
         """Logits of a batch of windows (`info.out_channels` says which).
@@ -81,14 +81,14 @@ class Engine(Protocol):
 
 
 def check_windows(windows: Tensor, info: EngineInfo) -> None:
-    """Refuse a batch that is not the engine's.
+    """Reject a batch that does not fit the engine.
 
     Args:
-        windows: What `predict` was given.
+        windows: The argument of `predict`.
         info: The engine.
 
     Raises:
-        ValueError: Its number of axes, its batch or its window size is another.
+        ValueError: Its number of axes, batch or window size differs from the engine's.
     """
     low, high = info.batch_range
     if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
@@ -96,7 +96,7 @@ def check_windows(windows: Tensor, info: EngineInfo) -> None:
 
 
 def is_of_gpu(error: BaseException) -> bool:
-    """Whether an error of torch says that the GPU or its libraries failed, and not the network or the windows."""
+    """Whether a torch error comes from the GPU or its libraries rather than from the network or the windows."""
     return type(error).__name__ == "AcceleratorError" or str(error).startswith(
         ("CUDA", "CUDNN", "CUBLAS", "cuDNN", "Triton Error [CUDA]")
     )

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a function launches on a GPU, kept, so that a later call launches all of it at once."""
+"""CUDA graphs: a function's GPU launches are recorded, so that a later call launches all of them at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CAPTURING = threading.Lock()
 
 
 def free_cached_memory() -> None:
-    """Give the GPUs' memory that torch holds and does not use back to others, such as TensorRT."""
+    """Release GPU memory that torch caches but does not use to others, such as TensorRT."""
     with _CAPTURING:
         torch.cuda.empty_cache()
 
 
 def capture(run: Callable[[], _T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, _T]:
-    """Capture what a function launches on the current GPU; another thread's capture waits for the end of this one.
+    """Capture a function's launches on the current GPU; other threads' captures wait until this one ends.
 
     Args:
         run: Launches on the current stream, and reads and writes tensors that stay where they are. Called twice: the
@@ -48,7 +48,7 @@ class CapturedFunction:
     """A function of one tensor, captured at the first call with each shape. One thread at a time may call it.
 
     Args:
-        function: Computes a tensor from a tensor on the current GPU, the same way each time.
+        function: Computes a tensor from a tensor on the current GPU, with the same launches each time.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -56,7 +56,7 @@ class CapturedFunction:
         self._graphs: dict[tuple[int, ...], tuple[Tensor, torch.cuda.CUDAGraph, Tensor]] = {}
 
     def __call__(self, given: Tensor) -> Tensor:
-        """The function's answer, on the current stream; the buffer is valid until the next call."""
+        """The function's result, on the current stream; the buffer is valid until the next call."""
         shape = tuple(given.shape)
         if shape not in self._graphs:
             self._graphs[shape] = self._captured(given)

@@ -1,4 +1,4 @@
-"""PyTorch as it is: needs nothing built, runs everywhere, and is the reference for every other engine."""
+"""Plain PyTorch: needs no build, runs everywhere, and is the reference for every other engine."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def is_available() -> tuple[bool, str]:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What "auto" tries, and last what is meant where no precision is named."""
+    """The precisions that "auto" tries; the last is the default."""
     return ("fp32",) if torch.device(device).type == "cpu" else ("fp16", "fp32")
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether PyTorch computes so here.
+    """Check that PyTorch supports this device and precision here.
 
     Raises:
         BackendUnavailable: It does not.
@@ -49,7 +49,7 @@ class EagerEngine:
 
     Args:
         network: In evaluation mode, on the device.
-        info: What it is.
+        info: Its description.
     """
 
     def __init__(self, network: nn.Module, info: EngineInfo) -> None:
@@ -58,7 +58,7 @@ class EagerEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class EagerEngine:
                 raise BackendUnavailable(
                     f"{info.device} failed: {str(error).splitlines()[0][:200]}", reason="device-failed"
                 ) from error
-            # The windows were checked above, so it is the network that cannot take this size.
+            # The windows were checked above, so the network cannot take this size.
             raise BundleInvalid(
                 f"the network does not take windows of {info.roi}: {error}", reason="window-size"
             ) from error

@@ -1,8 +1,8 @@
-"""ctflow's own engine: a SwinUNETR with channels last, from kernels of our own, as CUDA graphs on a Hopper GPU.
+"""ctflow's own engine: a channels-last SwinUNETR from its own kernels, as CUDA graphs on a Hopper GPU.
 
-Nothing is built ahead: the kernels are compiled in the process that opens it (seconds; Triton keeps its own on disk),
-and a first window is computed, so that what cannot be compiled or launched here is told before a CT is read. What it
-computes is compared with strict fp32 as every engine's is (`ctflow.export.parity`).
+Nothing is built ahead: the process that opens it compiles the kernels (seconds; Triton caches its own on disk) and
+computes a first window, so that a kernel that cannot be compiled or launched here is reported before a CT is read. Its
+results are compared with strict fp32 like those of every engine (`ctflow.export.parity`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ctflow.networks.head import fold_two_class_head
 
 FILE: str | None = None
 DEVICES = ("cuda",)
-CAPABILITY = (9, 0)  # wgmma, which the convolutions use, is Hopper's alone
+CAPABILITY = (9, 0)  # only Hopper has wgmma, which the convolutions use
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def is_available() -> tuple[bool, str]:
-    """Whether there is a Hopper GPU, and what compiles the kernels."""
+    """Whether this machine has a Hopper GPU and the compilers of the kernels."""
     if not torch.cuda.is_available():
         return False, "it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and a torch that is built for it"
     found = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
@@ -50,17 +50,17 @@ def is_available() -> tuple[bool, str]:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # not even what it is a part of
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What is meant where no precision is named."""
+    """The default precision."""
     return ("fp16",)
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether it computes so on this machine.
+    """Check that this machine supports the device and precision.
 
     Raises:
         BackendUnavailable: The device is no Hopper GPU, or the precision is TF32.
@@ -84,12 +84,12 @@ def check_settings(device: str, precision: Precision) -> None:
 class FusedEngine:
     """A `ChannelsLastSwinUNETR` as CUDA graphs; see `ctflow.engines.contract.Engine`.
 
-    A batch size is captured at its first call. One thread at a time may call it.
+    The first call with a batch size captures it. One thread at a time may call it.
 
     Args:
         network: On the device.
-        info: What it is.
-        kept: Makes of the network what calls run.
+        info: Its description.
+        kept: Turns the network into what calls run.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class FusedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -118,10 +118,10 @@ class FusedEngine:
             raise ValueError("the engine is closed")
         check_windows(windows, self._info)
         try:
-            # Buffers that outlive the call must not be inference tensors, whoever calls.
+            # Buffers that outlive the call must not be inference tensors, even if the caller is in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 return self._run(windows)
-        except Exception as error:  # what compiles and loads kernels raises whatever it raises
+        except Exception as error:  # the compilers and loaders of kernels may raise anything
             raise _named(error, self._info.device, f"{len(windows)} windows") from error
 
     def launch(self, windows: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class FusedEngine:
         """Free the network and the graphs."""
         was_open, self._network, self._run = self._network is not None, None, None
         if was_open and torch.device(self._info.device).type == "cuda":
-            # A GPU that has failed says so again; who closes after that has heard it.
+            # A failed GPU reports its error again here; the caller has already seen it.
             with suppress(RuntimeError):
                 torch.cuda.synchronize(self._info.device)
 
@@ -169,7 +169,7 @@ def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
 
 
 def _named(error: Exception, device: str, what: str) -> CtflowError:
-    """The named error of whatever was raised while kernels were compiled, loaded or launched."""
+    """The named error for an exception while kernels were compiled, loaded or launched."""
     if isinstance(error, CtflowError):
         return error
     if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
@@ -191,12 +191,12 @@ def _on_gpu(network: nn.Module, roi: Size3, precision: Precision, device: str) -
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the software that computes."""
     found = {"torch": str(torch.__version__)}
     for package in ("triton", "cuda-bindings"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # some builds bring it under another name
+        except PackageNotFoundError:  # some builds ship it under another name
             continue
-    # An engine of other kernels is another engine.
+    # Other kernels make another engine.
     return {**found, "kernels": digest_of_package("ctflow.kernels")}

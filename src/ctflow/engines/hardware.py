@@ -1,4 +1,4 @@
-"""What computes here: the GPU, its driver, how many CPUs this process may use, and torch's switches of arithmetic.
+"""The hardware here: the GPU, its driver, the CPUs that this process may use, and torch's arithmetic switches.
 
 The switches belong to the whole process, and calls of several threads at the same time may want different ones.
 """
@@ -27,7 +27,7 @@ def gpu_identity(device: str) -> str:
 
 
 def driver_version() -> str:
-    """The NVIDIA driver's version, from its own library; "unknown" where that cannot be asked."""
+    """The NVIDIA driver's version, from its own library; "unknown" where that cannot be queried."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -52,7 +52,7 @@ def usable_cpus() -> int:
 
 
 class _Switches:
-    """Who computes with which switches: the first call sets them, the last one puts them back."""
+    """The switches of the calls in progress: the first call sets them, the last one restores them."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -61,7 +61,7 @@ class _Switches:
         self._wanted = self._before = (False, False, False)
 
     def enter(self, wanted: _SwitchValues) -> None:
-        # Who waits here holds the turn, so that calls with the other setting cannot overtake it for ever.
+        # A caller that waits here holds the turn, so that calls with the other setting cannot starve it.
         with self._turn, self._changed:
             self._changed.wait_for(lambda: not self._calls or self._wanted == wanted)
             if not self._calls:
@@ -79,9 +79,9 @@ class _Switches:
 
 @contextmanager
 def switches(precision: Precision) -> Iterator[None]:
-    """tf32 only for the calls inside that ask for it, and the same result each time; afterwards all is as before.
+    """Enable tf32 only for calls inside that ask for it, with the same result each time; then restore the switches.
 
-    Calls of several threads overlap where they want the same; else the later one waits. Not to be nested.
+    Calls of several threads overlap if they want the same setting; else the later one waits. Do not nest them.
 
     Args:
         precision: Number format of the heavy arithmetic.

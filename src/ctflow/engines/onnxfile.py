@@ -1,4 +1,4 @@
-"""The ONNX file of a model: how it is written for who reads it, and the one that the CPU engines share."""
+"""The ONNX file of a model: its style for each reader, and the file that the CPU engines share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU_BATCH = (1, 1)
 
 @dataclass(frozen=True)
 class GraphStyle:
-    """How a network is written as ONNX, by what the engine that reads it takes.
+    """How a network is written as ONNX for the engine that reads it.
 
     Attributes:
         precision: Number format of weights and products; in half precision, norms, softmax and a transformer's sums
@@ -65,7 +65,7 @@ def onnx_key(model: Model, roi: Size3, batch_range: tuple[int, int]) -> EngineKe
 
 
 def software_versions() -> str:
-    """Everything that shapes the graph: the network's code, the exporter, and what it writes with."""
+    """Everything that shapes the graph: the network's code, the exporter and its writer."""
     found = [f"torch {torch.__version__}", f"opset {OPSET}"]
     for package in ("monai", "onnx", "onnxscript"):
         try:
@@ -79,7 +79,7 @@ def find_onnx(request: EngineRequest, model: Model) -> Path:
     """The stored ONNX file that a CPU engine runs.
 
     Args:
-        request: The engine; its window size says which file.
+        request: The engine; its window size selects the file.
         model: The model.
 
     Raises:

@@ -21,7 +21,7 @@ FILE = "onnx"
 DEVICES = ("cpu",)
 _PACKAGE = "onnxruntime"
 _FLOAT32 = 1  # onnx.TensorProto.FLOAT, without the package onnx
-_ONLY_ERRORS = 3  # warnings would speak to a person of what only a developer can change
+_ONLY_ERRORS = 3  # its warnings concern only developers
 
 
 def is_available() -> tuple[bool, str]:
@@ -35,12 +35,12 @@ def is_available() -> tuple[bool, str]:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What "auto" tries, and what is meant where no precision is named."""
+    """The precision that "auto" tries, also the default."""
     return ("fp32",)
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether this machine computes so with ONNX Runtime.
+    """Check that ONNX Runtime supports this device and precision here.
 
     Raises:
         BackendUnavailable: It does not.
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine:
 
     Args:
         session: ONNX Runtime's session of a graph of batch 1.
-        info: What it is.
+        info: Its description.
     """
 
     def __init__(self, session: Any, info: EngineInfo) -> None:
@@ -71,7 +71,7 @@ class OnnxRuntimeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ def open_backend(request: EngineRequest, model: Model) -> OnnxRuntimeEngine:
     options.intra_op_num_threads = usable_cpus()
     options.inter_op_num_threads = 1
     options.log_severity_level = _ONLY_ERRORS
-    # The pattern plans one block for everything that lives at once: 2.7 GB instead of 1.6 GB, and no faster.
+    # The pattern plans one block for everything alive at once: 2.7 GB instead of 1.6 GB, and no faster.
     options.enable_mem_pattern = False
-    # Idle threads would spin for a while after each window, and take the CPUs from what comes next.
+    # Idle threads would spin for a while after each window and take the CPUs from the next step.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -40,12 +40,12 @@ def is_available() -> tuple[bool, str]:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What "auto" tries, and what is meant where no precision is named."""
+    """The precision that "auto" tries, also the default."""
     return ("fp32",)
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether this machine computes so with OpenVINO.
+    """Check that OpenVINO supports this device and precision here.
 
     Raises:
         BackendUnavailable: It does not.
@@ -75,7 +75,7 @@ class OpenVinoEngine:
 
     Args:
         compiled: OpenVINO's compiled model, of batch 1.
-        info: What it is.
+        info: Its description.
         streams: How many windows are computed side by side.
     """
 
@@ -88,7 +88,7 @@ class OpenVinoEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def open_backend(request: EngineRequest, model: Model) -> OpenVinoEngine:
     }
     try:
         compiled = core.compile_model(core.read_model(path), "CPU", options)
-    except RuntimeError as error:  # OpenVINO's only kind
+    except RuntimeError as error:  # the only kind that OpenVINO raises
         reason = str(error).strip().splitlines()[-1][:200]
         raise ExportFailed(
             f"OpenVINO cannot run {model.spec.network.name}: {reason}; use --engine eager", reason="not-runnable"

@@ -1,4 +1,4 @@
-"""Which engine computes: by name, or the fastest that this machine has."""
+"""Selects the engine: by name, or the fastest that this machine has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BACKENDS = {
 }
 _LEAST_GPU_BATCH = 4  # fewer windows leave parts of a large GPU idle in the deep layers
 _ONLY_BY_NAME = ("compile",)  # a minute of compilation in each process
-# Batches that "auto" times beside the one that is asked for, of engines that nobody builds for a batch.
+# Batches that "auto" times besides the requested one, for engines that are not built for a fixed batch.
 _TIMED_BATCHES = {"fused": (8, 16)}
 
 
@@ -42,10 +42,10 @@ class Backend(Protocol):
     DEVICES: tuple[str, ...]
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """Number formats that "auto" tries on a device; the last is the one meant where none is named."""
+        """Number formats that "auto" tries on a device; the last is the default."""
 
     def check_settings(self, device: str, precision: Precision) -> None:
-        """Raise BackendUnavailable unless this machine computes so with it."""
+        """Raise BackendUnavailable unless the backend supports this device and precision here."""
 
     def is_available(self) -> tuple[bool, str]:
         """Whether it is installed, and the reason or version in one sentence."""
@@ -134,7 +134,7 @@ def backend_names(name: str, device: str) -> tuple[str, ...]:
     if name != "auto":
         _load(name)
         return (name,)
-    # Asked for before the packages are loaded, which takes seconds.
+    # Checked before the packages are loaded, which takes seconds.
     kind = device.partition(":")[0]
     return tuple(entry for entry in BACKENDS if entry not in _ONLY_BY_NAME and kind in _load(entry).DEVICES)
 
@@ -177,13 +177,13 @@ def _of_backend(request: EngineRequest, name: str, module: Backend) -> EngineReq
 
 
 def check_engine(request: EngineRequest) -> EngineRequest:
-    """Whether a backend computes so on this machine.
+    """Check that a backend supports a request on this machine.
 
     Args:
-        request: A backend, its device and precision are looked at.
+        request: Its backend, device and precision are checked.
 
     Returns:
-        The request with the precision meant.
+        The request with its precision filled in.
 
     Raises:
         SettingsInvalid: The name is unknown.
@@ -195,9 +195,9 @@ def check_engine(request: EngineRequest) -> EngineRequest:
 
 
 def batch_range_for(spec: ModelSpec, device: str) -> tuple[int, int]:
-    """Smallest and largest batch that a model's windows are computed in on a device.
+    """Smallest and largest batch in which a device computes a model's windows.
 
-    Bundles ask for one window at a time as often as not, to fit small GPUs; where memory does not suffice, the batch
+    Many bundles ask for one window at a time, to fit small GPUs; where memory does not suffice, the batch
     halves while a case runs.
     """
     return 1, max(spec.batch_size, _LEAST_GPU_BATCH) if device.startswith("cuda") else spec.batch_size
@@ -208,7 +208,7 @@ def batches_worth_timing(name: str, wanted: int) -> tuple[int, ...]:
 
     Args:
         name: The backend.
-        wanted: Largest batch that is asked for.
+        wanted: Largest batch requested.
     """
     return (wanted, *(batch for batch in _TIMED_BATCHES.get(name, ()) if batch > wanted))
 
@@ -217,7 +217,7 @@ def devices_from_setting(device: str | None) -> tuple[str, ...]:
     """The torch devices of a setting ("cuda:0,1"): None is the first GPU, or the CPU where there is none.
 
     Raises:
-        BackendUnavailable: One of them is not there.
+        BackendUnavailable: One of them does not exist.
     """
     import torch  # noqa: PLC0415  # seconds to import, which `ctflow engines --help` should not cost
 

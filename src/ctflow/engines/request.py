@@ -1,4 +1,4 @@
-"""What an engine is asked for: one value, from the settings down to the backend that opens it."""
+"""A request for an engine: one value, from the settings down to the backend that opens it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EngineRequest:
         precision: Number format of the heavy arithmetic; None is the backend's own.
         roi: Window size in voxels.
         batch_range: Smallest and largest batch wanted.
-        cache: Folder of made engines; None where none are kept.
+        cache: Folder of stored engines; None stores none.
     """
 
     backend: str
@@ -33,7 +33,7 @@ class EngineRequest:
 
     @property
     def chosen_precision(self) -> Precision:
-        """The number format of a request that names one, as every backend is given it.
+        """The number format of a request that names one, as every request to a backend does.
 
         Raises:
             ValueError: It names none; see `ctflow.engines.registry.with_precision`.
@@ -62,10 +62,10 @@ def info_of(
     *,
     fewest_computed: int = 1,
 ) -> EngineInfo:
-    """What an engine is that was opened for a request.
+    """The description of an engine that was opened for a request.
 
     Args:
-        request: What it was opened for, by the backend that it names.
+        request: What the engine was opened for, by the backend that the request names.
         model: The model.
         out_channels: Channels of its logits.
         versions: Versions of the software that computes, by package name.

@@ -1,4 +1,4 @@
-"""Which windows tell most of an engine: of a phantom before any CT is there, and of a CT."""
+"""Which windows reveal most about an engine: of a phantom before a CT is available, and of a CT."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ctflow.window.grid import padding_for_window, window_starts
 
 COUNT = 4  # windows that are compared: on two cores PyTorch computes them in 16 s (SwinUNETR, feature_size 12)
 _PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
-_PLANES = 16  # marked at once, so that a label of eight bytes a voxel never exists for all of a volume
+_PLANES = 16  # marked at once, so that labels of eight bytes per voxel never exist for a whole volume
 
 
 def example_windows(model: Model, roi: Size3) -> list[Tensor]:
-    """Windows of a synthetic chest, prepared as the model wants it.
+    """Windows of a synthetic chest, prepared as the model requires.
 
-    Two have its largest tumours in the middle, two are the border windows of the grid with the most structure; where
-    some of these are the same, mirror images take their place.
+    Two have its largest tumours in the middle, two are the border windows of the grid with the most structure;
+    mirror images replace duplicates.
 
     Returns:
         `COUNT` of (1, C_in, *roi) float32 on the CPU.
@@ -53,7 +53,7 @@ def example_windows(model: Model, roi: Size3) -> list[Tensor]:
 
 @cache
 def _phantom() -> Phantom:
-    """Drawn once a process: several engines may be compared in it."""
+    """Drawn once per process: several engines may be compared in it."""
     return phantom_from_seed(0, _PHANTOM, tumours=3)
 
 
@@ -79,8 +79,8 @@ def telling_windows(
 ) -> list[Size3]:
     """The windows of a volume in which most is marked, then those with the most structure.
 
-    What lies in a window that was taken does not count again, so that several findings are seen. Windows that hold one
-    value and nothing else are left out where there are others.
+    A voxel in a window already taken does not count again, so that several findings are seen. Windows of a single
+    value are left out where there are others.
 
     Args:
         volume: (1, C_in, D, H, W) float32.
@@ -126,7 +126,7 @@ def _places(start: Size3, roi: Size3) -> tuple[slice, slice, slice]:
 
 
 def _structure(volume: Tensor, start: Size3, roi: Size3) -> float:
-    """How much values differ within a window: little in air or in padding."""
+    """How much values vary within a window: little in air or padding."""
     return float(volume[0, 0][_places(start, roi)].std(correction=0))
 
 

@@ -1,4 +1,4 @@
-"""How fast and how exact one engine is on this machine."""
+"""Measures how fast and how exact one engine is on this machine."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Measured:
         precision: Number format of the heavy arithmetic.
         window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it
             could not be made or run.
-        parity: How near it is to PyTorch in fp32 on windows of a phantom; None if it was not compared: it is what the
-            others are compared with, or a faster one is good.
+        parity: How near it is to PyTorch in fp32 on windows of a phantom; None if it was not compared: it is the
+            reference, or a faster one passed.
         reason: Why it is not used; None if it can be.
-        batch: Windows at once that were timed; None if none were.
+        batch: Windows per batch that were timed; None if none were.
     """
 
     backend: str
@@ -53,19 +53,19 @@ class Measured:
 def measure_engine(
     request: EngineRequest, model: Model, *, logits_only: bool = False, progress: Progress = silent
 ) -> Measured:
-    """Make one engine if it is not there, time it and compare it with PyTorch in fp32.
+    """Make one engine if it does not exist, time it and compare it with PyTorch in fp32.
 
     Args:
         request: A backend, and for what, with a cache.
         model: The model.
         logits_only: Whether masks do not count, for random weights (`ctflow.export.parity.check_parity`).
-        progress: Told of the making.
+        progress: Receives the progress of making it.
 
     Returns:
-        What was measured; only that it was made, and why no more, where a machine makes an engine for another one.
+        The measurement; where the engine is for another machine, only that it was made, and why nothing more.
 
     Raises:
-        ParityFailed: It computes something else.
+        ParityFailed: Its results differ.
         CtflowError: It cannot be made or run here.
     """
     request = with_precision(request)
@@ -83,22 +83,22 @@ def measure_engine(
 
 
 def fastest_batch(request: EngineRequest, model: Model, window: Tensor) -> tuple[float, int]:
-    """Seconds a window with the batch that suits this machine best, and that batch.
+    """Seconds per window with the best batch for this machine, and that batch.
 
     Args:
-        request: The engine; its file is there.
+        request: The engine; its file exists.
         model: The model.
-        window: (1, C_in, *roi) float32, of which batches are made.
+        window: (1, C_in, *roi) float32, from which batches are made.
 
     Raises:
-        CtflowError: It does not run with the batch that is asked for.
+        CtflowError: It does not run with the requested batch.
     """
     smallest, wanted = request.batch_range
     best, chosen = _seconds_a_window(request, model, window), wanted
     for batch in batches_worth_timing(request.backend, wanted)[1:]:
         try:
             seconds = _seconds_a_window(replace(request, batch_range=(smallest, batch)), model, window)
-        except (ModelError, ResourceError) as error:  # too little memory, say: nor is there enough for more
+        except (ModelError, ResourceError) as error:  # for example too little memory, which a larger batch also lacks
             log.info("engine %s cannot run a batch of %d: %s", request.backend, batch, error)
             break
         if seconds < _WORTH * best:
@@ -113,7 +113,7 @@ def _seconds_a_window(request: EngineRequest, model: Model, window: Tensor) -> f
         batch = window.to(engine.info.device).expand(count, -1, -1, -1, -1).contiguous()
         engine.predict(batch)  # the first takes memory and compiles
         best, started = math.inf, time.perf_counter()
-        while time.perf_counter() - started < _LONGEST_S:  # the best of a few: other programs only ever add time
+        while time.perf_counter() - started < _LONGEST_S:  # the best of a few: other programs can only add time
             start = time.perf_counter()
             engine.predict(batch).cpu()  # a GPU has finished when its result has arrived
             best = min(best, (time.perf_counter() - start) / count)
@@ -123,7 +123,7 @@ def _seconds_a_window(request: EngineRequest, model: Model, window: Tensor) -> f
 
 
 class ParityGate:
-    """What every engine has to pass before it is chosen: windows of a phantom, against PyTorch in strict fp32.
+    """The check that every engine passes before it is chosen: windows of a phantom, against PyTorch in strict fp32.
 
     Args:
         model: The model.
@@ -138,7 +138,7 @@ class ParityGate:
         self._expected: list[Tensor] | None = None
 
     def check(self, engine: Engine) -> ParityResult:
-        """How near it is to PyTorch.
+        """How close it is to PyTorch.
 
         Raises:
             ParityFailed: Not near enough, here or on a CT before.
@@ -155,7 +155,7 @@ class ParityGate:
         return check_parity(engine, self.model, self.windows, expected=self._expected, logits_only=self._logits_only)
 
     def compare(self, request: EngineRequest) -> ParityResult | None:
-        """How near an engine is to PyTorch in fp32; None for what the others are compared with.
+        """How close an engine is to PyTorch in fp32; None for the reference itself.
 
         Raises:
             ParityFailed: Not near enough, here or on a CT before.

@@ -32,7 +32,7 @@ _LARGEST = 2_000_000_000  # bytes in one protobuf
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What was written.
+    """A written ONNX file.
 
     Attributes:
         out_channels: Channels of the logits; 1 where a two-class head was folded.
@@ -53,13 +53,13 @@ def onnx_from_model(
     Args:
         model: The model.
         roi: Window size in voxels.
-        batch_range: Smallest and largest batch; equal numbers make a graph of that batch, which is exported sooner and
+        batch_range: Smallest and largest batch; equal numbers make a graph of that batch, which exports faster and
             which engines optimise further.
         path: The file; its folder exists.
         style: What the engine that will read it needs.
 
     Returns:
-        What was written: the same bytes each time for the same model and versions.
+        The written file: the same bytes each time for the same model and versions.
 
     Raises:
         BackendUnavailable: The packages that write ONNX are not installed.
@@ -74,7 +74,7 @@ def onnx_from_model(
         )
     network, folded = fold_two_class_head(network_from_model(model), model.spec)
     fixed = rewrite_for_export(network, roi, style.attention)
-    # The rewritten network needs none of the exporter's own optimisation, which takes half of its time.
+    # The rewritten network does not need the exporter's own optimisation, which takes half of its time.
     program = _program(_in_style(fixed, style), model, roi, batch_range, optimize=fixed is network)
     proto = _anonymous(program.model_proto)
     result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
@@ -130,7 +130,7 @@ def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[in
 
 
 def _check_window(network: nn.Module, window: torch.Tensor, roi: Size3) -> None:
-    """Whether it was the window that the export failed on."""
+    """Check whether the window made the export fail."""
     try:
         with torch.inference_mode():
             network(window)
@@ -139,7 +139,7 @@ def _check_window(network: nn.Module, window: torch.Tensor, roi: Size3) -> None:
 
 
 def _with_explicit_zeros(network: nn.Module) -> nn.Module:
-    """A copy in which convolutions without a bias have one of zeros, and norms without weights have ones and zeros.
+    """A copy in which convolutions without a bias have a zero bias, and norms without weights have ones and zeros.
 
     onnxscript 0.7 writes an absent bias as an array of the wrong shape, which only its optimiser removes again.
     """
@@ -166,8 +166,8 @@ def _anonymous(proto: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings from a person who can do nothing about them."""
-    importlib.import_module("onnxscript")  # warns at its first import, too
+    """Suppress the exporter's warnings, on which a user cannot act."""
+    importlib.import_module("onnxscript")  # also warns at its first import
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings():

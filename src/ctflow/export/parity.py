@@ -1,4 +1,4 @@
-"""Whether an engine computes what the model computes: the one gate, for windows of a phantom and of a CT alike."""
+"""Whether an engine's results match the model's: the one gate, for windows of a phantom and of a CT."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ctflow.networks.head import is_two_class
 
 # Smallest overlap of a segment's masks on a phantom, and on a CT. Engines whose logits are right had 0.998 and more on
 # whole CTs, where a model leaves more voxels undecided than on its phantoms, and 0.9944 on a small one
-# (OpenVINO, 48 slices); a plan that was wrong had 0.9936, and is found by its logits, which were 0.12 off.
+# (OpenVINO, 48 slices); a wrong plan had 0.9936, and is found by its logits, which were 0.12 off.
 LOWEST_DICE, LOWEST_DICE_OF_CT = 0.999, 0.99
 # A mask of fewer voxels says little: one voxel of 500 is a Dice of 0.999.
 FEWEST_VOXELS = 1000
-# Largest difference of logits to fp32, relative to the largest logit, where masks are compared, too.
+# Largest difference of logits to fp32, relative to the largest logit, where masks are also compared.
 TOLERANCE = {"fp32": 1e-2, "tf32": 1e-2, "bf16": 1e-1, "fp16": 2e-2}
-# The same where they are not. About twice what engines that are right have been seen to differ on a chest
+# The same where they are not. About twice the difference seen for correct engines on a chest
 # (docs/performance.md): fp32 2.9e-3 (OpenVINO 2026.4; ONNX Runtime 6e-5), tf32 8e-4, fp16 4.6e-3 (TensorRT 10.6),
 # bf16 1.3e-2.
 TOLERANCE_ALONE = {"fp32": 6e-3, "tf32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}
@@ -32,7 +32,7 @@ TOLERANCE_ALONE = {"fp32": 6e-3, "tf32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}
 
 @dataclass(frozen=True)
 class ParityResult:
-    """How near an engine is to PyTorch in fp32.
+    """How close an engine is to PyTorch in fp32.
 
     Attributes:
         relative_error: Largest difference of logits, relative to the largest logit; in full batches, and of the first
@@ -40,7 +40,7 @@ class ParityResult:
         dice: Overlap of the masks of all windows together: the smallest of all segments with at least
             `FEWEST_VOXELS`, of all segments together where none has so many; None where nothing was segmented.
         windows: How many windows were compared.
-        judged: "labels" where masks decided beside logits, else "logits".
+        judged: "labels" where masks decided along with logits, else "logits".
     """
 
     relative_error: float
@@ -50,7 +50,7 @@ class ParityResult:
 
 
 def is_reference(backend: str, precision: str) -> bool:
-    """Whether an engine is what the others are compared with: PyTorch in strict fp32, one operation after another."""
+    """Whether an engine is the reference: PyTorch in strict fp32, one operation after another."""
     return (backend, precision) == ("eager", "fp32")
 
 
@@ -66,7 +66,7 @@ def reference_logits(model: Model, windows: Sequence[Tensor], device: str) -> li
         (1, C_out, D, H, W) float32 each, in host memory.
 
     Raises:
-        DeviceOutOfMemory: This computer has too little memory, too.
+        DeviceOutOfMemory: The host also has too little memory.
         BundleInvalid: The network does not take the windows.
     """
     roi = windows[0].shape[2:]
@@ -94,22 +94,22 @@ def check_parity(
 ) -> ParityResult:
     """Compare an engine with the plain network in strict fp32.
 
-    Each window is computed in full batches, beside others, and the first one alone, too: TensorRT 8.5 built plans
+    Each window is computed in full batches with others, and the first one also alone: TensorRT 8.5 built plans
     that are right for one window and wrong for eight (docs/performance.md).
 
     Args:
         engine: Open.
         model: The model that it was made from.
         windows: (1, C_in, D, H, W) float32 each; with structure, as on noise the masks say little.
-        expected: Their logits by `reference_logits`; computed on the engine's device where they are not given.
-        batch: Windows at once; None takes the engine's largest.
+        expected: Their logits by `reference_logits`; computed on the engine's device if not given.
+        batch: Windows per batch; None takes the engine's largest.
         lowest_dice: Smallest overlap of each segment's masks.
         logits_only: Whether masks do not count: random weights have labels that any rounding changes. TensorRT 10.6 on
             an H200 had a Dice of 0.99788 on SwinUNETR of feature_size 48 with random weights, at a relative error of
             0.0046 (2026-11-29).
 
     Returns:
-        What was found.
+        The result of the comparison.
 
     Raises:
         ParityFailed: Logits or masks differ more than they may, or a logit is not finite.
@@ -136,11 +136,11 @@ def check_parity(
 
 
 def _judge(engine: Engine, result: ParityResult, lowest_dice: float) -> None:
-    """Raise ParityFailed where a result is not good enough."""
+    """Raise ParityFailed if a result exceeds the limits."""
     backend, precision = engine.info.backend, engine.info.precision
     alone = result.judged == "logits"
     limit = (TOLERANCE_ALONE if alone else TOLERANCE)[precision]
-    if result.relative_error <= limit and (alone or (result.dice or 0.0) >= lowest_dice):  # NaN fails, too
+    if result.relative_error <= limit and (alone or (result.dice or 0.0) >= lowest_dice):  # NaN also fails
         return
     masks = "masks do not count" if alone else f"Dice {result.dice:.5f} (at least {lowest_dice})"
     raise ParityFailed(
@@ -157,7 +157,7 @@ def _found(engine: Engine, windows: Sequence[Tensor], batch: int) -> Iterator[tu
     order = [place % count for place in places]
     if batch > 1:
         yield 0, _logits(engine, windows[0])
-    if batch > count:  # a window is there twice, and is not where these are a second time: what is mixed up shows
+    if batch > count:  # windows repeat, at other positions than the first time, which exposes a mix-up
         order += [(place + place // count) % count for place in places]
     for first in range(0, len(order), batch):
         some = order[first : first + batch]
@@ -167,13 +167,13 @@ def _found(engine: Engine, windows: Sequence[Tensor], batch: int) -> Iterator[tu
 
 def _logits(engine: Engine, windows: Tensor) -> Tensor:
     device = torch.device(engine.info.device)
-    # What is launched goes to the current GPU's stream, which need not be this engine's.
+    # Launches go to the current GPU's stream, which need not be this engine's.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         return engine.predict(windows.to(device)).to("cpu", copy=True)
 
 
 class _Masks:
-    """What two sets of logits mark, counted over all windows together."""
+    """The voxels that two sets of logits mark, counted over all windows together."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

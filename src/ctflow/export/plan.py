@@ -27,8 +27,8 @@ class PlanSettings:
         precision: Number format of the heavy arithmetic.
         batches: Smallest, usual and largest batch; kernels are chosen for the usual one.
         memory_limit: Bytes of device memory that kernels may use for work space; None leaves it to TensorRT.
-        optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's own.
-        timing_cache: File of measured kernels, read if it is there and written back: shortens later builds.
+        optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's default.
+        timing_cache: File of measured kernels, read if it exists and written back: shortens later builds.
     """
 
     precision: Precision
@@ -45,8 +45,8 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
         name: "tensorrt" or "tensorrt-rtx".
         onnx: The graph, in the style that `ctflow.engines.tensorrt.plan.graph_style` gives.
         path: Where the plan is written.
-        settings: How.
-        progress: Told of the build's steps as stage "build engine".
+        settings: How it is built.
+        progress: Receives the build's steps as stage "build engine".
 
     Raises:
         BackendUnavailable: TensorRT does not load.
@@ -82,14 +82,14 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
 def _builder(runtime: Any, logger: Any, messages: Messages) -> Any:
     try:
         return runtime.Builder(logger)
-    except TypeError as error:  # what the bindings raise where CUDA does not start
+    except TypeError as error:  # raised by the bindings where CUDA does not start
         raise BackendUnavailable(
             f"{runtime.__name__} does not start: {messages.last}", reason="not-loadable"
         ) from error
 
 
 def _network_flags(runtime: Any) -> int:
-    """Batches are a dimension like others, and types are obeyed, where a version has to be asked for either."""
+    """Flags for explicit batches and strong typing, in versions that do not imply them."""
     flags = runtime.NetworkDefinitionCreationFlag
     return sum(1 << int(getattr(flags, name)) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(flags, name))
 
@@ -121,7 +121,7 @@ def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, in
 
 
 def _read_timing_cache(runtime: Any, config: Any, path: Path | None) -> None:
-    """An earlier cache; one of another GPU or version is set aside, as TensorRT itself checks."""
+    """An earlier cache; TensorRT itself discards one of another GPU or version."""
     if path is None or is_rtx(runtime):  # RTX chooses kernels when it runs
         return
     try:
@@ -140,12 +140,12 @@ def _write_timing_cache(config: Any, path: Path | None) -> None:
         data = bytes(cache.serialize())
         try:
             write_atomically(path, lambda stream: stream.write(data))
-        except OutputError as error:  # the plan, which took minutes, is there
+        except OutputError as error:  # the plan, which took minutes, exists
             log.warning("the timing cache is not kept: %s", error)
 
 
 def _watch(runtime: Any, config: Any, progress: Progress) -> Any:
-    """Hand the builder's steps to `progress`."""
+    """Report the builder's steps to `progress`."""
 
     class Steps(runtime.IProgressMonitor):  # type: ignore[misc]  # the class is known at run time only
         """The builder's outermost phase as steps done of steps to do."""
@@ -168,7 +168,7 @@ def _watch(runtime: Any, config: Any, progress: Progress) -> Any:
             return self.stopped is None
 
         def phase_finish(self, phase: str) -> None:
-            """Nothing: the next phase or the end tells."""
+            """Do nothing: the next phase or the end reports progress."""
 
     steps = Steps()
     config.progress_monitor = steps

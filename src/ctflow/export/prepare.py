@@ -1,4 +1,4 @@
-"""Make what an engine runs, if it is not there yet."""
+"""Makes an engine's file if it does not exist yet."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ctflow.export.torch_program import program_from_model
 
 _STAGE = "prepare engine"
 _SLOW = (PLAN, RTX_FILE, PROGRAM)  # to make: minutes, where an ONNX file takes seconds
-_ANYWHERE = (RTX_FILE,)  # made on machines that cannot run it, too
+_ANYWHERE = (RTX_FILE,)  # also made on machines that cannot run it
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +44,19 @@ log = logging.getLogger(__name__)
 def prepare_engine(
     request: EngineRequest, model: Model, *, logits_only: bool = False, progress: Progress = silent
 ) -> None:
-    """Make the file that an engine needs to be opened with the same arguments, unless it is there.
+    """Make the file that an engine needs to open with the same arguments, unless it exists.
 
     Args:
         request: A backend, and for what, with a cache; the CPU engines' file serves any batch.
         model: The model.
-        logits_only: Whether masks do not count where a new plan is compared: of random weights they say nothing.
-        progress: Told of the stage "prepare engine" or "build engine", if there is something to make.
+        logits_only: Whether masks do not count where a new plan is compared: with random weights they say nothing.
+        progress: Receives the stage "prepare engine" or "build engine", if there is something to make.
 
     Raises:
         SettingsInvalid: The name is unknown.
         BackendUnavailable: The backend, device or precision cannot be used here.
-        ModelError: The engine cannot be made from the model, a stored file is damaged, or a new plan computes something
-            else than PyTorch in fp32, and is not kept.
+        ModelError: The engine cannot be made from the model, a stored file is damaged, or a new plan differs
+            from PyTorch in fp32 and is not kept.
         OutputError: The file cannot be written.
     """
     request = with_precision(request)
@@ -70,7 +70,7 @@ def prepare_engine(
     if key is None or store.find(key) is not None:
         return
     if module.FILE in _SLOW:
-        near = store.nearest(key)  # for example one for the driver of before an update
+        near = store.nearest(key)  # for example one for the driver before an update
         why = "" if near is None else f" ({near.text})"
         log.warning("%s %s: building an engine, once; this takes minutes%s", name, chosen, why)
 
@@ -92,7 +92,7 @@ def prepare_engine(
 def is_prepared(request: EngineRequest, model: Model) -> bool:
     """Whether an engine can be opened without making a file for minutes; arguments as for `prepare_engine`.
 
-    Without a cache (None) no file is there.
+    Without a cache (None) no file exists.
 
     Raises:
         EngineMismatch: Its stored file is damaged.
@@ -106,7 +106,7 @@ def is_prepared(request: EngineRequest, model: Model) -> bool:
 
 
 def is_made_anywhere(name: str) -> bool:
-    """Whether a backend's file is made on machines that cannot run it, too."""
+    """Whether a backend's file can also be made on machines that cannot run it."""
     return backend_module(name).FILE in _ANYWHERE
 
 
@@ -141,7 +141,7 @@ def _make_plan(request: EngineRequest, model: Model, path: Path, progress: Progr
 
 
 def _check_plan(request: EngineRequest, model: Model, path: Path, *, logits_only: bool) -> None:
-    """Compare a new plan with PyTorch, so that none is kept which computes something else; where it can run at all."""
+    """Compare a new plan with PyTorch where it can run, so that no plan with other results is kept."""
     if torch.device(request.device).type != "cuda":  # made for another machine, which compares when it measures
         return
     engine = engine_from_plan(request, model, path.read_bytes())

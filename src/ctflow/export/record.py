@@ -1,4 +1,4 @@
-"""What has been compared before: kept in the cache for the machine, the model and all versions, and in this process."""
+"""Earlier comparisons, kept in the cache for the machine, the model and all versions, and in this process."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Agreement:
-    """What an engine was compared with, and what was found: a part of result.json.
+    """An engine's comparison and its result: a part of result.json.
 
     Attributes:
         windows: How many windows were compared, at least 1.
-        of: Of how many that were computed of that CT.
+        of: How many windows of that CT were computed.
         dice: Overlap of the masks of these windows (`ctflow.export.parity.ParityResult`); None where nothing was
             segmented in them.
         relative_error: Largest difference of logits, relative to the largest logit.
-        judged: "labels" where masks decided beside logits, else "logits".
+        judged: "labels" where masks decided along with logits, else "logits".
         engine: Backend and precision of the engine.
         reference: Backend and precision that it was compared with.
-        series: Whose windows they were: `THIS` or `EARLIER`.
+        series: Which series the windows come from: `THIS` or `EARLIER`.
         date: When, as YYYY-MM-DD.
         kept: Whether the figures are in the cache; else each process compares its first CT.
     """
@@ -61,7 +61,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is kept of an engine: the date on which it failed, or its figures."""
+    """The record of an engine: the date on which it failed, or its figures."""
 
     failed: str | None
     agreement: Agreement | None
@@ -116,7 +116,7 @@ class Agreements:
     def keep(self, infos: Sequence[EngineInfo], result: ParityResult, of: int) -> Agreement:
         """Note that engines agreed on a CT.
 
-        An engine that has failed on another CT is compared with each, so nothing of it is kept.
+        An engine that has failed on another CT is compared on each, so none of its figures are kept.
 
         Args:
             infos: One backend and precision, on one or several devices.
@@ -148,7 +148,7 @@ class Agreements:
         return self._keys[known]
 
     def _key_of_failure(self, backend: str, precision: Precision, device: str, roi: Size3) -> str:
-        """Digest of what is given up with an engine: it is known before one is opened, and holds for every batch."""
+        """Digest under which an engine is rejected: known before one is opened, and valid for every batch."""
         known = ("failure", backend, precision, device, roi)
         if known not in self._keys:
             self._keys[known] = self._digest([*known[:3], machine(device), roi, backend_version(backend)])
@@ -162,7 +162,7 @@ class Agreements:
         return None if self._cache_dir is None else self._cache_dir / f"agreement-{key}.json"
 
     def _read(self, key: str) -> _Record:
-        """A kept record; one that is not there or damaged says nothing, which has the engine compared again."""
+        """A stored record; a missing or damaged one is empty, so the engine is compared again."""
         path = self._path(key)
         try:
             document = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
@@ -184,7 +184,7 @@ class Agreements:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda stream: stream.write(text.encode()))
-        except (OutputError, OSError) as error:  # the engines may lie in a folder that can only be read
+        except (OutputError, OSError) as error:  # the engines' folder may be read-only
             log.warning("cannot store the comparison of an engine, so each process compares again: %s", error)
             return False
         return True
@@ -221,22 +221,22 @@ def today() -> str:
 
 
 def what_is_computed(model: Model) -> list[object]:
-    """All of a model that decides which logits it has and what they mean."""
+    """Everything in a model that determines its logits and their meaning."""
     spec = model.spec
     what = [model.weights_digest, spec.network.name, dict(spec.network.arguments), REWRITE_VERSION]
     return [what, [spec.activation, spec.threshold, spec.out_channels, repr(spec.preprocessing)]]
 
 
 def machine(device: str) -> list[object]:
-    """What of this machine decides how a device computes."""
+    """The properties of this machine that determine how a device computes."""
     where: list[object] = [_processor(), usable_cpus()]
     return [*where, gpu_identity(device)] if device.startswith("cuda") else where
 
 
 def _processor() -> str:
-    """Name and abilities of the processor: which arithmetic an engine picks hangs on them."""
+    """Name and features of the processor: an engine's choice of arithmetic depends on them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return platform.processor() or platform.machine()
     return "; ".join(next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags"))

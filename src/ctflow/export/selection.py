@@ -1,4 +1,4 @@
-"""The fastest engine here that computes what the model computes: measured once a machine and model, and kept."""
+"""The fastest engine here that agrees with the model: measured once per machine and model, and kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ctflow.export.record import Agreements, machine, what_is_computed
 _STAGE = "measure engines"
 _FORMAT = 4  # of the record
 
-# Failures that another day or machine may not have: what was measured under them is not kept.
+# Failures that may be gone another day or on another machine: measurements under them are not kept.
 _PASSING = (ResourceError, EngineMismatch, ImportError, RuntimeError)
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured, and which engine and precision that chose, with how many windows at once (None: as asked)."""
+    """The measurements, the engine and precision chosen by them, and the windows per batch (None: as requested)."""
 
     backend: str
     precision: Precision
@@ -52,7 +52,7 @@ class Choice:
     batch: int | None = None
 
     def of(self, request: EngineRequest) -> EngineRequest:
-        """What was asked for, with the engine, precision and batch that were chosen."""
+        """The request with the chosen engine, precision and batch."""
         smallest, wanted = request.batch_range
         batches = smallest, self.batch or wanted
         return replace(request, backend=self.backend, precision=self.precision, batch_range=batches)
@@ -71,20 +71,20 @@ def choose_fastest(
     """The fastest engine that agrees with PyTorch in fp32; from the record in the cache, or measured and recorded.
 
     Args:
-        request: For what; its precision None lets each backend try its own. The cache keeps engines and the record.
+        request: The request; its precision None lets each backend try its own. The cache keeps engines and the record.
         model: The model.
-        make: Whether engines that take minutes to make are made; else only those in the cache take part.
+        make: Whether to make engines that take minutes; else only those in the cache take part.
         logits_only: Whether masks do not count, for random weights (`ctflow.export.parity.check_parity`).
-        agreements: Which engines have failed on a CT and are not taken; None looks into the cache.
-        measured: What was measured before, to choose from again once the engine that was chosen has failed on a CT.
-        progress: Told of each engine as stage "measure engines".
+        agreements: Which engines have failed on a CT and are not taken; None reads the cache.
+        measured: Earlier measurements, to choose from again once the chosen engine has failed on a CT.
+        progress: Receives each engine as stage "measure engines".
 
     Returns:
         The choice; its engine's file is in the cache.
 
     Raises:
         BackendUnavailable: No backend computes with this device and precision.
-        DeviceOutOfMemory: None can be used, one of them only for want of memory, which may be free another time.
+        DeviceOutOfMemory: None can be used, one of them only for lack of memory, which may be free another time.
         ModelError: No engine can be made from the model, or none that is left agrees.
         OutputError: The cache cannot be written.
     """
@@ -110,10 +110,10 @@ def choose_fastest(
 
 
 def engines_not_made(request: EngineRequest, model: Model) -> tuple[str, ...]:
-    """Backends of this machine that take no part in a choice only because nobody has made their files yet.
+    """Backends of this machine that take no part in a choice only because their files have not been made yet.
 
     Args:
-        request: For what; its precision None lets each backend try its own.
+        request: The request; its precision None lets each backend try its own.
         model: The model.
 
     Raises:
@@ -146,7 +146,7 @@ def _fitting(request: EngineRequest) -> list[EngineRequest]:
 def _time_all(
     candidates: Sequence[EngineRequest], model: Model, window: Tensor, progress: Progress
 ) -> tuple[list[Measured], list[Exception]]:
-    """Every candidate, timed or set aside, and why those were that a warning tells of."""
+    """Every candidate, timed or set aside, and the reasons that a warning reports."""
     timed: list[Measured] = []
     failures: list[Exception] = []
     progress(_STAGE, 0, len(candidates))
@@ -165,10 +165,10 @@ def _time_engine(request: EngineRequest, model: Model, window: Tensor, failures:
         return Measured(name, precision, seconds, None, None, batch)
     except OutputError:
         raise
-    except NetworkNotTaken as error:  # for good: no failure, and nothing to warn of
+    except NetworkNotTaken as error:  # permanent: not a failure, so no warning
         log.info("engine %s does not support this network: %s", name, error)
         return Measured(name, precision, None, None, str(error))
-    # Libraries that do not load or run raise ImportError and RuntimeError; another engine may do.
+    # Libraries that do not load or run raise ImportError and RuntimeError; another engine may work.
     except (CtflowError, ImportError, RuntimeError) as error:
         failures.append(error)
         log.warning("engine %s is set aside: %s", name, error)
@@ -178,7 +178,7 @@ def _time_engine(request: EngineRequest, model: Model, window: Tensor, failures:
 def _first_exact(
     timed: Sequence[Measured], gate: ParityGate, request: EngineRequest, failures: list[Exception]
 ) -> Choice:
-    """The fastest that agrees with PyTorch; PyTorch itself in fp32 is what the others are compared with."""
+    """The fastest that agrees with PyTorch; PyTorch itself in fp32 is the reference."""
     runnable = [entry for entry in timed if entry.window_seconds is not None and entry.reason is None]
     final = {(entry.backend, entry.precision): entry for entry in timed}
     for entry in sorted(runnable, key=_seconds):
@@ -235,7 +235,7 @@ def _read_choice(path: Path, candidates: Sequence[EngineRequest]) -> Choice | No
 def _write_choice(choice: Choice, path: Path) -> None:
     document = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=2) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # an engine without a file has left none there
+        path.parent.mkdir(parents=True, exist_ok=True)  # an engine without a file has not created it
         write_atomically(path, lambda stream: stream.write(document.encode()))
-    except (OutputError, OSError) as error:  # the engines may lie in a folder that can only be read
+    except (OutputError, OSError) as error:  # the engines' folder may be read-only
         log.warning("cannot store which engine was selected: %s", error)

@@ -1,4 +1,4 @@
-"""A program for `ctflow.engines.tensorrt.torch_program`: the exported network with TensorRT's parts built in.
+"""A program for `ctflow.engines.tensorrt.torch_program`: the exported network with built-in TensorRT parts.
 
 NOT RUN BY US, as that module says.
 """
@@ -43,7 +43,7 @@ def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch:
     """
     runtime = load_torch_tensorrt()
     network, _ = network_for_gpu(model, roi, precision)
-    # Beside the file, for the rename; torch wants the ending .pt2.
+    # Next to the file, for the rename; torch wants the suffix .pt2.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.cuda.device(device):
         made = Path(folder) / "made.pt2"
         try:
@@ -53,7 +53,7 @@ def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch:
                 _build(runtime, network, windows, precision, device, made)
         except OSError:
             raise  # the store names it
-        except Exception as error:  # a compiler raises whatever its passes raise
+        except Exception as error:  # a compiler's passes may raise anything
             raise _failure(error, model, network, roi, device) from error
         made.replace(path)
 
@@ -61,8 +61,8 @@ def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch:
 def _build(runtime: Any, network: nn.Module, windows: Tensor, precision: Precision, device: str, path: Path) -> None:
     """Export, compile and save.
 
-    Since 2.11 TensorRT follows the network's own number formats, so that none is asked for here (the option
-    `use_explicit_typing` of 2.11 and 2.12 is true unless told otherwise, and 2.13 has no other way).
+    Since 2.11 TensorRT follows the network's own number formats, so none is requested here (the option
+    `use_explicit_typing` of 2.11 and 2.12 is true by default, and 2.13 has no other mode).
     """
     exported = torch.export.export(network, (windows,), strict=False)
     module = runtime.dynamo.compile(
@@ -94,7 +94,7 @@ def _failure(error: Exception, model: Model, network: nn.Module, roi: Size3, dev
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the compiler's warnings from a person who can do nothing about them."""
+    """Suppress the compiler's warnings, on which a user cannot act."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

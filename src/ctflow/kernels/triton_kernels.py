@@ -1,4 +1,4 @@
-"""Triton kernels over volumes (B, V voxels, C channels) and tokens (B, T, C), whose channels lie side by side.
+"""Triton kernels over volumes (B, V voxels, C channels) and tokens (B, T, C), whose channels are adjacent in memory.
 
 Names in capitals are sizes; those at a signature's end are constants of the compilation, of which CP is a power of two
 that holds C. FLOP and bytes are counted for half precision. What each computes is
@@ -151,7 +151,7 @@ def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
 
 @triton.jit
 def _layer_norm(x, mask, C, EPS):
-    """Rows of x, whose masked places are zero, with mean 0 and variance 1 over C channels."""
+    """Rows of x, whose masked entries are zero, with mean 0 and variance 1 over C channels."""
     mean = tl.sum(x, 1) / C
     centred = tl.where(mask, x - mean[:, None], 0.0)
     return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS))[:, None]

@@ -17,7 +17,7 @@ from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, NetworkSpec
 
 _PACKAGE = "monai.networks.nets"
-LARGEST_ARGUMENT = 65_536  # no width, size or count of a network comes near; more would only fill the memory
+LARGEST_ARGUMENT = 65_536  # far above any real width, size or count; more would only fill the memory
 _NAMED = 3  # keys that a message names
 # Arguments that MONAI has removed since and that never changed the result: dropped with a note.
 _DROPPED = {"SwinUNETR": ("img_size",)}
@@ -63,20 +63,20 @@ def network_class(name: str) -> type[nn.Module]:
 
 
 def _networks_of_monai() -> ModuleType:
-    """Import `monai.networks.nets`; late, as it takes a second and `ctflow --help` needs none of it."""
+    """Import `monai.networks.nets`; late, as it takes a second and `ctflow --help` does not need it."""
     with warnings.catch_warnings():
-        # MONAI 1.6 scripts functions at import, which torch 2.13 deprecates; no one who runs ctflow can change it.
+        # MONAI 1.6 scripts functions at import, which torch 2.13 deprecates; users of ctflow cannot change it.
         warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
         import_monai()
         return importlib.import_module(_PACKAGE)
 
 
 def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Bring a bundle's arguments to the installed MONAI.
+    """Adapt a bundle's arguments to the installed MONAI.
 
     Args:
         name: Class name.
-        arguments: As the bundle gives them.
+        arguments: The bundle's arguments.
 
     Returns:
         The arguments that the class takes, and a note for each that was dropped or renamed.
@@ -203,7 +203,7 @@ def _check_size(value: Any, place: str) -> None:
 
 
 def _check_not_pretrained(name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
-    """Weights come from the bundle; a network that would fetch others from the internet is refused."""
+    """Reject a network that would download weights; they come from the bundle."""
     for key in {*parameters, *given}:
         if "pretrained" in key:
             value = given[key] if key in given else parameters[key].default

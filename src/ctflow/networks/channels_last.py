@@ -1,6 +1,6 @@
-"""SwinUNETR with channels last, from few operations, each of which a GPU kernel may do in one launch.
+"""SwinUNETR with channels last, from a few operations, each of which a GPU kernel can do in one launch.
 
-Volumes are (B, D, H, W, C) and tokens (B, tokens, C), so a voxel's channels lie side by side: convolutions are products
+Volumes are (B, D, H, W, C) and tokens (B, tokens, C), so a voxel's channels are adjacent: convolutions are products
 of matrices without any change of layout, and volumes become tokens and tokens volumes without a copy. What is
 materialised is decided here; who computes it, by the `Operations` given: `TorchOperations`, the plain reference of all
 of them on any device, or the kernels of `ctflow.kernels`.
@@ -24,14 +24,14 @@ from ctflow.networks.swin_windows import columns_of_merging, stage_sizes, stages
 
 
 class _ResidualBlock:
-    """MONAI's `UnetResBlock`, its input given in shares of the channels, which so need not be put together.
+    """MONAI's `UnetResBlock`, its input given in shares of the channels, which avoids a concatenation.
 
     Args:
         block: The module.
         shares: Channels of each.
         size: (D, H, W) of its input.
         ops: Who computes.
-        filled: Channels of zeros that follow the input's own.
+        filled: Zero channels that follow the input's own.
     """
 
     def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, filled: int = 0) -> None:
@@ -155,7 +155,7 @@ class ChannelsLastSwinUNETR:
     """A SwinUNETR for windows of one size.
 
     Args:
-        network: MONAI's network, in evaluation mode; `takes` says which can be done. Stays as it is.
+        network: MONAI's network, in evaluation mode; `takes` says which are supported. Is not changed.
         roi: Window size in voxels.
         ops: Who computes; has the attributes `dtype` and `device`.
     """
@@ -190,7 +190,7 @@ class ChannelsLastSwinUNETR:
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
-        x = windows.movedim(1, -1).to(self.ops.dtype).contiguous()  # kernels know no strides
+        x = windows.movedim(1, -1).to(self.ops.dtype).contiguous()  # kernels ignore strides
         hidden = self._hidden(x)
         filled = functional.pad(x, (0, self.filled)) if self.filled else x
         skips = [self.enter(filled), *(block(h) for block, h in zip(self.encoders, hidden, strict=False)), hidden[3]]
@@ -203,7 +203,7 @@ class ChannelsLastSwinUNETR:
         """The input of each stage and the last output, as volumes."""
         batch, channels, p = len(x), x.shape[-1], self.patch
         d, h, w = self.sizes[0]
-        # A patch as a row: channel first, as the weights of the embedding lie.
+        # A patch as a row: channel first, the layout of the embedding's weights.
         patches = x.reshape(batch, d, p, h, p, w, p, channels).permute(0, 1, 3, 5, 7, 2, 4, 6)
         tokens = functional.linear(patches.reshape(batch, d * h * w, -1), *self.embed)
         found = [tokens]
@@ -220,7 +220,7 @@ def _halved(size: Size3) -> Size3:
 
 
 def takes(network: nn.Module, roi: Size3) -> bool:
-    """Whether a network can be computed so: a SwinUNETR of the first version, with patches of 2 and plain norms."""
+    """Whether a network is supported: a SwinUNETR of the first version, with patches of 2 and plain norms."""
     if type(network) is not network_class("SwinUNETR"):
         return False
     net: Any = network
@@ -229,7 +229,7 @@ def takes(network: nn.Module, roi: Size3) -> bool:
         return False
     if net.swinViT.patch_embed.norm is not None:
         return False
-    if not net.encoder1.layer.downsample:  # as many channels come in as the first block makes
+    if not net.encoder1.layer.downsample:  # the input has as many channels as the first block's output
         return False
     blocks = [net.encoder1.layer, *(net.get_submodule(f"decoder{k}.conv_block") for k in range(1, 6))]
     norms = [block.norm1 for block in blocks]

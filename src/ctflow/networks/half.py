@@ -1,4 +1,4 @@
-"""A network in half precision whose tensors say so themselves.
+"""A network in half precision, stated in its tensors' types.
 
 Engines that follow the types of a graph ("strongly typed": TensorRT 11, and 10 and RTX when asked) compute
 exactly what is written here: weights and products in half precision, statistics, softmax and the sums along a
@@ -23,7 +23,7 @@ def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy that computes in half precision, with norms in fp32.
 
     Args:
-        network: In evaluation mode; stays as it is.
+        network: In evaluation mode; is not changed.
         dtype: torch.float16 or torch.bfloat16.
 
     Returns:
@@ -31,7 +31,7 @@ def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     kept = copy.deepcopy(network)
     half = copy.deepcopy(network).to(dtype)
-    # The norms' own numbers are those of before: a running variance may be beyond half precision.
+    # The norms keep their original numbers: a running variance may exceed half precision.
     _replace(half, _IN_FULL, lambda _, name: FullPrecisionNorm(kept.get_submodule(name), dtype))
     return HalfNetwork(half, dtype).eval()
 
@@ -65,7 +65,7 @@ class FullPrecisionNorm(nn.Module):
 
 
 def _replace(network: nn.Module, kinds: _Kinds, replacement: Callable[[Any, str], nn.Module]) -> None:
-    """Each module of these kinds replaced by what is made of it and its name; one that is used twice stays one."""
+    """Replace each module of these kinds by what `replacement` makes of it and its name; a shared one stays shared."""
     made: dict[nn.Module, nn.Module] = {}
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, kinds) and name:

@@ -15,7 +15,7 @@ _SAME = 1e-5  # largest difference of the probe, relative to the largest logit
 
 
 def is_two_class(spec: ModelSpec) -> bool:
-    """Whether softmax and argmax over two channels may be done on the difference of the two alone."""
+    """Whether softmax and argmax over two channels need only the difference of the two."""
     return spec.activation == "softmax" and spec.out_channels == 2 and spec.threshold is None
 
 
@@ -23,10 +23,10 @@ def fold_two_class_head(network: nn.Module, spec: ModelSpec, *, probe: bool = Tr
     """Replace the last convolution of a two-class network by one that gives the difference of its two logits.
 
     Args:
-        network: In evaluation mode; stays as it is.
+        network: In evaluation mode; is not changed.
         spec: The model's activation, threshold and channels.
-        probe: Whether a small window is computed, on the CPU, to see that nothing follows the convolution. Who goes
-            without it compares with `network` later.
+        probe: Whether a small window is computed, on the CPU, to check that nothing follows the convolution. A caller
+            that skips it compares with `network` later.
 
     Returns:
         A copy of the network that gives (B, 1, D, H, W), logit 1 minus logit 0, and True; or `network` itself and
@@ -48,7 +48,7 @@ def fold_two_class_head(network: nn.Module, spec: ModelSpec, *, probe: bool = Tr
 
 
 def _last_convolution(network: nn.Module) -> str | None:
-    """Name of the 1x1x1 convolution to two channels that stands last in the network."""
+    """Name of the 1x1x1 convolution to two channels at the end of the network."""
     with_weights = [
         (name, module) for name, module in network.named_modules() if list(module.parameters(recurse=False))
     ]

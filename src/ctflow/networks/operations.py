@@ -28,7 +28,7 @@ class Attention(Protocol):
 
 
 class Operations(Protocol):
-    """What a `ChannelsLastSwinUNETR` is made of.
+    """The operations of a `ChannelsLastSwinUNETR`.
 
     Statistics of an instance norm travel as sums, (B, parts, 2, C) float32: the sums and the sums of squares over each
     part of the voxels. A norm is (B, 2, C) float32: scale and shift.
@@ -44,7 +44,7 @@ class Operations(Protocol):
 
         Returns:
             A function of the shares and of the norm that, with a leaky ReLU, is applied to them first (or None); it
-            gives the volume and its sums.
+            returns the volume and its sums.
         """
 
     def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -73,7 +73,7 @@ class Operations(Protocol):
     ) -> Tensor:
         """The same, the other being a normalised 1 x 1 x 1 convolution.
 
-        With a head, (C_out, C) weights and (C_out,) bias in float32, what it makes of each voxel is given in place of
+        With a head, (C_out, C) weights and (C_out,) bias in float32, the head's output replaces
         the volume: (B, C_out, D, H, W) float32.
         """
 
@@ -84,7 +84,7 @@ class Operations(Protocol):
         """Eight neighbours side by side, in the array's order, zeros beyond odd sizes, and normalised."""
 
     def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
-        """float32 tokens plus what stands for each of them at (tokens,) places of x."""
+        """float32 tokens plus their values at (tokens,) places of x."""
 
 
 class TorchOperations:

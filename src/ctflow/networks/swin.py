@@ -1,8 +1,8 @@
-"""Exact rewrites of MONAI's SwinUNETR for one window size: what depends on the size alone is made once.
+"""Exact rewrites of MONAI's SwinUNETR for one window size: what depends only on the size is computed once.
 
 MONAI computes the masks of shifted windows anew in each forward pass, as (windows, n, n) numbers, and moves tokens with
 rolls, pads and permutes. Here both are index tables: tokens are fetched into windows in one gather, sorted so that
-windows of the same mask pattern stand together, and each of the at most eight patterns adds its own mask to its own
+windows of the same mask pattern are contiguous, and each of the at most eight patterns adds its own mask to its own
 windows; the many windows in the middle, which need none, pay nothing.
 """
 
@@ -43,8 +43,8 @@ class AttentionStyle:
     """How the windows of an attention are computed, by what suits the engine.
 
     Attributes:
-        most_scores: Attention scores of a window image that are computed at once; what is more is done in parts.
-        by_pattern: Whether the windows of each mask pattern are a product of their own, which adds one small mask to
+        most_scores: Attention scores of a window image that are computed at once; more are done in parts.
+        by_pattern: Whether the windows of each mask pattern are a separate product, which adds one small mask to
             all of them and suits caches; else all masked windows are one product, each with its own mask, which is
             fewer and larger operations and suits GPUs.
     """
@@ -61,12 +61,12 @@ def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle
     """A copy of a SwinUNETR that takes windows of one size only and computes the same from fewer operations.
 
     Args:
-        network: In evaluation mode; stays as it is.
+        network: In evaluation mode; is not changed.
         roi: Window size in voxels.
         attention: How its attention is computed.
 
     Returns:
-        The copy; or `network` itself if it is no three-dimensional SwinUNETR with window attention in every stage, or
+        The copy; or `network` itself if it is not a 3D SwinUNETR with window attention in every stage, or
         does not take this window.
 
     Source: `monai.networks.nets.swin_unetr` of MONAI 1.6.1.
@@ -209,7 +209,7 @@ class FixedAttention(nn.Module):
         self.shared = shared
         regions = np.repeat(table.regions, table.counts, axis=0)
         self.masked: npt.NDArray[np.bool_] = np.asarray(regions.any(axis=1))
-        # float32, not whole numbers: onnxruntime and TensorRT compare those everywhere.
+        # float32, not integers: onnxruntime and TensorRT compare float32 everywhere.
         self.register_buffer("regions", torch.from_numpy(regions.astype(np.float32)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,19 +233,19 @@ class FixedAttention(nn.Module):
         return _joined(parts).transpose(2, 3).reshape(batch, places, self.heads * width)
 
     def _bias(self) -> Tensor:
-        """(heads, n, n): what is added to the score of two places, by their position."""
+        """(heads, n, n): the bias added to the score of two places, by their position."""
         index: Tensor = self.shared.index[: self.n, : self.n]
         bias = _at_least_float(self.table).index_select(0, index.reshape(-1))
         return bias.reshape(self.n, self.n, self.heads).permute(2, 0, 1)
 
     def _scores(self, products: Tensor, bias: Tensor, first: int, stop: int, one: bool) -> Tensor:
-        """(B, windows, heads, n, n) products, or (B, windows, heads, n * n), with what position and region add."""
+        """(B, windows, heads, n, n) products, or (B, windows, heads, n * n), with the biases of position and region."""
         if not self.masked[first:stop].any():
             return products + bias
         regions = self.regions[first:stop, None]  # (windows, 1, n), of which one may serve all
         regions = regions[0] if one else regions
         mask = torch.where(regions[..., :, None] == regions[..., None, :], 0.0, MASKED)
-        # Where each window has its mask, a sum with the bias of all heads would be a constant many times as large.
+        # Where each window has its own mask, a sum with the bias of all heads would be a constant many times as large.
         return products + (bias + mask) if one else products + bias + mask
 
 
@@ -308,7 +308,7 @@ class FixedMerging(nn.Module):
         if d % 2 or h % 2 or w % 2:
             x = functional.pad(x, (0, 0, 0, w % 2, 0, h % 2, 0, d % 2))
         halves = ((d + 1) // 2, (h + 1) // 2, (w + 1) // 2)
-        # Six axes of eight: neighbours along W lie side by side already, and some engines take no more than eight.
+        # Six axes instead of eight: neighbours along W are already adjacent, and some engines take at most eight.
         x = x.reshape(batch * halves[0], 2, halves[1], 2, halves[2], 2 * channels)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, *halves, 8 * channels)
         merged: Tensor = self.reduction(self.norm(x))

@@ -1,4 +1,4 @@
-"""How the stages of MONAI's SwinUNETR are cut into windows, for one size of the network's input: index tables."""
+"""Index tables that cut the stages of MONAI's SwinUNETR into windows, for one size of the network's input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stages_of(network: nn.Module) -> list[Any]:
 
 
 def stage_sizes(network: nn.Module, roi: Size3) -> list[Size3] | None:
-    """(D, H, W) in tokens of each stage, or None if the SwinUNETR is not one that is rewritten here."""
+    """(D, H, W) in tokens of each stage, or None if this SwinUNETR is not rewritten here."""
     merging, merging_v2 = _merging_classes()
     patch: Any = network.patch_size
     if len(roi) != 3 or not isinstance(patch, int) or any(length % patch**5 for length in roi):

@@ -1,1 +1,1 @@
-"""Made engine files, kept under the key of all they depend on."""
+"""Stored engine files, each under the key of all it depends on."""

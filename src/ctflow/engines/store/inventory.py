@@ -1,4 +1,4 @@
-"""What lies in a folder of engines, whole or not, for a person to see; nothing here changes or refuses anything."""
+"""The contents of an engine folder, whole or not, for display; nothing here changes or rejects anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TEMPORARY_NAME = re.compile(r"\.([a-z0-9_]+-[0-9a-f]+)\.[^.]+(\.old)?")  # as `
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """What lies in a store under one name, whole or not.
+    """A store's entry under one name, whole or not.
 
     Attributes:
         name: Name of the folder.
@@ -38,7 +38,7 @@ class StoredEngine:
             stored here under this name; "unreadable" is another user's; "being made" is a running maker's; "left over"
             is a killed maker's, which the next making of the same key removes.
         reason: What is wrong; None where it is ready or being made.
-        key: Its key, if that can be told.
+        key: Its key, if known.
         size: Bytes of its files.
         made: When its manifest was written, in seconds since 1970; None without one.
     """
@@ -53,11 +53,11 @@ class StoredEngine:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The stored engine that is most like one that is absent.
+    """The stored engine closest to an absent one.
 
     Attributes:
-        engine: What is stored.
-        differing: In what its key differs, at least one.
+        engine: The stored engine.
+        differing: The differences of its key, at least one.
     """
 
     engine: StoredEngine
@@ -70,7 +70,7 @@ class Nearest:
 
 
 def stored_engines(store: Path, *, check: bool = True) -> tuple[StoredEngine, ...]:
-    """Everything that is stored or being made, in the order of names; never raises.
+    """Everything that is stored or being made, sorted by name; never raises.
 
     Folders and files that are no engines, such as records of measurements, are left out.
 
@@ -79,7 +79,7 @@ def stored_engines(store: Path, *, check: bool = True) -> tuple[StoredEngine, ..
         check: Read each file and compare it with its digest, so that "ready" is what the store would accept.
 
     Returns:
-        One entry a folder; none if the store cannot be read (see `problem_with`).
+        One entry per folder; none if the store cannot be read (see `problem_with`).
     """
     try:
         names = sorted(path.name for path in store.iterdir())
@@ -97,7 +97,7 @@ def stored_engines(store: Path, *, check: bool = True) -> tuple[StoredEngine, ..
 
 
 def problem_with(store: Path) -> str | None:
-    """Why the store's folder cannot be listed; None where it can, or where nothing has been put yet."""
+    """Why the store's folder cannot be listed; None where it can, or where nothing has been stored yet."""
     try:
         next(store.iterdir(), None)
     except FileNotFoundError:
@@ -108,16 +108,16 @@ def problem_with(store: Path) -> str | None:
 
 
 def nearest_engine(store: Path, key: EngineKey) -> Nearest | None:
-    """What is stored for the same kind and weights instead of an absent key, to tell why that one is absent.
+    """The engine stored for the same kind and weights instead of an absent key, to explain why that one is absent.
 
-    Files are not read, so that this takes milliseconds; never raises.
+    Does not read the files, so it takes milliseconds; never raises.
 
     Args:
         store: The folder.
-        key: What was wanted and not found.
+        key: The key that was not found.
 
     Returns:
-        The entry with the fewest differing fields, of several the one made last; None if there is none.
+        The entry with the fewest differing fields, the latest of several; None if there is none.
     """
     wanted, found = key.fields, []
     for entry in stored_engines(store, check=False):
@@ -131,7 +131,7 @@ def nearest_engine(store: Path, key: EngineKey) -> Nearest | None:
 
 
 def _entry(folder: Path, *, check: bool) -> StoredEngine:
-    """What lies under a name; `Fault` becomes its state."""
+    """The entry under a name; `Fault` becomes its state."""
     key: EngineKey | None = None
     state: EntryState = "ready"
     reason: str | None = None
@@ -167,13 +167,13 @@ def _is_held(lock: Path) -> bool:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:  # BlockingIOError; where it cannot be told, nobody is told to remove it
+    except OSError:  # BlockingIOError; where the state is unknown, no message suggests removal
         return True
     return False
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, as far as they can be told; a file in its place has its own."""
+    """Bytes of the files in a folder, as far as they can be read; a file in its place counts its own."""
     try:
         if not is_folder(folder):
             return folder.lstat().st_size

@@ -1,4 +1,4 @@
-"""What is written beside a stored engine file, what its key says, and whether both are what they promise."""
+"""The manifest next to a stored engine file, its key, and the checks of both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctflow.core.volume import Size3
 EntryState = Literal["ready", "damaged", "foreign", "unreadable", "being made", "left over"]
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest; another one is a foreign folder
+FORMAT = 1  # of the manifest; another format marks a foreign folder
 _LONGEST_DOCUMENT = 1 << 20  # bytes; ours have about a thousand
 _DEEPEST = 50  # brackets within brackets; ours have five
 _MOST_SHOWN = 6  # differing fields in a message; a foreign manifest may have any number
@@ -30,7 +30,7 @@ class EngineKey:
     """Everything that a stored file depends on.
 
     Attributes:
-        kind: What the file is, for example "onnx".
+        kind: Kind of the file, for example "onnx".
         version: Version of the software that made it.
         rewrite: Version of the network rewrites (`ctflow.networks.swin.REWRITE_VERSION`).
         weights_digest: SHA-256 of the weights.
@@ -57,7 +57,7 @@ class EngineKey:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The key as JSON would give it back."""
+        """The key as JSON returns it."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self), sort_keys=True, default=str))
         return fields
 
@@ -78,7 +78,7 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Difference:
-    """One field in which a stored key is not the wanted one; of lists such as the device only what differs.
+    """One field in which a stored key differs from the wanted one; of lists such as the device only what differs.
 
     Attributes:
         field: Name of the key's field.
@@ -92,7 +92,7 @@ class Difference:
 
     def __str__(self) -> str:
         made = {"device": "for", "version": "by"}.get(self.field)
-        if made:  # what a person changes by taking another machine, and not by asking for something else
+        if made:  # changed by using another machine, not by another request
             return f"{self.field} (made {made} {self.stored}, this machine has {self.wanted})"
         return f"{self.field.replace('_', ' ')} ({self.stored} is stored, {self.wanted} is wanted)"
 
@@ -124,7 +124,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _is_deep(document: object) -> bool:
-    """Whether brackets lie in brackets so deep that a function which calls itself on them may fail."""
+    """Whether brackets are nested so deep that a recursive function may fail on them."""
     level = [document]
     for _ in range(_DEEPEST):
         inner = [
@@ -150,14 +150,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_key(stored: Mapping[str, Any], wanted: EngineKey) -> None:
-    """Refuse a stored key that is not the wanted one, with a `Fault` that names what differs."""
+    """Reject a stored key that is not the wanted one, with a `Fault` that names the differences."""
     differing = differences(stored, wanted.fields)
     if differing:
         raise Fault("foreign", f"it differs in {text_of_differences(differing)}")
 
 
 def check_digest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a file that is not the one whose digest the manifest holds, with a `Fault`."""
+    """Reject a file whose digest is not the manifest's, with a `Fault`."""
     try:
         digest = digest_of_file(path)
     except OSError as error:
@@ -177,7 +177,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file to read; a link may be changed behind the store's back, and a pipe would never end."""
+    """Open a plain file to read; a link may change behind the store's back, and a pipe would never end."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return os.fdopen(handle, "rb")
@@ -202,7 +202,7 @@ def is_folder(path: Path) -> bool:
 
 
 def key_from_fields(fields: Mapping[str, Any]) -> EngineKey:
-    """The key that a manifest gives.
+    """The key in a manifest.
 
     Raises:
         Fault: A field is missing, unknown or of another type, as another version of ctflow may write it.
@@ -226,7 +226,7 @@ def _are_integers(value: object, count: int) -> bool:
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """In what the fields of two keys differ, in the order of their names."""
+    """The differences between the fields of two keys, sorted by name."""
     names = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
     return tuple(Difference(_shown(name), *_apart(stored.get(name), wanted.get(name))) for name in names)
 
@@ -240,7 +240,7 @@ def _apart(stored: object, wanted: object) -> tuple[str, str]:
 
 
 def _shown(value: object) -> str:
-    """A value for a message: short, and without anything that a terminal would obey."""
+    """A value for a message: short, and without control characters for a terminal."""
     if value is None:
         return "nothing"
     text = value if isinstance(value, str) else json.dumps(value)

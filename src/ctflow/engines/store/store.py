@@ -1,4 +1,4 @@
-"""The folder where made engine files are kept, each under the key of everything that it depends on."""
+"""The folder of stored engine files, each under the key of everything that it depends on."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ __all__ = ["EngineKey", "EngineStore"]
 
 
 class EngineStore:
-    """Made engine files, one folder each: the file and a manifest that says what it belongs to.
+    """Stored engine files, one folder each: the file and a manifest that says what it belongs to.
 
     Args:
-        folder: Need not exist until something is put.
+        folder: Need not exist until something is stored.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path_of(self, key: EngineKey) -> Path:
-        """Where the file of a key lies, or would lie."""
+        """Path of a key's file, whether or not it exists."""
         return self.folder / key.name / f"engine.{key.kind}"
 
     def find(self, key: EngineKey) -> Path | None:
         """The file of a key, checked byte for byte against its manifest: the file is read once for each opening.
 
         Args:
-            key: What is wanted.
+            key: The wanted key.
 
         Returns:
             The file, or None if it has not been made.
 
         Raises:
-            EngineMismatch: The folder is damaged or belongs to something else; names what differs.
+            EngineMismatch: The folder is damaged or belongs to something else; names the differences.
         """
         path = self.path_of(key)
         try:
@@ -72,17 +72,17 @@ class EngineStore:
         return path
 
     def put(self, key: EngineKey, make: Callable[[Path], None]) -> Path:
-        """Make the file of a key, once: of several processes that ask at the same time one makes, the others wait.
+        """Make the file of a key once: of several processes that ask at the same time, one makes it, the others wait.
 
         Args:
-            key: What is wanted.
+            key: The wanted key.
             make: Writes the file at the path it is given.
 
         Returns:
             The file.
 
         Raises:
-            EngineMismatch: A folder of this name is there and is damaged or belongs to something else.
+            EngineMismatch: A folder of this name exists and is damaged or belongs to something else.
             ExportFailed: `make` wrote nothing.
             OutputError: It cannot be written.
         """
@@ -91,7 +91,7 @@ class EngineStore:
             found = self.find(key)
             if found is not None:
                 return found
-            # Only the holder of the lock makes this key: what is there is a killed maker's.
+            # Only the holder of the lock makes this key: an existing folder is a killed maker's.
             for left_over in self.folder.glob(f".{key.name[:40]}.*"):
                 shutil.rmtree(left_over, ignore_errors=True)
             with temporary_folder(self.folder, key.name) as folder:
@@ -126,7 +126,7 @@ class EngineStore:
 
 
 def _locked_stream(path: Path) -> TextIO:
-    """The open and locked file; who waited for the lock of a cache that was emptied meanwhile takes the new one."""
+    """The open and locked file; a waiter on the lock of a cache that was emptied meanwhile takes the new lock."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a")
@@ -143,13 +143,13 @@ def _locked_stream(path: Path) -> TextIO:
 
 
 def _digest_of_made(make: Callable[[Path], None], path: Path) -> str:
-    """Make a file; its digest."""
+    """Make a file and return its digest."""
     try:
         make(path)
         if is_file(path) and path.stat().st_size:
             return digest_of_file(path)
     except OSError as error:
-        if error.errno is None:  # a library that does not load; the disk's errors have numbers
+        if error.errno is None:  # a library that does not load; disk errors have numbers
             raise
         raise output_error_from_oserror(error, path.name) from error
     raise ExportFailed(f"{path.name} was not built: nothing was written", reason="nothing-made")

@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: a plan that was built for it, run through torch's memory, streams and CUDA graphs.
+"""TensorRT on an NVIDIA GPU: a plan built for that GPU, run through torch's memory, streams and CUDA graphs.
 
 One module serves TensorRT 10 and 11; `ctflow.engines.tensorrt.rtx` runs the same engine with TensorRT-RTX, which
 has the same programming interface.
@@ -31,7 +31,7 @@ DEVICES = ("cuda",)
 INPUT, OUTPUT = "windows", "logits"
 _NAME = "tensorrt"
 _RECIPE = 1  # part of every plan's key: raise it when `ctflow.export.plan` builds otherwise from the same graph
-_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; it says so itself of a plan on another card
+_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; on another card the plan itself reports the error
 log = logging.getLogger(__name__)
 
 
@@ -41,12 +41,12 @@ def is_available() -> tuple[bool, str]:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What `auto` tries, and last what is meant where no precision is named."""
+    """The precisions that `auto` tries; the last is the default."""
     return ("fp16",)
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether this machine computes so with TensorRT.
+    """Check that TensorRT supports this device and precision here.
 
     Raises:
         BackendUnavailable: It does not.
@@ -60,7 +60,7 @@ def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
 
 
 def check_gpu(name: str, device: str, precision: Precision) -> None:
-    """Whether this machine computes so.
+    """Check that this machine supports the device and precision.
 
     Raises:
         BackendUnavailable: The device is no GPU, or this version has no such precision.
@@ -79,7 +79,7 @@ def check_gpu(name: str, device: str, precision: Precision) -> None:
 
 
 def check_precision(name: str, precision: Precision) -> None:
-    """Whether plans are built in a precision.
+    """Check that plans are built in a precision.
 
     Raises:
         BackendUnavailable: They are not.
@@ -92,7 +92,7 @@ def check_precision(name: str, precision: Precision) -> None:
 
 
 def graph_style(precision: Precision) -> GraphStyle:
-    """How a network is written for TensorRT's parser, which computes in the number formats that the graph states."""
+    """The ONNX style for TensorRT's parser, which computes in the number formats that the graph states."""
     return GraphStyle("fp32" if precision == "tf32" else precision, attention=GPU_ATTENTION)
 
 
@@ -124,7 +124,7 @@ def plan_key(request: EngineRequest, model: Model) -> EngineKey:
 def plan_batches(batch_range: tuple[int, int]) -> tuple[int, int, int]:
     """Smallest, usual and largest batch that a plan is built for.
 
-    One fixed batch: kernels need no other shapes, the build is shorter, and of a volume only the last batch is padded.
+    One fixed batch: kernels need no other shapes, the build is shorter, and and only a volume's last batch is padded.
     """
     return batch_range[1], batch_range[1], batch_range[1]
 
@@ -133,7 +133,7 @@ def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
     """The stored plan of a key.
 
     Raises:
-        BackendUnavailable: It has not been built; says so of a plan for another GPU, driver or version.
+        BackendUnavailable: It has not been built; names a plan for another GPU, driver or version.
         EngineMismatch: It is damaged.
     """
     store = None if cache_dir is None else EngineStore(cache_dir)
@@ -186,7 +186,7 @@ class LoadedPlan:
         self._module, self._name = runtime, name
         try:
             self._runtime = runtime.Runtime(logger)
-        except TypeError as error:  # what the bindings raise where CUDA does not start
+        except TypeError as error:  # raised by the bindings where CUDA does not start
             raise self.failure("does not start") from error
         self.engine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
@@ -199,7 +199,7 @@ class LoadedPlan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that a run of any batch needs beside input and output."""
+        """Device memory that a run of any batch needs in addition to input and output."""
         name = "device_memory_size_v2" if hasattr(self.engine, "device_memory_size_v2") else "device_memory_size"
         return int(getattr(self.engine, name))
 
@@ -225,7 +225,7 @@ class LoadedPlan:
         return context
 
     def failure(self, what: str) -> ResourceError:
-        """The error that says what TensorRT said."""
+        """The error with TensorRT's own message."""
         text = f"{self._name} {what}: {self.messages.last}"
         return (
             DeviceOutOfMemory(text)
@@ -253,12 +253,12 @@ class LoadedPlan:
 class TensorRtEngine:
     """A plan on one GPU; see `ctflow.engines.contract.Engine`.
 
-    Input, output and scratch memory are made once; each batch size is captured as a CUDA graph at its first use, so
+    Input, output and scratch memory are allocated once; the first use of a batch size captures it as a CUDA graph, so
     that a call launches one graph and allocates nothing. One thread at a time may call it.
 
     Args:
         plan: The plan, on the current GPU.
-        info: What it is; its batch range may be wider than the plan's: a larger batch is split, a smaller one padded.
+        info: Its description; its batch range may exceed the plan's: a larger batch is split, a smaller one padded.
 
     Raises:
         DeviceOutOfMemory: The GPU has too little memory for the buffers.
@@ -268,21 +268,21 @@ class TensorRtEngine:
         self._plan: LoadedPlan | None = plan
         self._info = info
         self._low, self._high = plan.batches
-        # Room for the padding of the last part of a batch that is split.
+        # Space for the padding of the last part of a split batch.
         most = -(-info.batch_range[1] // self._high) * self._high
         try:
-            # zeros, because what pads a batch below the plan's smallest is computed, too.
+            # zeros, because the padding of a batch below the plan's smallest is also computed.
             self._windows = torch.zeros((self._high, plan.in_channels, *info.roi), device=info.device)
             self._logits = torch.empty((most, plan.out_channels, *info.roi), device=info.device)
             self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=info.device)
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"{info.device} has too little memory for {self._high} windows") from error
-        # A context belongs to its graph: setting another shape in it would change what the graph runs with.
+        # A context belongs to its graph: setting another shape would change the graph's run.
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ class TensorRtEngine:
         return self._logits[: len(windows)]
 
     def _run(self, windows: Tensor, first: int) -> None:
-        """At most as many windows as the plan takes -> their logits, from place `first` of the output on."""
+        """At most as many windows as the plan takes -> their logits, from index `first` of the output on."""
         count = len(windows)
         self._windows[:count].copy_(windows, non_blocking=True)
         batch = max(count, self._low)
@@ -307,7 +307,7 @@ class TensorRtEngine:
         self._graphs[batch, first][0].replay()
 
     def _captured(self, batch: int, first: int) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A CUDA graph of one batch size that writes from place `first` of the output on, and its context."""
+        """A CUDA graph of one batch size that writes from index `first` of the output on, and its context."""
         plan = self._plan
         if plan is None:
             raise ValueError("the engine is closed")

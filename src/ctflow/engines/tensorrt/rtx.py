@@ -19,7 +19,7 @@ def is_available() -> tuple[bool, str]:
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether this machine computes so with TensorRT-RTX.
+    """Check that TensorRT-RTX supports this device and precision here.
 
     Raises:
         BackendUnavailable: It does not.

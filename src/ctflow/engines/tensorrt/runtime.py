@@ -1,4 +1,4 @@
-"""The Python module of TensorRT or TensorRT-RTX: whether it loads, what its version can do, and what it said."""
+"""The Python module of TensorRT or TensorRT-RTX: whether it loads, what its version can do, and its messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctflow.core.errors import BackendUnavailable
 log = logging.getLogger(__name__)
 
 
-_OLDEST = (10,)  # the first whose networks follow the types of their graph
+_OLDEST = (10,)  # the first version whose networks follow the types of their graph
 # TensorRT's own words, for example "Error Code 2: OutOfMemory (Requested size was 2833252352 bytes.)".
 _NO_MEMORY = re.compile(r"OutOfMemory|out of memory|could not be allocated", re.IGNORECASE)
 _LOGGERS: dict[str, tuple[Messages, Any]] = {}
@@ -72,7 +72,7 @@ def _module_name(name: str) -> str:
 
 
 class Messages:
-    """What TensorRT said: its errors are kept for our own, the rest goes to the debug log."""
+    """TensorRT's messages: its errors are kept for ctflow's own, the rest goes to the debug log."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -105,7 +105,7 @@ class Messages:
 
 
 def messages_of(runtime: Any) -> tuple[Messages, Any]:
-    """A runtime's messages, from now on, and its logger: TensorRT takes one logger a process and keeps the first."""
+    """A runtime's messages, from now on, and its logger: TensorRT takes one logger per process and keeps the first."""
     if runtime.__name__ not in _LOGGERS:
         messages = Messages()
         _LOGGERS[runtime.__name__] = (messages, messages.logger(runtime))

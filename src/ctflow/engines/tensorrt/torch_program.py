@@ -1,10 +1,10 @@
-"""Torch-TensorRT: a program of PyTorch in which TensorRT computes what it can, and PyTorch on the GPU the rest.
+"""Torch-TensorRT: a PyTorch program in which TensorRT computes what it can, and PyTorch on the GPU the rest.
 
 NOT RUN BY US: no machine that we have has both a GPU and Torch-TensorRT. The calls follow the sources of Torch-TensorRT
 2.11 to 2.14 and are tested with a stand-in for it.
 
 `ctflow.export.torch_program` makes the program. It takes one batch size (smaller batches are padded) and belongs to one
-GPU of the machine by its number, as its tensors say where they lie. A program holds pickled objects: open none from a
+GPU of the machine by its number, as its tensors record their device. A program holds pickled objects: open none from a
 folder that others may write to.
 """
 
@@ -33,7 +33,7 @@ FILE: str | None = "program"
 DEVICES = ("cuda",)
 _NAME = "torch-tensorrt"
 _MODULE = "torch_tensorrt"
-_OLDEST = (2, 11)  # the first that follows a network's number formats unasked
+_OLDEST = (2, 11)  # the first version that follows a network's number formats by default
 _INSTALL = "pip install 'ctflow[torch-tensorrt]'"
 
 
@@ -52,12 +52,12 @@ def is_available() -> tuple[bool, str]:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    """What `auto` tries, and last what is meant where no precision is named."""
+    """The precisions that `auto` tries; the last is the default."""
     return ("fp16",)
 
 
 def check_settings(device: str, precision: Precision) -> None:
-    """Whether this machine computes so with Torch-TensorRT.
+    """Check that Torch-TensorRT supports this device and precision here.
 
     Raises:
         BackendUnavailable: It does not.
@@ -79,7 +79,7 @@ def load_torch_tensorrt() -> Any:
     Raises:
         BackendUnavailable: It does not load; gives the system's reason.
     """
-    load_runtime("tensorrt")  # else torch_tensorrt puts a module of its own in its place
+    load_runtime("tensorrt")  # else torch_tensorrt substitutes a module of its own
     try:
         return importlib.import_module(_MODULE)
     except Exception as error:  # it raises Exception itself where TensorRT's libraries are not found
@@ -90,7 +90,7 @@ def program_key(request: EngineRequest, model: Model) -> EngineKey:
     """Key of a program. Torch-TensorRT's own cache of engines lacks the GPU and the driver.
 
     Args:
-        request: What the program is for; it is of the largest batch.
+        request: What the program is for; it has the largest batch.
         model: The model.
 
     Raises:
@@ -117,7 +117,7 @@ class TorchTensorRtEngine:
 
     Args:
         program: (batch, C_in, *roi) -> (batch, C_out, *roi), float32 on the device.
-        info: What it is.
+        info: Its description.
         shape: Of the program's input.
 
     Raises:
@@ -128,14 +128,14 @@ class TorchTensorRtEngine:
         self._program: Any = program
         self._info = info
         try:
-            # zeros, because what pads a smaller batch is computed, too.
+            # zeros, because the padding of a smaller batch is also computed.
             self._windows = torch.zeros(shape, device=info.device)
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"{info.device} has too little memory for {shape[0]} windows") from error
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is."""
+        """The engine's description."""
         return self._info
 
     def predict(self, windows: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def open_backend(request: EngineRequest, model: Model) -> TorchTensorRtEngine:
     load_torch_tensorrt()
     shape = (request.batch_range[1], model.spec.in_channels, *request.roi)
     try:
-        # A stream: of a path without the ending .pt2 torch warns.
+        # A stream: torch warns of a path without the suffix .pt2.
         with _on(device), path.open("rb") as stream:
             exported = torch.export.load(stream)
             program = exported.module()
@@ -216,7 +216,7 @@ def _on(device: str) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the software that computes."""
     runtime = load_runtime("tensorrt")
     return {"torch": str(torch.__version__), _NAME: _version(_NAME), "tensorrt": str(runtime.__version__)}
 
