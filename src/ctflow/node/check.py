@@ -1,4 +1,4 @@
-"""`ctflow serve --check`: open what the settings name, as the node would, and close it again."""
+"""`ctflow serve --check`: open everything that the settings name, as the node would, and close it again."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _REMEDY = "the user of the node must be able to write there"
 def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
     """Open folders, bundle, engine and devices.
 
-    Nothing is made or kept but the engine's file in the cache, as at a start. A running node goes on, but the
-    check opens a second engine beside each of its own: on a GPU that takes the memory of one more worker meanwhile.
+    Makes and keeps only the engine's file in the cache, as at a start. A running node is not interrupted, but the
+    check opens a second engine next to each of its own: on a GPU this takes the memory of one more worker meanwhile.
 
     Args:
         settings: The site's.
         run: How each series is run.
 
     Yields:
-        A line for each thing that could be opened.
+        A line for each item that could be opened.
 
     Raises:
-        CtflowError: One cannot be opened: the error that the node would end with, or refuse every instance with.
+        CtflowError: One cannot be opened: the error with which the node would end or refuse every instance.
     """
     yield _data_folder(settings)
     if settings.copy_to is not None:
@@ -53,7 +53,7 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
         word, warnings = _first_word(
             Setup(settings.bundle, replace(run, device=device), settings.rules, logging.WARNING)
         )
-        if device is None and word.gpus > 1:  # the node takes them all
+        if device is None and word.gpus > 1:  # the node uses them all
             devices += [f"cuda:{number}" for number in range(1, word.gpus)]
         yield f"opened {word.model} {word.version} on {device or ('cuda:0' if word.gpus else 'the CPU')}"
         yield from (f"warning: {warning}" for warning in warnings)
@@ -65,13 +65,13 @@ def _data_folder(settings: ServiceSettings) -> str:
     _write_in(place, "the data folder")
     places = Places.below(data)
     folders = [each for each in (places.inbox, places.results, places.scratch) if os.path.lexists(each)]
-    for part in (*folders, *places.inbox.glob("??")):  # an earlier start as another user may have made some of them
+    for part in (*folders, *places.inbox.glob("??")):  # an earlier start by another user may have made some of them
         _write_in(part, f"{part.relative_to(data)} in the data folder")
     if (data / LOCK_FILE).exists():
         _write_to(data / LOCK_FILE)
     if (data / JOURNAL_FILE).exists():
         _journal(data / JOURNAL_FILE)
-    disk = places.inbox if places.inbox.exists() else place  # the inbox may lie on a disk of its own
+    disk = places.inbox if places.inbox.exists() else place  # the inbox may be on a separate disk
     if shutil.disk_usage(disk).free < settings.limits.free_disk:
         wanted = size_text(settings.limits.free_disk)
         raise StorageFull(f"the data folder's disk has less than {wanted} free (limits.free_disk): free some space")
@@ -79,13 +79,13 @@ def _data_folder(settings: ServiceSettings) -> str:
 
 
 def _journal(path: Path) -> None:
-    """Look at the journal's version, and at whether SQLite's files can be written."""
+    """Check the journal's version, and whether SQLite's files can be written."""
     beside = [path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm")]
     for file in (path, *beside):
         if file.exists():
             _write_to(file)
-    # Without both nobody has it open; told that it does not change, SQLite makes neither, which would be this user's
-    # and in the node's way.
+    # Without both nobody has it open. Opened as immutable, SQLite makes neither: they would belong to this user
+    # and block the node.
     mode = "mode=ro" if all(file.exists() for file in beside) else "immutable=1"
     uri = f"{path.absolute().as_uri()}?{mode}"
     try:
@@ -96,7 +96,7 @@ def _journal(path: Path) -> None:
 
 
 def _write_to(file: Path) -> None:
-    """Open a file of the node for writing, and write nothing; it ends the locks that this process has on it."""
+    """Open a file of the node for writing, and write nothing; this releases the locks that this process has on it."""
     try:
         os.close(os.open(file, os.O_RDWR))
     except OSError as error:
@@ -119,7 +119,7 @@ def _write_in(folder: Path, what: str) -> None:
 
 
 def _first_word(setup: Setup) -> tuple[Ready, list[str]]:
-    """Start a worker, hear what it opened and what it warned of, and let it end."""
+    """Start a worker, receive what it opened and its warnings, and let it end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=run_worker, args=(theirs, setup), daemon=True)
@@ -141,7 +141,7 @@ def _first_word(setup: Setup) -> tuple[Ready, list[str]]:
             "the worker ended before it had opened the model: see its last lines", reason="worker-ended"
         ) from error
     finally:
-        ours.close()  # a worker that waits sees the end and leaves
+        ours.close()  # a waiting worker sees the end and exits
         if process.pid is not None:
             process.join(_CLOSE_S)
             process.kill()

@@ -1,6 +1,6 @@
-"""The node's log: one JSON object a line, and in it the audit trail, without patient data.
+"""The node's log: one JSON object per line, including the audit trail, without patient data.
 
-The journal is the trail of record; the log tells it on, each event at least once and with its number.
+The journal is the trail of record; the log repeats it, each event at least once and with its number.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ctflow.node.settings import Log
 
 AUDIT = logging.INFO + 5  # above info, so that `level: info` shows it; its logger shows it at every level
 _LONGEST_TEXT = 2000
-_GATHER_S = 0.2  # the journal changes with every instance; its events are told together
-_PAGE = 500  # events that are read at once: a journal of years, told from its beginning, must not be in memory whole
-_TERSE = ("uvicorn",)  # logs its own start and end, which the node also logs
+_GATHER_S = 0.2  # the journal changes with every instance; its events are logged together
+_PAGE = 500  # events per read: a journal of years, logged from its beginning, must not be in memory whole
+_TERSE = ("uvicorn",)  # it logs its own start and end, which the node also logs
 
 _audit = logging.getLogger("ctflow.audit")
 
@@ -39,7 +39,7 @@ class JsonLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line without its end."""
+        """One line without its line break."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -56,7 +56,7 @@ def set_up_node_log(settings: Log, stream: TextIO | None = None) -> logging.Hand
     """Send the log of the whole process to the file or stream of the settings, as JSON lines.
 
     Args:
-        settings: Where to, from which level, and when a file is turned over.
+        settings: The target, the lowest level, and when a file is rotated.
         stream: In place of standard output.
 
     Returns:
@@ -88,17 +88,17 @@ def set_up_node_log(settings: Log, stream: TextIO | None = None) -> logging.Hand
 
 
 def close_node_log(handler: logging.Handler) -> None:
-    """Take the handler away and close its file."""
+    """Remove the handler and close its file."""
     logging.getLogger().removeHandler(handler)
     handler.close()
 
 
 class AuditTrail:
-    """Tells every event of the journal to the log, in their order, also those of before a crash.
+    """Copies every event of the journal to the log, in order, also those before a crash.
 
     Args:
-        journal: Its events are told.
-        position: File that keeps the number of the last event that was told. Without it the trail starts at the first.
+        journal: Source of the events.
+        position: File with the number of the last logged event. Without it the trail starts at the first.
     """
 
     def __init__(self, journal: JournalReader, position: Path) -> None:
@@ -109,10 +109,10 @@ class AuditTrail:
         self._lock = threading.Lock()
 
     def tell(self) -> int:
-        """Write what is new; how many lines.
+        """Write new events; return the number of lines.
 
         Raises:
-            OutputError: The position cannot be kept; the lines are written nevertheless, and again after a restart.
+            OutputError: The position cannot be stored; the lines are written anyway, and again after a restart.
         """
         with self._lock:
             told = 0
@@ -128,7 +128,7 @@ class AuditTrail:
             return told
 
     def _read_position(self) -> int:
-        """The number that was kept; 0 if there is none, or one that this journal has not reached."""
+        """The stored number; 0 if there is none, or one that this journal has not reached."""
         newest = self._journal.events(limit=1)
         with contextlib.suppress(OSError, ValueError):
             kept = int(self._position.read_bytes()[:20])
@@ -136,7 +136,7 @@ class AuditTrail:
         return 0
 
     def _facts(self, event: EventRecord) -> Mapping[str, Any]:
-        """Who sent what when, and which model and version answered."""
+        """The sender, what it sent and when, and the model and version of the result."""
         facts = {"event": event.kind, "event_id": event.id, "at": _iso(event.at), "peer": event.peer}
         series = self._journal.find(event.series_key) if event.series_key else None
         if series is not None:
@@ -162,10 +162,10 @@ class AuditTrail:
 
 @contextlib.contextmanager
 def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[threading.Thread]:
-    """A thread that tells what is new whenever `changed` is set (the journal's listener sets it), and at the end.
+    """A thread that logs new events whenever `changed` is set (by the journal's listener), and at the end.
 
     Args:
-        trail: What tells.
+        trail: Writes the events.
         changed: Cleared by the thread.
 
     Yields:
@@ -181,7 +181,7 @@ def told_forever(trail: AuditTrail, changed: threading.Event) -> Iterator[thread
             _tell(trail)
 
     thread = threading.Thread(target=tell, name="audit", daemon=True)
-    changed.set()  # what an earlier process had not told yet
+    changed.set()  # events that an earlier process had not logged yet
     thread.start()
     try:
         yield thread
@@ -196,7 +196,7 @@ def _tell(trail: AuditTrail) -> None:
     try:
         trail.tell()
     except Exception:
-        # A full disk must not end the trail: what is not told now is told with the next event.
+        # A full disk must not end the trail: events not logged now are logged with the next one.
         logging.getLogger(__name__).exception("the audit trail could not be written")
 
 

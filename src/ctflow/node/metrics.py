@@ -1,4 +1,4 @@
-"""What Prometheus may ask of the node: counters of this process, and the journal's state at the moment of asking."""
+"""The node's Prometheus metrics: counters of this process, and the journal's state at each scrape."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ctflow.node.journal.reading import JournalReader
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-# Last image in to result: seconds on a GPU, a minute on two cores, more behind a queue.
+# From the last image to the result: seconds on a GPU, a minute on two cores, more with a queue.
 _BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 
 class Metrics:
     """The node's numbers; every method may be called from any thread.
 
-    Labels are words of ctflow or names that the site gave: nothing that a sender can choose, and no patient data.
+    Labels are ctflow's own words or the site's names: nothing that a sender can choose, and no patient data.
 
     Args:
-        journal: Asked at each scrape.
+        journal: Read at each scrape.
         data: Folder whose disk is watched.
     """
 
     def __init__(self, journal: JournalReader, data: Path) -> None:
-        # Late: the library does not need it, only the node.
+        # Late: only the node needs it, not the library.
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
 
         self._registry = CollectorRegistry()
@@ -57,7 +57,7 @@ class Metrics:
         self._duplicates.inc()
 
     def refused(self, reason: str) -> None:
-        """An instance or association was refused; `reason` is one of a few words, as `free-disk` or `peer`."""
+        """An instance or association was refused; `reason` is one of a few words, such as `free-disk` or `peer`."""
         self._refused.labels(_word(reason)).inc()
 
     def associations(self, change: int) -> None:
@@ -73,21 +73,21 @@ class Metrics:
         self._stages.labels(_word(stage)).observe(elapsed_s)
 
     def exposition(self) -> tuple[bytes, str]:
-        """What Prometheus reads, and its content type."""
+        """The metrics in Prometheus' format, and their content type."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
 
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
 class _JournalCollector:
-    """Gauges that are asked for when somebody scrapes."""
+    """Gauges that are read at each scrape."""
 
     def __init__(self, journal: JournalReader, data: Path) -> None:
         self._journal = journal
         self._data = data
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: without it the registry would ask the journal when it is made."""
+        """Return nothing: without this method the registry would read the journal at registration."""
         return []
 
     def collect(self) -> Iterable[Metric]:

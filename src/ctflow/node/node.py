@@ -1,4 +1,4 @@
-"""The node: what listens, completes, works, sends and shows, wired together; starts and stops as one."""
+"""The node: receiver, completion, workers, delivery and page wired together; starts and stops as one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup
 from ctflow.settings.run import Settings
 
-STOP_GRACE_S = 20.0  # a container gets 30 s, and a case that does not finish waits in the journal
+STOP_GRACE_S = 20.0  # a container gets 30 s, and an unfinished case waits in the journal
 _RECEIVE_GRACE_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Node:
 
     Args:
         settings: The site's.
-        run: Settings of each run (`ctflow run`'s); the engine and device are the site's.
+        run: Settings of each run (those of `ctflow run`); the engine and device are the site's.
 
     Raises:
         SettingsInvalid: An address cannot be listened on, or another node uses the data folder.
@@ -80,7 +80,7 @@ class Node:
         self.receiver = Receiver(_reception(settings), inbox, self.journal, self.metrics)
 
     def _clean(self) -> None:
-        """After an end at any moment: nothing that somebody was told of is touched."""
+        """Clean up after an end at any moment, without touching acknowledged files."""
         waiting = self.journal.recover()
         removed = Inbox(self.places.inbox, 0).sweep(self.journal.files())
         for folder in self.places.results.glob("*/.*"):  # a result that was being written
@@ -94,7 +94,7 @@ class Node:
         return DeliveryThread(name, target, self.journal, self.places.results, patience, self.metrics)
 
     def _deliveries(self, answer: WorkerResult) -> Sequence[tuple[str, str]]:
-        """Which file goes where: the SEG first, as the report refers to it."""
+        """Destinations and files: the SEG first, as the report refers to it."""
         if answer.demonstration and not self.settings.allow_demonstration:
             return ()
         files = sorted((each.file for each in answer.objects), key=OBJECTS.index)
@@ -129,17 +129,17 @@ class Node:
         log.info("stopped")
 
     def problems(self) -> list[str]:
-        """Why the node cannot receive or run now; empty while it receives, completes and one worker runs."""
+        """Why the node cannot receive or run now; empty while it receives, completes and has one running worker."""
         full = [] if self._inbox.has_space(0) else ["the disk is nearly full: instances are refused"]
         needed = (*self.journal.threads, *self.receiver.threads, self.completer)
         return [*_ended(needed), *full, *self.pool.problems()]
 
     def remarks(self) -> list[str]:
-        """What does not work while the node receives and runs all the same: a worker of several, a delivery."""
+        """Faults with which the node still receives and runs: one of several workers, a delivery."""
         return [*_ended((*self.pool.threads, *self.delivery_threads, self._audit)), *self.pool.remarks()]
 
     def demonstration(self) -> str | None:
-        """What there is to say of a demonstration model; None for another, or while it is not known yet."""
+        """The notice for a demonstration model; None for another, or while the model is not known yet."""
         word = self.pool.first_word
         if not isinstance(word, Ready) or not word.demonstration:
             return None
@@ -148,7 +148,7 @@ class Node:
 
 
 def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) -> None:
-    """Be a node until `stop` is set.
+    """Run a node until `stop` is set.
 
     Raises:
         CtflowError: The node cannot start, or its model cannot be opened.
@@ -163,7 +163,7 @@ def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) ->
 
 
 def _stop_when_opened(node: Node, stop: threading.Event) -> None:
-    """A model that cannot be opened ends the start, as a wrong file does."""
+    """End the start if the model cannot be opened, as a wrong file does."""
     node.pool.opened.wait()
     if isinstance(node.pool.first_word, NotReady):
         stop.set()
@@ -201,12 +201,12 @@ def _reception(settings: ServiceSettings) -> Reception:
 
 
 def _ended(threads: Sequence[threading.Thread]) -> list[str]:
-    """The threads that are no more, though the node goes on: a mistake of ctflow, which a start mends."""
+    """The threads that have ended while the node goes on: a bug in ctflow, which a restart clears."""
     return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
 
 
 class _only_one:  # noqa: N801  # a context manager that reads as a word
-    """Nobody else may be the node of this data folder: two would run and send everything twice."""
+    """Allow one node per data folder: two would run and send everything twice."""
 
     def __init__(self, data: Path) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Which series run: the site's rules first, then eligibility by `ctflow.dicom.read.select.selection`. Pure."""
+"""Decides which series run: by the site's rules, then eligibility by `ctflow.dicom.read.select.selection`. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.read.select.series import Candidate, Series
 from ctflow.settings.schema import Group, Key, Switch, Text, real
 
-_LONGEST_FACT = 1024  # characters of a value that is compared; DICOM allows 64
-_ABSENT = "absent"  # a code string has capitals only, so no BodyPartExamined is this word
+_LONGEST_FACT = 1024  # characters of a compared value; DICOM allows 64
+_ABSENT = "absent"  # a code string has only capitals, so no BodyPartExamined is this word
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Range(Group):
 
 @dataclass(frozen=True)
 class Rule(Group):
-    """One rule: what a series must be like for it, and what then becomes of the series."""
+    """One rule: its conditions on a series, and its decision."""
 
     decision: Annotated[Literal["run", "ignore"], Key("`run`: eligible series run; `ignore`: none does.")]
     name: Annotated[Text | None, Key("Its name on the page and in the log.")] = None
@@ -69,7 +69,7 @@ class Rule(Group):
 
 @dataclass(frozen=True)
 class Facts:
-    """What rules look at.
+    """The facts that rules check.
 
     Attributes:
         modality: Modality, capitals.
@@ -88,12 +88,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rules say.
+    """The decision of the rules.
 
     Attributes:
         decision: "run" or "ignore".
         force: Whether series that are not eligible but possible also run.
-        rule: Which rule said so, for a person ("rule 2, scouts"); None if none did.
+        rule: The deciding rule, for display ("rule 2, scouts"); None if none applied.
     """
 
     decision: str
@@ -103,15 +103,15 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What becomes of a series.
+    """The verdict on a series.
 
     Attributes:
-        candidate: The series and what `ctflow.dicom.read.select.selection` says of it.
+        candidate: The series and its verdict by `ctflow.dicom.read.select.selection`.
         run: Whether it is run.
         force: Whether the eligibility rules were overruled (`Settings.force`).
         reason: Short stable name: `rule-ignore`, or the candidate's.
         message: The same as a sentence, without patient data.
-        thickness_mm: What rules took for its SliceThickness.
+        thickness_mm: The SliceThickness that rules used.
     """
 
     candidate: Candidate
@@ -123,11 +123,11 @@ class Verdict:
 
 
 def facts_from_series(series: Series, calling_ae: str | None = None) -> Facts:
-    """Read what rules look at from a series' headers.
+    """Read the facts for rules from a series' headers.
 
     Args:
         series: The slices.
-        calling_ae: AE title of who sent it.
+        calling_ae: AE title of the sender.
     """
     headers = [instance.header for instance in series.instances]
     thicknesses = [found for header in headers if (found := number(header, "SliceThickness")) is not None]
@@ -165,7 +165,7 @@ def _fits(facts: Facts, rule: Rule) -> bool:
 
 
 def _fits_body_part(facts: Facts, rule: Rule) -> bool:
-    """Every value of the series fits the list.
+    """Whether every value of the series fits the list.
 
     To run a CT of chest and abdomen, one of them is enough, as for `ctflow run`; to ignore it, both must be listed.
     """
@@ -190,12 +190,12 @@ def _like(value: str, pattern: str) -> bool:
 def verdicts_of_scan(
     scan: Scan, rules: Sequence[Rule], *, calling_ae: str | None = None, body_parts: Collection[str] = ()
 ) -> tuple[Verdict, ...]:
-    """What becomes of every series of a folder, by UID; the node and `ctflow rules test` both ask this.
+    """The verdict on every series of a folder, by UID; both the node and `ctflow rules test` use this.
 
     Args:
         scan: The headers.
         rules: The site's.
-        calling_ae: AE title of who sent them.
+        calling_ae: AE title of the sender.
         body_parts: BodyPartExamined values that suit the model; empty accepts all.
     """
     plain = select_series(scan, body_parts=body_parts).candidates
@@ -211,7 +211,7 @@ def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[
     if decision.decision == "ignore":
         return Verdict(fit, False, False, "rule-ignore", f"{decision.rule} ignores it", facts.thickness_mm)
     candidate = possible if decision.force else fit
-    # The words of select name the command line's switch; here a rule has it.
+    # The text of select names the command line's switch; here a rule has it.
     message = candidate.message.replace("; --force segments it", "").replace("of --force", "of `force`")
     if decision.rule:
         message = f"{message} ({decision.rule})"

@@ -1,4 +1,4 @@
-"""What a site chooses about its node: one YAML file, or none, to `ServiceSettings`."""
+"""A site's settings for its node: from one YAML file, or none, to `ServiceSettings`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ctflow.settings.schema import (
 )
 
 MB, GB, TB = 10**6, 10**9, 10**12
-# Each has two descriptors and two threads; see `pending.MOST_WAITING`.
+# Each takes two descriptors and two threads; see `pending.MOST_WAITING`.
 MOST_ASSOCIATIONS = 300
 _WEEK_S = 7 * 24 * 3600
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -40,7 +40,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _ae_title(value: Any) -> str:
-    """DICOM PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not blanks alone."""
+    """DICOM PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not only blanks."""
     found = one_line(value)
     if len(found) > 16 or not found.isascii() or "\\" in found:
         raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, not {shown(value)}")
@@ -74,7 +74,7 @@ def _host(value: Any) -> str:
     try:
         return str(ipaddress.ip_address(found))
     except ValueError:
-        # Digits and dots alone are an address that went wrong.
+        # Digits and dots alone are a mistyped address.
         if len(found) > 253 or not _NAME.fullmatch(found) or not re.search("[A-Za-z]", found):
             raise ValueError(f"must be a host's name or IP address, without port, not {shown(value)}") from None
     return found
@@ -134,7 +134,7 @@ class Limits(Group):
 
 @dataclass(frozen=True)
 class Backoff(Group):
-    """How long to wait before a result is sent again."""
+    """Waits before a result is sent again."""
 
     first_s: Annotated[
         float, real(0.1, 3600), Key("Seconds to wait after the first failure; doubled after each further one.")
@@ -178,7 +178,7 @@ class Web(Group):
 
 @dataclass(frozen=True)
 class Log(Group):
-    """What is written down, one JSON object a line."""
+    """What is logged, one JSON object per line."""
 
     file: Annotated[FilePath | None, Key("File that is rotated by size; standard output if omitted.")] = None
     level: Annotated[
@@ -191,9 +191,9 @@ class Log(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings(Processing):
-    """Everything that a site chooses; made by `read_settings`."""
+    """All settings of a site; made by `read_settings`."""
 
-    # What `ctflow run` has and a node has in another way.
+    # Settings of `ctflow run` that a node handles differently.
     MEANT: ClassVar[Mapping[str, str]] = {"device": "devices", "series": "rules", "pick": "rules", "force": "rules"}
 
     data: Annotated[
@@ -227,10 +227,10 @@ class ServiceSettings(Processing):
     ] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together.
+        """Reject settings that conflict.
 
         Raises:
-            SettingsInvalid: One name twice, one port for two servers, or a rule that no series can reach.
+            SettingsInvalid: A duplicate name, one port for two servers, or a rule that no series can reach.
         """
         super().__post_init__()
         for key, what, names in (
@@ -257,15 +257,15 @@ class ServiceSettings(Processing):
 
 
 def given_settings(file: Path | None, environment: Mapping[str, str], typed: Mapping[str, Any] | None = None) -> Given:
-    """Gather what a site chose: what was typed, else the file, else the environment.
+    """Gather a site's settings: from the command line, else the file, else the environment.
 
     Args:
         file: The YAML file; None takes the defaults.
         environment: Environment variables; they also say where data lies by default.
-        typed: Fields of `ServiceSettings` as typed; None and False mean "not given".
+        typed: Fields of `ServiceSettings` from the command line; None and False mean "not given".
 
     Raises:
-        SettingsInvalid: The file cannot be read, or is no YAML file of settings.
+        SettingsInvalid: The file cannot be read, or is not a YAML file of settings.
     """
     found = add_layers(given_in_file(file) if file else Given(), ServiceSettings, typed or {}, environment)
     if "data" not in found.data:
@@ -284,18 +284,18 @@ def read_settings(file: Path | None, environment: Mapping[str, str]) -> ServiceS
         The settings; their paths are absolute.
 
     Raises:
-        SettingsInvalid: The file cannot be read or holds what cannot be meant; names the file, the line and the key.
+        SettingsInvalid: The file cannot be read or holds an invalid value; names the file, the line and the key.
     """
     return given_settings(file, environment).read(ServiceSettings)
 
 
 def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
-    """Whether a caller may speak with the node.
+    """Whether a caller may connect to the node.
 
     Args:
         settings: Its peers; none means this machine only.
-        ae_title: As the caller says it.
-        address: As the socket says it.
+        ae_title: As given by the caller.
+        address: As given by the socket.
     """
     try:
         caller = ipaddress.ip_address(address.partition("%")[0])
@@ -312,12 +312,12 @@ def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
 
 
 def values_and_origins(settings: ServiceSettings, found: Given) -> list[str]:
-    """Every key with the value that holds and where it comes from, a line each (`ctflow serve --check`)."""
+    """Every key with its value and origin, one per line (`ctflow serve --check`)."""
     return [f"{key_text(loc)} = {value}  ({found.origin(loc)})" for loc, value in effective(settings)]
 
 
 def explain_settings(settings: ServiceSettings) -> str:
-    """What a site's settings mean, in lines for a person (`ctflow serve --check`)."""
+    """The meaning of a site's settings, in readable lines (`ctflow serve --check`)."""
     lines = [
         f"listens as {settings.ae_title} on {_at(settings.bind, settings.port)}",
         *_explain_peers(settings),

@@ -1,1 +1,1 @@
-"""How results leave: a delivery thread a destination."""
+"""Delivery of results: one delivery thread per destination."""

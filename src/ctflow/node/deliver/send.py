@@ -1,4 +1,4 @@
-"""Results leave: a thread a destination, each with its own patience, the oldest first."""
+"""Delivery of results: one thread per destination, each with its own retry policy, the oldest result first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ctflow.node.receive.receiver import UNCOMPRESSED
 if TYPE_CHECKING:
     from pynetdicom.association import Association
 
-# What ctflow writes: Segmentation, Label Map Segmentation, Comprehensive 3D SR, Secondary Capture Image.
+# ctflow's output: Segmentation, Label Map Segmentation, Comprehensive 3D SR, Secondary Capture Image.
 SENT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.66.4",
     "1.2.840.10008.5.1.4.1.1.66.7",
@@ -36,7 +36,7 @@ SENT_CLASSES = (
 )
 COPY = "(copies)"  # the folder that keeps copies, among the journal's destinations; no site can name one so
 WHOLE = "."  # the file of a delivery that is the whole folder of a result
-_AT_ONCE = 64  # objects an association: then the queue is asked again, and a stop is noticed
+_AT_ONCE = 64  # objects per association: then the queue is read again, and a stop is noticed
 _LOOK_AGAIN_S = 60.0
 _ANSWER_S = 60.0  # for a peer to store a SEG of hundreds of megabytes
 _CONNECT_S = 10.0
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: after the first failure, twice as long after each up to the longest, and when a person must decide."""
+    """Seconds: after the first failure, doubled after each up to the longest, and until a person must decide."""
 
     first_s: float
     most_s: float
@@ -58,14 +58,14 @@ class Patience:
 
 
 class Channel(Protocol):
-    """An open way to a destination."""
+    """An open connection to a destination."""
 
     def send(self, folder: Path, file: str) -> str:
-        """Send one object; what the destination said.
+        """Send one object; return the destination's answer.
 
         Raises:
             PeerRefused: The destination does not take this object (now).
-            DestinationDown: It is gone.
+            DestinationDown: The destination is unreachable.
         """
         ...
 
@@ -79,15 +79,15 @@ class Target(Protocol):
 
 
 class DeliveryThread(threading.Thread):
-    """Sends what waits for one destination.
+    """Sends the waiting objects to one destination.
 
     Args:
-        name: The destination's, as the journal has it.
+        name: The destination's name in the journal.
         target: How to reach it.
-        journal: Says what waits and is told what arrived.
-        results: Where results lie.
-        patience: When to try again, and when no more.
-        metrics: Told of every attempt.
+        journal: Lists what waits and records what arrived.
+        results: Folder of the results.
+        patience: When to try again, and when to give up.
+        metrics: Counts every attempt.
     """
 
     def __init__(
@@ -119,28 +119,28 @@ class DeliveryThread(threading.Thread):
         self.join(_ANSWER_S)
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
         while not self._ending.is_set():
             self._woken.clear()
             wait_s = 5.0
             try:
                 wait_s = self._round()
-            except OutputError as error:  # the journal's disk is full: what was sent is sent again, which harms nothing
+            except OutputError as error:  # the journal's disk is full: what was sent is sent again, which is harmless
                 log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
-            except (OSError, sqlite3.Error) as error:  # no descriptors, no socket: the next round may have them
+            except (OSError, sqlite3.Error) as error:  # no descriptors, no socket: the next round may get them
                 log.error("%s: %s", self.name, type(error).__name__)  # noqa: TRY400
             if wait_s > 0:
                 self._sleep(wait_s)
 
     def _sleep(self, wait_s: float) -> None:
-        """Until something changes or is due; a destination that is down is left alone until then."""
+        """Sleep until something changes or is due; a destination that is down is not tried until then."""
         if time.time() < self._closed_until:
             self._ending.wait(wait_s)
         else:
             self._woken.wait(wait_s)
 
     def _round(self) -> float:
-        """Send what is due; how long nothing will be."""
+        """Send what is due; return the seconds until the next object is due."""
         now = time.time()
         if now < self._closed_until:
             return self._closed_until - now
@@ -186,7 +186,7 @@ class DeliveryThread(threading.Thread):
         wait_s = self._patience.wait_s(self._failures)
         log.warning("destination %s: %s; again in %g s", self._destination, error.described, wait_s)
         why = Why(error.reason, error.described)
-        # The oldest one shows on the page why it waits; the others are due as they were, so that the order stays.
+        # The oldest one shows on the page why it waits; the others stay due as they were, which keeps the order.
         for delivery in self._journal.due(self._destination, time.time(), limit=_AT_ONCE):
             result = self._journal.result(delivery.result_id)
             too_old = result is not None and time.time() - result.committed_at > self._patience.give_up_after_s
@@ -239,7 +239,7 @@ class StorageTarget:
                 association.release()
             else:
                 association.abort()
-            for connection in opened:  # pynetdicom leaves one open whose peer was faster
+            for connection in opened:  # pynetdicom leaves one open if its peer was faster
                 connection.close()
 
     def _check(self, association: Any) -> None:
@@ -261,11 +261,11 @@ class _Storage:
     def send(self, folder: Path, file: str) -> str:
         try:
             answer = self.association.send_c_store(folder / file)
-        except OSError as error:  # of the file: pynetdicom names those of the network itself
+        except OSError as error:  # from the file: pynetdicom itself names network errors
             raise PeerRefused(f"{file} cannot be read ({error.strerror})", reason="object-unreadable") from error
-        except ValueError as error:  # pynetdicom's word for: no context was accepted for this object
+        except ValueError as error:  # raised by pynetdicom when no context was accepted for this object
             raise PeerRefused(f"{self.called_ae} accepts no objects like {file}", reason="no-context") from error
-        except RuntimeError as error:  # pynetdicom's word for: the association is no more
+        except RuntimeError as error:  # raised by pynetdicom when the association has ended
             raise DestinationDown(f"{self.called_ae} ended the association", reason="association-ended") from error
         status = answer.get("Status")
         if status is None:
@@ -277,13 +277,13 @@ class _Storage:
 
 @dataclass(frozen=True)
 class FolderTarget:
-    """Copies into a folder: each result whole, in a folder of its own."""
+    """Copies into a folder: each result whole, in its own folder."""
 
     folder: Path
 
     @contextmanager
     def open(self) -> Iterator[Channel]:
-        """The folder; `DestinationDown` where it is not there (an unmounted disk must not fill the one below)."""
+        """The folder; `DestinationDown` if it does not exist (an unmounted disk must not fill the one below)."""
         if not self.folder.is_dir():
             raise DestinationDown("the folder for copies does not exist: create or mount it", reason="folder-unmounted")
         yield _Folder(self.folder)

@@ -1,1 +1,1 @@
-"""What came in, what became of it, what is still to be sent."""
+"""Records what was received, its outcome, and what is still to be sent."""

@@ -1,4 +1,4 @@
-"""What the journal writes of instances as they arrive, until their series is complete: each function is one change."""
+"""The journal's writes for instances as they arrive, until their series is complete: each function is one change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _newest(db: sqlite3.Connection, study_uid: str, series_uid: str) -> sqlite3.
 def receive_instance(
     db: sqlite3.Connection, arrival: Arrival, now: float, most_instances: int, most_bytes: int
 ) -> Receipt:
-    """An instance on the disk becomes part of its series, and what the sender is to be told."""
+    """Add an instance on the disk to its series; return the verdict for the sender."""
     series = _newest(db, arrival.study_uid, arrival.series_uid)
     if series is not None:
         known = db.execute(
@@ -67,7 +67,7 @@ def _came_again(
         note_event(db, now, "conflict", text, key, arrival.peer)
         return Receipt("conflict", key)
     db.execute("UPDATE series SET duplicates = duplicates + 1 WHERE key = ?", (key,))
-    if series["state"] == "discarded":  # whoever sends it again wants it
+    if series["state"] == "discarded":  # a sender that sends it again wants it
         if has_result(db, key):
             retry_series(db, key, arrival.calling_ae, now)
         else:
@@ -91,7 +91,7 @@ def _open_series(db: sqlite3.Connection, series: sqlite3.Row | None, arrival: Ar
     """The revision that an instance belongs to, in the state "received"."""
     if series is None:
         return _begin(db, arrival, now, None)
-    if has_result(db, series["key"]):  # it may be on its way: what is computed of more instances is another revision
+    if has_result(db, series["key"]):  # it may be in delivery: more instances make another revision
         return _begin(db, arrival, now, series)
     if series["state"] != "received":
         _reopen(db, series, now, arrival)
@@ -99,7 +99,7 @@ def _open_series(db: sqlite3.Connection, series: sqlite3.Row | None, arrival: Ar
 
 
 def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite3.Row | None) -> sqlite3.Row:
-    """A new series, or a new revision that begins with the instances of the earlier one."""
+    """Begin a new series, or a new revision with the instances of the earlier one."""
     revision = 1 if earlier is None else int(earlier["revision"]) + 1
     key = key_of(arrival.study_uid, arrival.series_uid, revision)
     previous = None if earlier is None else str(earlier["key"])
@@ -146,7 +146,7 @@ def _reopen(db: sqlite3.Connection, series: sqlite3.Row, now: float, arrival: Ar
 
 
 def _complete_counted(db: sqlite3.Connection, key: str, now: float) -> bool:
-    """Complete a series at once where it has as many instances as its sender said."""
+    """Complete a series at once if it has as many instances as its sender announced."""
     done = db.execute(
         "UPDATE series SET state = 'complete' WHERE key = ? AND state = 'received' AND instances = expected_instances "
         "AND NOT EXISTS (SELECT 1 FROM refusals WHERE series_key = ?)",
@@ -158,18 +158,18 @@ def _complete_counted(db: sqlite3.Connection, key: str, now: float) -> bool:
 
 
 def note_refused(db: sqlite3.Connection, arrival: Arrival, now: float, why: str) -> None:
-    """An instance was refused: its series must not look whole."""
+    """Record a refused instance: its series must not look whole."""
     series = _open_series(db, _newest(db, arrival.study_uid, arrival.series_uid), arrival, now)
     key = series["key"]
     added = db.execute("INSERT OR IGNORE INTO refusals VALUES (?, ?, ?)", (key, arrival.sop_instance_uid, now))
     db.execute("UPDATE series SET last_at = ? WHERE key = ?", (now, key))
     (count,) = db.execute("SELECT count(*) FROM refusals WHERE series_key = ?", (key,)).fetchone()
-    if added.rowcount and count == 1:  # one line for the first, not one for each of a thousand
+    if added.rowcount and count == 1:  # one line for the first, not for each of a thousand
         note_event(db, now, "refused", why, key, arrival.peer)
 
 
 def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
-    """Complete every series that has been quiet for so long; their keys."""
+    """Complete every series that has been quiet for so long; return their keys."""
     rows = db.execute(
         "SELECT key FROM series s WHERE state = 'received' AND instances > 0 AND last_at <= ? "
         "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)",
@@ -182,7 +182,7 @@ def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) ->
 
 
 def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
-    """Set aside every quiet series with instances that were refused and did not come again; their keys."""
+    """Set aside every quiet series with refused instances that did not come again; return their keys."""
     rows = db.execute(
         "SELECT s.key, count(*) AS n FROM series s JOIN refusals r ON r.series_key = s.key "
         "WHERE s.state = 'received' AND s.last_at <= ? GROUP BY s.key",

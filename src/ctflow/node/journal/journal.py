@@ -1,6 +1,6 @@
-"""The journal: what came in, what became of it, what is still to be sent. One SQLite file, one writer.
+"""The journal: what was received, its outcome, what is still to be sent. One SQLite file, one writer.
 
-States of a series: received -> complete -> running -> done -> delivered, or aside (with a reason that trying again does
+States of a series: received -> complete -> running -> done -> delivered, or aside (with a reason that a retry does
 not change), dead (tried too often), discarded (by a person).
 """
 
@@ -26,24 +26,24 @@ from ctflow.node.journal.schema import bring_up_to_date, unopened
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 JOURNAL_FILE = "journal.sqlite3"  # in the data folder
-LOCK_FILE = "lock"  # beside it: its one writer is one node
+LOCK_FILE = "lock"  # next to the journal: its only writer is one node
 # How many writes share one sync of the disk: 25 associations wait for it together instead of one after another.
 _MOST_AT_ONCE = 256
-_LOOK_AGAIN_S = 1.0  # at whether somebody still writes
+_LOOK_AGAIN_S = 1.0  # between checks whether somebody still writes
 log = logging.getLogger(__name__)
 
 
 class Journal(JournalReader):
     """The journal of one data folder; every method may be called from any thread.
 
-    What a method that writes has returned is on the disk (synchronous=FULL), also if the power fails the moment after.
+    When a writing method returns, its change is on the disk (synchronous=FULL), even if the power fails right after.
 
     Args:
-        path: The SQLite file; made where there is none.
+        path: The SQLite file; created if it does not exist.
         clock: Gives the Unix time.
 
     Raises:
-        SettingsInvalid: The file is no journal, or one of a newer version.
+        SettingsInvalid: The file is not a journal, or has a newer version.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -57,18 +57,18 @@ class Journal(JournalReader):
         opened.result()
 
     def close(self) -> None:
-        """Finish what is being written and close; may be called twice."""
+        """Finish pending writes and close; may be called twice."""
         self._wanted.put(None)
         self._writer.join()
         super().close()
 
     @property
     def threads(self) -> tuple[threading.Thread, ...]:
-        """What must live while something is to be remembered."""
+        """The threads that must live while the journal records."""
         return (self._writer,)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Have a function called after every change, in the journal's thread: it must be quick (an event's `set`)."""
+        """Call a function after every change, in the journal's thread: it must be quick (an event's `set`)."""
         self._listeners.append(listener)
 
     # -- the writer ---------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Journal(JournalReader):
     def _write_forever(self, opened: Future[None]) -> None:
         try:
             connection = _opened(self.path)
-        except BaseException as error:  # noqa: BLE001  # handed to whoever opens the journal
+        except BaseException as error:  # noqa: BLE001  # passed to the caller that opens the journal
             opened.set_exception(error)
             return
         opened.set_result(None)
@@ -96,12 +96,12 @@ class Journal(JournalReader):
             except Exception as error:
                 log.exception("the journal's thread met an error and reopens the journal")
                 _fail(batch, error)
-                connection.close()  # undoes what was not committed
+                connection.close()  # rolls back uncommitted writes
                 connection = _opened(self.path)
         connection.close()
 
     def _next_batch(self) -> list[tuple[Work[Any], Future[Any]]] | None:
-        """Everything that waits, at least one; None at the end."""
+        """All waiting writes, at least one; None at the end."""
         first = self._wanted.get()
         if first is None:
             return None
@@ -118,7 +118,7 @@ class Journal(JournalReader):
         return batch
 
     def _write_batch(self, connection: sqlite3.Connection, batch: list[tuple[Work[Any], Future[Any]]]) -> None:
-        """All in one transaction, each in its own savepoint; nobody is told before the disk has it."""
+        """Write all in one transaction, each in its own savepoint; no caller gets a result before the disk has it."""
         told: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -158,15 +158,15 @@ class Journal(JournalReader):
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def receive(self, arrival: Arrival, *, most_instances: int, most_bytes: int) -> Receipt:
-        """Keep an instance that lies fsynced in its file.
+        """Record an instance whose file is fsynced.
 
         Args:
             arrival: The instance.
             most_instances: A series with more is set aside.
-            most_bytes: The same for its bytes together.
+            most_bytes: The same for its total bytes.
 
         Returns:
-            What became of it; only after "new" its file is the journal's.
+            The receipt; the journal owns the file only after "new".
 
         Raises:
             OutputError: The journal cannot be written.
@@ -174,11 +174,11 @@ class Journal(JournalReader):
         return self._write(lambda db: receive_instance(db, arrival, self._clock(), most_instances, most_bytes))
 
     def refused(self, arrival: Arrival, why: str) -> None:
-        """Remember that an instance was refused for want of room, so that its series is not run without it."""
+        """Record that an instance was refused for lack of space, so that its series does not run without it."""
         self._write(lambda db: note_refused(db, arrival, self._clock(), why))
 
     def holds(self, study_uid: str, series_uid: str, sop_instance_uid: str) -> InstanceRecord | None:
-        """The instance as the newest revision of its series has it, or None."""
+        """The instance in the newest revision of its series, or None."""
         rows = self._all(
             "SELECT i.* FROM series s JOIN instances i ON i.series_key = s.key AND i.sop_instance_uid = ? "
             "WHERE s.study_uid = ? AND s.series_uid = ? ORDER BY s.revision DESC LIMIT 1",
@@ -190,15 +190,15 @@ class Journal(JournalReader):
         return InstanceRecord(**{name: rows[0][name] for name in fields}) if rows else None
 
     def complete_quiet(self, quiet_s: float) -> tuple[str, ...]:
-        """Complete the series that got nothing for this long and wait for nothing that was refused; their keys."""
+        """Complete the series that got nothing for this long and await no refused instance; return their keys."""
         return self._write(lambda db: complete_quiet_series(db, self._clock(), quiet_s))
 
     def give_up_refused(self, quiet_s: float) -> tuple[str, ...]:
-        """Set aside the series whose refused instances did not come again for this long; their keys."""
+        """Set aside the series whose refused instances did not come again for this long; return their keys."""
         return self._write(lambda db: give_up_refused_series(db, self._clock(), quiet_s))
 
     def next_quiet_at(self, quiet_s: float) -> float | None:
-        """When `complete_quiet` may find the next series; None where none is received."""
+        """When `complete_quiet` may find the next series; None if none is being received."""
         (row,) = self._all(
             "SELECT min(last_at) AS at FROM series s WHERE state = 'received' AND instances > 0 "
             "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)"
@@ -208,74 +208,74 @@ class Journal(JournalReader):
     # -- working ------------------------------------------------------------------------------------------------------
 
     def recover(self) -> tuple[str, ...]:
-        """After a start: what was running when the node ended waits again; their keys."""
+        """After a start, queue again the series that ran when the node ended; return their keys."""
         return self._write(writes.recover_jobs)
 
     def claim(self) -> Job | None:
-        """Take the next complete series and mark it as running; None where none may be run now.
+        """Take the next complete series and mark it as running; None if none may run now.
 
-        The oldest first, but those in which the node itself ended come after the others.
+        The oldest comes first, but those during which the node itself ended come after the others.
         """
         return self._write(lambda db: writes.claim_job(db, self._clock()))
 
     def commit(self, job: Job, answer: WorkerResult, deliveries: Sequence[tuple[str, str]]) -> bool:
-        """Keep a result, with what is to be delivered, before anything is sent.
+        """Record a result and its deliveries before anything is sent.
 
         Args:
             job: As claimed.
-            answer: What the worker wrote.
-            deliveries: Names of a destination and of a file, in the order in which they are to be sent; none makes
-                the series "done" and leaves it there.
+            answer: The result that the worker wrote.
+            deliveries: Names of a destination and of a file, in sending order; without any the series
+                stays "done".
 
         Returns:
-            False where instances came meanwhile: the result is of a set that is no more and is not kept.
+            False if instances came meanwhile: the result's set is outdated and it is not kept.
         """
         return self._write(lambda db: writes.commit_job(db, job, answer, tuple(deliveries), self._clock()))
 
     def set_aside(self, key: str, why: Why, *, set_digest: str | None = None) -> bool:
-        """Set a series aside; with a set's digest only if the series still is that set. Whether it was."""
+        """Set a series aside; with a set's digest only if the series still has that set. Return whether it was."""
         return self._write(lambda db: writes.leave_job(db, key, set_digest, "aside", why, 0.0, self._clock()))
 
     def try_again(self, job: Job, why: Why, wait_s: float) -> bool:
-        """Put a running series back, to be run after a while; False where it is no longer that set."""
+        """Put a running series back, to run later; False if its set has changed."""
         when = self._clock() + wait_s
         return self._write(
             lambda db: writes.leave_job(db, job.key, job.set_digest, "complete", why, when, self._clock())
         )
 
     def give_up(self, job: Job, why: Why) -> bool:
-        """Put a running series with the dead letters; False where it is no longer that set."""
+        """Move a running series to the dead letters; False if its set has changed."""
         return self._write(lambda db: writes.leave_job(db, job.key, job.set_digest, "dead", why, 0.0, self._clock()))
 
     def worker_died(self, job: Job, how: str) -> bool:
-        """A worker did not survive the series: it is tried once more, then set aside. Whether it is tried again."""
+        """Record a worker's death on the series: it is tried once more, then set aside. Return whether it is tried again."""
         return self._write(lambda db: writes.note_worker_died(db, job, how, self._clock()))
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def sent(self, delivery: int, text: str) -> None:
-        """An object arrived at its destination; a series whose objects all arrived is delivered."""
+        """Record that an object arrived at its destination; a series whose objects all arrived is delivered."""
         self._write(lambda db: writes.note_sent(db, delivery, text, self._clock()))
 
     def not_sent(self, delivery: int, why: Why, wait_s: float | None) -> None:
-        """An object did not arrive; it is tried again after `wait_s`, or is a dead letter where that is None."""
+        """Record that an object did not arrive; it is retried after `wait_s`, or is a dead letter if that is None."""
         self._write(lambda db: writes.note_not_sent(db, delivery, why, wait_s, self._clock()))
 
     # -- a person -----------------------------------------------------------------------------------------------------
 
     def retry(self, key: str, *, by: str = "operator") -> bool:
-        """Try again what is set aside, dead or discarded: compute it, or send what was not delivered.
+        """Retry a series that is set aside, dead or discarded: compute it, or send what was not delivered.
 
         Returns:
-            False where there is nothing to try again (no such series, or it is on its way).
+            False if there is nothing to retry (no such series, or it is being processed).
         """
         return self._write(lambda db: writes.retry_series(db, key, by, self._clock()))
 
     def discard(self, key: str, *, by: str = "operator") -> bool:
-        """Stop all work on a series and withdraw what was not delivered; its files stay.
+        """Stop all work on a series and withdraw undelivered objects; its files stay.
 
         Returns:
-            False where there is no such series, or it is discarded or delivered.
+            False if there is no such series, or it is discarded or delivered.
         """
         return self._write(lambda db: writes.discard_series(db, key, by, self._clock()))
 
@@ -285,7 +285,7 @@ class Journal(JournalReader):
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """The writer's connection; the tables are there."""
+    """The writer's connection, with the tables created."""
     try:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     except sqlite3.Error as error:
@@ -303,7 +303,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _fail(batch: Sequence[tuple[Work[Any], Future[Any]]], error: Exception) -> None:
-    """Tell all who have not been told; to the others the disk's word has been given."""
+    """Fail all writes without a result yet; the others are already on the disk."""
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

@@ -1,4 +1,4 @@
-"""What can be asked of the journal. Reading never waits for a writer (SQLite in WAL mode)."""
+"""Queries of the journal. Reading never waits for a writer (SQLite in WAL mode)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ctflow.node.journal.records import (
     SeriesState,
 )
 
-_MOST_READERS = 8  # at once; a question takes a tenth of a millisecond, a connection two descriptors
+_MOST_READERS = 8  # at once; a query takes a tenth of a millisecond, a connection two descriptors
 _SERIES = """SELECT s.*, (SELECT count(*) FROM refusals r WHERE r.series_key = s.key) AS refused FROM series s"""
 _DELIVERY = """SELECT d.*, r.series_key FROM deliveries d JOIN results r ON r.id = d.result_id"""
 
 
 class JournalReader:
-    """The journal's questions; safe to ask from any thread.
+    """The journal's queries; safe to call from any thread.
 
     Args:
         path: The SQLite file; it exists and is of this version (`Journal` makes it).
@@ -43,7 +43,7 @@ class JournalReader:
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one question. Threads come and go, and one connection each would use up the descriptors."""
+        """A connection for one query. Threads come and go, and one connection each would use up the descriptors."""
         with self._free:
             with self._lock:
                 found = self._idle.pop() if self._idle else None
@@ -66,7 +66,7 @@ class JournalReader:
             return reader.execute(question, values).fetchall()
 
     def close(self) -> None:
-        """Close what is open for reading; what is being asked ends first, and closes after itself."""
+        """Close the reading connections; a running query finishes first and closes its own."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
@@ -81,12 +81,12 @@ class JournalReader:
     def series(
         self, *, states: Collection[SeriesState] = (), limit: int = 100, before: tuple[float, str] | None = None
     ) -> tuple[SeriesRecord, ...]:
-        """Series, the one that got an instance last first.
+        """Series, sorted by their latest instance, newest first.
 
         Args:
             states: Only these; empty means all.
             limit: At most so many.
-            before: Only those after this `last_at` and key in that order, for the next page: several may have got
+            before: Only those after this `last_at` and key in that order, for the next page: several may have received
                 their last instance at the same moment.
         """
         wanted = tuple(states) or STATES
@@ -106,7 +106,7 @@ class JournalReader:
         return series_record(rows[0]) if rows else None
 
     def detail(self, key: str, *, events: int = 200) -> SeriesDetail | None:
-        """One series with everything that belongs to it, or None where no series has this key.
+        """One series with all its records, or None where no series has this key.
 
         Args:
             key: The series.
@@ -125,7 +125,7 @@ class JournalReader:
         )
 
     def instances(self, key: str) -> tuple[InstanceRecord, ...]:
-        """The instances of a series, in the order in which they came."""
+        """The instances of a series, in order of arrival."""
         rows = self._all("SELECT * FROM instances WHERE series_key = ? ORDER BY received_at, sop_instance_uid", key)
         return tuple(InstanceRecord(**_named(row, InstanceRecord)) for row in rows)
 
@@ -162,7 +162,7 @@ class JournalReader:
         return tuple(EventRecord(**dict(row)) for row in rows)
 
     def events_after(self, number: int, *, limit: int) -> tuple[EventRecord, ...]:
-        """The next events of the audit trail after one, in their order; at most so many."""
+        """The next events of the audit trail after a number, in order; at most `limit`."""
         rows = self._all("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?", number, limit)
         return tuple(EventRecord(**dict(row)) for row in rows)
 
@@ -174,7 +174,7 @@ class JournalReader:
         return found
 
     def totals(self) -> dict[str, int]:
-        """Everything since the journal began: instances, their bytes, duplicates, series, results."""
+        """Totals since the journal began: instances, their bytes, duplicates, series, results."""
         (row,) = self._all(
             "SELECT count(*) AS series, total(instances) AS instances, total(bytes) AS bytes, "
             "total(duplicates) AS duplicates, (SELECT count(*) FROM results) AS results FROM series"
@@ -182,7 +182,7 @@ class JournalReader:
         return {name: int(row[name]) for name in row.keys()}  # noqa: SIM118  # a Row is no mapping
 
     def due(self, destination: str, now: float, *, limit: int) -> tuple[DeliveryRecord, ...]:
-        """What may be sent to a destination now, the oldest result first."""
+        """Deliveries that may be sent to a destination now, the oldest result first."""
         rows = self._all(
             f"{_DELIVERY} WHERE d.destination = ? AND d.state = 'waiting' AND d.next_at <= ? ORDER BY d.id LIMIT ?",
             destination,
@@ -199,7 +199,7 @@ class JournalReader:
         return None if row["at"] is None else float(row["at"])
 
     def next_run_at(self) -> float | None:
-        """When the next complete series may be run; None where none waits."""
+        """When the next complete series may run; None where none waits."""
         (row,) = self._all("SELECT min(next_at) AS at FROM series WHERE state = 'complete'")
         return None if row["at"] is None else float(row["at"])
 

@@ -1,4 +1,4 @@
-"""What the journal tells: one frozen record a row, without patient data unless that is switched on."""
+"""The journal's records: one frozen value per row, without patient data unless that is switched on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DeliveryState = Literal["waiting", "sent", "dead", "withdrawn"]
 
 
 class Why(NamedTuple):
-    """Why a series or a delivery is where it is.
+    """The reason for the state of a series or a delivery.
 
     Attributes:
         reason: A stable name: an error's (docs/errors.md), a selection rule's (docs/dicom.md) or the node's own
@@ -27,7 +27,7 @@ class Why(NamedTuple):
 
 @dataclass(frozen=True)
 class Patient:
-    """Who it is; kept only where the settings switch patient data on."""
+    """The patient's identity; kept only where the settings switch patient data on."""
 
     name: str
     patient_id: str
@@ -37,10 +37,10 @@ class Patient:
 
 @dataclass(frozen=True)
 class Arrival:
-    """One instance that came in and lies fsynced in its file.
+    """One received instance, fsynced in its file.
 
     Attributes:
-        series_uid: SeriesInstanceUID, as the data set says it.
+        series_uid: SeriesInstanceUID from the data set.
         study_uid: StudyInstanceUID.
         sop_instance_uid: SOPInstanceUID.
         sop_class_uid: SOPClassUID.
@@ -74,13 +74,13 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the journal made of an arrival.
+    """The journal's verdict on an arrival.
 
     Attributes:
-        verdict: "new" (kept), "duplicate" (its file is not needed), "conflict" (another content has this UID) or
+        verdict: "new" (kept), "duplicate" (its file is not needed), "conflict" (other content has this UID) or
             "too-much" (the series is larger than allowed and was set aside).
         key: The series.
-        completes: Whether the sender's count says that this was the last one.
+        completes: Whether this is the last one by the sender's count.
     """
 
     verdict: Literal["new", "duplicate", "conflict", "too-much"]
@@ -90,23 +90,23 @@ class Receipt:
 
 @dataclass(frozen=True)
 class SeriesRecord:
-    """One series (one revision of it).
+    """One revision of a series.
 
     Attributes:
         key: Digest of its UIDs and revision; the name of the series everywhere, also in addresses of pages.
         revision: 1, or more where instances came after a result.
         previous: Key of the earlier revision.
-        state: Where it is.
-        reason: Why it is set aside or dead, or why it waits to be tried again (`Why`).
-        message: The same as a sentence; alone where a ctflow before reasons wrote it.
+        state: Its state.
+        reason: Why it is set aside or dead, or why it waits for a retry (`Why`).
+        message: The same as a sentence; alone where a ctflow version before reasons wrote it.
         calling_ae: AE title of the sender.
         peer: Its address.
-        modality: As the first instance says it.
+        modality: Modality of the first instance.
         first_at: Unix time of the first instance.
         last_at: Unix time of the last one.
         expected_instances: How many the sender announced.
-        instances: How many are here.
-        bytes: Their length together.
+        instances: How many were received.
+        bytes: Their total length.
         duplicates: How many came again.
         refused: Instances that this node refused and that did not come again yet.
         attempts: How often it ran.
@@ -140,7 +140,7 @@ class SeriesRecord:
 
     @property
     def digest(self) -> str:
-        """What every other message of ctflow calls the series."""
+        """The name of the series in every other message of ctflow."""
         return digest_of_uid(self.series_uid)
 
 
@@ -169,7 +169,7 @@ class ObjectRecord:
 
 @dataclass(frozen=True)
 class ResultRecord:
-    """What a model answered for a set of instances.
+    """A model's result for a set of instances.
 
     Attributes:
         id: Number in the journal.
@@ -203,7 +203,7 @@ class ResultRecord:
 
 @dataclass(frozen=True)
 class DeliveryRecord:
-    """One object on its way to one destination."""
+    """The delivery of one object to one destination."""
 
     id: int
     result_id: int
@@ -232,7 +232,7 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class SeriesDetail:
-    """Everything that the journal knows of one series; events are the newest first."""
+    """Everything that the journal knows about one series; events are newest first."""
 
     series: SeriesRecord
     instances: tuple[InstanceRecord, ...]
@@ -249,7 +249,7 @@ class Job:
         key: The series.
         series_uid: SeriesInstanceUID.
         set_digest: Digest of the instances' SOPInstanceUIDs.
-        instances: What is to be computed.
+        instances: The instances to compute.
         attempts: This attempt's number.
         earlier: Folder of the earlier revision's result, below the results folder.
     """
@@ -263,13 +263,13 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """What messages call the series."""
+        """The name of the series in messages."""
         return digest_of_uid(self.series_uid)
 
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """A result as the worker wrote it, before the journal knows of it (see `ResultRecord`)."""
+    """A result as the worker wrote it, before the journal records it (see `ResultRecord`)."""
 
     folder: str
     model: str

@@ -1,4 +1,4 @@
-"""The journal's tables, and how an older journal becomes a newer one."""
+"""The journal's tables, and the migrations of older journals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ctflow.core.errors import SettingsInvalid
 
 VERSION = 2
 
-# One statement list a version; a journal of version n is brought to n+1 by MIGRATIONS[n].
+# One statement list per version; MIGRATIONS[n] brings a journal of version n to n+1.
 _FIRST = """
 CREATE TABLE series (
     key TEXT PRIMARY KEY,
@@ -113,7 +113,7 @@ def schema_version(connection: sqlite3.Connection) -> int:
     """The version of a journal; 0 for an empty file.
 
     Raises:
-        SettingsInvalid: It is of a newer ctflow.
+        SettingsInvalid: A newer ctflow wrote it.
         sqlite3.Error: It cannot be read.
     """
     (found,) = connection.execute("PRAGMA user_version").fetchone()
@@ -127,15 +127,15 @@ def schema_version(connection: sqlite3.Connection) -> int:
 
 
 def unopened(error: sqlite3.Error) -> SettingsInvalid:
-    """The named error of a journal that SQLite does not open."""
+    """The named error for a journal that SQLite cannot open."""
     return SettingsInvalid(f"the journal cannot be opened ({error}): give another data folder", reason="journal")
 
 
 def bring_up_to_date(connection: sqlite3.Connection) -> None:
-    """Make the tables, or change those of an older version, all at once or not at all.
+    """Create the tables, or migrate those of an older version, all at once or not at all.
 
     Raises:
-        SettingsInvalid: The journal is of a newer ctflow, or is no journal.
+        SettingsInvalid: A newer ctflow wrote the journal, or the file is not a journal.
     """
     try:
         for version in range(schema_version(connection), VERSION):

@@ -1,4 +1,4 @@
-"""What the journal writes of jobs, results and deliveries: each function is one change, within a transaction."""
+"""The journal's writes for jobs, results and deliveries: each function is one change, within a transaction."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def digest_of_set(sop_instance_uids: Sequence[str]) -> str:
 def note_event(
     db: sqlite3.Connection, now: float, kind: str, text: str, key: str | None = None, peer: str | None = None
 ) -> None:
-    """An event of the node's history, of a series where it has one."""
+    """Add an event to the node's history, with its series if it has one."""
     db.execute(
         "INSERT INTO events (at, kind, series_key, peer, text) VALUES (?, ?, ?, ?, ?)", (now, kind, key, peer, text)
     )
 
 
 def has_result(db: sqlite3.Connection, key: str) -> bool:
-    """Whether a model has answered for a series."""
+    """Whether a series has a model's result."""
     return db.execute("SELECT 1 FROM results WHERE series_key = ?", (key,)).fetchone() is not None
 
 
@@ -41,7 +41,7 @@ def series_of_key(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
 
 
 def recover_jobs(db: sqlite3.Connection) -> tuple[str, ...]:
-    """What ran when the node ended is to be run again; the keys."""
+    """Queue again the series that ran when the node ended; return the keys."""
     rows = db.execute("SELECT key FROM series WHERE state = 'running'").fetchall()
     db.execute(
         "UPDATE series SET state = 'complete', interruptions = interruptions + 1, attempts = max(attempts - 1, 0) "
@@ -51,7 +51,7 @@ def recover_jobs(db: sqlite3.Connection) -> tuple[str, ...]:
 
 
 def claim_job(db: sqlite3.Connection, now: float) -> Job | None:
-    """The next job, from now on running."""
+    """Take the next job and mark it as running."""
     row = db.execute(
         "SELECT * FROM series WHERE state = 'complete' AND next_at <= ? ORDER BY interruptions, first_at LIMIT 1",
         (now,),
@@ -76,7 +76,7 @@ def _instances(db: sqlite3.Connection, key: str) -> tuple[InstanceRecord, ...]:
 
 
 def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
-    """Whether a series is running, and with the instances that the job had."""
+    """Whether a series still runs with the job's instances."""
     row = series_of_key(db, key)
     if row is None or row["state"] != "running":
         return False
@@ -86,7 +86,7 @@ def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
 def commit_job(
     db: sqlite3.Connection, job: Job, answer: WorkerResult, deliveries: tuple[tuple[str, str], ...], now: float
 ) -> bool:
-    """A job's answer and its deliveries; False where the series changed meanwhile."""
+    """Record a job's result and its deliveries; False if the series changed meanwhile."""
     if not _is_still(db, job.key, job.set_digest):
         note_event(db, now, "superseded", "its instances changed while it ran; that result is discarded", job.key)
         return False
@@ -114,7 +114,7 @@ def commit_job(
 def leave_job(
     db: sqlite3.Connection, key: str, set_digest: str | None, state: str, why: Why, next_at: float, now: float
 ) -> bool:
-    """A job ends without an answer, in this state."""
+    """End a job without a result, in this state."""
     if set_digest is not None and not _is_still(db, key, set_digest):
         return False
     changed = set_state(db, key, state, why, next_at)
@@ -124,7 +124,7 @@ def leave_job(
 
 
 def set_state(db: sqlite3.Connection, key: str, state: str, why: Why, next_at: float = 0.0) -> bool:
-    """Change the state of a series; whether there is such a series."""
+    """Change the state of a series; return whether the series exists."""
     changed = db.execute(
         "UPDATE series SET state = ?, reason = ?, message = ?, next_at = ? WHERE key = ?", (state, *why, next_at, key)
     )
@@ -132,7 +132,7 @@ def set_state(db: sqlite3.Connection, key: str, state: str, why: Why, next_at: f
 
 
 def note_worker_died(db: sqlite3.Connection, job: Job, how: str, now: float) -> bool:
-    """A worker died over a job; whether it is tried again, which it is not where the series changed meanwhile."""
+    """Record that a worker died on a job; return whether it is tried again: not if the series changed meanwhile."""
     if not _is_still(db, job.key, job.set_digest):
         return False
     db.execute("UPDATE series SET deaths = deaths + 1 WHERE key = ?", (job.key,))
@@ -143,7 +143,7 @@ def note_worker_died(db: sqlite3.Connection, job: Job, how: str, now: float) -> 
 
 
 def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> None:
-    """A delivery arrived."""
+    """Record a successful delivery."""
     db.execute(
         "UPDATE deliveries SET state = 'sent', sent_at = ?, last_reason = NULL, last_error = NULL, "
         "attempts = attempts + 1 WHERE id = ? AND state != 'sent'",
@@ -165,7 +165,7 @@ def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> N
 
 
 def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float | None, now: float) -> None:
-    """A delivery failed, to be tried after a wait or, without one, no more."""
+    """Record a failed delivery, to be retried after a wait or, without one, never."""
     state = "dead" if wait_s is None else "waiting"
     db.execute(
         "UPDATE deliveries SET state = ?, last_reason = ?, last_error = ?, next_at = ?, attempts = attempts + 1 "
@@ -187,7 +187,7 @@ def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float
 
 
 def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
-    """A person wants a series tried again; False where it cannot be."""
+    """Retry a series at a person's request; False if it cannot be retried."""
     row = series_of_key(db, key)
     if row is None or row["state"] not in ("aside", "dead", "discarded", "done", "complete"):
         return False
@@ -214,7 +214,7 @@ def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
 
 
 def discard_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
-    """A person gives a series up; False where it cannot be."""
+    """Discard a series at a person's request; False if it cannot be discarded."""
     row = series_of_key(db, key)
     if row is None or row["state"] in ("discarded", "delivered"):
         return False

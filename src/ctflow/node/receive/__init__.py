@@ -1,1 +1,1 @@
-"""How series arrive: the C-STORE SCP, what a peer may send, when a series is complete."""
+"""Reception of series: the C-STORE SCP, limits for peers, completeness of a series."""

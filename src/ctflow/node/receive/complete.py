@@ -1,4 +1,4 @@
-"""When is a series complete? After a quiet period; the journal completes one at once whose sender counted."""
+"""Completes a series after a quiet period; the journal completes one at once if its sender gave a count."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import time
 from ctflow.core.errors import OutputError
 from ctflow.node.journal.journal import Journal
 
-_SHORTEST_S = 0.02  # between two looks: the longest that a quiet series waits too long
+_SHORTEST_S = 0.02  # between two checks: the longest extra wait of a quiet series
 REFUSED_WAIT_S = 3600.0  # for instances that were refused while the disk was full
 
 log = logging.getLogger(__name__)
 
 
 class Completer(threading.Thread):
-    """Completes what is quiet.
+    """Completes quiet series.
 
     Args:
-        journal: Asked and told.
-        quiet_s: Without a new instance for so long, a series is complete.
+        journal: Finds and completes the series.
+        quiet_s: A series without a new instance for so long is complete.
         refused_wait_s: A series whose refused instances did not come again for so long is set aside.
     """
 
@@ -33,9 +33,9 @@ class Completer(threading.Thread):
         self._ending = threading.Event()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
         look_at_refused = 0.0
-        # While the node was down its senders could not go on: what they were sending is not complete for that.
+        # While the node was down its senders could not continue, so their series do not count as complete.
         wait_s = self._quiet_s
         while not self._ending.wait(wait_s):
             try:
@@ -46,15 +46,15 @@ class Completer(threading.Thread):
             except OutputError as error:  # the disk is full: completing can wait
                 log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
                 wait_s = 1.0
-            except (OSError, sqlite3.Error) as error:  # no descriptors: there may be some again
+            except (OSError, sqlite3.Error) as error:  # no descriptors: some may become free
                 log.error("completing: %s", type(error).__name__)  # noqa: TRY400
                 wait_s = 1.0
 
     def _look(self) -> float:
-        """Complete what is due; how long nothing can be."""
+        """Complete what is due; return the seconds until more can be due."""
         due = self._journal.next_quiet_at(self._quiet_s)
         if due is None:
-            return self._quiet_s  # what comes in from now on is quiet after that at the earliest
+            return self._quiet_s  # a series received from now on is quiet after that at the earliest
         left_s = due - time.time()
         if left_s <= 0:
             self._journal.complete_quiet(self._quiet_s)
@@ -62,6 +62,6 @@ class Completer(threading.Thread):
         return max(min(left_s, self._quiet_s), _SHORTEST_S)
 
     def stop(self) -> None:
-        """End; returns when nothing is completed any more."""
+        """End; returns when no more series are completed."""
         self._ending.set()
         self.join()

@@ -1,6 +1,6 @@
-"""What is read of a received header, the file meta information before it, and whether an instance is a duplicate.
+"""Reads a received header, writes the file meta information before it, and detects duplicate instances.
 
-The same instance in another transfer syntax is a duplicate; another instance must not be taken for one.
+The same instance in another transfer syntax is a duplicate; another instance must not be mistaken for one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ctflow.node.journal.records import Patient
 IMPLEMENTATION_VERSION = f"CTFLOW_{__version__}"[:16]
 _LONGEST_UID = 64
 READ_OF_PATIENT = ["SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"]
-# Between these nothing differs but how a VR is written. Of compressed ones the pixels would have to be decoded, which
-# the node's own process does not do with what a peer sent.
+# These differ only in how a VR is written. Compressed ones would need their pixels decoded, which
+# the node's own process does not do with data from a peer.
 COMPARABLE = frozenset({str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)})
 _PADDING = 0xFFFCFFFC  # DataSetTrailingPadding
 
 
 def first_text(value: bytes) -> str:
-    """The first of the values of an element, as `text` has it; UIDs, code strings and numbers are ASCII."""
+    """The first value of an element, decoded as by `text`; UIDs, code strings and numbers are ASCII."""
     return value.decode("latin-1").split("\\")[0].strip(" \0")
 
 
@@ -42,19 +42,19 @@ def whole_number(value: str) -> int | None:
 
 
 def is_usable(uid: str) -> bool:
-    """Whether a UID can be kept and compared; many real ones are not well formed."""
+    """Whether a UID can be stored and compared; many real ones are not well formed."""
     return 0 < len(uid) <= _LONGEST_UID and uid.isascii() and uid.isprintable()
 
 
 def patient_of_header(header: Dataset) -> Patient:
-    """What the header says of the patient."""
+    """The patient in the header."""
     return Patient(*(text(header, keyword) for keyword in READ_OF_PATIENT[1:]))
 
 
 def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
-    """Preamble and file meta information (PS3.10 7.1), for UIDs of any kind, which pydicom warns of and quotes.
+    """Preamble and file meta information (PS3.10 7.1), for UIDs of any kind, where pydicom would warn and quote them.
 
-    What it gains: 0.01 ms for 1.6 ms at a load of 12.8 (benchmarks/own_code.py received, 2026-11-29: AMD EPYC, 2 cores,
+    Gain: 0.01 ms for 1.6 ms at a load of 12.8 (benchmarks/own_code.py received, 2026-11-29: AMD EPYC, 2 cores,
     Python 3.11.7, pydicom 3.0.2), 7 % of the CPU time of an acknowledged image. It stays for the UIDs.
     """
     elements = b"".join(
@@ -89,7 +89,7 @@ def is_same_in_other_syntax(kept: Path, kept_syntax: str, came: bytes, came_synt
         came_syntax: Its transfer syntax.
 
     Returns:
-        False also where that cannot be said: only the little endian syntaxes without compression are compared.
+        Also False where this is unknown: only the uncompressed little endian syntaxes are compared.
     """
     if not {kept_syntax, came_syntax} <= COMPARABLE:
         return False

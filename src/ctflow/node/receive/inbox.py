@@ -1,4 +1,4 @@
-"""Where instances lie: one file each, synced before its sender is told, named by digests and never by the peer."""
+"""Files of instances: one each, synced before its sender gets an answer, named by digests and never by the peer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror, sync_folder
 
-_LOOK_AGAIN_S = 0.25  # at the free space: 150 images/s need not ask 150 times
-_MOST_KNOWN = 4096  # folders that are known to be synced; one that is forgotten is synced again
+_LOOK_AGAIN_S = 0.25  # between checks of the free space: 150 images/s do not need 150 checks
+_MOST_KNOWN = 4096  # folders known to be synced; a forgotten one is synced again
 
 
 class Inbox:
-    """The folder of what was received.
+    """The folder of received instances.
 
     Args:
         folder: Made if absent.
-        least_free: Bytes that are left free for results and the journal: nothing more is taken below.
+        least_free: Bytes kept free for results and the journal: below this nothing more is accepted.
     """
 
     def __init__(self, folder: Path, least_free: int) -> None:
@@ -35,12 +35,12 @@ class Inbox:
         self._synced: dict[Path, None] = {}
         make_output_folder(folder)
         try:
-            sync_folder(folder.parent)  # a process that ended early may have made it and not synced it
+            sync_folder(folder.parent)  # a process that ended early may have made it without a sync
         except OSError as error:
             raise output_error_from_oserror(error, "the inbox") from error
 
     def has_space(self, count: int) -> bool:
-        """Whether so many bytes more leave enough free."""
+        """Whether enough space stays free after so many more bytes."""
         with self._lock:
             now = time.monotonic()
             if now > self._looked_at + _LOOK_AGAIN_S or self._free - count < self._least_free:
@@ -53,7 +53,7 @@ class Inbox:
 
         Args:
             series: The series' folder, hexadecimal digits.
-            sop_instance_uid: As the peer says it.
+            sop_instance_uid: As sent by the peer.
             parts: The file's content, one after another.
 
         Returns:
@@ -83,10 +83,10 @@ class Inbox:
         return name
 
     def _make_folder(self, folder: Path) -> None:
-        """A series' folder, whose own name and its parent's are on the disk, whoever made it and whenever.
+        """Make a series' folder whose own name and its parent's are on the disk, no matter who made it when.
 
-        To find it there is not enough: another association may have made it a moment ago and not synced it yet, or a
-        process that ended in between.
+        An existing folder is not enough: another association may have just made it and not synced it yet, or a
+        process may have ended in between.
         """
         if folder in self._synced and folder.is_dir():
             return
@@ -101,11 +101,11 @@ class Inbox:
                 del self._synced[next(iter(self._synced))]
 
     def remove(self, name: str) -> None:
-        """Remove a file that the journal did not take."""
+        """Remove a file that the journal did not accept."""
         (self.folder / name).unlink(missing_ok=True)
 
     def sweep(self, known: Collection[str]) -> int:
-        """Remove the files that the journal does not know: nobody was told that they are here. How many they were."""
+        """Remove files that the journal does not know: their receipt was never acknowledged. Return their number."""
         removed = 0
         for path in self.folder.glob("*/*/*.dcm"):
             if path.relative_to(self.folder).as_posix() not in known:

@@ -1,6 +1,6 @@
-"""Connections wait here, without a thread, until they have asked for an association.
+"""Pending connections wait here, without a thread, until they request an association.
 
-A socket that says nothing, or says it slowly, costs a file descriptor and no more: C-ECHO is answered under hundreds.
+A silent or slow socket costs only a file descriptor: C-ECHO is answered among hundreds of them.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ctflow.node.receive.titles import HEADER
 from ctflow.node.receive.transport import ABORT, length_of_request
 
 PeerAddress = tuple[str, int]
-# pynetdicom asks select(), which knows no descriptor above 1023, and many systems give a process 1024: those that wait
-# (one each) and those that talk (two each, see `settings.MOST_ASSOCIATIONS`) must leave some for everything else.
+# pynetdicom uses select(), which takes no descriptor above 1023, and many systems give a process 1024: pending
+# connections (one each) and associations (two each, see `settings.MOST_ASSOCIATIONS`) must leave some for everything else.
 MOST_WAITING = 256
-_LOOK_AGAIN_S = 0.02  # at a request that is here in part: the selector would call it readable all the time
+_LOOK_AGAIN_S = 0.02  # at a partial request: the selector would report it readable all the time
 
 log = logging.getLogger(__name__)
 
 
 class PendingConnections(threading.Thread):
-    """Accepts connections and hands on those whose A-ASSOCIATE-RQ is here, whole and of a lawful length.
+    """Accepts connections and passes on those whose A-ASSOCIATE-RQ has arrived, whole and of a valid length.
 
     Args:
         listening: The bound and listening socket; closed at the end.
-        may_come: Whether an address may connect at all.
+        may_come: Whether an address may connect.
         hand_on: Takes a connection with its request; must not block.
-        is_full: While it says so, requests wait.
-        most_pdu: Bytes of a PDU.
-        patience_s: A request must be here so many seconds after its connection.
-        refused: Told the address and why, where a connection is closed.
+        is_full: While true, requests wait.
+        most_pdu: Most bytes of a PDU.
+        patience_s: A request must arrive within so many seconds of its connection.
+        refused: Called with the address and the reason when a connection is closed.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class PendingConnections(threading.Thread):
         self._told, self._tell = socket.socketpair()
 
     def stop(self) -> None:
-        """Accept nothing more and close what waits; returns when that is done. May be called twice."""
+        """Accept nothing more and close pending connections; returns when that is done. May be called twice."""
         with contextlib.suppress(OSError):  # it has ended
             self._tell.send(b"x")
         self.join()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Run until `stop`."""
         self._listening.setblocking(False)
         self._selector.register(self._listening, selectors.EVENT_READ)
         self._selector.register(self._told, selectors.EVENT_READ)
@@ -102,10 +102,10 @@ class PendingConnections(threading.Thread):
         return True
 
     def _accept(self) -> None:
-        for _ in range(64):  # then those that wait are looked at
+        for _ in range(64):  # then the pending ones are checked
             try:
                 connection, address = self._listening.accept()
-            except OSError:  # none is left, the peer is gone again, or there are no descriptors: the next round tells
+            except OSError:  # none is left, the peer has gone, or no descriptors are free: the next round shows which
                 return
             if not self._may_come(str(address[0])):
                 self._refused(str(address[0]), "its address is not among the peers")
@@ -118,7 +118,7 @@ class PendingConnections(threading.Thread):
             self._selector.register(connection, selectors.EVENT_READ)
 
     def _look_at(self, connection: socket.socket) -> None:
-        """Hand a connection on, let it wait, or close it."""
+        """Pass a connection on, let it wait, or close it."""
         try:
             head = connection.recv(HEADER, socket.MSG_PEEK)
             here = bytes_here(connection)
@@ -142,7 +142,7 @@ class PendingConnections(threading.Thread):
             self._partial.add(connection)
 
     def _hand_on_safely(self, connection: socket.socket, address: PeerAddress) -> None:
-        """Whatever one connection leads to (no memory for its threads, say) must not be the end of all others."""
+        """Keep one connection's failure (for example no memory for its threads) from ending all others."""
         try:
             connection.setblocking(True)
             self._hand_on(connection, address)
@@ -162,7 +162,7 @@ class PendingConnections(threading.Thread):
         (host, _), _ = self._forget(connection)
         if why is not None:
             self._refused(host, why)
-        # Whoever was refused should see an end, and nothing should linger here for those that never close.
+        # A refused peer should see an end, and nothing should linger here for peers that never close.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0 if why is None else 1))
         connection.close()
 

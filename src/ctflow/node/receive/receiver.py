@@ -1,4 +1,4 @@
-"""The storage SCP: CT comes in, is acknowledged when it is on the disk and in the journal, and not before."""
+"""The C-STORE SCP: receives CT and acknowledges it once it is on the disk and in the journal, not before."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 WRONG_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
-CONFLICT = 0xC001  # another content was received under this SOPInstanceUID
+CONFLICT = 0xC001  # other content was received under this SOPInstanceUID
 TOO_MUCH = 0xC002  # the series is larger than this node accepts
 _ANSWERS = {
     "conflict": (CONFLICT, "different content, or another syntax, was received under this UID"),
@@ -71,18 +71,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reception:
-    """What a receiver allows.
+    """A receiver's limits.
 
     Attributes:
-        ae_title: The node's; requests for another one are rejected.
+        ae_title: The node's title; requests for another one are rejected.
         address: Where it listens: host and port; port 0 takes a free one.
         may_come: Whether an address may connect.
         is_peer: Whether an AE title at an address may have an association.
-        associations: At the same time; more are rejected.
-        most_pdu: Bytes of a PDU.
-        idle_s: Silence after which an association is ended.
-        most_instances: Of a series.
-        most_bytes: Of a series.
+        associations: Most at the same time; more are rejected.
+        most_pdu: Most bytes of a PDU.
+        idle_s: Seconds of silence after which an association is ended.
+        most_instances: Most instances of a series.
+        most_bytes: Most bytes of a series.
         patient_data: Whether the journal keeps the patient's name, ID, birth date and accession number.
     """
 
@@ -99,19 +99,19 @@ class Reception:
 
 
 def supported_contexts() -> dict[str, tuple[str, ...]]:
-    """What is offered to a peer: abstract syntax -> transfer syntaxes, the preferred one first."""
+    """The contexts offered to a peer: abstract syntax -> transfer syntaxes, the preferred one first."""
     others = tuple(syntax for syntax in READABLE if syntax not in UNCOMPRESSED)
     return {VERIFICATION: UNCOMPRESSED, **dict.fromkeys(STORED_CLASSES, (*UNCOMPRESSED, *map(str, others)))}
 
 
 class Receiver:
-    """The node's ear.
+    """The node's C-STORE SCP.
 
     Args:
-        reception: What it allows.
-        inbox: Takes the files.
-        journal: Takes the instances.
-        metrics: Told of instances, associations and refusals.
+        reception: Its limits.
+        inbox: Stores the files.
+        journal: Records the instances.
+        metrics: Counts instances, associations and refusals.
 
     Raises:
         BackendUnavailable: pynetdicom is not installed.
@@ -127,7 +127,7 @@ class Receiver:
                 "the DICOM node needs pynetdicom: pip install 'ctflow[serve]'", reason="not-installed"
             ) from error
         self._reception, self._inbox, self._journal, self._metrics = reception, inbox, journal, metrics
-        without_logging()  # the audit trail is the journal's
+        without_logging()  # the journal keeps the audit trail
         self._shared = Shared()
         self._counted: set[int] = set()
         self._lock = threading.Lock()
@@ -173,21 +173,21 @@ class Receiver:
 
     @property
     def associations(self) -> int:
-        """How many associations there are now."""
+        """Number of open associations."""
         return len(self._server.active_associations)
 
     @property
     def threads(self) -> tuple[threading.Thread, ...]:
-        """What must live while the node receives."""
+        """The threads that must live while the node receives."""
         return (self._waiting,)
 
     def start(self) -> None:
-        """Listen, in a thread of its own."""
+        """Listen in a separate thread."""
         self._waiting.start()
         log.info("listening as %s on port %d", self._reception.ae_title, self.port)
 
     def stop(self, grace_s: float) -> None:
-        """Accept no association any more, let those that are finish for a while, then end them."""
+        """Accept no more associations, let the open ones finish for a while, then end them."""
         self._waiting.stop()
         associations = self._server.active_associations
         for association in associations:
@@ -198,7 +198,7 @@ class Receiver:
     # -- associations -------------------------------------------------------------------------------------------------
 
     def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        """Let pynetdicom have a connection, behind a socket that knows the limits."""
+        """Pass a connection to pynetdicom, behind a socket that enforces the limits."""
         refusal = refusal_of_titles(connection.recv(TITLES_END, socket.MSG_PEEK))
         if refusal is not None:
             self._reject(connection, address[0], *refusal)
@@ -218,11 +218,11 @@ class Receiver:
             raise
 
     def _reject(self, connection: socket.socket, host: str, answer: bytes, why: str) -> None:
-        """Answer a request for an association that pynetdicom would leave without a reason, and say so."""
+        """Answer an association request that pynetdicom would leave without a reason, and record it."""
         self._count("association", 0)
         log.warning("association rejected: %s", why, extra={"facts": {"peer": host}})
         with contextlib.suppress(OSError):  # the peer may be gone
-            # What is not read would turn the end of the connection into a reset, and the answer might be lost.
+            # Unread bytes would turn the end of the connection into a reset, and the answer might be lost.
             connection.recv(bytes_here(connection))
             connection.sendall(answer)
         connection.close()
@@ -260,7 +260,7 @@ class Receiver:
         self._change(event, here=False)
 
     def _change(self, event: Event, *, here: bool) -> None:
-        """Count an association once, though it may be aborted by both sides, or before it began."""
+        """Count an association once, even if both sides abort it or it is aborted before it began."""
         with self._lock:
             known = id(event.assoc) in self._counted
             (self._counted.add if here else self._counted.discard)(id(event.assoc))
@@ -274,7 +274,7 @@ class Receiver:
         try:
             return self._decide(association, request)
         except Exception as error:
-            # The last place that can name it: its text may hold anything the instance held.
+            # The last place that can name it: its text may hold anything from the instance.
             log.exception("an instance could not be checked")
             return OUT_OF_RESOURCES, f"unexpected {type(error).__name__}; the log says where"
 
@@ -311,7 +311,7 @@ class Receiver:
         return self._keep(arrival, [meta, request.data])
 
     def _header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
-        """The few attributes that are needed now, or what is wrong with the header."""
+        """The few attributes needed now, or what is wrong with the header."""
         if request.transfer_syntax == DeflatedExplicitVRLittleEndian or self._reception.patient_data:
             return self._parsed_header(meta, request)
         values = values_of_data_set(request.data, request.transfer_syntax, _READ)
@@ -321,7 +321,7 @@ class Receiver:
 
     @lenient()
     def _parsed_header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
-        """The same with pydicom, which knows character sets and inflates."""
+        """The same with pydicom, which handles character sets and deflated data."""
         stream = io.BytesIO(b"".join((meta, request.data)))
         flaw = flaw_of_header(stream, preamble=True)
         if flaw is not None:
@@ -336,7 +336,7 @@ class Receiver:
         return {tag: text(header, keyword_for_tag(tag)) for tag in _READ}, patient
 
     def _keep(self, arrival: Arrival, parts: Sequence[bytes | memoryview]) -> StoreAnswer:
-        """Write an instance, tell the journal, and only then say so."""
+        """Write an instance, record it in the journal, and only then acknowledge it."""
         series = key_of(arrival.study_uid, arrival.series_uid, 1)
         known, name, taken = None, "", False
         try:
@@ -352,13 +352,13 @@ class Receiver:
             taken = receipt.verdict == "new"
         except OutputError as error:
             return self._no_space(arrival, str(error))
-        except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was taken away: it may pass
+        except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was removed: it may pass
             log.exception("an instance could not be stored")
             return self._no_space(arrival, f"unexpected {type(error).__name__}; the log says where")
         finally:
             if name and known is None and not taken:
                 self._inbox.remove(name)
-        if receipt.verdict == "conflict" and known is None:  # it came twice at once: now there is one to compare with
+        if receipt.verdict == "conflict" and known is None:  # it came twice at once: now one can be compared
             return self._keep(arrival, parts)
         self._count(receipt.verdict, arrival.bytes)
         return _ANSWERS.get(receipt.verdict, (SUCCESS, ""))
@@ -366,7 +366,7 @@ class Receiver:
     def _same_as(
         self, known: InstanceRecord | None, arrival: Arrival, parts: Sequence[bytes | memoryview]
     ) -> str | None:
-        """Digest of the instance that is here, where this one is the same in another transfer syntax."""
+        """Digest of the stored instance, if this one is the same in another transfer syntax."""
         if known is None or known.transfer_syntax == arrival.transfer_syntax:
             return None
         path, came = self._inbox.folder / known.file, b"".join(parts)

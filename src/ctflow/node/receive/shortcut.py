@@ -1,12 +1,12 @@
-"""The way of a C-STORE request through pynetdicom, shortened: it is read, stored and answered in one thread.
+"""A shortcut for C-STORE requests through pynetdicom: one thread reads, stores and answers each.
 
-pynetdicom takes each PDU through an event, a state machine and several copies, hands the message to a second thread,
-and builds the answer as a data set: more than half of the time of an image, most of it spent on handing over.
-Everything else stays its own: association, negotiation, C-ECHO, release, abort and timers.
+pynetdicom takes each PDU through an event, a state machine and several copies, passes the message to a second thread,
+and builds the answer as a data set: more than half of the time of an image, most of it for the handover.
+It keeps everything else: association, negotiation, C-ECHO, release, abort and timers.
 
-In the state of data transfer P-DATA-TF is read here, and everything else by the original (`compat/pynetdicom`).
+In the data transfer state this module reads P-DATA-TF, and the original everything else (`compat/pynetdicom`).
 
-What it gains: 25 associations that send 10 images of 512 x 512 each take 2.5 ms an image and 2.4 ms of CPU, with
+Gain: 25 associations that send 10 images of 512 x 512 each take 2.5 ms an image and 2.4 ms of CPU, with
 pynetdicom alone 4.8 and 5.4 (1.9 and 2.2 times; benchmarks/own_code.py store, 2026-11-29: AMD EPYC, 2 cores at a load
 of 4.1, Python 3.11.7, pynetdicom 3.0.4). One association waits for the disk: it takes as long, for half the CPU.
 """
@@ -29,8 +29,8 @@ _LARGEST_COMMAND = 2**16
 _STORE_REQUEST, _STORE_RESPONSE, _ECHO_REQUEST = 0x0001, 0x8001, 0x0030  # PS3.7 9.3
 _NO_DATA_SET = 0x0101
 _LONGEST_COMMENT = 64
-_LOOK_AGAIN_MS = 50  # at timers and at whether the association is to end, as pynetdicom does
-_KEPT = 2**22  # bytes of a buffer that are kept for the next instance
+_LOOK_AGAIN_MS = 50  # between checks of timers and of the association's end, as pynetdicom does
+_KEPT = 2**22  # bytes of a buffer kept for the next instance
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ Store = Callable[[Any, StoreRequest], StoreAnswer]
 
 
 class _Invalid(Exception):
-    """What came is no P-DATA as PS3.8 has it."""
+    """The received data is not P-DATA by PS3.8."""
 
 
 @dataclass(frozen=True)
 class _Command:
-    """What is needed of the command set of a C-STORE request."""
+    """The fields needed from the command set of a C-STORE request."""
 
     context_id: int
     message_id: int
@@ -71,18 +71,18 @@ class _Command:
 
 
 def shorten(association: Any, store: Store) -> None:
-    """Have C-STORE requests of an association that has not started yet taken the short way.
+    """Install the shortcut for C-STORE requests in an association that has not started yet.
 
     Args:
         association: A pynetdicom `Association` as acceptor, whose socket is a `LimitedSocket`.
-        store: Takes the association and a request; gives status and comment. It runs in the thread that reads.
+        store: Takes the association and a request; returns status and comment. It runs in the reading thread.
     """
     layer = UpperLayer(association)
     layer.read_with(_Shortcut(association, layer, store).read)
 
 
 class _Shortcut:
-    """What reads PDUs in pynetdicom's stead."""
+    """Reads PDUs in place of pynetdicom."""
 
     def __init__(self, association: Any, layer: UpperLayer, store: Store) -> None:
         self._association = association
@@ -93,12 +93,12 @@ class _Shortcut:
         self._request: _Command | None = None
         self._data = bytearray()
         self._filled = 0
-        self._poll = select.poll()  # knows descriptors of any number
+        self._poll = select.poll()  # takes descriptors of any number
         self._poll.register(self._connection, select.POLLIN)
         self._poll.register(layer.bell, select.POLLIN)
 
     def read(self) -> None:
-        """Read what is there: requests as long as they come, or one PDU of another kind."""
+        """Read available data: requests as long as they come, or one PDU of another kind."""
         try:
             while self._layer.is_transferring:
                 if self._connection.next_kind() != P_DATA:
@@ -116,7 +116,7 @@ class _Shortcut:
         self._layer.read_others()
 
     def _is_more_coming(self) -> bool:
-        """Whether the next thing to do is to read; False where pynetdicom has something to do, or nothing came."""
+        """Whether to read next; False if pynetdicom has something to do, or nothing came."""
         if self._layer.has_work:
             return False
         ready = self._poll.poll(_LOOK_AGAIN_MS)
@@ -146,7 +146,7 @@ class _Shortcut:
 
     def _take_command(self, context_id: int, control: int, count: int) -> None:
         if self._request is not None or len(self._command) + count > _LARGEST_COMMAND:
-            raise _Invalid  # before the data set of the last command was here, or without an end
+            raise _Invalid  # before the last command's data set had arrived, or without an end
         self._command += self._received(count)
         if not control & _IS_LAST:
             return
@@ -156,7 +156,7 @@ class _Shortcut:
         if kind == _ECHO_REQUEST and not has_data:
             self._pass_on(context_id, command)
             return
-        if kind != _STORE_REQUEST:  # nothing else belongs to what this node offers
+        if kind != _STORE_REQUEST:  # this node offers nothing else
             raise _Invalid
         if self._layer.context(context_id) is None:
             raise _Invalid
@@ -170,7 +170,7 @@ class _Shortcut:
             self._serve(self._request)
 
     def _pass_on(self, context_id: int, command: bytes) -> None:
-        """Let pynetdicom have a command, as if it had come alone in a PDU."""
+        """Pass a command to pynetdicom, as if it had come alone in a PDU."""
         fragment = struct.pack(">LBB", len(command) + 2, context_id, _IS_COMMAND | _IS_LAST) + command
         self._layer.pass_on(struct.pack(">BBL", P_DATA, 0, len(fragment)) + fragment)
 
@@ -180,7 +180,7 @@ class _Shortcut:
         if self._request is None or self._request.context_id != context_id:
             raise _Invalid
         end = self._filled + count
-        if end > len(self._data):  # twice as long each time: a buffer that grows by PDUs is copied for each
+        if end > len(self._data):  # doubled each time: a buffer that grows by PDUs is copied for each
             self._data.extend(bytes(max(end, min(2 * len(self._data), end + 2**26)) - len(self._data)))
         with memoryview(self._data) as whole, whole[self._filled : end] as view:
             if self._connection.receive_into(view) < count:
@@ -225,7 +225,7 @@ def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(elements: dict[int, bytes], element: int) -> int:
-    """An unsigned short; -1 if it is absent or none."""
+    """An unsigned short; -1 if it is absent or invalid."""
     value = elements.get(element, b"")
     return int.from_bytes(value, "little") if len(value) == 2 else -1
 

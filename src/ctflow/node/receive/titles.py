@@ -1,7 +1,7 @@
 """The AE titles of an A-ASSOCIATE-RQ: non-standard padding is removed, and an invalid title gets an answer.
 
-pynetdicom aborts the association where a title is padded with NULs, as some devices do, or is blank, without a word of
-why; and answers nothing where the called title is blank.
+pynetdicom aborts the association without a reason if a title is padded with NULs, as some devices do, or is blank;
+it answers nothing if the called title is blank.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def mended_titles(body: bytes) -> bytes:
 
 
 def refusal_of_titles(request: bytes) -> tuple[bytes, str] | None:
-    """What to answer a request whose AE titles are none (PS3.5 6.2, AE).
+    """The answer to a request with invalid AE titles (PS3.5 6.2, AE).
 
     Args:
-        request: Its first `TITLES_END` bytes at least; fewer are not looked at.
+        request: At least its first `TITLES_END` bytes; fewer are not checked.
 
     Returns:
-        The A-ASSOCIATE-RJ and why, without the title; None where both are titles.
+        The A-ASSOCIATE-RJ and the reason, without the title; None if both titles are valid.
     """
     if len(request) < TITLES_END:
         return None

@@ -1,7 +1,7 @@
-"""What a peer may put on the wire: PDUs of a bounded length, in bounded time, before anything is buffered.
+"""Limits on a peer's PDUs: bounded length and bounded time, before anything is buffered.
 
 pynetdicom reads a PDU of any length that its header names (300 MB from a peer that has not even named itself), and
-waits for the rest of one for ever. This socket stands in between and ends such a connection.
+waits forever for the rest of one. This socket sits in between and ends such a connection.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from collections.abc import Callable
 from ctflow.node.receive.titles import HEADER, mended_titles
 
 ASSOCIATE_REQUEST = 0x01
-LEAST_REQUEST = 2**16  # bytes that an A-ASSOCIATE-RQ may have at least; 128 contexts with all syntaxes take 20 kB
+LEAST_REQUEST = 2**16  # bytes always allowed for an A-ASSOCIATE-RQ; 128 contexts with all syntaxes take 20 kB
 LARGEST_MESSAGE = 2**29  # bytes of one instance; an Enhanced CT of 1000 frames
-LARGEST_TOGETHER = 3 * 2**29  # bytes of all that are being received
-_SLACK = 12  # some senders count the header of a PDU, or of its first item, and some do not
+LARGEST_TOGETHER = 3 * 2**29  # bytes of all instances being received
+_SLACK = 12  # some senders count the header of a PDU or of its first item, others do not
 # A-ABORT by the service provider: invalid PDU parameter value (PS3.8 9.3.8)
 ABORT = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 6])
 
 
 class Shared:
-    """Bytes of messages that all connections are receiving."""
+    """Bytes of the messages being received on all connections."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bytes = 0
 
     def add(self, count: int) -> int:
-        """Change the sum and say what it is now."""
+        """Change the sum and return it."""
         with self._lock:
             self._bytes += count
             return self._bytes
 
 
 def length_of_request(head: bytes, most_pdu: int) -> int | None:
-    """Length of the A-ASSOCIATE-RQ that begins with these six bytes; None where it is none, or too long."""
+    """Length of the A-ASSOCIATE-RQ that begins with these six bytes; None if it is not one, or too long."""
     kind, _, length = struct.unpack(">BBL", head)
     return length if kind == ASSOCIATE_REQUEST and length <= max(most_pdu, LEAST_REQUEST) else None
 
 
 class LimitedSocket(socket.socket):
-    """A connected socket that reads whole PDUs of a bounded length and nothing else.
+    """A connected socket that reads only whole PDUs of a bounded length.
 
     Args:
-        connected: Gives its connection away; blocking.
-        most_pdu: Bytes of a PDU; more end the connection before they are read.
-        patience_s: A PDU must be here so many seconds after its first byte; an answer must leave in this time.
+        connected: Gives up its connection; blocking.
+        most_pdu: Most bytes of a PDU; a longer one ends the connection before it is read.
+        patience_s: A PDU must arrive within so many seconds of its first byte; an answer must leave in this time.
         shared: Bytes of the messages of all connections.
-        refused: Told why, where the connection is ended for what the peer sent.
+        refused: Called with the reason when the connection is ended because of the peer's data.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LimitedSocket(socket.socket):
         refused: Callable[[str], None],
     ) -> None:
         super().__init__(connected.family, connected.type, connected.proto, fileno=connected.detach())
-        # The kernel keeps the time: a timeout of Python's own costs a system call more for each one.
+        # The kernel keeps the time: Python's own timeout costs one more system call for each one.
         self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(patience_s))
         self._most = most_pdu
         self._patience_s = patience_s
@@ -73,15 +73,15 @@ class LimitedSocket(socket.socket):
         self._shared = shared
         self._refused = refused
         self._is_first = True  # PDU: the request for the association
-        self._head = b""  # of the next PDU, as far as it is here and nobody took it
+        self._head = b""  # of the next PDU, as far as it has arrived and was not taken
         self._left = 0
         self._deadline = 0.0
         self._message = 0
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """The next bytes of the PDU; its whole rest, also where fewer are asked for, and nothing of the next one.
+        """The whole rest of the PDU, even if fewer bytes are requested, and nothing of the next one.
 
-        pynetdicom asks for 4 kB at a time and goes on until it has the PDU.
+        pynetdicom requests 4 kB at a time until it has the PDU.
         """
         if self._head or not self._left:
             self._fill_head()
@@ -93,23 +93,23 @@ class LimitedSocket(socket.socket):
         return body
 
     def next_kind(self) -> int | None:
-        """Wait for the head of the next PDU and say its type; None where the peer closed the connection.
+        """Wait for the head of the next PDU and return its type; None if the peer closed the connection.
 
-        The head stays here: `recv` gives it out, and `begin_pdu` takes it.
+        The head stays here: `recv` returns it, and `begin_pdu` takes it.
 
         Raises:
-            OSError: The connection is gone, or was ended for what the peer sent.
+            OSError: The connection is closed, or was ended because of the peer's data.
         """
         self._fill_head()
         return self._head[0] if len(self._head) == HEADER else None
 
     def begin_pdu(self) -> int:
-        """Take the head of a PDU, after `next_kind`; how many bytes follow, for `receive` and `receive_into`."""
+        """Take the head of a PDU after `next_kind`; return how many bytes follow, for `receive` and `receive_into`."""
         self._head = b""
         return self._left
 
     def receive(self, count: int) -> bytearray:
-        """So many bytes of the PDU; fewer where the peer closed the connection."""
+        """`count` bytes of the PDU; fewer if the peer closed the connection."""
         data = bytearray(count)
         with memoryview(data) as view:
             done = self.receive_into(view)
@@ -117,19 +117,19 @@ class LimitedSocket(socket.socket):
         return data
 
     def receive_into(self, view: memoryview) -> int:
-        """Fill a part of a buffer with the next bytes of the PDU; how many came before the peer closed the connection.
+        """Fill a part of a buffer with the next bytes of the PDU; return how many came before the peer closed it.
 
         Raises:
-            OSError: The connection is gone, or was ended as the PDU took too long.
+            OSError: The connection is closed, or was ended because the PDU took too long.
         """
         done = 0
         while done < len(view):
             self._set_wait()
             try:
-                # All of it in one call, and without the interpreter's lock: a PDU comes in dozens of segments.
+                # All in one call, without the interpreter's lock: a PDU comes in dozens of segments.
                 count = super().recv_into(view[done:], 0, socket.MSG_WAITALL)
             except BlockingIOError:
-                continue  # the time is over, as the next round finds
+                continue  # the time is over, as the next round detects
             if not count:
                 break
             done += count
@@ -137,7 +137,7 @@ class LimitedSocket(socket.socket):
         return done
 
     def _fill_head(self) -> None:
-        """Read the head of a PDU, as far as it is not here, and look at the length that it names."""
+        """Read the missing part of a PDU's head, and check the length that it names."""
         if self._left or len(self._head) == HEADER:
             return
         self._deadline = time.monotonic() + self._patience_s
@@ -158,7 +158,7 @@ class LimitedSocket(socket.socket):
         self._left = length
 
     def _set_wait(self) -> None:
-        """Let the kernel wait as long as there is time for this PDU; it is told only where that has changed much."""
+        """Set the kernel's timeout to the time left for this PDU, only if it has changed much."""
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             self._refuse(f"a PDU that takes longer than {self._patience_s:g} s")
@@ -172,27 +172,27 @@ class LimitedSocket(socket.socket):
 
     def _refuse(self, why: str) -> None:
         self._refused(why)
-        with contextlib.suppress(OSError):  # it may be gone already
+        with contextlib.suppress(OSError):  # it may be closed already
             super().send(ABORT, socket.MSG_DONTWAIT)
         raise ConnectionAbortedError(why)
 
     def send(self, data: object, flags: int = 0) -> int:
-        """An answer: the message before it has been taken."""
+        """Send an answer: the message before it has been taken."""
         self._count(-self._message)
-        return super().send(data, flags)  # type: ignore[arg-type]  # any buffer, as the base has it
+        return super().send(data, flags)  # type: ignore[arg-type]  # any buffer, as in the base class
 
     def shutdown(self, how: int) -> None:
-        """As the base has it, also where the peer was faster: pynetdicom closes only after this."""
+        """Shut down, even if the peer was faster: pynetdicom closes only after this."""
         with contextlib.suppress(OSError):
             super().shutdown(how)
 
     def close(self) -> None:
-        """Close; what was being received is no longer."""
+        """Close; an unfinished message no longer counts."""
         self._count(-self._message)
         super().close()
 
 
 def _timeval(seconds: float) -> bytes:
-    """As setsockopt has it; zero would be for ever."""
+    """Seconds in setsockopt's format; zero would mean forever."""
     micros = max(int(seconds * 1_000_000), 1)
     return struct.pack("@ll", micros // 1_000_000, micros % 1_000_000)
