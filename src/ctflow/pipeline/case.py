@@ -1,4 +1,4 @@
-"""A case: one series on its way, and the cases of a folder; an error ends its own case only."""
+"""A case: one series in the pipeline, and the cases of a folder; an error ends only its own case."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One series on its way; each stage returns a copy that knows more.
+    """One series in the pipeline; each stage returns a copy with more fields set.
 
     Attributes:
         candidate: The series, as it was selected.
         key: Name of its result folder.
         allow_gaps: Whether single missing slices are interpolated.
-        seg_grid: Whether the SEG lies on the slices, or on the grid that a tilted or uneven series was resampled to.
+        seg_grid: Whether the SEG is on the slices, or on the grid to which a tilted or uneven series was resampled.
         assembled: Its volume, from `load_case` until the case is written or fails.
         shape: The volume's, once loaded.
         spacing_mm: The volume's, once loaded.
-        sources: What the result's objects take over from its headers, once prepared.
+        sources: Header values for the result's objects, once prepared.
         segmentation: What was marked, once segmented.
-        error: Why it went no further.
-        folder: Where its result lies, once written.
+        error: Why it stopped.
+        folder: Folder of its result, once written.
         document: The content of its result.json.
-        warnings: What a person should know.
+        warnings: Warnings for the reader.
         stage_seconds: Wall time of each stage.
-        body: Where the body is, once prepared; None where none was found.
-        previous: Measurement reports whose place this case's takes, as they were before instances came late.
+        body: Position of the body, once prepared; None if none was found.
+        previous: Measurement reports that this case's replaces, from before instances came late.
     """
 
     candidate: Candidate
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def prepared(self) -> Sources:
-        """What objects take over from the headers; a ValueError before `prepare_result`, and once written or failed."""
+        """Header values for objects; a ValueError before `prepare_result`, and once written or failed."""
         if self.sources is None:
             raise ValueError("the case's result is not prepared: segment it first")
         return self.sources
@@ -91,7 +91,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a folder holds: the cases to be run, every file, and the verdict on every series."""
+    """The contents of a folder: the cases to run, every file, and the verdict on every series."""
 
     cases: tuple[Case, ...]
     scan: Scan
@@ -99,19 +99,19 @@ class Found:
 
 
 def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent) -> Found:
-    """Find the series that are to be run.
+    """Find the series to run.
 
     Args:
         folder: Input folder, searched with all its subfolders.
-        spec: Its body parts take part in the choice.
+        spec: Its body parts affect the choice.
         settings: Series, pick and force.
-        progress: Told of every file.
+        progress: Receives every file.
 
     Returns:
         A case for each selected series, and everything else that was found.
 
     Raises:
-        NoUsableSeries: No series may be run.
+        NoUsableSeries: No series may run.
     """
     found = look_for_cases(folder, spec, settings, progress)
     require_selected(found.selection, found.scan)
@@ -119,7 +119,7 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
 
 
 def look_for_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent) -> Found:
-    """As `find_cases`, also where no series may be run: a run that ends there says why of each."""
+    """As `find_cases`, even if no series may run: a run that ends there gives the reason for each."""
     scan = scan_folder(folder, progress)
     selection = select_series(
         scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=spec.body_parts
@@ -131,15 +131,15 @@ def look_for_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: 
 
 
 def case_from_candidate(candidate: Candidate, key: str, settings: Settings) -> Case:
-    """A case to run, with what its choice gives a person to know; `key` names its result folder."""
+    """A case to run, with the warnings of its selection; `key` names its result folder."""
     warnings = (*candidate.series.dropped, *((candidate.message,) if candidate.forced else ()))
     return Case(candidate, key, settings.allow_gaps, settings.seg_grid, warnings=warnings)
 
 
 def key_of_series(series: Series) -> str:
-    """Name of a series' result folder: its UID, or that one's digest where it is no safe name, and its study's digest.
+    """Name of a series' result folder: its UID, or the UID's digest if it is not a safe name, and its study's digest.
 
-    It says nothing of what else is in the input: there may be series of the same UID in two studies, today or tomorrow.
+    It does not depend on the other input: two studies may hold series with the same UID, today or tomorrow.
     """
     uid = series.uid
     safe = 1 <= len(uid) <= 64 and set(uid) <= set("0123456789.")
@@ -147,7 +147,7 @@ def key_of_series(series: Series) -> str:
 
 
 def attempt(case: Case, stage: Callable[[], Case]) -> Case:
-    """Run a stage unless an earlier one failed; whatever it raises becomes, with a name, part of the case."""
+    """Run a stage unless an earlier one failed; any exception becomes a named error of the case."""
     if case.error is not None:
         return case
     try:
@@ -162,7 +162,7 @@ def attempt(case: Case, stage: Callable[[], Case]) -> Case:
         log.error("%s", too_large.described)  # noqa: TRY400
         too_large.__cause__ = error
         return _failed(case, too_large)
-    except Exception as error:  # noqa: BLE001  # no fault that one series meets may take the others with it
+    except Exception as error:  # noqa: BLE001  # a fault in one series must not end the others
         failure = unexpected(error, f"series {case.candidate.series.digest}")
         log.error("%s", failure.described)  # noqa: TRY400  # `unexpected` logs the traceback
         failure.__cause__ = error
@@ -170,7 +170,7 @@ def attempt(case: Case, stage: Callable[[], Case]) -> Case:
 
 
 def _failed(case: Case, error: CtflowError) -> Case:
-    """The case with its error, neither with an array: a run keeps its cases, and the next one needs the memory."""
+    """The case with its error, both without arrays: a run keeps its cases, and the next one needs the memory."""
     waiting: list[BaseException | None] = [error]
     seen: list[BaseException] = []
     while waiting:
@@ -178,11 +178,11 @@ def _failed(case: Case, error: CtflowError) -> Case:
         if link is not None and link not in seen:
             seen.append(link)
             traceback.clear_frames(link.__traceback__)
-            link.__traceback__ = None  # its frames hold those that called them, with the case as it was
+            link.__traceback__ = None  # its frames hold their callers, with the case as it was
             waiting += [link.__cause__, link.__context__]
     return without_arrays(replace(case, error=error))
 
 
 def without_arrays(case: Case) -> Case:
-    """What a folder of many series may pile up."""
+    """The case without arrays, so that many can be kept."""
     return replace(case, assembled=None, sources=None, segmentation=None, body=None)

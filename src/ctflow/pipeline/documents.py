@@ -1,4 +1,4 @@
-"""What result.json says of a case and of a run, and the exit code that follows."""
+"""The result.json of a case and of a run, and the resulting exit code."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def exit_code_of_cases(cases: Iterable[Case]) -> int:
 def document_of_run(
     cases: Sequence[Case], found: Found, spec: ModelSpec, output: Path, error: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The document of a run; what an earlier run left of series that this one has not done is moved aside.
+    """The document of a run; earlier results of series that this run has not done are moved aside.
 
     Args:
         cases: The cases that were run, done or not.
-        found: For the series that were set aside, those not reached, and the unreadable files.
+        found: Gives the series that were set aside, those not reached, and the unreadable files.
         spec: The model's.
         output: The output folder.
-        error: What ended the whole run (`error_facts`), and so every case that was not done yet.
+        error: The error that ended the whole run (`error_facts`), and with it every unfinished case.
 
     Returns:
         The document, by docs/result.schema.json.
@@ -45,7 +45,7 @@ def document_of_run(
     done = sum(case.error is None for case in cases)
     set_aside, are_moved = _set_aside(found.selection, output)
     selection = found.selection
-    # Orphaned slices: a series' last slice, which nothing else would miss.
+    # Orphaned slices: a series' last slice, whose absence nothing else detects.
     lost = found.scan.unreadable or selection.orphaned or selection.failed or not are_moved
     if done and error is None and lost:
         code = EXIT_PARTLY
@@ -84,7 +84,7 @@ def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]]
         if candidate.selected:
             continue
         series, message = candidate.series, candidate.message
-        if candidate.reason != "not-asked-for":  # of those this run says nothing
+        if candidate.reason != "not-asked-for":  # this run does not report those
             remark, is_moved = supersede_result(output, key_of_series(series), series.digest)
             message = f"{message}; {remark}" if remark else message
             are_moved = are_moved and is_moved
@@ -95,7 +95,7 @@ def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]]
 def document_of_case(
     case: Case, model: Model, settings: Settings, measured: tuple[SegmentMeasurements, ...]
 ) -> dict[str, Any]:
-    """The document of a case that is done."""
+    """The document of a finished case."""
     spec, segmentation = model.spec, case.segmented
     return series_result(
         status="done",
@@ -134,7 +134,7 @@ def _failed_document(case: Case, spec: ModelSpec, error: Mapping[str, Any]) -> d
 
 
 def _settings_facts(settings: Settings) -> dict[str, Any]:
-    """The settings without the cache's folder, which says something of the machine and nothing of the result."""
+    """The settings without the cache's folder, which describes the machine and not the result."""
     return {name: value for name, value in asdict(settings).items() if name != "cache"}
 
 

@@ -20,11 +20,11 @@ _MM = 2
 
 
 def write_nifti(labels: LabelArray, geometry: Geometry, path: Path) -> None:
-    """Write labels as .nii.gz; the same labels give the same bytes, and nothing in it is of the patient.
+    """Write labels as .nii.gz; the same labels give the same bytes, and the file holds no patient data.
 
     Args:
         labels: (D, H, W) uint8 or uint16.
-        geometry: Where they lie, in LPS mm; NIfTI says the same in RAS mm.
+        geometry: Their position, in LPS mm; NIfTI stores it in RAS mm.
         path: Replaced if it exists.
 
     Raises:
@@ -36,7 +36,7 @@ def write_nifti(labels: LabelArray, geometry: Geometry, path: Path) -> None:
     if labels.shape != geometry.shape or max(labels.shape) > np.iinfo(np.int16).max:
         raise ValueError(f"labels {labels.shape} do not lie on a grid of {geometry.shape} that NIfTI-1 can hold")
     content = io.BytesIO()
-    # The file's name and the time would otherwise be in it. Masks are mostly empty: level 1 is as small and quick.
+    # Without the file's name and the time. Masks are mostly empty: level 1 is as small, and quick.
     with gzip.GzipFile(filename="", mode="wb", fileobj=content, compresslevel=1, mtime=0) as stream:
         stream.write(_header(labels, geometry))
         stream.write(np.ascontiguousarray(labels, labels.dtype.newbyteorder("<")).data)
@@ -54,7 +54,7 @@ def _header(labels: LabelArray, geometry: Geometry) -> bytes:
     struct.pack_into("<8h", header, 40, 3, width, height, depth, 1, 1, 1, 1)
     struct.pack_into("<3h", header, 68, _LABEL, code, bits)
     struct.pack_into("<8f", header, 76, 1, between_columns, between_rows, between_slices, 0, 0, 0, 0)
-    struct.pack_into("<3f", header, 108, _HEADER_BYTES, 1, 0)  # where the values begin; slope, intercept
+    struct.pack_into("<3f", header, 108, _HEADER_BYTES, 1, 0)  # offset of the values; slope, intercept
     struct.pack_into("<B", header, 123, _MM)
     # Only the sform: a sheared grid has no qform, and two statements may differ.
     struct.pack_into("<2h", header, 252, 0, _SCANNER)

@@ -46,16 +46,16 @@ class OpenEngines:
     def __init__(self, model: Model, settings: Settings, *, logits_only: bool = False) -> None:
         self.model = model
         self.engines: tuple[Engine, ...] = ()
-        self.warnings: tuple[str, ...] = ()  # what every result should say of the engine
+        self.warnings: tuple[str, ...] = ()  # notes on the engine for every result
         self._settings, self._logits_only = settings, logits_only
         self._agreements = Agreements(model, settings.cache)
-        self._measured: tuple[Measured, ...] = ()  # what "auto" chose from
-        self._without: set[str] = set()  # what "auto" does not take any more where nothing was measured
-        self._failed: EngineInfo | None = None  # closed after it failed on a CT, and not replaced yet
+        self._measured: tuple[Measured, ...] = ()  # the measurements from which "auto" chose
+        self._without: set[str] = set()  # engines that "auto" no longer takes, if nothing was measured
+        self._failed: EngineInfo | None = None  # closed after a failure on a CT, and not replaced yet
 
     @property
     def info(self) -> EngineInfo:
-        """The first engine's, with every device: the others differ in nothing else."""
+        """The first engine's, with every device: the others differ only in the device."""
         return replace(self.engines[0].info, device=_text_of_devices([each.info.device for each in self.engines]))
 
     def open(self, progress: Progress = silent) -> None:
@@ -65,9 +65,9 @@ class OpenEngines:
         if wanted.backend == "auto":
             wanted = self._fastest(wanted, devices, progress)
         elif wanted.cache is not None:
-            for device in devices:  # nothing to do for a second GPU that is like the first
+            for device in devices:  # nothing to do for a second GPU of the same kind
                 one = replace(wanted, device=device)
-                check_engine(one)  # before anything is made that could not run here
+                check_engine(one)  # before making anything that could not run here
                 prepare_engine(one, self.model, logits_only=self._logits_only, progress=progress)
         self._take(self._opened(wanted, devices))
 
@@ -80,23 +80,23 @@ class OpenEngines:
 
     @property
     def is_to_be_compared(self) -> bool:
-        """Whether nothing is known yet of how these engines compute a CT."""
+        """Whether these engines have not been compared on a CT yet."""
         info = self.engines[0].info
         return not is_reference(info.backend, info.precision) and self.earlier is None
 
     @property
     def earlier(self) -> Agreement | None:
-        """What was found on an earlier CT; None for what the others are compared with, PyTorch in fp32."""
+        """The result on an earlier CT; None for the reference, PyTorch in fp32."""
         infos = [engine.info for engine in self.engines]
         return None if is_reference(infos[0].backend, infos[0].precision) else self._agreements.find(infos)
 
     def compare(self, windows: Sequence[Tensor], of: int, batch: int) -> Agreement:
-        """Compute windows of a CT in strict fp32 and with every engine, and keep what was found.
+        """Compute windows of a CT in strict fp32 and with every engine, and keep the result.
 
         Args:
             windows: (1, C_in, *roi) float32 each.
             of: How many windows were computed of that CT.
-            batch: How many at once.
+            batch: Windows per batch.
 
         Raises:
             ParityFailed: They differ; noted, so that `auto` does not take that engine again.
@@ -129,11 +129,11 @@ class OpenEngines:
     def take_next(self, error: ParityFailed, progress: Progress) -> str:
         """Open the next engine in place of one that has failed on a CT.
 
-        The device may hold one of them alone, so the one that failed is closed first.
+        The device may have memory for only one of them, so the failed one is closed first.
 
         Args:
             error: How it failed.
-            progress: Told when engines are made.
+            progress: Receives the making of engines.
 
         Returns:
             A sentence for the result.
@@ -160,16 +160,16 @@ class OpenEngines:
         return text
 
     def open_missing(self, progress: Progress = silent) -> None:
-        """Open what `take_next` had too little memory for; nothing to do where engines are open.
+        """Open the engine for which `take_next` had too little memory; does nothing if engines are open.
 
         Raises:
-            DeviceOutOfMemory: There still is too little.
+            DeviceOutOfMemory: There is still too little.
         """
         if self._failed is not None:
             self._replace(self._failed, progress)
 
     def _replace(self, failed: EngineInfo, progress: Progress) -> ResourceError | None:
-        """Open the next engine; where none is left, say why, and open the one that failed: it is compared on every CT.
+        """Open the next engine; if none is left, say why and reopen the failed one: it is compared on every CT.
 
         Raises:
             DeviceOutOfMemory: There is too little memory for either.
@@ -198,7 +198,7 @@ class OpenEngines:
         return EngineRequest(name, devices[0], precision, spec.roi, batches, settings.cache)
 
     def _take(self, engines: tuple[Engine, ...]) -> None:
-        """Close what is open and take these in its place."""
+        """Close the open engines and use these instead."""
         before, self.engines = self.engines, engines
         with ExitStack() as all_of_them:
             for engine in before:
@@ -215,14 +215,14 @@ class OpenEngines:
                 one = replace(wanted, device=device)
                 engines.append(open_engine(one, self.model, without=self._without))
                 stack.callback(engines[-1].close)
-                wanted = replace(wanted, backend=engines[-1].info.backend)  # "auto" must not take another one next
+                wanted = replace(wanted, backend=engines[-1].info.backend)  # "auto" must not pick a different one next
             stack.pop_all()
         return tuple(engines)
 
     def _fastest(self, wanted: EngineRequest, devices: Sequence[str], progress: Progress) -> EngineRequest:
-        """What is wanted with the engine, precision and batch that measurement chose.
+        """The request with the engine, precision and batch that measurement chose.
 
-        Without a cache that can be written, "auto" takes an engine without a file.
+        Without a writable cache, "auto" takes an engine without a file.
         """
         if wanted.cache is None:
             self._tell_of_unmade(wanted)
@@ -243,14 +243,14 @@ class OpenEngines:
                 one = replace(wanted, backend=choice.backend, precision=choice.precision, device=device)
                 prepare_engine(one, self.model, progress=progress)
         except (OutputError, EngineMismatch) as error:
-            # A container may have nowhere to write, a disk may damage a file: the case is worth more than the speed.
+            # A container may have no writable folder, a disk may damage a file: the case matters more than speed.
             self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)
             log.warning(self.warnings[0])
             return replace(wanted, backend="eager")
         return choice.of(wanted)
 
     def _tell_of_unmade(self, wanted: EngineRequest, chosen: str = "eager") -> None:
-        """Say so where a faster engine may be had by making it: a container meets a GPU that nobody made one for."""
+        """Warn if a faster engine could be made: a container may run on a GPU for which none was made."""
         faster = list(BACKENDS)[: list(BACKENDS).index(chosen)]
         unmade = [name for name in engines_not_made(wanted, self.model) if name in faster]
         if unmade:
@@ -260,7 +260,7 @@ class OpenEngines:
 
 
 def _without(entry: Measured, failed: EngineInfo, error: ParityFailed) -> Measured:
-    """What was measured of an engine; of the one that has failed, that it is not used."""
+    """An engine's measurement; the failed engine's says that it is not used."""
     is_it = (entry.backend, entry.precision) == (failed.backend, failed.precision)
     return replace(entry, parity=None, reason=str(error)) if is_it else entry
 
@@ -282,6 +282,6 @@ def _figures(agreement: Agreement) -> str:
 
 
 def _text_of_devices(devices: Sequence[str]) -> str:
-    """The devices as `--device` takes them ("cuda:0,1")."""
+    """The devices in the form of `--device` ("cuda:0,1")."""
     first, *others = devices
     return ",".join([first, *(device.partition(":")[2] or device for device in others)])

@@ -42,7 +42,7 @@ class RunReport:
 
 
 def announce(model: Model) -> None:
-    """Log what runs; for a demonstration model the first line says that it is not for clinical use."""
+    """Log the model; for a demonstration model the first line says that it is not for clinical use."""
     if model.spec.demonstration:
         log.warning("%s: %s is a demonstration model", RESEARCH_ONLY, model.spec.name)
     log.info("model %s %s, weights %s", model.spec.name, model.spec.version, model.weights_digest[:12])
@@ -62,17 +62,17 @@ def run_folder(
 
     Args:
         folder: Input folder.
-        output: Gets one folder per series, and the run's result.json, also where the run ends early.
+        output: Gets one folder per series, and the run's result.json, even if the run ends early.
         model: The model.
         settings: The run's.
-        progress: Told of files, slices and windows.
-        record: The run's, where it has begun already.
+        progress: Receives files, slices and windows.
+        record: The run's record, if it has already begun.
 
     Returns:
         What became of every series.
 
     Raises:
-        NoUsableSeries: No series may be run.
+        NoUsableSeries: No series may run.
         ResourceError: The engine cannot be opened.
         OutputError: The output folder cannot be written.
     """
@@ -101,7 +101,7 @@ def finish_run(cases: tuple[Case, ...], found: Found, spec: ModelSpec, output: P
 
     Args:
         cases: The case of every selected series, done or not.
-        found: For the series that were set aside and the unreadable files.
+        found: Gives the series that were set aside and the unreadable files.
         spec: The model's.
         output: The output folder.
 

@@ -44,18 +44,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a model marked in one volume.
+    """A model's result for one volume.
 
     Attributes:
         labels: (D, H, W) uint8 on the source grid; 0 is background.
-        fractions: (S, D, H, W) uint8, each segment's probability in 255ths, where a fractional SEG was asked for.
-        engine: Who computed.
+        fractions: (S, D, H, W) uint8, each segment's probability in 255ths, if a fractional SEG was requested.
+        engine: The engine that computed it.
         window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device; where not the
             whole volume was looked at, also which part, how many windows were computed, and of how many; how many hold
             a single HU value, if any do.
-        warnings: What a person should know of how this volume was computed.
-        agreement: What the engine was compared with, on this CT or an earlier one; None for PyTorch in fp32, which is
-            what the others are compared with, and where a warning says why nothing was compared.
+        warnings: Warnings about the computation of this volume.
+        agreement: The engine's comparison, on this CT or an earlier one; None for PyTorch in fp32, the
+            reference, and where a warning says why nothing was compared.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -68,14 +68,14 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class _Predicted:
-    """What the windows of a volume gave.
+    """The result of a volume's windows.
 
     Attributes:
         logits: (1, C, X, Y, Z) float32 on the network's grid.
         window: As `Segmentation.window`.
         starts: First voxel of each window that was computed.
-        constant: Which of them hold a single HU value; None where that is not looked at.
-        warnings: One of each device that had too little memory for a batch.
+        constant: Which of them hold a single HU value; None if not checked.
+        warnings: One for each device that had too little memory for a batch.
     """
 
     logits: Tensor
@@ -86,7 +86,7 @@ class _Predicted:
 
 
 def _nothing() -> None:
-    """What is to be done meanwhile, if nothing is."""
+    """Do nothing meanwhile."""
 
 
 class Segmenter:
@@ -106,7 +106,7 @@ class Segmenter:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What every result should say of the engine."""
+        """Notes on the engine for every result."""
         return self._opened.warnings
 
     @property
@@ -114,16 +114,16 @@ class Segmenter:
         return self._opened.engines
 
     def open(self, progress: Progress = silent) -> None:
-        """Open the engines; what they run is made first if it is not in the cache, which takes from seconds to minutes.
+        """Open the engines; their files are made first if not in the cache, which takes seconds to minutes.
 
         Args:
-            progress: Told when engines are made or measured.
+            progress: Receives the making and measuring of engines.
 
         Raises:
             SettingsInvalid: The backend is unknown.
             ResourceError: The backend or device cannot be used here.
             ModelError: The engine cannot be made from the model.
-            OutputError: The cache cannot be written and the engine was named.
+            OutputError: The cache cannot be written and the engine was requested by name.
         """
         self._opened.open(progress)
 
@@ -142,15 +142,15 @@ class Segmenter:
     def segment(
         self, volume: Volume, progress: Progress = silent, meanwhile: Callable[[], None] = _nothing
     ) -> tuple[Segmentation, dict[str, float]]:
-        """Mark what the model finds.
+        """Segment a volume.
 
         Args:
             volume: CT in HU.
-            progress: Told of every window.
-            meanwhile: Called once, when a GPU has been given all windows and before its answer is waited for.
+            progress: Receives every window.
+            meanwhile: Called once, after a GPU has received all windows and before the wait for its result.
 
         Returns:
-            What was marked, and the seconds of each stage.
+            The segmentation, and the seconds of each stage.
 
         Raises:
             DeviceOutOfMemory: The device has too little memory.
@@ -167,7 +167,7 @@ class Segmenter:
             with timed(seconds, "segment"):
                 found = self._predict(prepared, body, volume, progress)
                 meanwhile()
-                if found.logits.is_cuda:  # else the stage's seconds would not hold what the GPU is still computing
+                if found.logits.is_cuda:  # else the stage's seconds would miss the GPU's pending work
                     torch.cuda.current_stream(found.logits.device).synchronize()
             agreement = self._opened.earlier
             if self._opened.is_to_be_compared:
@@ -185,7 +185,7 @@ class Segmenter:
         return Segmentation(labels, self._opened.info, found.window, warnings, fractions, agreement), seconds
 
     def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
-        """The network's input and, where the settings want it and one is found there, the body."""
+        """The network's input and, if the settings ask for it and one is found, the body."""
         steps, device = self.model.spec.preprocessing, self._engines[0].info.device
         if self._settings.roi == "none":
             return prepare_volume(volume, steps, device), None
@@ -198,9 +198,9 @@ class Segmenter:
     def _compared(
         self, prepared: Prepared, body: Body | None, volume: Volume, found: _Predicted, progress: Progress
     ) -> tuple[_Predicted, Agreement | None]:
-        """What agrees with PyTorch in fp32: this engine's answer, or that of the next one that does.
+        """A result that agrees with PyTorch in fp32: this engine's, or that of the next one that agrees.
 
-        The first CT of a machine, model and versions has a few of its windows computed once more for this.
+        For this, a few windows of the first CT of a machine, model and versions are computed once more.
         """
         opened, roi, told = self._opened, self.model.spec.roi, found.warnings
         agreement = None
@@ -214,7 +214,7 @@ class Segmenter:
                 told = (*told, opened.take_next(error, progress))
                 found = self._predict(prepared, body, volume, progress)
                 told = (*told, *found.warnings)
-            except DeviceOutOfMemory as error:  # of PyTorch, which needs more than the engine whose result is there
+            except DeviceOutOfMemory as error:  # of PyTorch, which needs more than the engine that has finished
                 told = (*told, f"the engine was not compared with PyTorch on this CT: {error}")
                 log.warning(told[-1])
                 break
@@ -222,7 +222,7 @@ class Segmenter:
         return replace(found, warnings=told), agreement
 
     def _predict(self, prepared: Prepared, body: Body | None, volume: Volume, progress: Progress) -> _Predicted:
-        """The logits, where the windows lie, and the window settings as used."""
+        """The logits, the windows' positions, and the window settings as used."""
         constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
         spec = self.model.spec
         overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
@@ -272,8 +272,8 @@ class Segmenter:
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time.
 
-        With them the fractions, where the settings ask for them: (S, D, H, W). Outside each of the parts, where it is
-        known, both are 0: there, windows are missing or show nothing.
+        Also the fractions, if the settings ask for them: (S, D, H, W). Outside each of the known parts
+        both are 0: there, windows are missing or show nothing.
         """
         spec = self.model.spec
         probabilities = probabilities_from_logits(logits, spec)
@@ -295,7 +295,7 @@ class Segmenter:
 
 
 def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWindows | None) -> dict[str, Any]:
-    """What of the volume was not looked at, or shows nothing, in the words of result.json."""
+    """The parts of the volume that were skipped or show nothing, in the terms of result.json."""
     facts: dict[str, Any] = {}
     if body is not None:
         facts |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
@@ -307,12 +307,12 @@ def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWind
 
 
 def worker_from_engine(engine: Engine) -> Worker:
-    """An engine as `predict_volume` takes it."""
+    """An engine as a worker for `predict_volume`."""
     return Worker(engine.predict, torch.device(engine.info.device), engine.info.fewest_computed)
 
 
 def _is_seen(body: Body, prepared: Prepared) -> bool:
-    """Whether a window would touch the body: plane by plane, as the box around all of a tilted grid holds more."""
+    """Whether a window would touch the body: plane by plane, as the box around a whole tilted grid holds more."""
     axis = prepared.source_axes.index(0)
     size = [1 if each == axis else count for each, count in enumerate(prepared.tensor.shape[2:])]
     boxes = source_boxes(prepared, (size[0], size[1], size[2]))
@@ -321,7 +321,7 @@ def _is_seen(body: Body, prepared: Prepared) -> bool:
 
 
 def _warnings_of_small_volume(prepared: Prepared, roi: Size3) -> tuple[str, ...]:
-    """A sentence where the volume fills less than half of the model's window along an axis."""
+    """A sentence if the volume fills less than half of the model's window along an axis."""
     sizes = zip(prepared.source_axes, prepared.tensor.shape[2:], prepared.spacing_mm, roi, strict=True)
     small = [
         f"{count * mm:.0f} of {window * mm:.0f} mm along the {('slices', 'rows', 'columns')[axis]}"
@@ -339,7 +339,7 @@ def _warnings_of_small_volume(prepared: Prepared, roi: Size3) -> tuple[str, ...]
 
 
 def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | None) -> tuple[str, ...]:
-    """A reader of a fractional SEG takes half for the border; the model may have another."""
+    """Warn of another threshold than one half, which readers of a fractional SEG take for the border."""
     if fractions is None or spec.threshold in (None, 0.5):
         return ()
     threshold = f"{spec.threshold:g}"
@@ -347,7 +347,7 @@ def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | N
 
 
 def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """A sentence for each device: how many windows it had too little memory for, and how many it computed instead."""
+    """A sentence per device: for how many windows it had too little memory, and how many it computed instead."""
     warnings = tuple(
         f"{device} had too little memory for {tried} windows at once; {left} were computed at a time"
         for device, (tried, left) in halved.items()
@@ -359,7 +359,7 @@ def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...
 
 @contextmanager
 def memory_of(device: str) -> Iterator[None]:
-    """Give too little memory, whoever notices it, its name and a remedy."""
+    """Turn any out-of-memory error into the named one, with a remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -42,14 +42,14 @@ def load_case(case: Case, progress: Progress = silent) -> Case:
 
 
 def _check_grid(case: Case, assembled: Assembled) -> None:
-    """The grid that a SEG of its own needs; known now, not after minutes of work."""
+    """Check the grid that a resampled SEG needs, now rather than after minutes of work."""
     if case.seg_grid == "resampled" and assembled.is_resampled and not assembled.volume.geometry.is_orthogonal:
         what = "its axes are not at right angles, so it fits no right-angled grid: omit --seg-grid resampled"
         raise BrokenSeries(f"series {case.candidate.series.digest}: {what}", reason="tilted")
 
 
 def _without_tilt(assembled: Assembled) -> Assembled:
-    """A tilted series as a SEG at right angles will need it, from here on."""
+    """A tilted series with its tilt removed, as an orthogonal SEG needs it from here on."""
     untilted = untilted_volume(assembled.volume)
     if untilted is None:
         return assembled
@@ -58,7 +58,7 @@ def _without_tilt(assembled: Assembled) -> Assembled:
 
 
 def _warned_of_readers(case: Case, assembled: Assembled) -> Assembled:
-    """Name the readers that will put a SEG on these slices elsewhere: nothing in the SEG would stop them."""
+    """Warn of readers that will misplace a SEG on these slices: nothing in the SEG would stop them."""
     if case.seg_grid == "resampled" and assembled.is_resampled:
         return assembled
     measures = measures_from_headers([instance.header for instance in assembled.instances])
@@ -88,7 +88,7 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
 
 
 def prepare_result(case: Case) -> Case:
-    """What the result of a loaded case needs and the mask does not change: done while a GPU computes the mask."""
+    """Prepare the parts of a loaded case's result that do not depend on the mask, while a GPU computes it."""
     sources = sources_from_headers([instance.header for instance in case.loaded.instances])
     read_standard(sources)
     body = body_of_volume(case.loaded.volume)
@@ -96,7 +96,7 @@ def prepare_result(case: Case) -> Case:
 
 
 def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
-    """What the model marks where there is no image is not a finding."""
+    """Clear the marks where there is no image: they are not findings."""
     if outside is None:
         return
     segmentation.labels[outside] = 0

@@ -43,7 +43,7 @@ _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of th
 def write_case(case: Case, model: Model, settings: Settings, output: Path, progress: Progress = silent) -> Case:
     """Write a segmented case's folder: complete under its final name, or not at all.
 
-    Where there is an error, this one's or an earlier stage's, the folder that an earlier run left is moved aside.
+    After an error, in this or an earlier stage, the folder of an earlier run is moved aside.
     """
     case = attempt(case, lambda: _write(case, model, settings, output, progress))
     if case.error is None:
@@ -86,7 +86,7 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
 
 
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
-    """What measurements on a grid that is not the slices' own mean, and what it keeps from the SEG."""
+    """Notes on measurements on another grid than the slices' own, and on what the SEG lacks because of it."""
     if not case.loaded.is_resampled:
         return ()
     resampled = _RESAMPLED.format("equal distances" if case.loaded.outside is None else "right angles")
@@ -99,7 +99,7 @@ def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Seg:
-    """A case's SEG, the labels in it and what they mean, and what made them."""
+    """A case's SEG, its labels and their meaning, and the algorithm that made them."""
 
     dataset: Dataset
     marked: LabelArray
@@ -108,7 +108,7 @@ class _Seg:
 
 
 def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Checks, folder: Path) -> _Seg:
-    """The SEG, before everything that refers to it."""
+    """Write the SEG, before everything that refers to it."""
     engine, spec = case.segmented.engine, model.spec
     provenance = Provenance(
         ctflow_version=__version__,
@@ -142,7 +142,7 @@ def _write_objects(
     picture: npt.NDArray[np.uint8],
     folder: Path,
 ) -> None:
-    """The measurement report that refers to the SEG, and mask and picture in other forms if asked for."""
+    """Write the measurement report that refers to the SEG, and other forms of mask and picture if requested."""
     report = report_from_measurements(
         measured,
         seg.dataset,
@@ -162,7 +162,7 @@ def _write_objects(
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """The window settings that change a result; the batch size, which follows the machine, and counts do not."""
+    """The window settings that change a result; the batch size, which depends on the machine, and counts do not."""
     return {
         key: "x".join(map(str, value)) if isinstance(value, list) else value
         for key, value in window.items()

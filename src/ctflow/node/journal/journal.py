@@ -248,7 +248,7 @@ class Journal(JournalReader):
         return self._write(lambda db: writes.leave_job(db, job.key, job.set_digest, "dead", why, 0.0, self._clock()))
 
     def worker_died(self, job: Job, how: str) -> bool:
-        """Record a worker's death on the series: it is tried once more, then set aside. Return whether it is tried again."""
+        """Record that a worker died on the series: retried once, then set aside. Return whether it is retried."""
         return self._write(lambda db: writes.note_worker_died(db, job, how, self._clock()))
 
     # -- sending ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ctflow.node.receive.transport import ABORT, length_of_request
 
 PeerAddress = tuple[str, int]
 # pynetdicom uses select(), which takes no descriptor above 1023, and many systems give a process 1024: pending
-# connections (one each) and associations (two each, see `settings.MOST_ASSOCIATIONS`) must leave some for everything else.
+# connections (one each) and associations (two each, see `settings.MOST_ASSOCIATIONS`) must leave some for the rest.
 MOST_WAITING = 256
 _LOOK_AGAIN_S = 0.02  # at a partial request: the selector would report it readable all the time
 

@@ -1,1 +1,1 @@
-"""The page that shows what the node does: server-rendered, without scripts, from this machine alone."""
+"""The page that shows the node's work: server-rendered, without scripts, from this machine alone."""

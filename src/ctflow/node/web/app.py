@@ -1,4 +1,4 @@
-"""The page as an ASGI application: who is let in, which address is whose, every answer's headers; and its server."""
+"""The page as an ASGI application: access, routes, the headers of every answer; and its server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-# A person and a few machines ask; more at once is a mistake, and gets 503.
+# A person and a few machines send requests; more at once is a mistake, and gets 503.
 _MOST_AT_ONCE = 100
 _KEEP_ALIVE_S = 5
 _GRACEFUL_S = 3  # a report of 24 MB takes less, and the node's own work must not wait for a browser
@@ -37,12 +37,12 @@ def make_app(node: NodeView) -> Starlette:
     """The page of a node.
 
     Args:
-        node: What it shows.
+        node: The node to show.
 
     Returns:
         An ASGI application, which `serving` serves.
     """
-    # Late: the library does not need it, only the node.
+    # Late: only the node needs it, not the library.
     from starlette.applications import Starlette  # noqa: PLC0415
     from starlette.exceptions import HTTPException  # noqa: PLC0415
     from starlette.middleware import Middleware  # noqa: PLC0415
@@ -84,7 +84,7 @@ def make_app(node: NodeView) -> Starlette:
 
 
 def _gate(hosts: Hosts, tokens: Tokens) -> Callable[[Request, Forward], Awaitable[Response]]:
-    """Lets requests in by their Host, gives browsers a cookie, and every answer its headers."""
+    """Admits requests by their Host, sets a cookie in browsers, and headers in every answer."""
     from starlette.responses import PlainTextResponse  # noqa: PLC0415
 
     async def dispatch(request: Request, forward: Forward) -> Response:
@@ -99,7 +99,7 @@ def _gate(hosts: Hosts, tokens: Tokens) -> Callable[[Request, Forward], Awaitabl
                 response = PlainTextResponse(f"unexpected {type(error).__name__}; the log says where\n", 500)
         else:
             response = PlainTextResponse("This name is not in the node's settings (web.hosts).\n", 421)
-        is_report = "Content-Security-Policy" in response.headers  # it brings its own
+        is_report = "Content-Security-Policy" in response.headers  # it has its own
         for name, value in headers().items():
             response.headers.setdefault(name, value)
         if session != cookie and response.headers.get("Content-Type", "").startswith("text/html") and not is_report:
@@ -110,7 +110,7 @@ def _gate(hosts: Hosts, tokens: Tokens) -> Callable[[Request, Forward], Awaitabl
 
 
 def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
-    """An endpoint that only a form of ours reaches."""
+    """An endpoint that only the page's own forms reach."""
     from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
     async def form(request: Request) -> Response:
@@ -123,7 +123,7 @@ def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
 
 
 async def _token_of_form(request: Request) -> str | None:
-    """The token that a form holds; None for anything that is no small form."""
+    """The token in a form; None for anything but a small form."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
         return None
     content = b""
@@ -143,7 +143,7 @@ def serving(node: NodeView) -> Iterator[int]:
     """Serve the page of a node while the context lasts.
 
     Args:
-        node: What it shows; `settings.web` says where. Port 0 takes any that is free.
+        node: The node to show; `settings.web` says where. Port 0 takes any free one.
 
     Yields:
         The port.
@@ -151,7 +151,7 @@ def serving(node: NodeView) -> Iterator[int]:
     Raises:
         SettingsInvalid: The address cannot be listened on.
     """
-    # Late: the library does not need it, only the node.
+    # Late: only the node needs it, not the library.
     import uvicorn  # noqa: PLC0415
 
     listener = _listen(node.settings.web.bind, node.settings.web.port)

@@ -1,4 +1,4 @@
-"""What keeps strangers' pages away from the node's: the Host header, tokens in forms, headers of every answer."""
+"""Protects the node's page from other sites: the Host header, tokens in forms, headers of every answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{20,64}")
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# A report brings its own policy for its own script; the sandbox gives it an origin of its own, so that nothing in it
-# could read or ask the node for anything.
+# A report has its own policy for its own script; the sandbox gives it a separate origin, so that nothing in it
+# can read or request anything from the node.
 _REPORT_POLICY = "sandbox allow-scripts; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -31,25 +31,25 @@ _HEADERS = {
 
 
 def headers(*, report: bool = False) -> dict[str, str]:
-    """The headers that every answer has."""
+    """The headers of every answer."""
     return {**_HEADERS, "Content-Security-Policy": _REPORT_POLICY if report else _POLICY}
 
 
 class Hosts:
-    """Under which names the page may be asked for.
+    """The host names under which the page answers.
 
-    A page of another site whose name was made to lead here (DNS rebinding) still says its own name in Host. An IP
-    address cannot be made to lead elsewhere, so any is accepted.
+    A page of another site whose name was redirected here (DNS rebinding) still has its own name in Host. An IP
+    address cannot be redirected, so any is accepted.
 
     Args:
-        names: Beside localhost.
+        names: In addition to localhost.
     """
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = {name.lower().rstrip(".") for name in names} | {"localhost"}
 
     def accepts(self, host: str) -> bool:
-        """Whether a Host header is one of ours."""
+        """Whether a Host header names this page."""
         match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d{1,5})?", host.strip().lower())
         if match is None:
             return False
@@ -64,9 +64,9 @@ class Hosts:
 
 
 class Tokens:
-    """Tokens in forms, by which a form of ours differs from one of a stranger's page.
+    """Tokens in forms, which tell the page's own forms from those of another site.
 
-    A token belongs to a browser (its cookie) and to one action, and holds until the node is started again.
+    A token belongs to a browser (its cookie) and to one action, and is valid until the node restarts.
     """
 
     def __init__(self) -> None:
@@ -79,22 +79,22 @@ class Tokens:
 
     @staticmethod
     def is_session(value: str | None) -> bool:
-        """Whether a cookie may be one of ours."""
+        """Whether a cookie may be from this page."""
         return value is not None and _SESSION.fullmatch(value) is not None
 
     def token(self, session: str, action: str) -> str:
-        """The token of an action (the path that its form is sent to)."""
+        """The token of an action (the path of its form)."""
         return hmac.new(self._secret, f"{session}\n{action}".encode(), hashlib.sha256).hexdigest()
 
     def holds(self, session: str | None, action: str, token: str) -> bool:
-        """Whether a form's token is the one that this browser was given for this action."""
+        """Whether a form's token is the one issued to this browser for this action."""
         if session is None or not self.is_session(session):
             return False
         return hmac.compare_digest(self.token(session, action).encode(), token.encode("utf-8", "replace"))
 
 
 def is_own_form(asked: Mapping[str, str]) -> bool:
-    """Whether what the browser says of a form's origin is this page.
+    """Whether the browser reports this page as a form's origin.
 
     Args:
         asked: The request's headers, names in lower case.

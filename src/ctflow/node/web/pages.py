@@ -1,4 +1,4 @@
-"""What each address of the page answers: Starlette endpoints, each of which runs in a thread."""
+"""The page's routes: Starlette endpoints, each of which runs in a thread."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _ATTENTION = "attention"  # set aside or failed
 
 @dataclass(frozen=True, eq=False)
 class NodeView:
-    """What the page shows.
+    """The parts of a node that the page shows.
 
     Attributes:
-        settings: The site's.
+        settings: The site's settings.
         journal: Of the same node.
-        results: Folder below which results lie.
+        results: Folder of the results.
         metrics: Of the same node.
         problems: Why the node is not ready to receive and run, as sentences; empty if it is.
-        remarks: What else does not work, as sentences; the node is ready all the same.
-        demonstration: What there is to say of a demonstration model; None for another, or while that is not known.
+        remarks: Other faults, as sentences, with which the node is still ready.
+        demonstration: The notice for a demonstration model; None for another, or while that is not known.
         clock: Gives the Unix time.
     """
 
@@ -65,15 +65,15 @@ class NodeView:
 
 
 class Pages:
-    """The addresses of the page; requests have the browser's session in their state.
+    """The page's endpoints; requests have the browser's session in their state.
 
     Args:
-        node: What it shows.
+        node: The node to show.
         tokens: Makes the tokens of its forms.
     """
 
     def __init__(self, node: NodeView, tokens: Tokens) -> None:
-        # Late: the library does not need it, only the node.
+        # Late: only the node needs it, not the library.
         from starlette import responses  # noqa: PLC0415
 
         self._node = node
@@ -149,7 +149,7 @@ class Pages:
         return self._page("events.html", here="events", events=shown, digests=digests, older=older, newest=newest)
 
     def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Response:
-        """A page that says one thing."""
+        """A page with a single message."""
         return self._page(
             "message.html", status, here="", heading=heading, message=message, back=back, back_label=label
         )
@@ -214,7 +214,7 @@ class Pages:
         return self._responses.PlainTextResponse("ok\n")
 
     def ready(self, _request: Request) -> Response:
-        """Whether the node can receive and run; 503 with the reasons if not. What else does not work are remarks."""
+        """Whether the node can receive and run; 503 with the reasons if not. Other faults are remarks."""
         self._node.journal.counts()
         problems = list(self._node.problems())
         document = {"ready": not problems, "problems": problems, "remarks": list(self._node.remarks())}
@@ -222,7 +222,7 @@ class Pages:
         return self._responses.Response(body, 503 if problems else 200, media_type="application/json")
 
     def metrics(self, _request: Request) -> Response:
-        """What Prometheus reads."""
+        """The metrics for Prometheus."""
         body, media_type = self._node.metrics.exposition()
         return self._responses.Response(body, media_type=media_type)
 
@@ -279,7 +279,7 @@ class Pages:
         ]
 
     def _destinations(self) -> list[dict[str, object]]:
-        """Those of the settings, and those of earlier settings for which something still waits."""
+        """Destinations of the settings, and earlier ones with waiting objects."""
         backlog, settings = self._node.journal.backlog(), self._node.settings
         named = {
             each.name: f"{each.ae_title} at {views.address(each.host, each.port)}" for each in settings.destinations
@@ -311,7 +311,7 @@ class Pages:
 
 
 def _environment() -> Environment:
-    # Late: the library does not need it, only the node.
+    # Late: only the node needs it, not the library.
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
 
     return Environment(
@@ -334,7 +334,7 @@ def _label(state: str) -> str:
 
 
 def _state(given: str | None) -> tuple[str, tuple[SeriesState, ...]] | None:
-    """The state that the address names and what to ask the journal for; None for a word that is no state."""
+    """The state in the address and the journal's states for it; None for a word that is not a state."""
     if not given:
         return "", ()
     if given == _ATTENTION:
@@ -343,7 +343,7 @@ def _state(given: str | None) -> tuple[str, tuple[SeriesState, ...]] | None:
 
 
 def _place(given: str | None) -> tuple[float, str] | tuple[()] | None:
-    """Where a page of the list begins; empty where the address does not say, None where it says nonsense."""
+    """Where a page of the list begins; empty if the address does not say, None if it is invalid."""
     if not given:
         return ()
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)_([0-9a-f]{32})", given, re.ASCII)
@@ -351,7 +351,7 @@ def _place(given: str | None) -> tuple[float, str] | tuple[()] | None:
 
 
 def _place_text(series: SeriesRecord) -> str:
-    """The place behind a series, for `_place`; `repr` gives each time back as it was."""
+    """The place after a series, for `_place`; `repr` keeps each time exact."""
     return f"{series.last_at!r}_{series.key}"
 
 
@@ -361,7 +361,7 @@ def _href(values: Mapping[str, str]) -> str:
 
 
 def _retry_label(row: views.SeriesRow, detail: SeriesDetail) -> str | None:
-    """The button of the series' page: what was computed is sent, never computed again."""
+    """The button of the series' page: an existing result is sent, never computed again."""
     waits = any(each.state == "waiting" and each.attempts for each in detail.deliveries)
     if detail.series.state == "done" and waits:
         return "Send now"
@@ -369,11 +369,11 @@ def _retry_label(row: views.SeriesRow, detail: SeriesDetail) -> str | None:
 
 
 def _classes(detail: SeriesDetail) -> Mapping[str, int]:
-    """How many instances have each SOP class and transfer syntax, the commonest first."""
+    """Number of instances by SOP class and transfer syntax, the most common first."""
     counts = Counter((each.sop_class_uid, each.transfer_syntax) for each in detail.instances)
     return {f"{_uid_name(kind)}, {_uid_name(syntax)}": count for (kind, syntax), count in counts.most_common(10)}
 
 
 def _uid_name(uid: str) -> str:
-    """A name of the DICOM dictionary; a UID that is not in it may hold anything and stays unnamed."""
+    """A name of the DICOM dictionary; an unknown UID may hold anything and stays unnamed."""
     return UID(uid).name if UID(uid).is_valid and UID(uid).name != uid else "another"

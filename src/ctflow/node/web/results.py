@@ -1,4 +1,4 @@
-"""What the page of a series says of a result, from its folder."""
+"""A result on the page of its series, read from its folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LARGEST_RESULT = 4_000_000  # bytes of a result.json; 1000 findings have 1 MB
 
 
 def existing(results: Path, result: ResultRecord, name: str) -> Path | None:
-    """A file of a result, if it exists; `results` is the folder below which results lie."""
+    """A file of a result, if it exists; `results` is the folder of all results."""
     file = results / result.folder / name
     return file if file.is_file() else None
 
 
 def shown_result(results: Path, result: ResultRecord) -> dict[str, Any]:
-    """What the page of a series says of a result; of one whose files are gone, that they are."""
+    """A result as the page of a series shows it; if its files are gone, the page says so."""
     where = f"/series/{result.series_key}/results/{result.id}"
     shown: dict[str, Any] = {
         "number": result.id,

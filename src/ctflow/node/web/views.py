@@ -1,4 +1,4 @@
-"""The journal's records as a person reads them: words, times, sizes. Pure; no patient data of its own accord."""
+"""The journal's records in readable form: words, times, sizes. Pure; no patient data unless requested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_TEXT = 500
 
 @dataclass(frozen=True)
 class Shown:
-    """A state as the page calls it; `tone` is a class of the style sheet, the word says the same without colour."""
+    """A state as shown on the page; `tone` is a class of the style sheet, the word says the same without colour."""
 
     name: str
     label: str
@@ -44,7 +44,7 @@ CANNOT_DISCARD: frozenset[SeriesState] = frozenset({"discarded", "delivered"})
 IN_PROGRESS: tuple[SeriesState, ...] = ("received", "complete", "running", "done")
 ATTENTION: tuple[SeriesState, ...] = ("aside", "dead")
 _TONES_OF_EVENTS = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
-_NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: as they are
+_NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: unchanged
 _NO_RESULT: Mapping[SeriesState, str] = {
     "received": "The series is still arriving.",
     "complete": "The series waits for a worker.",
@@ -53,7 +53,7 @@ _NO_RESULT: Mapping[SeriesState, str] = {
 
 
 def plain(value: object) -> str:
-    """A sender's text in one line; what has no picture (controls, changes of direction) becomes a mark."""
+    """A sender's text in one line; invisible characters (controls, changes of direction) become a mark."""
     text = str(value)
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:_LONGEST_TEXT])
     return f"{shown}\N{HORIZONTAL ELLIPSIS}" if len(text) > _LONGEST_TEXT else shown
@@ -64,7 +64,7 @@ def plain(value: object) -> str:
 
 @dataclass(frozen=True)
 class Moment:
-    """A time: for machines, in full, short (the day only if it is another), and as an age."""
+    """A time: for machines, in full, short (with the day only if it differs), and as an age."""
 
     iso: str
     full: str
@@ -152,7 +152,7 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
         series: The record.
         now: Unix time.
         patient_data: Whether the patient may be shown, where the journal knows who it is.
-        tokens: Of the forms that retry and discard it.
+        tokens: Tokens of the forms that retry and discard it.
     """
     expected = series.expected_instances
     return SeriesRow(
@@ -178,20 +178,20 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
 
 
 def no_result_text(state: SeriesState) -> str:
-    """What stands in the place of a result that is not there."""
+    """The text in place of a missing result."""
     return _NO_RESULT.get(state, "There is none.")
 
 
 def _retry_label(series: SeriesRecord, now: float) -> str | None:
-    """What the button says that tries it again; None where there is nothing to try."""
+    """The label of the retry button; None if there is nothing to retry."""
     if series.state in CAN_RETRY:
         return "Try again"
     return "Try now" if series.state == "complete" and series.next_at > now else None
 
 
 def _reason(series: SeriesRecord, now: float) -> str | None:
-    """Why it is where it is; and when a series that failed for a moment is tried again."""
-    # While it runs, what kept it from running before is over.
+    """The reason for its state; and when a series that failed temporarily is retried."""
+    # While it runs, an earlier obstacle no longer applies.
     said = None if series.message is None or series.state == "running" else plain(series.message)
     if series.state == "complete" and series.next_at > now:
         return f"{said or 'tried before'}; again in {duration(series.next_at - now)}"
@@ -212,7 +212,7 @@ def _names(patient: Patient) -> tuple[str, str, str, str]:
 
 
 def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patient_data: bool) -> list[tuple[str, str]]:
-    """What is known of a series, as terms and values.
+    """The facts about a series, as terms and values.
 
     Args:
         series: The record.
@@ -246,7 +246,7 @@ def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patie
 
 @dataclass(frozen=True)
 class TimelineStep:
-    """A step of a series' way."""
+    """A step in a series' processing."""
 
     label: str
     tone: str
@@ -260,13 +260,13 @@ _REACHED = {"received": 0, "complete": 1, "running": 2, "done": 3, "delivered": 
 
 
 def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, has_result: bool) -> list[TimelineStep]:
-    """The way of a series: what it has behind it and when, where it is, what is still to come.
+    """A series' timeline: past steps with times, the current step, and those to come.
 
     Args:
         series: The record.
         events: Its events, the newest first.
         now: Unix time.
-        has_result: Whether a model answered.
+        has_result: Whether it has a model's result.
     """
     newest: dict[str, float] = {}
     for event in events:
@@ -294,7 +294,7 @@ def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, ha
 
 @dataclass(frozen=True)
 class Delivery:
-    """One object on its way to one destination."""
+    """The delivery of one object to one destination."""
 
     destination: str
     file: str
@@ -306,7 +306,7 @@ class Delivery:
 
 
 def destination(name: str) -> str:
-    """A destination as the page calls it."""
+    """A destination as the page names it."""
     return "folder of copies" if name == COPY else plain(name)
 
 

@@ -1,1 +1,1 @@
-"""The worker pool: one process a GPU (or one for the CPU)."""
+"""The worker pool: one process per GPU (or one for the CPU)."""

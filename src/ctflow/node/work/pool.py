@@ -1,4 +1,4 @@
-"""The durable queue's workers: one process a GPU (or one for the CPU), each led by a thread of the node."""
+"""The durable queue's workers: one process per GPU (or one for the CPU), each with a supervisor thread in the node."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ctflow.node.work.worker import Line, NotReady, Ready, Setup, Task, TaskOutc
 
 MOST_ATTEMPTS = 5
 FIRST_WAIT_S = 10.0  # then four times as long after each attempt: 10 s, 40 s, 3 min, 11 min
-MOST_CASE_S = 4 * 3600.0  # a case of 1000 slices takes minutes on two cores; what takes longer hangs
-_LOOK_AGAIN_S = 30.0  # for what no event tells: a clock that was set
+MOST_CASE_S = 4 * 3600.0  # a case of 1000 slices takes minutes on two cores; a longer one hangs
+_LOOK_AGAIN_S = 30.0  # for changes without an event: a clock that was set
 _RESTART_S = 5.0  # a worker that cannot open must not be started in a tight loop
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Places:
-    """Folders of the node: `inbox` has the instances, `results` gets results, `scratch` is for what runs."""
+    """Folders of the node: `inbox` has the instances, `results` gets results, `scratch` is for running jobs."""
 
     inbox: Path
     results: Path
@@ -42,7 +42,7 @@ class Places:
 
     @classmethod
     def below(cls, data: Path) -> Places:
-        """Those of a data folder."""
+        """The folders of a data folder."""
         return cls(data / "inbox", data / "results", data / "running")
 
 
@@ -54,12 +54,12 @@ class WorkerPool:
     """All workers.
 
     Args:
-        journal: Gives jobs and takes what became of them.
+        journal: Gives jobs and records their outcomes.
         places: Where files are.
-        setup: What each worker opens; its device is replaced.
+        setup: Setup of each worker; its device is replaced.
         devices: One worker on each; empty means every GPU, or the CPU where there is none.
-        deliveries: Says for an answer which file goes to which destination.
-        metrics: Told how long stages took.
+        deliveries: Maps an answer to files and their destinations.
+        metrics: Records the duration of stages.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class WorkerPool:
             supervisor.start()
 
     def told(self, word: Ready | NotReady) -> None:
-        """A worker's first word; the very first one says how many GPUs there are."""
+        """Handle a worker's first message; the very first one says how many GPUs there are."""
         if self.first_word is None and isinstance(word, Ready) and not self._devices and word.gpus > 1:
             self._add([f"cuda:{number}" for number in range(1, word.gpus)])
         if self.first_word is None or isinstance(word, Ready):
@@ -105,11 +105,11 @@ class WorkerPool:
 
     @property
     def threads(self) -> tuple[threading.Thread, ...]:
-        """What must live while something is to be run."""
+        """The threads that must live while jobs run."""
         return tuple(self._supervisors)
 
     def problems(self) -> list[str]:
-        """Why nothing can be run now; empty while one worker is open."""
+        """Why nothing can run now; empty while one worker is open."""
         if any(supervisor.is_ready for supervisor in self._supervisors):
             return []
         if isinstance(self.first_word, NotReady):
@@ -117,7 +117,7 @@ class WorkerPool:
         return ["no worker is open yet" if self.first_word is None else "no worker is open: the log says why"]
 
     def remarks(self) -> list[str]:
-        """Which workers are not open while others are, and what nobody foresaw."""
+        """Workers that are not open while others are, and unexpected faults."""
         closed = [supervisor.name for supervisor in self._supervisors if not supervisor.is_ready]
         faults = [supervisor.fault for supervisor in self._supervisors if supervisor.fault]
         return faults + ([f"{name} is not open" for name in closed] if len(closed) < len(self._supervisors) else [])
@@ -128,7 +128,7 @@ class WorkerPool:
             self._changed.notify_all()
 
     def next_job(self, is_ready: Callable[[], bool]) -> Job | None:
-        """Wait for a job; None at the end, or where the one who asks is not ready any more."""
+        """Wait for a job; None at the end, or if the caller is no longer ready."""
         while not self.ending.is_set() and is_ready():
             with self._changed:
                 seen = self._wakes
@@ -143,7 +143,7 @@ class WorkerPool:
         return None
 
     def stop(self, grace_s: float) -> None:
-        """Take no more jobs; what runs may finish for a while, then waits in the journal for the next start."""
+        """Take no more jobs; running ones may finish for a while, then wait in the journal for the next start."""
         self.ending.set()
         self._wake()
         deadline = time.monotonic() + grace_s
@@ -155,7 +155,7 @@ class WorkerPool:
 
 
 class Supervisor(threading.Thread):
-    """Leads one worker: starts its process, hands it jobs, tells the journal, starts it again where it died."""
+    """Supervises one worker: starts its process, gives it jobs, updates the journal, restarts it if it died."""
 
     def __init__(self, pool: WorkerPool, setup: Setup, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -165,10 +165,10 @@ class Supervisor(threading.Thread):
         self._connection: Connection | None = None
         self._killed = False
         self.is_open = False
-        self.fault = ""  # the last one that nobody foresaw, until a series is through again
+        self.fault = ""  # the last unexpected one, until a series succeeds again
 
     def run(self) -> None:
-        """Until the pool ends."""
+        """Run until the pool ends."""
         try:
             while not self._pool.ending.is_set():
                 try:
@@ -177,10 +177,10 @@ class Supervisor(threading.Thread):
                 except OutputError as error:  # the disk is full: work can wait
                     log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
                     is_ready, job = False, None
-                except (OSError, sqlite3.Error):  # no memory for a process, no descriptors: they may come again
+                except (OSError, sqlite3.Error):  # no memory for a process, no descriptors: both may become free
                     log.exception("%s cannot continue now", self.name)
                     is_ready, job = False, None
-                except Exception as error:  # noqa: BLE001  # a thread that ended would take its device along
+                except Exception as error:  # noqa: BLE001  # without its thread the device would stay unused
                     self._met(error, self.name)
                     self.is_open = is_ready = False
                     job = None
@@ -192,7 +192,7 @@ class Supervisor(threading.Thread):
             self._end_process()
 
     def _met(self, error: Exception, what: str) -> str:
-        """Log a fault that nobody foresaw and have `/readyz` show it; the sentence that names it."""
+        """Log an unexpected fault and show it in `/readyz`; return the sentence that names it."""
         self.fault = str(unexpected(error, what))
         log.error("%s", self.fault)  # `unexpected` logs the traceback
         return self.fault
@@ -213,7 +213,7 @@ class Supervisor(threading.Thread):
         return self.is_open and process is not None and process.is_alive()
 
     def _start_process(self) -> bool:
-        """Start a worker and hear its first word; whether it is open."""
+        """Start a worker and receive its first message; return whether it is open."""
         self._end_process()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -243,7 +243,7 @@ class Supervisor(threading.Thread):
     def _end_process(self) -> None:
         self.is_open = False
         if self._connection is not None:
-            self._connection.close()  # a worker that waits sees the end and leaves
+            self._connection.close()  # a waiting worker sees the end and exits
             self._connection = None
         if self._process is not None:
             self._process.join(5)
@@ -253,10 +253,10 @@ class Supervisor(threading.Thread):
             self._process = None
 
     def _receive(self, limit_s: float | None) -> object:
-        """The worker's next word; lines of its log are told on.
+        """The worker's next message; lines of its log go to the node's.
 
         Raises:
-            WorkerFailed: It ended, or said nothing for too long and was ended.
+            WorkerFailed: It ended, or was silent for too long and was ended.
         """
         connection, process = self._connection, self._process
         if connection is None or process is None:
@@ -287,26 +287,26 @@ class Supervisor(threading.Thread):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _lead(self, job: Job) -> None:
-        """Run one series; nothing ends this thread, though the series may then wait for the node's next start."""
+        """Run one series; no error ends this thread, though the series may then wait for the node's next start."""
         try:
             self._run_or_put_back(job)
-        except Exception as error:  # noqa: BLE001  # not even the journal could be told what had failed
+        except Exception as error:  # noqa: BLE001  # even the journal could not record the failure
             self._met(error, f"series {job.digest}")
-            self.is_open = False  # a late answer would be taken for that to the next series
+            self.is_open = False  # a late answer would be mistaken for the next series'
             self._pool.ending.wait(_RESTART_S)
 
     def _run_or_put_back(self, job: Job) -> None:
-        """What fails in the node itself (no descriptors, SQLite) does not end the series: it runs again."""
+        """Run a series again after a failure in the node itself (no descriptors, SQLite)."""
         try:
             self._run_job(job)
-        except (OSError, sqlite3.Error) as error:  # what had been committed before stays so
+        except (OSError, sqlite3.Error) as error:  # earlier commits stay
             log.exception("series %s: %s cannot continue now", job.digest, self.name)
             why = Why("node-failed", f"the node could not run it ({type(error).__name__}: the log says more)")
             self._tell(lambda: self._settle(job, TaskOutcome("again", why)))
             self._pool.ending.wait(_RESTART_S)
         except Exception as error:  # noqa: BLE001  # else the series would run until the node's next start
             fault = self._met(error, f"series {job.digest}")
-            self.is_open = False  # a late answer would be taken for that to the next series
+            self.is_open = False  # a late answer would be mistaken for the next series'
             self._tell(lambda: self._settle(job, TaskOutcome("again", Why("unexpected", fault))))
             self._pool.ending.wait(_RESTART_S)
 
@@ -327,7 +327,7 @@ class Supervisor(threading.Thread):
                 self._tell(lambda: pool.journal.worker_died(job, reason))
             return
         except OSError:
-            self.is_open = False  # its late answer would be taken for that to the next series
+            self.is_open = False  # its late answer would be mistaken for the next series'
             raise
         if not isinstance(outcome, TaskOutcome):
             raise TypeError(f"a worker's answer is not {type(outcome).__name__}")
@@ -337,12 +337,12 @@ class Supervisor(threading.Thread):
             self.fault = ""
         except (OSError, sqlite3.Error):
             raise
-        except Exception as error:  # noqa: BLE001  # else every start of the node would meet the same fault again
+        except Exception as error:  # noqa: BLE001  # else every start of the node would hit the same fault again
             fault = self._met(error, f"series {job.digest}")
             self._tell(lambda: pool.journal.give_up(job, Why("unexpected", fault)))
 
     def _tell(self, tell: Callable[[], object]) -> None:
-        """Tell the journal, again and again where the disk is full: the work is done and must not be lost."""
+        """Update the journal, with retries while the disk is full: the work is done and must not be lost."""
         while True:
             try:
                 tell()

@@ -1,6 +1,6 @@
-"""One worker: a process of its own that opens the engine once and runs one series after another.
+"""One worker: a separate process that opens the engine once and runs one series after another.
 
-The node's own process imports no torch: it stays small, and a crash of a driver takes no acknowledged instance with it.
+The node's own process imports no torch: it stays small, and a driver crash loses no acknowledged instance.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from ctflow.pipeline.segmenter import Segmenter
 
 MOST_FAULTS = 2  # attempts that end in an unexpected error
-OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in the order in which they are sent
-_NICENESS = 5  # on a CPU it takes all cores, and an instance that comes in must not wait for a window
+OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # in sending order
+_NICENESS = 5  # on a CPU it takes all cores, and an incoming instance must not wait for a window
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker opens at its start."""
+    """Everything that a worker opens at its start."""
 
     bundle: Path | None
     settings: Settings
@@ -54,7 +54,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first word: what it opened; `gpus` is how many there are, also where one is used."""
+    """A worker's first message: what it opened; `gpus` is how many there are, even if only one is used."""
 
     model: str
     version: str
@@ -64,7 +64,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class NotReady:
-    """Or why it could not."""
+    """A worker's first message if it could not open: the reason."""
 
     error: CtflowError
 
@@ -74,11 +74,11 @@ class Task:
     """One series to run.
 
     Attributes:
-        job: As the journal says it.
-        inbox: Where its files are.
+        job: From the journal.
+        inbox: Folder of its files.
         results: Gets the result, under `<key>/<set digest>-<basis digest>` (see `basis_of_result`).
         scratch: A folder for links to the files; made and removed.
-        calling_ae: Who sent it.
+        calling_ae: AE title of the sender.
     """
 
     job: Job
@@ -93,9 +93,9 @@ _DONE = Why("done", "")
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What became of a task: done, set aside (trying again changes nothing), or to be tried again.
+    """A task's outcome: done, set aside (a retry changes nothing), or to be retried.
 
-    A worker that is not sound any more, after an unexpected error (a GPU's may be lost to its process), is replaced.
+    After an unexpected error a worker is no longer sound (its process may have lost the GPU) and is replaced.
     """
 
     kind: Literal["done", "aside", "again"]
@@ -107,7 +107,7 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the worker's log, for the node's."""
+    """A line of the worker's log, for the node's log."""
 
     level: int
     name: str
@@ -115,7 +115,7 @@ class Line:
 
 
 def run_worker(connection: Connection, setup: Setup) -> None:
-    """The process: say `Ready` or `NotReady`, then answer each `Task` by a `TaskOutcome`, until the pipe closes."""
+    """The process: send `Ready` or `NotReady`, then answer each `Task` with a `TaskOutcome`, until the pipe closes."""
     begin_child()
     import_lean()
     os.nice(_NICENESS)
@@ -163,11 +163,11 @@ def _open(setup: Setup) -> tuple[Model, Segmenter]:
 
 
 def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> TaskOutcome:
-    """Run one series: decide, segment, write; what goes wrong is an outcome."""
+    """Run one series: decide, segment, write; an error becomes an outcome."""
     started = time.monotonic()
     folder = task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
     try:
-        # A node that ended between writing and telling the journal: the same answer, not a rival.
+        # The node ended between writing and updating the journal: the same answer, not a second one.
         if not (folder / "result.json").is_file():
             _remove_other_answers(folder, task.job.set_digest)
             outcome = _compute(task, setup, model, segmenter, folder)
@@ -189,16 +189,16 @@ def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> Ta
 
 
 def _fault(error: Unexpected, task: Task) -> TaskOutcome:
-    """A driver may fail by chance, a header never: the series is tried once more, by a new process, then set aside."""
+    """Retry the series once in a new process, then set it aside: a driver may fail by chance, a header never."""
     kind: Literal["aside", "again"] = "again" if task.job.attempts < MOST_FAULTS else "aside"
     return TaskOutcome(kind, Why(error.reason, error.described), is_sound=False)
 
 
 def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
-    """Digest of all that decides a result beside its instances: 16 hexadecimal digits.
+    """Digest of everything that decides a result besides its instances: 16 hexadecimal digits.
 
-    After a change of the settings, the rules, the model or ctflow, what was written before and never sent is no answer.
-    The device is no part of it: after a crash, another worker may take the series.
+    After a change of the settings, the rules, the model or ctflow, an earlier result that was never sent is outdated.
+    The device is not part of it: after a crash, another worker may take the series.
     """
     settings = replace(setup.settings, device=None, cache=None)
     parts = [__version__, model.weights_digest, model.spec, settings, setup.rules, task.calling_ae, task.job.earlier]
@@ -206,13 +206,13 @@ def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
 
 
 def _remove_other_answers(folder: Path, set_digest: str) -> None:
-    """Remove what was written for the same instances on another basis; the journal never knew of it."""
+    """Remove results for the same instances on another basis, which the journal never recorded."""
     for each in folder.parent.glob(f"{set_digest}*"):
         shutil.rmtree(each)
 
 
 def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> TaskOutcome | None:
-    """Write the result's folder; an outcome where there is none to be written."""
+    """Write the result's folder; return an outcome if there is none to write."""
     from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
 
     with _links(task) as folder:
@@ -228,7 +228,7 @@ def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, resul
 
 @contextlib.contextmanager
 def _links(task: Task) -> Any:
-    """A folder with exactly the set of instances: the series' own may hold more meanwhile."""
+    """A folder with exactly the set of instances: the series' own may hold more by now."""
     shutil.rmtree(task.scratch, ignore_errors=True)
     task.scratch.mkdir(parents=True)
     try:
@@ -249,7 +249,7 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
         text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({flaw})"
         return TaskOutcome("aside", Why("unreadable", text))
     verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
-    if len(verdicts) != 1:  # of one SeriesInstanceUID and study there is one, unless readers differ on what a UID is
+    if len(verdicts) != 1:  # one SeriesInstanceUID and study give one, unless readers differ on what a UID is
         return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
     (verdict,) = verdicts
     return (
