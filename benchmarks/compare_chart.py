@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
-    """The configurations on two H200, then TensorRT 10.6 and `fused`, which ran side by side on another machine."""
+    """Draw the configurations on two H200, then TensorRT 10.6 and `fused`, which ran together on another machine."""
     document = _record("compare-h200-x2.json")["comparison"]
     later = _record("tensorrt-10.6-h200.json")
     rows = [_later_row(name, found, later["date"]) for name, found in later["volumes"].items()]
@@ -26,7 +26,7 @@ def _record(name: str) -> dict[str, Any]:
 
 
 def _later_row(name: str, found: dict[str, Any], date: str) -> dict[str, Any]:
-    """A volume of `gpu_volume.py` as a configuration; without a speed-up: stock MONAI did not run beside it."""
+    """A volume of `gpu_volume.py` as a configuration; without a speed-up, as stock MONAI did not run with it."""
     factors = dict.fromkeys(("factor_to_stock", "factor_to_stock_half", "factor_to_article"))
     result = {"overlap": found["overlap"], "windows": 144, "median_s": found["volume_s"], "reason": None, **factors}
     return {"id": name, "text": f"ctflow, {name}, {date}", "method": "ctflow", "reason": None, "results": [result]}

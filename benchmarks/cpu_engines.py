@@ -39,7 +39,7 @@ from ctflow.transforms.prepare import prepare_volume
 
 @dataclass
 class Candidate:
-    """One way to compute a window, and what was found about it."""
+    """One engine and precision, and its measurements."""
 
     name: str
     predict: Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ def windows_of_phantom(model: Model, count: int) -> list[Tensor]:
 
 
 def stock_candidate(model: Model) -> Candidate:
-    """MONAI's own module under torch.inference_mode, nothing rewritten."""
+    """MONAI's own module under torch.inference_mode, without rewrites."""
     network = network_from_model(model)
 
     def predict(window: Tensor) -> Tensor:
@@ -82,11 +82,11 @@ def stock_candidate(model: Model) -> Candidate:
 
 
 def engine_candidates(model: Model, folder: Path) -> tuple[list[Candidate], dict[str, float], list[Engine]]:
-    """Every engine and precision of this machine, and how long making and opening took."""
+    """Every engine and precision of this machine, and the seconds to make and open it."""
     candidates, seconds, engines = [], {}, []
     for name, available, _ in backends():
         for precision in ("fp32", "bf16"):
-            # eager fp32 is the stock network again, and its bf16 takes minutes a window on a CPU without bf16.
+            # eager fp32 is the stock network again, and its bf16 takes minutes per window on a CPU without bf16.
             if not available or name == "eager":
                 continue
             try:
@@ -107,12 +107,12 @@ def engine_candidates(model: Model, folder: Path) -> tuple[list[Candidate], dict
 
 
 def difference_of(logits: Tensor) -> Tensor:
-    """Logit 1 minus logit 0, whichever way the engine gives it."""
+    """Logit 1 minus logit 0, from one channel or two."""
     return logits if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, 0:1]
 
 
 def compare(candidates: list[Candidate], windows: list[Tensor]) -> None:
-    """Run every way on every window in turn; the first way is the reference."""
+    """Run every candidate on every window in turn; the first candidate is the reference."""
     for candidate in candidates:
         candidate.predict(windows[0])  # the first call allocates
     for window in windows:
@@ -148,7 +148,7 @@ def main() -> None:
     stock = candidates[0].seconds
     rows = {}
     for candidate in candidates:
-        # Pairs of one window lie together in time, so that a busy moment hits both.
+        # Pairs of one window run close together in time, so that a busy moment hits both.
         ratio = statistics.median(a / b for a, b in zip(stock, candidate.seconds, strict=True))
         median = statistics.median(candidate.seconds)
         error, dice = candidate.error, candidate.dice

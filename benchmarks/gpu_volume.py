@@ -51,7 +51,7 @@ def model_of_width(feature_size: int, batch: int | None) -> Model:
 
 
 def without_resampling(model: Model, batch: int | None) -> Model:
-    """A model whose windows lie on the volume's own grid; None leaves the batch to the bundle."""
+    """A model whose windows are on the volume's own grid; None keeps the bundle's batch."""
     steps = tuple(step for step in model.spec.preprocessing if not isinstance(step, Resample))
     return replace(model, spec=replace(model.spec, preprocessing=steps, batch_size=batch or model.spec.batch_size))
 
@@ -70,7 +70,7 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def time_windows(engine: Engine, repeats: int) -> float:
-    """Milliseconds a window in full batches of noise."""
+    """Milliseconds per window in full batches of noise."""
     batch = engine.info.batch_range[1]
     windows = torch.rand((batch, 1, *engine.info.roi), device=engine.info.device)
     return milliseconds(lambda: engine.predict(windows), repeats) / batch
@@ -129,7 +129,7 @@ def main() -> None:
     first, batches = given.device.partition(",")[0], batch_range_for(model.spec, given.device)
     wanted = EngineRequest(given.engine, first, given.precision, model.spec.roi, batches, given.cache)
     start = time.perf_counter()
-    # Random weights have labels that any rounding changes: their logits are what is judged.
+    # Random weights have labels that any rounding changes: only their logits are judged.
     random = given.model is None
     prepare_engine(wanted, model, logits_only=random)
     prepared_s = time.perf_counter() - start

@@ -100,7 +100,7 @@ def series(folder: Path, slices: int, size: int = 128) -> Path:
 
 
 def headers(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
-    """Scanning a folder: headers from the walk that looks for damage, or by pydicom after that walk."""
+    """Scanning a folder: headers from the walk that checks for damage, or by pydicom after that walk."""
     ct = given.ct or series(folder, given.slices)
     streams = [BytesIO(path.read_bytes()) for path in sorted(ct.iterdir()) if path.is_file()]
 
@@ -137,7 +137,7 @@ def case(folder: Path, slices: int, findings: int) -> tuple[np.ndarray, Any, Vol
 
 
 def library_save(dataset: Dataset, stream: BytesIO) -> None:
-    """As pydicom writes a file."""
+    """Write a file as pydicom does."""
     dataset.save_as(stream, enforce_file_format=True)
 
 
@@ -207,7 +207,7 @@ def sr(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
 
 
 def groups_by_highdicom(findings: Any, segment: Segment, basis: Any, algorithm: Any) -> list[Dataset]:
-    """Each group as the first of a report is made."""
+    """Each group made in the same manner as the first of a report."""
     named = enumerate(findings, start=1)
     return [
         measurement_report._group(finding, measurement_report._named(rank, segment, basis), segment, basis, algorithm)
@@ -249,7 +249,7 @@ def image(number: int) -> Dataset:
 
 
 def received(_folder: Path, _given: argparse.Namespace) -> dict[str, Variants]:
-    """What a receiver reads of an image before it keeps it, and writes before it: a thousand times."""
+    """A receiver's header parse before it keeps an image, and its write of the meta information: a thousand times."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from ctflow.node.receive import receiver as module  # noqa: PLC0415
     from ctflow.node.receive.shortcut import StoreRequest  # noqa: PLC0415
@@ -276,7 +276,7 @@ def received(_folder: Path, _given: argparse.Namespace) -> dict[str, Variants]:
 
 
 def by_pydicom(receiver: Any, meta: bytes, request: Any) -> Any:
-    """A received header's words, as a node with `patient_data` has them."""
+    """A received header's values, as in a node with `patient_data`."""
     return receiver._parsed_header(meta, request)
 
 
@@ -292,7 +292,7 @@ def meta_by_pydicom(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: 
 
 
 def receive(folder: Path, given: argparse.Namespace, **how: Any) -> Mapping[str, float]:
-    """Let senders of another process send; the seconds an image that it took."""
+    """Let senders of another process send; return the seconds per image."""
     with receiver(folder, given.associations, **how) as port:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -319,7 +319,7 @@ def receiver(
     header: Callable[..., Any] | None = None,
     meta: Callable[[str, str, str], bytes] | None = None,
 ) -> Iterator[int]:
-    """A receiver, whole or with the libraries' own parts; its port."""
+    """A receiver, whole or with the libraries' own parts; yields its port."""
     from pynetdicom import evt  # noqa: PLC0415  # the extra `serve`
 
     from ctflow.node.journal.journal import Journal  # noqa: PLC0415
@@ -367,7 +367,7 @@ def send(port: int, associations: int, images: int, connection: Any) -> None:
     from service_support import RawPeer, encoded, fragment, store_command  # noqa: PLC0415
 
     peers = [RawPeer(port, 0) for _ in range(associations)]
-    first = 10**6  # so that every UID is as long
+    first = 10**6  # so that all UIDs have the same length
     dataset, messages = image(first), []
     data = encoded(dataset)
     for number in range(first, first + associations * images):

@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CTFLOW = (sys.executable, "-c", "import sys; from ctflow.cli.main import main; sys.exit(main())")
-LEAST_DICE = 0.998  # of the whole mask, to PyTorch in fp32
+LEAST_DICE = 0.998  # of the whole mask, against PyTorch in fp32
 
 
 def call(command: Sequence[str], log: Path) -> tuple[int, float, str]:
@@ -33,7 +33,7 @@ def call(command: Sequence[str], log: Path) -> tuple[int, float, str]:
 
     Args:
         command: Program and arguments.
-        log: Gets what it says to standard error.
+        log: Gets its standard error.
 
     Returns:
         Exit code, seconds and standard output.
@@ -53,7 +53,7 @@ def last_json(text: str) -> Any:
 
 
 def prove_contract(given: argparse.Namespace) -> dict[str, Any]:
-    """The contract suite and the way through the GPU's memory and back."""
+    """The contract suite and the transfers to and from GPU memory."""
     tests = ("tests/contract/test_engines.py", "tests/unit/test_gpu_pipeline.py")
     options = ("-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=default")
     code, seconds, text = call((sys.executable, "-m", "pytest", *options, *tests), given.out / "contract.log")
@@ -62,9 +62,9 @@ def prove_contract(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def prove_engine(given: argparse.Namespace) -> dict[str, Any]:
-    """The demonstration model's engine: made unless it is there, timed, compared with PyTorch in fp32.
+    """The demonstration model's engine: made unless it exists, timed, compared with PyTorch in fp32.
 
-    The wider network's is made at the same time, as a build keeps one core of the CPU busy and hardly the GPU.
+    The wider network's is made at the same time, as a build occupies one CPU core and hardly the GPU.
     """
     command = (*CTFLOW, "export", "-m", "bundle", "--engine", given.engine, "--device", given.device, "-o",
                str(given.cache))  # fmt: skip

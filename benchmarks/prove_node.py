@@ -56,7 +56,7 @@ PATIENCE_S = 180.0
 
 
 def say(text: str) -> None:
-    """A line for who watches."""
+    """Print a progress line."""
     sys.stderr.write(text + "\n")
 
 
@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 def wait_for(happened: Callable[[], object], what: str, limit_s: float = PATIENCE_S) -> None:
-    """Wait for another process; end the benchmark where it does not happen."""
+    """Wait for another process; end the benchmark if it does not happen."""
     deadline = time.monotonic() + limit_s
     while not happened():
         if time.monotonic() > deadline:
@@ -77,7 +77,7 @@ def wait_for(happened: Callable[[], object], what: str, limit_s: float = PATIENC
 
 
 class Archive:
-    """The destination: keeps the headers of what it gets."""
+    """The destination: keeps the headers of received objects."""
 
     def __init__(self) -> None:
         self.received: list[Dataset] = []
@@ -95,7 +95,7 @@ class Archive:
         return 0x0000
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering."""
         self._server.shutdown()
 
     def segs_of_series(self) -> dict[str, set[str]]:
@@ -109,7 +109,7 @@ class Archive:
 
 @dataclass
 class Node:
-    """`ctflow serve` in a process group of its own."""
+    """`ctflow serve` in its own process group."""
 
     folder: Path
     bundle: Path
@@ -145,7 +145,7 @@ class Node:
         wait_for(self.listens, "the node listens")
 
     def listens(self) -> bool:
-        """Whether somebody accepts connections on its port."""
+        """Whether its port accepts connections."""
         if self.process is not None and self.process.poll() is not None:
             raise SystemExit(f"the node ended: {(self.folder / 'log').read_text()[-2000:]}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -160,7 +160,7 @@ class Node:
             self.process.wait()
 
     def stop(self) -> int:
-        """End it gracefully; its exit code."""
+        """End it gracefully; return its exit code."""
         if self.process is None:
             return 0
         self.process.send_signal(signal.SIGTERM)
@@ -171,12 +171,12 @@ class Node:
             return -9
 
     def ask(self, question: str) -> list[tuple[Any, ...]]:
-        """Read the journal, as a stranger would."""
+        """Query the journal from outside the node."""
         with contextlib.closing(sqlite3.connect(f"file:{self.data}/journal.sqlite3?mode=ro", uri=True)) as journal:
             return journal.execute(question).fetchall()
 
     def memory_mb(self) -> float:
-        """The most that the node's own process ever had resident."""
+        """Peak resident memory of the node's own process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text() if self.process else ""
         return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
@@ -230,7 +230,7 @@ def association(port: int, timeout_s: float = 20.0) -> Iterator[Any]:
 
 
 class Sender(threading.Thread):
-    """Sends series after series; what was acknowledged is never sent again."""
+    """Sends series after series; an acknowledged instance is never sent again."""
 
     def __init__(self, node: Node, base: Sequence[Dataset], most_open: int) -> None:
         super().__init__(daemon=True)
@@ -241,7 +241,7 @@ class Sender(threading.Thread):
         self.ending = threading.Event()
 
     def run(self) -> None:
-        """Until `ending` is set, and the series that was begun is sent."""
+        """Run until `ending` is set and the current series is sent."""
         while not self.ending.is_set():
             delivered = self._delivered()
             if len(self.series) - delivered >= self._most_open:
@@ -261,7 +261,7 @@ class Sender(threading.Thread):
         return 0
 
     def _send(self, waiting: list[Dataset]) -> list[Dataset]:
-        """Send as many as the node takes; what it did not acknowledge."""
+        """Send as many as the node takes; return the unacknowledged ones."""
         left = list(waiting)
         try:
             with association(self._node.port) as found:
@@ -273,17 +273,17 @@ class Sender(threading.Thread):
                     self.acknowledged[str(dataset.SOPInstanceUID)] = (str(dataset.SeriesInstanceUID), "")
                     time.sleep(0.05)
         except (OSError, RuntimeError, ValueError):
-            pass  # it was killed meanwhile
+            pass  # the node was killed meanwhile
         if left:
             time.sleep(0.05)
         return left
 
 
 def prove_kill(count: int, seed: int, longest_s: float, most_open: int, bundle: Path | None) -> dict[str, Any]:
-    """Kill the node again and again while series come in, run and leave.
+    """Kill the node repeatedly while series arrive, run and are delivered.
 
     A worker needs many seconds to load torch and then less than one for a series of this size. So every fourth kill
-    waits until something runs, and the others come at any time.
+    waits until a series runs, and the others come at any time.
     """
     rng = random.Random(seed)  # noqa: S311  # no secret
     with working_folder() as folder:
@@ -315,7 +315,7 @@ def prove_kill(count: int, seed: int, longest_s: float, most_open: int, bundle: 
 
 
 def _wait_for_running(node: Node) -> None:
-    """Until a series runs; a while at most, as all may be delivered."""
+    """Wait until a series runs; a while at most, as all may be delivered."""
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         with contextlib.suppress(sqlite3.Error):
@@ -400,12 +400,12 @@ def _large_series(folder: Path, count: int, images: int) -> list[Path]:
 
 def _storescu(port: int, folder: Path) -> subprocess.Popen[bytes]:
     words = ["storescu", "-xe", "-aec", "CTFLOW", "--scan-directories", "127.0.0.1", str(port), str(folder)]
-    # Without TCP_NODELAY DCMTK waits about 45 ms an image for an acknowledgement of TCP.
+    # Without TCP_NODELAY DCMTK waits about 45 ms per image for a TCP acknowledgement.
     return subprocess.Popen(words, env={**os.environ, "TCP_NODELAY": "1"}, stdout=subprocess.DEVNULL)
 
 
 def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
-    """UIDs that try to be paths, commands, statements, or too much; every file must lie in the inbox."""
+    """UIDs that resemble paths, commands or statements, or are too long; every file must stay in the inbox."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     parts = [
         "..",
@@ -428,7 +428,7 @@ def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
         ".",
     ]
     with working_folder() as folder:
-        # Deep below the folder that is searched, so that a way up ends in it.
+        # Deep below the searched folder, so that a path upwards ends in it.
         node = Node(folder.joinpath(*"12345678", "node"), bundle or small_bundle(folder), quiet_s=3600)
         (base, *_) = base_series(folder)
         node.start()
@@ -436,7 +436,7 @@ def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
         statuses: Counter[str] = Counter()
         done = 0
         while done < count:
-            # A request whose UID is nothing but blanks is answered by pynetdicom with silence.
+            # pynetdicom does not answer a request whose UID has only blanks.
             with association(node.port, timeout_s=3) as found, pydicom.config.disable_value_validation():
                 while done < count and found.is_established:
                     dataset = copy.copy(base)
@@ -461,7 +461,7 @@ def _files_outside(folder: Path, node: Node) -> set[Path]:
 
 
 def prove_idle(sockets: int, bundle: Path | None) -> dict[str, Any]:
-    """C-ECHO while so many connections say nothing, or only begin to."""
+    """C-ECHO while so many connections are silent or send only part of a request."""
     with working_folder() as folder:
         node = Node(folder / "node", bundle or small_bundle(folder))
         node.start()
@@ -485,7 +485,7 @@ def prove_idle(sockets: int, bundle: Path | None) -> dict[str, Any]:
 
 
 def prove_latency(repeats: int, bundle: Path | None) -> dict[str, Any]:
-    """Last image in to SEG at the destination, less the quiet period and the inference."""
+    """From the last image to the SEG at the destination, less the quiet period and the inference."""
     with working_folder() as folder:
         archive = Archive()
         node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=1.0, destination=archive.port)
@@ -503,12 +503,12 @@ def prove_latency(repeats: int, bundle: Path | None) -> dict[str, Any]:
             overheads.append(archive.times[2 * number] - last_in - node.quiet_s - elapsed_s)
         node.stop()
         archive.close()
-    # The first run also loads what the first volume needs.
+    # The first run also includes loading for the first volume.
     return {"quiet_s": 1.0, "beyond_quiet_and_inference_s": [round(each, 3) for each in overheads[1:]]}
 
 
 def http(port: int, path: str) -> bytes:
-    """The node's page; nothing where it does not answer."""
+    """The node's page; empty if it does not answer."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode())
         answer = b""

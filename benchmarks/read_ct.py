@@ -76,7 +76,7 @@ def seconds_of(work: Callable[[Path], int], folder: Path) -> float:
 
 
 def peak_of(reader: str, folder: Path) -> dict[str, float]:
-    """Memory of a fresh process and its children at the worst moment, shared pages counted once, in MB."""
+    """Peak memory of a fresh process and its children, shared pages counted once, in MB."""
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_watched, args=(reader, folder, sender))
     process.start()
@@ -101,7 +101,7 @@ def _watched(reader: str, folder: Path, sender: multiprocessing.connection.Conne
 
 
 def _family(pid: int) -> Iterable[int]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     yield pid
     try:
         tasks = Path(f"/proc/{pid}/task").iterdir()
@@ -113,7 +113,7 @@ def _family(pid: int) -> Iterable[int]:
 
 
 def _proportional_bytes(pid: int) -> int:
-    """Pss: pages that several processes share are shared out among them; 0 for one that has ended."""
+    """Pss: pages shared by several processes are divided among them; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -34,20 +34,20 @@ from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 
 Seconds = dict[str, float]
-_WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all that comes before the mask is in host memory
+_WITH_THE_GPU = ("find", "read", "prepare", "segment", "restore")  # all stages before the mask is in host memory
 
 
 def time_case(
     folder: Path, output: Path, segmenter: Segmenter, settings: Settings
 ) -> tuple[Seconds, Mapping[str, Any]]:
-    """Seconds of each stage of one run, of `whole`, of `to_seg`, and of `after_mask`: what follows the mask.
+    """Seconds of each stage of one run, of `whole`, of `to_seg`, and of `after_mask`: the stages after the mask.
 
     `to_seg` ends when the SEG is complete on disk, in the folder that is renamed when everything else is also complete.
 
-    With them the case's result.json.
+    Also returns the case's result.json.
 
     Raises:
-        CtflowError: The case went no further; its error.
+        CtflowError: The case's error.
     """
     start = time.perf_counter()
     case = only_case(find_cases(folder, segmenter.model.spec, settings))
@@ -91,7 +91,7 @@ def medians_of(runs: list[Seconds]) -> Seconds:
 
 
 def table_of(runs: list[Seconds]) -> str:
-    """A line a run and one of medians, a column a stage."""
+    """One line per run and one of medians, one column per stage."""
     lines = ["case    " + "".join(f"{stage:>11}" for stage in runs[0])]
     named = [*((str(turn), run) for turn, run in enumerate(runs)), ("median", medians_of(runs))]
     lines += [f"{name:<8}" + "".join(f"{seconds:11.3f}" for seconds in run.values()) for name, run in named]

@@ -1,11 +1,11 @@
-"""What does Holoscan see? Three operators around `ctflow.pipeline`: load a series, segment a volume, write results."""
+"""Holoscan operators around `ctflow.pipeline`: load a series, segment a volume, write results."""
 
 from __future__ import annotations
 
 from ctflow.compat.holoscan import load_cuda_runtime, raise_stack_limit
 from ctflow.compat.monai import import_monai
 
-# Before anything imports holoscan, or monai.deploy and with it all of MONAI.
+# Before any import of holoscan, or of monai.deploy and with it all of MONAI.
 raise_stack_limit()
 load_cuda_runtime()
 import_monai()

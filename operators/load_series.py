@@ -17,7 +17,7 @@ from ctflow.settings.run import Settings
 
 
 class LoadSeriesOperator(Operator):
-    """Emits one `ctflow.pipeline.case.Case` a series, its volume loaded or its error noted; the next when asked.
+    """Emits one `ctflow.pipeline.case.Case` per series, with its volume or its error; the next on request.
 
     Output:
         case: A `Case`.
@@ -25,9 +25,9 @@ class LoadSeriesOperator(Operator):
     Args:
         fragment: The application.
         input_folder: Searched with all its subfolders.
-        spec: The model's; its body parts take part in the choice of series.
+        spec: The model's; its body parts affect the choice of series.
         settings: Series, pick and force.
-        progress: Told of every file and slice.
+        progress: Receives every file and slice.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Between the App SDK's `Image` and ctflow's `Volume`."""
+"""Conversion between the App SDK's `Image` and ctflow's `Volume`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctflow.core.volume import Geometry, Volume
 
 
 def volume_from_image(image: Image) -> Volume:
-    """A volume from what `DICOMSeriesToVolumeOperator` emits.
+    """A volume from the output of `DICOMSeriesToVolumeOperator`.
 
     Args:
         image: (D, H, W) HU, with an affine of index (w, h, d) to "RAS" or "LPS" mm in its metadata.

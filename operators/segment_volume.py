@@ -21,13 +21,13 @@ class SegmentVolumeOperator(Operator):
     Input:
         image: A `Case` of `LoadSeriesOperator`, or an `Image` of the App SDK's `DICOMSeriesToVolumeOperator`.
     Output:
-        seg_image: The `Case`, segmented, or an `Image` of labels as `DICOMSegmentationWriterOperator` wants it.
+        seg_image: The `Case`, segmented, or an `Image` of labels in the form for `DICOMSegmentationWriterOperator`.
 
     Args:
         fragment: The application.
         model: The model.
         settings: Engine, precision, overlap and device.
-        progress: Told of every window.
+        progress: Receives every window.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SegmentVolumeOperator(Operator):
         self._segmenter.close()
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Segment what arrives; a `Case` carries its own error on, an `Image` cannot and raises it."""
+        """Segment the input; a `Case` carries its own error on, an `Image` cannot, so the error is raised."""
         item: Case | Image = op_input.receive("image")
         if isinstance(item, Case):
             op_output.emit(segment_case(item, self._segmenter, self._progress), "seg_image")

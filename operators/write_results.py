@@ -1,4 +1,4 @@
-"""The last operator: writes each case's folder and remembers what became of it."""
+"""The last operator: writes each case's folder and records its outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ctflow.settings.run import Settings
 class WriteResultsOperator(Operator):
     """Writes the result folder of each case, as `ctflow.pipeline.write.write_case` does.
 
-    The settings say in which form, as they do for `ctflow run`.
+    The settings determine the form, as for `ctflow run`.
 
     Input:
         seg_image: A `Case` of `SegmentVolumeOperator`.
@@ -27,7 +27,7 @@ class WriteResultsOperator(Operator):
         output_folder: Gets one folder per series.
         model: The model that segmented.
         settings: The run's.
-        progress: Told of every file.
+        progress: Receives every file.
     """
 
     def __init__(
@@ -50,6 +50,6 @@ class WriteResultsOperator(Operator):
         spec.input("seg_image")
 
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
-        """Write one case, or note why it was not written."""
+        """Write one case, or record why it was not written."""
         case: Case = op_input.receive("seg_image")
         self.cases.append(write_case(case, self._model, self._settings, self._output_folder, self._progress))

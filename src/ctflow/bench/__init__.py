@@ -1,1 +1,1 @@
-"""How exact and how fast is it, measured where the truth is known?"""
+"""How exact and how fast is ctflow, measured where the truth is known?"""

@@ -1,4 +1,4 @@
-"""The phantom on which configurations are compared: drawn once, and kept beside what was measured on it."""
+"""The phantom on which configurations are compared: drawn once, and kept next to its measurements."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ctflow.core.volume import Size3
 from ctflow.phantom import phantom_from_seed
 
 TUMOURS = 4
-_DRAWING = ("ctflow.phantom", "ctflow.phantom.body", "ctflow.phantom.scene")  # what a phantom depends on
+_DRAWING = ("ctflow.phantom", "ctflow.phantom.body", "ctflow.phantom.scene")  # the code that a phantom depends on
 
 
 def draw_case(folder: Path, *, seed: int, shape: Size3, draw: bool) -> dict[str, Any]:
-    """The phantom, in the folder for the configurations, and what it is; drawn unless the very same lies there."""
+    """The phantom, in the folder for the configurations, and its description; drawn unless the same one is there."""
     code = "".join(digest_of_package(name) for name in _DRAWING)
     recipe = {"seed": seed, "shape": list(shape), "tumours": TUMOURS, "code": code}
     kept = _kept_case(folder, recipe)
@@ -54,7 +54,7 @@ def draw_case(folder: Path, *, seed: int, shape: Size3, draw: bool) -> dict[str,
 
 
 def _kept_case(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run kept, if it is of this recipe and whole; drawing it anew takes half a minute."""
+    """An earlier run's phantom, if it has this recipe and is whole; drawing it anew takes half a minute."""
     try:
         document = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         with (folder / "case.npz").open("rb") as file, np.load(file) as arrays:
@@ -62,7 +62,7 @@ def _kept_case(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None
         case: dict[str, Any] = document["case"]
         whole = case["digest"] == digest and document["truth"] == _digest_of(np.load(folder / "truth.npy"))
         return case if whole and document["recipe"] == recipe else None
-    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile):  # ended while it was written
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile):  # its write was interrupted
         return None
 
 

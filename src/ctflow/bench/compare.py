@@ -34,7 +34,7 @@ from ctflow.settings.run import read_environment
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
 LIMIT_S = 900.0
-# What a configuration's seconds and mask depend on: of other code, it is measured again.
+# The code that a configuration's seconds and mask depend on: after a change it is measured again.
 _MEASURED = (
     "ctflow",
     "ctflow.core",
@@ -55,25 +55,25 @@ Heard = Callable[[Mapping[str, Any]], None]
 
 
 def discard_document(document: Mapping[str, Any]) -> None:
-    """A `heard` that tells nobody."""
+    """A `heard` that does nothing."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison is measured on.
+    """The parameters of a comparison.
 
     Attributes:
         model: Folder of the bundle.
         devices: torch devices; configurations with several take the first ones.
         shape: Voxels of the phantom.
-        seed: Of the phantom.
-        overlaps: Each is measured.
+        seed: Seed of the phantom.
+        overlaps: Overlaps to measure.
         repeats: Timed volumes of each configuration and overlap.
-        only: Configurations to be measured, in this order; none names all, from stock to ctflow's.
+        only: Configurations to measure, in this order; empty means all, from stock to ctflow's.
         pythons: Configuration -> interpreter that has its packages, and ctflow.
-        cache: Folder of made engines.
+        cache: Folder of stored engines.
         limit_s: A configuration that takes longer is ended.
-        kept: Folder in which configurations are kept, with what they said; one that was measured before with the same
+        kept: Folder in which configurations are kept, with their output; one measured before with the same
             request, phantom, interpreter and code is not measured again. None keeps nothing.
         measure: Whether configurations that are not kept are measured and the phantom is drawn; else nothing runs.
     """
@@ -98,17 +98,17 @@ def compare_configurations(
     """Measure every configuration that this machine can run.
 
     Args:
-        comparison: On what.
-        progress: Told of the stages "draw phantom" and "measure configurations".
-        heard: Given the document after each configuration, as it is then.
+        comparison: Its parameters.
+        progress: Receives the stages "draw phantom" and "measure configurations".
+        heard: Called with the current document after each configuration.
 
     Returns:
         A JSON document: machine, model, case and configurations; a configuration has a status ("measured", "refused"
         or "crashed") and its results, one for each overlap, or a reason.
 
     Raises:
-        SettingsInvalid: A configuration is named that does not exist, the phantom cannot have this shape, or nothing
-            shall be measured and nothing is kept.
+        SettingsInvalid: A named configuration does not exist, the phantom cannot have this shape, or nothing
+            is to be measured and nothing is kept.
         BundleInvalid: The bundle cannot be read.
     """
     chosen = _chosen(comparison)
@@ -141,7 +141,7 @@ def _work_folder(comparison: Comparison) -> Iterator[Path]:
 
 
 def _head(comparison: Comparison, model: Model, case: Mapping[str, Any]) -> dict[str, Any]:
-    """What is the same for all configurations."""
+    """The facts shared by all configurations."""
     spec = model.spec
     return {
         "comparison": 1,
@@ -163,7 +163,7 @@ def _head(comparison: Comparison, model: Model, case: Mapping[str, Any]) -> dict
 
 
 def _chosen(comparison: Comparison) -> list[Configuration]:
-    """The configurations to be measured, in the order in which they are named."""
+    """The configurations to measure, in the order in which they are named."""
     known = {each.id: each for each in configurations_for(comparison.devices)}
     for name in (*comparison.only, *(comparison.pythons or {})):
         if name not in known:
@@ -176,7 +176,7 @@ def _chosen(comparison: Comparison) -> list[Configuration]:
 def _answer(
     configuration: Configuration, comparison: Comparison, model: Model, case: str, folder: Path
 ) -> dict[str, Any]:
-    """What the configuration's process says."""
+    """The answer of the configuration's process."""
     if configuration.devices > len(comparison.devices):
         return _refused(f"needs {configuration.devices} GPUs; {len(comparison.devices)} given")
     python = (comparison.pythons or {}).get(configuration.id, sys.executable)
@@ -201,7 +201,7 @@ def _answer(
     answer = _known_answer(own, request) if crash is None else None
     if answer is None:
         answer = {"status": "crashed", "reason": crash or "its process gave no answer"}
-        (own / "result.json").write_text(json.dumps(answer), encoding="utf-8")  # for who asks what is kept
+        (own / "result.json").write_text(json.dumps(answer), encoding="utf-8")  # for readers of the kept folder
     return answer
 
 
@@ -210,7 +210,7 @@ def _refused(reason: str) -> dict[str, Any]:
 
 
 def _is_whole(answer: Mapping[str, Any]) -> bool:
-    """Whether everything was measured: what was refused, for want of a plan perhaps, may be possible now."""
+    """Whether everything was measured: a refused one, for example without a plan, may be possible now."""
     return answer["status"] == "measured" and not any(entry["reason"] for entry in answer["measured"])
 
 
@@ -235,7 +235,7 @@ def _request(
 
 
 def _known_answer(own: Path, request: str) -> dict[str, Any] | None:
-    """The answer to this very request, if there is one."""
+    """The answer to exactly this request, if there is one."""
     try:
         if (own / "request.json").read_text(encoding="utf-8") != request:
             return None
@@ -246,13 +246,13 @@ def _known_answer(own: Path, request: str) -> dict[str, Any] | None:
 
 
 def _crash_of_process(python: str, own: Path, limit_s: float) -> str | None:
-    """Run the configuration; its words are kept in `log.txt` beside it.
+    """Run the configuration; its output goes to `log.txt` in its folder.
 
     Returns:
         Why it gave no answer; None if it did.
     """
     environment = dict(read_environment())
-    if python != sys.executable:  # what this interpreter needs may be another version's; a script may set its own
+    if python != sys.executable:  # this interpreter's paths may be another version's; a script may set its own
         for name in ("PYTHONPATH", "PYTHONHOME"):
             environment.pop(name, None)
     command = (python, "-m", "ctflow.bench.measurement", str(own / "request.json"))
@@ -291,7 +291,7 @@ def all_devices(setting: str | None) -> tuple[str, ...]:
     """The devices of a setting; None takes every GPU, or the CPU where there is none.
 
     Raises:
-        BackendUnavailable: One of them is not there.
+        BackendUnavailable: One of them does not exist.
     """
     count = torch.cuda.device_count()
     return devices_from_setting(f"cuda:{','.join(map(str, range(count)))}" if setting is None and count else setting)

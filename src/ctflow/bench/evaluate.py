@@ -46,25 +46,25 @@ from ctflow.report.run_record import error_facts
 from ctflow.settings.run import Settings
 
 SCHEMA_VERSION = 1
-SURELY_SEEN_MM = 10.0  # lesions from this size on must be found where an accuracy is asked for
-MOST_FALSE_POSITIVES = 100  # listed a case, the largest first; the summary counts all
-SERIES, TRUTH = "ct", "truth.dcm"  # what `ctflow phantom` writes
+SURELY_SEEN_MM = 10.0  # lesions from this size on must be found if an accuracy is required
+MOST_FALSE_POSITIVES = 100  # listed per case, the largest first; the summary counts all
+SERIES, TRUTH = "ct", "truth.dcm"  # as written by `ctflow phantom`
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What became of one case.
+    """The outcome of one case.
 
     Attributes:
         name: Its folder below the evaluated one; "." is that folder itself.
         digest: Of its series' UID; None if no series was found.
         comparison: Found against true; None if the case failed.
         geometry: The grid of both; None if the case failed.
-        reference: dice and voxels_differing to the fp32 eager engine; None unless it was asked for.
+        reference: dice and voxels_differing to the fp32 eager engine; None unless requested.
         seconds: Wall time of reading and segmenting; None if the case failed.
-        engine: Who computed; None if the case failed.
+        engine: The engine that computed it; None if the case failed.
         error: Why the case failed.
     """
 
@@ -80,7 +80,7 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class _Segmenters:
-    """Who marks: a model, or the results that one has left in a folder; and the fp32 model to compare with."""
+    """The source of masks: a model, or its results in a folder; and the fp32 model to compare with."""
 
     model: Model
     chosen: Segmenter | None
@@ -105,11 +105,11 @@ def evaluate_folder(
         settings: The run's.
         reference: Whether each case is also segmented by the fp32 eager engine and compared with that.
         results: The output folder of an earlier run: its SEGs are compared, and nothing is segmented.
-        progress: Told of cases as stage "evaluate", and of files, slices and windows.
+        progress: Receives cases as stage "evaluate", and files, slices and windows.
 
     Returns:
         schema_version, ctflow_version, exit_code (0, 6, or the first failure's where all failed), research_only,
-        model, engine, smallest_ml, cases and summary, as JSON holds them.
+        model, engine, smallest_ml, cases and summary, as JSON values.
 
     Raises:
         SettingsInvalid: The model marks several segments.
@@ -125,7 +125,7 @@ def evaluate_folder(
         )
     folders = case_folders(folder)
     announce(model)
-    settings = replace(settings, seg="binary")  # nothing is written, so that fractions would be made for nothing
+    settings = replace(settings, seg="binary")  # nothing is written, so fractions would be wasted
     exact = replace(settings, engine="eager", precision="fp32")
     outcomes = []
     with ExitStack() as stack:
@@ -153,12 +153,12 @@ def require_accuracy(document: Mapping[str, Any], least_dice: float) -> None:
     """Check an evaluation.
 
     Args:
-        document: What `evaluate_folder` returned.
+        document: The result of `evaluate_folder`.
         least_dice: The Dice of every case with lesions must reach it; every lesion of at least `SURELY_SEEN_MM` must be
             found.
 
     Raises:
-        AccuracyFailed: One does not; names the first case.
+        AccuracyFailed: One falls short; names the first case.
     """
     for case in document["cases"]:
         missed = [
@@ -179,7 +179,7 @@ def require_accuracy(document: Mapping[str, Any], least_dice: float) -> None:
 def case_folders(folder: Path) -> list[Path]:
     """The folder itself if it is a case, else the cases in it, by name (numbers by value).
 
-    A folder that has only a series or only a truth is a case too, which then fails with its reason.
+    A folder with only a series or only a truth is also a case, which then fails with its reason.
 
     Raises:
         NoUsableSeries: There is no case, or no such folder.
@@ -214,7 +214,7 @@ def _evaluate_case(
         case = _unless_failed(load_case(case, progress))
         headers = [instance.header for instance in case.loaded.instances]
         _check_grid(case)
-        truth = read_segmentation(folder / TRUTH, headers)  # before the network: a wrong one costs no minutes
+        truth = read_segmentation(folder / TRUTH, headers)  # before the network, so that a wrong one costs no minutes
         found, seconds, engine = _found(case, headers, segmenters, progress)
         reference = _against_reference(case, found, segmenters.reference, progress)
         volume = case.loaded.volume
@@ -230,7 +230,7 @@ def _evaluate_case(
 
 
 def _check_grid(case: Case) -> None:
-    """Whether distances and volumes can be measured on the series' own slices, which is where its truth is drawn."""
+    """Check that distances and volumes can be measured on the series' own slices, where its truth is drawn."""
     if case.loaded.volume.geometry.is_tilted or case.loaded.is_resampled:
         digest = case.candidate.series.digest
         raise UnsupportedPixels(
@@ -242,7 +242,7 @@ def _check_grid(case: Case) -> None:
 def _found(
     case: Case, headers: Sequence[Any], segmenters: _Segmenters, progress: Progress
 ) -> tuple[np.ndarray[Any, Any], float | None, EngineInfo | None]:
-    """What is marked in a case, the seconds it took, and who computed."""
+    """A case's mask, its seconds, and the engine."""
     if segmenters.results is not None:
         folder = segmenters.results / case.key
         found = read_segmentation(folder / "segmentation.dcm", headers)
@@ -272,13 +272,13 @@ def _unless_failed(case: Case) -> Case:
 
 def _compare(found: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], volume: Volume) -> CaseComparison:
     spacing_mm = volume.geometry.spacing_mm
-    # A truth of several segments says which lesion is which; of one, its components do.
+    # Several segments in a truth tell its lesions apart; with one segment, its components do.
     lesions = truth if int(truth.max(initial=0)) > 1 else truth != 0
     return CaseComparison(compare_masks(found, truth, spacing_mm), compare_lesions(found, lesions, spacing_mm))
 
 
 def _check_made_by(path: Path, model: Model) -> None:
-    """Whether results are this model's: an evaluation must not credit it with another's."""
+    """Check that results are this model's: an evaluation must not credit it with another's."""
     try:
         made_by = json.loads(path.read_text(encoding="utf-8"))["model"]["weights_digest"]
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -325,7 +325,7 @@ def _exit_code(outcomes: Sequence[CaseOutcome]) -> int:
 
 
 def _case_document(outcome: CaseOutcome) -> dict[str, Any]:
-    """Every case has the same keys; what a failed one lacks is null."""
+    """A case's document: every case has the same keys; missing values of a failed one are null."""
     comparison, error = outcome.comparison, outcome.error
     masks = asdict(comparison.masks) if comparison else {}
     lesions = comparison.lesions.lesions if comparison else ()
@@ -349,7 +349,7 @@ def _case_document(outcome: CaseOutcome) -> dict[str, Any]:
 
 
 def _false_positive(found: FalsePositive, geometry: Geometry | None) -> dict[str, Any]:
-    """What it is and where: its centre in LPS mm, as `ctflow run` gives a finding's."""
+    """A false positive with its centre in LPS mm, as `ctflow run` gives a finding's."""
     if geometry is None:
         raise ValueError("what was found has a grid")
     entry = asdict(found)
@@ -359,7 +359,7 @@ def _false_positive(found: FalsePositive, geometry: Geometry | None) -> dict[str
 
 
 def _rounded(value: Any) -> Any:
-    """The same with floats of six decimals and lists for tuples: what JSON gives back."""
+    """The same with floats of six decimals and lists for tuples, as JSON returns them."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""How well a mask agrees with the truth: as a whole, lesion by lesion, and over many cases. Arrays in, numbers out."""
+"""Agreement of a mask with the truth: as a whole, lesion by lesion, and over many cases. Arrays in, numbers out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctflow.core.volume import FloatArray
 from ctflow.measurements.lengths import longest_distance_mm
 
 SIZE_CLASSES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 60.0))  # equivalent diameter: from, and below
-TUMOUR_FREE_ML = 0.2  # a 7 mm sphere: what may be marked where there is no tumour without counting against the case
+TUMOUR_FREE_ML = 0.2  # a 7 mm sphere: marks up to this volume do not count against a tumour-free case
 SMALLEST_ML = 0.0  # found components below this are left out; by default every voxel counts
 
 Array = npt.NDArray[Any]
@@ -48,15 +48,15 @@ class MaskComparison:
 
 @dataclass(frozen=True)
 class Lesion:
-    """One true lesion and what was found of it.
+    """One true lesion and its match.
 
     Attributes:
         equivalent_diameter_mm: Diameter of the sphere of its volume.
         longest_diameter_mm: Largest distance between two of its voxel centres.
         volume_ml: Its volume.
-        dice: Against the found components that touch it, less what of them lies in other lesions; 0 if missed.
+        dice: Against the found components that touch it, without their voxels in other lesions; 0 if missed.
         hit: Whether any found component touches it.
-        hausdorff95_mm: As of `MaskComparison`, between the lesion and what `dice` compares it with; None if missed.
+        hausdorff95_mm: As in `MaskComparison`, between the lesion and the mask that `dice` uses; None if missed.
     """
 
     equivalent_diameter_mm: float
@@ -142,7 +142,7 @@ def compare_lesions(
     """Compare lesion by lesion.
 
     Args:
-        found: (D, H, W); any nonzero value is marked. Its components (26 neighbours) are what was found.
+        found: (D, H, W); any nonzero value is marked. Its components (26 neighbours) are the findings.
         truth: (D, H, W). Of bool, each component is a lesion; of integers, each nonzero value is one, so that lesions
             that touch stay apart.
         spacing_mm: Distance of voxel centres along (D, H, W), on an orthogonal grid.
@@ -176,7 +176,7 @@ def compare_lesions(
 
 
 def _voxels(mask: Array) -> int:
-    return int(np.count_nonzero(mask))  # numpy's own integers are nothing to JSON
+    return int(np.count_nonzero(mask))  # JSON does not accept numpy's integers
 
 
 def _voxel_ml(spacing_mm: SpacingMm) -> float:
@@ -188,7 +188,7 @@ def _equivalent_diameter_mm(volume_ml: float) -> float:
 
 
 def _common_box(found: Array, truth: Array) -> tuple[slice, slice, slice] | None:
-    """Bounding box of what either marks; None if neither does. All further work is a fraction of the volume."""
+    """Bounding box of all marks of either; None if there are none. All further work is a fraction of the volume."""
     if found.shape != truth.shape or found.ndim != 3:
         raise ValueError(f"found {found.shape} and truth {truth.shape} do not lie on one grid")
     marked = (found != 0) | (truth != 0)
@@ -206,7 +206,7 @@ def _ends(profile: Mask) -> tuple[int, int]:
 
 
 def _hausdorff95_mm(found: Mask, truth: Mask, spacing_mm: SpacingMm) -> float:
-    """As MONAI's `compute_hausdorff_distance(percentile=95)`: surfaces are the voxels that erosion takes away."""
+    """As MONAI's `compute_hausdorff_distance(percentile=95)`: surfaces are the voxels that erosion removes."""
     a, b = _surface_mm(found, spacing_mm), _surface_mm(truth, spacing_mm)
     there, back = KDTree(b).query(a)[0], KDTree(a).query(b)[0]
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
@@ -236,7 +236,7 @@ def _numbered_lesions(truth: Array) -> _Numbers:
 
 
 def _found_components(found: Array, least_voxels: float) -> tuple[_Numbers, npt.NDArray[np.int64]]:
-    """Components as 1, 2, ..., and the voxels of each by its number; those that are too small have none."""
+    """Components as 1, 2, ..., and the voxels of each by its number; those that are too small have no number."""
     components, count = ndimage.label(found != 0, structure=_TOUCHING)
     voxels = np.bincount(components[components > 0], minlength=count + 1)
     small = voxels < least_voxels
@@ -267,7 +267,7 @@ def _dice_of_lesions(lesion_of: _Numbers, component_of: _Numbers, outside: npt.N
 
 
 def _hausdorff95_of_lesions(numbers: _Numbers, components: _Numbers, spacing_mm: SpacingMm) -> dict[int, float]:
-    """Of each lesion that is touched, to the components that touch it, less what of them lies in other lesions."""
+    """From each touched lesion to the components that touch it, without their voxels in other lesions."""
     both = (numbers > 0) & (components > 0)
     pairs = np.unique(np.stack([numbers[both], components[both]]), axis=1)
     lesion_boxes, component_boxes = ndimage.find_objects(numbers), ndimage.find_objects(components)
@@ -308,7 +308,7 @@ class Tally:
 
     Attributes:
         lesions: True lesions.
-        hits: Of these, found.
+        hits: Found ones of these.
         sensitivity: hits / lesions; None without lesions.
         mean_dice: Over the true lesions, a missed one counting as 0; None without lesions.
         mean_hausdorff95_mm: Over the found ones; None without one.
@@ -326,15 +326,15 @@ class Tally:
 
 
 def summarise(cases: Sequence[CaseComparison]) -> dict[str, Any]:
-    """Figures over many cases, as JSON holds them.
+    """Figures over many cases, as JSON values.
 
     Args:
-        cases: One entry a case, with or without true lesions.
+        cases: One entry per case, with or without true lesions.
 
     Returns:
         cases, cases_with_truth, mean_dice (over those), tumour_free {cases, clean, limit_ml}, overall (`Tally`) and
-        by_size (a `Tally` with from_mm and to_mm for each of `SIZE_CLASSES_MM`; smaller and larger lesions count in
-        overall alone). None stands where there is nothing to divide by.
+        by_size (a `Tally` with from_mm and to_mm for each of `SIZE_CLASSES_MM`; smaller and larger lesions count only
+        in overall). None replaces a division by zero.
     """
     with_truth = [case for case in cases if case.lesions.lesions]
     tumour_free = [case for case in cases if not case.lesions.lesions]

@@ -1,7 +1,7 @@
-"""A whole volume in three ways: stock MONAI's, the starting article's own loop, and ctflow's.
+"""Three loops over a whole volume: stock MONAI's, the starting article's own, and ctflow's.
 
-All take the same prepared volume in host memory and give the same kind of mask there, so that their seconds can be
-compared.
+All take the same prepared volume in host memory and return the same kind of mask there, so that their times are
+comparable.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ChannelBox = tuple[slice, ...]  # a window of every channel
 
 @dataclass(frozen=True)
 class Windows:
-    """How a volume is cut and blended.
+    """How a volume is cut into windows.
 
     Attributes:
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
-        batch_size: Windows a call.
+        batch_size: Windows per call.
     """
 
     overlap: float
@@ -56,7 +56,7 @@ def stock_volume(
     Returns:
         (X, Y, Z) uint8 in host memory.
     """
-    from monai.inferers import sliding_window_inference  # noqa: PLC0415  # seconds, which the other ways do not need
+    from monai.inferers import sliding_window_inference  # noqa: PLC0415  # takes seconds, which the other loops do not need
 
     source = volume.to(worker.device)
     logits = sliding_window_inference(
@@ -82,17 +82,17 @@ def article_volume(
     *,
     one_channel: bool,
 ) -> Labels:
-    """The starting article's loop: windows go to the GPU, their result comes back and is merged in host memory.
+    """The starting article's loop: windows go to the GPU, and their results are merged in host memory.
 
-    While a batch is merged the GPU computes the next one, so that the rows with this loop show what it can give.
+    While a batch is merged the GPU computes the next one, so that the rows with this loop show its best speed.
 
     Args:
         workers: One for each device; results in any floating-point format.
         volume: (1, C_in, X, Y, Z) float32 in host memory, no axis smaller than the window.
         spec: The model's window, blend and number of channels.
         windows: Overlap and batch.
-        threads: A thread for each of several workers, always the same for each: what cuDNN has found out belongs to a
-            thread. One worker is served by the calling thread.
+        threads: A thread for each of several workers, always the same one, as cuDNN's tuning results belong to a
+            thread. The calling thread serves a single worker.
         one_channel: Whether softmax is computed on the device and only the channel of class 1 comes back; else every
             channel does, and softmax and argmax are computed in host memory.
 
@@ -139,10 +139,10 @@ def article_volume(
 
 
 class _Coming:
-    """A result on its way to host memory; the device goes on meanwhile.
+    """A result in transfer to host memory; the device continues meanwhile.
 
     Args:
-        found: On any device; it may be overwritten by what the device does next.
+        found: On any device; the device's next work may overwrite it.
     """
 
     def __init__(self, found: Tensor) -> None:
@@ -159,7 +159,7 @@ class _Coming:
 
 
 def _sent(volume: Tensor, boxes: Sequence[_ChannelBox], device: torch.device) -> Tensor:
-    """Windows of a volume in host memory, (B, C, *roi) on the device, without waiting for what it still does."""
+    """Windows of a volume in host memory, (B, C, *roi) on the device, without waiting for its pending work."""
     views = [volume[0][box] for box in boxes]
     batch = torch.empty((len(views), *views[0].shape), pin_memory=device.type == "cuda")
     for window, view in zip(batch, views, strict=True):
@@ -182,7 +182,7 @@ def _current(device: torch.device) -> Iterator[None]:
 
 
 def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, windows: Windows) -> Labels:
-    """What ctflow does: everything stays on the devices, and the mask comes back.
+    """The loop of ctflow: everything stays on the devices, and only the mask is copied back.
 
     Args:
         workers: One for each device.

@@ -1,7 +1,7 @@
-"""One configuration, measured in a process of its own: `python -m ctflow.bench.measurement REQUEST.json`.
+"""Measures one configuration in a separate process: `python -m ctflow.bench.measurement REQUEST.json`.
 
-`bench.compare` writes the request. Each configuration gets a fresh process, so that no engine warms another up or keeps
-memory, and engines whose packages do not get on with each other may live in different interpreters.
+`bench.compare` writes the request. Each configuration gets a fresh process, so that no engine warms up another or holds
+its memory, and engines with conflicting packages can use different interpreters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STRICT, DEFAULT = "strict fp32", "torch's default"
 
 @dataclass(frozen=True)
 class MeasurementRequest:
-    """What a configuration is to do.
+    """The request for one configuration.
 
     Attributes:
         method: "stock", "article", "article, one channel" or "ctflow".
@@ -53,13 +53,13 @@ class MeasurementRequest:
         devices: torch devices.
         model: The bundle.
         case: An .npz with hu (D, H, W) int16 and affine_mm (4, 4).
-        overlaps: Each is measured.
-        batch_size: Windows a call.
-        repeats: Timed volumes, after one that is not.
-        cache: Folder of made engines.
+        overlaps: Overlaps to measure.
+        batch_size: Windows per call.
+        repeats: Timed volumes, after one untimed.
+        cache: Folder of stored engines.
         result: Folder of the answer: result.json, and a mask for each overlap.
-        basis: What else the answer depends on, so that a request for another is another one: digests of weights and
-            case, and the interpreter.
+        basis: Everything else that the answer depends on, so that a change makes another request: digests of weights
+            and case, and the interpreter.
     """
 
     method: str
@@ -84,7 +84,7 @@ def measure_configuration(request: MeasurementRequest) -> dict[str, Any]:
         request: What to do.
 
     Returns:
-        Date, engine, versions, and what was measured at each overlap: seconds of each volume, number of windows and
+        Date, engine, versions, and the figures at each overlap: seconds of each volume, number of windows and
         bytes taken on each GPU; or a reason why not.
 
     Raises:
@@ -160,7 +160,7 @@ def _volume(path: Path) -> Volume:
 
 
 def _workers(model: Model, request: MeasurementRequest, stack: ExitStack) -> tuple[list[Worker], dict[str, Any] | None]:
-    """What computes windows on each device, and which engine it is."""
+    """The workers that compute windows on each device, and their engine."""
     if request.engine == TORCH:
         stack.enter_context(_arithmetic(request.precision))
         half = request.precision == "fp16"
@@ -182,7 +182,7 @@ def _engine_request(request: MeasurementRequest, device: str, roi: Size3) -> Eng
 
 
 def _plain(network: nn.Module, device: str, *, half: bool) -> Predict:
-    """The network as it is."""
+    """The network without rewrites."""
     on_device = network.to(device).eval()
     if half:
         on_device = on_device.half()
@@ -196,7 +196,7 @@ def _plain(network: nn.Module, device: str, *, half: bool) -> Predict:
 
 @contextmanager
 def _arithmetic(precision: str) -> Iterator[None]:
-    """Strict fp32 computes no product in tf32; the default is as torch starts."""
+    """Set the arithmetic: strict fp32 computes no product in tf32; the default is torch's."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, products.allow_tf32
     if precision == STRICT:
@@ -248,7 +248,7 @@ def on_source(labels: Labels, prepared: Prepared, volume: Volume) -> Labels:
 
     Args:
         labels: (X, Y, Z) uint8 on the network's grid; of several classes, everything that is not background is marked.
-        prepared: The way back.
+        prepared: Maps back to the CT's grid.
         volume: The CT.
 
     Returns:
@@ -266,7 +266,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def request_from_document(document: Mapping[str, Any]) -> MeasurementRequest:
-    """A request as `bench.compare` wrote it."""
+    """A request written by `bench.compare`."""
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
@@ -274,7 +274,7 @@ def request_from_document(document: Mapping[str, Any]) -> MeasurementRequest:
 
 
 def main() -> None:
-    """Do what the file says; the answer is result.json, with a reason where the configuration cannot be run here."""
+    """Carry out the file's request; the answer is result.json, with a reason if the configuration cannot run here."""
     import_lean()
     request = request_from_document(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:

@@ -1,4 +1,4 @@
-"""The configurations, and what was measured of each, compared with the others: factors and Dice."""
+"""The configurations and their measurements, compared with each other: factors and Dice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctflow.bench.exactness import dice_of
 from ctflow.bench.measurement import DEFAULT, STRICT, TORCH
 from ctflow.engines.registry import backends_for
 
-STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # what other configurations are compared with
+STOCK, STOCK_HALF, ARTICLE = "0a", "0c", "1"  # the references for other configurations
 _COUNTS = (2, 4)  # devices of the configurations with several
 
 
@@ -31,7 +31,7 @@ class DiceOfMasks:
         self._known: dict[tuple[str, str, int], float] = {}
 
     def __call__(self, configuration: str, other: str | None, number: int) -> float:
-        """Of a configuration's mask at an overlap to another configuration's, or to the truth (None)."""
+        """Dice of a configuration's mask at an overlap with another configuration's, or with the truth (None)."""
         key = (configuration, other or "", number)
         if key not in self._known:
             truth = self._mask("truth.npy") if other is None else self._mask(f"{other}/mask-{number}.npy")
@@ -71,7 +71,7 @@ def _median(answers: Mapping[str, Mapping[str, Any]], name: str, number: int) ->
 def _result(
     configuration: Configuration, number: int, answers: Mapping[str, Mapping[str, Any]], dice: DiceOfMasks
 ) -> dict[str, Any]:
-    """One overlap of a configuration: factors say how many times quicker it is than another configuration."""
+    """One overlap of a configuration: factors are its speed-up over another configuration."""
     measured: dict[str, Any] = answers[configuration.id]["measured"][number]
     own = _median(answers, configuration.id, number)
     if own is None:
@@ -99,11 +99,11 @@ def _result(
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to compute a volume: whose loop, engine, number format and number of devices.
+    """A loop, engine, number format and number of devices that compute a volume.
 
     Attributes:
-        id: Its number; what `--python ID=PATH` names.
-        text: What it is, for people.
+        id: Its number, as in `--python ID=PATH`.
+        text: Its description, for display.
         method: See `ctflow.bench.measurement.MeasurementRequest`.
         engine: Backend name, or `TORCH`.
         precision: Number format.

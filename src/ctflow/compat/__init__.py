@@ -1,6 +1,6 @@
-"""What ctflow needs other libraries to do differently, for as long as one of its own calls needs it.
+"""Changes to other libraries, each only for as long as one of ctflow's own calls needs it.
 
-One module a library, with the versions that it was read for, the reason and the upstream issue; tests/unit/compat fails
-where the library moves on. Importing a module changes nothing: its context managers do, and take it back, and what
-lasts is called by entry points of ctflow's own alone.
+One module per library, with the versions that it was read for, the reason and the upstream issue; tests/unit/compat
+fails when the library changes. Importing a module changes nothing: its context managers make a change and undo it,
+and only ctflow's own entry points make lasting changes.
 """

@@ -1,7 +1,7 @@
-"""Make libholoscan loadable: it needs libcudart.so.13 even where there is no GPU and no CUDA toolkit.
+"""Make libholoscan loadable: it needs libcudart.so.13 even without a GPU and a CUDA toolkit.
 
-Read for Holoscan 4.2, whose wheel depends on no package that brings the library. Issue 461 of
-Project-MONAI/monai-deploy-app-sdk has the error. `ctflow.operators` calls this before anything imports Holoscan.
+Read for Holoscan 4.2, whose wheel depends on no package with the library. Issue 461 of
+Project-MONAI/monai-deploy-app-sdk describes the error. `ctflow.operators` calls this before anything imports Holoscan.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _STACK_BYTES = 32 * 2**20  # Holoscan warns of crashes below this
 
 
 def load_cuda_runtime() -> str:
-    """Load the CUDA runtime library, the system's or else the one of the package nvidia-cuda-runtime.
+    """Load the CUDA runtime library, the system's or else that of the package nvidia-cuda-runtime.
 
-    Once a library of this name is in the process, the dynamic loader gives it to libholoscan too.
+    Once a library of this name is in the process, the dynamic loader also uses it for libholoscan.
 
     Returns:
         The name or path that was loaded.
 
     Raises:
-        OSError: Neither is there; says which package to install.
+        OSError: Neither exists; says which package to install.
     """
     try:
         ctypes.CDLL(_RUNTIME, mode=ctypes.RTLD_GLOBAL)

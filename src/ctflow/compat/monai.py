@@ -1,7 +1,7 @@
-"""MONAI is imported without what its networks do not need: on a full machine, 9 seconds become 1.
+"""MONAI is imported without packages that its networks do not need: on a full machine, 9 seconds become 1.
 
-Read for MONAI 1.6.1: `monai/__init__.py` calls `monai.utils.module.load_submodules`, which walks with
-`pkgutil.walk_packages`, and optional packages are looked for with `optional_import`. No issue is known.
+Read for MONAI 1.6.1: `monai/__init__.py` calls `monai.utils.module.load_submodules`, which uses
+`pkgutil.walk_packages`, and finds optional packages with `optional_import`. No issue is known.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 from ctflow.core.user import named_user
 
-# What MONAI's packages import where it is installed, for training, for files, for pictures, and for networks that do
-# not segment volumes (TorchVisionFCModel, FCN, MILModel, Transchex).
+# Packages that MONAI imports if installed, for training, files, pictures, and networks that do not segment volumes
+# (TorchVisionFCModel, FCN, MILModel, Transchex).
 _OPTIONAL = frozenset({
     "clearml", "cupy", "cupyx", "cv2", "huggingface_hub", "ignite", "itk", "lpips", "matplotlib", "mlflow",
     "nibabel", "nni", "nrrd", "onnx", "onnxruntime", "openslide", "optuna", "pandas", "polygraphy", "pyamg",
@@ -34,21 +34,21 @@ _lean = False
 
 
 def import_lean() -> None:
-    """From now on `import_monai` leaves out packages that MONAI imports only because they are there.
+    """From now on `import_monai` leaves out packages that MONAI imports only because they are installed.
 
-    For processes that are ctflow's own: MONAI remembers that a package was missing, and code of others in the process
+    Only for ctflow's own processes: MONAI remembers that a package was missing, and other code in the process
     may want to use it with MONAI.
     """
-    global _lean  # noqa: PLW0603  # a fact about the process
+    global _lean  # noqa: PLW0603  # a property of the process
     _lean = True
 
 
 def import_monai() -> None:
-    """Import MONAI without everything below it, unless it is there; in any thread.
+    """Import MONAI without its subpackages, unless it is already imported; in any thread.
 
     `import monai` walks through its packages and runs every module, twice: five seconds, and so Holoscan where the App
-    SDK is installed, which is an ImportError on a machine without the CUDA runtime. Who names a package later gets it
-    then; `monai.bundle`, which looks for components by name alone, has the walk made up for.
+    SDK is installed, which is an ImportError on a machine without the CUDA runtime. A package named later is imported
+    then; for `monai.bundle`, which finds components only by name, the walk is made up for.
     """
     with _importing:
         if "monai" in sys.modules:
@@ -60,19 +60,19 @@ def import_monai() -> None:
                 importlib.import_module("monai")
                 if _lean:
                     importlib.import_module("monai.networks.nets")
-                    gc.freeze()  # half a million objects of modules, none of which ends: 0.3 s a full collection
+                    gc.freeze()  # half a million objects of modules, all permanent: 0.3 s per full collection
         finally:
             pkgutil.walk_packages = walk
-            if "monai.utils.module" in sys.modules:  # also when the import failed, and is tried again by somebody else
+            if "monai.utils.module" in sys.modules:  # also when the import failed and other code retries it
                 sys.modules["monai.utils.module"].walk_packages = walk  # type: ignore[attr-defined]
         sys.meta_path.insert(0, _WalkBeforeBundle())
 
 
 @contextmanager
 def _left_out(packages: frozenset[str]) -> Iterator[None]:
-    """Packages that nobody has imported yet are not found meanwhile, by this thread."""
+    """Meanwhile this thread does not find packages that have not been imported yet."""
     finder = _NotFound(packages)
-    sys.meta_path = [finder, *sys.meta_path]  # another list: other threads may be going through this one
+    sys.meta_path = [finder, *sys.meta_path]  # another list: other threads may be iterating over this one
     try:
         yield
     finally:
@@ -80,13 +80,13 @@ def _left_out(packages: frozenset[str]) -> Iterator[None]:
 
 
 class _NotFound(importlib.abc.MetaPathFinder):
-    """Says of some packages that they are not installed, to the thread that made it."""
+    """Reports some packages as not installed, to the thread that made it."""
 
     def __init__(self, packages: frozenset[str]) -> None:
         self._packages, self._thread = packages, threading.get_ident()
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        """Find nothing, and for these packages let nobody else find it."""
+        """Find nothing, and for these packages stop the search."""
         package = fullname.partition(".")[0]
         if threading.get_ident() == self._thread and package in self._packages and package not in sys.modules:
             raise ModuleNotFoundError(f"{fullname} is left out while MONAI is imported", name=fullname)
@@ -95,7 +95,7 @@ class _NotFound(importlib.abc.MetaPathFinder):
 def _walk_of_apps(walk: Callable[..., Any], path: Any = None, prefix: str = "", *rest: Any, **named: Any) -> Any:
     """Instead of a walk through MONAI, only `monai.apps`: its packages need each other, and its own walk begins there.
 
-    As that walk does, within `import monai`: no other thread gets at a package before.
+    It runs within `import monai`, as that walk does: no other thread reaches a package before.
     """
     if prefix != "monai.":
         return walk(path, prefix, *rest, **named)
@@ -112,10 +112,10 @@ def _walk_of_apps(walk: Callable[..., Any], path: Any = None, prefix: str = "", 
 
 
 class _WalkBeforeBundle(importlib.abc.MetaPathFinder):
-    """Makes up for MONAI's walk when `monai.bundle` is imported, which looks for names among the modules loaded."""
+    """Makes up for MONAI's walk when `monai.bundle` is imported, which looks up names in the loaded modules."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        """Find nothing: who is asked next does."""
+        """Find nothing: the next finder does."""
         if fullname == "monai.bundle" and self in sys.meta_path:
             sys.meta_path = [each for each in sys.meta_path if each is not self]
             monai: Any = sys.modules["monai"]

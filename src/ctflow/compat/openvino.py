@@ -1,7 +1,7 @@
 """OpenVINO is imported without its telemetry, which would report each import to its maker.
 
-Read for OpenVINO 2026.1 and later, which import `openvino_telemetry` or, where it is absent, an empty stand-in of their
-own. Pull request 23832 of openvinotoolkit/openvino made the import report; its opt-out is a file in the user's home.
+Read for OpenVINO 2026.1 and later, which import `openvino_telemetry` or, if it is absent, their own empty stand-in.
+Pull request 23832 of openvinotoolkit/openvino made the import report; its opt-out is a file in the user's home.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TELEMETRY = "openvino_telemetry"
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Hide the telemetry package; OpenVINO then binds its own empty stand-in, for good."""
+    """Hide the telemetry package; OpenVINO then permanently binds its own empty stand-in."""
     hidden = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
     if hidden:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]

@@ -1,15 +1,15 @@
-"""pynetdicom's two threads an association, woken by what happens; its upper layer for a reader of ctflow's own; no log.
+"""pynetdicom's two threads per association, woken by events; its upper layer for ctflow's own reader; no log.
 
-25 associations spend more of a core on looking a thousand times a second than on receiving (issues 59 and 650 of
-pydicom/pynetdicom have the delay of its loops). Both loops end each round by asking a queue that is mostly empty; the
-queues here answer when there is something to do.
+25 associations spend more of a core on polling a thousand times a second than on receiving (issues 59 and 650 of
+pydicom/pynetdicom describe the delay of its loops). Both loops end each round by polling a queue that is mostly empty;
+the queues here answer when there is something to do.
 
 Read for 3.0.4, which the extra `serve` pins: with another version read `dul.py`, `dimse.py`, `fsm.py`,
 `association.py` and `service_class.py` again.
 
-What waking gains: 25 associations that send 10 images each take 4.0 ms an image and 4.1 ms of CPU, without it 4.8 and
-5.4 (benchmarks/own_code.py store, 2026-11-29: AMD EPYC, 2 cores at a load of 4.1, Python 3.11.7). Beside that, it is
-what `node/receive/shortcut` stands on.
+Gain: 25 associations that send 10 images each take 4.0 ms an image and 4.1 ms of CPU, without it 4.8 and 5.4
+(benchmarks/own_code.py store, 2026-11-29: AMD EPYC, 2 cores at a load of 4.1, Python 3.11.7). `node/receive/shortcut`
+also builds on it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-_LONGEST_S = 0.05  # until a loop looks at its timers and at whether it is to end
+_LONGEST_S = 0.05  # until a loop checks its timers and whether to end
 _DATA_TRANSFER = "Sta6"  # PS3.8 9.2
-_PAUSE_S = 0.0002  # pynetdicom sleeps so long between rounds, and while it waits for the other thread's end
+_PAUSE_S = 0.0002  # pynetdicom's sleep between rounds, and while it waits for the other thread's end
 
 
 class _WaitingQueue(queue.Queue[Any]):
-    """A queue that is asked "is there anything?" and waits a moment before it says no."""
+    """A queue that waits a moment before a non-blocking `get` fails."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """As `queue.Queue.get`, but without `block` it waits for a moment."""
@@ -36,21 +36,21 @@ class _WaitingQueue(queue.Queue[Any]):
 
 
 class _AnswerQueue(queue.Queue[Any]):
-    """Messages of an association that only asks: none is given to the loop that looks for requests.
+    """Messages of a requestor's association: none goes to the loop that looks for requests.
 
-    pynetdicom pauses that loop while it waits for an answer, and may see it paused as it just goes on: then the loop
-    takes the answer for a request and drops it, and whoever asked waits until his patience ends.
+    pynetdicom pauses that loop while it waits for an answer, and may see it paused just as it continues: then the loop
+    mistakes the answer for a request and drops it, and the requestor waits until its timeout.
     """
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """As `queue.Queue.get`, but without `block` there is nothing."""
+        """As `queue.Queue.get`, but without `block` always empty."""
         if not block:
             raise queue.Empty
         return super().get(True, timeout)
 
 
 class _BellQueue(queue.Queue[Any]):
-    """A queue that rings when something is put into it."""
+    """A queue that wakes its reader when an item is put into it."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _BellQueue(queue.Queue[Any]):
 
 
 class _EventQueue(queue.Queue[Any]):
-    """Events of the upper layer; where there is none, it waits until the socket or the user has something.
+    """Events of the upper layer; if there is none, it waits until the socket or the user has data.
 
     Args:
         connection: The association's socket.
@@ -90,7 +90,7 @@ class _EventQueue(queue.Queue[Any]):
             raise
 
     def _wait(self) -> None:
-        poll = select.poll()  # knows descriptors of any number
+        poll = select.poll()  # takes descriptors of any number
         poll.register(self.bell, select.POLLIN)
         descriptor = self._connection.fileno()
         if descriptor >= 0:
@@ -119,7 +119,7 @@ def wake_by_events(association: Any) -> None:
 
 
 def keep_answers(association: Any) -> None:
-    """Have no answer lost to an association that asks and is asked nothing.
+    """Keep a requestor's association, which receives no requests, from losing an answer.
 
     Args:
         association: A pynetdicom `Association` as requestor, whose connection was just opened.
@@ -128,7 +128,7 @@ def keep_answers(association: Any) -> None:
 
 
 class UpperLayer:
-    """What a reader of ctflow's own needs of an association's `DULServiceProvider`.
+    """The parts of an association's `DULServiceProvider` that ctflow's own reader needs.
 
     Args:
         association: A pynetdicom `Association` as acceptor that has not started yet, after `wake_by_events`.
@@ -141,7 +141,7 @@ class UpperLayer:
         self.bell: int = association.dul.event_queue.bell
 
     def read_with(self, read: Callable[[], None]) -> None:
-        """Have PDUs read by a function, which `read_others` stands in for where it does not want one."""
+        """Have a function read PDUs; it calls `read_others` for those that it does not take."""
         self._dul._read_pdu_data = read
 
     def read_others(self) -> None:
@@ -150,20 +150,20 @@ class UpperLayer:
 
     @property
     def is_transferring(self) -> bool:
-        """Whether the association is in the state of data transfer."""
+        """Whether the association is in the data transfer state."""
         return bool(self._dul.state_machine.current_state == _DATA_TRANSFER)
 
     @property
     def has_work(self) -> bool:
-        """Whether pynetdicom's own loop has something to do, or is to end."""
+        """Whether pynetdicom's own loop has work, or is to end."""
         return bool(self._dul._kill_thread or not self._dul.event_queue.empty())
 
     def heard(self) -> None:
-        """Something came: the wait for the peer begins anew."""
+        """Data came: restart the wait for the peer."""
         self._dul._idle_timer.restart()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """The connection is closed."""
         self._dul.event_queue.put("Evt17")
 
     def invalid(self) -> None:
@@ -171,7 +171,7 @@ class UpperLayer:
         self._dul.event_queue.put("Evt19")
 
     def pass_on(self, pdu: bytes) -> None:
-        """Let pynetdicom have a PDU as if it had read it."""
+        """Pass a PDU to pynetdicom as if it had read it."""
         decoded, event = self._dul._decode_pdu(bytearray(pdu))
         self._dul._recv_pdu.put(decoded)
         self._dul.event_queue.put(event)
@@ -183,7 +183,7 @@ class UpperLayer:
 
     @property
     def most_pdu(self) -> int:
-        """Bytes of a PDU that the peer takes; 0 is any."""
+        """Most bytes of a PDU that the peer takes; 0 is any."""
         return int(self._association.requestor.maximum_length or 0)
 
     def send(self, data: bytes) -> None:
@@ -192,7 +192,7 @@ class UpperLayer:
 
 
 def without_logging() -> None:
-    """From now on pynetdicom logs nothing: its lines quote data sets and AE titles. For processes of ctflow's own."""
+    """From now on pynetdicom logs nothing: its lines quote data sets and AE titles. For ctflow's own processes."""
     from pynetdicom import _config  # noqa: PLC0415  # an optional package: the extra `serve`
 
     _config.LOG_HANDLER_LEVEL = "none"

@@ -1,7 +1,7 @@
 """Python's `multiprocessing` starts processes that run nothing of the user's script, and leaves signals as they were.
 
 A spawned process runs the script's top level first, which for one without a `__main__` guard is everything it does.
-And the helper that Python starts beside it unblocks SIGINT and SIGTERM: issue 127586 of python/cpython, mended in
+The helper that Python starts with it also unblocks SIGINT and SIGTERM: issue 127586 of python/cpython, fixed in
 Python 3.14. Read for Python 3.11 to 3.13.
 """
 
@@ -20,7 +20,7 @@ _STARTING = threading.Lock()
 @contextmanager
 def bare_start() -> Iterator[None]:
     """Start processes that run nothing of the user's script, and with this thread's signals as they were."""
-    with _STARTING:  # of two threads, each would take the other's stand-in for the script
+    with _STARTING:  # else each of two threads would take the other's stand-in for the script
         script, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
         sys.modules["__main__"] = ModuleType("__main__")
         try:

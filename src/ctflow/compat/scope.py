@@ -1,4 +1,4 @@
-"""A change of what the whole process sees, for calls of several threads at the same time."""
+"""A process-wide change, for concurrent calls of several threads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Undo = Callable[[], None]
 
 
 class SharedChange:
-    """The first call that needs a change makes it, the last one takes it back.
+    """The first call that needs a change makes it, the last one undoes it.
 
-    Other threads of the process see it meanwhile: the changed libraries keep these things for the whole process.
+    Other threads of the process see it meanwhile: the changed libraries keep this state for the whole process.
 
     Args:
-        make: Makes the change and returns what takes it back.
+        make: Makes the change and returns a function that undoes it.
     """
 
     def __init__(self, make: Callable[[], Undo]) -> None:

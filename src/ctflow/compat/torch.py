@@ -1,8 +1,8 @@
-"""torch.compile compiles as often as it is asked, and gives no advice to a person who can do nothing about it.
+"""torch.compile compiles as often as requested, without warnings on which a user cannot act.
 
-Read for torch 2.11 to 2.13: after 8 compilations of one function it goes on without compiling, which only a warning
-tells. The limit is a switch of the whole process, in a module whose name begins with an underscore. torch 2.13 has an
-argument of `torch.compile` for it (pull request 177936 of pytorch/pytorch).
+Read for torch 2.11 to 2.13: after 8 compilations of one function it continues without compiling, with only a warning.
+The limit is a process-wide switch, in a module whose name begins with an underscore. torch 2.13 has an argument of
+`torch.compile` for it (pull request 177936 of pytorch/pytorch).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def compiler_at_ease(compilations: int) -> Iterator[None]:
-    """Meanwhile so many compilations of one function, and no warnings."""
+    """Allow so many compilations of one function meanwhile, and no warnings."""
     from torch._dynamo import config  # noqa: PLC0415  # seconds to import
 
     with (

@@ -1,1 +1,1 @@
-"""What everything else stands on: volume, model, errors, progress, whole files, processes."""
+"""The basis of everything else: volume, model, errors, progress, atomic files, processes."""

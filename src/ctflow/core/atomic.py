@@ -14,14 +14,14 @@ from typing import BinaryIO
 
 from ctflow.core.errors import NotWritten, OutputError, StorageFull
 
-SUPERSEDED = ".superseded"  # hidden: what looks for results does not find what is in it
+SUPERSEDED = ".superseded"  # hidden, so that a search for results does not enter it
 
 
 def output_error_from_oserror(error: OSError, what: str, remedy: str = "check the output folder") -> OutputError:
-    """The named error of a failed write.
+    """The named error for a failed write.
 
     Args:
-        error: What the system said.
+        error: The system's error.
         what: Name of the file or folder, without its path (a path may hold a name).
         remedy: What to do, unless the disk is full.
     """
@@ -33,7 +33,7 @@ def output_error_from_oserror(error: OSError, what: str, remedy: str = "check th
 
 
 def make_output_folder(folder: Path) -> None:
-    """Make a folder for results, before the work that may take hours; its name and its parents' are then on the disk.
+    """Make a folder for results before work that may take hours; its name and its parents' are then on the disk.
 
     Raises:
         OutputError: It cannot be made.
@@ -60,7 +60,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary: Path | None = None
     try:
-        # A random name: two writers of one file must not share their temporary one.
+        # A random name: two writers of one file must not share a temporary file.
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
@@ -110,7 +110,7 @@ def publish_folder(folder: Path, final: Path) -> None:
     """Give a finished folder its final name.
 
     Args:
-        folder: Built beside `final` by `temporary_folder`.
+        folder: Built next to `final` by `temporary_folder`.
         final: Its name; an older result is moved aside first and then removed, so that a crash leaves the old result,
             none, or the new one, and never a mixture.
 
@@ -136,11 +136,11 @@ def publish_folder(folder: Path, final: Path) -> None:
     if aside.is_dir():
         shutil.rmtree(aside, ignore_errors=True)
     else:
-        aside.unlink(missing_ok=True)  # a file had taken the folder's name
+        aside.unlink(missing_ok=True)  # a file had the folder's name
 
 
 def supersede_folder(folder: Path) -> Path | None:
-    """Move a result that holds no longer to `.superseded/<name>-<n>` beside it; nothing of it is lost.
+    """Move an outdated result to `.superseded/<name>-<n>` next to it, without losing any of it.
 
     One rename, synced: after a crash the result is in one of the two places, and whole.
 
@@ -148,10 +148,10 @@ def supersede_folder(folder: Path) -> Path | None:
         folder: The result's folder, or a file of that name.
 
     Returns:
-        Where it is now, n being the first number that is free; None where there was none.
+        Its new path, n being the first free number; None if there was no result.
 
     Raises:
-        OutputError: It cannot be moved, and is where it was.
+        OutputError: It cannot be moved, and stays in place.
     """
     aside = folder.parent / SUPERSEDED
     try:
@@ -168,7 +168,7 @@ def supersede_folder(folder: Path) -> Path | None:
 
 
 def _moved(folder: Path, aside: Path) -> Path | None:
-    """Rename a folder to the first name that is free; None where another run was faster."""
+    """Rename a folder to the first free name; None if another run was faster."""
     for number in itertools.count(1):
         target = aside / f"{folder.name}-{number}"
         if os.path.lexists(target):
@@ -179,7 +179,7 @@ def _moved(folder: Path, aside: Path) -> Path | None:
             return None
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-                raise  # else another run took the name since it was looked at
+                raise  # else another run took the name since the check
     raise AssertionError("numbers do not end")
 
 
@@ -189,7 +189,7 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Sync the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

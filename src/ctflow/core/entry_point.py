@@ -1,4 +1,4 @@
-"""What every entry point does with an error: one message for the person, one exit code for the script."""
+"""Error handling of every entry point: one message for the user, one exit code for the script."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _QUOTING = frozenset({"pydicom", "pynetdicom", "highdicom", "pylibjpeg", "openjp
 
 
 def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: bool = False) -> int:
-    """Run an entry point's work and turn whatever it raises into a message and an exit code.
+    """Run an entry point's work and turn any exception into a message and an exit code.
 
     Args:
         main: The work; returns its exit code.
-        say: Shows one message to the person.
+        say: Shows one message to the user.
         debug: Whether an unexpected error also shows its traceback.
 
     Returns:
@@ -36,7 +36,7 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
         say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # an entry point is the last place that can name an unexpected error
-        # Its text may hold anything the input held, so its type and place are all that is ever shown.
+        # Its text may hold anything from the input, so only its type and place are ever shown.
         say(
             traceback_without_texts(error)
             if debug
@@ -46,14 +46,14 @@ def exit_code_of(main: Callable[[], int], *, say: Callable[[str], None], debug: 
 
 
 def unexpected(error: Exception, what: str) -> Unexpected:
-    """The name of an error that nobody foresaw, which ends one series and no other; its traceback goes to the log.
+    """The named error for an unexpected one, which ends only one series; its traceback goes to the log.
 
     Args:
-        error: Its text may hold anything the input held, and shows nowhere.
-        what: It ended, without patient data: "series" and a digest.
+        error: Its text may hold anything from the input, and is never shown.
+        what: What it ended, without patient data: "series" and a digest.
 
     Returns:
-        The error to keep as what became of the series. `show_tracebacks` decides whether the log shows where it was.
+        The error to record for the series. `show_tracebacks` decides whether the log shows its place.
     """
     log.debug("%s: %s", what, traceback_without_texts(error))
     kind = type(error).__name__
@@ -61,12 +61,12 @@ def unexpected(error: Exception, what: str) -> Unexpected:
 
 
 def show_tracebacks() -> None:
-    """Let the log show where `unexpected` errors were, whatever its level: those of `--debug` and of the node."""
+    """Let the log, with `--debug` and in the node, show the place of `unexpected` errors at any level."""
     log.setLevel(logging.DEBUG)
 
 
 def traceback_without_texts(error: BaseException) -> str:
-    """The traceback of an error and of what led to it, without the errors' texts."""
+    """The traceback of an error and its causes, without the errors' texts."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -77,12 +77,12 @@ def traceback_without_texts(error: BaseException) -> str:
 
 
 def keep_values_out(handler: logging.Handler) -> None:
-    """Have a handler drop what libraries log that quote values of data sets, at any level that a person may ask for."""
+    """Make a handler drop the log of libraries that quote values of data sets, at any level that a user may set."""
     handler.addFilter(lambda record: record.name.partition(".")[0] not in _QUOTING)
 
 
 def set_up_logging(level: str | None, *, debug: bool = False) -> None:
-    """Send log lines to standard error, one a line with its time; and no warnings of libraries, which quote values.
+    """Send log records to standard error, one per line with its time, without libraries' warnings, which quote values.
 
     Args:
         level: DEBUG, INFO, WARNING, ERROR or CRITICAL (WARN is accepted); None means WARNING.
@@ -100,8 +100,8 @@ def set_up_logging(level: str | None, *, debug: bool = False) -> None:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM (docker, Slurm, systemd) end what runs here as Ctrl-C does: cleaned up, and said in result.json."""
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
+    """Let SIGTERM (docker, Slurm, systemd) end the work as Ctrl-C does: with a cleanup and a note in result.json."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """The errors that ctflow raises on purpose, the exit code of each class and the reasons of each (docs/errors.md).
 
 A message says what happened, to which series or file, and what to do. It never holds patient data: a series is named
-by the digest of its UID (`ctflow.core.volume.digest_of_uid`). Scripts match the reason, which stays as it is; the
+by the digest of its UID (`ctflow.core.volume.digest_of_uid`). Scripts match the reason, which is stable; the
 sentence may change.
 """
 
@@ -20,8 +20,8 @@ class CtflowError(Exception):
     """Base of every error that ctflow raises on purpose.
 
     Args:
-        message: What is wrong, with which series, file or key, and what to do.
-        reason: One of the class's `REASONS`; of a class with one reason it is that one.
+        message: The fault, the series, file or key concerned, and what to do.
+        reason: One of the class's `REASONS`; a class with one reason uses it by default.
     """
 
     exit_code: ClassVar[int] = EXIT_UNEXPECTED
@@ -36,7 +36,7 @@ class CtflowError(Exception):
         self.reason: str = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), reason=self.reason), (str(self),)  # processes hand errors on by pickle
+        return partial(type(self), reason=self.reason), (str(self),)  # processes exchange errors by pickle
 
     @property
     def described(self) -> str:
@@ -204,7 +204,7 @@ class ParityFailed(ModelError):
 
 
 class AccuracyFailed(ModelError):
-    """A model marks less of a known truth than was asked for."""
+    """A model marks less of a known truth than required."""
 
     REASONS = frozenset({"dice-too-low", "lesion-missed"})
 

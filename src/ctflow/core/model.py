@@ -1,4 +1,4 @@
-"""What a model is: its network, how a volume is prepared for it, and what its channels mean."""
+"""A model: its network, its preprocessing, and the meaning of its channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctflow.core.volume import Size3
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"  # what every output of a demonstration model says
+RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"  # on every output of a demonstration model
 NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
 
 Blend = Literal["constant", "gaussian"]
@@ -30,7 +30,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one output channel (or label value) marks.
+    """The structure that one output channel (or label value) marks.
 
     Attributes:
         number: Value in the label map, and the SEG's segment number before renumbering; starts at 1.
@@ -38,11 +38,11 @@ class Segment:
         category: Segmented property category (CID 7150).
         type: Segmented property type (CID 7151 and others).
         anatomy: Anatomic regions; may be empty.
-        coded: False if the bundle gave no codes and the general ones stand in for them.
+        coded: False if the bundle gave no codes and general ones are used.
         colour: Recommended display colour, red, green and blue from 0 to 255; None leaves it to the viewer.
-        hu_range: Lowest and highest mean HU that a finding may have and be what the segment marks; None if unknown.
+        hu_range: Lowest and highest plausible mean HU of a finding of this segment; None if unknown.
         part_of: Number of the class whose finding this segment marks; None if it marks the whole class.
-        rank: Which finding, the largest being 1; None with `part_of`: all that have no segment of their own.
+        rank: Which finding, the largest being 1; None with `part_of`: all findings without their own segment.
     """
 
     number: int
@@ -59,7 +59,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Orient:
-    """Turn the array's axes to point along `axcodes` (MONAI `Orientationd`), for example "RAS"."""
+    """Orient the array's axes along `axcodes` (MONAI `Orientationd`), for example "RAS"."""
 
     axcodes: str
 
@@ -126,27 +126,27 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything about a model but its weights.
+    """Everything about a model except its weights.
 
     Attributes:
         name: The bundle's name.
         version: The bundle's version.
-        network: Which network, with which arguments.
+        network: The network and its arguments.
         in_channels: Input channels; ctflow feeds 1.
         out_channels: Channels of the network's logits.
         preprocessing: Steps from the source volume to the network's input, in order.
         roi: Window size in voxels along the network's axes.
         overlap: Overlap of neighbouring windows, as a fraction of the window.
         blend: How overlapping windows are weighted.
-        batch_size: Windows a forward pass, as the bundle asks.
-        activation: What turns blended logits into probabilities.
+        batch_size: Windows per forward pass, from the bundle.
+        activation: Function from blended logits to probabilities.
         threshold: Probability from which on a channel is marked; None takes the argmax over channels, channel 0 being
             background.
-        segments: What is marked, by label value.
+        segments: The marked structures, by label value.
         intended_use: The bundle's own words.
         demonstration: Whether outputs must say RESEARCH ONLY - NOT FOR CLINICAL USE.
         body_parts: BodyPartExamined values that suit the model, upper case; empty accepts all.
-        notes: What the reader dropped or assumed, for the log and result.json.
+        notes: Settings that the reader dropped or assumed, for the log and result.json.
     """
 
     name: str
@@ -173,7 +173,7 @@ class Model:
     """A model with its weights.
 
     Attributes:
-        spec: What the model is.
+        spec: The model's specification.
         weights: The network's state dict, on the CPU.
         weights_digest: SHA-256 of the weights' names, dtypes, shapes and bytes, as hexadecimal digits.
     """

@@ -1,4 +1,4 @@
-"""Which code this is, where its version says too little: what was kept of another code is made anew."""
+"""Identity of the code, where its version is not enough: stored results of other code are made anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a process of ctflow's own begins: deaf to Ctrl-C, and never outliving its parent."""
+"""Start of ctflow's own child processes: they ignore Ctrl-C and never outlive their parent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 
 def begin_child() -> None:
-    """Ctrl-C reaches every process of the terminal, and the first one ends the others; one that is killed cannot."""
+    """Ignore Ctrl-C, as the parent ends its children, and end with a parent that was killed and cannot end them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Do the installed packages have the versions that ctflow needs? pyproject.toml says which, the metadata holds it."""
+"""Checks the installed packages against the versions in pyproject.toml, read from ctflow's metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctflow.core.errors import RequirementUnmet
 
 
 def check_requirements(extra: str = "") -> None:
-    """Stop where a package that ctflow needs is absent or of another version, before it ends in an import.
+    """Stop if a package that ctflow needs is absent or has another version, before an import fails.
 
     Code that runs from a folder without metadata (PYTHONPATH) names no versions, and nothing is checked.
 
@@ -31,7 +31,7 @@ def check_requirements(extra: str = "") -> None:
 
 
 def version_problem(extra: str) -> str:
-    """What is wrong with those packages of an extra that are installed, and what to do; empty where nothing is."""
+    """The faults of an extra's installed packages, and what to do; empty if there are none."""
     own = [each for each in _requirements(extra) if each not in _requirements("")]
     problems = [problem for each in own if _installed(each.name) and (problem := _problem(each))]
     return f"{'; '.join(problems)}: python -m pip install 'ctflow[{extra}]'" if problems else ""
@@ -47,7 +47,7 @@ def _wanted(requirement: Requirement, extra: str) -> bool:
 
 
 def _bare(requirement: Requirement) -> Requirement:
-    """Without its marker, as a command for this machine needs it."""
+    """A requirement without its marker, for a command on this machine."""
     return Requirement(f"{requirement.name}{requirement.specifier}")
 
 
@@ -76,7 +76,7 @@ def _problem(requirement: Requirement) -> str:
 
 def _fits(found: str, requirement: Requirement) -> bool:
     try:
-        # Builds of others add to a version ("2.13.0+cpu", "2.12.0a0+nv25.10"): the release decides.
+        # Other builds append to a version ("2.13.0+cpu", "2.12.0a0+nv25.10"): the release decides.
         return requirement.specifier.contains(Version(found).base_version, prereleases=True)
     except InvalidVersion:
         return False

@@ -1,8 +1,8 @@
-"""Who runs this process, where the system does not know: a user without an entry in passwd, a name or a home.
+"""The user of this process, if the system does not know it: without an entry in passwd, a name or a home.
 
-OpenShift and `docker run --user` start containers so. MONAI and PyTorch ask for the user's name when they are imported,
-which is a KeyError. Triton, and CuPy as soon as Holoscan imports it, make folders below the home; without one, that is
-below a folder named "~" in the working directory.
+OpenShift and `docker run --user` start such containers. MONAI and PyTorch look up the user's name at import, which
+raises a KeyError. Triton, and CuPy as soon as Holoscan imports it, make folders below the home; without one, these
+are below a folder named "~" in the working directory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FOLDERS = ("TRITON_HOME", "CUPY_CACHE_DIR")
 
 
 def name_user() -> None:
-    """Give a process of ctflow's own, and those that it starts, a user name and a folder for what libraries compile.
+    """Give one of ctflow's own processes, and its children, a user name and a folder for libraries' compiled code.
 
-    Only where there are none; the folder goes with the process. HOME stays as it is: without one, there is no cache.
+    Only if there are none; the folder is removed with the process. HOME is not changed: without one, there is no cache.
     """
     if not _has_name():
         os.environ["LOGNAME"] = _stand_in()
@@ -31,7 +31,7 @@ def name_user() -> None:
         return
     try:
         folder = tempfile.mkdtemp(prefix="ctflow-home-")
-    except OSError:  # nothing can be written anywhere: who compiles will say so
+    except OSError:  # nothing is writable: the compiling library will report it
         return
     os.environ.update(dict.fromkeys(wanted, folder))
     atexit.register(_remove, folder, os.getpid())
@@ -39,7 +39,7 @@ def name_user() -> None:
 
 @contextmanager
 def named_user() -> Iterator[None]:
-    """Have a user name meanwhile: an import in somebody else's process must leave its environment as it is."""
+    """Set a user name meanwhile: an import in another program's process must not change its environment."""
     if _has_name():
         yield
         return
@@ -62,7 +62,7 @@ def _has_name() -> bool:
 
 
 def _has_home() -> bool:
-    """Whether "~" is a folder that can be written; without HOME and an entry in passwd it stays "~" itself."""
+    """Whether "~" is a writable folder; without HOME and an entry in passwd it stays "~" itself."""
     home = Path("~")
     try:
         home = home.expanduser()
@@ -72,5 +72,5 @@ def _has_home() -> bool:
 
 
 def _remove(folder: str, process: int) -> None:
-    if os.getpid() == process:  # a fork inherits what is to be done at the end
+    if os.getpid() == process:  # a fork inherits the exit handlers
         shutil.rmtree(folder, ignore_errors=True)

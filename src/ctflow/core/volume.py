@@ -12,11 +12,11 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Indices = npt.NDArray[np.int64]  # of voxels or lines
-Labels = npt.NDArray[np.uint8]  # of a model's classes; a SEG that is read may have more
+Labels = npt.NDArray[np.uint8]  # of a model's classes; a SEG from a file may have more
 Size3 = tuple[int, int, int]
 Box = tuple[slice, slice, slice]  # of voxels
-PADDING_HU = -1024  # of what the scanner did not see
-LEAST_SHARE = 1e-6  # of padding in an interpolated voxel: less is rounding, for which padding must not spread
+PADDING_HU = -1024  # outside the scanner's field of view
+LEAST_SHARE = 1e-6  # of padding in an interpolated voxel: less is rounding and must not spread padding
 
 
 def digest_of_uid(uid: str) -> str:
@@ -35,7 +35,7 @@ def marked_lines(marks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which lines along the last axis hold anything but zeros.
 
     Args:
-        marks: Any number of axes, of integers; most of it is background, which is looked at eight bytes at a time.
+        marks: Any number of axes, of integers; most of it is background, which is checked eight bytes at a time.
 
     Returns:
         The shape of all other axes.
@@ -49,10 +49,10 @@ def box_of_marked(marks: npt.NDArray[Any], lines: npt.NDArray[np.bool_] | None =
 
     Args:
         marks: Any number of axes, of integers.
-        lines: Its `marked_lines`, if they are known.
+        lines: Its `marked_lines`, if known.
 
     Returns:
-        A slice an axis; None if there are only zeros.
+        One slice per axis; None if there are only zeros.
     """
     left = marked_lines(marks) if lines is None else lines
     if not left.any():
@@ -67,7 +67,7 @@ def box_of_marked(marks: npt.NDArray[Any], lines: npt.NDArray[np.bool_] | None =
 
 
 def _in_words(marks: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same memory as integers of eight bytes, where lines are made up of them."""
+    """The same memory as integers of eight bytes, if lines consist of whole ones."""
     whole = marks.strides[-1] == marks.itemsize and marks.shape[-1] * marks.itemsize % 8 == 0
     return marks.view(np.uint64) if whole else marks
 
@@ -105,13 +105,13 @@ class Geometry:
 
     @property
     def directions(self) -> FloatArray:
-        """(3, 3) float64: the unit direction in LPS of each array axis, one a column."""
+        """(3, 3) float64: the unit direction in LPS of each array axis, one per column."""
         columns: FloatArray = self.affine_mm[:3, :3] / np.asarray(self.spacing_mm)
         return columns
 
     @property
     def tilt_degrees(self) -> float:
-        """Angle between the slices' normal and the way from slice to slice: 0 for a right-angled grid."""
+        """Angle between the slices' normal and the step from slice to slice: 0 for a right-angled grid."""
         normal = np.cross(self.affine_mm[:3, 1], self.affine_mm[:3, 2])
         step = self.affine_mm[:3, 0]
         along = abs(float(step @ normal)) / float(np.linalg.norm(normal))
@@ -148,7 +148,7 @@ class Volume:
 
     Attributes:
         array: (D, H, W) int16 or float32, in HU, C-contiguous.
-        geometry: Where the voxels lie; its shape equals the array's.
+        geometry: Position of the voxels; its shape equals the array's.
         padding: (D, H, W) bool, true where the scanner wrote padding (those voxels are `PADDING_HU`); None if nowhere.
     """
 

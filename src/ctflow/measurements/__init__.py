@@ -1,1 +1,1 @@
-"""Mask to numbers: findings, lengths, and which of them cannot be right."""
+"""From mask to numbers: findings, lengths, and plausibility checks."""

@@ -26,14 +26,14 @@ class MarkedPart:
 
 
 def marked_part(labels: Labels) -> MarkedPart | None:
-    """What of a label map is to be looked at, one segment after another; None if nothing is marked."""
+    """The part of a label map to process, one segment after another; None if nothing is marked."""
     box = box_of_marked(labels)
     return None if box is None else MarkedPart(labels[box], np.array([axis.start for axis in box]))
 
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Marked voxels without a gap along w, in the order in which they lie in memory.
+    """Marked voxels without a gap along w, in memory order.
 
     Attributes:
         lines: (n, 2) d and h of each.
@@ -71,7 +71,7 @@ class Components:
         starts: Number of each component's first run.
         voxels: Of each component.
         largest: The `MOST_FINDINGS` components that are listed, in their order.
-        outside_body: Share of each component's voxels outside the body; None where no body is known.
+        outside_body: Share of each component's voxels outside the body; None if no body is known.
         implausible: The checks that each component fails, by name; (n,) bool.
     """
 
@@ -119,7 +119,7 @@ def components_of(marked: MarkedPart | None, number: int) -> Components | None:
     links = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(runs.first),) * 2)
     count, names = connected_components(links, directed=False)
     first = np.empty(count, np.int64)
-    first[names[::-1]] = np.arange(len(names))[::-1]  # of a name's runs the first is written last
+    first[names[::-1]] = np.arange(len(names))[::-1]  # the first run of a name is written last
     numbers = np.empty(count, np.int64)
     numbers[np.argsort(first)] = np.arange(count)
     component = numbers[names]
@@ -154,7 +154,7 @@ def ranked(marked: MarkedPart | None, segment: Segment, checks: Checks | None) -
 
 
 def _runs_of(labels: Labels, number: int) -> Runs:
-    # On both sides of each line lies a voxel of nothing, so that no run goes over from one line to the next.
+    # Each line has an empty voxel on both sides, so that no run continues into the next line.
     lines = marked_lines(labels)
     marked = np.zeros((labels.shape[1], labels.shape[2] + 2), bool)
     found, places = [], []
@@ -163,7 +163,7 @@ def _runs_of(labels: Labels, number: int) -> Runs:
         part = marked[: len(rows)]
         np.equal(labels[index][rows], number, out=part[:, 1:-1])
         flat = part.reshape(-1)
-        edges = np.flatnonzero(flat[1:] != flat[:-1])  # a beginning and an end in turn
+        edges = np.flatnonzero(flat[1:] != flat[:-1])  # alternating starts and ends
         line, first = np.divmod(edges[::2], marked.shape[1])
         found.append(np.column_stack([np.full(len(line), index), rows[line]]))
         places.append(np.column_stack([first, first + edges[1::2] - edges[::2] - 1]))

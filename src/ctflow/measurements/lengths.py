@@ -1,4 +1,4 @@
-"""How long is what a mask marks: exact, between voxel centres, through the corners of its convex hull."""
+"""Lengths of a mask: exact, between voxel centres, through the corners of its convex hull."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from ctflow.core.volume import FloatArray, Geometry, Indices
 
-_EQUAL = 1e-9  # lengths that differ by less, relatively, differ by rounding only
+_EQUAL = 1e-9  # a smaller relative difference of lengths is only rounding
 _TURNS = np.arange(16) * np.pi / 16
 _DIRECTIONS = np.stack([np.cos(_TURNS), np.sin(_TURNS)])  # (2, 16): half a circle of unit vectors
 # A line lies within half a turn of one of them, and so extends along it by this share of its length; less rounding.
@@ -20,11 +20,11 @@ def axes_in_slices_mm(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[
 
     Args:
         mask: (D, H, W) bool, the component or a box around it.
-        geometry: Its affine says how long a step is; its origin and shape do not matter.
+        geometry: Its affine gives the length of a step; its origin and shape do not matter.
 
     Returns:
         The largest distance of two voxel centres within a slice, in mm, and the extent at right angles to it in the
-        same slice. Of equally long axes, the one with the largest extent counts, so that turning changes nothing.
+        same slice. Of equally long axes, the one with the largest extent counts, so that rotation changes nothing.
     """
     # (2, 2): lengths in the slice's plane of a step along h and along w; also right where the two are not orthogonal.
     in_plane = np.linalg.qr(geometry.affine_mm[:3, 1:3])[1]
@@ -98,7 +98,7 @@ def longest_distance_mm(points_mm: FloatArray) -> float:
     """Largest distance between two of (n, 3) points, in mm (exact: through the convex hull's corners)."""
     if len(points_mm) > 32:
         points_mm = _outermost(points_mm)
-    if len(points_mm) > 128:  # fewer pairs than this has are measured in the time that a hull takes
+    if len(points_mm) > 128:  # fewer points: measuring all pairs takes no longer than a hull
         try:
             points_mm = points_mm[ConvexHull(points_mm).vertices]
         except QhullError:  # flat or straight: no hull in three dimensions

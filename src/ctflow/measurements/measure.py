@@ -1,6 +1,6 @@
-"""What was marked: its findings, in millilitres, millimetres and Hounsfield units.
+"""Measurements of a mask: its findings, in millilitres, millimetres and Hounsfield units.
 
-Apart from `postprocess`, because dicom/ reads it and imports no torch.
+Separate from `postprocess`, because dicom/ uses it and imports no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Finding:
         mean_hu: Mean of its voxels.
         sd_hu: Their standard deviation (divided by n, so that a single voxel has 0).
         centroid_mm: Mean of its voxel centres, LPS.
-        largest_at: Slice, row and column (array index d, h, w) that hold most of its voxels, each by itself.
+        largest_at: Slice, row and column (array index d, h, w) that hold most of its voxels, each on its own.
         outside_body: Share of its voxels that lie outside the body; None where no body is known.
         implausible: The checks that it fails (`ctflow.measurements.plausibility`).
     """
@@ -49,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SegmentMeasurements:
-    """What was marked of one segment.
+    """The measurements of one segment.
 
     Attributes:
         number: The segment's value in the label map.
@@ -87,11 +87,11 @@ def measure_segments(
     Args:
         labels: (D, H, W) uint8.
         volume: The CT in HU that the labels lie on, of the same shape.
-        segments: What the label values mean.
-        count_in_body: How many voxels of runs are the body's; None where no body is known.
+        segments: Meaning of the label values.
+        count_in_body: Counts the body's voxels in runs; None if no body is known.
 
     Returns:
-        One entry a segment, also for those of which nothing is marked.
+        One entry per segment, also for those without marks.
 
     Raises:
         ValueError: Labels and volume differ in shape.
@@ -105,12 +105,12 @@ def measure_segments(
 def split_findings(
     labels: Labels, segments: Sequence[Segment], checks: Checks | None = None
 ) -> tuple[LabelArray, tuple[Segment, ...]]:
-    """Give every finding a segment of its own, so that a viewer can show and name each.
+    """Give every finding its own segment, so that a viewer can show and name each.
 
     Args:
         labels: (D, H, W) uint8; value k marks the segment with number k.
         segments: What the label values mean.
-        checks: What findings were checked against when they were measured; None ranks them by volume alone.
+        checks: The checks of findings when they were measured; None ranks them only by volume.
 
     Returns:
         The labels (D, H, W), uint16 where uint8 has too few values, and their segments, numbered from 1: of each class
@@ -146,11 +146,11 @@ def _part(segment: Segment, number: int, rank: int | None) -> Segment:
 
 
 def count_findings_between(labels: Labels, slices: Sequence[int], segments: Sequence[Segment]) -> int:
-    """How many findings of a resampled volume lie between the slices that there are.
+    """Number of findings of a resampled volume that lie between the series' slices.
 
     Args:
         labels: (D, H, W) uint8; value k marks the segment with number k.
-        slices: Indices d that stand for slices of the series.
+        slices: Indices d of the series' slices.
         segments: What the label values mean.
     """
     between = np.setdiff1d(np.arange(len(labels)), slices)
@@ -204,7 +204,7 @@ def _implausible(found: Components, geometry: Geometry) -> Implausible:
 
 
 def _centre(runs: Runs) -> FloatArray:
-    """Mean index d, h, w of all voxels; summed in whole numbers from a corner, so that nothing is lost on the way."""
+    """Mean index d, h, w of all voxels; summed in integers from a corner, so that no precision is lost."""
     lengths = runs.lengths
     corner = np.array([*runs.lines.min(axis=0), runs.first.min()])
     along = (runs.first + runs.last - 2 * corner[2]) * lengths // 2

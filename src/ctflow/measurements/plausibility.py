@@ -1,7 +1,7 @@
-"""Findings that cannot be what the model calls them: outside the body, or of HU that their segment never has.
+"""Findings that cannot be what the model labels them: outside the body, or with HU that their segment never has.
 
 A model may mark air, and its result then looks like any other. Such findings stay in the result, are called implausible
-wherever a person reads it, stand behind the others, and are never what a picture shows.
+wherever it is shown, follow the others, and are never shown in a picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OUTSIDE_BODY = "outside-body"
 HU_RANGE = "hu-range"
-MOST_OUTSIDE = 0.5  # share of a finding's voxels; the body that is found is a superset: what lies in the skin passes
+MOST_OUTSIDE = 0.5  # share of a finding's voxels; the detected body is a superset: findings in the skin pass
 NO_BODY = "no body was found in the volume: whether the findings lie in it was not checked"
 
 # (n, 2) d and h of lines, (n,) first and (n,) last voxel w on each -> (n,) how many of these voxels are the body's.
@@ -26,11 +26,11 @@ CountInBody = Callable[[Indices, Indices, Indices], Indices]
 
 @dataclass(frozen=True, eq=False)
 class Checks:
-    """What findings are checked against.
+    """The references for the checks of findings.
 
     Attributes:
         volume: The CT in HU.
-        count_in_body: How many voxels of runs are the body's; None where no body is known.
+        count_in_body: Counts the body's voxels in runs; None if no body is known.
     """
 
     volume: Volume
@@ -57,7 +57,7 @@ class Implausible:
 def text_of_reasons(
     reasons: Sequence[str], outside_body: float | None, mean_hu: float, hu_range: Sequence[float] | None
 ) -> str:
-    """What is implausible of a finding, for a person: "97 % outside the body; mean -1019 HU, not -700 to 300 HU"."""
+    """Why a finding is implausible, for display: "97 % outside the body; mean -1019 HU, not -700 to 300 HU"."""
     said = []
     if OUTSIDE_BODY in reasons and outside_body is not None:
         said.append(f"{100 * outside_body:.0f} % outside the body")
@@ -67,7 +67,7 @@ def text_of_reasons(
 
 
 def text_of_implausible(segment: Mapping[str, Any]) -> str:
-    """One sentence for a segment's implausible findings (of its measurements as a mapping); empty where it has none."""
+    """One sentence for a segment's implausible findings (of its measurements as a mapping); empty if it has none."""
     implausible, hu_range = segment["implausible"], segment["hu_range"]
     if not implausible["findings"]:
         return ""
@@ -82,13 +82,13 @@ def text_of_implausible(segment: Mapping[str, Any]) -> str:
 
 
 def warnings_of_findings(measured: Sequence[SegmentMeasurements], checks: Checks) -> tuple[str, ...]:
-    """What a person should know before believing a finding: a sentence a segment, and whether the body was found."""
+    """Warnings for the reader of findings: a sentence per segment, and whether the body was found."""
     unchecked = checks.count_in_body is None and any(segment.components for segment in measured)
     return (*(NO_BODY,) * unchecked, *filter(None, (text_of_implausible(asdict(segment)) for segment in measured)))
 
 
 def note_of_findings(measured: Sequence[SegmentMeasurements]) -> str:
-    """The same in one line of a picture; empty where nothing is implausible."""
+    """The same in one line for a picture; empty if nothing is implausible."""
     implausible = sum(segment.implausible.findings for segment in measured)
     findings = sum(segment.components for segment in measured)
     return f"{implausible} of {findings} findings are implausible: see the report" if implausible else ""

@@ -1,1 +1,1 @@
-"""What does a person see?"""
+"""Everything that a user sees."""

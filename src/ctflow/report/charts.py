@@ -25,7 +25,7 @@ _BANDS = ("#eef3f9", "#f7f9fc")
 _LEAST_MM, _MOST_MM = 5.2, 69.0  # shown even if no lesion is that small or large
 _TICKS_MM = (2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200)
 _ROOM_FOR_NAMES_PX = 460  # of a configuration
-_MISSED_AT = -0.06  # missed lesions stand this far below a Dice of 0
+_MISSED_AT = -0.06  # missed lesions are drawn this far below a Dice of 0
 _REFERENCES = (("0c", "factor_to_stock_half"), ("0a", "factor_to_stock"), ("1", "factor_to_article"))
 _COLOURS = {"stock": "#969eaa", "article": _MEAN, "article, one channel": _MEAN, "ctflow": _FOUND}
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def can_draw(name: str) -> bool:
-    """Whether matplotlib is installed; where it is not, the log says that a chart is left out, and what to do."""
+    """Whether matplotlib is installed; if not, the log says that a chart is left out, and what to do."""
     if find_spec("matplotlib") is not None:
         return True
     log.warning("%s is not drawn: the package matplotlib is not installed: pip install 'ctflow[bench]'", name)
@@ -41,7 +41,7 @@ def can_draw(name: str) -> bool:
 
 
 def write_chart(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG: the same figure is the same file.
+    """Write a figure as PNG: the same figure gives the same file.
 
     Raises:
         OutputError: The file cannot be written.
@@ -54,10 +54,10 @@ def write_chart(figure: Figure, path: Path) -> None:
 
 
 def exactness_figure(document: Mapping[str, Any]) -> Figure:
-    """Dice of every true lesion over its size, with the size classes and what was missed.
+    """Dice of every true lesion over its size, with the size classes and missed lesions.
 
     Args:
-        document: What `ctflow.bench.evaluate.evaluate_folder` returns.
+        document: The result of `ctflow.bench.evaluate.evaluate_folder`.
     """
     figure = _figure(12, 7.6)
     axes = _axes(figure, (_LEFT, 0.17, _RIGHT - _LEFT, 0.57))
@@ -77,7 +77,7 @@ def exactness_figure(document: Mapping[str, Any]) -> Figure:
         _draw_class(axes, row, _BANDS[index % 2])
     found = [lesion for lesion in lesions if lesion["hit"]]
     sizes = [[each["equivalent_diameter_mm"] for each in lesions if each["hit"] is hit] for hit in (True, False)]
-    axes.scatter(  # where several lie together the colour deepens
+    axes.scatter(  # overlapping points deepen the colour
         sizes[0], [each["dice"] for each in found], s=60, c=_FOUND, edgecolors="white", alpha=0.8, zorder=3,
         label="a lesion that was found",
     )  # fmt: skip
@@ -132,7 +132,7 @@ def comparison_figure(document: Mapping[str, Any]) -> Figure:
     """The seconds of every configuration at the first overlap, on a logarithmic scale.
 
     Args:
-        document: What `ctflow.bench.compare.compare_configurations` returns.
+        document: The result of `ctflow.bench.compare.compare_configurations`.
     """
     rows = [each for each in document["configurations"] if "results" in each and not each["results"][0]["reason"]]
     height = 2.2 + 0.34 * max(len(rows), 1)
@@ -152,7 +152,7 @@ def comparison_figure(document: Mapping[str, Any]) -> Figure:
 
 
 def _reference(configurations: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What factors are to, and their key: stock in fp16, in fp32, or the article's; no words where none is."""
+    """The reference of speed-ups and its key: stock in fp16, in fp32, or the article's; no text without one."""
     known = [each["id"] for each in configurations]
     return next(((name, key) for name, key in _REFERENCES if name in known), ("", _REFERENCES[-1][1]))
 
@@ -182,14 +182,14 @@ def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
 
 
 def _version(row: Mapping[str, Any]) -> str:
-    """TensorRT's, whose versions differ by more than half in speed; of other engines nothing."""
+    """TensorRT's version, as its versions differ by more than half in speed; empty for other engines."""
     version = ((row.get("engine_info") or {}).get("versions") or {}).get("tensorrt")
     return f" ({'.'.join(str(version).split('.')[:2])})" if version else ""
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, of no window system."""
-    # Late: only the extra `bench` brings it.
+    """An empty figure of so many inches, without a window system."""
+    # Late: only the extra `bench` installs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -207,7 +207,7 @@ def _axes(figure: Figure, place: tuple[float, float, float, float]) -> Axes:
 
 
 def _say(where: Any, x: float, y: float, words: str, size: float, colour: str, **more: Any) -> Any:
-    """Any text: dollars are no formula, and control characters have no picture."""
+    """Draw any text: dollars start no formula, and control characters are not drawn."""
     return where.text(x, y, _printable(words), fontsize=size, color=colour, parse_math=False, **more)
 
 

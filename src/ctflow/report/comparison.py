@@ -1,4 +1,4 @@
-"""What a person sees of a comparison: a table of configurations."""
+"""Display of a comparison: a table of configurations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def say_comparison(document: Mapping[str, Any], stream: TextIO | None = None) ->
     """Show a comparison.
 
     Args:
-        document: What `ctflow.bench.compare.compare_configurations` returns.
+        document: The result of `ctflow.bench.compare.compare_configurations`.
         stream: Gets the text; None takes standard output.
     """
     stream = stream or sys.stdout
@@ -67,7 +67,7 @@ def head_of_comparison(document: Mapping[str, Any]) -> str:
 
 
 def overlaps_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The first measured configuration's results, which have what is the same for all."""
+    """The first measured configuration's results, which hold the facts shared by all."""
     return next((each["results"] for each in document["configurations"] if "results" in each), [])
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: a row a case, and how it goes by size."""
+"""Display of an evaluation: one row per case, and figures by size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def say_evaluation(document: Mapping[str, Any], stream: TextIO | None = None) ->
     """Show an evaluation.
 
     Args:
-        document: What `ctflow.bench.evaluate.evaluate_folder` returns.
+        document: The result of `ctflow.bench.evaluate.evaluate_folder`.
         stream: Gets the text; None takes standard output.
     """
     stream = stream or sys.stdout
@@ -74,7 +74,7 @@ def _reference_cells(reference: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _say_only_case(console: Console, case: Mapping[str, Any]) -> None:
-    """Its lesions and its false findings, and what the distances mean."""
+    """Show its lesions and false findings, and the meaning of the distances."""
     if case["lesions"]:
         console.print(_table_of_lesions(case))
     if case["false_positives"]:
@@ -89,7 +89,7 @@ def _say_only_case(console: Console, case: Mapping[str, Any]) -> None:
 
 
 def _table_of_false_findings(case: Mapping[str, Any]) -> Table:
-    """What was marked where there is no lesion, the largest first."""
+    """The findings where there is no lesion, the largest first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("false finding", "volume ml", "as a sphere, mm", "centroid mm (L, P, S)"):
         table.add_column(heading, justify="right")

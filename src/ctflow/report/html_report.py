@@ -1,4 +1,4 @@
-"""report.html: what was marked, its measurements and a viewer of slices, in one file that fetches nothing."""
+"""report.html: segments, their measurements and a viewer of slices, in one file that fetches nothing."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _MINUS = "\N{MINUS SIGN}"
 def write_html_report(oriented: Oriented, document: Mapping[str, Any], path: Path) -> None:
     """Write the report of one series.
 
-    It says what result.json says but for the seconds, so that the same result is the same file. A series is named by
+    It repeats result.json without the seconds, so that the same result gives the same file. A series is named by
     its digest only: a series description is free text, in which names have been found.
 
     Args:
-        oriented: The CT and what is marked in it.
+        oriented: The CT and its labels.
         document: The series' result (`ctflow.report.result.series_result`), done.
         path: The file.
 
@@ -93,7 +93,7 @@ def _template() -> Template:
 
 
 def _printable(value: Any) -> Any:
-    """Any text as HTML shows it; control and direction characters have no picture."""
+    """Any text in a form for HTML, without control and direction characters."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return "".join(letter if letter.isprintable() else " " for letter in value)
@@ -104,7 +104,7 @@ def _part(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Content-Security-Policy: this script and this style, and nothing else from anywhere."""
+    """Content-Security-Policy: only this script and this style."""
     hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)]
     return (
         f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
@@ -117,7 +117,7 @@ def _base64(content: bytes) -> str:
 
 
 def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the viewer needs but the pixels; indices run to the left, posterior and superior on the shown grid."""
+    """The viewer's data except the pixels; indices run to the left, posterior and superior on the shown grid."""
     affine = oriented.geometry.affine_mm @ np.diag([*steps, 1.0])
     shape = [-(-count // step) for count, step in zip(oriented.geometry.shape, steps, strict=True)]
     listed = [finding for segment in document["segments"] for finding in segment["findings"]]
@@ -153,7 +153,7 @@ def _colour(number: int) -> str:
 
 
 def _segments(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row a segment and a row a finding, whose button brings the viewer there."""
+    """One row per segment and one per finding, whose button moves the viewer there."""
     index = count()
     for segment in document["segments"]:
         yield {
@@ -219,7 +219,7 @@ def _remarks(document: Mapping[str, Any]) -> list[str]:
 
 
 def _pictures_note(steps: tuple[int, int, int], quality: int) -> str:
-    """What the pictures are not: the CT itself."""
+    """The note that the pictures are not the CT itself."""
     thinned = [
         f"one of {step} voxels along {name}"
         for step, name in zip(steps, ("left", "posterior", "superior"), strict=True)

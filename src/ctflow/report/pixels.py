@@ -1,4 +1,4 @@
-"""A CT and its marks as a browser takes them: a JPEG a slice, and runs of marked voxels."""
+"""A CT and its marks for a browser: one JPEG per slice, and runs of marked voxels."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from PIL import Image
 
 from ctflow.report.views import PLANES, Grey, Oriented, picture_of_slice
 
-# One byte a voxel for every window: steps of 8 HU in lung, 4 HU in soft tissue, 27 HU in bone and 250 HU in metal.
+# One byte per voxel for every window: steps of 8 HU in lung, 4 HU in soft tissue, 27 HU in bone and 250 HU in metal.
 _KNOTS_HU, _KNOTS = (-1024, -160, 240, 1300, 3071), (0, 108, 208, 248, 255)
 MOST_VOXELS = 2**28  # a browser holds two bytes of each
 MOST_BYTES = 18_000_000  # of all JPEGs; in base64 a third more
 _QUALITIES = (85, 75, 60, 45, 30, 15)
-_SAMPLES = 12  # slices that are tried before a quality is chosen
+_SAMPLES = 12  # slices tried before a quality is chosen
 _AXIAL = PLANES[0]
 
 
 def hu_of_codes() -> list[float]:
-    """The HU that each of the 256 codes of a picture stands for."""
+    """The HU of each of a picture's 256 codes."""
     return [round(float(hu), 1) for hu in np.interp(np.arange(256), _KNOTS, _KNOTS_HU)]
 
 
 def steps_for(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, int, int]:
-    """Of how many voxels along each axis one is shown.
+    """Step between shown voxels along each axis.
 
     Args:
         shape: Voxels along each axis.
         spacing_mm: Their distance along each axis.
 
     Returns:
-        1 for each axis up to `MOST_VOXELS`; above, the axis whose shown voxels lie closest is halved until they fit.
+        1 for each axis up to `MOST_VOXELS`; above, the axis with the closest shown voxels is halved until they fit.
     """
     steps = [1, 1, 1]
     while np.prod([-(-count // step) for count, step in zip(shape, steps, strict=True)]) > MOST_VOXELS:
@@ -48,13 +48,13 @@ class Slices:
 
     Args:
         oriented: The volume.
-        steps: Of how many voxels along left, posterior and superior one is shown.
+        steps: Steps between shown voxels along left, posterior and superior.
     """
 
     def __init__(self, oriented: Oriented, steps: tuple[int, int, int]) -> None:
         self._hu = oriented.hu[:: steps[0], :: steps[1], :: steps[2]]
         values = np.interp(np.arange(-(2**15), 2**15), _KNOTS_HU, _KNOTS)
-        # By the bits of int16: index 0 is 0 HU, and the upper half is what lies below it.
+        # By the bits of int16: index 0 is 0 HU, and the upper half holds the values below it.
         self._codes = np.roll(np.rint(values).astype(np.uint8), 2**15)
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ def jpegs_from_slices(slices: Slices, most_bytes: int = MOST_BYTES) -> tuple[lis
 
     Args:
         slices: The codes.
-        most_bytes: Of all together; a sample decides on the best quality that stays below.
+        most_bytes: Most bytes in total; a sample decides on the best quality within them.
 
     Returns:
         A JPEG each, and their quality (1 to 95).
@@ -93,7 +93,7 @@ def _jpeg(picture: Grey, quality: int) -> bytes:
 
 
 def runs_from_labels(oriented: Oriented, steps: tuple[int, int, int]) -> bytes:
-    """Where the label values lie, in the order of the slices.
+    """Positions of the label values, in the order of the slices.
 
     Args:
         oriented: The labels.

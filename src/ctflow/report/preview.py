@@ -24,17 +24,17 @@ _OUTLINE_PX = 2
 def draw_preview(
     oriented: Oriented, *, title: str, research_only: bool, segment_labels: Mapping[int, str], note: str = ""
 ) -> Grey:
-    """Draw axial, coronal and sagittal slices with the outlines of what was marked.
+    """Draw axial, coronal and sagittal slices with the outlines of the segments.
 
     Args:
-        oriented: The CT, what is marked in it, and the slices to show.
+        oriented: The CT, its labels, and the slices to show.
         title: The model's name.
         research_only: Whether the picture must say that it is not for clinical use.
         segment_labels: Names of the label values.
         note: A warning that belongs on the picture.
 
     Returns:
-        (rows, columns, 3) uint8, RGB. It holds no patient data: places in the patient, and what the model is.
+        (rows, columns, 3) uint8, RGB. It holds no patient data: only positions in the patient, and the model.
     """
     panels = [_panel(oriented, plane) for plane in PLANES]
     height = max(panel.height for panel in panels)
@@ -73,7 +73,7 @@ def _panel(oriented: Oriented, plane: Plane) -> Image.Image:
     grey = _windowed(picture_of_slice(oriented.hu, plane, index))
     across_mm = grey.shape[1] * spacing_mm[plane.across]
     down_mm = grey.shape[0] * spacing_mm[plane.down]
-    scale = PANEL_PX / max(across_mm, down_mm)  # pixels a millimetre
+    scale = PANEL_PX / max(across_mm, down_mm)  # pixels per millimetre
     size = (max(round(across_mm * scale), 1), max(round(down_mm * scale), 1))
     # Not bicubic: it draws dark rims around nodules in thick slices, which look like findings.
     image = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
@@ -96,7 +96,7 @@ def _windowed(hu: npt.NDArray[np.generic]) -> Grey:
 
 
 def _draw_outlines(image: Image.Image, marked: npt.NDArray[np.generic]) -> None:
-    """A line around each segment, smooth at the picture's resolution, so that what lies below stays visible."""
+    """A line around each segment, smooth at the picture's resolution, so that the image below stays visible."""
     for number in np.unique(marked[marked != 0]).tolist():
         inside = _enlarged(marked == number, image.size)
         edge = _grown(inside, _OUTLINE_PX) & ~inside
@@ -139,7 +139,7 @@ def _annotate(panel: Image.Image, plane: Plane, position_mm: float, scale: float
     length_mm = next(mm for mm in (100, 50, 20, 10, 5) if mm * scale <= width * 0.4 or mm == 5)
     start, base = 12, height - 14
     end = start + round(length_mm * scale)
-    for colour, thick in (((0, 0, 0), 3), (_INK, 1)):  # a black rim, to be seen on white as well
+    for colour, thick in (((0, 0, 0), 3), (_INK, 1)):  # a black rim, visible also on white
         draw.rectangle([(start - thick + 1, base - thick + 1), (end + thick - 1, base + thick - 1)], fill=colour)
         for x in (start, end):
             draw.rectangle([(x - thick + 1, base - 4 - thick), (x + thick - 1, base + 4 + thick)], fill=colour)
@@ -169,7 +169,7 @@ def _draw_header(draw: ImageDraw.ImageDraw, width: int, title: str, research_onl
 
 
 def _legend_places(segments: list[tuple[int, str]], width: int) -> list[tuple[int, str, int, int]]:
-    """Label value (0: no colour), words, x and row of each entry; the last says how many had no room."""
+    """Label value (0: no colour), text, x and row of each entry; the last gives the number that did not fit."""
     places: list[tuple[int, str, int, int]] = []
     left, row = _GAP_PX + 2, 0
     more_px = 120
@@ -201,7 +201,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, top: int, places: list[tuple[int, st
 
 @cache
 def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font: the same picture on every machine.
+    """Pillow's own font, for the same picture on every machine.
 
     Args:
         size: Height in pixels.
@@ -210,12 +210,12 @@ def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def shortened(words: str, size: int, room_px: float) -> str:
-    """One line that fits; control characters have no picture.
+    """One line that fits, without control characters.
 
     Args:
         words: Any text.
         size: The font's height in pixels.
-        room_px: How long the line may be.
+        room_px: Largest length of the line.
     """
     words = "".join(letter if letter.isprintable() else " " for letter in words)
     if font_of(size).getlength(words) <= room_px:

@@ -1,4 +1,4 @@
-"""result.json: what became of a series, and of a run."""
+"""result.json: the outcome of a series, and of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def series_result(
     Args:
         status: "done", "refused" (its input) or "failed" (anything else).
         series: digest, series_instance_uid, slices, shape, spacing_mm.
-        model: name, version, weights_digest; None if the series got no further than its input.
+        model: name, version, weights_digest; None if the series failed at its input.
         engine: `ctflow.engines.contract.EngineInfo` as a mapping.
         window: roi, overlap, blend, batch_size; of a part of the volume also part, windows, windows_of_all.
         settings: The run's settings.
@@ -93,7 +93,7 @@ def run_result(
         set_aside: digest, reason and message of those that were not selected.
         unreadable: file, reason and message.
         research_only: The notice of a demonstration model.
-        error: type, exit_code, reason, message of what ended the whole run.
+        error: type, exit_code, reason, message of the error that ended the whole run.
 
     Returns:
         The document, by docs/result.schema.json.
@@ -119,7 +119,7 @@ def write_result(document: Mapping[str, Any], path: Path) -> None:
     """Write a document.
 
     Raises:
-        ValueError: It holds NaN or infinity, which JSON has not.
+        ValueError: It holds NaN or infinity, which JSON lacks.
         OutputError: It cannot be written.
     """
     content = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""OUT/result.json from a run's first moment to its last: what an earlier run left there never looks like this one's."""
+"""OUT/result.json from a run's start to its end: an earlier run's document never looks like this one's."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class RunRecord:
         output: The output folder.
 
     Attributes:
-        describe: Set once the series are known: gives the document of the run that the error in its argument
-            (`error_facts`) ends now.
+        describe: Set once the series are known: returns the document of a run that ends with the error in its argument
+            (`error_facts`).
     """
 
     def __init__(self, output: Path) -> None:
@@ -35,21 +35,21 @@ class RunRecord:
         self.describe: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     def begin(self) -> None:
-        """Say that a run has begun, in place of what an earlier one said.
+        """Record that a run has begun, in place of an earlier run's document.
 
         Raises:
-            OutputError: The folder cannot be written. An earlier run's document is then removed, if that is possible.
+            OutputError: The folder cannot be written. An earlier run's document is then removed, if possible.
         """
         make_output_folder(self._output)
         try:
             write_result(_document("running", None), self._path)
         except OutputError:
-            with suppress(OSError):  # a full disk still removes
+            with suppress(OSError):  # removal also works on a full disk
                 self._path.unlink()
             raise
 
     def end_early(self, error: BaseException) -> None:
-        """Say that an error ended the run; if that cannot be written, it stays said that the run has not ended."""
+        """Record that an error ended the run; if that cannot be written, the document still says "running"."""
         describe = self.describe or document_of_error
         try:
             write_result(describe(error_facts(error)), self._path)
@@ -59,14 +59,14 @@ class RunRecord:
 
 @contextmanager
 def recorded_run(output: Path, record: RunRecord | None = None) -> Iterator[RunRecord]:
-    """Have OUT/result.json say what becomes of a run, whatever becomes of it.
+    """Record a run's outcome in OUT/result.json, whatever it is.
 
-    It says "running" until the run writes what became of it; an error or interrupt that ends the run is said in its
-    place. What ends the process by force (SIGKILL, a power cut) leaves "running".
+    It says "running" until the run writes its outcome, or an error or interrupt that ends the run is written
+    instead. A forced end of the process (SIGKILL, a power cut) leaves "running".
 
     Args:
         output: The output folder; made if absent.
-        record: The record of a run that has begun already: then nothing is done here.
+        record: The record of a run that has already begun: then nothing is done here.
 
     Yields:
         The record.
@@ -87,7 +87,7 @@ def recorded_run(output: Path, record: RunRecord | None = None) -> Iterator[RunR
 
 
 def error_facts(error: BaseException) -> dict[str, Any]:
-    """An error as a document has it: type, exit_code, reason, message.
+    """An error as in a document: type, exit_code, reason, message.
 
     The text of an error that is not ctflow's may hold patient data and is left out.
     """
@@ -101,7 +101,7 @@ def error_facts(error: BaseException) -> dict[str, Any]:
 
 
 def supersede_result(output: Path, key: str, digest: str) -> tuple[str, bool]:
-    """Move the earlier result of a series aside that this run refused or could not do, so that it looks like no result.
+    """Move aside the earlier result of a series that this run rejected or failed, so that it does not look current.
 
     Args:
         output: The output folder.
@@ -109,7 +109,7 @@ def supersede_result(output: Path, key: str, digest: str) -> tuple[str, bool]:
         digest: The series' name in messages.
 
     Returns:
-        What a person should know, empty where there was no earlier result; and whether none is in its place now.
+        A note for the user, empty if there was no earlier result; and whether its place is now free.
     """
     try:
         if supersede_folder(output / key) is None:

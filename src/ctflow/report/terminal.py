@@ -17,9 +17,9 @@ from rich.text import Text
 
 from ctflow.core.progress import Progress
 
-_BAD = ("damaged", "foreign")  # states of stored engines that never end by themselves
-_MOST_NAMED = 5  # files that could not be read, of each reason
-_LONGEST = 300  # characters of a text that a stored file holds
+_BAD = ("damaged", "foreign")  # states of stored engines that persist without action
+_MOST_NAMED = 5  # unreadable files named for each reason
+_LONGEST = 300  # characters of a text from a stored file
 _STAGES = {
     "phantom": "drawing phantoms",
     "prepare engine": "preparing the engine",
@@ -38,7 +38,7 @@ _STAGES = {
 
 
 class LineProgress:
-    """Writes a line when a stage is a quarter further: for logs and pipes.
+    """Writes a line at each quarter of a stage, for logs and pipes.
 
     Args:
         stream: Gets the lines.
@@ -60,7 +60,7 @@ class LineProgress:
 
 
 class BarProgress:
-    """Draws a bar a stage.
+    """Draws one bar per stage.
 
     Args:
         bars: The live display.
@@ -102,7 +102,7 @@ def say_error(message: str) -> None:
 
 
 def say_report(document: Mapping[str, Any], output: Path, stream: TextIO | None = None) -> None:
-    """Show what became of every series.
+    """Show the outcome of every series.
 
     Args:
         document: The run's result (`ctflow.report.result.run_result`).
@@ -140,7 +140,7 @@ def _say_series(console: Console, result: Mapping[str, Any], output: Path) -> No
 
 
 def _files_of(folder: Path) -> str:
-    """The SEG with its path, then the names of what lies beside it."""
+    """The SEG with its path, then the names of the other files in its folder."""
     seg = "segmentation.dcm"
     others = sorted(path.name for path in folder.glob("[!.]*") if path.name != seg)
     return ", ".join([f"{folder}/{seg}", *others])
@@ -186,7 +186,7 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
 
 
 def _say_unreadable(console: Console, files: Sequence[Mapping[str, str]]) -> None:
-    """By message: a few names, and how many more there are."""
+    """Show unreadable files by message: a few names, and how many more there are."""
     names: dict[str, list[str]] = {}
     for file in files:
         names.setdefault(file["message"], []).append(file["file"])
@@ -219,10 +219,10 @@ def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> N
 
 
 def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Show the backends of this machine, the engines made for them and what `auto` chose (`ctflow engines`).
+    """Show the backends of this machine, the engines made for them and the choice of `auto` (`ctflow engines`).
 
     Args:
-        document: "backends" and "monai_deploy"; "cache", "engines" and "choices" where a cache was asked for
+        document: "backends" and "monai_deploy"; "cache", "engines" and "choices" if a cache was requested
             (`ctflow.cli.engines.engines_document`).
         stream: Gets the text; None takes standard output.
     """
@@ -302,7 +302,7 @@ def _say_choice(console: Console, choice: Mapping[str, Any]) -> None:
 
 
 def _say_beside(console: Console, lead: Text, text: str, style: str = "") -> None:
-    """A line; on a terminal that is too narrow its text continues beside the lead, not below it."""
+    """Print a line; on a narrow terminal its text continues to the right of the lead, not below it."""
     shown = Text(_plain(text), style=style)
     if not console.is_terminal:
         console.print(lead + shown)
@@ -315,7 +315,7 @@ def _say_beside(console: Console, lead: Text, text: str, style: str = "") -> Non
 
 
 def _plain(text: str) -> str:
-    """Text of a stored file without anything that a terminal would obey."""
+    """Text of a stored file without control characters for a terminal."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _LONGEST + 1])
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
 

@@ -61,15 +61,15 @@ PLANES = (
 
 @dataclass(frozen=True, eq=False)
 class Oriented:
-    """Views turned so that axes 0, 1, 2 run to the patient's left, posterior and superior, by nearest axis.
+    """Views reoriented so that axes 0, 1, 2 run to the patient's left, posterior and superior, by nearest axis.
 
     Attributes:
         hu: Values.
         labels: Label values.
-        geometry: Where the turned arrays lie.
+        geometry: Position of the reoriented arrays.
         areas: Marked voxels of every slice across axis 0, 1 and 2.
         present: The label values that occur, ascending.
-        shown: The slices across axis 0, 1 and 2 that are looked at first.
+        shown: The slices across axis 0, 1 and 2 to show first.
     """
 
     hu: npt.NDArray[np.generic]
@@ -81,19 +81,19 @@ class Oriented:
 
 
 def oriented_from_volume(volume: Volume, labels: Grey, at: Size3 | None = None) -> Oriented:
-    """Turn a volume and what is marked in it; nothing is copied.
+    """Reorient a volume and its labels without a copy.
 
     Args:
         volume: CT in HU.
         labels: (D, H, W) uint8 on the same grid; 0 is background.
-        at: Array index (d, h, w) of what is looked at first; None takes the middle.
+        at: Array index (d, h, w) to show first; None takes the middle.
     """
     areas, present = _marked(labels)
-    directions = volume.geometry.directions  # a column an array axis
+    directions = volume.geometry.directions  # one column per array axis
     order = _nearest_axes(directions)
     flips = tuple(axis for axis, source in enumerate(order) if directions[axis, source] < 0)
     hu = np.flip(volume.array.transpose(order), flips)
-    turn = np.zeros((4, 4))  # turned index -> array index
+    turn = np.zeros((4, 4))  # reoriented index -> array index
     turn[3, 3] = 1
     for axis, source in enumerate(order):
         turn[source, axis] = -1 if axis in flips else 1
@@ -113,7 +113,7 @@ def oriented_from_volume(volume: Volume, labels: Grey, at: Size3 | None = None) 
 def _marked(labels: Grey) -> tuple[tuple[_Counts, _Counts, _Counts], tuple[int, ...]]:
     """Marked voxels of every slice across each array axis, and the label values that occur.
 
-    Slice by slice along the first axis, where the memory is contiguous: reductions over turned views take seconds.
+    Slice by slice along the first axis, where the memory is contiguous: reductions over reoriented views take seconds.
     """
     areas = tuple(np.zeros(count, np.int64) for count in labels.shape)
     occurs = np.zeros(256, np.int64)
@@ -141,7 +141,7 @@ def _nearest_axes(directions: npt.NDArray[np.float64]) -> tuple[int, int, int]:
 
 
 def picture_of_slice(array: npt.NDArray[_Value], plane: Plane, index: int) -> npt.NDArray[_Value]:
-    """One slice of a turned array, as it is looked at.
+    """One slice of a reoriented array, in viewing orientation.
 
     Args:
         array: `Oriented.hu` or `Oriented.labels`.
