@@ -1,4 +1,4 @@
-"""Holoscan operators around `ctflow.pipeline`: load a series, segment a volume, write results."""
+"""What does Holoscan see? Three operators around `ctflow.pipeline`: load a series, segment a volume, write results."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def _crash_of_process(python: str, own: Path, limit_s: float) -> str | None:
 
 
 def _last_date(configurations: Sequence[Mapping[str, Any]]) -> str | None:
-    """When the last of these configurations was measured, which may be long before a document shows it."""
+    """Date of the latest measurement of these configurations, which may be long before a document shows it."""
     return max((each["date"] for each in configurations if "date" in each), default=None)
 
 

@@ -162,7 +162,7 @@ def compare_lesions(
     components, voxels = _found_components(found[box], smallest_ml / voxel_ml)
     inside = numbers > 0
     lesion_of, component_of = numbers[inside], components[inside]
-    claimed = np.bincount(component_of, minlength=len(voxels))  # voxels of each component that lie in any lesion
+    claimed = np.bincount(component_of, minlength=len(voxels))  # voxels of each component in any lesion
     dice = _dice_of_lesions(lesion_of, component_of, voxels - claimed)
     distances = _hausdorff95_of_lesions(numbers, components, spacing_mm)
     lesions = tuple(
@@ -250,9 +250,9 @@ def _dice_of_lesions(lesion_of: _Numbers, component_of: _Numbers, outside: npt.N
     """Dice of each lesion by its number.
 
     Args:
-        lesion_of: (n,) lesion of each voxel that lies in one.
+        lesion_of: (n,) lesion of each voxel in one.
         component_of: (n,) found component there, 0 for none.
-        outside: Voxels of each component that lie in no lesion.
+        outside: Voxels of each component outside all lesions.
 
     Returns:
         (lesions + 1,); 0 for a lesion that nothing touches.

@@ -81,7 +81,7 @@ def measure_configuration(request: MeasurementRequest) -> dict[str, Any]:
     """Measure a configuration and write its masks.
 
     Args:
-        request: What to do.
+        request: The configuration.
 
     Returns:
         Date, engine, versions, and the figures at each overlap: seconds of each volume, number of windows and

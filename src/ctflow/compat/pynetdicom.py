@@ -7,7 +7,7 @@ the queues here answer when there is something to do.
 Read for 3.0.4, which the extra `serve` pins: with another version read `dul.py`, `dimse.py`, `fsm.py`,
 `association.py` and `service_class.py` again.
 
-Gain: 25 associations that send 10 images each take 4.0 ms an image and 4.1 ms of CPU, without it 4.8 and 5.4
+Gain: 25 associations that send 10 images each take 4.0 ms per image and 4.1 ms of CPU, without it 4.8 and 5.4
 (benchmarks/own_code.py store, 2026-11-29: AMD EPYC, 2 cores at a load of 4.1, Python 3.11.7). `node/receive/shortcut`
 also builds on it.
 """

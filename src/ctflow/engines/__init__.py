@@ -1,1 +1,1 @@
-"""Who computes one batch?"""
+"""What computes one batch?"""

@@ -126,7 +126,7 @@ def open_engine(request: EngineRequest, model: Model, *, without: Collection[str
 
 
 def backend_names(name: str, device: str) -> tuple[str, ...]:
-    """The backends that a name stands for on a device, in the order in which they are tried.
+    """The backends that a name means on a device, in the order in which they are tried.
 
     Raises:
         SettingsInvalid: The name is unknown.

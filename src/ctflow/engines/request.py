@@ -65,7 +65,7 @@ def info_of(
     """The description of an engine that was opened for a request.
 
     Args:
-        request: What the engine was opened for, by the backend that the request names.
+        request: The request, with the backend that opened the engine.
         model: The model.
         out_channels: Channels of its logits.
         versions: Versions of the software that computes, by package name.

@@ -60,7 +60,7 @@ def _phantom() -> Phantom:
 def _starts_of_tumours(
     phantom: Phantom, prepared: Prepared, low: Sequence[int], high: Sequence[int], roi: Size3
 ) -> list[Size3]:
-    """Where windows begin that have a tumour in their middle, the largest tumour first."""
+    """First voxels of windows with a tumour in their middle, the largest tumour first."""
     inverse = np.linalg.inv(phantom.volume.geometry.affine_mm)
     starts = []
     for tumour in sorted(phantom.tumours, key=lambda tumour: -tumour.diameter_mm):
@@ -109,7 +109,7 @@ def telling_windows(
 
 
 def window_at(volume: Tensor, start: Size3, roi: Size3) -> Tensor:
-    """(1, C, *roi): the window that begins at a voxel of (1, C, D, H, W); zeros where it lies outside, as in a run."""
+    """(1, C, *roi): the window that begins at a voxel of (1, C, D, H, W); zeros outside the volume, as in a run."""
     part = volume[(slice(None), slice(None), *_places(start, roi))]
     missing = [(max(-n, 0), window) for n, window in zip(start, roi, strict=True)]
     flat = [

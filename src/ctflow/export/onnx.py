@@ -56,7 +56,7 @@ def onnx_from_model(
         batch_range: Smallest and largest batch; equal numbers make a graph of that batch, which exports faster and
             which engines optimise further.
         path: The file; its folder exists.
-        style: What the engine that will read it needs.
+        style: For the engine that will read it.
 
     Returns:
         The written file: the same bytes each time for the same model and versions.

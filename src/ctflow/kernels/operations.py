@@ -18,7 +18,7 @@ from ctflow.networks.swin_windows import MASKED, WindowTable
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
 _KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide
-# Best of 27 tried on an H200: 0.086 ms a window image for 343 windows of 343 tokens and 3 heads; the worst took 1.0.
+# Best of 27 tried on an H200: 0.086 ms per window image for 343 windows of 343 tokens and 3 heads; the worst took 1.0.
 _QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 64, 32, 2, 3
 _NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
 _LOG2E = math.log2(math.e)  # scores are logarithms to base 2, whose exponential is one instruction

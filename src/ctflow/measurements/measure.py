@@ -31,7 +31,7 @@ class Finding:
         sd_hu: Their standard deviation (divided by n, so that a single voxel has 0).
         centroid_mm: Mean of its voxel centres, LPS.
         largest_at: Slice, row and column (array index d, h, w) that hold most of its voxels, each on its own.
-        outside_body: Share of its voxels that lie outside the body; None where no body is known.
+        outside_body: Share of its voxels outside the body; None if no body is known.
         implausible: The checks that it fails (`ctflow.measurements.plausibility`).
     """
 
@@ -86,7 +86,7 @@ def measure_segments(
 
     Args:
         labels: (D, H, W) uint8.
-        volume: The CT in HU that the labels lie on, of the same shape.
+        volume: The CT in HU of the labels, with the same shape.
         segments: Meaning of the label values.
         count_in_body: Counts the body's voxels in runs; None if no body is known.
 
@@ -109,7 +109,7 @@ def split_findings(
 
     Args:
         labels: (D, H, W) uint8; value k marks the segment with number k.
-        segments: What the label values mean.
+        segments: Meaning of the label values.
         checks: The checks of findings when they were measured; None ranks them only by volume.
 
     Returns:
@@ -140,18 +140,18 @@ def split_findings(
 
 def _part(segment: Segment, number: int, rank: int | None) -> Segment:
     which = "other findings" if rank is None else str(rank)
-    room = 64 - len(which) - 1  # characters of a Segment Label (VR LO): the number must not be what is cut off
+    room = 64 - len(which) - 1  # characters of a Segment Label (VR LO): the number must not be cut off
     label = f"{segment.label[:room].strip()} {which}"
     return replace(segment, number=number, label=label, part_of=segment.number, rank=rank)
 
 
 def count_findings_between(labels: Labels, slices: Sequence[int], segments: Sequence[Segment]) -> int:
-    """Number of findings of a resampled volume that lie between the series' slices.
+    """Number of findings of a resampled volume between the series' slices.
 
     Args:
         labels: (D, H, W) uint8; value k marks the segment with number k.
         slices: Indices d of the series' slices.
-        segments: What the label values mean.
+        segments: Meaning of the label values.
     """
     between = np.setdiff1d(np.arange(len(labels)), slices)
     if not len(between):

@@ -1,8 +1,8 @@
 """SwinUNETR with channels last, from a few operations, each of which a GPU kernel can do in one launch.
 
 Volumes are (B, D, H, W, C) and tokens (B, tokens, C), so a voxel's channels are adjacent: convolutions are products
-of matrices without any change of layout, and volumes become tokens and tokens volumes without a copy. What is
-materialised is decided here; who computes it, by the `Operations` given: `TorchOperations`, the plain reference of all
+of matrices without any change of layout, and volumes become tokens and tokens volumes without a copy. This
+module decides what is materialised; the given `Operations` compute it: `TorchOperations`, the plain reference of all
 of them on any device, or the kernels of `ctflow.kernels`.
 """
 
@@ -30,7 +30,7 @@ class _ResidualBlock:
         block: The module.
         shares: Channels of each.
         size: (D, H, W) of its input.
-        ops: Who computes.
+        ops: The operations.
         filled: Zero channels that follow the input's own.
     """
 
@@ -65,7 +65,7 @@ class _UpBlock:
     Args:
         block: The module.
         size: (D, H, W) of its output.
-        ops: Who computes.
+        ops: The operations.
     """
 
     def __init__(self, block: Any, size: Size3, ops: Any) -> None:
@@ -83,7 +83,7 @@ class _Block:
     Args:
         block: The module.
         size: (D, H, W) in tokens.
-        ops: Who computes.
+        ops: The operations.
     """
 
     def __init__(self, block: Any, size: Size3, ops: Any) -> None:
@@ -131,7 +131,7 @@ class _Stage:
     Args:
         stage: The layer.
         size: (D, H, W) of its input, in tokens.
-        ops: Who computes.
+        ops: The operations.
     """
 
     def __init__(self, stage: Any, size: Size3, ops: Any) -> None:
@@ -157,7 +157,7 @@ class ChannelsLastSwinUNETR:
     Args:
         network: MONAI's network, in evaluation mode; `takes` says which are supported. Is not changed.
         roi: Window size in voxels.
-        ops: Who computes; has the attributes `dtype` and `device`.
+        ops: The operations; have the attributes `dtype` and `device`.
     """
 
     def __init__(self, network: nn.Module, roi: Size3, ops: Any) -> None:

@@ -1,6 +1,6 @@
 """Exact rewrites of MONAI's SwinUNETR for one window size: what depends only on the size is computed once.
 
-MONAI computes the masks of shifted windows anew in each forward pass, as (windows, n, n) numbers, and moves tokens with
+MONAI recomputes the masks of shifted windows in each forward pass, as (windows, n, n) numbers, and moves tokens with
 rolls, pads and permutes. Here both are index tables: tokens are fetched into windows in one gather, sorted so that
 windows of the same mask pattern are contiguous, and each of the at most eight patterns adds its own mask to its own
 windows; the many windows in the middle, which need none, pay nothing.
@@ -40,7 +40,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class AttentionStyle:
-    """How the windows of an attention are computed, by what suits the engine.
+    """How the windows of an attention are computed, to suit the engine.
 
     Attributes:
         most_scores: Attention scores of a window image that are computed at once; more are done in parts.

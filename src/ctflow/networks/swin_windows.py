@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ctflow.core.volume import Size3
 
 MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
-MASKED = -100.0  # what MONAI adds to the score of a pair of tokens that must not see each other
+MASKED = -100.0  # added by MONAI to the score of a pair of tokens that must not see each other
 # The order in which MONAI's PatchMerging concatenates a voxel's eight neighbours (offsets along d, h, w).
 _MERGING_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 _V2_ORDER = tuple(itertools.product(range(2), repeat=3))

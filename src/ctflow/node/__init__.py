@@ -1,1 +1,1 @@
-"""The DICOM node: receives series, runs them, sends results back, and shows what it does."""
+"""The DICOM node: receives series, runs them, sends results back, and shows its work."""

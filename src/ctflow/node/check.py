@@ -84,7 +84,7 @@ def _journal(path: Path) -> None:
     for file in (path, *beside):
         if file.exists():
             _write_to(file)
-    # Without both nobody has it open. Opened as immutable, SQLite makes neither: they would belong to this user
+    # Without both no process has it open. Opened as immutable, SQLite makes neither: they would belong to this user
     # and block the node.
     mode = "mode=ro" if all(file.exists() for file in beside) else "immutable=1"
     uri = f"{path.absolute().as_uri()}?{mode}"

@@ -261,7 +261,7 @@ def given_settings(file: Path | None, environment: Mapping[str, str], typed: Map
 
     Args:
         file: The YAML file; None takes the defaults.
-        environment: Environment variables; they also say where data lies by default.
+        environment: Environment variables; they also give the default data folder.
         typed: Fields of `ServiceSettings` from the command line; None and False mean "not given".
 
     Raises:

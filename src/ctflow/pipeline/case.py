@@ -40,7 +40,7 @@ class Case:
         shape: The volume's, once loaded.
         spacing_mm: The volume's, once loaded.
         sources: Header values for the result's objects, once prepared.
-        segmentation: What was marked, once segmented.
+        segmentation: The model's result, once segmented.
         error: Why it stopped.
         folder: Folder of its result, once written.
         document: The content of its result.json.
@@ -83,7 +83,7 @@ class Case:
 
     @property
     def segmented(self) -> Segmentation:
-        """What was marked; a ValueError before `segment_case`, and once written or failed."""
+        """The model's result; a ValueError before `segment_case`, and once written or failed."""
         if self.segmentation is None:
             raise ValueError("the case holds no segmentation: segment it first")
         return self.segmentation

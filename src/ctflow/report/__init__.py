@@ -1,1 +1,1 @@
-"""Everything that a user sees."""
+"""What does a user see?"""

@@ -29,7 +29,7 @@ JOURNAL_FILE = "journal.sqlite3"  # in the data folder
 LOCK_FILE = "lock"  # next to the journal: its only writer is one node
 # How many writes share one sync of the disk: 25 associations wait for it together instead of one after another.
 _MOST_AT_ONCE = 256
-_LOOK_AGAIN_S = 1.0  # between checks whether somebody still writes
+_LOOK_AGAIN_S = 1.0  # between checks whether another connection still writes
 log = logging.getLogger(__name__)
 
 

@@ -62,6 +62,6 @@ class Completer(threading.Thread):
         return max(min(left_s, self._quiet_s), _SHORTEST_S)
 
     def stop(self) -> None:
-        """End; returns when no more series are completed."""
+        """Stop completing series; returns when the thread has ended."""
         self._ending.set()
         self.join()

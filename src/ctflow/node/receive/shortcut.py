@@ -6,7 +6,7 @@ It keeps everything else: association, negotiation, C-ECHO, release, abort and t
 
 In the data transfer state this module reads P-DATA-TF, and the original everything else (`compat/pynetdicom`).
 
-Gain: 25 associations that send 10 images of 512 x 512 each take 2.5 ms an image and 2.4 ms of CPU, with
+Gain: 25 associations that send 10 images of 512 x 512 each take 2.5 ms per image and 2.4 ms of CPU, with
 pynetdicom alone 4.8 and 5.4 (1.9 and 2.2 times; benchmarks/own_code.py store, 2026-11-29: AMD EPYC, 2 cores at a load
 of 4.1, Python 3.11.7, pynetdicom 3.0.4). One association waits for the disk: it takes as long, for half the CPU.
 """
