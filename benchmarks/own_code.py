@@ -125,7 +125,7 @@ def headers(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
 
 
 def case(folder: Path, slices: int, findings: int) -> tuple[np.ndarray, Any, Volume]:
-    """Labels of so many findings in every slice, prepared sources, and the volume."""
+    """Labels with `findings` findings in every slice, prepared sources, and the volume."""
     (candidate,) = select_series(scan_folder(series(folder, slices))).selected
     loaded = assemble_series(candidate.series)
     labels = np.zeros(loaded.volume.array.shape, np.uint8)
@@ -155,7 +155,7 @@ def writing(dataset: Dataset) -> Variants:
 
 
 def seg(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
-    """Making and writing a SEG whose every slice but ten is marked."""
+    """Making and writing a SEG with marks on all slices except ten."""
     labels, sources, _ = case(folder, given.slices, 1)
     few = labels.copy()
     few[given.slices // 10 :] = 0

@@ -79,14 +79,14 @@ def only_case(found: Found) -> Case:
 def time_cases(
     folder: Path, segmenter: Segmenter, settings: Settings, repeats: int
 ) -> tuple[list[Seconds], Mapping[str, Any]]:
-    """A first run and `repeats` more, each into a folder of its own below the working directory."""
+    """A first run and `repeats` more, each into its own folder below the working directory."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         runs = [time_case(folder, Path(scratch) / str(turn), segmenter, settings) for turn in range(repeats + 1)]
     return [seconds for seconds, _ in runs], runs[-1][1]
 
 
 def medians_of(runs: list[Seconds]) -> Seconds:
-    """Median of each stage over all runs but the first."""
+    """Median of each stage over all runs except the first."""
     return {stage: round(statistics.median(run[stage] for run in runs[1:]), 4) for stage in runs[0]}
 
 

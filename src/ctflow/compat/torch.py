@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def compiler_at_ease(compilations: int) -> Iterator[None]:
-    """Allow so many compilations of one function meanwhile, and no warnings."""
+    """Allow `compilations` compilations of one function meanwhile, without warnings."""
     from torch._dynamo import config  # noqa: PLC0415  # seconds to import
 
     with (

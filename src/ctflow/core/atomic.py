@@ -56,7 +56,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         StorageFull: The disk or quota is full.
-        NotWritten: Any other failure of the file system. Nothing half-written stays.
+        NotWritten: Any other failure of the file system. No half-written file remains.
     """
     temporary: Path | None = None
     try:

@@ -56,7 +56,7 @@ def check_settings(device: str, precision: Precision) -> None:
     """Check that the device is a GPU; every precision is accepted.
 
     Raises:
-        BackendUnavailable: The device is no GPU.
+        BackendUnavailable: The device is not a GPU.
     """
     if torch.device(device).type not in DEVICES:
         raise BackendUnavailable(

@@ -26,7 +26,7 @@ def capture(run: Callable[[], _T], pool: Any = None) -> tuple[torch.cuda.CUDAGra
 
     Args:
         run: Launches on the current stream, and reads and writes tensors that stay where they are. Called twice: the
-            first time chooses kernels and takes memory that stays, which a capture must not do.
+            first call chooses kernels and allocates lasting memory, which a capture must not do.
         pool: Memory of an earlier graph (`graph.pool()`) that never runs at the same time as this one, to be shared.
 
     Returns:
@@ -66,7 +66,7 @@ class CapturedFunction:
         return answer
 
     def _captured(self, given: Tensor) -> tuple[Tensor, torch.cuda.CUDAGraph, Tensor]:
-        """The input that stays, the graph, and the output that it fills; all graphs share one pool of memory."""
+        """The fixed input, the graph, and the output that it fills; all graphs share one memory pool."""
         pool = next((graph.pool() for _, graph, _ in self._graphs.values()), None)
         with torch.cuda.device(given.device):
             kept = torch.empty(given.shape, dtype=given.dtype, device=given.device)

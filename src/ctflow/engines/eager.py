@@ -74,7 +74,7 @@ class EagerEngine:
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
         except (RuntimeError, ValueError, IndexError) as error:
-            if "allocate memory" in str(error):  # torch's CPU allocator has no error of its own
+            if "allocate memory" in str(error):  # torch's CPU allocator has no error class
                 raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
             if is_of_gpu(error):
                 raise BackendUnavailable(

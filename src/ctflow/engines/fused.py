@@ -63,7 +63,7 @@ def check_settings(device: str, precision: Precision) -> None:
     """Check that this machine supports the device and precision.
 
     Raises:
-        BackendUnavailable: The device is no Hopper GPU, or the precision is TF32.
+        BackendUnavailable: The device is not a Hopper GPU, or the precision is TF32.
     """
     if torch.device(device).type not in DEVICES:
         raise BackendUnavailable(

@@ -17,7 +17,7 @@ from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import CPU_ATTENTION, REWRITE_VERSION, AttentionStyle
 
-# The CPU engines take one window after another: on a CPU a larger batch is no quicker (0.71 s a window for 1, 2 and 4;
+# The CPU engines take one window after another: on a CPU a larger batch is no faster (0.71 s per window for 1, 2 and 4;
 # OpenVINO 2026.4, 2 cores), needs more memory, and a graph with one fixed batch is exported in a third of the time.
 CPU_BATCH = (1, 1)
 

@@ -1,6 +1,6 @@
-"""OpenVINO on the CPU: the quickest there, as it keeps the attention scores of a window in the cache.
+"""OpenVINO on the CPU: the fastest there, as it keeps the attention scores of a window in the cache.
 
-Two windows are computed side by side, each by half of the cores: 8 to 15 % quicker than one window by all of them
+Two windows are computed side by side, each by half of the cores: 8 to 15 % faster than one window by all of them
 (OpenVINO 2026.4, 2 cores), as the halves never wait for each other inside a window.
 """
 

@@ -78,7 +78,7 @@ def _availability(name: str) -> tuple[bool, str]:
         SettingsInvalid: The name is unknown.
     """
     available, reason = _load(name).is_available()
-    # TensorRT's module asks for its version itself: it also runs one that the extra does not install.
+    # TensorRT's module checks its version itself: it also runs one that the extra does not install.
     problem = version_problem(name) if available and name != "tensorrt" else ""
     return (False, problem) if problem else (available, reason)
 

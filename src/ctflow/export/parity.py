@@ -16,7 +16,7 @@ from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.networks.head import is_two_class
 
-# Smallest overlap of a segment's masks on a phantom, and on a CT. Engines whose logits are right had 0.998 and more on
+# Smallest overlap of a segment's masks on a phantom, and on a CT. Engines with correct logits had 0.998 and more on
 # whole CTs, where a model leaves more voxels undecided than on its phantoms, and 0.9944 on a small one
 # (OpenVINO, 48 slices); a wrong plan had 0.9936, and is found by its logits, which were 0.12 off.
 LOWEST_DICE, LOWEST_DICE_OF_CT = 0.999, 0.99
@@ -38,7 +38,7 @@ class ParityResult:
         relative_error: Largest difference of logits, relative to the largest logit; in full batches, and of the first
             window alone.
         dice: Overlap of the masks of all windows together: the smallest of all segments with at least
-            `FEWEST_VOXELS`, of all segments together where none has so many; None where nothing was segmented.
+            `FEWEST_VOXELS`, of all segments together if none has so many; None if nothing was segmented.
         windows: How many windows were compared.
         judged: "labels" where masks decided along with logits, else "logits".
     """

@@ -158,7 +158,7 @@ def _runs_of(labels: Labels, number: int) -> Runs:
     lines = marked_lines(labels)
     marked = np.zeros((labels.shape[1], labels.shape[2] + 2), bool)
     found, places = [], []
-    for index in np.flatnonzero(lines.any(axis=1)).tolist():  # a slice at a time stays in the cache
+    for index in np.flatnonzero(lines.any(axis=1)).tolist():  # one slice at a time fits in the cache
         rows = np.flatnonzero(lines[index])
         part = marked[: len(rows)]
         np.equal(labels[index][rows], number, out=part[:, 1:-1])

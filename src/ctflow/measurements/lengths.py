@@ -43,7 +43,7 @@ def axes_in_slices_mm(mask: npt.NDArray[np.bool_], geometry: Geometry) -> tuple[
 def _longest_sections(ends: Indices, in_plane: FloatArray) -> list[Indices]:
     """The slices of a component that may be the longest, as (n, 2) ends of rows h, w; most are clearly shorter.
 
-    A slice is at least as long as it extends along any direction, and hardly longer than along the best of many.
+    A slice is at least as long as its extent along any direction, and hardly longer than along the best of many.
     """
     rows = len(ends) // 2  # the first voxel of each row, then the last of each
     along = ends[:, 1:] @ (in_plane.T @ _DIRECTIONS)

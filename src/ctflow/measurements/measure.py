@@ -115,7 +115,7 @@ def split_findings(
     Returns:
         The labels (D, H, W), uint16 where uint8 has too few values, and their segments, numbered from 1: of each class
         the largest `MOST_FINDINGS` findings, in the order of `SegmentMeasurements.findings`, then one segment for all
-        others, if there are any. A class of which nothing is marked keeps its own, empty segment.
+        others, if there are any. A class without marks keeps its own, empty segment.
     """
     split = np.zeros(labels.shape, np.uint16)
     marked = marked_part(labels)

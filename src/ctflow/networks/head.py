@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctflow.core.model import ModelSpec
 
-_PROBES = (32, 64)  # voxels a side: enough for MONAI's networks, and quicker than a whole window
+_PROBES = (32, 64)  # voxels per side: enough for MONAI's networks, and faster than a whole window
 _SAME = 1e-5  # largest difference of the probe, relative to the largest logit
 
 

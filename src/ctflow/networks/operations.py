@@ -13,7 +13,7 @@ from torch.nn import functional
 from ctflow.core.volume import Size3
 from ctflow.networks.swin_windows import MASKED, WindowTable
 
-CHANNEL_STEP = 16  # channels of the input are filled up with zeros to a multiple of what one matrix instruction takes
+CHANNEL_STEP = 16  # input channels are padded with zeros to a multiple of this, which one matrix instruction takes
 EPS = 1e-5  # of every norm of a SwinUNETR
 _SLOPE = 0.01  # of its leaky ReLU
 
@@ -54,7 +54,7 @@ class Operations(Protocol):
         """Attention with (heads, n, n) `bias`; keys of another region than the query get `MASKED` added."""
 
     def norm_of(self, sums: Tensor, count: int) -> Tensor:
-        """The instance norm of `count` voxels of which these are the sums."""
+        """The instance norm of `count` voxels from their sums."""
 
     def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """Sums of a 1 x 1 x 1 convolution, which itself is not kept; weights are (C_share, C_out)."""

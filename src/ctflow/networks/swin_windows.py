@@ -58,7 +58,7 @@ class WindowTable:
     """How tokens go into attention windows and back, for one stage and shift.
 
     Attributes:
-        length: Tokens a side of a window.
+        length: Tokens per side of a window.
         fetch: (windows * n) the token of each place, windows sorted by pattern; `tokens` is a place that padding fills.
         back: (tokens) the place of each token among the fetched.
         tokens: How many tokens there are.

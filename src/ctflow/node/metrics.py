@@ -25,7 +25,7 @@ class Metrics:
 
     Args:
         journal: Read at each scrape.
-        data: Folder whose disk is watched.
+        data: Folder on the monitored disk.
     """
 
     def __init__(self, journal: JournalReader, data: Path) -> None:
@@ -69,7 +69,7 @@ class Metrics:
         self._sent.labels(destination, _word(outcome)).inc()
 
     def stage(self, stage: str, elapsed_s: float) -> None:
-        """A stage of a series took so long: those of result.json, `queue`, and `turnaround`: last image to result."""
+        """Seconds of a stage of a series: those of result.json, `queue`, and `turnaround`: last image to result."""
         self._stages.labels(_word(stage)).observe(elapsed_s)
 
     def exposition(self) -> tuple[bytes, str]:

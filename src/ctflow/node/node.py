@@ -201,7 +201,7 @@ def _reception(settings: ServiceSettings) -> Reception:
 
 
 def _ended(threads: Sequence[threading.Thread]) -> list[str]:
-    """The threads that have ended while the node goes on: a bug in ctflow, which a restart clears."""
+    """The threads that have ended while the node runs: a bug in ctflow, which a restart clears."""
     return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
 
 

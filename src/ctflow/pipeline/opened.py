@@ -105,7 +105,7 @@ class OpenEngines:
         infos = [engine.info for engine in self.engines]
         expected = reference_logits(self.model, windows, infos[0].device)
         if torch.device(infos[0].device).type == "cuda":
-            free_cached_memory()  # engines such as TensorRT take their own
+            free_cached_memory()  # engines such as TensorRT allocate their own
         try:
             found = [
                 check_parity(
@@ -150,7 +150,7 @@ class OpenEngines:
         self._failed = failed
         self._take(())
         if torch.device(failed.device).type == "cuda":
-            free_cached_memory()  # engines such as TensorRT take their own
+            free_cached_memory()  # engines such as TensorRT allocate their own
         none_left = self._replace(failed, progress)
         if none_left is not None:
             raise error from none_left
@@ -208,7 +208,7 @@ class OpenEngines:
             log.info("engine %s %s on %s", self.info.backend, self.info.precision, self.info.device)
 
     def _opened(self, wanted: EngineRequest, devices: Sequence[str]) -> tuple[Engine, ...]:
-        """An engine of one backend on each device; none stays open if one cannot be opened."""
+        """Engines of one backend, one on each device; all are closed if one cannot be opened."""
         engines: list[Engine] = []
         with ExitStack() as stack:
             for device in devices:

@@ -270,7 +270,7 @@ class Segmenter:
         shape: tuple[int, ...],
         progress: Progress,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        """Labels on the source grid: probabilities go back linearly, then are thresholded, a few slices at a time.
+        """Labels on the source grid: probabilities are resampled linearly, then thresholded, a few slices at a time.
 
         Also the fractions, if the settings ask for them: (S, D, H, W). Outside each of the known parts
         both are 0: there, windows are missing or show nothing.
@@ -367,7 +367,7 @@ def memory_of(device: str) -> Iterator[None]:
             f"{device} has too little memory for this volume: end other programs on it, or use --device cpu"
         ) from error
     except RuntimeError as error:
-        if "allocate memory" not in str(error):  # torch's CPU allocator has no error of its own
+        if "allocate memory" not in str(error):  # torch's CPU allocator has no error class
             raise
         raise DeviceOutOfMemory("this computer has too little memory for this volume") from error
 

@@ -188,7 +188,7 @@ def _version(row: Mapping[str, Any]) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, without a window system."""
+    """An empty figure of a size in inches, without a window system."""
     # Late: only the extra `bench` installs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415

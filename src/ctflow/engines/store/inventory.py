@@ -72,7 +72,7 @@ class Nearest:
 def stored_engines(store: Path, *, check: bool = True) -> tuple[StoredEngine, ...]:
     """Everything that is stored or being made, sorted by name; never raises.
 
-    Folders and files that are no engines, such as records of measurements, are left out.
+    Folders and files that are not engines, such as records of measurements, are left out.
 
     Args:
         store: The folder.

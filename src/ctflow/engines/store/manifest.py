@@ -19,8 +19,8 @@ EntryState = Literal["ready", "damaged", "foreign", "unreadable", "being made", 
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest; another format marks a foreign folder
-_LONGEST_DOCUMENT = 1 << 20  # bytes; ours have about a thousand
-_DEEPEST = 50  # brackets within brackets; ours have five
+_LONGEST_DOCUMENT = 1 << 20  # bytes; ctflow's have about a thousand
+_DEEPEST = 50  # nested brackets; ctflow's have five
 _MOST_SHOWN = 6  # differing fields in a message; a foreign manifest may have any number
 _LONGEST_SHOWN = 100  # characters of one value in a message
 
@@ -78,7 +78,7 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Difference:
-    """One field in which a stored key differs from the wanted one; of lists such as the device only what differs.
+    """One field in which a stored key differs from the wanted one; of lists such as devices, only differing parts.
 
     Attributes:
         field: Name of the key's field.

@@ -63,7 +63,7 @@ def check_gpu(name: str, device: str, precision: Precision) -> None:
     """Check that this machine supports the device and precision.
 
     Raises:
-        BackendUnavailable: The device is no GPU, or this version has no such precision.
+        BackendUnavailable: The device is not a GPU, or this version has no such precision.
     """
     if torch.device(device).type != "cuda":
         raise BackendUnavailable(
@@ -178,7 +178,7 @@ class LoadedPlan:
     Raises:
         BackendUnavailable: This GPU or driver cannot run it; gives the runtime's reason.
         DeviceOutOfMemory: The GPU has too little memory for it.
-        EngineMismatch: It is not a plan with our tensors.
+        EngineMismatch: It is not a plan with ctflow's tensors.
     """
 
     def __init__(self, runtime: Any, data: bytes, name: str) -> None:

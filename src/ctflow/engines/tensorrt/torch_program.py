@@ -41,7 +41,7 @@ def is_available() -> tuple[bool, str]:
     """Whether the packages are installed; they are not loaded, which takes seconds."""
     if find_spec(_MODULE) is None:
         return False, f"the package {_NAME} is not installed: {_INSTALL}"
-    below, reason = runtime_state("tensorrt")  # torch-tensorrt 2.14 does not ask for it
+    below, reason = runtime_state("tensorrt")  # torch-tensorrt 2.14 does not require it
     if not below:
         return False, reason
     found = _version(_NAME)

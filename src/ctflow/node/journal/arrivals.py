@@ -169,7 +169,7 @@ def note_refused(db: sqlite3.Connection, arrival: Arrival, now: float, why: str)
 
 
 def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
-    """Complete every series that has been quiet for so long; return their keys."""
+    """Complete every series that has been quiet for `quiet_s`; return their keys."""
     rows = db.execute(
         "SELECT key FROM series s WHERE state = 'received' AND instances > 0 AND last_at <= ? "
         "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)",

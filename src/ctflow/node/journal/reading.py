@@ -85,7 +85,7 @@ class JournalReader:
 
         Args:
             states: Only these; empty means all.
-            limit: At most so many.
+            limit: Most to return.
             before: Only those after this `last_at` and key in that order, for the next page: several may have received
                 their last instance at the same moment.
         """
@@ -110,7 +110,7 @@ class JournalReader:
 
         Args:
             key: The series.
-            events: At most so many of its newest events.
+            events: Most of its newest events to return.
         """
         found = self.find(key)
         if found is None:
@@ -149,7 +149,7 @@ class JournalReader:
 
         Args:
             key: Only of this series.
-            limit: At most so many.
+            limit: Most to return.
             before: Only those with a smaller number, for the next page.
         """
         rows = self._all(
@@ -179,7 +179,7 @@ class JournalReader:
             "SELECT count(*) AS series, total(instances) AS instances, total(bytes) AS bytes, "
             "total(duplicates) AS duplicates, (SELECT count(*) FROM results) AS results FROM series"
         )
-        return {name: int(row[name]) for name in row.keys()}  # noqa: SIM118  # a Row is no mapping
+        return {name: int(row[name]) for name in row.keys()}  # noqa: SIM118  # a Row is not a mapping
 
     def due(self, destination: str, now: float, *, limit: int) -> tuple[DeliveryRecord, ...]:
         """Deliveries that may be sent to a destination now, the oldest result first."""
@@ -210,7 +210,7 @@ class JournalReader:
 
 def series_record(row: sqlite3.Row) -> SeriesRecord:
     """The record of a row of `series` with its count of refusals."""
-    values = {name: row[name] for name in row.keys()}  # noqa: SIM118  # a Row is no mapping
+    values = {name: row[name] for name in row.keys()}  # noqa: SIM118  # a Row is not a mapping
     patient = None
     if values["patient_name"] is not None:
         patient = Patient(

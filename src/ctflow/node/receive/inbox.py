@@ -60,7 +60,7 @@ class Inbox:
             The file below the inbox; no other instance has or gets this name.
 
         Raises:
-            OutputError: It cannot be written; nothing of it stays.
+            OutputError: It cannot be written; no part of it remains.
         """
         digest = hashlib.sha256(sop_instance_uid.encode("utf-8", "surrogateescape")).hexdigest()
         name = f"{series[:2]}/{series}/{digest[:32]}-{secrets.token_hex(4)}.dcm"

@@ -194,7 +194,7 @@ class Pages:
         return self._responses.RedirectResponse(f"/series/{key}", 303)
 
     def stale(self, request: Request) -> Response:
-        """A form whose token does not hold."""
+        """The answer to a form with an invalid token."""
         message = "The form is outdated, or belongs to another page. Load the page and try again."
         back = f"/series/{request.path_params['key']}"
         return self.message(403, "Nothing was changed", message, back=back, label="Load the page")

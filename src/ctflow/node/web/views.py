@@ -114,7 +114,7 @@ def thousands(count: int) -> str:
 
 
 def address(host: str, port: int) -> str:
-    """A socket's address as people write it."""
+    """A socket's address in its usual notation."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -151,7 +151,7 @@ def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[s
     Args:
         series: The record.
         now: Unix time.
-        patient_data: Whether the patient may be shown, where the journal knows who it is.
+        patient_data: Whether the patient may be shown, if the journal holds the identity.
         tokens: Tokens of the forms that retry and discard it.
     """
     expected = series.expected_instances
