@@ -1,1 +1,1 @@
-"""ctflow's own GPU kernels; `ctflow.networks.operations.TorchOperations` defines what each computes."""
+"""GPU kernels of our own: what each computes is told by `ctflow.networks.operations.TorchOperations`."""

@@ -39,11 +39,11 @@ class CudaKernel:
 
 
 def load_kernel(source: str, name: str, *, shared: int, device: str) -> CudaKernel:
-    """Compile a kernel for compute capability 9.0 with its own instructions, once per process and device.
+    """Compile a kernel for compute capability 9.0 with its own instructions, once a process and device.
 
     Args:
         source: CUDA C++, without includes.
-        name: Name of an `extern "C"` kernel in it.
+        name: Of an `extern "C"` kernel in it.
         shared: Bytes of dynamic shared memory of a block.
         device: torch device.
 
@@ -51,7 +51,7 @@ def load_kernel(source: str, name: str, *, shared: int, device: str) -> CudaKern
         The kernel.
 
     Raises:
-        BackendUnavailable: The compiler or the driver rejects it; the message is theirs.
+        BackendUnavailable: The compiler or the driver refuses it; the message is theirs.
     """
     index = torch.device(device).index or 0
     with _LOCK:
@@ -77,7 +77,7 @@ def compile_cubin(source: str, architecture: str = "sm_90a") -> bytes:
     """Machine code of CUDA C++.
 
     Raises:
-        BackendUnavailable: The compiler rejects it.
+        BackendUnavailable: The compiler refuses it.
     """
     from cuda.bindings import nvrtc  # noqa: PLC0415  # as above
 
@@ -105,7 +105,7 @@ def _value(argument: torch.Tensor | int | None) -> int:
 
 
 def _checked(answer: tuple[Any, ...], what: str) -> Any:
-    """The result of a driver call, without its status."""
+    """What a call of the driver gave, without its status."""
     status, *rest = answer
     if int(status):
         raise BackendUnavailable(f"{what} failed: {status.name}", reason="device-failed")

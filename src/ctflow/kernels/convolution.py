@@ -18,7 +18,7 @@ _THREADS = 128 * _GROUPS + _LOADERS
 _TILE_H, _TILE_W = 8 * _GROUPS, 8
 _STAGES = 4  # planes of the input that are held
 _MOST_SHARED = 232448  # bytes of shared memory that a block may have
-_MOST_COLUMNS = 192  # of one matrix instruction; 216 need more registers than a thread has
+_MOST_COLUMNS = 192  # of one matrix instruction; with 216 the registers of a thread do not suffice
 _LEAST_SIDE = 32  # smaller volumes leave most multiprocessors idle; cuDNN splits them otherwise
 _LEAST_CHUNK = 8
 _KINDS = {torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -43,7 +43,7 @@ def units_of(size: Size3, chunk: int) -> int:
 
 
 def best_chunk(batch: int, size: Size3, blocks: int) -> int:
-    """The depth of a piece that finishes soonest with `blocks` at a time; each piece reads two planes more."""
+    """The depth of a piece with which `blocks` at a time are done soonest; each piece reads two planes more."""
 
     def rounds(chunk: int) -> int:
         return -(-batch * units_of(size, chunk) // blocks) * (chunk + 2)
@@ -96,7 +96,7 @@ def _multiply_source(columns: int, kind: str) -> str:
 class HopperConvolution:
     """A convolution on one GPU; see `ctflow.networks.operations.Operations.convolution`.
 
-    Each share of the input's channels is a separate launch; products so far are passed on in float32.
+    Each share of the input's channels is a launch of its own, the products so far in float32 between them.
 
     Args:
         weight: (C_out, C_in, 3, 3, 3) float32.
@@ -112,7 +112,7 @@ class HopperConvolution:
 
     @staticmethod
     def takes(cout: int, shares: Sequence[int], size: Size3, dtype: torch.dtype) -> bool:
-        """Whether it can compute such a convolution, and faster than cuDNN."""
+        """Whether it computes such a convolution, and faster than cuDNN."""
         if dtype not in _KINDS or cout % 8 or 3 * cout > _MOST_COLUMNS or min(size) < _LEAST_SIDE:
             return False
         return all(cin % 16 == 0 and shared_bytes(cin, cout) <= _MOST_SHARED for cin in shares)

@@ -1,4 +1,4 @@
-"""The operations of a channels-last SwinUNETR on a Hopper GPU: own kernels, and cuDNN and cuBLAS where they suffice."""
+"""The operations of a channels-last SwinUNETR on a Hopper GPU: our kernels, and cuDNN and cuBLAS where they suffice."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ctflow.networks.swin_windows import MASKED, WindowTable
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
 _KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide
-# Best of 27 tried on an H200: 0.086 ms per window image for 343 windows of 343 tokens and 3 heads; the worst took 1.0.
+# Best of 27 tried on an H200: 0.086 ms a window image for 343 windows of 343 tokens and 3 heads; the worst took 1.0.
 _QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 64, 32, 2, 3
 _NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
-_LOG2E = math.log2(math.e)  # scores are logarithms to base 2, whose exponential is one instruction
+_LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential is one instruction
 
 
 class HopperOperations:
@@ -50,7 +50,7 @@ class HopperOperations:
         return convolve
 
     def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """One product per parity, stored in place."""
+        """One product a parity, stored in place."""
         cin, cout = weight.shape[:2]
         kept = weight.to(self.device, self.dtype).permute(0, 2, 3, 4, 1).reshape(cin, 8, cout).contiguous()
 
@@ -110,7 +110,7 @@ class HopperOperations:
     ) -> Tensor:
         """See `Operations.pointwise_residual`."""
         if _power(x.shape[-1]) > 64 or _power(shares[0].shape[-1]) > 128:
-            # Few voxels here; a head exists only where voxels are many and their channels few.
+            # Few voxels here; a head stands only where they are many and their channels few.
             other = self._normalized(_pointwise(shares, weights), other_norm)
             y = self._add_residual(x, norm, [other], None, None, None)
             return y if head is None else functional.linear(y.float(), *head).movedim(-1, 1).contiguous()

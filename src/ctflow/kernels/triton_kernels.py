@@ -1,4 +1,4 @@
-"""Triton kernels over volumes (B, V voxels, C channels) and tokens (B, T, C), whose channels are adjacent in memory.
+"""Triton kernels over volumes (B, V voxels, C channels) and tokens (B, T, C), whose channels lie side by side.
 
 Names in capitals are sizes; those at a signature's end are constants of the compilation, of which CP is a power of two
 that holds C. FLOP and bytes are counted for half precision. What each computes is
@@ -19,7 +19,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def sum_channels(x, sums, V, C, PER, CP: tl.constexpr, BV: tl.constexpr):
     """Sums and sums of squares of PER voxels each, (B, parts, 2, C) float32.
 
-    3 C FLOP and 2 C bytes per voxel.
+    3 C FLOP and 2 C bytes a voxel.
     """
     part, b = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CP)
@@ -74,7 +74,7 @@ def sum_pointwise(
 ):  # fmt: skip
     """Sums, as `sum_channels`, of a 1 x 1 x 1 convolution of one or two shares of channels; it is not stored.
 
-    2 K C FLOP and 2 K bytes per voxel.
+    2 K C FLOP and 2 K bytes a voxel.
     """
     part, b = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, CP)
@@ -101,7 +101,7 @@ def add_residual(
 ):  # fmt: skip
     """Store leaky(z normalised + x), or with POINTWISE, + (x weight + y other) normalised by `beside`.
 
-    With HEAD, stores (B, O, V) float32 of (O, C) head and (O,) shift. 2 K C FLOP, 2 (K + 2 C) bytes per voxel.
+    With HEAD, what is stored is (B, O, V) float32 of (O, C) head and (O,) shift. 2 K C FLOP, 2 (K + 2 C) bytes a voxel.
     """
     b = tl.program_id(1)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
@@ -135,7 +135,7 @@ def add_residual(
 
 @triton.jit
 def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
-    """Store leaky(x normalised). 4 C bytes per voxel."""
+    """Store leaky(x normalised). 4 C bytes a voxel."""
     b = tl.program_id(1)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
     c = tl.arange(0, CP)
@@ -151,7 +151,7 @@ def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
 
 @triton.jit
 def _layer_norm(x, mask, C, EPS):
-    """Rows of x, whose masked entries are zero, with mean 0 and variance 1 over C channels."""
+    """Rows of x, whose masked places are zero, with mean 0 and variance 1 over C channels."""
     mean = tl.sum(x, 1) / C
     centred = tl.where(mask, x - mean[:, None], 0.0)
     return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS))[:, None]
@@ -164,7 +164,7 @@ def normalize_tokens(
 ):  # fmt: skip
     """Layer norm of the tokens that `fetch` names for N places; a place that names T is zeros.
 
-    6 C bytes per place if tokens are float32.
+    6 C bytes a place where tokens are float32.
     """
     b = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -185,7 +185,7 @@ def normalize_tokens(
 def merge_tokens(tokens, scale, shift, out, D, H, W, C, EPS, CP: tl.constexpr, BN: tl.constexpr):
     """Eight neighbours of tokens (B, D, H, W, C) side by side, zeros beyond odd sizes; their layer norm.
 
-    CP holds 8 C. 6 C bytes per token if tokens are float32.
+    CP holds 8 C. 6 C bytes a token where tokens are float32.
     """
     b = tl.program_id(1)
     half_h, half_w = (H + 1) // 2, (W + 1) // 2
@@ -209,7 +209,7 @@ def merge_tokens(tokens, scale, shift, out, D, H, W, C, EPS, CP: tl.constexpr, B
 
 @triton.jit
 def add_tokens(tokens, x, back, out, T, N, C, FETCH: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr):
-    """Store tokens + x, of which `back` names the place of each token. 10 C bytes per token, float32 in and out."""
+    """Store tokens + x, of which `back` names the place of each token. 10 C bytes a token, float32 in and out."""
     b = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     c = tl.arange(0, CP)
@@ -231,7 +231,7 @@ def attend(
     Scores are logarithms to base 2: bias and MASKED come multiplied by log2(e). The bias is (HEADS, NP, NP), its
     columns beyond N so small that their keys do not count. Windows before MASKED_FROM have one region only.
 
-    4 N^2 WIDTH FLOP and N^2 exponentials per head and window; the bias is read from the L2 cache.
+    4 N^2 WIDTH FLOP and N^2 exponentials a head and window; the bias is read from the L2 cache.
     """
     image, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)  # only the first axis may be long
     window = image % W
@@ -271,7 +271,7 @@ def upsample(
 ):  # fmt: skip
     """Transposed 2 x 2 x 2 convolution of stride 2: each voxel's products go straight to their eight places.
 
-    16 K C FLOP and 2 K + 16 C bytes per voxel of x; weight is (K, 8, C).
+    16 K C FLOP and 2 K + 16 C bytes a voxel of x; weight is (K, 8, C).
     """
     place, b = tl.program_id(1) // BLOCKS, tl.program_id(2)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
