@@ -25,7 +25,7 @@ OWNERS = {
     "pydantic": ("src/ctflow/settings/schema.py",),
     "pydantic_core": ("src/ctflow/settings/schema.py",),
     "tensorrt": (
-        "src/ctflow/engines/tensorrt/plan.py",
+        "src/ctflow/engines/tensorrt/engine.py",
         "src/ctflow/engines/tensorrt/torch_program.py",  # stands on it
     ),
     "tensorrt_rtx": ("src/ctflow/engines/tensorrt/rtx.py",),
@@ -52,7 +52,7 @@ COMPUTED = {
     "src/ctflow/compat/monai.py",
     "src/ctflow/core/requirements.py",
     "src/ctflow/engines/registry.py",
-    "src/ctflow/engines/tensorrt/plan.py",
+    "src/ctflow/engines/tensorrt/engine.py",
     "src/ctflow/export/prepare.py",
 }
 

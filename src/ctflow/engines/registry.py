@@ -16,7 +16,7 @@ from ctflow.engines.request import EngineRequest
 # Name on the command line -> module; fastest first, which is what "auto" tries.
 BACKENDS = {
     "fused": "ctflow.engines.fused",
-    "tensorrt": "ctflow.engines.tensorrt.plan",
+    "tensorrt": "ctflow.engines.tensorrt.engine",
     "tensorrt-rtx": "ctflow.engines.tensorrt.rtx",
     "torch-tensorrt": "ctflow.engines.tensorrt.torch_program",
     "compile": "ctflow.engines.compile",

@@ -16,8 +16,8 @@ from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
 from ctflow.engines.registry import backend_module, with_precision
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineKey, EngineStore
-from ctflow.engines.tensorrt.plan import FILE as PLAN
-from ctflow.engines.tensorrt.plan import (
+from ctflow.engines.tensorrt.engine import FILE as PLAN
+from ctflow.engines.tensorrt.engine import (
     RTX_FILE,
     check_precision,
     engine_from_plan,
@@ -31,7 +31,7 @@ from ctflow.engines.tensorrt.torch_program import program_key
 from ctflow.export.examples import example_windows
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
-from ctflow.export.plan import PlanSettings, plan_from_onnx
+from ctflow.export.tensorrt_plan import PlanSettings, plan_from_onnx
 from ctflow.export.torch_program import program_from_model
 
 _STAGE = "prepare engine"

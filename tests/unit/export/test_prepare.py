@@ -13,7 +13,7 @@ from ctflow.core.errors import BackendUnavailable, ParityFailed
 from ctflow.engines.registry import batch_range_for, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
-from ctflow.engines.tensorrt.plan import plan_key
+from ctflow.engines.tensorrt.engine import plan_key
 from ctflow.export import measure, prepare, record
 from ctflow.export.measure import measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine

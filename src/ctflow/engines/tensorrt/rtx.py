@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctflow.core.model import Model
 from ctflow.engines.contract import Precision
 from ctflow.engines.request import EngineRequest
-from ctflow.engines.tensorrt.plan import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
+from ctflow.engines.tensorrt.engine import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
 from ctflow.engines.tensorrt.runtime import runtime_state
 
 __all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]

@@ -24,7 +24,7 @@ from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_win
 from ctflow.engines.hardware import driver_version, gpu_identity, switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey
-from ctflow.engines.tensorrt.plan import find_plan
+from ctflow.engines.tensorrt.engine import find_plan
 from ctflow.engines.tensorrt.runtime import load_runtime, runtime_state
 from ctflow.networks.head import is_two_class
 from ctflow.networks.swin import REWRITE_VERSION

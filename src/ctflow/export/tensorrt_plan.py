@@ -11,7 +11,7 @@ from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed, OutputError
 from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Precision
-from ctflow.engines.tensorrt.plan import INPUT
+from ctflow.engines.tensorrt.engine import INPUT
 from ctflow.engines.tensorrt.runtime import Messages, is_rtx, load_runtime, messages_of
 
 _STAGE = "build engine"
@@ -43,7 +43,7 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
 
     Args:
         name: "tensorrt" or "tensorrt-rtx".
-        onnx: The graph, in the style that `ctflow.engines.tensorrt.plan.graph_style` gives.
+        onnx: The graph, in the style that `ctflow.engines.tensorrt.engine.graph_style` gives.
         path: Where the plan is written.
         settings: How it is built.
         progress: Receives the build's steps as stage "build engine".

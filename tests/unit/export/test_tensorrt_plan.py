@@ -13,11 +13,11 @@ from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFail
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.onnxfile import GraphStyle
 from ctflow.engines.tensorrt import runtime as tensorrt_module
-from ctflow.engines.tensorrt.plan import LoadedPlan, graph_style
+from ctflow.engines.tensorrt.engine import LoadedPlan, graph_style
 from ctflow.engines.tensorrt.runtime import load_runtime
-from ctflow.export import plan as plan_module
+from ctflow.export import tensorrt_plan as plan_module
 from ctflow.export.onnx import onnx_from_model
-from ctflow.export.plan import PlanSettings, plan_from_onnx
+from ctflow.export.tensorrt_plan import PlanSettings, plan_from_onnx
 from ctflow.networks.swin import GPU_ATTENTION
 from reasons import raises_reason
 
