@@ -30,9 +30,8 @@ RTX_FILE = "rtx_plan"
 DEVICES = ("cuda",)
 INPUT, OUTPUT = "windows", "logits"
 _NAME = "tensorrt"
-_RECIPE = (
-    1  # part of every plan's key: raise it when `ctflow.export.tensorrt_plan` builds otherwise from the same graph
-)
+# Part of every plan's key: raise it when `ctflow.export.tensorrt_plan` builds otherwise from the same graph.
+_RECIPE = 1
 _RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and all from 10 on; on another card the plan itself reports the error
 log = logging.getLogger(__name__)
 
