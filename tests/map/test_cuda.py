@@ -48,7 +48,10 @@ def test_a_gpu_engine_is_made_in_the_mounted_cache_and_none_is_in_the_image(imag
     listed = run_image(["engines", "--json"], options=ctflow, image=image)
     document = json.loads(listed.stdout)
     assert document["engines"] == []
-    assert {entry["name"] for entry in document["backends"] if entry["available"]} >= {"tensorrt-rtx", "eager"}
+    backends = {entry["name"]: entry for entry in document["backends"]}
+    assert backends["eager"]["available"]
+    assert not backends["tensorrt-rtx"]["available"]
+    assert "is installed and computes on NVIDIA GPUs only" in backends["tensorrt-rtx"]["reason"]
     made = run_image(["export", "--engine", "tensorrt-rtx"], mounts=kept, options=ctflow, image=image)
     assert made.returncode == 0, made.stderr
     listed = run_image(["engines", "--json"], mounts=kept, options=ctflow, image=image)
