@@ -75,9 +75,9 @@ pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check "$
 install_packages() {
   say "ctflow and the packages of its demo and tests, at the versions of constraints.txt"
   pip_install --constraint constraints.txt --editable '.[dev]' || return # `set -e` is off in what `||` follows
-  # Where the checkout is called ctflow, Python takes it for a package without modules as long as one stands beside it: an
+  # Where the checkout is called ctflow, Python takes it for a package without modules as long as such a folder is on the path: an
   # editable install that maps packages is asked later. A path with the real package is not.
-  site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || return
   printf '%s\n' "$(pwd -P)/src" > "$site/ctflow-source.pth"
 }
 
