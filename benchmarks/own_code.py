@@ -3,7 +3,6 @@
     python benchmarks/own_code.py headers [--slices 300]
     python benchmarks/own_code.py seg
     python benchmarks/own_code.py sr [--findings 100]
-    python benchmarks/own_code.py received
     python benchmarks/own_code.py store [--associations 25]
 
 Each repeat runs every variant once, the variants in turn, so that what else the machine does meets all of them. The
@@ -24,19 +23,17 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
+from pydicom.dataset import Dataset
 
 from ctflow.core.model import Code, ModelSpec, NetworkSpec, Segment
 from ctflow.core.volume import Geometry, Volume
@@ -45,7 +42,7 @@ from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.read.structure import layout_of_header
 from ctflow.dicom.write import encode, measurement_report, segmentation
-from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID, write_ct_series
+from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance
 from ctflow.dicom.write.source import sources_from_headers
 from ctflow.measurements.measure import measure_segments
@@ -105,7 +102,7 @@ def headers(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
     streams = [BytesIO(path.read_bytes()) for path in sorted(ct.iterdir()) if path.is_file()]
 
     def by_pydicom() -> None:
-        with mock.patch("ctflow.dicom.read.scan.header_of_layout", return_value=None):
+        with mock.patch("ctflow.dicom.read.header.header_of_layout", return_value=None):
             scan_folder(ct)
 
     def walk() -> None:
@@ -229,10 +226,13 @@ def store(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
         f"C-STORE, {given.associations} associations of {given.images} images": {
             "pynetdicom": lambda: receive(folder, given, wake=False, short=False),
             "pynetdicom, woken by what happens": lambda: receive(folder, given, wake=True, short=False),
-            "ctflow, header read by pydicom": lambda: receive(folder, given, header=by_pydicom),
-            "ctflow, file meta by pydicom": lambda: receive(folder, given, meta=meta_by_pydicom),
+            "ctflow, pynetdicom's loops polling": lambda: receive(folder, given, wake=False),
             "ctflow": lambda: receive(folder, given),
-        }
+        },
+        f"a second of {given.associations} associations without requests": {
+            "pynetdicom's loops polling": lambda: idle(folder, given, wake=False),
+            "ctflow": lambda: idle(folder, given),
+        },
     }
 
 
@@ -248,49 +248,6 @@ def image(number: int) -> Dataset:
     return dataset
 
 
-def received(_folder: Path, _given: argparse.Namespace) -> dict[str, Variants]:
-    """A receiver's header parse before it keeps an image, and its write of the meta information: a thousand times."""
-    sys.path.insert(0, str(REPOSITORY / "tests"))
-    from ctflow.node.receive import receiver as module  # noqa: PLC0415
-    from ctflow.node.receive.shortcut import StoreRequest  # noqa: PLC0415
-    from service_support import encoded  # noqa: PLC0415
-
-    dataset = image(1)
-    uids = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(dataset.file_meta.TransferSyntaxUID))
-    meta = module.file_meta(*uids)
-    request = StoreRequest(*uids[:2], uids[0], uids[2], memoryview(encoded(dataset)).toreadonly())
-    found: Any = SimpleNamespace(_reception=SimpleNamespace(patient_data=False))
-
-    def often(step: Callable[..., object], *arguments: object) -> Callable[[], Mapping[str, float]]:
-        return timed(lambda: [step(*arguments) for _ in range(1000)])
-
-    return {
-        "header of an image, 1000 times": {
-            "pydicom after the walk": often(module.Receiver._parsed_header, found, meta, request),
-            "ctflow": often(module.Receiver._header, found, meta, request),
-        },
-        "file meta information, 1000 times": {
-            "pydicom": often(meta_by_pydicom, *uids), "ctflow": often(module.file_meta, *uids),
-        },
-    }  # fmt: skip
-
-
-def by_pydicom(receiver: Any, meta: bytes, request: Any) -> Any:
-    """A received header's values, as in a node with `patient_data`."""
-    return receiver._parsed_header(meta, request)
-
-
-def meta_by_pydicom(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str) -> bytes:
-    """Preamble and file meta information."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class_uid, sop_instance_uid
-    meta.TransferSyntaxUID, meta.ImplementationClassUID = transfer_syntax, IMPLEMENTATION_UID
-    stream = DicomBytesIO()
-    stream.write(bytes(128) + b"DICM")
-    write_file_meta_info(stream, meta)
-    return stream.getvalue()
-
-
 def receive(folder: Path, given: argparse.Namespace, **how: Any) -> Mapping[str, float]:
     """Let senders of another process send; return the seconds per image."""
     with receiver(folder, given.associations, **how) as port:
@@ -298,6 +255,7 @@ def receive(folder: Path, given: argparse.Namespace, **how: Any) -> Mapping[str,
         ours, theirs = context.Pipe()
         sender = context.Process(target=send, args=(port, given.associations, given.images, theirs))
         sender.start()
+        theirs.close()  # else a sender that fails leaves this process waiting for it
         ours.recv()
         wall, cpu = time.perf_counter(), time.process_time()
         ours.send(None)
@@ -309,6 +267,29 @@ def receive(folder: Path, given: argparse.Namespace, **how: Any) -> Mapping[str,
     return {name: value / len(statuses) for name, value in found.items()}
 
 
+def idle(folder: Path, given: argparse.Namespace, **how: Any) -> Mapping[str, float]:
+    """The CPU seconds of a second in which nothing is sent."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from service_support import RawPeer  # noqa: PLC0415
+
+    with receiver(folder, given.associations, **how) as port:
+        peers = [RawPeer(port, 0) for _ in range(given.associations)]
+        time.sleep(0.5)
+        cpu = time.process_time()
+        time.sleep(1.0)
+        found = {"cpu_s": time.process_time() - cpu}
+        for peer in peers:
+            peer.close()
+    return found
+
+
+def silent_bell(association: Any) -> None:
+    """Leave pynetdicom's queues as they are; the shortcut's reader then has a bell that never rings."""
+    queue = association.dul.event_queue
+    queue.bell = os.eventfd(0)
+    weakref.finalize(queue, os.close, queue.bell)
+
+
 @contextmanager
 def receiver(
     folder: Path,
@@ -316,8 +297,6 @@ def receiver(
     *,
     wake: bool = True,
     short: bool = True,
-    header: Callable[..., Any] | None = None,
-    meta: Callable[[str, str, str], bytes] | None = None,
 ) -> Iterator[int]:
     """A receiver, whole or with the libraries' own parts; yields its port."""
     from pynetdicom import evt  # noqa: PLC0415  # the extra `serve`
@@ -345,10 +324,8 @@ def receiver(
         )  # fmt: skip
         journal = Journal(Path(own) / "journal.sqlite3")
         with (
-            mock.patch.object(module, "wake_by_events", module.wake_by_events if wake else lambda _: None),
+            mock.patch.object(module, "wake_by_events", module.wake_by_events if wake else silent_bell),
             mock.patch.object(module, "shorten", module.shorten if short else lambda *_: None),
-            mock.patch.object(module, "file_meta", meta or module.file_meta),
-            mock.patch.multiple(module.Receiver, _header=header or module.Receiver._header),
         ):
             found = module.Receiver(reception, Inbox(Path(own) / "inbox", 0), journal)
             if not short:
@@ -395,7 +372,7 @@ def send(port: int, associations: int, images: int, connection: Any) -> None:
     connection.send(statuses)
 
 
-SUBJECTS = {"headers": headers, "seg": seg, "sr": sr, "received": received, "store": store}
+SUBJECTS = {"headers": headers, "seg": seg, "sr": sr, "store": store}
 
 
 def main() -> None:

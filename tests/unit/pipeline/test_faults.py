@@ -127,7 +127,7 @@ def test_a_file_that_no_parser_foresaw_is_unreadable_and_the_others_are_read(fol
         monkeypatch.undo()
         raise Odd("Doe^John")
 
-    monkeypatch.setattr(scan, "_read_header", fail)
+    monkeypatch.setattr(scan, "_instance_of_file", fail)
     found = scan_folder(folder)
     assert [file.reason for file in found.unreadable] == ["unexpected"]
     assert len(found.instances) == 31

@@ -10,6 +10,7 @@ import warnings
 from functools import lru_cache
 from typing import BinaryIO, cast
 
+import pydicom
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -30,6 +31,31 @@ _GROUP_LENGTH, _SYNTAX, _CHARACTER_SET = 0x00020000, 0x00020010, 0x00080005
 _LEAST_GROUP = 0x0003  # of a data set's own elements: lower groups are commands or misplaced meta information
 _SYNTAXES = frozenset(AllTransferSyntaxes) - {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 _Elements = dict[BaseTag, RawDataElement | DataElement]
+
+
+def read_header(stream: BinaryIO, layout: Layout, *, force: bool) -> Dataset | None:
+    """Read a whole header, an unusual one by pydicom.
+
+    Args:
+        stream: The file; its position afterwards is undefined.
+        layout: The layout of the file.
+        force: Whether the file has no preamble.
+
+    Returns:
+        The dataset, as by `header_of_layout`; None if pydicom does not end where the walk did.
+
+    Raises:
+        One of PARSE_ERRORS: pydicom cannot read it.
+    """
+    header = None if force else header_of_layout(stream, layout)
+    if header is not None:
+        return header
+    stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns about damage and quotes paths; the relevant checks are here
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
+    is_sure = layout.syntax == DeflatedExplicitVRLittleEndian or stream.tell() == layout.end
+    return header if is_sure else None
 
 
 def header_of_layout(stream: BinaryIO, layout: Layout) -> Dataset | None:

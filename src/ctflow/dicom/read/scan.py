@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -25,7 +23,7 @@ from ctflow.core.errors import NoUsableSeries
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
-from ctflow.dicom.read.header import header_of_layout
+from ctflow.dicom.read.header import read_header
 from ctflow.dicom.read.structure import Layout, Note, layout_of_header
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
@@ -194,10 +192,10 @@ def _read_file(path: Path, name: str) -> Instance | Unreadable | None:
             start = stream.read(132)
             stream.seek(0)
             if start[128:] == b"DICM":
-                return _read_header(stream, path, name, force=False)
+                return _instance_of_file(stream, path, name, force=False)
             # Old files have no preamble; group 0002 or 0008 in little endian then comes first.
             if start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132:
-                return _read_header(stream, path, name, force=True)
+                return _instance_of_file(stream, path, name, force=True)
     except Exception as error:  # noqa: BLE001  # any parser error, not only PARSE_ERRORS: the other files go on
         return _unreadable(name, error)
     return Unreadable(name, "no-header", "empty or without a DICOM header") if says_dicom else None
@@ -215,11 +213,11 @@ def _unreadable(name: str, error: Exception) -> Unreadable:
     return Unreadable(name, "damaged" if is_known else "unexpected", f"damaged header ({type(error).__name__})")
 
 
-def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
+def _instance_of_file(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Instance | Unreadable | None:
     layout = layout_of_header(stream, preamble=not force)
     if isinstance(layout, str):  # without a preamble it may be anything else
         return Unreadable(name, "damaged", layout) if not force or path.suffix.lower() in _SUFFIXES else None
-    header = _header(stream, layout, force=force)
+    header = read_header(stream, layout, force=force)
     if header is None:
         return Unreadable(name, "damaged", "damaged header (it can be read in more than one way)")
     if text(header, "SOPClassUID") == _DIRECTORY_CLASS or "DirectoryRecordSequence" in header:
@@ -231,19 +229,6 @@ def _read_header(stream: BinaryIO, path: Path, name: str, *, force: bool) -> Ins
         return Unreadable(name, "damaged", flaw)
     syntax, notes = _syntax_of(layout), frozenset(layout.notes)
     return _with_pixels(Instance(path.absolute(), name, header, syntax, has_pixels=False, notes=notes), layout)
-
-
-def _header(stream: BinaryIO, layout: Layout, *, force: bool) -> Dataset | None:
-    """The header; pydicom reads unusual ones: None if it does not end where the walk did."""
-    header = None if force else header_of_layout(stream, layout)
-    if header is not None:
-        return header
-    stream.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns about damage and quotes paths; the relevant checks are here
-        header = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
-    is_sure = layout.syntax == DeflatedExplicitVRLittleEndian or stream.tell() == layout.end
-    return header if is_sure else None
 
 
 def _flaw_of_object(header: Dataset, layout: Layout, *, force: bool) -> str | None:

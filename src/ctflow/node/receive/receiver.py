@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pydicom
-from pydicom.datadict import keyword_for_tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-from ctflow.compat.pydicom import lenient
 from ctflow.compat.pynetdicom import wake_by_events, without_logging
 from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.attributes import PARSE_ERRORS, text
+from ctflow.dicom.attributes import text
 from ctflow.dicom.read.pixels.stored import READABLE
-from ctflow.dicom.read.structure import flaw_of_header, values_of_data_set
 from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Arrival, InstanceRecord, Patient
+from ctflow.node.journal.records import Arrival, InstanceRecord
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import (
     IMPLEMENTATION_VERSION,
-    READ_OF_PATIENT,
     file_meta,
-    first_text,
+    header_of_object,
     is_same_in_other_syntax,
     is_usable,
     patient_of_header,
@@ -63,9 +55,6 @@ _ANSWERS = {
     "conflict": (CONFLICT, "different content, or another syntax, was received under this UID"),
     "too-much": (TOO_MUCH, "the series is larger than this node accepts"),
 }
-_SOP_CLASS, _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES, _COUNT = _READ = (
-    0x00080016, 0x00080018, 0x00080060, 0x0020000D, 0x0020000E, 0x00201209,
-)  # fmt: skip  # the last is NumberOfSeriesRelatedInstances
 log = logging.getLogger(__name__)
 
 
@@ -281,59 +270,35 @@ class Receiver:
     def _decide(self, association: Any, request: StoreRequest) -> StoreAnswer:
         if request.sop_class_uid != request.abstract_syntax:
             return WRONG_CLASS, "SOPClassUID is not that of the presentation context"
+        if not is_usable(request.sop_instance_uid):
+            return WRONG_CLASS, "SOPInstanceUID of the request is absent, too long or not printable"
         meta = file_meta(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax)
-        found = self._header(meta, request)
-        if isinstance(found, str):
-            return CANNOT_UNDERSTAND, found
-        header, patient = found
-        if header[_SOP_CLASS] != request.sop_class_uid:
-            return WRONG_CLASS, "SOPClassUID differs from the request's"
-        if header[_SOP_INSTANCE] != request.sop_instance_uid:
-            return WRONG_CLASS, "SOPInstanceUID differs from the request's"
-        if not all(is_usable(header[tag]) for tag in (_STUDY, _SERIES, _SOP_INSTANCE)):
+        header = header_of_object(meta, request.data, request.transfer_syntax)
+        if isinstance(header, str):
+            return CANNOT_UNDERSTAND, header
+        for keyword, uid in (("SOPClassUID", request.sop_class_uid), ("SOPInstanceUID", request.sop_instance_uid)):
+            if text(header, keyword) != uid:
+                return WRONG_CLASS, f"{keyword} differs from the request's"
+        study, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
+        if not (is_usable(study) and is_usable(series)):
             return CANNOT_UNDERSTAND, "a UID is absent, too long or not printable"
         caller = _caller(association)
         arrival = Arrival(
-            series_uid=header[_SERIES],
-            study_uid=header[_STUDY],
-            sop_instance_uid=header[_SOP_INSTANCE],
-            sop_class_uid=header[_SOP_CLASS],
+            series_uid=series,
+            study_uid=study,
+            sop_instance_uid=request.sop_instance_uid,
+            sop_class_uid=request.sop_class_uid,
             transfer_syntax=request.transfer_syntax,
-            modality=header[_MODALITY][:16],
+            modality=text(header, "Modality")[:16],
             calling_ae=caller["ae"],
             peer=caller["peer"],
             file="",
             bytes=len(request.data),
             sha256=hashlib.sha256(request.data).hexdigest(),
-            expected_instances=whole_number(header[_COUNT]),
-            patient=patient,
+            expected_instances=whole_number(text(header, "NumberOfSeriesRelatedInstances")),
+            patient=patient_of_header(header) if self._reception.patient_data else None,
         )
         return self._keep(arrival, [meta, request.data])
-
-    def _header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
-        """The few attributes needed now, or what is wrong with the header."""
-        if request.transfer_syntax == DeflatedExplicitVRLittleEndian or self._reception.patient_data:
-            return self._parsed_header(meta, request)
-        values = values_of_data_set(request.data, request.transfer_syntax, _READ)
-        if isinstance(values, str):
-            return values
-        return {tag: first_text(values.get(tag, b"")) for tag in _READ}, None
-
-    @lenient()
-    def _parsed_header(self, meta: bytes, request: StoreRequest) -> tuple[Mapping[int, str], Patient | None] | str:
-        """The same with pydicom, which handles character sets and deflated data."""
-        stream = io.BytesIO(b"".join((meta, request.data)))
-        flaw = flaw_of_header(stream, preamble=True)
-        if flaw is not None:
-            return flaw
-        stream.seek(0)
-        wanted: list[Any] = [*_READ, *(READ_OF_PATIENT if self._reception.patient_data else ())]
-        try:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=wanted)
-        except PARSE_ERRORS as error:
-            return f"damaged header ({type(error).__name__})"
-        patient = patient_of_header(header) if self._reception.patient_data else None
-        return {tag: text(header, keyword_for_tag(tag)) for tag in _READ}, patient
 
     def _keep(self, arrival: Arrival, parts: Sequence[bytes | memoryview]) -> StoreAnswer:
         """Write an instance, record it in the journal, and only then acknowledge it."""

@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLo
 from ctflow.core.errors import UnsupportedPixels
 from ctflow.dicom.read.pixels.frames import flaw_of_rle, flaw_of_size, slices_unlike_both_neighbours
 from ctflow.dicom.read.scan import scan_folder
-from ctflow.dicom.read.structure import flaw_of_header
+from ctflow.dicom.read.structure import Layout, layout_of_header
 from dicom_support import DEPTH, assembled, small_volume
 from fuzz_series import FINE, fuzz
 from odd_series import ODD, nested, transcode
@@ -77,8 +77,8 @@ def test_sequences_as_deep_as_real_ones_are_read(write):
     for depth, flaw in ((8, None), (33, "nested more than 32 deep")):
         path.write_bytes(content[:at] + nested(depth) + content[at:])
         with path.open("rb") as stream:
-            found = flaw_of_header(stream, preamble=True)
-        assert (found is None) if flaw is None else flaw in found
+            found = layout_of_header(stream, preamble=True)
+        assert isinstance(found, Layout) if flaw is None else flaw in str(found)
 
 
 def test_a_group_length_may_stand_before_the_pixels(write):

@@ -17,7 +17,7 @@ from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.writes import key_of
-from ctflow.node.receive import inbox, pending, receiver
+from ctflow.node.receive import headers, inbox, pending, receiver
 from ctflow.node.receive.pending import MOST_WAITING
 from ctflow.node.receive.receiver import VERIFICATION, supported_contexts
 from ctflow.node.settings import MOST_ASSOCIATIONS
@@ -211,8 +211,8 @@ def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(scp, raw, 
 
 
 def test_a_header_that_pydicom_cannot_read_is_refused(scp, monkeypatch):
-    node = scp(patient_data=True)
-    monkeypatch.setattr(receiver.pydicom, "dcmread", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
+    node = scp()
+    monkeypatch.setattr(headers, "read_header", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
     assert store(node.port, instance(1)) == [receiver.CANNOT_UNDERSTAND]
     monkeypatch.undo()
     assert store(node.port, instance(1)) == [0]
@@ -237,7 +237,7 @@ def test_deflated_instances_are_taken(scp):
 
 def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(scp, monkeypatch, caplog):
     node = scp()
-    monkeypatch.setattr(receiver, "values_of_data_set", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
+    monkeypatch.setattr(receiver, "header_of_object", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
     with association(node.port) as found, caplog.at_level("ERROR"):
         answer = found.send_c_store(instance(1))
         assert (answer.Status, answer.ErrorComment) == (
