@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-all test-random test-lowest test-gpu map map-test docs lint install resolve dist dist-test clean
+.PHONY: demo test test-all test-random test-lowest test-gpu map map-cuda map-test docs lint install resolve dist dist-test clean
 
 install:
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh install/install.sh $(VENV)
@@ -46,11 +46,15 @@ test-random: install
 test-gpu: install
 	$(BIN)/python benchmarks/prove_gpu.py --out gpu-proof $(PROVE)
 
-# The container: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options: MAP='--bundle DIR';
-# MAP_TORCH=pip, cpu, URL or FOLDER names where the image's torch comes from (default: as .venv's, if that is for CPUs).
+# The container, for CPUs and for NVIDIA GPUs: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options:
+# MAP='--bundle DIR'; MAP_TORCH=pip, cpu, URL or FOLDER names where the image's torch comes from (default: for CPUs as
+# .venv's, if that is for CPUs; for GPUs pip's index).
 MAP_TORCH ?=
 map: install
 	PYTHON=$(BIN)/python TORCH='$(MAP_TORCH)' MAP/build.sh $(MAP)
+
+map-cuda: install
+	PYTHON=$(BIN)/python TORCH='$(MAP_TORCH)' MAP/build.sh --flavour cuda $(MAP)
 
 # Runs it, and packages the application with holoscan-cli; needs podman in addition to what `make map` needs.
 map-test: install

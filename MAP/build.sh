@@ -9,11 +9,11 @@ usage() {
   cat <<'USAGE'
 usage: MAP/build.sh [options]
 
-  --flavour cpu|cuda   cpu (default): OpenVINO on a Debian base that mmdebstrap makes; cuda: needs --base
-  --base IMAGE         base image; one with Python 3.11 to 3.13, or with apt to install it
+  --flavour cpu|cuda   cpu (default): OpenVINO; cuda: NVIDIA GPUs, and OpenVINO where there is none
+  --base IMAGE         base image with Python 3.11 to 3.13, or with apt to install it (default: Debian 12, by mmdebstrap)
   --bundle DIR         MONAI bundle to put in (default: bundle, the demonstration)
   --engine NAME        engine of the image (default: openvino in cpu, auto in cuda); cpu makes its file now
-  --extra NAME         one more extra of ctflow, such as tensorrt (cuda has tensorrt-rtx); may be repeated
+  --extra NAME         one more extra of ctflow, such as tensorrt (cuda has openvino and tensorrt-rtx); may be repeated
   --python X.Y         Python of the base (default: 3.11)
   --tag NAME           image name (default: localhost/ctflow:VERSION-FLAVOUR)
   --output DIR         gets the archive, SBOM and licences (default: build/map)
@@ -23,8 +23,8 @@ usage: MAP/build.sh [options]
 
 PYTHON  interpreter with pip that collects the wheels (default: .venv/bin/python, else python3)
 TORCH   where torch comes from: pip (pip's own index), cpu (PyTorch's index of builds for CPUs), the address of an index,
-        or a folder with wheels (default: pip for cuda; for cpu: as PYTHON's torch, if that is a build for CPUs, else cpu);
-        with make: MAP_TORCH
+        or a folder with wheels (default: pip for cuda, which must then have the build for GPUs; for cpu: as PYTHON's torch,
+        if that is a build for CPUs, else cpu); with make: MAP_TORCH
 USAGE
 }
 
@@ -60,9 +60,7 @@ done
 
 case $flavour in
   cpu) gpus=void extras+=(holoscan openvino); engine=${engine:-openvino} ;;
-  cuda)
-    [ -n "$base" ] || fail "--flavour cuda wants --base IMAGE, a CUDA 13 runtime; see docs/map.md" 64
-    gpus=all extras+=(holoscan tensorrt-rtx); engine=${engine:-auto} ;;
+  cuda) gpus=all extras+=(holoscan openvino tensorrt-rtx); engine=${engine:-auto} ;;
   *) fail "--flavour: $flavour is neither cpu nor cuda" 64 ;;
 esac
 [ -f "$bundle/configs/metadata.json" ] || fail "--bundle: $bundle has no configs/metadata.json" 3
@@ -164,13 +162,22 @@ choose_torch() {
 
 is_cpu_build() { "$PYTHON" MAP/torch_build.py "$1"; } # WHEEL, or "installed"
 
+# Before the gigabytes that it needs are fetched. A build for CPUs gets into an image for GPUs only by name.
+refuse_wrong_torch() { # WHEEL
+  if [ "$flavour" = cpu ]; then
+    is_cpu_build "$1" ||
+      fail "this torch is the build for NVIDIA GPUs, gigabytes that a CPU image does not need: make map MAP_TORCH=cpu takes the other" 4
+  elif [ -z "${TORCH:-}" ] && is_cpu_build "$1"; then
+    fail "pip's index, or a folder it looks in, has torch as the build for CPUs only: make map-cuda MAP_TORCH=URL|FOLDER names another" 4
+  fi
+}
+
 # Every wheel of the image, pinned, so that the build itself needs no network. torch first and by itself: else a
 # requirement might bring the build of another index.
 collect_wheels() {
-  local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc torch torch_from=() pins=(--constraint constraints.txt)
+  local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc torch torch_from=() pins=(--constraint constraints.txt --constraint MAP/constraints.txt)
   choose_torch
   "$PYTHON" MAP/requirements.py "${extras[@]}" > "$wanted"
-  [ "$flavour" = cuda ] || pins+=(--constraint MAP/constraints.txt)
   key=$(digest "$wanted" constraints.txt MAP/constraints.txt)-$python-$torch
   wheels=$output/wheels-$flavour
   if [ "$(cat "$wheels/key" 2> /dev/null)" != "$key" ]; then
@@ -187,9 +194,7 @@ collect_wheels() {
     local pip=("$PYTHON" -m pip download --quiet --disable-pip-version-check --only-binary=:all: "${platforms[@]}")
     "${pip[@]}" --no-deps --dest "$wheels" "${torch_from[@]}" "torch==$(pinned torch)" ||
       fail "torch $(pinned torch) is not to be had from there; TORCH names another place (--help)" 4
-    # Before the gigabytes that it needs are fetched.
-    [ "$flavour" = cuda ] || is_cpu_build "$wheels"/torch-*.whl ||
-      fail "this torch is the build for NVIDIA GPUs, gigabytes that a CPU image does not need: make map MAP_TORCH=cpu takes the other" 4
+    refuse_wrong_torch "$wheels"/torch-*.whl
     "${pip[@]}" --dest "$wheels" --find-links "$wheels" "${pins[@]}" "$wheels"/torch-*.whl -r "$wanted" pip
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile --target "$wheels/sbom" \
       --constraint constraints.txt cyclonedx-python-lib
@@ -203,7 +208,7 @@ fill_context() {
   rm -rf "$context" "$source"
   mkdir -p "$context/recipe" "$context/ctflow" "$context/docs"
   cp -al "$output/wheels-$flavour" "$context/wheels"
-  cp -p MAP/install.sh MAP/finish.sh MAP/prune-*.txt MAP/manifests.py MAP/sbom.py MAP/engine.py "$context/recipe/"
+  cp -p MAP/install.sh MAP/finish.sh MAP/prune-*.txt MAP/manifests.py MAP/sbom.py MAP/engine.py MAP/libraries.py "$context/recipe/"
   cp -p MAP/tools.py "$context/tools"
   cp -p README.md LICENSE CHANGELOG.md docs/map.md "$context/docs/"
   mkdir "$context/app"

@@ -6,14 +6,14 @@ python "$(echo /mnt/wheels/pip-*.whl)/pip" --python /opt/ctflow/bin/python insta
   --no-cache-dir /mnt/ctflow/ctflow-*.whl
 folder=$(echo /opt/ctflow/lib/python3*/site-packages/ctflow)
 python -m compileall -q --invalidation-mode unchecked-hash "$folder"
-python -c 'import ctflow.app.application' # what the image leaves out must not be missed
+# What the image leaves out must not be missed.
+python -c 'import ctflow.app.application'
+python /mnt/recipe/libraries.py
 mkdir -p /etc/holoscan /var/holoscan/input /var/holoscan/output /var/holoscan/logs /var/holoscan/cache
 cp /opt/holoscan/app/app.yaml /var/holoscan/app.yaml
 python /mnt/recipe/manifests.py /opt/holoscan/app/app.yaml "$flavour" "$model" /etc/holoscan
 PYTHONPATH=/mnt/wheels/sbom python /mnt/recipe/sbom.py /opt/holoscan/docs
-if [ "$flavour" = cpu ]; then
-  python /mnt/recipe/engine.py "$engine" /mnt/engines /var/holoscan/cache
-fi
+python /mnt/recipe/engine.py "$engine" /mnt/engines /var/holoscan/cache
 chmod -R a+rX,go-w "$folder" /opt/holoscan /etc/holoscan /var/holoscan
 # Any user may write here, whichever the site runs the container as, unless the container is read-only.
 chmod 1777 /var/holoscan/output /var/holoscan/logs /var/holoscan/cache

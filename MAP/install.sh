@@ -29,11 +29,19 @@ PYTHONPATH=$pip /opt/ctflow/bin/python -c ''
 ls /opt/ctflow/lib/python*/site-packages/holoscan_cu13-*.dist-info/axle.done > /dev/null
 
 cd /opt/ctflow/lib/python*/site-packages
-# Tests, headers and programs of others, and parts for hardware that the flavour is not for.
+# Tests, headers, static libraries and programs of others, and parts for hardware that the image is not for.
 find . -type d \( -name tests -o -name test \) ! -path '*.dist-info/*' -prune -exec rm -rf {} +
+find . -name '*.a' -delete
 rm -rf torch/include torch/share openvino/include nvidia/*/include
+rm -f openvino/libs/libopenvino_intel_gpu_plugin.so openvino/libs/libopenvino_intel_npu_plugin.so openvino/libs/cache.json
 find torch/bin -type f ! -name torch_shm_manager -delete
-[ "$flavour" != cpu ] || (cd openvino/libs && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_plugin.so cache.json)
+# Files that the flavour does not need. Without CUDA's libraries (a torch for CPUs, by MAP_TORCH) there are none to remove.
+sed -n 's|^\([^# ]*/[^# ]*\).*|\1|p' "/mnt/recipe/prune-$flavour.txt" | while read -r pattern; do
+  # shellcheck disable=SC2086  # a pattern of the shell
+  set -- $pattern
+  [ ! -d nvidia/cudnn ] || [ -e "$1" ] || { echo "prune-$flavour.txt: no file is $pattern" >&2; exit 1; }
+  rm -f "$@"
+done
 # Compiled here, because the image is read-only when it runs. Some packages contain files for other Python versions.
 /opt/ctflow/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . > /dev/null || true
 find /usr/lib/python3* /opt/ctflow -name '*.pyc.*' -delete

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ctflow import __version__
 REPOSITORY = Path(__file__).parents[1]
 OUTPUT = Path(os.environ.get("CTFLOW_MAP_OUTPUT", REPOSITORY / "build" / "map"))
 IMAGE = os.environ.get("CTFLOW_MAP_IMAGE", f"localhost/ctflow:{__version__}-cpu")
+# A finished image for GPUs, such as `make map-cuda` made; otherwise the tests build one of their own.
+CUDA_IMAGE = os.environ.get("CTFLOW_MAP_CUDA_IMAGE", "")
 # Debian's crun does not start containers on every machine; limits as high as podman's default may not be allowed.
 PODMAN = ["podman", *(["--runtime", "runc"] if shutil.which("runc") else [])]
 LIMITS = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
@@ -63,3 +66,30 @@ def writable_folder(path: Path) -> Path:
     path.mkdir()
     path.chmod(0o777)
     return path
+
+
+@contextmanager
+def mounted(image: str) -> Iterator[Path]:
+    """An image's file system, not running."""
+
+    def buildah(*words: str) -> str:
+        return subprocess.run(["buildah", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    container = buildah("from", "--pull=false", image)
+    try:
+        yield Path(buildah("mount", container))
+    finally:
+        buildah("rm", container)
+
+
+def pinned() -> dict[str, str]:
+    """What constraints.txt and the image's own say of a package's version."""
+    files = [REPOSITORY / "constraints.txt", REPOSITORY / "MAP/constraints.txt"]
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {name.lower().replace("_", "-").replace(".", "-"): version for name, version in pairs}
+
+
+def files_of(root: Path) -> list[Path]:
+    """Every file in a folder, without links."""
+    return [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bundle_support import small_unet_bundle
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.phantom import phantom_from_seed
-from map_support import IMAGE
+from map_support import CUDA_IMAGE, IMAGE, REPOSITORY, mounted
 
 BIN = Path(sys.executable).parent
 
@@ -26,15 +28,25 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def root() -> Iterator[Path]:
     """The image's file system, not running."""
+    with mounted(IMAGE) as folder:
+        yield folder
 
-    def buildah(*words: str) -> str:
-        return subprocess.run(["buildah", *words], capture_output=True, text=True, check=True).stdout.strip()
 
-    container = buildah("from", "--pull=false", IMAGE)
-    try:
-        yield Path(buildah("mount", container))
-    finally:
-        buildah("rm", container)
+@pytest.fixture(scope="session")
+def cuda_image(tmp_path_factory) -> str:
+    """The flavour for GPUs; built here with a bundle of its own, as a site would, and pip's torch for CPUs or GPUs."""
+    if CUDA_IMAGE:
+        return CUDA_IMAGE
+    name = "localhost/ctflow-test:cuda"
+    bundle = small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small")
+    words = ["--flavour", "cuda", "--bundle", bundle, "--tag", name, "--no-archive"]
+    environment = {**os.environ, "PYTHON": sys.executable, "TORCH": "pip"}
+    done = subprocess.run(
+        ["bash", "MAP/build.sh", *words],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=1100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return name
 
 
 @pytest.fixture(scope="session")

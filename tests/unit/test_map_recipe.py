@@ -165,7 +165,6 @@ def test_a_bundle_name_becomes_a_folder_name(tmp_path, name, expected):
     ("words", "message"),
     [
         (["--flavour", "gpu"], "neither cpu nor cuda"),
-        (["--flavour", "cuda"], "--base"),
         (["--nonsense"], "no option"),
         (["--tag"], "wants a value"),
     ],
@@ -281,6 +280,22 @@ def torch_wheel(folder: Path, needs: str) -> None:
         wheel.writestr("torch-2.13.0.dist-info/METADATA", f"Name: torch\nRequires-Dist: sympy\n{needs}")
 
 
+def collect(tmp_path: Path, *words: str, **settings: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Runs build.sh until it has torch; what pip was asked."""
+    (tmp_path / "bin").mkdir()
+    python, log = tmp_path / "bin" / "python", tmp_path / "asked"
+    python.write_text(PIP_STAND_IN)
+    python.chmod(0o755)
+    log.touch()
+    env = {
+        **os.environ, "PYTHON": str(python), "ASKED": str(log), "INSTALLED_IS_GPU": "1", "DOWNLOADS": str(tmp_path),
+        "REAL": sys.executable, **settings,
+    }  # fmt: skip
+    command = ["bash", RECIPE / "build.sh", "--tool", "true", "--base", "none", "--output", tmp_path / "out", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
+    return done, log.read_text()
+
+
 @pytest.mark.parametrize(
     ("installed_is_gpu", "torch", "offered", "said", "asked"),
     [
@@ -297,27 +312,32 @@ def torch_wheel(folder: Path, needs: str) -> None:
 def test_the_cpu_image_takes_torch_for_cpus_and_says_from_where(
     tmp_path, installed_is_gpu, torch, offered, said, asked
 ):
-    (tmp_path / "bin").mkdir()
-    python, log = tmp_path / "bin" / "python", tmp_path / "asked"
     if torch.startswith("as installed: "):
         (tmp_path / ".torch").write_text(torch.removeprefix("as installed: ") + "\n")
         torch = ""
-    python.write_text(PIP_STAND_IN)
-    python.chmod(0o755)
-    log.touch()
     torch_wheel(tmp_path, offered)
-    env = {
-        **os.environ, "PYTHON": str(python), "TORCH": torch, "ASKED": str(log), "INSTALLED_IS_GPU": installed_is_gpu,
-        "DOWNLOADS": str(tmp_path), "REAL": sys.executable,
-    }  # fmt: skip
-    command = ["bash", RECIPE / "build.sh", "--tool", "true", "--base", "none", "--output", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
+    done, log = collect(tmp_path, TORCH=torch, INSTALLED_IS_GPU=installed_is_gpu)
     assert said in done.stderr
-    assert asked in log.read_text()
+    assert asked in log
     if offered or torch == "/no/such":  # nothing else was fetched
         assert done.returncode in {4, 64}
-        assert "cyclonedx" not in log.read_text()
-        assert log.read_text().count("pip download") <= 1
+        assert "cyclonedx" not in log
+        assert log.count("pip download") <= 1
+
+
+FOR_GPUS = "Requires-Dist: nvidia-cudnn-cu13\n"
+
+
+@pytest.mark.parametrize(
+    ("torch", "offered", "refused"),
+    [("", "", True), ("pip", "", False), ("", FOR_GPUS, False), ("pip", FOR_GPUS, False)],
+)
+def test_the_image_for_gpus_takes_torch_for_cpus_only_by_name(tmp_path, torch, offered, refused):
+    torch_wheel(tmp_path, offered)
+    done, log = collect(tmp_path, "--flavour", "cuda", TORCH=torch)
+    assert ("MAP_TORCH" in done.stderr) is refused
+    assert log.count("pip download") == (1 if refused else 2)
+    assert done.returncode == (4 if refused else 3)  # 3: the stand-in downloads nothing else
 
 
 def test_the_scripts_pass_shellcheck():
