@@ -29,7 +29,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle_faults import FAULTS
-from ctflow.bundle.documents import document_from_bytes
+from ctflow.bundle.config.documents import document_from_bytes
 from ctflow.bundle.locate import INFERENCE
 from ctflow.bundle.read import spec_from_documents
 from ctflow.core.errors import BundleInvalid, UnsupportedPixels

@@ -21,7 +21,7 @@ OWNERS = {
     "uvicorn": ("src/ctflow/node/web/",),
     "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
     "prometheus_client": ("src/ctflow/node/metrics.py",),
-    "yaml": ("src/ctflow/settings/document.py",),
+    "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
     "pydantic": ("src/ctflow/settings/schema.py",),
     "pydantic_core": ("src/ctflow/settings/schema.py",),
     "tensorrt": (

@@ -8,8 +8,10 @@ import ctflow
 from ctflow.core.errors import BundleInvalid
 
 INFERENCE = "configs/inference.json"
+CONFIGURATIONS = (INFERENCE, "configs/inference.yaml", "configs/inference.yml")
 METADATA = "configs/metadata.json"
 WEIGHTS = "models/model.pt"
+_SUFFIXES = (".json", ".yaml", ".yml")
 
 
 def demonstration_bundle() -> Path:
@@ -70,4 +72,37 @@ def find_bundle(path: Path) -> Path:
 
 def _is_bundle(folder: Path) -> bool:
     # One of the two is enough to identify a bundle: read_bundle then names what is missing.
-    return (folder / INFERENCE).is_file() or (folder / METADATA).is_file()
+    return any((folder / name).is_file() for name in (*CONFIGURATIONS, METADATA))
+
+
+def configuration_files(folder: Path, given: str | None) -> list[str]:
+    """The configuration's files, as paths inside the bundle.
+
+    Args:
+        folder: The bundle.
+        given: Names of files in `configs` (or paths in the bundle) joined by commas, each overriding those before it;
+            None takes inference.json or inference.yaml.
+
+    Raises:
+        BundleInvalid: A name is empty, leads out of the bundle or is not there; the message lists what is.
+    """
+    if given is None:
+        return [next((name for name in CONFIGURATIONS if (folder / name).is_file()), INFERENCE)]
+    found = []
+    for word in given.split(","):
+        names = [name for name in (f"configs/{word.strip()}", word.strip()) if _is_inside(folder, name)]
+        if not names:
+            have = sorted(path.name for path in folder.glob("configs/*") if path.suffix in _SUFFIXES)
+            raise BundleInvalid(
+                f"the bundle has no configuration {word.strip()[:80]!r}; it has {', '.join(have[:12]) or 'none'}",
+                reason="missing-file",
+            )
+        found.append(names[0])
+    return found
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    if not name.lower().endswith(_SUFFIXES) or "\0" in name:
+        return False
+    path = (folder / name).resolve()
+    return path.is_relative_to(folder.resolve()) and path.is_file()

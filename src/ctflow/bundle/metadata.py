@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import MISSING, short
-from ctflow.bundle.documents import read_bundle_document
+from ctflow.bundle.config.documents import read_bundle_document
 from ctflow.bundle.locate import METADATA
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Activation, Code, HuRange, Segment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctflow.bundle.config import Config, ConfigValue, short
+from ctflow.bundle.expressions.interpreter import sole_reference
 from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
 from ctflow.core.model import Activation
@@ -94,7 +95,7 @@ def is_the_same(config: Config, place: ConfigValue, key: str) -> bool:
     value = place.value
     if not isinstance(value, str):
         return False
-    if value.strip() == f"$@{key}":
+    if value.startswith("$") and sole_reference(value[1:]) == key:
         return True
     return value.startswith("@") and config.resolved(place).value is config.top(key).value
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, is_number, short
-from ctflow.bundle.documents import read_bundle_document
-from ctflow.bundle.locate import INFERENCE, METADATA
+from ctflow.bundle.config.documents import merged_document, read_bundle_document
+from ctflow.bundle.expressions.files import BundleFiles
+from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files
 from ctflow.bundle.metadata import MOST_CHANNELS, metadata_from_document
 from ctflow.bundle.postprocessing import activation_from_config
 from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.bundle.signatures import INFERER
 from ctflow.bundle.weights import read_weights, weights_digest
-from ctflow.bundle.workflow import check_workflow
+from ctflow.bundle.workflow import read_workflow
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Blend, Model, ModelSpec, NetworkSpec
 from ctflow.core.volume import Size3
@@ -24,14 +25,15 @@ from ctflow.networks.build import argument_value, current_arguments, network_cla
 LARGEST_ROI = 1024
 
 
-def read_bundle(path: Path) -> Model:
+def read_bundle(path: Path, configuration: str | None = None) -> Model:
     """Read a MONAI bundle without executing any of it.
 
-    Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of configs/inference.json are read, with
-    configs/metadata.json and models/model.pt; `evaluator` and `dataset`, if present, must use these four.
+    Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of its configuration are read, with
+    configs/metadata.json and the checkpoint that it loads; `evaluator` and `dataset`, if present, must use these four.
 
     Args:
         path: The bundle's folder (see `find_bundle`).
+        configuration: Files of the configuration, joined by commas (see `configuration_files`).
 
     Returns:
         The model, its weights on the CPU.
@@ -41,19 +43,34 @@ def read_bundle(path: Path) -> Model:
 
     Source: MONAI Bundle Specification, docs.monai.io/en/stable/mb_specification.html.
     """
-    spec = read_spec(path)
-    weights = read_weights(path)
-    return Model(spec, weights, weights_digest(weights))
+    config = read_config(path, configuration)
+    spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name)
+    checkpoint = read_workflow(config)
+    weights, notes = read_weights(path, checkpoint.file, checkpoint.key)
+    return Model(replace(spec, notes=(*spec.notes, *notes)), weights, weights_digest(weights))
 
 
-def read_spec(path: Path) -> ModelSpec:
+def read_spec(path: Path, configuration: str | None = None) -> ModelSpec:
     """Read all that `read_bundle` reads except the weights.
 
     Raises:
         BundleInvalid: As `read_bundle`.
     """
-    inference, metadata = read_bundle_document(path, INFERENCE), read_bundle_document(path, METADATA)
-    return spec_from_documents(inference, metadata, folder_name=path.resolve().name)
+    config = read_config(path, configuration)
+    return _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name)
+
+
+def read_config(path: Path, configuration: str | None = None) -> Config:
+    """A bundle's configuration, of one file or several merged ones.
+
+    Raises:
+        BundleInvalid: A file is missing or is no configuration.
+    """
+    names = configuration_files(path, configuration)
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged_document(read_bundle_document(path, name), name, merged)
+    return Config(merged, " + ".join(names), BundleFiles(path))
 
 
 def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:
@@ -67,7 +84,10 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
     Raises:
         BundleInvalid: As `read_bundle`.
     """
-    config = Config(inference, INFERENCE)
+    return _spec(Config(inference, INFERENCE), metadata, folder_name=folder_name)
+
+
+def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:
     network, notes = _network(config)
     in_channels, out_channels = _channels(config, network)
     steps = steps_from_config(config)
@@ -77,7 +97,7 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
         raise config.invalid("postprocessing", "has softmax, which needs at least 2 channels")
     if activation == "sigmoid" and out_channels != 1:
         raise config.invalid("postprocessing", f"has sigmoid; ctflow implements it for 1 channel, not {out_channels}")
-    check_workflow(config)
+    read_workflow(config)
     about = metadata_from_document(metadata, folder_name, out_channels, activation)
     return ModelSpec(
         name=about.name,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.postprocessing import is_the_same
 from ctflow.bundle.signatures import EVALUATOR
+from ctflow.core.errors import BundleInvalid
 
 _NETWORK = re.compile(r"@network_def(?!\w)")
 _MENTIONED = re.compile(r"@(\w+)")
@@ -17,27 +20,42 @@ _WEIGHTS_FILE = re.compile(r"[\w.-]+\.(?:pt|pth|ts|ckpt)(?!\w)")
 _MOST_STEPS = 4  # between keys
 
 
-def check_workflow(config: Config) -> None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a bundle's weights are.
+
+    Attributes:
+        file: Path inside the bundle.
+        key: What its loader calls the network in the file; None if there is no loader.
+    """
+
+    file: str = WEIGHTS
+    key: str | None = None
+
+
+def read_workflow(config: Config) -> Checkpoint:
     """Reject a configuration whose evaluator or dataset uses other transforms, or another inferer or network.
 
-    ctflow reads `preprocessing`, `network_def`, `inferer` and `postprocessing` by these names, and models/model.pt.
-    If the file also wires them up, it must use these.
+    ctflow reads `preprocessing`, `network_def`, `inferer` and `postprocessing` by these names, and the weights that its
+    CheckpointLoader names. If the file also wires them up, it must use these.
 
     Args:
-        config: configs/inference.json.
+        config: The bundle's configuration.
+
+    Returns:
+        The weights that it loads; models/model.pt if it does not say.
 
     Raises:
         BundleInvalid: It uses something else, or the evaluator changes the network's input or output; the reason is
             "workflow", "argument" or "value".
     """
-    for loader in _checkpoint_loaders(config):
-        _check_weights(config, loader)
+    checkpoint = _checkpoint(config)
     if "dataset" in config and isinstance(config.raw("dataset").value, Mapping):
         dataset = ConfigValue("dataset#transform", config.raw("dataset").value.get("transform"))
         if dataset.value is not None and not is_the_same(config, dataset, "preprocessing"):
             raise _other(config, dataset, "preprocessing")
     if "evaluator" not in config or not isinstance(config.raw("evaluator").value, Mapping):
-        return
+        return checkpoint
     evaluator = Component(config, config.raw("evaluator"), "monai.engines")
     if evaluator.target != "SupervisedEvaluator":
         raise evaluator.refused(
@@ -52,6 +70,7 @@ def check_workflow(config: Config) -> None:
     network = evaluator.place("network")
     if not _is_network(config, network.value):
         raise _other(config, network, "network_def")
+    return checkpoint
 
 
 def _is_network(config: Config, value: object) -> bool:
@@ -80,17 +99,59 @@ def _checkpoint_loaders(config: Config) -> Iterator[ConfigValue]:
             yield place
 
 
-def _check_weights(config: Config, loader: ConfigValue) -> None:
-    """Reject a loader whose path names a file other than ctflow reads; a path without a file name passes."""
+def _checkpoint(config: Config) -> Checkpoint:
+    """The one file that the loaders name.
+
+    Raises:
+        BundleInvalid: They name several files, or one outside the bundle.
+    """
+    found: dict[str, Checkpoint] = {}
+    for loader in _checkpoint_loaders(config):
+        if _is_switched_off(config, loader):
+            continue
+        file = _file_of(config, ConfigValue(f"{loader.id}#load_path", loader.value.get("load_path")))
+        keys = loader.value.get("load_dict")
+        key = next(iter(keys)) if isinstance(keys, Mapping) and len(keys) == 1 else None
+        if file is not None:
+            found[file] = Checkpoint(file, key if isinstance(key, str) else None)
+    if len(found) > 1:
+        names = ", ".join(sorted(found)[:4])
+        raise config.invalid("handlers", f"load several files ({names}); ctflow reads one", "workflow")
+    return next(iter(found.values()), Checkpoint())
+
+
+def _is_switched_off(config: Config, loader: ConfigValue) -> bool:
     switch = loader.value.get("_disabled_")
-    if not (isinstance(switch, str) and switch.startswith("$")) and is_disabled(config, loader):
-        return
-    path = loader.value.get("load_path")
-    names = {name for text in _texts(config, path) for name in _WEIGHTS_FILE.findall(text)}
-    wanted = WEIGHTS.rpartition("/")[2]
-    if names and wanted not in names:
-        problem = f"loads {short(min(names))}; ctflow reads {WEIGHTS}: rename the weights to that"
-        raise config.invalid(f"{loader.id}#load_path", problem, "workflow")
+    if isinstance(switch, str) and switch.startswith("$"):
+        try:
+            return bool(config.resolved(ConfigValue(f"{loader.id}#_disabled_", switch)).value)
+        except BundleInvalid:
+            return False
+    return is_disabled(config, loader)
+
+
+def _file_of(config: Config, place: ConfigValue) -> str | None:
+    """The checkpoint's path inside the bundle; None if the configuration does not tell."""
+    try:
+        path = config.resolved(place).value
+    except BundleInvalid as error:
+        if error.reason != "expression":
+            raise
+        # Where the folder comes from elsewhere, the file's name may still be written there.
+        names = {name for text in _texts(config, place.value) for name in _WEIGHTS_FILE.findall(text)}
+        if not names or names == {posixpath.basename(WEIGHTS)}:
+            return None
+        problem = f"loads {short(min(names))} from a place that ctflow does not know ({error})"
+        raise config.invalid(place.id, problem, "workflow") from None
+    if not isinstance(path, str):
+        return None
+    file = posixpath.normpath(path.replace("\\", "/"))
+    if file.startswith("/") or file.split("/")[0] == "..":
+        inside = [part for part in file.split("/") if part == "models"]
+        if not inside:
+            raise config.invalid(place.id, f"is {short(path)}, outside the bundle", "workflow")
+        file = file[file.rindex("/models/") + 1 :] if "/models/" in file else WEIGHTS
+    return file
 
 
 def _texts(config: Config, value: Any) -> Iterator[str]:

@@ -30,7 +30,7 @@ def test_words_that_only_contain_the_signs_are_words():
     ("document", "said", "reason"),
     [
         ({"x": "@y", "y": "@z", "z": "@y"}, "x ", "reference"),
-        ({"x": "@y", "y": "$1 + 1"}, "'$1 + 1'", "expression"),
+        ({"x": "@y", "y": "$make(1)"}, "'$make(1)'", "expression"),
         ({"x": ["@y"], "y": ["@x"]}, "x#0", "value"),
         ({"x": "@y::0", "y": "@z", "z": [1]}, "'@y::0'", "reference"),
         ({"x": "@y::7", "y": [1]}, "x ", "reference"),

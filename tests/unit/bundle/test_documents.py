@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctflow.bundle.documents import LARGEST_BYTES, document_from_bytes, read_bundle_document
+from ctflow.bundle.config.documents import LARGEST_BYTES, document_from_bytes, read_bundle_document
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
 

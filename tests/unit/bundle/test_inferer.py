@@ -36,7 +36,8 @@ def test_everything_given_is_taken_and_where_it_runs_is_ignored():
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("roi_size", "$@patch", "expression"),
+        ("roi_size", "$@patch", "reference"),
+        ("roi_size", "$[patch] * 3", "expression"),
         ("roi_size", [96, 96], "value"),
         ("roi_size", [96, 96, 0], "value"),
         ("roi_size", [96, 96, 96.0], "value"),

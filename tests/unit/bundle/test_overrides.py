@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from ctflow.bundle.documents import merged_document
+from ctflow.bundle.config.documents import merged_document
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
 

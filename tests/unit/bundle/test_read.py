@@ -86,7 +86,7 @@ def test_expressions_that_ctflow_does_not_need_are_never_looked_at(inference, me
     ("network", "said", "reason"),
     [
         (
-            {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": "$2"},
+            {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": "$two()"},
             "network_def#out_channels ",
             "expression",
         ),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,9 +29,39 @@ WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torc
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_state_dict_is_read_plain_or_nested(save, wrap, zipped):
-    read = read_weights(save(wrap(WEIGHTS), _use_new_zipfile_serialization=zipped))
+    read, notes = read_weights(save(wrap(WEIGHTS), _use_new_zipfile_serialization=zipped))
+    assert not notes
     assert list(read) == ["a", "b"]
     torch.testing.assert_close(read["a"], WEIGHTS["a"])
+
+
+PARALLEL = {f"module.{name}": value for name, value in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        (PARALLEL, None),
+        ({"network": PARALLEL, "optimizer": {"lr": 1}}, None),
+        ({"model": {f"_orig_mod.{name}": value for name, value in PARALLEL.items()}}, None),
+        ({"model": WEIGHTS, "model_ema": {"a": WEIGHTS["a"] + 1}}, "averaged"),
+        ({"ema": {"n_averaged": torch.tensor(3), **PARALLEL}}, None),
+        ({"epoch": 3, "best": np.float64(0.9), "scores": np.ones(2), "state_dict": {"state_dict": WEIGHTS}}, None),
+        (
+            {"pytorch-lightning_version": "2", "state_dict": {f"net.{name}": v for name, v in WEIGHTS.items()}},
+            None,
+        ),
+    ],
+)
+def test_checkpoints_as_training_programs_save_them_hold_the_same_weights(save, content, note):
+    read, notes = read_weights(save(content))
+    assert weights_digest(read) == weights_digest(WEIGHTS)
+    assert [note in text for text in notes] == ([True] if note else [])
+
+
+def test_the_weights_are_those_under_the_loaders_name(save):
+    read, _ = read_weights(save({"best": WEIGHTS, "model": {"c": WEIGHTS["a"]}}), key="best")
+    assert list(read) == ["a", "b"]
 
 
 def test_the_digest_depends_on_names_types_shapes_and_bytes_and_not_on_order():

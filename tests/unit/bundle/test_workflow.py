@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ctflow.bundle.config import Config
-from ctflow.bundle.workflow import check_workflow
+from ctflow.bundle.workflow import Checkpoint, read_workflow
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
 
@@ -29,7 +29,7 @@ LOW = {"_target_": "monai.handlers.CheckpointLoader", "load_path": "$@bundle_roo
 
 
 def check(**parts):
-    check_workflow(Config({**PARTS, **parts}, "configs/inference.json"))
+    read_workflow(Config({**PARTS, **parts}, "configs/inference.json"))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def check(**parts):
         {"evaluator": EVALUATOR | {"network": "$torch.compile(@network_def)", "inferer": "$@inferer"}},
         {"handlers": [LOADER, {"_target_": "StatsHandler"}], "loader": LOADER},
         {"handlers": [LOW], "modelname": "model.pt"},
-        {"handlers": [LOW, "@x"], "modelname": "$@other_one", "other_one": "@modelname"},
+        {"handlers": [LOW, "@x"], "modelname": "$@other_one", "other_one": "model.pt"},
         {"handlers": [LOW | {"_disabled_": True}], "modelname": "model_low.pt"},
     ],
 )
@@ -66,9 +66,9 @@ def test_an_evaluator_and_a_dataset_of_the_parts_that_ctflow_reads_are_taken(par
         ({"evaluator": EVALUATOR | {"colour": 1}}, "evaluator#colour", "argument"),
         ({"evaluator": EVALUATOR | {"_target_": "EnsembleEvaluator"}}, "evaluator#_target_", "target"),
         ({"evaluator": EVALUATOR | {"_target_": "scripts.Mine"}}, "evaluator#_target_", "target"),
-        ({"handlers": [{}, LOW], "modelname": "model_low.pt"}, "handlers#1#load_path", "workflow"),
-        ({"loader": LOW, "modelname": "@low", "low": "best.ckpt"}, "loader#load_path", "workflow"),
-        ({"handlers": [LOW | {"_disabled_": "$x"}], "modelname": "a.pt"}, "handlers#0#load_path", "workflow"),
+        ({"handlers": [LOADER, LOW], "modelname": "model_low.pt"}, "handlers", "workflow"),
+        ({"loader": LOW, "modelname": "$pick('best.ckpt')"}, "loader#load_path", "workflow"),
+        ({"loader": LOW, "modelname": "../../other.pt"}, "loader#load_path", "workflow"),
         (
             {"evaluator": EVALUATOR | {"val_handlers": [LOADER | {"load_path": "/x/model_low.pt"}]}},
             "evaluator#val_handlers#0#load_path",
@@ -82,3 +82,17 @@ def test_an_evaluator_and_a_dataset_of_the_parts_that_ctflow_reads_are_taken(par
 def test_other_parts_are_rejected_by_key(parts, key, reason):
     with raises_reason(BundleInvalid, reason, names=f"configs/inference.json: {key} "):
         check(**parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "checkpoint"),
+    [
+        ({}, Checkpoint("models/model.pt", None)),
+        ({"handlers": [LOW], "modelname": "$'low.pt' if 1 > 2 else 'high.pt'"}, Checkpoint("models/high.pt", None)),
+        ({"loader": LOADER | {"load_dict": {"net": "@network"}}}, Checkpoint("models/model.pt", "net")),
+        ({"loader": LOADER | {"load_path": "/workspace/models/best.pt"}}, Checkpoint("models/best.pt", None)),
+        ({"loader": LOW, "modelname": "a.pt", "x": LOADER | {"_disabled_": "$not False"}}, Checkpoint("models/a.pt")),
+    ],
+)
+def test_the_weights_are_those_that_the_loader_names(parts, checkpoint):
+    assert read_workflow(Config({**PARTS, **parts}, "configs/inference.json")) == checkpoint

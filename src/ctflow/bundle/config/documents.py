@@ -1,4 +1,4 @@
-"""Untrusted JSON files: bounded, finite, without duplicate keys; and their overrides, applied as in MONAI."""
+"""Untrusted JSON and YAML files: bounded, finite, without duplicate keys; their overrides, applied as in MONAI."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ctflow.bundle.config.yaml_document import read_yaml
 from ctflow.core.errors import BundleInvalid
 
 LARGEST_BYTES = 4_000_000  # the largest inference.json of MONAI's model zoo has 20 kB
+YAML = (".yaml", ".yml")
 _MOST_DIGITS = 30
 _MERGE = "+"
 _SEPARATOR = "::"
@@ -23,21 +25,21 @@ class _Rejected(ValueError):
 
 
 def read_bundle_document(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read one object of JSON or, by the file's name, of YAML.
 
     Args:
         folder: The bundle.
         name: The file's path inside the bundle.
 
     Raises:
-        BundleInvalid: The file is absent, too large, or not one JSON object; the message names the file.
+        BundleInvalid: The file is absent, too large, or not one object; the message names the file.
     """
     try:
         with (folder / name).open("rb") as file:
             raw = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise BundleInvalid(
-            f"{name} is missing: a bundle has configs/inference.json and metadata.json (JSON, not YAML)",
+            f"{name} is missing: a bundle has configs/inference.json (or .yaml) and configs/metadata.json",
             reason="missing-file",
         ) from None
     except OSError as error:
@@ -47,7 +49,7 @@ def read_bundle_document(folder: Path, name: str) -> dict[str, Any]:
             f"{name} is larger than {LARGEST_BYTES // 1_000_000} MB: not a bundle's configuration",
             reason="unreadable-file",
         )
-    return document_from_bytes(raw, name)
+    return document_from_yaml(raw, name) if name.lower().endswith(YAML) else document_from_bytes(raw, name)
 
 
 def document_from_bytes(raw: bytes, name: str) -> dict[str, Any]:
@@ -107,7 +109,28 @@ def _float(text: str) -> float:
     return value
 
 
-def merged_document(document: Mapping[str, Any], file: str) -> dict[str, Any]:
+def document_from_yaml(raw: bytes, name: str) -> dict[str, Any]:
+    """Parse a YAML object to what JSON can hold; aliases are copied.
+
+    Args:
+        raw: UTF-8 text.
+        name: The file's name in messages.
+
+    Raises:
+        BundleInvalid: Not one object of words, finite numbers, truth values, lists and objects.
+    """
+    try:
+        document = read_yaml(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise BundleInvalid(f"{name} is not UTF-8 text", reason="json") from None
+    except ValueError as error:
+        raise BundleInvalid(f"{name}: {error}", reason="json") from None
+    if not isinstance(document, dict):
+        raise BundleInvalid(f"{name} does not contain an object", reason="json")
+    return document
+
+
+def merged_document(document: Mapping[str, Any], file: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
     """Apply the overrides of a configuration file, in their order.
 
     Only keys of the file's outermost object are overrides: `a::b` (or `a#b`) replaces the value `b` of `a`, where `b`
@@ -116,6 +139,7 @@ def merged_document(document: Mapping[str, Any], file: str) -> dict[str, Any]:
     Args:
         document: The parsed file; it is not changed.
         file: The file's path inside the bundle, for messages.
+        result: What an earlier file gave, which this one overrides; it is changed.
 
     Returns:
         The configuration as MONAI sees it.
@@ -125,7 +149,7 @@ def merged_document(document: Mapping[str, Any], file: str) -> dict[str, Any]:
 
     Source: MONAI 1.6.1 `ConfigParser.load_config_files`, `ConfigParser.__setitem__` and `merge_kv`.
     """
-    result: dict[str, Any] = {}
+    result = {} if result is None else result
     for key, value in document.items():
         problem = _apply(result, key, value)
         if problem:
