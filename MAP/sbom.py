@@ -6,8 +6,10 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import distributions, version
 from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model.bom import Bom
@@ -89,6 +91,10 @@ def main() -> int:
     bom.components.update(python_components(factory))
     if _STATUS.is_file():
         bom.components.update(debian_components(factory))
+    # The same packages give the same file: named by them, and as old as the base.
+    bom.serial_number = uuid5(NAMESPACE_URL, "\n".join(sorted(str(found.purl) for found in bom.components)))
+    if _STATUS.is_file():
+        bom.metadata.timestamp = datetime.fromtimestamp(_STATUS.stat().st_mtime, UTC)
     bom.register_dependency(bom.metadata.component, bom.components)
     (target / "sbom.cdx.json").write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n", encoding="utf-8")
     head = "What this image holds, and under which licences (texts: /usr/share/doc/*/copyright, *.dist-info).\n"
