@@ -28,3 +28,9 @@ def raises_reason(
     assert error.reason == reason, error.described
     for each in (names,) if isinstance(names, str) else names:
         assert each in str(error), f"{error} does not name {each!r}"
+
+
+def reasons_of_log(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The reasons that log records carry, in order."""
+    facts = [getattr(record, "facts", {}) for record in caplog.records]
+    return [each["reason"] for each in facts if "reason" in each]

@@ -30,11 +30,13 @@ SegGrid = Literal["source", "resampled"]
 
 
 def _overlap(value: Any) -> float:
+    text = text_of_scalar(value)
     try:
-        number = float(text_of_scalar(value))
+        number = float(text)
     except ValueError:
         number = 1.0
-    if not 0.0 <= number < 1.0:
+    # Python also takes digits of other scripts, and underscores between digits.
+    if not 0.0 <= number < 1.0 or not text.isascii() or "_" in text:
         raise ValueError(f"must be a number at least 0 and below 1, not {shown(value)}")
     return number
 
@@ -129,6 +131,8 @@ class Processing(Group):
             value = getattr(self, name)
             if value not in (*choices, getattr(Processing, name)):  # the default may be None
                 raise Refused(f"{name}: {wrong_choice(str(value), list(choices))}", name)
+        if not isinstance(self.cache, Path | None):
+            raise Refused(f"cache: must be a pathlib.Path or None, not {shown(self.cache)}", "cache")
         if self.overlap is not None and not 0.0 <= self.overlap < 1.0:
             raise Refused(f"overlap: must be a number at least 0 and below 1, not {self.overlap}", "overlap")
         if self.seg == "fractional" and self.segments == "finding":

@@ -47,7 +47,8 @@ def test_what_does_not_go_together_is_refused_in_python_alike():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seg": "bits"}, {"roi": "Body"}, {"report": None}, {"precision": "fp8"}, {"overlap": 1.0}]
+    "wrong",
+    [{"seg": "bits"}, {"roi": "Body"}, {"report": None}, {"precision": "fp8"}, {"overlap": 1.0}, {"cache": "str"}],
 )
 def test_a_value_that_python_would_let_pass_is_refused(wrong):
     (name,) = wrong
@@ -114,6 +115,8 @@ def test_a_home_folder_of_any_name_has_the_cache(home, monkeypatch):
         ({"overlap": "-0.1"}, {}, "--overlap"),
         ({"overlap": "nan"}, {}, "--overlap"),
         ({"overlap": "much"}, {}, "--overlap"),
+        ({"overlap": "0_5"}, {}, "--overlap"),
+        ({"overlap": "\u0660.\u0665"}, {}, "--overlap"),
         ({}, {"CTFLOW_OVERLAP": "x"}, "CTFLOW_OVERLAP"),
         ({"pick": "some"}, {}, "--pick"),
         ({"precision": "int8"}, {}, "--precision"),

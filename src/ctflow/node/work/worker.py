@@ -252,9 +252,7 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
     if len(verdicts) != 1:  # one SeriesInstanceUID and study give one, unless readers differ on what a UID is
         return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
     (verdict,) = verdicts
-    return (
-        verdict if verdict.run else TaskOutcome("aside", Why(verdict.reason, f"{verdict.message} ({verdict.reason})"))
-    )
+    return verdict if verdict.run else TaskOutcome("aside", Why(verdict.reason, verdict.message))
 
 
 def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:

@@ -99,7 +99,8 @@ class SliceReader:
 
     def _give_up(self, why: str) -> None:
         self.close()
-        log.warning("no decoder process can be started, so one process decodes all slices: %s", why)
+        facts = {"reason": "no-decoder"}
+        log.warning("no decoder process starts; one process decodes all slices: %s", why, extra={"facts": facts})
 
     def close(self) -> None:
         """End the processes and release the shared memory."""
@@ -200,7 +201,8 @@ class SliceReader:
             what = "it crashed its decoder, or memory is short: have it sent again"
             outcomes[decoder.given[0]] = unsupported(instance, what, reason="decoder-ended")
         elif not self._decoders:
-            log.warning("the decoder processes have ended, so one process decodes the rest")
+            facts = {"reason": "decoders-ended"}
+            log.warning("the decoder processes have ended; one process decodes the rest", extra={"facts": facts})
 
 
 @lenient()

@@ -29,7 +29,7 @@ from ctflow.dicom.read.select.selection import select_series
 from decoder_support import SPECIAL
 from dicom_support import assembled, small_volume
 from odd_series import transcode
-from reasons import raises_reason
+from reasons import raises_reason, reasons_of_log
 
 SHAPE = (20, 32, 40)
 
@@ -157,7 +157,7 @@ def test_an_interruption_while_they_start_leaves_none(folder, monkeypatch):
 def test_processes_that_never_begin_are_done_without(folder, monkeypatch, caplog):
     monkeypatch.setattr(decode, "run_decoder", decoder_support.never_begins)
     assert is_right(folder)
-    assert "so one process decodes" in caplog.text
+    assert reasons_of_log(caplog) == ["decoders-ended"]
 
 
 @pytest.mark.parametrize(("module", "name"), [(decode, "SharedSlices"), (os, "ftruncate"), (SpawnProcess, "start")])
@@ -167,7 +167,7 @@ def test_without_processes_or_memory_for_them_one_does_it(folder, monkeypatch, c
 
     monkeypatch.setattr(module, name, none)
     assert is_right(folder)
-    assert "so one process decodes" in caplog.text
+    assert reasons_of_log(caplog) == ["no-decoder"]
 
 
 def test_a_system_without_memory_files_has_a_temporary_one(folder, monkeypatch):
