@@ -101,11 +101,16 @@ class Pages:
                 "href": _href({**here, "refresh": "" if refreshes else "1"}),
                 "label": "Stop refreshing" if refreshes else f"Refresh every {_REFRESH_S} s",
             },
-            tiles=self._tiles(),
+            counts=journal.counts(),
+            totals=journal.totals(),
+            free=shutil.disk_usage(self._node.results if self._node.results.is_dir() else Path.cwd()).free,
+            least_free=self._node.settings.limits.free_disk,
             destinations=self._destinations(),
             tabs=self._tabs(state[0], here),
             chosen={"name": state[0], "label": _label(state[0])},
-            rows=[self._row(series, now, request.state.session) for series in found[:ROWS]],
+            rows=found[:ROWS],
+            now=now,
+            token=self._token_of(request),
             newest=_href(here) if before else None,
             older=_href({**here, "before": _place_text(found[ROWS - 1])}) if len(found) > ROWS else None,
         )
@@ -116,21 +121,22 @@ class Pages:
         if detail is None:
             return self._unknown()
         series, now = detail.series, self._node.clock()
-        row = self._row(series, now, request.state.session)
         later = key_of(series.study_uid, series.series_uid, series.revision + 1)
         return self._page(
             "series.html",
             here="series",
-            row=row,
-            retry_label=_retry_label(row, detail),
+            series=series,
+            now=now,
+            token=self._token_of(request),
+            retry_label=_retry_label(detail, now),
             earlier=series.previous,
             later=later if self._node.journal.find(later) else None,
             steps=views.steps(series, detail.events, now, has_result=bool(detail.results)),
             results=[shown_result(self._node.results, result) for result in reversed(detail.results)],
             none_yet=views.no_result_text(series.state),
-            deliveries=[views.delivery(record, now) for record in detail.deliveries],
+            deliveries=detail.deliveries,
             facts=views.facts(series, _classes(detail), now, patient_data=self._node.settings.web.patient_data),
-            events=[views.event(record, now) for record in detail.events[:_EVENTS]],
+            events=detail.events[:_EVENTS],
             more_events=len(detail.events) > _EVENTS,
         )
 
@@ -143,10 +149,11 @@ class Pages:
         found = more[:_EVENTS]
         keys = {record.series_key for record in found if record.series_key}
         digests = {key: series.digest for key in keys if (series := self._node.journal.find(key))}
-        shown = [views.event(record, now) for record in found]
         older = f"/events?before={found[-1].id}" if len(more) > _EVENTS else None
         newest = "/events" if before else None
-        return self._page("events.html", here="events", events=shown, digests=digests, older=older, newest=newest)
+        return self._page(
+            "events.html", here="events", events=found, now=now, digests=digests, older=older, newest=newest
+        )
 
     def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Response:
         """A page with a single message."""
@@ -237,8 +244,8 @@ class Pages:
             "host": {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind),  # noqa: S104
             "port": settings.port,
             "address": views.address(settings.bind, settings.port),
-            "problems": [views.plain(problem) for problem in self._node.problems()],
-            "remarks": [views.plain(remark) for remark in self._node.remarks()],
+            "problems": self._node.problems(),
+            "remarks": self._node.remarks(),
             "demonstration": self._node.demonstration(),
             "version": __version__,
             "zone": views.zone(),
@@ -249,34 +256,9 @@ class Pages:
     def _unknown(self) -> Response:
         return self.message(404, "There is no such page", "The series or result may belong to another data folder.")
 
-    def _row(self, series: SeriesRecord, now: float, session: str) -> views.SeriesRow:
-        tokens = tuple(self._tokens.token(session, f"/series/{series.key}/{act}") for act in ("retry", "discard"))
-        shown = self._node.settings.web.patient_data
-        return views.row(series, now, patient_data=shown, tokens=(tokens[0], tokens[1]))
-
-    def _tiles(self) -> list[dict[str, str | None]]:
-        counts, totals = self._node.journal.counts(), self._node.journal.totals()
-        free = shutil.disk_usage(self._node.results if self._node.results.is_dir() else Path.cwd()).free
-        least = self._node.settings.limits.free_disk
-        way, failed = (sum(counts[state] for state in states) for states in (views.IN_PROGRESS, views.ATTENTION))
-        return [
-            _tile("On their way", views.thousands(way), f"{counts['running']} running", "accent" if way else ""),
-            _tile("Delivered", views.thousands(counts["delivered"]), f"{views.thousands(totals['results'])} results"),
-            _tile(
-                "Need a look",
-                views.thousands(failed),
-                f"{counts['dead']} failed, {counts['aside']} set aside",
-                "bad" if counts["dead"] else "warn" if failed else "",
-                f"/?state={_ATTENTION}" if failed else None,
-            ),
-            _tile("Received", views.thousands(totals["instances"]), f"instances, {views.byte_size(totals['bytes'])}"),
-            _tile(
-                "Free disk",
-                views.byte_size(free),
-                f"refuses below {views.byte_size(least)}",
-                "bad" if free < least else "",
-            ),
-        ]
+    def _token_of(self, request: Request) -> Callable[[str, str], str]:
+        """Makes the token of a form that does something with a series."""
+        return lambda key, act: self._tokens.token(request.state.session, f"/series/{key}/{act}")
 
     def _destinations(self) -> list[dict[str, object]]:
         """Destinations of the settings, and earlier ones with waiting objects."""
@@ -285,13 +267,12 @@ class Pages:
             each.name: f"{each.ae_title} at {views.address(each.host, each.port)}" for each in settings.destinations
         }
         if settings.copy_to is not None:
-            named[COPY] = views.plain(settings.copy_to)
+            named[COPY] = str(settings.copy_to)
         gone = [name for name, states in backlog.items() if name not in named and (states.keys() & {"waiting", "dead"})]
         known = {**named, **dict.fromkeys(gone, "no longer in the settings")}
         return [
-            {"name": views.destination(name), "address": where}
-            | {state: views.thousands(backlog.get(name, {}).get(state, 0)) for state in ("sent", "dead")}
-            | {"waiting": backlog.get(name, {}).get("waiting", 0)}
+            {"name": name, "address": where}
+            | {state: backlog.get(name, {}).get(state, 0) for state in ("sent", "waiting", "dead")}
             for name, where in known.items()
         ]
 
@@ -314,17 +295,35 @@ def _environment() -> Environment:
     # Late: only the node needs it, not the library.
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
 
-    return Environment(
-        loader=PackageLoader("ctflow.node.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    environment = Environment(
+        loader=PackageLoader("ctflow.node.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_printable,
     )
+    environment.globals["views"] = views
+    environment.filters |= {
+        each.__name__: each
+        for each in (
+            views.byte_size,
+            views.delivered_file,
+            views.destination,
+            views.duration,
+            views.moment,
+            views.thousands,
+        )
+    }
+    return environment
+
+
+def _printable(value: object) -> object:
+    """A text that any sender may have made, in one line; what a macro made is text already."""
+    return views.plain(value) if type(value) is str else value
 
 
 def _part(name: str) -> bytes:
     return (resources.files("ctflow.node.web") / "templates" / name).read_bytes()
-
-
-def _tile(name: str, value: str, more: str, tone: str = "", href: str | None = None) -> dict[str, str | None]:
-    return {"name": name, "value": value, "more": more, "tone": tone, "href": href}
 
 
 def _label(state: str) -> str:
@@ -360,12 +359,13 @@ def _href(values: Mapping[str, str]) -> str:
     return f"/?{query}" if query else "/"
 
 
-def _retry_label(row: views.SeriesRow, detail: SeriesDetail) -> str | None:
+def _retry_label(detail: SeriesDetail, now: float) -> str | None:
     """The button of the series' page: an existing result is sent, never computed again."""
+    label = views.retry_label(detail.series, now)
     waits = any(each.state == "waiting" and each.attempts for each in detail.deliveries)
     if detail.series.state == "done" and waits:
         return "Send now"
-    return "Send again" if row.retry and detail.results else row.retry
+    return "Send again" if label and detail.results else label
 
 
 def _classes(detail: SeriesDetail) -> Mapping[str, int]:

@@ -1,15 +1,15 @@
-"""The journal's records in readable form: words, times, sizes. Pure; no patient data unless requested."""
+"""The journal's records in readable form: words, times, sizes; `pages` makes every text `plain`. Pure."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
 from ctflow.node.deliver.send import COPY, WHOLE
-from ctflow.node.journal.records import DeliveryRecord, EventRecord, Patient, SeriesRecord, SeriesState
+from ctflow.node.journal.records import EventRecord, SeriesRecord, SeriesState
 
 _LONGEST_TEXT = 500
 
@@ -41,10 +41,9 @@ DELIVERY_STATES = {
 }
 CAN_RETRY: frozenset[SeriesState] = frozenset({"aside", "dead", "discarded"})
 CANNOT_DISCARD: frozenset[SeriesState] = frozenset({"discarded", "delivered"})
-IN_PROGRESS: tuple[SeriesState, ...] = ("received", "complete", "running", "done")
 ATTENTION: tuple[SeriesState, ...] = ("aside", "dead")
-_TONES_OF_EVENTS = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
-_NAMES_OF_EVENTS = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: unchanged
+EVENT_TONES = {"aside": "warn", "dead": "bad", "refused": "warn", "rejected": "warn", "delivered": "good"}
+EVENT_NAMES = {"aside": "set aside", "dead": "failed", "done": "result", "retry": "waits"}  # others: unchanged
 _NO_RESULT: Mapping[SeriesState, str] = {
     "received": "The series is still arriving.",
     "complete": "The series waits for a worker.",
@@ -121,94 +120,28 @@ def address(host: str, port: int) -> str:
 # ----------------------------------------------------------------------------------------------------------- series
 
 
-@dataclass(frozen=True)
-class SeriesRow:
-    """A series in a list or at the head of its page."""
-
-    key: str
-    digest: str
-    revision: int
-    state: Shown
-    reason: str | None
-    calling_ae: str
-    peer: str
-    modality: str
-    instances: str
-    expected: str
-    missing: bool
-    size: str
-    last: Moment
-    patient: Patient | None
-    retry: str | None
-    can_discard: bool
-    retry_token: str
-    discard_token: str
-
-
-def row(series: SeriesRecord, now: float, *, patient_data: bool, tokens: tuple[str, str]) -> SeriesRow:
-    """A series as lists show it.
-
-    Args:
-        series: The record.
-        now: Unix time.
-        patient_data: Whether the patient may be shown, if the journal holds the identity.
-        tokens: Tokens of the forms that retry and discard it.
-    """
-    expected = series.expected_instances
-    return SeriesRow(
-        key=series.key,
-        digest=series.digest,
-        revision=series.revision,
-        state=STATES[series.state],
-        reason=_reason(series, now),
-        calling_ae=plain(series.calling_ae),
-        peer=plain(series.peer),
-        modality=plain(series.modality)[:16],
-        instances=thousands(series.instances),
-        expected="" if expected is None else thousands(expected),
-        missing=expected is not None and expected > series.instances,
-        size=byte_size(series.bytes),
-        last=moment(series.last_at, now),
-        patient=_patient(series.patient) if patient_data else None,
-        retry=_retry_label(series, now),
-        can_discard=series.state not in CANNOT_DISCARD,
-        retry_token=tokens[0],
-        discard_token=tokens[1],
-    )
-
-
 def no_result_text(state: SeriesState) -> str:
     """The text in place of a missing result."""
     return _NO_RESULT.get(state, "There is none.")
 
 
-def _retry_label(series: SeriesRecord, now: float) -> str | None:
+def retry_label(series: SeriesRecord, now: float) -> str | None:
     """The label of the retry button; None if there is nothing to retry."""
     if series.state in CAN_RETRY:
         return "Try again"
     return "Try now" if series.state == "complete" and series.next_at > now else None
 
 
-def _reason(series: SeriesRecord, now: float) -> str | None:
+def reason(series: SeriesRecord, now: float) -> str | None:
     """The reason for its state; and when a series that failed temporarily is retried."""
     # While it runs, an earlier obstacle no longer applies.
-    said = None if series.message is None or series.state == "running" else plain(series.message)
+    said = None if series.state == "running" else series.message
     if series.state == "complete" and series.next_at > now:
         return f"{said or 'tried before'}; again in {duration(series.next_at - now)}"
     if series.state == "received" and series.refused:
         many = "1 instance was" if series.refused == 1 else f"{thousands(series.refused)} instances were"
         return f"{many} refused and must be sent again"
     return said
-
-
-def _patient(patient: Patient | None) -> Patient | None:
-    if patient is None:
-        return None
-    return Patient(*(plain(value) for value in (*_names(patient),)))
-
-
-def _names(patient: Patient) -> tuple[str, str, str, str]:
-    return patient.name, patient.patient_id, patient.birth_date, patient.accession_number
 
 
 def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patient_data: bool) -> list[tuple[str, str]]:
@@ -220,18 +153,17 @@ def facts(series: SeriesRecord, classes: Mapping[str, int], now: float, *, patie
         now: Unix time.
         patient_data: Whether the patient and the UIDs may be shown.
     """
-    shown = _patient(series.patient) if patient_data else None
     found: list[tuple[str, str]] = []
-    if shown is not None:
+    if patient_data and series.patient is not None:
         terms = ("Patient", "Patient ID", "Birth date", "Accession number")
-        found += [(term, value or "none") for term, value in zip(terms, _names(shown), strict=True)]
+        found += [(term, value or "none") for term, value in zip(terms, astuple(series.patient), strict=True)]
     if patient_data:
-        found += [("Study UID", plain(series.study_uid)), ("Series UID", plain(series.series_uid))]
+        found += [("Study UID", series.study_uid), ("Series UID", series.series_uid)]
     expected = "" if series.expected_instances is None else f" of {thousands(series.expected_instances)} announced"
     found += [
-        ("Sender", plain(series.calling_ae)),
-        ("Address", plain(series.peer)),
-        ("Modality", plain(series.modality) or "not given"),
+        ("Sender", series.calling_ae),
+        ("Address", series.peer),
+        ("Modality", series.modality or "not given"),
         ("Instances", f"{thousands(series.instances)}{expected}, {byte_size(series.bytes)}"),
         *((f"{thousands(count)} of them" if len(classes) > 2 else "Kind", name) for name, count in classes.items()),
         ("First instance", moment(series.first_at, now).full),
@@ -289,63 +221,17 @@ def steps(series: SeriesRecord, events: Iterable[EventRecord], now: float, *, ha
     return found
 
 
-# ------------------------------------------------------------------------------------------- deliveries and events
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """The delivery of one object to one destination."""
-
-    destination: str
-    file: str
-    state: Shown
-    attempts: int
-    sent: Moment | None
-    next: str
-    error: str | None
+# ------------------------------------------------------------------------------------------------------ deliveries
 
 
 def destination(name: str) -> str:
     """A destination as the page names it."""
-    return "folder of copies" if name == COPY else plain(name)
+    return "folder of copies" if name == COPY else name
 
 
-def delivery(record: DeliveryRecord, now: float) -> Delivery:
-    """A delivery as the page of its series shows it."""
-    waits = record.state == "waiting" and record.attempts > 0
-    return Delivery(
-        destination=destination(record.destination),
-        file="the whole result" if record.file == WHOLE else plain(record.file),
-        state=DELIVERY_STATES[record.state],
-        attempts=record.attempts,
-        sent=None if record.sent_at is None else moment(record.sent_at, now),
-        next=f"in {duration(max(record.next_at - now, 0))}" if waits else "",
-        error=None if record.last_error is None else plain(record.last_error),
-    )
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of the audit trail."""
-
-    at: Moment
-    kind: str
-    key: str | None
-    peer: str | None
-    text: str
-    tone: str
-
-
-def event(record: EventRecord, now: float) -> Event:
-    """An event as the page shows it."""
-    return Event(
-        at=moment(record.at, now),
-        kind=_NAMES_OF_EVENTS.get(record.kind, plain(record.kind)),
-        key=record.series_key,
-        peer=None if record.peer is None else plain(record.peer),
-        text=plain(record.text),
-        tone=_TONES_OF_EVENTS.get(record.kind, "dim"),
-    )
+def delivered_file(name: str) -> str:
+    """The file of a delivery as the page names it."""
+    return "the whole result" if name == WHOLE else name
 
 
 # ---------------------------------------------------------------------------------------------------------- results

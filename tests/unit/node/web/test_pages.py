@@ -228,6 +228,26 @@ def test_the_page_of_a_series_shows_its_result_deliveries_and_events(ward, visit
     assert "Send now" in shown
 
 
+def test_a_delivery_says_when_it_is_tried_again_and_an_event_what_it_is_called(ward, visitor):
+    key = ward.done("1")
+    ward.journal.not_sent(1, Why("no-answer", "DestinationDown: x"), 30.0)
+    ward.journal.event("dead", "text")
+    ward.journal.event("brand-new", "text")
+    shown = text_of(visitor.page(f"/series/{key}"))
+    assert "again in 30 s" in shown
+    assert "DestinationDown: x" in shown
+    ward.journal.sent(1, "sent")
+    assert "again in" not in text_of(visitor.page(f"/series/{key}"))
+    events = text_of(visitor.page("/events"))
+    assert "failed text" in events
+    assert "brand-new text" in events
+
+
+def test_only_what_can_be_discarded_has_a_button_for_it(ward, visitor):
+    assert "/discard" in visitor.page(f"/series/{ward.done('1')}")
+    assert "/discard" not in visitor.page(f"/series/{ward.delivered('2')}")
+
+
 def test_preview_and_report_are_those_of_the_result(ward, visitor, result_folder):
     key = ward.delivered("1", result=result_folder)
     preview = visitor.ask("GET", f"/series/{key}/results/1/preview.png")

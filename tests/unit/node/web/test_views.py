@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctflow.node.journal.records import STATES, DeliveryRecord, EventRecord, Patient, SeriesRecord
+from ctflow.node.journal.records import STATES, EventRecord, Patient, SeriesRecord
 from ctflow.node.web import views
 
 NOW = 1_770_000_000.0
@@ -21,10 +21,6 @@ SERIES = SeriesRecord(
 
 def series(**changed) -> SeriesRecord:
     return dataclasses.replace(SERIES, **changed)
-
-
-def row(**changed) -> views.SeriesRow:
-    return views.row(series(**changed), NOW, patient_data=False, tokens=("a", "b"))
 
 
 def test_every_state_of_the_journal_has_a_word():
@@ -83,35 +79,27 @@ def test_a_time_says_its_day_only_if_it_is_another():
     assert "2024" in views.moment(NOW - 700 * 86400, NOW).short
 
 
-def test_the_patient_is_shown_only_if_that_is_switched_on():
-    record = series()
-    hidden = views.row(record, NOW, patient_data=False, tokens=("", ""))
-    facts = dict(views.facts(record, {}, NOW, patient_data=False))
+def test_the_patient_is_a_fact_only_if_that_is_switched_on():
+    facts = dict(views.facts(SERIES, {}, NOW, patient_data=False))
     for value in ("Doe^Jane", "4711", "19500102", "A-99", "1.2.3.4"):
-        assert value not in str(hidden)
         assert value not in str(facts)
-    shown = views.row(record, NOW, patient_data=True, tokens=("", ""))
-    assert shown.patient.name == "Doe^Jane"
-    facts = dict(views.facts(record, {}, NOW, patient_data=True))
+    facts = dict(views.facts(SERIES, {}, NOW, patient_data=True))
     assert (facts["Patient ID"], facts["Series UID"]) == ("4711", "1.2.3.4")
 
 
 def test_a_series_says_what_is_missing_and_when_it_is_tried_again():
-    assert row(expected_instances=300).missing
-    assert not row(expected_instances=275).missing
-    waits = row(message="DeviceOutOfMemory: x", next_at=NOW + 45)
-    assert waits.reason == "DeviceOutOfMemory: x; again in 45 s"
-    assert waits.retry == "Try now"
-    assert row(state="received", refused=2).reason == "2 instances were refused and must be sent again"
-    assert row(state="received", refused=1).reason == "1 instance was refused and must be sent again"
-    assert row().reason is None
-    assert row(state="running", message="DeviceOutOfMemory: x").reason is None
+    waits = series(message="DeviceOutOfMemory: x", next_at=NOW + 45)
+    assert views.reason(waits, NOW) == "DeviceOutOfMemory: x; again in 45 s"
+    assert views.retry_label(waits, NOW) == "Try now"
+    for count, words in ((2, "2 instances were"), (1, "1 instance was")):
+        refused = series(state="received", refused=count)
+        assert views.reason(refused, NOW) == f"{words} refused and must be sent again"
+    assert views.reason(series(), NOW) is None
+    assert views.reason(series(state="running", message="DeviceOutOfMemory: x"), NOW) is None
 
 
-def test_only_what_can_be_tried_again_or_discarded_has_a_button():
-    retries = {state: row(state=state).retry for state in STATES}
-    assert {state for state, label in retries.items() if label} == {"aside", "dead", "discarded"}
-    assert {state for state in STATES if not row(state=state).can_discard} == {"discarded", "delivered"}
+def test_only_what_can_be_tried_again_has_a_button():
+    assert {state for state in STATES if views.retry_label(series(state=state), NOW)} == {"aside", "dead", "discarded"}
 
 
 def event(kind, at) -> EventRecord:
@@ -144,21 +132,6 @@ def test_a_series_that_was_set_aside_before_it_was_complete_stopped_there():
     assert [step.tone for step in steps] == ["past", "stopped", "todo", "todo", "todo"]
     assert steps[0].at.ago == "60 s ago"
     assert steps[1].at is None
-
-
-def test_a_delivery_says_when_it_is_tried_again():
-    record = DeliveryRecord(
-        1, 1, SERIES.key, "pacs", "a.dcm", "waiting", 2, NOW + 30, "no-answer", "DestinationDown: x", None
-    )
-    assert views.delivery(record, NOW).next == "in 30 s"
-    assert views.delivery(dataclasses.replace(record, attempts=0), NOW).next == ""
-    sent = dataclasses.replace(record, state="sent", sent_at=NOW - 1)
-    assert views.delivery(sent, NOW).sent.ago == "1 s ago"
-
-
-def test_an_unknown_event_is_shown_as_it_is_called():
-    assert views.event(event("dead", NOW), NOW).kind == "failed"
-    assert views.event(event("brand-new", NOW), NOW).kind == "brand-new"
 
 
 def test_a_segment_without_a_mark_has_no_measures():
