@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ctflow.bundle import find_bundle, read_bundle
 from ctflow.core.errors import CtflowError
-from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
+from ctflow.engines.onnxfile import onnx_key
 from ctflow.engines.openvino import FILE
 from ctflow.engines.registry import backend_module, batch_range_for
 from ctflow.engines.request import EngineRequest
@@ -27,7 +27,7 @@ def main() -> int:
     backend = name if name != "auto" and backend_module(name).FILE in (None, FILE) else "openvino"
     if backend_module(backend).FILE is None:
         return 0
-    store, key = EngineStore(kept), onnx_key(model, model.spec.roi, CPU_BATCH)
+    store, key = EngineStore(kept), onnx_key(model, model.spec.roi)
     if store.find(key) is None:
         request = EngineRequest(backend, "cpu", None, model.spec.roi, batch_range_for(model.spec, "cpu"), kept)
         try:

@@ -11,11 +11,12 @@ import torch
 from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid
-from ctflow.core.model import Model, ModelSpec, NetworkSpec
+from ctflow.core.model import Model
 from ctflow.engines.contract import PRECISIONS, Engine
 from ctflow.engines.registry import BACKENDS, backend_module, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
+from model_support import unet_model
 from reasons import raises_reason
 
 ROI = (32, 32, 32)
@@ -33,12 +34,7 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    torch.manual_seed(0)
-    network = UNet(**ARGUMENTS)
-    spec = ModelSpec(
-        "m", "1", NetworkSpec("UNet", ARGUMENTS), 1, 2, (), ROI, 0.25, "gaussian", 4, "softmax", None, (), "", False
-    )
-    return Model(spec, network.state_dict(), "d" * 64)
+    return unet_model(ARGUMENTS, ROI)
 
 
 @pytest.fixture(scope="module")

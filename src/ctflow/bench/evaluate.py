@@ -14,7 +14,6 @@ import numpy as np
 
 from ctflow import __version__
 from ctflow.bench.exactness import (
-    SMALLEST_ML,
     CaseComparison,
     FalsePositive,
     compare_lesions,
@@ -25,8 +24,6 @@ from ctflow.bench.exactness import (
 )
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import (
-    EXIT_DONE,
-    EXIT_PARTLY,
     AccuracyFailed,
     CtflowError,
     NoUsableSeries,
@@ -39,6 +36,7 @@ from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.segmentation import read_segmentation
 from ctflow.engines.contract import EngineInfo
 from ctflow.pipeline.case import Case, find_cases
+from ctflow.pipeline.documents import exit_code_of_errors
 from ctflow.pipeline.run import announce
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.pipeline.stages import load_case, segment_case
@@ -109,7 +107,7 @@ def evaluate_folder(
 
     Returns:
         schema_version, ctflow_version, exit_code (0, 6, or the first failure's where all failed), research_only,
-        model, engine, smallest_ml, cases and summary, as JSON values.
+        model, engine, cases and summary, as JSON values.
 
     Raises:
         SettingsInvalid: The model marks several segments.
@@ -307,21 +305,13 @@ def _document(outcomes: Sequence[CaseOutcome], model: Model) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "ctflow_version": __version__,
-        "exit_code": _exit_code(outcomes),
+        "exit_code": exit_code_of_errors([outcome.error for outcome in outcomes]),
         "research_only": RESEARCH_ONLY if spec.demonstration else None,
         "model": {"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
         "engine": None if engine is None else _rounded(asdict(engine)),
-        "smallest_ml": SMALLEST_ML,
         "cases": [_case_document(outcome) for outcome in outcomes],
         "summary": _rounded(summarise(compared)),
     }
-
-
-def _exit_code(outcomes: Sequence[CaseOutcome]) -> int:
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if not errors:
-        return EXIT_DONE
-    return errors[0].exit_code if len(errors) == len(outcomes) else EXIT_PARTLY
 
 
 def _case_document(outcome: CaseOutcome) -> dict[str, Any]:

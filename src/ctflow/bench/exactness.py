@@ -17,7 +17,6 @@ from ctflow.measurements.lengths import longest_distance_mm
 
 SIZE_CLASSES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 60.0))  # equivalent diameter: from, and below
 TUMOUR_FREE_ML = 0.2  # a 7 mm sphere: marks up to this volume do not count against a tumour-free case
-SMALLEST_ML = 0.0  # found components below this are left out; by default every voxel counts
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -136,9 +135,7 @@ def compare_masks(found: Array, truth: Array, spacing_mm: SpacingMm) -> MaskComp
     return MaskComparison(dice_of(found, truth), distance, found_ml, truth_ml, found_ml - truth_ml)
 
 
-def compare_lesions(
-    found: Array, truth: Array, spacing_mm: SpacingMm, smallest_ml: float = SMALLEST_ML
-) -> LesionComparison:
+def compare_lesions(found: Array, truth: Array, spacing_mm: SpacingMm) -> LesionComparison:
     """Compare lesion by lesion.
 
     Args:
@@ -146,7 +143,6 @@ def compare_lesions(
         truth: (D, H, W). Of bool, each component is a lesion; of integers, each nonzero value is one, so that lesions
             that touch stay apart.
         spacing_mm: Distance of voxel centres along (D, H, W), on an orthogonal grid.
-        smallest_ml: Found components below this volume neither hit nor count as false positives.
 
     Returns:
         Every true lesion, and every found component that touches none.
@@ -157,9 +153,9 @@ def compare_lesions(
     box = _common_box(found, truth)
     if box is None:
         return LesionComparison((), ())
-    voxel_ml = _voxel_ml(spacing_mm)
     numbers = _numbered_lesions(truth[box])
-    components, voxels = _found_components(found[box], smallest_ml / voxel_ml)
+    components, count = ndimage.label(found[box] != 0, structure=_TOUCHING)
+    voxels = np.bincount(components[components > 0], minlength=count + 1)
     inside = numbers > 0
     lesion_of, component_of = numbers[inside], components[inside]
     claimed = np.bincount(component_of, minlength=len(voxels))  # voxels of each component in any lesion
@@ -172,7 +168,7 @@ def compare_lesions(
     unclaimed = (voxels > 0) & (claimed == 0)
     false = [number for number in np.argsort(-voxels, kind="stable") if number and unclaimed[number]]
     corner = np.array([axis.start for axis in box])
-    return LesionComparison(lesions, tuple(_false_positives(components, false, corner, voxel_ml)))
+    return LesionComparison(lesions, tuple(_false_positives(components, false, corner, _voxel_ml(spacing_mm))))
 
 
 def _voxels(mask: Array) -> int:
@@ -192,17 +188,7 @@ def _common_box(found: Array, truth: Array) -> tuple[slice, slice, slice] | None
     if found.shape != truth.shape or found.ndim != 3:
         raise ValueError(f"found {found.shape} and truth {truth.shape} do not lie on one grid")
     marked = (found != 0) | (truth != 0)
-    through = marked.any(axis=0)
-    profiles = (marked.any(axis=(1, 2)), through.any(axis=1), through.any(axis=0))
-    if not through.any():
-        return None
-    first, last = ([int(edge) for edge in edges] for edges in zip(*(_ends(p) for p in profiles), strict=True))
-    return slice(first[0], last[0]), slice(first[1], last[1]), slice(first[2], last[2])
-
-
-def _ends(profile: Mask) -> tuple[int, int]:
-    """First marked index, and one more than the last."""
-    return int(profile.argmax()), len(profile) - int(profile[::-1].argmax())
+    return next(iter(ndimage.find_objects(marked.view(np.uint8))), None)
 
 
 def _hausdorff95_mm(found: Mask, truth: Mask, spacing_mm: SpacingMm) -> float:
@@ -214,13 +200,7 @@ def _hausdorff95_mm(found: Mask, truth: Mask, spacing_mm: SpacingMm) -> float:
 
 def _surface_mm(mask: Mask, spacing_mm: SpacingMm) -> FloatArray:
     """(n, 3) mm: the marked voxels with an unmarked one, or the array's border, at one of their six faces."""
-    inner = np.zeros_like(mask)
-    core = tuple(slice(1, -1) for _ in range(3))
-    inner[core] = mask[core]
-    for axis in range(3):
-        for step in (slice(None, -2), slice(2, None)):
-            inner[core] &= mask[tuple(step if other == axis else core[other] for other in range(3))]
-    points: FloatArray = np.argwhere(mask & ~inner) * np.asarray(spacing_mm)
+    points: FloatArray = np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.asarray(spacing_mm)
     return points
 
 
@@ -233,17 +213,6 @@ def _numbered_lesions(truth: Array) -> _Numbers:
     marked = truth != 0
     numbers[marked] = np.unique(truth[marked], return_inverse=True)[1] + 1
     return numbers
-
-
-def _found_components(found: Array, least_voxels: float) -> tuple[_Numbers, npt.NDArray[np.int64]]:
-    """Components as 1, 2, ..., and the voxels of each by its number; those that are too small have no number."""
-    components, count = ndimage.label(found != 0, structure=_TOUCHING)
-    voxels = np.bincount(components[components > 0], minlength=count + 1)
-    small = voxels < least_voxels
-    if small[1:].any():
-        components[small[components]] = 0
-        voxels[small] = 0
-    return components, voxels
 
 
 def _dice_of_lesions(lesion_of: _Numbers, component_of: _Numbers, outside: npt.NDArray[np.int64]) -> FloatArray:

@@ -7,9 +7,9 @@ comparable.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -114,8 +114,9 @@ def article_volume(
                 weights[box[1:]] += weight
 
     def compute(worker: Worker, starts: Sequence[Size3]) -> None:
+        on_gpu = worker.device.type == "cuda"
         last: tuple[Sequence[_ChannelBox], _Coming] | None = None
-        with torch.inference_mode(), _current(worker.device):
+        with torch.inference_mode(), torch.cuda.device(worker.device) if on_gpu else nullcontext():
             for first in range(0, len(starts), windows.batch_size):
                 boxes = [_box(start, spec.roi) for start in starts[first : first + windows.batch_size]]
                 logits = worker.predict(_sent(volume, boxes, worker.device))
@@ -170,15 +171,6 @@ def _sent(volume: Tensor, boxes: Sequence[_ChannelBox], device: torch.device) ->
 def _box(start: Size3, roi: Size3) -> _ChannelBox:
     """A window of every channel."""
     return (slice(None), *(slice(first, first + size) for first, size in zip(start, roi, strict=True)))
-
-
-@contextmanager
-def _current(device: torch.device) -> Iterator[None]:
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        yield
 
 
 def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, windows: Windows) -> Labels:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ctflow.bench.loops import Windows, article_volume, resident_volume, stock_volume, two_channels
 from ctflow.bundle.read import read_bundle
 from ctflow.compat.monai import import_lean
-from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError
+from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError, first_line
 from ctflow.core.model import Model
 from ctflow.core.volume import Geometry, Labels, Size3, Volume
 from ctflow.engines.contract import precision_from_name
@@ -109,7 +109,7 @@ def measure_configuration(request: MeasurementRequest) -> dict[str, Any]:
             try:
                 labels, seconds = _timed(segment, request)
             except (CtflowError, torch.OutOfMemoryError) as error:
-                measured.append({**entry, "reason": _first_line(error)})
+                measured.append({**entry, "reason": first_line(error)})
                 continue
             np.save(Path(request.result) / f"mask-{number}.npy", np.packbits(on_source(labels, prepared, volume)))
             taken = [before - _free_bytes(device) for before, device in zip(free, request.devices, strict=True)]
@@ -261,10 +261,6 @@ def on_source(labels: Labels, prepared: Prepared, volume: Volume) -> Labels:
     return found
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def request_from_document(document: Mapping[str, Any]) -> MeasurementRequest:
     """A request written by `bench.compare`."""
     fields: dict[str, Any] = {
@@ -280,7 +276,7 @@ def main() -> None:
     try:
         answer = measure_configuration(request)
     except (CtflowError, torch.OutOfMemoryError) as error:
-        answer = {"reason": _first_line(error)}
+        answer = {"reason": first_line(error)}
     (Path(request.result) / "result.json").write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror
+from ctflow.core.entry_point import interrupted_by_sigterm
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.report.terminal import progress_on
 from ctflow.settings.run import model_path_from_value, read_environment, settings_from_values
@@ -93,7 +92,8 @@ def compare_command(
             write_result(document, output / "compare.json")
 
     try:
-        with progress_on(sys.stderr) as progress, _sigterm_as_interrupt():
+        # A configuration's process must not outlive its comparison: it would disturb what is measured next.
+        with progress_on(sys.stderr) as progress, interrupted_by_sigterm():
             document = compare_configurations(comparison, progress, heard)
     except OSError as error:  # phantom and configurations lie in files
         raise output_error_from_oserror(error, "the comparison's files") from error
@@ -111,16 +111,6 @@ def _chart_in(output: Path | None) -> Callable[[Mapping[str, Any]], None]:
     if output is None or not can_draw("compare.png"):
         return lambda _: None
     return lambda document: write_chart(comparison_figure(document), output / "compare.png")
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A configuration's process must not outlive its comparison: it would disturb what is measured next."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,16 @@ def inspect(folder: Path, as_json: bool, names: bool, model: str | None) -> int:
     path = model_path_from_value(model, read_environment())
     bundle = find_bundle(Path(path)) if path else demonstration_bundle()
     document = inspect_folder(folder, names=names, body_parts=read_body_parts(bundle))
+    _show(document, say_inspection, as_json=as_json)
+    require_series(document)
+    return 0
+
+
+def _show(document: dict[str, Any], say: Callable[[dict[str, Any]], None], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
-        say_inspection(document)
-    require_series(document)
-    return 0
+        say(document)
 
 
 def _shape(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int, int]:
@@ -166,10 +170,7 @@ def engines(as_json: bool, **given: Any) -> int:
 
     settings = settings_from_values(given, read_environment())
     document = engines_document(settings.cache)
-    if as_json:
-        click.echo(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        say_engines(document)
+    _show(document, say_engines, as_json=as_json)
     return 0
 
 
@@ -209,10 +210,7 @@ def rules_test(folder: Path, config: Path | None, calling_ae: str | None, as_jso
     from ctflow.cli.rules import rules_document  # noqa: PLC0415
 
     document = rules_document(folder, config, calling_ae, read_environment())
-    if as_json:
-        click.echo(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        say_verdicts(document)
+    _show(document, say_verdicts, as_json=as_json)
     return 0
 
 

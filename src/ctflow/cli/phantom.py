@@ -65,8 +65,7 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
         SettingsInvalid: The shape or number of tumours cannot be drawn.
         OutputError: The folder cannot be written, or holds a phantom already.
     """
-    if (folder / "ct").exists():
-        raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it", reason="already-there")
+    _check_absent(folder)
     try:
         phantom = phantom_from_seed(seed, shape, tumours=tumours, varied=varied)
     except ValueError as error:
@@ -79,6 +78,11 @@ def write_phantom(folder: Path, seed: int, shape: Size3, *, tumours: int | None 
     truth = segmentation_from_labels(phantom.labels, headers, _TRUTH, provenance)
     write_dataset(truth, folder / "truth.dcm")
     return len(phantom.tumours)
+
+
+def _check_absent(folder: Path) -> None:
+    if (folder / "ct").exists():
+        raise NotWritten(f"{folder / 'ct'} exists already: choose another folder or remove it", reason="already-there")
 
 
 def _write_ct(phantom: Phantom, folder: Path, seed: int) -> tuple[Path, ...]:
@@ -117,11 +121,7 @@ def write_phantoms(
         How many tumours each has.
     """
     for number in range(count):  # before the first minutes of work
-        if (folder / str(seed + number) / "ct").exists():
-            raise NotWritten(
-                f"{folder / str(seed + number)} exists already: choose another folder or remove it",
-                reason="already-there",
-            )
+        _check_absent(folder / str(seed + number))
     counts = []
     progress("phantom", 0, count)
     for number in range(count):

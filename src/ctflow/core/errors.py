@@ -44,6 +44,11 @@ class CtflowError(Exception):
         return f"{type(self).__name__} [{self.reason}]: {self}"
 
 
+def first_line(error: BaseException) -> str:
+    """Another library's error as one short line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class Unexpected(CtflowError):
     """A bug in ctflow ended one series; the others continue. The message names the error's type, never its text."""
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.compat.torch import compiler_at_ease
-from ctflow.core.errors import BackendUnavailable, BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
+from ctflow.core.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, ExportFailed, first_line
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
-from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
+from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu, not_taken
 from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
-from ctflow.engines.hardware import switches
+from ctflow.engines.hardware import memory_for, switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision
@@ -58,10 +58,7 @@ def check_settings(device: str, precision: Precision) -> None:
     Raises:
         BackendUnavailable: The device is not a GPU.
     """
-    if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(
-            f"compile computes {precision} on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
-        )
+    check_supported("compile", device, precision, DEVICES)
 
 
 def network_for_gpu(model: Model, roi: Size3, precision: Precision) -> tuple[nn.Module, int]:
@@ -134,10 +131,7 @@ class CompileEngine:
             except Exception as error:  # a compiler's passes may raise anything
                 raise self._failure(error, windows) from error
             if tuple(logits.shape[2:]) != self._info.roi:
-                raise BundleInvalid(
-                    f"the network does not take windows of {self._info.roi}: its logits are {tuple(logits.shape[2:])}",
-                    reason="window-size",
-                )
+                raise not_taken(self._info.roi, f"its logits are {tuple(logits.shape[2:])}")
             self._sizes.add(len(windows))
             return logits
 
@@ -155,10 +149,8 @@ class CompileEngine:
         if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
             return short
         if any(is_of_gpu(cause) for cause in causes):
-            return BackendUnavailable(
-                f"{info.device} failed: {str(causes[-1]).splitlines()[0][:200]}", reason="device-failed"
-            )
-        reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0][:200]
+            return BackendUnavailable(f"{info.device} failed: {first_line(causes[-1])}", reason="device-failed")
+        reason = first_line(causes[-1])
         if any(type(cause).__name__ in _LACKS or "C compiler" in str(cause) for cause in causes):
             return BackendUnavailable(
                 f"compile needs what this machine lacks: {reason}; use --engine eager", reason="compiler-failed"
@@ -169,7 +161,7 @@ class CompileEngine:
         except torch.OutOfMemoryError:
             return short
         except (RuntimeError, ValueError, IndexError) as plain:
-            return BundleInvalid(f"the network does not take windows of {info.roi}: {plain}", reason="window-size")
+            return not_taken(info.roi, plain)
         return ExportFailed(f"the network cannot be compiled: {reason}; use --engine eager", reason="not-compilable")
 
     def close(self) -> None:
@@ -184,12 +176,9 @@ def open_backend(request: EngineRequest, model: Model) -> CompileEngine:
     device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
     network, channels = network_for_gpu(model, request.roi, precision)
-    try:
+    with memory_for("the network", device):
         network = network.to(device)
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
-    info = info_of(request, model, channels, _versions())
-    return CompileEngine(network, info)
+    return CompileEngine(network, info_of(request, model, channels, _versions()))
 
 
 def _versions() -> dict[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from ctflow.core.errors import BackendUnavailable, BundleInvalid
 from ctflow.core.volume import Size3
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
@@ -93,6 +96,48 @@ def check_windows(windows: Tensor, info: EngineInfo) -> None:
     low, high = info.batch_range
     if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
         raise ValueError(f"this engine takes {low} to {high} windows of {info.roi}, not {tuple(windows.shape)}")
+
+
+def package_state(name: str) -> tuple[bool, str]:
+    """Whether the package of a backend is installed, and its version or what to do."""
+    if find_spec(name) is None:
+        return False, f"the package {name} is not installed: pip install 'ctflow[{name}]'"
+    try:
+        return True, f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return False, f"the package {name} is damaged: pip install --force-reinstall 'ctflow[{name}]'"
+
+
+def check_supported(
+    name: str, device: str, precision: str, devices: Collection[str], precisions: Collection[str] = PRECISIONS
+) -> None:
+    """Check a device and a precision against those of a backend.
+
+    Args:
+        name: The backend.
+        device: torch device.
+        precision: Number format.
+        devices: Kinds of torch device that it computes on.
+        precisions: Number formats that it computes.
+
+    Raises:
+        BackendUnavailable: One is not among them.
+    """
+    if device.partition(":")[0] not in devices:
+        where, flag = ("the CPU", "cpu") if "cpu" in devices else ("a GPU", "cuda")
+        raise BackendUnavailable(
+            f"{name} computes on {where}, not on {device}: choose with --device {flag}", reason="wrong-device"
+        )
+    if precision not in precisions:
+        raise BackendUnavailable(
+            f"{name} computes {', '.join(precisions)}, not {precision}: choose with --precision",
+            reason="wrong-precision",
+        )
+
+
+def not_taken(roi: tuple[int, ...], why: object) -> BundleInvalid:
+    """The error of a network that does not take windows of a size."""
+    return BundleInvalid(f"the network does not take windows of {roi}: {why}", reason="window-size")
 
 
 def is_of_gpu(error: BaseException) -> bool:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, first_line
 from ctflow.core.model import Model
-from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
-from ctflow.engines.hardware import switches
+from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu, not_taken
+from ctflow.engines.hardware import memory_for, switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES
@@ -37,11 +37,8 @@ def check_settings(device: str, precision: Precision) -> None:
     Raises:
         BackendUnavailable: It does not.
     """
-    if torch.device(device).type == "cpu" and precision not in _ON_CPU:
-        raise BackendUnavailable(
-            f"the CPU supports {' or '.join(_ON_CPU)}, not {precision}: set --precision",
-            reason="wrong-precision",
-        )
+    if torch.device(device).type == "cpu":
+        check_supported("eager on the CPU", device, precision, DEVICES, _ON_CPU)
 
 
 class EagerEngine:
@@ -67,23 +64,20 @@ class EagerEngine:
         if self._network is None:
             raise ValueError("the engine is closed")
         check_windows(windows, info)
+        what = f"{len(windows)} windows"
         try:
-            with torch.inference_mode(), _arithmetic(info.precision, info.device):
+            with memory_for(what, info.device), torch.inference_mode(), _arithmetic(info.precision, info.device):
                 logits: Tensor = self._network(windows)
                 return logits.float()
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
         except (RuntimeError, ValueError, IndexError) as error:
             if "allocate memory" in str(error):  # torch's CPU allocator has no error class
-                raise DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows") from error
+                raise DeviceOutOfMemory(f"{info.device} has too little memory for {what}") from error
             if is_of_gpu(error):
                 raise BackendUnavailable(
-                    f"{info.device} failed: {str(error).splitlines()[0][:200]}", reason="device-failed"
+                    f"{info.device} failed: {first_line(error)}", reason="device-failed"
                 ) from error
             # The windows were checked above, so the network cannot take this size.
-            raise BundleInvalid(
-                f"the network does not take windows of {info.roi}: {error}", reason="window-size"
-            ) from error
+            raise not_taken(info.roi, error) from error
 
     def close(self) -> None:
         """Drop the network."""
@@ -106,11 +100,7 @@ def open_backend(request: EngineRequest, model: Model) -> EagerEngine:
     """Open the engine; see `ctflow.engines.registry.open_engine`."""
     device, precision = request.device, request.chosen_precision
     check_settings(device, precision)
-    try:
+    with memory_for("the network", device):
         network = network_from_model(model).to(device)
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(f"{device} has too little memory for the network") from error
-    versions = {"torch": str(torch.__version__)}
     channels = model.spec.out_channels  # the plain reference: nothing is folded
-    info = info_of(request, model, channels, versions)
-    return EagerEngine(network, info)
+    return EagerEngine(network, info_of(request, model, channels, {"torch": str(torch.__version__)}))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.engines.contract import Precision
 
 _SwitchValues = tuple[bool, bool, bool]  # tf32 of products, tf32 of cuDNN, determinism of cuDNN
@@ -49,6 +50,19 @@ def usable_cpus() -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup of version 2, or no limit ("max")
         return count
+
+
+@contextmanager
+def memory_for(what: str, device: str) -> Iterator[None]:
+    """Name what a GPU has too little memory for.
+
+    Raises:
+        DeviceOutOfMemory: In place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(f"{device} has too little memory for {what}") from error
 
 
 class _Switches:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctflow.compat.openvino import without_telemetry
-from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
+from ctflow.core.errors import BackendUnavailable, ExportFailed
 from ctflow.core.model import Model
-from ctflow.engines.contract import EngineInfo, Precision, check_windows
+from ctflow.engines.contract import Precision, check_supported, package_state
 from ctflow.engines.hardware import usable_cpus
-from ctflow.engines.onnxfile import find_onnx
+from ctflow.engines.onnxfile import OnnxEngine, find_onnx
 from ctflow.engines.request import EngineRequest, info_of
 
 FILE = "onnx"
@@ -31,12 +30,7 @@ _STREAMS = 2
 
 def is_available() -> tuple[bool, str]:
     """Whether the package is installed."""
-    if find_spec("openvino") is None:
-        return False, "the package openvino is not installed: pip install 'ctflow[openvino]'"
-    try:
-        return True, f"openvino {version('openvino')}"
-    except PackageNotFoundError:
-        return False, "the package openvino is damaged: pip install --force-reinstall 'ctflow[openvino]'"
+    return package_state("openvino")
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
@@ -50,15 +44,7 @@ def check_settings(device: str, precision: Precision) -> None:
     Raises:
         BackendUnavailable: It does not.
     """
-    if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(
-            f"openvino runs on the CPU only, not on {device}: use --device cpu", reason="wrong-device"
-        )
-    if precision not in _HINTS:
-        raise BackendUnavailable(
-            f"openvino supports {' or '.join(_HINTS)}, not {precision}: set --precision",
-            reason="wrong-precision",
-        )
+    check_supported("openvino", device, precision, DEVICES, _HINTS)
     if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendUnavailable("this CPU has no bf16 arithmetic: use --precision fp32", reason="wrong-precision")
 
@@ -70,62 +56,21 @@ def _core() -> Any:
     return openvino.Core()
 
 
-class OpenVinoEngine:
-    """A compiled graph of one window; see `ctflow.engines.contract.Engine`.
-
-    Args:
-        compiled: OpenVINO's compiled model, of batch 1.
-        info: Its description.
-        streams: How many windows are computed side by side.
-    """
-
-    def __init__(self, compiled: Any, info: EngineInfo, streams: int) -> None:
-        self._requests: list[Any] = [compiled.create_infer_request() for _ in range(streams)]
-        self._tensor = importlib.import_module("openvino").Tensor
-        self._info = info
-        # Made at the first call and kept: the contract lets the next call overwrite the result.
-        self._logits: Tensor | None = None
-
-    @property
-    def info(self) -> EngineInfo:
-        """The engine's description."""
-        return self._info
-
-    def predict(self, windows: Tensor) -> Tensor:
-        """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`."""
-        info = self._info
-        if not self._requests:
-            raise ValueError("the engine is closed")
-        check_windows(windows, info)
-        count = len(windows)
-        try:
-            if self._logits is None or len(self._logits) < count:
-                self._logits = torch.empty((count, info.out_channels, *info.roi))
-            given, result = windows.detach().contiguous(), self._logits[:count]
-            for first in range(0, count, len(self._requests)):
-                self._run(given[first : first + len(self._requests)], result[first : first + len(self._requests)])
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "alloc" in str(error):
-                raise DeviceOutOfMemory(f"{info.device} has too little memory for {count} windows") from error
-            raise
-        return result
+class OpenVinoEngine(OnnxEngine):
+    """A compiled graph of one window, computed for several windows side by side."""
 
     def _run(self, windows: Tensor, logits: Tensor) -> None:
-        """As many windows as there are requests or fewer, side by side, in memory shared with torch."""
-        running = []
+        """Start all, then wait for all, in memory shared with torch."""
+        tensor, running = importlib.import_module("openvino").Tensor, []
         try:
-            for request, window, answer in zip(self._requests, windows, logits, strict=False):
-                request.set_input_tensor(self._tensor(window[None].numpy(), shared_memory=True))
-                request.set_output_tensor(self._tensor(answer[None].numpy(), shared_memory=True))
+            for request, window, answer in zip(self._runners, windows, logits, strict=False):
+                request.set_input_tensor(tensor(window[None].numpy(), shared_memory=True))
+                request.set_output_tensor(tensor(answer[None].numpy(), shared_memory=True))
                 request.start_async()
                 running.append(request)
         finally:
             for request in running:  # never leave one writing into memory that the caller may free
                 request.wait()
-
-    def close(self) -> None:
-        """Drop the graph."""
-        self._requests, self._logits = [], None
 
 
 def open_backend(request: EngineRequest, model: Model) -> OpenVinoEngine:
@@ -152,4 +97,5 @@ def open_backend(request: EngineRequest, model: Model) -> OpenVinoEngine:
     fewest, most = request.batch_range
     side_by_side = replace(request, batch_range=(fewest, max(most, streams)))
     info = info_of(side_by_side, model, channels, versions)
-    return OpenVinoEngine(compiled, info, streams)
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+    return OpenVinoEngine(requests, info, (RuntimeError,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -107,8 +108,7 @@ def fastest_batch(request: EngineRequest, model: Model, window: Tensor) -> tuple
 
 
 def _seconds_a_window(request: EngineRequest, model: Model, window: Tensor) -> float:
-    engine = open_engine(request, model)
-    try:
+    with closing(open_engine(request, model)) as engine:
         count = engine.info.batch_range[1]
         batch = window.to(engine.info.device).expand(count, -1, -1, -1, -1).contiguous()
         engine.predict(batch)  # the first takes memory and compiles
@@ -118,8 +118,6 @@ def _seconds_a_window(request: EngineRequest, model: Model, window: Tensor) -> f
             engine.predict(batch).cpu()  # a GPU has finished when its result has arrived
             best = min(best, (time.perf_counter() - start) / count)
         return best
-    finally:
-        engine.close()
 
 
 class ParityGate:
@@ -164,8 +162,5 @@ class ParityGate:
         return None if is_reference(request.backend, request.chosen_precision) else self._parity(request)
 
     def _parity(self, request: EngineRequest) -> ParityResult:
-        engine = open_engine(request, self.model)
-        try:
+        with closing(open_engine(request, self.model)) as engine:
             return self.check(engine)
-        finally:
-            engine.close()

@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import torch
 from torch import nn
 
 from ctflow.core.atomic import write_atomically
-from ctflow.core.errors import BackendUnavailable, BundleInvalid, ExportFailed
+from ctflow.core.errors import BackendUnavailable, ExportFailed, first_line
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
+from ctflow.engines.contract import not_taken
 from ctflow.engines.onnxfile import CPU_GRAPH, OPSET, GraphStyle
 from ctflow.networks.build import network_from_model
 from ctflow.networks.half import HALVES, with_half_precision
@@ -30,36 +30,18 @@ _NEEDED = ("onnx", "onnxscript")
 _LARGEST = 2_000_000_000  # bytes in one protobuf
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """A written ONNX file.
-
-    Attributes:
-        out_channels: Channels of the logits; 1 where a two-class head was folded.
-        nodes: Operations of the graph.
-        size: Bytes of the file.
-    """
-
-    out_channels: int
-    nodes: int
-    size: int
-
-
-def onnx_from_model(
-    model: Model, roi: Size3, *, batch_range: tuple[int, int], path: Path, style: GraphStyle = CPU_GRAPH
-) -> OnnxFile:
+def onnx_from_model(model: Model, roi: Size3, *, batch: int, path: Path, style: GraphStyle = CPU_GRAPH) -> None:
     """Write a model's network, with its exact rewrites, as ONNX: input "windows", output "logits".
+
+    The same model and versions give the same bytes.
 
     Args:
         model: The model.
         roi: Window size in voxels.
-        batch_range: Smallest and largest batch; equal numbers make a graph of that batch, which exports faster and
-            which engines optimise further.
+        batch: The one batch size that the graph takes: it exports faster than one for any, and engines optimise it
+            further.
         path: The file; its folder exists.
         style: For the engine that will read it.
-
-    Returns:
-        The written file: the same bytes each time for the same model and versions.
 
     Raises:
         BackendUnavailable: The packages that write ONNX are not installed.
@@ -72,23 +54,20 @@ def onnx_from_model(
         raise BackendUnavailable(
             f"{' and '.join(absent)} not installed: pip install 'ctflow[openvino]'", reason="not-installed"
         )
-    network, folded = fold_two_class_head(network_from_model(model), model.spec)
+    network, _ = fold_two_class_head(network_from_model(model), model.spec)
     fixed = rewrite_for_export(network, roi, style.attention)
     # The rewritten network does not need the exporter's own optimisation, which takes half of its time.
-    program = _program(_in_style(fixed, style), model, roi, batch_range, optimize=fixed is network)
+    program = _program(_in_style(fixed, style), model, roi, batch, optimize=fixed is network)
     proto = _anonymous(program.model_proto)
     result = tuple(axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim)[2:]
     if result != tuple(roi):
-        raise BundleInvalid(
-            f"the network does not take windows of {roi}: its logits are {result}", reason="window-size"
-        )
+        raise not_taken(roi, f"its logits are {result}")
     if proto.ByteSize() > _LARGEST:
         raise ExportFailed(
             f"{model.spec.network.name} is too large for one ONNX file: use --engine eager", reason="too-large"
         )
     data: bytes = proto.SerializeToString(deterministic=True)
     write_atomically(path, lambda stream: stream.write(data))
-    return OnnxFile(1 if folded else model.spec.out_channels, len(proto.graph.node), len(data))
 
 
 def _in_style(network: nn.Module, style: GraphStyle) -> nn.Module:
@@ -97,12 +76,9 @@ def _in_style(network: nn.Module, style: GraphStyle) -> nn.Module:
     return with_half_precision(network, HALVES[style.precision]) if style.precision in HALVES else network
 
 
-def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[int, int], *, optimize: bool) -> Any:
+def _program(network: nn.Module, model: Model, roi: Size3, batch: int, *, optimize: bool) -> Any:
     """The exporter's result."""
-    low, high = batch_range
-    # An example of batch 1 would fix the batch at 1.
-    windows = torch.zeros((low if low == high else max(low, 2), model.spec.in_channels, *roi))
-    batch = None if low == high else ({0: torch.export.Dim("batch", min=low, max=high)},)
+    windows = torch.zeros((batch, model.spec.in_channels, *roi))
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             return torch.onnx.export(
@@ -110,7 +86,6 @@ def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[in
                 (windows,),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=batch,
                 input_names=["windows"],
                 output_names=["logits"],
                 optimize=optimize,
@@ -123,9 +98,9 @@ def _program(network: nn.Module, model: Model, roi: Size3, batch_range: tuple[in
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise ExportFailed(
-            f"{model.spec.network.name} cannot be exported: {reason}; use --engine eager", reason="not-exportable"
+            f"{model.spec.network.name} cannot be exported: {first_line(cause)}; use --engine eager",
+            reason="not-exportable",
         ) from error
 
 
@@ -135,7 +110,7 @@ def _check_window(network: nn.Module, window: torch.Tensor, roi: Size3) -> None:
         with torch.inference_mode():
             network(window)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise BundleInvalid(f"the network does not take windows of {roi}: {error}", reason="window-size") from error
+        raise not_taken(roi, error) from error
 
 
 def _with_explicit_zeros(network: nn.Module) -> nn.Module:
@@ -170,8 +145,7 @@ def _quiet() -> Iterator[None]:
     importlib.import_module("onnxscript")  # also warns at its first import
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         logger.setLevel(logging.ERROR)
         try:
             yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -71,11 +71,9 @@ def reference_logits(model: Model, windows: Sequence[Tensor], device: str) -> li
     """
     roi = windows[0].shape[2:]
     try:
-        engine = open_engine(EngineRequest("eager", device, "fp32", (roi[0], roi[1], roi[2]), (1, 1)), model)
-        try:
+        request = EngineRequest("eager", device, "fp32", (roi[0], roi[1], roi[2]), (1, 1))
+        with closing(open_engine(request, model)) as engine:
             return [_logits(engine, window) for window in windows]
-        finally:
-            engine.close()
     except DeviceOutOfMemory:
         if torch.device(device).type == "cpu":
             raise

@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
+from ctflow.engines.contract import check_supported
 from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
 from ctflow.engines.registry import backend_module, with_precision
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.engines.tensorrt.engine import FILE as PLAN
-from ctflow.engines.tensorrt.engine import (
-    RTX_FILE,
-    check_precision,
-    engine_from_plan,
-    graph_style,
-    plan_batches,
-    plan_key,
-)
+from ctflow.engines.tensorrt.engine import RTX_FILE, engine_from_plan, graph_style, plan_key
 from ctflow.engines.tensorrt.runtime import load_runtime
 from ctflow.engines.tensorrt.torch_program import FILE as PROGRAM
 from ctflow.engines.tensorrt.torch_program import program_key
@@ -62,7 +58,7 @@ def prepare_engine(
     request = with_precision(request)
     name, module, chosen = request.backend, backend_module(request.backend), request.chosen_precision
     if module.FILE in _ANYWHERE:
-        check_precision(name, chosen)
+        check_supported(name, "cuda", chosen, module.DEVICES)
     else:
         module.check_settings(request.device, chosen)
     key = _file_key(request, model)
@@ -82,7 +78,7 @@ def prepare_engine(
             _make_plan(request, model, path, progress)
             _check_plan(request, model, path, logits_only=logits_only)
         else:
-            onnx_from_model(model, request.roi, batch_range=CPU_BATCH, path=path)
+            onnx_from_model(model, request.roi, batch=CPU_BATCH, path=path)
 
     progress(_STAGE, 0, 1)
     store.put(key, make)
@@ -119,33 +115,29 @@ def _file_key(request: EngineRequest, model: Model) -> EngineKey | None:
         return program_key(request, model)
     if kind in (PLAN, RTX_FILE):
         return plan_key(request, model)
-    return onnx_key(model, request.roi, CPU_BATCH)
+    return onnx_key(model, request.roi)
 
 
 def _make_plan(request: EngineRequest, model: Model, path: Path, progress: Progress) -> None:
     """The network as ONNX in the style of this TensorRT, and its plan."""
     name, precision, device = request.backend, request.chosen_precision, request.device
-    batches = plan_batches(request.batch_range)
-    style = graph_style(precision)
+    settings = PlanSettings(precision, request.batch_range[1])
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
-        onnx_from_model(model, request.roi, batch_range=(batches[0], batches[2]), path=graph, style=style)
+        onnx_from_model(model, request.roi, batch=settings.batch, path=graph, style=graph_style(precision))
         data = graph.read_bytes()
     if name == "tensorrt-rtx":  # chooses kernels when it runs
-        plan_from_onnx(name, data, path, PlanSettings(precision, batches), progress)
+        plan_from_onnx(name, data, path, settings, progress)
         return
     where = hashlib.sha256(gpu_identity(device).encode()).hexdigest()[:16]
     timing_cache = request.folder / f"timing-{load_runtime(name).__version__}-{where}.cache"
     with torch.cuda.device(device):
-        plan_from_onnx(name, data, path, PlanSettings(precision, batches, timing_cache=timing_cache), progress)
+        plan_from_onnx(name, data, path, replace(settings, timing_cache=timing_cache), progress)
 
 
 def _check_plan(request: EngineRequest, model: Model, path: Path, *, logits_only: bool) -> None:
     """Compare a new plan with PyTorch where it can run, so that no plan with other results is kept."""
     if torch.device(request.device).type != "cuda":  # made for another machine, which compares when it measures
         return
-    engine = engine_from_plan(request, model, path.read_bytes())
-    try:
+    with closing(engine_from_plan(request, model, path.read_bytes())) as engine:
         check_parity(engine, model, example_windows(model, request.roi), logits_only=logits_only)
-    finally:
-        engine.close()

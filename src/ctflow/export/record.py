@@ -7,9 +7,10 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import OutputError
@@ -155,8 +156,7 @@ class Agreements:
         return self._keys[known]
 
     def _digest(self, engine: object) -> str:
-        fields = [*what_is_computed(self._model), software_versions(), engine]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return digest_of_fields([*what_is_computed(self._model), software_versions(), engine])
 
     def _path(self, key: str) -> Path | None:
         return None if self._cache_dir is None else self._cache_dir / f"agreement-{key}.json"
@@ -178,16 +178,25 @@ class Agreements:
     def _write(self, key: str, record: _Record) -> bool:
         """Whether a record is in the cache now."""
         path = self._path(key)
-        if path is None:
-            return False
-        text = json.dumps({"format": _FORMAT, **asdict(record)}, indent=2) + "\n"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda stream: stream.write(text.encode()))
-        except (OutputError, OSError) as error:  # the engines' folder may be read-only
-            log.warning("cannot store the comparison of an engine, so each process compares again: %s", error)
-            return False
-        return True
+        what = "the comparison of an engine, so each process compares again"
+        return path is not None and store_record(path, {"format": _FORMAT, **asdict(record)}, what)
+
+
+def store_record(path: Path, document: Mapping[str, Any], what: str) -> bool:
+    """Write a document to the cache; whether it is there now. A warning says that `what` cannot be stored."""
+    text = json.dumps(document, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # an engine without a file has not created it
+        write_atomically(path, lambda stream: stream.write(text.encode()))
+    except (OutputError, OSError) as error:  # the engines' folder may be read-only
+        log.warning("cannot store %s: %s", what, error)
+        return False
+    return True
+
+
+def digest_of_fields(fields: Sequence[object]) -> str:
+    """Name of a record: a digest of everything that it depends on."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import (
     BackendUnavailable,
     CtflowError,
@@ -31,7 +29,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured, ParityGate, fastest_batch
 from ctflow.export.parity import ParityResult
 from ctflow.export.prepare import is_prepared, prepare_engine
-from ctflow.export.record import Agreements, machine, what_is_computed
+from ctflow.export.record import Agreements, digest_of_fields, machine, store_record, what_is_computed
 
 _STAGE = "measure engines"
 _FORMAT = 4  # of the record
@@ -105,7 +103,7 @@ def choose_fastest(
         timed, failures = _time_all(candidates, model, gate.windows[0], progress)
     choice = _first_exact(timed, gate, request, failures)
     if not any(isinstance(failure, _PASSING) for failure in failures):
-        _write_choice(choice, path)
+        store_record(path, {"format": _FORMAT, **asdict(choice)}, "which engine was selected")
     return choice
 
 
@@ -181,7 +179,7 @@ def _first_exact(
     """The fastest that agrees with PyTorch; PyTorch itself in fp32 is the reference."""
     runnable = [entry for entry in timed if entry.window_seconds is not None and entry.reason is None]
     final = {(entry.backend, entry.precision): entry for entry in timed}
-    for entry in sorted(runnable, key=_seconds):
+    for entry in sorted(runnable, key=lambda entry: entry.window_seconds or 0.0):
         name, chosen = entry.backend, entry.precision
         try:
             parity = gate.compare(Choice(name, chosen, (), entry.batch).of(request))
@@ -200,19 +198,13 @@ def _first_exact(
     raise BackendUnavailable(what, reason="no-engine")
 
 
-def _seconds(entry: Measured) -> float:
-    return float("inf") if entry.window_seconds is None else entry.window_seconds
-
-
 def _key(request: EngineRequest, model: Model, candidates: Sequence[EngineRequest], *, logits_only: bool) -> str:
     """Digest of everything that the choice depends on."""
     settings = {"device": request.device, "roi": request.roi, "batch_range": request.batch_range}
     versions = [backend_module(each.backend).is_available()[1] for each in candidates]
     where = [machine(request.device), software_versions(), versions]
     engines = [(each.backend, each.precision) for each in candidates]
-    fields = [*what_is_computed(model), *where, settings, engines, logits_only]
-    text = json.dumps(fields, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest_of_fields([*what_is_computed(model), *where, settings, engines, logits_only])
 
 
 def _read_choice(path: Path, candidates: Sequence[EngineRequest]) -> Choice | None:
@@ -230,12 +222,3 @@ def _read_choice(path: Path, candidates: Sequence[EngineRequest]) -> Choice | No
     engines = [(each.backend, each.precision) for each in candidates]
     known = document.get("format") == _FORMAT and (choice.backend, choice.precision) in engines
     return choice if whole and known else None
-
-
-def _write_choice(choice: Choice, path: Path) -> None:
-    document = json.dumps({"format": _FORMAT, **asdict(choice)}, indent=2) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # an engine without a file has not created it
-        write_atomically(path, lambda stream: stream.write(document.encode()))
-    except (OutputError, OSError) as error:  # the engines' folder may be read-only
-        log.warning("cannot store which engine was selected: %s", error)

@@ -25,16 +25,12 @@ class PlanSettings:
 
     Attributes:
         precision: Number format of the heavy arithmetic.
-        batches: Smallest, usual and largest batch; kernels are chosen for the usual one.
-        memory_limit: Bytes of device memory that kernels may use for work space; None leaves it to TensorRT.
-        optimization_level: 0 (quick to build) to 5 (quick to run); None is TensorRT's default.
+        batch: Windows at a time.
         timing_cache: File of measured kernels, read if it exists and written back: shortens later builds.
     """
 
     precision: Precision
-    batches: tuple[int, int, int]
-    memory_limit: int | None = None
-    optimization_level: int | None = None
+    batch: int
     timing_cache: Path | None = None
 
 
@@ -100,23 +96,19 @@ def _configure(runtime: Any, builder: Any, config: Any, network: Any, settings: 
         config.set_flag(flags.TF32)
     else:
         config.clear_flag(flags.TF32)
-    if settings.memory_limit is not None:
-        config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, settings.memory_limit)
-    if settings.optimization_level is not None:
-        config.builder_optimization_level = settings.optimization_level
     if hasattr(runtime, "TacticSource") and hasattr(runtime.TacticSource, "CUDNN"):
         # Deprecated in 10: a plan needs nothing of torch's cuDNN.
         config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(runtime.TacticSource.CUDNN)))
-    _set_profile(builder, config, network, settings.batches)
+    _set_profile(builder, config, network, settings.batch)
     _read_timing_cache(runtime, config, settings.timing_cache)
 
 
-def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, int, int]) -> None:
+def _set_profile(builder: Any, config: Any, network: Any, batch: int) -> None:
     shape = tuple(network.get_input(0).shape)[1:]
     if network.get_input(0).name != INPUT:
         raise ExportFailed(f"the graph's input is {network.get_input(0).name}, not {INPUT}", reason="graph")
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, *((batch, *shape) for batch in batches))
+    profile.set_shape(INPUT, *[(batch, *shape)] * 3)  # the smallest, the usual and the largest
     config.add_optimization_profile(profile)
 
 

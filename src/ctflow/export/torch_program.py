@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ctflow.core.errors import BundleInvalid, CtflowError, DeviceOutOfMemory, ExportFailed
+from ctflow.core.errors import CtflowError, DeviceOutOfMemory, ExportFailed, first_line
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.compile import network_for_gpu
-from ctflow.engines.contract import Precision
+from ctflow.engines.contract import Precision, not_taken
 from ctflow.engines.hardware import switches
 from ctflow.engines.tensorrt.torch_program import load_torch_tensorrt
 
@@ -49,7 +47,12 @@ def program_from_model(model: Model, roi: Size3, *, precision: Precision, batch:
         try:
             network = network.to(device)
             windows = torch.zeros((batch, model.spec.in_channels, *roi), device=device)
-            with _quiet(), torch.inference_mode(False), torch.no_grad(), switches(precision):
+            with (
+                warnings.catch_warnings(action="ignore"),
+                torch.inference_mode(False),
+                torch.no_grad(),
+                switches(precision),
+            ):
                 _build(runtime, network, windows, precision, device, made)
         except OSError:
             raise  # the store names it
@@ -85,16 +88,8 @@ def _failure(error: Exception, model: Model, network: nn.Module, roi: Size3, dev
         with torch.inference_mode():
             network(torch.zeros((1, model.spec.in_channels, *roi), device=device))
     except (RuntimeError, ValueError, IndexError) as plain:
-        return BundleInvalid(f"the network does not take windows of {roi}: {plain}", reason="window-size")
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return not_taken(roi, plain)
     return ExportFailed(
-        f"torch-tensorrt cannot build {model.spec.network.name}: {reason}; use --engine eager", reason="not-buildable"
+        f"torch-tensorrt cannot build {model.spec.network.name}: {first_line(error)}; use --engine eager",
+        reason="not-buildable",
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the compiler's warnings, on which a user cannot act."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ctflow.compat.monai import import_monai
-from ctflow.core.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid, first_line
 from ctflow.core.model import Model, NetworkSpec
 
 _PACKAGE = "monai.networks.nets"
@@ -141,13 +141,11 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
         try:
             return network_class(spec.name)(**arguments)
         except ImportError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             what = "needs a package that is not installed, or that ctflow hides because no network for volumes needs it"
-            raise BundleInvalid(f"network_def: {spec.name} {what}: {reason}", reason="network") from error
+            raise BundleInvalid(f"network_def: {spec.name} {what}: {first_line(error)}", reason="network") from error
         except _BUILD_ERRORS as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise BundleInvalid(
-                f"network_def: {spec.name} does not take these arguments: {reason}", reason="network"
+                f"network_def: {spec.name} does not take these arguments: {first_line(error)}", reason="network"
             ) from error
 
 

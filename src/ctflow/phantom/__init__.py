@@ -8,7 +8,7 @@ import numpy as np
 
 from ctflow.core.volume import Labels, Size3, Volume
 from ctflow.phantom.body.anatomy import anatomy_from_patient, great_vessels
-from ctflow.phantom.body.patient import PhantomPatient, patient_from_rng
+from ctflow.phantom.body.patient import patient_from_rng
 from ctflow.phantom.body.skeleton import skeleton_from_patient
 from ctflow.phantom.body.tissues import Parts, draw_tissues, draw_tubes
 from ctflow.phantom.body.trees import trees_from_lungs
@@ -92,7 +92,7 @@ def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety 
     )
     count = int(streams[3].integers(0, MOST + 1)) if tumours is None else tumours
     plans = plans_from_rng(streams[3], count)
-    value = _tumour_value(patient)
+    value = 34.0 + 0.25 * max(0.0, patient.enhancement)  # tumours take up some contrast medium
     found, numbers = draw_tumours(streams[3], hu, grid, lung, trees.arteries, plans, value=value, edge_mm=edge_mm)
     draw_mimics(streams[2], hu, grid, anatomy.lung, edge_mm, numbers)
     dense = [] if scene is None else scene.draw_dense(hu, grid, edge_mm)
@@ -104,8 +104,3 @@ def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety 
     padding = None if scene is None else scene.pad(array, numbers, grid)
     volume = Volume(array, grid.geometry, padding)
     return Phantom(volume, (numbers > 0).astype(np.uint8), found, numbers, variety)
-
-
-def _tumour_value(patient: PhantomPatient) -> float:
-    """Tumours take up some contrast medium."""
-    return 34.0 + 0.25 * max(0.0, patient.enhancement)

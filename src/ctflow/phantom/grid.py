@@ -16,6 +16,7 @@ Axes = tuple[FloatVolume, FloatVolume, FloatVolume]  # z, y, x in mm, shaped to 
 
 # A signed distance is nearly linear between points 3 mm apart, so edges are exact to a fraction of a voxel.
 COARSE_MM = 3.0
+WHOLE: Box = (slice(None), slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Grid:
     @property
     def axes(self) -> Axes:
         """Coordinates, shaped to broadcast over (D, H, W)."""
-        return self.axes_in((slice(None), slice(None), slice(None)))
+        return self.axes_in(WHOLE)
 
     def axes_in(self, box: Box) -> Axes:
         """Coordinates inside a box."""
@@ -104,13 +105,18 @@ class Field:
     """A smooth field on a coarse grid, read in any box of a finer one by linear interpolation.
 
     Args:
-        values: (d, h, w) float32 on `coarse`.
+        values: (d, h, w) on `coarse`.
         coarse: Its grid.
         fine: The grid to read it on.
+
+    Attributes:
+        coarse_values: The field on its own grid, float32.
+        coarse_grid: Its own grid.
     """
 
     def __init__(self, values: FloatVolume, coarse: Grid, fine: Grid) -> None:
-        self._values, self._coarse, self._fine = values.astype(np.float32, copy=False), coarse, fine
+        self.coarse_values: FloatVolume = values.astype(np.float32, copy=False)
+        self.coarse_grid, self._fine = coarse, fine
 
     def in_box(self, box: Box) -> FloatVolume:
         """Values in a box of the fine grid.
@@ -119,9 +125,9 @@ class Field:
         """
         (rows, a), (columns, b), (planes, c) = (
             interpolation_matrix(fine[part], coarse)
-            for fine, part, coarse in zip(self._fine.lines_mm, box, self._coarse.lines_mm, strict=True)
+            for fine, part, coarse in zip(self._fine.lines_mm, box, self.coarse_grid.lines_mm, strict=True)
         )
-        part = self._values[rows, columns, planes]
+        part = self.coarse_values[rows, columns, planes]
         plane: FloatVolume = np.matmul(b, np.matmul(part, c.T))
         values: FloatVolume = np.tensordot(a, plane, axes=(1, 0))
         return values
@@ -130,29 +136,19 @@ class Field:
         """Values at (n, 3) points (z, y, x), by the nearest coarse point."""
         index = [
             np.clip(np.rint((points_mm[:, axis] - line[0]) / (line[1] - line[0])).astype(int), 0, len(line) - 1)
-            for axis, line in enumerate(self._coarse.lines_mm)
+            for axis, line in enumerate(self.coarse_grid.lines_mm)
         ]
-        values: npt.NDArray[np.float64] = self._values[index[0], index[1], index[2]].astype(np.float64)
+        values: npt.NDArray[np.float64] = self.coarse_values[index[0], index[1], index[2]].astype(np.float64)
         return values
 
     def box_of(self, below: float) -> Box | None:
         """The box of the fine grid outside which no value is below this; None if no value is."""
-        low = self._values < below
+        low = self.coarse_values < below
         if not low.any():
             return None
         ends = []
-        for axis, line in enumerate(self._coarse.lines_mm):
+        for axis, line in enumerate(self.coarse_grid.lines_mm):
             seen = np.flatnonzero(low.any(axis=tuple(other for other in range(3) if other != axis)))
             ends.append((line[max(0, seen[0] - 1)], line[min(len(line) - 1, seen[-1] + 1)]))
         low_mm, high_mm = zip(*ends, strict=True)
         return self._fine.box_around(low_mm, high_mm)
-
-    @property
-    def coarse_values(self) -> FloatVolume:
-        """The field on its own grid."""
-        return self._values
-
-    @property
-    def coarse_grid(self) -> Grid:
-        """Its own grid."""
-        return self._coarse

@@ -41,8 +41,7 @@ def distance_to_tubes(axes: Axes, tubes: Tubes) -> FloatVolume:
     """Signed distance to the nearest of a few tubes, on a whole grid."""
     nearest: FloatVolume | None = None
     for start, end, (first, last) in zip(tubes.starts_mm, tubes.ends_mm, tubes.radii_mm, strict=True):
-        away, along = _distance_to_segment(axes, start, end)
-        distance = away - (first + along * np.float32(last - first))
+        distance = _distance_to_tube(axes, start, end, first, last)
         nearest = distance if nearest is None else np.minimum(nearest, distance)
     if nearest is None:
         raise ValueError("there is no tube")
@@ -56,8 +55,8 @@ def distance_near_tubes(grid: Grid, tubes: Tubes, reach_mm: float) -> FloatVolum
         reach = max(first, last) + reach_mm
         box = grid.box_around(np.minimum(start, end) - reach, np.maximum(start, end) + reach)
         if box is not None:
-            away, along = _distance_to_segment(grid.axes_in(box), start, end)
-            np.minimum(nearest[box], away - (first + along * np.float32(last - first)), out=nearest[box])
+            distance = _distance_to_tube(grid.axes_in(box), start, end, first, last)
+            np.minimum(nearest[box], distance, out=nearest[box])
     return nearest
 
 
@@ -115,8 +114,7 @@ def paint_tubes(
         box = grid.box_around(np.minimum(start, end) - reach, np.maximum(start, end) + reach)
         if box is None:
             continue
-        distance, along = _distance_to_segment(grid.axes_in(box), start, end)
-        share = coverage(distance - (first + along * np.float32(last - first)), edge_mm)
+        share = coverage(_distance_to_tube(grid.axes_in(box), start, end, first, last), edge_mm)
         share *= np.float32(min(1.0, (first + last) / edge_mm))  # a tube thinner than the edge never fills a voxel
         if only_in is not None:
             share *= only_in[box]
@@ -124,11 +122,12 @@ def paint_tubes(
         keep(part, part + share * (np.float32(value) - part), out=part)
 
 
-def _distance_to_segment(axes: Axes, start: Points, end: Points) -> tuple[FloatVolume, FloatVolume]:
-    """Distance to a segment in mm, and the position of the nearest point along it, 0 to 1."""
+def _distance_to_tube(axes: Axes, start: Points, end: Points, first: float, last: float) -> FloatVolume:
+    """Signed distance to a conical tube with the radii `first` and `last`."""
     axis = (end - start).astype(np.float32)
     length2 = max(float(axis @ axis), 1e-6)
     z, y, x = (axis - np.float32(origin) for axis, origin in zip(axes, start, strict=True))
     along = np.clip((z * axis[0] + y * axis[1] + x * axis[2]) / np.float32(length2), 0.0, 1.0)
     away2 = (z - along * axis[0]) ** 2 + (y - along * axis[1]) ** 2 + (x - along * axis[2]) ** 2
-    return np.sqrt(away2), along
+    distance: FloatVolume = np.sqrt(away2) - (first + along * np.float32(last - first))
+    return distance

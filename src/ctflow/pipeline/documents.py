@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ctflow.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTLY, InputError
+from ctflow.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTLY, CtflowError, InputError
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.dicom.read.select.series import Selection
 from ctflow.measurements.measure import SegmentMeasurements
@@ -17,9 +17,8 @@ from ctflow.report.run_record import error_facts, supersede_result
 from ctflow.settings.run import Settings
 
 
-def exit_code_of_cases(cases: Iterable[Case]) -> int:
-    """0 when all are done, 6 when some are, else the first failure's exit code."""
-    errors = [case.error for case in cases]
+def exit_code_of_errors(errors: Sequence[CtflowError | None]) -> int:
+    """0 when none of several cases has an error, 6 when some have, else the first failure's exit code."""
     failures = [error for error in errors if error is not None]
     if not failures:
         return EXIT_DONE
@@ -41,7 +40,7 @@ def document_of_run(
     Returns:
         The document, by docs/result.schema.json.
     """
-    code = exit_code_of_cases(cases) if error is None else error["exit_code"]
+    code = exit_code_of_errors([case.error for case in cases]) if error is None else error["exit_code"]
     done = sum(case.error is None for case in cases)
     set_aside, are_moved = _set_aside(found.selection, output)
     selection = found.selection
@@ -103,7 +102,8 @@ def document_of_case(
         model={"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
         engine=asdict(segmentation.engine),
         window=segmentation.window,
-        settings=_settings_facts(settings),
+        # Without the cache's folder, which describes the machine and not the result.
+        settings={name: value for name, value in asdict(settings).items() if name != "cache"},
         stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
         agreement=None if segmentation.agreement is None else asdict(segmentation.agreement),
         segments=[asdict(segment) for segment in measured],
@@ -111,7 +111,6 @@ def document_of_case(
         research_only=RESEARCH_ONLY if spec.demonstration else None,
         intended_use=spec.intended_use,
         folder=case.key,
-        error=None,
     )
 
 
@@ -119,23 +118,12 @@ def _failed_document(case: Case, spec: ModelSpec, error: Mapping[str, Any]) -> d
     return series_result(
         status="refused" if isinstance(case.error, InputError) else "failed",
         series=_series_facts(case),
-        model=None,
-        engine=None,
-        window=None,
-        settings=None,
         stage_seconds=dict(case.stage_seconds),
-        segments=[],
         warnings=list(case.warnings),
         research_only=RESEARCH_ONLY if spec.demonstration else None,
         intended_use=spec.intended_use,
-        folder=None,
         error=error,
     )
-
-
-def _settings_facts(settings: Settings) -> dict[str, Any]:
-    """The settings without the cache's folder, which describes the machine and not the result."""
-    return {name: value for name, value in asdict(settings).items() if name != "cache"}
 
 
 def _series_facts(case: Case) -> dict[str, Any]:

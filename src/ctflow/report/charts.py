@@ -47,8 +47,7 @@ def write_chart(figure: Figure, path: Path) -> None:
         OutputError: The file cannot be written.
     """
     picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
         figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": None})
     write_atomically(path, lambda stream: stream.write(picture.getvalue()))
 
@@ -216,8 +215,7 @@ def _printable(words: str) -> str:
 
 
 def _extent(text: Any) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
         return float(text.get_window_extent().width)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ctflow.report.tables import console_on, new_table, number
 
 _GIB = 2**30
 
@@ -22,12 +21,11 @@ def say_comparison(document: Mapping[str, Any], stream: TextIO | None = None) ->
         document: The result of `ctflow.bench.compare.compare_configurations`.
         stream: Gets the text; None takes standard output.
     """
-    stream = stream or sys.stdout
-    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 180)
+    console = console_on(stream)
     console.print(head_of_comparison(document), markup=False, highlight=False)
-    for number, overlap in enumerate(overlaps_of(document)):
+    for index, overlap in enumerate(overlaps_of(document)):
         console.print(Text(f"\noverlap {overlap['overlap']:g}, {overlap['windows']} windows", style="bold"))
-        console.print(_table(document["configurations"], number))
+        console.print(_table(document["configurations"], index))
     for configuration in document["configurations"]:
         for words in _reasons(configuration):
             console.print(f"{configuration['id']} ({configuration['text']}) {words}", markup=False, highlight=False)
@@ -71,15 +69,13 @@ def overlaps_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return next((each["results"] for each in document["configurations"] if "results" in each), [])
 
 
-def _table(configurations: Sequence[Mapping[str, Any]], number: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("configuration", "what"):
-        table.add_column(heading)
-    for heading in ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 0a", "Dice to 1", "Dice to truth", "GPU GiB"):
-        table.add_column(heading, justify="right")
+def _table(configurations: Sequence[Mapping[str, Any]], index: int) -> Table:
+    texts = ("configuration", "what")
+    numbers = ("seconds", "spread", "x 0a", "x 0c", "x 1", "Dice to 0a", "Dice to 1", "Dice to truth", "GPU GiB")
+    table = new_table((*texts, *numbers), left=texts)
     for configuration in configurations:
-        if "results" in configuration and not configuration["results"][number]["reason"]:
-            table.add_row(configuration["id"], configuration["text"], *_cells(configuration["results"][number]))
+        if "results" in configuration and not configuration["results"][index]["reason"]:
+            table.add_row(configuration["id"], configuration["text"], *_cells(configuration["results"][index]))
     return table
 
 
@@ -88,11 +84,7 @@ def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{result['median_s']:.3f}",
         f"{result['spread_s']:.3f}" if len(result["seconds"]) > 1 else "-",
-        *(_number(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
-        *(_number(result[f"dice_to_{other}"], 4) for other in ("stock", "article", "truth")),
+        *(number(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
+        *(number(result[f"dice_to_{other}"], 4) for other in ("stock", "article", "truth")),
         "-" if memory is None else " + ".join(f"{taken / _GIB:.1f}" for taken in memory),
     )
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ctflow.report.tables import console_on, new_table, number
 
 _NONE = "-"
 
@@ -21,9 +21,7 @@ def say_evaluation(document: Mapping[str, Any], stream: TextIO | None = None) ->
         document: The result of `ctflow.bench.evaluate.evaluate_folder`.
         stream: Gets the text; None takes standard output.
     """
-    stream = stream or sys.stdout
-    # A pipe has no width: lines are then as long as they need to be.
-    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    console = console_on(stream)
     if document["research_only"]:
         console.print(Text(str(document["research_only"]), style="bold yellow"))
     model, engine = document["model"], document["engine"]
@@ -44,11 +42,8 @@ def say_evaluation(document: Mapping[str, Any], stream: TextIO | None = None) ->
 
 def _table_of_cases(cases: Sequence[Mapping[str, Any]]) -> Table:
     compared = any(case["reference"] for case in cases)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("case")
-    headings = ["Dice", "HD95 mm", "true ml", "error ml", "found", "false", "seconds"]
-    for heading in [*headings, *(["Dice to fp32", "voxels differing"] if compared else [])]:
-        table.add_column(heading, justify="right")
+    headings = ["case", "Dice", "HD95 mm", "true ml", "error ml", "found", "false", "seconds"]
+    table = new_table([*headings, *(["Dice to fp32", "voxels differing"] if compared else [])], left=("case",))
     for case in cases:
         table.add_row(str(case["name"]), *_cells(case), *(_reference_cells(case["reference"]) if compared else ()))
     return table
@@ -59,18 +54,18 @@ def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
         return (_NONE,) * 7
     lesions = case["lesions"]
     return (
-        _number(case["dice"], 3),
-        _number(case["lesions_hausdorff95_mm"], 1),
-        _number(case["volume_truth_ml"], 2),
+        number(case["dice"], 3),
+        number(case["lesions_hausdorff95_mm"], 1),
+        number(case["volume_truth_ml"], 2),
         f"{case['volume_error_ml']:+.2f}",
         f"{sum(lesion['hit'] for lesion in lesions)} of {len(lesions)}",
         str(len(case["false_positives"]) + case["false_positives_left_out"]),
-        _number(case["seconds"], 1),
+        number(case["seconds"], 1),
     )
 
 
 def _reference_cells(reference: Mapping[str, Any] | None) -> tuple[str, str]:
-    return (_number(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
+    return (number(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
 
 
 def _say_only_case(console: Console, case: Mapping[str, Any]) -> None:
@@ -90,40 +85,33 @@ def _say_only_case(console: Console, case: Mapping[str, Any]) -> None:
 
 def _table_of_false_findings(case: Mapping[str, Any]) -> Table:
     """The findings where there is no lesion, the largest first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("false finding", "volume ml", "as a sphere, mm", "centroid mm (L, P, S)"):
-        table.add_column(heading, justify="right")
-    for number, found in enumerate(case["false_positives"], start=1):
+    table = new_table(("false finding", "volume ml", "as a sphere, mm", "centroid mm (L, P, S)"))
+    for place, found in enumerate(case["false_positives"], start=1):
         volume, diameter = f"{found['volume_ml']:.3f}", f"{found['equivalent_diameter_mm']:.1f}"
-        table.add_row(str(number), volume, diameter, ", ".join(f"{mm:.1f}" for mm in found["centroid_mm"]))
+        table.add_row(str(place), volume, diameter, ", ".join(f"{mm:.1f}" for mm in found["centroid_mm"]))
     return table
 
 
 def _table_of_lesions(case: Mapping[str, Any]) -> Table:
     """Each lesion of the only case, the largest first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("true lesion", "volume ml", "longest diameter mm", "found", "Dice", "HD95 mm"):
-        table.add_column(heading, justify="right")
+    table = new_table(("true lesion", "volume ml", "longest diameter mm", "found", "Dice", "HD95 mm"))
     lesions = sorted(case["lesions"], key=lambda lesion: -lesion["volume_ml"])
-    for number, lesion in enumerate(lesions, start=1):
+    for place, lesion in enumerate(lesions, start=1):
         verdict = Text("yes", style="green") if lesion["hit"] else Text("no", style="red")
         volume, longest = f"{lesion['volume_ml']:.2f}", f"{lesion['longest_diameter_mm']:.1f}"
-        distance = _number(lesion["hausdorff95_mm"], 1)
-        table.add_row(str(number), volume, longest, verdict, _number(lesion["dice"], 3), distance)
+        distance = number(lesion["hausdorff95_mm"], 1)
+        table.add_row(str(place), volume, longest, verdict, number(lesion["dice"], 3), distance)
     return table
 
 
 def _say_summary(console: Console, summary: Mapping[str, Any]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in (
-        *("true lesion, mm", "lesions", "found", "sensitivity", "mean Dice", "mean HD95 mm", "false", "false per case"),
-    ):
-        table.add_column(heading, justify="left" if heading.startswith("true") else "right")
+    numbers = ("lesions", "found", "sensitivity", "mean Dice", "mean HD95 mm", "false", "false per case")
+    table = new_table(("true lesion, mm", *numbers), left=("true lesion, mm",))
     for row in summary["by_size"]:
         table.add_row(f"{row['from_mm']:.0f} to {row['to_mm']:.0f}", *_tally_cells(row))
     table.add_row("all", *_tally_cells(summary["overall"]), style="bold")
     console.print(table)
-    console.print(f"mean Dice of {summary['cases_with_truth']} cases with lesions: {_number(summary['mean_dice'], 3)}")
+    console.print(f"mean Dice of {summary['cases_with_truth']} cases with lesions: {number(summary['mean_dice'], 3)}")
     free = summary["tumour_free"]
     if free["cases"]:
         console.print(
@@ -135,13 +123,9 @@ def _tally_cells(tally: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(tally["lesions"]),
         str(tally["hits"]),
-        _number(tally["sensitivity"], 2),
-        _number(tally["mean_dice"], 3),
-        _number(tally["mean_hausdorff95_mm"], 1),
+        number(tally["sensitivity"], 2),
+        number(tally["mean_dice"], 3),
+        number(tally["mean_hausdorff95_mm"], 1),
         str(tally["false_positives"]),
-        _number(tally["false_positives_a_case"], 2),
+        number(tally["false_positives_a_case"], 2),
     )
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return _NONE if value is None else f"{value:.{decimals}f}"

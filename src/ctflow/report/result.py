@@ -18,17 +18,17 @@ def series_result(
     *,
     status: str,
     series: Mapping[str, Any],
-    model: Mapping[str, Any] | None,
-    engine: Mapping[str, Any] | None,
-    window: Mapping[str, Any] | None,
-    settings: Mapping[str, Any] | None,
     stage_seconds: Mapping[str, float],
-    segments: Sequence[Mapping[str, Any]],
     warnings: Sequence[str],
     research_only: str | None,
     intended_use: str,
-    folder: str | None,
-    error: Mapping[str, Any] | None,
+    model: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
+    window: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    segments: Sequence[Mapping[str, Any]] = (),
+    folder: str | None = None,
+    error: Mapping[str, Any] | None = None,
     agreement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of one series.
@@ -36,15 +36,15 @@ def series_result(
     Args:
         status: "done", "refused" (its input) or "failed" (anything else).
         series: digest, series_instance_uid, slices, shape, spacing_mm.
-        model: name, version, weights_digest; None if the series failed at its input.
-        engine: `ctflow.engines.contract.EngineInfo` as a mapping.
-        window: roi, overlap, blend, batch_size; of a part of the volume also part, windows, windows_of_all.
-        settings: The run's settings.
         stage_seconds: Wall time of each stage.
-        segments: `ctflow.measurements.measure.SegmentMeasurements` as mappings.
         warnings: Sentences.
         research_only: The notice of a demonstration model.
         intended_use: The bundle's words.
+        model: name, version, weights_digest. This and all that follows but the error is of a series that is done.
+        engine: `ctflow.engines.contract.EngineInfo` as a mapping.
+        window: roi, overlap, blend, batch_size; of a part of the volume also part, windows, windows_of_all.
+        settings: The run's settings.
+        segments: `ctflow.measurements.measure.SegmentMeasurements` as mappings.
         folder: Name of the result folder.
         error: type, exit_code, reason, message.
         agreement: `ctflow.export.record.Agreement` as a mapping; None where nothing was compared.
@@ -61,16 +61,16 @@ def series_result(
         "intended_use": intended_use,
         "statement": NOTHING_MARKED if empty else None,
         "series": dict(series),
-        "model": _copied(model),
-        "engine": _copied(engine),
-        "window": _copied(window),
-        "settings": _copied(settings),
+        "model": model,
+        "engine": engine,
+        "window": window,
+        "settings": settings,
         "stage_seconds": dict(stage_seconds),
-        "agreement": _copied(agreement),
+        "agreement": agreement,
         "segments": [dict(segment) for segment in segments],
         "warnings": list(warnings),
         "folder": folder,
-        "error": _copied(error),
+        "error": error,
     }
 
 
@@ -78,10 +78,10 @@ def run_result(
     *,
     status: str,
     exit_code: int | None,
-    series: Sequence[Mapping[str, Any]],
-    set_aside: Sequence[Mapping[str, Any]],
-    unreadable: Sequence[Mapping[str, Any]],
-    research_only: str | None,
+    series: Sequence[Mapping[str, Any]] = (),
+    set_aside: Sequence[Mapping[str, Any]] = (),
+    unreadable: Sequence[Mapping[str, Any]] = (),
+    research_only: str | None = None,
     error: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of a run.
@@ -107,12 +107,8 @@ def run_result(
         "series": [dict(entry) for entry in series],
         "set_aside": [dict(entry) for entry in set_aside],
         "unreadable": [dict(entry) for entry in unreadable],
-        "error": _copied(error),
+        "error": error,
     }
-
-
-def _copied(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if mapping is None else dict(mapping)
 
 
 def write_result(document: Mapping[str, Any], path: Path) -> None:

@@ -128,6 +128,4 @@ def document_of_error(error: Mapping[str, Any]) -> dict[str, Any]:
 
 def _document(status: str, error: Mapping[str, Any] | None) -> dict[str, Any]:
     code = None if error is None else error["exit_code"]
-    return run_result(
-        status=status, exit_code=code, series=[], set_aside=[], unreadable=[], research_only=None, error=error
-    )
+    return run_result(status=status, exit_code=code, error=error)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ctflow.core.progress import Progress
+from ctflow.report.tables import console_on, new_table
 
 _BAD = ("damaged", "foreign")  # states of stored engines that persist without action
 _MOST_NAMED = 5  # unreadable files named for each reason
@@ -109,9 +109,7 @@ def say_report(document: Mapping[str, Any], output: Path, stream: TextIO | None 
         output: The output folder.
         stream: Gets the text; None takes standard output.
     """
-    stream = stream or sys.stdout
-    # A pipe has no width: lines are then as long as they need to be, so that paths stay whole.
-    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    console = console_on(stream)
     if document.get("research_only"):
         console.print(Text(str(document["research_only"]), style="bold yellow"))
     for series in document["series"]:
@@ -147,9 +145,8 @@ def _files_of(folder: Path) -> str:
 
 
 def _table_of_segments(segments: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("segment", "volume ml", "longest diameter mm", "components", "centroid mm (L, P, S)"):
-        table.add_column(heading, justify="left" if heading == "segment" else "right")
+    headings = ("segment", "volume ml", "longest diameter mm", "components", "centroid mm (L, P, S)")
+    table = new_table(headings, left=("segment",))
     for segment in segments:
         if not segment["voxels"]:
             continue
@@ -165,8 +162,7 @@ def _table_of_segments(segments: Sequence[Mapping[str, Any]]) -> Table:
 
 def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Show every series of a folder, selected or rejected and why (`ctflow inspect`)."""
-    stream = stream or sys.stdout
-    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    console = console_on(stream)
     for entry in document["series"]:
         verdict = ("selected", "green") if entry["selected"] else (f"rejected ({entry['reason']})", "red")
         console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['message']}"))
@@ -205,8 +201,7 @@ def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> N
         document: "series", "unreadable" and "ignored" (`ctflow.cli.rules.rules_document`).
         stream: Gets the text; None takes standard output.
     """
-    stream = stream or sys.stdout
-    console = Console(file=stream, soft_wrap=True, width=None if stream.isatty() else 160)
+    console = console_on(stream)
     for entry in document["series"]:
         verdict = ("would be segmented", "green") if entry["run"] else ("would not be segmented", "red")
         console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['message']}"))
@@ -323,9 +318,7 @@ def _plain(text: str) -> str:
 def say_measured(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Show how fast and how exact engines are (`ctflow export`)."""
     console = Console(file=stream or sys.stdout, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("engine", "s per window", "Dice to PyTorch", "relative error", ""):
-        table.add_column(heading, justify="left" if heading in {"engine", ""} else "right")
+    table = new_table(("engine", "s per window", "Dice to PyTorch", "relative error", ""), left=("engine", ""))
     for entry in document["measured"]:
         parity, seconds = entry["parity"], entry["window_seconds"]
         chosen = all(entry[key] == document[key] for key in ("backend", "precision"))

@@ -210,18 +210,6 @@ def test_lesions_may_have_any_numbers():
     assert compare_lesions(boxes(A), truth, UNIT) == expected
 
 
-def test_small_components_may_be_left_out():
-    speck = ((3, 4), (3, 4), (3, 4))
-    truth, found = boxes(A), boxes(speck, C)
-    assert compare_lesions(found, truth, UNIT).lesions[0].hit
-    result = compare_lesions(found, truth, UNIT, smallest_ml=0.002)
-    assert not result.lesions[0].hit
-    assert result.lesions[0].dice == 0.0
-    assert [item.volume_ml for item in result.false_positives] == pytest.approx([0.020])
-    assert compare_lesions(found, truth, UNIT, smallest_ml=0.020).false_positives == result.false_positives
-    assert compare_lesions(found, truth, UNIT, smallest_ml=0.021).false_positives == ()
-
-
 @settings(max_examples=80, deadline=None)
 @given(two_masks())
 def test_lesions_agree_with_a_plain_count(case):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctflow.core.errors import BackendUnavailable
-from ctflow.engines import onnxruntime, openvino
+from ctflow.engines import contract, onnxruntime, openvino
 from ctflow.engines.hardware import usable_cpus
 from reasons import raises_reason
 
@@ -57,7 +57,7 @@ def test_another_device_is_named(module):
 
 @pytest.mark.parametrize("module", [openvino, onnxruntime])
 def test_an_absent_package_says_what_to_install(monkeypatch, module):
-    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setattr(contract, "find_spec", lambda _: None)
     available, reason = module.is_available()
     assert not available
     assert "pip install" in reason

@@ -21,7 +21,7 @@ from ctflow.engines import registry
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest, info_of
-from ctflow.export import measure, selection
+from ctflow.export import measure, record, selection
 from ctflow.export.measure import Measured, measure_engine
 from ctflow.export.parity import ParityResult
 from ctflow.export.record import Agreements
@@ -177,7 +177,7 @@ def test_a_kept_choice_of_an_engine_that_failed_on_a_ct_is_discarded(model, tmp_
     info = EngineInfo("openvino", "fp32", "cpu", ROI, (1, 1), model.weights_digest, 1)
     Agreements(model, tmp_path).refuse([info])
     with monkeypatch.context() as patch:  # in a cache that can only be read it is discarded each time
-        patch.setattr(selection, "_write_choice", lambda *_: None)
+        patch.setattr(selection, "store_record", lambda *_: None)
         assert choose_fastest(second, model).backend == "onnxruntime"
     found = choose_fastest(second, model)
     assert (found.backend, timed) == ("onnxruntime", []), "nothing is timed twice"
@@ -261,7 +261,7 @@ def test_a_choice_that_cannot_be_kept_is_still_a_choice(model, tmp_path, pretend
         raise StorageFull("the disk is full")
 
     pretend({"openvino": 0.5, "onnxruntime": 0.3, "eager": 4.0})
-    monkeypatch.setattr(selection, "write_atomically", full)
+    monkeypatch.setattr(record, "write_atomically", full)
     assert choose_fastest(wanted(tmp_path), model).backend == "onnxruntime"
     assert "cannot store" in caplog.text
 

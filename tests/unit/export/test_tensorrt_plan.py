@@ -7,10 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ExportFailed
-from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.onnxfile import GraphStyle
 from ctflow.engines.tensorrt import runtime as tensorrt_module
 from ctflow.engines.tensorrt.engine import LoadedPlan, graph_style
@@ -19,6 +17,7 @@ from ctflow.export import tensorrt_plan as plan_module
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.tensorrt_plan import PlanSettings, plan_from_onnx
 from ctflow.networks.swin import GPU_ATTENTION
+from model_support import unet_model
 from reasons import raises_reason
 
 RTX = "tensorrt-rtx"
@@ -26,16 +25,8 @@ ROI = (16, 16, 16)
 ARGUMENTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
 
-def model_of() -> Model:
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        "m", "1", NetworkSpec("UNet", ARGUMENTS), 1, 2, (), ROI, 0.25, "gaussian", 4, "softmax", None, (), "", False
-    )
-    return Model(spec, UNet(**ARGUMENTS).state_dict(), "d" * 64)
-
-
-def graph(path, style: GraphStyle, batches=(1, 4)) -> bytes:
-    onnx_from_model(model_of(), ROI, batch_range=batches, path=path, style=style)
+def graph(path, style: GraphStyle, batch=2) -> bytes:
+    onnx_from_model(unet_model(ARGUMENTS, ROI), ROI, batch=batch, path=path, style=style)
     return path.read_bytes()
 
 
@@ -47,8 +38,7 @@ def half_graph(tmp_path_factory) -> bytes:
 def test_a_real_plan_is_built_without_a_gpu_and_tells_its_steps(half_graph, tmp_path):
     told = []
     path = tmp_path / "m.plan"
-    settings = PlanSettings("fp16", (1, 2, 4), memory_limit=1 << 30, optimization_level=2)
-    plan_from_onnx(RTX, half_graph, path, settings, lambda *args: told.append(args))
+    plan_from_onnx(RTX, half_graph, path, PlanSettings("fp16", 2), lambda *args: told.append(args))
     assert path.stat().st_size > 10_000
     assert {stage for stage, _, _ in told} == {"build engine"}
     assert told[0] == ("build engine", 0, 1)
@@ -60,7 +50,7 @@ def test_a_real_plan_is_built_without_a_gpu_and_tells_its_steps(half_graph, tmp_
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the plan may run")
 def test_a_plan_that_cannot_run_here_says_why(half_graph, tmp_path):
-    plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)))
+    plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", 2))
     with raises_reason(BackendUnavailable, "device-failed", names="tensorrt-rtx"):
         LoadedPlan(load_runtime(RTX), (tmp_path / "m.plan").read_bytes(), RTX)
 
@@ -72,21 +62,21 @@ def test_bytes_that_are_no_plan_are_refused_with_the_reason():
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_other_precisions_are_built(precision, tmp_path):
-    data = graph(tmp_path / "m.onnx", graph_style(precision), (2, 2))
-    plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings(precision, (2, 2, 2)))
+    data = graph(tmp_path / "m.onnx", graph_style(precision))
+    plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings(precision, 2))
     assert (tmp_path / "m.plan").stat().st_size > 10_000
 
 
 def test_a_graph_that_cannot_be_read_is_named(tmp_path):
     with raises_reason(ExportFailed, "graph"):
-        plan_from_onnx(RTX, b"nonsense", tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)))
+        plan_from_onnx(RTX, b"nonsense", tmp_path / "m.plan", PlanSettings("fp16", 1))
     assert not list(tmp_path.iterdir())
 
 
 def test_what_the_builder_cannot_build_is_named_and_leaves_nothing(tmp_path):
-    data = graph(tmp_path / "m.onnx", graph_style("bf16"), (2, 2))
+    data = graph(tmp_path / "m.onnx", graph_style("bf16"))
     with raises_reason(ExportFailed, "not-buildable", names="deconv"):  # RTX 1.7: no transposed bf16
-        plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings("bf16", (2, 2, 2)))
+        plan_from_onnx(RTX, data, tmp_path / "m.plan", PlanSettings("bf16", 2))
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -97,7 +87,7 @@ def test_progress_may_stop_the_build(half_graph, tmp_path, error):
             raise error
 
     with pytest.raises(type(error)):
-        plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", (1, 1, 1)), stop)
+        plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", 2), stop)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +149,7 @@ class StandIn:
     def __init__(self, plan: bytes | None = b"plan", said: str = "") -> None:
         self.config, self.plan, self.said = Config(), plan, said
         self.network = SimpleNamespace(
-            get_input=lambda _: SimpleNamespace(name="windows", shape=(-1, 1, 16, 16, 16)),
+            get_input=lambda _: SimpleNamespace(name="windows", shape=(4, 1, 16, 16, 16)),
         )  # fmt: skip
 
     def Builder(self, logger):
@@ -193,25 +183,25 @@ def stand_in(monkeypatch):
     return make
 
 
-def test_a_plan_is_built_for_its_batches_and_without_cudnn(stand_in, tmp_path):
+def test_a_plan_is_built_for_its_batch_and_without_cudnn(stand_in, tmp_path):
     runtime, told = stand_in(), []
-    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (2, 4, 8)), lambda *a: told.append(a))
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", 4), lambda *a: told.append(a))
     assert (tmp_path / "p").read_bytes() == b"plan"
     assert runtime.config.sources == 0b101
     (profile,) = runtime.config.profiles
-    assert profile.shapes == ("windows", (2, 1, 16, 16, 16), (4, 1, 16, 16, 16), (8, 1, 16, 16, 16))
+    assert profile.shapes == ("windows", *[(4, 1, 16, 16, 16)] * 3)
     assert told == [("build engine", 0, 1), ("build engine", 1, 1)]
 
 
 @pytest.mark.parametrize(("precision", "flags"), [("fp16", set()), ("fp32", set()), ("tf32", {Flag.TF32})])
 def test_tf32_is_used_on_request_only_and_half_precision_is_the_graphs(stand_in, tmp_path, precision, flags):
     runtime = stand_in()
-    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings(precision, (1, 1, 1)))
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings(precision, 1))
     assert runtime.config.flags == flags
 
 
 def test_the_timing_cache_is_read_and_written_back(stand_in, tmp_path):
-    settings = PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing")
+    settings = PlanSettings("fp16", 1, timing_cache=tmp_path / "timing")
     stand_in()
     plan_from_onnx("tensorrt", b"g", tmp_path / "p", settings)
     assert (tmp_path / "timing").read_bytes() == b"+"
@@ -222,7 +212,7 @@ def test_the_timing_cache_is_read_and_written_back(stand_in, tmp_path):
 def test_a_timing_cache_that_cannot_be_written_costs_no_plan(stand_in, tmp_path, caplog):
     (tmp_path / "timing").mkdir()
     stand_in()
-    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing"))
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", 1, timing_cache=tmp_path / "timing"))
     assert (tmp_path / "p").read_bytes() == b"plan"
     assert "timing cache is not kept" in caplog.text
 
@@ -234,13 +224,13 @@ def test_bindings_that_do_not_start_are_named(stand_in, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stand_in(), "Builder", refuse)
     with raises_reason(BackendUnavailable, "not-loadable", names="CUDA initialization failure"):
-        plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
+        plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", 1))
 
 
 def test_a_timing_cache_of_another_gpu_is_set_aside(stand_in, tmp_path, caplog):
     (tmp_path / "timing").write_bytes(b"foreign")
     stand_in().config.accepts = False
-    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1), timing_cache=tmp_path / "timing"))
+    plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", 1, timing_cache=tmp_path / "timing"))
     assert (tmp_path / "timing").read_bytes() == b"+"
     assert "another GPU or version" in caplog.text
 
@@ -255,5 +245,5 @@ def test_a_timing_cache_of_another_gpu_is_set_aside(stand_in, tmp_path, caplog):
 def test_a_build_that_fails_gives_the_reason(stand_in, tmp_path, said, error, reason):
     stand_in(plan=None, said=said)
     with raises_reason(error, reason, names=said):
-        plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", (1, 1, 1)))
+        plan_from_onnx("tensorrt", b"g", tmp_path / "p", PlanSettings("fp16", 1))
     assert not list(tmp_path.iterdir())

@@ -39,7 +39,7 @@ from ctflow.engines.contract import EngineInfo
 from ctflow.export.selection import Choice
 from ctflow.pipeline import documents, run, stages, write
 from ctflow.pipeline.case import find_cases, key_of_series
-from ctflow.pipeline.documents import exit_code_of_cases
+from ctflow.pipeline.documents import exit_code_of_errors
 from ctflow.pipeline.run import announce, run_folder
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.pipeline.stages import load_case, prepare_result, segment_case
@@ -484,7 +484,7 @@ def test_a_later_stage_passes_an_earlier_error_on(model, settings, tmp_path):
     assert failed.error is not None
     assert stages.segment_case(failed, Segmenter(model, settings)) is failed
     assert write.write_case(failed, model, settings, tmp_path / "out") is failed
-    assert exit_code_of_cases([failed]) == 2
+    assert exit_code_of_errors([failed.error]) == 2
 
 
 def test_a_segmenter_must_be_open(model, settings):

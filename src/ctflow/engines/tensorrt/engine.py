@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError, first_line
 from ctflow.core.model import Model
-from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
+from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows
 from ctflow.engines.cudagraph import capture, free_cached_memory
-from ctflow.engines.hardware import driver_version, gpu_identity
-from ctflow.engines.onnxfile import GraphStyle, software_versions
+from ctflow.engines.hardware import driver_version, gpu_identity, memory_for
+from ctflow.engines.onnxfile import GraphStyle, key_of_model, software_versions
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.engines.tensorrt.runtime import is_rtx, load_runtime, messages_of, runtime_state
-from ctflow.networks.head import is_two_class
-from ctflow.networks.swin import GPU_ATTENTION, REWRITE_VERSION
+from ctflow.networks.swin import GPU_ATTENTION
 
 FILE = "plan"
 RTX_FILE = "rtx_plan"
@@ -55,41 +54,19 @@ def check_settings(device: str, precision: Precision) -> None:
     check_gpu(_NAME, device, precision)
 
 
-def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
-    """Open the engine; see `ctflow.engines.registry.open_engine`."""
-    return open_plan(request, model)
-
-
 def check_gpu(name: str, device: str, precision: Precision) -> None:
     """Check that this machine supports the device and precision.
 
     Raises:
         BackendUnavailable: The device is not a GPU, or this version has no such precision.
     """
-    if torch.device(device).type != "cuda":
-        raise BackendUnavailable(
-            f"{name} computes on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
-        )
-    check_precision(name, precision)
+    check_supported(name, device, precision, DEVICES)
     if is_rtx(load_runtime(name)) and torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability(device)
         if major < 10 and (major, minor) not in _RTX_CAPABILITIES:
             raise BackendUnavailable(
                 f"{name} cannot run on {device}, which has compute capability {major}.{minor}", reason="wrong-gpu"
             )
-
-
-def check_precision(name: str, precision: Precision) -> None:
-    """Check that plans are built in a precision.
-
-    Raises:
-        BackendUnavailable: They are not.
-    """
-    if precision not in PRECISIONS:
-        raise BackendUnavailable(
-            f"{name} computes {', '.join(PRECISIONS)}, not {precision}: choose with --precision",
-            reason="wrong-precision",
-        )
 
 
 def graph_style(precision: Precision) -> GraphStyle:
@@ -105,29 +82,17 @@ def plan_key(request: EngineRequest, model: Model) -> EngineKey:
         model: The model.
     """
     name = request.backend
-    runtime, spec = load_runtime(name), model.spec
-    low, _, high = plan_batches(request.batch_range)
-    return EngineKey(
+    runtime = load_runtime(name)
+    return key_of_model(
+        model,
         kind=RTX_FILE if is_rtx(runtime) else FILE,
         version=f"{name} {runtime.__version__}, recipe {_RECIPE}, {software_versions()}",
-        rewrite=REWRITE_VERSION,
-        weights_digest=model.weights_digest,
-        network=spec.network.name,
-        arguments=spec.network.arguments,
-        head="difference" if is_two_class(spec) else "all channels",
         roi=request.roi,
-        batch_range=(low, high),
+        # One fixed batch: kernels need no other shapes, the build is shorter, and only a volume's last batch is padded.
+        batch=request.batch_range[1],
         precision=request.chosen_precision,
         device="any" if is_rtx(runtime) else gpu_identity(request.device),
     )
-
-
-def plan_batches(batch_range: tuple[int, int]) -> tuple[int, int, int]:
-    """Smallest, usual and largest batch that a plan is built for.
-
-    One fixed batch: kernels need no other shapes, the build is shorter, and and only a volume's last batch is padded.
-    """
-    return batch_range[1], batch_range[1], batch_range[1]
 
 
 def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
@@ -148,7 +113,7 @@ def find_plan(name: str, key: EngineKey, cache_dir: Path | None) -> Path:
     return path
 
 
-def open_plan(request: EngineRequest, model: Model) -> TensorRtEngine:
+def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
     """Open a stored plan; see `ctflow.engines.registry.open_engine`."""
     check_gpu(request.backend, request.device, request.chosen_precision)
     path = find_plan(request.backend, plan_key(request, model), request.cache)
@@ -271,13 +236,11 @@ class TensorRtEngine:
         self._low, self._high = plan.batches
         # Space for the padding of the last part of a split batch.
         most = -(-info.batch_range[1] // self._high) * self._high
-        try:
+        with memory_for(f"{self._high} windows", info.device):
             # zeros, because the padding of a batch below the plan's smallest is also computed.
             self._windows = torch.zeros((self._high, plan.in_channels, *info.roi), device=info.device)
             self._logits = torch.empty((most, plan.out_channels, *info.roi), device=info.device)
             self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=info.device)
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(f"{info.device} has too little memory for {self._high} windows") from error
         # A context belongs to its graph: setting another shape would change the graph's run.
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Any]] = {}
 
@@ -319,11 +282,10 @@ class TensorRtEngine:
         context.set_tensor_address(OUTPUT, self._logits[first:].data_ptr())
         plan.messages.errors.clear()
         try:
-            graph, _ = capture(lambda: self._enqueue(context))
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(f"{self._info.device} has too little memory for {batch} windows") from error
+            with memory_for(f"{batch} windows", self._info.device):
+                graph, _ = capture(lambda: self._enqueue(context))
         except RuntimeError as error:
-            raise plan.failure(f"failed on {self._info.device} ({str(error).splitlines()[0][:200]})") from error
+            raise plan.failure(f"failed on {self._info.device} ({first_line(error)})") from error
         return graph, context
 
     def _enqueue(self, context: Any) -> None:

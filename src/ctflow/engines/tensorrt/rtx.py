@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from ctflow.core.model import Model
 from ctflow.engines.contract import Precision
-from ctflow.engines.request import EngineRequest
-from ctflow.engines.tensorrt.engine import DEVICES, RTX_FILE, TensorRtEngine, check_gpu, open_plan, precisions
+from ctflow.engines.tensorrt.engine import DEVICES, RTX_FILE, check_gpu, open_backend, precisions
 from ctflow.engines.tensorrt.runtime import runtime_state
 
 __all__ = ["DEVICES", "FILE", "check_settings", "is_available", "open_backend", "precisions"]
@@ -25,8 +23,3 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: It does not.
     """
     check_gpu(_NAME, device, precision)
-
-
-def open_backend(request: EngineRequest, model: Model) -> TensorRtEngine:
-    """Open the engine; see `ctflow.engines.registry.open_engine`."""
-    return open_plan(request, model)

@@ -8,7 +8,7 @@ import re
 from importlib.util import find_spec
 from typing import Any
 
-from ctflow.core.errors import BackendUnavailable
+from ctflow.core.errors import BackendUnavailable, first_line
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def load_runtime(name: str) -> Any:
     try:
         return importlib.import_module(_module_name(name))
     except (ImportError, OSError, RuntimeError) as error:  # a stub without libraries, or a library that is missing
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise BackendUnavailable(f"{name} does not load: {reason}", reason="not-loadable") from error
+        raise BackendUnavailable(f"{name} does not load: {first_line(error)}", reason="not-loadable") from error
 
 
 def _module_name(name: str) -> str:

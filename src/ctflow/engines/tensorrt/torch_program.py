@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch
+from ctflow.core.errors import BackendUnavailable, EngineMismatch, first_line
 from ctflow.core.model import Model
-from ctflow.engines.contract import PRECISIONS, EngineInfo, Precision, check_windows
-from ctflow.engines.hardware import driver_version, gpu_identity, switches
+from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, not_taken
+from ctflow.engines.hardware import driver_version, gpu_identity, memory_for, switches
+from ctflow.engines.onnxfile import key_of_model
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import EngineKey
 from ctflow.engines.tensorrt.engine import find_plan
 from ctflow.engines.tensorrt.runtime import load_runtime, runtime_state
-from ctflow.networks.head import is_two_class
-from ctflow.networks.swin import REWRITE_VERSION
 
 FILE: str | None = "program"
 DEVICES = ("cuda",)
@@ -62,15 +61,7 @@ def check_settings(device: str, precision: Precision) -> None:
     Raises:
         BackendUnavailable: It does not.
     """
-    if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(
-            f"{_NAME} computes on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
-        )
-    if precision not in PRECISIONS:
-        raise BackendUnavailable(
-            f"{_NAME} computes {', '.join(PRECISIONS)}, not {precision}: choose with --precision",
-            reason="wrong-precision",
-        )
+    check_supported(_NAME, device, precision, DEVICES)
 
 
 def load_torch_tensorrt() -> Any:
@@ -83,7 +74,7 @@ def load_torch_tensorrt() -> Any:
     try:
         return importlib.import_module(_MODULE)
     except Exception as error:  # it raises Exception itself where TensorRT's libraries are not found
-        raise BackendUnavailable(f"{_NAME} does not load: {_short(error)}", reason="not-loadable") from error
+        raise BackendUnavailable(f"{_NAME} does not load: {first_line(error)}", reason="not-loadable") from error
 
 
 def program_key(request: EngineRequest, model: Model) -> EngineKey:
@@ -96,17 +87,12 @@ def program_key(request: EngineRequest, model: Model) -> EngineKey:
     Raises:
         BackendUnavailable: TensorRT does not load.
     """
-    spec = model.spec
-    return EngineKey(
+    return key_of_model(
+        model,
         kind="program",
         version=", ".join(f"{name} {found}" for name, found in (*_versions().items(), ("monai", _version("monai")))),
-        rewrite=REWRITE_VERSION,
-        weights_digest=model.weights_digest,
-        network=spec.network.name,
-        arguments=spec.network.arguments,
-        head="difference" if is_two_class(spec) else "all channels",
         roi=request.roi,
-        batch_range=(request.batch_range[1], request.batch_range[1]),
+        batch=request.batch_range[1],
         precision=request.chosen_precision,
         device=f"{gpu_identity(request.device)}, cuda:{torch.device(request.device).index or 0}",
     )
@@ -127,11 +113,9 @@ class TorchTensorRtEngine:
     def __init__(self, program: Any, info: EngineInfo, shape: tuple[int, ...]) -> None:
         self._program: Any = program
         self._info = info
-        try:
+        with memory_for(f"{shape[0]} windows", info.device):
             # zeros, because the padding of a smaller batch is also computed.
             self._windows = torch.zeros(shape, device=info.device)
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(f"{info.device} has too little memory for {shape[0]} windows") from error
 
     @property
     def info(self) -> EngineInfo:
@@ -150,15 +134,19 @@ class TorchTensorRtEngine:
         check_windows(windows, info)
         count = len(windows)
         try:
-            with _on(info.device), torch.inference_mode(False), torch.no_grad(), switches(info.precision):
+            with (
+                memory_for(f"{count} windows", info.device),
+                torch.cuda.device(info.device),
+                torch.inference_mode(False),
+                torch.no_grad(),
+                switches(info.precision),
+            ):
                 self._windows[:count].copy_(windows, non_blocking=True)
                 logits: Tensor = self._program(self._windows)
                 return logits[:count]
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(f"{info.device} has too little memory for {count} windows") from error
         except RuntimeError as error:
             raise BackendUnavailable(
-                f"{_NAME} failed on {info.device}: {_short(error)}", reason="device-failed"
+                f"{_NAME} failed on {info.device}: {first_line(error)}", reason="device-failed"
             ) from error
 
     def close(self) -> None:
@@ -177,14 +165,12 @@ def open_backend(request: EngineRequest, model: Model) -> TorchTensorRtEngine:
     shape = (request.batch_range[1], model.spec.in_channels, *request.roi)
     try:
         # A stream: torch warns of a path without the suffix .pt2.
-        with _on(device), path.open("rb") as stream:
+        with memory_for("the program", device), torch.cuda.device(device), path.open("rb") as stream:
             exported = torch.export.load(stream)
             program = exported.module()
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(f"{device} has too little memory for the program") from error
     except RuntimeError as error:
         raise BackendUnavailable(
-            f"{_NAME} cannot run this program here: {_short(error)}", reason="not-loadable"
+            f"{_NAME} cannot run this program here: {first_line(error)}", reason="not-loadable"
         ) from error
     channels = _out_channels(exported, shape)
     versions = {**_versions(), "driver": driver_version()}
@@ -204,15 +190,8 @@ def _out_channels(exported: Any, shape: tuple[int, ...]) -> int:
     if len(found) != 1 or len(found[0]) != len(shape) or found[0][0] != shape[0]:
         raise EngineMismatch(f"the stored program gives {found}, not the logits of {shape}", reason="other-tensors")
     if found[0][2:] != shape[2:]:
-        raise BundleInvalid(
-            f"the network does not take windows of {shape[2:]}: its logits are {found[0][2:]}", reason="window-size"
-        )
+        raise not_taken(shape[2:], f"its logits are {found[0][2:]}")
     return int(found[0][1])
-
-
-def _on(device: str) -> Any:
-    """Make a GPU the current one."""
-    return torch.cuda.device(device)
 
 
 def _versions() -> dict[str, str]:
@@ -226,8 +205,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _short(error: BaseException) -> str:
-    """An error as one short line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctflow.phantom.body.patient import PhantomPatient
-from ctflow.phantom.grid import Axes, Field, FloatVolume, Grid
+from ctflow.phantom.grid import WHOLE, Axes, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, distance_to_tubes, smooth_max, smooth_min, tubes_along
 
 VERTEBRA_MM = 23.0  # height of a vertebra with its disc
@@ -149,8 +149,7 @@ def smooth_noise(rng: np.random.Generator, grid: Grid, length_mm: float) -> Floa
     """Random field of unit variance that varies over about `length_mm`."""
     sparse = grid.coarse(length_mm)
     values = rng.standard_normal(sparse.shape, dtype=np.float32)
-    whole = (slice(None), slice(None), slice(None))
-    field = Field(values, sparse, grid).in_box(whole)
+    field = Field(values, sparse, grid).in_box(WHOLE)
     return field * np.float32(1.0 / max(float(field.std()), 1e-6))
 
 

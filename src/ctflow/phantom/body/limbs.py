@@ -13,7 +13,6 @@ from ctflow.phantom.paint import Points, Tubes, distance_near_tubes, smooth_max,
 from ctflow.phantom.scene.variety import Arms
 
 _REACH_MM = 75.0  # distances are known this far from an arm: noise and clothes need no more
-_NONE = Tubes(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 2)))
 
 
 @dataclass(frozen=True, eq=False)

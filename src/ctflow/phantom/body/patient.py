@@ -103,7 +103,7 @@ def patient_from_rng(rng: np.random.Generator) -> PhantomPatient:
     """Draw a patient."""
     contrast = rng.random() < 0.4
     fat = rng.uniform(7, 24)
-    waves = 2 * np.pi / rng.uniform(110, 320, (3, 6, 1)) * _directions(rng, 18).reshape(3, 6, 3)
+    waves = 2 * np.pi / rng.uniform(110, 320, (3, 6, 1)) * directions_from_rng(rng, 18).reshape(3, 6, 3)
     return PhantomPatient(
         half_width=rng.uniform(112, 134),
         half_depth=rng.uniform(78, 96),
@@ -124,7 +124,7 @@ def patient_from_rng(rng: np.random.Generator) -> PhantomPatient:
     )
 
 
-def _directions(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+def directions_from_rng(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
     """(count, 3) unit vectors in all directions."""
     vectors = rng.standard_normal((count, 3))
     unit: npt.NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

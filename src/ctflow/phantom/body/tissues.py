@@ -11,7 +11,7 @@ from ctflow.phantom.body.anatomy import Anatomy, smooth_noise
 from ctflow.phantom.body.patient import AIR, CARTILAGE, CORTICAL, FAT, LIVER, MUSCLE, SKIN, SPLEEN, PhantomPatient
 from ctflow.phantom.body.skeleton import Skeleton
 from ctflow.phantom.body.trees import Trees
-from ctflow.phantom.grid import Field, FloatVolume, Grid
+from ctflow.phantom.grid import WHOLE, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Tubes, coverage, fill, paint_tubes
 from ctflow.phantom.scene.scene import Scene
 
@@ -106,12 +106,11 @@ def draw_tubes(
     hu: FloatVolume, grid: Grid, patient: PhantomPatient, anatomy: Anatomy, parts: Parts, edge_mm: float
 ) -> None:
     """Great vessels, skeleton, and the trees of the lungs, in place."""
-    whole = slice(0, grid.shape[0]), slice(0, grid.shape[1]), slice(0, grid.shape[2])
     paint_tubes(hu, grid, parts.vessels, patient.blood, edge_mm)
     paint_tubes(hu, grid, parts.skeleton.cartilage, CARTILAGE, edge_mm)
     paint_tubes(hu, grid, parts.skeleton.bones, CORTICAL, edge_mm)
     _draw_marrow(hu, grid, parts.skeleton.bones, patient, edge_mm)
-    near = coverage(anatomy.lung.in_box(whole) - 6, 4.0)
+    near = coverage(anatomy.lung.in_box(WHOLE) - 6, 4.0)
     trees = parts.trees
     paint_tubes(hu, grid, trees.trachea.wider(1.3), 10.0, edge_mm)
     paint_tubes(hu, grid, trees.airways.wider(0.9), -60.0, edge_mm, only_in=near)

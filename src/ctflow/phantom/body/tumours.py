@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from ctflow.core.volume import Box, Labels
-from ctflow.phantom.grid import Field, FloatVolume, Grid
+from ctflow.phantom.body.patient import directions_from_rng
+from ctflow.phantom.grid import WHOLE, Axes, Field, FloatVolume, Grid
 from ctflow.phantom.paint import Points, Tubes, coverage, paint_tubes, smooth_max, smooth_min
 
 Form = Literal["round", "lobulated", "spiculated"]
@@ -20,6 +21,7 @@ MOST = 5
 _SIZES_MM = ((6.0, 10.0), (10.0, 20.0), (20.0, 40.0), (8.0, 30.0), (30.0, 60.0))
 _ATTEMPTS = 60
 _APART_MM = 6.0
+_MOST_MIMICS = 4  # fewer than these of each kind
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,13 @@ def draw_tumours(
             inside = lung.in_box(box)
             distance = smooth_max(shape.distance(grid, box, centre), inside, 1.0)
             marked = distance < 0
-            diameter = _ball_diameter(int(marked.sum()), grid)
+            diameter = float((6 / np.pi * int(marked.sum()) * np.prod(grid.spacing_mm)) ** (1 / 3))
             if abs(diameter / plan.diameter_mm - 1) > 0.15 or labels[box][marked].any():
                 continue
             _paint(rng, hu[box], distance, value, edge_mm, plan.diameter_mm)
             spicules = shape.spicules(rng, centre)
             if spicules is not None:
-                paint_tubes(hu, grid, spicules, value - 20, edge_mm, only_in=coverage(lung.in_box(_all(hu)), edge_mm))
+                paint_tubes(hu, grid, spicules, value - 20, edge_mm, only_in=coverage(lung.in_box(WHOLE), edge_mm))
             labels[box][marked] = len(tumours) + 1
             taken.append((centre, plan.diameter_mm / 2))
             index = np.argwhere(marked).mean(axis=0) + [part.start for part in box]
@@ -123,15 +125,6 @@ def draw_tumours(
             tumours.append(Tumour((float(x), float(y), float(z)), diameter, plan.form, plan.place))
             break
     return tuple(tumours), labels
-
-
-def _all(hu: FloatVolume) -> Box:
-    d, h, w = hu.shape
-    return slice(0, d), slice(0, h), slice(0, w)
-
-
-def _ball_diameter(voxels: int, grid: Grid) -> float:
-    return float((6 / np.pi * voxels * np.prod(grid.spacing_mm)) ** (1 / 3))
 
 
 def _draw_centre(rng: np.random.Generator, grid: Grid, lung: Field, vessels: Tubes, plan: TumourPlan) -> Points | None:
@@ -176,7 +169,7 @@ class _Shape:
         self._stretch /= np.prod(self._stretch) ** (1 / 3)
         self._lobes: list[tuple[Points, float]] = []
         if plan.form == "lobulated":
-            for direction in _directions(rng, int(rng.integers(4, 8))):
+            for direction in directions_from_rng(rng, int(rng.integers(4, 8))):
                 size = self._radius * rng.uniform(0.42, 0.62)
                 self._lobes.append((direction * self._radius * rng.uniform(0.5, 0.68), size))
         self.reach_mm = 1.55 * self._radius + 3
@@ -201,7 +194,7 @@ class _Shape:
         """Thin rays of a spiculated tumour, outwards from its edge."""
         if self._plan.form != "spiculated":
             return None
-        directions = _directions(rng, int(rng.integers(9, 22)))
+        directions = directions_from_rng(rng, int(rng.integers(9, 22)))
         length = rng.uniform(0.35, 0.9, (len(directions), 1)) * self._radius + 3
         starts = centre + directions * (0.8 * self._radius)
         ends = centre + directions * (self._radius + length)
@@ -218,12 +211,6 @@ def _paint(
     if diameter_mm > 28 and rng.random() < 0.5:
         density -= np.float32(rng.uniform(15, 35)) * coverage(distance + np.float32(0.28 * diameter_mm), 8.0)
     part += coverage(distance, edge_mm) * (density - part)
-
-
-def _directions(rng: np.random.Generator, count: int) -> Points:
-    vectors = rng.standard_normal((count, 3))
-    unit: Points = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
 
 
 def draw_mimics(
@@ -243,54 +230,59 @@ def draw_mimics(
     if not len(inside):
         return
     lines = lung.coarse_grid.lines_mm
-    for draw, most in ((_granuloma, 4), (_scar, 4)):
-        for _ in range(int(rng.integers(0, most))):
+    for make in (_granuloma, _scar):
+        for _ in range(int(rng.integers(0, _MOST_MIMICS))):
             index = inside[rng.integers(len(inside))]
             centre = np.array([line[n] for line, n in zip(lines, index, strict=True)], dtype=np.float64)
-            draw(rng, hu, grid, lung, edge_mm, blocked, centre)
+            mimic = make(rng)
+            box = grid.box_around(centre - mimic.reach_mm, centre + mimic.reach_mm)
+            if box is None or blocked[box].any():
+                continue
+            z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
+            distance, part = mimic.distance((z, y, x), lung.in_box(box)), hu[box]
+            painted = part + coverage(distance, edge_mm) * (np.float32(rng.uniform(*mimic.hu)) - part)
+            part[:] = np.maximum(part, painted) if mimic.only_brightens else painted
 
 
-def _granuloma(
-    rng: np.random.Generator,
-    hu: FloatVolume,
-    grid: Grid,
-    lung: Field,
-    edge_mm: float,
-    blocked: Labels,
-    centre: Points,
-) -> None:
+@dataclass(frozen=True)
+class _Mimic:
+    """A mimic about its centre.
+
+    Attributes:
+        reach_mm: Nothing of it lies further away.
+        distance: Coordinates, and the distance to the lungs there -> signed distance to it.
+        hu: Range of its HU.
+        only_brightens: Whether it leaves denser tissue as it is.
+    """
+
+    reach_mm: float
+    distance: Callable[[Axes, FloatVolume], FloatVolume]
+    hu: tuple[float, float]
+    only_brightens: bool = False
+
+
+def _granuloma(rng: np.random.Generator) -> _Mimic:
     """A small calcified ball."""
     radius = rng.uniform(1.5, 4.0)
-    box = grid.box_around(centre - radius - 3, centre + radius + 3)
-    if box is None or blocked[box].any():
-        return
-    z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
-    distance = smooth_max(np.sqrt(z**2 + y**2 + x**2) - np.float32(radius), lung.in_box(box), 0.5)
-    part = hu[box]
-    part += coverage(distance, edge_mm) * (np.float32(rng.uniform(280, 950)) - part)
+
+    def distance(axes: Axes, lung: FloatVolume) -> FloatVolume:
+        z, y, x = axes
+        return smooth_max(np.sqrt(z**2 + y**2 + x**2) - np.float32(radius), lung, 0.5)
+
+    return _Mimic(radius + 3, distance, (280, 950))
 
 
-def _scar(
-    rng: np.random.Generator,
-    hu: FloatVolume,
-    grid: Grid,
-    lung: Field,
-    edge_mm: float,
-    blocked: Labels,
-    centre: Points,
-) -> None:
+def _scar(rng: np.random.Generator) -> _Mimic:
     """A thin curved plate."""
     size, thick = rng.uniform(8, 24), rng.uniform(0.5, 1.3)
-    box = grid.box_around(centre - size - 2, centre + size + 2)
-    if box is None or blocked[box].any():
-        return
-    normal, along = np.linalg.qr(rng.standard_normal((3, 2)))[0].T.astype(np.float32)
-    z, y, x = (axis - np.float32(c) for axis, c in zip(grid.axes_in(box), centre, strict=True))
-    height = z * normal[0] + y * normal[1] + x * normal[2]
-    sideways = z * along[0] + y * along[1] + x * along[2]
-    away = np.sqrt(z**2 + y**2 + x**2)
-    plate = np.abs(height + np.float32(0.15 * size) * np.sin(sideways * np.float32(3 / size))) - np.float32(thick)
-    distance = smooth_max(smooth_max(plate, away - np.float32(size), 2.0), lung.in_box(box) - 1, 0.5)
-    part = hu[box]
-    painted = part + coverage(distance, edge_mm) * (np.float32(rng.uniform(-250, 20)) - part)
-    np.maximum(part, painted, out=part)
+
+    def distance(axes: Axes, lung: FloatVolume) -> FloatVolume:
+        normal, along = np.linalg.qr(rng.standard_normal((3, 2)))[0].T.astype(np.float32)
+        z, y, x = axes
+        height = z * normal[0] + y * normal[1] + x * normal[2]
+        sideways = z * along[0] + y * along[1] + x * along[2]
+        away = np.sqrt(z**2 + y**2 + x**2)
+        plate = np.abs(height + np.float32(0.15 * size) * np.sin(sideways * np.float32(3 / size))) - np.float32(thick)
+        return smooth_max(smooth_max(plate, away - np.float32(size), 2.0), lung - 1, 0.5)
+
+    return _Mimic(size + 2, distance, (-250, 20), only_brightens=True)

@@ -78,13 +78,10 @@ class Scene:
             paint_tubes(hu, grid, *self.inflow, edge_mm)
         draw_implants(hu, grid, self.implants, edge_mm)
         above = 2500.0 if self.inflow is None else 850.0  # all but metal; all but metal and this contrast medium
-        dense = dense_in(hu, grid, above, self.back_mm) if self._has_streaks else []
+        has_streaks = self.implants.tubes or self.implants.cans or self.inflow
+        dense = dense_in(hu, grid, above, self.back_mm) if has_streaks else []
         draw_fasteners(hu, grid, self.fasteners, edge_mm)
         return dense
-
-    @property
-    def _has_streaks(self) -> bool:
-        return bool(self.implants.tubes or self.implants.cans or self.inflow)
 
     def disturb(
         self, rng: np.random.Generator, hu: FloatVolume, grid: Grid, dense: list[tuple[int, FloatVolume]]

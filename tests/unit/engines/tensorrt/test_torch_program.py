@@ -11,11 +11,12 @@ import torch
 from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
-from ctflow.core.model import Model, ModelSpec, NetworkSpec
+from ctflow.core.model import Model
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.engines.tensorrt import torch_program
 from ctflow.export.torch_program import program_from_model
+from model_support import unet_model
 from reasons import raises_reason
 
 ROI = (16, 16, 16)
@@ -24,12 +25,7 @@ ARGUMENTS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels":
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    torch.manual_seed(0)
-    network = UNet(**ARGUMENTS)
-    spec = ModelSpec(
-        "m", "1", NetworkSpec("UNet", ARGUMENTS), 1, 2, (), ROI, 0.25, "gaussian", 4, "softmax", None, (), "", False
-    )
-    return Model(spec, network.state_dict(), "d" * 64)
+    return unet_model(ARGUMENTS, ROI)
 
 
 class Runtime(types.ModuleType):
