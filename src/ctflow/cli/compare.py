@@ -92,8 +92,7 @@ def compare_command(
             write_result(document, output / "compare.json")
 
     try:
-        # A configuration's process must not outlive its comparison: it would disturb what is measured next.
-        with progress_on(sys.stderr) as progress, interrupted_by_sigterm():
+        with progress_on(sys.stderr) as progress, interrupted_by_sigterm():  # no measurement outlives its comparison
             document = compare_configurations(comparison, progress, heard)
     except OSError as error:  # phantom and configurations lie in files
         raise output_error_from_oserror(error, "the comparison's files") from error

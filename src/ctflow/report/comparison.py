@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.table import Table
 from rich.text import Text
 
-from ctflow.report.tables import console_on, new_table, number
+from ctflow.report.tables import console_on, new_table, number_text
 
 _GIB = 2**30
 
@@ -84,7 +84,7 @@ def _cells(result: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{result['median_s']:.3f}",
         f"{result['spread_s']:.3f}" if len(result["seconds"]) > 1 else "-",
-        *(number(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
-        *(number(result[f"dice_to_{other}"], 4) for other in ("stock", "article", "truth")),
+        *(number_text(result[f"factor_to_{other}"], 2) for other in ("stock", "stock_half", "article")),
+        *(number_text(result[f"dice_to_{other}"], 4) for other in ("stock", "article", "truth")),
         "-" if memory is None else " + ".join(f"{taken / _GIB:.1f}" for taken in memory),
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ctflow.report.tables import console_on, new_table, number
+from ctflow.report.tables import console_on, new_table, number_text
 
 _NONE = "-"
 
@@ -54,18 +54,18 @@ def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
         return (_NONE,) * 7
     lesions = case["lesions"]
     return (
-        number(case["dice"], 3),
-        number(case["lesions_hausdorff95_mm"], 1),
-        number(case["volume_truth_ml"], 2),
+        number_text(case["dice"], 3),
+        number_text(case["lesions_hausdorff95_mm"], 1),
+        number_text(case["volume_truth_ml"], 2),
         f"{case['volume_error_ml']:+.2f}",
         f"{sum(lesion['hit'] for lesion in lesions)} of {len(lesions)}",
         str(len(case["false_positives"]) + case["false_positives_left_out"]),
-        number(case["seconds"], 1),
+        number_text(case["seconds"], 1),
     )
 
 
 def _reference_cells(reference: Mapping[str, Any] | None) -> tuple[str, str]:
-    return (number(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
+    return (number_text(reference["dice"], 6), str(reference["voxels_differing"])) if reference else (_NONE, _NONE)
 
 
 def _say_only_case(console: Console, case: Mapping[str, Any]) -> None:
@@ -99,8 +99,8 @@ def _table_of_lesions(case: Mapping[str, Any]) -> Table:
     for place, lesion in enumerate(lesions, start=1):
         verdict = Text("yes", style="green") if lesion["hit"] else Text("no", style="red")
         volume, longest = f"{lesion['volume_ml']:.2f}", f"{lesion['longest_diameter_mm']:.1f}"
-        distance = number(lesion["hausdorff95_mm"], 1)
-        table.add_row(str(place), volume, longest, verdict, number(lesion["dice"], 3), distance)
+        distance = number_text(lesion["hausdorff95_mm"], 1)
+        table.add_row(str(place), volume, longest, verdict, number_text(lesion["dice"], 3), distance)
     return table
 
 
@@ -111,7 +111,9 @@ def _say_summary(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_row(f"{row['from_mm']:.0f} to {row['to_mm']:.0f}", *_tally_cells(row))
     table.add_row("all", *_tally_cells(summary["overall"]), style="bold")
     console.print(table)
-    console.print(f"mean Dice of {summary['cases_with_truth']} cases with lesions: {number(summary['mean_dice'], 3)}")
+    console.print(
+        f"mean Dice of {summary['cases_with_truth']} cases with lesions: {number_text(summary['mean_dice'], 3)}"
+    )
     free = summary["tumour_free"]
     if free["cases"]:
         console.print(
@@ -123,9 +125,9 @@ def _tally_cells(tally: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(tally["lesions"]),
         str(tally["hits"]),
-        number(tally["sensitivity"], 2),
-        number(tally["mean_dice"], 3),
-        number(tally["mean_hausdorff95_mm"], 1),
+        number_text(tally["sensitivity"], 2),
+        number_text(tally["mean_dice"], 3),
+        number_text(tally["mean_hausdorff95_mm"], 1),
         str(tally["false_positives"]),
-        number(tally["false_positives_a_case"], 2),
+        number_text(tally["false_positives_a_case"], 2),
     )

@@ -26,6 +26,6 @@ def new_table(headings: Collection[str], left: Collection[str] = ()) -> Table:
     return table
 
 
-def number(value: float | None, decimals: int) -> str:
+def number_text(value: float | None, decimals: int) -> str:
     """A cell."""
     return "-" if value is None else f"{value:.{decimals}f}"
