@@ -215,10 +215,11 @@ fill_context() {
   tree_files app | xargs -0 cp -p -t "$context/app"
   cp -RHp "$bundle" "$context/model"
   chmod -R a-s,u+rwX,go+rX,go-w "$context/model" # as the image has it, so that no layer holds it twice
-  # A wheel of the working tree, built from a copy, so that it contains nothing of an earlier build.
+  # A wheel of the working tree, built from a copy, so that it contains nothing of an earlier build, nor today's date.
   mkdir "$source"
   tree_files "${code[@]}" | xargs -0 cp -p --parents -t "$source"
-  "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$context/ctflow" "$source" 2> \
+  SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800} \
+    "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$context/ctflow" "$source" 2> \
     "$output/wheel.log" || { cat "$output/wheel.log" >&2; fail "ctflow's wheel cannot be built"; }
   rm -rf "$source"
   # Tools that build from a Containerfile do not all look at what a RUN mounts: these make them do so.

@@ -25,7 +25,7 @@ pip=$(echo /mnt/wheels/pip-*.whl)
 "$python" "$pip/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps \
   --no-compile --no-cache-dir "$@"
 # Holoscan's wheel creates its links when Python first starts after the installation, and needs pip for that.
-PYTHONPATH=$pip /opt/ctflow/bin/python -c ''
+PYTHONPATH=$pip PYTHONDONTWRITEBYTECODE=1 /opt/ctflow/bin/python -c ''
 ls /opt/ctflow/lib/python*/site-packages/holoscan_cu13-*.dist-info/axle.done > /dev/null
 
 cd /opt/ctflow/lib/python*/site-packages
@@ -42,6 +42,7 @@ sed -n 's|^\([^# ]*/[^# ]*\).*|\1|p' "/mnt/recipe/prune-$flavour.txt" | while re
   [ ! -d nvidia/cudnn ] || [ -e "$1" ] || { echo "prune-$flavour.txt: no file is $pattern" >&2; exit 1; }
   rm -f "$@"
 done
-# Compiled here, because the image is read-only when it runs. Some packages contain files for other Python versions.
+# Compiled here, because the image is read-only when it runs, and without dates, so that each build gives the same files.
+# Some packages contain files for other Python versions.
 /opt/ctflow/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . > /dev/null || true
 find /usr/lib/python3* /opt/ctflow -name '*.pyc.*' -delete

@@ -64,6 +64,12 @@ def test_no_compiler_installer_test_or_secret_is_inside(root):
         assert b"PRIVATE KEY-----" not in path.read_bytes(), path
 
 
+def test_no_compiled_file_holds_a_date_so_that_each_build_gives_the_same(root):
+    compiled = list((root / "opt/ctflow").rglob("*.pyc"))
+    assert len(compiled) > 1000
+    assert {path.read_bytes()[4:8] for path in compiled} == {b"\1\0\0\0"}  # by the source's digest, unchecked (PEP 552)
+
+
 def test_the_sbom_is_valid_cyclonedx(root):
     text = (root / "opt/holoscan/docs/sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
