@@ -302,6 +302,7 @@ def receiver(
     from pynetdicom import evt  # noqa: PLC0415  # the extra `serve`
 
     from ctflow.node.journal.journal import Journal  # noqa: PLC0415
+    from ctflow.node.metrics import Metrics  # noqa: PLC0415
     from ctflow.node.receive import receiver as module  # noqa: PLC0415
     from ctflow.node.receive.inbox import Inbox  # noqa: PLC0415
     from ctflow.node.receive.shortcut import StoreRequest  # noqa: PLC0415
@@ -327,7 +328,7 @@ def receiver(
             mock.patch.object(module, "wake_by_events", module.wake_by_events if wake else silent_bell),
             mock.patch.object(module, "shorten", module.shorten if short else lambda *_: None),
         ):
-            found = module.Receiver(reception, Inbox(Path(own) / "inbox", 0), journal)
+            found = module.Receiver(reception, Inbox(Path(own) / "inbox", 0), journal, Metrics(journal, Path(own)))
             if not short:
                 found._server.bind(evt.EVT_C_STORE, handle)
             found.start()

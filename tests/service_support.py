@@ -29,6 +29,7 @@ from ctflow.core.errors import BundleInvalid
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, ObjectRecord, Why, WorkerResult
+from ctflow.node.metrics import Metrics
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.node.work.worker import Line, NotReady, Ready, TaskOutcome
@@ -79,7 +80,8 @@ class RunningScp:
         self.journal = Journal(folder / "journal.sqlite3")
         self.inbox = Inbox(folder / "inbox", least_free)
         try:
-            self.receiver = Receiver(Reception(**{**values, **changes}), self.inbox, self.journal)
+            metrics = Metrics(self.journal, folder)
+            self.receiver = Receiver(Reception(**{**values, **changes}), self.inbox, self.journal, metrics)
         except BaseException:
             self.journal.close()
             raise

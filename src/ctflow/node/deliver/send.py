@@ -97,7 +97,7 @@ class DeliveryThread(threading.Thread):
         journal: Journal,
         results: Path,
         patience: Patience,
-        metrics: Metrics | None = None,
+        metrics: Metrics,
     ) -> None:
         super().__init__(name=f"delivery {name}", daemon=True)
         self._destination = name
@@ -166,10 +166,10 @@ class DeliveryThread(threading.Thread):
         try:
             said = channel.send(self._results / result.folder, delivery.file)
         except PeerRefused as error:
-            self._count("refused")
+            self._metrics.sent(self._destination, "refused")
             self._postpone(delivery, error)
         else:
-            self._count("sent")
+            self._metrics.sent(self._destination, "sent")
             what = "a copy of the result" if delivery.file == WHOLE else delivery.file
             self._journal.sent(delivery.id, f"{what} to {self._destination}{said}")
 
@@ -181,7 +181,7 @@ class DeliveryThread(threading.Thread):
         self._journal.not_sent(delivery.id, Why(error.reason, error.described), None if is_over else wait_s)
 
     def _is_down(self, error: DestinationDown | PeerRefused) -> None:
-        self._count("down")
+        self._metrics.sent(self._destination, "down")
         self._failures += 1
         wait_s = self._patience.wait_s(self._failures)
         log.warning("destination %s: %s; again in %g s", self._destination, error.described, wait_s)
@@ -193,10 +193,6 @@ class DeliveryThread(threading.Thread):
             if too_old or delivery.last_error != why.message:
                 self._journal.not_sent(delivery.id, why, None if too_old else 0.0)
         self._closed_until = time.time() + wait_s
-
-    def _count(self, outcome: str) -> None:
-        if self._metrics is not None:
-            self._metrics.sent(self._destination, outcome)
 
 
 @dataclass(frozen=True)

@@ -179,15 +179,15 @@ class Journal(JournalReader):
 
     def holds(self, study_uid: str, series_uid: str, sop_instance_uid: str) -> InstanceRecord | None:
         """The instance in the newest revision of its series, or None."""
-        rows = self._all(
+        found = self._records(
+            InstanceRecord,
             "SELECT i.* FROM series s JOIN instances i ON i.series_key = s.key AND i.sop_instance_uid = ? "
             "WHERE s.study_uid = ? AND s.series_uid = ? ORDER BY s.revision DESC LIMIT 1",
             sop_instance_uid,
             study_uid,
             series_uid,
         )
-        fields = InstanceRecord.__dataclass_fields__
-        return InstanceRecord(**{name: rows[0][name] for name in fields}) if rows else None
+        return found[0] if found else None
 
     def complete_quiet(self, quiet_s: float) -> tuple[str, ...]:
         """Complete the series that got nothing for this long and await no refused instance; return their keys."""
@@ -199,11 +199,11 @@ class Journal(JournalReader):
 
     def next_quiet_at(self, quiet_s: float) -> float | None:
         """When `complete_quiet` may find the next series; None if none is being received."""
-        (row,) = self._all(
-            "SELECT min(last_at) AS at FROM series s WHERE state = 'received' AND instances > 0 "
+        earliest = self._earliest(
+            "SELECT min(last_at) FROM series s WHERE state = 'received' AND instances > 0 "
             "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)"
         )
-        return None if row["at"] is None else float(row["at"]) + quiet_s
+        return None if earliest is None else earliest + quiet_s
 
     # -- working ------------------------------------------------------------------------------------------------------
 

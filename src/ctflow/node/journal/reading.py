@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ctflow.node.journal.records import (
     STATES,
@@ -22,6 +22,7 @@ from ctflow.node.journal.records import (
     SeriesState,
 )
 
+R = TypeVar("R")
 _MOST_READERS = 8  # at once; a query takes a tenth of a millisecond, a connection two descriptors
 _SERIES = """SELECT s.*, (SELECT count(*) FROM refusals r WHERE r.series_key = s.key) AS refused FROM series s"""
 _DELIVERY = """SELECT d.*, r.series_key FROM deliveries d JOIN results r ON r.id = d.result_id"""
@@ -64,6 +65,14 @@ class JournalReader:
     def _all(self, question: str, *values: object) -> list[sqlite3.Row]:
         with self._reader() as reader:
             return reader.execute(question, values).fetchall()
+
+    def _records(self, kind: type[R], question: str, *values: object) -> tuple[R, ...]:
+        return tuple(record_of_row(kind, row) for row in self._all(question, *values))
+
+    def _earliest(self, question: str, *values: object) -> float | None:
+        """The one number of a question that asks for a time; None where there is none."""
+        ((found,),) = self._all(question, *values)
+        return None if found is None else float(found)
 
     def close(self) -> None:
         """Close the reading connections; a running query finishes first and closes its own."""
@@ -115,19 +124,18 @@ class JournalReader:
         found = self.find(key)
         if found is None:
             return None
-        deliveries = self._all(f"{_DELIVERY} WHERE r.series_key = ? ORDER BY d.id", key)
         return SeriesDetail(
             found,
             self.instances(key),
             self.results(key),
-            tuple(DeliveryRecord(**_named(row, DeliveryRecord)) for row in deliveries),
+            self._records(DeliveryRecord, f"{_DELIVERY} WHERE r.series_key = ? ORDER BY d.id", key),
             self.events(key=key, limit=events),
         )
 
     def instances(self, key: str) -> tuple[InstanceRecord, ...]:
         """The instances of a series, in order of arrival."""
-        rows = self._all("SELECT * FROM instances WHERE series_key = ? ORDER BY received_at, sop_instance_uid", key)
-        return tuple(InstanceRecord(**_named(row, InstanceRecord)) for row in rows)
+        question = "SELECT * FROM instances WHERE series_key = ? ORDER BY received_at, sop_instance_uid"
+        return self._records(InstanceRecord, question, key)
 
     def results(self, key: str) -> tuple[ResultRecord, ...]:
         """The results of a series, the oldest first."""
@@ -140,9 +148,9 @@ class JournalReader:
         return self._result(rows[0]) if rows else None
 
     def _result(self, row: sqlite3.Row) -> ResultRecord:
-        objects = self._all("SELECT * FROM objects WHERE result_id = ? ORDER BY file DESC", row["id"])
+        question = "SELECT * FROM objects WHERE result_id = ? ORDER BY file DESC"
         named = {**dict(row), "demonstration": bool(row["demonstration"])}
-        return ResultRecord(**named, objects=tuple(ObjectRecord(**_named(each, ObjectRecord)) for each in objects))
+        return ResultRecord(**named, objects=self._records(ObjectRecord, question, row["id"]))
 
     def events(self, *, key: str | None = None, limit: int = 200, before: int | None = None) -> tuple[EventRecord, ...]:
         """The audit trail, the newest first.
@@ -152,19 +160,12 @@ class JournalReader:
             limit: Most to return.
             before: Only those with a smaller number, for the next page.
         """
-        rows = self._all(
-            "SELECT * FROM events WHERE id < ? AND (? IS NULL OR series_key = ?) ORDER BY id DESC LIMIT ?",
-            2**62 if before is None else before,
-            key,
-            key,
-            limit,
-        )
-        return tuple(EventRecord(**dict(row)) for row in rows)
+        question = "SELECT * FROM events WHERE id < ? AND (? IS NULL OR series_key = ?) ORDER BY id DESC LIMIT ?"
+        return self._records(EventRecord, question, 2**62 if before is None else before, key, key, limit)
 
     def events_after(self, number: int, *, limit: int) -> tuple[EventRecord, ...]:
         """The next events of the audit trail after a number, in order; at most `limit`."""
-        rows = self._all("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?", number, limit)
-        return tuple(EventRecord(**dict(row)) for row in rows)
+        return self._records(EventRecord, "SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?", number, limit)
 
     def backlog(self) -> dict[str, dict[str, int]]:
         """For each destination that the journal knows, how many objects are in each state of delivery."""
@@ -183,42 +184,30 @@ class JournalReader:
 
     def due(self, destination: str, now: float, *, limit: int) -> tuple[DeliveryRecord, ...]:
         """Deliveries that may be sent to a destination now, the oldest result first."""
-        rows = self._all(
-            f"{_DELIVERY} WHERE d.destination = ? AND d.state = 'waiting' AND d.next_at <= ? ORDER BY d.id LIMIT ?",
-            destination,
-            now,
-            limit,
-        )
-        return tuple(DeliveryRecord(**_named(row, DeliveryRecord)) for row in rows)
+        due = "d.destination = ? AND d.state = 'waiting' AND d.next_at <= ? ORDER BY d.id LIMIT ?"
+        return self._records(DeliveryRecord, f"{_DELIVERY} WHERE {due}", destination, now, limit)
 
     def next_delivery_at(self, destination: str) -> float | None:
         """When the next object may be sent to a destination; None where none waits."""
-        (row,) = self._all(
-            "SELECT min(next_at) AS at FROM deliveries WHERE destination = ? AND state = 'waiting'", destination
-        )
-        return None if row["at"] is None else float(row["at"])
+        question = "SELECT min(next_at) FROM deliveries WHERE destination = ? AND state = 'waiting'"
+        return self._earliest(question, destination)
 
     def next_run_at(self) -> float | None:
         """When the next complete series may run; None where none waits."""
-        (row,) = self._all("SELECT min(next_at) AS at FROM series WHERE state = 'complete'")
-        return None if row["at"] is None else float(row["at"])
+        return self._earliest("SELECT min(next_at) FROM series WHERE state = 'complete'")
 
     def files(self) -> set[str]:
         """Every file below the inbox that the journal knows."""
         return {row["file"] for row in self._all("SELECT DISTINCT file FROM instances")}
 
 
+def record_of_row(kind: type[R], row: sqlite3.Row, **others: object) -> R:
+    """The record whose fields are columns of a row, but for the others."""
+    fields: dict[str, Any] = vars(kind)["__dataclass_fields__"]
+    return kind(**{name: row[name] for name in fields if name not in others}, **others)
+
+
 def series_record(row: sqlite3.Row) -> SeriesRecord:
     """The record of a row of `series` with its count of refusals."""
-    values = {name: row[name] for name in row.keys()}  # noqa: SIM118  # a Row is not a mapping
-    patient = None
-    if values["patient_name"] is not None:
-        patient = Patient(
-            values["patient_name"], values["patient_id"], values["patient_birth_date"], values["accession_number"]
-        )
-    named: dict[str, Any] = {name: values[name] for name in SeriesRecord.__dataclass_fields__ if name != "patient"}
-    return SeriesRecord(**named, patient=patient)
-
-
-def _named(row: sqlite3.Row, record: type[Any]) -> dict[str, Any]:
-    return {name: row[name] for name in record.__dataclass_fields__}
+    patient = tuple(row[name] for name in ("patient_name", "patient_id", "patient_birth_date", "accession_number"))
+    return record_of_row(SeriesRecord, row, patient=None if patient[0] is None else Patient(*patient))

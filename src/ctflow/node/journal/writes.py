@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
+from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import InstanceRecord, Job, Why, WorkerResult
 
 
@@ -71,8 +72,7 @@ def claim_job(db: sqlite3.Connection, now: float) -> Job | None:
 
 def _instances(db: sqlite3.Connection, key: str) -> tuple[InstanceRecord, ...]:
     rows = db.execute("SELECT * FROM instances WHERE series_key = ? ORDER BY sop_instance_uid", (key,))
-    names = InstanceRecord.__dataclass_fields__
-    return tuple(InstanceRecord(**{name: row[name] for name in names}) for row in rows)
+    return tuple(record_of_row(InstanceRecord, row) for row in rows)
 
 
 def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:

@@ -107,7 +107,7 @@ class Receiver:
         SettingsInvalid: The address cannot be listened on.
     """
 
-    def __init__(self, reception: Reception, inbox: Inbox, journal: Journal, metrics: Metrics | None = None) -> None:
+    def __init__(self, reception: Reception, inbox: Inbox, journal: Journal, metrics: Metrics) -> None:
         try:
             from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
             from pynetdicom.transport import AssociationServer  # noqa: PLC0415
@@ -253,7 +253,7 @@ class Receiver:
         with self._lock:
             known = id(event.assoc) in self._counted
             (self._counted.add if here else self._counted.discard)(id(event.assoc))
-        if self._metrics is not None and known != here:
+        if known != here:
             self._metrics.associations(1 if here else -1)
 
     # -- instances ----------------------------------------------------------------------------------------------------
@@ -339,8 +339,6 @@ class Receiver:
         return known.sha256 if is_same else None
 
     def _count(self, verdict: str, count_bytes: int) -> None:
-        if self._metrics is None:
-            return
         if verdict == "new":
             self._metrics.received(count_bytes)
         elif verdict == "duplicate":

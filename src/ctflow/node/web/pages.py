@@ -303,17 +303,8 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals["views"] = views
-    environment.filters |= {
-        each.__name__: each
-        for each in (
-            views.byte_size,
-            views.delivered_file,
-            views.destination,
-            views.duration,
-            views.moment,
-            views.thousands,
-        )
-    }
+    filters = (views.byte_size, views.delivered_file, views.destination, views.duration, views.moment, views.thousands)
+    environment.filters |= {each.__name__: each for each in filters}
     return environment
 
 

@@ -69,7 +69,7 @@ class WorkerPool:
         setup: Setup,
         devices: Sequence[str],
         deliveries: Callable[[WorkerResult], Sequence[tuple[str, str]]],
-        metrics: Metrics | None = None,
+        metrics: Metrics,
     ) -> None:
         self.journal, self.places, self.metrics = journal, places, metrics
         self.deliveries = deliveries
@@ -369,7 +369,7 @@ class Supervisor(threading.Thread):
 
     def _measure(self, job: Job, outcome: TaskOutcome) -> None:
         metrics, series = self._pool.metrics, self._pool.journal.find(job.key)
-        if metrics is None or series is None or outcome.result is None:
+        if series is None or outcome.result is None:
             return
         for stage, seconds in outcome.stage_seconds.items():
             metrics.stage(stage, seconds)

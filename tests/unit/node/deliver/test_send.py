@@ -11,6 +11,7 @@ import pytest
 from ctflow.node.deliver import send
 from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, Patience, StorageTarget
 from ctflow.node.journal.journal import Journal
+from ctflow.node.metrics import Metrics
 from service_support import PATIENCE_S, Archive, result_with_objects, wait_until
 
 # pynetdicom leaves the socket of a connection that was refused to the garbage collector, which closes it at once.
@@ -32,7 +33,8 @@ def delivery_thread(journal, tmp_path):
     started = []
 
     def start(target, name="pacs", patience=HASTY) -> DeliveryThread:
-        started.append(DeliveryThread(name, target, journal, tmp_path / "results", patience))
+        metrics = Metrics(journal, tmp_path)
+        started.append(DeliveryThread(name, target, journal, tmp_path / "results", patience, metrics))
         started[-1].start()
         return started[-1]
 

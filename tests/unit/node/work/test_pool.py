@@ -12,6 +12,7 @@ import service_support
 from ctflow.core.errors import NotWritten
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival
+from ctflow.node.metrics import Metrics
 from ctflow.node.work import pool
 from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import Ready, Setup
@@ -34,7 +35,8 @@ def worker_pool(journal, tmp_path, monkeypatch):
     def start(worker, devices=("cpu",), deliveries=lambda _answer: [("pacs", "segmentation.dcm")]) -> WorkerPool:
         monkeypatch.setattr(pool, "run_worker", worker)
         places = Places(tmp_path / "inbox", tmp_path / "results", tmp_path / "running")
-        started.append(WorkerPool(journal, places, Setup(None, Settings(cache=None)), devices, deliveries))
+        setup, metrics = Setup(None, Settings(cache=None)), Metrics(journal, tmp_path)
+        started.append(WorkerPool(journal, places, setup, devices, deliveries, metrics))
         started[-1].start()
         return started[-1]
 
