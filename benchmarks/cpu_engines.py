@@ -1,9 +1,9 @@
-"""Seconds a window of MONAI's network as it is, and of each CPU engine, on the same windows in the same run.
+"""Measure seconds per window of MONAI's unchanged network and of each CPU engine, on the same windows in one run.
 
     python benchmarks/cpu_engines.py [--pairs 4]
 
-Windows come in pairs, as `ctflow run` gives them to OpenVINO, which computes two side by side; the stock network takes
-one after the other, as the bundle's `sw_batch_size` of 1 asks.
+Windows come in pairs: `ctflow run` gives OpenVINO two at a time, which it computes side by side. The stock network
+computes them one after another, as the bundle's `sw_batch_size` of 1 says.
 """
 
 from __future__ import annotations

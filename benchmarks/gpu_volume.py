@@ -1,11 +1,11 @@
-"""Milliseconds a window of an engine, and a whole volume 300 x 512 x 512 from host memory to a mask in host memory.
+"""Measure an engine's milliseconds per window, and a whole volume of 300 x 512 x 512, from and to host memory.
 
     python benchmarks/gpu_volume.py --engine tensorrt [--model BUNDLE | --feature-size 48] [--batch 8] [--overlap 0]
                                     [--cache DIR]
 
 Without a bundle the network is the demonstration bundle's SwinUNETR at another width, with random weights of a fixed
-seed: time does not depend on them. The volume is noise at the bundle's spacing, so that the windows lie as in an
-article's 512 x 512 x 300.
+seed; time does not depend on the weights. The volume is noise at the bundle's spacing, so that it has the same windows
+as an article's volume of 512 x 512 x 300.
 The last line of the output is one JSON document.
 """
 
@@ -110,14 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", default="tensorrt")
     parser.add_argument("--precision", default=None)
-    parser.add_argument("--model", type=Path, help="bundle; without it a network with random weights")
+    parser.add_argument("--model", type=Path, help="MONAI bundle (default: a network with random weights)")
     parser.add_argument("--feature-size", type=int, default=48)
-    parser.add_argument("--batch", type=int, help="windows a call (default: the bundle's, at least 4)")
+    parser.add_argument("--batch", type=int, help="windows per call (default: the bundle's, at least 4)")
     parser.add_argument("--overlap", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cache", type=Path, default=Path("engines"))
-    parser.add_argument("--only-prepare", action="store_true", help="make the engine, measure nothing")
+    parser.add_argument("--only-prepare", action="store_true", help="build the engine and measure nothing")
     given = parser.parse_args()
     if given.batch is not None and given.batch < 4:
         parser.error("--batch: a GPU computes at least 4 windows at a time")

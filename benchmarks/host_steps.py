@@ -1,10 +1,10 @@
-"""What a volume of two classes costs in host memory: the steps of the compared configurations 0b, 0d and 1 to 5.
+"""Measure the steps in host memory of the compared configurations 0b, 0d and 1 to 5, for a volume of two classes.
 
     python benchmarks/host_steps.py [--shape 512,512,300] [--batch 8] [--repeats 3]
 
-The argmax over the channels of a whole volume, as MONAI's and the article's way have it, against what needs none;
-softmax and merge of a batch of windows of 96^3. The last line of the output is one JSON document: median seconds of
-each step.
+Steps: the argmax over the channels of a whole volume, as MONAI and the article compute it, and what replaces it for
+one channel; softmax and merge of a batch of windows of 96^3. The last line of the output is one JSON document with the
+median seconds of each step.
 """
 
 from __future__ import annotations

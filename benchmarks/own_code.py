@@ -1,14 +1,13 @@
-"""What ctflow's own code gains over the library that it stands in for: the same step with and without, in one run.
+"""Measure what ctflow's own code gains over the library that it replaces: the same step with and without, in one run.
 
     python benchmarks/own_code.py headers [--slices 300]
     python benchmarks/own_code.py seg
     python benchmarks/own_code.py sr [--findings 100]
     python benchmarks/own_code.py store [--associations 25]
 
-Each repeat runs every variant once, the variants in turn, so that what else the machine does meets all of them. The
-last line is one JSON document: for each variant the median seconds, and the median of (without / with) over the
-repeats. `store` counts the receiving process's own CPU seconds beside the seconds that pass: senders run on the same
-machine.
+Each repeat runs every variant once, in turn, so that other load on the machine affects all of them alike. The last
+line is one JSON document: the median seconds of each variant, and the median of (without / with) over the repeats.
+`store` also counts the receiving process's CPU seconds, because the senders run on the same machine.
 """
 
 from __future__ import annotations
@@ -380,7 +379,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=SUBJECTS)
-    parser.add_argument("--ct", type=Path, help="headers: a series of one's own")
+    parser.add_argument("--ct", type=Path, help="headers: measure this CT series (default: one of noise)")
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--findings", type=int, default=100)
     parser.add_argument("--associations", type=int, default=25)

@@ -1,12 +1,12 @@
-"""Whether an engine does on this GPU what ctflow promises, as a record: `make test-gpu`.
+"""Test on this GPU what ctflow promises of an engine, and record the results (`make test-gpu`).
 
     python benchmarks/prove_gpu.py --out DIR [--engine tensorrt] [--ct DIR ...] [--wide BUNDLE | --feature-size 48]
                                    [--batch 8] [--steps engine,cases,contract,volume]
 
-Steps: the bundle's engine made, timed and compared with PyTorch; the application (Holoscan) and `ctflow run` on each CT
-series and on a synthetic chest, whose SEGs must be the same file, against PyTorch in fp32; the contract suite on the
-GPU; whole volumes with a wider network. DIR gets record.json, and log and result.json of each case. The last line of
-the output is one JSON document; the exit code is 1 if anything failed.
+Steps: build the bundle's engine, time it and compare it with PyTorch; run the application (Holoscan) and `ctflow run`
+on each CT series and on a synthetic chest, check that both write the same SEG, and compare it with PyTorch in fp32; run
+the contract suite on the GPU; measure whole volumes with a wider network. DIR gets record.json, and the log and
+result.json of each case. The last line of the output is one JSON document; the exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -183,9 +183,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine", default="tensorrt")
     parser.add_argument("--ct", type=Path, action="append", default=[])
-    parser.add_argument("--wide", type=Path, help="bundle for the step volume; without it one with random weights")
+    parser.add_argument("--wide", type=Path, help="bundle for the step volume (default: one with random weights)")
     parser.add_argument("--feature-size", type=int, default=48)
-    parser.add_argument("--batch", type=int, help="of the step volume (default: the bundle's, at least 4)")
+    parser.add_argument(
+        "--batch", type=int, help="windows per call in the step volume (default: the bundle's, at least 4)"
+    )
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--steps", default=",".join(STEPS))

@@ -1,4 +1,4 @@
-"""What a DICOM node promises, tried on the node itself: kill -9, load, hostile UIDs, idle sockets, latency.
+"""Test on a running node what `ctflow serve` promises: kill -9, load, hostile UIDs, idle sockets, latency.
 
     python benchmarks/prove_node.py kill --count 100
     python benchmarks/prove_node.py load --associations 25 --images 40
@@ -6,8 +6,8 @@
     python benchmarks/prove_node.py idle --sockets 200
     python benchmarks/prove_node.py latency --repeats 3
 
-Each starts `ctflow serve` on loopback with a small untrained network (what is computed does not matter here), speaks
-with it, and ends with one JSON document on the last line of stdout. The exit code is 1 where a promise is broken.
+Each command starts `ctflow serve` on loopback with a small untrained network (its marks do not matter here), sends to
+it, and prints one JSON document as the last line of standard output. The exit code is 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -547,8 +547,10 @@ def main() -> int:
     kill = proofs.add_parser("kill")
     kill.add_argument("--count", type=int, default=100)
     kill.add_argument("--seed", type=int, default=0)
-    kill.add_argument("--longest-s", type=float, default=4.0, help="between a start and a kill that waits for nothing")
-    kill.add_argument("--open", dest="most_open", type=int, default=30, help="series that are not delivered yet")
+    kill.add_argument(
+        "--longest-s", type=float, default=4.0, help="longest time between a start and a kill at a random moment"
+    )
+    kill.add_argument("--open", dest="most_open", type=int, default=30, help="most series that are not delivered yet")
     load = proofs.add_parser("load")
     load.add_argument("--associations", type=int, default=25)
     load.add_argument("--images", type=int, default=40)

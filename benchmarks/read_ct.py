@@ -1,6 +1,6 @@
-"""How long ctflow takes to read a CT series, and how much memory, against a bare pydicom read of the same files.
+"""Measure time and memory of reading a CT series with ctflow and with pydicom alone, on the same files.
 
-With `--syntax`, of a copy of the series in a compressed transfer syntax, and also against decoding slice by slice.
+`--syntax` measures a copy of the series in a compressed transfer syntax, and also decoding slice by slice.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def measure(folder: Path, readers: Iterable[str], runs: int) -> dict[str, object
 def main() -> None:
     """Print a line and one JSON document last."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="one CT series, nothing else")
+    parser.add_argument("folder", type=Path, help="folder with one CT series and nothing else")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--syntax", choices=sorted(SYNTAXES), help="measure a copy in this transfer syntax")
     arguments = parser.parse_args()

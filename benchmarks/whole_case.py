@@ -1,12 +1,13 @@
-"""How long a CT series takes from its folder to its SEG on disk, again and again in one process, stage by stage.
+"""Measure a CT series from its folder to its SEG on disk, repeatedly in one process, stage by stage.
 
     python benchmarks/whole_case.py CT_FOLDER [--engine fused] [--device cuda] [--repeats 7] [-m BUNDLE]
                               [--overlap 0.25]
                               [--roi body] [--report html] [--cache DIR]
 
-The engine is opened once and is not counted. A run is all that `ctflow run` does with the folder: find the series,
-read it, segment it, write its result folder. The first is shown and not counted: it alone reads files from the disk,
-loads libraries' tables and captures graphs. Files are synced; the whole is done when the result's folder has its name.
+Opening the engine is not counted. A run does everything that `ctflow run` does with the folder: find the series, read
+it, segment it and write its result folder. The first run is shown but not counted, because it alone reads
+files from the disk, loads libraries' tables and captures graphs. Files are synced; a run ends when the result folder has
+its final name.
 The last line of the output is one JSON document.
 """
 
@@ -101,7 +102,7 @@ def table_of(runs: list[Seconds]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="one CT series")
+    parser.add_argument("folder", type=Path, help="folder with one CT series")
     parser.add_argument("-m", "--model", type=Path, help="bundle (default: the demonstration bundle)")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default=None)
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--overlap", type=float, default=None)
     parser.add_argument("--roi", choices=("none", "body"), default="none")
     parser.add_argument("--report", choices=("none", "html"), default="none")
-    parser.add_argument("--cache", type=Path, default=None, help="made engines (default: none)")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of stored engines (default: none)")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     if given.repeats < 1:

@@ -1,10 +1,10 @@
-"""The real CTs that the demonstration model is trained on, and those held out to test it.
+"""List the real CTs that the demonstration model is trained on and those held out to test it, and check them.
 
     python training/backgrounds.py FOLDER
 
-Says for every CT of backgrounds.json whether FOLDER holds it unchanged, and where to get those that are missing. The
-files of a DICOM series lie in FOLDER/<name>/, under any names, and a NIfTI file is FOLDER/<name>.nii.gz. The CTs are
-not part of this repository. Their licences ask for attribution: name the collection and its DOI.
+Reports for every CT of backgrounds.json whether FOLDER holds it unchanged, and where to get the missing ones. The
+files of a DICOM series are in FOLDER/<name>/, under any names; a NIfTI file is FOLDER/<name>.nii.gz. The CTs are not
+part of this repository. Their licences require attribution: name the collection and its DOI.
 
 Exit code 0: all are there and unchanged; 1: a CT is missing or differs; 2: backgrounds.json is wrong.
 """
@@ -225,9 +225,9 @@ def load_backgrounds(
 def main() -> None:
     """Report on every CT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds the CTs")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with the CTs")
     parser.add_argument(
-        "--catalogue", type=Path, default=CATALOGUE, help="default: backgrounds.json beside this script"
+        "--catalogue", type=Path, default=CATALOGUE, help="list of CTs (default: backgrounds.json beside this script)"
     )
     words = parser.parse_args()
     try:

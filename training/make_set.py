@@ -3,13 +3,13 @@
     python training/make_set.py DIR --phantoms 220 --varied 120 --backgrounds FOLDER --insertions 9
     python training/make_set.py DIR --phantoms 24 --shape 300,512,512
 
-Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them. A label says how often a place is looked at:
-1 to 5 is the number of a tumour, so that small ones are drawn as often as large ones; 6 is what looks like a tumour
-(vessels, scars, consolidation), 7 the rest of the body near the lungs, 8 everything outside the body, 0 what is left.
-train.json draws windows around each, and then takes 6 to 8 for background.
+Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them. A label determines how often windows are drawn
+around a voxel: 1 to 5 is the number of a tumour, so that small tumours are drawn as often as large ones; 6 marks what
+looks like a tumour (vessels, scars, consolidation), 7 the rest of the body near the lungs, 8 everything outside the
+body, 0 the rest. train.json draws windows around each label and then treats 6 to 8 as background.
 
-No training case contains anything within 30 mm of a lesion that is annotated in a background: each is cut into boxes
-that keep clear of them.
+No training case contains anything within 30 mm of a lesion that is annotated in a background: each background is cut
+into boxes that exclude these margins.
 """
 
 from __future__ import annotations
@@ -156,16 +156,18 @@ def parser_of_words() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--phantoms", type=int, default=0, help="plain ones")
-    parser.add_argument("--varied", type=int, default=0, help="phantoms with what scanners and patients bring along")
-    parser.add_argument("--backgrounds", type=Path, help="the folder that training/backgrounds.py checks")
-    parser.add_argument("--use", default="train", choices=USES, help="which of the backgrounds")
-    parser.add_argument("--insertions", type=int, default=20, help="of each background; 0 writes it as it is")
-    parser.add_argument("--prepare", action="store_true", help="only resample the backgrounds and keep them in DIR")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="3000 for the validation")
+    parser.add_argument("--phantoms", type=int, default=0, help="number of plain phantoms")
+    parser.add_argument("--varied", type=int, default=0, help="number of phantoms that vary as real scans do")
+    parser.add_argument("--backgrounds", type=Path, help="folder of real CTs (see training/backgrounds.py)")
+    parser.add_argument("--use", default="train", choices=USES, help="use of the real CTs")
+    parser.add_argument("--insertions", type=int, default=20, help="cases per real CT; 0 writes it unchanged")
+    parser.add_argument("--prepare", action="store_true", help="only resample the real CTs and store them in DIR")
+    parser.add_argument(
+        "--first-seed", type=int, default=FIRST_SEED, help="seed of the first phantom; 3000 for validation"
+    )
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument(
-        "--shape", type=shape_from_text, metavar="D,H,W", help="voxels of every phantom (default: a mixture)"
+        "--shape", type=shape_from_text, metavar="D,H,W", help="voxels of every phantom (default: mixed)"
     )
     return parser
 

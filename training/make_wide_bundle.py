@@ -1,9 +1,9 @@
-"""Make a bundle of its own for a wider network that was trained at the phantoms' own spacing, for benchmarks.
+"""Make a bundle for benchmarks from a wider network that was trained at the phantoms' own spacing.
 
     python training/make_wide_bundle.py OUT --feature-size 48 --weights model.pt
 
-A copy of the demonstration bundle with another feature_size, without resampling, with these weights and a name that
-says what they are. It is read back and its network built before it gets its name.
+The bundle is a copy of the demonstration bundle with another feature_size, without resampling, with the given weights,
+and with a name that says so. It is read back and its network is built before OUT is created.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def make_bundle(folder: Path, feature_size: int, weights: Path) -> None:
 def main() -> None:
     """Make the bundle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("out", type=Path, help="folder to create")
     parser.add_argument("--feature-size", type=int, default=48)
     parser.add_argument("--weights", type=Path, required=True)
     words = parser.parse_args()

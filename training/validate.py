@@ -1,10 +1,10 @@
-"""Count what a network finds and what it invents in cases that it was not trained on.
+"""Count the tumours that networks find, and their false findings, in cases that they were not trained on.
 
     python training/validate.py DIR MODEL.pt [MODEL.pt ...] [--json FILE]
 
-DIR holds <name>/{image,label}.nii as training/make_set.py writes them. Every network sees a volume as in training
-(configs/train.json: orientation, spacing, intensity), in windows as in configs/inference.json. Each network has a line
-with the sums and one for each case; the best one is named last: most found and drawn well, least invented.
+DIR contains <name>/{image,label}.nii as training/make_set.py writes them. Volumes are prepared as in training
+(configs/train.json: orientation, spacing, intensity) and computed in the windows of configs/inference.json. The output
+has a line per network and case and one with the sums; the last line names the network with the best score.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Make weights of a wider SwinUNETR that computes the same as a trained narrow one.
+"""Make the weights of a wider SwinUNETR that computes the same as a trained narrow one.
 
     python training/widen_network.py OUT.pt [--feature-size 48] [--noise 0.01]
 
-Every channel of the demonstration network becomes several like it, and what reads them takes their mean (Net2Net, Chen,
-Goodfellow and Shlens, 2016). Training, or a benchmark, then begins with masks that mean something. A little noise keeps
-the copies from being the same for ever.
+Every channel of the demonstration network becomes several equal ones, and the layers that read them take their mean
+(Net2Net, Chen, Goodfellow and Shlens, 2016). Training, or a benchmark, then starts from meaningful masks. A little
+noise lets training separate the copies.
 """
 
 from __future__ import annotations
