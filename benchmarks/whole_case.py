@@ -5,9 +5,9 @@
                               [--roi body] [--report html] [--cache DIR]
 
 Opening the engine is not counted. A run does everything that `ctflow run` does with the folder: find the series, read
-it, segment it and write its result folder. The first run is shown but not counted, because it alone reads
-files from the disk, loads libraries' tables and captures graphs. Files are synced; a run ends when the result folder has
-its final name.
+it, segment it and write its result folder. The first run is shown but not counted, because it alone reads files from
+the disk, loads libraries' tables and captures graphs. Files are synced; a run ends when the result folder has its final
+name.
 The last line of the output is one JSON document.
 """
 
