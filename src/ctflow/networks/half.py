@@ -8,15 +8,12 @@ transformer's tokens in fp32, where half precision would overflow or be too coar
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _IN_FULL = (nn.LayerNorm, nn.InstanceNorm3d, nn.GroupNorm, nn.BatchNorm3d)
-_Kinds = tuple[type[nn.Module], ...]
 
 
 def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -32,7 +29,12 @@ def with_half_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     kept = copy.deepcopy(network)
     half = copy.deepcopy(network).to(dtype)
     # The norms keep their original numbers: a running variance may exceed half precision.
-    _replace(half, _IN_FULL, lambda _, name: FullPrecisionNorm(kept.get_submodule(name), dtype))
+    made: dict[nn.Module, nn.Module] = {}  # a shared norm stays shared
+    for name, module in list(half.named_modules(remove_duplicate=False)):
+        if isinstance(module, _IN_FULL) and name:
+            if module not in made:
+                made[module] = FullPrecisionNorm(kept.get_submodule(name), dtype)
+            half.set_submodule(name, made[module])
     return HalfNetwork(half, dtype).eval()
 
 
@@ -62,14 +64,3 @@ class FullPrecisionNorm(nn.Module):
         """Any shape that the norm takes, in half precision or float32 -> the same shape in half precision."""
         normalized: Tensor = self.norm(x.float())
         return normalized.to(self.dtype)
-
-
-def _replace(network: nn.Module, kinds: _Kinds, replacement: Callable[[Any, str], nn.Module]) -> None:
-    """Replace each module of these kinds by what `replacement` makes of it and its name; a shared one stays shared."""
-    made: dict[nn.Module, nn.Module] = {}
-    for name, module in list(network.named_modules(remove_duplicate=False)):
-        if isinstance(module, kinds) and name:
-            if module not in made:
-                made[module] = replacement(module, name)
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, made[module])

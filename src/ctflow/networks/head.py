@@ -42,8 +42,7 @@ def fold_two_class_head(network: nn.Module, spec: ModelSpec, *, probe: bool = Tr
     if probe and not _agrees(network, convolution, one, spec):
         return network, False
     folded = copy.deepcopy(network)
-    parent, _, child = name.rpartition(".")
-    setattr(folded.get_submodule(parent), child, one)
+    folded.set_submodule(name, one)
     return folded, True
 
 
