@@ -319,7 +319,7 @@ def values_and_origins(settings: ServiceSettings, found: Given) -> list[str]:
 def explain_settings(settings: ServiceSettings) -> str:
     """The meaning of a site's settings, in readable lines (`ctflow serve --check`)."""
     lines = [
-        f"listens as {settings.ae_title} on {_at(settings.bind, settings.port)}",
+        f"listens as {settings.ae_title} on {address_text(settings.bind, settings.port)}",
         *_explain_peers(settings),
         f"a series is complete after {settings.quiet_period_s:g} s without a new instance",
         *_explain_rules(settings.rules),
@@ -334,7 +334,8 @@ def explain_settings(settings: ServiceSettings) -> str:
     return "\n".join(lines)
 
 
-def _at(host: str, port: int) -> str:
+def address_text(host: str, port: int) -> str:
+    """A socket's address in its usual notation."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -369,7 +370,7 @@ def _explain_rule(rule: Rule) -> str:
 
 def _explain_destinations(settings: ServiceSettings) -> list[str]:
     lines = [
-        f"sends results to {each.name}: {each.ae_title} at {_at(each.host, each.port)}, again after "
+        f"sends results to {each.name}: {each.ae_title} at {address_text(each.host, each.port)}, again after "
         f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
         for each in settings.destinations
     ] or ["sends results nowhere"]
@@ -384,4 +385,4 @@ def _explain_web(web: Web) -> str:
         return "has no page"
     open_to = "" if ipaddress.ip_address(web.bind).is_loopback else ", without a password, to anyone who can reach it"
     shown = "with patient data" if web.patient_data else "without patient data"
-    return f"shows its page on http://{_at(web.bind, web.port)}/ {shown}{open_to}"
+    return f"shows its page on http://{address_text(web.bind, web.port)}/ {shown}{open_to}"

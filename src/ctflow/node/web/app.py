@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from ctflow.core.errors import SettingsInvalid
+from ctflow.node.settings import address_text
 from ctflow.node.web.guard import COOKIE, Hosts, Tokens, headers, is_own_form
 from ctflow.node.web.pages import NodeView, Pages
-from ctflow.node.web.views import address
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -172,7 +172,7 @@ def serving(node: NodeView) -> Iterator[int]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page", daemon=True)
     thread.start()
     port = int(listener.getsockname()[1])
-    log.info("the page is on http://%s/", address(node.settings.web.bind, port))
+    log.info("the page is on http://%s/", address_text(node.settings.web.bind, port))
     try:
         yield port
     finally:
@@ -187,6 +187,6 @@ def _listen(bind: str, port: int) -> socket.socket:
         return socket.create_server((bind, port), family=family, backlog=128)
     except OSError as error:
         raise SettingsInvalid(
-            f"web: cannot listen on {address(bind, port)} ({error.strerror}): give another web.port or web.bind",
+            f"web: cannot listen on {address_text(bind, port)} ({error.strerror}): give another web.port or web.bind",
             reason="cannot-listen",
         ) from error

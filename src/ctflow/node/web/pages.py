@@ -23,7 +23,7 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import SeriesDetail, SeriesRecord, SeriesState
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
-from ctflow.node.settings import ServiceSettings
+from ctflow.node.settings import ServiceSettings, address_text
 from ctflow.node.web import views
 from ctflow.node.web.guard import Tokens, headers
 from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_result
@@ -243,7 +243,7 @@ class Pages:
             "ae_title_quoted": shlex.quote(settings.ae_title),
             "host": {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind),  # noqa: S104
             "port": settings.port,
-            "address": views.address(settings.bind, settings.port),
+            "address": address_text(settings.bind, settings.port),
             "problems": self._node.problems(),
             "remarks": self._node.remarks(),
             "demonstration": self._node.demonstration(),
@@ -264,7 +264,7 @@ class Pages:
         """Destinations of the settings, and earlier ones with waiting objects."""
         backlog, settings = self._node.journal.backlog(), self._node.settings
         named = {
-            each.name: f"{each.ae_title} at {views.address(each.host, each.port)}" for each in settings.destinations
+            each.name: f"{each.ae_title} at {address_text(each.host, each.port)}" for each in settings.destinations
         }
         if settings.copy_to is not None:
             named[COPY] = str(settings.copy_to)

@@ -112,11 +112,6 @@ def thousands(count: int) -> str:
     return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def address(host: str, port: int) -> str:
-    """A socket's address in its usual notation."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 # ----------------------------------------------------------------------------------------------------------- series
 
 

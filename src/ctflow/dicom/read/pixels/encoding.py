@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import integer
-from ctflow.dicom.read.pixels.stored import padding_length
 from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.structure import Note
 
@@ -41,6 +40,7 @@ def _named(flawed: Sequence[Instance], count: int) -> str:
 
 
 def _is_padded(instance: Instance) -> bool:
-    header = instance.header
-    pixels = (integer(header, "Rows") or 0) * (integer(header, "Columns") or 0)
-    return padding_length(instance, pixels, integer(header, "BitsAllocated") or 16) > 0
+    """Whether native pixel data go on after the pixels, apart from the byte that makes their length even."""
+    rows, columns, bits = (integer(instance.header, each) for each in ("Rows", "Columns", "BitsAllocated"))
+    wanted = (rows or 0) * (columns or 0) * (bits or 16) // 8
+    return instance.pixel_offset is not None and instance.pixel_length > wanted + wanted % 2

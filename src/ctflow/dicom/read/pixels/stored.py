@@ -146,12 +146,6 @@ def _read_native(instance: Instance, form: PixelFormat, rows: int, columns: int)
     return values.reshape(-1, 2)[:, ::-1].reshape(-1) if values.size % 2 == 0 and _is_word(instance) else values
 
 
-def padding_length(instance: Instance, count: int, bits_allocated: int) -> int:
-    """Bytes of native pixel data after `count` pixels, apart from the one that makes their length even."""
-    wanted = count * bits_allocated // 8
-    return max(instance.pixel_length - wanted - wanted % 2, 0) if instance.pixel_offset is not None else 0
-
-
 def _fill(instance: Instance, values: npt.NDArray[np.generic], rows: int, columns: int) -> None:
     """Read native values, unchanged, into an array of their number and width."""
     wanted, excess = values.nbytes, instance.pixel_length - values.nbytes
