@@ -7,15 +7,15 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror
 from ctflow.core.errors import SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY
-from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, Patience, StorageTarget, Target
+from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, StorageTarget, Target
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
 from ctflow.node.log import AuditTrail, told_forever
@@ -23,7 +23,7 @@ from ctflow.node.metrics import Metrics
 from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import Receiver, Reception
-from ctflow.node.settings import ServiceSettings, is_peer
+from ctflow.node.settings import Backoff, ServiceSettings, is_peer
 from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
 from ctflow.node.work.pool import Places, WorkerPool
@@ -74,7 +74,8 @@ class Node:
         setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
         self.pool = WorkerPool(self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics)
         self.delivery_threads = [
-            self._delivery_thread(name, target, patience) for name, target, patience in _targets(settings)
+            DeliveryThread(name, target, self.journal, self.places.results, backoff, self.metrics)
+            for name, target, backoff in _targets(settings)
         ]
         self.completer = Completer(self.journal, settings.quiet_period_s)
         self.receiver = Receiver(_reception(settings), inbox, self.journal, self.metrics)
@@ -89,9 +90,6 @@ class Node:
             log.warning(
                 "after a crash: %d series run again, %d files without an acknowledgement removed", len(waiting), removed
             )
-
-    def _delivery_thread(self, name: str, target: Target, patience: Patience) -> DeliveryThread:
-        return DeliveryThread(name, target, self.journal, self.places.results, patience, self.metrics)
 
     def _deliveries(self, answer: WorkerResult) -> Sequence[tuple[str, str]]:
         """Destinations and files: the SEG first, as the report refers to it."""
@@ -169,17 +167,13 @@ def _stop_when_opened(node: Node, stop: threading.Event) -> None:
         stop.set()
 
 
-def _targets(settings: ServiceSettings) -> list[tuple[str, Target, Patience]]:
-    targets: list[tuple[str, Target, Patience]] = [
-        (
-            each.name,
-            StorageTarget(settings.ae_title, each.ae_title, each.host, each.port),
-            Patience(each.backoff.first_s, each.backoff.most_s, each.backoff.give_up_after_s),
-        )
+def _targets(settings: ServiceSettings) -> list[tuple[str, Target, Backoff]]:
+    targets: list[tuple[str, Target, Backoff]] = [
+        (each.name, StorageTarget(settings.ae_title, each.ae_title, each.host, each.port), each.backoff)
         for each in settings.destinations
     ]
     if settings.copy_to is not None:
-        targets.append((COPY, FolderTarget(settings.copy_to), Patience(5.0, 300.0, 7 * 24 * 3600.0)))
+        targets.append((COPY, FolderTarget(settings.copy_to), Backoff()))
     return targets
 
 
@@ -205,23 +199,20 @@ def _ended(threads: Sequence[threading.Thread]) -> list[str]:
     return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
 
 
-class _only_one:  # noqa: N801  # a context manager that reads as a word
+@contextmanager
+def _only_one(data: Path) -> Iterator[None]:
     """Allow one node per data folder: two would run and send everything twice."""
-
-    def __init__(self, data: Path) -> None:
+    try:
+        handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o640)
+    except OSError as error:  # another user's
+        raise output_error_from_oserror(error, "the lock of the data folder", "start as its user") from error
+    try:
         try:
-            self._handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o640)
-        except OSError as error:  # another user's
-            raise output_error_from_oserror(error, "the lock of the data folder", "start as its user") from error
-
-    def __enter__(self) -> None:
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(self._handle)
             raise SettingsInvalid(
                 "data: another node uses this folder: stop it, or give another folder", reason="folder-in-use"
             ) from error
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+        yield
+    finally:
+        os.close(handle)

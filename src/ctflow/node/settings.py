@@ -148,6 +148,10 @@ class Backoff(Group):
         if self.first_s > self.most_s:
             raise ValueError(f"first_s {self.first_s:g} is above most_s {self.most_s:g}")
 
+    def wait_s(self, failures: int) -> float:
+        """How long to wait after so many failures in a row."""
+        return float(min(self.first_s * 2.0 ** min(failures - 1, 40), self.most_s))
+
 
 @dataclass(frozen=True)
 class Destination(Group):

@@ -23,6 +23,7 @@ from ctflow.node.journal.records import DeliveryRecord, Why
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.receiver import UNCOMPRESSED
+from ctflow.node.settings import Backoff
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -42,19 +43,6 @@ _ANSWER_S = 60.0  # for a peer to store a SEG of hundreds of megabytes
 _CONNECT_S = 10.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Seconds: after the first failure, doubled after each up to the longest, and until a person must decide."""
-
-    first_s: float
-    most_s: float
-    give_up_after_s: float
-
-    def wait_s(self, failures: int) -> float:
-        """How long to wait after so many failures in a row."""
-        return float(min(self.first_s * 2.0 ** min(failures - 1, 40), self.most_s))
 
 
 class Channel(Protocol):
@@ -86,7 +74,7 @@ class DeliveryThread(threading.Thread):
         target: How to reach it.
         journal: Lists what waits and records what arrived.
         results: Folder of the results.
-        patience: When to try again, and when to give up.
+        backoff: When to try again, and when to give up.
         metrics: Counts every attempt.
     """
 
@@ -96,7 +84,7 @@ class DeliveryThread(threading.Thread):
         target: Target,
         journal: Journal,
         results: Path,
-        patience: Patience,
+        backoff: Backoff,
         metrics: Metrics,
     ) -> None:
         super().__init__(name=f"delivery {name}", daemon=True)
@@ -104,7 +92,7 @@ class DeliveryThread(threading.Thread):
         self._target = target
         self._journal = journal
         self._results = results
-        self._patience = patience
+        self._backoff = backoff
         self._metrics = metrics
         self._woken = threading.Event()
         self._ending = threading.Event()
@@ -176,20 +164,20 @@ class DeliveryThread(threading.Thread):
     def _postpone(self, delivery: DeliveryRecord, error: PeerRefused) -> None:
         result = self._journal.result(delivery.result_id)
         age_s = time.time() - (result.committed_at if result else 0.0)
-        wait_s = self._patience.wait_s(delivery.attempts + 1)
-        is_over = age_s > self._patience.give_up_after_s
+        wait_s = self._backoff.wait_s(delivery.attempts + 1)
+        is_over = age_s > self._backoff.give_up_after_s
         self._journal.not_sent(delivery.id, Why(error.reason, error.described), None if is_over else wait_s)
 
     def _is_down(self, error: DestinationDown | PeerRefused) -> None:
         self._metrics.sent(self._destination, "down")
         self._failures += 1
-        wait_s = self._patience.wait_s(self._failures)
+        wait_s = self._backoff.wait_s(self._failures)
         log.warning("destination %s: %s; again in %g s", self._destination, error.described, wait_s)
         why = Why(error.reason, error.described)
         # The oldest one shows on the page why it waits; the others stay due as they were, which keeps the order.
         for delivery in self._journal.due(self._destination, time.time(), limit=_AT_ONCE):
             result = self._journal.result(delivery.result_id)
-            too_old = result is not None and time.time() - result.committed_at > self._patience.give_up_after_s
+            too_old = result is not None and time.time() - result.committed_at > self._backoff.give_up_after_s
             if too_old or delivery.last_error != why.message:
                 self._journal.not_sent(delivery.id, why, None if too_old else 0.0)
         self._closed_until = time.time() + wait_s

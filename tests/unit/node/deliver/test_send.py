@@ -9,15 +9,16 @@ import time
 import pytest
 
 from ctflow.node.deliver import send
-from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, Patience, StorageTarget
+from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, StorageTarget
 from ctflow.node.journal.journal import Journal
 from ctflow.node.metrics import Metrics
+from ctflow.node.settings import Backoff
 from service_support import PATIENCE_S, Archive, result_with_objects, wait_until
 
 # pynetdicom leaves the socket of a connection that was refused to the garbage collector, which closes it at once.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 FILES = ("segmentation.dcm", "measurements.dcm")
-HASTY = Patience(0.05, 0.1, 3600.0)
+HASTY = Backoff(0.05, 0.1, 3600.0)
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def delivery_thread(journal, tmp_path):
     """Starts delivery threads, and stops them."""
     started = []
 
-    def start(target, name="pacs", patience=HASTY) -> DeliveryThread:
+    def start(target, name="pacs", backoff=HASTY) -> DeliveryThread:
         metrics = Metrics(journal, tmp_path)
-        started.append(DeliveryThread(name, target, journal, tmp_path / "results", patience, metrics))
+        started.append(DeliveryThread(name, target, journal, tmp_path / "results", backoff, metrics))
         started[-1].start()
         return started[-1]
 
@@ -109,11 +110,11 @@ def test_a_destination_that_is_down_is_asked_no_more_often_than_its_patience_say
 
     (key,) = waiting(journal, tmp_path, 1)
 
-    class ShortThenLong(Patience):  # twice as long may be over before a busy machine has written the events
+    class ShortThenLong(Backoff):  # twice as long may be over before a busy machine has written the events
         def wait_s(self, failures):
             return 0.5 if failures == 1 else 3600.0
 
-    delivery_thread(Down(), patience=ShortThenLong(0.5, 3600.0, 7200.0))
+    delivery_thread(Down(), backoff=ShortThenLong(0.5, 3600.0, 7200.0))
     assert second.wait(PATIENCE_S)
     for _ in range(50):  # whatever happens meanwhile wakes the delivery_thread, and not the destination
         journal.event("note", "something")
@@ -122,8 +123,8 @@ def test_a_destination_that_is_down_is_asked_no_more_often_than_its_patience_say
 
 
 def test_patience_doubles_up_to_its_longest_wait():
-    patience = Patience(5.0, 60.0, 3600.0)
-    assert [patience.wait_s(n) for n in (1, 2, 3, 4, 5, 1000)] == [5, 10, 20, 40, 60, 60]
+    backoff = Backoff(5.0, 60.0, 3600.0)
+    assert [backoff.wait_s(n) for n in (1, 2, 3, 4, 5, 1000)] == [5, 10, 20, 40, 60, 60]
 
 
 def test_an_object_that_is_refused_is_tried_again_and_holds_up_no_other(journal, delivery_thread, archive, tmp_path):
@@ -141,7 +142,7 @@ def test_after_its_time_an_object_is_a_dead_letter_that_a_person_can_send_again(
     journal, delivery_thread, archive, tmp_path
 ):
     pacs, keys = archive(status=0xC000), waiting(journal, tmp_path, 1)
-    delivery_thread(to(pacs), patience=Patience(0.01, 0.02, 0.0))
+    delivery_thread(to(pacs), backoff=Backoff(0.01, 0.02, 0.0))
     wait_until(lambda: states(journal, keys) == ["dead"], "it is given up")
     wait_until(lambda: journal.backlog() == {"pacs": {"dead": 2}}, "both are")
     pacs.status = 0x0000
@@ -151,7 +152,7 @@ def test_after_its_time_an_object_is_a_dead_letter_that_a_person_can_send_again(
 
 def test_what_is_too_old_is_given_up_also_where_nobody_answers(journal, delivery_thread, tmp_path):
     keys = waiting(journal, tmp_path, 1)
-    delivery_thread(StorageTarget("CTFLOW", "PACS", "127.0.0.1", 1), patience=Patience(0.01, 0.02, 0.0))
+    delivery_thread(StorageTarget("CTFLOW", "PACS", "127.0.0.1", 1), backoff=Backoff(0.01, 0.02, 0.0))
     wait_until(lambda: states(journal, keys) == ["dead"], "it is given up")
 
 
@@ -216,9 +217,7 @@ def test_a_copy_of_a_result_is_whole_and_waits_for_a_folder_that_is_not_mounted(
 def test_two_destinations_do_not_wait_for_each_other(journal, delivery_thread, archive, tmp_path):
     deliveries = [(name, file) for name in ("down", "pacs") for file in FILES]
     key = result_with_objects(journal, tmp_path / "results", 1, deliveries)
-    delivery_thread(
-        StorageTarget("CTFLOW", "PACS", "127.0.0.1", 1), name="down", patience=Patience(600.0, 600.0, 9999.0)
-    )
+    delivery_thread(StorageTarget("CTFLOW", "PACS", "127.0.0.1", 1), name="down", backoff=Backoff(600.0, 600.0, 9999.0))
     delivery_thread(to(archive()))
     wait_until(lambda: journal.backlog()["pacs"] == {"sent": 2}, "one has everything")
     assert journal.backlog()["down"] == {"waiting": 2}
