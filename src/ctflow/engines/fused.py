@@ -1,50 +1,69 @@
 """ctflow's own engine: a channels-last SwinUNETR from its own kernels, as CUDA graphs on a Hopper GPU.
 
-Nothing is built ahead: the process that opens it compiles the kernels (seconds; Triton caches its own on disk) and
-computes a first window, so that a kernel that cannot be compiled or launched here is reported before a CT is read. Its
-results are compared with strict fp32 like those of every engine (`ctflow.export.parity`).
+Its file holds the compiled kernels, which any machine with the compilers can make; without it the process that opens
+the engine compiles them, which takes seconds. It computes a first window then, so that a kernel that cannot be compiled
+or launched here is reported before a CT is read. Its results are compared with strict fp32 like those of every engine
+(`ctflow.export.parity`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
-from ctflow.core.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, NetworkNotTaken
+from ctflow.core.errors import (
+    BackendUnavailable,
+    CtflowError,
+    DeviceOutOfMemory,
+    EngineMismatch,
+    NetworkNotTaken,
+    OutputError,
+    first_line,
+)
 from ctflow.core.model import Model
 from ctflow.core.package import digest_of_package
-from ctflow.core.volume import Size3
-from ctflow.engines.contract import EngineInfo, Precision, check_windows, is_of_gpu
+from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
-from ctflow.engines.hardware import switches
+from ctflow.engines.hardware import switches, usable_cpus
+from ctflow.engines.onnxfile import key_of_model
 from ctflow.engines.request import EngineRequest, info_of
+from ctflow.engines.store.store import INSTALLED, EngineKey, EngineStore
+from ctflow.kernels.compiler import compile_forms
+from ctflow.kernels.cubins import read_cubins
+from ctflow.kernels.forms import Cubin
+from ctflow.kernels.launch import GpuKernels, KernelList
+from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
 from ctflow.networks.head import fold_two_class_head
 
-FILE: str | None = None
+FILE = "cubins"
 DEVICES = ("cuda",)
 CAPABILITY = (9, 0)  # only Hopper has wgmma, which the convolutions use
+_MOST_WINDOWS = 16  # of a batch for which kernels are compiled ahead: the largest that `auto` times
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = tuple(_DTYPES)
+
+log = logging.getLogger(__name__)
 
 
 def is_available() -> tuple[bool, str]:
-    """Whether this machine has a Hopper GPU and the compilers of the kernels."""
-    if not torch.cuda.is_available():
-        return False, "it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and a torch that is built for it"
+    """Whether this machine has the driver's bindings and, if it has GPUs, a Hopper GPU."""
+    if not _is_installed("cuda.bindings"):
+        return False, "the package cuda-bindings is not installed: pip install cuda-bindings"
     found = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
-    if CAPABILITY not in found:
+    if found and CAPABILITY not in found:
         words = ", ".join(".".join(map(str, one)) for one in found)
         return False, f"it needs a GPU of compute capability 9.0 (H100, H200); found {words}"
-    for package, name in (("triton", "triton"), ("cuda.bindings", "cuda-bindings")):
-        if not _is_installed(package):
-            return False, f"the package {name} is not installed: pip install {name}"
-    return True, ", ".join(f"{name} {found}" for name, found in _versions().items())
+    names = [f"{name} {found}" for name, found in _versions(()).items()]
+    return True, ", ".join(names if _is_installed("triton") else [*names, "no triton: stored kernels only"])
 
 
 def _is_installed(package: str) -> bool:
@@ -65,20 +84,59 @@ def check_settings(device: str, precision: Precision) -> None:
     Raises:
         BackendUnavailable: The device is not a Hopper GPU, or the precision is TF32.
     """
-    if torch.device(device).type not in DEVICES:
-        raise BackendUnavailable(
-            f"fused computes {precision} on a GPU, not on {device}: choose with --device cuda", reason="wrong-device"
-        )
-    if precision not in _DTYPES:
-        raise BackendUnavailable(
-            f"fused computes {', '.join(_DTYPES)}, not {precision}: choose with --precision", reason="wrong-precision"
-        )
+    check_supported("fused", device, precision, DEVICES, PRECISIONS)
     found = torch.cuda.get_device_capability(device)
     if found != CAPABILITY:
         words = ".".join(map(str, found))
         raise BackendUnavailable(
             f"fused is for GPUs of compute capability 9.0 (H100, H200); {device} has {words}", reason="wrong-gpu"
         )
+
+
+def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
+    """Key of a model's compiled kernels, which do not depend on its weights and serve at least `_BATCHES`."""
+    key = key_of_model(
+        model,
+        kind=FILE,
+        version=f"kernels {digest_of_package('ctflow.kernels')}",
+        roi=request.roi,
+        batch=1,
+        precision=request.chosen_precision,
+        device=f"compute capability {'.'.join(map(str, CAPABILITY))}",
+    )
+    return replace(key, weights_digest="any weights", batch_range=_batches(request))
+
+
+def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
+    """Compile every kernel that a request needs, on any machine: `ctflow.export.prepare` keeps them.
+
+    Raises:
+        BackendUnavailable: A compiler is not installed, or refuses a kernel.
+        NetworkNotTaken: It computes other networks.
+    """
+    network, _ = _network(request, model)
+    dtype, (low, high) = _DTYPES[request.chosen_precision], _batches(request)
+    listed = KernelList()
+    with torch.no_grad():  # on torch's device without memory
+        dry = ChannelsLastSwinUNETR(network, request.roi, HopperOperations(dtype, "meta", listed))
+        for batch in range(low, high + 1):
+            dry(torch.empty((batch, model.spec.in_channels, *request.roi), device="meta"))
+    return compile_forms(listed.forms.values(), usable_cpus())
+
+
+def _batches(request: EngineRequest) -> tuple[int, int]:
+    return 1, max(_MOST_WINDOWS, request.batch_range[1])
+
+
+def _cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
+    """The compiled kernels: the stored file's, else compiled now."""
+    try:
+        path = EngineStore(request.cache or INSTALLED).find(cubins_key(request, model))
+        if path is not None:
+            return read_cubins(path)
+    except (EngineMismatch, OutputError, OSError) as error:
+        log.warning("stored kernels are not used, so they are compiled now: %s", error)
+    return compile_cubins(request, model)
 
 
 class FusedEngine:
@@ -149,17 +207,14 @@ def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
     """
     device, precision, roi = request.device, request.chosen_precision, request.roi
     check_settings(device, precision)
-    network = network_from_model(model)
-    if not takes(network, roi):
-        name = model.spec.network.name
-        raise NetworkNotTaken(f"fused computes SwinUNETR (first version, plain norms), not this {name} at {roi}")
-    one, folded = fold_two_class_head(network, model.spec, probe=False)  # a SwinUNETR ends in that convolution
-    channels = 1 if folded else model.spec.out_channels
-    info = info_of(request, model, channels, _versions())
+    network, channels = _network(request, model)
     engine = None
     try:
         with torch.cuda.device(device), torch.no_grad():
-            engine = FusedEngine(_on_gpu(one, roi, precision, device), info)
+            cubins = _cubins(request, model)
+            operations = HopperOperations(_DTYPES[precision], device, GpuKernels(device, cubins))
+            info = info_of(request, model, channels, _versions(cubin.compiler for cubin in cubins.values()))
+            engine = FusedEngine(ChannelsLastSwinUNETR(network, roi, operations), info)
             engine.launch(torch.zeros((1, model.spec.in_channels, *roi), device=device))
     except Exception as error:  # see `predict`
         if engine is not None:
@@ -168,35 +223,42 @@ def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
     return engine
 
 
+def _network(request: EngineRequest, model: Model) -> tuple[nn.Module, int]:
+    """The network and the channels of its logits.
+
+    Raises:
+        NetworkNotTaken: It computes other networks.
+    """
+    network = network_from_model(model)
+    if not takes(network, request.roi):
+        name = model.spec.network.name
+        raise NetworkNotTaken(
+            f"fused computes SwinUNETR (first version, plain norms), not this {name} at {request.roi}"
+        )
+    one, folded = fold_two_class_head(network, model.spec, probe=False)  # a SwinUNETR ends in that convolution
+    return one, 1 if folded else model.spec.out_channels
+
+
 def _named(error: Exception, device: str, what: str) -> CtflowError:
     """The named error for an exception while kernels were compiled, loaded or launched."""
     if isinstance(error, CtflowError):
         return error
     if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
         return DeviceOutOfMemory(f"{device} has too little memory for {what}")
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    reason = first_line(error)
     if is_of_gpu(error):
         return BackendUnavailable(f"{device} failed: {reason}", reason="device-failed")
     return BackendUnavailable(
-        f"fused cannot compile or launch its kernels for {what}: {reason}; Triton needs a C compiler, Python's headers "
-        "and a folder that it may write (TRITON_CACHE_DIR); use --engine eager",
+        f"fused cannot compile or launch its kernels for {what}: {reason}; use --engine eager",
         reason="compiler-failed",
     )
 
 
-def _on_gpu(network: nn.Module, roi: Size3, precision: Precision, device: str) -> ChannelsLastSwinUNETR:
-    from ctflow.kernels.operations import HopperOperations  # noqa: PLC0415  # needs triton
-
-    return ChannelsLastSwinUNETR(network, roi, HopperOperations(_DTYPES[precision], device))
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the software that computes."""
+def _versions(compilers: Iterable[str]) -> dict[str, str]:
+    """Versions of the software that computes; `compilers` made the kernels ("triton 3.6.0")."""
     found = {"torch": str(torch.__version__)}
-    for package in ("triton", "cuda-bindings"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # some builds ship it under another name
-            continue
+    with suppress(PackageNotFoundError):
+        found["cuda-bindings"] = version("cuda-bindings")
+    made = dict(text.split(" ", 1) for text in sorted(set(compilers)))
     # Other kernels make another engine.
-    return {**found, "kernels": digest_of_package("ctflow.kernels")}
+    return {**found, **made, "kernels": digest_of_package("ctflow.kernels")}

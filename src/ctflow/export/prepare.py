@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ctflow.core.errors import EngineMismatch, OutputError
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.engines.contract import check_supported
+from ctflow.engines import fused
+from ctflow.engines.contract import PRECISIONS, check_supported
 from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
 from ctflow.engines.registry import backend_module, with_precision
@@ -29,10 +31,12 @@ from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
 from ctflow.export.tensorrt_plan import PlanSettings, plan_from_onnx
 from ctflow.export.torch_program import program_from_model
+from ctflow.kernels.cubins import write_cubins
 
 _STAGE = "prepare engine"
 _SLOW = (PLAN, RTX_FILE, PROGRAM)  # to make: minutes, where an ONNX file takes seconds
-_ANYWHERE = (RTX_FILE,)  # also made on machines that cannot run it
+_PRECISIONS = {RTX_FILE: PRECISIONS, fused.FILE: fused.PRECISIONS}  # of files that machines make which cannot run them
+_ANYWHERE = tuple(_PRECISIONS)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def prepare_engine(
     request = with_precision(request)
     name, module, chosen = request.backend, backend_module(request.backend), request.chosen_precision
     if module.FILE in _ANYWHERE:
-        check_supported(name, "cuda", chosen, module.DEVICES)
+        check_supported(name, "cuda", chosen, module.DEVICES, _PRECISIONS[module.FILE])
     else:
         module.check_settings(request.device, chosen)
     key = _file_key(request, model)
@@ -74,6 +78,8 @@ def prepare_engine(
         if module.FILE == PROGRAM:
             batch, device = request.batch_range[1], request.device
             program_from_model(model, request.roi, precision=chosen, batch=batch, path=path, device=device)
+        elif module.FILE == fused.FILE:
+            write_cubins(fused.compile_cubins(request, model), path)
         elif module.FILE in (PLAN, RTX_FILE):
             _make_plan(request, model, path, progress)
             _check_plan(request, model, path, logits_only=logits_only)
@@ -83,6 +89,18 @@ def prepare_engine(
     progress(_STAGE, 0, 1)
     store.put(key, make)
     progress(_STAGE, 1, 1)
+
+
+def prepare_to_open(
+    request: EngineRequest, model: Model, *, logits_only: bool = False, progress: Progress = silent
+) -> None:
+    """As `prepare_engine`; an engine that can do without its file does so where that cannot be kept or is damaged."""
+    try:
+        prepare_engine(request, model, logits_only=logits_only, progress=progress)
+    except (OutputError, EngineMismatch) as error:
+        if backend_module(request.backend).FILE != fused.FILE:
+            raise
+        log.warning("%s compiles its kernels each time that it is opened: %s", request.backend, error)
 
 
 def is_prepared(request: EngineRequest, model: Model) -> bool:
@@ -111,6 +129,8 @@ def _file_key(request: EngineRequest, model: Model) -> EngineKey | None:
     kind = backend_module(request.backend).FILE
     if kind is None:
         return None
+    if kind == fused.FILE:
+        return fused.cubins_key(request, model)
     if kind == PROGRAM:
         return program_key(request, model)
     if kind in (PLAN, RTX_FILE):

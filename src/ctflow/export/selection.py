@@ -28,7 +28,7 @@ from ctflow.engines.registry import backend_module, backend_names
 from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured, ParityGate, fastest_batch
 from ctflow.export.parity import ParityResult
-from ctflow.export.prepare import is_prepared, prepare_engine
+from ctflow.export.prepare import is_prepared, prepare_to_open
 from ctflow.export.record import Agreements, digest_of_fields, machine, store_record, what_is_computed
 
 _STAGE = "measure engines"
@@ -158,7 +158,7 @@ def _time_engine(request: EngineRequest, model: Model, window: Tensor, failures:
     """Time one of several engines; one that cannot be made or run is set aside with its reason."""
     name, precision = request.backend, request.chosen_precision
     try:
-        prepare_engine(request, model)
+        prepare_to_open(request, model)
         seconds, batch = fastest_batch(request, model, window)
         return Measured(name, precision, seconds, None, None, batch)
     except OutputError:

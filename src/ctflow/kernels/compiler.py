@@ -1,112 +1,160 @@
-"""CUDA C++ compiled at run time for the GPU at hand (NVRTC), and launched."""
+"""Forms of kernels -> machine code for compute capability 9.0; needs neither a GPU nor a C compiler.
+
+CUDA C++ is compiled by NVRTC, which torch's CUDA build brings; kernels of Triton by Triton and the assembler in it.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from dataclasses import dataclass
+import multiprocessing
+import re
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
+from ctflow.compat.python import bare_start
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory
+from ctflow.core.processes import begin_child
+from ctflow.kernels.forms import CONSTANT, Cubin, CudaForm, TritonForm
 
-from ctflow.core.errors import BackendUnavailable
-
-_LOCK = threading.Lock()
-_LOADED: dict[tuple[int, str, str, int], CudaKernel] = {}
-
-
-@dataclass(frozen=True, eq=False)
-class CudaKernel:
-    """A function on one GPU.
-
-    Attributes:
-        function: The driver's handle.
-        shared: Bytes of dynamic shared memory of a block.
-    """
-
-    function: Any
-    shared: int
-
-    def launch(self, blocks: int, threads: int, arguments: tuple[torch.Tensor | int | None, ...]) -> None:
-        """Launch on torch's current stream: tensors go as pointers, None as a null pointer, numbers as 32-bit ints."""
-        from cuda.bindings import driver  # noqa: PLC0415  # only where there is a GPU
-
-        values = tuple(_value(argument) for argument in arguments)
-        kinds = tuple(ctypes.c_int if isinstance(argument, int) else ctypes.c_void_p for argument in arguments)
-        stream = torch.cuda.current_stream().cuda_stream
-        sizes = (blocks, 1, 1, threads, 1, 1, self.shared)
-        _checked(driver.cuLaunchKernel(self.function, *sizes, stream, (values, kinds), 0), "launch of a kernel")
+_NVRTC, _TRITON = "sm_90a", 90  # Hopper, with its own instructions
+_LEAST_SHARE = 4  # kernels for which another process, which imports Triton, is worth its start
+_MOST_SHOWN = 500  # characters of a compiler's message
 
 
-def load_kernel(source: str, name: str, *, shared: int, device: str) -> CudaKernel:
-    """Compile a kernel for compute capability 9.0 with its own instructions, once a process and device.
-
-    Args:
-        source: CUDA C++, without includes.
-        name: Of an `extern "C"` kernel in it.
-        shared: Bytes of dynamic shared memory of a block.
-        device: torch device.
-
-    Returns:
-        The kernel.
+def compile_form(form: CudaForm | TritonForm) -> Cubin:
+    """Machine code of a form.
 
     Raises:
-        BackendUnavailable: The compiler or the driver refuses it; the message is theirs.
+        BackendUnavailable: Its compiler is not installed, or refuses it.
     """
-    index = torch.device(device).index or 0
-    with _LOCK:
-        key = (index, source, name, shared)
-        if key not in _LOADED:
-            with torch.cuda.device(index):
-                _LOADED[key] = _loaded(source, name, shared)
-        return _LOADED[key]
+    return _compiled_cuda(form) if isinstance(form, CudaForm) else _compiled_triton(form)
 
 
-def _loaded(source: str, name: str, shared: int) -> CudaKernel:
-    from cuda.bindings import driver  # noqa: PLC0415  # only where there is a GPU
-
-    torch.empty(1, device="cuda")  # makes torch's context the current one of this thread
-    module = _checked(driver.cuModuleLoadData(compile_cubin(source)), "loading a kernel")
-    function = _checked(driver.cuModuleGetFunction(module, name.encode()), "loading a kernel")
-    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    _checked(driver.cuFuncSetAttribute(function, most, shared), "shared memory of a kernel")
-    return CudaKernel(function, shared)
-
-
-def compile_cubin(source: str, architecture: str = "sm_90a") -> bytes:
-    """Machine code of CUDA C++.
+def compile_forms(forms: Iterable[CudaForm | TritonForm], processes: int) -> dict[str, Cubin]:
+    """Machine code of many forms by their keys, compiled in several processes: a kernel takes 0.1 to 1 s.
 
     Raises:
-        BackendUnavailable: The compiler refuses it.
+        BackendUnavailable: See `compile_form`.
     """
-    from cuda.bindings import nvrtc  # noqa: PLC0415  # as above
+    wanted = list({form.key: form for form in forms}.values())
+    workers = min(processes, len(wanted) // _LEAST_SHARE)
+    if workers < 2 or multiprocessing.current_process().daemon:  # a daemonic process may not have children
+        return {form.key: compile_form(form) for form in wanted}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_child) as pool:
+        with bare_start():
+            made = [pool.submit(compile_form, form) for form in wanted]
+        try:
+            return {form.key: each.result() for form, each in zip(wanted, made, strict=True)}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
-    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], []), "the CUDA compiler")
+
+def _compiled_cuda(form: CudaForm) -> Cubin:
     try:
-        options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+        from cuda.bindings import nvrtc  # noqa: PLC0415  # only where kernels are compiled
+    except ImportError as error:
+        raise _missing("cuda-bindings") from error
+    try:
+        major, minor = checked(nvrtc.nvrtcVersion(), "the CUDA compiler")
+        program = checked(nvrtc.nvrtcCreateProgram(form.source.encode(), b"kernel.cu", 0, [], []), "the CUDA compiler")
+    except RuntimeError as error:  # cuda-bindings finds no library
+        raise _missing("nvidia-cuda-nvrtc") from error
+    try:
+        options = [f"--gpu-architecture={_NVRTC}".encode(), b"--std=c++17"]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if int(status):
-            log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program), "the CUDA compiler"))
-            _checked(nvrtc.nvrtcGetProgramLog(program, log), "the CUDA compiler")
-            raise BackendUnavailable(
-                f"the CUDA compiler refuses a kernel: {log.decode(errors='replace')[:500]}", reason="compiler-failed"
-            )
-        code = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program), "the CUDA compiler"))
-        _checked(nvrtc.nvrtcGetCUBIN(program, code), "the CUDA compiler")
-        return bytes(code)
+            log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program), "the CUDA compiler"))
+            checked(nvrtc.nvrtcGetProgramLog(program, log), "the CUDA compiler")
+            raise _refused("the CUDA compiler", form.name, log.decode(errors="replace"))
+        code = bytearray(checked(nvrtc.nvrtcGetCUBINSize(program), "the CUDA compiler"))
+        checked(nvrtc.nvrtcGetCUBIN(program, code), "the CUDA compiler")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+    return Cubin(bytes(code), form.name, form.threads, form.shared, 0, f"nvrtc {major}.{minor}")
 
 
-def _value(argument: torch.Tensor | int | None) -> int:
-    if isinstance(argument, torch.Tensor):
-        return argument.data_ptr()
-    return argument or 0
+def _compiled_triton(form: TritonForm) -> Cubin:
+    try:
+        from triton import compile as triton_compile  # noqa: PLC0415  # as above
+        from triton import knobs  # noqa: PLC0415
+        from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+        from triton.compiler import ASTSource  # noqa: PLC0415
+
+        from ctflow.kernels import triton_kernels  # noqa: PLC0415
+    except ImportError as error:
+        raise _missing("triton") from error
+    function = getattr(triton_kernels, form.name)
+    types, constants, multiples = {}, {}, {}
+    for place, (name, (kind, value)) in enumerate(zip(function.arg_names, form.parameters, strict=True)):
+        types[name] = kind
+        if kind == CONSTANT:
+            constants[place,] = value
+        elif value:
+            multiples[place,] = [["tt.divisibility", 16]]
+    source = ASTSource(function, types, constants, multiples)
+    options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True}
+    target = GPUTarget("cuda", _TRITON, 32)
+    try:
+        try:
+            made = triton_compile(source, target=target, options=options)
+        except OSError:  # its cache cannot be written
+            with TemporaryDirectory() as folder, knobs.cache.scope():
+                knobs.cache.dir = folder
+                made = triton_compile(source, target=target, options=options)
+    except Exception as error:  # a compiler may raise anything
+        raise _refused("Triton", form.name, f"{type(error).__name__}: {error}") from error
+    taken = len(types) - len(constants)
+    return Cubin(
+        made.asm["cubin"], made.metadata.name, 32 * form.warps, made.metadata.shared, _nulls(made, taken),
+        f"triton {_version('triton')}",
+    )  # fmt: skip
 
 
-def _checked(answer: tuple[Any, ...], what: str) -> Any:
-    """What a call of the driver gave, without its status."""
+def _nulls(made: Any, taken: int) -> int:
+    """How many pointers to scratch memory a kernel takes after its `taken` arguments; none of ours uses them."""
+    entry = re.search(r"\.entry[^)]*\)", made.asm["ptx"])
+    count = -1 if entry is None else entry[0].count(".param ") - taken
+    scratch = [getattr(made.metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")]
+    if count < 0 or any(scratch):
+        raise _refused("Triton", made.metadata.name, "this version passes arguments in another way")
+    return count
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # some builds of torch ship it under another name
+        return str(sys.modules[package].__version__)
+
+
+def _missing(package: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"a kernel has to be compiled, and the package {package} is not installed: pip install {package}, or make the "
+        "file of kernels where it is (`ctflow export --engine fused`)",
+        reason="not-installed",
+    )
+
+
+def _refused(compiler: str, kernel: str, log: str) -> BackendUnavailable:
+    text = f"{compiler} refuses the kernel {kernel}: {log[:_MOST_SHOWN]}"
+    return BackendUnavailable(text, reason="compiler-failed")
+
+
+def checked(answer: tuple[Any, ...], what: str) -> Any:
+    """What a call of cuda-bindings gave, without its status.
+
+    Raises:
+        BackendUnavailable: The status is an error.
+        DeviceOutOfMemory: It is that of too little memory.
+    """
     status, *rest = answer
     if int(status):
+        if status.name.endswith("OUT_OF_MEMORY"):
+            raise DeviceOutOfMemory(f"{what} failed: {status.name}")
         raise BackendUnavailable(f"{what} failed: {status.name}", reason="device-failed")
-    return rest[0] if rest else None
+    return rest[0] if len(rest) == 1 else tuple(rest) or None

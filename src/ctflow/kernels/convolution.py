@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.compiler import CudaKernel, load_kernel
+from ctflow.kernels.forms import CudaForm
+from ctflow.kernels.launch import Kernels
 
 _GROUPS = 3  # warp groups that multiply, each 8 x 8 voxels; a fourth would leave them too few registers
 _LOADERS = 128  # threads that load
@@ -103,12 +104,14 @@ class HopperConvolution:
         shares: Channels of each share.
         dtype: Of volumes and weights.
         device: torch device.
+        kernels: Launches kernels there.
     """
 
-    def __init__(self, weight: Tensor, shares: Sequence[int], dtype: torch.dtype, device: str) -> None:
-        self._cout, self._kind, self._device = len(weight), _KINDS[dtype], device
+    def __init__(
+        self, weight: Tensor, shares: Sequence[int], dtype: torch.dtype, device: str, kernels: Kernels
+    ) -> None:
+        self._cout, self._kind, self._kernels = len(weight), _KINDS[dtype], kernels
         self._weights = [packed_weights(part, dtype).to(device) for part in torch.split(weight, list(shares), 1)]
-        self._blocks = torch.cuda.get_device_properties(device).multi_processor_count
 
     @staticmethod
     def takes(cout: int, shares: Sequence[int], size: Size3, dtype: torch.dtype) -> bool:
@@ -120,7 +123,8 @@ class HopperConvolution:
     def __call__(self, shares: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `ctflow.networks.operations.Operations.convolution`; shares are (B, D, H, W, C) without gaps."""
         batch, d, h, w = shares[0].shape[:4]
-        chunk = best_chunk(batch, (d, h, w), self._blocks)
+        most = self._kernels.multiprocessors
+        chunk = best_chunk(batch, (d, h, w), most)
         units = units_of((d, h, w), chunk)
         like = shares[0]
         sums = torch.empty((batch, units, 2, self._cout), dtype=torch.float32, device=like.device)
@@ -130,13 +134,13 @@ class HopperConvolution:
             out = torch.empty(
                 (batch, d, h, w, self._cout), dtype=like.dtype if last else torch.float32, device=like.device
             )
-            kernel = self._kernel(x.shape[-1], normalized=norm is not None, adds=before is not None, partial=not last)
+            form = self._form(x.shape[-1], normalized=norm is not None, adds=before is not None, partial=not last)
             numbers = (batch, d, h, w, chunk, batch * units)
-            kernel.launch(min(batch * units, self._blocks), _THREADS, (x, weights, norm, before, out, sums, *numbers))
+            self._kernels.cuda(form, min(batch * units, most), x, weights, norm, before, out, sums, *numbers)
             before = out
         assert out is not None  # noqa: S101  # there is a share
         return out, sums
 
-    def _kernel(self, cin: int, *, normalized: bool, adds: bool, partial: bool) -> CudaKernel:
+    def _form(self, cin: int, *, normalized: bool, adds: bool, partial: bool) -> CudaForm:
         text = source(cin, self._cout, self._kind, normalized=normalized, adds=adds, partial=partial)
-        return load_kernel(text, "convolve", shared=shared_bytes(cin, self._cout), device=self._device)
+        return CudaForm(text, "convolve", _THREADS, shared_bytes(cin, self._cout))

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
-from ctflow.kernels import triton_kernels as kernels
 from ctflow.kernels.convolution import HopperConvolution
+from ctflow.kernels.launch import Kernels
 from ctflow.networks.operations import EPS, Attention, Convolution, regions_of
 from ctflow.networks.swin_windows import MASKED, WindowTable
 
@@ -30,15 +30,16 @@ class HopperOperations:
     Args:
         dtype: torch.float16, torch.bfloat16, or torch.float32, which is for comparison and takes cuDNN throughout.
         device: torch device of compute capability 9.0.
+        kernels: Launches kernels there.
     """
 
-    def __init__(self, dtype: torch.dtype, device: str) -> None:
-        self.dtype, self.device = dtype, device
+    def __init__(self, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
+        self.dtype, self.device, self.kernels = dtype, device, kernels
 
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
         """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
         if HopperConvolution.takes(len(weight), shares, size, self.dtype):
-            return HopperConvolution(weight, shares, self.dtype, self.device)
+            return HopperConvolution(weight, shares, self.dtype, self.device, self.kernels)
         kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -60,8 +61,8 @@ class HopperOperations:
             most = min(_power(cout), 64)
             blocks, voxels = -(-cout // most), d * h * w
             grid = (-(-voxels // 64), 8 * blocks, batch)
-            kernels.upsample[grid](
-                x, kept, out, voxels, d, h, w, k, cout, blocks, min(_power(k), 64), most, 64, num_warps=4
+            self.kernels.triton(
+                "upsample", grid, x, kept, out, voxels, d, h, w, k, cout, blocks, min(_power(k), 64), most, 64
             )
             return out
 
@@ -69,16 +70,17 @@ class HopperOperations:
 
     def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
         """Blocks of queries against blocks of keys; scores are never stored."""
-        return _AttentionKernel(bias, table, heads, self.dtype, self.device)
+        return _AttentionKernel(bias, table, heads, self)
 
     def norm_of(self, sums: Tensor, count: int) -> Tensor:
         """See `Operations.norm_of`."""
         batch, parts, _, channels = sums.shape
         norm = torch.empty((batch, 2, channels), dtype=torch.float32, device=sums.device)
         held = _power(channels)
-        kernels.norm_from_sums[(batch,)](
-            sums, norm, parts, channels, float(count), EPS, held, max(2048 // held, 1), num_warps=8
-        )
+        self.kernels.triton(
+            "norm_from_sums", (batch,),
+            sums, norm, parts, channels, float(count), EPS, held, max(2048 // held, 1), warps=8,
+        )  # fmt: skip
         return norm
 
     def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -89,9 +91,10 @@ class HopperOperations:
             return self._sums(_pointwise(shares, weights))
         per, parts = _parts_of(voxels, batch, 64)
         sums = torch.empty((batch, parts, 2, cout), dtype=torch.float32, device=x.device)
-        kernels.sum_pointwise[(parts, batch)](
+        self.kernels.triton(
+            "sum_pointwise", (parts, batch),
             x, w, y, other, sums, voxels, cout, x.shape[-1], y.shape[-1], per,
-            len(shares) > 1, _power(x.shape[-1]), _power(y.shape[-1]), _power(cout), 64, num_warps=4,
+            len(shares) > 1, _power(x.shape[-1]), _power(y.shape[-1]), _power(cout), 64,
         )  # fmt: skip
         return sums
 
@@ -123,10 +126,11 @@ class HopperOperations:
         out = torch.empty((batch, places, channels), dtype=self.dtype, device=tokens.device)
         held = _power(channels)
         rows = max(_TILE // held // 2, 1)
-        kernels.normalize_tokens[(-(-places // rows), batch)](
+        self.kernels.triton(
+            "normalize_tokens", (-(-places // rows), batch),
             tokens, tokens if fetch is None else fetch, tokens if scale is None else scale,
             tokens if shift is None else shift, out, count, places, channels, EPS,
-            fetch is not None, scale is not None, held, rows, num_warps=4,
+            fetch is not None, scale is not None, held, rows,
         )  # fmt: skip
         return out
 
@@ -136,9 +140,10 @@ class HopperOperations:
         count, held = math.prod(-(-length // 2) for length in size), _power(8 * channels)
         out = torch.empty((batch, count, 8 * channels), dtype=self.dtype, device=tokens.device)
         rows = max(_TILE // held, 1)
-        kernels.merge_tokens[(-(-count // rows), batch)](
-            tokens, scale, shift, out, *size, channels, EPS, held, rows, num_warps=4
-        )
+        self.kernels.triton(
+            "merge_tokens", (-(-count // rows), batch),
+            tokens, scale, shift, out, *size, channels, EPS, held, rows,
+        )  # fmt: skip
         return out
 
     def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
@@ -147,9 +152,10 @@ class HopperOperations:
         out = torch.empty((batch, count, channels), dtype=torch.float32, device=tokens.device)
         held = _power(channels)
         rows = max(_TILE // held // 2, 1)
-        kernels.add_tokens[(-(-count // rows), batch)](
+        self.kernels.triton(
+            "add_tokens", (-(-count // rows), batch),
             tokens, x, tokens if back is None else back, out, count, x.shape[1], channels,
-            back is not None, held, rows, num_warps=4,
+            back is not None, held, rows,
         )  # fmt: skip
         return out
 
@@ -160,7 +166,7 @@ class HopperOperations:
         rows = max(_TILE // held, 1)
         per, parts = _parts_of(voxels, batch, rows)
         sums = torch.empty((batch, parts, 2, channels), dtype=torch.float32, device=x.device)
-        kernels.sum_channels[(parts, batch)](x, sums, voxels, channels, per, held, rows, num_warps=8)
+        self.kernels.triton("sum_channels", (parts, batch), x, sums, voxels, channels, per, held, rows, warps=8)
         return sums
 
     def _activated(self, x: Tensor, norm: Tensor) -> Tensor:
@@ -168,7 +174,7 @@ class HopperOperations:
         batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
         out, held = torch.empty_like(x), _power(channels)
         rows = max(_TILE // held, 1)
-        kernels.activate[(-(-voxels // rows), batch)](x, norm, out, voxels, channels, held, rows, num_warps=4)
+        self.kernels.triton("activate", (-(-voxels // rows), batch), x, norm, out, voxels, channels, held, rows)
         return out
 
     @staticmethod
@@ -176,8 +182,8 @@ class HopperOperations:
         """The normalised volume, in its own type."""
         return torch.addcmul(norm[:, None, None, None, 1], x.float(), norm[:, None, None, None, 0]).to(x.dtype)
 
-    @staticmethod
     def _add_residual(
+        self,
         z: Tensor,
         norm: Tensor,
         shares: Sequence[Tensor],
@@ -196,11 +202,12 @@ class HopperOperations:
             if head is None
             else torch.empty((batch, outputs, *size), dtype=torch.float32, device=z.device)
         )
-        kernels.add_residual[(-(-voxels // rows), batch)](
+        self.kernels.triton(
+            "add_residual", (-(-voxels // rows), batch),
             z, norm, x, w, y, other, norm if beside is None else beside, norm if head is None else head[0],
             norm if head is None else head[1], out, voxels, channels, x.shape[-1], y.shape[-1], outputs,
             weights is not None, len(shares) > 1, head is not None,
-            _power(x.shape[-1]), _power(y.shape[-1]), held, rows, num_warps=4,
+            _power(x.shape[-1]), _power(y.shape[-1]), held, rows,
         )  # fmt: skip
         return out
 
@@ -208,27 +215,29 @@ class HopperOperations:
 class _AttentionKernel:
     """`triton_kernels.attend` over one table of windows."""
 
-    def __init__(self, bias: Tensor, table: WindowTable, heads: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, bias: Tensor, table: WindowTable, heads: int, ops: HopperOperations) -> None:
         n = bias.shape[-1]
+        self.kernels = ops.kernels
         self.n, self.heads = n, heads
         self.held = -(-n // _KEYS) * _KEYS
         filled = functional.pad(bias.float() * _LOG2E, (0, self.held - n, 0, self.held - n), value=_NEVER)
         # A score adds to products of float16 numbers; bfloat16 would be too coarse for it.
-        self.bias = filled.to(device, torch.float32 if dtype == torch.float32 else torch.float16).contiguous()
+        self.bias = filled.to(ops.device, torch.float32 if ops.dtype == torch.float32 else torch.float16).contiguous()
         regions = regions_of(table)
         masked = regions.any(dim=1)
         self.masked_from = int(table.counts[0]) if masked.any() else len(regions)
-        self.regions = regions.to(device)
+        self.regions = regions.to(ops.device)
 
     def __call__(self, qkv: Tensor) -> Tensor:
         batch, places, channels = qkv.shape
         windows, width = places // self.n, channels // 3 // self.heads
         out = torch.empty((batch, places, channels // 3), dtype=qkv.dtype, device=qkv.device)
         queries = min(_QUERY_BLOCK, _power(self.n))
-        kernels.attend[(batch * windows, self.heads, -(-self.n // queries))](
+        self.kernels.triton(
+            "attend", (batch * windows, self.heads, -(-self.n // queries)),
             qkv, self.bias, self.regions, out, windows, self.heads, self.masked_from, MASKED * _LOG2E,
             self.n, self.held, width, _power(width), queries, min(_KEY_BLOCK, _power(self.n)),
-            num_warps=_WARPS, num_stages=_STAGES,
+            warps=_WARPS, stages=_STAGES,
         )  # fmt: skip
         return out
 

@@ -26,7 +26,7 @@ from ctflow.engines.registry import (
 from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured
 from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits
-from ctflow.export.prepare import prepare_engine
+from ctflow.export.prepare import prepare_to_open
 from ctflow.export.record import Agreement, Agreements
 from ctflow.export.selection import choose_fastest, engines_not_made
 from ctflow.settings.run import Settings
@@ -68,7 +68,7 @@ class OpenEngines:
             for device in devices:  # nothing to do for a second GPU of the same kind
                 one = replace(wanted, device=device)
                 check_engine(one)  # before making anything that could not run here
-                prepare_engine(one, self.model, logits_only=self._logits_only, progress=progress)
+                prepare_to_open(one, self.model, logits_only=self._logits_only, progress=progress)
         self._take(self._opened(wanted, devices))
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class OpenEngines:
                 self._tell_of_unmade(wanted, choice.backend)
             for device in devices:
                 one = replace(wanted, backend=choice.backend, precision=choice.precision, device=device)
-                prepare_engine(one, self.model, progress=progress)
+                prepare_to_open(one, self.model, progress=progress)
         except (OutputError, EngineMismatch) as error:
             # A container may have no writable folder, a disk may damage a file: the case matters more than speed.
             self.warnings = (f"no engine from the cache ({error}); PyTorch computes: give a folder with --cache",)

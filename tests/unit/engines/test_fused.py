@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import subprocess
 
@@ -8,13 +9,24 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR, UNet
 
-from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, NetworkNotTaken, ParityFailed
+from ctflow.core.errors import (
+    BackendUnavailable,
+    DeviceOutOfMemory,
+    EngineMismatch,
+    NetworkNotTaken,
+    NotWritten,
+    ParityFailed,
+)
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused, registry
 from ctflow.engines.contract import EngineInfo
 from ctflow.engines.fused import FusedEngine
 from ctflow.engines.request import EngineRequest
+from ctflow.engines.store import store
 from ctflow.export.parity import check_parity, reference_logits
+from ctflow.export.prepare import prepare_engine, prepare_to_open
+from ctflow.kernels.forms import Cubin
+from ctflow.kernels.launch import KernelList
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.operations import TorchOperations
@@ -63,18 +75,29 @@ def a_gpu(monkeypatch):
     return capability
 
 
-def test_without_a_gpu_it_says_which_one_it_needs(monkeypatch):
+def test_without_a_gpu_it_can_be_made_and_says_where_it_computes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    available, reason = fused.is_available()
+    assert fused.is_available()[0]
+    ((available, reason),) = [rest for name, *rest in registry.backends() if name == "fused"]
     assert not available
-    assert "compute capability 9.0 (H100, H200)" in reason
+    assert "on NVIDIA GPUs only" in reason
 
 
-@pytest.mark.parametrize(("missing", "package"), [("triton", "triton"), ("cuda.bindings", "cuda-bindings")])
-def test_without_what_compiles_its_kernels_it_says_what_to_install(a_gpu, monkeypatch, missing, package):
+def without(monkeypatch, missing):
     found = fused.find_spec
     monkeypatch.setattr(fused, "find_spec", lambda name: None if name == missing else found(name))
-    assert fused.is_available() == (False, f"the package {package} is not installed: pip install {package}")
+
+
+def test_without_the_drivers_bindings_it_says_what_to_install(a_gpu, monkeypatch):
+    without(monkeypatch, "cuda.bindings")
+    assert fused.is_available() == (False, "the package cuda-bindings is not installed: pip install cuda-bindings")
+
+
+def test_without_triton_it_runs_stored_kernels(a_gpu, monkeypatch):
+    without(monkeypatch, "triton")
+    available, versions = fused.is_available()
+    assert available
+    assert versions.endswith("stored kernels only")
 
 
 def test_with_all_it_needs_it_names_the_versions(a_gpu):
@@ -195,27 +218,92 @@ def test_parity_refuses_what_mixes_windows_up(network):
         compared(lambda windows: function(windows).flip(0))
 
 
-@pytest.mark.parametrize(
-    "error", [subprocess.CalledProcessError(1, ["gcc"]), PermissionError("~/.triton"), ImportError()]
-)
-def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, error):
-    """A machine without a C compiler or a home that may be written: the reason is told, and `auto` goes on."""
+def request_of(cache=None, batch=4, precision="fp16") -> EngineRequest:
+    return EngineRequest("fused", "cuda:0", precision, ROI, (1, batch), cache)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Which forms are compiled, by a stand-in for the compilers."""
+    asked = []
+
+    def compile_forms(forms, processes):
+        asked.append(list(forms))
+        return {form.key: Cubin(b"code", form.name, 128, 0, 2, "triton 1.2") for form in asked[-1]}
+
+    monkeypatch.setattr(fused, "compile_forms", compile_forms)
+    return asked
+
+
+def test_its_kernels_are_listed_without_a_gpu(compiled):
+    """The network is run on torch's device without memory: every batch up to the largest that `auto` times."""
+    fused.compile_cubins(request_of(), model_of("SwinUNETR", SWIN))
+    names = {form.name for form in compiled[0]}
+    assert {"attend", "add_tokens", "merge_tokens", "normalize_tokens", "norm_from_sums", "upsample"} <= names
+    few = {form.key for form in compiled[0]}
+    fused.compile_cubins(request_of(batch=20), model_of("SwinUNETR", SWIN))
+    assert few <= {form.key for form in compiled[1]}
+    fused.compile_cubins(request_of(precision="bf16"), model_of("SwinUNETR", SWIN))
+    assert few.isdisjoint(form.key for form in compiled[2] if form.name == "attend")
+
+
+def test_stored_kernels_are_taken_whatever_the_weights(compiled, tmp_path, monkeypatch):
+    model = model_of("SwinUNETR", SWIN)
+    prepare_engine(request_of(tmp_path), model)
+    assert len(compiled) == 1
+    retrained = dataclasses.replace(model, weights_digest="e" * 64)
+    assert set(fused._cubins(request_of(tmp_path), retrained)) == {form.key for form in compiled[0]}
+    assert len(compiled) == 1
+    monkeypatch.setattr(store, "INSTALLED", tmp_path)  # as an image brings them, beside a cache that is empty
+    assert fused._cubins(request_of(tmp_path / "empty"), model)
+    assert len(compiled) == 1
+
+
+def test_stale_and_damaged_kernels_are_compiled_anew(compiled, tmp_path, monkeypatch, caplog):
+    model = model_of("SwinUNETR", SWIN)
+    prepare_engine(request_of(tmp_path), model)
+    with monkeypatch.context() as changed:
+        changed.setattr(fused, "digest_of_package", lambda name: "another")  # kernels of another version of ctflow
+        assert fused._cubins(request_of(tmp_path), model)
+    assert len(compiled) == 2
+    (path,) = tmp_path.glob("cubins-*/engine.cubins")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert fused._cubins(request_of(tmp_path), model)
+    assert len(compiled) == 3
+    assert "stored kernels are not used" in caplog.text
+    prepare_to_open(request_of(tmp_path), model)  # it is opened nevertheless
+    with raises_reason(EngineMismatch, "stored-engine", names="remove that folder"):
+        prepare_engine(request_of(tmp_path), model)
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_it(compiled, tmp_path):
+    (tmp_path / "file").touch()
+    request, model = request_of(tmp_path / "file" / "cache"), model_of("SwinUNETR", SWIN)
+    with raises_reason(NotWritten, "unwritable"):
+        prepare_engine(request, model)
+    prepare_to_open(request, model)
+    assert fused._cubins(request, model)
+
+
+def test_a_failed_launch_at_opening_closes_it_and_is_told(a_gpu, compiled, monkeypatch):
     closed = []
 
     def close(engine):
         closed.append(engine)
 
     def fails(*arguments):
-        raise error
+        raise RuntimeError("no such launch")
 
-    monkeypatch.setattr(fused, "_on_gpu", lambda *arguments: as_it_is)
     monkeypatch.setattr(fused.FusedEngine, "launch", fails)
     monkeypatch.setattr(fused.FusedEngine, "close", close)
+    monkeypatch.setattr(fused, "GpuKernels", lambda device, stored: KernelList())
+    monkeypatch.setattr(fused, "ChannelsLastSwinUNETR", lambda *arguments: as_it_is)
+    monkeypatch.setattr(fused, "_network", lambda request, model: (None, 1))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    model = model_of("SwinUNETR", SWIN)
-    with raises_reason(BackendUnavailable, "compiler-failed", names=("C compiler", "TRITON_CACHE_DIR")):
-        registry.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model)
+    monkeypatch.setattr(fused, "compile_cubins", lambda request, model: {})
+    with raises_reason(BackendUnavailable, "compiler-failed", names="no such launch"):
+        registry.open_engine(request_of(), model_of("SwinUNETR", SWIN))
     assert len(closed) == 1
 
 
@@ -226,7 +314,7 @@ def test_what_compiles_the_kernels_may_fail_as_it_likes(a_gpu, monkeypatch, erro
         (RuntimeError("CUDA error: an illegal memory access was encountered"), BackendUnavailable, "device-failed"),
         (RuntimeError("Triton Error [CUDA]: out of memory"), DeviceOutOfMemory, "out-of-memory"),
         (RuntimeError("Triton Error [CUDA]: invalid argument"), BackendUnavailable, "device-failed"),
-        (subprocess.CalledProcessError(1, ["gcc"]), BackendUnavailable, "compiler-failed"),
+        (subprocess.CalledProcessError(1, ["ptxas"]), BackendUnavailable, "compiler-failed"),
     ],
 )
 def test_errors_of_the_gpu_are_named(raised, named, reason):

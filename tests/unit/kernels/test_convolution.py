@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional
 
 from ctflow.core.errors import BackendUnavailable
-from ctflow.kernels.compiler import compile_cubin
+from ctflow.kernels.compiler import compile_form
 from ctflow.kernels.convolution import HopperConvolution, best_chunk, packed_weights, shared_bytes, source, units_of
+from ctflow.kernels.forms import CudaForm
 from reasons import raises_reason
 
 HALF = torch.float16
@@ -76,13 +77,16 @@ def test_every_form_compiles_for_hopper(cin, cout, kind):
     forms = [(False, False, False), (True, False, False), (False, False, True), (False, True, False)]
     for normalized, adds, partial in forms:
         text = source(cin, cout, kind, normalized=normalized, adds=adds, partial=partial)
-        assert compile_cubin(text).startswith(b"\x7fELF")
+        cubin = compile_form(CudaForm(text, "convolve", 512, 1024))
+        assert cubin.code.startswith(b"\x7fELF")
+        assert (cubin.name, cubin.threads, cubin.shared, cubin.nulls) == ("convolve", 512, 1024, 0)
+        assert cubin.compiler.startswith("nvrtc ")
 
 
 @compiles
 def test_what_the_compiler_says_is_told():
     with raises_reason(BackendUnavailable, "compiler-failed", names="identifier"):
-        compile_cubin('extern "C" __global__ void convolve() { nothing(); }')
+        compile_form(CudaForm('extern "C" __global__ void convolve() { nothing(); }', "convolve", 512, 0))
 
 
 def test_the_source_is_made_once_for_each_form():

@@ -16,7 +16,8 @@ from ctflow.networks.swin_windows import window_table
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
 
-from ctflow.kernels import operations  # noqa: E402
+from ctflow.kernels import operations, triton_kernels  # noqa: E402
+from ctflow.kernels.launch import GpuKernels  # noqa: E402
 from ctflow.kernels.operations import HopperOperations  # noqa: E402
 
 if not torch.cuda.is_available() and Version(triton.__version__) < Version("3.7"):
@@ -26,7 +27,18 @@ DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 SIZE = (3, 4, 5)
 COUNT = math.prod(SIZE)
 PLAIN = TorchOperations(torch.float32, DEVICE)
-KERNELS = HopperOperations(torch.float32, DEVICE)
+
+
+class InterpretedKernels:
+    """Triton's interpreter computes each launch on the CPU."""
+
+    multiprocessors = 1
+
+    def triton(self, name, grid, *arguments, warps=4, stages=3):
+        getattr(triton_kernels, name)[tuple(grid)](*arguments, num_warps=warps, num_stages=stages)
+
+
+KERNELS = HopperOperations(torch.float32, DEVICE, GpuKernels(DEVICE) if DEVICE != "cpu" else InterpretedKernels())
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TextIO
 
@@ -26,7 +27,10 @@ from ctflow.engines.store.manifest import (
     read_manifest,
 )
 
-__all__ = ["EngineKey", "EngineStore"]
+__all__ = ["INSTALLED", "EngineKey", "EngineStore"]
+
+# What was made for this installation and belongs to it, as in a container image; need not exist, may be read-only.
+INSTALLED = Path(str(files("ctflow"))) / "made"
 
 
 class EngineStore:
@@ -50,12 +54,15 @@ class EngineStore:
             key: The wanted key.
 
         Returns:
-            The file, or None if it has not been made.
+            The file, in this folder or in the one that came with the installation; None if it has not been made.
 
         Raises:
             EngineMismatch: The folder is damaged or belongs to something else; names the differences.
         """
-        path = self.path_of(key)
+        return self._checked(self.path_of(key), key) or self._checked(EngineStore(INSTALLED).path_of(key), key)
+
+    @staticmethod
+    def _checked(path: Path, key: EngineKey) -> Path | None:
         try:
             path.parent.lstat()
         except (FileNotFoundError, NotADirectoryError):

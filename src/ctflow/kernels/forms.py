@@ -1,0 +1,133 @@
+"""What a kernel is compiled from: a form, which is everything that its machine code depends on, and the code itself."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+_ALIGNED = 16  # bytes or elements: Triton loads whole vectors where addresses and strides are multiples of it
+_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+CONSTANT = "constexpr"
+
+Value = Tensor | int | float | None
+
+
+@dataclass(frozen=True)
+class CudaForm:
+    """A kernel in CUDA C++.
+
+    Attributes:
+        source: The text, without includes.
+        name: Of an `extern "C"` kernel in it.
+        threads: Of a block.
+        shared: Bytes of dynamic shared memory of a block.
+    """
+
+    source: str
+    name: str
+    threads: int
+    shared: int
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the form."""
+        return _digest(self)
+
+
+@dataclass(frozen=True)
+class TritonForm:
+    """A kernel of `triton_kernels.py`, for arguments of some types.
+
+    Attributes:
+        name: The function.
+        parameters: Of each parameter its type ("*fp16", "i32") and whether it is a multiple of 16 (of a pointer:
+            its address); or `CONSTANT` and its value.
+        warps: Of a block.
+        stages: Of loops that load ahead.
+    """
+
+    name: str
+    parameters: tuple[tuple[str, int], ...]
+    warps: int
+    stages: int
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the form; of the function's text it holds the name alone."""
+        return _digest(self)
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code for compute capability 9.0.
+
+    Attributes:
+        code: An ELF file.
+        name: Of the kernel in it.
+        threads: Of a block.
+        shared: Bytes of dynamic shared memory of a block.
+        nulls: Pointers that it takes after its own arguments, and does not use.
+        compiler: What compiled it, for example "triton 3.6.0".
+    """
+
+    code: bytes
+    name: str
+    threads: int
+    shared: int
+    nulls: int
+    compiler: str
+
+
+def triton_form(name: str, arguments: Sequence[Value], warps: int, stages: int) -> tuple[TritonForm, list[Value]]:
+    """The form of a launch, specialised as Triton's own launcher does it, and the arguments that are left to pass.
+
+    Args:
+        name: A function of `triton_kernels.py`.
+        arguments: In the order of its parameters, constants included.
+        warps: Of a block.
+        stages: Of loops that load ahead.
+
+    Raises:
+        ValueError: There are more or fewer arguments than parameters.
+    """
+    parameters: list[tuple[str, int]] = []
+    passed: list[Value] = []
+    for is_constant, argument in zip(_constants_of(name), arguments, strict=True):
+        parameter = _parameter(argument, is_constant=is_constant)
+        parameters.append(parameter)
+        if parameter[0] != CONSTANT:
+            passed.append(argument)
+    return TritonForm(name, tuple(parameters), warps, stages), passed
+
+
+def _parameter(argument: Value, *, is_constant: bool) -> tuple[str, int]:
+    if isinstance(argument, Tensor):
+        return _TYPES[argument.dtype], int(argument.data_ptr() % _ALIGNED == 0)
+    if isinstance(argument, float):
+        return "fp32", 0
+    if argument is None:
+        raise ValueError("a kernel of Triton takes no null pointer")
+    if is_constant or argument == 1:
+        return CONSTANT, int(argument)
+    return "i32" if argument < 1 << 31 else "i64", int(argument % _ALIGNED == 0)
+
+
+@cache
+def _constants_of(name: str) -> tuple[bool, ...]:
+    """Of each parameter whether it is a constant of the compilation; read from the text, so Triton is not imported."""
+    tree = ast.parse(files("ctflow.kernels").joinpath("triton_kernels.py").read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return tuple(each.annotation is not None for each in node.args.args)
+    raise ValueError(f"triton_kernels.py has no {name}")
+
+
+def _digest(form: CudaForm | TritonForm) -> str:
+    return hashlib.sha256(repr(form).encode()).hexdigest()
