@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
+from ctflow.export.prepare import prepare_engine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +23,7 @@ pytestmark = [
     ),
 ]
 DEVICE = "cuda:0"
+CACHE: list[Path] = []
 # Largest difference of logits to strict fp32, relative to the largest logit.
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "fp32": 1e-5}
 
@@ -36,8 +39,16 @@ def model_of(feature_size: int, roi: tuple[int, int, int], classes: int = 2) -> 
     return Model(spec, SwinUNETR(**arguments).state_dict(), "d" * 64)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kernels(tmp_path_factory):
+    """A folder for compiled kernels, which are the same for all weights of a network."""
+    CACHE.append(tmp_path_factory.mktemp("kernels"))
+
+
 def engine_of(model: Model, precision: str = "fp16", most: int = 16):
-    return open_engine(EngineRequest("fused", DEVICE, precision, model.spec.roi, (1, most)), model)
+    request = EngineRequest("fused", DEVICE, precision, model.spec.roi, (1, most), CACHE[-1])
+    prepare_engine(request, model)
+    return open_engine(request, model)
 
 
 def strict(model: Model, windows: torch.Tensor, *, folded: bool) -> torch.Tensor:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes seconds to import, which processes that only compile should not cost
+    from torch import Tensor
 
 _ALIGNED = 16  # bytes or elements: Triton loads whole vectors where addresses and strides are multiples of it
-_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+_TYPES = {"torch.float16": "*fp16", "torch.bfloat16": "*bf16", "torch.float32": "*fp32", "torch.int32": "*i32"}
 CONSTANT = "constexpr"
 
-Value = Tensor | int | float | None
+Value: TypeAlias = "Tensor | int | float | None"
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ def triton_form(name: str, arguments: Sequence[Value], warps: int, stages: int) 
 
 
 def _parameter(argument: Value, *, is_constant: bool) -> tuple[str, int]:
-    if isinstance(argument, Tensor):
-        return _TYPES[argument.dtype], int(argument.data_ptr() % _ALIGNED == 0)
-    if isinstance(argument, float):
-        return "fp32", 0
     if argument is None:
         raise ValueError("a kernel of Triton takes no null pointer")
+    if isinstance(argument, float):
+        return "fp32", 0
+    if not isinstance(argument, int):
+        return _TYPES[str(argument.dtype)], int(argument.data_ptr() % _ALIGNED == 0)
     if is_constant or argument == 1:
         return CONSTANT, int(argument)
     return "i32" if argument < 1 << 31 else "i64", int(argument % _ALIGNED == 0)
