@@ -85,9 +85,9 @@ def check_settings(device: str, precision: Precision) -> None:
         BackendUnavailable: The device is not a Hopper GPU, or the precision is TF32.
     """
     check_supported("fused", device, precision, DEVICES, PRECISIONS)
-    found = torch.cuda.get_device_capability(device)
+    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else ()
     if found != CAPABILITY:
-        words = ".".join(map(str, found))
+        words = ".".join(map(str, found)) or "none: torch finds no GPU"
         raise BackendUnavailable(
             f"fused is for GPUs of compute capability 9.0 (H100, H200); {device} has {words}", reason="wrong-gpu"
         )

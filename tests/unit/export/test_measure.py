@@ -61,7 +61,7 @@ def pretend(monkeypatch):
                 raise found
             return found
 
-        monkeypatch.setattr(selection, "prepare_engine", lambda *_, **__: None)  # minutes, if each test made its own
+        monkeypatch.setattr(selection, "prepare_to_open", lambda *_, **__: None)  # minutes, if each test made its own
         monkeypatch.setattr(measure, "_seconds_a_window", time_one)
         monkeypatch.setattr(measure.ParityGate, "_parity", compare)
         return calls
@@ -155,7 +155,7 @@ def opens(monkeypatch):
 
     opened = []
     monkeypatch.setattr(measure, "open_engine", open_one)
-    monkeypatch.setattr(selection, "prepare_engine", lambda *_, **__: None)
+    monkeypatch.setattr(selection, "prepare_to_open", lambda *_, **__: None)
     monkeypatch.setattr(measure, "reference_logits", lambda *_: [])
     monkeypatch.setattr(measure, "check_parity", lambda *_, **__: GOOD)
     return opened

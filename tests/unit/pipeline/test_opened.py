@@ -73,7 +73,7 @@ def machine(monkeypatch):
 
     found = Machine()
     monkeypatch.setattr(opened, "open_engine", found.open_engine)
-    monkeypatch.setattr(opened, "prepare_engine", lambda *_, **__: None)
+    monkeypatch.setattr(opened, "prepare_to_open", lambda *_, **__: None)
     monkeypatch.setattr(opened, "check_engine", lambda *_: None)
     monkeypatch.setattr(opened, "reference_logits", found.reference_logits)
     return found
@@ -241,7 +241,7 @@ def test_a_choice_that_fails_on_a_ct_is_withdrawn_for_good(model, ct, machine, t
         timed.append(request.backend)
         return seconds[request.backend]
 
-    monkeypatch.setattr(selection, "prepare_engine", lambda *_, **__: None)
+    monkeypatch.setattr(selection, "prepare_to_open", lambda *_, **__: None)
     monkeypatch.setattr(measure, "_seconds_a_window", timing)
     monkeypatch.setattr(measure, "example_windows", lambda *_: [torch.zeros(1)])
     monkeypatch.setattr(measure.ParityGate, "_parity", lambda *_: ParityResult(1e-5, 1.0, 4, "labels"))

@@ -770,7 +770,7 @@ def test_a_damaged_engine_costs_speed_with_auto_and_is_named_otherwise(model, se
         raise EngineMismatch("stored engine onnx-1: manifest.json cannot be read", reason="stored-engine")
 
     monkeypatch.setattr("ctflow.pipeline.opened.choose_fastest", lambda *_, **__: Choice("openvino", "fp32", ()))
-    monkeypatch.setattr("ctflow.pipeline.opened.prepare_engine", damaged)
+    monkeypatch.setattr("ctflow.pipeline.opened.prepare_to_open", damaged)
     settings = Settings(device="cpu", cache=tmp_path / "cache")
     with Segmenter(model, settings) as segmenter:
         assert segmenter._engines[0].info.backend == "eager"
