@@ -13,7 +13,10 @@ mkdir -p /etc/holoscan /var/holoscan/input /var/holoscan/output /var/holoscan/lo
 cp /opt/holoscan/app/app.yaml /var/holoscan/app.yaml
 python /mnt/recipe/manifests.py /opt/holoscan/app/app.yaml "$flavour" "$model" /etc/holoscan
 PYTHONPATH=/mnt/wheels/sbom python /mnt/recipe/sbom.py /opt/holoscan/docs
-python /mnt/recipe/engine.py "$engine" /mnt/engines /var/holoscan/cache
+# Triton compiles kernels here and does not stay.
+[ "$flavour" = cpu ] || python "$(echo /mnt/wheels/pip-*.whl)/pip" install --quiet --no-index --no-deps --no-compile \
+  --no-cache-dir --target /tmp/triton /mnt/wheels/triton-*.whl
+PYTHONPATH=/tmp/triton python /mnt/recipe/engine.py "$flavour" "$engine" /mnt/engines /var/holoscan/cache
 chmod -R a+rX,go-w "$folder" /opt/holoscan /etc/holoscan /var/holoscan
 # Any user may write here, whichever the site runs the container as, unless the container is read-only.
 chmod 1777 /var/holoscan/output /var/holoscan/logs /var/holoscan/cache
