@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from ctflow.bundle import find_bundle, read_bundle
 from ctflow.core.errors import CtflowError, NetworkNotTaken
 from ctflow.core.model import Model
@@ -26,7 +28,7 @@ def main() -> int:
     """
     flavour, name, kept, target = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
     model = read_bundle(find_bundle(Path(os.environ["HOLOSCAN_MODEL_PATH"])))
-    if flavour == "cuda" and name in ("auto", "fused"):
+    if flavour == "cuda" and torch.version.cuda is not None and name in ("auto", "fused"):
         compile_kernels(model, required=name == "fused")
     make_cpu_file(model, name, kept, target)
     return 0

@@ -2,8 +2,11 @@
 # In the image: ctflow itself, the manifests, the SBOM and, where the engine of the image has a file, that file.
 set -eu
 flavour=$1 engine=$2 model=$3
-python "$(echo /mnt/wheels/pip-*.whl)/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps --no-compile \
-  --no-cache-dir /mnt/ctflow/ctflow-*.whl
+install_wheel() {
+  python "$(echo /mnt/wheels/pip-*.whl)/pip" --python /opt/ctflow/bin/python install --quiet --no-index --no-deps --no-compile \
+    --no-cache-dir "$@"
+}
+install_wheel /mnt/ctflow/ctflow-*.whl
 folder=$(echo /opt/ctflow/lib/python3*/site-packages/ctflow)
 python -m compileall -q --invalidation-mode unchecked-hash "$folder"
 # What the image leaves out must not be missed.
@@ -13,9 +16,10 @@ mkdir -p /etc/holoscan /var/holoscan/input /var/holoscan/output /var/holoscan/lo
 cp /opt/holoscan/app/app.yaml /var/holoscan/app.yaml
 python /mnt/recipe/manifests.py /opt/holoscan/app/app.yaml "$flavour" "$model" /etc/holoscan
 PYTHONPATH=/mnt/wheels/sbom python /mnt/recipe/sbom.py /opt/holoscan/docs
-# Triton compiles kernels here and does not stay.
-[ "$flavour" = cpu ] || python "$(echo /mnt/wheels/pip-*.whl)/pip" install --quiet --no-index --no-deps --no-compile \
-  --no-cache-dir --target /tmp/triton /mnt/wheels/triton-*.whl
+# Triton compiles kernels here and does not stay. It comes with torch's build for GPUs.
+for triton in /mnt/wheels/triton-*.whl; do
+  [ ! -e "$triton" ] || install_wheel --target /tmp/triton "$triton"
+done
 PYTHONPATH=/tmp/triton python /mnt/recipe/engine.py "$flavour" "$engine" /mnt/engines /var/holoscan/cache
 chmod -R a+rX,go-w "$folder" /opt/holoscan /etc/holoscan /var/holoscan
 # Any user may write here, whichever the site runs the container as, unless the container is read-only.
