@@ -87,7 +87,9 @@ def main() -> int:
     target = Path(sys.argv[1])
     factory = LicenseFactory()
     bom = Bom()
-    bom.metadata.component = Component(name="ctflow", version=version("ctflow"), type=ComponentType.CONTAINER)
+    bom.metadata.component = Component(
+        name="ctflow", version=version("ctflow"), type=ComponentType.CONTAINER, bom_ref="ctflow"
+    )
     bom.components.update(python_components(factory))
     if _STATUS.is_file():
         bom.components.update(debian_components(factory))
