@@ -38,6 +38,7 @@ OWNERS = {
     "click": ("src/ctflow/cli/", "src/ctflow/settings/command.py"),
     "rich": ("src/ctflow/report/",),
     "highdicom": ("src/ctflow/dicom/", "src/ctflow/compat/highdicom.py"),
+    "dynamic_network_architectures": ("src/ctflow/networks/nnunet.py",),
     "matplotlib": ("src/ctflow/report/charts.py",),
     "PIL": ("src/ctflow/report/",),
 }

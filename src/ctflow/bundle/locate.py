@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import ctflow
+from ctflow.bundle.nnunet.folder import is_trained_folder, is_zip
 from ctflow.core.errors import BundleInvalid
 
 INFERENCE = "configs/inference.json"
@@ -31,7 +32,8 @@ def find_bundle(path: Path) -> Path:
     """Find the bundle at `path`.
 
     Args:
-        path: A bundle's folder, or a folder that holds exactly one.
+        path: A bundle's folder, a trained-model folder of nnU-Net, a folder that holds exactly one of these, or a zip
+            of a trained-model folder.
 
     Raises:
         BundleInvalid: There is no bundle, or more than one; the message lists what was found.
@@ -39,13 +41,16 @@ def find_bundle(path: Path) -> Path:
     try:
         if not path.exists():
             raise BundleInvalid(
-                f"{path.name or path}: no such folder; give -m a MONAI bundle or a folder that contains one",
+                f"{path.name or path}: no such folder; give -m a MONAI bundle, a folder that nnU-Net trained, or a "
+                "folder that contains one",
                 reason="no-bundle",
             )
+        if not path.is_dir() and is_zip(path):
+            return path
         if not path.is_dir():
             raise BundleInvalid(
                 f"{path.name} is a file; -m names the folder of a MONAI bundle (unpack an archive; a TorchScript file "
-                "is not read)",
+                "is not read), or a folder that nnU-Net trained or a zip of it",
                 reason="no-bundle",
             )
         if _is_bundle(path):
@@ -64,15 +69,20 @@ def find_bundle(path: Path) -> Path:
         )
     names = ", ".join(folder.name for folder in inside[:5]) or "no folders"
     raise BundleInvalid(
-        f"{path.name or path} is not a MONAI bundle and contains none: a bundle has {INFERENCE} and {METADATA}; "
-        f"found {names}",
+        f"{path.name or path} is no model and contains none: a MONAI bundle has {INFERENCE} and {METADATA}, a "
+        f"folder that nnU-Net trained has plans.json; found {names}",
         reason="no-bundle",
     )
 
 
 def _is_bundle(folder: Path) -> bool:
     # One of the two is enough to identify a bundle: read_bundle then names what is missing.
-    return any((folder / name).is_file() for name in (*CONFIGURATIONS, METADATA))
+    return any((folder / name).is_file() for name in (*CONFIGURATIONS, METADATA)) or is_trained_folder(folder)
+
+
+def is_of_nnunet(path: Path) -> bool:
+    """Whether what `find_bundle` found is a trained-model folder of nnU-Net, or a zip of one."""
+    return path.is_file() or is_trained_folder(path)
 
 
 def configuration_files(folder: Path, given: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctflow.bundle.config import MISSING, short
 from ctflow.bundle.config.documents import read_bundle_document
-from ctflow.bundle.locate import METADATA
+from ctflow.bundle.locate import METADATA, is_of_nnunet
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Activation, Code, HuRange, Segment
 
@@ -40,12 +40,12 @@ def read_body_parts(path: Path) -> tuple[str, ...]:
     """The BodyPartExamined values that suit a bundle's model, without reading the rest; empty accepts all.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder; one of nnU-Net accepts all.
 
     Raises:
         BundleInvalid: metadata.json cannot be read, or its body_parts are not a list of words.
     """
-    return _body_parts(read_bundle_document(path, METADATA))
+    return () if is_of_nnunet(path) else _body_parts(read_bundle_document(path, METADATA))
 
 
 def metadata_from_document(

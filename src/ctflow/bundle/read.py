@@ -10,8 +10,9 @@ from typing import Any
 from ctflow.bundle.config import Component, Config, is_number, short
 from ctflow.bundle.config.documents import merged_document, read_bundle_document
 from ctflow.bundle.expressions.files import BundleFiles
-from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files
+from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files, is_of_nnunet
 from ctflow.bundle.metadata import MOST_CHANNELS, metadata_from_document
+from ctflow.bundle.nnunet.read import read_nnunet, read_nnunet_spec
 from ctflow.bundle.postprocessing import activation_from_config
 from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.bundle.signatures import INFERER
@@ -26,13 +27,13 @@ LARGEST_ROI = 1024
 
 
 def read_bundle(path: Path, configuration: str | None = None) -> Model:
-    """Read a MONAI bundle without executing any of it.
+    """Read a MONAI bundle, or a folder that nnU-Net trained, without executing any of it.
 
     Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of its configuration are read, with
     configs/metadata.json and the checkpoint that it loads; `evaluator` and `dataset`, if present, must use these four.
 
     Args:
-        path: The bundle's folder (see `find_bundle`).
+        path: As `find_bundle` found it.
         configuration: Files of the configuration, joined by commas (see `configuration_files`).
 
     Returns:
@@ -43,6 +44,8 @@ def read_bundle(path: Path, configuration: str | None = None) -> Model:
 
     Source: MONAI Bundle Specification, docs.monai.io/en/stable/mb_specification.html.
     """
+    if is_of_nnunet(path):
+        return read_nnunet(path)
     config = read_config(path, configuration)
     spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name)
     checkpoint = read_workflow(config)
@@ -56,6 +59,8 @@ def read_spec(path: Path, configuration: str | None = None) -> ModelSpec:
     Raises:
         BundleInvalid: As `read_bundle`.
     """
+    if is_of_nnunet(path):
+        return read_nnunet_spec(path)
     config = read_config(path, configuration)
     return _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name)
 

@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ _DTYPES = frozenset(
 )
 _ADVICE = "save the weights with torch.save(network.state_dict(), 'models/model.pt')"
 # Errors of unpickling and unzipping damaged or hostile files.
-_LOAD_ERRORS = (
+LOAD_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -68,10 +68,14 @@ def read_weights(
     path = folder / name
     if not path.is_file():
         raise BundleInvalid(f"{name} is missing: {_ADVICE}", reason="missing-file")
-    _check_archive(path, name)
+    try:
+        with path.open("rb") as stream:
+            check_archive(stream, name)
+    except OSError:
+        raise BundleInvalid(f"{name} cannot be read: copy it again", reason="unreadable-file") from None
     try:
         loaded = loaded_plainly(path)
-    except _LOAD_ERRORS:
+    except LOAD_ERRORS:
         # The cause's text advises loading without weights_only, which would run the file's code.
         raise BundleInvalid(
             f"{name} is not a plain state dict (a pickled module, a damaged file, or other data): {_ADVICE}",
@@ -99,7 +103,7 @@ def plain_from_file(path: Path) -> Any:
     """
     try:
         return _as_arrays(loaded_plainly(path), 0)
-    except _LOAD_ERRORS:
+    except LOAD_ERRORS:
         raise NotUnderstood(path.name, "holds more than weights and arrays") from None
 
 
@@ -134,13 +138,20 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_archive(path: Path, name: str) -> None:
+def check_archive(stream: BinaryIO, name: str) -> None:
+    """Reject TorchScript and compressed data, which may hold terabytes; leaves the stream at its beginning.
+
+    Raises:
+        BundleInvalid: It is one of these, or damaged.
+    """
     try:
-        with path.open("rb") as file:
-            if file.read(4) != b"PK\x03\x04":
-                return  # torch's older format, or not torch's at all: torch.load decides
-        with zipfile.ZipFile(path) as archive:
+        head = stream.read(4)
+        stream.seek(0)
+        if head != b"PK\x03\x04":
+            return  # torch's older format, or not torch's at all: torch.load decides
+        with zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
+        stream.seek(0)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         raise BundleInvalid(f"{name} cannot be read: copy it again", reason="unreadable-file") from None
     if any(member.filename.endswith("/constants.pkl") for member in members):
@@ -159,7 +170,7 @@ def _state_dict(loaded: Any, file: str, key: str | None) -> tuple[dict[str, Tens
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise BundleInvalid(f"{file} holds {str(name)[:80]!r}, which is not a weight: {_ADVICE}", reason="weights")
-        _check_tensor(file, name[:80], tensor)
+        check_tensor(file, name[:80], tensor)
     is_lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
     return _renamed(dict(found), is_lightning=is_lightning), tuple(notes)
 
@@ -192,7 +203,12 @@ def _renamed(weights: dict[str, Tensor], *, is_lightning: bool) -> dict[str, Ten
     return weights
 
 
-def _check_tensor(file: str, name: str, tensor: Tensor) -> None:
+def check_tensor(file: str, name: str, tensor: Tensor) -> None:
+    """Require a plain dense tensor of finite numbers that is no larger than its data.
+
+    Raises:
+        BundleInvalid: It is another; the message names file and tensor.
+    """
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
         raise BundleInvalid(
             f"{file}: {name} is {tensor.dtype}, {tensor.layout}; ctflow accepts only plain dense tensors",

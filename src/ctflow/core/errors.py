@@ -148,12 +148,15 @@ class ModelError(CtflowError):
 
 
 class BundleInvalid(ModelError):
-    """The MONAI bundle lacks something, or needs something that ctflow does not support; the message names the key."""
+    """The model lacks something, or needs something that ctflow does not support; the message names file and key."""
 
     REASONS = frozenset(
         {
+            "archive",
             "argument",
+            "cascade",
             "expression",
+            "inputs",
             "json",
             "keys",
             "metadata",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 RESEARCH_ONLY = "RESEARCH ONLY - NOT FOR CLINICAL USE"  # on every output of a demonstration model
 NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
 
-Blend = Literal["constant", "gaussian"]
+Blend = Literal["constant", "gaussian", "nnunet"]
+Placement = Literal["dense", "even"]
 Activation = Literal["softmax", "sigmoid", "none"]
 HuRange = tuple[float, float]
 
@@ -43,6 +44,7 @@ class Segment:
         hu_range: Lowest and highest plausible mean HU of a finding of this segment; None if unknown.
         part_of: Number of the class whose finding this segment marks; None if it marks the whole class.
         rank: Which finding, the largest being 1; None with `part_of`: all findings without their own segment.
+        side: Left or right (CID 244), where `type` does not say it.
     """
 
     number: int
@@ -55,6 +57,7 @@ class Segment:
     hu_range: HuRange | None = None
     part_of: int | None = None
     rank: int | None = None
+    side: Code | None = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,83 @@ class CropForeground:
     margin: int
 
 
-Step = Orient | Resample | ScaleRange | ScalePercentiles | Normalize | CropForeground
+@dataclass(frozen=True)
+class CropNonzero:
+    """Keep the bounding box of voxels that are not 0 (nnU-Net `crop_to_nonzero`)."""
+
+
+@dataclass(frozen=True)
+class ClipNormalize:
+    """Clip to [lower, upper], subtract the mean, divide by the deviation (nnU-Net `CTNormalization`)."""
+
+    lower: float
+    upper: float
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """Normalize by the volume's own mean and deviation (nnU-Net `ZScoreNormalization`).
+
+    With `masked` only voxels that are not 0, and holes among them, count and change.
+    """
+
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Spline:
+    """How values are interpolated along axes (nnU-Net `resample_data_or_seg_to_shape`).
+
+    Attributes:
+        order: Order of the spline, 0 to 5.
+        order_z: The same along an axis that is resampled apart from the others.
+        apart: Whether the axis with the largest spacing is; None where one grid's voxels are anisotropic enough.
+    """
+
+    order: int
+    order_z: int
+    apart: bool | None
+
+
+@dataclass(frozen=True)
+class ResampleSpline:
+    """Resample to `spacing_mm` along the current axes with splines, and the logits back with others (nnU-Net)."""
+
+    spacing_mm: tuple[float, float, float]
+    forward: Spline
+    back: Spline
+
+
+Step = (
+    Orient
+    | Resample
+    | ScaleRange
+    | ScalePercentiles
+    | Normalize
+    | CropForeground
+    | CropNonzero
+    | ClipNormalize
+    | ZScore
+    | ResampleSpline
+)
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network of `monai.networks.nets` and the arguments that make it."""
+    """A network and the arguments that make it.
+
+    Attributes:
+        name: A class of `monai.networks.nets`, or the dotted name of one of `dynamic_network_architectures`.
+        arguments: What its constructor takes; a class among them is given by its dotted name.
+        members: How many networks with weights of their own are averaged; the names of weights begin with `0.`, `1.`
+            and so on where there are several.
+    """
 
     name: str
     arguments: Mapping[str, Any]
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,6 +218,13 @@ class ModelSpec:
         demonstration: Whether outputs must say RESEARCH ONLY - NOT FOR CLINICAL USE.
         body_parts: BodyPartExamined values that suit the model, upper case; empty accepts all.
         notes: Settings that the reader dropped or assumed, for the log and result.json.
+        placement: Windows at fixed steps, the last one at the volume's end ("dense", MONAI), or at even ones ("even",
+            nnU-Net).
+        mirror_axes: Axes of the network's grid along which every window is also mirrored, in all combinations, and the
+            logits averaged.
+        interpolates: What is brought back to the source grid: probabilities (MONAI), or logits (nnU-Net).
+        painted: With sigmoid and several channels, the label that each channel writes over those before it; empty
+            where each channel is a class of its own.
     """
 
     name: str
@@ -166,6 +244,10 @@ class ModelSpec:
     demonstration: bool
     body_parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    placement: Placement = "dense"
+    mirror_axes: tuple[int, ...] = ()
+    interpolates: Literal["probabilities", "logits"] = "probabilities"
+    painted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ def example_windows(model: Model, roi: Size3) -> list[Tensor]:
     padded: Size3 = tuple(max(n, window) for n, window in zip(size, roi, strict=True))  # type: ignore[assignment]
     grid = [
         tuple(n - pad for n, pad in zip(start, pads, strict=True))
-        for start in window_starts(padded, roi, model.spec.overlap)
+        for start in window_starts(padded, roi, model.spec.overlap, model.spec.placement)
     ]
     low, high = grid[0], grid[-1]
     border = [start for start in grid if any(n in ends for n, *ends in zip(start, low, high, strict=True))]

@@ -1,4 +1,4 @@
-"""A network of MONAI from its name and arguments, with a model's weights."""
+"""A network of MONAI or nnU-Net from its name and arguments, with a model's weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from ctflow.compat.monai import import_monai
 from ctflow.core.errors import BundleInvalid, first_line
 from ctflow.core.model import Model, NetworkSpec
+from ctflow.networks.nnunet import Averaged, is_nnunet_network, nnunet_network
 
 _PACKAGE = "monai.networks.nets"
 LARGEST_ARGUMENT = 65_536  # far above any real width, size or count; more would only fill the memory
@@ -105,7 +107,7 @@ def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str
                 f"network_def#{given[:80]} is an argument that {name} of the installed MONAI does not have",
                 reason="argument",
             )
-        _check_size(value, f"network_def#{given[:80]}")
+        check_size(value, f"network_def#{given[:80]}")
         result[key] = value
     _check_not_pretrained(name, parameters, result)
     return result, tuple(notes)
@@ -131,15 +133,19 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
     """Make a network with arbitrary weights.
 
     Args:
-        spec: A class of `monai.networks.nets` and its arguments.
+        spec: A class and its arguments.
 
     Raises:
         BundleInvalid: The class does not exist or does not take the arguments.
+        BackendUnavailable: The package of nnU-Net's networks is not installed.
     """
-    arguments, _ = current_arguments(spec.name, spec.arguments)
+    if spec.members > 1:
+        return Averaged([network_from_spec(replace(spec, members=1)) for _ in range(spec.members)])
+    is_nnunet = is_nnunet_network(spec.name)
+    arguments = spec.arguments if is_nnunet else current_arguments(spec.name, spec.arguments)[0]
     with torch.random.fork_rng(devices=[]):  # the first weights are random and replaced: leave the caller's seed alone
         try:
-            return network_class(spec.name)(**arguments)
+            return nnunet_network(spec.name, arguments) if is_nnunet else network_class(spec.name)(**arguments)
         except ImportError as error:
             what = "needs a package that is not installed, or that ctflow hides because no network for volumes needs it"
             raise BundleInvalid(f"network_def: {spec.name} {what}: {first_line(error)}", reason="network") from error
@@ -175,9 +181,9 @@ def network_from_model(model: Model) -> nn.Module:
     ]
     if any(problems):
         found = "; ".join(problem for problem in problems if problem)
-        raise BundleInvalid(
-            f"models/model.pt does not fit network_def {model.spec.network.name}: {found}", reason="weights-mismatch"
-        )
+        name = model.spec.network.name
+        pair = "the checkpoints do not fit plans.json's" if "." in name else "models/model.pt does not fit network_def"
+        raise BundleInvalid(f"{pair} {name.rpartition('.')[2]}: {found}", reason="weights-mismatch")
     network.load_state_dict(dict(given), strict=True)
     return network.eval().requires_grad_(False)
 
@@ -189,13 +195,18 @@ def _listed(what: str, keys: list[str]) -> str:
     return f"{what}: {', '.join(key[:120] for key in keys[:_NAMED])}{more}"
 
 
-def _check_size(value: Any, place: str) -> None:
+def check_size(value: Any, place: str) -> None:
+    """Reject an argument with a number that would only fill the memory.
+
+    Raises:
+        BundleInvalid: There is one; the message names the place.
+    """
     if isinstance(value, list | tuple):
         for item in value:
-            _check_size(item, place)
+            check_size(item, place)
     elif isinstance(value, Mapping):
         for item in value.values():
-            _check_size(item, place)
+            check_size(item, place)
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_ARGUMENT:
         raise BundleInvalid(f"{place} contains a number beyond {LARGEST_ARGUMENT}", reason="value")
 

@@ -25,9 +25,9 @@ from ctflow.pipeline.opened import OpenEngines
 from ctflow.settings.run import Settings
 from ctflow.transforms.postprocess import (
     bytes_on_host,
-    fractions_from_probabilities,
-    labels_from_probabilities,
-    probabilities_from_logits,
+    fractions_from_restored,
+    labels_from_restored,
+    values_to_restore,
 )
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import restore_slabs, source_boxes
@@ -35,6 +35,7 @@ from ctflow.transforms.state import Prepared
 from ctflow.window.body import Body, find_body
 from ctflow.window.constant import ConstantWindows, Seen
 from ctflow.window.devices import Worker
+from ctflow.window.mirror import mirrored
 from ctflow.window.predict import predict_volume
 
 _NO_BODY = "no body was found in the volume (--roi body): all windows were computed"
@@ -226,6 +227,7 @@ class Segmenter:
         constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
         spec = self.model.spec
         overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
+        mirror = spec.mirror_axes if self._settings.mirror == "plans" else ()
         batch_size = min(engine.info.batch_range[1] for engine in self._engines)
         halved: dict[str, tuple[int, int]] = {}
 
@@ -248,10 +250,11 @@ class Segmenter:
 
         logits = predict_volume(
             prepared.tensor,
-            [worker_from_engine(engine) for engine in self._engines],
+            [worker_from_engine(engine, mirror) for engine in self._engines],
             roi=spec.roi,
             overlap=overlap,
             blend=spec.blend,
+            placement=spec.placement,
             batch_size=batch_size,
             is_wanted=is_wanted,
             progress=progress,
@@ -259,6 +262,8 @@ class Segmenter:
         )
         least = min([batch_size, *(left for _, left in halved.values())])
         window: dict[str, Any] = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
+        if mirror:
+            window["mirror"] = list(mirror)
         window |= _looked_at(body, wanted, constant)
         return _Predicted(logits, window, starts, constant, _warnings_of_memory(halved))
 
@@ -270,21 +275,23 @@ class Segmenter:
         shape: tuple[int, ...],
         progress: Progress,
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        """Labels on the source grid: probabilities are resampled linearly, then thresholded, a few slices at a time.
+        """Labels on the source grid: probabilities (or logits) are resampled, then thresholded, a few slices at a time.
 
         Also the fractions, if the settings ask for them: (S, D, H, W). Outside each of the known parts
         both are 0: there, windows are missing or show nothing.
         """
         spec = self.model.spec
-        probabilities = probabilities_from_logits(logits, spec)
+        is_fractional = self._settings.seg == "fractional"
+        values = values_to_restore(logits, spec, fractional=is_fractional)
         labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
-        count = len(spec.segments) if self._settings.seg == "fractional" else 0
+        count = len(spec.segments) if is_fractional else 0
         fractions = torch.empty((count, *shape), dtype=torch.uint8, device=logits.device)
         progress("restore", 0, len(labels))
-        for rows, slab in restore_slabs(prepared, probabilities):
-            labels[rows] = labels_from_probabilities(slab, spec)
+        has_ones = is_fractional and spec.interpolates == "logits"
+        for rows, slab in restore_slabs(prepared, values):
+            labels[rows] = labels_from_restored(slab[:-1] if has_ones else slab, spec)
             if count:
-                fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
+                fractions[:, rows] = fractions_from_restored(slab, labels[rows], spec)
             for part in parts:
                 if part is not None:
                     inside = part.mask_of_slices(rows)
@@ -306,9 +313,9 @@ def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWind
     return facts
 
 
-def worker_from_engine(engine: Engine) -> Worker:
-    """An engine as a worker for `predict_volume`."""
-    return Worker(engine.predict, torch.device(engine.info.device), engine.info.fewest_computed)
+def worker_from_engine(engine: Engine, mirror: Sequence[int] = ()) -> Worker:
+    """An engine as a worker for `predict_volume`, which also mirrors each window along these axes."""
+    return Worker(mirrored(engine.predict, mirror), torch.device(engine.info.device), engine.info.fewest_computed)
 
 
 def _is_seen(body: Body, prepared: Prepared) -> bool:

@@ -88,6 +88,10 @@ class Processing(Group):
     overlap: Annotated[
         float | None, Reads(_overlap), Key("Overlap of neighbouring windows, 0 <= F < 1.", "F", "the bundle's")
     ] = None
+    mirror: Annotated[
+        Literal["none", "plans"],
+        Key("Average mirrored windows as an nnU-Net model was trained to (`plans`), or not."),
+    ] = "plans"
     roi: Annotated[
         Literal["none", "body"], Key("Compute and mark the whole volume (`none`), or only where the body is.")
     ] = "none"

@@ -28,6 +28,74 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
     Raises:
         BundleInvalid: The network returned NaN or infinity, or a number of channels other than the bundle's.
     """
+    folded = _check(logits, spec)
+    if spec.activation == "softmax":
+        if is_two_class(spec):
+            marked = torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])
+            return torch.cat([1 - marked, marked]) if _is_cropped(spec) else marked
+        return torch.softmax(logits[0], dim=0)
+    return torch.sigmoid(logits[0]) if spec.activation == "sigmoid" else logits[0]
+
+
+def values_to_restore(logits: Tensor, spec: ModelSpec, *, fractional: bool) -> Tensor:
+    """What is interpolated on the source grid: probabilities, or the logits of a model of nnU-Net.
+
+    Args:
+        logits: (1, C, X, Y, Z) float32, as in `probabilities_from_logits`.
+        spec: The model.
+        fractional: Whether `fractions_from_restored` is wanted. Logits are then followed by a channel of ones: it is 0
+            where a crop removed the volume, and logits of 0 would mean that all classes are equally likely.
+
+    Raises:
+        BundleInvalid: As `probabilities_from_logits`.
+    """
+    if spec.interpolates == "probabilities":
+        return probabilities_from_logits(logits, spec)
+    _check(logits, spec)
+    return torch.cat([logits[0], torch.ones_like(logits[0, :1])]) if fractional else logits[0]
+
+
+def labels_from_restored(values: Tensor, spec: ModelSpec) -> Tensor:
+    """Mark voxels.
+
+    Args:
+        values: (C, D, H, W), restored from `values_to_restore`, without the channel of ones.
+        spec: The model.
+
+    Returns:
+        (D, H, W) uint8 on the same device; 0 is background.
+
+    Source: nnU-Net 2.8.1 `LabelManager.convert_logits_to_segmentation`.
+    """
+    if spec.interpolates == "probabilities":
+        return labels_from_probabilities(values, spec)
+    if spec.painted:
+        labels = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
+        for channel, label in zip(values, spec.painted, strict=True):
+            labels[torch.sigmoid(channel) > 0.5] = label
+        return labels
+    if is_two_class(spec) and len(values) == 1:
+        return (values[0] > 0).to(torch.uint8)
+    return values.argmax(dim=0).to(torch.uint8)
+
+
+def fractions_from_restored(values: Tensor, labels: Tensor, spec: ModelSpec) -> Tensor:
+    """Each segment's probability in 255ths: `fractions_from_probabilities` of restored values.
+
+    Args:
+        values: (C, D, H, W), restored from `values_to_restore`.
+        labels: The result of `labels_from_restored`.
+        spec: The model.
+    """
+    if spec.interpolates == "probabilities":
+        return fractions_from_probabilities(values, labels, spec)
+    logits, inside = values[:-1], values[-1] > 0.5
+    probabilities = torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)
+    return fractions_from_probabilities(probabilities, labels, spec) * inside
+
+
+def _check(logits: Tensor, spec: ModelSpec) -> bool:
+    """Whether the logits are one channel that stands for two classes; see `probabilities_from_logits`."""
     folded = is_two_class(spec) and logits.shape[1] == 1
     if logits.shape[1] != spec.out_channels and not folded:
         raise BundleInvalid(
@@ -39,12 +107,7 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
             "the network returned non-finite values: its weights or the precision do not suit it",
             reason="output-not-finite",
         )
-    if spec.activation == "softmax":
-        if is_two_class(spec):
-            marked = torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])
-            return torch.cat([1 - marked, marked]) if _is_cropped(spec) else marked
-        return torch.softmax(logits[0], dim=0)
-    return torch.sigmoid(logits[0]) if spec.activation == "sigmoid" else logits[0]
+    return folded
 
 
 def _is_cropped(spec: ModelSpec) -> bool:

@@ -14,10 +14,23 @@ import torch
 from torch import Tensor
 
 from ctflow.core.errors import UnsupportedPixels
-from ctflow.core.model import CropForeground, Orient, Resample, ScalePercentiles, ScaleRange, Step
+from ctflow.core.model import (
+    ClipNormalize,
+    CropForeground,
+    CropNonzero,
+    Normalize,
+    Orient,
+    Resample,
+    ResampleSpline,
+    ScalePercentiles,
+    ScaleRange,
+    Step,
+    ZScore,
+)
 from ctflow.core.volume import FloatArray, Volume
 from ctflow.transforms.crop import crop
 from ctflow.transforms.intensity import normalize, range_from_percentiles, scale
+from ctflow.transforms.nnunet import clip_and_normalize, crop_nonzero, resample_spline, zscore
 from ctflow.transforms.orient import orient
 from ctflow.transforms.resample import resample
 from ctflow.transforms.state import GridState, Prepared
@@ -47,7 +60,8 @@ def prepare_volume(
         UnsupportedPixels: A step leaves nothing of the volume, or values that are not finite.
 
     Source: MONAI 1.6.1 `Orientation`, `Spacing`, `ScaleIntensityRange(Percentiles)`, `NormalizeIntensity`,
-    `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine.
+    `CropForeground`, applied to the image as MONAI's readers load it: axes (W, H, D), RAS affine; and nnU-Net 2.8.1
+    `DefaultPreprocessor`.
     """
     untilted = untilted_grid(volume.geometry)
     source = uploaded(volume.array, torch.device(device))
@@ -81,11 +95,22 @@ def _apply(state: GridState, step: Step) -> GridState:
         return orient(state, step.axcodes)
     if isinstance(step, Resample):
         return resample(state, step.spacing_mm)
+    if isinstance(step, ResampleSpline):
+        return resample_spline(state, step)
     if isinstance(step, CropForeground):
         return crop(state, step.margin)
-    image = state.image.to(torch.float32)
-    if isinstance(step, ScaleRange):
-        return replace(state, image=scale(image, step))
+    if isinstance(step, CropNonzero):
+        return crop_nonzero(state)
+    return replace(state, image=_with_intensities(state.image.to(torch.float32), step))
+
+
+def _with_intensities(
+    image: Tensor, step: ScaleRange | ScalePercentiles | Normalize | ClipNormalize | ZScore
+) -> Tensor:
     if isinstance(step, ScalePercentiles):
-        return replace(state, image=scale(image, range_from_percentiles(image, step)))
-    return replace(state, image=normalize(image, step))
+        step = range_from_percentiles(image, step)
+    if isinstance(step, ScaleRange):
+        return scale(image, step)
+    if isinstance(step, ClipNormalize):
+        return clip_and_normalize(image, step)
+    return zscore(image, step) if isinstance(step, ZScore) else normalize(image, step)

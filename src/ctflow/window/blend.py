@@ -1,10 +1,12 @@
-"""Weights of overlapping windows: exactly MONAI's `compute_importance_map`."""
+"""Weights of overlapping windows: exactly MONAI's `compute_importance_map`, or exactly nnU-Net's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ctflow.core.model import Blend
@@ -12,6 +14,7 @@ from ctflow.core.volume import Size3
 
 SIGMA_SCALE = 0.125  # MONAI's default; bundles with another value are rejected
 LEAST_WEIGHT = 1e-3
+_PEAK_OF_NNUNET = 10.0
 
 
 def importance_map(roi: Size3, blend: Blend, device: torch.device) -> Tensor:
@@ -19,7 +22,7 @@ def importance_map(roi: Size3, blend: Blend, device: torch.device) -> Tensor:
 
     Args:
         roi: Voxels of the window.
-        blend: "constant" or "gaussian".
+        blend: "constant", "gaussian", or nnU-Net's "nnunet", a Gaussian cut off at the window's edge.
         device: Device of the map.
 
     Returns:
@@ -28,16 +31,26 @@ def importance_map(roi: Size3, blend: Blend, device: torch.device) -> Tensor:
     Raises:
         ValueError: The blend is unknown.
 
-    Source: `monai.data.utils.compute_importance_map`, MONAI 1.6.1.
+    Source: `monai.data.utils.compute_importance_map`, MONAI 1.6.1; `compute_gaussian`, nnU-Net 2.8.1.
     """
     if blend == "constant":
         return torch.ones(roi, device=device)
+    if blend == "nnunet":
+        return _map_of_nnunet(roi).to(device)
     if blend != "gaussian":
         raise ValueError(f"unknown blend {blend!r}")
     d, h, w = (_gaussian(size, device) for size in roi)
     weights = (d[:, None] * h[None, :])[:, :, None] * w
     # The least weight stays on the device: reading it would wait for a GPU.
     return torch.maximum(weights, weights.min().clamp(min=LEAST_WEIGHT))
+
+
+def _map_of_nnunet(roi: Size3) -> Tensor:
+    """Half-precision values, as nnU-Net blends with; what half precision makes 0 gets its least value above 0."""
+    d, h, w = (gaussian_filter1d(np.eye(size)[size // 2], size * SIGMA_SCALE, mode="constant") for size in roi)
+    weights = d[:, None, None] * h[:, None] * w
+    half = torch.from_numpy(weights / weights.max() * _PEAK_OF_NNUNET).to(torch.float16).to(torch.float32)
+    return torch.where(half == 0, half[half > 0].min(), half)
 
 
 def _gaussian(size: int, device: torch.device) -> Tensor:

@@ -1,26 +1,33 @@
-"""Positions of the windows: exactly MONAI's `dense_patch_slices`."""
+"""Positions of the windows: exactly MONAI's `dense_patch_slices`, or exactly nnU-Net's."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
+from ctflow.core.model import Placement
 from ctflow.core.volume import Size3
 
 
-def starts_along_axis(size: int, window: int, overlap: float) -> list[int]:
+def starts_along_axis(size: int, window: int, overlap: float, placement: Placement = "dense") -> list[int]:
     """First voxel of each window along one axis.
 
     Args:
         size: Voxels of the volume, at least `window` (a smaller volume is padded first).
         window: Voxels of the window.
-        overlap: 0 <= overlap < 1.
+        overlap: 0 <= overlap < 1; between "even" windows the least one.
+        placement: "dense" steps by whole intervals, "even" makes all steps about as long.
 
     Returns:
         Ascending starts; the last window ends at the volume's end.
 
-    Source: `monai.inferers.utils._get_scan_interval` and `monai.data.utils.dense_patch_slices`, MONAI 1.6.1.
+    Source: `monai.inferers.utils._get_scan_interval` and `monai.data.utils.dense_patch_slices`, MONAI 1.6.1;
+    `compute_steps_for_sliding_window`, nnU-Net 2.8.1.
     """
+    if placement == "even":
+        steps = math.ceil((size - window) / (window * (1 - overlap)))
+        return [round((size - window) / steps * index) for index in range(steps + 1)] if steps else [0]
     interval = window if window == size else max(int(window * (1 - overlap)), 1)
     starts = [0]
     while starts[-1] + window < size:
@@ -28,33 +35,37 @@ def starts_along_axis(size: int, window: int, overlap: float) -> list[int]:
     return starts
 
 
-def window_axes(size: Size3, roi: Size3, overlap: float) -> tuple[list[int], list[int], list[int]]:
+def window_axes(
+    size: Size3, roi: Size3, overlap: float, placement: Placement = "dense"
+) -> tuple[list[int], list[int], list[int]]:
     """First voxel of the windows along each axis; the windows are every combination of them.
 
     Args:
         size: Voxels of the volume, each axis at least the window's.
         roi: Voxels of the window.
         overlap: 0 <= overlap < 1.
+        placement: See `starts_along_axis`.
 
     Returns:
         Ascending starts along d, h and w.
     """
-    d, h, w = (starts_along_axis(n, window, overlap) for n, window in zip(size, roi, strict=True))
+    d, h, w = (starts_along_axis(n, window, overlap, placement) for n, window in zip(size, roi, strict=True))
     return d, h, w
 
 
-def window_starts(size: Size3, roi: Size3, overlap: float) -> list[Size3]:
+def window_starts(size: Size3, roi: Size3, overlap: float, placement: Placement = "dense") -> list[Size3]:
     """First voxel of each window, in MONAI's order (the last axis runs fastest).
 
     Args:
         size: Voxels of the volume, each axis at least the window's.
         roi: Voxels of the window.
         overlap: 0 <= overlap < 1.
+        placement: See `starts_along_axis`.
 
     Returns:
         (d, h, w) starts.
     """
-    return list(itertools.product(*window_axes(size, roi, overlap)))
+    return list(itertools.product(*window_axes(size, roi, overlap, placement)))
 
 
 def shares_of_windows(starts: Sequence[Size3], count: int) -> list[list[Size3]]:

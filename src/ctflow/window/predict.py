@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctflow.core.errors import DeviceOutOfMemory
-from ctflow.core.model import Blend
+from ctflow.core.model import Blend, Placement
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Box, Size3
 from ctflow.engines.cudagraph import free_cached_memory
@@ -39,6 +39,7 @@ def predict_volume(
     roi: Size3,
     overlap: float = 0.25,
     blend: Blend = "gaussian",
+    placement: Placement = "dense",
     batch_size: int = 4,
     is_wanted: Callable[[Size3], bool] = every_window,
     progress: Progress = silent,
@@ -57,6 +58,7 @@ def predict_volume(
         roi: Window size in voxels. A smaller volume is padded with zeros on both sides.
         overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
         blend: Weight of each voxel of a window.
+        placement: Where windows are (see `ctflow.window.grid`).
         batch_size: Windows per call of `predict`.
         is_wanted: Whether to compute the window that begins at this voxel of the volume (before the first voxel if the
             volume was padded); called once per window, in order. A voxel whose windows are all wanted has the same
@@ -84,13 +86,13 @@ def predict_volume(
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
     weight = importance_map(roi, blend, workers[0].device)
     (d, _), (h, _), (w, _) = padding
-    every = window_starts(padded_size, roi, overlap)
+    every = window_starts(padded_size, roi, overlap, placement)
     starts = [start for start in every if is_wanted((start[0] - d, start[1] - h, start[2] - w))]
     if not starts:
         raise ValueError("no window is wanted")
     shares = _shares(workers, starts, padded_size, roi)
     logits = _sum_of_windows(padded, weight, shares, batch_size, progress, on_halved)
-    logits.div_(total_weight(weight, window_axes(padded_size, roi, overlap), padded_size))
+    logits.div_(total_weight(weight, window_axes(padded_size, roi, overlap, placement), padded_size))
     return logits[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]
 
 

@@ -232,7 +232,7 @@ def _describe(
         source=derived.ALGORITHM_SOURCE,
         parameters=derived.algorithm_parameters(provenance),
     )
-    return hd.seg.SegmentDescription(
+    description = hd.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=derived.fitted(segment.label),
         segmented_property_category=derived.concept(segment.category),
@@ -244,6 +244,10 @@ def _describe(
         anatomic_regions=[derived.concept(region) for region in segment.anatomy] or None,
         display_color=None if segment.colour is None else hd.color.CIELabColor.from_rgb(*segment.colour),
     )
+    if segment.side is not None:  # highdicom has no argument for it
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [derived.concept(segment.side)]
+    return description
 
 
 def _content_description(spec: ModelSpec, *, marked: bool) -> str:
