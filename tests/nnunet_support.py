@@ -1,4 +1,4 @@
-"""Trained-model folders of nnU-Net, made by its own trainer after one step, and its own predictor's results of them."""
+"""Trained-model folders of nnU-Net, made by its own trainer, and its own predictor's results of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 CONFIGURATION = "3d_fullres"
+_STEPS, _RATE = 10, 0.1
 LABELS: Mapping[str, Any] = {"background": 0, "liver": 1, "lung tumour": 2}
 _RESAMPLING = {"is_seg": False, "order_z": 0, "force_separate_z": None}
 PLAIN: Mapping[str, Any] = {
@@ -99,6 +101,51 @@ def dataset(labels: Mapping[str, Any] = LABELS, **changed: Any) -> dict[str, Any
     return {"channel_names": {"0": "CT"}, "labels": dict(labels), "numTraining": 1, "file_ending": ".nii.gz", **changed}
 
 
+def untrained(
+    folder: Path, given_plans: Mapping[str, Any], given_dataset: Mapping[str, Any], folds: int = 1, **changed: Any
+) -> Path:
+    """A trained-model folder with random weights, made without nnU-Net in a moment.
+
+    Args:
+        folder: Where it is made.
+        given_plans: plans.json.
+        given_dataset: dataset.json.
+        folds: How many.
+        changed: Entries of the checkpoint that replace nnU-Net's.
+    """
+    from ctflow.core.model import NetworkSpec  # noqa: PLC0415
+    from ctflow.networks.build import network_from_spec  # noqa: PLC0415
+
+    folder.mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(given_plans))
+    (folder / "dataset.json").write_text(json.dumps(given_dataset))
+    made = given_plans["configurations"][CONFIGURATION]["architecture"]
+    labels = {name: value for name, value in given_dataset["labels"].items() if name != "ignore"}
+    has_regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+    arguments = {**made["arch_kwargs"], "input_channels": 1, "num_classes": len(labels) - has_regions}
+    for fold in range(folds):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold)
+            network = network_from_spec(NetworkSpec(made["network_class_name"], arguments))
+            for tensor in network.state_dict().values():
+                tensor.copy_(torch.randn(tensor.shape) * 0.3)
+        entries = {
+            "network_weights": network.state_dict(),
+            "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
+            "grad_scaler_state": None,
+            "logging": {"mean_fg_dice": [np.float32(0.4)], "lrs": [np.float64(0.01)], "train_losses": [0.9]},
+            "_best_ema": np.float64(0.5),
+            "current_epoch": 1,
+            "init_args": {"configuration": CONFIGURATION, "fold": fold, "device": torch.device("cpu")},
+            "trainer_name": "nnUNetTrainer",
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+            **changed,
+        }
+        (folder / f"fold_{fold}").mkdir()
+        torch.save(entries, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    return folder
+
+
 def train(
     folder: Path,
     given_plans: Mapping[str, Any],
@@ -106,7 +153,9 @@ def train(
     folds: int = 1,
     trainer: str = "nnUNetTrainer",
 ) -> Path:
-    """Make a trained-model folder with nnU-Net's own trainer: one step of training per fold.
+    """Make a trained-model folder with nnU-Net's own trainer.
+
+    Ten large steps each, not one: in nnU-Net's half precision logits of classes that hardly differ fall to either.
 
     Returns:
         The folder that `nnUNetv2_predict_from_modelfolder` takes.
@@ -134,7 +183,9 @@ def train(
             (cases / "case.b2nd").touch()  # the trainer wants to know the kind of its training cases
             one.initialize()
             one.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-            _train_one_step(one)
+            one.optimizer.param_groups[0]["lr"] = _RATE
+            for _ in range(_STEPS):
+                _train_one_step(one)
             one._best_ema = np.float64(0.5)
             (made / f"fold_{fold}").mkdir()
             one.save_checkpoint(str(made / f"fold_{fold}" / "checkpoint_final.pth"))
@@ -170,18 +221,37 @@ def _use_folders(folder: Path) -> None:
 
 
 def predict(
-    folder: Path, array: npt.NDArray[Any], spacing_mm: tuple[float, float, float], *, mirror: bool = True
+    folder: Path,
+    array: npt.NDArray[Any],
+    spacing_mm: Sequence[float],
+    *,
+    mirror: bool = True,
+    in_full_precision: bool = False,
 ) -> npt.NDArray[np.uint8]:
-    """Labels of nnU-Net's own predictor for slices, rows and columns."""
-    predictor_class = importlib.import_module("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor
-    with contextlib.redirect_stdout(io.StringIO()):
-        predictor = predictor_class(
-            tile_step_size=0.5, use_gaussian=True, use_mirroring=mirror, perform_everything_on_device=False,
-            device=torch.device("cpu"), allow_tqdm=False,
-        )  # fmt: skip
+    """Labels of nnU-Net's own predictor.
+
+    Args:
+        folder: A trained-model folder.
+        array: Slices, rows and columns in HU.
+        spacing_mm: Of these.
+        mirror: Whether it mirrors as the folder was trained.
+        in_full_precision: Whether it adds logits in fp32 instead of half precision.
+    """
+    module = importlib.import_module("nnunetv2.inference.predict_from_raw_data")
+    full = mock.patch.object(torch, "half", torch.float32) if in_full_precision else contextlib.nullcontext()
+    with contextlib.redirect_stdout(io.StringIO()), full:
+        predictor = module.nnUNetPredictor(
+            tile_step_size=0.5,
+            use_gaussian=True,
+            use_mirroring=mirror,
+            perform_everything_on_device=False,
+            device=torch.device("cpu"),
+            allow_tqdm=False,
+        )
         predictor.initialize_from_trained_model_folder(str(folder), None)
-        labels = predictor.predict_single_npy_array(array[None].astype(np.float32), {"spacing": list(spacing_mm)})
-    return labels.astype(np.uint8)
+        properties = {"spacing": [float(mm) for mm in spacing_mm]}
+        labels = predictor.predict_single_npy_array(array[None].astype(np.float32), properties)
+    return np.asarray(labels).astype(np.uint8)
 
 
 def zipped(folder: Path, target: Path) -> Path:

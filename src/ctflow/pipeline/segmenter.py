@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import DeviceOutOfMemory, ParityFailed
+from ctflow.core.errors import DeviceOutOfMemory, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3, Volume
@@ -98,9 +98,18 @@ class Segmenter:
         settings: Engine, precision, device, overlap, roi, constant windows and cache are used.
         logits_only: Whether masks do not count where an engine is compared with PyTorch in fp32: labels of random
             weights change with any rounding.
+
+    Raises:
+        SettingsInvalid: The settings ask for probabilities of regions that overlap.
     """
 
     def __init__(self, model: Model, settings: Settings, *, logits_only: bool = False) -> None:
+        if model.spec.painted and settings.seg == "fractional":
+            raise SettingsInvalid(
+                "fractional: this model's regions overlap, and their probabilities do not make a label map; use "
+                "another --seg",
+                reason="conflict",
+            )
         self.model = model
         self._settings = settings
         self._opened = OpenEngines(model, settings, logits_only=logits_only)

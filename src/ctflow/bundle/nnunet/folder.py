@@ -11,6 +11,7 @@ import io
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ _FOLD = re.compile(r"fold_([0-9]{1,3}|all)", re.ASCII)
 _MOST_MEMBERS = 20_000
 _LARGEST_CHECKPOINT = 2**33  # 8 GB; a ResidualEncoderUNet of 24 GB of GPU memory has 1.2 GB with its optimizer's state
 _MOST_COMPRESSION = 50  # weights hardly shrink; deflate reaches 1000
+_DAMAGES = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 _ZIP = b"PK\x03\x04"
 
 
@@ -51,7 +53,7 @@ class TrainedFolder:
                 return
             with zipfile.ZipFile(path) as archive:
                 names = [member.filename for member in _checked(archive, path.name)]
-        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        except _DAMAGES as error:
             raise _unreadable(path.name, error) from None
         self._prefix = _only_folder(names, path.name)
         self.name = PurePosixPath(self._prefix).name or path.stem
@@ -80,7 +82,10 @@ class TrainedFolder:
                 reason="missing-file",
             )
         with self.opened(name, LARGEST_BYTES) as stream:
-            return stream.read()
+            try:
+                return stream.read()
+            except OSError as error:
+                raise _unreadable(name, error) from None
 
     @contextmanager
     def opened(self, name: str, largest: int = _LARGEST_CHECKPOINT) -> Iterator[BinaryIO]:
@@ -99,7 +104,7 @@ class TrainedFolder:
                 size = (self._path / name).stat().st_size
             else:
                 stream, size = self._member(name, largest), 0
-        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except _DAMAGES as error:
             raise _unreadable(name, error) from None
         with stream:
             if size > largest:
@@ -155,6 +160,8 @@ def _problem(member: zipfile.ZipInfo) -> str:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is compressed in another format"
     return "is encrypted" if member.flag_bits & 0x1 else ""
 
 

@@ -246,7 +246,8 @@ def _describe(
     )
     if segment.side is not None:  # highdicom has no argument for it
         kind = description.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [derived.concept(segment.side)]
+        side = hd.sr.CodedConcept.from_code(derived.concept(segment.side))
+        kind.SegmentedPropertyTypeModifierCodeSequence = [side]
     return description
 
 
