@@ -45,7 +45,7 @@ def licence_of(package: Distribution) -> str:
 
 
 def test_no_gpl_package_is_needed():
-    packages = closure("ctflow[holoscan,serve,bench]")
+    packages = closure("ctflow[holoscan,nnunet,serve,bench]")
     assert {"torch", "monai", "highdicom", "python-gdcm", "holoscan-cu13"} <= set(packages)
     assert "pylibjpeg-libjpeg" not in packages
     licences = {name: licence_of(package) for name, package in packages.items()}

@@ -113,7 +113,7 @@ def test_other_models_equal_nnunets_own(tmp_path, case):
     volume = phantom()
     volume.array[:, :4] = volume.array[:2] = 0  # cropped
     share, in_fp32 = agreement(nnunet.train(tmp_path, plans, dataset), volume, mirror=case == "transposed")
-    assert share >= 0.998
+    assert share >= 0.999
     assert in_fp32 >= 0.9999
 
 

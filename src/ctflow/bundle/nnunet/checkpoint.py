@@ -40,7 +40,7 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class FoldCheckpoint:
     """One fold's checkpoint.
 
     Attributes:
@@ -56,7 +56,7 @@ class Checkpoint:
     mirror_axes: tuple[int, ...]
 
 
-def read_checkpoint(folder: TrainedFolder, fold: str) -> Checkpoint:
+def read_checkpoint(folder: TrainedFolder, fold: str) -> FoldCheckpoint:
     """Read a fold's checkpoint with `weights_only`.
 
     Args:
@@ -82,7 +82,7 @@ def read_checkpoint(folder: TrainedFolder, fold: str) -> Checkpoint:
         raise BundleInvalid(f"{name} is no checkpoint of nnU-Net 2", reason="weights")
     arguments = loaded.get("init_args")
     found = arguments.get("configuration") if isinstance(arguments, Mapping) else None
-    return Checkpoint(
+    return FoldCheckpoint(
         _weights(loaded.get("network_weights"), name),
         _word(loaded.get("trainer_name"), f"{name}: trainer_name"),
         _word(found, f"{name}: init_args#configuration"),

@@ -38,7 +38,7 @@ _NETWORKS = "dynamic_network_architectures.architectures"
 
 
 @dataclass(frozen=True)
-class Configuration:
+class Planned:
     """What a plans.json says of one configuration; see `ModelSpec`."""
 
     steps: tuple[Step, ...]
@@ -47,7 +47,7 @@ class Configuration:
     notes: tuple[str, ...]
 
 
-def configuration_from_plans(plans: Mapping[str, Any], name: str, out_channels: int) -> Configuration:
+def configuration_from_plans(plans: Mapping[str, Any], name: str, out_channels: int) -> Planned:
     """Read a configuration.
 
     Args:
@@ -65,7 +65,7 @@ def configuration_from_plans(plans: Mapping[str, Any], name: str, out_channels: 
     _demand(given.get("preprocessor_name"), "DefaultPreprocessor", f"{at}#preprocessor_name")
     _demand(plans.get("label_manager", "LabelManager"), "LabelManager", "label_manager")
     if given.get("previous_stage") is not None:
-        raise invalid(
+        raise invalid_plans(
             f"{at}#previous_stage",
             f"is {short(given['previous_stage'])}: a cascade needs the result of another model; give -m the folder of "
             "3d_fullres, or of 3d_lowres alone",
@@ -73,16 +73,16 @@ def configuration_from_plans(plans: Mapping[str, Any], name: str, out_channels: 
         )
     patch = given.get("patch_size")
     if isinstance(patch, list) and len(patch) == 2:
-        raise invalid(f"{at}#patch_size", "has 2 sizes: ctflow runs 3d_fullres and 3d_lowres", "target")
+        raise invalid_plans(f"{at}#patch_size", "has 2 sizes: ctflow runs 3d_fullres and 3d_lowres", "target")
     d, h, w = (int(size) for size in _three(patch, f"{at}#patch_size", 1, _LARGEST_PATCH, whole=True))
     axes, notes = _axes(plans)
     spacing = _three(given.get("spacing"), f"{at}#spacing", 1e-3, _LARGEST_MM)
     resample = ResampleSpline(spacing, _spline(given, "data", at), _spline(given, "probabilities", at))
     steps = (Orient(axes), CropNonzero(), *_normalization(plans, given, at), resample)
-    return Configuration(steps, (d, h, w), _network(given, at, out_channels), notes)
+    return Planned(steps, (d, h, w), _network(given, at, out_channels), notes)
 
 
-def invalid(place: str, problem: str, reason: str = "value") -> BundleInvalid:
+def invalid_plans(place: str, problem: str, reason: str = "value") -> BundleInvalid:
     """The error for a key of plans.json."""
     return BundleInvalid(f"{PLANS}: {place} {problem}", reason=reason)
 
@@ -95,24 +95,26 @@ def _inherited(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     for _ in range(_DEEPEST):
         layer = found.get(wanted) if isinstance(found, Mapping) and isinstance(wanted, str) else None
         if not isinstance(layer, Mapping):
-            raise invalid("configurations", f"has no {short(wanted)}, which the checkpoint was trained with", "keys")
+            raise invalid_plans(
+                "configurations", f"has no {short(wanted)}, which the checkpoint was trained with", "keys"
+            )
         given = {**layer, **given}
         if "inherits_from" not in layer:
             return given
         wanted = layer["inherits_from"]
-    raise invalid(f"configurations#{name}", "inherits from itself, or too often", "reference")
+    raise invalid_plans(f"configurations#{name}", "inherits from itself, or too often", "reference")
 
 
 def _demand(value: Any, only: str, place: str) -> None:
     if value != only:
-        raise invalid(place, f"is {short(value)}; ctflow implements only {only}")
+        raise invalid_plans(place, f"is {short(value)}; ctflow implements only {only}")
 
 
 def _three(given: Any, place: str, low: float, high: float, *, whole: bool = False) -> tuple[float, float, float]:
     kind = "whole numbers" if whole else "numbers"
     is_valid = isinstance(given, list) and len(given) == 3
     if not is_valid or not all(is_number(n) and low <= n <= high and (not whole or isinstance(n, int)) for n in given):
-        raise invalid(place, f"must be three {kind} from {low:g} to {high:g}, not {short(given)}")
+        raise invalid_plans(place, f"must be three {kind} from {low:g} to {high:g}, not {short(given)}")
     return float(given[0]), float(given[1]), float(given[2])
 
 
@@ -120,10 +122,10 @@ def _axes(plans: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The axes of the network's grid, as codes for `Orient`, and a note."""
     reader = plans.get("image_reader_writer")
     if reader not in _AXES:
-        raise invalid("image_reader_writer", f"is {short(reader)}; ctflow knows {', '.join(_AXES)}")
+        raise invalid_plans("image_reader_writer", f"is {short(reader)}; ctflow knows {', '.join(_AXES)}")
     forward = plans.get("transpose_forward")
     if not isinstance(forward, list) or sorted(map(str, forward)) != ["0", "1", "2"]:
-        raise invalid("transpose_forward", f"must be an order of the axes 0, 1 and 2, not {short(forward)}")
+        raise invalid_plans("transpose_forward", f"must be an order of the axes 0, 1 and 2, not {short(forward)}")
     axes = "".join(_AXES[reader][axis] for axis in forward)
     note = f"axes: {axes}, as {reader} reads a DICOM series; files in another orientation gave the model other axes"
     return axes, () if reader == "NibabelIOWithReorient" else (note,)
@@ -136,32 +138,34 @@ def _spline(given: Mapping[str, Any], kind: str, at: str) -> Spline:
     arguments = arguments if isinstance(arguments, Mapping) else {}
     unknown = sorted(set(arguments) - {"is_seg", "order", "order_z", "force_separate_z"})
     if unknown or arguments.get("is_seg", False) is not False:
-        raise invalid(
+        raise invalid_plans(
             f"{place}_kwargs", f"has {short(unknown[0] if unknown else 'is_seg')}, which ctflow does not know"
         )
     orders = arguments.get("order", 3), arguments.get("order_z", 0)
     highest = 5 if kind == "data" else 1  # splines of a higher order exceed the values, which nnU-Net then clips
     if not all(type(order) is int and 0 <= order <= highest for order in orders):
-        raise invalid(f"{place}_kwargs", f"must have orders from 0 to {highest}, not {short(orders)}")
+        raise invalid_plans(f"{place}_kwargs", f"must have orders from 0 to {highest}, not {short(orders)}")
     apart = arguments.get("force_separate_z", False)
     if apart is not None and not isinstance(apart, bool):
-        raise invalid(f"{place}_kwargs", f"must have true, false or null as force_separate_z, not {short(apart)}")
+        raise invalid_plans(f"{place}_kwargs", f"must have true, false or null as force_separate_z, not {short(apart)}")
     return Spline(orders[0], orders[1], apart)
 
 
 def _normalization(plans: Mapping[str, Any], given: Mapping[str, Any], at: str) -> tuple[Step, ...]:
     schemes, masks = given.get("normalization_schemes"), given.get("use_mask_for_norm")
     if not isinstance(schemes, list) or len(schemes) != 1:
-        raise invalid(f"{at}#normalization_schemes", f"must have one entry, for one CT, not {short(schemes)}", "inputs")
+        raise invalid_plans(
+            f"{at}#normalization_schemes", f"must have one entry, for one CT, not {short(schemes)}", "inputs"
+        )
     masked = masks[0] if isinstance(masks, list) and len(masks) == 1 else None
     if not isinstance(masked, bool):
-        raise invalid(f"{at}#use_mask_for_norm", f"must be [true] or [false], not {short(masks)}")
+        raise invalid_plans(f"{at}#use_mask_for_norm", f"must be [true] or [false], not {short(masks)}")
     if schemes[0] == "NoNormalization":
         return ()
     if schemes[0] == "ZScoreNormalization":
         return (ZScore(masked),)
     if schemes[0] != "CTNormalization":
-        raise invalid(
+        raise invalid_plans(
             f"{at}#normalization_schemes",
             f"is {short(schemes[0])}; ctflow implements CTNormalization, ZScoreNormalization and NoNormalization",
         )
@@ -170,20 +174,20 @@ def _normalization(plans: Mapping[str, Any], given: Mapping[str, Any], at: str) 
     figures = found.get("0") if isinstance(found, Mapping) else None
     keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
     if not isinstance(figures, Mapping) or not all(is_number(figures.get(key)) for key in keys):
-        raise invalid(f"{place}#0", f"must have the numbers {', '.join(keys)}")
+        raise invalid_plans(f"{place}#0", f"must have the numbers {', '.join(keys)}")
     lower, upper, mean, deviation = (float(figures[key]) for key in keys)
     if not lower < upper or deviation <= 0:
-        raise invalid(f"{place}#0", "must have ascending percentiles and a deviation above 0")
+        raise invalid_plans(f"{place}#0", "must have ascending percentiles and a deviation above 0")
     return (ClipNormalize(lower, upper, mean, deviation),)
 
 
 def _network(given: Mapping[str, Any], at: str, out_channels: int) -> NetworkSpec:
     made = given.get("architecture", _architecture_of_old_plans(given))
     if not isinstance(made, Mapping) or not isinstance(made.get("arch_kwargs"), Mapping):
-        raise invalid(f"{at}#architecture", "must name a network and its arguments", "network")
+        raise invalid_plans(f"{at}#architecture", "must name a network and its arguments", "network")
     imported = made.get("_kw_requires_import", [])
     if not isinstance(imported, list) or not set(map(str, imported)) <= set(CLASS_ARGUMENTS):
-        raise invalid(
+        raise invalid_plans(
             f"{at}#architecture#_kw_requires_import", f"is {short(imported)}, not {', '.join(CLASS_ARGUMENTS)}"
         )
     arguments = {**copy.deepcopy(dict(made["arch_kwargs"])), "input_channels": 1, "num_classes": out_channels}

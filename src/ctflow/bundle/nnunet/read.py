@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ctflow.bundle.config import short
 from ctflow.bundle.config.documents import document_from_bytes
-from ctflow.bundle.nnunet.checkpoint import Checkpoint, read_checkpoint
+from ctflow.bundle.nnunet.checkpoint import FoldCheckpoint, read_checkpoint
 from ctflow.bundle.nnunet.folder import CHECKPOINT, DATASET, PLANS, TrainedFolder
-from ctflow.bundle.nnunet.labels import invalid, labels_from_dataset
+from ctflow.bundle.nnunet.labels import invalid_dataset, labels_from_dataset
 from ctflow.bundle.nnunet.plans import configuration_from_plans
 from ctflow.bundle.weights import weights_digest
 from ctflow.core.errors import BundleInvalid
@@ -68,7 +68,7 @@ def read_nnunet_spec(path: Path) -> ModelSpec:
     return _spec(TrainedFolder(path))[0]
 
 
-def _spec(folder: TrainedFolder) -> tuple[ModelSpec, Checkpoint]:
+def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
     dataset = document_from_bytes(folder.document(DATASET), DATASET)
     plans = document_from_bytes(folder.document(PLANS), PLANS)
     _check_modality(dataset)
@@ -123,9 +123,9 @@ def _name(given: Any, otherwise: str) -> str:
 def _check_modality(dataset: Mapping[str, Any]) -> None:
     channels = dataset.get("channel_names", dataset.get("modality"))
     if not isinstance(channels, Mapping) or not channels:
-        raise invalid("channel_names", f"must name the input, not {short(channels)}")
+        raise invalid_dataset("channel_names", f"must name the input, not {short(channels)}")
     if len(channels) > 1:
-        raise invalid(
+        raise invalid_dataset(
             "channel_names",
             f"names {len(channels)} inputs ({', '.join(str(each)[:40] for each in list(channels.values())[:4])}); "
             "ctflow gives a model one CT: nnUNetv2_predict runs models of several images",
@@ -133,7 +133,7 @@ def _check_modality(dataset: Mapping[str, Any]) -> None:
         )
     (name,) = channels.values()
     if _OTHER_MODALITY.match(str(name).strip()):
-        raise invalid(
+        raise invalid_dataset(
             "channel_names",
             f"is {short(name)}: ctflow segments CT; nnUNetv2_predict runs models of other images",
             "inputs",
