@@ -108,6 +108,7 @@ def found_in(output: Path) -> dict[str, Any]:
         "engine": document.get("engine"),
         "stage_seconds": document.get("stage_seconds"),
         "agreement": document.get("agreement"),
+        "measured": document.get("measured"),
         "warnings": document.get("warnings"),
         "seg_sha256": hashlib.sha256(seg.read_bytes()).hexdigest() if seg.exists() else None,
     }
@@ -134,6 +135,8 @@ def image_python(root: Path) -> list[str]:
     start = f"import sys; sys.path.insert(0, {str(site)!r}); from ctflow.cli.start import main; sys.exit(main())"
     return [
         "env",
+        "-i",  # the machine's own variables are not the image's
+        "PATH=/usr/bin:/bin",
         f"PYTHONHOME={root / 'usr'}",
         *loader,
         ":".join(map(str, [*folders, *sorted(drivers)])),

@@ -24,7 +24,8 @@ from ctflow.export.record import Agreements
 
 _WORTH = 0.98  # of a smaller batch's seconds: a larger one takes more memory
 _LONGEST_S = 3.0  # no repetition starts later
-_MOST_REPEATS = 20  # a GPU's times differ by less than 2 % after so many
+_ENOUGH_S, _ENOUGH = 1.0, 3  # nor after this time where there were so many
+_MOST = 20  # a GPU's times differ by less than 2 % after so many
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +115,9 @@ def _seconds_a_window(request: EngineRequest, model: Model, window: Tensor) -> f
         batch = window.to(engine.info.device).expand(count, -1, -1, -1, -1).contiguous()
         engine.predict(batch)  # the first takes memory and compiles
         best, started = math.inf, time.perf_counter()
-        for _ in range(_MOST_REPEATS):  # the best of a few: other programs can only add time
+        for done in range(_MOST):  # the best of a few: other programs can only add time
             start = time.perf_counter()
-            if start - started >= _LONGEST_S:
+            if start - started >= (_LONGEST_S if done < _ENOUGH else _ENOUGH_S):
                 break
             engine.predict(batch).cpu()  # a GPU has finished when its result has arrived
             best = min(best, (time.perf_counter() - start) / count)

@@ -106,6 +106,10 @@ def document_of_case(
         settings={name: value for name, value in asdict(settings).items() if name != "cache"},
         stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
         agreement=None if segmentation.agreement is None else asdict(segmentation.agreement),
+        measured=[
+            {name: value for name, value in asdict(entry).items() if name != "parity"}
+            for entry in segmentation.measured
+        ],
         segments=[asdict(segment) for segment in measured],
         warnings=[*case.warnings, *spec.notes],
         research_only=RESEARCH_ONLY if spec.demonstration else None,

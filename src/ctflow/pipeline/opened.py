@@ -49,7 +49,7 @@ class OpenEngines:
         self.warnings: tuple[str, ...] = ()  # notes on the engine for every result
         self._settings, self._logits_only = settings, logits_only
         self._agreements = Agreements(model, settings.cache)
-        self._measured: tuple[Measured, ...] = ()  # the measurements from which "auto" chose
+        self.measured: tuple[Measured, ...] = ()  # the measurements from which "auto" chose
         self._without: set[str] = set()  # engines that "auto" no longer takes, if nothing was measured
         self._failed: EngineInfo | None = None  # closed after a failure on a CT, and not replaced yet
 
@@ -145,7 +145,7 @@ class OpenEngines:
         failed = self.engines[0].info
         if self._settings.engine != "auto":
             raise error
-        self._measured = tuple(_without(entry, failed, error) for entry in self._measured)
+        self.measured = tuple(_without(entry, failed, error) for entry in self.measured)
         self._without.add(failed.backend)
         self._failed = failed
         self._take(())
@@ -178,7 +178,7 @@ class OpenEngines:
         devices = devices_from_setting(self._settings.device)
         wanted = self._wanted("auto", devices)
         try:
-            chosen = self._fastest(wanted, devices, progress) if self._measured else wanted
+            chosen = self._fastest(wanted, devices, progress) if self.measured else wanted
             engines = self._opened(chosen, devices)
         except DeviceOutOfMemory:  # other programs may hold it: the series may be tried again
             raise
@@ -233,10 +233,10 @@ class OpenEngines:
                 self.model,
                 logits_only=self._logits_only,
                 agreements=self._agreements,
-                measured=self._measured,
+                measured=self.measured,
                 progress=progress,
             )
-            self._measured = choice.measured
+            self.measured = choice.measured
             if backend_module(choice.backend).FILE is None:
                 self._tell_of_unmade(wanted, choice.backend)
             for device in devices:

@@ -20,6 +20,7 @@ from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3, Volume
 from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.export.examples import telling_windows, window_at
+from ctflow.export.measure import Measured
 from ctflow.export.record import Agreement
 from ctflow.pipeline.opened import OpenEngines
 from ctflow.settings.run import Settings
@@ -57,6 +58,7 @@ class Segmentation:
         warnings: Warnings about the computation of this volume.
         agreement: The engine's comparison, on this CT or an earlier one; None for PyTorch in fp32, the
             reference, and where a warning says why nothing was compared.
+        measured: The engines from which "auto" chose, now or when it first chose here.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -65,6 +67,7 @@ class Segmentation:
     warnings: tuple[str, ...] = ()
     fractions: npt.NDArray[np.uint8] | None = None
     agreement: Agreement | None = None
+    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +195,8 @@ class Segmenter:
             warnings = (*warnings, _NO_BODY)
         small = _warnings_of_small_volume(prepared, self.model.spec.roi)
         warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
-        return Segmentation(labels, self._opened.info, found.window, warnings, fractions, agreement), seconds
+        info, measured = self._opened.info, self._opened.measured
+        return Segmentation(labels, info, found.window, warnings, fractions, agreement, measured), seconds
 
     def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
         """The network's input and, if the settings ask for it and one is found, the body."""

@@ -30,6 +30,7 @@ def series_result(
     folder: str | None = None,
     error: Mapping[str, Any] | None = None,
     agreement: Mapping[str, Any] | None = None,
+    measured: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The document of one series.
 
@@ -48,6 +49,7 @@ def series_result(
         folder: Name of the result folder.
         error: type, exit_code, reason, message.
         agreement: `ctflow.export.record.Agreement` as a mapping; None where nothing was compared.
+        measured: backend, precision, window_seconds, batch, reason of each engine from which `auto` chose.
 
     Returns:
         The document, by docs/result.schema.json.
@@ -67,6 +69,7 @@ def series_result(
         "settings": settings,
         "stage_seconds": dict(stage_seconds),
         "agreement": agreement,
+        "measured": [dict(entry) for entry in measured],
         "segments": [dict(segment) for segment in segments],
         "warnings": list(warnings),
         "folder": folder,

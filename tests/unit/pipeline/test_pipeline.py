@@ -586,6 +586,7 @@ def test_with_a_cache_the_fastest_exact_engine_is_chosen_and_made(model, series,
         "this series",
     )
     assert 1 <= agreement["windows"] <= agreement["of"]
+    assert document["measured"] == [], "the engine was named"
     assert 0 < agreement["relative_error"] < 6e-3
     assert plain.cases[0].document["agreement"] is None, "PyTorch in fp32 is what it is compared with"
     later = json.loads((again.cases[0].folder / "result.json").read_text())

@@ -123,6 +123,14 @@ def test_the_schema_is_a_schema():
     assert SCHEMA["$defs"]["series_result"]["properties"]["schema_version"] == {"const": SCHEMA_VERSION}
 
 
+MEASURED = {"backend": "eager", "precision": "fp16", "window_seconds": 0.1, "batch": 4, "reason": None}
+
+
+def test_what_auto_measured_is_in_it():
+    assert valid(done(measured=[MEASURED, {**MEASURED, "window_seconds": None, "batch": None, "reason": "no driver"}]))
+    assert not valid(done(measured=[{**MEASURED, "batch": 0}]))
+
+
 def test_every_document_of_the_schemas_kinds_is_valid():
     unread = {**SERIES, "shape": None, "spacing_mm": None}
     assert valid(done())
@@ -132,6 +140,7 @@ def test_every_document_of_the_schemas_kinds_is_valid():
     assert valid(done(window={**WINDOW, "constant_windows": "compute"}))
     assert valid(done(agreement=AGREEMENT))
     assert valid(done(agreement={**AGREEMENT, "dice": None, "judged": "logits"}))
+
     assert valid(refused(series=unread))
     assert valid({**refused(), "status": "failed"})
     set_aside = [{"digest": "0" * 12, "reason": "localizer", "message": "a localizer"}]
