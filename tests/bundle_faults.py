@@ -44,11 +44,11 @@ FIRST = {"_target_": "EnsureChannelFirstd", "keys": "image"}
 
 # What is added behind preprocessing, and what is said of which argument.
 BEFORE: list[tuple[dict[str, Any], str, str]] = [
-    (SPACING | {"mode": "nearest"}, "mode", "value"),
+    (SPACING | {"mode": "bicubic"}, "mode", "value"),
     (SPACING | {"mode": 3}, "mode", "value"),
     (SPACING | {"padding_mode": "zeros"}, "padding_mode", "value"),
     (SPACING | {"align_corners": True}, "align_corners", "value"),
-    (SPACING | {"diagonal": True}, "diagonal", "value"),
+    (SPACING | {"diagonal": 1}, "diagonal", "value"),
     (SPACING | {"scale_extent": True}, "scale_extent", "value"),
     (SPACING | {"recompute_affine": True}, "recompute_affine", "value"),
     (SPACING | {"min_pixdim": 1.0}, "min_pixdim", "value"),
@@ -59,7 +59,7 @@ BEFORE: list[tuple[dict[str, Any], str, str]] = [
     (SPACING | {"pixdim": [2, 2]}, "pixdim", "value"),
     (SPACING | {"pixdim": [2, 2, 2, 2]}, "pixdim", "value"),
     (
-        SPACING | {"keys": ["label", "image"], "allow_missing_keys": True, "mode": ["bilinear", "nearest"]},
+        SPACING | {"keys": ["label", "image"], "allow_missing_keys": True, "mode": ["bilinear", "spline"]},
         "mode",
         "value",
     ),
@@ -112,15 +112,15 @@ BEFORE: list[tuple[dict[str, Any], str, str]] = [
     (CROP | {"keys": "label", "source_key": "label", "allow_missing_keys": True}, "source_key", "keys"),
     ({k: v for k, v in CROP.items() if k != "source_key"}, "source_key", "argument"),
     (CROP | {"start_coord_key": "image"}, "start_coord_key", "keys"),
-    (CROP | {"k_divisible": 4}, "k_divisible", "value"),
+    (CROP | {"k_divisible": 0}, "k_divisible", "value"),
     (CROP | {"k_divisible": [1, 1]}, "k_divisible", "value"),
-    (CROP | {"allow_smaller": True}, "allow_smaller", "value"),
-    (CROP | {"select_fn": "$lambda x: x > 3"}, "select_fn", "expression"),
+    (CROP | {"allow_smaller": "yes"}, "allow_smaller", "value"),
+    (CROP | {"select_fn": "$lambda x: x * x > 3"}, "select_fn", "expression"),
     (CROP | {"select_fn": None}, "select_fn", "value"),
-    (CROP | {"channel_indices": 0}, "channel_indices", "value"),
-    (CROP | {"mode": "edge"}, "mode", "value"),
+    (CROP | {"channel_indices": 1}, "channel_indices", "value"),
+    (CROP | {"mode": "linear_ramp"}, "mode", "value"),
     (CROP | {"margin": -1}, "margin", "value"),
-    (CROP | {"constant_values": 3}, "constant_values", "argument"),
+    (CROP | {"constant_values": 3, "mode": "edge"}, "constant_values", "argument"),
     (TYPED | {"track_meta": False}, "track_meta", "value"),
     (TYPED | {"data_type": "numpy"}, "data_type", "value"),
     (TYPED | {"dtype": "float"}, "dtype", "value"),
@@ -161,17 +161,17 @@ for _number, (_item, _argument, _reason) in enumerate(BEFORE):
 
 # Arguments of the parts that every bundle has.
 CHANGED: list[tuple[str, str, Any, str, str]] = [
-    ("inferer", "padding_mode", "reflect", "padding_mode", "value"),
-    ("inferer", "cval", -1, "cval", "value"),
+    ("inferer", "padding_mode", "edge", "padding_mode", "value"),
+    ("inferer", "cval", "-1", "cval", "value"),
     ("inferer", "cval", False, "cval", "value"),
-    ("inferer", "sigma_scale", 0.2, "sigma_scale", "value"),
+    ("inferer", "sigma_scale", 0, "sigma_scale", "value"),
     ("inferer", "sigma_scale", [0.125], "sigma_scale", "value"),
     ("inferer", "with_coord", True, "with_coord", "value"),
     ("inferer", "overlap", [0.5], "overlap", "value"),
-    ("inferer", "overlap", [0.5, 0.5, 0.25], "overlap", "value"),
+    ("inferer", "overlap", [0.5, 0.5, 1.25], "overlap", "value"),
     ("inferer", "overlap", 1, "overlap", "value"),
     ("inferer", "roi_size", [16], "roi_size", "value"),
-    ("inferer", "roi_size", [16, 16, -1], "roi_size", "value"),
+    ("inferer", "roi_size", [16, 16, -2], "roi_size", "value"),
     ("inferer", "mode", "linear", "mode", "value"),
     ("inferer", "sw_batch_size", [4], "sw_batch_size", "value"),
     ("inferer", "buffer_dim", 3, "buffer_dim", "value"),
@@ -179,7 +179,7 @@ CHANGED: list[tuple[str, str, Any, str, str]] = [
     ("inferer", "overlap#0", 0.5, "overlap#0", "argument"),
     ("inferer", "+overlap", 0.5, "+overlap", "argument"),
     ("inferer", "_disabled_", True, "_disabled_", "value"),
-    ("inferer", "_target_", "SimpleInferer", "_target_", "target"),
+    ("inferer", "_target_", "SaliencyInferer", "_target_", "target"),
     ("inferer", "_target_", "monai.inferers.utils.SlidingWindowInferer", "_target_", "target"),
     ("network_def", "_disabled_", "true", "_disabled_", "value"),
     ("network_def", "_requires_", "@inferer", "_requires_", "value"),
@@ -236,7 +236,7 @@ AFTER: list[tuple[str, str, Any, str, str]] = [
     ("Activationsd", "keys", ["pred", "image"], "keys", "keys"),
     ("Activationsd", "keys", ["pred", "boxes"], "keys", "keys"),
     ("Activationsd", "colour", 1, "colour", "argument"),
-    ("Invertd", "nearest_interp", True, "nearest_interp", "value"),
+    ("Invertd", "nearest_interp", "yes", "nearest_interp", "value"),
     ("Invertd", "nearest_interp", None, "nearest_interp", "value"),
     ("Invertd", "orig_keys", "label", "orig_keys", "keys"),
     ("Invertd", "orig_keys", "pred", "orig_keys", "keys"),
@@ -310,8 +310,10 @@ def _(bundle: Any) -> Said:
 @_fault("postprocessing in another order")
 def _(bundle: Any) -> Said:
     activate, invert, discrete = _items(bundle, "Activationsd", "Invertd", "AsDiscreted")
-    bundle.after[:] = bundle.one_of([activate, discrete, invert], [invert, activate, discrete], [activate, discrete])
-    return "postprocessing has ", "order"
+    keep = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}
+    orders = [activate, activate, invert, discrete], [activate, invert, invert, discrete], [activate, discrete]
+    bundle.after[:] = bundle.one_of(*orders, [discrete, activate, invert], [activate, keep, invert, discrete])
+    return "postprocessing", "order"
 
 
 @_fault("the image deleted before Invertd")
@@ -403,13 +405,13 @@ def _(bundle: Any) -> Said:
 @_fault("written: an override that spoils")
 def _(bundle: Any) -> Said:
     sign = bundle.one_of("#", "::")
-    bundle.document[f"inferer{sign}padding_mode"] = "reflect"
+    bundle.document[f"inferer{sign}padding_mode"] = "edge"
     return "inferer#padding_mode ", "value"
 
 
 @_fault("written: a merge that spoils")
 def _(bundle: Any) -> Said:
-    bundle.document["+inferer"] = {"cval": 3}
+    bundle.document["+inferer"] = {"cval": "3"}
     return "inferer#cval ", "value"
 
 

@@ -145,8 +145,9 @@ def result_by_ctflow(spec: ModelSpec, scan: Scan, weights: dict[str, torch.Tenso
     network = network_from_model(Model(spec, weights, ""))
     prepared = prepare_volume(scan.volume, spec.preprocessing, "cpu")
     logits = predict_volume(
-        prepared.tensor, network, roi=spec.roi, overlap=spec.overlap, blend=spec.blend, batch_size=spec.batch_size
-    )
+        prepared.tensor, network, roi=spec.roi, overlap=spec.overlap, blend=spec.blend, batch_size=spec.batch_size,
+        sigma_scale=spec.sigma_scale, padding=spec.window_padding,
+    )  # fmt: skip
     found = probabilities_from_logits(logits, spec)
     slabs = [slab for _, slab in restore_slabs(prepared, found)]
     probabilities = torch.cat(slabs, dim=1)

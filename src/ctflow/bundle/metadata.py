@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from ctflow.bundle.config import MISSING, short
 from ctflow.bundle.config.documents import read_bundle_document
 from ctflow.bundle.locate import METADATA, is_of_nnunet
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import Activation, Code, HuRange, Segment
+from ctflow.core.model import Code, FilterLabels, HuRange, LabelStep, MapLabels, Segment
 
 MOST_CHANNELS = 256
 # For a channel without codes in the bundle (both DICOM PS3.16 CID 7150 and 7151 contain it).
 TISSUE = Code("85756007", "SCT", "Tissue")
 _CHANNEL_DEF = "network_data_format#outputs#pred#channel_def"
+_LONGEST = 64  # of a label (LO)
 _MOST_HU = 100_000  # far beyond metal
 _COLOUR = re.compile(r"#[0-9A-Fa-f]{6}")
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM PS3.5 section 6.2, VR CS
@@ -49,7 +50,7 @@ def read_body_parts(path: Path) -> tuple[str, ...]:
 
 
 def metadata_from_document(
-    document: Mapping[str, Any], folder_name: str, out_channels: int, activation: Activation
+    document: Mapping[str, Any], folder_name: str, out_channels: int, *, has_background: bool
 ) -> Metadata:
     """Read metadata.json.
 
@@ -57,12 +58,12 @@ def metadata_from_document(
         document: The parsed file.
         folder_name: Name of the bundle's folder, used if the bundle gives no name.
         out_channels: Channels of the network.
-        activation: Softmax has channel 0 for the background; sigmoid has none.
+        has_background: Whether channel 0 is the background.
 
     Raises:
         BundleInvalid: A key is missing or invalid.
     """
-    segments, notes = _segments(document, out_channels, activation)
+    segments, notes = _segments(document, out_channels, has_background=has_background)
     intended_use = ""
     if document.get("intended_use") is not None:
         intended_use = _text(document, "intended_use", "intended_use", longest=10_000, one_line=False)
@@ -84,10 +85,10 @@ def metadata_from_document(
 
 
 def _segments(
-    document: Mapping[str, Any], out_channels: int, activation: Activation
+    document: Mapping[str, Any], out_channels: int, *, has_background: bool
 ) -> tuple[tuple[Segment, ...], list[str]]:
     labels = _labels(document, out_channels)
-    first = 1 if activation == "softmax" else 0
+    first = 1 if has_background else 0
     coded = _coded(document, range(first, out_channels))
     segments, notes = [], []
     for channel in range(first, out_channels):
@@ -109,12 +110,36 @@ def _segments(
     return tuple(segments), notes
 
 
+def segments_after(segments: Sequence[Segment], steps: Sequence[LabelStep]) -> tuple[Segment, ...]:
+    """The segments of the label values that steps on labels leave; labels that become one share their names."""
+    found = {segment.number: segment for segment in segments}
+    for step in steps:
+        if isinstance(step, FilterLabels):
+            found = {number: segment for number, segment in found.items() if number in step.labels}
+        elif isinstance(step, MapLabels):
+            table = dict(step.pairs)
+            moved: dict[int, Segment] = {}
+            for number, segment in found.items():
+                other = table.get(number, number)
+                if other:
+                    moved[other] = _joined(moved.get(other), replace(segment, number=other))
+            found = moved
+    return tuple(found[number] for number in sorted(found))
+
+
+def _joined(first: Segment | None, segment: Segment) -> Segment:
+    label = segment.label if first is None else f"{first.label}, {segment.label}"
+    return replace(first or segment, label=label) if first is None or len(label) <= _LONGEST else first
+
+
 def _labels(document: Mapping[str, Any], out_channels: int) -> list[str]:
     value: Any = document
     walked: list[str] = []
     for key in _CHANNEL_DEF.split("#"):
         walked.append(key)
-        value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING
+        is_named = isinstance(value, Mapping) and key not in value and key == "channel_def"
+        found = "label_def" if is_named else key  # as some bundles of the zoo call it
+        value = value.get(found, MISSING) if isinstance(value, Mapping) else MISSING
         if not isinstance(value, Mapping):
             problem = "is missing" if value is MISSING else f"must be an object, not {short(value)}"
             raise _invalid("#".join(walked), f"{problem}; ctflow names the segments from {_CHANNEL_DEF}")

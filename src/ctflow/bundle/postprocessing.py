@@ -1,76 +1,161 @@
-"""The bundle's transforms after the network -> how logits become labels."""
+"""The bundle's transforms after the network -> how logits become labels, and on which grid."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ctflow.bundle.config import Config, ConfigValue, short
 from ctflow.bundle.expressions.interpreter import sole_reference
 from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST
+from ctflow.bundle.steps.label_steps import LABEL_MAKERS
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
-from ctflow.core.model import Activation
+from ctflow.core.model import Activation, LabelStep, Restored
 
-_ORDER = ("Activationsd", "Invertd", "AsDiscreted")
 _NEVER = frozenset({"LoadImaged", "EnsureChannelFirstd"})
 _AT_THE_END = frozenset({"FromMetaTensord", "ToMetaTensord", "ToTensord"})  # earlier, MONAI would lose the geometry
+_Kind = Literal["logits", "probabilities", "labels"]
 
 
-def activation_from_config(config: Config) -> tuple[Activation, float | None]:
-    """Read `postprocessing`: the activation, and the threshold or None for the argmax.
+@dataclass
+class Postprocessing:
+    """What `postprocessing` says; see `ModelSpec`.
+
+    Attributes:
+        activation: "none" if there is no Activationsd.
+        threshold: None for the argmax.
+        restored: What is brought back to the source grid.
+        before: Steps on labels before that, and
+        after: after it.
+    """
+
+    activation: Activation = "none"
+    threshold: float | None = None
+    restored: Restored = "probabilities"
+    before: list[LabelStep] = field(default_factory=list)
+    after: list[LabelStep] = field(default_factory=list)
+
+
+def postprocessing_from_config(config: Config) -> Postprocessing:
+    """Read `postprocessing`.
 
     Args:
-        config: configs/inference.json.
+        config: The bundle's configuration.
 
     Raises:
-        BundleInvalid: Not Activationsd, Invertd, AsDiscreted in this order, or not as ctflow supports them.
+        BundleInvalid: A transform, an order or an argument that ctflow does not support.
     """
-    present = {IMAGE, PREDICTION, "label"}  # MONAI's evaluator has a label, even if empty
-    found: list[Transform] = []
-    targets: list[str] = []
-    for transform in transforms_from_config(config, "postprocessing"):
-        is_done = len(targets) >= len(_ORDER)
-        if (
-            transform.target in HELD
-            and transform.target not in _NEVER
-            and (is_done or transform.target not in _AT_THE_END)
-        ):
-            check_held(transform, present, FLOAT32 + INTEGERS if is_done else FLOAT32)
-            _check_kept(transform, present, needs_image="Invertd" not in targets)
-            continue
-        targets.append(transform.target)
-        if transform.target in POST:
-            transform.read_keys(POST[transform.target], present)
-            _check_keys(transform)
-            found.append(transform)
-    if tuple(targets) != _ORDER:
-        names = ", ".join(targets[:8]) or "none of them"
-        raise config.invalid(
-            "postprocessing", f"has {names}; ctflow implements {', '.join(_ORDER)}, in this order", "order"
-        )
-    activate, invert, discrete = found
-    activation = _activation(activate)
-    _check_invert(invert)
-    return activation, _threshold(discrete, activation)
+    return _PostReader().read(config)
 
 
-def _check_kept(transform: Transform, present: set[str], *, needs_image: bool) -> None:
-    for key in (PREDICTION, *((IMAGE,) if needs_image else ())):
-        if key not in present:
-            raise transform.refused("keys", f"removes {key!r}, which is still needed", "keys")
-    if transform.target != "DeleteItemsd" and "label" in transform.acts_on:
-        raise transform.refused("keys", "names 'label', which a CT does not have", "keys")
+class _PostReader:
+    """Walks through the list and tracks what the prediction is, and on which grid."""
 
+    def __init__(self) -> None:
+        self._present = {IMAGE, PREDICTION, "label"}  # MONAI's evaluator has a label, even if empty
+        self._kind: _Kind = "logits"
+        self._inverted: Transform | None = None
+        self._found = Postprocessing()
 
-def _check_keys(transform: Transform) -> None:
-    if transform.acts_on != [PREDICTION]:
-        others = [key for key in transform.acts_on if key != PREDICTION]
-        problem = f"names {short(others[0])}" if others else f"does not name {PREDICTION!r}"
-        raise transform.refused("keys", f"{problem}; ctflow applies {transform.target} only to {PREDICTION!r}", "keys")
+    @property
+    def _is_done(self) -> bool:
+        return self._kind == "labels" and self._inverted is not None
 
+    def read(self, config: Config) -> Postprocessing:
+        for transform in transforms_from_config(config, "postprocessing"):
+            if transform.target in POST:
+                self._do(transform)
+            elif transform.target in HELD and transform.target not in _NEVER:
+                self._hold(transform)
+            else:
+                known = ", ".join(POST)
+                raise transform.refused("_target_", f"is {transform.target}; ctflow implements {known}", "target")
+        if not self._is_done:
+            missing = "AsDiscreted" if self._kind != "labels" else "Invertd, without which labels stay on another grid"
+            raise config.invalid("postprocessing", f"lacks {missing}", "order")
+        return self._found
 
-def _activation(transform: Transform) -> Activation:
-    softmax, sigmoid = transform.flag("softmax", False), transform.flag("sigmoid", False)
-    if softmax == sigmoid:
-        raise transform.refused("softmax", "or sigmoid must be true, and not both")
-    return "softmax" if softmax else "sigmoid"
+    def _hold(self, transform: Transform) -> None:
+        if transform.target in _AT_THE_END and not self._is_done:
+            raise transform.refused(
+                "_target_", f"is {transform.target}, but comes before the labels are final", "order"
+            )
+        check_held(transform, self._present, FLOAT32 + INTEGERS if self._kind == "labels" else FLOAT32)
+        for key in (PREDICTION, *(() if self._inverted else (IMAGE,))):
+            if key not in self._present:
+                raise transform.refused("keys", f"removes {key!r}, which is still needed", "keys")
+        if transform.target != "DeleteItemsd" and "label" in transform.acts_on:
+            raise transform.refused("keys", "names 'label', which a CT does not have", "keys")
+
+    def _do(self, transform: Transform) -> None:
+        transform.read_keys(POST[transform.target], self._present)
+        if transform.acts_on != [PREDICTION]:
+            others = [key for key in transform.acts_on if key != PREDICTION]
+            problem = f"names {short(others[0])}" if others else f"does not name {PREDICTION!r}"
+            raise transform.refused(
+                "keys", f"{problem}; ctflow applies {transform.target} only to {PREDICTION!r}", "keys"
+            )
+        if transform.target == "Activationsd":
+            self._activate(transform)
+        elif transform.target == "AsDiscreted":
+            self._discretize(transform)
+        elif transform.target == "Invertd":
+            self._invert(transform)
+        else:
+            if self._kind != "labels":
+                raise transform.refused("_target_", f"is {transform.target}, but comes before AsDiscreted", "order")
+            steps = self._found.before if self._inverted is None else self._found.after
+            steps.append(LABEL_MAKERS[transform.target](transform))
+
+    def _activate(self, transform: Transform) -> None:
+        if self._kind != "logits":
+            raise transform.refused("_target_", "is Activationsd, but the prediction has been activated", "order")
+        softmax, sigmoid = transform.flag("softmax", False), transform.flag("sigmoid", False)
+        if softmax == sigmoid:
+            raise transform.refused("softmax", "or sigmoid must be true, and not both")
+        self._found.activation = "softmax" if softmax else "sigmoid"
+        self._kind = "probabilities"
+        if self._found.restored == "labels":
+            self._check_outside()
+
+    def _discretize(self, transform: Transform) -> None:
+        if self._kind == "labels":
+            raise transform.refused("_target_", "is AsDiscreted, but comes after another one", "order")
+        argmax, threshold = transform.flag("argmax", False), transform.number_or_none("threshold", None)
+        activation = self._found.activation
+        if activation == "softmax" or (activation == "none" and argmax):
+            fits = argmax and threshold is None
+        else:
+            fits = not argmax and threshold is not None
+        if not fits:
+            raise transform.refused(
+                "argmax", "and threshold: ctflow implements softmax with argmax, and sigmoid with a threshold"
+            )
+        if activation == "sigmoid" and threshold is not None and not 0 < threshold < 1:
+            raise transform.refused("threshold", f"must lie between 0 and 1, not {threshold:g}")
+        self._found.threshold, self._kind = threshold, "labels"
+        if activation == "none" and threshold is not None and threshold <= 0:
+            raise transform.refused("threshold", f"must be above 0 without Activationsd, not {threshold:g}")
+
+    def _invert(self, transform: Transform) -> None:
+        if self._inverted is not None:
+            raise transform.refused("_target_", "is Invertd, but comes after another one", "order")
+        _check_invert(transform)
+        is_nearest = transform.flag("nearest_interp", True)
+        if self._kind == "labels" and not is_nearest:
+            raise transform.refused(
+                "nearest_interp", "must be true after AsDiscreted: labels between two classes would be a third"
+            )
+        self._inverted = transform
+        # Taking the nearest voxel's probability, then its label, is taking the nearest voxel's label.
+        self._found.restored = "labels" if is_nearest else self._kind
+        if self._kind == "logits":
+            self._check_outside()
+
+    def _check_outside(self) -> None:
+        """Where MONAI restored zeros outside a crop, and a sigmoid makes 0.5 of them, which may be marked."""
+        if self._inverted is not None and self._found.activation == "sigmoid":
+            raise self._inverted.refused("_target_", "is Invertd before a sigmoid: put Activationsd before it", "order")
 
 
 def _check_invert(transform: Transform) -> None:
@@ -84,10 +169,6 @@ def _check_invert(transform: Transform) -> None:
         raise transform.refused("meta_keys", "must be a key other than those of the data", "keys")
     if not is_the_same(transform.config, transform.place("transform"), "preprocessing"):
         raise transform.refused("transform", 'must be "@preprocessing", which ctflow inverts', "workflow")
-    if transform.flag("nearest_interp", True):
-        raise transform.refused(
-            "nearest_interp", "must be false (MONAI's default is true): ctflow resamples probabilities linearly"
-        )
 
 
 def is_the_same(config: Config, place: ConfigValue, key: str) -> bool:
@@ -98,16 +179,3 @@ def is_the_same(config: Config, place: ConfigValue, key: str) -> bool:
     if value.startswith("$") and sole_reference(value[1:]) == key:
         return True
     return value.startswith("@") and config.resolved(place).value is config.top(key).value
-
-
-def _threshold(transform: Transform, activation: Activation) -> float | None:
-    argmax, threshold = transform.flag("argmax", False), transform.number_or_none("threshold", None)
-    if activation == "softmax" and argmax and threshold is None:
-        return None
-    if activation == "sigmoid" and not argmax and threshold is not None:
-        if not 0 < threshold < 1:
-            raise transform.refused("threshold", f"must lie between 0 and 1, not {threshold:g}")
-        return threshold
-    raise transform.refused(
-        "argmax", "and threshold: ctflow implements softmax with argmax, and sigmoid with a threshold"
-    )

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from ctflow.bundle.config import Config, is_number, short
+from ctflow.bundle.config import Config, short
 from ctflow.bundle.signatures import HELD, STEPS
+from ctflow.bundle.steps.image_steps import MAKERS
 from ctflow.bundle.transforms import IMAGE, Transform, check_held, transforms_from_config
-from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange, Step
+from ctflow.core.model import (
+    ClipPercentiles,
+    CropCenter,
+    CropForeground,
+    Normalize,
+    Orient,
+    Pad,
+    Resample,
+    Resize,
+    ScalePercentiles,
+    ScaleRange,
+    Step,
+    Threshold,
+    Turn,
+)
 
+_SPATIAL = (Orient, Resample, CropForeground, Pad, CropCenter, Resize, Turn)
 # MONAI cannot invert them back to the source grid.
 _NEVER = frozenset({"FromMetaTensord", "ToMetaTensord", "SaveImaged"})
 
@@ -62,9 +77,7 @@ class _Reader:
                 raise transform.refused("_target_", f"comes after {type(self._steps[-1]).__name__}", "order")
             self._is_channel_first = True
         elif (
-            transform.target == "ToTensord"
-            and transform.acts_on
-            and any(isinstance(s, Orient | Resample | CropForeground) for s in self._steps)
+            transform.target == "ToTensord" and transform.acts_on and any(isinstance(s, _SPATIAL) for s in self._steps)
         ):
             raise transform.refused(
                 "_target_", "comes after a spatial transform, which MONAI then cannot invert: use EnsureTyped", "order"
@@ -92,7 +105,7 @@ class _Reader:
         if transform.acts_on and self._is_loaded and not self._is_channel_first:
             raise transform.refused("_target_", f"is {transform.target}, but comes before EnsureChannelFirstd", "order")
         if transform.acts_on:
-            step = _MAKERS[transform.target](transform)
+            step = MAKERS[transform.target](transform)
             self._check_zeros(transform, step)
             self._steps.append(step)
 
@@ -101,15 +114,12 @@ class _Reader:
 
         Clipping and padding set many voxels to one value; MONAI's resampling leaves some of them off by 1e-16.
         """
-        if isinstance(step, ScaleRange | ScalePercentiles):
-            self._is_flat = self._is_flat or step.clip
-        elif isinstance(step, Resample):
-            self._is_near = self._is_near or self._is_flat
-        elif isinstance(step, CropForeground) or (isinstance(step, Normalize) and step.nonzero):
-            if self._is_near:
-                problem = f"is {transform.target}, which depends on rounding where Spacingd comes after clipping"
-                raise transform.refused("_target_", f"{problem}: put Spacingd before the scaling", "order")
-            self._is_flat = self._is_flat or (isinstance(step, CropForeground) and step.margin > 0)
+        if isinstance(step, Resample | Resize):
+            self._is_near = self._is_near or (self._is_flat and not _is_nearest(step))
+        elif (isinstance(step, CropForeground) or (isinstance(step, Normalize) and step.nonzero)) and self._is_near:
+            problem = f"is {transform.target}, which depends on rounding where Spacingd comes after clipping"
+            raise transform.refused("_target_", f"{problem}: put Spacingd before the scaling", "order")
+        self._is_flat = self._is_flat or _sets_many_voxels(step)
 
     def _check_crop(self, transform: Transform) -> None:
         source = transform.get("source_key")
@@ -127,85 +137,14 @@ class _Reader:
         self._present.add(key)
 
 
-def _orient(transform: Transform) -> Orient:
-    if transform.flag("as_closest_canonical", False):
-        return Orient("RAS")
-    axcodes = transform.get("axcodes")
-    if isinstance(axcodes, list) and all(isinstance(code, str) for code in axcodes):
-        axcodes = "".join(axcodes)
-    pairs = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-    if not isinstance(axcodes, str) or sorted(pairs.get(code, 9) for code in axcodes) != [0, 1, 2]:
-        raise transform.refused("axcodes", f'must be three letters like "RAS", not {short(axcodes)}')
-    return Orient(axcodes)
+def _is_nearest(step: Resample | Resize) -> bool:
+    return step.nearest if isinstance(step, Resample) else step.mode in ("nearest", "nearest-exact")
 
 
-def _resample(transform: Transform) -> Resample:
-    pixdim = transform.get("pixdim")
-    sizes = pixdim if isinstance(pixdim, list) else [pixdim]
-    sizes = sizes * 3 if len(sizes) == 1 else sizes
-    # Below 0.1 mm a chest would not fit into any memory; 0 or less keeps the axis.
-    if len(sizes) != 3 or not all(is_number(mm) and (mm <= 0 or 0.1 <= mm <= 100) for mm in sizes):
-        raise transform.refused("pixdim", f"must be one or three spacings from 0.1 to 100 mm, not {short(pixdim)}")
-    return Resample((float(sizes[0]), float(sizes[1]), float(sizes[2])))
-
-
-def _target_range(transform: Transform, **default: Any) -> tuple[float | None, float | None, bool]:
-    b_min, b_max = transform.number_or_none("b_min", **default), transform.number_or_none("b_max", **default)
-    clip = transform.flag("clip", False)
-    if clip and b_min is None and b_max is None:
-        raise transform.refused("clip", "is true, but neither b_min nor b_max is given")
-    return b_min, b_max, clip
-
-
-def _scale_range(transform: Transform) -> ScaleRange:
-    a_min, a_max = transform.number("a_min"), transform.number("a_max")
-    if a_min == a_max:
-        raise transform.refused("a_max", "equals a_min")
-    return ScaleRange(a_min, a_max, *_target_range(transform, default=None))
-
-
-def _scale_percentiles(transform: Transform) -> ScalePercentiles:
-    lower, upper = transform.number("lower"), transform.number("upper")
-    if not 0 <= lower < upper <= 100:
-        raise transform.refused("upper", f"and lower must be 0 <= lower < upper <= 100, not {lower:g} and {upper:g}")
-    b_min, b_max, clip = _target_range(transform)
-    relative = transform.flag("relative", False)
-    if relative and (b_min is None or b_max is None):
-        raise transform.refused("relative", "is true, but b_min or b_max is null")
-    return ScalePercentiles(lower, upper, b_min, b_max, clip, relative)
-
-
-def _normalize(transform: Transform) -> Normalize:
-    subtrahend, divisor = _of_channel(transform, "subtrahend"), _of_channel(transform, "divisor")
-    if divisor == 0:
-        raise transform.refused("divisor", "must not be 0")
-    return Normalize(subtrahend, divisor, transform.flag("nonzero", False))
-
-
-def _of_channel(transform: Transform, name: str) -> float | None:
-    """A number, or null; with `channel_wise` a list of one, as there is one channel."""
-    value = transform.get(name, None)
-    if value is None:
-        return None
-    is_list = transform.flag("channel_wise", False)
-    if is_list != isinstance(value, list) or (is_list and len(value) != 1):
-        wanted = "a list of one number, with channel_wise" if is_list else "a number, without channel_wise"
-        raise transform.refused(name, f"must be {wanted}, not {short(value)}")
-    number = value[0] if is_list else value
-    if not is_number(number):
-        raise transform.refused(name, f"must be a number, not {short(value)}")
-    return float(number)
-
-
-def _crop(transform: Transform) -> CropForeground:
-    return CropForeground(transform.integer("margin", 0, 1000, 0))
-
-
-_MAKERS: dict[str, Callable[[Transform], Step]] = {
-    "Orientationd": _orient,
-    "Spacingd": _resample,
-    "ScaleIntensityRanged": _scale_range,
-    "ScaleIntensityRangePercentilesd": _scale_percentiles,
-    "NormalizeIntensityd": _normalize,
-    "CropForegroundd": _crop,
-}
+def _sets_many_voxels(step: Step) -> bool:
+    """Whether a step may give many voxels one value."""
+    if isinstance(step, ScaleRange | ScalePercentiles):
+        return step.clip
+    if isinstance(step, CropForeground):
+        return step.margin > 0 or max(step.divisible) > 1
+    return isinstance(step, ClipPercentiles | Threshold | Pad)

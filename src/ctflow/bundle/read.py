@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ctflow.bundle.config import Component, Config, is_number, short
+from ctflow.bundle.config import Config
 from ctflow.bundle.config.documents import merged_document, read_bundle_document
 from ctflow.bundle.expressions.files import BundleFiles
+from ctflow.bundle.inferer import sliding_from_config
 from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files, is_of_nnunet
-from ctflow.bundle.metadata import MOST_CHANNELS, metadata_from_document
+from ctflow.bundle.metadata import metadata_from_document, segments_after
+from ctflow.bundle.network import channels_of_network, network_from_config
 from ctflow.bundle.nnunet.read import read_nnunet, read_nnunet_spec
-from ctflow.bundle.postprocessing import activation_from_config
+from ctflow.bundle.postprocessing import Postprocessing, postprocessing_from_config
 from ctflow.bundle.preprocessing import steps_from_config
-from ctflow.bundle.signatures import INFERER
 from ctflow.bundle.weights import read_weights, weights_digest
 from ctflow.bundle.workflow import read_workflow
-from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import Blend, Model, ModelSpec, NetworkSpec
-from ctflow.core.volume import Size3
-from ctflow.networks.build import argument_value, current_arguments, network_class
-
-LARGEST_ROI = 1024
+from ctflow.core.model import Model, ModelSpec
 
 
 def read_bundle(path: Path, configuration: str | None = None) -> Model:
@@ -93,17 +89,20 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
 
 
 def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:
-    network, notes = _network(config)
-    in_channels, out_channels = _channels(config, network)
+    network, notes = network_from_config(config)
     steps = steps_from_config(config)
     sliding = sliding_from_config(config)
-    activation, threshold = activation_from_config(config)
-    if activation == "softmax" and out_channels < 2:
-        raise config.invalid("postprocessing", "has softmax, which needs at least 2 channels")
-    if activation == "sigmoid" and out_channels != 1:
-        raise config.invalid("postprocessing", f"has sigmoid; ctflow implements it for 1 channel, not {out_channels}")
+    network = replace(network, slice_axis=sliding.slice_axis)
+    in_channels, out_channels = channels_of_network(config, network)
+    after = postprocessing_from_config(config)
+    if after.threshold is None and out_channels < 2:
+        raise config.invalid("postprocessing", f"has {_name(after)}, which needs at least 2 channels")
+    if after.threshold is not None and out_channels != 1:
+        raise config.invalid(
+            "postprocessing", f"has {_name(after)}; ctflow implements it for 1 channel, not {out_channels}"
+        )
     read_workflow(config)
-    about = metadata_from_document(metadata, folder_name, out_channels, activation)
+    about = metadata_from_document(metadata, folder_name, out_channels, has_background=after.threshold is None)
     return ModelSpec(
         name=about.name,
         version=about.version,
@@ -115,95 +114,20 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str) -> M
         overlap=sliding.overlap,
         blend=sliding.blend,
         batch_size=sliding.batch_size,
-        activation=activation,
-        threshold=threshold,
-        segments=about.segments,
+        activation=after.activation,
+        threshold=after.threshold,
+        segments=segments_after(about.segments, (*after.before, *after.after)),
         intended_use=about.intended_use,
         demonstration=about.demonstration,
         body_parts=about.body_parts,
         notes=(*notes, *about.notes),
+        restored=after.restored,
+        network_label_steps=tuple(after.before),
+        label_steps=tuple(after.after),
+        sigma_scale=sliding.sigma_scale,
+        window_padding=sliding.padding,
     )
 
 
-def _network(config: Config) -> tuple[NetworkSpec, tuple[str, ...]]:
-    definition = Component(config, config.top("network_def"), "monai.networks.nets")
-    arguments = {name: definition.get(name) for name in definition.names}
-    try:
-        definition.demand_module(network_class(definition.target).__module__)
-        arguments, notes = current_arguments(definition.target, arguments)
-    except BundleInvalid as error:
-        if str(error).startswith(config.file):
-            raise
-        raise BundleInvalid(f"{config.file}: {error}", reason=error.reason) from None
-    return NetworkSpec(definition.target, arguments), notes
-
-
-def _channels(config: Config, network: NetworkSpec) -> tuple[int, int]:
-    found = []
-    for name, low, high in (("spatial_dims", 3, 3), ("in_channels", 1, 1), ("out_channels", 1, MOST_CHANNELS)):
-        value = argument_value(network, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            allowed = str(low) if low == high else f"{low} to {high}"
-            given = "missing" if value is None else "another value"
-            raise config.invalid(f"network_def#{name}", f"must be {allowed}; it is {given}")
-        found.append(value)
-    return found[1], found[2]
-
-
-@dataclass(frozen=True)
-class Sliding:
-    """The placement of windows: see `ModelSpec`."""
-
-    roi: Size3
-    overlap: float
-    blend: Blend
-    batch_size: int
-
-
-def sliding_from_config(config: Config) -> Sliding:
-    """Read `inferer`.
-
-    Args:
-        config: configs/inference.json.
-
-    Raises:
-        BundleInvalid: Not a SlidingWindowInferer, or not as ctflow supports it.
-    """
-    inferer = Component(config, config.top("inferer"), "monai.inferers")
-    if inferer.target != "SlidingWindowInferer":
-        raise inferer.refused(
-            "_target_", f"is {short(inferer.target)}; ctflow implements SlidingWindowInferer", "target"
-        )
-    inferer.demand_signature(INFERER)
-    overlap = _overlap(inferer)
-    mode = inferer.get("mode", "constant")
-    blend: Blend
-    if mode == "constant":
-        blend = "constant"
-    elif mode == "gaussian":
-        blend = "gaussian"
-    else:
-        raise inferer.refused("mode", f'must be "constant" or "gaussian", not {short(mode)}')
-    return Sliding(_roi(inferer), overlap, blend, inferer.integer("sw_batch_size", 1, 1024, 1))
-
-
-def _overlap(inferer: Component) -> float:
-    given = inferer.get("overlap", 0.25)
-    values = given if isinstance(given, list) else [given]
-    if len(values) not in (1, 3) or (len(values) == 1 and isinstance(given, list)):
-        raise inferer.refused("overlap", f"must be one or three numbers, not {short(given)}")
-    if not all(is_number(value) and 0 <= value < 1 for value in values):
-        raise inferer.refused("overlap", f"must be at least 0 and below 1, not {short(given)}")
-    if len(set(values)) > 1:
-        raise inferer.refused("overlap", f"differs between the axes, {short(given)}; ctflow accepts one for all")
-    return float(values[0])
-
-
-def _roi(inferer: Component) -> Size3:
-    given = inferer.get("roi_size")
-    sizes = given if isinstance(given, list) else [given] * 3
-    if len(sizes) != 3 or not all(
-        is_number(size) and isinstance(size, int) and 1 <= size <= LARGEST_ROI for size in sizes
-    ):
-        raise inferer.refused("roi_size", f"must be one or three whole numbers up to {LARGEST_ROI}, not {short(given)}")
-    return sizes[0], sizes[1], sizes[2]
+def _name(after: Postprocessing) -> str:
+    return after.activation if after.activation != "none" else "an AsDiscreted of logits"

@@ -85,16 +85,31 @@ COMPOSE = _signature(
 
 INFERER = _signature(
     "inferers.inferer",
-    {"roi_size": REQUIRED, "sw_batch_size": 1, "overlap": 0.25, "mode": "constant"},
     {
-        "sigma_scale": (0.125, [0.125, 0.125, 0.125]),
-        "padding_mode": ("constant",),
-        "cval": (0.0,),
+        "roi_size": REQUIRED,
+        "sw_batch_size": 1,
+        "overlap": 0.25,
+        "mode": "constant",
+        "sigma_scale": 0.125,
+        "padding_mode": "constant",
+        "cval": 0.0,
+    },
+    {
         "with_coord": _FALSE,
         "buffer_dim": (-1, 0, 1, 2, -2, -3),
     },
     held="sw_device device progress cache_roi_weight_map cpu_thresh buffer_steps",
     keys=_NOTHING,
+)
+
+SIMPLE_INFERER = _signature("inferers.inferer", keys=_NOTHING)
+SLICE_INFERER = Signature(
+    INFERER.module,
+    {"spatial_dim": 0, **INFERER.read},
+    INFERER.only,
+    INFERER.held,
+    INFERER.arguments,  # handed on to the SlidingWindowInferer
+    INFERER.per_key,
 )
 
 EVALUATOR = _signature(
@@ -112,6 +127,9 @@ EVALUATOR = _signature(
     keys=_NOTHING,
 )
 
+_PADDED: Mapping[str, Any] = MappingProxyType({"mode": "constant", "value": None, "constant_values": None})
+_VALUES = "value constant_values"  # torch's and NumPy's name
+
 # They become steps of a model.
 STEPS: Mapping[str, Signature] = {
     "Orientationd": _signature(
@@ -121,13 +139,11 @@ STEPS: Mapping[str, Signature] = {
     ),
     "Spacingd": _signature(
         _SPATIAL,
-        {"pixdim": REQUIRED},
+        {"pixdim": REQUIRED, "mode": "bilinear", "diagonal": False},
         {
-            "mode": ("bilinear",),
             "padding_mode": ("border",),
             "align_corners": (False, None),
             "dtype": (*FLOAT64, *FLOAT32),
-            "diagonal": _FALSE,
             "scale_extent": _FALSE,
             "recompute_affine": _FALSE,  # MONAI would then lose the volume's position
             "min_pixdim": _NONE,
@@ -159,17 +175,64 @@ STEPS: Mapping[str, Signature] = {
             "margin": 0,
             "start_coord_key": "foreground_start_coord",
             "end_coord_key": "foreground_end_coord",
+            "allow_smaller": False,
+            "k_divisible": 1,
+            "select_fn": None,
+            **_PADDED,
         },
-        {
-            "channel_indices": _NONE,
-            "allow_smaller": _FALSE,
-            "k_divisible": (1, [1, 1, 1]),
-            "mode": ("constant",),
-            "lazy": _FALSE,
-            "select_fn": ("$monai.transforms.utils.is_positive",),
-        },
+        {"channel_indices": (None, 0, [0]), "lazy": _FALSE},
+        more=_VALUES,
         per_key="mode",
     ),
+    "ScaleIntensityd": _signature(
+        _INTENSITY,
+        {"minv": 0.0, "maxv": 1.0, "factor": None},
+        {"dtype": FLOAT32[1:] + FLOAT32[:1], "channel_wise": (False, True)},  # there is one channel
+    ),
+    "ClipIntensityPercentilesd": _signature(
+        _INTENSITY,
+        {"lower": REQUIRED, "upper": REQUIRED},
+        {"sharpness_factor": _NONE, "dtype": FLOAT32[1:] + FLOAT32[:1], "channel_wise": (False, True)},
+    ),
+    "ThresholdIntensityd": _signature(_INTENSITY, {"threshold": REQUIRED, "above": True, "cval": 0.0}),
+    "Lambdad": _signature(
+        _UTILITY,
+        {"func": REQUIRED},
+        {"inv_func": (None,), "track_meta": (True,), "overwrite": (True,)},
+        per_key="func inv_func overwrite",
+    ),
+    "Resized": _signature(
+        _SPATIAL,
+        {"spatial_size": REQUIRED, "size_mode": "all", "mode": "area", "align_corners": None},
+        {
+            "anti_aliasing": _FALSE,
+            "anti_aliasing_sigma": _NONE,
+            "dtype": FLOAT32[1:] + FLOAT32[:1],
+            "lazy": _FALSE,
+        },
+        per_key="mode align_corners anti_aliasing anti_aliasing_sigma dtype",
+    ),
+    "SpatialPadd": _signature(
+        _CROP,
+        {"spatial_size": REQUIRED, "method": "symmetric", **_PADDED},
+        {"lazy": _FALSE},
+        more=_VALUES,
+        per_key="mode",
+    ),
+    "BorderPadd": _signature(
+        _CROP, {"spatial_border": REQUIRED, **_PADDED}, {"lazy": _FALSE}, more=_VALUES, per_key="mode"
+    ),
+    "DivisiblePadd": _signature(
+        _CROP,
+        {"k": REQUIRED, "method": "symmetric", **_PADDED},
+        {"lazy": _FALSE},
+        more=_VALUES,
+        per_key="mode",
+    ),
+    "CenterSpatialCropd": _signature(_CROP, {"roi_size": REQUIRED}, {"lazy": _FALSE}),
+    "Flipd": _signature(_SPATIAL, {"spatial_axis": None}, {"lazy": _FALSE}),
+    "Rotate90d": _signature(_SPATIAL, {"k": 1, "spatial_axes": (0, 1)}, {"lazy": _FALSE}),
+    "Transposed": _signature(_UTILITY, {"indices": REQUIRED}),
 }
 
 _TYPED = _signature(
@@ -238,5 +301,22 @@ POST: Mapping[str, Signature] = {
         {"to_onehot": _NONE, "rounding": _NONE, "dim": (0,), "keepdim": (True,)},
         more="dim keepdim",
         per_key="argmax threshold to_onehot rounding",
+    ),
+    "KeepLargestConnectedComponentd": _signature(
+        _POST,
+        {"applied_labels": None, "independent": True, "connectivity": None, "num_components": 1},
+        {"is_onehot": (None, False)},
+    ),
+    "RemoveSmallObjectsd": _signature(
+        _POST,
+        {"min_size": 64, "connectivity": 1, "independent_channels": True},
+        {"by_measure": _FALSE, "pixdim": _NONE},
+    ),
+    "FillHolesd": _signature(_POST, {"applied_labels": None, "connectivity": None}),
+    "LabelFilterd": _signature(_POST, {"applied_labels": REQUIRED}),
+    "MapLabelValued": _signature(
+        _UTILITY,
+        {"orig_labels": REQUIRED, "target_labels": REQUIRED},
+        {"dtype": (*FLOAT32[1:], *FLOAT32[:1], *INTEGERS)},
     ),
 }

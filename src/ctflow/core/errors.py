@@ -128,6 +128,7 @@ class UnsupportedPixels(InputError):
             "not-encapsulated",
             "not-hu",
             "not-seg",
+            "oblique",
             "other-codec",
             "other-grid",
             "other-series",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -94,7 +95,7 @@ def check_windows(windows: Tensor, info: EngineInfo) -> None:
         ValueError: Its number of axes, batch or window size differs from the engine's.
     """
     low, high = info.batch_range
-    if windows.ndim != 5 or not low <= windows.shape[0] <= high or tuple(windows.shape[2:]) != info.roi:
+    if windows.ndim != 5 or not low <= windows.shape[0] <= high or not _fits(windows.shape[2:], info.roi):
         raise ValueError(f"this engine takes {low} to {high} windows of {info.roi}, not {tuple(windows.shape)}")
 
 
@@ -145,3 +146,8 @@ def is_of_gpu(error: BaseException) -> bool:
     return type(error).__name__ == "AcceleratorError" or str(error).startswith(
         ("CUDA", "CUDNN", "CUBLAS", "cuDNN", "Triton Error [CUDA]")
     )
+
+
+def _fits(size: Sequence[int], roi: Size3) -> bool:
+    """Whether windows have the engine's size; 0 stands for the volume's, which varies."""
+    return all(wanted in (0, n) for n, wanted in zip(size, roi, strict=True))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ctflow.compat.monai import import_monai
 from ctflow.core.errors import BundleInvalid, first_line
@@ -28,6 +29,11 @@ _RENAMED = {
     "UNETR": {"pos_embed": "proj_type"},
     "UNet": {"dimensions": "spatial_dims"},
     "BasicUNet": {"dimensions": "spatial_dims"},
+}
+# Arguments that are arrays, and that a bundle's description gives as lists.
+_ARRAYS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
+    "DiNTS": {"node_a": torch.tensor},
+    "TopologyInstance": {"arch_code": lambda codes: [np.array(code) for code in codes]},
 }
 # What constructors raise for arguments that do not fit each other.
 _BUILD_ERRORS = (
@@ -145,7 +151,9 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
     arguments = spec.arguments if is_nnunet else current_arguments(spec.name, spec.arguments)[0]
     with torch.random.fork_rng(devices=[]):  # the first weights are random and replaced: leave the caller's seed alone
         try:
-            return nnunet_network(spec.name, arguments) if is_nnunet else network_class(spec.name)(**arguments)
+            if is_nnunet:
+                return nnunet_network(spec.name, arguments)
+            network = network_class(spec.name)(**_with_parts(spec.name, arguments))
         except ImportError as error:
             what = "needs a package that is not installed, or that ctflow hides because no network for volumes needs it"
             raise BundleInvalid(f"network_def: {spec.name} {what}: {first_line(error)}", reason="network") from error
@@ -153,6 +161,39 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
             raise BundleInvalid(
                 f"network_def: {spec.name} does not take these arguments: {first_line(error)}", reason="network"
             ) from error
+    return network if spec.slice_axis is None else SliceNetwork(network, spec.slice_axis)
+
+
+def _with_parts(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the parts of the network that they describe, and arrays where the class needs these."""
+    found = {}
+    for key, value in arguments.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            inner = {each: item for each, item in value.items() if each != "_target_"}
+            found[key] = network_class(value["_target_"])(**_with_parts(value["_target_"], inner))
+        elif value is not None and key in _ARRAYS.get(name, {}):
+            found[key] = _ARRAYS[name][key](value)
+        else:
+            found[key] = value
+    return found
+
+
+class SliceNetwork(nn.Module):
+    """A network for slices as one for windows of one slice.
+
+    Args:
+        network: (B, C, H, W) -> (B, C', H, W).
+        axis: The window's axis of size 1, from 0.
+    """
+
+    def __init__(self, network: nn.Module, axis: int) -> None:
+        super().__init__()
+        self.network, self._axis = network, 2 + axis
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, C, D, H, W) of one slice along the axis -> logits of the same size."""
+        logits: Tensor = self.network(windows.squeeze(self._axis))
+        return logits.unsqueeze(self._axis)
 
 
 def network_from_model(model: Model) -> nn.Module:
@@ -167,7 +208,8 @@ def network_from_model(model: Model) -> nn.Module:
     Raises:
         BundleInvalid: The weights are not exactly the network's; the message names the first keys that differ.
     """
-    network = network_from_spec(model.spec.network)
+    made = network_from_spec(model.spec.network)
+    network = made.network if isinstance(made, SliceNetwork) else made
     own, given = network.state_dict(), model.weights
     shapes = [
         f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
@@ -185,7 +227,7 @@ def network_from_model(model: Model) -> nn.Module:
         pair = "the checkpoints do not fit plans.json's" if "." in name else "models/model.pt does not fit network_def"
         raise BundleInvalid(f"{pair} {name.rpartition('.')[2]}: {found}", reason="weights-mismatch")
     network.load_state_dict(dict(given), strict=True)
-    return network.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False)
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -10,7 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import DeviceOutOfMemory, EngineMismatch, OutputError, ParityFailed, ResourceError
+from ctflow.core.errors import (
+    DeviceOutOfMemory,
+    EngineMismatch,
+    NetworkNotTaken,
+    OutputError,
+    ParityFailed,
+    ResourceError,
+)
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Engine, EngineInfo, precision_from_name
@@ -32,6 +39,7 @@ from ctflow.export.selection import choose_fastest, engines_not_made
 from ctflow.settings.run import Settings
 
 log = logging.getLogger(__name__)
+_OF_ANY_SIZE = "eager"
 
 
 class OpenEngines:
@@ -195,6 +203,13 @@ class OpenEngines:
         spec, settings = self.model.spec, self._settings
         batches = batch_range_for(spec, devices[0])
         precision = precision_from_name(settings.precision)
+        if 0 in spec.roi:
+            if name not in ("auto", _OF_ANY_SIZE):
+                raise NetworkNotTaken(
+                    f"{name} computes windows of one size, and the bundle's windows are as large as the volume: leave "
+                    f"--engine out, or set it to {_OF_ANY_SIZE}",
+                )
+            name = _OF_ANY_SIZE
         return EngineRequest(name, devices[0], precision, spec.roi, batches, settings.cache)
 
     def _take(self, engines: tuple[Engine, ...]) -> None:

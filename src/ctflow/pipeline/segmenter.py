@@ -22,20 +22,16 @@ from ctflow.engines.contract import Engine, EngineInfo
 from ctflow.export.examples import telling_windows, window_at
 from ctflow.export.measure import Measured
 from ctflow.export.record import Agreement
+from ctflow.pipeline.finishing import finished
 from ctflow.pipeline.opened import OpenEngines
 from ctflow.settings.run import Settings
-from ctflow.transforms.postprocess import (
-    bytes_on_host,
-    fractions_from_restored,
-    labels_from_restored,
-    values_to_restore,
-)
 from ctflow.transforms.prepare import prepare_volume
-from ctflow.transforms.restore import restore_slabs, source_boxes
+from ctflow.transforms.restore import source_boxes
 from ctflow.transforms.state import Prepared
 from ctflow.window.body import Body, find_body
-from ctflow.window.constant import ConstantWindows, Seen
+from ctflow.window.constant import ConstantWindows
 from ctflow.window.devices import Worker
+from ctflow.window.grid import roi_in_volume
 from ctflow.window.mirror import mirrored
 from ctflow.window.predict import predict_volume
 
@@ -188,12 +184,16 @@ class Segmenter:
                     found, agreement = self._compared(prepared, body, volume, found, progress)
             with timed(seconds, "restore"):
                 parts = (body, found.constant.seen(found.logits.device) if found.constant else None)
-                labels, fractions = self._restore(prepared, parts, found.logits, volume.array.shape, progress)
+                fractional = self._settings.seg == "fractional"
+                spec = self.model.spec
+                labels, fractions = finished(
+                    prepared, found.logits, spec, parts, fractional=fractional, progress=progress
+                )
         warnings = found.warnings
         if body is None and self._settings.roi == "body":
             log.warning(_NO_BODY)
             warnings = (*warnings, _NO_BODY)
-        small = _warnings_of_small_volume(prepared, self.model.spec.roi)
+        small = _warnings_of_small_volume(prepared, self._roi(prepared))
         warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
         info, measured = self._opened.info, self._opened.measured
         return Segmentation(labels, info, found.window, warnings, fractions, agreement, measured), seconds
@@ -216,7 +216,7 @@ class Segmenter:
 
         For this, a few windows of the first CT of a machine, model and versions are computed once more.
         """
-        opened, roi, told = self._opened, self.model.spec.roi, found.warnings
+        opened, roi, told = self._opened, self._roi(prepared), found.warnings
         agreement = None
         while agreement is None and opened.is_to_be_compared:
             progress("compare", 0, 1)
@@ -235,6 +235,10 @@ class Segmenter:
             progress("compare", 1, 1)
         return replace(found, warnings=told), agreement
 
+    def _roi(self, prepared: Prepared) -> Size3:
+        x, y, z = prepared.tensor.shape[2:]
+        return roi_in_volume(self.model.spec.roi, (x, y, z))
+
     def _predict(self, prepared: Prepared, body: Body | None, volume: Volume, progress: Progress) -> _Predicted:
         """The logits, the windows' positions, and the window settings as used."""
         constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
@@ -250,7 +254,8 @@ class Segmenter:
 
         wanted: list[bool] = []
         starts: list[Size3] = []
-        boxes = source_boxes(prepared, spec.roi)
+        roi = self._roi(prepared)
+        boxes = source_boxes(prepared, roi)
 
         def is_wanted(start: Size3) -> bool:
             box = boxes(start)
@@ -264,9 +269,11 @@ class Segmenter:
         logits = predict_volume(
             prepared.tensor,
             [worker_from_engine(engine, mirror) for engine in self._engines],
-            roi=spec.roi,
+            roi=roi,
             overlap=overlap,
             blend=spec.blend,
+            sigma_scale=spec.sigma_scale,
+            padding=spec.window_padding,
             placement=spec.placement,
             batch_size=batch_size,
             is_wanted=is_wanted,
@@ -274,44 +281,11 @@ class Segmenter:
             on_halved=on_halved,
         )
         least = min([batch_size, *(left for _, left in halved.values())])
-        window: dict[str, Any] = {"roi": list(spec.roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
+        window: dict[str, Any] = {"roi": list(roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
         if mirror:
             window["mirror"] = list(mirror)
         window |= _looked_at(body, wanted, constant)
         return _Predicted(logits, window, starts, constant, _warnings_of_memory(halved))
-
-    def _restore(
-        self,
-        prepared: Prepared,
-        parts: Sequence[Body | Seen | None],
-        logits: Tensor,
-        shape: tuple[int, ...],
-        progress: Progress,
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        """Labels on the source grid: probabilities (or logits) are resampled, then thresholded, a few slices at a time.
-
-        Also the fractions, if the settings ask for them: (S, D, H, W). Outside each of the known parts
-        both are 0: there, windows are missing or show nothing.
-        """
-        spec = self.model.spec
-        is_fractional = self._settings.seg == "fractional"
-        values = values_to_restore(logits, spec, fractional=is_fractional)
-        labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
-        count = len(spec.segments) if is_fractional else 0
-        fractions = torch.empty((count, *shape), dtype=torch.uint8, device=logits.device)
-        progress("restore", 0, len(labels))
-        has_ones = is_fractional and spec.interpolates == "logits"
-        for rows, slab in restore_slabs(prepared, values):
-            labels[rows] = labels_from_restored(slab[:-1] if has_ones else slab, spec)
-            if count:
-                fractions[:, rows] = fractions_from_restored(slab, labels[rows], spec)
-            for part in parts:
-                if part is not None:
-                    inside = part.mask_of_slices(rows)
-                    labels[rows] *= inside
-                    fractions[:, rows] *= inside
-            progress("restore", rows.stop, len(labels))
-        return bytes_on_host(labels), bytes_on_host(fractions) if count else None
 
 
 def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWindows | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.core.model import Normalize, ScalePercentiles, ScaleRange
+from ctflow.core.model import ClipPercentiles, Linear, Normalize, ScaleMinMax, ScalePercentiles, ScaleRange, Threshold
 
 
 def scale(image: Tensor, step: ScaleRange) -> Tensor:
@@ -39,3 +39,32 @@ def normalize(image: Tensor, step: Normalize) -> Tensor:
     divisor = float(chosen.std(unbiased=False)) if step.divisor is None else step.divisor
     normalized = (image - subtrahend) / (divisor or 1.0)
     return torch.where(image != 0, normalized, image) if step.nonzero else normalized
+
+
+def scale_min_max(image: Tensor, step: ScaleMinMax) -> Tensor:
+    """Map the image's own range to another, as MONAI does."""
+    if step.low is None and step.high is None:
+        return image if step.factor is None else image * (1 + step.factor)
+    least, most = image.min(), image.max()
+    if bool(least == most):
+        return image if step.low is None else image * step.low
+    image = (image - least) / (most - least)
+    return image if step.low is None or step.high is None else image * (step.high - step.low) + step.low
+
+
+def clip_percentiles(image: Tensor, step: ClipPercentiles) -> Tensor:
+    """Clip to the image's percentiles."""
+    sides = [0.0 if step.lower is None else step.lower, 100.0 if step.upper is None else step.upper]
+    lower, upper = np.percentile(image.cpu().numpy(), sides)
+    return image.clamp(float(lower), float(upper))
+
+
+def threshold(image: Tensor, step: Threshold) -> Tensor:
+    """Replace what is not above (or below) a value."""
+    kept = image > step.threshold if step.above else image < step.threshold
+    return torch.where(kept, image, step.value)
+
+
+def linear(image: Tensor, step: Linear) -> Tensor:
+    """Multiply and add."""
+    return image * step.factor + step.offset

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.transforms.state import GridState
+from ctflow.transforms.state import OUTSIDE, GridState
 
 
 def orientation_from_affine(affine: npt.ArrayLike) -> list[tuple[int, int]]:
@@ -34,14 +36,30 @@ def orient(state: GridState, axcodes: str) -> GridState:
     have = orientation_from_affine(state.affine)
     order = [next(axis for axis, (patient, _) in enumerate(have) if patient == target) for target, _ in wanted]
     flip = [have[axis][1] != sign for axis, (_, sign) in zip(order, wanted, strict=True)]
-    image, affine, back = state.image.permute(order), state.affine[:, [*order, 3]].copy(), []
+    return turned(state, order, flip)
+
+
+def turned(state: GridState, order: Sequence[int], flip: Sequence[bool], *, moves_affine: bool = True) -> GridState:
+    """Reorder and flip the axes.
+
+    Args:
+        state: The image.
+        order: Which axis becomes each new one.
+        flip: Whether each new axis is flipped.
+        moves_affine: Whether the affine follows; else each new axis has that of the old one.
+    """
+    image, back, picks = state.image.permute(list(order)), [], []
+    affine = state.affine[:, [*order, 3]].copy() if moves_affine else state.affine
     for axis, source in enumerate(order):
-        matrix = state.back[source]
+        matrix, taken = state.back[source], state.picks[source]
         if flip[axis]:
-            affine[:, 3] += affine[:, axis] * (image.shape[axis] - 1)
-            affine[:, axis] *= -1
+            if moves_affine:
+                affine[:, 3] += affine[:, axis] * (image.shape[axis] - 1)
+                affine[:, axis] *= -1
             matrix = matrix[:, ::-1]
+            taken = np.where(taken >= 0, image.shape[axis] - 1 - taken, OUTSIDE)
         back.append(matrix)
+        picks.append(taken)
     image = image.flip([axis for axis in range(3) if flip[axis]])
     a, b, c = (state.axes[axis] for axis in order)
-    return GridState(image, affine, (a, b, c), (back[0], back[1], back[2]))
+    return GridState(image, affine, (a, b, c), (back[0], back[1], back[2]), (picks[0], picks[1], picks[2]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import CropForeground, ModelSpec
+from ctflow.core.model import CropCenter, CropForeground, ModelSpec
 from ctflow.core.volume import Labels
 from ctflow.networks.head import is_two_class
 
@@ -21,9 +21,9 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
         spec: The model's activation and channels.
 
     Returns:
-        (C, X, Y, Z) float32; for two-class softmax (1, X, Y, Z), the probability of class 1, which is equivalent. Both
-        classes if preprocessing crops: restored to the source grid they no longer sum to 1 at the cropped region's
-        edge.
+        (C, X, Y, Z) float32; logits if these are to be restored; for two-class softmax (1, X, Y, Z), the probability
+        of class 1, which is equivalent. Both classes if preprocessing crops: restored to the source grid they no
+        longer sum to 1 at the cropped region's edge.
 
     Raises:
         BundleInvalid: The network returned NaN or infinity, or a number of channels other than the bundle's.
@@ -49,7 +49,7 @@ def values_to_restore(logits: Tensor, spec: ModelSpec, *, fractional: bool) -> T
     Raises:
         BundleInvalid: As `probabilities_from_logits`.
     """
-    if spec.interpolates == "probabilities":
+    if spec.restored == "probabilities":
         return probabilities_from_logits(logits, spec)
     _check(logits, spec)
     return torch.cat([logits[0], torch.ones_like(logits[0, :1])]) if fractional else logits[0]
@@ -67,7 +67,7 @@ def labels_from_restored(values: Tensor, spec: ModelSpec) -> Tensor:
 
     Source: nnU-Net 2.8.1 `LabelManager.convert_logits_to_segmentation`.
     """
-    if spec.interpolates == "probabilities":
+    if spec.restored == "probabilities":
         return labels_from_probabilities(values, spec)
     if spec.painted:
         labels = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
@@ -76,6 +76,9 @@ def labels_from_restored(values: Tensor, spec: ModelSpec) -> Tensor:
         return labels
     if is_two_class(spec) and len(values) == 1:
         return (values[0] > 0).to(torch.uint8)
+    if spec.threshold is not None:
+        probabilities = torch.sigmoid(values) if spec.activation == "sigmoid" else values
+        return labels_from_probabilities(probabilities, spec)
     return values.argmax(dim=0).to(torch.uint8)
 
 
@@ -87,7 +90,7 @@ def fractions_from_restored(values: Tensor, labels: Tensor, spec: ModelSpec) -> 
         labels: The result of `labels_from_restored`.
         spec: The model.
     """
-    if spec.interpolates == "probabilities":
+    if spec.restored == "probabilities":
         return fractions_from_probabilities(values, labels, spec)
     logits, inside = values[:-1], values[-1] > 0.5
     probabilities = torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)
@@ -111,7 +114,7 @@ def _check(logits: Tensor, spec: ModelSpec) -> bool:
 
 
 def _is_cropped(spec: ModelSpec) -> bool:
-    return any(isinstance(step, CropForeground) for step in spec.preprocessing)
+    return any(isinstance(step, CropForeground | CropCenter) for step in spec.preprocessing)
 
 
 def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:

@@ -6,8 +6,9 @@ it maps the network's grid to the source's. `restore_slabs` applies the three ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +17,40 @@ from torch import Tensor
 from ctflow.core.errors import UnsupportedPixels
 from ctflow.core.model import (
     ClipNormalize,
+    ClipPercentiles,
+    CropCenter,
     CropForeground,
     CropNonzero,
+    Linear,
     Normalize,
     Orient,
+    Pad,
     Resample,
     ResampleSpline,
+    Resize,
+    ScaleMinMax,
     ScalePercentiles,
     ScaleRange,
     Step,
+    Threshold,
+    Turn,
     ZScore,
 )
 from ctflow.core.volume import FloatArray, Volume
-from ctflow.transforms.crop import crop
-from ctflow.transforms.intensity import normalize, range_from_percentiles, scale
+from ctflow.transforms.crop import crop_center, crop_foreground, pad
+from ctflow.transforms.intensity import (
+    clip_percentiles,
+    linear,
+    normalize,
+    range_from_percentiles,
+    scale,
+    scale_min_max,
+    threshold,
+)
 from ctflow.transforms.nnunet import clip_and_normalize, crop_nonzero, resample_spline, zscore
-from ctflow.transforms.orient import orient
+from ctflow.transforms.orient import orient, turned
 from ctflow.transforms.resample import resample
+from ctflow.transforms.resize import resize
 from ctflow.transforms.state import GridState, Prepared
 from ctflow.transforms.tilt import remove_tilt, untilted_grid
 from ctflow.transforms.upload import uploaded
@@ -79,7 +97,7 @@ def prepare_volume(
             "preprocessing gave non-finite values: the bundle's scaling does not suit CT", reason="scaling"
         )
     x_mm, y_mm, z_mm = np.linalg.norm(state.affine[:3, :3], axis=0).tolist()
-    return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), untilted)
+    return Prepared(image.contiguous()[None, None], state.axes, state.back, (x_mm, y_mm, z_mm), untilted, state.picks)
 
 
 def _state(array: Tensor, affine_mm: FloatArray) -> GridState:
@@ -87,30 +105,35 @@ def _state(array: Tensor, affine_mm: FloatArray) -> GridState:
     image = array.permute(2, 1, 0)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm[:, [2, 1, 0, 3]]
     x, y, z = (np.eye(size) for size in image.shape)
-    return GridState(image, affine, (2, 1, 0), (x, y, z))
+    i, j, k = (np.arange(size) for size in image.shape)
+    return GridState(image, affine, (2, 1, 0), (x, y, z), (i, j, k))
 
 
 def _apply(state: GridState, step: Step) -> GridState:
-    if isinstance(step, Orient):
-        return orient(state, step.axcodes)
-    if isinstance(step, Resample):
-        return resample(state, step.spacing_mm)
-    if isinstance(step, ResampleSpline):
-        return resample_spline(state, step)
-    if isinstance(step, CropForeground):
-        return crop(state, step.margin)
-    if isinstance(step, CropNonzero):
-        return crop_nonzero(state)
-    return replace(state, image=_with_intensities(state.image.to(torch.float32), step))
+    if type(step) in _SPATIAL:
+        return _SPATIAL[type(step)](state, step)
+    return replace(state, image=_INTENSITY[type(step)](state.image.to(torch.float32), step))
 
 
-def _with_intensities(
-    image: Tensor, step: ScaleRange | ScalePercentiles | Normalize | ClipNormalize | ZScore
-) -> Tensor:
-    if isinstance(step, ScalePercentiles):
-        step = range_from_percentiles(image, step)
-    if isinstance(step, ScaleRange):
-        return scale(image, step)
-    if isinstance(step, ClipNormalize):
-        return clip_and_normalize(image, step)
-    return zscore(image, step) if isinstance(step, ZScore) else normalize(image, step)
+_SPATIAL: Mapping[type, Callable[[GridState, Any], GridState]] = {
+    Orient: lambda state, step: orient(state, step.axcodes),
+    Turn: lambda state, step: turned(state, step.axes, step.flipped, moves_affine=step.moves_affine),
+    Resample: resample,
+    Resize: resize,
+    CropForeground: crop_foreground,
+    CropCenter: crop_center,
+    Pad: pad,
+    CropNonzero: lambda state, _: crop_nonzero(state),
+    ResampleSpline: resample_spline,
+}
+_INTENSITY: Mapping[type, Callable[[Tensor, Any], Tensor]] = {
+    ScaleRange: scale,
+    ScalePercentiles: lambda image, step: scale(image, range_from_percentiles(image, step)),
+    Normalize: normalize,
+    ScaleMinMax: scale_min_max,
+    ClipPercentiles: clip_percentiles,
+    Threshold: threshold,
+    Linear: linear,
+    ClipNormalize: clip_and_normalize,
+    ZScore: zscore,
+}

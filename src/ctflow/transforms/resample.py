@@ -9,10 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ctflow.core.errors import UnsupportedPixels
+from ctflow.core.model import Resample
 from ctflow.core.volume import FloatArray, Size3
-from ctflow.transforms.state import LARGEST_VOXELS, SAME_SPACING_MM, GridState
+from ctflow.transforms.state import (
+    LARGEST_VOXELS,
+    SAME_SPACING_MM,
+    AxisReturn,
+    GridState,
+    IndexArray,
+    returned,
+)
 from ctflow.transforms.upload import uploaded
 
 _SLAB = 8  # slices handled at once; keeps 14 classes of 512 x 512 below 120 MB
@@ -117,16 +126,73 @@ def _rows_at_once(image: Tensor, wanted: Size3) -> int:
     return max(_GPU_SLAB_BYTES // (4 * channels * max(read, wanted[1] * z, wanted[1] * wanted[2])), 1)
 
 
-def resample(state: GridState, spacing_mm: tuple[float, float, float]) -> GridState:
+def resample(state: GridState, step: Resample) -> GridState:
     """Resample the image to another spacing."""
-    affine, grid = _new_grid(state, spacing_mm)
-    forward, back = [], []
-    for axis, (old, new, new_size) in enumerate(grid):
-        size = state.image.shape[axis]
-        forward.append(linear_weights(np.arange(new_size) * (new / old), size))
-        back.append(state.back[axis] @ linear_weights(np.arange(size) * (old / new), new_size))
-    image = interpolated(state.image, forward)
-    return GridState(image, affine, state.axes, (back[0], back[1], back[2]))
+    if step.diagonal and not _is_diagonal(state.affine):
+        raise UnsupportedPixels(
+            "Spacingd with diagonal needs axes along the patient's: this CT is oblique, or Orientationd is missing",
+            reason="oblique",
+        )
+    affine, grid = _new_grid(state, step.spacing_mm)
+    before, after = list(state.image.shape), [size for _, _, size in grid]
+    # MONAI's image carries the product, which may differ from the new affine in the last bit.
+    carried = torch.from_numpy(state.affine) @ torch.from_numpy(np.linalg.solve(state.affine, affine))
+    picks = nearest_voxels(carried.numpy(), state.affine, after, before)
+    if step.nearest:
+        taken = nearest_voxels(state.affine, affine, before, after)
+        image = state.image
+        for axis, voxels in enumerate(taken):
+            image = image.index_select(axis, torch.from_numpy(voxels).to(image.device))
+        weights = [np.eye(size)[voxels] for size, voxels in zip(after, picks, strict=True)]
+    else:
+        axes = [(*each, n) for each, n in zip(grid, before, strict=True)]
+        forward = [linear_weights(np.arange(size) * (new / old), n) for old, new, size, n in axes]
+        weights = [linear_weights(np.arange(n) * (old / new), size) for old, new, size, n in axes]
+        image = interpolated(state.image, forward)
+    return returned(state, [AxisReturn(*each) for each in zip(weights, picks, strict=True)], image, affine)
+
+
+def _is_diagonal(affine: FloatArray) -> bool:
+    linear = affine[:3, :3]
+    return bool((np.diag(linear) > 0).all() and np.abs(linear - np.diag(np.diag(linear))).max() <= SAME_SPACING_MM)
+
+
+def nearest_voxels(
+    old: FloatArray, new: FloatArray, old_size: Sequence[int], new_size: Sequence[int]
+) -> list[IndexArray]:
+    """The nearest voxel of the old grid for each voxel of the new one, along each axis.
+
+    Voxels often lie exactly between two (from 1.5 to 0.75 mm every second one), where MONAI's choice depends on the
+    last bit of its arithmetic: so this repeats it step by step, with torch's own functions.
+
+    Args:
+        old: (4, 4) index -> mm, and
+        new: of a grid whose axes are parallel.
+        old_size: Voxels along each axis, and
+        new_size: of the other grid.
+
+    Source: MONAI 1.6.1 `spatial_resample`, `to_norm_affine`; torch `affine_grid`, `grid_sample`.
+    """
+    moved = torch.from_numpy(np.linalg.solve(old, new))
+    inverse = torch.from_numpy(np.linalg.inv(_normalized(new_size).numpy()))
+    theta = _normalized(old_size) @ moved @ inverse
+    theta = theta.flip(0).flip(1).roll((-1, -1), (0, 1))  # x, y, z as torch counts axes
+    found = []
+    for axis, (size, wanted) in enumerate(zip(old_size, new_size, strict=True)):
+        line = [1, 1, 1, 1, 1]
+        line[2 + axis] = wanted
+        places = functional.affine_grid(theta[None, :3], line, align_corners=False)[..., 2 - axis].flatten()
+        voxels = (((places + 1) * size - 1) / 2).clamp(0, size - 1).round()
+        found.append(voxels.to(torch.int64).numpy())
+    return found
+
+
+def _normalized(size: Sequence[int]) -> Tensor:
+    """Voxels to torch's range from -1 to 1, whose ends are the outer borders of the first and last voxel."""
+    shape = torch.tensor(size, dtype=torch.float64)
+    matrix = torch.diag(torch.cat((2.0 / shape, torch.ones(1, dtype=torch.float64))))
+    matrix[:-1, -1] = 1.0 / shape - 1.0
+    return matrix
 
 
 def _new_grid(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ctflow.core.volume import FloatArray, Size3
@@ -39,6 +40,39 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
     size = height - math.ceil(untilted.rows.max()), width - math.ceil(untilted.columns.max())
     for rows, slab in slabs:
         yield rows, restore_tilt(slab, rows, untilted, size)
+
+
+def restore_labels(prepared: Prepared, labels: Tensor) -> Tensor:
+    """Bring labels back to the source grid: each source voxel gets the nearest network voxel's, or 0 outside a crop.
+
+    Args:
+        prepared: From `prepare_volume`.
+        labels: (X, Y, Z) uint8 on the network's grid.
+
+    Returns:
+        (D, H, W) uint8 on the same device.
+
+    Source: MONAI 1.6.1 `Invertd(nearest_interp=True)`; a tilt, which MONAI does not remove, shifts by whole pixels.
+    """
+    if prepared.picks is None:
+        raise ValueError("the volume was prepared without the way back for labels")
+    order = [prepared.source_axes.index(axis) for axis in range(3)]
+    found = labels.permute(order)
+    for axis, picks in enumerate(prepared.picks[index] for index in order):
+        voxels = torch.from_numpy(np.maximum(picks, 0)).to(labels.device)
+        found = found.index_select(axis, voxels)
+        if (picks < 0).any():
+            shape = [-1 if each == axis else 1 for each in range(3)]
+            found = found * torch.from_numpy(picks >= 0).to(labels.device).view(shape)
+    untilted = prepared.untilted
+    if untilted is None:
+        return found
+    height = untilted.geometry.shape[1] - math.ceil(untilted.rows.max())
+    width = untilted.geometry.shape[2] - math.ceil(untilted.columns.max())
+    shifts = zip(np.rint(untilted.rows).astype(int), np.rint(untilted.columns).astype(int), strict=True)
+    return torch.stack(
+        [found[d, row : row + height, column : column + width] for d, (row, column) in enumerate(shifts)]
+    )
 
 
 def source_boxes(prepared: Prepared, size: Size3) -> Callable[[Size3], tuple[slice, slice, slice]]:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from ctflow.core.model import Placement
+from ctflow.core.model import Overlap, Placement
 from ctflow.core.volume import Size3
 
 
@@ -36,24 +36,25 @@ def starts_along_axis(size: int, window: int, overlap: float, placement: Placeme
 
 
 def window_axes(
-    size: Size3, roi: Size3, overlap: float, placement: Placement = "dense"
+    size: Size3, roi: Size3, overlap: Overlap, placement: Placement = "dense"
 ) -> tuple[list[int], list[int], list[int]]:
     """First voxel of the windows along each axis; the windows are every combination of them.
 
     Args:
         size: Voxels of the volume, each axis at least the window's.
         roi: Voxels of the window.
-        overlap: 0 <= overlap < 1.
+        overlap: 0 <= overlap < 1, for all axes or each.
         placement: See `starts_along_axis`.
 
     Returns:
         Ascending starts along d, h and w.
     """
-    d, h, w = (starts_along_axis(n, window, overlap, placement) for n, window in zip(size, roi, strict=True))
+    shares = overlap if isinstance(overlap, tuple) else (overlap,) * 3
+    d, h, w = (starts_along_axis(*axis, placement) for axis in zip(size, roi, shares, strict=True))
     return d, h, w
 
 
-def window_starts(size: Size3, roi: Size3, overlap: float, placement: Placement = "dense") -> list[Size3]:
+def window_starts(size: Size3, roi: Size3, overlap: Overlap, placement: Placement = "dense") -> list[Size3]:
     """First voxel of each window, in MONAI's order (the last axis runs fastest).
 
     Args:
@@ -81,6 +82,12 @@ def shares_of_windows(starts: Sequence[Size3], count: int) -> list[list[Size3]]:
     count = min(count, len(starts))
     ends = [len(starts) * (index + 1) // count for index in range(count)]
     return [list(starts[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def roi_in_volume(roi: Size3, size: Size3) -> Size3:
+    """A window's size in a volume: along an axis with 0 it is as long as the volume."""
+    d, h, w = (window or n for window, n in zip(roi, size, strict=True))
+    return d, h, w
 
 
 def padding_for_window(size: Size3, roi: Size3) -> tuple[tuple[int, int], ...]:

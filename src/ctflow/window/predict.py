@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.core.errors import DeviceOutOfMemory
-from ctflow.core.model import Blend, Placement
+from ctflow.core.errors import DeviceOutOfMemory, UnsupportedPixels
+from ctflow.core.model import Blend, Overlap, Placement, WindowPadding
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Box, Size3
 from ctflow.engines.cudagraph import free_cached_memory
-from ctflow.window.blend import importance_map, total_weight
+from ctflow.window.blend import SIGMA_SCALE, importance_map, total_weight
 from ctflow.window.constant import alike_windows
 from ctflow.window.devices import Predict, Say, Worker, run_on_devices
 from ctflow.window.grid import padding_for_window, shares_of_windows, window_axes, window_starts
 
+_ZEROS = WindowPadding()
 Halved = Callable[[torch.device, int, int], None]
 
 
@@ -37,9 +38,11 @@ def predict_volume(
     predict: Predict | Sequence[Worker],
     *,
     roi: Size3,
-    overlap: float = 0.25,
+    overlap: Overlap = 0.25,
     blend: Blend = "gaussian",
     placement: Placement = "dense",
+    sigma_scale: tuple[float, float, float] = SIGMA_SCALE,
+    padding: WindowPadding = _ZEROS,
     batch_size: int = 4,
     is_wanted: Callable[[Size3], bool] = every_window,
     progress: Progress = silent,
@@ -55,10 +58,12 @@ def predict_volume(
             uploaded faster.
         predict: (B, C_in, *roi) -> (B, C_out, *roi), on the volume's device, B at most `batch_size`; or several
             workers. Each gets a contiguous run of windows, and only the part of the volume that they touch.
-        roi: Window size in voxels. A smaller volume is padded with zeros on both sides.
-        overlap: Overlap of neighbouring windows, 0 <= overlap < 1.
+        roi: Window size in voxels. A smaller volume is padded on both sides.
+        overlap: Overlap of neighbouring windows, 0 <= overlap < 1, for all axes or each.
         blend: Weight of each voxel of a window.
         placement: Where windows are (see `ctflow.window.grid`).
+        sigma_scale: Width of the gaussian blend, as a fraction of the window along each axis.
+        padding: With what a smaller volume is padded.
         batch_size: Windows per call of `predict`.
         is_wanted: Whether to compute the window that begins at this voxel of the volume (before the first voxel if the
             volume was padded); called once per window, in order. A voxel whose windows are all wanted has the same
@@ -80,12 +85,11 @@ def predict_volume(
     workers = (Worker(predict, volume.device),) if callable(predict) else tuple(predict)
     _check(volume, workers, roi, overlap, batch_size)
     size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # three by the check above
-    padding = padding_for_window(size, roi)
-    flat = [n for pair in reversed(padding) for n in pair]  # F.pad starts with the last axis
-    padded = functional.pad(volume, flat) if any(flat) else volume
+    missing = padding_for_window(size, roi)
+    padded = _padded(volume, missing, padding)
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
-    weight = importance_map(roi, blend, workers[0].device)
-    (d, _), (h, _), (w, _) = padding
+    weight = importance_map(roi, blend, workers[0].device, sigma_scale)
+    (d, _), (h, _), (w, _) = missing
     every = window_starts(padded_size, roi, overlap, placement)
     starts = [start for start in every if is_wanted((start[0] - d, start[1] - h, start[2] - w))]
     if not starts:
@@ -96,14 +100,29 @@ def predict_volume(
     return logits[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]
 
 
-def _check(volume: Tensor, workers: Sequence[Worker], roi: Size3, overlap: float, batch_size: int) -> None:
+def _padded(volume: Tensor, missing: Sequence[tuple[int, int]], padding: WindowPadding) -> Tensor:
+    flat = [n for pair in reversed(missing) for n in pair]  # F.pad starts with the last axis
+    if not any(flat):
+        return volume
+    if padding.mode == "constant":
+        return functional.pad(volume, flat, value=padding.value)
+    if padding.mode != "replicate" and any(
+        max(pair) > n - (padding.mode == "reflect") for pair, n in zip(missing, volume.shape[2:], strict=True)
+    ):
+        raise UnsupportedPixels(
+            f"the volume is too small for the bundle's padding_mode {padding.mode!r} of its windows", reason="scaling"
+        )
+    return functional.pad(volume, flat, mode=padding.mode)
+
+
+def _check(volume: Tensor, workers: Sequence[Worker], roi: Size3, overlap: Overlap, batch_size: int) -> None:
     if volume.ndim != 5 or volume.shape[0] != 1:
         raise ValueError(f"a volume is (1, C, D, H, W), not {tuple(volume.shape)}")
     if not workers or volume.device not in (workers[0].device, torch.device("cpu")):
         raise ValueError(f"a volume is in host memory or on the first worker's device, not on {volume.device}")
     if len(roi) != 3 or min(roi) < 1:
         raise ValueError(f"a window has three sizes of at least 1, not {roi}")
-    if not 0.0 <= overlap < 1.0:
+    if not all(0.0 <= share < 1.0 for share in (overlap if isinstance(overlap, tuple) else (overlap,))):
         raise ValueError(f"overlap is at least 0 and below 1, not {overlap}")
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, not {batch_size}")

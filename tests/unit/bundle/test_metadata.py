@@ -21,7 +21,7 @@ def document(channels, **more):
 
 
 def read(value, channels=3, activation="softmax"):
-    return metadata_from_document(value, "folder", channels, activation)
+    return metadata_from_document(value, "folder", channels, has_background=activation == "softmax")
 
 
 def test_channels_without_codes_are_tissue_and_noted():

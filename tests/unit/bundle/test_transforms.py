@@ -3,10 +3,19 @@ from __future__ import annotations
 import pytest
 
 from ctflow.bundle.config import Config
-from ctflow.bundle.postprocessing import activation_from_config
+from ctflow.bundle.postprocessing import Postprocessing, postprocessing_from_config
 from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+from ctflow.core.model import (
+    CropForeground,
+    KeepLargest,
+    MapLabels,
+    Normalize,
+    Orient,
+    Resample,
+    ScalePercentiles,
+    ScaleRange,
+)
 from reasons import raises_reason
 
 
@@ -102,12 +111,12 @@ def test_loaders_and_disabled_items_are_passed_over_and_order_is_kept():
         (transform("Spacingd", pixdim=float("nan")), "pixdim", "value"),
         (transform("Spacingd", pixdim="$@x"), "pixdim", "reference"),
         (transform("Spacingd", pixdim=["$one()", 1, 1]), "pixdim#0", "expression"),
-        (transform("Spacingd", pixdim=1, mode="nearest"), "mode", "value"),
-        (transform("Spacingd", pixdim=1, mode=["bilinear", "nearest"]), "mode", "value"),
+        (transform("Spacingd", pixdim=1, mode="bicubic"), "mode", "value"),
+        (transform("Spacingd", pixdim=1, mode=["bilinear", "bilinear"]), "mode", "value"),
         (transform("Spacingd", pixdim=1, mode=[]), "mode", "value"),
         (transform("Spacingd", pixdim=1, padding_mode="zeros"), "padding_mode", "value"),
         (transform("Spacingd", pixdim=1, align_corners=True), "align_corners", "value"),
-        (transform("Spacingd", pixdim=1, diagonal=True), "diagonal", "value"),
+        (transform("Spacingd", pixdim=1, diagonal="yes"), "diagonal", "value"),
         (transform("Spacingd", pixdim=1, scale_extent=True), "scale_extent", "value"),
         (transform("Spacingd", pixdim=1, max_pixdim=2), "max_pixdim", "value"),
         (transform("Spacingd", pixdim=1, lazy=True), "lazy", "value"),
@@ -138,14 +147,34 @@ def test_loaders_and_disabled_items_are_passed_over_and_order_is_kept():
         (transform("Spacingd", pixdim=1, recompute_affine=True), "recompute_affine", "value"),
         (transform("Spacingd", pixdim=1, dtype="float16"), "dtype", "value"),
         (transform("ScaleIntensityRanged", **RANGE, dtype="float"), "dtype", "value"),
-        (transform("CropForegroundd", source_key="image", select_fn="$lambda x: x > -500"), "select_fn", "expression"),
+        (
+            transform("CropForegroundd", source_key="image", select_fn="$lambda x: x.mean() > -500"),
+            "select_fn",
+            "expression",
+        ),
         (transform("CropForegroundd", source_key="image", margin=[1, 2, 3]), "margin", "value"),
         (transform("CropForegroundd", source_key="image", margin=-1), "margin", "value"),
-        (transform("CropForegroundd", source_key="image", k_divisible=32), "k_divisible", "value"),
-        (transform("CropForegroundd", source_key="image", allow_smaller=True), "allow_smaller", "value"),
-        (transform("CropForegroundd", source_key="image", channel_indices=0), "channel_indices", "value"),
-        (transform("CropForegroundd", source_key="image", mode="edge"), "mode", "value"),
+        (transform("CropForegroundd", source_key="image", k_divisible=[32, 32]), "k_divisible", "value"),
+        (transform("CropForegroundd", source_key="image", allow_smaller=1), "allow_smaller", "value"),
+        (transform("CropForegroundd", source_key="image", channel_indices=1), "channel_indices", "value"),
+        (transform("CropForegroundd", source_key="image", mode="linear_ramp"), "mode", "value"),
         (transform("CastToTyped", dtype="float16"), "dtype", "value"),
+        (transform("SpatialPadd", spatial_size=[1, 2]), "spatial_size", "value"),
+        (transform("BorderPadd", spatial_border=-1), "spatial_border", "value"),
+        (transform("DivisiblePadd", k=4, method="left"), "method", "value"),
+        (transform("SpatialPadd", spatial_size=9, mode="edge", value=3), "value", "argument"),
+        (transform("Resized", spatial_size=9), "spatial_size", "value"),
+        (transform("Resized", spatial_size=[9, 9, 9], mode="bicubic"), "mode", "value"),
+        (transform("Resized", spatial_size=[9, 9, 9], align_corners=True), "align_corners", "value"),
+        (transform("Resized", spatial_size=9, size_mode="shortest"), "size_mode", "value"),
+        (transform("Rotate90d", spatial_axes=[0, 0]), "spatial_axes", "value"),
+        (transform("Flipd", spatial_axis=3), "spatial_axis", "value"),
+        (transform("Transposed", indices=[1, 0, 2, 3]), "indices", "value"),
+        (transform("Lambdad", func="$lambda x: x.sqrt()"), "func", "expression"),
+        (transform("Lambdad", func="$torch.sqrt"), "func", "expression"),
+        (transform("Lambdad", func="$lambda x: x * x"), "func", "expression"),
+        (transform("ClipIntensityPercentilesd", lower=None, upper=None), "upper", "value"),
+        (transform("ClipIntensityPercentilesd", lower=1, upper=9, sharpness_factor=2), "sharpness_factor", "value"),
         (transform("EnsureTyped", dtype="$torch.float16"), "dtype", "value"),
     ],
 )
@@ -186,7 +215,7 @@ def after(*transforms):
         "preprocessing": {"_target_": "Compose"},
         "postprocessing": {"_target_": "Compose", "transforms": list(transforms)},
     }
-    return activation_from_config(Config(document, "configs/inference.json"))
+    return postprocessing_from_config(Config(document, "configs/inference.json"))
 
 
 INVERT = answer(
@@ -198,14 +227,40 @@ ARGMAX, HALF = answer("AsDiscreted", argmax=True), answer("AsDiscreted", thresho
 
 def test_softmax_with_argmax_and_sigmoid_with_threshold():
     save = answer("SaveImaged", output_dir="$x", resample=False)
-    assert after(SOFTMAX, INVERT, ARGMAX, save) == ("softmax", None)
-    assert after(answer("EnsureTyped"), SIGMOID, INVERT, HALF) == ("sigmoid", 0.5)
-    assert after(answer("Activationsd", softmax=[True], other=None), INVERT, ARGMAX) == ("softmax", None)
+    assert after(SOFTMAX, INVERT, ARGMAX, save) == Postprocessing("softmax")
+    assert after(answer("EnsureTyped"), SIGMOID, INVERT, HALF) == Postprocessing("sigmoid", 0.5)
+    assert after(answer("Activationsd", softmax=[True], other=None), INVERT, ARGMAX) == Postprocessing("softmax")
 
 
-@pytest.mark.parametrize("order", [(), (SOFTMAX, ARGMAX, INVERT), (INVERT, SOFTMAX, ARGMAX), (SOFTMAX, ARGMAX)])
-def test_another_order_is_refused_and_the_order_told(order):
-    with raises_reason(BundleInvalid, "order", names=("postprocessing", "Activationsd, Invertd, AsDiscreted")):
+NEAREST = {**INVERT, "nearest_interp": True}
+KEEP = answer("KeepLargestConnectedComponentd", applied_labels=[1, 2])
+MAP = answer("MapLabelValued", orig_labels=[1, 2], target_labels=[7, 0])
+KEPT, MAPPED = KeepLargest((1, 2), independent=True, connectivity=3, count=1), MapLabels(((1, 7), (2, 0)))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ((SOFTMAX, ARGMAX, NEAREST), Postprocessing("softmax", None, "labels")),
+        ((SOFTMAX, NEAREST, ARGMAX), Postprocessing("softmax", None, "labels")),
+        ((INVERT, SOFTMAX, ARGMAX), Postprocessing("softmax", None, "logits")),
+        ((INVERT, ARGMAX), Postprocessing("none", None, "logits")),
+        ((ARGMAX, NEAREST), Postprocessing("none", None, "labels")),
+        ((SOFTMAX, ARGMAX, KEEP, NEAREST, MAP), Postprocessing("softmax", None, "labels", [KEPT], [MAPPED])),
+        ((SOFTMAX, INVERT, ARGMAX, KEEP, MAP), Postprocessing("softmax", None, "probabilities", [], [KEPT, MAPPED])),
+    ],
+)
+def test_orders_that_bundles_use(order, expected):
+    assert after(*order) == expected
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(), (SOFTMAX, ARGMAX), (SOFTMAX, INVERT), (SOFTMAX, KEEP, INVERT, ARGMAX), (SOFTMAX, SOFTMAX, INVERT, ARGMAX),
+     (SOFTMAX, INVERT, INVERT, ARGMAX), (SOFTMAX, INVERT, ARGMAX, ARGMAX), (NEAREST, SIGMOID, HALF)],
+)  # fmt: skip
+def test_an_order_without_a_meaning_is_refused(order):
+    with raises_reason(BundleInvalid, "order", names="postprocessing"):
         after(*order)
 
 
@@ -216,11 +271,15 @@ def test_another_order_is_refused_and_the_order_told(order):
         ((answer("Activationsd", softmax=True, sigmoid=True), INVERT, ARGMAX), "0#softmax", "value"),
         ((answer("Activationsd", softmax=True, other="$f"), INVERT, ARGMAX), "0#other", "expression"),
         ((answer("Activationsd", softmax=True, dim=1), INVERT, ARGMAX), "0#dim", "value"),
+        ((SOFTMAX, ARGMAX, INVERT), "2#nearest_interp", "value"),
+        ((SOFTMAX, ARGMAX, answer("RemoveSmallObjectsd", by_measure=True), NEAREST), "2#by_measure", "value"),
+        ((SOFTMAX, ARGMAX, answer("LabelFilterd", applied_labels=[300]), NEAREST), "2#applied_labels", "value"),
         (
-            (SOFTMAX, answer("Invertd", **{k: INVERT[k] for k in ("transform", "orig_keys")}), ARGMAX),
-            "1#nearest_interp",
+            (SOFTMAX, ARGMAX, NEAREST, answer("MapLabelValued", orig_labels=[0], target_labels=[1])),
+            "3#orig_labels",
             "value",
         ),
+        ((SOFTMAX, answer("MeanEnsembled"), INVERT, ARGMAX), "1#_target_", "target"),
         ((SOFTMAX, {**INVERT, "nearest_interp": "$x"}, ARGMAX), "1#nearest_interp", "expression"),
         ((SOFTMAX, {**INVERT, "post_func": "$f"}, ARGMAX), "1#post_func", "expression"),
         ((SOFTMAX, INVERT, HALF), "2#argmax", "value"),

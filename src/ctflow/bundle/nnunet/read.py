@@ -108,7 +108,7 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
         notes=(averaged, *configuration.notes, *labels.notes, "nnU-Net states no intended_use"),
         placement="even",
         mirror_axes=first.mirror_axes,
-        interpolates="logits",
+        restored="logits",
         painted=labels.painted,
     )
     return spec, first

@@ -52,7 +52,7 @@ def test_a_folder_becomes_a_model(folder):
         ResampleSpline((3.0, 2.0, 2.0), Spline(3, 0, None), Spline(1, 0, None)),
     )
     assert (spec.roi, spec.overlap, spec.blend, spec.placement) == ((16, 24, 24), 0.5, "nnunet", "even")
-    assert (spec.activation, spec.out_channels, spec.interpolates) == ("softmax", 3, "logits")
+    assert (spec.activation, spec.out_channels, spec.restored) == ("softmax", 3, "logits")
     assert spec.mirror_axes == (0, 1, 2)
     assert [segment.label for segment in spec.segments] == ["liver", "lung tumour"]
     assert spec.network.members == 2

@@ -1,0 +1,1 @@
+"""Transforms of a configuration -> steps of the model, each argument checked."""
