@@ -28,7 +28,14 @@ _ROWS = 8  # of the network's grid whose labels are taken at once
 
 
 def finished(
-    prepared: Prepared, logits: Tensor, spec: ModelSpec, parts: KnownParts, *, fractional: bool, progress: Progress
+    prepared: Prepared,
+    logits: Tensor,
+    spec: ModelSpec,
+    parts: KnownParts,
+    shape: tuple[int, ...],
+    *,
+    fractional: bool,
+    progress: Progress,
 ) -> tuple[Labels, Labels | None]:
     """Labels on the source grid, and each segment's fraction if asked for.
 
@@ -37,6 +44,7 @@ def finished(
         logits: (1, C, X, Y, Z) float32 on the network's grid.
         spec: The model's post-processing.
         parts: Outside each of the known ones both are 0: there, windows are missing or show nothing.
+        shape: The source's.
         fractional: Whether fractions are asked for.
         progress: Receives source slices.
 
@@ -48,7 +56,7 @@ def finished(
         progress("restore", len(found), len(found))
         fractions = None
     else:
-        found, fractions = _restored_probabilities(prepared, logits, spec, parts, fractional, progress)
+        found, fractions = _restored_probabilities(prepared, logits, spec, parts, shape, fractional, progress)
     labels = bytes_on_host(found)
     if spec.label_steps:
         labels = _stepped(labels, spec.label_steps)
@@ -76,10 +84,15 @@ def _restored_labels(prepared: Prepared, logits: Tensor, spec: ModelSpec, parts:
 
 
 def _restored_probabilities(
-    prepared: Prepared, logits: Tensor, spec: ModelSpec, parts: KnownParts, fractional: bool, progress: Progress
+    prepared: Prepared,
+    logits: Tensor,
+    spec: ModelSpec,
+    parts: KnownParts,
+    shape: tuple[int, ...],
+    fractional: bool,
+    progress: Progress,
 ) -> tuple[Tensor, Tensor | None]:
     """Probabilities (or logits) resampled linearly, then thresholded, a few slices at a time."""
-    shape = _source_shape(prepared)
     probabilities = probabilities_from_logits(logits, spec)
     labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
     # Logits without an activation have no fractions; labels do, which `finished` makes.
@@ -99,11 +112,6 @@ def _restored_probabilities(
                 fractions[:, rows] *= inside
         progress("restore", rows.stop, len(labels))
     return labels, fractions if is_scaled else None
-
-
-def _source_shape(prepared: Prepared) -> tuple[int, int, int]:
-    d, h, w = (len(prepared.back[prepared.source_axes.index(axis)]) for axis in range(3))
-    return d, h, w
 
 
 def _stepped(labels: Labels, steps: Sequence[LabelStep]) -> Labels:

@@ -187,7 +187,7 @@ class Segmenter:
                 fractional = self._settings.seg == "fractional"
                 spec = self.model.spec
                 labels, fractions = finished(
-                    prepared, found.logits, spec, parts, fractional=fractional, progress=progress
+                    prepared, found.logits, spec, parts, volume.array.shape, fractional=fractional, progress=progress
                 )
         warnings = found.warnings
         if body is None and self._settings.roi == "body":

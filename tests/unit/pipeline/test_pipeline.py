@@ -40,6 +40,7 @@ from ctflow.export.selection import Choice
 from ctflow.pipeline import documents, run, stages, write
 from ctflow.pipeline.case import find_cases, key_of_series
 from ctflow.pipeline.documents import exit_code_of_errors
+from ctflow.pipeline.finishing import finished
 from ctflow.pipeline.run import announce, run_folder
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.pipeline.stages import load_case, prepare_result, segment_case
@@ -65,9 +66,9 @@ def settings():
 def noting(call, steps, word):
     """The same call, which says first that it is made."""
 
-    def noted(*arguments):
+    def noted(*arguments, **options):
         steps.append(word)
-        return call(*arguments)
+        return call(*arguments, **options)
 
     return noted
 
@@ -510,7 +511,8 @@ def test_a_result_is_prepared_while_the_mask_is_computed(model, series, settings
     steps = []
     monkeypatch.setattr(stages, "prepare_result", noting(prepare_result, steps, "prepare"))
     with Segmenter(model, settings) as segmenter:
-        monkeypatch.setattr(segmenter, "_restore", noting(segmenter._restore, steps, "begin restore"))
+        target = "ctflow.pipeline.segmenter.finished"
+        monkeypatch.setattr(target, noting(finished, steps, "begin restore"))
         case = segment_case(case, segmenter, lambda stage, done, total: steps.append(stage) if done == total else None)
     assert steps[:3] == ["segment", "prepare", "begin restore"]
     assert case.prepared.uids == tuple(each.header.SOPInstanceUID for each in case.loaded.instances)
@@ -698,7 +700,7 @@ class FakeEngine:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes"),
     ],
 )
-@pytest.mark.parametrize("stage", ["prepare_volume", "predict_volume", "probabilities_from_logits"])
+@pytest.mark.parametrize("stage", ["prepare_volume", "predict_volume", "values_to_restore"])
 def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
     model, series, settings, monkeypatch, error, stage
 ):
@@ -709,8 +711,9 @@ def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
         held.append(weakref.ref(array))
         raise error
 
-    monkeypatch.setattr(f"ctflow.pipeline.segmenter.{stage}", fail)
-    if stage == "probabilities_from_logits":
+    module = "finishing" if stage == "values_to_restore" else "segmenter"
+    monkeypatch.setattr(f"ctflow.pipeline.{module}.{stage}", fail)
+    if stage == "values_to_restore":
         monkeypatch.setattr("ctflow.pipeline.segmenter.predict_volume", lambda *_, **__: torch.zeros(1, 2, 4, 4, 4))
     with Segmenter(model, settings) as segmenter:
         (case,) = find_cases(series, model.spec, settings).cases
