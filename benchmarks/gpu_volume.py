@@ -26,7 +26,8 @@ import torch
 
 from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
-from ctflow.core.model import Model, NetworkSpec, Resample
+from ctflow.core.model import Model, NetworkSpec
+from ctflow.core.steps import Resample
 from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version

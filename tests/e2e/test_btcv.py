@@ -9,7 +9,7 @@ import pydicom
 import pytest
 
 from ctflow.bundle import read_bundle
-from ctflow.core.model import Orient, Resample, ScaleRange
+from ctflow.core.steps import Orient, Resample, ScaleRange
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.networks.build import network_from_model

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ctflow.core.errors import DeviceOutOfMemory
-from ctflow.core.model import ModelSpec, NetworkSpec, Orient, Resample, ScaleRange
+from ctflow.core.model import ModelSpec, NetworkSpec
+from ctflow.core.steps import Orient, Resample, ScaleRange
 from ctflow.phantom import phantom_from_seed
 from ctflow.transforms.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.transforms.prepare import prepare_volume

@@ -12,7 +12,8 @@ from ctflow.bundle.config import MISSING, short
 from ctflow.bundle.config.documents import read_bundle_document
 from ctflow.bundle.locate import METADATA, is_of_nnunet
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import Code, FilterLabels, HuRange, LabelStep, MapLabels, Segment
+from ctflow.core.model import Code, HuRange, Segment
+from ctflow.core.steps import FilterLabels, LabelStep, MapLabels
 
 MOST_CHANNELS = 256
 # For a channel without codes in the bundle (both DICOM PS3.16 CID 7150 and 7151 contain it).

@@ -10,7 +10,8 @@ from ctflow.bundle.expressions.interpreter import sole_reference
 from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST
 from ctflow.bundle.steps.label_steps import LABEL_MAKERS
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
-from ctflow.core.model import Activation, LabelStep, Restored
+from ctflow.core.model import Activation
+from ctflow.core.steps import LabelStep, Restored
 
 _NEVER = frozenset({"LoadImaged", "EnsureChannelFirstd"})
 _AT_THE_END = frozenset({"FromMetaTensord", "ToMetaTensord", "ToTensord"})  # earlier, MONAI would lose the geometry

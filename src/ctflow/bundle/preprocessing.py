@@ -8,7 +8,7 @@ from ctflow.bundle.config import Config, short
 from ctflow.bundle.signatures import HELD, STEPS
 from ctflow.bundle.steps.image_steps import MAKERS
 from ctflow.bundle.transforms import IMAGE, Transform, check_held, transforms_from_config
-from ctflow.core.model import (
+from ctflow.core.steps import (
     ClipPercentiles,
     CropCenter,
     CropForeground,

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ctflow.core.model import LabelStep, ModelSpec
+from ctflow.core.model import ModelSpec
 from ctflow.core.progress import Progress
+from ctflow.core.steps import LabelStep
 from ctflow.core.volume import Labels
 from ctflow.transforms.labels import apply_label_steps
 from ctflow.transforms.postprocess import (
-    activated,
     bytes_on_host,
-    fractions_from_probabilities,
+    fractions_from_restored,
     labels_from_probabilities,
+    labels_from_restored,
     probabilities_from_logits,
+    values_to_restore,
 )
 from ctflow.transforms.restore import restore_labels, restore_slabs
 from ctflow.transforms.state import Prepared
@@ -93,18 +95,18 @@ def _restored_probabilities(
     progress: Progress,
 ) -> tuple[Tensor, Tensor | None]:
     """Probabilities (or logits) resampled linearly, then thresholded, a few slices at a time."""
-    probabilities = probabilities_from_logits(logits, spec)
-    labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
     # Logits without an activation have no fractions; labels do, which `finished` makes.
     is_scaled = fractional and spec.activation != "none"
+    values = values_to_restore(logits, spec, fractional=is_scaled)
+    has_ones = is_scaled and spec.restored == "logits"
+    labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
     count = len(spec.segments) if is_scaled else 0
     fractions = torch.empty((count, *shape), dtype=torch.uint8, device=logits.device)
     progress("restore", 0, len(labels))
-    for rows, restored in restore_slabs(prepared, probabilities):
-        slab = activated(restored, spec) if spec.restored == "logits" else restored
-        labels[rows] = labels_from_probabilities(slab, spec)
+    for rows, slab in restore_slabs(prepared, values):
+        labels[rows] = labels_from_restored(slab[:-1] if has_ones else slab, spec)
         if count:
-            fractions[:, rows] = fractions_from_probabilities(slab, labels[rows], spec)
+            fractions[:, rows] = fractions_from_restored(slab, labels[rows], spec)
         for part in parts:
             if part is not None:
                 inside = part.mask_of_slices(rows)

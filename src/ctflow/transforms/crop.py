@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctflow.core.errors import UnsupportedPixels
-from ctflow.core.model import CropCenter, CropForeground, Pad, PadMode
+from ctflow.core.steps import CropCenter, CropForeground, Pad, PadMode
 from ctflow.transforms.state import LARGEST_VOXELS, GridState, returned, shifted
 
 _BY_TORCH = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
@@ -36,7 +36,7 @@ def crop_foreground(state: GridState, step: CropForeground) -> GridState:
         size = -(-(end - start) // k) * k
         starts.append(start - (size - (end - start)) // 2)
         ends.append(starts[-1] + size)
-    return _boxed(state, starts, ends, step.mode, step.value)
+    return boxed(state, starts, ends, step.mode, step.value)
 
 
 def crop_center(state: GridState, step: CropCenter) -> GridState:
@@ -46,7 +46,7 @@ def crop_center(state: GridState, step: CropCenter) -> GridState:
         wanted = size if given <= 0 else given
         starts.append(max(size // 2 - wanted // 2, 0))
         ends.append(min(starts[-1] + wanted, size))
-    return _boxed(state, starts, ends)
+    return boxed(state, starts, ends)
 
 
 def pad(state: GridState, step: Pad) -> GridState:
@@ -63,10 +63,10 @@ def pad(state: GridState, step: Pad) -> GridState:
             after = missing - before
         starts.append(-before)
         ends.append(size + after)
-    return _boxed(state, starts, ends, step.mode, step.value)
+    return boxed(state, starts, ends, step.mode, step.value)
 
 
-def _boxed(
+def boxed(
     state: GridState, starts: Sequence[int], ends: Sequence[int], mode: PadMode = "constant", value: float = 0.0
 ) -> GridState:
     """The image in a box, which may exceed it."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.core.model import ClipPercentiles, Linear, Normalize, ScaleMinMax, ScalePercentiles, ScaleRange, Threshold
+from ctflow.core.steps import ClipPercentiles, Linear, Normalize, ScaleMinMax, ScalePercentiles, ScaleRange, Threshold
 
 
 def scale(image: Tensor, step: ScaleRange) -> Tensor:

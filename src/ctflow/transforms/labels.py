@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ctflow.core.model import FillHoles, FilterLabels, KeepLargest, LabelStep, MapLabels, RemoveSmall
+from ctflow.core.steps import FillHoles, FilterLabels, KeepLargest, LabelStep, MapLabels, RemoveSmall
 from ctflow.core.volume import Labels
 
 Marked = npt.NDArray[np.bool_]

@@ -17,10 +17,11 @@ from scipy.ndimage import binary_fill_holes, map_coordinates, zoom
 from torch import Tensor
 
 from ctflow.core.errors import UnsupportedPixels
-from ctflow.core.model import ClipNormalize, ResampleSpline, Spline, ZScore
+from ctflow.core.steps import ClipNormalize, ResampleSpline, Spline, ZScore
 from ctflow.core.volume import FloatArray
+from ctflow.transforms.crop import boxed
 from ctflow.transforms.resample import interpolated
-from ctflow.transforms.state import LARGEST_VOXELS, GridState
+from ctflow.transforms.state import LARGEST_VOXELS, AxisReturn, GridState, returned
 
 _ANISOTROPIC = 3.0  # from this ratio of spacings on nnU-Net resamples the axis with the largest one apart
 _LEAST_DEVIATION = 1e-8
@@ -29,18 +30,15 @@ _LEAST_WEIGHT = 1e-10  # of a spline's endless tails; float32 ends at 6e-8
 
 def crop_nonzero(state: GridState) -> GridState:
     """Crop the image to the bounding box of what is not 0; an image of zeros stays as it is."""
-    image, affine, back = state.image, state.affine.copy(), list(state.back)
-    nonzero = image != 0
+    starts, ends, nonzero = [], [], state.image != 0
     for axis in range(3):
         others = [other for other in range(3) if other != axis]
         marked = torch.nonzero(nonzero.any(dim=others[1]).any(dim=others[0])).flatten()
         if not len(marked):
             return state
-        start, end, size = int(marked[0]), int(marked[-1]) + 1, image.shape[axis]
-        image = image.narrow(axis, start, end - start)
-        affine[:, 3] += affine[:, axis] * start
-        back[axis] = back[axis] @ np.eye(size, end - start, -start)
-    return GridState(image, affine, state.axes, (back[0], back[1], back[2]))
+        starts.append(int(marked[0]))
+        ends.append(int(marked[-1]) + 1)
+    return boxed(state, starts, ends)
 
 
 def clip_and_normalize(image: Tensor, step: ClipNormalize) -> Tensor:
@@ -81,15 +79,13 @@ def resample_spline(state: GridState, step: ResampleSpline) -> GridState:
         return state
     image = _resampled(state.image, shape, step.forward, axis_apart(step.forward.apart, old, new))
     apart = axis_apart(step.back.apart, new, old)
-    back = [
-        state.back[axis] @ spline_weights(shape[axis], size[axis], step.back, apart=axis == apart) for axis in range(3)
-    ]
+    weights = [spline_weights(shape[axis], size[axis], step.back, apart=axis == apart) for axis in range(3)]
     affine = state.affine.copy()
     for axis in range(3):  # both grids begin at the same edge, not with the same voxel centre
         ratio = size[axis] / shape[axis]
         affine[:, 3] += affine[:, axis] * (ratio - 1) / 2
         affine[:, axis] *= ratio
-    return GridState(image, affine, state.axes, (back[0], back[1], back[2]))
+    return returned(state, [AxisReturn(each, each.argmax(axis=1)) for each in weights], image, affine)
 
 
 def _resampled(image: Tensor, shape: Sequence[int], spline: Spline, apart: int | None) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import CropCenter, CropForeground, ModelSpec
+from ctflow.core.model import ModelSpec
+from ctflow.core.steps import CropCenter, CropForeground
 from ctflow.core.volume import Labels
 from ctflow.networks.head import is_two_class
 

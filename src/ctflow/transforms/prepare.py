@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ctflow.core.errors import UnsupportedPixels
-from ctflow.core.model import (
+from ctflow.core.steps import (
     ClipNormalize,
     ClipPercentiles,
     CropCenter,
@@ -49,8 +49,7 @@ from ctflow.transforms.intensity import (
 )
 from ctflow.transforms.nnunet import clip_and_normalize, crop_nonzero, resample_spline, zscore
 from ctflow.transforms.orient import orient, turned
-from ctflow.transforms.resample import resample
-from ctflow.transforms.resize import resize
+from ctflow.transforms.resample import resample, resize
 from ctflow.transforms.state import GridState, Prepared
 from ctflow.transforms.tilt import remove_tilt, untilted_grid
 from ctflow.transforms.upload import uploaded

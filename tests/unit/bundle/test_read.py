@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ctflow.bundle import demonstration_bundle, read_bundle, spec_from_documents
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import Code, ModelSpec, Orient, Resample, ScaleRange, Segment
+from ctflow.core.model import Code, ModelSpec, Segment
+from ctflow.core.steps import Orient, Resample, ScaleRange
 from ctflow.networks.build import network_from_model
 from reasons import raises_reason
 

@@ -6,7 +6,7 @@ from ctflow.bundle.config import Config
 from ctflow.bundle.postprocessing import Postprocessing, postprocessing_from_config
 from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import (
+from ctflow.core.steps import (
     CropForeground,
     KeepLargest,
     MapLabels,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ParityFailed
-from ctflow.core.model import Model, ModelSpec, NetworkSpec, ScaleRange
+from ctflow.core.model import Model, ModelSpec, NetworkSpec
+from ctflow.core.steps import ScaleRange
 from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.export import measure, selection

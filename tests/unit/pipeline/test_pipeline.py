@@ -28,7 +28,8 @@ from ctflow.core.errors import (
     NoUsableSeries,
     StorageFull,
 )
-from ctflow.core.model import Code, CropForeground, Segment
+from ctflow.core.model import Code, Segment
+from ctflow.core.steps import CropForeground
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import name_without_patient

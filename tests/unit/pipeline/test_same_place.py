@@ -12,7 +12,7 @@ import torch
 
 from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
-from ctflow.core.model import Resample
+from ctflow.core.steps import Resample
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.segmentation import read_segmentation
 from ctflow.dicom.write.ct_series import write_ct_series

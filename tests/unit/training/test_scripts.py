@@ -15,7 +15,8 @@ import torch
 
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import NetworkSpec, Resample
+from ctflow.core.model import NetworkSpec
+from ctflow.core.steps import Resample
 from ctflow.networks.build import network_from_model, network_from_spec
 from reasons import raises_reason
 

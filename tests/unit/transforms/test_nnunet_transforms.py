@@ -16,7 +16,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 )
 
 from ctflow.core.errors import UnsupportedPixels
-from ctflow.core.model import ClipNormalize, ResampleSpline, Spline, ZScore
+from ctflow.core.steps import ClipNormalize, ResampleSpline, Spline, ZScore
 from ctflow.transforms.nnunet import axis_apart, clip_and_normalize, crop_nonzero, resample_spline, zscore
 from ctflow.transforms.state import GridState
 from reasons import raises_reason

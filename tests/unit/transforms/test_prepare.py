@@ -27,7 +27,7 @@ from monai.transforms import (
 )
 
 from ctflow.core.errors import UnsupportedPixels
-from ctflow.core.model import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
+from ctflow.core.steps import CropForeground, Normalize, Orient, Resample, ScalePercentiles, ScaleRange
 from ctflow.core.volume import Geometry, Volume
 from ctflow.transforms import resample
 from ctflow.transforms.orient import orientation_from_affine

@@ -10,16 +10,8 @@ from typing import Any
 from ctflow.bundle.config import is_number, short
 from ctflow.bundle.nnunet.folder import PLANS
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import (
-    ClipNormalize,
-    CropNonzero,
-    NetworkSpec,
-    Orient,
-    ResampleSpline,
-    Spline,
-    Step,
-    ZScore,
-)
+from ctflow.core.model import NetworkSpec
+from ctflow.core.steps import ClipNormalize, CropNonzero, Orient, ResampleSpline, Spline, Step, ZScore
 from ctflow.core.volume import Size3
 from ctflow.networks.build import check_size
 from ctflow.networks.nnunet import CLASS_ARGUMENTS, check_nnunet_arguments

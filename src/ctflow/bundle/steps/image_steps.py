@@ -9,7 +9,7 @@ from ctflow.bundle.config import is_number, short
 from ctflow.bundle.expressions.lambdas import line_of_lambda, threshold_of_lambda
 from ctflow.bundle.expressions.values import NotUnderstood
 from ctflow.bundle.transforms import Transform
-from ctflow.core.model import (
+from ctflow.core.steps import (
     ClipPercentiles,
     CropCenter,
     CropForeground,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ctflow.bundle.config import short
 from ctflow.bundle.transforms import Transform
-from ctflow.core.model import FillHoles, FilterLabels, KeepLargest, LabelStep, MapLabels, RemoveSmall
+from ctflow.core.steps import FillHoles, FilterLabels, KeepLargest, LabelStep, MapLabels, RemoveSmall
 
 LARGEST_LABEL = 255
 

@@ -12,7 +12,7 @@ import torch
 import nnunet_support as nnunet
 from ctflow.bundle import find_bundle, read_body_parts, read_bundle, read_spec
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import ClipNormalize, CropNonzero, Orient, ResampleSpline, Spline, ZScore
+from ctflow.core.steps import ClipNormalize, CropNonzero, Orient, ResampleSpline, Spline, ZScore
 from ctflow.networks.build import network_from_model
 from reasons import raises_reason
 
