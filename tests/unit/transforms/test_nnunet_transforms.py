@@ -28,7 +28,8 @@ apart = st.sampled_from([None, True, False])
 
 def state_of(array, spacing_mm=(1.0, 1.0, 1.0)):
     eyes = tuple(np.eye(size) for size in array.shape)
-    return GridState(torch.from_numpy(array), np.diag([*spacing_mm, 1.0]), (0, 1, 2), eyes)
+    picks = tuple(np.arange(size) for size in array.shape)
+    return GridState(torch.from_numpy(array), np.diag([*spacing_mm, 1.0]), (0, 1, 2), eyes, picks)
 
 
 def noise(shape, seed=0):
