@@ -130,6 +130,11 @@ def _check_engine(request: MeasurementRequest, roi: Size3) -> None:
 
 def _check_model(model: Model, request: MeasurementRequest) -> None:
     spec = model.spec
+    if spec.interpolates == "logits":
+        raise BundleInvalid(
+            "`ctflow bench compare` compares with MONAI; benchmarks/nnunet_predictor.py compares with nnU-Net",
+            reason="not-comparable",
+        )
     if spec.activation != "softmax":
         raise BundleInvalid(
             f"`ctflow bench compare` needs a model with a softmax; this one has {spec.activation}",
