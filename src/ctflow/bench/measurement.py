@@ -130,7 +130,7 @@ def _check_engine(request: MeasurementRequest, roi: Size3) -> None:
 
 def _check_model(model: Model, request: MeasurementRequest) -> None:
     spec = model.spec
-    if spec.interpolates == "logits":
+    if spec.placement == "even":
         raise BundleInvalid(
             "`ctflow bench compare` compares with MONAI; benchmarks/nnunet_predictor.py compares with nnU-Net",
             reason="not-comparable",

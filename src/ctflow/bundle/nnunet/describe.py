@@ -7,7 +7,8 @@ from typing import Any
 
 from ctflow.bundle.nnunet.read import read_nnunet
 from ctflow.core.errors import CtflowError
-from ctflow.core.model import ClipNormalize, ModelSpec, ResampleSpline, ZScore
+from ctflow.core.model import ModelSpec
+from ctflow.core.steps import ClipNormalize, ResampleSpline, ZScore
 from ctflow.networks.build import network_from_model
 
 
