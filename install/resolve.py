@@ -24,7 +24,8 @@ ON_NVIDIAS_INDEX = {"tensorrt", "torch-tensorrt"}
 EVERYWHERE = ("", "onnxruntime", "openvino", "serve")
 HAS_NO_WHEELS = {("Linux Arm, glibc 2.28", "openvino")}
 CPU_BUILD = "torch-on-cpu.toml"
-HAS_NO_WHEEL = "tensorrt-rtx-cu13"  # only requires its parts; everything else has to have a wheel for the system
+# Only requires its parts; of the tests' nnunetv2, in Python alone. Everything else has to have a wheel for the system.
+HAS_NO_WHEEL = ("tensorrt-rtx-cu13", "acvl-utils")
 # What the CPU build of torch requires (tests/unit/test_install.py compares it with the installed one).
 TORCH_ON_CPU = ("filelock", "typing-extensions", "setuptools", "sympy", "networkx", "jinja2", "fsspec")
 # Left to torch, whose CUDA build requires one version of each; and pip, which every environment brings along.
@@ -82,7 +83,7 @@ def resolve(combination: Combination, project: Path, cache: Path) -> Resolved:
     command = [
         "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", combination.python,
         "--python", sys.executable, "--python-platform", PLATFORMS[combination.platform], "--cache-dir", str(cache),
-        "--only-binary", ":all:", "--no-binary", HAS_NO_WHEEL,
+        "--only-binary", ":all:", *(f"--no-binary={name}" for name in HAS_NO_WHEEL),
         str(project / "pyproject.toml"),
     ]  # fmt: skip
     command += ["--extra", combination.extra] if combination.extra else []
