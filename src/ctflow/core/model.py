@@ -75,7 +75,8 @@ class NetworkSpec:
     """A network and the arguments that make it.
 
     Attributes:
-        name: A class of `monai.networks.nets`, or the dotted name of one of `dynamic_network_architectures`.
+        name: A class of `monai.networks.nets`, its function `vista3d132`, or the dotted name of a class of
+            `dynamic_network_architectures`.
         arguments: What its constructor takes; a class among them is given by its dotted name.
         members: How many networks with weights of their own are averaged; the names of weights begin with `0.`, `1.`
             and so on where there are several.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ctflow.compat.monai import import_monai
 from ctflow.core.errors import BundleInvalid, first_line
 from ctflow.core.model import Model, NetworkSpec
+from ctflow.networks import vista3d
 from ctflow.networks.nnunet import Averaged, is_nnunet_network, nnunet_network
 
 _PACKAGE = "monai.networks.nets"
@@ -147,12 +148,15 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
     """
     if spec.members > 1:
         return Averaged([network_from_spec(replace(spec, members=1)) for _ in range(spec.members)])
-    is_nnunet = is_nnunet_network(spec.name)
-    arguments = spec.arguments if is_nnunet else current_arguments(spec.name, spec.arguments)[0]
+    is_nnunet, is_vista = is_nnunet_network(spec.name), spec.name == vista3d.NAME
+    arguments = spec.arguments if is_nnunet or is_vista else current_arguments(spec.name, spec.arguments)[0]
     with torch.random.fork_rng(devices=[]):  # the first weights are random and replaced: leave the caller's seed alone
         try:
             if is_nnunet:
                 return nnunet_network(spec.name, arguments)
+            if is_vista:
+                _networks_of_monai()
+                return vista3d.AutomaticVista3d(**arguments)
             network = network_class(spec.name)(**_with_parts(spec.name, arguments))
         except ImportError as error:
             what = "needs a package that is not installed, or that ctflow hides because no network for volumes needs it"
