@@ -8,9 +8,9 @@ The engines of a network take turns, so that other load on the machine affects a
 repeats counts. Every line is one JSON document: the machine, then one line for each network and engine. --out FILE also
 writes all of them as one document.
 
-On a CPU windows come in pairs, which OpenVINO computes side by side, as in `ctflow run`. On a GPU they come in the
-batch that `ctflow run` takes there. torch.compile compiles for up to a minute a network: after --seconds in all, no further
-network is compiled, and its line says so.
+On a CPU OpenVINO gets two windows, which it computes side by side, as in `ctflow run`; eager gets one. On a GPU they come in the
+batch that `ctflow run` takes there. torch.compile compiles for up to a minute a network: after --seconds in all, no
+further network is compiled, and its line says so.
 """
 
 from __future__ import annotations
@@ -153,9 +153,10 @@ class Candidate:
     """One engine and precision, and its measurements."""
 
     engine: Engine
+    windows: Tensor
     seconds_to_open: float
+    logits: Tensor
     seconds: list[float] = field(default_factory=list)
-    error: float = 0.0
 
 
 def difference_of(logits: Tensor) -> Tensor:
@@ -163,37 +164,34 @@ def difference_of(logits: Tensor) -> Tensor:
     return logits[:, 1:2] - logits[:, 0:1] if logits.shape[1] == 2 else logits
 
 
-def predict(engine: Engine, windows: Tensor, device: str) -> tuple[Tensor, float]:
-    """Logits, and the seconds that they took."""
-    wait: Callable[[], None] = torch.cuda.synchronize if device != "cpu" else lambda: None
+def timed(engine: Engine, windows: Tensor) -> tuple[Tensor, float]:
+    """Logits, and the seconds a window that they took."""
+    wait: Callable[[], None] = torch.cuda.synchronize if windows.is_cuda else lambda: None
     wait()
     start = time.perf_counter()
     logits = engine.predict(windows)
     wait()
-    return logits, time.perf_counter() - start
+    return logits, (time.perf_counter() - start) / len(windows)
 
 
-def opened(backend: str, precision: Any, model: Model, windows: Tensor, given: argparse.Namespace) -> Candidate:
+def opened(backend: str, precision: Any, model: Model, windows: Tensor, device: str) -> Candidate:
     """An engine that has computed its first batch, for which it allocates or compiles."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        request = EngineRequest(backend, given.device, precision, model.spec.roi, (1, len(windows)), Path(folder))
+        request = EngineRequest(backend, device, precision, model.spec.roi, (1, len(windows)), Path(folder))
         prepare_engine(request, model, logits_only=True)
         engine = open_engine(request, model)
-    engine.predict(windows)
-    return Candidate(engine, time.perf_counter() - start)
+    logits, first = timed(engine, windows)
+    # A CPU's first call is as good as any, and large networks take a minute for it; a GPU's first call loads kernels.
+    seconds = [] if windows.is_cuda else [first]
+    return Candidate(engine, windows, time.perf_counter() - start, difference_of(logits)[:1].clone(), seconds)
 
 
-def measure(candidates: list[Candidate], windows: Tensor, given: argparse.Namespace) -> None:
-    """Let the engines take turns; the first one is the reference."""
-    reference = difference_of(predict(candidates[0].engine, windows, given.device)[0]).clone()
-    largest = reference.abs().max()
-    for candidate in candidates[1:]:
-        logits = difference_of(predict(candidate.engine, windows, given.device)[0])
-        candidate.error = float((logits - reference).abs().max() / largest)
-    for _ in range(given.repeats):
+def measure(candidates: list[Candidate], repeats: int) -> None:
+    """Let the engines take turns."""
+    for _ in range(repeats):
         for candidate in candidates:
-            candidate.seconds.append(predict(candidate.engine, windows, given.device)[1] / len(windows))
+            candidate.seconds.append(timed(candidate.engine, candidate.windows)[1])
 
 
 def rows_of(name: str, network: Public, given: argparse.Namespace, until: float) -> Iterator[dict[str, Any]]:
@@ -211,12 +209,12 @@ def rows_of(name: str, network: Public, given: argparse.Namespace, until: float)
             found[backend, precision] = f"not compiled: {given.seconds:g} s had passed"
             continue
         try:
-            found[backend, precision] = opened(backend, precision, model, windows, given)
+            taken = windows[:1] if (backend, given.device) == ("eager", "cpu") else windows
+            found[backend, precision] = opened(backend, precision, model, taken, given.device)
         except CtflowError as error:
             found[backend, precision] = f"{type(error).__name__}: {error}"
     candidates = [each for each in found.values() if isinstance(each, Candidate)]
-    if candidates:
-        measure(candidates, windows, given)
+    measure(candidates, given.repeats)
     for (backend, precision), each in found.items():
         row = {**shared, "engine": backend, "precision": precision}
         yield row | ({"error": each} if isinstance(each, str) else figures(each, candidates[0]))
@@ -227,11 +225,13 @@ def rows_of(name: str, network: Public, given: argparse.Namespace, until: float)
 def figures(candidate: Candidate, reference: Candidate) -> dict[str, Any]:
     """What was measured of one engine."""
     best = min(candidate.seconds)
+    error = (candidate.logits - reference.logits).abs().max() / reference.logits.abs().max()
     return {
+        "windows_at_a_time": len(candidate.windows),
         "ms_a_window": round(1000 * best, 2),
         "ms_of_repeats": [round(1000 * each, 2) for each in candidate.seconds],
         "times_eager_fp32": round(min(reference.seconds) / best, 2),
-        "relative_error": float(f"{candidate.error:.2g}"),
+        "relative_error": float(f"{float(error):.2g}"),
         "seconds_to_open": round(candidate.seconds_to_open, 1),
     }
 
@@ -251,7 +251,6 @@ def machine(given: argparse.Namespace) -> dict[str, Any]:
         "device": given.device if given.device == "cpu" else torch.cuda.get_device_name(given.device),
         "cpu": cpu[0] if cpu else platform.machine(),
         "cpus": usable_cpus(),
-        "windows": 2 if given.device == "cpu" else given.batch,
         "python": platform.python_version(),
         "versions": versions,
     }
