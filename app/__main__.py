@@ -56,7 +56,8 @@ def _report(request: Request, record: RunRecord, progress: Progress) -> RunRepor
     from ctflow.pipeline.run import announce  # noqa: PLC0415
 
     paths = request.paths.absolute()
-    model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
+    bundle, settings = find_bundle(paths.model) if paths.model else demonstration_bundle(), request.settings
+    model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
     announce(model)
     from ctflow.app.application import CtflowApplication  # noqa: PLC0415
     from holoscan.logger import LogLevel, set_log_level  # noqa: PLC0415

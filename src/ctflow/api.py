@@ -75,12 +75,17 @@ def read_series(
     return assembled.volume
 
 
-def read_model(path: str | PathLike[str] | None = None) -> Model:
-    """Read a MONAI bundle; nothing in it is executed.
+def read_model(
+    path: str | PathLike[str] | None = None, config: str | None = None, *, allow_code: bool = False
+) -> Model:
+    """Read a MONAI bundle or a model of nnU-Net; without `allow_code` nothing in it is executed.
 
     Args:
         path: The bundle's folder, or a folder that contains exactly one bundle; None reads the demonstration bundle,
             whose results are for research only.
+
+        config: Files of a bundle's `configs`, joined by commas; None takes inference.json or inference.yaml.
+        allow_code: Whether a network of the bundle's own Python code, or its TorchScript file, may be executed.
 
     Returns:
         The model, its weights on the CPU.
@@ -91,7 +96,8 @@ def read_model(path: str | PathLike[str] | None = None) -> Model:
     """
     from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
 
-    return read_bundle(demonstration_bundle() if path is None else find_bundle(Path(path)))
+    found = demonstration_bundle() if path is None else find_bundle(Path(path))
+    return read_bundle(found, config, allow_code=allow_code)
 
 
 def segment(

@@ -47,7 +47,7 @@ ENVIRONMENT = {
     "src/ctflow/core/user.py",  # makes up for what other packages look for there
 }
 # Modules that import by a name that only a run knows: of their own tables, of the project's requirements, of MONAI,
-# of the backend that is asked for.
+# of the backend that is asked for, of a bundle's own code that was allowed.
 COMPUTED = {
     "src/ctflow/__init__.py",
     "src/ctflow/compat/monai.py",
@@ -55,6 +55,7 @@ COMPUTED = {
     "src/ctflow/engines/registry.py",
     "src/ctflow/engines/tensorrt/engine.py",
     "src/ctflow/export/prepare.py",
+    "src/ctflow/networks/own_code.py",
 }
 
 

@@ -64,6 +64,7 @@ def metadata_from_document(
     Raises:
         BundleInvalid: A key is missing or invalid.
     """
+    _check_modality(document)
     segments, notes = _segments(document, out_channels, has_background=has_background)
     intended_use = ""
     if document.get("intended_use") is not None:
@@ -109,6 +110,19 @@ def _segments(
         colour, hu_range = _colour(value, at), _hu_range(value, at)
         segments.append(Segment(number, label, category, kind, regions, colour=colour, hu_range=hu_range))
     return tuple(segments), notes
+
+
+def _check_modality(document: Mapping[str, Any]) -> None:
+    """Reject a bundle whose input is said to be another modality than CT."""
+    value: Any = document
+    for key in ("network_data_format", "inputs", "image", "modality"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if isinstance(value, str) and value.strip().upper() not in ("", "CT", "N/A", "NA"):
+        raise BundleInvalid(
+            f"{METADATA}: network_data_format#inputs#image#modality is {short(value)}: ctflow reads CT; `python -m "
+            "monai.bundle run` runs this bundle on files of its modality",
+            reason="inputs",
+        )
 
 
 def segments_after(segments: Sequence[Segment], steps: Sequence[LabelStep]) -> tuple[Segment, ...]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctflow.bundle.config import Component, Config, ConfigValue
+from ctflow.bundle.config import Component, Config, ConfigValue, short
 from ctflow.bundle.metadata import MOST_CHANNELS
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import NetworkSpec
+from ctflow.core.model import NetworkSpec, OwnCode
 from ctflow.networks.build import argument_value, current_arguments, network_class
+from ctflow.networks.own_code import own_class
 
 _PACKAGE = "monai.networks.nets"
 _PLACED = frozenset({"device"})  # where MONAI makes a part of the network: ctflow places all of it
 
 
-def network_from_config(config: Config) -> tuple[NetworkSpec, tuple[str, ...]]:
+def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[NetworkSpec, tuple[str, ...]]:
     """Read `network_def`.
 
     Args:
         config: The bundle's configuration.
+        code: The bundle's own code, if it may be executed.
 
     Returns:
         The network, and a note for each argument that was dropped or renamed.
@@ -26,7 +28,17 @@ def network_from_config(config: Config) -> tuple[NetworkSpec, tuple[str, ...]]:
     Raises:
         BundleInvalid: No network of MONAI, or an argument that cannot be known.
     """
-    definition = Component(config, config.top("network_def"), _PACKAGE)
+    place = config.top("network_def")
+    target = place.value.get("_target_") if isinstance(place.value, dict) else None
+    if isinstance(target, str) and (target.startswith("monai.apps.detection.") or "Detector" in target):
+        raise config.invalid(
+            f"{place.id}#_target_",
+            f"is {short(target)}, which finds boxes; ctflow marks voxels. `python -m monai.bundle run` runs it",
+            "target",
+        )
+    if isinstance(target, str) and "." in target and not target.startswith("monai."):
+        return _own_network(config, place, target, code)
+    definition = Component(config, place, _PACKAGE)
     arguments = {name: _argument(config, definition, name) for name in definition.names}
     try:
         definition.demand_module(network_class(definition.target).__module__)
@@ -36,6 +48,32 @@ def network_from_config(config: Config) -> tuple[NetworkSpec, tuple[str, ...]]:
             raise
         raise BundleInvalid(f"{config.file}: {error}", reason=error.reason) from None
     return NetworkSpec(definition.target, arguments), notes
+
+
+def _own_network(
+    config: Config, place: ConfigValue, target: str, code: OwnCode | None
+) -> tuple[NetworkSpec, tuple[str, ...]]:
+    """A network of the bundle's own code.
+
+    Raises:
+        BundleInvalid: It was not allowed, or the bundle has no such code.
+    """
+    if code is None:
+        raise config.invalid(
+            f"{place.id}#_target_",
+            f"is {short(target)}, code of the bundle itself or of another package, which ctflow does not execute by "
+            "itself; --allow-code imports it from the bundle's folder, with all that this code may do to this computer",
+            "target",
+        )
+    definition = Component(config, place, target.rpartition(".")[0])
+    own_class(target, code)
+    spec = NetworkSpec(target, {name: _argument(config, definition, name) for name in definition.names}, code=code)
+    return spec, (note_of_code(f"network {target}", code),)
+
+
+def note_of_code(what: str, code: OwnCode) -> str:
+    """What the log and result.json say of a bundle's code that is executed."""
+    return f"the bundle's own code was executed, as --allow-code permits: {what}, SHA-256 {code.digest[:12]}"
 
 
 def _argument(config: Config, definition: Component, name: str) -> Any:
@@ -78,6 +116,16 @@ def channels_of_network(config: Config, network: NetworkSpec) -> tuple[int, int]
         name = next((each for each in names if argument_value(network, each) is not None), names[0])
         value = argument_value(network, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            if name == "in_channels" and isinstance(value, int) and value > 1:
+                raise config.invalid(
+                    "network_def#in_channels",
+                    f"is {value}: the network takes {value} images of a patient at once (phases or sequences), and "
+                    "ctflow reads one CT series; `python -m monai.bundle run` runs this bundle",
+                    "inputs",
+                )
+            if network.code is not None and value is None and name in ("spatial_dims", "in_channels"):
+                found.append(low)  # own networks need not have these arguments; a wrong guess fails at the first window
+                continue
             allowed = str(low) if low == high else f"{low} to {high}"
             given = "missing" if value is None else "another value"
             raise config.invalid(f"network_def#{name}", f"must be {allowed}; it is {given}")

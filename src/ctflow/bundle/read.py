@@ -13,17 +13,19 @@ from ctflow.bundle.expressions.files import BundleFiles
 from ctflow.bundle.inferer import sliding_from_config
 from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files, is_of_nnunet
 from ctflow.bundle.metadata import metadata_from_document, segments_after
-from ctflow.bundle.network import channels_of_network, network_from_config
+from ctflow.bundle.network import channels_of_network, network_from_config, note_of_code
 from ctflow.bundle.nnunet.read import read_nnunet, read_nnunet_spec
 from ctflow.bundle.postprocessing import Postprocessing, postprocessing_from_config
 from ctflow.bundle.preprocessing import steps_from_config
-from ctflow.bundle.weights import read_weights, weights_digest
+from ctflow.bundle.weights import digest_with_code, read_weights, scripted_file, weights_digest
 from ctflow.bundle.workflow import read_workflow
-from ctflow.core.model import Model, ModelSpec
+from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
+from ctflow.networks.own_code import TORCHSCRIPT, code_of_folder, scripted_network
 
 
-def read_bundle(path: Path, configuration: str | None = None) -> Model:
-    """Read a MONAI bundle, or a folder that nnU-Net trained, without executing any of it.
+def read_bundle(path: Path, configuration: str | None = None, *, allow_code: bool = False) -> Model:
+    """Read a MONAI bundle, or a folder that nnU-Net trained; without `allow_code` nothing of it is executed.
 
     Only `network_def`, `preprocessing`, `inferer` and `postprocessing` of its configuration are read, with
     configs/metadata.json and the checkpoint that it loads; `evaluator` and `dataset`, if present, must use these four.
@@ -31,6 +33,7 @@ def read_bundle(path: Path, configuration: str | None = None) -> Model:
     Args:
         path: As `find_bundle` found it.
         configuration: Files of the configuration, joined by commas (see `configuration_files`).
+        allow_code: Whether a network of the bundle's own code, or its TorchScript file, may be executed.
 
     Returns:
         The model, its weights on the CPU.
@@ -43,13 +46,33 @@ def read_bundle(path: Path, configuration: str | None = None) -> Model:
     if is_of_nnunet(path):
         return read_nnunet(path)
     config = read_config(path, configuration)
-    spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name)
+    code = code_of_folder(path) if allow_code else None
+    spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name, code=code)
     checkpoint = read_workflow(config)
+    script = scripted_file(path, checkpoint.file)
+    if script is not None:
+        return _scripted(path, spec, script, allow_code=allow_code)
     weights, notes = read_weights(path, checkpoint.file, checkpoint.key)
-    return Model(replace(spec, notes=(*spec.notes, *notes)), weights, weights_digest(weights))
+    digest = digest_with_code(weights_digest(weights), spec.network.code)
+    return Model(replace(spec, notes=(*spec.notes, *notes)), weights, digest)
 
 
-def read_spec(path: Path, configuration: str | None = None) -> ModelSpec:
+def _scripted(path: Path, spec: ModelSpec, file: str, *, allow_code: bool) -> Model:
+    """A model whose network is a TorchScript file."""
+    if not allow_code:
+        raise BundleInvalid(
+            f"{file} is TorchScript, which is code: --allow-code runs it, or save the weights with "
+            "torch.save(network.state_dict(), 'models/model.pt')",
+            reason="torchscript",
+        )
+    code = code_of_folder(path, (file,))
+    weights = dict(scripted_network(path / file).state_dict())
+    network = NetworkSpec(TORCHSCRIPT, {"file": file}, code=code)
+    notes = (*spec.notes, note_of_code(file, code))
+    return Model(replace(spec, network=network, notes=notes), weights, digest_with_code(weights_digest(weights), code))
+
+
+def read_spec(path: Path, configuration: str | None = None, *, allow_code: bool = False) -> ModelSpec:
     """Read all that `read_bundle` reads except the weights.
 
     Raises:
@@ -58,7 +81,8 @@ def read_spec(path: Path, configuration: str | None = None) -> ModelSpec:
     if is_of_nnunet(path):
         return read_nnunet_spec(path)
     config = read_config(path, configuration)
-    return _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name)
+    code = code_of_folder(path) if allow_code else None
+    return _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name, code=code)
 
 
 def read_config(path: Path, configuration: str | None = None) -> Config:
@@ -88,8 +112,8 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
     return _spec(Config(inference, INFERENCE), metadata, folder_name=folder_name)
 
 
-def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str) -> ModelSpec:
-    network, notes = network_from_config(config)
+def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code: OwnCode | None = None) -> ModelSpec:
+    network, notes = network_from_config(config, code)
     steps = steps_from_config(config)
     sliding = sliding_from_config(config)
     network = replace(network, slice_axis=sliding.slice_axis)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ctflow.bundle.expressions.values import NotUnderstood
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.core.errors import BundleInvalid
+from ctflow.core.model import OwnCode
 
 # What training frameworks call the weights in a checkpoint, the likeliest first; averaged ones if there are no others.
 _NESTED = ("state_dict", "model", "network", "model_state_dict", "network_weights", "net", "generator")
@@ -117,6 +118,19 @@ def _as_arrays(value: Any, level: int) -> Any:
     if isinstance(value, list | tuple):
         return [_as_arrays(item, level + 1) for item in value]
     return value
+
+
+def digest_with_code(digest: str, code: OwnCode | None) -> str:
+    """The digest of weights and of the code that computes with them."""
+    return digest if code is None else hashlib.sha256(f"{digest}\0{code.digest}".encode()).hexdigest()
+
+
+def scripted_file(folder: Path, file: str) -> str | None:
+    """The bundle's TorchScript file if it is what the bundle loads, or all that it has; its path inside the folder."""
+    if file.endswith(".ts"):
+        return file
+    other = str(Path(file).with_suffix(".ts"))
+    return other if not (folder / file).exists() and (folder / other).is_file() else None
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

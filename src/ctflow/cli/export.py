@@ -43,7 +43,8 @@ def export_engines(model_path: str | None, output: str | None, given: Mapping[st
     from ctflow.export.prepare import is_made_anywhere  # noqa: PLC0415
     from ctflow.export.selection import Choice, choose_fastest  # noqa: PLC0415
 
-    model = read_bundle(find_bundle(Path(model_folder)) if model_folder else demonstration_bundle())
+    bundle = find_bundle(Path(model_folder)) if model_folder else demonstration_bundle()
+    model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
     with progress_on(sys.stderr) as progress:
         device = device_from_setting(settings.device)
         # What is made for another machine must be what that machine's GPU will look for.

@@ -15,6 +15,7 @@ from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
+from ctflow.core.errors import BundleInvalid
 from ctflow.core.user import name_user
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
@@ -47,7 +48,8 @@ def _run(request: Request) -> int:
         from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
         from ctflow.pipeline.run import run_folder  # noqa: PLC0415
 
-        model = read_bundle(find_bundle(paths.model) if paths.model else demonstration_bundle())
+        bundle, settings = find_bundle(paths.model) if paths.model else demonstration_bundle(), request.settings
+        model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
         report = run_folder(paths.input, paths.output, model, request.settings, progress, record)
     say_report(report.document, paths.output)
     return report.exit_code
@@ -79,6 +81,27 @@ def _show(document: dict[str, Any], say: Callable[[dict[str, Any]], None], *, as
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         say(document)
+
+
+@cli.command("inspect-model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--config", metavar="FILE", help="The bundle's configuration: files of its configs, joined by commas.")
+@click.option("--allow-code", is_flag=True, help="Execute a network of the bundle's own code, or its TorchScript file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+def inspect_model_command(folder: Path, config: str | None, allow_code: bool, as_json: bool) -> int:
+    """Say what a model folder is, which parts ctflow understands, and why not the others."""
+    from ctflow.cli.inspect_model import inspect_model  # noqa: PLC0415  # torch and MONAI take seconds
+
+    document = inspect_model(folder, config, allow_code=allow_code)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        click.echo(f"{document['name']}: {document['kind']}")
+        for part in document["parts"]:
+            mark = "yes" if part["understood"] else f"no [{part['reason']}]"
+            click.echo(f"  {part['part']}: {mark}: {part['what']}")
+        click.echo("ctflow runs it" if document["runs"] else "ctflow does not run it")
+    return 0 if document["runs"] else BundleInvalid.exit_code
 
 
 def _shape(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int, int]:

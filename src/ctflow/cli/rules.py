@@ -34,7 +34,8 @@ def rules_document(
         NoUsableSeries: The folder cannot be read, or holds no series to ask about.
     """
     settings = read_settings(config, environment)
-    spec = read_spec(find_bundle(settings.bundle) if settings.bundle else demonstration_bundle())
+    bundle = find_bundle(settings.bundle) if settings.bundle else demonstration_bundle()
+    spec = read_spec(bundle, settings.config, allow_code=settings.allow_code)
     scan = scan_folder(folder)
     verdicts = verdicts_of_scan(scan, settings.rules, calling_ae=calling_ae, body_parts=spec.body_parts)
     if not verdicts:

@@ -169,6 +169,7 @@ class BundleInvalid(ModelError):
             "output-channels",
             "output-not-finite",
             "override",
+            "own-code",
             "reference",
             "several-bundles",
             "target",

@@ -71,6 +71,19 @@ class WindowPadding:
 
 
 @dataclass(frozen=True)
+class OwnCode:
+    """Code of a bundle that may be executed.
+
+    Attributes:
+        folder: The bundle, from which alone it is imported.
+        digest: SHA-256 of its files, as hexadecimal digits.
+    """
+
+    folder: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """A network and the arguments that make it.
 
@@ -81,12 +94,14 @@ class NetworkSpec:
         members: How many networks with weights of their own are averaged; the names of weights begin with `0.`, `1.`
             and so on where there are several.
         slice_axis: The axis along which a network for slices moves through a window; None for one for volumes.
+        code: The bundle's own code if the class is of it; None for one of a library.
     """
 
     name: str
     arguments: Mapping[str, Any]
     members: int = 1
     slice_axis: int | None = None
+    code: OwnCode | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from ctflow.compat.monai import import_monai
 from ctflow.core.errors import BundleInvalid, first_line
-from ctflow.core.model import Model, NetworkSpec
+from ctflow.core.model import Model, NetworkSpec, OwnCode
 from ctflow.networks import vista3d
 from ctflow.networks.nnunet import Averaged, is_nnunet_network, nnunet_network
+from ctflow.networks.own_code import TORCHSCRIPT, own_class, scripted_network
 
 _PACKAGE = "monai.networks.nets"
 LARGEST_ARGUMENT = 65_536  # far above any real width, size or count; more would only fill the memory
@@ -132,7 +134,8 @@ def argument_value(spec: NetworkSpec, name: str) -> Any:
     """
     if name in spec.arguments:
         return spec.arguments[name]
-    parameter = inspect.signature(network_class(spec.name)).parameters.get(name)
+    found = network_class(spec.name) if spec.code is None else own_class(spec.name, spec.code)
+    parameter = inspect.signature(found).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
@@ -146,6 +149,8 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
         BundleInvalid: The class does not exist or does not take the arguments.
         BackendUnavailable: The package of nnU-Net's networks is not installed.
     """
+    if spec.code is not None:
+        return _own_network(spec, spec.code)
     if spec.members > 1:
         return Averaged([network_from_spec(replace(spec, members=1)) for _ in range(spec.members)])
     is_nnunet, is_vista = is_nnunet_network(spec.name), spec.name == vista3d.NAME
@@ -166,6 +171,22 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
                 f"network_def: {spec.name} does not take these arguments: {first_line(error)}", reason="network"
             ) from error
     return network if spec.slice_axis is None else SliceNetwork(network, spec.slice_axis)
+
+
+def _own_network(spec: NetworkSpec, code: OwnCode) -> nn.Module:
+    """A network of the bundle's own code, or its TorchScript file."""
+    if spec.name == TORCHSCRIPT:
+        return scripted_network(Path(code.folder) / str(spec.arguments["file"]))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return own_class(spec.name, code)(**spec.arguments)
+    except BundleInvalid:
+        raise
+    except Exception as error:
+        raise BundleInvalid(
+            f"network_def: the bundle's {spec.name} failed: {type(error).__name__}: {first_line(error)}",
+            reason="own-code",
+        ) from error
 
 
 def _with_parts(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,10 +249,13 @@ def network_from_model(model: Model) -> nn.Module:
     if any(problems):
         found = "; ".join(problem for problem in problems if problem)
         name = model.spec.network.name
-        pair = "the checkpoints do not fit plans.json's" if "." in name else "models/model.pt does not fit network_def"
+        is_of_plans = "." in name and model.spec.network.code is None
+        pair = "the checkpoints do not fit plans.json's" if is_of_plans else "models/model.pt does not fit network_def"
         raise BundleInvalid(f"{pair} {name.rpartition('.')[2]}: {found}", reason="weights-mismatch")
     network.load_state_dict(dict(given), strict=True)
-    return made.eval().requires_grad_(False)
+    for parameter in made.parameters():  # TorchScript lacks requires_grad_
+        parameter.requires_grad = False
+    return made.eval()
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -113,7 +113,12 @@ def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Ch
     provenance = Provenance(
         ctflow_version=__version__,
         weights_digest=model.weights_digest,
-        settings={"backend": engine.backend, "precision": engine.precision, **_flat(case.segmented.window)},
+        settings={
+            "backend": engine.backend,
+            "precision": engine.precision,
+            **_flat(case.segmented.window),
+            **_code(spec),
+        },
     )
     labels, fractions = case.segmented.labels, case.segmented.fractions
     by_finding = settings.segments == "finding"
@@ -130,6 +135,10 @@ def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Ch
     )
     write_dataset(dataset, folder / "segmentation.dcm")
     return _Seg(dataset, marked, segments, provenance)
+
+
+def _code(spec: ModelSpec) -> dict[str, str]:
+    return {} if spec.network.code is None else {"own_code_sha256": spec.network.code.digest}
 
 
 def _write_objects(

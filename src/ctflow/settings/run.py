@@ -88,6 +88,13 @@ class Processing(Group):
     overlap: Annotated[
         float | None, Reads(_overlap), Key("Overlap of neighbouring windows, 0 <= F < 1.", "F", "the bundle's")
     ] = None
+    config: Annotated[
+        Text | None,
+        Key("The bundle's configuration: files of its `configs`, joined by commas.", "FILE", "inference.json or .yaml"),
+    ] = None
+    allow_code: Annotated[
+        Switch, Key("Execute a network of the bundle's own Python code, or its TorchScript file.")
+    ] = False
     mirror: Annotated[
         Literal["none", "plans"],
         Key("Average mirrored windows as an nnU-Net model was trained to (`plans`), or not."),

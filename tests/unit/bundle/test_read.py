@@ -91,7 +91,7 @@ def test_expressions_that_ctflow_does_not_need_are_never_looked_at(inference, me
             "network_def#out_channels ",
             "expression",
         ),
-        ({"_target_": "SwinUNETR", "in_channels": 2, "out_channels": 2}, "network_def#in_channels ", "value"),
+        ({"_target_": "SwinUNETR", "in_channels": 2, "out_channels": 2}, "network_def#in_channels ", "inputs"),
         ({"_target_": "SwinUNETR", "in_channels": 1}, "network_def#out_channels ", "value"),
         (
             {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 2, "spatial_dims": 2},

@@ -69,6 +69,8 @@ quiet_period_s: 2.5
 copy_to: out
 bundle: bundles/lung
 engine: openvino
+config: inference_swinunetr.yaml
+allow_code: true
 roi: body
 precision: bf16
 overlap: 0.5
@@ -111,6 +113,8 @@ def test_every_key_is_read(tmp_path):
         copy_to=here / "out",
         bundle=here / "bundles/lung",
         engine="openvino",
+        config="inference_swinunetr.yaml",
+        allow_code=True,
         roi="body",
         precision="bf16",
         overlap=0.5,

@@ -155,7 +155,8 @@ def _open(setup: Setup) -> tuple[Model, Segmenter]:
     from ctflow.pipeline.run import announce  # noqa: PLC0415
     from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415
 
-    model = read_bundle(find_bundle(setup.bundle) if setup.bundle else demonstration_bundle())
+    bundle, settings = find_bundle(setup.bundle) if setup.bundle else demonstration_bundle(), setup.settings
+    model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
     announce(model)
     segmenter = Segmenter(model, setup.settings)
     segmenter.open()
