@@ -71,6 +71,7 @@ bundle: bundles/lung
 engine: openvino
 config: inference_swinunetr.yaml
 allow_code: true
+mirror: none
 roi: body
 precision: bf16
 overlap: 0.5
@@ -115,6 +116,7 @@ def test_every_key_is_read(tmp_path):
         engine="openvino",
         config="inference_swinunetr.yaml",
         allow_code=True,
+        mirror="none",
         roi="body",
         precision="bf16",
         overlap=0.5,
