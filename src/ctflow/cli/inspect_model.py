@@ -11,9 +11,10 @@ from ctflow.bundle.config import Config
 from ctflow.bundle.inferer import sliding_from_config
 from ctflow.bundle.locate import configuration_files, find_bundle, is_of_nnunet
 from ctflow.bundle.network import network_from_config
+from ctflow.bundle.nnunet.describe import describe_nnunet
 from ctflow.bundle.postprocessing import postprocessing_from_config
 from ctflow.bundle.preprocessing import steps_from_config
-from ctflow.bundle.read import read_bundle, read_config, read_spec
+from ctflow.bundle.read import read_bundle, read_config
 from ctflow.bundle.workflow import read_workflow
 from ctflow.core.errors import CtflowError
 from ctflow.networks.own_code import code_of_folder
@@ -37,13 +38,24 @@ def inspect_model(path: Path, configuration: str | None = None, *, allow_code: b
     """
     found = find_bundle(path)
     if is_of_nnunet(found):
-        parts = [_part("description", lambda: _fields(read_spec(found)))]
-        kind = "trained-model folder of nnU-Net v2" if found.is_dir() else "zip of a trained-model folder of nnU-Net v2"
-    else:
-        kind = "MONAI bundle"
-        parts = _parts_of_bundle(found, configuration, allow_code=allow_code)
+        return _of_nnunet(found)
+    parts = _parts_of_bundle(found, configuration, allow_code=allow_code)
     parts.append(_part("model with its weights", lambda: _whole(found, configuration, allow_code=allow_code)))
-    return {"kind": kind, "name": found.name, "runs": all(part["understood"] for part in parts), "parts": parts}
+    runs = all(part["understood"] for part in parts)
+    return {"kind": "MONAI bundle", "name": found.name, "runs": runs, "parts": parts}
+
+
+def _of_nnunet(found: Path) -> dict[str, Any]:
+    described = describe_nnunet(found)
+    parts = [
+        {"part": name, "understood": True, "what": what, "reason": None}
+        for name, what in described.get("parts", {}).items()
+    ]
+    if "problem" in described:
+        problem = described["problem"]
+        parts = [{"part": "model", "understood": False, "what": problem["message"], "reason": problem["reason"]}]
+    kind = "zip of a model that nnU-Net v2 trained" if found.is_file() else "model that nnU-Net v2 trained"
+    return {"kind": kind, "name": described["name"], "runs": described["runs"], "parts": parts}
 
 
 def _parts_of_bundle(found: Path, configuration: str | None, *, allow_code: bool) -> list[dict[str, Any]]:
