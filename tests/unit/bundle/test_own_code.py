@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ctflow.bundle import read_bundle
-from ctflow.core.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid, NetworkNotTaken
 from ctflow.core.volume import Geometry, Volume
 from ctflow.networks.build import network_from_model
 from ctflow.pipeline.segmenter import Segmenter
@@ -131,3 +131,22 @@ def test_what_is_for_other_inputs_says_what_would_run_it(bundle, inference, meta
         (bundle / "configs" / "inference.json").write_text(json.dumps({**inference, key: value}))
     with raises_reason(BundleInvalid, reason, names=(said, "monai.bundle run")):
         read_bundle(bundle)
+
+
+def test_a_simple_inferer_takes_the_whole_volume_as_one_window(own, inference):
+    inference["network_def"]["_target_"] = "scripts.networks.net.Net"
+    inference["inferer"] = {"_target_": "SimpleInferer"}
+    (own / "configs" / "inference.json").write_text(json.dumps(inference))
+    model = read_bundle(own, allow_code=True)
+    array = np.full((17, 24, 21), -1000, np.int16)
+    array[5:15, 6:18, 6:18] = 300
+    affine = np.diag([1.5, 1.5, 1.5, 1.0])[:, [2, 1, 0, 3]]
+    with Segmenter(model, Settings(device="cpu", cache=None)) as segmenter:
+        found, _ = segmenter.segment(Volume(array, Geometry(array.shape, affine)))
+    assert found.window["roi"] == [21, 24, 17]
+    assert np.array_equal(found.labels, array > -300)
+    with (
+        raises_reason(NetworkNotTaken, "network-not-taken"),
+        Segmenter(model, Settings(engine="openvino", device="cpu", cache=None)),
+    ):
+        pass
