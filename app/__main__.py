@@ -11,6 +11,7 @@ from ctflow.app.interrupt import Interruption
 # Before NumPy is imported: the threads of its OpenBLAS would take a signal, and Holoscan's handler end the process.
 _INTERRUPTION = Interruption() if __name__ == "__main__" else None
 
+from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of
 from ctflow.core.progress import Progress
 from ctflow.core.requirements import check_requirements
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     if argv is None:  # else it is somebody else's process
+        import_lean()
         name_user()
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(

@@ -132,6 +132,26 @@ def test_the_map_variables_are_the_defaults_and_a_second_run_replaces_the_first(
     ).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["app", "run"])
+def test_an_engine_does_not_import_torch_tensorrt_only_because_it_is_there(
+    name, entry_point, series, coarse_bundle, tmp_path
+):
+    """MONAI would: seconds, and five warnings in every run."""
+    package = tmp_path / "packages" / "torch_tensorrt"
+    package.mkdir(parents=True)
+    told = "import logging, pathlib\nlogging.warning('imported')\npathlib.Path(__file__).with_name('seen').touch()\n"
+    (package / "__init__.py").write_text(told)
+    environment = {"PYTHONPATH": str(package.parent)}
+    assert subprocess.run(
+        [sys.executable, "-c", "import torch_tensorrt"], env={**os.environ, **environment}, check=False
+    ).returncode == 0  # fmt: skip
+    (package / "seen").unlink()
+    done = entry_point(name, ["-i", series, "-o", tmp_path / "out", "-m", coarse_bundle], environment)
+    assert done.returncode == 0, done.stderr
+    assert not (package / "seen").exists()
+    assert "imported" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["app", pytest.param("run", marks=pytest.mark.exhaustive)])
 def test_every_entry_point_opens_where_no_cuda_toolkit_is_installed(
     name, entry_point, series, coarse_bundle, results, tmp_path

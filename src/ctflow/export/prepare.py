@@ -72,12 +72,15 @@ def prepare_engine(
     if module.FILE in _SLOW:
         near = store.nearest(key)  # for example one for the driver before an update
         why = "" if near is None else f" ({near.text})"
-        log.warning("%s %s: building an engine, once; this takes minutes%s", name, chosen, why)
+        batch = request.batch_range[1]
+        log.warning("%s %s, batch %d: building an engine, once; this takes minutes%s", name, chosen, batch, why)
 
     def make(path: Path) -> None:
         if module.FILE == PROGRAM:
             batch, device = request.batch_range[1], request.device
-            program_from_model(model, request.roi, precision=chosen, batch=batch, path=path, device=device)
+            program_from_model(
+                model, request.roi, precision=chosen, batch=batch, path=path, device=device, progress=progress
+            )
         elif module.FILE == fused.FILE:
             write_cubins(fused.compile_cubins(request, model), path)
         elif module.FILE in (PLAN, RTX_FILE):

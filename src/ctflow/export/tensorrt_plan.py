@@ -13,6 +13,7 @@ from ctflow.core.progress import Progress, silent
 from ctflow.engines.contract import Precision
 from ctflow.engines.tensorrt.engine import INPUT
 from ctflow.engines.tensorrt.runtime import Messages, is_rtx, load_runtime, messages_of
+from ctflow.export.build_watch import BuildWatch
 
 _STAGE = "build engine"
 
@@ -60,11 +61,11 @@ def plan_from_onnx(name: str, onnx: bytes, path: Path, settings: PlanSettings, p
         raise ExportFailed(f"{name} cannot read the graph: {reasons[:300]}", reason="graph")
     config = builder.create_builder_config()
     _configure(runtime, builder, config, network, settings)
-    steps = _watch(runtime, config, progress)
+    watch = BuildWatch(runtime, lambda done, total: progress(_STAGE, done, total + 1))
+    config.progress_monitor = watch.monitor()
     progress(_STAGE, 0, 1)
-    plan = builder.build_serialized_network(network, config)
-    if steps.stopped is not None:
-        raise steps.stopped
+    with watch.running():
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         if messages.tell_of_memory:
             raise DeviceOutOfMemory(f"{name} has too little memory to build the engine: {messages.last}")
@@ -134,34 +135,3 @@ def _write_timing_cache(config: Any, path: Path | None) -> None:
             write_atomically(path, lambda stream: stream.write(data))
         except OutputError as error:  # the plan, which took minutes, exists
             log.warning("the timing cache is not kept: %s", error)
-
-
-def _watch(runtime: Any, config: Any, progress: Progress) -> Any:
-    """Report the builder's steps to `progress`."""
-
-    class Steps(runtime.IProgressMonitor):  # type: ignore[misc]  # the class is known at run time only
-        """The builder's outermost phase as steps done of steps to do."""
-
-        def __init__(self) -> None:
-            runtime.IProgressMonitor.__init__(self)
-            self.stopped: BaseException | None = None
-            self.phase, self.total = "", 1
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            if parent is None:
-                self.phase, self.total = phase, max(steps, 1)
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            if phase == self.phase and self.stopped is None:
-                try:
-                    progress(_STAGE, min(step, self.total), self.total + 1)
-                except BaseException as error:  # noqa: BLE001  # kept, and raised when the builder has stopped
-                    self.stopped = error
-            return self.stopped is None
-
-        def phase_finish(self, phase: str) -> None:
-            """Do nothing: the next phase or the end reports progress."""
-
-    steps = Steps()
-    config.progress_monitor = steps
-    return steps

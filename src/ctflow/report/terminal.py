@@ -23,6 +23,8 @@ _LONGEST = 300  # characters of a text from a stored file
 _STAGES = {
     "phantom": "drawing phantoms",
     "prepare engine": "preparing the engine",
+    "export network": "exporting the network",
+    "divide network": "dividing the network",
     "build engine": "building the engine",
     "measure engines": "measuring engines",
     "draw phantom": "drawing the phantom",

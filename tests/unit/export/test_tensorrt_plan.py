@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
+import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +92,24 @@ def test_progress_may_stop_the_build(half_graph, tmp_path, error):
     with pytest.raises(type(error)):
         plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", 2), stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_within_the_builder_ends_it(half_graph, tmp_path):
+    """The signal comes while C++ code runs; Python handles it when TensorRT's next callback begins."""
+    told, senders = [], []
+
+    def press(*step):
+        told.append(step)
+        if len(told) == 3:
+            senders.append(threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT)))
+            senders[0].start()
+
+    with pytest.raises(KeyboardInterrupt):
+        plan_from_onnx(RTX, half_graph, tmp_path / "m.plan", PlanSettings("fp16", 2), press)
+    senders[0].join()
+    assert told[-1][1] < told[-1][2], "it was built to its end"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_graphs_are_written_for_who_reads_them():

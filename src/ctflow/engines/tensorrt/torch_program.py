@@ -70,11 +70,20 @@ def load_torch_tensorrt() -> Any:
     Raises:
         BackendUnavailable: It does not load; gives the system's reason.
     """
-    load_runtime("tensorrt")  # else torch_tensorrt substitutes a module of its own
+    load_tensorrt()  # else torch_tensorrt substitutes a module of its own
     try:
         return importlib.import_module(_MODULE)
     except Exception as error:  # it raises Exception itself where TensorRT's libraries are not found
         raise BackendUnavailable(f"{_NAME} does not load: {first_line(error)}", reason="not-loadable") from error
+
+
+def load_tensorrt() -> Any:
+    """The Python module of the TensorRT below.
+
+    Raises:
+        BackendUnavailable: It does not load; gives the system's reason.
+    """
+    return load_runtime("tensorrt")
 
 
 def program_key(request: EngineRequest, model: Model) -> EngineKey:
@@ -196,7 +205,7 @@ def _out_channels(exported: Any, shape: tuple[int, ...]) -> int:
 
 def _versions() -> dict[str, str]:
     """Versions of the software that computes."""
-    runtime = load_runtime("tensorrt")
+    runtime = load_tensorrt()
     return {"torch": str(torch.__version__), _NAME: _version(_NAME), "tensorrt": str(runtime.__version__)}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import types
 from functools import partial
@@ -12,6 +13,7 @@ from monai.networks.nets import UNet
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, DeviceOutOfMemory, EngineMismatch, ExportFailed
 from ctflow.core.model import Model
+from ctflow.core.progress import silent
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.engines.tensorrt import torch_program
@@ -28,6 +30,29 @@ def model() -> Model:
     return unet_model(ARGUMENTS, ROI)
 
 
+def divided_network():
+    """As Torch-TensorRT divides one: two parts for TensorRT, of three operations, and one for PyTorch of one."""
+    parts = torch.nn.Module()
+    parts.add_module("_run_on_acc_0", torch.fx.symbolic_trace(lambda x: torch.relu(torch.sin(x))))
+    parts.add_module("_run_on_gpu_1", torch.fx.symbolic_trace(lambda x: torch.sort(x)[0]))
+    parts.add_module("_run_on_acc_2", torch.fx.symbolic_trace(lambda x: -x))
+    graph = torch.fx.Graph()
+    value = graph.placeholder("x")
+    for name, _ in parts.named_children():
+        value = graph.call_module(name, (value,))
+    graph.output(value)
+    return torch.fx.GraphModule(parts, graph)
+
+
+class TensorRt:
+    """Stands in for tensorrt."""
+
+    __version__ = "10.15.1"
+
+    class IProgressMonitor:
+        pass
+
+
 class Runtime(types.ModuleType):
     """Stands in for torch_tensorrt: "compiles" to the exported program itself, on the CPU."""
 
@@ -36,13 +61,46 @@ class Runtime(types.ModuleType):
         self.__spec__ = ModuleSpec("torch_tensorrt", None)  # MONAI and torch look for it
         self.compiled, self.saved = [], []
         self.error = None
-        self.dynamo = types.SimpleNamespace(compile=self.compile)
+        self.parts = divided_network()
+        self.configurations = []
+        self.interpreter = type("TRTInterpreter", (), {"_populate_trt_builder_config": self.configure})
+        self.dynamo = types.SimpleNamespace(
+            compile=self.compile,
+            partitioning=types.SimpleNamespace(
+                fast_partition=lambda program: (self.parts, "supported"), global_partition=None
+            ),
+            conversion=types.SimpleNamespace(
+                _TRTInterpreter=types.SimpleNamespace(TRTInterpreter=self.interpreter),
+            ),
+        )
+
+    def configure(self, *_):
+        self.configurations.append(types.SimpleNamespace(progress_monitor=None))
+        return self.configurations[-1]
 
     def compile(self, exported_program, **options):
         self.compiled.append((exported_program, options))
         if self.error is not None:
             raise self.error
+        if self.parts is not None:
+            self.dynamo.partitioning.fast_partition(exported_program)
+            for name, _ in self.parts.named_children():
+                if "_run_on_acc" in name:
+                    self.build(self.interpreter._populate_trt_builder_config(self.interpreter))
         return exported_program
+
+    def build(self, configuration):
+        """As TensorRT does: phases within a phase, each with steps; a step that says False ends it."""
+        monitor = configuration.progress_monitor
+        if monitor is None:
+            return
+        monitor.phase_start("whole", None, 4)
+        monitor.phase_start("inner", "whole", 2)
+        for phase, step in (("inner", 0), ("whole", 1), ("inner", 1), ("whole", 4)):
+            if not monitor.step_complete(phase, step):
+                raise AssertionError("no engine")  # as Torch-TensorRT
+        monitor.phase_finish("inner")
+        monitor.phase_finish("whole")
 
     def save(self, module, file_path, **options):
         self.saved.append((file_path, options))
@@ -54,7 +112,7 @@ def runtime(monkeypatch):
     """A machine with Torch-TensorRT and a GPU whose memory is the CPU's."""
     made = Runtime()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", made)
-    monkeypatch.setattr(torch_program, "load_runtime", lambda _: types.SimpleNamespace(__version__="10.15.1"))
+    monkeypatch.setattr(torch_program, "load_runtime", lambda _: TensorRt)
     monkeypatch.setattr(torch_program, "version", lambda name: {"torch-tensorrt": "2.14.0", "monai": "1.6.1"}[name])
     monkeypatch.setattr(torch_program, "gpu_identity", lambda _: "NVIDIA H200, compute capability 9.0, driver 580.1")
     monkeypatch.setattr(torch_program, "driver_version", lambda: "580.1")
@@ -68,8 +126,8 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(torch_program, "DEVICES", ("cuda", "cpu"))
 
 
-def build(model, path, precision="fp32", batch=4, roi=ROI):
-    program_from_model(model, roi, precision=precision, batch=batch, path=path, device="cpu")
+def build(model, path, precision="fp32", batch=4, roi=ROI, progress=silent):
+    program_from_model(model, roi, precision=precision, batch=batch, path=path, device="cpu", progress=progress)
     return path
 
 
@@ -232,6 +290,68 @@ def test_a_full_disk_is_no_fault_of_the_model(model, runtime, tmp_path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         build(model, tmp_path / "engine.program")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_build_says_what_it_takes_before_it_takes_it_and_shows_its_steps(model, runtime, tmp_path, caplog):
+    told = []
+
+    def progress(stage, done, total):
+        if stage == "build engine" and not told.count(stage):
+            assert "fp16, batch 4: parts that TensorRT builds: 2, with 3 operations" in caplog.text
+            assert "operations left to PyTorch: 1" in caplog.text
+        told.extend([stage, (done, total)])
+
+    partition, configure = runtime.dynamo.partitioning.fast_partition, runtime.interpreter._populate_trt_builder_config
+    build(model, tmp_path / "engine.program", "fp16", progress=progress)
+    once = [
+        ("export network", (0, 1)),
+        ("export network", (1, 1)),
+        ("divide network", (0, 1)),
+        ("divide network", (1, 1)),
+    ]
+    steps = [(0, 200), (25, 200), (100, 200), (125, 200), (199, 200), (200, 200)]
+    assert list(zip(told[::2], told[1::2], strict=True)) == once + [("build engine", step) for step in steps]
+    assert runtime.dynamo.partitioning.fast_partition is partition
+    assert runtime.interpreter._populate_trt_builder_config == configure
+
+
+def test_a_network_that_tensorrt_computes_nothing_of_is_named(model, runtime, tmp_path, caplog):
+    runtime.parts = None  # it has too few operations to be divided
+    build(model, tmp_path / "engine.program")
+    assert "TensorRT builds no part of this network" in caplog.text
+
+
+def test_another_version_builds_without_progress_and_says_so(model, runtime, tmp_path, caplog):
+    del runtime.interpreter._populate_trt_builder_config
+    runtime.parts = None
+    build(model, tmp_path / "engine.program")
+    assert "shows no progress" in caplog.text
+    assert "_populate_trt_builder_config" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["in a step", "between the parts"])
+def test_ctrl_c_ends_a_build_and_leaves_nothing(model, runtime, tmp_path, monkeypatch, when):
+    def press(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    def progress(stage, done, total):
+        if stage == "build engine" and done == 25 and when == "in a step":
+            press()
+
+    def built(self, configuration):
+        if len(runtime.configurations) == 2:
+            pytest.fail("it went on")
+        build_part(configuration)
+        if when == "between the parts":
+            press()
+
+    build_part = runtime.build
+    monkeypatch.setattr(runtime, "build", types.MethodType(built, runtime))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, tmp_path / "engine.program", progress=progress)
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # -------------------------------------------------------------------------------------------------------------- engine
