@@ -34,7 +34,8 @@ class BuildWatch:
         if self._stopped is not None:
             raise self._stopped
         self._building = True
-        runtime, watch = self._runtime, self
+        runtime: Any = self._runtime
+        watch = self
 
         class Steps(runtime.IProgressMonitor):  # type: ignore[misc]  # the class is known at run time only
             """The builder's outermost phase."""
