@@ -8,8 +8,8 @@ The engines of a network take turns, so that other load on the machine affects a
 repeats counts. Every line is one JSON document: the machine, then one line for each network and engine. --out FILE also
 writes all of them as one document.
 
-On a CPU OpenVINO gets two windows, which it computes side by side, as in `ctflow run`; eager gets one. On a GPU they come in the
-batch that `ctflow run` takes there. torch.compile compiles for up to a minute a network: after --seconds in all, no
+On a CPU OpenVINO gets two windows, which it computes side by side, as in `ctflow run`; eager gets one. On a GPU all get
+the batch that `ctflow run` takes there. torch.compile compiles for up to a minute a network: after --seconds in all, no
 further network is compiled, and its line says so.
 """
 

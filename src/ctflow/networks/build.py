@@ -19,6 +19,7 @@ from ctflow.compat.monai import import_monai
 from ctflow.core.errors import BundleInvalid, first_line
 from ctflow.core.model import Model, NetworkSpec, OwnCode
 from ctflow.networks import vista3d
+from ctflow.networks.dints import with_listed_paths
 from ctflow.networks.nnunet import Averaged, is_nnunet_network, nnunet_network
 from ctflow.networks.own_code import TORCHSCRIPT, own_class, scripted_network
 
@@ -170,6 +171,8 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
             raise BundleInvalid(
                 f"network_def: {spec.name} does not take these arguments: {first_line(error)}", reason="network"
             ) from error
+    if spec.name == "DiNTS" and type(network.dints_space).__name__ == "TopologyInstance":
+        network = with_listed_paths(network)
     return network if spec.slice_axis is None else SliceNetwork(network, spec.slice_axis)
 
 
