@@ -1,8 +1,12 @@
-"""What every engine promises, for every engine, precision and device of this machine."""
+"""What every engine promises, for every engine, precision and device of this machine.
+
+Most promises do not depend on the network, and a UNet stands for all; those about logits hold for each kind of network.
+"""
 
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +19,9 @@ from ctflow.core.model import Model
 from ctflow.engines.contract import PRECISIONS, Engine
 from ctflow.engines.registry import BACKENDS, backend_module, open_engine
 from ctflow.engines.request import EngineRequest
-from ctflow.export.prepare import prepare_engine
-from model_support import unet_model
+from ctflow.export.prepare import is_prepared, prepare_engine
+from ctflow.networks.build import network_from_model
+from model_support import SMALL, small_model, unet_model
 from reasons import raises_reason
 
 ROI = (32, 32, 32)
@@ -127,6 +132,39 @@ def test_logits_are_those_of_fp32_eager(engine, windows, reference):
         assert str(logits.device) == engine.info.device
         difference = (logits.cpu() - reference[:count]).abs().max() / reference.abs().max()
         assert difference <= TOLERANCE[engine.info.precision]
+
+
+@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize("place", [*CPU, *GPU], ids=str)
+def test_networks_of_each_kind(network, place, windows, cache_dir):
+    """Their logits are those of fp32 eager, the same each time, and windows stay as they were."""
+    name, device, precision = place
+    made, choice = small_model(network, ROI), wanted(name, device, precision, cache_dir)
+    prepare_engine(choice, made, logits_only=True)
+    with torch.inference_mode():
+        expected = network_from_model(made)(windows)
+    assert expected.std() > 0.01
+    batch = windows.to(device)
+    with closing(open_engine(choice, made)) as opened:
+        logits = opened.predict(batch).clone()
+        assert logits.dtype == torch.float32
+        assert logits.shape == expected.shape == (4, 3, *ROI)
+        assert torch.equal(batch.cpu(), windows)
+        assert torch.equal(opened.predict(batch), logits)
+        alone = opened.predict(batch[2:3]).cpu()
+    largest = expected.abs().max()
+    assert (logits.cpu() - expected).abs().max() / largest <= TOLERANCE[precision]
+    assert (alone - expected[2:3]).abs().max() / largest <= TOLERANCE[precision]
+
+
+@pytest.mark.skipif(not is_installed("tensorrt-rtx"), reason="no TensorRT-RTX (pip install 'ctflow[tensorrt-rtx]')")
+@pytest.mark.parametrize("network", SMALL)
+def test_tensorrt_rtx_builds_a_plan_of_each_kind_without_a_gpu(network, tmp_path):
+    choice = wanted("tensorrt-rtx", "cpu", "fp16", tmp_path, most=1)
+    prepare_engine(choice, small_model(network, ROI), logits_only=True)
+    (plan,) = (path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 10_000)
+    assert is_prepared(choice, small_model(network, ROI))
+    assert plan.stat().st_size > 10_000
 
 
 def test_the_same_windows_give_the_same_logits(engine, windows):
