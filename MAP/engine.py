@@ -12,6 +12,7 @@ import torch
 from ctflow.bundle import find_bundle, read_bundle
 from ctflow.core.errors import CtflowError, NetworkNotTaken
 from ctflow.core.model import Model
+from ctflow.engines.fused import PRECISIONS
 from ctflow.engines.onnxfile import onnx_key
 from ctflow.engines.openvino import FILE
 from ctflow.engines.registry import backend_module, batch_range_for
@@ -38,7 +39,8 @@ def compile_kernels(model: Model, *, required: bool) -> None:
     """Compile the kernels of `fused` into the installation, where a volume mounted as the cache does not hide them."""
     batches = batch_range_for(model.spec, "cuda")
     try:
-        prepare_engine(EngineRequest("fused", "cuda:0", None, model.spec.roi, batches, INSTALLED), model)
+        for precision in PRECISIONS:
+            prepare_engine(EngineRequest("fused", "cuda:0", precision, model.spec.roi, batches, INSTALLED), model)
     except NetworkNotTaken as error:
         if required:
             raise

@@ -107,4 +107,5 @@ def test_a_finished_image_is_small_and_has_the_build_for_gpus(cuda_image):
         (site,) = (root / "opt/ctflow/lib").glob("python3*/site-packages")
         assert (site / "torch/lib/libtorch_cuda.so").is_file()
         assert [path.name for path in site.glob("nvidia/cu13/lib/libcublas.so.*")]
+        assert len(list(site.glob("ctflow/made/cubins-*/engine.cubins"))) == 3, "kernels of fp16, bf16 and fp32"
         assert not [path for path in site.rglob("*") if path.suffix in {".a", ".bc"}]

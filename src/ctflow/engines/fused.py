@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ from ctflow.networks.head import fold_two_class_head
 FILE = "cubins"
 DEVICES = ("cuda",)
 CAPABILITY = (9, 0)  # only Hopper has wgmma, which the convolutions use
-_MOST_WINDOWS = 16  # of a batch for which kernels are compiled ahead: the largest that `auto` times
+_BATCHES = (1, 16)  # for which kernels are compiled ahead; 16 is the largest that `auto` times
+_MULTIPROCESSORS = (132, 114, 78)  # of an H100 or H200, an H100 for PCIe, an H20: they shape sums and so kernels
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PRECISIONS = tuple(_DTYPES)
 
@@ -94,7 +96,7 @@ def check_settings(device: str, precision: Precision) -> None:
 
 
 def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
-    """Key of a model's compiled kernels, which do not depend on its weights and serve at least `_BATCHES`."""
+    """Key of a model's compiled kernels, which depend neither on its weights nor on the request's batches."""
     key = key_of_model(
         model,
         kind=FILE,
@@ -104,7 +106,7 @@ def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
         precision=request.chosen_precision,
         device=f"compute capability {'.'.join(map(str, CAPABILITY))}",
     )
-    return replace(key, weights_digest="any weights", batch_range=_batches(request))
+    return replace(key, weights_digest="any weights", batch_range=_BATCHES)
 
 
 def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
@@ -115,17 +117,13 @@ def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
         NetworkNotTaken: It computes other networks.
     """
     network, _ = _network(request, model)
-    dtype, (low, high) = _DTYPES[request.chosen_precision], _batches(request)
+    dtype, (low, high) = _DTYPES[request.chosen_precision], _BATCHES
     listed = KernelList()
     with torch.no_grad():  # on torch's device without memory
         dry = ChannelsLastSwinUNETR(network, request.roi, HopperOperations(dtype, "meta", listed))
-        for batch in range(low, high + 1):
+        for listed.multiprocessors, batch in product(_MULTIPROCESSORS, range(low, high + 1)):
             dry(torch.empty((batch, model.spec.in_channels, *request.roi), device="meta"))
     return compile_forms(listed.forms.values(), usable_cpus())
-
-
-def _batches(request: EngineRequest) -> tuple[int, int]:
-    return 1, max(_MOST_WINDOWS, request.batch_range[1])
 
 
 def _cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
@@ -259,6 +257,6 @@ def _versions(compilers: Iterable[str]) -> dict[str, str]:
     found = {"torch": str(torch.__version__)}
     with suppress(PackageNotFoundError):
         found["cuda-bindings"] = version("cuda-bindings")
-    made = dict(text.split(" ", 1) for text in sorted(set(compilers)))
+    made = {name: number for name, _, number in (text.partition(" ") for text in sorted(set(compilers)))}
     # Other kernels make another engine.
     return {**found, **made, "kernels": digest_of_package("ctflow.kernels")}

@@ -5,11 +5,12 @@ CUDA C++ is compiled by NVRTC, which torch's CUDA build brings; kernels of Trito
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import re
 import sys
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +20,11 @@ from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory
 from ctflow.core.processes import begin_child
 from ctflow.kernels.forms import CONSTANT, Cubin, CudaForm, TritonForm
 
+log = logging.getLogger(__name__)
+
 _NVRTC, _TRITON = "sm_90a", 90  # Hopper, with its own instructions
 _LEAST_SHARE = 4  # kernels for which another process, which imports Triton, is worth its start
+_MOST_PROCESSES = 8  # of 150 MB each
 _MOST_SHOWN = 500  # characters of a compiler's message
 
 
@@ -40,9 +44,17 @@ def compile_forms(forms: Iterable[CudaForm | TritonForm], processes: int) -> dic
         BackendUnavailable: See `compile_form`.
     """
     wanted = list({form.key: form for form in forms}.values())
-    workers = min(processes, len(wanted) // _LEAST_SHARE)
+    workers = min(processes, len(wanted) // _LEAST_SHARE, _MOST_PROCESSES)
     if workers < 2 or multiprocessing.current_process().daemon:  # a daemonic process may not have children
         return {form.key: compile_form(form) for form in wanted}
+    try:
+        return _compiled_in_processes(wanted, workers)
+    except (BrokenExecutor, OSError) as error:  # no process can be started, or one was ended for lack of memory
+        log.warning("kernels are compiled in one process: %s", type(error).__name__)
+        return {form.key: compile_form(form) for form in wanted}
+
+
+def _compiled_in_processes(wanted: Sequence[CudaForm | TritonForm], workers: int) -> dict[str, Cubin]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_child) as pool:
         with bare_start():
@@ -135,7 +147,7 @@ def _version(package: str) -> str:
 def _missing(package: str) -> BackendUnavailable:
     return BackendUnavailable(
         f"a kernel has to be compiled, and the package {package} is not installed: pip install {package}, or make the "
-        "file of kernels where it is (`ctflow export --engine fused`)",
+        "file of kernels for this network, window and precision where it is (`ctflow export --engine fused`)",
         reason="not-installed",
     )
 

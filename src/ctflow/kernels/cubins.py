@@ -45,7 +45,16 @@ def read_cubins(path: Path) -> dict[str, Cubin]:
         with zipfile.ZipFile(path) as archive:
             index = json.loads(archive.read(_INDEX))
             return {key: Cubin(archive.read(f"{key}.cubin"), **fields) for key, fields in index.items()}
-    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise EngineMismatch(
             f"{path.parent.name}: no file of kernels ({type(error).__name__}); remove that folder and run "
             "`ctflow export --engine fused`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ctflow.core.errors import BackendUnavailable
 from ctflow.kernels.compiler import checked, compile_form
 from ctflow.kernels.forms import Cubin, CudaForm, TritonForm, Value, triton_form
+
+log = logging.getLogger(__name__)
 
 _WARPS, _STAGES = 4, 3
 _LOCK = threading.Lock()
@@ -96,7 +100,7 @@ class GpuKernels:
             known = (self._index, key, "" if cubin is None else cubin.compiler)
             if known not in _LOADED:
                 with torch.cuda.device(self._index):
-                    _LOADED[known] = _loaded(compile_form(form) if cubin is None else cubin)
+                    _LOADED[known] = _loaded_or_compiled(form, cubin)
             return _LOADED[known]
 
 
@@ -104,7 +108,7 @@ class KernelList:
     """Launches nothing and lists the forms: a network that runs on the device "meta" names what it needs."""
 
     def __init__(self) -> None:
-        self.multiprocessors = 1  # does not shape machine code
+        self.multiprocessors = 132  # how many parts a sum has; the caller may ask for another GPU's
         self.forms: dict[str, CudaForm | TritonForm] = {}  # by key
 
     def triton(
@@ -117,6 +121,15 @@ class KernelList:
     def cuda(self, form: CudaForm, blocks: int, *arguments: Value) -> None:
         """See `Kernels.cuda`."""
         self.forms[form.key] = form
+
+
+def _loaded_or_compiled(form: CudaForm | TritonForm, stored: Cubin | None) -> _Function:
+    if stored is not None:
+        try:
+            return _loaded(stored)
+        except BackendUnavailable as error:  # compiled for a newer driver, say
+            log.warning("a stored kernel is compiled anew: %s", error)
+    return _loaded(compile_form(form))
 
 
 def _loaded(cubin: Cubin) -> _Function:

@@ -241,10 +241,16 @@ def test_its_kernels_are_listed_without_a_gpu(compiled):
     names = {form.name for form in compiled[0]}
     assert {"attend", "add_tokens", "merge_tokens", "normalize_tokens", "norm_from_sums", "upsample"} <= names
     few = {form.key for form in compiled[0]}
-    fused.compile_cubins(request_of(batch=20), model_of("SwinUNETR", SWIN))
-    assert few <= {form.key for form in compiled[1]}
     fused.compile_cubins(request_of(precision="bf16"), model_of("SwinUNETR", SWIN))
-    assert few.isdisjoint(form.key for form in compiled[2] if form.name == "attend")
+    assert few.isdisjoint(form.key for form in compiled[1] if form.name == "attend")
+
+
+@pytest.mark.parametrize("multiprocessors", [132, 114, 78, 100])
+def test_stored_kernels_serve_every_hopper(compiled, monkeypatch, multiprocessors):
+    fused.compile_cubins(request_of(), model_of("SwinUNETR", SWIN))
+    monkeypatch.setattr(fused, "_MULTIPROCESSORS", (multiprocessors,))
+    fused.compile_cubins(request_of(), model_of("SwinUNETR", SWIN))
+    assert {form.key for form in compiled[1]} <= {form.key for form in compiled[0]}
 
 
 def test_stored_kernels_are_taken_whatever_the_weights(compiled, tmp_path, monkeypatch):
@@ -274,6 +280,21 @@ def test_stale_and_damaged_kernels_are_compiled_anew(compiled, tmp_path, monkeyp
     prepare_to_open(request_of(tmp_path), model)  # it is opened nevertheless
     with raises_reason(EngineMismatch, "stored-engine", names="remove that folder"):
         prepare_engine(request_of(tmp_path), model)
+
+
+def test_a_damaged_cache_does_not_hide_what_the_installation_brings(compiled, tmp_path, monkeypatch):
+    model = model_of("SwinUNETR", SWIN)
+    for name in ("cache", "installed"):
+        prepare_engine(request_of(tmp_path / name), model)
+    monkeypatch.setattr(store, "INSTALLED", tmp_path / "installed")
+    (path,) = (tmp_path / "cache").glob("cubins-*/engine.cubins")
+    path.write_bytes(b"x")
+    assert fused._cubins(request_of(tmp_path / "cache"), model)
+    assert len(compiled) == 2
+    (path,) = (tmp_path / "installed").glob("cubins-*/engine.cubins")
+    path.write_bytes(b"x")
+    with raises_reason(EngineMismatch, "stored-engine"):
+        prepare_engine(request_of(tmp_path / "cache"), model)
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_it(compiled, tmp_path):

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -100,6 +101,18 @@ def test_a_compiler_that_is_not_installed_is_named(monkeypatch, form, module, pa
     monkeypatch.setitem(sys.modules, module, None)
     with raises_reason(BackendUnavailable, "not-installed", names=(f"pip install {package}", "ctflow export")):
         compile_forms([form], 1)
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool("ended"), OSError(11, "no process")])
+def test_where_processes_end_or_cannot_start_one_compiles_all(monkeypatch, caplog, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(compiler, "_compiled_in_processes", fails)
+    monkeypatch.setattr(compiler, "compile_form", lambda form: form.name)
+    forms = [CudaForm(str(number), f"f{number}", 32, 0) for number in range(8)]
+    assert sorted(compile_forms(forms, 2).values()) == [form.name for form in forms]
+    assert "in one process" in caplog.text
 
 
 def test_a_driver_without_memory_is_no_broken_driver():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ctflow.core.atomic import output_error_from_oserror, publish_folder, temporary_folder, write_atomically
-from ctflow.core.errors import EngineMismatch, ExportFailed
+from ctflow.core.errors import EngineMismatch, ExportFailed, OutputError
 from ctflow.engines.store.inventory import Nearest, StoredEngine, nearest_engine, problem_with, stored_engines
 from ctflow.engines.store.manifest import (
     FORMAT,
@@ -59,7 +59,14 @@ class EngineStore:
         Raises:
             EngineMismatch: The folder is damaged or belongs to something else; names the differences.
         """
-        return self._checked(self.path_of(key), key) or self._checked(EngineStore(INSTALLED).path_of(key), key)
+        own, installed = self.path_of(key), EngineStore(INSTALLED).path_of(key)
+        try:
+            return self._checked(own, key) or self._checked(installed, key)
+        except (EngineMismatch, OutputError):  # a damaged cache does not hide what the installation brings
+            found = None if own == installed else self._checked(installed, key)
+            if found is None:
+                raise
+            return found
 
     @staticmethod
     def _checked(path: Path, key: EngineKey) -> Path | None:
