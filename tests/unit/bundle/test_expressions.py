@@ -96,6 +96,11 @@ def test_an_element_type_is_a_name_and_no_text():
         ("$(y := 3)", ""),
         ("$[*@sizes, *1]", "1"),
         ("$\0", ""),
+        ("$np.array([32]) * 3", "np.array([32]) * 3"),  # 96, where a list would be [32, 32, 32]
+        ("$np.array([1, 2]) + np.array([3, 4])", "+"),
+        ("$torch.tensor([1, 2, 3])[0:2] * 2", "*"),
+        ("$np.array([[1, 2]])[0] * 2", "*"),
+        ("$np.array([1, 2]) == [1, 2]", "=="),
     ],
 )
 def test_anything_else_is_rejected_with_the_key_the_text_and_the_part(text, part, tmp_path):

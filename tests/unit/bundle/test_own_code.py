@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import py_compile
 import sys
 import warnings
 
@@ -12,8 +13,10 @@ import torch
 
 from ctflow.bundle import read_bundle
 from ctflow.core.errors import BundleInvalid, NetworkNotTaken
+from ctflow.core.model import OwnCode
 from ctflow.core.volume import Geometry, Volume
 from ctflow.networks.build import network_from_model
+from ctflow.networks.own_code import code_of_folder, own_class
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 from reasons import raises_reason
@@ -97,6 +100,41 @@ def test_code_that_is_not_there_or_fails_is_named(own, inference, target, code, 
     (own / "scripts" / "networks" / "net.py").write_text(code)
     with raises_reason(BundleInvalid, "own-code", names=said):
         read_bundle(own, allow_code=True)
+
+
+def test_two_bundles_with_files_of_the_same_names_keep_their_own(tmp_path):
+    found = []
+    for folder, number in ((tmp_path / "a", 1), (tmp_path / "b", 2)):
+        (folder / "scripts").mkdir(parents=True)
+        (folder / "layers.py").write_text(f"NUMBER = {number}")
+        text = "from torch import nn\nimport layers\n\n\nclass Net(nn.Module):\n    number = layers.NUMBER\n"
+        (folder / "scripts" / "net.py").write_text(text)  # without __init__.py: found nevertheless, and only here
+        found.append(own_class("scripts.net.Net", code_of_folder(folder)).number)
+    assert found == [1, 2]
+    assert "layers" not in sys.modules
+
+
+def test_nothing_outside_the_folder_is_executed(tmp_path, capsys):
+    outside, folder = tmp_path / "outside", tmp_path / "bundle"
+    for path in (outside, folder / "this"):
+        path.mkdir(parents=True)
+    (outside / "net.py").write_text("print('executed')")
+    with raises_reason(BundleInvalid, "own-code", names="this.net"):
+        own_class("this.net.Net", code_of_folder(folder))  # not the library's own `this`, which prints a poem
+    (folder / "scripts").symlink_to(outside)
+    with raises_reason(BundleInvalid, "own-code", names="scripts"):
+        code_of_folder(folder)
+    with raises_reason(BundleInvalid, "own-code", names="scripts"):
+        own_class("scripts.net.Net", OwnCode(str(folder), "0" * 64))
+    assert capsys.readouterr().out == ""
+
+
+def test_byte_code_that_lies_beside_is_not_read_and_other_files_of_code_count(own):
+    model = read_bundle(own, allow_code=True)
+    py_compile.compile(str(own / "scripts" / "networks" / "net.py"))
+    assert read_bundle(own, allow_code=True).weights_digest == model.weights_digest
+    (own / "scripts" / "more.so").write_bytes(b"x")
+    assert read_bundle(own, allow_code=True).weights_digest != model.weights_digest
 
 
 def test_torchscript_runs_only_if_code_is_allowed(bundle):

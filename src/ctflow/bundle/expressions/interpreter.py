@@ -18,6 +18,7 @@ from ctflow.bundle.expressions.values import (
     Budget,
     NameValue,
     NotUnderstood,
+    array_value,
     is_numeric,
     is_text,
     size_of,
@@ -305,7 +306,7 @@ class _Walker:
         found = self.value(node.args[0])
         if not hasattr(found, "dtype") and not isinstance(found, _LISTS):
             raise self._refused(node)
-        return found
+        return array_value(found) if isinstance(found, _LISTS) else found
 
     def _json(self, node: ast.Call) -> Any:
         text = self.value(node.args[0])

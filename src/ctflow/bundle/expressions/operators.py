@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ctflow.bundle.expressions.functions import percent
-from ctflow.bundle.expressions.values import LARGEST_EXPONENT, MOST_ITEMS, is_numeric, is_text
+from ctflow.bundle.expressions.values import LARGEST_EXPONENT, MOST_ITEMS, ArrayValue, is_numeric, is_text
 
 _ARITHMETIC: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -45,6 +45,8 @@ def combined(kind: type[ast.operator], left: Any, right: Any) -> Any:
         TypeError: The operator is not for these two.
         ValueError: Its result would be too large.
     """
+    if any(isinstance(each, ArrayValue) for each in (left, right)):
+        raise TypeError
     if kind not in _ARITHMETIC or not _fits(kind, left, right):
         raise TypeError
     if kind is ast.Mod and is_text(left):
@@ -81,6 +83,6 @@ def compared(kind: type[ast.cmpop], left: Any, right: Any) -> bool:
         fits = isinstance(right, list | tuple | dict | set | range) or (is_text(left) and is_text(right))
     else:
         fits = kind not in (ast.Is, ast.IsNot) or any(each is None or isinstance(each, bool) for each in (left, right))
-    if not fits or any(hasattr(each, "dtype") for each in (left, right)):
+    if not fits or any(hasattr(each, "dtype") or isinstance(each, ArrayValue) for each in (left, right)):
         raise TypeError
     return _COMPARISONS[kind](left, right)

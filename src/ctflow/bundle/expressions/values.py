@@ -34,6 +34,19 @@ class NameValue(str):
     __slots__ = ()
 
 
+class ArrayValue(list[Any]):
+    """The numbers of an array that an expression makes. NumPy's arithmetic is not a list's, so they take none."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return ArrayValue(found) if isinstance(at, slice) else found
+
+
+def array_value(items: list[Any] | tuple[Any, ...]) -> ArrayValue:
+    """Lists within lists as an array."""
+    return ArrayValue(array_value(item) if isinstance(item, list | tuple) else item for item in items)
+
+
 @dataclass(frozen=True, eq=False)
 class Held:
     """A part of the configuration that describes an object; expressions may move it, not look into it."""
