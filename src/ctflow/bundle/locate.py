@@ -50,7 +50,7 @@ def find_bundle(path: Path) -> Path:
         if not path.is_dir():
             raise BundleInvalid(
                 f"{path.name} is a file; -m names the folder of a MONAI bundle (unpack an archive; a TorchScript file "
-                "is not read), or a folder that nnU-Net trained or a zip of it",
+                "is read only as part of a bundle), or a folder that nnU-Net trained or a zip of it",
                 reason="no-bundle",
             )
         if _is_bundle(path):

@@ -1,4 +1,4 @@
-"""UIDs: the classes that ctflow reads, and whether a result can refer to a source's UIDs."""
+"""UIDs: the classes that ctflow reads, and whether a result can refer to a source's UIDs; `write/identity` makes the results' own."""
 
 from __future__ import annotations
 
