@@ -55,7 +55,6 @@ COMPUTED = {
     "src/ctflow/engines/registry.py",
     "src/ctflow/engines/tensorrt/engine.py",
     "src/ctflow/export/prepare.py",
-    "src/ctflow/networks/own_code.py",
 }
 
 

@@ -18,7 +18,9 @@ from ctflow.export.prepare import prepare_engine
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not fused.is_available()[0] or torch.cuda.get_device_capability() != fused.CAPABILITY,
+        not torch.cuda.is_available()
+        or torch.cuda.get_device_capability() != fused.CAPABILITY
+        or not fused.is_available()[0],
         reason="no Hopper GPU, or no cuda-bindings",
     ),
 ]

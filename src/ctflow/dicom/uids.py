@@ -1,4 +1,7 @@
-"""UIDs: the classes that ctflow reads, and whether a result can refer to a source's UIDs; `write/identity` makes the results' own."""
+"""UIDs: the classes that ctflow reads, and whether a result can refer to a source's UIDs.
+
+The results' own UIDs are made in `ctflow.dicom.write.identity`.
+"""
 
 from __future__ import annotations
 
