@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, ConfigValue, short
+from ctflow.bundle.expressions.values import MOST_ITEMS
 from ctflow.bundle.metadata import MOST_CHANNELS
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import NetworkSpec, OwnCode
@@ -90,6 +91,8 @@ def _argument(config: Config, definition: Component, name: str) -> Any:
 def _plain(value: Any) -> Any:
     """Arrays as lists, names of element types as words."""
     if hasattr(value, "tolist"):
+        if value.size > MOST_ITEMS:
+            raise BundleInvalid(f"network_def has an array of {value.size} numbers", reason="value")
         return value.tolist()
     if isinstance(value, list):
         return [_plain(item) for item in value]

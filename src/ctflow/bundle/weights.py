@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import pickle
+import reprlib
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -103,6 +104,8 @@ def plain_from_file(path: Path) -> Any:
         NotUnderstood: It holds something else.
     """
     try:
+        with path.open("rb") as stream:
+            check_archive(stream, path.name)
         return _as_arrays(loaded_plainly(path), 0)
     except LOAD_ERRORS:
         raise NotUnderstood(path.name, "holds more than weights and arrays") from None
@@ -183,7 +186,8 @@ def _state_dict(loaded: Any, file: str, key: str | None) -> tuple[dict[str, Tens
         raise BundleInvalid(f"{file} contains no state dict: {_ADVICE}", reason="weights")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise BundleInvalid(f"{file} holds {str(name)[:80]!r}, which is not a weight: {_ADVICE}", reason="weights")
+            what = reprlib.repr(name)[:80]  # bounded: a pickle may share a list with itself
+            raise BundleInvalid(f"{file} holds {what}, which is not a weight: {_ADVICE}", reason="weights")
         check_tensor(file, name[:80], tensor)
     is_lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
     return _renamed(dict(found), is_lightning=is_lightning), tuple(notes)

@@ -16,7 +16,7 @@ from ctflow.core.errors import BundleInvalid
 
 _NETWORK = re.compile(r"@network_def(?!\w)")
 _MENTIONED = re.compile(r"@(\w+)")
-_WEIGHTS_FILE = re.compile(r"[\w.-]+\.(?:pt|pth|ts|ckpt)(?!\w)")
+_WEIGHTS_FILE = re.compile(r"(?<![\w.-])[\w.-]+\.(?:pt|pth|ts|ckpt)(?!\w)")
 _MOST_STEPS = 4  # between keys
 
 
@@ -146,6 +146,8 @@ def _file_of(config: Config, place: ConfigValue) -> str | None:
     if not isinstance(path, str):
         return None
     file = posixpath.normpath(path.replace("\\", "/"))
+    if file == "." or any(len(part) > 255 for part in file.split("/")):
+        raise config.invalid(place.id, f"is {short(path)}, which names no file", "workflow")
     if file.startswith("/") or file.split("/")[0] == "..":
         inside = [part for part in file.split("/") if part == "models"]
         if not inside:

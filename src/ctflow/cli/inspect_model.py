@@ -49,7 +49,10 @@ def _of_nnunet(found: Path) -> dict[str, Any]:
     described = describe_nnunet(found)
     parts = [
         {"part": name, "understood": True, "what": what, "reason": None}
-        for name, what in described.get("parts", {}).items()
+        for name, what in [
+            *described.get("parts", {}).items(),
+            *(("note", note) for note in described.get("notes", ())),
+        ]
     ]
     if "problem" in described:
         problem = described["problem"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,12 @@ def test_any_bytes_end_as_an_object_or_bundle_invalid(raw):
         assert isinstance(document_from_bytes(raw, "x.json"), dict)
     except BundleInvalid as error:
         assert "x.json" in str(error)
+
+
+def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metadata.json")
+    with raises_reason(BundleInvalid, "unreadable-file", names="metadata.json"):
+        read_bundle_document(tmp_path, "metadata.json")
 
 
 def test_a_missing_an_unreadable_and_an_oversized_file_are_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -96,6 +97,7 @@ def test_an_element_type_is_a_name_and_no_text():
         ("$(y := 3)", ""),
         ("$[*@sizes, *1]", "1"),
         ("$\0", ""),
+        ("$a" + ".b" * 1900, ""),
         ("$np.array([32]) * 3", "np.array([32]) * 3"),  # 96, where a list would be [32, 32, 32]
         ("$np.array([1, 2]) + np.array([3, 4])", "+"),
         ("$torch.tensor([1, 2, 3])[0:2] * 2", "*"),
@@ -121,6 +123,16 @@ def test_files_of_the_bundle_are_read_and_no_others(tmp_path):
     code = "$torch.load(@bundle_root + '/models/code.pt', map_location=torch.device('cuda'))"
     assert value("$@arch['code'].tolist() + [len(@arch)]", files, arch=code) == [[1, 0], [0, 1], 2]
     np.testing.assert_array_equal(value("$torch.from_numpy(@arch['code'])", files, arch=code), np.eye(2))
+    torch.save(torch.zeros(1).expand(40_000_000), tmp_path / "wide.pt")  # a file of 1.3 kB
+    with raises_reason(BundleInvalid, "expression", names="tolist"):
+        value("$torch.load('wide.pt').tolist()", files)
+    with zipfile.ZipFile(tmp_path / "models" / "code.pt") as saved:
+        members = {name: saved.read(name) for name in saved.namelist()}
+    with zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    with raises_reason(BundleInvalid, "weights", names="compressed"):
+        value("$torch.load('small.pt')", files)
     (tmp_path / "out").symlink_to("/etc")
     with raises_reason(BundleInvalid, "expression", names="outside the bundle"):
         value("$torch.load('out/passwd')", files)

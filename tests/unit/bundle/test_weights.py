@@ -113,7 +113,7 @@ def test_torchscript_is_refused(tmp_path):
         ({}, "models/model.pt", "weights"),
         ([1, 2], "models/model.pt", "weights"),
         ({"a": 3}, "'a'", "weights"),
-        ({3: torch.zeros(1)}, "'3'", "weights"),
+        ({3: torch.zeros(1)}, "holds 3", "weights"),
         ({"state_dict": {}}, "models/model.pt", "weights"),
         ({"a": torch.tensor([1.0, float("nan")])}, ": a ", "weights-not-finite"),
         ({"a": torch.tensor([float("inf")], dtype=torch.bfloat16)}, ": a ", "weights-not-finite"),

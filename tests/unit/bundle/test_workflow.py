@@ -28,6 +28,17 @@ LOADER = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models
 LOW = {"_target_": "monai.handlers.CheckpointLoader", "load_path": "$@bundle_root + '/models/' + @modelname"}
 
 
+@pytest.mark.parametrize("path", ["", "models/..", "a" * 5000])
+def test_a_path_that_names_no_file_is_rejected(path):
+    with raises_reason(BundleInvalid, "workflow", names="names no file"):
+        read_workflow(Config({**PARTS, "handlers": [{**LOADER, "load_path": path}]}, "configs/inference.json"))
+
+
+def test_the_search_for_a_files_name_in_a_long_text_ends_at_once():
+    with raises_reason(BundleInvalid, "workflow", names="low.pt"):
+        check(handlers=[{**LOADER, "load_path": "$" + "a" * 1_000_000 + " + 'low.pt'"}])  # days, if quadratic
+
+
 def check(**parts):
     read_workflow(Config({**PARTS, **parts}, "configs/inference.json"))
 

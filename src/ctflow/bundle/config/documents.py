@@ -34,8 +34,11 @@ def read_bundle_document(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         BundleInvalid: The file is absent, too large, or not one object; the message names the file.
     """
+    path = folder / name
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise BundleInvalid(f"{name} cannot be read: it is not a file", reason="unreadable-file")
     try:
-        with (folder / name).open("rb") as file:
+        with path.open("rb") as file:
             raw = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise BundleInvalid(

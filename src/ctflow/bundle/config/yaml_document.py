@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 MOST_NODES = 200_000  # with aliases written out: a small file may name a large part many times
@@ -50,7 +51,7 @@ def _copied(value: Any, left: list[int], level: int) -> Any:
     if isinstance(value, dict):
         wrong = next((key for key in value if not isinstance(key, str)), None)
         if wrong is not None:
-            raise ValueError(f"the key {str(wrong)[:80]} is not a word: write it in quotation marks")
+            raise ValueError(f"the key {reprlib.repr(wrong)[:80]} is not a word: write it in quotation marks")
         return {key: _copied(item, left, level + 1) for key, item in value.items()}
     if isinstance(value, list):
         return [_copied(item, left, level + 1) for item in value]
@@ -58,4 +59,4 @@ def _copied(value: Any, left: list[int], level: int) -> Any:
         raise ValueError("a number that is not finite")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(f"{str(value)[:80]} is a {type(value).__name__}: write it in quotation marks")
+    raise ValueError(f"{reprlib.repr(value)[:80]} is a {type(value).__name__}: write it in quotation marks")

@@ -201,9 +201,16 @@ _OF_OBJECT: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def _bounded_list(array: Any) -> Any:
+    """The numbers of an array, of which a file of a few bytes may describe any count."""
+    if array.size > MOST_ITEMS:
+        raise ValueError("too many numbers")
+    return array.tolist()
+
+
 def method_of(value: Any, name: str) -> Callable[..., Any] | None:
     """The method of a value, or None if expressions may not use it."""
     if name == "tolist" and hasattr(value, "tolist") and hasattr(value, "dtype"):
-        return lambda array: array.tolist()
+        return _bounded_list
     methods = _OF_TEXT if is_text(value) else _OF_OBJECT if isinstance(value, dict) else {}
     return methods.get(name)

@@ -27,7 +27,7 @@ from ctflow.bundle.expressions.values import (
 LONGEST = 4_000  # characters of an expression
 _REFERENCE = re.compile(r"@(\w*(?:::\w*)*)")  # MONAI's
 _MARK = "ctflow_reference_"
-_PROBLEMS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_PROBLEMS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _LISTS = (list, tuple)
 
 

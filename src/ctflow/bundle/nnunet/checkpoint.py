@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.bundle.config import short
 from ctflow.bundle.nnunet.folder import CHECKPOINT, TrainedFolder
 from ctflow.bundle.weights import LOAD_ERRORS, check_archive, check_tensor
 from ctflow.core.errors import BundleInvalid
@@ -96,7 +97,7 @@ def _weights(given: Any, file: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, tensor in given.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise BundleInvalid(f"{file} holds {str(name)[:80]!r}, which is not a weight", reason="weights")
+            raise BundleInvalid(f"{file} holds {short(name)}, which is not a weight", reason="weights")
         check_tensor(file, name[:80], tensor)
         for prefix in _PREFIXES:
             name = name.removeprefix(prefix)  # noqa: PLW2901  # a wrapper's prefix is not the network's
@@ -106,7 +107,7 @@ def _weights(given: Any, file: str) -> dict[str, Tensor]:
 
 def _word(value: Any, place: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not value.isprintable() or "\\" in value:
-        raise BundleInvalid(f"{place} must be a name, not {str(value)[:80]!r}", reason="weights")
+        raise BundleInvalid(f"{place} must be a name, not {short(value)}", reason="weights")
     return value
 
 
@@ -116,7 +117,7 @@ def _axes(value: Any, file: str) -> tuple[int, ...]:
     axes = tuple(value) if isinstance(value, list | tuple) else (None,)
     if not all(type(axis) is int and 0 <= axis <= 2 for axis in axes) or len(set(axes)) != len(axes):
         raise BundleInvalid(
-            f"{file}: inference_allowed_mirroring_axes must be axes from 0 to 2, not {str(value)[:80]!r}",
+            f"{file}: inference_allowed_mirroring_axes must be axes from 0 to 2, not {short(value)}",
             reason="weights",
         )
     return tuple(sorted(axes))

@@ -38,10 +38,11 @@ def describe_nnunet(path: Path) -> dict[str, Any]:
 
 def _parts(spec: ModelSpec) -> dict[str, str]:
     normalization = next((step for step in spec.preprocessing if isinstance(step, ClipNormalize | ZScore)), None)
+    folds = "1 fold" if spec.network.members == 1 else f"{spec.network.members} folds averaged"
     (resample,) = (step for step in spec.preprocessing if isinstance(step, ResampleSpline))
     return {
         "trained as": spec.version,
-        "network": f"{spec.network.name.rpartition('.')[2]}, {spec.network.members} folds averaged",
+        "network": f"{spec.network.name.rpartition('.')[2]}, {folds}",
         "grid": f"{_by(resample.spacing_mm)} mm",
         "windows": f"{_by(spec.roi)} voxels, half of each shared",
         "normalization": _words(normalization),

@@ -113,10 +113,10 @@ def _three(given: Any, place: str, low: float, high: float, *, whole: bool = Fal
 def _axes(plans: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The axes of the network's grid, as codes for `Orient`, and a note."""
     reader = plans.get("image_reader_writer")
-    if reader not in _AXES:
+    if not isinstance(reader, str) or reader not in _AXES:
         raise invalid_plans("image_reader_writer", f"is {short(reader)}; ctflow knows {', '.join(_AXES)}")
     forward = plans.get("transpose_forward")
-    if not isinstance(forward, list) or sorted(map(str, forward)) != ["0", "1", "2"]:
+    if not isinstance(forward, list) or not all(type(each) is int for each in forward) or sorted(forward) != [0, 1, 2]:
         raise invalid_plans("transpose_forward", f"must be an order of the axes 0, 1 and 2, not {short(forward)}")
     axes = "".join(_AXES[reader][axis] for axis in forward)
     note = f"axes: {axes}, as {reader} reads a DICOM series; files in another orientation gave the model other axes"

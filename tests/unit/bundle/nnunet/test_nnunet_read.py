@@ -169,6 +169,8 @@ AT = "configurations#3d_fullres"
         ("plans.json", "configurations#3d_fullres", None, "keys"),
         ("plans.json", "image_reader_writer", "Tiff3DIO", "value"),
         ("plans.json", "transpose_forward", [0, 0, 1], "value"),
+        ("plans.json", "transpose_forward", ["0", "1", "2"], "value"),
+        ("plans.json", "image_reader_writer", [], "value"),
         ("plans.json", "label_manager", "Own", "value"),
         ("plans.json", "foreground_intensity_properties_per_channel", {"0": {"mean": 0}}, "value"),
         ("dataset.json", "channel_names", {"0": "T1", "1": "FLAIR"}, "inputs"),
