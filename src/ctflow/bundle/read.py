@@ -23,6 +23,8 @@ from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
 from ctflow.networks.own_code import TORCHSCRIPT, code_of_folder, scripted_network
 
+_OVERLAPPING = "the bundle's channels may overlap: a voxel that several of them mark belongs to the last of these"
+
 
 def read_bundle(path: Path, configuration: str | None = None, *, allow_code: bool = False) -> Model:
     """Read a MONAI bundle, or a folder that nnU-Net trained; without `allow_code` nothing of it is executed.
@@ -121,10 +123,7 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
     after = postprocessing_from_config(config)
     if after.threshold is None and out_channels < 2:
         raise config.invalid("postprocessing", f"has {_name(after)}, which needs at least 2 channels")
-    if after.threshold is not None and out_channels != 1:
-        raise config.invalid(
-            "postprocessing", f"has {_name(after)}; ctflow implements it for 1 channel, not {out_channels}"
-        )
+    painted = tuple(range(1, out_channels + 1)) if after.threshold is not None and out_channels > 1 else ()
     read_workflow(config)
     about = metadata_from_document(metadata, folder_name, out_channels, has_background=after.threshold is None)
     return ModelSpec(
@@ -144,7 +143,8 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
         intended_use=about.intended_use,
         demonstration=about.demonstration,
         body_parts=about.body_parts,
-        notes=(*notes, *about.notes),
+        notes=(*notes, *about.notes, *([_OVERLAPPING] if painted else [])),
+        painted=painted,
         restored=after.restored,
         network_label_steps=tuple(after.before),
         label_steps=tuple(after.after),

@@ -191,8 +191,8 @@ STEPS: Mapping[str, Signature] = {
     ),
     "ClipIntensityPercentilesd": _signature(
         _INTENSITY,
-        {"lower": REQUIRED, "upper": REQUIRED},
-        {"sharpness_factor": _NONE, "dtype": FLOAT32[1:] + FLOAT32[:1], "channel_wise": (False, True)},
+        {"lower": REQUIRED, "upper": REQUIRED, "sharpness_factor": None},
+        {"dtype": FLOAT32[1:] + FLOAT32[:1], "channel_wise": (False, True)},
     ),
     "ThresholdIntensityd": _signature(_INTENSITY, {"threshold": REQUIRED, "above": True, "cval": 0.0}),
     "Lambdad": _signature(
@@ -309,8 +309,8 @@ POST: Mapping[str, Signature] = {
     ),
     "RemoveSmallObjectsd": _signature(
         _POST,
-        {"min_size": 64, "connectivity": 1, "independent_channels": True},
-        {"by_measure": _FALSE, "pixdim": _NONE},
+        {"min_size": 64, "connectivity": 1, "independent_channels": True, "by_measure": False},
+        held="pixdim",  # MONAI takes that of the image
     ),
     "FillHolesd": _signature(_POST, {"applied_labels": None, "connectivity": None}),
     "LabelFilterd": _signature(_POST, {"applied_labels": REQUIRED}),

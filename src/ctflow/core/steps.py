@@ -77,10 +77,14 @@ class ScaleMinMax:
 
 @dataclass(frozen=True)
 class ClipPercentiles:
-    """Clip to percentiles of the volume (MONAI `ClipIntensityPercentilesd`); None leaves a side."""
+    """Clip to percentiles of the volume (MONAI `ClipIntensityPercentilesd`); None leaves a side.
+
+    With a `sharpness` values approach them softly (MONAI `soft_clip`).
+    """
 
     lower: float | None
     upper: float | None
+    sharpness: float | None = None
 
 
 @dataclass(frozen=True)
@@ -273,11 +277,18 @@ class RemoveSmall:
     """Remove components of fewer voxels (MONAI `RemoveSmallObjectsd`).
 
     Of a map of several labels MONAI counts each label's voxels if `independent`, and its components otherwise.
+
+    Attributes:
+        least: Voxels, or mm3 if
+        in_mm3: says so.
+        connectivity: As for `KeepLargest`.
+        independent: See above.
     """
 
-    least: int
+    least: float
     connectivity: int
     independent: bool
+    in_mm3: bool = False
 
 
 @dataclass(frozen=True)

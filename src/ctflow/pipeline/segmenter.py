@@ -25,6 +25,7 @@ from ctflow.export.record import Agreement
 from ctflow.pipeline.finishing import finished
 from ctflow.pipeline.opened import OpenEngines
 from ctflow.settings.run import Settings
+from ctflow.transforms.labels import in_voxels
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import source_boxes
 from ctflow.transforms.state import Prepared
@@ -185,7 +186,7 @@ class Segmenter:
             with timed(seconds, "restore"):
                 parts = (body, found.constant.seen(found.logits.device) if found.constant else None)
                 fractional = self._settings.seg == "fractional"
-                spec = self.model.spec
+                spec = _in_voxels(self.model.spec, prepared, volume)
                 labels, fractions = finished(
                     prepared, found.logits, spec, parts, volume.array.shape, fractional=fractional, progress=progress
                 )
@@ -286,6 +287,15 @@ class Segmenter:
             window["mirror"] = list(mirror)
         window |= _looked_at(body, wanted, constant)
         return _Predicted(logits, window, starts, constant, _warnings_of_memory(halved))
+
+
+def _in_voxels(spec: ModelSpec, prepared: Prepared, volume: Volume) -> ModelSpec:
+    """A specification whose steps on labels count voxels of this volume."""
+    return replace(
+        spec,
+        network_label_steps=in_voxels(spec.network_label_steps, prepared.spacing_mm),
+        label_steps=in_voxels(spec.label_steps, volume.geometry.spacing_mm),
+    )
 
 
 def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWindows | None) -> dict[str, Any]:

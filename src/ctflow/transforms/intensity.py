@@ -53,10 +53,17 @@ def scale_min_max(image: Tensor, step: ScaleMinMax) -> Tensor:
 
 
 def clip_percentiles(image: Tensor, step: ClipPercentiles) -> Tensor:
-    """Clip to the image's percentiles."""
+    """Clip to the image's percentiles, as MONAI does."""
     sides = [0.0 if step.lower is None else step.lower, 100.0 if step.upper is None else step.upper]
     lower, upper = np.percentile(image.cpu().numpy(), sides)
-    return image.clamp(float(lower), float(upper))
+    if step.sharpness is None:
+        return image.clamp(float(lower), float(upper))
+    clipped, zero = image, image.new_zeros(())
+    if step.lower is not None:
+        clipped = clipped + torch.logaddexp(zero, step.sharpness * (float(lower) - image)) / step.sharpness
+    if step.upper is not None:
+        clipped = clipped - torch.logaddexp(zero, step.sharpness * (image - float(upper))) / step.sharpness
+    return clipped
 
 
 def threshold(image: Tensor, step: Threshold) -> Tensor:

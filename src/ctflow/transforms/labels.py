@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,17 @@ def apply_label_steps(labels: Labels, steps: Sequence[LabelStep]) -> Labels:
     for step in steps:
         labels = _STEPS[type(step)](labels, step)
     return labels
+
+
+def in_voxels(steps: Sequence[LabelStep], spacing_mm: Sequence[float]) -> tuple[LabelStep, ...]:
+    """Steps whose volumes in mm3 are numbers of voxels of this spacing."""
+    voxel = float(np.prod(spacing_mm))
+    return tuple(
+        replace(step, least=math.ceil(step.least / voxel), in_mm3=False)
+        if isinstance(step, RemoveSmall) and step.in_mm3
+        else step
+        for step in steps
+    )
 
 
 def _present(labels: Labels, wanted: Iterable[int] | None) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,11 +72,8 @@ def labels_from_restored(values: Tensor, spec: ModelSpec) -> Tensor:
     """
     if spec.restored == "probabilities":
         return labels_from_probabilities(values, spec)
-    if spec.painted:
-        labels = torch.zeros(values.shape[1:], dtype=torch.uint8, device=values.device)
-        for channel, label in zip(values, spec.painted, strict=True):
-            labels[torch.sigmoid(channel) > 0.5] = label
-        return labels
+    if spec.painted and spec.activation == "sigmoid":
+        return _painted(torch.sigmoid(values) > 0.5, spec.painted)
     if is_two_class(spec) and len(values) == 1:
         return (values[0] > 0).to(torch.uint8)
     if spec.threshold is not None:
@@ -133,9 +132,17 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     elif spec.threshold is None:
         labels = probabilities.argmax(dim=0)
     else:
-        # MONAI's AsDiscrete marks a voxel at the threshold.
-        labels = probabilities[0] >= spec.threshold
+        marked = probabilities >= spec.threshold  # MONAI's AsDiscrete marks a voxel at the threshold
+        labels = _painted(marked, spec.painted) if spec.painted else marked[0]
     return labels.to(torch.uint8)
+
+
+def _painted(marked: Tensor, labels: Sequence[int]) -> Tensor:
+    """The labels of channels, each over those before it."""
+    found = torch.zeros(marked.shape[1:], dtype=torch.uint8, device=marked.device)
+    for channel, label in zip(marked, labels, strict=True):
+        found[channel] = label
+    return found
 
 
 def fractions_from_probabilities(probabilities: Tensor, labels: Tensor, spec: ModelSpec) -> Tensor:

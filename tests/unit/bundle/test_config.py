@@ -39,7 +39,7 @@ def test_words_that_only_contain_the_signs_are_words():
         ({"x": "@y::²", "y": [1]}, "x ", "reference"),
         ({"x": "@y-1", "y-1": 1}, "x ", "reference"),
         ({"x": "@##y", "y": 1}, "x ", "reference"),
-        ({"x": "a@#y", "y": 1}, "x ", "reference"),
+        ({"x": "a@##y", "y": 1}, "x ", "reference"),
         ({"x": {"a#b": 1}}, "x#a#b ", "override"),
         ({"x": {"_target_": "os.system"}}, "x ", "value"),
         ({}, "'x'", "argument"),

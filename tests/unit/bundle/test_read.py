@@ -111,16 +111,18 @@ def test_a_network_that_cannot_be_known_is_refused(inference, metadata, network,
         spec_from_documents(inference, metadata, folder_name="x")
 
 
-def test_sigmoid_is_for_one_channel(inference, metadata):
+def test_each_channel_of_a_sigmoid_is_a_segment(inference, metadata):
     transforms = inference["postprocessing"]["transforms"]
     transforms[0] = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
     transforms[2] = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.4}
-    with raises_reason(BundleInvalid, "value", names=("postprocessing", "sigmoid")):
-        spec_from_documents(inference, metadata, folder_name="x")
+    spec = spec_from_documents(inference, metadata, folder_name="x")
+    assert (spec.painted, [s.number for s in spec.segments]) == ((1, 2), [1, 2])
+    assert "overlap" in " ".join(spec.notes)
     inference["network_def"] = {"_target_": "BasicUNet", "out_channels": 1}
     metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "tumour"}
     metadata["segments"][0]["channel"] = 0
     spec = spec_from_documents(inference, metadata, folder_name="x")
+    assert spec.painted == ()
     assert (spec.activation, spec.threshold, [s.number for s in spec.segments]) == ("sigmoid", 0.4, [1])
 
 

@@ -174,7 +174,7 @@ def test_loaders_and_disabled_items_are_passed_over_and_order_is_kept():
         (transform("Lambdad", func="$torch.sqrt"), "func", "expression"),
         (transform("Lambdad", func="$lambda x: x * x"), "func", "expression"),
         (transform("ClipIntensityPercentilesd", lower=None, upper=None), "upper", "value"),
-        (transform("ClipIntensityPercentilesd", lower=1, upper=9, sharpness_factor=2), "sharpness_factor", "value"),
+        (transform("ClipIntensityPercentilesd", lower=1, upper=9, sharpness_factor=0), "sharpness_factor", "value"),
         (transform("EnsureTyped", dtype="$torch.float16"), "dtype", "value"),
     ],
 )
@@ -272,7 +272,7 @@ def test_an_order_without_a_meaning_is_refused(order):
         ((answer("Activationsd", softmax=True, other="$f"), INVERT, ARGMAX), "0#other", "expression"),
         ((answer("Activationsd", softmax=True, dim=1), INVERT, ARGMAX), "0#dim", "value"),
         ((SOFTMAX, ARGMAX, INVERT), "2#nearest_interp", "value"),
-        ((SOFTMAX, ARGMAX, answer("RemoveSmallObjectsd", by_measure=True), NEAREST), "2#by_measure", "value"),
+        ((SOFTMAX, ARGMAX, answer("RemoveSmallObjectsd", by_measure="mm"), NEAREST), "2#by_measure", "value"),
         ((SOFTMAX, ARGMAX, answer("LabelFilterd", applied_labels=[300]), NEAREST), "2#applied_labels", "value"),
         (
             (SOFTMAX, ARGMAX, NEAREST, answer("MapLabelValued", orig_labels=[0], target_labels=[1])),

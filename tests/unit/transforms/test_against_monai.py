@@ -44,6 +44,12 @@ STEPS = st.one_of(
     some("ScaleIntensityRanged", a_min=-500, a_max=500, b_min=0, b_max=1, clip=st.booleans()),
     some("NormalizeIntensityd", channel_wise=st.booleans(), nonzero=st.booleans()),
     some("ClipIntensityPercentilesd", lower=st.sampled_from([None, 2]), upper=st.sampled_from([98, 99.5])),
+    some(
+        "ClipIntensityPercentilesd",
+        lower=st.sampled_from([0, 2]),
+        upper=st.sampled_from([None, 98]),
+        sharpness_factor=st.sampled_from([0.01, 1, 10.0]),
+    ),
     some("ThresholdIntensityd", threshold=10.0, above=st.booleans(), cval=st.sampled_from([0.0, -7.0])),
     some("Lambdad", func=st.sampled_from(["$lambda x: x * 2 - 1", "$lambda v: (v + 1000) / 500", "$lambda x: -x"])),
     some("Resized", spatial_size=st.lists(SIZES, min_size=3, max_size=3), mode=st.sampled_from(["area", "nearest"])),

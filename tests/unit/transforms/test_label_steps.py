@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from scipy import ndimage
 
 from ctflow.core.model import NetworkSpec, WindowPadding
 from ctflow.core.steps import FillHoles, FilterLabels, KeepLargest, MapLabels, RemoveSmall
 from ctflow.networks.build import network_from_spec
-from ctflow.transforms.labels import apply_label_steps
+from ctflow.transforms.labels import apply_label_steps, in_voxels
 from ctflow.window.predict import predict_volume
 
 CONNECTIVITY = st.integers(1, 3)
@@ -87,6 +88,21 @@ def test_steps_on_labels_are_monais(step, seed, share, single):
     expected = torch.as_tensor(monais(step)(torch.from_numpy(labels.copy())[None].float()))[0]
     assert np.array_equal(apply_label_steps(labels, [step]), expected.numpy().astype(np.uint8))
     assert np.array_equal(labels, given_labels)
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of MONAI's `pixdim`
+@settings(max_examples=40, deadline=None)
+@given(
+    step=st.builds(RemoveSmall, st.floats(0, 60), CONNECTIVITY, st.booleans(), st.just(True)),
+    spacing=st.tuples(*[st.floats(0.4, 3)] * 3),
+    seed=st.integers(0, 50),
+)
+def test_small_volumes_are_those_that_monai_removes_by_measure(step, spacing, seed):
+    labels = labels_of(seed, 0.6)
+    image = MetaTensor(torch.from_numpy(labels.copy())[None].float(), affine=np.diag([*spacing, 1]))
+    expected = mt.RemoveSmallObjects(step.least, step.connectivity, step.independent, by_measure=True)(image)[0]
+    found = apply_label_steps(labels, in_voxels([step], spacing))
+    assert np.array_equal(found, expected.numpy().astype(np.uint8))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

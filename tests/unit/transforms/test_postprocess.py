@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ctflow.transforms.postprocess import (
     bytes_on_host,
     fractions_from_probabilities,
     labels_from_probabilities,
+    labels_from_restored,
     probabilities_from_logits,
 )
 from reasons import raises_reason
@@ -37,6 +40,19 @@ def test_softmax_and_argmax_equal_monai(channels):
     found = labels_from_probabilities(probabilities_from_logits(logits, spec), spec)
     assert found.dtype == torch.uint8
     assert np.array_equal(bytes_on_host(found), theirs)
+
+
+@pytest.mark.parametrize(("activation", "threshold"), [("sigmoid", 0.5), ("sigmoid", 0.3), ("none", 0.1)])
+def test_of_channels_that_overlap_in_monai_the_last_one_is_kept(activation, threshold):
+    logits = logits_of(3)
+    spec = replace(spec_of(3, activation, threshold), painted=(1, 2, 3))
+    theirs = AsDiscrete(threshold=threshold)(Activations(sigmoid=activation == "sigmoid")(logits[0])).numpy()
+    assert (theirs.sum(0) > 1).any()
+    found = labels_from_probabilities(probabilities_from_logits(logits, spec), spec)
+    expected = (theirs * np.arange(1, 4)[:, None, None, None]).max(0)
+    assert np.array_equal(bytes_on_host(found), expected)
+    restored = probabilities_from_logits(logits, replace(spec, restored="probabilities"))
+    assert np.array_equal(bytes_on_host(labels_from_restored(restored, spec)), expected)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctflow.bundle.config.documents import merged_document
+from ctflow.bundle.config.relative import with_whole_references
 from ctflow.bundle.expressions.files import BundleFiles
 from ctflow.bundle.expressions.interpreter import sole_reference, value_of_expression
 from ctflow.bundle.expressions.values import Budget, Held, NameValue, NotUnderstood, as_literal
@@ -53,6 +54,7 @@ class Config:
 
     def __init__(self, document: Mapping[str, Any], file: str, files: BundleFiles | None = None) -> None:
         self._document = merged_document(document, file)
+        self._document = with_whole_references(self._document)
         self._document["bundle_root"] = "."  # as `monai.bundle run --bundle_root`: paths start in this bundle
         self.file = file
         self._files = files or BundleFiles(None)

@@ -234,7 +234,10 @@ def _clip_percentiles(transform: Transform) -> ClipPercentiles:
     sides = [side for side in (lower, upper) if side is not None]
     if not sides or not all(0 <= side <= 100 for side in sides) or sides != sorted(sides):
         raise transform.refused("upper", "and lower must be percentiles, 0 <= lower <= upper <= 100")
-    return ClipPercentiles(lower, upper)
+    sharpness = transform.number_or_none("sharpness_factor", None)
+    if sharpness is not None and not sharpness > 0:
+        raise transform.refused("sharpness_factor", f"must be above 0, not {sharpness:g}")
+    return ClipPercentiles(lower, upper, sharpness)
 
 
 def _threshold(transform: Transform) -> Threshold:

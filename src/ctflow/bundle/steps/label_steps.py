@@ -37,8 +37,10 @@ def _keep_largest(transform: Transform) -> KeepLargest:
 
 
 def _remove_small(transform: Transform) -> RemoveSmall:
-    least = transform.integer("min_size", 0, 10**9, 64)
-    return RemoveSmall(least, transform.integer("connectivity", 1, 3, 1), transform.flag("independent_channels", True))
+    in_mm3 = transform.flag("by_measure", False)
+    least = transform.number("min_size", 64) if in_mm3 else transform.integer("min_size", 0, 10**9, 64)
+    connectivity, independent = transform.integer("connectivity", 1, 3, 1), transform.flag("independent_channels", True)
+    return RemoveSmall(least, connectivity, independent, in_mm3)
 
 
 def _fill_holes(transform: Transform) -> FillHoles:
