@@ -1,4 +1,4 @@
-"""`python app -i DIR -o DIR [-m BUNDLE]`: the application as a process, with ctflow's exit codes."""
+"""`python app -i DIR -o DIR [-m MODEL]`: the application as a process, with ctflow's exit codes."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def segment(
 
     Args:
         volume: CT in HU, array of shape (D, H, W), int16 or float32.
-        model: A model, or the folder of a MONAI bundle.
+        model: A model, or the path of one, as `-m`.
         settings: Engine, precision, device, overlap, ROI, constant windows and cache are used. None takes the
             defaults of the command line: CTFLOW_* environment variables and the user's cache folder.
         progress: Called with every window (stage "segment").
@@ -155,7 +155,7 @@ def run(
     Args:
         folder: Folder with DICOM files, searched with all its subfolders.
         output: Gets one folder per series, each complete or absent, and `result.json` on the whole run.
-        model: A model, or the folder of a MONAI bundle; None takes the demonstration bundle.
+        model: A model, or the path of one, as `-m`; None takes the demonstration bundle.
         settings: All settings of the run. None takes the defaults of the command line: CTFLOW_* environment
             variables and the user's cache folder.
         progress: Called with files, slices and windows.

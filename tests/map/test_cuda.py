@@ -74,7 +74,7 @@ def test_a_gpu_engine_is_made_in_the_mounted_cache_and_the_image_has_one_for_cpu
     assert backends["eager"]["available"]
     assert backends["openvino"]["available"]
     assert not backends["tensorrt-rtx"]["available"]
-    assert "is installed and computes on NVIDIA GPUs only" in backends["tensorrt-rtx"]["reason"]
+    assert "but it needs an NVIDIA GPU" in backends["tensorrt-rtx"]["reason"]
     made = run_image(["export", "--engine", "tensorrt-rtx"], mounts=kept, options=ctflow, image=cuda_image)
     assert made.returncode == 0, made.stderr
     listed = run_image(["engines", "--json"], mounts=kept, options=ctflow, image=cuda_image)

@@ -41,16 +41,16 @@ def find_bundle(path: Path) -> Path:
     try:
         if not path.exists():
             raise BundleInvalid(
-                f"{path.name or path}: no such folder; give -m a MONAI bundle, a folder that nnU-Net trained, or a "
-                "folder that contains one",
+                f"{path.name or path}: no such file or folder; -m takes the folder of a MONAI bundle, an nnU-Net model "
+                "as a folder or zip, or a folder that contains one",
                 reason="no-bundle",
             )
         if not path.is_dir() and is_zip(path):
             return path
         if not path.is_dir():
             raise BundleInvalid(
-                f"{path.name} is a file; -m names the folder of a MONAI bundle (unpack an archive; a TorchScript file "
-                "is read only as part of a bundle), or a folder that nnU-Net trained or a zip of it",
+                f"{path.name} is a file and no zip: -m takes the folder of a MONAI bundle (a TorchScript file is read "
+                "only as part of one), or an nnU-Net model as a folder or zip",
                 reason="no-bundle",
             )
         if _is_bundle(path):

@@ -29,7 +29,7 @@ class Checkpoint:
         key: What its loader calls the network in the file; None if there is no loader.
     """
 
-    file: str = WEIGHTS
+    file: str
     key: str | None = None
 
 
@@ -117,7 +117,7 @@ def _checkpoint(config: Config) -> Checkpoint:
     if len(found) > 1:
         names = ", ".join(sorted(found)[:4])
         raise config.invalid("handlers", f"load several files ({names}); ctflow reads one", "workflow")
-    return next(iter(found.values()), Checkpoint())
+    return next(iter(found.values()), Checkpoint(WEIGHTS))
 
 
 def _is_switched_off(config: Config, loader: ConfigValue) -> bool:

@@ -12,7 +12,7 @@ from ctflow.engines.contract import PRECISIONS
 from ctflow.engines.registry import BACKENDS, backends
 from ctflow.engines.store.inventory import StoredEngine
 from ctflow.engines.store.manifest import read_json_object
-from ctflow.engines.store.store import EngineStore
+from ctflow.engines.store.store import INSTALLED, EngineStore
 
 _KEY_FIELDS = ("kind", "version", "rewrite", "network", "weights_digest", "head", "precision", "device")
 
@@ -24,8 +24,8 @@ def engines_document(cache: Path | None) -> dict[str, Any]:
         cache: Folder of engines; need not exist. None if there is none.
 
     Returns:
-        {"backends": [...], "monai_deploy": {...}, "cache": {"folder", "problem"}, "engines": [...], "choices": [...]};
-        what is damaged is listed with its state and reason.
+        {"backends": [...], "monai_deploy": {...}, "cache": {"folder", "problem"}, "engines": [...], "choices": [...],
+        "installed": engines that came with the installation}; what is damaged is listed with its state and reason.
     """
     ours, sentence = owner_of_script()
     store = None if cache is None else EngineStore(cache)
@@ -37,6 +37,7 @@ def engines_document(cache: Path | None) -> dict[str, Any]:
         "cache": {"folder": None if cache is None else str(cache), "problem": store.problem() if store else None},
         "engines": [_engine(entry) for entry in store.entries()] if store else [],
         "choices": [] if cache is None else _choices(cache),
+        "installed": [_engine(entry) for entry in EngineStore(INSTALLED).entries()],
     }
 
 
@@ -66,7 +67,7 @@ def _choices(cache: Path) -> list[dict[str, Any]]:
 def _choice(path: Path) -> dict[str, Any]:
     """One record; a damaged one is measured again at the next run with `auto`."""
     found: dict[str, Any] = {"name": path.stem, "state": "damaged", "reason": None, "backend": None, "made": None}
-    found |= {"precision": None, "window_seconds": None}
+    found |= {"precision": None, "window_seconds": None, "model": None, "device": None}
     try:
         found["made"] = _time(path.lstat().st_mtime)
         record = read_json_object(path)
@@ -77,6 +78,8 @@ def _choice(path: Path) -> dict[str, Any]:
     if backend not in [*BACKENDS] or precision not in PRECISIONS or not all(map(_is_engine_and_time, seconds.items())):
         return {**found, "reason": "it is of another kind"}
     times = {f"{name} {form}": value for (name, form), value in seconds.items()}
+    # Records of earlier versions do not say for which model and device they are.
+    found |= {name: record[name] for name in ("model", "device") if isinstance(record.get(name), str)}
     return {**found, "state": "ready", "backend": backend, "precision": precision, "window_seconds": times}
 
 

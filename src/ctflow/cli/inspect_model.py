@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import Config
-from ctflow.bundle.inferer import sliding_from_config
+from ctflow.bundle.inferer import Sliding, sliding_from_config
 from ctflow.bundle.locate import configuration_files, find_bundle, is_of_nnunet
 from ctflow.bundle.network import network_from_config
 from ctflow.bundle.nnunet.describe import describe_nnunet
-from ctflow.bundle.postprocessing import postprocessing_from_config
+from ctflow.bundle.postprocessing import Postprocessing, postprocessing_from_config
 from ctflow.bundle.preprocessing import steps_from_config
 from ctflow.bundle.read import read_bundle, read_config
-from ctflow.bundle.workflow import read_workflow
+from ctflow.bundle.workflow import Checkpoint, read_workflow
 from ctflow.core.errors import CtflowError
+from ctflow.core.model import NetworkSpec
 from ctflow.networks.own_code import code_of_folder
 
-_LONGEST = 200
+_LONGEST = 300
+_NAMES = {Sliding: "windows", Postprocessing: "labels", Checkpoint: "weights"}
 
 
 def inspect_model(path: Path, configuration: str | None = None, *, allow_code: bool = False) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def inspect_model(path: Path, configuration: str | None = None, *, allow_code: b
         allow_code: As `--allow-code`.
 
     Returns:
-        {"kind", "name", "runs": whether ctflow runs it, "parts": [{"part", "understood", "what", "reason"}]}.
+        {"kind", "name", "runs": whether ctflow runs it, "parts": [{"part", "understood", "what", "reason"}], "notes"}.
 
     Raises:
         BundleInvalid: There is no model.
@@ -39,30 +41,46 @@ def inspect_model(path: Path, configuration: str | None = None, *, allow_code: b
     found = find_bundle(path)
     if is_of_nnunet(found):
         return _of_nnunet(found)
-    parts = _parts_of_bundle(found, configuration, allow_code=allow_code)
-    parts.append(_part("model with its weights", lambda: _whole(found, configuration, allow_code=allow_code)))
+    notes: list[str] = []
+    parts = [_part("configuration", lambda: _configuration(found, configuration))]
+    if parts[0]["understood"]:  # else all other parts would repeat what is wrong with it
+        parts += _parts_of_bundle(found, configuration, allow_code=allow_code)
+        parts.append(_part("model", lambda: _whole(found, configuration, notes, allow_code=allow_code)))
     runs = all(part["understood"] for part in parts)
-    return {"kind": "MONAI bundle", "name": found.name, "runs": runs, "parts": parts}
+    return {"kind": "MONAI bundle", "name": found.resolve().name, "runs": runs, "parts": _once(parts), "notes": notes}
+
+
+def _configuration(found: Path, configuration: str | None) -> str:
+    read_config(found, configuration)
+    return ", ".join(configuration_files(found, configuration))
+
+
+def _once(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A problem that several parts meet is told once; the others name the first of them."""
+    first: dict[str, str] = {}
+    for part in parts:
+        if not part["understood"]:
+            known = first.setdefault(part["what"], part["part"])
+            part["what"] = part["what"] if known == part["part"] else f"see {known}"
+    return parts
 
 
 def _of_nnunet(found: Path) -> dict[str, Any]:
     described = describe_nnunet(found)
     parts = [
         {"part": name, "understood": True, "what": what, "reason": None}
-        for name, what in [
-            *described.get("parts", {}).items(),
-            *(("note", note) for note in described.get("notes", ())),
-        ]
+        for name, what in described.get("parts", {}).items()
     ]
     if "problem" in described:
         problem = described["problem"]
         parts = [{"part": "model", "understood": False, "what": problem["message"], "reason": problem["reason"]}]
     kind = "zip of a model that nnU-Net v2 trained" if found.is_file() else "model that nnU-Net v2 trained"
-    return {"kind": kind, "name": described["name"], "runs": described["runs"], "parts": parts}
+    notes = described.get("notes", [])
+    return {"kind": kind, "name": described["name"], "runs": described["runs"], "parts": parts, "notes": notes}
 
 
 def _parts_of_bundle(found: Path, configuration: str | None, *, allow_code: bool) -> list[dict[str, Any]]:
-    parts = [_part("configuration", lambda: ", ".join(configuration_files(found, configuration)))]
+    parts = []
     readers: dict[str, Callable[[Config], Any]] = {
         "network_def": lambda config: network_from_config(config, code_of_folder(found) if allow_code else None)[0],
         "preprocessing": steps_from_config,
@@ -72,12 +90,13 @@ def _parts_of_bundle(found: Path, configuration: str | None, *, allow_code: bool
     }
     for name, reader in readers.items():
         # Each with its own reading of the files, as one reading bounds all expressions together.
-        parts.append(_part(name, lambda reader=reader: _fields(reader(read_config(found, configuration)))))  # type: ignore[misc]
+        parts.append(_part(name, lambda reader=reader: _words(reader(read_config(found, configuration)))))  # type: ignore[misc]
     return parts
 
 
-def _whole(found: Path, configuration: str | None, *, allow_code: bool) -> str:
+def _whole(found: Path, configuration: str | None, notes: list[str], *, allow_code: bool) -> str:
     model = read_bundle(found, configuration, allow_code=allow_code)
+    notes += model.spec.notes
     names = ", ".join(segment.label for segment in model.spec.segments[:6])
     more = f" and {len(model.spec.segments) - 6} more" if len(model.spec.segments) > 6 else ""
     return f"{model.spec.name} {model.spec.version}, weights {model.weights_digest[:12]}, marks {names}{more}"
@@ -90,13 +109,31 @@ def _part(name: str, read: Callable[[], str]) -> dict[str, Any]:
         return {"part": name, "understood": False, "what": str(error), "reason": error.reason}
 
 
-def _fields(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "; ".join(map(_fields, value)) or "nothing"
-    if not hasattr(value, "__dataclass_fields__"):
-        return str(value)
-    given = ", ".join(f"{each.name}={getattr(value, each.name)!r}" for each in fields(value))
-    return f"{type(value).__name__}({given})"
+def _words(value: Any) -> str:
+    """A part as "Name (argument value, argument value)"; arguments that have their default are left out."""
+    if isinstance(value, NetworkSpec):
+        return _named(value.name.rpartition(".")[2], value.arguments)
+    if is_dataclass(value) and not isinstance(value, type):
+        given = ((each, getattr(value, each.name)) for each in fields(value))
+        shown = {each.name: one for each, one in given if one not in (each.default, [])}
+        return _named(_NAMES.get(type(value), type(value).__name__), shown)
+    if isinstance(value, Mapping):
+        return _named("", value)
+    if isinstance(value, list | tuple):
+        between = "; " if any(map(is_dataclass, value)) else " x " if all(map(_is_number, value)) else ", "
+        return between.join(map(_words, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _named(name: str, arguments: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key.replace('_', ' ')} {_words(value)}" for key, value in arguments.items())
+    return f"{name} ({listed})".strip() if listed else name
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(text: str) -> str:

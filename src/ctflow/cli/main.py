@@ -18,7 +18,15 @@ from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.user import name_user
 from ctflow.report.run_record import recorded_run
-from ctflow.report.terminal import progress_on, say_engines, say_error, say_inspection, say_report, say_verdicts
+from ctflow.report.terminal import (
+    progress_on,
+    say_engines,
+    say_error,
+    say_inspection,
+    say_model,
+    say_report,
+    say_verdicts,
+)
 from ctflow.settings.command import (
     DEBUG,
     HELP,
@@ -84,23 +92,16 @@ def _show(document: dict[str, Any], say: Callable[[dict[str, Any]], None], *, as
 
 
 @cli.command("inspect-model")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--config", metavar="FILE", help="The bundle's configuration: files of its configs, joined by commas.")
-@click.option("--allow-code", is_flag=True, help="Execute a network of the bundle's own code, or its TorchScript file.")
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-def inspect_model_command(folder: Path, config: str | None, allow_code: bool, as_json: bool) -> int:
-    """Say what a model folder is, which parts ctflow understands, and why not the others."""
+@options("config", "allow_code")
+def inspect_model_command(model: Path, as_json: bool, **given: Any) -> int:
+    """Say what MODEL is (a folder, or a zip of nnU-Net), which parts ctflow understands, and why not the others."""
     from ctflow.cli.inspect_model import inspect_model  # noqa: PLC0415  # torch and MONAI take seconds
 
-    document = inspect_model(folder, config, allow_code=allow_code)
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
-    else:
-        click.echo(f"{document['name']}: {document['kind']}")
-        for part in document["parts"]:
-            mark = "yes" if part["understood"] else f"no [{part['reason']}]"
-            click.echo(f"  {part['part']}: {mark}: {part['what']}")
-        click.echo("ctflow runs it" if document["runs"] else "ctflow does not run it")
+    settings = settings_from_values(given, read_environment())
+    document = inspect_model(model, settings.config, allow_code=settings.allow_code)
+    _show(document, say_model, as_json=as_json)
     return 0 if document["runs"] else BundleInvalid.exit_code
 
 
@@ -176,7 +177,7 @@ def evaluate(
 @cli.command()
 @click.option("-o", "--output", metavar="DIR", help="Folder for the engine (default: the user's cache folder).")
 @MODEL
-@options("engine", "precision", "device")
+@options("engine", "precision", "device", "config", "allow_code")
 def export(model: str | None, output: str | None, **given: Any) -> int:
     """Build an engine, compare it with PyTorch and time it; `auto` selects the fastest that agrees."""
     from ctflow.cli.export import export_engines  # noqa: PLC0415
@@ -312,7 +313,7 @@ def compare(
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def execute(words: tuple[str, ...]) -> int:
-    """Run an application folder through Holoscan: exec app -i DIR -o DIR [-m BUNDLE]."""
+    """Run an application folder through Holoscan: exec app -i DIR -o DIR [-m MODEL]."""
     return exec_application(words, "ctflow exec")
 
 

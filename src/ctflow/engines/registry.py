@@ -68,7 +68,7 @@ def _usability(name: str) -> tuple[bool, str]:
     if torch.cuda.is_available():
         return True, reason
     # TensorRT-RTX loads and makes plans on any machine.
-    return False, f"{reason} is installed and computes on NVIDIA GPUs only: torch {torch.__version__} finds none here"
+    return False, f"installed ({reason}), but it needs an NVIDIA GPU, and torch {torch.__version__} finds none here"
 
 
 def _availability(name: str) -> tuple[bool, str]:

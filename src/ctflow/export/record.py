@@ -242,6 +242,14 @@ def machine(device: str) -> list[object]:
     return [*where, gpu_identity(device)] if device.startswith("cuda") else where
 
 
+def device_name(device: str) -> str:
+    """What a person calls a device: the GPU with its driver, or the processor."""
+    if device.startswith("cuda"):
+        return gpu_identity(device)
+    name = _processor().partition(";")[0].partition(":")[2].strip()
+    return f"{name or 'CPU'}, {usable_cpus()} CPUs"
+
+
 def _processor() -> str:
     """Name and features of the processor: an engine's choice of arithmetic depends on them."""
     try:

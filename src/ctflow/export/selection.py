@@ -29,7 +29,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.export.measure import Measured, ParityGate, fastest_batch
 from ctflow.export.parity import ParityResult
 from ctflow.export.prepare import is_prepared, prepare_to_open
-from ctflow.export.record import Agreements, digest_of_fields, machine, store_record, what_is_computed
+from ctflow.export.record import Agreements, device_name, digest_of_fields, machine, store_record, what_is_computed
 
 _STAGE = "measure engines"
 _FORMAT = 4  # of the record
@@ -103,7 +103,8 @@ def choose_fastest(
         timed, failures = _time_all(candidates, model, gate.windows[0], progress)
     choice = _first_exact(timed, gate, request, failures)
     if not any(isinstance(failure, _PASSING) for failure in failures):
-        store_record(path, {"format": _FORMAT, **asdict(choice)}, "which engine was selected")
+        about = {"model": f"{model.spec.name} {model.spec.version}", "device": device_name(request.device)}
+        store_record(path, {"format": _FORMAT, **about, **asdict(choice)}, "which engine was selected")
     return choice
 
 

@@ -212,7 +212,12 @@ class ServiceSettings(Processing):
         float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
     ] = 10.0
     copy_to: Annotated[FilePath | None, Key("Folder that gets a copy of every result.")] = None
-    bundle: Annotated[FilePath | None, Key("MONAI bundle; the demonstration bundle if omitted.")] = None
+    bundle: Annotated[
+        FilePath | None,
+        Key(
+            "The folder of a MONAI bundle, or an nnU-Net model as a folder or zip; the demonstration bundle if omitted."
+        ),
+    ] = None
     devices: Annotated[
         tuple[Device, ...],
         Key(

@@ -196,6 +196,20 @@ def _say_unreadable(console: Console, files: Sequence[Mapping[str, str]]) -> Non
         console.print(Text(f"{len(files)} files could not be read", style="yellow"))
 
 
+def say_model(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Show what a model is and every part of it, understood or not and why (`ctflow inspect-model`)."""
+    console = Console(file=stream or sys.stdout, soft_wrap=True)
+    console.print(Text.assemble((_plain(document["name"]), "bold"), f": {document['kind']}"))
+    width = max((len(part["part"]) for part in document["parts"]), default=0)
+    for part in document["parts"]:
+        mark = ("yes", "green") if part["understood"] else (f"no ({part['reason']})", "red")
+        lead = Text.assemble(f"  {part['part']:<{width}}  ", mark, "  ")
+        _say_beside(console, lead, part["what"])
+    for note in document["notes"]:
+        _say_beside(console, Text("  note: "), note, style="yellow")
+    console.print("ctflow runs it" if document["runs"] else "ctflow does not run it")
+
+
 def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Show what the node would do with each series (`ctflow rules test`).
 
@@ -219,17 +233,22 @@ def say_engines(document: Mapping[str, Any], stream: TextIO | None = None) -> No
     """Show the backends of this machine, the engines made for them and the choice of `auto` (`ctflow engines`).
 
     Args:
-        document: "backends" and "monai_deploy"; "cache", "engines" and "choices" if a cache was requested
+        document: "backends" and "monai_deploy"; "installed", "cache", "engines" and "choices" if they were looked for
             (`ctflow.cli.engines.engines_document`).
         stream: Gets the text; None takes standard output.
     """
     console = Console(file=stream or sys.stdout, soft_wrap=True)
     for backend in document["backends"]:
-        verdict = ("available", "green") if backend["available"] else ("absent", "red")
+        verdict = ("available", "green") if backend["available"] else ("unavailable", "red")
         _say_beside(console, _named(backend["name"], *verdict), backend["reason"])
     owner = document["monai_deploy"]
     verdict = ("ready", "green") if owner["has_exec"] else ("needs repair", "red")
     _say_beside(console, _named("monai-deploy", *verdict), owner["reason"])
+    if document.get("installed"):
+        console.print()
+        console.print(Text("engines that came with the installation"))
+    for engine in document.get("installed", ()):
+        _say_engine(console, engine)
     if "cache" in document:
         _say_cache(console, document)
 
@@ -249,7 +268,7 @@ def _say_cache(console: Console, document: Mapping[str, Any]) -> None:
         return
     if not engines:
         console.print(Text(f"no engines in {_plain(cache['folder'])}"))
-        console.print(Text("build one with `ctflow export`, for another bundle with `ctflow export -m BUNDLE`"))
+        console.print(Text("build one with `ctflow export`, for another model with `ctflow export -m MODEL`"))
     else:
         console.print(Text(f"engines in {_plain(cache['folder'])}"))
     for engine in engines:
@@ -258,7 +277,7 @@ def _say_cache(console: Console, document: Mapping[str, Any]) -> None:
         _say_beside(console, Text(), f"remove what is {' or '.join(_BAD)}, and run `ctflow export`")
     if choices:
         console.print()
-        console.print(Text("choices of auto, per model and machine"))
+        console.print(Text("what `auto` selected, by measurement"))
     for choice in choices:
         _say_choice(console, choice)
 
@@ -278,9 +297,10 @@ def _say_engine(console: Console, engine: Mapping[str, Any]) -> None:
     if engine["kind"] is None:
         return
     low, high = engine["batch_range"]
+    network = engine["network"].rpartition(".")[2]
     facts = (
         f"{engine['kind']} in {engine['precision']}, windows of {' x '.join(map(str, engine['roi']))}, batch "
-        f"{low if low == high else f'{low} to {high}'}, {engine['network']} {engine['weights_digest'][:12]}"
+        f"{low if low == high else f'{low} to {high}'}, {network} {engine['weights_digest'][:12]}"
     )
     _say_beside(console, Text("  "), facts)
     _say_beside(console, Text("  "), f"for {'any device' if engine['device'] == 'any' else engine['device']}")
@@ -295,7 +315,10 @@ def _say_choice(console: Console, choice: Mapping[str, Any]) -> None:
     engine = f"{choice['backend']} {choice['precision']}"
     seconds = choice["window_seconds"].get(engine)
     speed = "" if seconds is None else f"  {seconds:.3f} s per window"
-    _say_beside(console, name, f"{engine}{speed}")
+    _say_beside(console, name, f"{engine}{speed}  {(choice['made'] or '')[:10]}".rstrip())
+    for what in ("model", "device"):
+        if choice[what]:
+            _say_beside(console, Text("  "), f"for {choice[what]}")
 
 
 def _say_beside(console: Console, lead: Text, text: str, style: str = "") -> None:

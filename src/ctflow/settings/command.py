@@ -26,8 +26,9 @@ LOG_LEVEL = click.option(
 MODEL = click.option(
     "-m",
     "--model",
-    metavar="BUNDLE",
-    help="MONAI bundle (default: the demonstration bundle).  [env: HOLOSCAN_MODEL_PATH]",
+    metavar="MODEL",
+    help="The folder of a MONAI bundle, or an nnU-Net model as a folder or zip (default: the "
+    "demonstration bundle).  [env: HOLOSCAN_MODEL_PATH]",
 )
 
 

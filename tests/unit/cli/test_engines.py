@@ -19,6 +19,7 @@ PLAN = EngineKey(
 )  # fmt: skip
 EAGER = {"backend": "eager", "precision": "fp32"}
 MEASURED = [{**EAGER, "window_seconds": 2.5}, {"backend": "openvino", "precision": "fp32", "window_seconds": None}]
+FOR = {"model": "Spleen 1.2", "device": "NVIDIA H200, compute capability 9.0, driver 580.1"}
 CHOICE = {"format": 2, **EAGER, "measured": MEASURED}
 
 
@@ -77,6 +78,28 @@ def test_the_lines_name_all_that_a_person_asks(cache, capsys):
     ):
         assert expected in shown
     assert "remove" not in shown
+
+
+def test_a_choice_says_for_which_model_and_device_and_when(cache, capsys):
+    write_choice(cache, json.dumps({**CHOICE, **FOR}))
+    (choice,) = engines_document(cache)["choices"]
+    assert {name: choice[name] for name in FOR} == FOR
+    assert main(["engines", "--cache", str(cache)]) == 0
+    shown = capsys.readouterr().out
+    assert f"eager fp32  2.500 s per window  {choice['made'][:10]}" in shown
+    for text in FOR.values():
+        assert f"for {text}\n" in shown
+
+
+def test_what_came_with_the_installation_is_listed(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ctflow.cli.engines.INSTALLED", tmp_path / "made")
+    path = put(tmp_path / "made")
+    (engine,) = engines_document(cache)["installed"]
+    assert (engine["name"], engine["state"]) == (path.parent.name, "ready")
+    assert main(["engines", "--cache", str(cache)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("engines that came with the installation") < shown.index(path.parent.name)
+    assert f"no engines in {cache}" in shown
 
 
 def test_the_folder_may_come_from_the_environment(cache, capsys, monkeypatch):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.cli.inspect_model import inspect_model
 from ctflow.cli.main import main
+from nnunet_support import dataset, plans, untrained, zipped
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,44 @@ def test_a_part_that_is_not_understood_hides_no_other_and_says_why(small, tmp_pa
     assert main(["inspect-model", str(small), "--config", "other.json", "--json"]) == 3
     parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
     assert [name for name, part in parts.items() if not part["understood"]] == [
-        "network_def", "inferer", "model with its weights",
+        "network_def", "inferer", "model",
     ]  # fmt: skip
     assert (parts["network_def"]["reason"], parts["inferer"]["reason"]) == ("target", "value")
     assert "--allow-code" in parts["network_def"]["what"]
+    assert parts["model"]["what"] == "see network_def"
     assert main(["inspect-model", str(small)]) == 0
-    assert "ctflow runs it" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ctflow runs it" in shown
+    assert "Resample (spacing mm 6 x 6 x 6" in shown
+    assert "None" not in shown
+    assert "'" not in shown, "no Python literals"
+
+
+def test_a_configuration_that_cannot_be_read_is_told_once(small, tmp_path):
+    broken = shutil.copytree(small, tmp_path / "broken")
+    (broken / "configs" / "inference.json").write_text('{"network_def": [1,')
+    found = inspect_model(broken)
+    assert [(part["part"], part["reason"]) for part in found["parts"]] == [("configuration", "json")]
+    assert not found["runs"]
+
+
+def test_the_environment_gives_configuration_and_leave_to_execute(small, monkeypatch, capsys):
+    folder = small.parent / "of_environment"
+    shutil.copytree(small, folder)
+    (folder / "configs" / "inference.json").rename(folder / "configs" / "other.json")
+    assert main(["inspect-model", str(folder)]) == 3
+    monkeypatch.setenv("CTFLOW_CONFIG", "other.json")
+    assert main(["inspect-model", str(folder)]) == 0
+    assert "configs/other.json" in capsys.readouterr().out
+    monkeypatch.setenv("CTFLOW_ALLOW_CODE", "perhaps")
+    assert main(["inspect-model", str(folder)]) == 64
+
+
+def test_a_model_of_nnunet_has_its_notes_apart_from_its_parts(tmp_path, capsys):
+    folder = untrained(tmp_path / "trained", plans(), dataset({"background": 0, "gizmo": 1}))
+    found = inspect_model(zipped(folder, tmp_path / "model.zip"))
+    assert (found["kind"], found["runs"]) == ("zip of a model that nnU-Net v2 trained", True)
+    assert "note" not in {part["part"] for part in found["parts"]}
+    assert any("gizmo" in note for note in found["notes"])
+    assert main(["inspect-model", str(folder)]) == 0
+    assert "note: no codes are known for the labels gizmo" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def test_a_backend_that_lacks_only_the_gpu_says_so(monkeypatch):
     assert found["openvino"] == (True, "openvino 1.7")
     available, reason = found["tensorrt-rtx"]
     assert not available
-    assert "tensorrt-rtx 1.7 is installed and computes on NVIDIA GPUs only" in reason
+    assert "installed (tensorrt-rtx 1.7), but it needs an NVIDIA GPU" in reason
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert {available for _, available, _ in backends()} == {True}
 

@@ -165,7 +165,7 @@ def test_engines_and_the_script_are_shown():
     ]
     say_engines({"backends": backends, "monai_deploy": {"has_exec": False, "reason": "repair: pip"}}, stream)
     assert "needs repair" in stream.getvalue()
-    assert "absent" in stream.getvalue()
+    assert "unavailable" in stream.getvalue()
     say_engines({"backends": [], "monai_deploy": {"has_exec": True, "reason": "fine"}}, stream)
     assert "ready" in stream.getvalue()
 
@@ -183,6 +183,9 @@ def engines_of_a_cache(**change):
         "reason": None,
         "backend": "openvino",
         "precision": "fp32",
+        "made": "2026-11-21T12:53:30+00:00",
+        "model": "Spleen 1.2",
+        "device": "AMD EPYC, 2 CPUs",
     }
     return {
         "backends": [

@@ -171,9 +171,10 @@ def _only_folder(names: list[str], zip_name: str) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise BundleInvalid(
-            f"{zip_name} holds no trained-model folder of nnU-Net: no {PLANS} in it", reason="no-bundle"
-        )
+        is_bundle = any(name.endswith("configs/metadata.json") for name in names)
+        problem = "is a zip of a MONAI bundle: unpack it and give -m its folder"
+        otherwise = f"holds no trained-model folder of nnU-Net: no {PLANS} in it"
+        raise BundleInvalid(f"{zip_name} {problem if is_bundle else otherwise}", reason="no-bundle")
     listed = ", ".join(prefix.rstrip("/") or "." for prefix in found[:5])
     raise BundleInvalid(
         f"{zip_name} holds {len(found)} trained-model folders ({listed}): unpack it and name one of them with -m",

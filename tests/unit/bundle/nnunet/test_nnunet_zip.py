@@ -105,7 +105,10 @@ def test_a_zip_of_several_models_or_none_is_rejected(trained, tmp_path):
     none = tmp_path / "none.zip"
     with zipfile.ZipFile(none, "w") as opened:
         opened.writestr("readme.txt", "nothing")
-    with raises_reason(BundleInvalid, "no-bundle"):
+    with raises_reason(BundleInvalid, "no-bundle", names="no plans.json"):
+        read_bundle(find_bundle(none))
+    add(none, "spleen/configs/metadata.json")
+    with raises_reason(BundleInvalid, "no-bundle", names="unpack it"):
         read_bundle(find_bundle(none))
 
 
