@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import pickle
 import reprlib
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.bundle.expressions.values import NotUnderstood
 from ctflow.bundle.locate import WEIGHTS
+from ctflow.bundle.saved.plain import ADVICE, LOAD_ERRORS, loaded_plainly
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import OwnCode
 
@@ -30,24 +25,6 @@ _DEEPEST = 3
 _DTYPES = frozenset(
     {torch.float32, torch.float16, torch.bfloat16, torch.float64}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
-)
-_ADVICE = "save the weights with torch.save(network.state_dict(), 'models/model.pt')"
-# Errors of unpickling and unzipping damaged or hostile files.
-LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
 )
 
 
@@ -69,58 +46,21 @@ def read_weights(
     """
     path = folder / name
     if not path.is_file():
-        raise BundleInvalid(f"{name} is missing: {_ADVICE}", reason="missing-file")
+        raise BundleInvalid(f"{name} is missing: {ADVICE}", reason="missing-file")
     try:
-        with path.open("rb") as stream:
-            check_archive(stream, name)
+        opened = path.open("rb")
     except OSError:
         raise BundleInvalid(f"{name} cannot be read: copy it again", reason="unreadable-file") from None
     try:
-        loaded = loaded_plainly(path)
+        with opened as stream:
+            loaded = loaded_plainly(stream, name)
     except LOAD_ERRORS:
         # The cause's text advises loading without weights_only, which would run the file's code.
         raise BundleInvalid(
-            f"{name} is not a plain state dict (a pickled module, a damaged file, or other data): {_ADVICE}",
+            f"{name} is not a plain state dict (a pickled module, a damaged file, or other data): {ADVICE}",
             reason="weights",
         ) from None
     return _state_dict(loaded, name, key)
-
-
-def loaded_plainly(path: Path) -> Any:
-    """What torch saved: tensors, NumPy's arrays and numbers, words and containers; nothing of it is executed."""
-    makers: dict[str, Any] = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
-    named: list[Any] = [  # NumPy 2 calls the package _core
-        (maker, f"numpy.{package}.multiarray.{name}") for name, maker in makers.items() for package in ("core", "_core")
-    ]
-    kinds = [type(np.dtype(kind)) for kind in "bBhHiIlLqQefd?"]
-    with torch.serialization.safe_globals([*named, *kinds, np.ndarray, np.dtype, codecs.encode]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def plain_from_file(path: Path) -> Any:
-    """What a file of a bundle's expressions holds: see `loaded_plainly`, tensors as NumPy arrays.
-
-    Raises:
-        NotUnderstood: It holds something else.
-    """
-    try:
-        with path.open("rb") as stream:
-            check_archive(stream, path.name)
-        return _as_arrays(loaded_plainly(path), 0)
-    except LOAD_ERRORS:
-        raise NotUnderstood(path.name, "holds more than weights and arrays") from None
-
-
-def _as_arrays(value: Any, level: int) -> Any:
-    if level > _DEEPEST:
-        raise ValueError("nested too deeply")
-    if isinstance(value, Tensor):
-        return value.detach().numpy()
-    if isinstance(value, Mapping):
-        return {key: _as_arrays(item, level + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_arrays(item, level + 1) for item in value]
-    return value
 
 
 def digest_with_code(digest: str, code: OwnCode | None) -> str:
@@ -155,39 +95,15 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_archive(stream: BinaryIO, name: str) -> None:
-    """Reject TorchScript and compressed data, which may hold terabytes; leaves the stream at its beginning.
-
-    Raises:
-        BundleInvalid: It is one of these, or damaged.
-    """
-    try:
-        head = stream.read(4)
-        stream.seek(0)
-        if head != b"PK\x03\x04":
-            return  # torch's older format, or not torch's at all: torch.load decides
-        with zipfile.ZipFile(stream) as archive:
-            members = archive.infolist()
-        stream.seek(0)
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise BundleInvalid(f"{name} cannot be read: copy it again", reason="unreadable-file") from None
-    if any(member.filename.endswith("/constants.pkl") for member in members):
-        raise BundleInvalid(
-            f"{name} is TorchScript, which would run code of the bundle: {_ADVICE}", reason="torchscript"
-        )
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise BundleInvalid(f"{name} is compressed, which torch.save never does: {_ADVICE}", reason="weights")
-
-
 def _state_dict(loaded: Any, file: str, key: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     notes: list[str] = []
     found = _unwrapped(loaded, key, notes, file)
     if not isinstance(found, Mapping) or not found:
-        raise BundleInvalid(f"{file} contains no state dict: {_ADVICE}", reason="weights")
+        raise BundleInvalid(f"{file} contains no state dict: {ADVICE}", reason="weights")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             what = reprlib.repr(name)[:80]  # bounded: a pickle may share a list with itself
-            raise BundleInvalid(f"{file} holds {what}, which is not a weight: {_ADVICE}", reason="weights")
+            raise BundleInvalid(f"{file} holds {what}, which is not a weight: {ADVICE}", reason="weights")
         check_tensor(file, name[:80], tensor)
     is_lightning = isinstance(loaded, Mapping) and "pytorch-lightning_version" in loaded
     return _renamed(dict(found), is_lightning=is_lightning), tuple(notes)
@@ -234,7 +150,7 @@ def check_tensor(file: str, name: str, tensor: Tensor) -> None:
         )
     # A tensor with repeated strides may claim terabytes in a file of a few bytes.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise BundleInvalid(f"{file}: {name} is larger than its data: {_ADVICE}", reason="weights")
+        raise BundleInvalid(f"{file}: {name} is larger than its data: {ADVICE}", reason="weights")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise BundleInvalid(
             f"{file}: {name} contains non-finite values: training diverged or the file is damaged",

@@ -50,6 +50,11 @@ class BundleFiles:
 
     def arrays(self, path: str) -> Any:
         """What torch saved in a file, weights only: tensors and NumPy arrays, as NumPy arrays."""
-        from ctflow.bundle.weights import plain_from_file  # noqa: PLC0415  # torch
+        from ctflow.bundle.saved.plain import LOAD_ERRORS, as_arrays, loaded_plainly  # noqa: PLC0415  # torch
 
-        return plain_from_file(self.path(path))
+        file = self.path(path)
+        try:
+            with file.open("rb") as stream:
+                return as_arrays(loaded_plainly(stream, file.name))
+        except LOAD_ERRORS:
+            raise NotUnderstood(file.name, "holds more than weights and arrays") from None

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ctflow.bundle.config import short
 from ctflow.bundle.nnunet.folder import CHECKPOINT, TrainedFolder
-from ctflow.bundle.weights import LOAD_ERRORS, check_archive, check_tensor
+from ctflow.bundle.saved.plain import LOAD_ERRORS, loaded_plainly
+from ctflow.bundle.weights import check_tensor
 from ctflow.core.errors import BundleInvalid
 
 _PREFIXES = ("module.", "_orig_mod.")
 _LONGEST = 120
-
-
-class _Unread:
-    """Takes the place of NumPy's numbers in the training log, which nothing here needs: NumPy's code is not called."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-# What nnU-Net's trainer saves besides tensors and plain Python: losses and Dice as NumPy scalars of any type.
-_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Unread, name)
-    for name in (
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")),
-    )
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +47,8 @@ def read_checkpoint(folder: TrainedFolder, fold: str) -> FoldCheckpoint:
     """
     name = f"{fold}/{CHECKPOINT}"
     with folder.opened(name) as stream:
-        check_archive(stream, name)
         try:
-            with torch.serialization.safe_globals(_STAND_INS):
-                loaded = torch.load(stream, map_location="cpu", weights_only=True)
+            loaded = loaded_plainly(stream, name)
         except LOAD_ERRORS:
             # The cause's text advises loading without weights_only, which would run the file's code.
             raise BundleInvalid(
