@@ -153,8 +153,9 @@ def merged_document(document: Mapping[str, Any], file: str, result: dict[str, An
     Source: MONAI 1.6.1 `ConfigParser.load_config_files`, `ConfigParser.__setitem__` and `merge_kv`.
     """
     result = {} if result is None else result
+    copies = _Copies()
     for key, value in document.items():
-        problem = _apply(result, key, value)
+        problem = _apply(result, key, value, copies)
         if problem:
             raise BundleInvalid(
                 f"{file}: {key[:200]} is an override that MONAI cannot apply: {problem}", reason="override"
@@ -162,7 +163,22 @@ def merged_document(document: Mapping[str, Any], file: str, result: dict[str, An
     return result
 
 
-def _apply(config: dict[str, Any], key: str, value: Any) -> str:
+class _Copies:
+    """The lists and objects that are copies already: each part of a document is copied at most once."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Any] = {}
+
+    def own(self, holder: Any, at: str | int) -> Any:
+        """A part as one that may be changed; nothing below it is copied."""
+        part = holder[at]
+        if id(part) not in self._made:
+            part = holder[at] = copy.copy(part)
+            self._made[id(part)] = part
+        return part
+
+
+def _apply(config: dict[str, Any], key: str, value: Any, copies: _Copies) -> str:
     """Set or merge one key; return the problem, or ""."""
     is_merge = key.startswith(_MERGE)
     parts = key[is_merge:].replace("#", _SEPARATOR).split(_SEPARATOR)
@@ -173,24 +189,18 @@ def _apply(config: dict[str, Any], key: str, value: Any) -> str:
         found = _found(holder, part)
         if found is None:
             return f"{part[:80]!r} is not in the file above it"
-        # A copy, so that the document does not change; nothing off the path is copied.
-        holder[found] = copy.copy(holder[found])
-        holder = holder[found]
+        holder = copies.own(holder, found)
     last = _found(holder, parts[-1])
     if last is None and not isinstance(holder, dict):
         return f"{parts[-1][:80]!r} is not a position in a list or object of the file"
     if last is None or not is_merge:
         holder[parts[-1] if last is None else last] = value
         return ""
-    return _merge(holder, last, value)
-
-
-def _merge(holder: Any, last: str | int, value: Any) -> str:
     old = holder[last]
     if isinstance(old, dict) and isinstance(value, dict):
-        holder[last] = {**old, **value}
+        copies.own(holder, last).update(value)
     elif isinstance(old, list) and isinstance(value, list):
-        holder[last] = [*old, *value]
+        copies.own(holder, last).extend(value)
     else:
         return "the values before and after + must both be lists or both be objects"
     return ""
