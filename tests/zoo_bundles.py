@@ -7,7 +7,7 @@ files), with fewer channels and smaller windows, so that a test takes seconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,124 @@ def pediatric_swinunetr() -> dict[str, Json]:
     return _pediatric(network, "swinunetr_FT.pt") | {"inferer": WIDE | {"overlap": 0.75}}
 
 
+_UNEST_SCRIPTS = {
+    "__init__.py": "",
+    "networks/__init__.py": "",
+    "networks/patchEmbed3D.py": """
+from torch import nn
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, size, channels):
+        super().__init__()
+        self.proj, self.norm = nn.Conv3d(1, channels, size, size), nn.LayerNorm(channels)
+
+    def forward(self, x):
+        x = self.proj(x)
+        return self.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+""",
+    "networks/unest.py": """
+import torch
+from monai.networks.blocks import TransformerBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.layers import Conv
+from scripts.networks.patchEmbed3D import PatchEmbedding
+from torch import nn
+
+
+class UNesT(nn.Module):
+    def __init__(self, in_channels=1, out_channels=13, channels=8, patch_size=4):
+        super().__init__()
+        self.embedding = PatchEmbedding(patch_size, channels)
+        self.levels = nn.ModuleList([TransformerBlock(channels, 16, 2) for _ in range(2)])
+        self.encoder = UnetrBasicBlock(3, in_channels, channels, 3, 1, 'instance', True)
+        self.decoder = UnetrUpBlock(3, channels, channels, 3, patch_size, 'instance', True)
+        self.out = Conv['conv', 3](channels, out_channels, 1)
+
+    def forward(self, x):
+        deep = self.embedding(x)
+        tokens = deep.flatten(2).transpose(1, 2)
+        for level in self.levels:
+            tokens = level(tokens)
+        deep = tokens.transpose(1, 2).reshape(deep.shape)
+        return self.out(self.decoder(deep, self.encoder(x)))
+""",
+}
+
+
+def renal_structures() -> dict[str, Json]:
+    load, channel, orient = LOAD
+    loader = {
+        "_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'",
+        "load_dict": {"model": "@network"}, "strict": "True",
+    }  # fmt: skip
+    return _workflow(
+        network_def={"_target_": "scripts.networks.unest.UNesT", "in_channels": 1, "out_channels": 4},
+        before=[
+            load, channel | {"channel_dim": "no_channel"}, orient, _spacing(1.0, 1.0, 1.0), _range(-175, 250),
+            _image("EnsureTyped"),
+        ],
+        handlers=[loader, {"_target_": "StatsHandler", "iteration_log": False}],
+        checkpointloader=None,
+    )  # fmt: skip
+
+
+_VISTA_SCRIPTS = {
+    "__init__.py": "from . import inferer\n",
+    "inferer.py": """
+import copy
+
+from monai.inferers import Inferer, SlidingWindowInfererAdapt
+
+
+class Vista3dInferer(Inferer):
+    def __init__(self, roi_size, overlap, use_point_window=False, sw_batch_size=1):
+        self.roi_size, self.overlap, self.sw_batch_size = roi_size, overlap, sw_batch_size
+
+    def __call__(self, inputs, network, point_coords, point_labels, class_vector):
+        windows = SlidingWindowInfererAdapt(roi_size=self.roi_size, sw_batch_size=self.sw_batch_size, with_coord=True)
+        return windows(
+            inputs, network, transpose=True, point_coords=point_coords, point_labels=point_labels,
+            class_vector=class_vector, prompt_class=copy.deepcopy(class_vector),
+        )
+""",
+}  # fmt: skip
+
+
+def vista3d() -> dict[str, Json]:
+    load, channel, orient = LOAD
+    mark = {"_target_": "monai.apps.vista3d.transforms.VistaPostTransformd", "keys": "pred"}
+    prompts = _image("monai.apps.vista3d.transforms.VistaPreTransformd", subclass="@subclass", labels_dict="@names")
+    crop = _image("CropForegroundd", allow_smaller=True, margin=10, source_key="@image_key")
+    invert = INVERT | {"nearest_interp": True, "transform": "$copy.deepcopy(@preprocessing)"}
+    found = _workflow(
+        before=[],
+        after=[mark, invert, _answer("Lambdad", func="$lambda x: torch.nan_to_num(x, nan=255)"), SAVE],
+        input_dict="${'image': '/data/spleen_10.nii.gz', 'label_prompt': [3]}",
+        everything_labels="$list(set([i+1 for i in range(12)]) - set([2, 4, 7, 9, 10]))",
+        metadata_path="$@bundle_root + '/configs/metadata.json'",
+        metadata="$json.loads(pathlib.Path(@metadata_path).read_text())",
+        names="$@metadata['network_data_format']['outputs']['pred']['channel_def']",
+        subclass={"2": [14, 5], "20": "$list(range(28, 33))"},
+        input_channels=1,
+        network_def="$monai.networks.nets.vista3d132(in_channels=@input_channels, encoder_embed_dim=8)",
+        transforms=[
+            load, channel, _image("EnsureTyped", device="@device", track_meta=True), _spacing(1.5, 1.5, 1.5), crop,
+            prompts, _range(-963.8247715525971, 1053.678477684517), orient,
+            _image("CastToTyped", dtype="$torch.float32"),
+        ],
+        inferer={
+            "_target_": "scripts.inferer.Vista3dInferer", "roi_size": [ROI] * 3, "overlap": 0.3, "sw_batch_size": 1,
+            "use_point_window": True,
+        },
+    )  # fmt: skip
+    found["imports"] += ["$import scripts", "$import copy", "$import json", "$import pathlib"]
+    found["preprocessing"]["transforms"] = "$@transforms "
+    found["dataset"]["data"] = "$[@input_dict]"
+    prompts = {"user_prompt": True, "everything_labels": "@everything_labels"}
+    found["evaluator"] |= {"_target_": "scripts.evaluator.Vista3dEvaluator", "hyper_kwargs": prompts}
+    return found
+
+
 @dataclass(frozen=True)
 class ZooBundle:
     """A configuration of a bundle of the zoo.
@@ -227,6 +345,8 @@ class ZooBundle:
         channels: Of the network's answer.
         spacing_mm: Of the network's input.
         roi: Voxels of a window along each axis.
+        scripts: Its own code.
+        classes: The class prompts of VISTA-3D; `channels` then counts what metadata.json names.
     """
 
     folder: str
@@ -236,6 +356,8 @@ class ZooBundle:
     channels: int
     spacing_mm: tuple[float, float, float]
     roi: int = ROI
+    scripts: Mapping[str, str] | None = None
+    classes: tuple[int, ...] = ()
 
 
 _ABDOMEN, _CHEST = (1.5, 1.5, 3.0), (1.5, 1.5, 2.0)
@@ -249,7 +371,15 @@ ZOO = (
     ZooBundle(_PEDIATRIC, "inference.yaml", pediatric_dynunet, "dynunet_FT.pt", 4, _ABDOMEN),
     ZooBundle(_PEDIATRIC, "inference_segresnet.yaml", pediatric_segresnet, "segresnet_FT.pt", 4, _ABDOMEN),
     ZooBundle(_PEDIATRIC, "inference_swinunetr.yaml", pediatric_swinunetr, "swinunetr_FT.pt", 4, _ABDOMEN, 64),
-)
+    ZooBundle(
+        "renalStructures_UNEST", "inference.json", renal_structures, "model.pt", 4, (1.0, 1.0, 1.0),
+        scripts=_UNEST_SCRIPTS,
+    ),
+    ZooBundle(
+        "vista3d", "inference.json", vista3d, "model.pt", 14, (1.5, 1.5, 1.5),
+        scripts=_VISTA_SCRIPTS, classes=(1, 3, 5, 6, 8, 11, 12),
+    ),
+)  # fmt: skip
 
 
 def metadata_of(channels: int, key: str = "channel_def") -> dict[str, Json]:
@@ -267,6 +397,9 @@ def written_bundle(folder: Path, bundle: ZooBundle) -> Path:
     (folder / "configs" / bundle.file).write_text(text)
     key = "label_def" if "pediatric" in bundle.folder else "channel_def"
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata_of(bundle.channels, key)))
+    for name, code in (bundle.scripts or {}).items():
+        (folder / "scripts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "scripts" / name).write_text(code)
     if "search_code" in text:
         torch.save(_architecture(), folder / "models" / "search_code_18590.pt")
     return folder

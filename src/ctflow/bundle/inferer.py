@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from ctflow.bundle.config import Component, Config, is_number, short
 from ctflow.bundle.signatures import INFERER, SIMPLE_INFERER, SLICE_INFERER
+from ctflow.bundle.vista3d import vista_inferer
 from ctflow.core.model import Blend, Overlap, WindowPadding
 from ctflow.core.volume import Size3
 
@@ -41,7 +42,11 @@ def sliding_from_config(config: Config) -> Sliding:
     Raises:
         BundleInvalid: Not an inferer that ctflow implements, or not as ctflow supports it.
     """
-    inferer = Component(config, config.top("inferer"), "monai.inferers")
+    place = config.top("inferer")
+    vista = vista_inferer(config, place)
+    if vista is not None:
+        return Sliding(_roi(vista, None), 0.25, "constant", vista.integer("sw_batch_size", 1, 1024, 1))
+    inferer = Component(config, place, "monai.inferers")
     if inferer.target == "SimpleInferer":
         inferer.demand_signature(SIMPLE_INFERER)
         return Sliding((0, 0, 0), 0.0, "constant", 1)
@@ -49,7 +54,7 @@ def sliding_from_config(config: Config) -> Sliding:
         inferer.demand_signature(SLICE_INFERER)
         axis = inferer.integer("spatial_dim", 0, 2, 0)
         return replace(_sliding(inferer, axis), slice_axis=axis)
-    if inferer.target != "SlidingWindowInferer":
+    if inferer.target not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt"):
         known = "SlidingWindowInferer, SimpleInferer and SliceInferer"
         raise inferer.refused("_target_", f"is {short(inferer.target)}; ctflow implements {known}", "target")
     inferer.demand_signature(INFERER)

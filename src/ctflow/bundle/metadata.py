@@ -51,7 +51,12 @@ def read_body_parts(path: Path) -> tuple[str, ...]:
 
 
 def metadata_from_document(
-    document: Mapping[str, Any], folder_name: str, out_channels: int, *, has_background: bool
+    document: Mapping[str, Any],
+    folder_name: str,
+    out_channels: int,
+    *,
+    has_background: bool,
+    classes: Sequence[int] = (),
 ) -> Metadata:
     """Read metadata.json.
 
@@ -60,12 +65,14 @@ def metadata_from_document(
         folder_name: Name of the bundle's folder, used if the bundle gives no name.
         out_channels: Channels of the network.
         has_background: Whether channel 0 is the background.
+        classes: What the document calls the channels behind the background, if not 1, 2 and so on.
 
     Raises:
         BundleInvalid: A key is missing or invalid.
     """
     _check_modality(document)
-    segments, notes = _segments(document, out_channels, has_background=has_background)
+    names = [0, *classes] if classes else list(range(out_channels))
+    segments, notes = _segments(document, names, 1 if has_background else 0, complete=not classes)
     intended_use = ""
     if document.get("intended_use") is not None:
         intended_use = _text(document, "intended_use", "intended_use", longest=10_000, one_line=False)
@@ -87,14 +94,13 @@ def metadata_from_document(
 
 
 def _segments(
-    document: Mapping[str, Any], out_channels: int, *, has_background: bool
+    document: Mapping[str, Any], channels: Sequence[int], first: int, *, complete: bool
 ) -> tuple[tuple[Segment, ...], list[str]]:
-    labels = _labels(document, out_channels)
-    first = 1 if has_background else 0
-    coded = _coded(document, range(first, out_channels))
+    """The segments of the channels, which the document calls by these numbers; `first` is 1 behind a background."""
+    labels = _labels(document, channels, complete=complete)
+    coded = _coded(document, channels[first:])
     segments, notes = [], []
-    for channel in range(first, out_channels):
-        number = channel + 1 - first
+    for number, channel in enumerate(channels[first:], start=1):
         entry = coded.get(channel)
         if entry is None:
             notes.append(f"metadata.json has no codes for channel {channel}; its segment is coded as tissue")
@@ -147,7 +153,7 @@ def _joined(first: Segment | None, segment: Segment) -> Segment:
     return replace(first or segment, label=label) if first is None or len(label) <= _LONGEST else first
 
 
-def _labels(document: Mapping[str, Any], out_channels: int) -> list[str]:
+def _labels(document: Mapping[str, Any], channels: Sequence[int], *, complete: bool) -> dict[int, str]:
     value: Any = document
     walked: list[str] = []
     for key in _CHANNEL_DEF.split("#"):
@@ -158,10 +164,10 @@ def _labels(document: Mapping[str, Any], out_channels: int) -> list[str]:
         if not isinstance(value, Mapping):
             problem = "is missing" if value is MISSING else f"must be an object, not {short(value)}"
             raise _invalid("#".join(walked), f"{problem}; ctflow names the segments from {_CHANNEL_DEF}")
-    expected = [str(channel) for channel in range(out_channels)]
-    if sorted(value) != sorted(expected):
-        raise _invalid(_CHANNEL_DEF, f"must name the network's {out_channels} channels, 0 to {out_channels - 1}")
-    return [_text(value, key, f"{_CHANNEL_DEF}#{key}") for key in expected]
+    expected = [str(channel) for channel in channels]
+    if complete and sorted(value) != sorted(expected):
+        raise _invalid(_CHANNEL_DEF, f"must name the network's {len(channels)} channels, 0 to {len(channels) - 1}")
+    return {channel: _text(value, str(channel), f"{_CHANNEL_DEF}#{channel}") for channel in channels}
 
 
 def _coded(document: Mapping[str, Any], channels: Sequence[int]) -> dict[int, tuple[str, Mapping[str, Any]]]:

@@ -7,8 +7,10 @@ from typing import Any
 from ctflow.bundle.config import Component, Config, ConfigValue, short
 from ctflow.bundle.expressions.values import MOST_ITEMS
 from ctflow.bundle.metadata import MOST_CHANNELS
+from ctflow.bundle.vista3d import is_vista, network_place, vista_network
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import NetworkSpec, OwnCode
+from ctflow.networks import vista3d
 from ctflow.networks.build import argument_value, current_arguments, network_class
 from ctflow.networks.own_code import own_class
 
@@ -29,7 +31,7 @@ def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[Ne
     Raises:
         BundleInvalid: No network of MONAI, or an argument that cannot be known.
     """
-    place = config.top("network_def")
+    place = network_place(config)
     target = place.value.get("_target_") if isinstance(place.value, dict) else None
     if isinstance(target, str) and (target.startswith("monai.apps.detection.") or "Detector" in target):
         raise config.invalid(
@@ -37,6 +39,8 @@ def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[Ne
             f"is {short(target)}, which finds boxes; ctflow marks voxels. `python -m monai.bundle run` runs it",
             "target",
         )
+    if is_vista(place):
+        return vista_network(config, place)
     if isinstance(target, str) and "." in target and not target.startswith("monai."):
         return _own_network(config, place, target, code)
     definition = Component(config, place, _PACKAGE)
@@ -109,6 +113,8 @@ def channels_of_network(config: Config, network: NetworkSpec) -> tuple[int, int]
     Raises:
         BundleInvalid: The network is not for one CT, or not for volumes (or slices).
     """
+    if network.name == vista3d.NAME:
+        return 1, 1 + len(network.arguments["classes"])
     found = []
     dims = 3 if network.slice_axis is None else 2
     for names, low, high in (

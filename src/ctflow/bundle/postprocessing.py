@@ -7,12 +7,15 @@ from typing import Literal
 
 from ctflow.bundle.config import Config, ConfigValue, short
 from ctflow.bundle.expressions.interpreter import sole_reference
-from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST
+from ctflow.bundle.expressions.lambdas import is_nan_to_num
+from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST, STEPS
 from ctflow.bundle.steps.label_steps import LABEL_MAKERS
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
+from ctflow.bundle.vista3d import is_vista, network_place, vista_classes
 from ctflow.core.model import Activation
-from ctflow.core.steps import LabelStep, Restored
+from ctflow.core.steps import LabelStep, MapLabels, Restored
 
+_DONE = {**POST, "Lambdad": STEPS["Lambdad"]}
 _NEVER = frozenset({"LoadImaged", "EnsureChannelFirstd"})
 _AT_THE_END = frozenset({"FromMetaTensord", "ToMetaTensord", "ToTensord"})  # earlier, MONAI would lose the geometry
 _Kind = Literal["logits", "probabilities", "labels"]
@@ -64,7 +67,7 @@ class _PostReader:
 
     def read(self, config: Config) -> Postprocessing:
         for transform in transforms_from_config(config, "postprocessing"):
-            if transform.target in POST:
+            if transform.target in _DONE:
                 self._do(transform)
             elif transform.target in HELD and transform.target not in _NEVER:
                 self._hold(transform)
@@ -89,7 +92,7 @@ class _PostReader:
             raise transform.refused("keys", "names 'label', which a CT does not have", "keys")
 
     def _do(self, transform: Transform) -> None:
-        transform.read_keys(POST[transform.target], self._present)
+        transform.read_keys(_DONE[transform.target], self._present)
         if transform.acts_on != [PREDICTION]:
             others = [key for key in transform.acts_on if key != PREDICTION]
             problem = f"names {short(others[0])}" if others else f"does not name {PREDICTION!r}"
@@ -102,6 +105,10 @@ class _PostReader:
             self._discretize(transform)
         elif transform.target == "Invertd":
             self._invert(transform)
+        elif transform.target == "VistaPostTransformd":
+            self._mark_classes(transform)
+        elif transform.target == "Lambdad":
+            self._replace_nan(transform)
         else:
             if self._kind != "labels":
                 raise transform.refused("_target_", f"is {transform.target}, but comes before AsDiscreted", "order")
@@ -137,6 +144,20 @@ class _PostReader:
         self._found.threshold, self._kind = threshold, "labels"
         if activation == "none" and threshold is not None and threshold <= 0:
             raise transform.refused("threshold", f"must be above 0 without Activationsd, not {threshold:g}")
+
+    def _mark_classes(self, transform: Transform) -> None:
+        """The argmax over the classes and a background of zeros, which `AutomaticVista3d` adds; then their numbers."""
+        if self._kind != "logits" or self._found.activation != "none" or not is_vista(network_place(transform.config)):
+            raise transform.refused("_target_", "is VistaPostTransformd, but this is no logit of VISTA-3D", "order")
+        steps = self._found.before if self._inverted is None else self._found.after
+        steps.append(MapLabels(tuple(enumerate(vista_classes(transform.config), start=1))))
+        self._kind = "labels"
+
+    def _replace_nan(self, transform: Transform) -> None:
+        (place,) = transform.given("func")
+        if self._kind != "labels" or not isinstance(place.value, str) or not is_nan_to_num(place.value[1:]):
+            known = "lambda x: torch.nan_to_num(x, ...) on labels, which have no NaN"
+            raise transform.refused("func", f"is {short(place.value)}; ctflow takes only {known}", "expression")
 
     def _invert(self, transform: Transform) -> None:
         if self._inverted is not None:

@@ -21,6 +21,7 @@ from ctflow.bundle.weights import digest_with_code, read_weights, scripted_file,
 from ctflow.bundle.workflow import read_workflow
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
+from ctflow.networks import vista3d
 from ctflow.networks.own_code import TORCHSCRIPT, code_of_folder, scripted_network
 
 _OVERLAPPING = "the bundle's channels may overlap: a voxel that several of them mark belongs to the last of these"
@@ -125,7 +126,10 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
         raise config.invalid("postprocessing", f"has {_name(after)}, which needs at least 2 channels")
     painted = tuple(range(1, out_channels + 1)) if after.threshold is not None and out_channels > 1 else ()
     read_workflow(config)
-    about = metadata_from_document(metadata, folder_name, out_channels, has_background=after.threshold is None)
+    classes = network.arguments["classes"] if network.name == vista3d.NAME else ()
+    about = metadata_from_document(
+        metadata, folder_name, out_channels, has_background=after.threshold is None, classes=classes
+    )
     return ModelSpec(
         name=about.name,
         version=about.version,

@@ -68,6 +68,7 @@ def _signature(
 _NONE, _FALSE = (None,), (False,)
 _UTILITY, _INTENSITY, _POST = (f"transforms.{name}.dictionary" for name in ("utility", "intensity", "post"))
 _META, _SPATIAL, _IO = (f"transforms.{name}.dictionary" for name in ("meta_utility", "spatial", "io"))
+_VISTA = "apps.vista3d.transforms"
 _CROP = "transforms.croppad.dictionary"
 _READERS = tuple(
     word
@@ -110,6 +111,12 @@ SLICE_INFERER = Signature(
     INFERER.held,
     INFERER.arguments,  # handed on to the SlidingWindowInferer
     INFERER.per_key,
+)
+
+VISTA_NETWORK = _signature("networks.nets.vista3d", {"encoder_embed_dim": 48}, {"in_channels": (1,)}, keys=_NOTHING)
+# Of the bundle's own code; with class prompts it only hands the window's size and number on.
+VISTA_INFERER = _signature(
+    "", {"roi_size": REQUIRED, "sw_batch_size": 1}, held="overlap use_point_window", keys=_NOTHING
 )
 
 EVALUATOR = _signature(
@@ -267,6 +274,8 @@ HELD: Mapping[str, Signature] = {
     ),
     "SelectItemsd": _signature(_UTILITY),
     "Identityd": _signature(_UTILITY),
+    # It changes prompts of a user, of which there are none.
+    "VistaPreTransformd": _signature(_VISTA, held="special_index labels_dict subclass"),
     "FromMetaTensord": _signature(_META, {}, {"data_type": ("tensor",)}, per_key="data_type"),
     "ToMetaTensord": _signature(_META),
     "SaveImaged": _signature(
@@ -312,6 +321,7 @@ POST: Mapping[str, Signature] = {
         {"min_size": 64, "connectivity": 1, "independent_channels": True, "by_measure": False},
         held="pixdim",  # MONAI takes that of the image
     ),
+    "VistaPostTransformd": _signature(_VISTA),
     "FillHolesd": _signature(_POST, {"applied_labels": None, "connectivity": None}),
     "LabelFilterd": _signature(_POST, {"applied_labels": REQUIRED}),
     "MapLabelValued": _signature(

@@ -13,6 +13,7 @@ PREDICTION = "pred"  # stores the network's output under this key
 MOST_TRANSFORMS = 200
 MOST_KEYS = 50
 _PACKAGE = "monai.transforms"
+_VISTA = "monai.apps.vista3d.transforms"
 
 
 class Transform(Component):
@@ -28,7 +29,9 @@ class Transform(Component):
         self._count = 0
         self._numbers: list[int] = []
         self.acts_on: list[str] = []
-        super().__init__(config, place, _PACKAGE)
+        target = place.value.get("_target_") if isinstance(place.value, dict) else None
+        is_vista = isinstance(target, str) and target.startswith(f"{_VISTA}.")
+        super().__init__(config, place, _VISTA if is_vista else _PACKAGE)
         self.target = _usual_name(self.target)
 
     def demand_module(self, module: str) -> None:

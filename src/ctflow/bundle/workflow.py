@@ -12,6 +12,7 @@ from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, sh
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.postprocessing import is_the_same
 from ctflow.bundle.signatures import EVALUATOR
+from ctflow.bundle.vista3d import vista_evaluator, vista_signature
 from ctflow.core.errors import BundleInvalid
 
 _NETWORK = re.compile(r"@network_def(?!\w)")
@@ -56,8 +57,9 @@ def read_workflow(config: Config) -> Checkpoint:
             raise _other(config, dataset, "preprocessing")
     if "evaluator" not in config or not isinstance(config.raw("evaluator").value, Mapping):
         return checkpoint
-    evaluator = Component(config, config.raw("evaluator"), "monai.engines")
-    if evaluator.target != "SupervisedEvaluator":
+    vista = vista_evaluator(config, config.raw("evaluator"))
+    evaluator = vista or Component(config, config.raw("evaluator"), "monai.engines")
+    if vista is None and evaluator.target != "SupervisedEvaluator":
         raise evaluator.refused(
             "_target_", f"is {short(evaluator.target)}; ctflow implements SupervisedEvaluator", "target"
         )
@@ -66,7 +68,7 @@ def read_workflow(config: Config) -> Checkpoint:
             raise evaluator.refused(key, f'is missing; ctflow reads {key}: write "@{key}"', "workflow")
         if not is_the_same(config, evaluator.place(key), key):
             raise _other(config, evaluator.place(key), key)
-    evaluator.demand_signature(EVALUATOR)
+    evaluator.demand_signature(EVALUATOR if vista is None else vista_signature(evaluator))
     network = evaluator.place("network")
     if not _is_network(config, network.value):
         raise _other(config, network, "network_def")

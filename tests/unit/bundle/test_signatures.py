@@ -6,6 +6,7 @@ import enum
 import importlib
 import inspect
 
+import monai.networks.nets
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from ctflow.bundle.signatures import (
     SIMPLE_INFERER,
     SLICE_INFERER,
     STEPS,
+    VISTA_NETWORK,
 )
 
 INFERERS = {"SlidingWindowInferer": INFERER, "SimpleInferer": SIMPLE_INFERER, "SliceInferer": SLICE_INFERER}
@@ -60,7 +62,14 @@ def test_every_argument_that_monai_has_is_in_the_table_with_monais_default(name)
     assert not {*signature.read, *signature.only} & signature.held
 
 
-@pytest.mark.parametrize("name", sorted({**STEPS, **HELD, **POST}))
+def test_the_arguments_of_vista3d_are_monais():
+    found = inspect.signature(monai.networks.nets.vista3d132).parameters
+    ours = {**VISTA_NETWORK.read, **{key: values[0] for key, values in VISTA_NETWORK.only.items()}}
+    assert ours == {key: each.default for key, each in found.items()}
+    assert monai.networks.nets.vista3d132.__module__ == VISTA_NETWORK.module
+
+
+@pytest.mark.parametrize("name", sorted(name for name in {**STEPS, **HELD, **POST} if not name.startswith("Vista")))
 def test_monai_has_each_transform_under_three_names(name):
     import monai.transforms  # noqa: PLC0415
 

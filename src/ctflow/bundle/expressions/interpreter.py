@@ -46,11 +46,11 @@ def value_of_expression(text: str, lookup: Callable[[str], Any], files: BundleFi
     Raises:
         NotUnderstood: It is outside the subset, too long, or cannot be computed.
     """
-    source, references = _marked(text.strip())
+    source, references = with_marks(text.strip())
     try:
         tree = ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise NotUnderstood(_without_marks(text, references)[:80], "is not an expression") from None
+        raise NotUnderstood(without_marks(text, references)[:80], "is not an expression") from None
     walker = _Walker(source, references, lookup, files, budget)
     return walker.value(tree.body)
 
@@ -62,8 +62,12 @@ def sole_reference(text: str) -> str | None:
     return found[1] if found and found[1] else None
 
 
-def _marked(text: str) -> tuple[str, list[str]]:
-    """The text with an identifier in place of each reference, and the references' paths."""
+def with_marks(text: str) -> tuple[str, list[str]]:
+    """The text with an identifier in place of each reference, and the references' paths.
+
+    Raises:
+        NotUnderstood: It is too long, or contains such an identifier.
+    """
     if len(text) > LONGEST:
         raise NotUnderstood(text[:80], f"is longer than {LONGEST} characters")
     if _MARK in text:
@@ -77,7 +81,8 @@ def _marked(text: str) -> tuple[str, list[str]]:
     return _REFERENCE.sub(mark, text.replace("#", "::")), paths
 
 
-def _without_marks(text: str, paths: list[str]) -> str:
+def without_marks(text: str, paths: list[str]) -> str:
+    """The text with the references again in place of their identifiers."""
     return re.sub(rf"{_MARK}(\d+)_", lambda found: f"@{paths[int(found[1])]}", text)
 
 
@@ -112,7 +117,7 @@ class _Walker:
 
     def _refused(self, node: ast.AST, why: str = "is not understood") -> NotUnderstood:
         text = ast.get_source_segment(self._source, node) if hasattr(node, "lineno") else None
-        return NotUnderstood(_without_marks(text or self._source, self._paths)[:80], why)
+        return NotUnderstood(without_marks(text or self._source, self._paths)[:80], why)
 
     # --------------------------------------------------------------------------------------------- literals and names
 

@@ -41,6 +41,20 @@ def threshold_of_lambda(text: str) -> float:
     return limit[1]
 
 
+def is_nan_to_num(text: str) -> bool:
+    """Whether it is `lambda x: torch.nan_to_num(x, ...)` with numbers for what is not one."""
+    try:
+        name, body = _parsed(text)
+    except NotUnderstood:
+        return False
+    return (
+        isinstance(body, ast.Call)
+        and ast.unparse(body.func) in ("torch.nan_to_num", "np.nan_to_num", "numpy.nan_to_num")
+        and [ast.unparse(each) for each in body.args] == [name]
+        and all(isinstance(each.value, ast.Constant) for each in body.keywords)
+    )
+
+
 def _parsed(text: str) -> tuple[str, ast.expr]:
     if len(text) > LONGEST:
         raise NotUnderstood(text[:80], "is too long")
