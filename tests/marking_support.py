@@ -10,7 +10,7 @@ from ctflow.core.model import Code, Model, ModelSpec, Segment
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Volume
 from ctflow.engines.contract import EngineInfo
-from ctflow.pipeline.segmenter import Segmentation
+from ctflow.pipeline.segmentation import Segmentation
 from ctflow.settings.run import Settings
 from dicom_support import spec_of
 

@@ -33,7 +33,7 @@ from ctflow.core.volume import Labels, Size3
 from ctflow.phantom import phantom_from_seed
 from ctflow.phantom.body.tumours import draw_mimics, draw_tumours, plans_from_rng
 from ctflow.phantom.grid import Field, FloatVolume, Grid
-from ctflow.window.body import find_body
+from ctflow.window.find_body import find_body, mask_of_body
 
 # First seed; 1000-1019 and 2000-2009 are for evaluation, 3000-3999 for validation: never drawn.
 FIRST_SEED = 100_000
@@ -74,7 +74,7 @@ def with_places(hu: FloatVolume, numbers: Labels, spacing_mm: tuple[float, float
     labels[lung < _NEAR_MM] = NEAR
     body = find_body(torch.from_numpy(np.ascontiguousarray(hu)), spacing_mm)
     if body is not None:
-        labels[~body.mask_of_slices(slice(0, len(hu))).numpy()] = OUTSIDE
+        labels[~mask_of_body(body, torch.device("cpu")).mask_of_slices(slice(0, len(hu))).numpy()] = OUTSIDE
     labels[(lung < 2) & (hu > -400)] = MIMIC
     labels[numbers > 0] = numbers[numbers > 0]
     return labels

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ctflow.core.model import Model
     from ctflow.core.volume import Geometry, Volume
     from ctflow.pipeline.run import RunReport
-    from ctflow.pipeline.segmenter import Segmentation, Segmenter
+    from ctflow.pipeline.segmentation import Segmentation
+    from ctflow.pipeline.segmenter import Segmenter
     from ctflow.settings.run import Settings
 
 __version__ = "0.1.0"
@@ -41,7 +42,7 @@ _MODULES = {
     "Geometry": "ctflow.core.volume",
     "Model": "ctflow.core.model",
     "RunReport": "ctflow.pipeline.run",
-    "Segmentation": "ctflow.pipeline.segmenter",
+    "Segmentation": "ctflow.pipeline.segmentation",
     "Segmenter": "ctflow.pipeline.segmenter",
     "Settings": "ctflow.settings.run",
     "Volume": "ctflow.core.volume",

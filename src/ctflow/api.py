@@ -19,7 +19,7 @@ from ctflow.settings.run import Settings, read_environment, settings_from_values
 
 if TYPE_CHECKING:
     from ctflow.pipeline.run import RunReport
-    from ctflow.pipeline.segmenter import Segmentation
+    from ctflow.pipeline.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,11 +14,12 @@ from ctflow.core.errors import BackendUnavailable, ModelError, ParityFailed, Res
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3
-from ctflow.engines.contract import Engine, Precision
+from ctflow.engines.contract import Engine
 from ctflow.engines.registry import batches_worth_timing, open_engine, with_precision
 from ctflow.engines.request import EngineRequest
 from ctflow.export.examples import example_windows
-from ctflow.export.parity import ParityResult, check_parity, is_reference, reference_logits
+from ctflow.export.figures import Measured, ParityResult
+from ctflow.export.parity import check_parity, is_reference, reference_logits
 from ctflow.export.prepare import is_made_anywhere, prepare_engine
 from ctflow.export.record import Agreements
 
@@ -28,29 +29,6 @@ _ENOUGH_S, _ENOUGH = 1.0, 3  # nor after this time where there were so many
 _MOST = 20  # a GPU's times differ by less than 2 % after so many
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One engine on this machine.
-
-    Attributes:
-        backend: Its name.
-        precision: Number format of the heavy arithmetic.
-        window_seconds: Wall time of one window, the best of a few, in batches as large as the engine takes; None if it
-            could not be made or run.
-        parity: How near it is to PyTorch in fp32 on windows of a phantom; None if it was not compared: it is the
-            reference, or a faster one passed.
-        reason: Why it is not used; None if it can be.
-        batch: Windows per batch that were timed; None if none were.
-    """
-
-    backend: str
-    precision: Precision
-    window_seconds: float | None
-    parity: ParityResult | None
-    reason: str | None
-    batch: int | None = None
 
 
 def measure_engine(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ctflow.core.model import Model
 from ctflow.engines.contract import Engine
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
+from ctflow.export.figures import ParityResult
 from ctflow.networks.head import is_two_class
 
 # Smallest overlap of a segment's masks on a phantom, and on a CT. Engines with correct logits had 0.998 and more on
@@ -28,25 +28,6 @@ TOLERANCE = {"fp32": 1e-2, "tf32": 1e-2, "bf16": 1e-1, "fp16": 2e-2}
 # (docs/performance.md): fp32 2.9e-3 (OpenVINO 2026.4; ONNX Runtime 6e-5), tf32 8e-4, fp16 4.6e-3 (TensorRT 10.6),
 # bf16 1.3e-2.
 TOLERANCE_ALONE = {"fp32": 6e-3, "tf32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}
-
-
-@dataclass(frozen=True)
-class ParityResult:
-    """How close an engine is to PyTorch in fp32.
-
-    Attributes:
-        relative_error: Largest difference of logits, relative to the largest logit; in full batches, and of the first
-            window alone.
-        dice: Overlap of the masks of all windows together: the smallest of all segments with at least
-            `FEWEST_VOXELS`, of all segments together if none has so many; None if nothing was segmented.
-        windows: How many windows were compared.
-        judged: "labels" where masks decided along with logits, else "logits".
-    """
-
-    relative_error: float
-    dice: float | None
-    windows: int
-    judged: str
 
 
 def is_reference(backend: str, precision: str) -> bool:

@@ -20,7 +20,7 @@ from ctflow.engines.contract import EngineInfo, Precision
 from ctflow.engines.hardware import gpu_identity, usable_cpus
 from ctflow.engines.onnxfile import software_versions
 from ctflow.engines.registry import backend_version
-from ctflow.export.parity import ParityResult
+from ctflow.export.figures import Agreement, ParityResult
 from ctflow.networks.swin import REWRITE_VERSION
 
 _FORMAT = 1
@@ -28,36 +28,6 @@ REFERENCE = "eager fp32"
 THIS, EARLIER = "this series", "an earlier series"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """An engine's comparison and its result: a part of result.json.
-
-    Attributes:
-        windows: How many windows were compared, at least 1.
-        of: How many windows of that CT were computed.
-        dice: Overlap of the masks of these windows (`ctflow.export.parity.ParityResult`); None where nothing was
-            segmented in them.
-        relative_error: Largest difference of logits, relative to the largest logit.
-        judged: "labels" where masks decided along with logits, else "logits".
-        engine: Backend and precision of the engine.
-        reference: Backend and precision that it was compared with.
-        series: Which series the windows come from: `THIS` or `EARLIER`.
-        date: When, as YYYY-MM-DD.
-        kept: Whether the figures are in the cache; else each process compares its first CT.
-    """
-
-    windows: int
-    of: int
-    dice: float | None
-    relative_error: float
-    judged: str
-    engine: str
-    reference: str
-    series: str
-    date: str
-    kept: bool
 
 
 @dataclass(frozen=True)

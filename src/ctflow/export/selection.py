@@ -26,8 +26,8 @@ from ctflow.engines.contract import Precision
 from ctflow.engines.onnxfile import software_versions
 from ctflow.engines.registry import backend_module, backend_names
 from ctflow.engines.request import EngineRequest
-from ctflow.export.measure import Measured, ParityGate, fastest_batch
-from ctflow.export.parity import ParityResult
+from ctflow.export.figures import Measured, ParityResult
+from ctflow.export.measure import ParityGate, fastest_batch
 from ctflow.export.prepare import is_prepared, prepare_to_open
 from ctflow.export.record import Agreements, device_name, digest_of_fields, machine, store_record, what_is_computed
 

@@ -20,7 +20,7 @@ from ctflow.dicom.read.scan import Scan, scan_folder
 from ctflow.dicom.read.select.selection import require_selected, select_series
 from ctflow.dicom.read.select.series import Candidate, Selection, Series
 from ctflow.dicom.write.source import Sources
-from ctflow.pipeline.segmenter import Segmentation
+from ctflow.pipeline.segmentation import Segmentation
 from ctflow.settings.run import SegGrid, Settings
 from ctflow.window.body import Body
 

@@ -22,10 +22,9 @@ from ctflow.transforms.postprocess import (
 )
 from ctflow.transforms.restore import restore_labels, restore_slabs
 from ctflow.transforms.state import Prepared
-from ctflow.window.body import Body
-from ctflow.window.constant import Seen
+from ctflow.window.cells import CellMask
 
-KnownParts = Sequence[Body | Seen | None]
+KnownParts = Sequence[CellMask | None]
 _ROWS = 8  # of the network's grid whose labels are taken at once
 
 

@@ -31,10 +31,10 @@ from ctflow.engines.registry import (
     open_engine,
 )
 from ctflow.engines.request import EngineRequest
-from ctflow.export.measure import Measured
-from ctflow.export.parity import LOWEST_DICE_OF_CT, ParityResult, check_parity, is_reference, reference_logits
+from ctflow.export.figures import Agreement, Measured, ParityResult
+from ctflow.export.parity import LOWEST_DICE_OF_CT, check_parity, is_reference, reference_logits
 from ctflow.export.prepare import prepare_to_open
-from ctflow.export.record import Agreement, Agreements
+from ctflow.export.record import Agreements
 from ctflow.export.selection import choose_fastest, engines_not_made
 from ctflow.settings.run import Settings
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,20 +16,21 @@ from ctflow.core.errors import DeviceOutOfMemory, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3, Volume
-from ctflow.engines.contract import Engine, EngineInfo
+from ctflow.engines.contract import Engine
 from ctflow.export.examples import telling_windows, window_at
-from ctflow.export.measure import Measured
-from ctflow.export.record import Agreement
+from ctflow.export.figures import Agreement
 from ctflow.pipeline.finishing import finished
 from ctflow.pipeline.opened import OpenEngines
+from ctflow.pipeline.segmentation import Segmentation, memory_of, timed
 from ctflow.settings.run import Settings
 from ctflow.transforms.labels import in_voxels
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import source_boxes
 from ctflow.transforms.state import Prepared
-from ctflow.window.body import Body, find_body
+from ctflow.window.body import Body
 from ctflow.window.constant import ConstantWindows
 from ctflow.window.devices import Worker
+from ctflow.window.find_body import find_body, mask_of_body
 from ctflow.window.grid import roi_in_volume
 from ctflow.window.mirror import mirrored
 from ctflow.window.predict import predict_volume
@@ -39,32 +38,6 @@ from ctflow.window.predict import predict_volume
 _NO_BODY = "no body was found in the volume (--roi body): all windows were computed"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """A model's result for one volume.
-
-    Attributes:
-        labels: (D, H, W) uint8 on the source grid; 0 is background.
-        fractions: (S, D, H, W) uint8, each segment's probability in 255ths, if a fractional SEG was requested.
-        engine: The engine that computed it.
-        window: Window settings as used: roi, overlap, blend, and the smallest batch size of any device; where not the
-            whole volume was looked at, also which part, how many windows were computed, and of how many; how many hold
-            a single HU value, if any do.
-        warnings: Warnings about the computation of this volume.
-        agreement: The engine's comparison, on this CT or an earlier one; None for PyTorch in fp32, the
-            reference, and where a warning says why nothing was compared.
-        measured: The engines from which "auto" chose, now or when it first chose here.
-    """
-
-    labels: npt.NDArray[np.uint8]
-    engine: EngineInfo
-    window: Mapping[str, Any]
-    warnings: tuple[str, ...] = ()
-    fractions: npt.NDArray[np.uint8] | None = None
-    agreement: Agreement | None = None
-    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +157,11 @@ class Segmenter:
                 with timed(seconds, "compare"):
                     found, agreement = self._compared(prepared, body, volume, found, progress)
             with timed(seconds, "restore"):
-                parts = (body, found.constant.seen(found.logits.device) if found.constant else None)
+                device = found.logits.device
+                parts = (
+                    mask_of_body(body, device) if body else None,
+                    found.constant.seen(device) if found.constant else None,
+                )
                 fractional = self._settings.seg == "fractional"
                 spec = _in_voxels(self.model.spec, prepared, volume)
                 labels, fractions = finished(
@@ -359,26 +336,3 @@ def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...
     for warning in warnings:
         log.warning(warning)
     return warnings
-
-
-@contextmanager
-def memory_of(device: str) -> Iterator[None]:
-    """Turn any out-of-memory error into the named one, with a remedy."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(
-            f"{device} has too little memory for this volume: end other programs on it, or use --device cpu"
-        ) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # torch's CPU allocator has no error class
-            raise
-        raise DeviceOutOfMemory("this computer has too little memory for this volume") from error
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note the wall time of a stage."""
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from ctflow.dicom.write.measures import measures_from_headers
 from ctflow.dicom.write.segmentation import read_standard
 from ctflow.dicom.write.source import sources_from_headers
 from ctflow.pipeline.case import Case, attempt
-from ctflow.pipeline.segmenter import Segmentation, Segmenter, memory_of, timed
-from ctflow.transforms.tilt import untilted_volume
-from ctflow.window.body import body_of_volume
+from ctflow.pipeline.segmentation import Segmentation, memory_of, timed
+
+if TYPE_CHECKING:
+    from ctflow.pipeline.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def _check_grid(case: Case, assembled: Assembled) -> None:
 
 def _without_tilt(assembled: Assembled) -> Assembled:
     """A tilted series with its tilt removed, as an orthogonal SEG needs it from here on."""
+    from ctflow.transforms.tilt import untilted_volume  # noqa: PLC0415  # needs torch, which reading does not
+
     untilted = untilted_volume(assembled.volume)
     if untilted is None:
         return assembled
@@ -89,6 +93,8 @@ def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) 
 
 def prepare_result(case: Case) -> Case:
     """Prepare the parts of a loaded case's result that do not depend on the mask, while a GPU computes it."""
+    from ctflow.window.find_body import body_of_volume  # noqa: PLC0415  # needs torch, which reading does not
+
     sources = sources_from_headers([instance.header for instance in case.loaded.instances])
     read_standard(sources)
     body = body_of_volume(case.loaded.volume)

@@ -26,7 +26,7 @@ from ctflow.measurements.plausibility import Checks, note_of_findings, place_to_
 from ctflow.pipeline.case import Case, attempt, without_arrays
 from ctflow.pipeline.documents import document_of_case
 from ctflow.pipeline.nifti import write_nifti
-from ctflow.pipeline.segmenter import timed
+from ctflow.pipeline.segmentation import timed
 from ctflow.report.html_report import write_html_report
 from ctflow.report.preview import draw_preview, write_picture
 from ctflow.report.result import write_result

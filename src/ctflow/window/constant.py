@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ctflow.core.volume import Box
+from ctflow.window.cells import CellMask
 
 _STRIDE = 16  # of the first check of a box: noise shows in the first few voxels
 
@@ -76,7 +76,7 @@ class ConstantWindows:
         else:
             self._others.append(box)
 
-    def seen(self, device: torch.device) -> Seen | None:
+    def seen(self, device: torch.device) -> CellMask | None:
         """The voxels in any other window; None if no window was constant so far, so none is excluded."""
         return seen_from_boxes(self._others, self._array.shape, device) if self.count else None
 
@@ -86,25 +86,7 @@ def _is_constant(part: npt.NDArray[Any]) -> bool:
     return bool((part[::_STRIDE, ::_STRIDE, ::_STRIDE] == first).all() and (part == first).all())
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Voxels of a volume that lie in at least one of some boxes.
-
-    Attributes:
-        cells: (d, h, w) bool on the device: the boxes' borders divide the volume into them.
-        cell_of_voxel: The cell of every voxel along each axis, on the device.
-    """
-
-    cells: Tensor
-    cell_of_voxel: tuple[Tensor, Tensor, Tensor]
-
-    def mask_of_slices(self, rows: slice) -> Tensor:
-        """(slices, H, W) bool for some slices, on the device."""
-        d, h, w = self.cell_of_voxel
-        return self.cells[d[rows]][:, h][:, :, w]
-
-
-def seen_from_boxes(boxes: Sequence[Box], shape: Sequence[int], device: torch.device) -> Seen:
+def seen_from_boxes(boxes: Sequence[Box], shape: Sequence[int], device: torch.device) -> CellMask:
     """The union of boxes.
 
     Args:
@@ -124,4 +106,4 @@ def seen_from_boxes(boxes: Sequence[Box], shape: Sequence[int], device: torch.de
         )
         cells[d, h, w] = True
     of_voxel = [torch.from_numpy(np.repeat(np.arange(len(each) - 1), np.diff(each))).to(device) for each in cuts]
-    return Seen(torch.from_numpy(cells).to(device), (of_voxel[0], of_voxel[1], of_voxel[2]))
+    return CellMask(torch.from_numpy(cells).to(device), (of_voxel[0], of_voxel[1], of_voxel[2]))

@@ -18,7 +18,8 @@ from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.engines.contract import EngineInfo
-from ctflow.pipeline.segmenter import Segmentation, Segmenter
+from ctflow.pipeline.segmentation import Segmentation
+from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 from dicom_support import assembled, small_volume
 from reasons import raises_reason

@@ -22,8 +22,8 @@ from ctflow.engines.contract import EngineInfo
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.export import measure, record, selection
-from ctflow.export.measure import Measured, measure_engine
-from ctflow.export.parity import ParityResult
+from ctflow.export.figures import Measured, ParityResult
+from ctflow.export.measure import measure_engine
 from ctflow.export.record import Agreements
 from ctflow.export.selection import choose_fastest, engines_not_made
 from reasons import raises_reason

@@ -15,6 +15,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import EngineStore
 from ctflow.engines.tensorrt.engine import plan_key
 from ctflow.export import measure, prepare, record
+from ctflow.export.figures import ParityResult
 from ctflow.export.measure import measure_engine
 from ctflow.export.prepare import is_made_anywhere, is_prepared, prepare_engine
 from ctflow.export.selection import choose_fastest
@@ -83,7 +84,7 @@ def pretend_gpu(monkeypatch):
         return seconds[calls[-1]]
 
     monkeypatch.setattr(measure, "_seconds_a_window", time_one)
-    monkeypatch.setattr(measure.ParityGate, "_parity", lambda *_: measure.ParityResult(1e-3, 1.0, 4, "labels"))
+    monkeypatch.setattr(measure.ParityGate, "_parity", lambda *_: ParityResult(1e-3, 1.0, 4, "labels"))
     monkeypatch.setattr(record, "gpu_identity", lambda _: "a GPU")
     monkeypatch.setattr(prepare, "_make_plan", lambda _, __, path, ___: path.write_bytes(b"a plan"))
     monkeypatch.setattr(prepare, "_check_plan", lambda *_, **__: None)

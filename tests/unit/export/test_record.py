@@ -8,7 +8,7 @@ import pytest
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines.contract import EngineInfo
 from ctflow.export import record
-from ctflow.export.parity import ParityResult
+from ctflow.export.figures import ParityResult
 from ctflow.export.record import EARLIER, THIS, Agreements
 
 INFO = EngineInfo("openvino", "fp32", "cpu", (32, 32, 32), (1, 2), "d" * 64, 1, {"openvino": "1"})

@@ -34,7 +34,7 @@ def volume_of(hu, spacing=(2.0, 1.0, 1.0)) -> Volume:
 
 
 def body_of(cells) -> Body:
-    return Body(np.array(cells), CELL, SHAPE, None)
+    return Body(np.array(cells), CELL, SHAPE)
 
 
 def left_half() -> Body:

@@ -15,7 +15,7 @@ from ctflow.core.steps import ScaleRange
 from ctflow.core.volume import Geometry, Volume
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.export import measure, selection
-from ctflow.export.parity import ParityResult
+from ctflow.export.figures import ParityResult
 from ctflow.pipeline import opened
 from ctflow.pipeline.opened import _text_of_devices
 from ctflow.pipeline.segmenter import Segmenter

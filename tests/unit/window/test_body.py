@@ -12,7 +12,7 @@ from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series
 from ctflow.phantom import phantom_from_seed
-from ctflow.window.body import find_body
+from ctflow.window.find_body import find_body, mask_of_body
 
 SPACING = (2.5, 1.5, 1.5)
 SHAPE = (40, 240, 280)
@@ -42,7 +42,8 @@ def chest(centre=(120, 140)):
 def mask_of(hu, spacing=SPACING):
     body = find_body(torch.from_numpy(hu), spacing)
     assert body.shape == hu.shape
-    return torch.cat([body.mask_of_slices(slice(d, d + 1)) for d in range(len(hu))]).numpy()
+    mask = mask_of_body(body, torch.device("cpu"))
+    return torch.cat([mask.mask_of_slices(slice(d, d + 1)) for d in range(len(hu))]).numpy()
 
 
 def test_trunk_lungs_and_arms_are_the_body_and_the_corners_are_not():
