@@ -11,7 +11,10 @@ usage: MAP/build.sh [options]
 
   --flavour cpu|cuda   cpu (default): OpenVINO; cuda: NVIDIA GPUs, and OpenVINO where there is none
   --base IMAGE         base image with Python 3.11 to 3.13, or with apt to install it (default: Debian 12, by mmdebstrap)
-  --bundle DIR         MONAI bundle to put in (default: bundle, the demonstration)
+  --model PATH         model to put in: the folder of a MONAI bundle, or an nnU-Net model as a folder or zip (default: bundle, the
+                       demonstration); --bundle is the same
+  --config FILE        the bundle's configuration, as of ctflow run: the image's CTFLOW_CONFIG
+  --allow-code         let the image execute the bundle's own code, as of ctflow run: its CTFLOW_ALLOW_CODE
   --engine NAME        engine of the image (default: openvino in cpu, auto in cuda); cpu makes its file now
   --extra NAME         one more extra of ctflow, such as tensorrt (cuda has openvino and tensorrt-rtx); may be repeated
   --python X.Y         Python of the base (default: 3.11)
@@ -34,20 +37,22 @@ pinned() { sed -n "s/^$1==//p" constraints.txt; }
 digest() { cat "$@" | sha256sum | cut -c1-16; }
 of_caller() { case $1 in /*) echo "$1" ;; *) echo "$CALLER/$1" ;; esac; }
 
-flavour=cpu base='' bundle=bundle engine='' extras=() python=3.11 tag='' output=build/map tool='' archive=yes fresh=no
+flavour=cpu base='' bundle=bundle config='' allow_code='' engine='' extras=() python=3.11 tag='' output=build/map tool='' archive=yes fresh=no
 while [ $# -gt 0 ]; do
   case $1 in
     -h|--help) usage; exit 0 ;;
     --no-archive) archive=no; shift; continue ;;
     --fresh) fresh=yes; shift; continue ;;
-    --flavour|--base|--bundle|--engine|--extra|--python|--tag|--output|--tool)
+    --allow-code) allow_code=yes; shift; continue ;;
+    --flavour|--base|--model|--bundle|--config|--engine|--extra|--python|--tag|--output|--tool)
       [ $# -ge 2 ] || fail "$1 wants a value; --help lists the options" 64 ;;
     *) fail "$1 is no option; --help lists them" 64 ;;
   esac
   case $1 in
     --flavour) flavour=$2 ;;
     --base) base=$2 ;;
-    --bundle) bundle=$(of_caller "$2") ;;
+    --model|--bundle) bundle=$(of_caller "$2") ;;
+    --config) config=$2 ;;
     --engine) engine=$2 ;;
     --extra) extras+=("$2") ;;
     --python) python=$2 ;;
@@ -63,21 +68,19 @@ case $flavour in
   cuda) gpus=all extras+=(holoscan openvino tensorrt-rtx); engine=${engine:-auto} ;;
   *) fail "--flavour: $flavour is neither cpu nor cuda" 64 ;;
 esac
-[ -f "$bundle/configs/metadata.json" ] || fail "--bundle: $bundle has no configs/metadata.json" 3
-[ -z "$(find -H "$bundle" ! -type f ! -type d -print -quit)" ] || fail "--bundle: $bundle holds links or other things that are no files" 3
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+model=$("$PYTHON" MAP/model.py name "$bundle") || exit $?
 for candidate in buildah podman docker; do
   [ -n "$tool" ] || ! command -v "$candidate" > /dev/null || tool=$candidate
 done
 [ -n "$tool" ] || fail "none of buildah, podman and docker is here: apt-get install buildah" 4
 command -v "$tool" > /dev/null || fail "$tool is not here" 4
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 VERSION=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 tag=${tag:-localhost/ctflow:$VERSION-$flavour}
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
 [ "$fresh" = no ] || rm -rf "$output/base.tar" "$output/wheels-cpu" "$output/wheels-cuda"
 context=$output/context-$flavour
-model=$("$PYTHON" MAP/model_name.py "$bundle") || fail "--bundle: its configs/metadata.json is damaged" 3
 
 # Runs a command again where buildah could not seal the copy of itself from which it starts: on a busy machine another
 # process may still hold it, and once that cost a build whose image was finished. Any other failure is one at once.
@@ -175,10 +178,11 @@ refuse_wrong_torch() { # WHEEL
 # Every wheel of the image, pinned, so that the build itself needs no network. torch first and by itself: else a
 # requirement might bring the build of another index.
 collect_wheels() {
-  local wanted=$output/requirements-$flavour.txt wheels key platforms=() glibc torch torch_from=() pins=(--constraint constraints.txt --constraint MAP/constraints.txt)
+  local wanted=$output/requirements-$flavour.txt wheels key networks platforms=() glibc torch torch_from=() pins=(--constraint constraints.txt --constraint MAP/constraints.txt)
   choose_torch
   "$PYTHON" MAP/requirements.py "${extras[@]}" > "$wanted"
-  key=$(digest "$wanted" constraints.txt MAP/constraints.txt)-$python-$torch
+  networks=dynamic-network-architectures==$(pinned dynamic_network_architectures)
+  key=$(digest "$wanted" constraints.txt MAP/constraints.txt)-$python-$torch-$networks
   wheels=$output/wheels-$flavour
   if [ "$(cat "$wheels/key" 2> /dev/null)" != "$key" ]; then
     say "wheels; torch $(pinned torch) from ${torch_from[*]:-the index of pip}"
@@ -196,6 +200,9 @@ collect_wheels() {
       fail "torch $(pinned torch) is not to be had from there; TORCH names another place (--help)" 4
     refuse_wrong_torch "$wheels"/torch-*.whl
     "${pip[@]}" --dest "$wheels" --find-links "$wheels" "${pins[@]}" "$wheels"/torch-*.whl -r "$wanted" pip
+    # nnU-Net's networks, in every image. Without timm, which only its transformers use, and with it torchvision and a
+    # client for downloads; what else they need ctflow needs itself.
+    "${pip[@]}" --no-deps --dest "$wheels" "$networks"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile --target "$wheels/sbom" \
       --constraint constraints.txt cyclonedx-python-lib
     echo "$key" > "$wheels/key"
@@ -213,7 +220,7 @@ fill_context() {
   cp -p README.md LICENSE CHANGELOG.md docs/map.md "$context/docs/"
   mkdir "$context/app"
   tree_files app | xargs -0 cp -p -t "$context/app"
-  cp -RHp "$bundle" "$context/model"
+  "$PYTHON" MAP/model.py copy "$bundle" "$context/model"
   chmod -R a-s,u+rwX,go+rX,go-w "$context/model" # as the image has it, so that no layer holds it twice
   # A wheel of the working tree, built from a copy, so that it contains nothing of an earlier build, nor today's date.
   mkdir "$source"
@@ -277,6 +284,7 @@ fill_context
 say "image $tag on $base"
 build_image "$tag" "$context" MAP/Containerfile \
   --build-arg "BASE=$base" --build-arg "FLAVOUR=$flavour" --build-arg "ENGINE=$engine" --build-arg "GPUS=$gpus" --build-arg "MODEL=$model" \
+  --build-arg "CONFIG=$config" --build-arg "ALLOW_CODE=$allow_code" \
   --build-arg "TAG=$tag" --build-arg "VERSION=$VERSION" --build-arg "PYTHON=$python" \
   --build-arg "LIBRARY_KEY=$library_key" --build-arg "CODE_KEY=$code_key" \
   --build-arg "HOLOSCAN=$(pinned holoscan-cu13)" --build-arg "APP_SDK=$(pinned monai-deploy-app-sdk)"

@@ -20,6 +20,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.engines.store.store import INSTALLED, EngineStore
 from ctflow.export.measure import measure_engine
 from ctflow.export.prepare import prepare_engine
+from ctflow.settings.run import read_environment, settings_from_values
 
 
 def main() -> int:
@@ -28,7 +29,9 @@ def main() -> int:
     The CPU's is kept in the folder named third between builds, and copied to the fourth.
     """
     flavour, name, kept, target = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
-    model = read_bundle(find_bundle(Path(os.environ["HOLOSCAN_MODEL_PATH"])))
+    settings = settings_from_values({}, read_environment())  # the image's own variables
+    bundle = find_bundle(Path(os.environ["HOLOSCAN_MODEL_PATH"]))
+    model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
     if flavour == "cuda" and torch.version.cuda is not None and name in ("auto", "fused"):
         compile_kernels(model, required=name == "fused")
     make_cpu_file(model, name, kept, target)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-tools, manifests = load("tools"), load("manifests")
+tools, manifests, model = load("tools"), load("manifests"), load("model")
 
 
 @pytest.fixture
@@ -155,10 +156,68 @@ def test_app_yaml_says_the_version_of_ctflow():
 def test_a_bundle_name_becomes_a_folder_name(tmp_path, name, expected):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"name": name}))
-    done = subprocess.run(
-        [sys.executable, RECIPE / "model_name.py", tmp_path], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout == expected + "\n"
+    assert model.name_of(tmp_path) == expected
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A model as nnU-Net leaves it, beside its predictions of training cases."""
+    folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    files = {
+        "plans.json": '{"dataset_name": "Dataset007 Pancreas"}', "dataset.json": "{}", "metadata.json": "{}",
+        "fold_0/checkpoint_final.pth": "weights", "fold_1/checkpoint_final.pth": "weights",
+        "fold_0/checkpoint_best.pth": "other weights", "fold_0/validation/patient.nii.gz": "a patient",
+        "dataset_fingerprint.json": "{}", "fold_0/progress.png": "picture",
+    }  # fmt: skip
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def zip_of(folder: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, Path("Dataset007") / folder.name / path.relative_to(folder))
+    return target
+
+
+@pytest.mark.parametrize("is_zip", [False, True], ids=["folder", "zip"])
+def test_of_a_training_only_the_model_is_copied(trained, tmp_path, is_zip):
+    path = zip_of(trained, tmp_path / "model.zip") if is_zip else trained
+    assert model.name_of(path) == "dataset007_pancreas"
+    model.copy(path, tmp_path / "copied")
+    copied = tmp_path / "copied"
+    assert {each.relative_to(copied).as_posix() for each in copied.rglob("*") if each.is_file()} == {
+        "plans.json", "dataset.json", "metadata.json", "fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth",
+    }  # fmt: skip
+    assert (copied / "fold_1" / "checkpoint_final.pth").read_text() == "weights"
+
+
+def test_links_and_what_is_no_model_are_refused(trained, tmp_path):
+    with pytest.raises(model.Refused, match=r"configs/metadata\.json"):
+        model.name_of(tmp_path)
+    with pytest.raises(model.Refused, match="configs/metadata"):
+        model.name_of(tmp_path / "absent.zip")
+    several = zip_of(trained, tmp_path / "model.zip")
+    with zipfile.ZipFile(several, "a") as archive:
+        archive.writestr("other/plans.json", "{}")
+    with pytest.raises(model.Refused, match="2 folders"):
+        model.name_of(several)
+    (trained / "dataset.json").unlink()
+    (trained / "dataset.json").symlink_to("/etc/passwd")
+    with pytest.raises(model.Refused, match="links"):
+        model.copy(trained, tmp_path / "copied")
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        archive.writestr("plans.json", "{}")
+        link = zipfile.ZipInfo("dataset.json")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(model.Refused, match="links"):
+        model.name_of(tmp_path / "link.zip")
+    (trained / "plans.json").write_text("{")
+    with pytest.raises(model.Refused, match=r"plans\.json is damaged"):
+        model.name_of(trained)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +238,7 @@ def test_a_wrong_option_of_the_build_is_a_usage_error(words, message):
 
 def test_the_build_refuses_a_folder_that_is_no_bundle(tmp_path):
     done = subprocess.run(
-        ["bash", RECIPE / "build.sh", "--bundle", tmp_path], capture_output=True, text=True, check=False, timeout=60
+        ["bash", RECIPE / "build.sh", "--model", tmp_path], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 3
     assert "metadata.json" in done.stderr
@@ -211,6 +270,7 @@ def build(tmp_path):
         "python": f"""case $* in *"-m pip"*|*torch_build.py*) ;; *) exec "{sys.executable}" "$@" ;; esac""",
         "buildah": f"""
             echo "$1" >> {calls}
+            echo "$@" >> {calls}.words
             if [ "$1" = "$FAILS" ] && [ "$(grep -c "^$1" {calls})" -le "$TIMES" ]; then
               echo half; echo "$MESSAGE" >&2; exit 125
             fi
@@ -220,12 +280,14 @@ def build(tmp_path):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{program}\n")
         (tmp_path / "bin" / name).chmod(0o755)
 
-    def run(fails: str, times: int, message: str = BUSY) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    def run(
+        fails: str, times: int, message: str = BUSY, more: Sequence[str] = ()
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         environment = {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python", "MAP_PAUSE": "0",
             "FAILS": fails, "TIMES": str(times), "MESSAGE": message,
         }  # fmt: skip
-        words = ["--base", "localhost/base", "--tool", "buildah", "--no-archive", "--output", tmp_path / "out"]
+        words = ["--base", "localhost/base", "--tool", "buildah", "--no-archive", "--output", tmp_path / "out", *more]
         done = subprocess.run(
             ["bash", RECIPE / "build.sh", *words],
             env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120,
@@ -248,6 +310,18 @@ def test_a_step_in_which_buildah_is_busy_is_repeated(build, tmp_path, step):
         assert document.read_text() == "document\n", "nothing of the failed attempt is in it"
 
 
+def test_a_model_of_nnunet_its_networks_and_the_options_of_a_bundle_get_into_the_image(build, trained, tmp_path):
+    done, _ = build("none", 0, more=["--model", str(trained), "--config", "other.yaml", "--allow-code"])
+    assert done.returncode == 0, done.stderr
+    words = (tmp_path / "calls.words").read_text()
+    for expected in ("MODEL=dataset007_pancreas", "CONFIG=other.yaml", "ALLOW_CODE=yes"):
+        assert f"--build-arg {expected}" in words
+    copied = tmp_path / "out" / "context-cpu" / "model"
+    assert (copied / "fold_0" / "checkpoint_final.pth").is_file()
+    assert not (copied / "fold_0" / "validation").exists()
+    assert "dynamic-network-architectures==" in (tmp_path / "out" / "wheels-cpu" / "key").read_text()
+
+
 def test_a_buildah_that_stays_busy_ends_the_build(build):
     done, calls = build("build", 99)
     assert done.returncode == 125
@@ -268,7 +342,7 @@ case "$*" in
   *torch_build.py\\ installed) exit "$INSTALLED_IS_GPU" ;;
   *torch_build.py*) exec "$REAL" "$@" ;;
   -c*) echo 3.11 ;;
-  *model_name.py*) echo demonstration ;;
+  *model.py*) echo demonstration ;;
   *"pip download"*--no-deps*) cp "$DOWNLOADS"/torch-* "$(echo "$*" | sed 's/.*--dest \\([^ ]*\\).*/\\1/')" ;;
   *"pip download"*) exit 3 ;;
 esac

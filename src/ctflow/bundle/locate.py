@@ -32,8 +32,8 @@ def find_bundle(path: Path) -> Path:
     """Find the bundle at `path`.
 
     Args:
-        path: A bundle's folder, a trained-model folder of nnU-Net, a folder that holds exactly one of these, or a zip
-            of a trained-model folder.
+        path: A bundle's folder, a trained-model folder of nnU-Net or a zip of one, or a folder that holds exactly one
+            of these.
 
     Raises:
         BundleInvalid: There is no bundle, or more than one; the message lists what was found.
@@ -56,7 +56,7 @@ def find_bundle(path: Path) -> Path:
         if _is_bundle(path):
             return path
         inside = sorted(folder for folder in path.iterdir() if folder.is_dir())
-        found = [folder for folder in inside if _is_bundle(folder)]
+        found = [folder for folder in inside if _is_bundle(folder)] or _zips_in(path)
     except OSError as error:
         raise BundleInvalid(f"{path.name or path} cannot be read: {error.strerror}", reason="no-bundle") from None
     if len(found) == 1:
@@ -64,7 +64,7 @@ def find_bundle(path: Path) -> Path:
     if found:
         names = ", ".join(folder.name for folder in found[:5])
         raise BundleInvalid(
-            f"{path.name or path} contains {len(found)} bundles ({names}): name one of them with -m",
+            f"{path.name or path} contains {len(found)} models ({names}): name one of them with -m",
             reason="several-bundles",
         )
     names = ", ".join(folder.name for folder in inside[:5]) or "no folders"
@@ -78,6 +78,10 @@ def find_bundle(path: Path) -> Path:
 def _is_bundle(folder: Path) -> bool:
     # One of the two is enough to identify a bundle: read_bundle then names what is missing.
     return any((folder / name).is_file() for name in (*CONFIGURATIONS, METADATA)) or is_trained_folder(folder)
+
+
+def _zips_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.zip")) if path.is_file() and is_zip(path)]
 
 
 def is_of_nnunet(path: Path) -> bool:

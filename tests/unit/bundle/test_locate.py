@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import ctflow
@@ -32,6 +33,21 @@ def test_what_is_no_bundle_is_refused_and_says_what_was_found(tmp_path):
     (tmp_path / "model.ts").write_bytes(b"x")
     with raises_reason(BundleInvalid, "no-bundle", names="model.ts"):
         find_bundle(tmp_path / "model.ts")
+
+
+def test_a_folder_may_hold_a_zip_instead_of_a_folder(bundle, tmp_path):
+    models = tmp_path / "mounted"
+    models.mkdir()
+    for name in ("a.zip", "b.zip"):
+        with zipfile.ZipFile(models / name, "w") as archive:
+            archive.writestr("Dataset/plans.json", "{}")
+        if name == "a.zip":
+            (models / "notes.zip").write_text("not a zip")
+            assert find_bundle(models) == models / "a.zip"
+    with raises_reason(BundleInvalid, "several-bundles", names="(a.zip, b.zip)"):
+        find_bundle(models)
+    shutil.copytree(bundle, models / "unpacked")
+    assert find_bundle(models) == models / "unpacked", "what was unpacked from them"
 
 
 def test_a_name_too_long_for_the_file_system_is_bundle_invalid():
