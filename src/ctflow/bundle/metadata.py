@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import MISSING, short
-from ctflow.bundle.config.documents import read_bundle_document
+from ctflow.bundle.config.documents import document_from_bytes, read_bundle_document
 from ctflow.bundle.locate import METADATA, is_of_nnunet
+from ctflow.bundle.nnunet.folder import SIDECAR, TrainedFolder
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Code, HuRange, Segment
 from ctflow.core.steps import FilterLabels, LabelStep, MapLabels
@@ -42,12 +44,26 @@ def read_body_parts(path: Path) -> tuple[str, ...]:
     """The BodyPartExamined values that suit a bundle's model, without reading the rest; empty accepts all.
 
     Args:
-        path: The bundle's folder; one of nnU-Net accepts all.
+        path: The bundle's folder, or a model of nnU-Net, which accepts all unless a metadata.json beside its plans.json
+            says more.
 
     Raises:
         BundleInvalid: metadata.json cannot be read, or its body_parts are not a list of words.
     """
-    return () if is_of_nnunet(path) else _body_parts(read_bundle_document(path, METADATA))
+    if not is_of_nnunet(path):
+        return _body_parts(read_bundle_document(path, METADATA))
+    folder = TrainedFolder(path)
+    with _beside_plans():
+        return _body_parts(document_from_bytes(folder.document(SIDECAR), SIDECAR)) if SIDECAR in folder.files else ()
+
+
+@contextmanager
+def _beside_plans() -> Iterator[None]:
+    """Errors name the file that stands there."""
+    try:
+        yield
+    except BundleInvalid as error:
+        raise BundleInvalid(str(error).replace(METADATA, SIDECAR, 1), reason=error.reason) from None
 
 
 def metadata_from_document(
@@ -75,22 +91,52 @@ def metadata_from_document(
     segments, notes = _segments(document, names, 1 if has_background else 0, complete=not classes)
     intended_use = ""
     if document.get("intended_use") is not None:
-        intended_use = _text(document, "intended_use", "intended_use", longest=10_000, one_line=False)
+        intended_use = _intended_use(document)
     else:
         notes.append("metadata.json states no intended_use")
-    demonstration = document.get("demonstration", False)
-    if not isinstance(demonstration, bool):
-        raise _invalid("demonstration", f"must be true or false, not {short(demonstration)}")
     named = document if document.get("name") is not None else {"name": folder_name}
     return Metadata(
         name=_text(named, "name", "name"),
         version=_text(document, "version", "version"),
         segments=segments,
         intended_use=intended_use,
-        demonstration=demonstration,
+        demonstration=_demonstration(document),
         body_parts=_body_parts(document),
         notes=tuple(notes),
     )
+
+
+def metadata_of_labels(document: Mapping[str, Any], name: str, version: str, segments: Sequence[Segment]) -> Metadata:
+    """What a metadata.json beside a model of nnU-Net says, where it says something; its `channel` is a label.
+
+    Args:
+        document: The parsed file; empty if there is none.
+        name: The model's name by its plans.
+        version: The same.
+        segments: By its dataset.json, in the order of their labels.
+
+    Returns:
+        All of it; no notes but that on `intended_use`.
+
+    Raises:
+        BundleInvalid: A key is invalid.
+    """
+    with _beside_plans():
+        given = _coded(document, [segment.number for segment in segments])
+        about = {"name": name, "version": version, **document}
+        says = document.get("intended_use") is not None
+        return Metadata(
+            name=_text(about, "name", "name"),
+            version=_text(about, "version", "version"),
+            segments=tuple(
+                _segment(each.number, each.label, *given[each.number]) if each.number in given else each
+                for each in segments
+            ),
+            intended_use=_intended_use(document) if says else "",
+            demonstration=_demonstration(document),
+            body_parts=_body_parts(document),
+            notes=() if says else (f"nnU-Net states no intended_use; {SIDECAR} beside plans.json may",),
+        )
 
 
 def _segments(
@@ -106,16 +152,18 @@ def _segments(
             notes.append(f"metadata.json has no codes for channel {channel}; its segment is coded as tissue")
             segments.append(Segment(number, labels[channel], TISSUE, TISSUE, coded=False))
             continue
-        at, value = entry
-        label = _text(value, "label", f"{at}#label") if "label" in value else labels[channel]
-        category, kind = _code(value, "category", at), _code(value, "type", at)
-        anatomy = value.get("anatomy", [])
-        if not isinstance(anatomy, list) or len(anatomy) > 10:
-            raise _invalid(f"{at}#anatomy", f"must be a list of at most 10 codes, not {short(anatomy)}")
-        regions = tuple(_code({str(i): code}, str(i), f"{at}#anatomy") for i, code in enumerate(anatomy))
-        colour, hu_range = _colour(value, at), _hu_range(value, at)
-        segments.append(Segment(number, label, category, kind, regions, colour=colour, hu_range=hu_range))
+        segments.append(_segment(number, labels[channel], *entry))
     return tuple(segments), notes
+
+
+def _segment(number: int, label: str, at: str, value: Mapping[str, Any]) -> Segment:
+    label = _text(value, "label", f"{at}#label") if "label" in value else label
+    category, kind = _code(value, "category", at), _code(value, "type", at)
+    anatomy = value.get("anatomy", [])
+    if not isinstance(anatomy, list) or len(anatomy) > 10:
+        raise _invalid(f"{at}#anatomy", f"must be a list of at most 10 codes, not {short(anatomy)}")
+    regions = tuple(_code({str(i): code}, str(i), f"{at}#anatomy") for i, code in enumerate(anatomy))
+    return Segment(number, label, category, kind, regions, colour=_colour(value, at), hu_range=_hu_range(value, at))
 
 
 def _check_modality(document: Mapping[str, Any]) -> None:
@@ -235,6 +283,17 @@ def _body_parts(document: Mapping[str, Any]) -> tuple[str, ...]:
         if not isinstance(part, str) or not _CODE_STRING.fullmatch(part.upper()):
             raise _invalid(f"body_parts#{number}", f"must be a BodyPartExamined value, not {short(part)}")
     return tuple(part.upper() for part in given)
+
+
+def _intended_use(document: Mapping[str, Any]) -> str:
+    return _text(document, "intended_use", "intended_use", longest=10_000, one_line=False)
+
+
+def _demonstration(document: Mapping[str, Any]) -> bool:
+    given = document.get("demonstration", False)
+    if not isinstance(given, bool):
+        raise _invalid("demonstration", f"must be true or false, not {short(given)}")
+    return given
 
 
 def _text(holder: Mapping[str, Any], key: str, at: str, *, longest: int = 64, one_line: bool = True) -> str:

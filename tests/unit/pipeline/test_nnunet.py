@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 from pathlib import Path
 
 import highdicom as hd
@@ -115,6 +117,20 @@ def test_other_models_equal_nnunets_own(tmp_path, case):
     share, in_fp32 = agreement(nnunet.train(tmp_path, plans, dataset), volume, mirror=case == "transposed")
     assert share >= 0.999
     assert in_fp32 >= 0.9999
+
+
+@pytest.mark.parametrize("labels", [[1, 2], 1])
+def test_steps_on_labels_equal_nnunets_own(trained, tmp_path, labels):
+    module = importlib.import_module("nnunetv2.postprocessing.remove_connected_components")
+    folder = shutil.copytree(trained, tmp_path / "trained")
+    volume = phantom()
+    before = labels_of(folder, volume).labels
+    name = "remove_all_but_largest_component_from_segmentation"
+    document = {"postprocessing_fns": [name], "postprocessing_kwargs": [{"labels_or_regions": labels}]}
+    (folder / "postprocessing.json").write_text(json.dumps(document))
+    wanted = getattr(module, name)(before, labels)
+    assert (wanted != before).any()
+    np.testing.assert_array_equal(labels_of(folder, volume).labels, wanted)
 
 
 def test_mirroring_is_a_setting_that_results_show(trained):

@@ -21,6 +21,9 @@ from ctflow.bundle.config.documents import LARGEST_BYTES
 from ctflow.core.errors import BundleInvalid
 
 PLANS, DATASET, CHECKPOINT = "plans.json", "dataset.json", "checkpoint_final.pth"
+# What may stand beside plans.json: a site's own facts, and steps of nnUNetv2_find_best_configuration that are wanted.
+SIDECAR, POSTPROCESSING = "metadata.json", "postprocessing.json"
+_DOCUMENTS = (PLANS, DATASET, SIDECAR, POSTPROCESSING)
 _FOLD = re.compile(r"fold_([0-9]{1,3}|all)", re.ASCII)
 _MOST_MEMBERS = 20_000
 _LARGEST_CHECKPOINT = 2**33  # 8 GB; a ResidualEncoderUNet of 24 GB of GPU memory has 1.2 GB with its optimizer's state
@@ -38,6 +41,7 @@ class TrainedFolder:
     Attributes:
         name: The folder's name.
         files: Paths inside the folder, of those that a model consists of.
+        validated: Folders in it of a cross-validation that has found steps on labels.
 
     Raises:
         BundleInvalid: The zip is damaged or hostile, or holds no trained-model folder or several.
@@ -48,7 +52,8 @@ class TrainedFolder:
         try:
             if path.is_dir():
                 self.name = path.resolve().name
-                self.files = [PLANS, DATASET, *(f"{fold.name}/{CHECKPOINT}" for fold in sorted(path.glob("fold_*")))]
+                self.files = [*_DOCUMENTS, *(f"{fold.name}/{CHECKPOINT}" for fold in sorted(path.glob("fold_*")))]
+                self.validated = [each.parent.name for each in sorted(path.glob(f"crossval_*/{POSTPROCESSING}"))]
                 self.files = [name for name in self.files if (path / name).is_file()]
                 return
             with zipfile.ZipFile(path) as archive:
@@ -58,9 +63,8 @@ class TrainedFolder:
         self._prefix = _only_folder(names, path.name)
         self.name = PurePosixPath(self._prefix).name or path.stem
         inside = [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
-        self.files = [
-            name for name in sorted(inside) if name in (PLANS, DATASET) or PurePosixPath(name).name == CHECKPOINT
-        ]
+        self.files = [name for name in sorted(inside) if name in _DOCUMENTS or PurePosixPath(name).name == CHECKPOINT]
+        self.validated = [str(PurePosixPath(name).parent) for name in inside if name.endswith(f"/{POSTPROCESSING}")]
 
     @property
     def folds(self) -> list[str]:

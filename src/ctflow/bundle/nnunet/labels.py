@@ -62,10 +62,6 @@ def labels_from_dataset(dataset: Mapping[str, Any]) -> LabelSet:
     else:
         names, painted, notes = _plain(regions), (), ()
     segments = [_segment(number, name, wording) for number, (name, wording) in sorted(names.items())]
-    uncoded = [segment.label for segment in segments if not segment.coded]
-    if uncoded:
-        listed = f"{', '.join(uncoded[:5])}{' and others' if len(uncoded) > 5 else ''}"
-        notes = (*notes, f"no codes are known for the labels {listed}; their segments are coded as tissue")
     channels = len(regions) + (not is_painted)
     if channels > MOST_CHANNELS:
         raise invalid_dataset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ctflow.bundle.config import short
 from ctflow.bundle.config.documents import document_from_bytes
+from ctflow.bundle.metadata import metadata_of_labels
 from ctflow.bundle.nnunet.checkpoint import FoldCheckpoint, read_checkpoint
-from ctflow.bundle.nnunet.folder import CHECKPOINT, DATASET, PLANS, TrainedFolder
+from ctflow.bundle.nnunet.folder import CHECKPOINT, DATASET, PLANS, SIDECAR, TrainedFolder
 from ctflow.bundle.nnunet.labels import invalid_dataset, labels_from_dataset
 from ctflow.bundle.nnunet.plans import configuration_from_plans
+from ctflow.bundle.nnunet.steps import steps_of_folder
 from ctflow.bundle.weights import weights_digest
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import Model, ModelSpec
+from ctflow.core.model import Model, ModelSpec, Segment
 
 OVERLAP = 0.5  # nnU-Net's tile_step_size, which no folder states
 _LONGEST = 64  # of a name (DICOM VR LO)
@@ -89,9 +91,13 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
     configuration = configuration_from_plans(plans, first.configuration, labels.out_channels)
     trained = f"{first.trainer}__{plans.get('plans_name', 'nnUNetPlans')}__{first.configuration}"
     averaged = f"folds averaged: {', '.join(fold.removeprefix('fold_') for fold in folds)}"
+    sidecar = document_from_bytes(folder.document(SIDECAR), SIDECAR) if SIDECAR in folder.files else {}
+    name = _name(plans.get("dataset_name"), folder.name)
+    about = metadata_of_labels(sidecar, name, trained[:_LONGEST], labels.segments)
+    steps, steps_notes = steps_of_folder(folder, [segment.number for segment in labels.segments])
     spec = ModelSpec(
-        name=_name(plans.get("dataset_name"), folder.name),
-        version=trained[:_LONGEST],
+        name=about.name,
+        version=about.version,
         network=replace(configuration.network, members=len(folds)),
         in_channels=1,
         out_channels=labels.out_channels,
@@ -102,16 +108,24 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
         batch_size=1,
         activation="sigmoid" if labels.painted else "softmax",
         threshold=0.5 if labels.painted else None,
-        segments=labels.segments,
-        intended_use="",
-        demonstration=False,
-        notes=(averaged, *configuration.notes, *labels.notes, "nnU-Net states no intended_use"),
+        segments=about.segments,
+        intended_use=about.intended_use,
+        demonstration=about.demonstration,
+        body_parts=about.body_parts,
+        notes=(averaged, *configuration.notes, *labels.notes, *_uncoded(about.segments), *steps_notes, *about.notes),
+        label_steps=steps,
         placement="even",
         mirror_axes=first.mirror_axes,
         restored="logits",
         painted=labels.painted,
     )
     return spec, first
+
+
+def _uncoded(segments: Sequence[Segment]) -> list[str]:
+    names = [segment.label for segment in segments if not segment.coded]
+    listed = f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
+    return [f"no codes are known for the labels {listed}; their segments are coded as tissue"] if names else []
 
 
 def _name(given: Any, otherwise: str) -> str:

@@ -12,7 +12,7 @@ import torch
 import nnunet_support as nnunet
 from ctflow.bundle import find_bundle, read_body_parts, read_bundle, read_spec
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.steps import ClipNormalize, CropNonzero, Orient, ResampleSpline, Spline, ZScore
+from ctflow.core.steps import ClipNormalize, CropNonzero, KeepLargest, Orient, ResampleSpline, Spline, ZScore
 from ctflow.networks.build import network_from_model
 from reasons import raises_reason
 
@@ -38,6 +38,82 @@ def change(folder: Path, name: str, path: str, value: object) -> None:
     else:
         holder[last] = value
     (folder / name).write_text(json.dumps(document))
+
+
+CODE = {"value": "10200004", "scheme": "SCT", "meaning": "Liver"}
+
+
+def test_a_metadata_json_beside_plans_json_says_what_nnunet_does_not(folder, tmp_path):
+    sidecar = {
+        "name": "Liver", "version": "1.2", "intended_use": "research", "demonstration": True, "body_parts": ["abdomen"],
+        "segments": [{
+            "channel": 2, "label": "Tumour", "category": CODE, "type": CODE, "hu_range": [-100, 200],
+            "colour": "#ff0000",
+        }],
+    }  # fmt: skip
+    plain = read_spec(folder)
+    (folder / "metadata.json").write_text(json.dumps(sidecar))
+    for path in (folder, nnunet.zipped(folder, tmp_path / "model.zip")):
+        spec = read_spec(path)
+        assert (spec.name, spec.version, spec.intended_use, spec.demonstration) == ("Liver", "1.2", "research", True)
+        assert spec.body_parts == read_body_parts(path) == ("ABDOMEN",)
+        assert spec.segments[0] == plain.segments[0], "what it does not name keeps the codes of its name"
+        tumour = spec.segments[1]
+        assert (tumour.number, tumour.label, tumour.type.meaning) == (2, "Tumour", "Liver")
+        assert (tumour.hu_range, tumour.colour) == ((-100.0, 200.0), (255, 0, 0))
+        assert not [note for note in spec.notes if "intended_use" in note]
+    assert any("intended_use" in note for note in plain.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("segments", [{"channel": 3}]), ("segments", [{"channel": 1}]), ("body_parts", "CHEST"), ("version", 3)],
+)
+def test_a_wrong_metadata_json_is_named(folder, key, value):
+    (folder / "metadata.json").write_text(json.dumps({key: value}))
+    with raises_reason(BundleInvalid, "metadata", names=("metadata.json: ", key)) as caught:
+        read_spec(folder)
+    assert "configs" not in str(caught.value)
+
+
+def step(labels: object, **more: object) -> dict:
+    return {
+        "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
+        "postprocessing_kwargs": [{"labels_or_regions": labels, **more}],
+    }
+
+
+@pytest.mark.parametrize(("labels", "kept"), [([1, 2], (1, 2)), (2, (2,)), ([[1, 2]], (1, 2)), ([[1, 9], 2], (1, 2))])
+def test_steps_on_labels_beside_plans_json_are_applied(folder, labels, kept):
+    (folder / "postprocessing.json").write_text(json.dumps(step(labels)))
+    spec = read_spec(folder)
+    assert spec.label_steps == (KeepLargest(kept, independent=False, connectivity=3, count=1),)
+    assert any("largest component" in note for note in spec.notes)
+
+
+def test_steps_of_a_cross_validation_are_noted_and_not_applied(folder, tmp_path):
+    inner = folder / "crossval_results_folds_0_1"
+    inner.mkdir()
+    (inner / "postprocessing.json").write_text(json.dumps(step([1, 2])))
+    (inner / "postprocessing.pkl").write_bytes(b"never opened")
+    for path in (folder, nnunet.zipped(folder, tmp_path / "model.zip")):
+        spec = read_spec(path)
+        assert spec.label_steps == ()
+        assert any("crossval_results_folds_0_1/postprocessing.json is not applied" in note for note in spec.notes)
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({}, "value"), ({"postprocessing_fns": [], "postprocessing_kwargs": [1]}, "value"),
+        ({**step([1]), "postprocessing_fns": ["os.system"]}, "target"), (step([1], more=1), "argument"),
+        (step("1"), "value"), (step([]), "value"), (step([1], background_label=2), "value"), (step([[[1]]]), "value"),
+    ],
+)  # fmt: skip
+def test_other_steps_are_refused(folder, document, reason):
+    (folder / "postprocessing.json").write_text(json.dumps(document))
+    with raises_reason(BundleInvalid, reason, names="postprocessing.json"):
+        read_spec(folder)
 
 
 def test_a_folder_becomes_a_model(folder):
