@@ -47,7 +47,7 @@ test-gpu: install
 	$(BIN)/python benchmarks/prove_gpu.py --out gpu-proof $(PROVE)
 
 # The container, for CPUs and for NVIDIA GPUs: image, OCI archive, SBOM and licences in build/map (docs/map.md). Options:
-# MAP='--bundle DIR'; MAP_TORCH=pip, cpu, URL or FOLDER names where the image's torch comes from (default: for CPUs as
+# MAP='--model PATH'; MAP_TORCH=pip, cpu, URL or FOLDER names where the image's torch comes from (default: for CPUs as
 # .venv's, if that is for CPUs; for GPUs pip's index).
 MAP_TORCH ?=
 map: install
