@@ -20,11 +20,13 @@ from ctflow.core.errors import BundleInvalid, first_line
 from ctflow.core.model import Model, NetworkSpec, OwnCode
 from ctflow.networks import vista3d
 from ctflow.networks.dints import with_listed_paths
-from ctflow.networks.nnunet import Averaged, is_nnunet_network, nnunet_network
+from ctflow.networks.nnunet import Averaged, check_nnunet_arguments, is_nnunet_network, nnunet_network
 from ctflow.networks.own_code import TORCHSCRIPT, own_class, scripted_network
+from ctflow.networks.skeleton import MOST_ELEMENTS, ShapesOnly
 
 _PACKAGE = "monai.networks.nets"
 LARGEST_ARGUMENT = 65_536  # far above any real width, size or count; more would only fill the memory
+_TENSORS_PER_WEIGHT, _FEWEST_TENSORS = 8, 1_000  # made while a network is: the known ones make at most 1.2 per weight
 _NAMED = 3  # keys that a message names
 # Arguments that MONAI has removed since and that never changed the result: dropped with a note.
 _DROPPED = {"SwinUNETR": ("img_size",)}
@@ -236,7 +238,42 @@ def network_from_model(model: Model) -> nn.Module:
     Raises:
         BundleInvalid: The weights are not exactly the network's; the message names the first keys that differ.
     """
+    if model.spec.network.code is None:
+        check_fit(model)
     made = network_from_spec(model.spec.network)
+    network = _demand_fit(made, model)
+    network.load_state_dict(dict(model.weights), strict=True)
+    for parameter in made.parameters():  # TorchScript lacks requires_grad_
+        parameter.requires_grad = False
+    return made.eval()
+
+
+def check_fit(model: Model) -> None:
+    """Require that the weights are exactly the network's, before a network of any size is made.
+
+    Args:
+        model: Specification and weights; the network is not of a bundle's own code.
+
+    Raises:
+        BundleInvalid: As `network_from_model`.
+    """
+    spec = model.spec.network
+    if is_nnunet_network(spec.name):
+        check_nnunet_arguments(spec.name, spec.arguments)  # imports the network, which must not happen in a skeleton
+    else:
+        _networks_of_monai()
+    with ShapesOnly(_TENSORS_PER_WEIGHT * len(model.weights) + _FEWEST_TENSORS) as skeleton:
+        made = network_from_spec(spec)
+    _demand_fit(made, model)
+    held = sum(tensor.numel() for tensor in model.weights.values())
+    if skeleton.elements > _TENSORS_PER_WEIGHT * held + MOST_ELEMENTS:
+        raise BundleInvalid(
+            f"network_def: {spec.name} makes {skeleton.elements:.1g} numbers for {held:.1g} weights", reason="network"
+        )
+
+
+def _demand_fit(made: nn.Module, model: Model) -> nn.Module:
+    """The network that the weights are for, if they are exactly its."""
     network = made.network if isinstance(made, SliceNetwork) else made
     own, given = network.state_dict(), model.weights
     shapes = [
@@ -255,10 +292,7 @@ def network_from_model(model: Model) -> nn.Module:
         is_of_plans = "." in name and model.spec.network.code is None
         pair = "the checkpoints do not fit plans.json's" if is_of_plans else "models/model.pt does not fit network_def"
         raise BundleInvalid(f"{pair} {name.rpartition('.')[2]}: {found}", reason="weights-mismatch")
-    network.load_state_dict(dict(given), strict=True)
-    for parameter in made.parameters():  # TorchScript lacks requires_grad_
-        parameter.requires_grad = False
-    return made.eval()
+    return network
 
 
 def _listed(what: str, keys: list[str]) -> str:
