@@ -81,9 +81,8 @@ def read_model(
     """Read a MONAI bundle or a model of nnU-Net; without `allow_code` nothing in it is executed.
 
     Args:
-        path: The bundle's folder, or a folder that contains exactly one bundle; None reads the demonstration bundle,
-            whose results are for research only.
-
+        path: A bundle's folder, an nnU-Net model's folder or zip, or a folder that contains exactly one of these; None
+            reads the demonstration bundle, whose results are for research only.
         config: Files of a bundle's `configs`, joined by commas; None takes inference.json or inference.yaml.
         allow_code: Whether a network of the bundle's own Python code, or its TorchScript file, may be executed.
 

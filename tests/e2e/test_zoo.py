@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import reset_ops_id
 
+from agreement_record import record
 from ctflow.bundle import read_bundle
 from ctflow.core.volume import Geometry, Volume
 from ctflow.pipeline.segmenter import Segmenter
@@ -103,4 +104,5 @@ def test_a_bundle_of_the_zoo_gives_what_monai_gives(tmp_path, bundle):
         found, _ = segmenter.segment(volume)
     assert len(np.unique(expected)) >= min(3, bundle.channels), "the weights mark one class everywhere"
     equal = float((found.labels == expected).mean())
+    record("zoo", f"{bundle.folder} {bundle.file}", equal)
     assert equal >= LEAST_EQUAL, equal

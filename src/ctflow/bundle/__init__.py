@@ -1,4 +1,4 @@
-"""A MONAI bundle's folder -> a `Model`, read without executing any of it."""
+"""A MONAI bundle's folder, or a model that nnU-Net trained -> a `Model`, read without executing any of it."""
 
 from __future__ import annotations
 

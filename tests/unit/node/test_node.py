@@ -84,7 +84,7 @@ def test_a_series_goes_through_and_what_comes_late_makes_a_revision(settings, ar
 
 @pytest.mark.parametrize("is_zip", [False, True], ids=["folder", "zip"])
 def test_a_model_of_nnunet_goes_through(settings, archive, series, tmp_path, is_zip):
-    model = untrained(tmp_path / "trained", plans(patch_size=[32, 64, 64]), dataset())
+    model = untrained(tmp_path / "trained", plans(spacing=[8.0, 6.0, 6.0], patch_size=[16, 32, 32]), dataset())
     (model / "metadata.json").write_text('{"name": "Liver", "body_parts": ["CHEST"]}')
     model = zipped(model, tmp_path / "model.zip") if is_zip else model
     with Node(replace(settings, bundle=model, mirror="none", allow_demonstration=False), RUN) as node:

@@ -13,6 +13,7 @@ import pytest
 from pydicom import dcmread
 
 import nnunet_support as nnunet
+from agreement_record import record
 from ctflow.api import read_series
 from ctflow.bundle import find_bundle, read_bundle
 from ctflow.core.errors import SettingsInvalid
@@ -52,7 +53,7 @@ def labels_of(folder: Path, volume: Volume, **chosen):
     return segmentation
 
 
-def agreement(folder: Path, volume: Volume, *, mirror: bool = True) -> tuple[float, float]:
+def agreement(name: str, folder: Path, volume: Volume, *, mirror: bool = True) -> tuple[float, float]:
     """Shares of equal voxels: with nnU-Net's predictor, and with it where it adds logits in fp32.
 
     nnU-Net adds the windows' logits in half precision, so voxels whose classes hardly differ fall to either.
@@ -61,7 +62,9 @@ def agreement(folder: Path, volume: Volume, *, mirror: bool = True) -> tuple[flo
     given = folder, volume.array, volume.geometry.spacing_mm
     theirs = [nnunet.predict(*given, mirror=mirror, in_full_precision=full) for full in (False, True)]
     assert len(np.unique(theirs[0])) > 1, "nothing to compare"
-    return float((ours == theirs[0]).mean()), float((ours == theirs[1]).mean())
+    shares = float((ours == theirs[0]).mean()), float((ours == theirs[1]).mean())
+    record("nnunet", name, *shares)
+    return shares
 
 
 @pytest.mark.parametrize("mirror", [True, False])
@@ -73,14 +76,15 @@ def test_labels_equal_nnunets_own(trained, mirror):
     ]
     axes = [len({start[axis] for start in window_starts(tuple(size), (16, 24, 24), 0.5, "even")}) for axis in range(3)]
     assert min(axes) >= 2, "too small to blend windows"
-    share, in_fp32 = agreement(trained, volume, mirror=mirror)
+    share, in_fp32 = agreement("phantom, mirrored" if mirror else "phantom", trained, volume, mirror=mirror)
     assert share >= 0.999
     assert in_fp32 >= 0.99999
 
 
 def test_labels_of_a_chest_equal_nnunets_own(trained, data):
     source = read_series(data / "lidc-idri-0314")
-    share, in_fp32 = agreement(trained, straight(source.array[100:160, 200:270, 190:280], source.geometry.spacing_mm))
+    volume = straight(source.array[100:160, 200:270, 190:280], source.geometry.spacing_mm)
+    share, in_fp32 = agreement("chest, mirrored", trained, volume)
     assert share >= 0.999
     assert in_fp32 >= 0.99999
 
@@ -92,7 +96,7 @@ def test_labels_of_a_head_with_thick_slices_equal_nnunets_own(trained, data):
     chosen = [each for each in files if (each.Rows, each.Columns) == size][:12]
     array = np.stack([each.pixel_array * float(each.RescaleSlope) + float(each.RescaleIntercept) for each in chosen])
     volume = straight(array[:, 150:280, 150:280].astype(np.int16), (7.0, 0.45, 0.45))
-    share, in_fp32 = agreement(trained, volume)
+    share, in_fp32 = agreement("head, mirrored", trained, volume)
     assert share >= 0.999
     assert in_fp32 >= 0.99999
 
@@ -114,7 +118,9 @@ def test_other_models_equal_nnunets_own(tmp_path, case):
         dataset = nnunet.dataset({"background": 0, "liver": 1, "ignore": 2})
     volume = phantom()
     volume.array[:, :4] = volume.array[:2] = 0  # cropped
-    share, in_fp32 = agreement(nnunet.train(tmp_path, plans, dataset), volume, mirror=case == "transposed")
+    share, in_fp32 = agreement(
+        f"phantom, {case}", nnunet.train(tmp_path, plans, dataset), volume, mirror=case == "transposed"
+    )
     assert share >= 0.999
     assert in_fp32 >= 0.9999
 
