@@ -27,8 +27,8 @@ from ctflow.bundle.locate import demonstration_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.errors import BackendUnavailable
 from ctflow.core.model import Model
+from ctflow.core.processes import usable_cpus
 from ctflow.engines.contract import Engine
-from ctflow.engines.hardware import usable_cpus
 from ctflow.engines.registry import backend_module, backends, open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine

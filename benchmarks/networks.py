@@ -35,9 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctflow.core.errors import CtflowError
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
+from ctflow.core.processes import usable_cpus
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import Engine
-from ctflow.engines.hardware import usable_cpus
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine

@@ -33,8 +33,8 @@ from ctflow.api import read_series
 from ctflow.bundle.locate import find_bundle
 from ctflow.bundle.read import read_bundle
 from ctflow.core.model import NetworkSpec
+from ctflow.core.processes import usable_cpus
 from ctflow.core.volume import Geometry, Volume
-from ctflow.engines.hardware import usable_cpus
 from ctflow.networks.build import network_from_spec
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline.segmenter import Segmenter

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,7 +95,7 @@ def temporary_folder(parent: Path, key: str) -> Iterator[Path]:
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{key[:40]}.", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(key, os.getpid()), dir=parent))
         folder.chmod(0o755)  # mkdtemp's 0700 would hide the result from the viewer's user
     except OSError as error:
         _remove_empty(made)
@@ -104,6 +105,19 @@ def temporary_folder(parent: Path, key: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _remove_empty(made)
+
+
+def remove_temporary_folder(parent: Path, key: str, process: int) -> None:
+    """Remove what a process that was killed has left of `temporary_folder`; an older result returns to its place."""
+    for folder in parent.glob(f"{glob.escape(_prefix(key, process))}*"):
+        if folder.suffix == ".old" and not os.path.lexists(parent / key):
+            with suppress(OSError):
+                folder.rename(parent / key)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(key: str, process: int) -> str:
+    return f".{key[:40]}.{process}-"
 
 
 def publish_folder(folder: Path, final: Path) -> None:

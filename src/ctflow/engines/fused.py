@@ -30,9 +30,10 @@ from ctflow.core.errors import (
 )
 from ctflow.core.model import Model
 from ctflow.core.package import digest_of_package
+from ctflow.core.processes import usable_cpus
 from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
-from ctflow.engines.hardware import switches, usable_cpus
+from ctflow.engines.hardware import switches
 from ctflow.engines.onnxfile import key_of_model
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import INSTALLED, EngineKey, EngineStore

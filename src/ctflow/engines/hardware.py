@@ -1,4 +1,4 @@
-"""The hardware here: the GPU, its driver, the CPUs that this process may use, and torch's arithmetic switches.
+"""The hardware here: the GPU, its driver, torch's arithmetic switches.
 
 The switches belong to the whole process, and calls of several threads at the same time may want different ones.
 """
@@ -6,12 +6,9 @@ The switches belong to the whole process, and calls of several threads at the sa
 from __future__ import annotations
 
 import ctypes
-import math
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -40,16 +37,6 @@ def driver_version() -> str:
         return text.value.decode() if nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0 else "unknown"
     finally:
         nvml.nvmlShutdown()
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use: its affinity, and its container's share of time rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup of version 2, or no limit ("max")
-        return count
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ctflow.core.errors import ExportFailed
 from ctflow.core.model import Model
+from ctflow.core.processes import usable_cpus
 from ctflow.engines.contract import Precision, check_supported, package_state
-from ctflow.engines.hardware import usable_cpus
 from ctflow.engines.onnxfile import OnnxEngine, find_onnx
 from ctflow.engines.request import EngineRequest, info_of
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from ctflow.compat.openvino import without_telemetry
 from ctflow.core.errors import BackendUnavailable, ExportFailed
 from ctflow.core.model import Model
+from ctflow.core.processes import usable_cpus
 from ctflow.engines.contract import Precision, check_supported, package_state
-from ctflow.engines.hardware import usable_cpus
 from ctflow.engines.onnxfile import OnnxEngine, find_onnx
 from ctflow.engines.request import EngineRequest, info_of
 

@@ -15,9 +15,10 @@ from typing import Any
 from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import OutputError
 from ctflow.core.model import Model
+from ctflow.core.processes import usable_cpus
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision
-from ctflow.engines.hardware import gpu_identity, usable_cpus
+from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import software_versions
 from ctflow.engines.registry import backend_version
 from ctflow.export.figures import Agreement, ParityResult

@@ -16,6 +16,8 @@ from ctflow.report.result import run_result, series_result
 from ctflow.report.run_record import error_facts, supersede_result
 from ctflow.settings.run import Settings
 
+_OF_MACHINE = frozenset({"cache", "cases_in_flight"})  # settings that describe the machine and not the result
+
 
 def exit_code_of_errors(errors: Sequence[CtflowError | None]) -> int:
     """0 when none of several cases has an error, 6 when some have, else the first failure's exit code."""
@@ -102,8 +104,7 @@ def document_of_case(
         model={"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
         engine=asdict(segmentation.engine),
         window=segmentation.window,
-        # Without the cache's folder, which describes the machine and not the result.
-        settings={name: value for name, value in asdict(settings).items() if name != "cache"},
+        settings={name: value for name, value in asdict(settings).items() if name not in _OF_MACHINE},
         stage_seconds={stage: round(seconds, 4) for stage, seconds in case.stage_seconds.items()},
         agreement=None if segmentation.agreement is None else asdict(segmentation.agreement),
         measured=[

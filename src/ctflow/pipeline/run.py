@@ -58,7 +58,7 @@ def run_folder(
     progress: Progress = silent,
     record: RunRecord | None = None,
 ) -> RunReport:
-    """Segment every selected series of a folder, one after another.
+    """Segment every selected series of a folder.
 
     Args:
         folder: Input folder.
@@ -76,18 +76,17 @@ def run_folder(
         ResourceError: The engine cannot be opened.
         OutputError: The output folder cannot be written.
     """
-    with recorded_run(output, record) as recorded:
+    with recorded_run(output, record) as recorded, CasesOfRun(settings, output, progress) as cases:
         announce(model)
-        found = look_for_cases(folder, model.spec, settings, progress)
-        done: list[Case] = []
-        recorded.describe = lambda error: document_of_run(done, found, model.spec, output, error)
+        found = look_for_cases(folder, model.spec.body_parts, settings, progress)
+        recorded.describe = lambda error: document_of_run(cases.done, found, model.spec, output, error)
         require_selected(found.selection, found.scan)
-        segmenter = Segmenter(model, settings)
-        segmenter.open(progress)
-        with segmenter:
-            for case in found.cases:
-                done.append(run_case(case, segmenter, settings, output, progress))
-        return finish_run(tuple(done), found, model.spec, output)
+        cases.begin(found.cases)
+        with Segmenter(model, settings) as segmenter:
+            segmenter.open(progress)
+            for case in cases.loaded():
+                cases.write(segment_case(case, segmenter, progress, cases.prepare), model)
+        return finish_run(cases.finished(), found, model.spec, output)
 
 
 def run_case(case: Case, segmenter: Segmenter, settings: Settings, output: Path, progress: Progress = silent) -> Case:

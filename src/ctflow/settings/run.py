@@ -23,6 +23,7 @@ from ctflow.settings.schema import (
     path,
     shown,
     text_of_scalar,
+    whole,
     wrong_choice,
 )
 
@@ -172,6 +173,16 @@ class Settings(Processing):
         str | None,
         Reads(_devices),
         Key("Where to compute; several GPUs share a volume.", "cpu|cuda|cuda:N,M", "the first GPU, or the CPU"),
+    ] = None
+    cases_in_flight: Annotated[
+        int | None,
+        whole(1, 64),
+        Key(
+            "Series that are read, segmented and written at the same time; 1 takes one after another.",
+            "N",
+            "what CPUs and memory allow",
+            of_files=True,
+        ),
     ] = None
 
 

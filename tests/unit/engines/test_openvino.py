@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ctflow.core.errors import BackendUnavailable
+from ctflow.core.processes import usable_cpus
 from ctflow.engines import contract, onnxruntime, openvino
-from ctflow.engines.hardware import usable_cpus
 from reasons import raises_reason
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -23,6 +23,7 @@ from ctflow.dicom.read.pixels.stored import LOSSY, PixelFormat, pixel_format_of,
 from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.select.series import Series
 
+Empty = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 
@@ -69,13 +70,20 @@ class _Rescale:
 
 
 @lenient()
-def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: bool = False) -> Assembled:
+def assemble_series(
+    series: Series,
+    progress: Progress = silent,
+    *,
+    allow_gaps: bool = False,
+    empty: Empty = np.empty,
+) -> Assembled:
     """Read a series into a volume.
 
     Args:
         series: The slices in any order.
         progress: Called for every slice, as stage "read".
         allow_gaps: Interpolate a single missing slice.
+        empty: Makes the array of stored values, which are converted in place where HU fit int16.
 
     Returns:
         The volume: int16 where every slope and intercept is integral, all values fit and no slice is interpolated, else
@@ -90,7 +98,7 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
     with closing(SliceReader(series.instances)) as reader:
         stack = stack_of_series(series, allow_gaps=allow_gaps)
         rescales = [_rescale_of(instance) for instance in stack.instances]
-        raw, padding, fits = _stacked(reader, stack, rescales, progress)
+        raw, padding, fits = _stacked(reader, stack, rescales, empty, progress)
     array = _hounsfield(raw, rescales, padding, small=fits)
     doubtful = _doubtful_frames(array, stack.instances)
     weights = stack.spacing.weights
@@ -102,11 +110,11 @@ def assemble_series(series: Series, progress: Progress = silent, *, allow_gaps: 
 
 
 def _stacked(
-    reader: SliceReader, stack: Stack, rescales: list[_Rescale], progress: Progress
+    reader: SliceReader, stack: Stack, rescales: list[_Rescale], empty: Empty, progress: Progress
 ) -> tuple[Slice, npt.NDArray[np.bool_] | None, bool]:
     """Stored values of all slices, the padding mask (None: no padding), and whether all HU fit int16."""
     depth, (_, *size) = len(rescales), stack.geometry.shape
-    raw = np.empty((depth, *size), np.uint16)
+    raw: Slice = empty((depth, *size), np.uint16)
     # Memory is taken only when a slice with padding is written.
     padding = np.zeros(raw.shape, bool) if any(rescale.padding for rescale in rescales) else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import shutil
-import signal
 import sqlite3
 import threading
 import time
@@ -18,10 +17,11 @@ from pathlib import Path
 from ctflow.compat.python import bare_start
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, OutputError
+from ctflow.core.processes import Line, words_of_exit_code
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Job, Why, WorkerResult
 from ctflow.node.metrics import Metrics
-from ctflow.node.work.worker import Line, NotReady, Ready, Setup, Task, TaskOutcome, run_worker
+from ctflow.node.work.worker import NotReady, Ready, Setup, Task, TaskOutcome, run_worker
 
 MOST_ATTEMPTS = 5
 FIRST_WAIT_S = 10.0  # then four times as long after each attempt: 10 s, 40 s, 3 min, 11 min
@@ -271,12 +271,12 @@ class Supervisor(threading.Thread):
                     word = connection.recv()
                     if not isinstance(word, Line):
                         return word
-                    logging.getLogger(word.name).log(word.level, "%s", word.message)
+                    word.log()
                     continue
             except (EOFError, ConnectionResetError):
                 pass
             process.join()
-            raise WorkerFailed(f"the worker ended {_how(process.exitcode)}")
+            raise WorkerFailed(f"the worker ended {words_of_exit_code(process.exitcode)}")
 
     def _ask(self, task: Task) -> object:
         if self._connection is None:
@@ -376,10 +376,3 @@ class Supervisor(threading.Thread):
         turnaround_s = max(time.time() - series.last_at, 0.0)
         metrics.stage("turnaround", turnaround_s)
         metrics.stage("queue", max(turnaround_s - outcome.result.elapsed_s, 0.0))
-
-
-def _how(exitcode: int | None) -> str:
-    """How a process ended, in words."""
-    if exitcode is not None and exitcode < 0:
-        return f"with signal {signal.Signals(-exitcode).name}"
-    return f"with exit code {exitcode}"

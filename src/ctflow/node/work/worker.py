@@ -23,9 +23,9 @@ from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.compat.monai import import_lean
-from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts, unexpected
+from ctflow.core.entry_point import show_tracebacks, unexpected
 from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
-from ctflow.core.processes import begin_child
+from ctflow.core.processes import begin_child, log_to_parent
 from ctflow.node.journal.records import Job, ObjectRecord, Why, WorkerResult
 from ctflow.node.rules import Rule, Verdict
 from ctflow.settings.run import Settings
@@ -105,23 +105,12 @@ class TaskOutcome:
     is_sound: bool = True
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of the worker's log, for the node's log."""
-
-    level: int
-    name: str
-    message: str
-
-
 def run_worker(connection: Connection, setup: Setup) -> None:
     """The process: send `Ready` or `NotReady`, then answer each `Task` with a `TaskOutcome`, until the pipe closes."""
     begin_child()
     import_lean()
     os.nice(_NICENESS)
-    sender = _Sender(connection)
-    keep_values_out(sender)
-    logging.basicConfig(level=setup.log_level, handlers=[sender], force=True)
+    log_to_parent(connection, setup.log_level)
     show_tracebacks()
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
@@ -135,19 +124,6 @@ def run_worker(connection: Connection, setup: Setup) -> None:
         with segmenter:
             while True:
                 connection.send(run_task(connection.recv(), setup, model, segmenter))
-
-
-class _Sender(logging.Handler):
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self._connection = connection
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if record.exc_info and record.exc_info[1] is not None:
-            message += "\n" + traceback_without_texts(record.exc_info[1])
-        with contextlib.suppress(OSError):
-            self._connection.send(Line(record.levelno, record.name, message))
 
 
 def _open(setup: Setup) -> tuple[Model, Segmenter]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import multiprocessing
-import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from multiprocessing.reduction import DupFd
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +19,8 @@ from pydicom.dataset import Dataset
 
 from ctflow.compat.pydicom import lenient
 from ctflow.compat.python import bare_start
-from ctflow.core.processes import begin_child
+from ctflow.core.processes import begin_child, usable_cpus
+from ctflow.core.shared_memory import SharedMemory
 from ctflow.dicom.read.pixels.stored import PixelFormat, read_stored, unsupported
 from ctflow.dicom.read.scan import Instance
 
@@ -33,7 +30,6 @@ MOST_PROCESSES = 8
 MOST_THREADS = 8  # each reads and rescales several GB/s: more would wait for memory
 _EACH = 2  # slices assigned to a process: the current one and the next
 _AHEAD = 3  # slices of shared memory per process: decoded slices wait there for earlier ones
-_ITEM_BYTES = 2  # of a stored value
 
 Slice = npt.NDArray[np.uint16]
 _T = TypeVar("_T")
@@ -66,10 +62,10 @@ class SliceReader:
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         """Args: instances: All slices, in any order."""
-        self._shared: SharedSlices | None = None
+        self._shared: SharedMemory | None = None
         self._decoders: list[_Decoder] = []
         encoded = sum(instance.pixel_offset is None for instance in instances)
-        count = min(_cores(), MOST_PROCESSES)
+        count = min(usable_cpus(), MOST_PROCESSES)
         # A daemonic process may not have children.
         if encoded >= LEAST_SLICES and count >= 2 and not multiprocessing.current_process().daemon:
             try:
@@ -83,7 +79,7 @@ class SliceReader:
     def _start(self, count: int) -> None:
         # Not forked: this process may have threads and a GPU, which a fork does not survive.
         context = multiprocessing.get_context("spawn")
-        self._shared = SharedSlices()
+        self._shared = SharedMemory()
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=run_decoder, args=(theirs, self._shared), daemon=True)
@@ -134,7 +130,7 @@ class SliceReader:
         if self._shared is not None:
             shape = (len(self._decoders) * _AHEAD, rows, columns)
             try:
-                slots = self._shared.allocate(shape)
+                slots = self._shared.allocate(shape, np.uint16)
             except OSError as error:
                 self._give_up(type(error).__name__)
             else:
@@ -206,7 +202,7 @@ class SliceReader:
 
 
 @lenient()
-def run_decoder(connection: Connection, shared: SharedSlices) -> None:
+def run_decoder(connection: Connection, shared: SharedMemory) -> None:
     """Decode slices into shared memory until the pipe is closed; the first message says that it is ready."""
     begin_child()
     with suppress(EOFError, OSError):  # the other end is closed
@@ -216,11 +212,11 @@ def run_decoder(connection: Connection, shared: SharedSlices) -> None:
 
 
 def _outcome(
-    shared: SharedSlices, instance: Instance, form: PixelFormat, slot: int, shape: tuple[int, int, int]
+    shared: SharedMemory, instance: Instance, form: PixelFormat, slot: int, shape: tuple[int, int, int]
 ) -> Exception | None:
     """Decode a slice into its slot; return None, or the exception."""
     try:
-        shared.array(shape)[slot] = read_stored(instance, form, shape[1], shape[2])
+        shared.array(shape, np.uint16)[slot] = read_stored(instance, form, shape[1], shape[2])
     except Exception as error:  # noqa: BLE001  # the parent raises it, as it would without a process in between
         return error
     return None
@@ -228,73 +224,5 @@ def _outcome(
 
 def in_threads(work: Callable[[int], _T], count: int) -> Generator[_T, None, None]:
     """Yield `work(0)` to `work(count - 1)` in order; several run at a time, for work that mostly releases the GIL."""
-    with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
+    with ThreadPoolExecutor(min(usable_cpus(), MOST_THREADS)) as pool:
         yield from pool.map(work, range(count))
-
-
-def _cores() -> int:
-    """Cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class SharedSlices:
-    """Unnamed shared memory for uint16 slices: the system frees it however a process ends.
-
-    It is passed to a process as an argument at its start, and gets its size when that is known.
-    """
-
-    def __init__(self, descriptor: int | None = None) -> None:
-        """Make an empty shared memory, or attach to one.
-
-        Args:
-            descriptor: Of the shared memory to attach to.
-
-        Raises:
-            OSError: The system provides none.
-        """
-        self._descriptor = _nameless_file() if descriptor is None else descriptor
-        self._shape: tuple[int, int, int] | None = None
-        self._array: npt.NDArray[np.uint16] | None = None
-
-    def __reduce__(self) -> tuple[Callable[[Any], SharedSlices], tuple[Any]]:
-        """Pickle it for a process that is being started; it cannot be sent otherwise."""
-        return _joined, (DupFd(self._descriptor),)
-
-    def allocate(self, shape: tuple[int, int, int]) -> npt.NDArray[np.uint16]:
-        """Set the size: (slices, rows, columns).
-
-        Raises:
-            OSError: There is not enough space.
-        """
-        os.ftruncate(self._descriptor, _bytes_of(shape))
-        return self.array(shape)
-
-    def array(self, shape: tuple[int, int, int]) -> npt.NDArray[np.uint16]:
-        """The memory as an array of this size; it stays valid while referenced, even after `close`."""
-        if self._array is None or shape != self._shape:
-            self._shape = shape
-            self._array = np.frombuffer(mmap.mmap(self._descriptor, _bytes_of(shape)), np.uint16).reshape(shape)
-        return self._array
-
-    def close(self) -> None:
-        """Detach from the memory."""
-        os.close(self._descriptor)
-        self._array = None
-
-
-def _joined(descriptor: Any) -> SharedSlices:
-    return SharedSlices(descriptor.detach())
-
-
-def _nameless_file() -> int:
-    """A file in memory, outside any file system that may be full; otherwise on the disk."""
-    if hasattr(os, "memfd_create"):
-        with suppress(OSError):  # some containers forbid it
-            return os.memfd_create("ctflow-slices")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _bytes_of(shape: tuple[int, int, int]) -> int:
-    slices, rows, columns = shape
-    return slices * rows * columns * _ITEM_BYTES

@@ -20,9 +20,9 @@ from pydicom.uid import JPEGLSLossless
 
 import decoder_support
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.core.shared_memory import SharedMemory
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.pixels import decode
-from ctflow.dicom.read.pixels.decode import SharedSlices
 from ctflow.dicom.read.pixels.stored import pixel_format_of, read_stored
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series
@@ -37,7 +37,7 @@ SHAPE = (20, 32, 40)
 @pytest.fixture
 def folder(write, monkeypatch):
     monkeypatch.setattr(decode, "LEAST_SLICES", 20)
-    monkeypatch.setattr(decode, "_cores", lambda: 2)
+    monkeypatch.setattr(decode, "usable_cpus", lambda: 2)
     folder = write(small_volume(shape=SHAPE))
     for path in folder.iterdir():
         transcode(path, JPEGLSLossless)
@@ -86,7 +86,7 @@ def test_they_hold_no_more_slices_than_there_is_room_for(folder, monkeypatch):
             assert np.array_equal(values, read_stored(instances[d], forms[d], *SHAPE[1:]))
 
 
-@pytest.mark.parametrize(("name", "value"), [("LEAST_SLICES", 21), ("_cores", lambda: 1)])
+@pytest.mark.parametrize(("name", "value"), [("LEAST_SLICES", 21), ("usable_cpus", lambda: 1)])
 def test_a_short_series_or_a_single_core_needs_none(folder, monkeypatch, name, value):
     monkeypatch.setattr(decode, name, value)
     started = decoders(monkeypatch)
@@ -160,7 +160,7 @@ def test_processes_that_never_begin_are_done_without(folder, monkeypatch, caplog
     assert reasons_of_log(caplog) == ["decoders-ended"]
 
 
-@pytest.mark.parametrize(("module", "name"), [(decode, "SharedSlices"), (os, "ftruncate"), (SpawnProcess, "start")])
+@pytest.mark.parametrize(("module", "name"), [(decode, "SharedMemory"), (os, "ftruncate"), (SpawnProcess, "start")])
 def test_without_processes_or_memory_for_them_one_does_it(folder, monkeypatch, caplog, module, name):
     def none(*_arguments, **_options):
         raise OSError(28, "no space")
@@ -186,8 +186,8 @@ def test_a_decoder_answers_until_its_pipe_is_closed(folder, monkeypatch):
     instance = candidate.series.instances[0]
     form, shape = pixel_format_of(instance), (2, *SHAPE[1:])
     ours, theirs = multiprocessing.Pipe()
-    with closing(SharedSlices()) as room, closing(theirs):
-        slots = room.allocate(shape)
+    with closing(SharedMemory()) as room, closing(theirs):
+        slots = room.allocate(shape, np.uint16)
         thread = threading.Thread(target=decode.run_decoder, args=(theirs, room))
         thread.start()
         with closing(ours):
@@ -214,7 +214,7 @@ from ctflow.dicom.read.pixels import decode
 from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series
-decode.LEAST_SLICES, decode._cores = 20, lambda: 2
+decode.LEAST_SLICES, decode.usable_cpus = 20, lambda: 2
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print("begun")
 if sys.argv[2] == "killed":

@@ -1,0 +1,77 @@
+"""Unnamed shared memory for arrays: the system frees it however a process ends."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class SharedMemory:
+    """One array at a time in memory that a process shares with another that it starts.
+
+    It is passed to a process as an argument at its start, and grows to the size of each array. It has no name that
+    could outlive the processes, and no file system that could be full: Docker gives /dev/shm 64 MB.
+
+    Args:
+        descriptor: Of the memory to attach to; None makes an empty one.
+
+    Raises:
+        OSError: The system provides none.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._descriptor = _nameless_file() if descriptor is None else descriptor
+        self._memory: mmap.mmap | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Any], SharedMemory], tuple[Any]]:
+        """Pickle it for a process that is being started; it cannot be sent otherwise."""
+        return _joined, (DupFd(self._descriptor),)
+
+    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array of this shape and type, with any content; earlier arrays then share its memory.
+
+        Raises:
+            OSError: There is not enough space.
+        """
+        size = _bytes_of(shape, dtype)
+        if size > os.fstat(self._descriptor).st_size:
+            os.ftruncate(self._descriptor, size)
+        return self.array(shape, dtype)
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """What `allocate` returned, in either process; stays valid while referenced, even after `close`."""
+        size = _bytes_of(shape, dtype)
+        if self._memory is None or len(self._memory) < size:
+            self._memory = mmap.mmap(self._descriptor, size)
+        return np.frombuffer(self._memory, dtype, math.prod(shape)).reshape(shape)
+
+    def close(self) -> None:
+        """Detach from the memory."""
+        os.close(self._descriptor)
+        self._descriptor, self._memory = -1, None
+
+
+def _joined(descriptor: Any) -> SharedMemory:
+    return SharedMemory(descriptor.detach())
+
+
+def _nameless_file() -> int:
+    """A file in memory, outside any file system that may be full; otherwise on the disk."""
+    if hasattr(os, "memfd_create"):
+        with suppress(OSError):  # some containers forbid it
+            return os.memfd_create("ctflow")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _bytes_of(shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
+    return max(math.prod(shape) * np.dtype(dtype).itemsize, 1)

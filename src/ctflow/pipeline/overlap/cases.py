@@ -1,0 +1,131 @@
+"""The cases of a run, loaded and written by processes while this one segments; or one after another, in this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ctflow.core.model import Model
+from ctflow.core.processes import available_memory, usable_cpus
+from ctflow.core.progress import Progress
+from ctflow.dicom.attributes import integer
+from ctflow.pipeline.case import Case
+from ctflow.pipeline.overlap.processes import CasesInProcesses
+from ctflow.pipeline.stages import load_case, prepare_result
+from ctflow.pipeline.write import write_case
+from ctflow.settings.run import Settings
+
+_MOST = 12  # reading and writing take a second of a CPU for a CT of 300 slices; a GPU segments four in that time
+_PROCESS_BYTES = 250_000_000
+_VOXEL_BYTES = 8  # the volume, its labels, and a copy of each while it is decoded or written
+
+
+class CasesOfRun:
+    """The cases of a run, in their order; a context manager whose end ends all processes.
+
+    Args:
+        settings: `cases_in_flight`: 1 keeps all in this process; None takes what CPUs and memory allow.
+        output: Gets the results' folders.
+        progress: Receives slices and files.
+    """
+
+    def __init__(self, settings: Settings, output: Path, progress: Progress) -> None:
+        self._settings, self._output, self._progress = settings, output, progress
+        self._cases: CasesInTurn | CasesInProcesses = CasesInTurn((), settings, output, progress)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> CasesOfRun:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
+
+    def begin(self, cases: Sequence[Case], *, early: bool = False) -> None:
+        """Begin to read the cases.
+
+        Args:
+            cases: All of them.
+            early: Whether this process has other work before the first one, such as importing torch.
+        """
+        count = self._settings.cases_in_flight or _count_for(cases)
+        alone = len(cases) == 1 and not early
+        if (count == 1 and self._settings.cases_in_flight) or alone or not cases:
+            self._cases = CasesInTurn(cases, self._settings, self._output, self._progress)
+        else:
+            found = CasesInProcesses(cases, self._settings, self._output, self._progress, count=count)
+            self._cases = self._stack.enter_context(found)
+
+    @property
+    def done(self) -> tuple[Case, ...]:
+        """The cases that are written or failed, without arrays."""
+        return self._cases.done
+
+    def loaded(self) -> Iterator[Case]:
+        """Each case with its volume, or its error; its arrays are valid until it is written."""
+        return self._cases.loaded()
+
+    def prepare(self, case: Case) -> Case:
+        """What `segment_case` does while a device computes."""
+        return self._cases.prepare(case)
+
+    def write(self, case: Case, model: Model) -> None:
+        """Write a segmented case's result, or move an earlier one aside if it failed; may return before it is done."""
+        self._cases.write(case, model)
+
+    def finished(self) -> tuple[Case, ...]:
+        """Wait until all are written."""
+        return self._cases.finished()
+
+
+class CasesInTurn:
+    """Cases one after another, in this process.
+
+    Args:
+        cases: The cases.
+        settings: The run's.
+        output: Gets the results' folders.
+        progress: Receives slices and files.
+    """
+
+    def __init__(self, cases: Sequence[Case], settings: Settings, output: Path, progress: Progress) -> None:
+        self._cases, self._settings, self._output, self._progress = tuple(cases), settings, output, progress
+        self._done: list[Case] = []
+
+    @property
+    def done(self) -> tuple[Case, ...]:
+        """As `CasesOfRun.done`."""
+        return tuple(self._done)
+
+    def loaded(self) -> Iterator[Case]:
+        """As `CasesOfRun.loaded`."""
+        for case in self._cases:
+            yield load_case(case, self._progress)
+
+    def prepare(self, case: Case) -> Case:
+        """As `CasesOfRun.prepare`."""
+        return prepare_result(case)
+
+    def write(self, case: Case, model: Model) -> None:
+        """As `CasesOfRun.write`."""
+        self._done.append(write_case(case, model, self._settings, self._output, self._progress))
+
+    def finished(self) -> tuple[Case, ...]:
+        """As `CasesOfRun.finished`."""
+        return self.done
+
+
+def _count_for(cases: Sequence[Case]) -> int:
+    """As many cases as CPUs and half of the free memory allow."""
+    largest = max((_voxels(case) for case in cases), default=0)
+    by_memory = available_memory() // 2 // (_PROCESS_BYTES + _VOXEL_BYTES * largest)
+    return int(max(1, min(len(cases), _MOST, max(2, 3 * usable_cpus() // 4), by_memory)))
+
+
+def _voxels(case: Case) -> int:
+    instances = case.candidate.series.instances
+    sizes: list[Any] = (
+        [integer(instances[0].header, name) or 0 for name in ("Rows", "Columns")] if instances else [0, 0]
+    )
+    return len(instances) * sizes[0] * sizes[1]

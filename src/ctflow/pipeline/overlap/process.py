@@ -1,0 +1,219 @@
+"""A process for one case at a time: it reads the series, waits for the labels, and writes the result.
+
+It needs no torch. The volume and the labels are in memory that it shares with the process that segments; headers, and
+what is made of them, never leave it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.core.entry_point import show_tracebacks
+from ctflow.core.errors import CtflowError
+from ctflow.core.model import Model
+from ctflow.core.processes import begin_child, log_to_parent, use_cpus
+from ctflow.core.shared_memory import SharedMemory
+from ctflow.core.volume import Geometry
+from ctflow.pipeline.case import Case, attempt, without_arrays
+from ctflow.pipeline.segmentation import Segmentation
+from ctflow.pipeline.stages import load_case, prepare_result, with_segmentation
+from ctflow.pipeline.write import write_case
+from ctflow.settings.run import Settings
+from ctflow.window.body import Body
+
+_STEPS = 20  # of the reading are told
+
+
+class CaseMemory:
+    """The memory that one process shares: `volume`, `padding` and `outside` of a case, its `labels` and `fractions`."""
+
+    def __init__(self) -> None:
+        self._of = {name: SharedMemory() for name in ("volume", "padding", "outside", "labels", "fractions")}
+
+    def __getitem__(self, name: str) -> SharedMemory:
+        """The memory of that array."""
+        return self._of[name]
+
+    def share(self, name: str, array: npt.NDArray[Any] | None) -> Shared:
+        """Copy an array there, unless it is there."""
+        if array is None:
+            return None
+        place = self._of[name].allocate(array.shape, array.dtype)
+        if not np.may_share_memory(place, array):
+            place[:] = array
+        return array.shape, array.dtype.str
+
+    def find(self, name: str, shared: Shared) -> npt.NDArray[Any] | None:
+        """The array that the other process shared."""
+        return None if shared is None else self._of[name].array(*shared)
+
+    def close(self) -> None:
+        """Detach from all of it."""
+        for memory in self._of.values():
+            memory.close()
+
+
+Shared = tuple[tuple[int, ...], str] | None  # shape and type of an array in shared memory
+
+
+@dataclass(frozen=True)
+class Load:
+    """To the process: load this case, with so many CPUs."""
+
+    case: Case
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """From the process: slices read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """From the process: a case is loaded, or failed. Its arrays are in shared memory, its headers stay there.
+
+    Attributes:
+        outcome: What became of the case.
+        order: Index of each slice of the volume among the series' instances.
+        slices: As `Assembled.slices`.
+        warnings: As `Assembled.warnings`.
+        geometry: The volume's.
+        arrays: The volume's arrays in shared memory.
+    """
+
+    outcome: Outcome
+    order: tuple[int, ...] = ()
+    slices: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    geometry: Geometry | None = None
+    arrays: Mapping[str, Shared] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """To the process: the case is segmented, write its result.
+
+    Attributes:
+        segmentation: The result, without its arrays.
+        arrays: `labels` and `fractions` in shared memory.
+        seconds: Of the stages since the case was loaded.
+        warnings: Of those stages.
+        body: Position of the body.
+        model: Without weights.
+        settings: The run's.
+        output: Gets the result's folder.
+    """
+
+    segmentation: Segmentation
+    arrays: Mapping[str, Shared]
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+    body: Body | None
+    model: Model
+    settings: Settings
+    output: Path
+
+
+@dataclass(frozen=True)
+class Forget:
+    """To the process: the case ends here."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """From the process: what became of a case; all but its arrays and headers."""
+
+    shape: tuple[int, int, int] | None
+    spacing_mm: tuple[float, float, float] | None
+    error: CtflowError | None
+    folder: Path | None
+    document: Mapping[str, object] | None
+    warnings: tuple[str, ...]
+    stage_seconds: Mapping[str, float]
+
+    @classmethod
+    def of(cls, case: Case) -> Outcome:
+        """The outcome of a case."""
+        return cls(**{name: getattr(case, name) for name in cls.__annotations__})
+
+    def applied_to(self, case: Case) -> Case:
+        """The case with this outcome."""
+        return replace(without_arrays(case), **{name: getattr(self, name) for name in self.__annotations__})
+
+
+def run_case_process(connection: Connection, memory: CaseMemory, level: int, *, debug: bool) -> None:
+    """Run cases, one after another, until the pipe is closed or SIGTERM comes; nothing half-written stays then."""
+    begin_child()
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        # Holoscan's application blocks it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        warnings.simplefilter("ignore")  # libraries quote values of data sets
+        log_to_parent(connection, level)
+        if debug:
+            show_tracebacks()
+        while True:
+            _run(connection.recv(), connection, memory)
+
+
+def _run(word: Load, connection: Connection, memory: CaseMemory) -> None:
+    use_cpus(word.cpus)
+    told = -1
+
+    def progress(_stage: str, done: int, total: int) -> None:
+        nonlocal told
+        step = _STEPS * done // max(total, 1)
+        if step > told:
+            told = step
+            connection.send(Step(done, total))
+
+    case = load_case(word.case, progress, memory["volume"].allocate)
+    connection.send(_shared(case, word.case, memory))
+    case = attempt(case, lambda: prepare_result(case))  # while the other process segments it
+    answer = connection.recv()
+    if isinstance(answer, Write):
+        done = write_case(_segmented(case, answer, memory), answer.model, answer.settings, answer.output)
+        connection.send(Outcome.of(done))
+
+
+def _shared(case: Case, before: Case, memory: CaseMemory) -> Loaded:
+    if case.assembled is None:
+        return Loaded(Outcome.of(case))
+    assembled, volume = case.assembled, case.assembled.volume
+    number = {id(instance): index for index, instance in enumerate(before.candidate.series.instances)}
+    return Loaded(
+        Outcome.of(case),
+        tuple(number[id(instance)] for instance in assembled.instances),
+        assembled.slices,
+        assembled.warnings,
+        volume.geometry,
+        {
+            "volume": memory.share("volume", volume.array),
+            "padding": memory.share("padding", volume.padding),
+            "outside": memory.share("outside", assembled.outside),
+        },
+    )
+
+
+def _segmented(case: Case, word: Write, memory: CaseMemory) -> Case:
+    labels = memory.find("labels", word.arrays["labels"])
+    if labels is None:
+        raise ValueError("a segmentation has labels")
+    segmentation = replace(
+        word.segmentation, labels=labels, fractions=memory.find("fractions", word.arrays["fractions"])
+    )
+    return attempt(case, lambda: with_segmentation(case, segmentation, word.seconds, word.warnings, word.body))

@@ -1,0 +1,396 @@
+"""Processes that each load and write one case at a time, and the thread that leads them."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import TracebackType
+
+from ctflow.compat.python import bare_start
+from ctflow.core.atomic import remove_temporary_folder
+from ctflow.core.entry_point import log as entry_log
+from ctflow.core.errors import BackendUnavailable, CtflowError
+from ctflow.core.model import Model
+from ctflow.core.processes import Line, usable_cpus, words_of_exit_code
+from ctflow.core.progress import Progress
+from ctflow.core.volume import Volume
+from ctflow.dicom.read.assemble import Assembled
+from ctflow.pipeline.case import Case, attempt
+from ctflow.pipeline.overlap.messages import InOrder
+from ctflow.pipeline.overlap.process import (
+    CaseMemory,
+    Forget,
+    Load,
+    Loaded,
+    Outcome,
+    Step,
+    Write,
+    run_case_process,
+)
+from ctflow.pipeline.stages import load_case
+from ctflow.pipeline.write import superseded, write_case
+from ctflow.settings.run import Settings
+
+_LOOK_S = 0.1
+_END_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Process:
+    """A process, our end of its pipe, and the case that it has."""
+
+    process: SpawnProcess
+    connection: Connection
+    memory: CaseMemory
+    place: _Place | None = None
+
+
+@dataclass(eq=False)
+class _Place:
+    """A case in its place in the order.
+
+    Attributes:
+        number: Its place.
+        case: As it was given; with its error once it has failed.
+        process: That has it.
+        is_here: No process could be started: this one loads and writes it.
+        steps: Slices read, not shown yet.
+        loaded: With its volume, or its error.
+        done: Written or failed.
+    """
+
+    number: int
+    case: Case
+    process: _Process | None = None
+    is_here: bool = False
+    steps: deque[Step] = field(default_factory=deque)
+    loaded: Case | None = None
+    is_writing: bool = False
+    done: Case | None = None
+
+
+class CasesInProcesses:
+    """Cases in processes: each reads a case, waits until it is segmented, and writes it.
+
+    Results, their order and the order of messages are those of `CasesInTurn`. A process that ends fails its case.
+
+    Args:
+        cases: The cases.
+        settings: The run's.
+        output: Gets the results' folders.
+        progress: Receives slices and files, in the thread that made this.
+        count: Most processes, and so cases in memory, at a time.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], settings: Settings, output: Path, progress: Progress, *, count: int
+    ) -> None:
+        self._settings, self._output, self._progress = settings, output, progress
+        self._places = [_Place(number, case) for number, case in enumerate(cases)]
+        self._count = min(count, len(self._places))
+        self._cpus = max(1, usable_cpus() // max(self._count, 1))
+        self._processes: list[_Process] = []
+        self._given = 0
+        self._written = 0  # whose progress was shown
+        self._changed = threading.Condition()
+        self._fault: BaseException | None = None
+        self._is_ending = False
+        self._woken, self._waker = multiprocessing.Pipe(duplex=False)
+        self._thread = threading.Thread(target=self._lead, name="cases", daemon=True)
+
+    def __enter__(self) -> CasesInProcesses:
+        self._messages = InOrder(len(self._places))
+        self._thread.start()
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._wake(is_ending=True)
+        self._thread.join()
+        for each in self._processes:
+            each.process.terminate()  # it removes what it has half-written
+        deadline = time.monotonic() + _END_S
+        for each in self._processes:
+            each.process.join(max(deadline - time.monotonic(), 0.0))
+            self._end(each)
+        self._woken.close()
+        self._waker.close()
+        self._messages.close()
+
+    # ------------------------------------------------------------------------------------- in the thread that segments
+
+    @property
+    def done(self) -> tuple[Case, ...]:
+        """As `CasesOfRun.done`."""
+        return tuple(place.done for place in self._places if place.done is not None)
+
+    def loaded(self) -> Iterator[Case]:
+        """As `CasesOfRun.loaded`."""
+        self._messages.open()
+        for place in self._places:
+            self._messages.current = place.number
+            yield self._load_here(place) if self._is_loaded_here(place) else place.loaded or place.case
+        self._messages.current = None
+
+    def prepare(self, case: Case) -> Case:
+        """As `CasesOfRun.prepare`: its process does it."""
+        return case
+
+    def write(self, case: Case, model: Model) -> None:
+        """As `CasesOfRun.write`."""
+        place = next(each for each in self._places if each.case.key == case.key)
+        with self._changed:
+            failed = place.case.error  # its process has ended meanwhile
+            place.is_writing = case.error is None and failed is None and not place.is_here
+        if place.is_writing:
+            with self._changed:
+                case = attempt(case, lambda: self._handed_over(place, case, model))
+            if case.error is None:
+                return
+        elif failed is not None and case.error is None:
+            case = place.case
+        self._settle(place, write_case(case, model, self._settings, self._output, self._progress))
+
+    def finished(self) -> tuple[Case, ...]:
+        """As `CasesOfRun.finished`."""
+        self._wait(lambda: all(place.done is not None for place in self._places), self._catch_up)
+        self._catch_up()
+        return self.done
+
+    def _is_loaded_here(self, place: _Place) -> bool:
+        """Wait until a case is loaded; return whether no process could be started for it."""
+        total = len(place.case.candidate.series.instances)
+        latest = Step(0, total)
+
+        def show() -> None:
+            nonlocal latest
+            self._catch_up()
+            steps = [place.steps.popleft() for _ in range(len(place.steps))] or [latest]
+            for step in steps:
+                self._progress("read", step.done, step.total)
+            latest = steps[-1]
+
+        self._progress("read", 0, total)
+        self._wait(lambda: place.loaded is not None or place.is_here, show)
+        show()
+        return place.is_here
+
+    def _load_here(self, place: _Place) -> Case:
+        return load_case(place.case, self._progress)
+
+    def _wait(self, is_over: Callable[[], bool], show: Callable[[], None]) -> None:
+        """Wait, showing the progress meanwhile: whatever interrupts the work is raised there."""
+        while True:
+            with self._changed:
+                if self._fault is not None:
+                    raise RuntimeError("the thread that leads the cases' processes failed") from self._fault
+                if is_over() or self._changed.wait_for(is_over, _LOOK_S):
+                    return
+            show()
+
+    def _catch_up(self) -> None:
+        """Fail the cases whose process ended while it wrote them, and show the progress of those written."""
+        for place in [place for place in self._places if place.is_writing and place.case.error and not place.done]:
+            before, self._messages.current = self._messages.current, place.number
+            self._settle(place, superseded(place.case, self._output))
+            self._messages.current = before
+        while self._written < len(self._places) and self._places[self._written].done is not None:
+            if self._places[self._written].is_writing:
+                self._progress("write", 0, 1)
+                self._progress("write", 1, 1)
+            self._written += 1
+
+    def _handed_over(self, place: _Place, case: Case, model: Model) -> Case:
+        """Give a segmented case to its process, which cannot be ended meanwhile; or fail it as the process has."""
+        process, before = place.process, place.loaded
+        if process is None or before is None:
+            return replace(case, error=place.case.error)
+        found = case.segmented
+        arrays = {
+            "labels": process.memory.share("labels", found.labels),
+            "fractions": process.memory.share("fractions", found.fractions),
+        }
+        word = Write(
+            found.without_arrays,
+            arrays,
+            {name: value for name, value in case.stage_seconds.items() if name not in before.stage_seconds},
+            case.warnings[len(before.warnings) :],
+            case.body,
+            replace(model, weights={}),
+            self._settings,
+            self._output,
+        )
+        self._send(process, word)
+        return case
+
+    def _settle(self, place: _Place, done: Case) -> None:
+        """Note a case as done that its process need not write."""
+        with self._changed:
+            process, place.process, place.done = place.process, None, done
+            if process is not None:
+                process.place = None
+                self._send(process, Forget())
+        self._messages.finish(place.number)
+        self._wake()
+
+    def _wake(self, *, is_ending: bool = False) -> None:
+        self._is_ending = self._is_ending or is_ending
+        self._waker.send(None)
+
+    def _send(self, process: _Process, word: object) -> None:
+        """Send to a process; if it has ended, the thread that leads the processes will find that out."""
+        try:
+            process.connection.send(word)
+        except OSError:
+            log.debug("a case's process does not take %s", type(word).__name__)
+
+    # ---------------------------------------------------------------------- in the thread that leads the processes
+
+    def _lead(self) -> None:
+        try:
+            while not self._is_ending:
+                self._give()
+                ready = wait([self._woken, *(each.connection for each in self._processes)])
+                if self._woken in ready:
+                    self._woken.recv()
+                for each in [each for each in self._processes if each.connection in ready]:
+                    self._receive(each)
+        except BaseException as error:  # noqa: BLE001  # raised where the cases are waited for
+            with self._changed:
+                self._fault = error
+                self._changed.notify_all()
+
+    def _give(self) -> None:
+        """Give the next cases to processes that have none, and end processes for which there are no more."""
+        while self._given < len(self._places):
+            process = next((each for each in self._processes if each.place is None), None)
+            if process is None and len(self._processes) < self._count:
+                process = self._started()
+            if process is None:
+                return
+            place = self._places[self._given]
+            self._given += 1
+            process.place, place.process = place, process
+            self._send(process, Load(place.case, self._cpus))
+        for each in [each for each in self._processes if each.place is None]:
+            self._processes.remove(each)
+            self._end(each)
+
+    def _started(self) -> _Process | None:
+        """A new process; None, and the next case in this one, if none can be started and none is there."""
+        try:
+            return self._start()
+        except OSError as error:
+            if not self._processes:
+                place = self._places[self._given]
+                self._given += 1
+                why = f"no process starts for a case, this one does all of it: {type(error).__name__}"
+                self._messages.add(place.number, Line(logging.WARNING, __name__, why))
+                with self._changed:
+                    place.is_here = True
+                    self._changed.notify_all()
+            return None
+
+    def _start(self) -> _Process:
+        # Not forked: this process has threads and a GPU, which a fork does not survive.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        try:
+            memory = CaseMemory()
+            process = context.Process(
+                target=run_case_process,
+                args=(theirs, memory, logging.getLogger().getEffectiveLevel()),
+                kwargs={"debug": entry_log.level == logging.DEBUG},
+                name="case",
+            )
+            with bare_start():
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        started = _Process(process, ours, memory)
+        self._processes.append(started)
+        return started
+
+    def _receive(self, process: _Process) -> None:
+        place = process.place
+        try:
+            word = process.connection.recv()
+        except (EOFError, OSError):
+            self._ended(process)
+            return
+        if place is None:
+            return  # the last lines of a case that ended here
+        if isinstance(word, Line):
+            self._messages.add(place.number, word)
+            return
+        with self._changed:
+            if isinstance(word, Step):
+                place.steps.append(word)
+            elif isinstance(word, Loaded):
+                place.loaded = _loaded(place.case, word, process.memory)
+            elif isinstance(word, Outcome):
+                place.done, place.process, process.place = word.applied_to(place.case), None, None
+            self._changed.notify_all()
+        if place.done is not None:
+            self._messages.finish(place.number)
+
+    def _ended(self, process: _Process) -> None:
+        """Fail the case of a process that has ended."""
+        self._processes.remove(process)
+        process.process.join()
+        how = words_of_exit_code(process.process.exitcode)
+        place = process.place
+        with self._changed:
+            self._end(process)
+        if place is None:
+            return
+        what = f"series {place.case.candidate.series.digest}: the process that reads and writes it ended {how}"
+        error: CtflowError = BackendUnavailable(f"{what}: run it again", reason="worker-ended")
+        self._messages.add(place.number, Line(logging.ERROR, __name__, error.described))
+        with self._changed:
+            place.process = None
+            place.case = replace(place.case, error=error)
+            place.loaded = place.loaded or place.case
+            self._changed.notify_all()
+
+    def _end(self, process: _Process) -> None:
+        """End a process and remove what it has left."""
+        process.connection.close()
+        process.process.join(0.0 if process.place is not None else _END_S)
+        process.process.kill()
+        process.process.join()
+        if process.place is not None and process.process.pid is not None:
+            remove_temporary_folder(self._output, process.place.case.key, process.process.pid)
+        process.process.close()
+        process.memory.close()
+
+
+def _loaded(case: Case, word: Loaded, memory: CaseMemory) -> Case:
+    """A case as `load_case` returns it, with its arrays in shared memory."""
+    loaded = word.outcome.applied_to(case)
+    array = memory.find("volume", word.arrays.get("volume"))
+    if array is None or word.geometry is None:
+        return loaded
+    instances = case.candidate.series.instances
+    return replace(
+        loaded,
+        assembled=Assembled(
+            Volume(array, word.geometry, memory.find("padding", word.arrays["padding"])),
+            tuple(instances[index] for index in word.order),
+            word.slices,
+            word.warnings,
+            memory.find("outside", word.arrays["outside"]),
+        ),
+    )
