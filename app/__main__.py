@@ -53,22 +53,25 @@ def _run(request: Request) -> int:
 
 
 def _report(request: Request, record: RunRecord, progress: Progress) -> RunReport:
-    # Late: importing torch, MONAI and Holoscan takes seconds, which a usage error should not cost.
-    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-    from ctflow.pipeline.run import announce  # noqa: PLC0415
+    # Late: pydicom, and then torch, MONAI and Holoscan take seconds to import, which a usage error should not cost.
+    from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
+    from ctflow.pipeline.overlap.cases import CasesOfRun  # noqa: PLC0415
+    from ctflow.pipeline.run import begin_run  # noqa: PLC0415
 
-    paths = request.paths.absolute()
-    bundle, settings = find_bundle(paths.model) if paths.model else demonstration_bundle(), request.settings
-    model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
-    announce(model)
-    from ctflow.app.application import CtflowApplication  # noqa: PLC0415
-    from holoscan.logger import LogLevel, set_log_level  # noqa: PLC0415
+    paths, settings = request.paths.absolute(), request.settings
+    bundle = find_bundle(paths.model) if paths.model else demonstration_bundle()
+    with CasesOfRun(settings, paths.output, progress) as cases:
+        model, found = begin_run(bundle, paths.input, settings, cases, progress)
+        from ctflow.app.application import CtflowApplication  # noqa: PLC0415
+        from holoscan.logger import LogLevel, set_log_level  # noqa: PLC0415
 
-    set_log_level(LogLevel.INFO if request.log_level in {"DEBUG", "INFO"} else LogLevel.OFF)
-    application = CtflowApplication(paths=paths, model=model, settings=request.settings, progress=progress)
-    record.describe = application.unfinished
-    application.run()
-    return application.report()
+        set_log_level(LogLevel.INFO if request.log_level in {"DEBUG", "INFO"} else LogLevel.OFF)
+        application = CtflowApplication(
+            paths=paths, model=model, settings=settings, cases=cases, progress=progress, found=found
+        )
+        record.describe = application.unfinished
+        application.run()
+        return application.report()
 
 
 if __name__ == "__main__":

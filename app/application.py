@@ -12,7 +12,9 @@ from monai.deploy.core import Application
 
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
+from ctflow.pipeline.case import Found
 from ctflow.pipeline.documents import document_of_run
+from ctflow.pipeline.overlap.cases import CasesOfRun
 from ctflow.pipeline.run import RunReport, finish_run
 from ctflow.report.run_record import document_of_error
 from ctflow.settings.run import Paths, Settings
@@ -25,13 +27,24 @@ class CtflowApplication(Application):
         paths: Input and output.
         model: The model.
         settings: The run's.
+        cases: Reads and writes the series; open while the application runs.
         progress: Told of files, slices and windows.
+        found: The series, if they have been looked for; `cases` then reads them already.
     """
 
     def __init__(
-        self, *args: Any, paths: Paths, model: Model, settings: Settings, progress: Progress = silent, **kwargs: Any
+        self,
+        *args: Any,
+        paths: Paths,
+        model: Model,
+        settings: Settings,
+        cases: CasesOfRun,
+        progress: Progress = silent,
+        found: Found | None = None,
+        **kwargs: Any,
     ) -> None:
         self._paths, self._model, self._settings, self._progress = paths, model, settings, progress
+        self._cases, self._found = cases, found
         self._load: LoadSeriesOperator | None = None
         self._write: WriteResultsOperator | None = None
         super().__init__([], *args, **kwargs)
@@ -40,11 +53,24 @@ class CtflowApplication(Application):
         """Wire the operators."""
         common: dict[str, Any] = {"settings": self._settings, "progress": self._progress}
         self._load = LoadSeriesOperator(
-            self, input_folder=self._paths.input, spec=self._model.spec, name="load_series", **common
+            self,
+            input_folder=self._paths.input,
+            body_parts=self._model.spec.body_parts,
+            found=self._found,
+            cases=self._cases,
+            name="load_series",
+            **common,
         )
-        segment = SegmentVolumeOperator(self, model=self._model, name="segment_volume", **common)
+        segment = SegmentVolumeOperator(
+            self, model=self._model, prepare=self._cases.prepare, name="segment_volume", **common
+        )
         self._write = WriteResultsOperator(
-            self, output_folder=self._paths.output, model=self._model, name="write_results", **common
+            self,
+            output_folder=self._paths.output,
+            model=self._model,
+            writer=self._cases,
+            name="write_results",
+            **common,
         )
         self.add_flow(self._load, segment, {("case", "image")})
         self.add_flow(segment, self._write, {("seg_image", "seg_image")})
@@ -57,12 +83,12 @@ class CtflowApplication(Application):
         """
         if self._load is None or self._write is None or self._load.found is None:
             raise KeyboardInterrupt
-        if len(self._write.cases) < len(self._load.found.cases):
+        if self._write.count < len(self._load.found.cases):
             raise KeyboardInterrupt
-        return finish_run(tuple(self._write.cases), self._load.found, self._model.spec, self._paths.output)
+        return finish_run(self._cases.finished(), self._load.found, self._model.spec, self._paths.output)
 
     def unfinished(self, error: Mapping[str, Any]) -> Mapping[str, Any]:
         """The document of a run that an error ends now (`ctflow.report.run_record.error_facts`)."""
         if self._load is None or self._write is None or self._load.found is None:
             return document_of_error(error)
-        return document_of_run(self._write.cases, self._load.found, self._model.spec, self._paths.output, error)
+        return document_of_run(self._cases.done, self._load.found, self._model.spec, self._paths.output, error)

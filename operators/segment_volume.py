@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ctflow.operators.sdk_image import image_from_labels, volume_from_image
@@ -28,6 +29,7 @@ class SegmentVolumeOperator(Operator):
         model: The model.
         settings: Engine, precision, overlap and device.
         progress: Receives every window.
+        prepare: As of `ctflow.pipeline.stages.segment_case`.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class SegmentVolumeOperator(Operator):
         model: Model,
         settings: Settings,
         progress: Progress = silent,
+        prepare: Callable[[Case], Case] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._segmenter, self._progress = Segmenter(model, settings), progress
+        self._segmenter, self._progress, self._prepare = Segmenter(model, settings), progress, prepare
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -59,7 +62,7 @@ class SegmentVolumeOperator(Operator):
         """Segment the input; a `Case` carries its own error on, an `Image` cannot, so the error is raised."""
         item: Case | Image = op_input.receive("image")
         if isinstance(item, Case):
-            op_output.emit(segment_case(item, self._segmenter, self._progress), "seg_image")
+            op_output.emit(segment_case(item, self._segmenter, self._progress, self._prepare), "seg_image")
             return
         segmentation, _ = self._segmenter.segment(volume_from_image(item), self._progress)
         op_output.emit(image_from_labels(segmentation.labels, item), "seg_image")

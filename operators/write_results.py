@@ -10,6 +10,7 @@ from monai.deploy.core import Fragment, Operator, OperatorSpec
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.pipeline.case import Case
+from ctflow.pipeline.overlap.cases import CasesOfRun
 from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
 
@@ -28,6 +29,11 @@ class WriteResultsOperator(Operator):
         model: The model that segmented.
         settings: The run's.
         progress: Receives every file.
+        writer: Writes them, in processes; None writes one after another in this one.
+
+    Attributes:
+        count: Of the cases that came.
+        cases: Those written in this process.
     """
 
     def __init__(
@@ -38,10 +44,12 @@ class WriteResultsOperator(Operator):
         model: Model,
         settings: Settings,
         progress: Progress = silent,
+        writer: CasesOfRun | None = None,
         **kwargs: Any,
     ) -> None:
         self._output_folder, self._model, self._settings = output_folder, model, settings
-        self._progress = progress
+        self._progress, self._writer = progress, writer
+        self.count = 0
         self.cases: list[Case] = []
         super().__init__(fragment, *args, **kwargs)
 
@@ -52,4 +60,8 @@ class WriteResultsOperator(Operator):
     def compute(self, op_input: Any, op_output: Any, context: Any) -> None:
         """Write one case, or record why it was not written."""
         case: Case = op_input.receive("seg_image")
-        self.cases.append(write_case(case, self._model, self._settings, self._output_folder, self._progress))
+        self.count += 1
+        if self._writer:
+            self._writer.write(case, self._model)
+        else:
+            self.cases.append(write_case(case, self._model, self._settings, self._output_folder, self._progress))

@@ -26,13 +26,14 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 
 from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.errors import BundleInvalid
+from ctflow.core.processes import Line
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, ObjectRecord, Why, WorkerResult
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
-from ctflow.node.work.worker import Line, NotReady, Ready, TaskOutcome
+from ctflow.node.work.worker import NotReady, Ready, TaskOutcome
 from needs import skip_without
 
 PATIENCE_S = 240.0  # of a test with something that happens: at a load of 20 a worker opens torch in more than a minute

@@ -52,13 +52,11 @@ def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug its
 def _run(request: Request) -> int:
     paths = request.paths
     with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
-        # Late: torch and MONAI take seconds to import, which --help and usage errors should not cost.
-        from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415
-        from ctflow.pipeline.run import run_folder  # noqa: PLC0415
+        # Late: pydicom and its decoders take longer to import than all that --help needs.
+        from ctflow.pipeline.run import run_bundle  # noqa: PLC0415
 
-        bundle, settings = find_bundle(paths.model) if paths.model else demonstration_bundle(), request.settings
-        model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
-        report = run_folder(paths.input, paths.output, model, request.settings, progress, record)
+        bundle = find_bundle(paths.model) if paths.model else demonstration_bundle()
+        report = run_bundle(bundle, paths.input, paths.output, request.settings, progress, record)
     say_report(report.document, paths.output)
     return report.exit_code
 
@@ -158,7 +156,7 @@ def phantom(
 @click.option(
     "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
 )
-@options(*(option.name for option in OPTIONS if not option.key.of_files))
+@options(*(option.name for option in OPTIONS if not option.key.of_files and option.name != "cases_in_flight"))
 def evaluate(
     folder: Path,
     output: Path | None,

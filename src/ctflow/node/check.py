@@ -16,11 +16,12 @@ from pathlib import Path
 from ctflow.compat.python import bare_start
 from ctflow.core.atomic import output_error_from_oserror
 from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
+from ctflow.core.processes import Line
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
 from ctflow.node.settings import ServiceSettings
 from ctflow.node.work.pool import Places
-from ctflow.node.work.worker import Line, NotReady, Ready, Setup, run_worker
+from ctflow.node.work.worker import NotReady, Ready, Setup, run_worker
 from ctflow.settings.run import Settings
 from ctflow.settings.schema import size_text
 

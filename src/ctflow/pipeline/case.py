@@ -113,16 +113,16 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
     Raises:
         NoUsableSeries: No series may run.
     """
-    found = look_for_cases(folder, spec, settings, progress)
+    found = look_for_cases(folder, spec.body_parts, settings, progress)
     require_selected(found.selection, found.scan)
     return found
 
 
-def look_for_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Progress = silent) -> Found:
+def look_for_cases(folder: Path, body_parts: tuple[str, ...], settings: Settings, progress: Progress = silent) -> Found:
     """As `find_cases`, even if no series may run: a run that ends there gives the reason for each."""
     scan = scan_folder(folder, progress)
     selection = select_series(
-        scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=spec.body_parts
+        scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=body_parts
     )
     for candidate in selection.candidates:
         log.info("series %s: %s (%s)", candidate.series.digest, candidate.message, candidate.reason)

@@ -9,19 +9,25 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ctflow.bundle.metadata import read_body_parts
+from ctflow.core.errors import CtflowError
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.read.select.selection import require_selected
 from ctflow.pipeline.case import Case, Found, look_for_cases
 from ctflow.pipeline.documents import document_of_run
-from ctflow.pipeline.segmenter import Segmenter
+from ctflow.pipeline.overlap.cases import CasesOfRun
+from ctflow.pipeline.overlap.messages import InOrder
 from ctflow.pipeline.stages import load_case, segment_case
 from ctflow.pipeline.write import write_case
 from ctflow.report.result import write_result
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.settings.run import Settings
+
+if TYPE_CHECKING:
+    from ctflow.pipeline.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +85,89 @@ def run_folder(
     with recorded_run(output, record) as recorded, CasesOfRun(settings, output, progress) as cases:
         announce(model)
         found = look_for_cases(folder, model.spec.body_parts, settings, progress)
-        recorded.describe = lambda error: document_of_run(cases.done, found, model.spec, output, error)
-        require_selected(found.selection, found.scan)
         cases.begin(found.cases)
-        with Segmenter(model, settings) as segmenter:
-            segmenter.open(progress)
-            for case in cases.loaded():
-                cases.write(segment_case(case, segmenter, progress, cases.prepare), model)
+        return _run(found, cases, model, settings, output, progress, recorded)
+
+
+def run_bundle(
+    bundle: Path,
+    folder: Path,
+    output: Path,
+    settings: Settings,
+    progress: Progress = silent,
+    record: RunRecord | None = None,
+) -> RunReport:
+    """As `run_folder`, with a model that is read while processes read the first series.
+
+    Args:
+        bundle: The model's folder or file, as `ctflow.bundle.find_bundle` found it.
+        folder: Input folder.
+        output: As of `run_folder`.
+        settings: The run's, with the bundle's configuration.
+        progress: As of `run_folder`.
+        record: As of `run_folder`.
+
+    Raises:
+        BundleInvalid: The bundle cannot be used.
+        CtflowError: As of `run_folder`.
+    """
+    with recorded_run(output, record) as recorded, CasesOfRun(settings, output, progress) as cases:
+        model, found = begin_run(bundle, folder, settings, cases, progress)
+        return _run(found, cases, model, settings, output, progress, recorded)
+
+
+def begin_run(
+    bundle: Path, folder: Path, settings: Settings, cases: CasesOfRun, progress: Progress = silent
+) -> tuple[Model, Found]:
+    """Find the series, begin to read them, and read the model meanwhile, which imports torch.
+
+    Whatever is wrong with the model is raised before what is wrong with the series, and logged before it.
+    """
+    ahead = InOrder(1)
+    ahead.current = 0  # what is logged from here on waits for the model's lines
+    try:
+        found = _found_or_error(bundle, folder, settings, cases, progress)
+        ahead.current = None
+        from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
+
+        model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
+        announce(model)
+    finally:
+        ahead.close()
+    if isinstance(found, CtflowError):
+        raise found
+    return model, found
+
+
+def _found_or_error(
+    bundle: Path, folder: Path, settings: Settings, cases: CasesOfRun, progress: Progress
+) -> Found | CtflowError:
+    try:
+        found = look_for_cases(folder, read_body_parts(bundle), settings, progress)
+    except CtflowError as error:
+        return error
+    cases.begin(found.cases, early=True)
+    return found
+
+
+def _run(
+    found: Found,
+    cases: CasesOfRun,
+    model: Model,
+    settings: Settings,
+    output: Path,
+    progress: Progress,
+    record: RunRecord,
+) -> RunReport:
+    from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415  # torch takes seconds
+
+    record.describe = lambda error: document_of_run(cases.done, found, model.spec, output, error)
+    require_selected(found.selection, found.scan)
+    segmenter = Segmenter(model, settings)
+    segmenter.open(progress)
+    with segmenter:
+        for case in cases.loaded():
+            cases.write(segment_case(case, segmenter, progress, cases.prepare), model)
         return finish_run(cases.finished(), found, model.spec, output)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.engines.contract import EngineInfo
 from ctflow.export.figures import Agreement, Measured
+from ctflow.window.body import Body
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Segmentation:
         agreement: The engine's comparison, on this CT or an earlier one; None for PyTorch in fp32, the
             reference, and where a warning says why nothing was compared.
         measured: The engines from which "auto" chose, now or when it first chose here.
+        body: Where the body is; None if none was found.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -40,6 +42,7 @@ class Segmentation:
     fractions: npt.NDArray[np.uint8] | None = None
     agreement: Agreement | None = None
     measured: tuple[Measured, ...] = ()
+    body: Body | None = None
 
 
 @contextmanager

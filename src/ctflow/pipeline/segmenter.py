@@ -146,7 +146,8 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with memory_of(self._opened.info.device):
             with timed(seconds, "prepare"):
-                prepared, body = self._prepare(volume)
+                prepared, found_body = self._prepare(volume)
+                body = self._part_to_compute(found_body, prepared)
             with timed(seconds, "segment"):
                 found = self._predict(prepared, body, volume, progress)
                 meanwhile()
@@ -174,18 +175,20 @@ class Segmenter:
         small = _warnings_of_small_volume(prepared, self._roi(prepared))
         warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
         info, measured = self._opened.info, self._opened.measured
-        return Segmentation(labels, info, found.window, warnings, fractions, agreement, measured), seconds
+        return Segmentation(labels, info, found.window, warnings, fractions, agreement, measured, found_body), seconds
 
     def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
-        """The network's input and, if the settings ask for it and one is found, the body."""
+        """The network's input, and the body if one is found."""
         steps, device = self.model.spec.preprocessing, self._engines[0].info.device
-        if self._settings.roi == "none":
-            return prepare_volume(volume, steps, device), None
         found: list[Body | None] = []
         spacing_mm = volume.geometry.spacing_mm
         prepared = prepare_volume(volume, steps, device, lambda source: found.append(find_body(source, spacing_mm)))
         (body,) = found
-        return prepared, body if body is not None and _is_seen(body, prepared) else None
+        return prepared, body
+
+    def _part_to_compute(self, body: Body | None, prepared: Prepared) -> Body | None:
+        """The body, if the settings ask for no more and a window would touch it."""
+        return body if self._settings.roi == "body" and body is not None and _is_seen(body, prepared) else None
 
     def _compared(
         self, prepared: Prepared, body: Body | None, volume: Volume, found: _Predicted, progress: Progress

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ctflow.core.errors import BrokenSeries
 from ctflow.core.progress import Progress, silent
-from ctflow.dicom.read.assemble import Assembled, assemble_series
+from ctflow.dicom.read.assemble import Assembled, Empty, assemble_series
 from ctflow.dicom.write.measures import measures_from_headers
 from ctflow.dicom.write.segmentation import read_standard
 from ctflow.dicom.write.source import sources_from_headers
@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load_case(case: Case, progress: Progress = silent) -> Case:
-    """Read the pixels of a case's series into a volume; an `InputError` becomes part of the case."""
+def load_case(case: Case, progress: Progress = silent, empty: Empty = np.empty) -> Case:
+    """Read the pixels of a case's series into a volume; an `InputError` becomes part of the case.
+
+    Args:
+        case: As it was found.
+        progress: Receives every slice.
+        empty: As of `assemble_series`.
+
+    Returns:
+        The case with its volume, or with its error.
+    """
 
     def stage() -> Case:
         seconds: dict[str, float] = {}
         with timed(seconds, "read"):
-            assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps)
+            assembled = assemble_series(case.candidate.series, progress, allow_gaps=case.allow_gaps, empty=empty)
             with memory_of("this computer"):
                 if assembled.volume.geometry.is_tilted and case.seg_grid == "resampled":
                     assembled = _without_tilt(assembled)
@@ -72,39 +81,54 @@ def _warned_of_readers(case: Case, assembled: Assembled) -> Assembled:
     return replace(assembled, warnings=(*assembled.warnings, measures.misread))
 
 
-def segment_case(case: Case, segmenter: Segmenter, progress: Progress = silent) -> Case:
-    """Segment a loaded case, and prepare its result meanwhile; a named error becomes part of the case."""
+def segment_case(
+    case: Case,
+    segmenter: Segmenter,
+    progress: Progress = silent,
+    prepare: Callable[[Case], Case] | None = None,
+) -> Case:
+    """Segment a loaded case, and prepare its result meanwhile; a named error becomes part of the case.
+
+    Args:
+        case: With its volume, or with the error that ended it.
+        segmenter: Open.
+        progress: Receives every window.
+        prepare: Instead of `prepare_result`, if another process does that.
+
+    Returns:
+        The case with its segmentation, or with its error.
+    """
 
     def stage() -> Case:
         ready: list[Case] = []
         segmentation, seconds = segmenter.segment(
-            case.loaded.volume, progress, meanwhile=lambda: ready.append(prepare_result(case))
+            case.loaded.volume, progress, meanwhile=lambda: ready.append((prepare or prepare_result)(case))
         )
-        _clear(segmentation, case.loaded.outside)
-        return replace(
-            ready[0],
-            segmentation=segmentation,
-            stage_seconds={**case.stage_seconds, **seconds},
-            warnings=ready[0].warnings + segmenter.warnings + segmentation.warnings,
-        )
+        return with_segmentation(ready[0], segmentation, seconds, segmenter.warnings + segmentation.warnings)
 
     return attempt(case, stage)
 
 
 def prepare_result(case: Case) -> Case:
     """Prepare the parts of a loaded case's result that do not depend on the mask, while a GPU computes it."""
-    from ctflow.window.find_body import body_of_volume  # noqa: PLC0415  # needs torch, which reading does not
-
     sources = sources_from_headers([instance.header for instance in case.loaded.instances])
     read_standard(sources)
-    body = body_of_volume(case.loaded.volume)
-    return replace(case, sources=sources, body=body, warnings=case.warnings + sources.warnings)
+    return replace(case, sources=sources, warnings=case.warnings + sources.warnings)
 
 
-def _clear(segmentation: Segmentation, outside: npt.NDArray[np.bool_] | None) -> None:
-    """Clear the marks where there is no image: they are not findings."""
-    if outside is None:
-        return
-    segmentation.labels[outside] = 0
-    if segmentation.fractions is not None:
-        segmentation.fractions[:, outside] = 0
+def with_segmentation(
+    case: Case, segmentation: Segmentation, seconds: Mapping[str, float], warnings: tuple[str, ...]
+) -> Case:
+    """A case with its segmentation, whose marks are cleared where there is no image: they are not findings."""
+    outside = case.loaded.outside
+    if outside is not None:
+        segmentation.labels[outside] = 0
+        if segmentation.fractions is not None:
+            segmentation.fractions[:, outside] = 0
+    return replace(
+        case,
+        segmentation=segmentation,
+        body=segmentation.body,
+        stage_seconds={**case.stage_seconds, **seconds},
+        warnings=case.warnings + warnings,
+    )

@@ -46,8 +46,11 @@ def write_case(case: Case, model: Model, settings: Settings, output: Path, progr
     After an error, in this or an earlier stage, the folder of an earlier run is moved aside.
     """
     case = attempt(case, lambda: _write(case, model, settings, output, progress))
-    if case.error is None:
-        return case
+    return case if case.error is None else superseded(case, output)
+
+
+def superseded(case: Case, output: Path) -> Case:
+    """A failed case; the folder of an earlier run is moved aside."""
     remark, _ = supersede_result(output, case.key, case.candidate.series.digest)
     return replace(case, warnings=(*case.warnings, remark)) if remark else case
 

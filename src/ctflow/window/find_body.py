@@ -10,7 +10,6 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.core.volume import Volume
 from ctflow.window.body import Body, Cells
 from ctflow.window.cells import CellMask
 
@@ -54,11 +53,6 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
     cells = (filled | (around & torch.from_numpy(beside))).numpy()
     d, h, w = (step * count for step, count in zip(stride, coarse, strict=True))
     return Body(cells, (d, h, w), (volume.shape[0], volume.shape[1], volume.shape[2]))
-
-
-def body_of_volume(volume: Volume) -> Body | None:
-    """`find_body` of a volume in host memory."""
-    return find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm)
 
 
 def mask_of_body(body: Body, device: torch.device) -> CellMask:

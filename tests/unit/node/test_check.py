@@ -15,12 +15,13 @@ import pytest
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
 from ctflow.core.errors import BackendUnavailable, BundleInvalid, NotWritten, SettingsInvalid, StorageFull
+from ctflow.core.processes import Line
 from ctflow.node.check import _data_folder, opened
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.schema import VERSION
 from ctflow.node.node import Node
 from ctflow.node.settings import Limits, ServiceSettings, Web
-from ctflow.node.work.worker import Line, NotReady, Ready
+from ctflow.node.work.worker import NotReady, Ready
 from ctflow.settings.run import Settings
 from reasons import raises_reason
 from service_support import worker_that_answers

@@ -79,6 +79,7 @@ constant_windows: compute
 allow_gaps: true
 cache: engines
 report: none
+cases_in_flight: 3
 secondary_capture: true
 seg: labelmap
 seg_grid: resampled
@@ -124,6 +125,7 @@ def test_every_key_is_read(tmp_path):
         allow_gaps=True,
         cache=here / "engines",
         report="none",
+        cases_in_flight=3,
         secondary_capture=True,
         seg="labelmap",
         seg_grid="resampled",

@@ -15,13 +15,14 @@ from ctflow.dicom.read import scan
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select import selection
 from ctflow.dicom.write.ct_series import write_ct_series
-from ctflow.pipeline import run, stages, write
+from ctflow.pipeline import segmenter, stages, write
 from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
 from dicom_support import selection_of, small_volume
 from marking_support import MarkingSegmenter, marking_model
 
-SETTINGS = Settings(device="cpu", cache=None, report="none")
+# In this process, where a stage can be replaced.
+SETTINGS = Settings(device="cpu", cache=None, report="none", cases_in_flight=1)
 STAGES = [
     "assemble_series",
     "sources_from_headers",
@@ -48,7 +49,7 @@ def schema(request):
 
 @pytest.fixture(autouse=True)
 def _marks(monkeypatch):
-    monkeypatch.setattr(run, "Segmenter", MarkingSegmenter)
+    monkeypatch.setattr(segmenter, "Segmenter", MarkingSegmenter)
 
 
 def failing(function: Callable, calls: int) -> Callable:

@@ -47,7 +47,7 @@ from ctflow.pipeline.segmenter import Segmenter
 from ctflow.pipeline.stages import load_case, prepare_result, segment_case
 from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
-from ctflow.window.find_body import body_of_volume, mask_of_body
+from ctflow.window.find_body import find_body, mask_of_body
 from dicom_support import assembled, setter
 from phantom_support import phantom_drawn_once
 from reasons import raises_reason
@@ -904,7 +904,8 @@ def body_windows(model, monkeypatch):
 @pytest.mark.parametrize("seg", ["binary", "fractional"])
 def test_where_the_body_is_the_result_is_that_of_all_windows_bit_for_bit(body_windows, settings, seg):
     volume = phantom_drawn_once(5, (24, 96, 96)).volume
-    inside = mask_of_body(body_of_volume(volume), torch.device("cpu")).mask_of_slices(slice(0, 24)).numpy()
+    body = find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm)
+    inside = mask_of_body(body, torch.device("cpu")).mask_of_slices(slice(0, 24)).numpy()
     found = {}
     for roi in ("none", "body"):
         with Segmenter(body_windows, replace(settings, roi=roi, seg=seg)) as segmenter:
@@ -925,7 +926,8 @@ def test_a_tilted_body_is_that_of_all_windows_too(body_windows, settings):
     affine = volume.geometry.affine_mm.copy()
     affine[:3, 0] += 0.3 * affine[:3, 1]
     volume = replace(volume, geometry=replace(volume.geometry, affine_mm=affine))
-    inside = mask_of_body(body_of_volume(volume), torch.device("cpu")).mask_of_slices(slice(0, 24)).numpy()
+    body = find_body(torch.from_numpy(volume.array), volume.geometry.spacing_mm)
+    inside = mask_of_body(body, torch.device("cpu")).mask_of_slices(slice(0, 24)).numpy()
     with Segmenter(body_windows, settings) as segmenter:
         expected, _ = segmenter.segment(volume)
     with Segmenter(body_windows, replace(settings, roi="body")) as segmenter:

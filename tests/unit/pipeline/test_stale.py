@@ -15,7 +15,8 @@ from ctflow.core.atomic import SUPERSEDED
 from ctflow.core.errors import BackendUnavailable, NotWritten, NoUsableSeries
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import documents, run
-from ctflow.pipeline.case import find_cases, key_of_series
+from ctflow.pipeline.case import find_cases, key_of_series, without_arrays
+from ctflow.pipeline.overlap import cases
 from ctflow.pipeline.run import run_folder
 from ctflow.report import run_record
 from ctflow.settings.run import Settings
@@ -143,22 +144,23 @@ def test_an_engine_that_cannot_be_opened_fails_every_series(model, two, tmp_path
 def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, two, tmp_path, monkeypatch):
     first, second = find_cases(two, model.spec, SETTINGS).cases
     output = tmp_path / "out"
-    for case in (first, second):
-        earlier(output, case.key)
+    for each in (first, second):
+        earlier(output, each.key)
     seen = []
 
-    def run_case(case, *_):
+    def segment_case(case, *_):
         seen.append(json.loads((output / "result.json").read_text())["status"])
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return replace(case, document=done)
+        return case
 
     done = documents._failed_document(
         first, model.spec, run_record.error_facts(NotWritten("a stand-in", reason="unwritable"))
     )
-    monkeypatch.setattr(run, "run_case", run_case)
+    monkeypatch.setattr(run, "segment_case", segment_case)
+    monkeypatch.setattr(cases, "write_case", lambda case, *_: replace(without_arrays(case), document=done))
     with pytest.raises(KeyboardInterrupt):
-        run_folder(two, output, model, SETTINGS)
+        run_folder(two, output, model, replace(SETTINGS, cases_in_flight=1))
     assert seen == ["running", "running"]
     document = said(output)
     assert (document["status"], document["exit_code"]) == ("interrupted", 130)
@@ -170,7 +172,7 @@ def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, t
 
 def test_a_set_aside_series_whose_earlier_result_stays_makes_a_good_run_end_as_six(model, two, tmp_path, monkeypatch):
     make_too_short(two / "2")
-    found = run.look_for_cases(two, model.spec, SETTINGS)
+    found = run.look_for_cases(two, model.spec.body_parts, SETTINGS)
     (aside,) = (each.series for each in found.selection.candidates if not each.selected)
     earlier(tmp_path / "out", key_of_series(aside))
 

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydicom.dataset import Dataset
+
 from ctflow.core.model import Model
 from ctflow.core.processes import available_memory, usable_cpus
 from ctflow.core.progress import Progress
@@ -61,6 +63,11 @@ class CasesOfRun:
     def done(self) -> tuple[Case, ...]:
         """The cases that are written or failed, without arrays."""
         return self._cases.done
+
+    @property
+    def times_s(self) -> tuple[dict[str, float], ...]:
+        """As `CasesInProcesses.times_s`; none for cases in this process."""
+        return self._cases.times_s if isinstance(self._cases, CasesInProcesses) else ()
 
     def loaded(self) -> Iterator[Case]:
         """Each case with its volume, or its error; its arrays are valid until it is written."""
@@ -125,7 +132,5 @@ def _count_for(cases: Sequence[Case]) -> int:
 
 def _voxels(case: Case) -> int:
     instances = case.candidate.series.instances
-    sizes: list[Any] = (
-        [integer(instances[0].header, name) or 0 for name in ("Rows", "Columns")] if instances else [0, 0]
-    )
-    return len(instances) * sizes[0] * sizes[1]
+    header = instances[0].header if instances else Dataset()
+    return len(instances) * (integer(header, "Rows") or 0) * (integer(header, "Columns") or 0)

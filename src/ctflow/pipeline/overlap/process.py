@@ -29,7 +29,6 @@ from ctflow.pipeline.segmentation import Segmentation
 from ctflow.pipeline.stages import load_case, prepare_result, with_segmentation
 from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
-from ctflow.window.body import Body
 
 _STEPS = 20  # of the reading are told
 
@@ -44,7 +43,7 @@ class CaseMemory:
         """The memory of that array."""
         return self._of[name]
 
-    def share(self, name: str, array: npt.NDArray[Any] | None) -> Shared:
+    def share(self, name: str, array: npt.NDArray[Any] | None) -> SharedArray:
         """Copy an array there, unless it is there."""
         if array is None:
             return None
@@ -53,7 +52,7 @@ class CaseMemory:
             place[:] = array
         return array.shape, array.dtype.str
 
-    def find(self, name: str, shared: Shared) -> npt.NDArray[Any] | None:
+    def find(self, name: str, shared: SharedArray) -> npt.NDArray[Any] | None:
         """The array that the other process shared."""
         return None if shared is None else self._of[name].array(*shared)
 
@@ -63,7 +62,7 @@ class CaseMemory:
             memory.close()
 
 
-Shared = tuple[tuple[int, ...], str] | None  # shape and type of an array in shared memory
+SharedArray = tuple[tuple[int, ...], str] | None  # shape and type of an array in shared memory
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Step:
+class SlicesRead:
     """From the process: slices read."""
 
     done: int
@@ -100,7 +99,7 @@ class Loaded:
     slices: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     geometry: Geometry | None = None
-    arrays: Mapping[str, Shared] = field(default_factory=dict)
+    arrays: Mapping[str, SharedArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,21 +107,19 @@ class Write:
     """To the process: the case is segmented, write its result.
 
     Attributes:
-        segmentation: The result, without its arrays.
+        segmentation: The result, its arrays empty.
         arrays: `labels` and `fractions` in shared memory.
         seconds: Of the stages since the case was loaded.
         warnings: Of those stages.
-        body: Position of the body.
         model: Without weights.
         settings: The run's.
         output: Gets the result's folder.
     """
 
     segmentation: Segmentation
-    arrays: Mapping[str, Shared]
+    arrays: Mapping[str, SharedArray]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
-    body: Body | None
     model: Model
     settings: Settings
     output: Path
@@ -174,12 +171,12 @@ def _run(word: Load, connection: Connection, memory: CaseMemory) -> None:
     use_cpus(word.cpus)
     told = -1
 
-    def progress(_stage: str, done: int, total: int) -> None:
+    def progress(stage: str, done: int, total: int) -> None:  # reading has one stage
         nonlocal told
         step = _STEPS * done // max(total, 1)
         if step > told:
             told = step
-            connection.send(Step(done, total))
+            connection.send(SlicesRead(done, total))
 
     case = load_case(word.case, progress, memory["volume"].allocate)
     connection.send(_shared(case, word.case, memory))
@@ -216,4 +213,4 @@ def _segmented(case: Case, word: Write, memory: CaseMemory) -> Case:
     segmentation = replace(
         word.segmentation, labels=labels, fractions=memory.find("fractions", word.arrays["fractions"])
     )
-    return attempt(case, lambda: with_segmentation(case, segmentation, word.seconds, word.warnings, word.body))
+    return attempt(case, lambda: with_segmentation(case, segmentation, word.seconds, word.warnings))

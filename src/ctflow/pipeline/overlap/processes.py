@@ -6,11 +6,9 @@ import logging
 import multiprocessing
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
@@ -21,21 +19,20 @@ from ctflow.core.errors import BackendUnavailable, CtflowError
 from ctflow.core.model import Model
 from ctflow.core.processes import Line, usable_cpus, words_of_exit_code
 from ctflow.core.progress import Progress
-from ctflow.core.volume import Volume
-from ctflow.dicom.read.assemble import Assembled
 from ctflow.pipeline.case import Case, attempt
 from ctflow.pipeline.overlap.messages import InOrder
+from ctflow.pipeline.overlap.place import CaseProcess, Place, loaded_case
 from ctflow.pipeline.overlap.process import (
     CaseMemory,
     Forget,
     Load,
     Loaded,
     Outcome,
-    Step,
+    SlicesRead,
     Write,
     run_case_process,
 )
-from ctflow.pipeline.stages import load_case
+from ctflow.pipeline.stages import load_case, prepare_result
 from ctflow.pipeline.write import superseded, write_case
 from ctflow.settings.run import Settings
 
@@ -43,40 +40,6 @@ _LOOK_S = 0.1
 _END_S = 10.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Process:
-    """A process, our end of its pipe, and the case that it has."""
-
-    process: SpawnProcess
-    connection: Connection
-    memory: CaseMemory
-    place: _Place | None = None
-
-
-@dataclass(eq=False)
-class _Place:
-    """A case in its place in the order.
-
-    Attributes:
-        number: Its place.
-        case: As it was given; with its error once it has failed.
-        process: That has it.
-        is_here: No process could be started: this one loads and writes it.
-        steps: Slices read, not shown yet.
-        loaded: With its volume, or its error.
-        done: Written or failed.
-    """
-
-    number: int
-    case: Case
-    process: _Process | None = None
-    is_here: bool = False
-    steps: deque[Step] = field(default_factory=deque)
-    loaded: Case | None = None
-    is_writing: bool = False
-    done: Case | None = None
 
 
 class CasesInProcesses:
@@ -96,10 +59,10 @@ class CasesInProcesses:
         self, cases: Sequence[Case], settings: Settings, output: Path, progress: Progress, *, count: int
     ) -> None:
         self._settings, self._output, self._progress = settings, output, progress
-        self._places = [_Place(number, case) for number, case in enumerate(cases)]
+        self._places = [Place(number, case) for number, case in enumerate(cases)]
         self._count = min(count, len(self._places))
         self._cpus = max(1, usable_cpus() // max(self._count, 1))
-        self._processes: list[_Process] = []
+        self._processes: list[CaseProcess] = []
         self._given = 0
         self._written = 0  # whose progress was shown
         self._changed = threading.Condition()
@@ -133,21 +96,29 @@ class CasesInProcesses:
         """As `CasesOfRun.done`."""
         return tuple(place.done for place in self._places if place.done is not None)
 
+    @property
+    def times_s(self) -> tuple[dict[str, float], ...]:
+        """When each case was `given` to a process, `loaded`, `begun`, `handed` over and `done`, by perf_counter."""
+        return tuple(place.times_s for place in self._places)
+
     def loaded(self) -> Iterator[Case]:
         """As `CasesOfRun.loaded`."""
         self._messages.open()
         for place in self._places:
             self._messages.current = place.number
-            yield self._load_here(place) if self._is_loaded_here(place) else place.loaded or place.case
+            case = load_case(place.case, self._progress) if self._is_loaded_here(place) else place.loaded or place.case
+            place.note("begun")
+            yield case
         self._messages.current = None
 
     def prepare(self, case: Case) -> Case:
-        """As `CasesOfRun.prepare`: its process does it."""
-        return case
+        """As `CasesOfRun.prepare`: its process, if it has one, does it."""
+        return prepare_result(case) if self._place_of(case).is_here else case
 
     def write(self, case: Case, model: Model) -> None:
         """As `CasesOfRun.write`."""
-        place = next(each for each in self._places if each.case.key == case.key)
+        place = self._place_of(case)
+        place.note("handed")
         with self._changed:
             failed = place.case.error  # its process has ended meanwhile
             place.is_writing = case.error is None and failed is None and not place.is_here
@@ -166,10 +137,13 @@ class CasesInProcesses:
         self._catch_up()
         return self.done
 
-    def _is_loaded_here(self, place: _Place) -> bool:
+    def _place_of(self, case: Case) -> Place:
+        return next(each for each in self._places if each.case.key == case.key)
+
+    def _is_loaded_here(self, place: Place) -> bool:
         """Wait until a case is loaded; return whether no process could be started for it."""
         total = len(place.case.candidate.series.instances)
-        latest = Step(0, total)
+        latest = SlicesRead(0, total)
 
         def show() -> None:
             nonlocal latest
@@ -183,9 +157,6 @@ class CasesInProcesses:
         self._wait(lambda: place.loaded is not None or place.is_here, show)
         show()
         return place.is_here
-
-    def _load_here(self, place: _Place) -> Case:
-        return load_case(place.case, self._progress)
 
     def _wait(self, is_over: Callable[[], bool], show: Callable[[], None]) -> None:
         """Wait, showing the progress meanwhile: whatever interrupts the work is raised there."""
@@ -209,7 +180,7 @@ class CasesInProcesses:
                 self._progress("write", 1, 1)
             self._written += 1
 
-    def _handed_over(self, place: _Place, case: Case, model: Model) -> Case:
+    def _handed_over(self, place: Place, case: Case, model: Model) -> Case:
         """Give a segmented case to its process, which cannot be ended meanwhile; or fail it as the process has."""
         process, before = place.process, place.loaded
         if process is None or before is None:
@@ -220,11 +191,10 @@ class CasesInProcesses:
             "fractions": process.memory.share("fractions", found.fractions),
         }
         word = Write(
-            found.without_arrays,
+            replace(found, labels=found.labels[:0], fractions=None),
             arrays,
             {name: value for name, value in case.stage_seconds.items() if name not in before.stage_seconds},
             case.warnings[len(before.warnings) :],
-            case.body,
             replace(model, weights={}),
             self._settings,
             self._output,
@@ -232,7 +202,7 @@ class CasesInProcesses:
         self._send(process, word)
         return case
 
-    def _settle(self, place: _Place, done: Case) -> None:
+    def _settle(self, place: Place, done: Case) -> None:
         """Note a case as done that its process need not write."""
         with self._changed:
             process, place.process, place.done = place.process, None, done
@@ -246,7 +216,7 @@ class CasesInProcesses:
         self._is_ending = self._is_ending or is_ending
         self._waker.send(None)
 
-    def _send(self, process: _Process, word: object) -> None:
+    def _send(self, process: CaseProcess, word: object) -> None:
         """Send to a process; if it has ended, the thread that leads the processes will find that out."""
         try:
             process.connection.send(word)
@@ -280,12 +250,13 @@ class CasesInProcesses:
             place = self._places[self._given]
             self._given += 1
             process.place, place.process = place, process
+            place.note("given")
             self._send(process, Load(place.case, self._cpus))
         for each in [each for each in self._processes if each.place is None]:
             self._processes.remove(each)
             self._end(each)
 
-    def _started(self) -> _Process | None:
+    def _started(self) -> CaseProcess | None:
         """A new process; None, and the next case in this one, if none can be started and none is there."""
         try:
             return self._start()
@@ -293,14 +264,15 @@ class CasesInProcesses:
             if not self._processes:
                 place = self._places[self._given]
                 self._given += 1
-                why = f"no process starts for a case, this one does all of it: {type(error).__name__}"
-                self._messages.add(place.number, Line(logging.WARNING, __name__, why))
+                if not any(each.is_here for each in self._places):
+                    why = f"no process starts for a case, this one does all of it: {type(error).__name__}"
+                    self._messages.add(place.number, Line(logging.WARNING, __name__, why))
                 with self._changed:
                     place.is_here = True
                     self._changed.notify_all()
             return None
 
-    def _start(self) -> _Process:
+    def _start(self) -> CaseProcess:
         # Not forked: this process has threads and a GPU, which a fork does not survive.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -319,11 +291,11 @@ class CasesInProcesses:
             raise
         finally:
             theirs.close()
-        started = _Process(process, ours, memory)
+        started = CaseProcess(process, ours, memory)
         self._processes.append(started)
         return started
 
-    def _receive(self, process: _Process) -> None:
+    def _receive(self, process: CaseProcess) -> None:
         place = process.place
         try:
             word = process.connection.recv()
@@ -336,17 +308,19 @@ class CasesInProcesses:
             self._messages.add(place.number, word)
             return
         with self._changed:
-            if isinstance(word, Step):
+            if isinstance(word, SlicesRead):
                 place.steps.append(word)
             elif isinstance(word, Loaded):
-                place.loaded = _loaded(place.case, word, process.memory)
+                place.loaded = loaded_case(place.case, word, process.memory)
+                place.note("loaded")
             elif isinstance(word, Outcome):
                 place.done, place.process, process.place = word.applied_to(place.case), None, None
             self._changed.notify_all()
         if place.done is not None:
+            place.note("done")
             self._messages.finish(place.number)
 
-    def _ended(self, process: _Process) -> None:
+    def _ended(self, process: CaseProcess) -> None:
         """Fail the case of a process that has ended."""
         self._processes.remove(process)
         process.process.join()
@@ -365,7 +339,7 @@ class CasesInProcesses:
             place.loaded = place.loaded or place.case
             self._changed.notify_all()
 
-    def _end(self, process: _Process) -> None:
+    def _end(self, process: CaseProcess) -> None:
         """End a process and remove what it has left."""
         process.connection.close()
         process.process.join(0.0 if process.place is not None else _END_S)
@@ -375,22 +349,3 @@ class CasesInProcesses:
             remove_temporary_folder(self._output, process.place.case.key, process.process.pid)
         process.process.close()
         process.memory.close()
-
-
-def _loaded(case: Case, word: Loaded, memory: CaseMemory) -> Case:
-    """A case as `load_case` returns it, with its arrays in shared memory."""
-    loaded = word.outcome.applied_to(case)
-    array = memory.find("volume", word.arrays.get("volume"))
-    if array is None or word.geometry is None:
-        return loaded
-    instances = case.candidate.series.instances
-    return replace(
-        loaded,
-        assembled=Assembled(
-            Volume(array, word.geometry, memory.find("padding", word.arrays["padding"])),
-            tuple(instances[index] for index in word.order),
-            word.slices,
-            word.warnings,
-            memory.find("outside", word.arrays["outside"]),
-        ),
-    )

@@ -1,0 +1,191 @@
+"""Cases in processes: the same results and messages as one after another, and nothing left of a process that dies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+from dataclasses import replace
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import pytest
+
+from ctflow.core.errors import BackendUnavailable
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.pipeline import segmenter
+from ctflow.pipeline.overlap import cases, processes
+from ctflow.pipeline.overlap.process import Write
+from ctflow.pipeline.run import run_folder
+from ctflow.settings.run import Settings
+from dicom_support import small_volume
+from marking_support import MarkingSegmenter, marking_model
+
+IN_TURN = Settings(device="cpu", cache=None, cases_in_flight=1, force=True)  # the series are small
+TOGETHER = replace(IN_TURN, cases_in_flight=2)
+COUNT = 3
+
+
+@pytest.fixture(autouse=True)
+def _marks(monkeypatch):
+    monkeypatch.setattr(segmenter, "Segmenter", MarkingSegmenter)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Series of different sizes, so that memory is used again for smaller and larger ones; the second is damaged."""
+    place = tmp_path_factory.mktemp("in")
+    for seed, shape in enumerate([(9, 40, 48), (8, 32, 32), (12, 48, 64), (7, 24, 40)]):
+        write_ct_series(small_volume(seed=seed, shape=shape), place / str(seed), seed=seed)
+    path = place / "1" / "00003.dcm"
+    path.write_bytes(path.read_bytes()[:-40])
+    return place
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """Every file's content; of documents without what a clock says."""
+    found = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for name in [name for name in found if name.endswith(("result.json", "report.html"))]:
+        found[name] = re.sub(rb'("stage_seconds": ?\{[^}]*\}|\d+\.\d+ s\b|"(finished|started)[^,]*,)', b"", found[name])
+    return found
+
+
+def lines(caplog) -> list[tuple[str, str]]:
+    found = [(record.name, re.sub(r"\d+\.\d s", "s", record.getMessage())) for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def left_over(output: Path) -> list[str]:
+    return [path.name for path in output.glob(".*") if path.name != ".superseded"]
+
+
+def test_results_and_messages_are_those_of_one_after_another(folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    expected = run_folder(folder, tmp_path / "1", marking_model(), IN_TURN)
+    told = lines(caplog)
+    report = run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
+    assert (report.exit_code, [case.key for case in report.cases]) == (6, [case.key for case in expected.cases])
+    assert files(tmp_path / "2") == files(tmp_path / "1")
+    assert lines(caplog) == told
+    assert len(told) > COUNT
+    assert not multiprocessing.active_children()
+
+
+def test_progress_is_that_of_one_after_another_for_each_case(folder, tmp_path):
+    stages: dict[int, list[str]] = {}
+    for count in (1, 2):
+        steps = stages[count] = []
+        settings = replace(IN_TURN, cases_in_flight=count)
+        run_folder(
+            folder,
+            tmp_path / str(count),
+            marking_model(),
+            settings,
+            lambda stage, done, total, to=steps: to.append(stage),
+        )
+    assert set(stages[1]) == set(stages[2])
+    assert stages[1].count("write") == stages[2].count("write")
+
+
+def test_no_more_cases_are_in_memory_than_asked_for(folder, tmp_path, monkeypatch):
+    alive = []
+
+    class Counting(MarkingSegmenter):
+        def segment(self, *arguments, **options):
+            alive.append(len(multiprocessing.active_children()))
+            return super().segment(*arguments, **options)
+
+    monkeypatch.setattr(segmenter, "Segmenter", Counting)
+    run_folder(folder, tmp_path, marking_model(), TOGETHER)
+    assert len(alive) == COUNT
+    assert 1 <= max(alive) <= 2
+
+
+@pytest.mark.parametrize("when", ["segmented", "written"])
+def test_a_process_that_dies_fails_its_case_alone(folder, tmp_path, monkeypatch, when, caplog):
+    expected = run_folder(folder, tmp_path / "1", marking_model(), IN_TURN)
+    place = max(place for place, case in enumerate(expected.cases) if case.error is None)
+    victim = expected.cases[place]
+    real = processes.CasesInProcesses._send
+
+    def killing(self, process, word):
+        is_it = process.place is not None and process.place.case.key == victim.key
+        if is_it and when == "written" and isinstance(word, Write):
+            real(self, process, word)
+        if is_it and isinstance(word, Write):
+            os.kill(process.process.pid, signal.SIGKILL)
+            process.process.join()
+        else:
+            real(self, process, word)
+
+    monkeypatch.setattr(processes.CasesInProcesses, "_send", killing)
+    caplog.clear()
+    report = run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
+    if report.cases[place].error is None:  # it had written before it was killed
+        assert when == "written"
+        return
+    assert isinstance(report.cases[place].error, BackendUnavailable)
+    assert report.cases[place].error.reason == "worker-ended"
+    assert report.exit_code == 6
+    others = [number for number in range(len(expected.cases)) if number != place]
+    for number in others:
+        assert (report.cases[number].error is None) == (expected.cases[number].error is None)
+    assert not (tmp_path / "2" / victim.key).exists()
+    assert not left_over(tmp_path / "2")
+    assert "SIGKILL" in caplog.text
+    document = json.loads((tmp_path / "2" / "result.json").read_text())
+    assert [series["status"] for series in document["series"]].count("done") == COUNT - 1
+    assert document["series"][place]["error"]["reason"] == "worker-ended"
+
+
+def test_an_interruption_leaves_no_process_and_nothing_half_written(folder, tmp_path, monkeypatch):
+    class Interrupted(MarkingSegmenter):
+        calls = 0
+
+        def segment(self, *arguments, **options):
+            Interrupted.calls += 1
+            if Interrupted.calls == 2:
+                raise KeyboardInterrupt
+            return super().segment(*arguments, **options)
+
+    monkeypatch.setattr(segmenter, "Segmenter", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(folder, tmp_path, marking_model(), TOGETHER)
+    assert not multiprocessing.active_children()
+    assert not left_over(tmp_path)
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert (document["status"], document["exit_code"]) == ("interrupted", 130)
+    shown = {path.name for path in tmp_path.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert shown == {series["folder"] for series in document["series"] if series["status"] == "done"}
+
+
+def test_without_processes_this_one_does_it(folder, tmp_path, monkeypatch, caplog):
+    def none(*_arguments, **_options):
+        raise OSError(11, "no more processes")
+
+    run_folder(folder, tmp_path / "1", marking_model(), IN_TURN)
+    monkeypatch.setattr(SpawnProcess, "start", none)
+    run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
+    assert files(tmp_path / "2") == files(tmp_path / "1")
+    assert caplog.text.count("no process starts for a case") == 1
+
+
+def test_one_case_needs_no_process_unless_it_begins_early(tmp_path):
+    write_ct_series(small_volume(), tmp_path / "in", seed=0)
+    kinds = []
+    for early in (False, True):
+        with cases.CasesOfRun(replace(IN_TURN, cases_in_flight=None), tmp_path, lambda *_: None) as found:
+            (case,) = cases_of(tmp_path / "in")
+            found.begin([case], early=early)
+            kinds.append(type(found._cases))
+    assert kinds == [cases.CasesInTurn, processes.CasesInProcesses]
+
+
+def cases_of(folder: Path):
+    from ctflow.pipeline.case import find_cases  # noqa: PLC0415
+
+    return find_cases(folder, marking_model().spec, IN_TURN).cases
