@@ -50,11 +50,29 @@ def read_body_parts(path: Path) -> tuple[str, ...]:
     Raises:
         BundleInvalid: metadata.json cannot be read, or its body_parts are not a list of words.
     """
+    with _named_by_model(path) as document:
+        return _body_parts(document)
+
+
+def read_demonstration(path: Path) -> bool:
+    """Whether a model is for demonstration, as `read_body_parts` reads that.
+
+    Raises:
+        BundleInvalid: metadata.json cannot be read, or its `demonstration` is neither true nor false.
+    """
+    with _named_by_model(path) as document:
+        return _demonstration(document)
+
+
+@contextmanager
+def _named_by_model(path: Path) -> Iterator[Mapping[str, Any]]:
+    """A model's metadata.json; empty for a model of nnU-Net without one."""
     if not is_of_nnunet(path):
-        return _body_parts(read_bundle_document(path, METADATA))
+        yield read_bundle_document(path, METADATA)
+        return
     folder = TrainedFolder(path)
     with _beside_plans():
-        return _body_parts(document_from_bytes(folder.document(SIDECAR), SIDECAR)) if SIDECAR in folder.files else ()
+        yield document_from_bytes(folder.document(SIDECAR), SIDECAR) if SIDECAR in folder.files else {}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctflow.bundle.metadata import read_body_parts
+from ctflow.bundle.metadata import read_body_parts, read_demonstration
 from ctflow.core.errors import CtflowError
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.core.progress import Progress, silent
@@ -47,9 +47,9 @@ class RunReport:
     document: Mapping[str, Any]
 
 
-def announce(model: Model) -> None:
-    """Log the model; for a demonstration model the first line says that it is not for clinical use."""
-    if model.spec.demonstration:
+def announce(model: Model, *, is_warned: bool = False) -> None:
+    """Log the model; unless `is_warned`, a demonstration model's first line says that it is not for clinical use."""
+    if model.spec.demonstration and not is_warned:
         log.warning("%s: %s is a demonstration model", RESEARCH_ONLY, model.spec.name)
     log.info("model %s %s, weights %s", model.spec.name, model.spec.version, model.weights_digest[:12])
     for note in model.spec.notes:
@@ -123,6 +123,7 @@ def begin_run(
 
     Whatever is wrong with the model is raised before what is wrong with the series, and logged before it.
     """
+    is_warned = _warned(bundle)
     ahead = InOrder(1)
     ahead.current = 0  # what is logged from here on waits for the model's lines
     try:
@@ -131,12 +132,23 @@ def begin_run(
         from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
 
         model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
-        announce(model)
+        announce(model, is_warned=is_warned)
     finally:
         ahead.close()
     if isinstance(found, CtflowError):
         raise found
     return model, found
+
+
+def _warned(bundle: Path) -> bool:
+    """Say first of all that a demonstration model is not for clinical use."""
+    try:
+        is_demonstration = read_demonstration(bundle)
+    except CtflowError:  # raised when the bundle is read
+        return False
+    if is_demonstration:
+        log.warning("%s: a demonstration model", RESEARCH_ONLY)
+    return is_demonstration
 
 
 def _found_or_error(
