@@ -75,7 +75,7 @@ def _starts_of_tumours(
 
 
 def telling_windows(
-    volume: Tensor, logits: Tensor, starts: Sequence[Size3], model: Model, roi: Size3, count: int = COUNT
+    volume: Tensor, found: Tensor, starts: Sequence[Size3], roi: Size3, count: int = COUNT
 ) -> list[Size3]:
     """The windows of a volume in which most is marked, then those with the most structure.
 
@@ -84,16 +84,15 @@ def telling_windows(
 
     Args:
         volume: (1, C_in, D, H, W) float32.
-        logits: (1, C, D, H, W) float32 of the same grid.
+        found: (D, H, W) bool of the same grid, from `anything_marked`.
         starts: First voxel of each window that was computed; negative where the volume is smaller than a window.
-        model: Says what logits mark.
         roi: Window size in voxels.
         count: How many are wanted.
 
     Returns:
         At most `count` of the starts, all different.
     """
-    left = _anything_marked(logits[0], model)
+    left = found.clone()
     taken: list[Size3] = []
     structure = {start: _structure(volume, start, roi) for start in starts}
     rest = [start for start in starts if structure[start]] or list(starts)
@@ -130,7 +129,7 @@ def _structure(volume: Tensor, start: Size3, roi: Size3) -> float:
     return float(volume[0, 0][_places(start, roi)].std(correction=0))
 
 
-def _anything_marked(logits: Tensor, model: Model) -> Tensor:
-    """(D, H, W) bool of (C, D, H, W) logits."""
+def anything_marked(logits: Tensor, model: Model) -> Tensor:
+    """(D, H, W) bool: where any segment is marked by (C, D, H, W) logits."""
     planes = [logits[:, first : first + _PLANES] for first in range(0, logits.shape[1], _PLANES)]
     return torch.cat([marked(some, model).any(0) for some in planes])

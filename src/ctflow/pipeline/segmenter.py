@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ctflow.core.errors import DeviceOutOfMemory, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.progress import Progress, silent
-from ctflow.core.volume import Size3, Volume
+from ctflow.core.volume import Labels, Size3, Volume
 from ctflow.engines.contract import Engine
 from ctflow.export.examples import telling_windows, window_at
 from ctflow.export.figures import Agreement
 from ctflow.pipeline.finishing import finished
 from ctflow.pipeline.opened import OpenEngines
+from ctflow.pipeline.prediction import InBlocks, Predicted, Prediction, roi_of_prepared
 from ctflow.pipeline.segmentation import Segmentation, memory_of, timed
 from ctflow.settings.run import Settings
 from ctflow.transforms.labels import in_voxels
@@ -28,35 +26,11 @@ from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import source_boxes
 from ctflow.transforms.state import Prepared
 from ctflow.window.body import Body
-from ctflow.window.constant import ConstantWindows
-from ctflow.window.devices import Worker
-from ctflow.window.find_body import find_body, mask_of_body
-from ctflow.window.grid import roi_in_volume
-from ctflow.window.mirror import mirrored
-from ctflow.window.predict import predict_volume
+from ctflow.window.find_body import find_body
 
 _NO_BODY = "no body was found in the volume (--roi body): all windows were computed"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class _Predicted:
-    """The result of a volume's windows.
-
-    Attributes:
-        logits: (1, C, X, Y, Z) float32 on the network's grid.
-        window: As `Segmentation.window`.
-        starts: First voxel of each window that was computed.
-        constant: Which of them hold a single HU value; None if not checked.
-        warnings: One for each device that had too little memory for a batch.
-    """
-
-    logits: Tensor
-    window: Mapping[str, Any]
-    starts: Sequence[Size3]
-    constant: ConstantWindows | None
-    warnings: tuple[str, ...]
 
 
 def _nothing() -> None:
@@ -149,30 +123,21 @@ class Segmenter:
                 prepared, found_body = self._prepare(volume)
                 body = self._part_to_compute(found_body, prepared)
             with timed(seconds, "segment"):
-                found = self._predict(prepared, body, volume, progress)
-                meanwhile()
-                if found.logits.is_cuda:  # else the stage's seconds would miss the GPU's pending work
-                    torch.cuda.current_stream(found.logits.device).synchronize()
+                found = self._predict(prepared, body, volume, progress, meanwhile)
+            restored_s = found.restore_s
+            seconds["segment"] -= restored_s
             agreement = self._opened.earlier
             if self._opened.is_to_be_compared:
                 with timed(seconds, "compare"):
                     found, agreement = self._compared(prepared, body, volume, found, progress)
             with timed(seconds, "restore"):
-                device = found.logits.device
-                parts = (
-                    mask_of_body(body, device) if body else None,
-                    found.constant.seen(device) if found.constant else None,
-                )
-                fractional = self._settings.seg == "fractional"
-                spec = _in_voxels(self.model.spec, prepared, volume)
-                labels, fractions = finished(
-                    prepared, found.logits, spec, parts, volume.array.shape, fractional=fractional, progress=progress
-                )
+                labels, fractions = self._finished(prepared, found, volume, progress)
+            seconds["restore"] += restored_s
         warnings = found.warnings
         if body is None and self._settings.roi == "body":
             log.warning(_NO_BODY)
             warnings = (*warnings, _NO_BODY)
-        small = _warnings_of_small_volume(prepared, self._roi(prepared))
+        small = _warnings_of_small_volume(prepared, roi_of_prepared(self.model, prepared))
         warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
         info, measured = self._opened.info, self._opened.measured
         return Segmentation(labels, info, found.window, warnings, fractions, agreement, measured, found_body), seconds
@@ -191,23 +156,23 @@ class Segmenter:
         return body if self._settings.roi == "body" and body is not None and _is_seen(body, prepared) else None
 
     def _compared(
-        self, prepared: Prepared, body: Body | None, volume: Volume, found: _Predicted, progress: Progress
-    ) -> tuple[_Predicted, Agreement | None]:
+        self, prepared: Prepared, body: Body | None, volume: Volume, found: Predicted, progress: Progress
+    ) -> tuple[Predicted, Agreement | None]:
         """A result that agrees with PyTorch in fp32: this engine's, or that of the next one that agrees.
 
         For this, a few windows of the first CT of a machine, model and versions are computed once more.
         """
-        opened, roi, told = self._opened, self._roi(prepared), found.warnings
+        opened, roi, told = self._opened, roi_of_prepared(self.model, prepared), found.warnings
         agreement = None
         while agreement is None and opened.is_to_be_compared:
             progress("compare", 0, 1)
-            some = telling_windows(prepared.tensor, found.logits, found.starts, self.model, roi)
+            some = telling_windows(prepared.tensor, found.marked(self.model), found.starts, roi)
             windows = [window_at(prepared.tensor, start, roi) for start in some]
             try:
                 agreement = opened.compare(windows, len(found.starts), found.window["batch_size"])
             except ParityFailed as error:
                 told = (*told, opened.take_next(error, progress))
-                found = self._predict(prepared, body, volume, progress)
+                found = self._predict(prepared, body, volume, progress, _nothing)
                 told = (*told, *found.warnings)
             except DeviceOutOfMemory as error:  # of PyTorch, which needs more than the engine that has finished
                 told = (*told, f"the engine was not compared with PyTorch on this CT: {error}")
@@ -216,57 +181,29 @@ class Segmenter:
             progress("compare", 1, 1)
         return replace(found, warnings=told), agreement
 
-    def _roi(self, prepared: Prepared) -> Size3:
-        x, y, z = prepared.tensor.shape[2:]
-        return roi_in_volume(self.model.spec.roi, (x, y, z))
+    def _predict(
+        self,
+        prepared: Prepared,
+        body: Body | None,
+        volume: Volume,
+        progress: Progress,
+        meanwhile: Callable[[], None],
+    ) -> Predicted:
+        spec = _in_voxels(self.model.spec, prepared, volume)
+        prediction = Prediction(replace(self.model, spec=spec), self._settings, self._engines, prepared, body, volume)
+        return prediction.run(progress, meanwhile, is_compared=self._opened.is_to_be_compared)
 
-    def _predict(self, prepared: Prepared, body: Body | None, volume: Volume, progress: Progress) -> _Predicted:
-        """The logits, the windows' positions, and the window settings as used."""
-        constant = ConstantWindows(volume.array) if self._settings.constant_windows == "background" else None
-        spec = self.model.spec
-        overlap = spec.overlap if self._settings.overlap is None else self._settings.overlap
-        mirror = spec.mirror_axes if self._settings.mirror == "plans" else ()
-        batch_size = min(engine.info.batch_range[1] for engine in self._engines)
-        halved: dict[str, tuple[int, int]] = {}
-
-        def on_halved(device: torch.device, tried: int, left: int) -> None:
-            first, _ = halved.get(str(device), (tried, left))
-            halved[str(device)] = (first, left)
-
-        wanted: list[bool] = []
-        starts: list[Size3] = []
-        roi = self._roi(prepared)
-        boxes = source_boxes(prepared, roi)
-
-        def is_wanted(start: Size3) -> bool:
-            box = boxes(start)
-            wanted.append(body is None or body.touches(box))
-            if wanted[-1]:
-                starts.append(start)
-                if constant:
-                    constant.look_at(box)
-            return wanted[-1]
-
-        logits = predict_volume(
-            prepared.tensor,
-            [worker_from_engine(engine, mirror) for engine in self._engines],
-            roi=roi,
-            overlap=overlap,
-            blend=spec.blend,
-            sigma_scale=spec.sigma_scale,
-            padding=spec.window_padding,
-            placement=spec.placement,
-            batch_size=batch_size,
-            is_wanted=is_wanted,
-            progress=progress,
-            on_halved=on_halved,
-        )
-        least = min([batch_size, *(left for _, left in halved.values())])
-        window: dict[str, Any] = {"roi": list(roi), "overlap": overlap, "blend": spec.blend, "batch_size": least}
-        if mirror:
-            window["mirror"] = list(mirror)
-        window |= _looked_at(body, wanted, constant)
-        return _Predicted(logits, window, starts, constant, _warnings_of_memory(halved))
+    def _finished(
+        self, prepared: Prepared, found: Predicted, volume: Volume, progress: Progress
+    ) -> tuple[Labels, Labels | None]:
+        """Labels on the source grid, and fractions if asked for."""
+        if isinstance(found.logits, InBlocks):
+            labels, fractions = found.logits.finishing.result()
+            progress("restore", len(labels), len(labels))
+            return labels, fractions
+        spec, fractional = _in_voxels(self.model.spec, prepared, volume), self._settings.seg == "fractional"
+        shape = volume.geometry.shape
+        return finished(prepared, found.logits, spec, found.parts, shape, fractional=fractional, progress=progress)
 
 
 def _in_voxels(spec: ModelSpec, prepared: Prepared, volume: Volume) -> ModelSpec:
@@ -276,23 +213,6 @@ def _in_voxels(spec: ModelSpec, prepared: Prepared, volume: Volume) -> ModelSpec
         network_label_steps=in_voxels(spec.network_label_steps, prepared.spacing_mm),
         label_steps=in_voxels(spec.label_steps, volume.geometry.spacing_mm),
     )
-
-
-def _looked_at(body: Body | None, wanted: Sequence[bool], constant: ConstantWindows | None) -> dict[str, Any]:
-    """The parts of the volume that were skipped or show nothing, in the terms of result.json."""
-    facts: dict[str, Any] = {}
-    if body is not None:
-        facts |= {"part": "body", "windows": sum(wanted), "windows_of_all": len(wanted)}
-    if constant is None:
-        facts["constant_windows"] = "compute"
-    elif constant.count:
-        facts["windows_constant"] = constant.count
-    return facts
-
-
-def worker_from_engine(engine: Engine, mirror: Sequence[int] = ()) -> Worker:
-    """An engine as a worker for `predict_volume`, which also mirrors each window along these axes."""
-    return Worker(mirrored(engine.predict, mirror), torch.device(engine.info.device), engine.info.fewest_computed)
 
 
 def _is_seen(body: Body, prepared: Prepared) -> bool:
@@ -328,14 +248,3 @@ def _warnings_of_threshold(spec: ModelSpec, fractions: npt.NDArray[np.uint8] | N
         return ()
     threshold = f"{spec.threshold:g}"
     return (f"the SEG holds probabilities; the bundle marks, and ctflow measures, voxels of {threshold} or more",)
-
-
-def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """A sentence per device: for how many windows it had too little memory, and how many it computed instead."""
-    warnings = tuple(
-        f"{device} had too little memory for {tried} windows at once; {left} were computed at a time"
-        for device, (tried, left) in halved.items()
-    )
-    for warning in warnings:
-        log.warning(warning)
-    return warnings

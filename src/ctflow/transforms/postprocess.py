@@ -58,6 +58,13 @@ def values_to_restore(logits: Tensor, spec: ModelSpec, *, fractional: bool) -> T
     return torch.cat([logits[0], torch.ones_like(logits[0, :1])]) if fractional else logits[0]
 
 
+def count_of_values(channels: int, spec: ModelSpec, *, fractional: bool) -> int:
+    """How many channels `values_to_restore` makes of logits with some."""
+    if spec.restored == "probabilities" and is_two_class(spec):
+        return 2 if _is_cropped(spec) else 1
+    return channels + (fractional and spec.restored == "logits")
+
+
 def labels_from_restored(values: Tensor, spec: ModelSpec) -> Tensor:
     """Mark voxels.
 

@@ -72,24 +72,33 @@ class _Axis:
         self._host = weights
         self._weights: Tensor | None = None
         self._voxels: Tensor | None = None
+        self._picked: IndexArray | None = None  # the same on the host
         voxels = weights.argmax(axis=1)
         taken = weights[np.arange(len(weights)), voxels]
         if not ((taken == 1) & (np.count_nonzero(weights, axis=1) == 1)).all():
             self._weights = uploaded(np.ascontiguousarray(weights, dtype=np.float32), device)
         elif not np.array_equal(voxels, np.arange(weights.shape[1])):
-            self._voxels = uploaded(voxels, device)  # flipped or cropped
+            self._picked, self._voxels = voxels, uploaded(voxels, device)  # flipped or cropped
 
     def __len__(self) -> int:
         return len(self._host)
 
-    def some(self, image: Tensor, rows: slice) -> Tensor:
-        """(C, X, Y, Z) -> (C, rows, Y, Z) float32."""
+    def used(self, rows: slice) -> slice:
+        """The voxels from which some rows are made."""
         if self._weights is not None:
             used = np.flatnonzero(self._host[rows].any(axis=0))
-            low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-            part = image[:, low:high].to(torch.float32)
-            return torch.einsum("rx,cxyz->cryz", self._weights[rows, low:high], part)
-        part = image[:, rows] if self._voxels is None else image.index_select(1, self._voxels[rows])
+            return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
+        if self._picked is None:
+            return rows
+        return slice(int(self._picked[rows].min()), int(self._picked[rows].max()) + 1)
+
+    def some(self, part: Tensor, rows: slice) -> Tensor:
+        """(C, used voxels, Y, Z) -> (C, rows, Y, Z) float32."""
+        used = self.used(rows)
+        if self._weights is not None:
+            return torch.einsum("rx,cxyz->cryz", self._weights[rows, used], part.to(torch.float32))
+        if self._voxels is not None:
+            part = part.index_select(1, self._voxels[rows] - used.start)
         return part.to(torch.float32)
 
     def across(self, part: Tensor) -> Tensor:
@@ -110,18 +119,41 @@ def slabs_of(image: Tensor, weights: Sequence[FloatArray]) -> Iterator[tuple[sli
 
     A slab may share the image's memory.
     """
-    first, second, third = (_Axis(matrix, image.device) for matrix in weights)
-    at_once = _rows_at_once(image, (len(first), len(second), len(third)))
-    for start in range(0, len(first), at_once):
-        rows = slice(start, min(start + at_once, len(first)))
-        yield rows, third.along(second.across(first.some(image, rows)))
+    channels, *_ = image.shape
+    slabs = Slabs(weights, channels, image.device)
+    for rows, used in slabs.rows:
+        yield rows, slabs.slab(image[:, used], rows)
 
 
-def _rows_at_once(image: Tensor, wanted: Size3) -> int:
+class Slabs:
+    """Weights of three axes, applied some rows of the first axis at a time, to the voxels that these rows need.
+
+    Args:
+        weights: (rows, columns) of each axis.
+        channels: Of the image.
+        device: The image's.
+
+    Attributes:
+        rows: The rows of each slab, and the image's voxels along its first axis that they are made from.
+    """
+
+    def __init__(self, weights: Sequence[FloatArray], channels: int, device: torch.device) -> None:
+        self._first, self._second, self._third = (_Axis(matrix, device) for matrix in weights)
+        (first, x), (second, y), (third, z) = (matrix.shape for matrix in weights)
+        on_gpu = device.type == "cuda"
+        at_once = _rows_at_once(channels, (x, y, z), (first, second, third)) if on_gpu else _SLAB
+        every = range(0, len(self._first), at_once)
+        some = [slice(start, min(start + at_once, len(self._first))) for start in every]
+        self.rows = [(rows, self._first.used(rows)) for rows in some]
+
+    def slab(self, part: Tensor, rows: slice) -> Tensor:
+        """(C, used voxels, Y, Z) -> (C, rows, rows of the second axis, rows of the third) float32."""
+        return self._third.along(self._second.across(self._first.some(part, rows)))
+
+
+def _rows_at_once(channels: int, size: Size3, wanted: Size3) -> int:
     """Rows of a slab so that none of its steps takes more than `_GPU_SLAB_BYTES`."""
-    if not image.is_cuda:
-        return _SLAB
-    channels, x, y, z = image.shape
+    x, y, z = size
     read = max(math.ceil(x / wanted[0]), 1) * y * z  # if rows are skipped, more are read than written
     return max(_GPU_SLAB_BYTES // (4 * channels * max(read, wanted[1] * z, wanted[1] * wanted[2])), 1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctflow.core.volume import FloatArray, Size3
-from ctflow.transforms.resample import slabs_of
+from ctflow.transforms.resample import Slabs
 from ctflow.transforms.state import Prepared
 from ctflow.transforms.tilt import restore_tilt
 
@@ -24,22 +24,52 @@ def restore_slabs(prepared: Prepared, probabilities: Tensor) -> Iterator[tuple[s
         probabilities: (C, X, Y, Z) float32 on the network's grid.
 
     Yields:
-        The source slices d and their (C, slices, H, W) float32 probabilities: linear between the network's voxels,
-        the border value beyond them, 0 where a crop removed the volume. They may share the memory of `probabilities`.
-
-    Source: MONAI 1.6.1 `Invertd(nearest_interp=False)`.
+        The source slices d and their (C, slices, H, W) float32 probabilities, as `SourceSlabs.slab` gives them.
     """
-    order = [prepared.source_axes.index(axis) for axis in range(3)]
-    image = probabilities.permute(0, *(1 + axis for axis in order))
-    slabs = slabs_of(image, [prepared.back[axis] for axis in order])
-    untilted = prepared.untilted
-    if untilted is None:
-        yield from slabs
-        return
-    _, height, width = untilted.geometry.shape
-    size = height - math.ceil(untilted.rows.max()), width - math.ceil(untilted.columns.max())
-    for rows, slab in slabs:
-        yield rows, restore_tilt(slab, rows, untilted, size)
+    slabs = SourceSlabs(prepared, len(probabilities), probabilities.device)
+    for rows, used in slabs.rows:
+        yield rows, slabs.slab(probabilities.narrow(1 + slabs.axis, used.start, used.stop - used.start), rows)
+
+
+class SourceSlabs:
+    """The way back to the source grid, a few source slices at a time, each from the network's voxels that it needs.
+
+    Args:
+        prepared: From `prepare_volume`.
+        channels: Of the probabilities.
+        device: Theirs.
+
+    Attributes:
+        axis: The network's axis along which the source's slices lie.
+        rows: The source slices d of each slab, and the voxels along that axis that they are made from.
+    """
+
+    def __init__(self, prepared: Prepared, channels: int, device: torch.device) -> None:
+        self._order = [prepared.source_axes.index(axis) for axis in range(3)]
+        self._slabs = Slabs([prepared.back[axis] for axis in self._order], channels, device)
+        self._untilted = prepared.untilted
+        self.axis, self.rows = self._order[0], self._slabs.rows
+
+    def slab(self, part: Tensor, rows: slice) -> Tensor:
+        """Bring a slab back.
+
+        Args:
+            part: (C, X, Y, Z) float32 on the network's grid; along `axis` only the voxels that the slab needs.
+            rows: The slab's source slices.
+
+        Returns:
+            (C, slices, H, W) float32: linear between the network's voxels, the border value beyond them, 0 where a
+            crop removed the volume. It may share the memory of `part`.
+
+        Source: MONAI 1.6.1 `Invertd(nearest_interp=False)`.
+        """
+        slab = self._slabs.slab(part.permute(0, *(1 + axis for axis in self._order)), rows)
+        untilted = self._untilted
+        if untilted is None:
+            return slab
+        _, height, width = untilted.geometry.shape
+        size = height - math.ceil(untilted.rows.max()), width - math.ceil(untilted.columns.max())
+        return restore_tilt(slab, rows, untilted, size)
 
 
 def restore_labels(prepared: Prepared, labels: Tensor) -> Tensor:

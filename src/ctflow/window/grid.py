@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from ctflow.core.model import Overlap, Placement
 from ctflow.core.volume import Size3
+
+_Item = TypeVar("_Item")
 
 
 def starts_along_axis(size: int, window: int, overlap: float, placement: Placement = "dense") -> list[int]:
@@ -69,11 +72,11 @@ def window_starts(size: Size3, roi: Size3, overlap: Overlap, placement: Placemen
     return list(itertools.product(*window_axes(size, roi, overlap, placement)))
 
 
-def shares_of_windows(starts: Sequence[Size3], count: int) -> list[list[Size3]]:
+def shares_of_windows(starts: Sequence[_Item], count: int) -> list[list[_Item]]:
     """Divide the windows among devices in contiguous runs, so that each device needs one slab of the volume.
 
     Args:
-        starts: The windows, in MONAI's order.
+        starts: The windows, in MONAI's order, or groups of them.
         count: Devices.
 
     Returns:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.core.errors import DeviceOutOfMemory, UnsupportedPixels
+from ctflow.core.errors import UnsupportedPixels
 from ctflow.core.model import Blend, Overlap, Placement, WindowPadding
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Box, Size3
-from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.window.blend import SIGMA_SCALE, importance_map, total_weight
 from ctflow.window.constant import alike_windows
 from ctflow.window.devices import Predict, Say, Worker, run_on_devices
-from ctflow.window.grid import padding_for_window, shares_of_windows, window_axes, window_starts
+from ctflow.window.grid import padding_for_window, shares_of_windows, window_axes
+from ctflow.window.slab import AlikeWindows, Halved, RollingSlab, Slab, fetched
 
 _ZEROS = WindowPadding()
-Halved = Callable[[torch.device, int, int], None]
 
 
 def unheard(device: torch.device, tried: int, left: int) -> None:
@@ -82,6 +82,107 @@ def predict_volume(
     Source: equal to `monai.inferers.sliding_window_inference` (MONAI 1.6.1) within float tolerance, on any number of
     devices.
     """
+    plan = _planned(volume, predict, roi, overlap, blend, placement, sigma_scale, padding, batch_size, is_wanted)
+    shares = _shares(plan.workers, plan.starts, plan.size, roi)
+    logits = _sum_of_windows(plan.padded, plan.weight, shares, batch_size, progress, on_halved)
+    logits.div_(plan.total_weight)
+    return plan.inside(logits, slice(0, volume.shape[2]), axis=0)
+
+
+def predict_blocks(
+    volume: Tensor,
+    predict: Predict | Sequence[Worker],
+    *,
+    axis: int,
+    roi: Size3,
+    overlap: Overlap = 0.25,
+    blend: Blend = "gaussian",
+    placement: Placement = "dense",
+    sigma_scale: tuple[float, float, float] = SIGMA_SCALE,
+    padding: WindowPadding = _ZEROS,
+    batch_size: int = 4,
+    is_wanted: Callable[[Size3], bool] = every_window,
+    progress: Progress = silent,
+    on_halved: Halved = unheard,
+) -> Iterator[tuple[slice, Tensor]]:
+    """`predict_volume` for logits that are too many for memory: rows are returned once no later window touches them.
+
+    The windows move along `axis` of the volume (0 to 2), and the sum of their logits has as many rows as a window. On
+    one device, along axis 0, the logits have the same bits as those of `predict_volume`, provided that a window's
+    logits do not depend on the batch that it is in; along another axis windows are added in another order. Batches end
+    with a row of windows. All other arguments are those of `predict_volume`.
+
+    Yields:
+        Rows of that axis, in order and without gaps, and their (1, C_out, D, H, W) float32 logits on the first
+        worker's device, which are valid until the next ones are asked for.
+
+    Raises:
+        ValueError: As `predict_volume`.
+        DeviceOutOfMemory: As `predict_volume`.
+    """
+    plan = _planned(volume, predict, roi, overlap, blend, placement, sigma_scale, padding, batch_size, is_wanted)
+    before, size = plan.missing[axis][0], volume.shape[2 + axis]
+    for first, logits in _finished_rows(plan, axis, batch_size, progress, on_halved):
+        low, high = max(first - before, 0), min(first - before + logits.shape[2 + axis], size)
+        if low < high:
+            yield slice(low, high), plan.inside(logits, slice(low - first, high - first), axis)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """The windows of a volume.
+
+    Attributes:
+        workers: Those that compute them.
+        padded: The volume, at least as large as a window.
+        missing: What was padded, before and after each axis.
+        weight: Weight of each voxel of a window.
+        axes: First voxel of the windows along each axis, wanted or not.
+        starts: The windows that are wanted, in MONAI's order; at least one.
+    """
+
+    workers: tuple[Worker, ...]
+    padded: Tensor
+    missing: tuple[tuple[int, int], ...]
+    weight: Tensor
+    axes: tuple[list[int], list[int], list[int]]
+    starts: list[Size3]
+
+    @cached_property
+    def total_weight(self) -> Tensor:
+        """Sum of all windows' weights at each voxel of the padded volume."""
+        return total_weight(self.weight, self.axes, self.size)
+
+    @property
+    def roi(self) -> Size3:
+        d, h, w = self.weight.shape
+        return d, h, w
+
+    @property
+    def size(self) -> Size3:
+        d, h, w = self.padded.shape[2:]
+        return d, h, w
+
+    def inside(self, logits: Tensor, rows: slice, axis: int) -> Tensor:
+        """Some rows of logits along an axis, counted from the volume's first, without what was padded."""
+        for each, (before, after) in enumerate(self.missing):
+            first, end = (rows.start, rows.stop) if each == axis else (0, self.size[each] - before - after)
+            logits = logits.narrow(2 + each, before + first, end - first)
+        return logits
+
+
+def _planned(
+    volume: Tensor,
+    predict: Predict | Sequence[Worker],
+    roi: Size3,
+    overlap: Overlap,
+    blend: Blend,
+    placement: Placement,
+    sigma_scale: tuple[float, float, float],
+    padding: WindowPadding,
+    batch_size: int,
+    is_wanted: Callable[[Size3], bool],
+) -> _Plan:
     workers = (Worker(predict, volume.device),) if callable(predict) else tuple(predict)
     _check(volume, workers, roi, overlap, batch_size)
     size: Size3 = tuple(volume.shape[2:])  # type: ignore[assignment]  # three by the check above
@@ -90,14 +191,11 @@ def predict_volume(
     padded_size: Size3 = tuple(padded.shape[2:])  # type: ignore[assignment]
     weight = importance_map(roi, blend, workers[0].device, sigma_scale)
     (d, _), (h, _), (w, _) = missing
-    every = window_starts(padded_size, roi, overlap, placement)
-    starts = [start for start in every if is_wanted((start[0] - d, start[1] - h, start[2] - w))]
+    axes = window_axes(padded_size, roi, overlap, placement)
+    starts = [start for start in itertools.product(*axes) if is_wanted((start[0] - d, start[1] - h, start[2] - w))]
     if not starts:
         raise ValueError("no window is wanted")
-    shares = _shares(workers, starts, padded_size, roi)
-    logits = _sum_of_windows(padded, weight, shares, batch_size, progress, on_halved)
-    logits.div_(total_weight(weight, window_axes(padded_size, roi, overlap, placement), padded_size))
-    return logits[:, :, d : d + size[0], h : h + size[1], w : w + size[2]]
+    return _Plan(workers, padded, missing, weight, axes, starts)
 
 
 def _padded(volume: Tensor, missing: Sequence[tuple[int, int]], padding: WindowPadding) -> Tensor:
@@ -184,8 +282,11 @@ def _sum_of_windows(
         progress("segment", done, total)
 
     def job(index: int, say: Say) -> Tensor:
-        slab = _Slab(volume, weight, shares[index], batch_size)
-        return _sum_of_share(slab, batch_size, say, advance, on_halved)
+        share = shares[index]
+        touched = slice(min(place[0].start for place in share.places), max(place[0].stop for place in share.places))
+        part = fetched(volume[0][(slice(None), *share.box)], touched, share.worker.device)
+        slab = Slab(part, weight, share.worker, batch_size)
+        return slab.compute(alike_windows(part, share.places), say, advance, on_halved)
 
     advance(0)
     logits, *slabs = run_on_devices([share.worker.device for share in shares], job)
@@ -195,93 +296,69 @@ def _sum_of_windows(
     return logits
 
 
-# ------------------------------------------------------------------------------------------------------ one device
+# --------------------------------------------------------------------------------------------------------- in blocks
 
 
-class _Slab:
-    """The part of a volume that a share's windows touch, and the sum of logits, on the share's device.
+def _finished_rows(
+    plan: _Plan, axis: int, batch_size: int, progress: Progress, on_halved: Halved
+) -> Iterator[tuple[int, Tensor]]:
+    """The first row, in the padded volume, and the blended (1, C_out, D, H, W) logits of one block after another."""
+    places = [_place(start, (0, 0, 0), plan.roi) for start in sorted(plan.starts, key=lambda start: start[axis])]
+    everything = slice(0, plan.size[0])
+    slabs = [
+        RollingSlab(fetched(plan.padded[0], everything, each.device), plan.weight, each, batch_size, axis)
+        for each in plan.workers
+    ]
+    done, total, end = 0, len(places), 0
 
-    Args:
-        volume: (1, C_in, D, H, W), padded.
-        weight: Weight of each voxel of a window.
-        share: The worker and its windows.
-        batch_size: Most windows at once.
+    def advance(windows: int) -> None:
+        nonlocal done
+        done += windows
+        progress("segment", done, total)
 
-    Attributes:
-        groups: The share's windows: those with the same single value in one group, every other in its own.
-    """
-
-    def __init__(self, volume: Tensor, weight: Tensor, share: _Share, batch_size: int) -> None:
-        self.share = share
-        device = share.worker.device
-        self._part = _fetched(volume[0][(slice(None), *share.box)], share.places, device)
-        self._weight = weight.to(device)
-        self.groups = alike_windows(self._part, share.places)
-        self._batch = self._part.new_empty((min(batch_size, len(self.groups)), len(self._part), *weight.shape))
-        self._sum: Tensor | None = None
-
-    @property
-    def sum(self) -> Tensor:
-        """(1, C_out, D, H, W) float32 sum of the weighted logits so far."""
-        if self._sum is None:
-            raise ValueError("no window has been computed")
-        return self._sum
-
-    def add(self, groups: Sequence[Sequence[Box]]) -> bool:
-        """Compute a window of some groups; False if the device lacks memory for it, but may have enough for fewer.
-
-        Nothing here waits for a GPU, and only the first call allocates memory.
-        """
-        roi = self._weight.shape
-        windows = self._batch[: len(groups)]
-        for window, group in zip(windows, groups, strict=True):
-            window.copy_(self._part[(slice(None), *group[0])])
-        answer = self._answer(windows)
-        if answer is None:
-            return False
-        if len(answer) != len(groups) or answer.shape[2:] != roi:
-            raise ValueError(f"predict returned {tuple(answer.shape)} for {len(groups)} windows of {tuple(roi)}")
-        if self._sum is None:
-            shape = (1, answer.shape[1], *self._part.shape[1:])
-            self._sum = torch.zeros(shape, device=self._part.device)
-        for window, group in zip(answer, groups, strict=True):
-            logits = window.to(torch.float32)
-            for place in group:
-                self._sum[0][(slice(None), *place)].addcmul_(logits, self._weight)
-        return True
-
-    def _answer(self, windows: Tensor) -> Tensor | None:
-        try:
-            return self.share.worker.predict(windows)
-        except DeviceOutOfMemory:
-            if len(windows) <= self.share.worker.fewest:
-                raise
-        if self._part.is_cuda:
-            free_cached_memory()  # not above: the error's frames hold memory until the error is gone
-        return None
+    advance(0)
+    groups = alike_windows(slabs[0].part, places)
+    layers = itertools.groupby(groups, key=lambda group: group[0][axis].start)
+    firsts = sorted({place[axis].start for place in places})
+    todo = {first: list(layer) for first, layer in layers}
+    for first, following in itertools.zip_longest(firsts, firsts[1:], fillvalue=plan.size[axis]):
+        for slab in slabs:
+            slab.move(first)
+        _compute_layer(slabs, todo.get(first, []), advance, on_halved)
+        if end < first:
+            yield end, _zeros(slabs[0].sum, axis, first - end)
+        end = min(following, first + plan.roi[axis])
+        yield first, _blended(slabs, plan, axis, slice(first, end))
+    if end < plan.size[axis]:
+        yield end, _zeros(slabs[0].sum, axis, plan.size[axis] - end)
 
 
-def _fetched(part: Tensor, places: Sequence[Box], device: torch.device) -> Tensor:
-    """A part of a volume on a device; if copied, only the slices that windows touch have values."""
-    if part.device == device:
-        return part
-    touched = slice(min(place[0].start for place in places), max(place[0].stop for place in places))
-    fetched = torch.empty(part.shape, dtype=part.dtype, device=device)
-    # A CPU must wait for a GPU's bytes; a GPU's stream orders this itself.
-    fetched[:, touched].copy_(part[:, touched], non_blocking=device.type == "cuda")
-    return fetched
+def _compute_layer(
+    slabs: Sequence[RollingSlab], groups: Sequence[AlikeWindows], advance: Callable[[int], None], on_halved: Halved
+) -> None:
+    """Compute windows that begin at one row, on all devices at the same time."""
+    shares = shares_of_windows(groups, len(slabs))
+
+    def job(index: int, say: Say) -> Tensor:
+        return slabs[index].compute(shares[index], say, advance, on_halved)
+
+    if shares:
+        run_on_devices([slab.worker.device for slab, _ in zip(slabs, shares, strict=False)], job)
 
 
-def _sum_of_share(slab: _Slab, batch_size: int, say: Say, advance: Callable[[int], None], on_halved: Halved) -> Tensor:
-    """Compute all windows of a share, in smaller batches if memory does not suffice."""
-    groups, device, done = slab.groups, slab.share.worker.device, 0
-    with torch.no_grad():  # a thread does not inherit the caller's no_grad
-        while done < len(groups):
-            some = groups[done : done + batch_size]
-            if slab.add(some):
-                done += len(some)
-                say(partial(advance, sum(map(len, some))))
-            else:
-                batch_size = max(len(some) // 2, slab.share.worker.fewest)
-                say(partial(on_halved, device, len(some), batch_size))
-    return slab.sum
+def _blended(slabs: Sequence[RollingSlab], plan: _Plan, axis: int, rows: slice) -> Tensor:
+    """The finished first rows of the sum of all devices, divided by the weights, in the first one's memory."""
+    count = rows.stop - rows.start
+    logits = slabs[0].sum.narrow(2 + axis, 0, count)
+    for slab in slabs[1:]:
+        if slab.has_sum:
+            for channel, added in enumerate(slab.sum[0].narrow(1 + axis, 0, count)):
+                logits[0, channel].add_(added.to(logits.device))
+    return logits.div_(plan.total_weight.narrow(axis, rows.start, count))
+
+
+def _zeros(like: Tensor, axis: int, count: int) -> Tensor:
+    """Logits of rows that no window touches."""
+    shape = list(like.shape)
+    shape[2 + axis] = count
+    return like.new_zeros(()).expand(shape)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctflow.bundle import read_bundle
-from ctflow.export.examples import COUNT, example_windows, telling_windows, window_at
+from ctflow.export.examples import COUNT, anything_marked, example_windows, telling_windows, window_at
 from ctflow.window.grid import window_starts
 from ctflow.window.predict import predict_volume
 
@@ -46,10 +46,10 @@ def test_the_windows_of_a_ct_are_those_with_findings_then_those_with_structure(m
     volume[0, 0, :8, :8, 24:] = 0.5  # padding, in which a network marks what it likes
     logits[0, 0, :8, :8, 24:] = 1.0
     starts = window_starts((16, 16, 32), ROI, 0.0)
-    taken = telling_windows(volume, logits, starts, model, ROI, count=3)
+    taken = telling_windows(volume, anything_marked(logits[0], model), starts, ROI, count=3)
     assert taken == [(0, 0, 0), (8, 8, 24), (0, 8, 8)]
-    assert len(telling_windows(volume, logits, starts[:2], model, ROI)) == 2
-    assert set(telling_windows(volume, logits * torch.nan, starts, model, ROI)) <= set(starts)
+    assert len(telling_windows(volume, anything_marked(logits[0], model), starts[:2], ROI)) == 2
+    assert set(telling_windows(volume, anything_marked(logits[0] * torch.nan, model), starts, ROI)) <= set(starts)
 
 
 def test_several_findings_are_seen_although_windows_overlap(model):
@@ -57,7 +57,7 @@ def test_several_findings_are_seen_although_windows_overlap(model):
     logits[0, 0, 0:6, 0:6, 0:6] = 1.0
     logits[0, 0, 14, 14, 14] = 1.0
     starts = window_starts((16, 16, 16), ROI, 0.5)
-    taken = telling_windows(torch.rand(logits.shape), logits, starts, model, ROI, count=2)
+    taken = telling_windows(torch.rand(logits.shape), anything_marked(logits[0], model), starts, ROI, count=2)
     assert taken == [(0, 0, 0), (8, 8, 8)]
 
 
@@ -70,7 +70,9 @@ def test_what_is_marked_follows_the_model(model, channels, activation, threshold
     logits[0, -1, 3, 3, 35] = 2
     starts = window_starts((8, 8, 40), ROI, 0.0)
     volume = torch.zeros(1, 1, 8, 8, 40)
-    assert telling_windows(volume, logits, starts, replace(model, spec=spec), ROI, count=1) == [(0, 0, 32)]
+    assert telling_windows(volume, anything_marked(logits[0], replace(model, spec=spec)), starts, ROI, count=1) == [
+        (0, 0, 32)
+    ]
 
 
 @pytest.mark.parametrize("size", [(5, 8, 13), (20, 9, 7), (3, 3, 3), (8, 8, 8)])

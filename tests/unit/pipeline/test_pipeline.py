@@ -712,10 +712,11 @@ def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
         held.append(weakref.ref(array))
         raise error
 
-    module = "finishing" if stage == "values_to_restore" else "segmenter"
-    monkeypatch.setattr(f"ctflow.pipeline.{module}.{stage}", fail)
+    modules = {"prepare_volume": "segmenter", "predict_volume": "prediction", "values_to_restore": "finishing"}
+    monkeypatch.setattr(f"ctflow.pipeline.{modules[stage]}.{stage}", fail)
     if stage == "values_to_restore":
-        monkeypatch.setattr("ctflow.pipeline.segmenter.predict_volume", lambda *_, **__: torch.zeros(1, 2, 4, 4, 4))
+        zeros = lambda volume, **_: torch.zeros(1, 2, *volume.shape[2:])  # noqa: E731
+        monkeypatch.setattr("ctflow.pipeline.prediction.predict_volume", zeros)
     with Segmenter(model, settings) as segmenter:
         (case,) = find_cases(series, model.spec, settings).cases
         failed = stages.segment_case(load_case(case), segmenter)

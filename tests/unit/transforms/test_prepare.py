@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -209,8 +208,7 @@ def test_the_size_of_a_slab_changes_no_value(monkeypatch, at_once):
 
 def test_a_gpus_slabs_stay_within_their_memory():
     for channels, shape, wanted in [(14, (512, 512, 300), (700, 512, 512)), (1, (700, 512, 512), (100, 340, 340))]:
-        image = SimpleNamespace(is_cuda=True, shape=(channels, *shape))
-        rows = resample._rows_at_once(image, wanted)
+        rows = resample._rows_at_once(channels, shape, wanted)
         assert rows >= 1
         assert rows * channels * wanted[1] * wanted[2] * 4 <= 2**28
         assert rows * channels * shape[0] / wanted[0] * shape[1] * shape[2] * 4 <= 2**28
