@@ -19,6 +19,7 @@ from ctflow.core.model import RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.core.volume import Geometry, LabelArray
 from ctflow.dicom.attributes import text
 from ctflow.dicom.write import derived
+from ctflow.dicom.write.frames import give_frames
 from ctflow.dicom.write.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.write.source import Sources, sources_from_headers
 
@@ -83,17 +84,21 @@ def segmentation_from_labels(
         digest_of_mask(labels if fractions is None else fractions),
     )
     shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
+    images = sources.cleaned if shown is None else [sources.cleaned[index] for index in shown]
+    pixels = _pixels(labels, fractions, shown)
     planes = {} if grid is None else _planes(grid)
+    descriptions = [_describe(segment, header, spec, provenance, uid) for segment in spec.segments]
+    many = _has_own_frames(labels, form, spec)
     with frames_known_by_class(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is intended; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
-            source_images=sources.cleaned if shown is None else [sources.cleaned[index] for index in shown],
-            pixel_array=_pixels(labels, fractions, shown),
+            source_images=images,
+            pixel_array=(pixels > 0).astype(np.uint8) if many else pixels,
             segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
             max_fractional_value=MOST_FRACTION,
             omit_empty_frames=form.omit_empty_frames,
             **planes,
-            segment_descriptions=[_describe(segment, header, spec, provenance, uid) for segment in spec.segments],
+            segment_descriptions=descriptions[:2] if many else descriptions,
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
             series_number=derived.series_number(header, 1),
             sop_instance_uid=uid,
@@ -103,6 +108,11 @@ def segmentation_from_labels(
             content_label="SEGMENTATION",
             series_description=derived.series_description(spec, "Segmentation by"),
         )
+    if many:
+        at = planes["plane_positions"] if planes else [[image] for image in images]
+        positions_mm = np.array([each[0].ImagePositionPatient for each in at], float)
+        omit = form.omit_empty_frames
+        segmentation = give_frames(segmentation, pixels, positions_mm, descriptions, omit_empty_frames=omit)
     if shown is not None:
         _refer_to_all(segmentation, sources)
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
@@ -144,6 +154,11 @@ def _slices_with_frames(marks: npt.NDArray[Any], form: SegForm) -> list[int] | N
     axes = tuple(axis for axis in range(marks.ndim) if axis != marks.ndim - 3)
     marked: list[int] = np.flatnonzero(marks.any(axis=axes)).tolist()
     return marked if form.omit_empty_frames and 0 < len(marked) < marks.shape[-3] else None
+
+
+def _has_own_frames(labels: LabelArray, form: SegForm, spec: ModelSpec) -> bool:
+    """Whether highdicom makes the frames of one segment only (see `ctflow.dicom.write.frames`)."""
+    return form.kind == "binary" and len(spec.segments) > 1 and bool(labels.any())
 
 
 def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:

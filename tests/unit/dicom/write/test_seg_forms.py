@@ -12,12 +12,13 @@ import pytest
 
 from ctflow.core.model import Code, Segment
 from ctflow.dicom.read.segmentation import read_segmentation
+from ctflow.dicom.write import segmentation
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.measurement_report import report_from_measurements
 from ctflow.dicom.write.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.write.source import sources_from_headers
 from ctflow.measurements.measure import measure_segments, split_findings
-from dicom_support import assembled, small_volume, spec_of
+from dicom_support import assembled, axes, small_volume, spec_of
 from tests_support import (
     assert_same_points,
     dciodvfy_errors,
@@ -210,3 +211,40 @@ def test_slices_without_frames_are_not_needed_to_make_them(write, monkeypatch, k
         files.append(stream.getvalue())
     assert files[0] == files[1]
     assert files[0] == files[2]
+
+
+def files_of_both(monkeypatch, folder, labels, headers, spec, **given):
+    """The SEG with our frames and with highdicom's, as bytes."""
+    files = []
+    for name, own in (("ours", True), ("highdicom", False)):
+        monkeypatch.setattr(segmentation, "_has_own_frames", lambda *_, own=own: own)
+        write_dataset(segmentation_from_labels(labels, headers, spec, MADE_BY, **given), folder / name)
+        files.append((folder / name).read_bytes())
+    return files
+
+
+@pytest.mark.parametrize("omit", [True, False])
+@pytest.mark.parametrize("on_a_grid", [False, True])
+@pytest.mark.parametrize(("shape", "count"), [((7, 3, 3), 5), ((5, 9, 7), 104), ((4, 8, 8), 300)])
+def test_the_frames_of_a_binary_seg_are_those_of_highdicom(write, monkeypatch, tmp_path, shape, count, omit, on_a_grid):
+    """Byte for byte: of pixels that do not fill bytes, of slices and segments without marks."""
+    rng = np.random.default_rng(count)
+    segments = tuple(Segment(n, f"structure {n}", ORGAN, LUNG, (MASS,) if n % 2 else ()) for n in range(1, count + 1))
+    labels = np.where(rng.random(shape) < 0.3, rng.integers(0, count + 1, shape), 0).astype(np.uint16)
+    labels[shape[0] // 2] = 0
+    labels[-1, -1, -1] = count
+    loaded = assembled(write(small_volume(shape=shape)))
+    headers = [instance.header for instance in loaded.instances]
+    given = {"form": SegForm("binary", omit_empty_frames=omit)}
+    if on_a_grid:
+        given["grid"] = loaded.volume.geometry
+    ours, theirs = files_of_both(monkeypatch, tmp_path, labels, headers, spec_of(segments), **given)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
+def test_frames_keep_their_slices_in_whichever_order_these_are(write, monkeypatch, tmp_path, signs):
+    loaded = assembled(write(small_volume(affine=axes((2, 1, 0), signs))))
+    headers = [instance.header for instance in loaded.instances]
+    ours, theirs = files_of_both(monkeypatch, tmp_path, labels_of(), headers, SPEC)
+    assert ours == theirs
