@@ -93,7 +93,7 @@ def _element(tag: int, items: list[Dataset]) -> DataElement:
 
 
 def _dataset(tag: int, vr: VR, value: object) -> Dataset:
-    return Dataset({tag: DataElement(tag, vr, value)})
+    return Dataset({Tag(tag): DataElement(tag, vr, value)})
 
 
 def _packed(labels: LabelArray, places: npt.NDArray[np.int64]) -> bytes:

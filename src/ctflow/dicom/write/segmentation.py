@@ -85,20 +85,19 @@ def segmentation_from_labels(
     )
     shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
     images = sources.cleaned if shown is None else [sources.cleaned[index] for index in shown]
-    pixels = _pixels(labels, fractions, shown)
     planes = {} if grid is None else _planes(grid)
     descriptions = [_describe(segment, header, spec, provenance, uid) for segment in spec.segments]
-    many = _has_own_frames(labels, form, spec)
+    marks = None if not _has_own_frames(labels, form, spec) else labels if shown is None else labels[shown]
     with frames_known_by_class(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is intended; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
             source_images=images,
-            pixel_array=(pixels > 0).astype(np.uint8) if many else pixels,
+            pixel_array=_pixels(labels, fractions, shown) if marks is None else (marks > 0).astype(np.uint8),
             segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
             max_fractional_value=MOST_FRACTION,
             omit_empty_frames=form.omit_empty_frames,
             **planes,
-            segment_descriptions=descriptions[:2] if many else descriptions,
+            segment_descriptions=descriptions if marks is None else descriptions[:2],
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
             series_number=derived.series_number(header, 1),
             sop_instance_uid=uid,
@@ -108,11 +107,11 @@ def segmentation_from_labels(
             content_label="SEGMENTATION",
             series_description=derived.series_description(spec, "Segmentation by"),
         )
-    if many:
+    if marks is not None:
         at = planes["plane_positions"] if planes else [[image] for image in images]
         positions_mm = np.array([each[0].ImagePositionPatient for each in at], float)
         omit = form.omit_empty_frames
-        segmentation = give_frames(segmentation, pixels, positions_mm, descriptions, omit_empty_frames=omit)
+        segmentation = give_frames(segmentation, marks, positions_mm, descriptions, omit_empty_frames=omit)
     if shown is not None:
         _refer_to_all(segmentation, sources)
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
