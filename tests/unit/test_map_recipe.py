@@ -15,7 +15,10 @@ from types import ModuleType
 
 import pytest
 
+from bundle_support import small_unet_bundle
 from ctflow import __version__
+from ctflow.core.errors import BundleInvalid
+from reasons import raises_reason
 
 RECIPE = Path(__file__).parents[2] / "MAP"
 
@@ -218,6 +221,18 @@ def test_links_and_what_is_no_model_are_refused(trained, tmp_path):
     (trained / "plans.json").write_text("{")
     with pytest.raises(model.Refused, match=r"plans\.json is damaged"):
         model.name_of(trained)
+
+
+def test_the_engine_is_made_of_the_configuration_that_the_image_names(tmp_path, monkeypatch):
+    bundle = small_unet_bundle(tmp_path / "models" / "small")
+    (bundle / "configs" / "inference.json").rename(bundle / "configs" / "other.json")
+    monkeypatch.setenv("HOLOSCAN_MODEL_PATH", str(tmp_path / "models"))
+    monkeypatch.setattr(sys, "argv", ["engine.py", "cpu", "eager", str(tmp_path / "kept"), str(tmp_path / "target")])
+    engine = load("engine")
+    with raises_reason(BundleInvalid, "missing-file"):
+        engine.main()
+    monkeypatch.setenv("CTFLOW_CONFIG", "other.json")
+    assert engine.main() == 0
 
 
 @pytest.mark.parametrize(
