@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, ConfigValue, short
-from ctflow.bundle.expressions.values import MOST_ITEMS
 from ctflow.bundle.metadata import MOST_CHANNELS
 from ctflow.bundle.vista3d import is_vista, network_place, vista_network
 from ctflow.core.errors import BundleInvalid
@@ -87,20 +86,9 @@ def _argument(config: Config, definition: Component, name: str) -> Any:
     if isinstance(found.value, dict) and "_target_" in found.value:
         part = Component(config, ConfigValue(f"{definition.id}#{name}", found.value), _PACKAGE)
         part.demand_module(network_class(part.target).__module__)
-        inner = {key: _plain(part.get(key)) for key in part.names if key not in _PLACED}
+        inner = {key: part.get(key) for key in part.names if key not in _PLACED}
         return {"_target_": part.target, **inner}
-    return _plain(definition.get(name))
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, names of element types as words."""
-    if hasattr(value, "tolist"):
-        if value.size > MOST_ITEMS:
-            raise BundleInvalid(f"network_def has an array of {value.size} numbers", reason="value")
-        return value.tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+    return definition.get(name)
 
 
 def channels_of_network(config: Config, network: NetworkSpec) -> tuple[int, int]:

@@ -126,9 +126,10 @@ def _is_switched_off(config: Config, loader: ConfigValue) -> bool:
     switch = loader.value.get("_disabled_")
     if isinstance(switch, str) and switch.startswith("$"):
         try:
-            return bool(config.resolved(ConfigValue(f"{loader.id}#_disabled_", switch)).value)
+            value = config.resolved(ConfigValue(f"{loader.id}#_disabled_", switch)).value
         except BundleInvalid:
             return False
+        return value not in (None, [], {}) and bool(value)
     return is_disabled(config, loader)
 
 
@@ -145,8 +146,10 @@ def _file_of(config: Config, place: ConfigValue) -> str | None:
             return None
         problem = f"loads {short(min(names))} from a place that ctflow does not know ({error})"
         raise config.invalid(place.id, problem, "workflow") from None
-    if not isinstance(path, str):
+    if path is None:
         return None
+    if not isinstance(path, str):
+        raise config.invalid(place.id, f"is {short(path)}, which names no file", "workflow")
     file = posixpath.normpath(path.replace("\\", "/"))
     if file == "." or any(len(part) > 255 for part in file.split("/")):
         raise config.invalid(place.id, f"is {short(path)}, which names no file", "workflow")

@@ -90,8 +90,16 @@ def _padded(image: Tensor, missing: Sequence[tuple[int, int]], mode: PadMode, va
         padded = np.pad(image.to(torch.float32).cpu().numpy(), list(missing), mode=mode)
         return torch.from_numpy(padded).to(image.device)
     if mode == "constant":
-        return functional.pad(image if value == int(value) else image.to(torch.float32), flat, value=value)
+        return functional.pad(image if _holds(image.dtype, value) else image.to(torch.float32), flat, value=value)
     fits = all(max(pair) < size or mode == "edge" for pair, size in zip(missing, image.shape, strict=True))
     if not fits:
         raise UnsupportedPixels(f"the volume is too small to be padded by {mode!r}", reason="scaling")
     return functional.pad(image.to(torch.float32)[None, None], flat, mode=_BY_TORCH[mode])[0, 0]
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    """Whether a value has its place among those of an element type."""
+    if dtype.is_floating_point:
+        return True
+    limits = torch.iinfo(dtype)
+    return value == int(value) and limits.min <= value <= limits.max

@@ -272,8 +272,9 @@ def resize(state: GridState, step: Resize) -> GridState:
     """
     before = list(state.image.shape)
     after = _sizes(before, step)
-    if math.prod(after) > LARGEST_VOXELS:
-        raise UnsupportedPixels("Resized gives an absurdly large volume", reason="scaling")
+    if not 0 < math.prod(after) <= LARGEST_VOXELS:
+        sizes = " x ".join(map(str, after))
+        raise UnsupportedPixels(f"Resized gives {sizes} voxels: it does not suit this CT", reason="scaling")
     forward = [_weights(old, new, step) for old, new in zip(before, after, strict=True)]
     backward = [AxisReturn(_weights(new, old, step), _picks(new, old)) for old, new in zip(before, after, strict=True)]
     image = interpolated(state.image, forward)

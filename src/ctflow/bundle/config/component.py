@@ -28,6 +28,9 @@ class Component:
     def __init__(self, config: Config, place: ConfigValue, package: str) -> None:
         if not isinstance(place.value, Mapping):
             raise config.invalid(place.id, f"must be an object with a _target_, not {short(place.value)}", "target")
+        wrong = next((key for key in place.value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise config.invalid(place.id, f"has the key {short(wrong)}, which is no word")
         self.config = config
         self.id = place.id
         self._values = place.value

@@ -22,7 +22,15 @@ LARGEST_NUMBER = 1e9
 _REFERENCE = re.compile(r"@\w+(?:::\w+)*")  # MONAI's, without the relative ones
 _RELATIVE = re.compile(r"[@%]::")
 MISSING: Any = object()
-_SHORT = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """As the base class, but Python cannot print thousands of digits."""
+        return "a huge number" if abs(x) >= 10**30 else super().repr_int(x, level)
+
+
+_SHORT = _Short()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = 60
 
@@ -60,7 +68,7 @@ class Config:
         self._files = files or BundleFiles(None)
         self._nodes_left = MOST_NODES
         self._budget = Budget()
-        self._computed: dict[str, Any] = {}  # value of each expression
+        self._computed: dict[tuple[str, bool], Any] = {}  # value of each expression, and whether it keeps arrays
         self._computing: list[str] = []
 
     def invalid(self, place_id: str, problem: str, reason: str = "value") -> BundleInvalid:
@@ -91,6 +99,9 @@ class Config:
 
     def resolved(self, place: ConfigValue) -> ConfigValue:
         """Follow references to a literal; the location keeps its id."""
+        return self._resolved(place, keeps_arrays=False)
+
+    def _resolved(self, place: ConfigValue, *, keeps_arrays: bool) -> ConfigValue:
         value = place.value
         seen: list[str] = []
         while isinstance(value, str) and not isinstance(value, NameValue) and value[:1] in ("@", "$", "%"):
@@ -100,7 +111,7 @@ class Config:
             if value[0] == "$":
                 reference = sole_reference(value[1:])
                 if reference is None:
-                    return ConfigValue(place.id, self._value_of_expression(place.id, value, by))
+                    return ConfigValue(place.id, self._value_of_expression(place.id, value, by, keeps_arrays))
                 value = f"@{reference}"
             if value in seen:
                 raise self.invalid(place.id, f"is a reference to itself, {short(value)}", "reference")
@@ -117,9 +128,9 @@ class Config:
                 )
         return ConfigValue(place.id, value)
 
-    def _value_of_expression(self, place_id: str, text: str, by: str) -> Any:
-        if text in self._computed:
-            return self._computed[text]
+    def _value_of_expression(self, place_id: str, text: str, by: str, keeps_arrays: bool) -> Any:
+        if (text, keeps_arrays) in self._computed:
+            return self._computed[text, keeps_arrays]
         if text in self._computing or len(self._computing) >= MOST_REFERENCES:
             raise self.invalid(place_id, f"is an expression of itself, {short(text)}", "reference")
         self._computing.append(text)
@@ -127,7 +138,7 @@ class Config:
             found = value_of_expression(
                 text[1:], lambda path: self._for_expression(place_id, path), self._files, self._budget
             )
-            self._computed[text] = as_literal(found)
+            self._computed[text, keeps_arrays] = as_literal(found, keeps_arrays=keeps_arrays)
         except NotUnderstood as error:
             part = f"{short(error.part)} " if error.part else "it "
             advice = "write the value itself; ctflow computes a small part of Python and executes nothing of a bundle"
@@ -136,11 +147,11 @@ class Config:
             ) from None
         finally:
             self._computing.pop()
-        return self._computed[text]
+        return self._computed[text, keeps_arrays]
 
     def _for_expression(self, place_id: str, path: str) -> Any:
         """The value of a reference inside an expression; objects are held, not looked into."""
-        return self._held(self.resolved(ConfigValue(place_id, f"@{path}")), 0)
+        return self._held(self._resolved(ConfigValue(place_id, f"@{path}"), keeps_arrays=True), 0)
 
     def _held(self, place: ConfigValue, level: int) -> Any:
         self._nodes_left -= 1
@@ -150,10 +161,13 @@ class Config:
         if isinstance(value, Mapping) and "_target_" in value:
             return Held(value)
         if isinstance(value, list):
-            return [self._held(self.resolved(ConfigValue(place.id, item)), level + 1) for item in value]
+            return [self._held_inside(place, item, level) for item in value]
         if isinstance(value, Mapping):
-            return {key: self._held(self.resolved(ConfigValue(place.id, v)), level + 1) for key, v in value.items()}
+            return {key: self._held_inside(place, item, level) for key, item in value.items()}
         return value
+
+    def _held_inside(self, place: ConfigValue, item: Any, level: int) -> Any:
+        return self._held(self._resolved(ConfigValue(place.id, item), keeps_arrays=True), level + 1)
 
     def _looked_up(self, place_id: str, reference: str) -> Any:
         path = reference.replace("#", "::")
@@ -189,6 +203,8 @@ class Config:
                     place.id, "is an object to construct; ctflow accepts only numbers, words and lists of them here"
                 )
             for key in value:
+                if not isinstance(key, str):
+                    raise self.invalid(place.id, f"has the key {short(key)}, which is no word")
                 if "#" in key or "::" in key:  # MONAI would read it as a path, here and in references
                     raise self.invalid(f"{place.id}#{key}", "has a separator in its name", "override")
             return {key: self._plain(ConfigValue(f"{place.id}#{key}", item), level + 1) for key, item in value.items()}
@@ -231,7 +247,5 @@ def is_same(given: Any, value: Any) -> bool:
 
 def short(value: Any) -> str:
     """A value in a few characters, however deep or long it is."""
-    if isinstance(value, int) and abs(value) >= 10**30:  # Python cannot print thousands of digits
-        return "a huge number"
     text = _SHORT.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -41,7 +41,7 @@ def read_yaml(text: str) -> Any:
 
     try:
         root = yaml.compose(text, Loader)
-        return None if root is None else _Reader(yaml.constructor.SafeConstructor()).value(root, 0)
+        return None if root is None else _Nodes(yaml.constructor.SafeConstructor()).value(root, 0)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}" if mark else ""
@@ -59,7 +59,7 @@ def _check_bounds(left: list[int], level: int) -> None:
         raise ValueError("nested too deeply or too large")
 
 
-class _Reader:
+class _Nodes:
     """Nodes -> values.
 
     Args:

@@ -30,12 +30,12 @@ def threshold_of_lambda(text: str) -> float:
     """
     name, body = _parsed(text)
     if not isinstance(body, ast.Compare) or len(body.ops) != 1:
-        raise NotUnderstood(ast.unparse(body)[:80])
+        raise NotUnderstood(_shown(body))
     left, right = _line(body.left, name, 0), _line(body.comparators[0], name, 0)
     is_turned = isinstance(body.ops[0], ast.Lt | ast.LtE)
     value, limit = (right, left) if is_turned else (left, right)
     if value != (1.0, 0.0) or limit[0] != 0 or not isinstance(body.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE):
-        raise NotUnderstood(ast.unparse(body)[:80])
+        raise NotUnderstood(_shown(body))
     if isinstance(body.ops[0], ast.LtE | ast.GtE):
         return float(np.nextafter(np.float32(limit[1]), np.float32(-np.inf)))
     return limit[1]
@@ -55,6 +55,13 @@ def is_nan_to_num(text: str) -> bool:
     )
 
 
+def _shown(node: ast.AST) -> str:
+    try:
+        return ast.unparse(node)[:80]
+    except RecursionError:
+        return "a long part"
+
+
 def _parsed(text: str) -> tuple[str, ast.expr]:
     if len(text) > LONGEST:
         raise NotUnderstood(text[:80], "is too long")
@@ -62,11 +69,7 @@ def _parsed(text: str) -> tuple[str, ast.expr]:
         found = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise NotUnderstood(text[:80], "is not an expression") from None
-    if (
-        not isinstance(found, ast.Lambda)
-        or len(found.args.args) != 1
-        or ast.unparse(found.args) != found.args.args[0].arg
-    ):
+    if not isinstance(found, ast.Lambda) or len(found.args.args) != 1 or _shown(found.args) != found.args.args[0].arg:
         raise NotUnderstood(text[:80], "is no function of one value")
     return found.args.args[0].arg, found.body
 
@@ -86,7 +89,7 @@ def _line(node: ast.expr, name: str, level: int) -> LineFunction:
         found = _combined(node.op, _line(node.left, name, level + 1), _line(node.right, name, level + 1))
         if found is not None and max(map(abs, found)) <= LARGEST_NUMBER:
             return found
-    raise NotUnderstood(ast.unparse(node)[:80])
+    raise NotUnderstood(_shown(node))
 
 
 def _combined(kind: ast.operator, left: LineFunction, right: LineFunction) -> LineFunction | None:

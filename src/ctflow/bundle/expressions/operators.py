@@ -51,7 +51,10 @@ def combined(kind: type[ast.operator], left: Any, right: Any) -> Any:
         raise TypeError
     if kind is ast.Mod and is_text(left):
         return percent(left, right)
-    return _ARITHMETIC[kind](left, right)
+    found = _ARITHMETIC[kind](left, right)
+    if isinstance(found, complex):
+        raise TypeError
+    return found
 
 
 def _fits(kind: type[ast.operator], left: Any, right: Any) -> bool:

@@ -110,8 +110,12 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and not isinstance(value, NameValue)
 
 
-def as_literal(value: Any) -> Any:
-    """A result as a configuration holds it: lists for tuples, the described object for what holds it.
+def as_literal(value: Any, *, keeps_arrays: bool = False) -> Any:
+    """A result as a configuration holds it: lists for tuples and arrays, the described object for what holds it.
+
+    Args:
+        value: The result.
+        keeps_arrays: Whether another expression takes it.
 
     Raises:
         NotUnderstood: It is a set or a range, or contains a text that a configuration would read as a reference.
@@ -119,11 +123,15 @@ def as_literal(value: Any) -> Any:
     if isinstance(value, Held):
         return value.node
     if isinstance(value, list | tuple | range):
-        return [as_literal(item) for item in value]
+        return [as_literal(item, keeps_arrays=keeps_arrays) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str | int) for key in value):
             raise NotUnderstood("", "gives an object whose keys are not words or numbers")
-        return {key: as_literal(item) for key, item in value.items()}
+        return {key: as_literal(item, keeps_arrays=keeps_arrays) for key, item in value.items()}
+    if hasattr(value, "tolist") and not keeps_arrays:
+        if value.size > MOST_ITEMS:
+            raise NotUnderstood("", f"gives an array of more than {MOST_ITEMS} numbers")
+        return value.tolist()
     if isinstance(value, set):
         raise NotUnderstood("", "gives a set")
     if is_text(value) and value[:1] in ("@", "$", "%"):

@@ -27,7 +27,8 @@ _DOCUMENTS = (PLANS, DATASET, SIDECAR, POSTPROCESSING)
 _FOLD = re.compile(r"fold_([0-9]{1,3}|all)", re.ASCII)
 _MOST_MEMBERS = 20_000
 _LARGEST_CHECKPOINT = 2**33  # 8 GB; a ResidualEncoderUNet of 24 GB of GPU memory has 1.2 GB with its optimizer's state
-_MOST_COMPRESSION = 50  # weights hardly shrink; deflate reaches 1000
+_MOST_COMPRESSION, _OF_SMALL = 3, 50  # weights hardly shrink, except in networks of a few zeros; deflate reaches 1000
+_SMALL = 2**24
 _DAMAGES = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 _ZIP = b"PK\x03\x04"
 
@@ -57,7 +58,10 @@ class TrainedFolder:
                 self.files = [name for name in self.files if (path / name).is_file()]
                 return
             with zipfile.ZipFile(path) as archive:
-                names = [member.filename for member in _checked(archive, path.name)]
+                members = _checked(archive, path.name)
+            if sum(member.compress_size for member in members) > path.stat().st_size:
+                raise BundleInvalid(f"{path.name} has files that overlap: nnU-Net writes no such zip", reason="archive")
+            names = [member.filename for member in members]
         except _DAMAGES as error:
             raise _unreadable(path.name, error) from None
         self._prefix = _only_folder(names, path.name)
@@ -120,10 +124,10 @@ class TrainedFolder:
             member = archive.getinfo(self._prefix + name)
             if member.file_size > largest:
                 raise _too_large(name, largest)
-            if largest == _LARGEST_CHECKPOINT and member.file_size > _MOST_COMPRESSION * member.compress_size:
+            most = _OF_SMALL if member.file_size <= _SMALL else _MOST_COMPRESSION
+            if largest == _LARGEST_CHECKPOINT and member.file_size > most * member.compress_size:
                 raise BundleInvalid(
-                    f"{name} is compressed more than {_MOST_COMPRESSION} times, which weights never are",
-                    reason="archive",
+                    f"{name} is compressed more than {most} times, which weights never are", reason="archive"
                 )
             with archive.open(member) as stream:
                 return io.BytesIO(stream.read(member.file_size))

@@ -16,7 +16,7 @@ from ctflow.bundle.metadata import metadata_of_labels
 from ctflow.bundle.nnunet.checkpoint import FoldCheckpoint, read_checkpoint
 from ctflow.bundle.nnunet.folder import CHECKPOINT, DATASET, PLANS, SIDECAR, TrainedFolder
 from ctflow.bundle.nnunet.labels import invalid_dataset, labels_from_dataset
-from ctflow.bundle.nnunet.plans import configuration_from_plans
+from ctflow.bundle.nnunet.plans import configuration_from_plans, invalid_plans
 from ctflow.bundle.nnunet.steps import steps_of_folder
 from ctflow.bundle.weights import weights_digest
 from ctflow.core.errors import BundleInvalid
@@ -89,7 +89,7 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
             f"{folds[0]}/{CHECKPOINT}: {first.trainer} builds another network than plans.json says", reason="target"
         )
     configuration = configuration_from_plans(plans, first.configuration, labels.out_channels)
-    trained = f"{first.trainer}__{plans.get('plans_name', 'nnUNetPlans')}__{first.configuration}"
+    trained = f"{first.trainer}__{_plans_name(plans)}__{first.configuration}"
     averaged = f"folds averaged: {', '.join(fold.removeprefix('fold_') for fold in folds)}"
     sidecar = document_from_bytes(folder.document(SIDECAR), SIDECAR) if SIDECAR in folder.files else {}
     name = _name(plans.get("dataset_name"), folder.name)
@@ -126,6 +126,13 @@ def _uncoded(segments: Sequence[Segment]) -> list[str]:
     names = [segment.label for segment in segments if not segment.coded]
     listed = f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
     return [f"no codes are known for the labels {listed}; their segments are coded as tissue"] if names else []
+
+
+def _plans_name(plans: Mapping[str, Any]) -> str:
+    name = plans.get("plans_name", "nnUNetPlans")
+    if not isinstance(name, str) or not name.isprintable() or "\\" in name:
+        raise invalid_plans("plans_name", f"must be a name, not {short(name)}")
+    return name
 
 
 def _name(given: Any, otherwise: str) -> str:

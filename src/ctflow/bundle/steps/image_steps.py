@@ -279,7 +279,8 @@ def _rotate(transform: Transform) -> Turn:
 
 def _transpose(transform: Transform) -> Turn:
     indices = transform.get("indices")
-    if not isinstance(indices, list) or sorted(map(str, indices)) != ["0", "1", "2", "3"] or indices[0] != 0:
+    is_order = isinstance(indices, list) and all(map(_is_whole, indices)) and sorted(indices) == [0, 1, 2, 3]
+    if not is_order or indices[0] != 0:
         raise transform.refused("indices", f"must be 0 and a permutation of 1, 2, 3, not {short(indices)}")
     return Turn((indices[1] - 1, indices[2] - 1, indices[3] - 1), (False,) * 3, moves_affine=False)
 

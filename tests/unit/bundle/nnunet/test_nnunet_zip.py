@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import zipfile
 from pathlib import Path
 
@@ -131,3 +132,32 @@ def test_random_bytes_never_escape_as_another_error(archive):
             read_bundle(archive)
         except BundleInvalid as error:
             assert error.reason
+
+
+def test_a_large_checkpoint_that_shrinks_as_weights_never_do_is_rejected(archive):
+    add(archive, FOLDER + "fold_1/checkpoint_final.pth", bytes(i % 251 for i in range(997)) * 20_000)
+    with zipfile.ZipFile(archive) as opened:
+        member = opened.getinfo(FOLDER + "fold_1/checkpoint_final.pth")
+    assert member.file_size > 2**24
+    with raises_reason(BundleInvalid, "archive", names="fold_1/checkpoint_final.pth"):
+        read_bundle(archive)
+
+
+def test_files_that_overlap_are_rejected(archive):
+    """One fold's bytes under the names of others: each is read again."""
+    raw = archive.read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        start = opened.start_dir
+        name = FOLDER + "fold_0/checkpoint_final.pth"
+        assert name in opened.namelist()
+    at = raw.rindex(name.encode()) - 46
+    entry = raw[at : at + 46 + len(name)]
+    end = bytearray(raw[raw.rindex(b"PK\x05\x06") :])
+    directory = raw[start : raw.rindex(b"PK\x05\x06")]
+    for number in range(1, 15):
+        directory += entry.replace(b"fold_0", b"fold_%d" % (number % 10) if number < 10 else b"fold%d" % number)
+    count = int.from_bytes(end[8:10], "little") + 14
+    end[8:16] = struct.pack("<HHI", count, count, len(directory))
+    archive.write_bytes(raw[:start] + directory + bytes(end))
+    with raises_reason(BundleInvalid, "archive", names="overlap"):
+        read_bundle(archive)
