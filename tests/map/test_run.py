@@ -11,6 +11,7 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from map_support import HARDENED, IMAGE, LIMITS, PODMAN, run_image, writable_folder
+from nnunet_support import dataset, plans, untrained, zipped
 
 FILES = {"segmentation.dcm", "measurements.dcm", "preview.png", "report.html", "result.json"}
 
@@ -53,6 +54,21 @@ def test_a_user_without_an_entry_in_passwd_and_without_a_home_runs(chest, anothe
     assert done.returncode == 0, done.stderr
     assert {path.name for path in result_of(output).iterdir()} == FILES
     assert {path.stat().st_uid for path in result_of(output).iterdir()} == {54321}
+
+
+def test_a_mounted_zip_of_nnunet_runs(chest, tmp_path):
+    coarse = plans(spacing=[8.0, 6.0, 6.0], patch_size=[16, 32, 32])  # quick
+    folder = untrained(tmp_path / "trained", coarse, dataset())
+    models, output = writable_folder(tmp_path / "models"), writable_folder(tmp_path / "out")
+    zipped(folder, models / "model.zip").chmod(0o644)
+    mounts = {
+        "/var/holoscan/input:ro": chest, "/var/holoscan/output": output, "/opt/holoscan/models:ro": models,
+    }  # fmt: skip
+    done = run_image(["--mirror", "none"], mounts=mounts, options=["-e", "CTFLOW_ENGINE=eager"])
+    assert done.returncode == 0, done.stderr
+    document = json.loads((result_of(output) / "result.json").read_text())
+    assert document["model"]["name"] == "Dataset001_Test"
+    assert document["segments"]
 
 
 def test_an_empty_input_is_exit_2(tmp_path):
