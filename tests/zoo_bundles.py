@@ -333,6 +333,85 @@ def vista3d() -> dict[str, Json]:
     return found
 
 
+_OWN_SCRIPTS = {
+    "__init__.py": "",
+    "shared.py": "LIMIT = 0.4\n",
+    "transforms.py": """
+import torch
+from monai.transforms import MapTransform
+
+from .shared import LIMIT
+
+
+class Squashed(MapTransform):
+    def __init__(self, keys, width, allow_missing_keys=False):
+        super().__init__(keys, allow_missing_keys)
+        self.width = width
+
+    def __call__(self, data):
+        return {**data, **{key: torch.tanh(data[key] / self.width) for key in self.keys}}
+
+
+class Doubtfuld(MapTransform):
+    def __call__(self, data):
+        pred = data["pred"]
+        return {**data, "pred": torch.where(pred.amax(0, keepdim=True) < LIMIT, torch.zeros_like(pred), pred)}
+""",
+    "inferer.py": """
+from monai.inferers import SlidingWindowInferer
+
+
+class Mirrored(SlidingWindowInferer):
+    def __call__(self, inputs, network, *args, **kwargs):
+        plain = super().__call__(inputs, network, *args, **kwargs)
+        return (plain + super().__call__(inputs.flip(2), network, *args, **kwargs).flip(2)) / 2
+""",
+    "evaluator.py": """
+from monai.engines import SupervisedEvaluator
+from monai.utils import CommonKeys
+
+
+class Louder(SupervisedEvaluator):
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def _iteration(self, engine, batchdata):
+        batchdata[CommonKeys.IMAGE] = batchdata[CommonKeys.IMAGE] * self.factor
+        return super()._iteration(engine, batchdata)
+""",
+}
+
+
+def own_transforms() -> dict[str, Json]:
+    found = spleen_ct()
+    found["preprocessing"]["transforms"] = [
+        *LOAD, _image("scripts.transforms.Squashed", width=200.0), _spacing(1.5, 1.5, 2.0),
+        _image("GaussianSmoothd", sigma=0.5), _image("Lambdad", func="$lambda x: torch.exp(-x ** 2)"),
+    ]  # fmt: skip
+    return found
+
+
+def own_postprocessing() -> dict[str, Json]:
+    found = spleen_ct()
+    doubt = _answer("scripts.transforms.Doubtfuld")
+    found["postprocessing"]["transforms"] = [SOFTMAX, INVERT, doubt, _answer("AsDiscreted", argmax=True), SAVE]
+    return found
+
+
+def own_inferer() -> dict[str, Json]:
+    found = spleen_ct()
+    found["inferer"] = WINDOWS | {"_target_": "scripts.inferer.Mirrored"}
+    return found
+
+
+def own_evaluator() -> dict[str, Json]:
+    found = spleen_ct()
+    found["evaluator"] |= {"_target_": "scripts.evaluator.Louder", "factor": 1.5, "amp": False}
+    found["dataloader"] = {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 2}
+    return found
+
+
 @dataclass(frozen=True)
 class ZooBundle:
     """A configuration of a bundle of the zoo.
@@ -360,6 +439,11 @@ class ZooBundle:
     classes: tuple[int, ...] = ()
 
 
+_CHEST_MM = (1.5, 1.5, 2.0)
+OWN_CODE = tuple(
+    ZooBundle(make.__name__, "inference.json", make, "model.pt", 2, _CHEST_MM, scripts=_OWN_SCRIPTS)
+    for make in (own_transforms, own_postprocessing, own_inferer, own_evaluator)
+)
 _ABDOMEN, _CHEST = (1.5, 1.5, 3.0), (1.5, 1.5, 2.0)
 _PEDIATRIC = "pediatric_abdominal_ct"
 ZOO = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ctflow.bundle.config import Component, Config, is_number, short
-from ctflow.bundle.signatures import INFERER, SIMPLE_INFERER, SLICE_INFERER
+from ctflow.bundle.config.signatures import INFERER, SIMPLE_INFERER, SLICE_INFERER
 from ctflow.bundle.vista3d import vista_inferer
 from ctflow.core.model import Blend, Overlap, WindowPadding
 from ctflow.core.volume import Size3

@@ -184,6 +184,11 @@ def _segment(number: int, label: str, at: str, value: Mapping[str, Any]) -> Segm
     return Segment(number, label, category, kind, regions, colour=_colour(value, at), hu_range=_hu_range(value, at))
 
 
+def names_background(document: Mapping[str, Any]) -> bool:
+    """Whether the document calls channel 0 the background."""
+    return "background" in _labels(document, [0], complete=False)[0].lower()
+
+
 def _check_modality(document: Mapping[str, Any]) -> None:
     """Reject a bundle whose input is said to be another modality than CT."""
     value: Any = document

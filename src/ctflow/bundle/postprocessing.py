@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ctflow.bundle.config import Config, ConfigValue, short
+from ctflow.bundle.config.signatures import FLOAT32, HELD, INTEGERS, POST, STEPS
 from ctflow.bundle.expressions.interpreter import sole_reference
 from ctflow.bundle.expressions.lambdas import is_nan_to_num
-from ctflow.bundle.signatures import FLOAT32, HELD, INTEGERS, POST, STEPS
 from ctflow.bundle.steps.label_steps import LABEL_MAKERS
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
 from ctflow.bundle.vista3d import is_vista, network_place, vista_classes
@@ -198,6 +198,6 @@ def is_the_same(config: Config, place: ConfigValue, key: str) -> bool:
     value = place.value
     if not isinstance(value, str):
         return False
-    if value.startswith("$") and sole_reference(value[1:]) == key:
+    if value == f"@{key}" or (value.startswith("$") and sole_reference(value[1:]) == key):
         return True
     return value.startswith("@") and config.resolved(place).value is config.top(key).value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ctflow.bundle.config import Config, short
-from ctflow.bundle.signatures import HELD, STEPS
+from ctflow.bundle.config.signatures import HELD, STEPS
 from ctflow.bundle.steps.image_steps import MAKERS
 from ctflow.bundle.transforms import IMAGE, Transform, check_held, transforms_from_config
 from ctflow.core.steps import (
@@ -38,10 +38,10 @@ def steps_from_config(config: Config) -> tuple[Step, ...]:
     Raises:
         BundleInvalid: ctflow does not support a transform, or an argument that changes its result.
     """
-    return _Reader().steps(config)
+    return _PreReader().steps(config)
 
 
-class _Reader:
+class _PreReader:
     """Walks through the list and tracks the data present at each transform."""
 
     def __init__(self) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 from ctflow.bundle.config import Config
 from ctflow.bundle.config.documents import merged_document, read_bundle_document
 from ctflow.bundle.expressions.files import BundleFiles
-from ctflow.bundle.inferer import sliding_from_config
 from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files, is_of_nnunet
-from ctflow.bundle.metadata import metadata_from_document, segments_after
+from ctflow.bundle.metadata import metadata_from_document, names_background, segments_after
 from ctflow.bundle.network import channels_of_network, network_from_config, note_of_code
 from ctflow.bundle.nnunet.read import read_nnunet, read_nnunet_spec
-from ctflow.bundle.postprocessing import Postprocessing, postprocessing_from_config
-from ctflow.bundle.preprocessing import steps_from_config
+from ctflow.bundle.parts import read_parts
+from ctflow.bundle.postprocessing import Postprocessing
 from ctflow.bundle.weights import digest_with_code, read_weights, scripted_file, weights_digest
-from ctflow.bundle.workflow import read_workflow
+from ctflow.bundle.workflow import checkpoint_from_config
+from ctflow.compat.monai import import_all
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
 from ctflow.networks import vista3d
@@ -49,14 +49,14 @@ def read_bundle(path: Path, configuration: str | None = None, *, allow_code: boo
     if is_of_nnunet(path):
         return read_nnunet(path)
     config = read_config(path, configuration)
-    code = code_of_folder(path) if allow_code else None
+    code = _code(path) if allow_code else None
     spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name, code=code)
-    checkpoint = read_workflow(config)
+    checkpoint = checkpoint_from_config(config)
     script = scripted_file(path, checkpoint.file)
     if script is not None:
         return _scripted(path, spec, script, allow_code=allow_code)
     weights, notes = read_weights(path, checkpoint.file, checkpoint.key)
-    digest = digest_with_code(weights_digest(weights), spec.network.code)
+    digest = digest_with_code(weights_digest(weights), spec.own_code)
     return Model(replace(spec, notes=(*spec.notes, *notes)), weights, digest)
 
 
@@ -68,7 +68,10 @@ def _scripted(path: Path, spec: ModelSpec, file: str, *, allow_code: bool) -> Mo
             "torch.save(network.state_dict(), 'models/model.pt')",
             reason="torchscript",
         )
-    code = code_of_folder(path, (file,))
+    workflow = spec.workflow
+    code = code_of_folder(path, (file, *(workflow.files if workflow else ())))
+    if workflow is not None:
+        spec = replace(spec, workflow=replace(workflow, code=code))
     weights = dict(scripted_network(path / file).state_dict())
     network = NetworkSpec(TORCHSCRIPT, {"file": file}, code=code)
     notes = (*spec.notes, note_of_code(file, code))
@@ -84,8 +87,14 @@ def read_spec(path: Path, configuration: str | None = None, *, allow_code: bool 
     if is_of_nnunet(path):
         return read_nnunet_spec(path)
     config = read_config(path, configuration)
-    code = code_of_folder(path) if allow_code else None
+    code = _code(path) if allow_code else None
     return _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name, code=code)
+
+
+def _code(path: Path) -> OwnCode:
+    """The bundle's own code; whatever it uses of MONAI must be there, which is why MONAI is not imported before."""
+    import_all()
+    return code_of_folder(path)
 
 
 def read_config(path: Path, configuration: str | None = None) -> Config:
@@ -117,19 +126,18 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
 
 def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code: OwnCode | None = None) -> ModelSpec:
     network, notes = network_from_config(config, code)
-    steps = steps_from_config(config)
-    sliding = sliding_from_config(config)
+    parts = read_parts(config, code)
+    steps, sliding, after = parts.steps, parts.sliding, parts.after
     network = replace(network, slice_axis=sliding.slice_axis)
     in_channels, out_channels = channels_of_network(config, network)
-    after = postprocessing_from_config(config)
-    if after.threshold is None and out_channels < 2:
+    if after.threshold is None and out_channels < 2 and parts.workflow is None:
         raise config.invalid("postprocessing", f"has {_name(after)}, which needs at least 2 channels")
+    has_background = after.threshold is None
+    if parts.workflow is not None:
+        has_background = out_channels > 1 and names_background(metadata)
     painted = tuple(range(1, out_channels + 1)) if after.threshold is not None and out_channels > 1 else ()
-    read_workflow(config)
     classes = network.arguments["classes"] if network.name == vista3d.NAME else ()
-    about = metadata_from_document(
-        metadata, folder_name, out_channels, has_background=after.threshold is None, classes=classes
-    )
+    about = metadata_from_document(metadata, folder_name, out_channels, has_background=has_background, classes=classes)
     return ModelSpec(
         name=about.name,
         version=about.version,
@@ -147,13 +155,14 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
         intended_use=about.intended_use,
         demonstration=about.demonstration,
         body_parts=about.body_parts,
-        notes=(*notes, *about.notes, *([_OVERLAPPING] if painted else [])),
+        notes=(*notes, *parts.notes, *about.notes, *([_OVERLAPPING] if painted else [])),
         painted=painted,
         restored=after.restored,
         network_label_steps=tuple(after.before),
         label_steps=tuple(after.after),
         sigma_scale=sliding.sigma_scale,
         window_padding=sliding.padding,
+        workflow=parts.workflow and replace(parts.workflow, has_background=has_background),
     )
 
 

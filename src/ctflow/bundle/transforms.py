@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
-from ctflow.bundle.signatures import COMPOSE, FLOAT32, HELD, Signature
+from ctflow.bundle.config.signatures import COMPOSE, FLOAT32, HELD, Signature
 
 IMAGE = "image"  # MONAI's evaluator passes it to the network, and
 PREDICTION = "pred"  # stores the network's output under this key

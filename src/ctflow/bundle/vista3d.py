@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ctflow.bundle.config import Component, Config, ConfigValue, short
+from ctflow.bundle.config.signatures import EVALUATOR, VISTA_INFERER, VISTA_NETWORK, Signature
 from ctflow.bundle.expressions.calls import component_of_call
-from ctflow.bundle.signatures import EVALUATOR, VISTA_INFERER, VISTA_NETWORK, Signature
 from ctflow.core.model import NetworkSpec
 from ctflow.networks import vista3d
 

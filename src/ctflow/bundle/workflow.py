@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
+from ctflow.bundle.config.signatures import EVALUATOR
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.postprocessing import is_the_same
-from ctflow.bundle.signatures import EVALUATOR
 from ctflow.bundle.vista3d import vista_evaluator, vista_signature
 from ctflow.core.errors import BundleInvalid
 
@@ -32,6 +32,15 @@ class Checkpoint:
 
     file: str
     key: str | None = None
+
+
+def checkpoint_from_config(config: Config) -> Checkpoint:
+    """The weights that a configuration loads; models/model.pt if it does not say.
+
+    Raises:
+        BundleInvalid: Its loaders name several files, or one outside the bundle; the reason is "workflow".
+    """
+    return _checkpoint(config)
 
 
 def read_workflow(config: Config) -> Checkpoint:

@@ -43,6 +43,12 @@ def import_lean() -> None:
     _lean = True
 
 
+def import_all() -> None:
+    """From now on `import_monai` leaves nothing out again: a bundle's own code may use any of it with MONAI."""
+    global _lean  # noqa: PLW0603
+    _lean = False
+
+
 def import_monai() -> None:
     """Import MONAI without its subpackages, unless it is already imported; in any thread.
 

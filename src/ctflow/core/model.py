@@ -105,6 +105,27 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
+class OwnWorkflow:
+    """A bundle whose transforms MONAI runs, because some are its own code or ctflow does not implement them.
+
+    Attributes:
+        document: Its configuration, as MONAI's parser takes it.
+        files: Those that it comes from, as paths inside the bundle.
+        code: What is executed: the bundle's code and its configuration.
+        infers: Whether MONAI also runs its inferer; else ctflow moves the windows.
+        evaluates: Whether MONAI runs its evaluator, with everything in it.
+        has_background: Whether the first of several channels of a result is the background.
+    """
+
+    document: Mapping[str, Any]
+    files: tuple[str, ...]
+    code: OwnCode
+    infers: bool
+    evaluates: bool
+    has_background: bool = True
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything about a model except its weights.
 
@@ -140,6 +161,7 @@ class ModelSpec:
         label_steps: on the source's.
         sigma_scale: Width of the gaussian blend, as a fraction of the window along each axis.
         window_padding: What surrounds a volume that is smaller than a window.
+        workflow: What MONAI runs instead of the steps above; None for nearly all models.
     """
 
     name: str
@@ -167,6 +189,12 @@ class ModelSpec:
     label_steps: tuple[LabelStep, ...] = ()
     sigma_scale: tuple[float, float, float] = (0.125, 0.125, 0.125)
     window_padding: WindowPadding = WindowPadding()  # frozen
+    workflow: OwnWorkflow | None = None
+
+    @property
+    def own_code(self) -> OwnCode | None:
+        """The bundle's code that is executed, if any is."""
+        return self.network.code if self.workflow is None else self.workflow.code
 
 
 @dataclass(frozen=True, eq=False)

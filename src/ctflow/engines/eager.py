@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -57,6 +57,13 @@ class EagerEngine:
     def info(self) -> EngineInfo:
         """The engine's description."""
         return self._info
+
+    def run(self, function: Callable[[nn.Module], Tensor]) -> Tensor:
+        """What a function makes of the network itself, in this engine's arithmetic."""
+        if self._network is None:
+            raise ValueError("the engine is closed")
+        with torch.inference_mode(), _arithmetic(self._info.precision, self._info.device):
+            return function(self._network)
 
     def predict(self, windows: Tensor) -> Tensor:
         """Logits of a batch of windows; see `ctflow.engines.contract.Engine.predict`."""

@@ -14,7 +14,7 @@ from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.export.parity import marked
 from ctflow.phantom import Phantom, phantom_from_seed
-from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.by_monai.case import prepared_for
 from ctflow.transforms.state import Prepared
 from ctflow.window.grid import padding_for_window, window_starts
 
@@ -33,7 +33,7 @@ def example_windows(model: Model, roi: Size3) -> list[Tensor]:
         `COUNT` of (1, C_in, *roi) float32 on the CPU.
     """
     phantom = _phantom()
-    prepared = prepare_volume(phantom.volume, model.spec.preprocessing, "cpu")
+    prepared = prepared_for(model.spec, phantom.volume, "cpu")
     size: Size3 = tuple(prepared.tensor.shape[2:])  # type: ignore[assignment]  # a volume has three
     pads = [before for before, _ in padding_for_window(size, roi)]
     padded: Size3 = tuple(max(n, window) for n, window in zip(size, roi, strict=True))  # type: ignore[assignment]

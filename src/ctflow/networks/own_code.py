@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from importlib.machinery import PathFinder, all_suffixes
 from importlib.util import module_from_spec
@@ -23,6 +23,7 @@ from ctflow.core.model import OwnCode
 
 _MOST_FILES = 2_000
 _IMPORTABLE = tuple(all_suffixes())  # .py, .pyc, .so and the like
+_NEEDED = frozenset({"ctflow", "monai", "numpy", "torch"})
 TORCHSCRIPT = "TorchScript"
 
 
@@ -73,7 +74,7 @@ def own_class(path: str, code: OwnCode) -> type[nn.Module]:
         raise BundleInvalid(
             f"network_def#_target_ is {path[:80]!r}, which the bundle's folder lacks", reason="own-code"
         )
-    with _only_from(folder, top):
+    with only_from(folder, {top}):
         try:
             module = _imported(module_name, folder)
         except BundleInvalid:
@@ -114,13 +115,19 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
+def packages_of(folder: Path) -> set[str]:
+    """The names under which Python finds a bundle's files, without those of packages that everything needs."""
+    names = {path.name.split(".")[0] for path in folder.iterdir() if path.is_dir() or path.name.endswith(_IMPORTABLE)}
+    return names - sys.stdlib_module_names - _NEEDED
+
+
 @contextmanager
-def _only_from(folder: Path, top: str) -> Iterator[None]:
-    """The bundle's package in place of any of that name.
+def only_from(folder: Path, tops: Set[str]) -> Iterator[None]:
+    """The bundle's packages in place of any of these names.
 
     All modules that come from the folder are forgotten, so that another bundle finds its own; their classes keep them.
     """
-    before = {name: module for name, module in sys.modules.items() if name == top or name.startswith(f"{top}.")}
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
     for name in before:
         del sys.modules[name]
     known, prefix = set(sys.modules), sys.pycache_prefix

@@ -105,9 +105,16 @@ class Finishing:
             labels = _stepped(labels, spec.label_steps)
         if not self._fractional or (fractions is not None and not spec.label_steps):
             return labels, None if fractions is None else bytes_on_host(fractions)
-        marked = torch.from_numpy(labels)
-        of_labels = torch.stack([(marked == segment.number) * 255 for segment in spec.segments]).byte()
-        return labels, bytes_on_host(of_labels)
+        return labels_and_masks(labels, spec, self._fractional)
+
+
+def labels_and_masks(labels: Labels, spec: ModelSpec, fractional: bool) -> tuple[Labels, Labels | None]:
+    """Labels without probabilities and, if fractions are asked for, 255 where a segment is marked."""
+    if not fractional:
+        return labels, None
+    marked = torch.from_numpy(labels)
+    of_labels = torch.stack([(marked == segment.number) * 255 for segment in spec.segments]).byte()
+    return labels, bytes_on_host(of_labels)
 
 
 class _NearestLabels:

@@ -16,9 +16,11 @@ from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3, Volume
 from ctflow.engines.contract import Engine
+from ctflow.engines.eager import EagerEngine
 from ctflow.export.examples import anything_marked
 from ctflow.pipeline.finishing import Finishing, axis_of_blocks
 from ctflow.settings.run import Settings
+from ctflow.transforms.by_monai.case import PreparedByMonai
 from ctflow.transforms.restore import source_boxes
 from ctflow.transforms.state import Prepared
 from ctflow.window.body import Body
@@ -33,6 +35,7 @@ from ctflow.window.predict import predict_blocks, predict_volume
 # Logits of more bytes are blended in blocks. Not a share of the memory that is free: a CT is computed in the same way
 # on every machine. Three classes of 512 x 512 x 300 voxels at 1.5 mm take 0.4 GiB, 105 classes 14 GiB.
 WHOLE_BYTES = 2**31
+_NOT_COMPARED = "the precision was not compared with fp32 on this CT: the bundle's inferer is its own"
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,8 @@ class Prediction:
         self._model, self._settings, self._engines = model, settings, engines
         self._prepared, self._body, self._volume = prepared, body, volume
         self.roi = roi_of_prepared(model, prepared)
-        self._constant = ConstantWindows(volume.array) if settings.constant_windows == "background" else None
+        is_looked_for = settings.constant_windows == "background" and model.spec.workflow is None
+        self._constant = ConstantWindows(volume.array) if is_looked_for else None
         self._wanted: list[bool] = []
         self._starts: list[Size3] = []
         self._halved: dict[str, tuple[int, int]] = {}
@@ -121,6 +125,8 @@ class Prediction:
     def is_in_blocks(self) -> bool:
         """Whether the logits are too many to be kept whole."""
         voxels = math.prod(self._prepared.tensor.shape[2:])
+        if self._model.spec.workflow is not None:  # MONAI's post-processing takes them whole
+            return False
         return 4 * self._model.spec.out_channels * voxels > WHOLE_BYTES
 
     def run(self, progress: Progress, meanwhile: Callable[[], None], *, is_compared: bool) -> Predicted:
@@ -132,6 +138,9 @@ class Prediction:
             is_compared: Whether `Predicted.marked` is wanted.
         """
         logits: Tensor | InBlocks
+        workflow = self._model.spec.workflow
+        if workflow is not None and (workflow.infers or workflow.evaluates):
+            return _by_own_inferer(self._prepared, self._engines[0], progress, meanwhile)
         if self.is_in_blocks:
             logits = self._in_blocks(progress, meanwhile, is_compared=is_compared)
         else:
@@ -221,6 +230,8 @@ class Prediction:
         """The window settings as used, in the terms of result.json."""
         least = min([self._batch_size, *(left for _, left in self._halved.values())])
         facts: dict[str, Any] = {"roi": list(self.roi), "overlap": self._overlap, "blend": self._model.spec.blend}
+        if isinstance(self._overlap, tuple):
+            facts["overlap"] = list(self._overlap)
         facts["batch_size"] = least
         if self._mirror:
             facts["mirror"] = list(self._mirror)
@@ -231,6 +242,19 @@ class Prediction:
         elif self._constant.count:
             facts["windows_constant"] = self._constant.count
         return facts
+
+
+def _by_own_inferer(prepared: Prepared, engine: Engine, progress: Progress, meanwhile: Callable[[], None]) -> Predicted:
+    """The network's answer by the bundle's own inferer or evaluator, which may ask it for more than windows."""
+    if not isinstance(prepared, PreparedByMonai) or prepared.case is None or not isinstance(engine, EagerEngine):
+        raise TypeError("only PyTorch computes a bundle's own inferer")
+    progress("segment", 0, 1)
+    logits = engine.run(prepared.case.inferred)
+    meanwhile()
+    _wait_for(logits)
+    progress("segment", 1, 1)
+    window = {"roi": list(prepared.tensor.shape[2:]), "inferer": "own", "batch_size": 1}
+    return Predicted(logits, window, [], (), () if engine.info.precision == "fp32" else (_NOT_COMPARED,))
 
 
 def roi_of_prepared(model: Model, prepared: Prepared) -> Size3:

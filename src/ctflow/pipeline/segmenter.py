@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,19 +16,23 @@ from ctflow.core.volume import Labels, Size3, Volume
 from ctflow.engines.contract import Engine
 from ctflow.export.examples import telling_windows, window_at
 from ctflow.export.figures import Agreement
-from ctflow.pipeline.finishing import finished
+from ctflow.pipeline.finishing import finished, labels_and_masks
 from ctflow.pipeline.opened import OpenEngines
 from ctflow.pipeline.prediction import InBlocks, Predicted, Prediction, roi_of_prepared
 from ctflow.pipeline.segmentation import Segmentation, memory_of, timed
 from ctflow.settings.run import Settings
+from ctflow.transforms.by_monai.case import PreparedByMonai, prepared_for
 from ctflow.transforms.labels import in_voxels
-from ctflow.transforms.prepare import prepare_volume
+from ctflow.transforms.postprocess import bytes_on_host
 from ctflow.transforms.restore import source_boxes
 from ctflow.transforms.state import Prepared
+from ctflow.transforms.tilt import untilted_grid
 from ctflow.window.body import Body
 from ctflow.window.find_body import find_body
 
 _NO_BODY = "no body was found in the volume (--roi body): all windows were computed"
+_UNKNOWN_BODY = "MONAI runs the bundle's transforms, so --roi body is not possible: all windows were computed"
+_TILTED = "MONAI runs the bundle's transforms: the gantry tilt of this CT was not removed before them"
 
 log = logging.getLogger(__name__)
 
@@ -127,16 +131,16 @@ class Segmenter:
             restored_s = found.restore_s
             seconds["segment"] -= restored_s
             agreement = self._opened.earlier
-            if self._opened.is_to_be_compared:
+            if self._opened.is_to_be_compared and found.starts:
                 with timed(seconds, "compare"):
                     found, agreement = self._compared(prepared, body, volume, found, progress)
             with timed(seconds, "restore"):
                 labels, fractions = self._finished(prepared, found, volume, progress)
             seconds["restore"] += restored_s
         warnings = found.warnings
-        if body is None and self._settings.roi == "body":
-            log.warning(_NO_BODY)
-            warnings = (*warnings, _NO_BODY)
+        for warning in _warnings_of_workflow(self.model.spec, volume, self._settings.roi == "body" and body is None):
+            log.warning(warning)
+            warnings = (*warnings, warning)
         small = _warnings_of_small_volume(prepared, roi_of_prepared(self.model, prepared))
         warnings = (*warnings, *small, *_warnings_of_threshold(self.model.spec, fractions))
         info, measured = self._opened.info, self._opened.measured
@@ -144,15 +148,17 @@ class Segmenter:
 
     def _prepare(self, volume: Volume) -> tuple[Prepared, Body | None]:
         """The network's input, and the body if one is found."""
-        steps, device = self.model.spec.preprocessing, self._engines[0].info.device
+        spec, device = self.model.spec, self._engines[0].info.device
         found: list[Body | None] = []
         spacing_mm = volume.geometry.spacing_mm
-        prepared = prepare_volume(volume, steps, device, lambda source: found.append(find_body(source, spacing_mm)))
+        prepared = prepared_for(spec, volume, device, lambda source: found.append(find_body(source, spacing_mm)))
         (body,) = found
         return prepared, body
 
     def _part_to_compute(self, body: Body | None, prepared: Prepared) -> Body | None:
         """The body, if the settings ask for no more and a window would touch it."""
+        if self.model.spec.workflow is not None:  # what its windows see is unknown
+            return None
         return body if self._settings.roi == "body" and body is not None and _is_seen(body, prepared) else None
 
     def _compared(
@@ -203,6 +209,8 @@ class Segmenter:
             return labels, fractions
         spec, fractional = _in_voxels(self.model.spec, prepared, volume), self._settings.seg == "fractional"
         shape = volume.geometry.shape
+        if isinstance(prepared, PreparedByMonai) and prepared.case is not None:
+            return labels_and_masks(bytes_on_host(prepared.case.labels(found.logits).contiguous()), spec, fractional)
         return finished(prepared, found.logits, spec, found.parts, shape, fractional=fractional, progress=progress)
 
 
@@ -222,6 +230,14 @@ def _is_seen(body: Body, prepared: Prepared) -> bool:
     boxes = source_boxes(prepared, (size[0], size[1], size[2]))
     planes = np.eye(3, dtype=int)[axis] * np.arange(prepared.tensor.shape[2 + axis])[:, None]
     return any(body.touches(boxes((x, y, z))) for x, y, z in planes.tolist())
+
+
+def _warnings_of_workflow(spec: ModelSpec, volume: Volume, is_all_computed: bool) -> Iterator[str]:
+    """What was not done for this volume: windows were not left out, or a tilt was not removed."""
+    if is_all_computed:
+        yield _NO_BODY if spec.workflow is None else _UNKNOWN_BODY
+    if spec.workflow is not None and untilted_grid(volume.geometry) is not None:
+        yield _TILTED
 
 
 def _warnings_of_small_volume(prepared: Prepared, roi: Size3) -> tuple[str, ...]:

@@ -141,7 +141,7 @@ def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Ch
 
 
 def _code(spec: ModelSpec) -> dict[str, str]:
-    return {} if spec.network.code is None else {"own_code_sha256": spec.network.code.digest}
+    return {} if spec.own_code is None else {"own_code_sha256": spec.own_code.digest}
 
 
 def _write_objects(

@@ -196,6 +196,13 @@ def _doubt(finding: Mapping[str, Any], segment: Mapping[str, Any]) -> str:
     return text_of_reasons(*why).replace(" -", f" {_MINUS}")
 
 
+def _windows(window: Mapping[str, Any]) -> str:
+    if "inferer" in window:
+        return "by the bundle's own inferer"
+    overlap = window["overlap"] if isinstance(window["overlap"], list) else [window["overlap"]]
+    return f"overlap {' x '.join(f'{each:g}' for each in overlap)}, {window['blend']}"
+
+
 def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     series, model, engine, window = (document[key] for key in ("series", "model", "engine", "window"))
     yield "Series", str(series["digest"])
@@ -204,7 +211,7 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Model", f"{model['name']} {model['version']}"
     yield "Weights", str(model["weights_digest"])[:12]
     yield "Engine", f"{engine['backend']} {engine['precision']} on {engine['device']}"
-    yield "Network", f"{' x '.join(map(str, window['roi']))}, overlap {window['overlap']:g}, {window['blend']}"
+    yield "Network", f"{' x '.join(map(str, window['roi']))}, {_windows(window)}"
     if "part" in window:
         windows = f"{window['windows']} of {window['windows_of_all']} windows"
         yield "Looked at", f"the {window['part']} only ({windows}); nothing outside it is marked"

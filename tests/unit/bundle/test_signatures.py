@@ -10,7 +10,7 @@ import monai.networks.nets
 import numpy as np
 import pytest
 
-from ctflow.bundle.signatures import (
+from ctflow.bundle.config.signatures import (
     COMPOSE,
     EVALUATOR,
     HELD,

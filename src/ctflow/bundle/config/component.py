@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ctflow.bundle.config.config import MISSING, Config, ConfigValue, is_disabled, is_number, is_same, short
-from ctflow.bundle.signatures import REQUIRED, Signature
+from ctflow.bundle.config.signatures import REQUIRED, Signature
 from ctflow.core.errors import BundleInvalid
 
 _OWN_KEYS = frozenset({"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"})

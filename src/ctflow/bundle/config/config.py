@@ -75,6 +75,11 @@ class Config:
         """The error for a location in this file; `reason` is one of `BundleInvalid.REASONS`."""
         return BundleInvalid(f"{self.file}: {place_id[:200]} {problem}", reason=reason)
 
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The whole configuration, for MONAI's parser."""
+        return self._document
+
     def __contains__(self, key: str) -> bool:
         return key in self._document
 
