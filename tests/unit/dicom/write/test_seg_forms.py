@@ -248,3 +248,25 @@ def test_frames_keep_their_slices_in_whichever_order_these_are(write, monkeypatc
     headers = [instance.header for instance in loaded.instances]
     ours, theirs = files_of_both(monkeypatch, tmp_path, labels_of(), headers, SPEC)
     assert ours == theirs
+
+
+def test_104_segments_are_read_by_highdicom_and_dcmqi(write, tmp_path):
+    """Of 512 x 512 x 300 voxels: benchmarks/whole_body.py."""
+    shape = (26, 24, 20)
+    d, h, w = np.indices(shape)
+    labels = (d // 2 * 8 + h // 12 * 4 + w // 5 + 1).astype(np.uint8)  # 13 x 2 x 4 blocks
+    labels[:, ::3] = 0
+    segments = tuple(Segment(n, f"structure {n}", ORGAN, LUNG) for n in range(1, 105))
+    loaded = assembled(write(small_volume(shape=shape)))
+    sources = sources_from_headers([instance.header for instance in loaded.instances])
+    path = tmp_path / "seg.dcm"
+    write_dataset(segmentation_from_labels(labels, sources, spec_of(segments), MADE_BY), path)
+    read = hd.seg.segread(path)
+    assert read.number_of_segments == 104
+    assert np.array_equal(read.get_pixels_by_source_instance(list(sources.uids), combine_segments=True), labels)
+    meta, images = segments_by_dcmqi(path)
+    found = {segment["SegmentLabel"] for group in meta["segmentAttributes"] for segment in group}
+    assert found == {segment.label for segment in segments}
+    assert len(images) == 104
+    world = loaded.volume.geometry.world_from_index(np.argwhere(labels))
+    assert_same_points(world, segment_points_by_dcmqi(path))
