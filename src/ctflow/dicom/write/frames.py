@@ -4,7 +4,9 @@ highdicom looks for every segment in every slice and makes each frame's attribut
 asked only for the frames of one segment that holds all marks; every frame of the real ones repeats a slice's place and
 source.
 
-Gain: see `ctflow.dicom.write.segmentation`.
+Gain: a SEG of 104 structures on 300 slices (6067 frames of 512 x 512) is made and written in 5.7 s, without this in
+19.1 s, with the same bytes (3.3 times, and 2.1 times the processor time; 2026-11-30: AMD EPYC, 2 cores at a load of 11,
+Python 3.11.7, highdicom 0.28.2; benchmarks/whole_body.py draws the structures).
 """
 
 from __future__ import annotations
