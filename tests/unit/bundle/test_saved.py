@@ -13,11 +13,30 @@ import numpy as np
 import pytest
 import torch
 
+from ctflow.bundle.saved import plain
 from ctflow.bundle.saved.pickles import walked
 from ctflow.bundle.saved.plain import as_arrays, loaded_plainly
 from ctflow.bundle.weights import read_weights
 from ctflow.core.errors import BundleInvalid
 from reasons import raises_reason
+
+
+class OlderReader:
+    """torch's reader of a zip, as torch 2.11 has it: without the sizes of records."""
+
+    def __init__(self, stream):
+        real = REAL_READER(stream)
+        self.get_record, self.get_record_offset = real.get_record, real.get_record_offset
+        self.get_all_records = real.get_all_records
+
+
+REAL_READER = torch._C.PyTorchFileReader
+
+
+@pytest.fixture(autouse=True, params=["2.13", "2.11"])
+def _reader(request, monkeypatch):
+    if request.param == "2.11":
+        monkeypatch.setattr(plain, "RecordReader", OlderReader)
 
 
 def file_of(content: bytes, *, is_zip: bool = True, data: bytes = b"") -> bytes:

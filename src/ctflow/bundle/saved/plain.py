@@ -23,6 +23,8 @@ _OLD_PARTS = 3  # pickles before the content in torch's older format: a number, 
 _DEEPEST = 3
 _KINDS = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})
 _ZIP = b"PK\x03\x04"
+RecordReader = torch._C.PyTorchFileReader
+_LOCAL_HEADER = struct.Struct("<26x2H")
 # Errors of unpickling and unzipping damaged or hostile files.
 LOAD_ERRORS = (
     pickle.UnpicklingError,
@@ -143,11 +145,32 @@ def _check_pickles(stream: BinaryIO) -> None:
 def _of_zip(stream: BinaryIO, size: int) -> tuple[tuple[TensorData, ...], dict[Any, int]]:
     """The data that a file refers to, and the bytes that it has of each."""
     # torch's own reader, as another one may find another pickle in a crafted zip.
-    reader = torch._C.PyTorchFileReader(stream)
-    if reader.get_record_size("data.pkl") > min(size, _LARGEST_PICKLE):
+    reader = RecordReader(stream)
+    size_of = getattr(reader, "get_record_size", None) or _sizes_by_zipfile(reader, stream)  # torch 2.13 has it
+    if size_of("data.pkl") > min(size, _LARGEST_PICKLE):
         raise pickle.UnpicklingError("holds too much besides tensors")
     storages = walked(io.BytesIO(reader.get_record("data.pkl"))).storages
-    return storages, {key: reader.get_record_size(f"data/{key}") for key in {storage.key for storage in storages}}
+    return storages, {key: size_of(f"data/{key}") for key in {storage.key for storage in storages}}
+
+
+def _sizes_by_zipfile(reader: Any, stream: BinaryIO) -> Callable[[str], int]:
+    """The size of each record by Python's reader, where both readers find the same names at the same places."""
+    with zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+    found = {member.filename.partition("/")[2]: member for member in members}
+    if len(found) < len(members) or set(found) != set(reader.get_all_records()):
+        raise pickle.UnpicklingError("has records that another reader does not find")
+
+    def size_of(name: str) -> int:
+        member = found[name]
+        stream.seek(member.header_offset)
+        header = stream.read(_LOCAL_HEADER.size)
+        (*_, name_length, extra_length) = _LOCAL_HEADER.unpack(header)
+        if member.header_offset + len(header) + name_length + extra_length != reader.get_record_offset(name):
+            raise pickle.UnpicklingError("has a record at two places")
+        return member.file_size
+
+    return size_of
 
 
 def _of_old_format(stream: BinaryIO) -> tuple[tuple[TensorData, ...], dict[Any, int]]:
