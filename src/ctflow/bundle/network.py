@@ -10,7 +10,7 @@ from ctflow.bundle.vista3d import is_vista, network_place, vista_network
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import NetworkSpec, OwnCode
 from ctflow.networks import vista3d
-from ctflow.networks.build import argument_value, current_arguments, network_class
+from ctflow.networks.build import argument_value, current_arguments, module_of_network, network_class
 from ctflow.networks.own_code import own_class
 
 _PACKAGE = "monai.networks.nets"
@@ -45,7 +45,7 @@ def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[Ne
     definition = Component(config, place, _PACKAGE)
     arguments = {name: _argument(config, definition, name) for name in definition.names}
     try:
-        definition.demand_module(network_class(definition.target).__module__)
+        definition.demand_module(module_of_network(definition.target))
         arguments, notes = current_arguments(definition.target, arguments)
     except BundleInvalid as error:
         if str(error).startswith(config.file):

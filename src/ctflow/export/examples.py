@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch.nn import functional
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.export.parity import marked
-from ctflow.phantom import Phantom, phantom_from_seed
 from ctflow.transforms.by_monai.case import prepared_for
 from ctflow.transforms.state import Prepared
 from ctflow.window.grid import padding_for_window, window_starts
+
+if TYPE_CHECKING:
+    from ctflow.phantom import Phantom
 
 COUNT = 4  # windows that are compared: on two cores PyTorch computes them in 16 s (SwinUNETR, feature_size 12)
 _PHANTOM: Size3 = (120, 128, 128)  # a whole chest of 3 mm voxels: drawn in a second or two
@@ -54,6 +57,8 @@ def example_windows(model: Model, roi: Size3) -> list[Tensor]:
 @cache
 def _phantom() -> Phantom:
     """Drawn once per process: several engines may be compared in it."""
+    from ctflow.phantom import phantom_from_seed  # noqa: PLC0415  # a run whose engine is in the cache draws none
+
     return phantom_from_seed(0, _PHANTOM, tumours=3)
 
 

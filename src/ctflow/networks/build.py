@@ -20,6 +20,7 @@ from ctflow.core.errors import BundleInvalid, first_line
 from ctflow.core.model import Model, NetworkSpec, OwnCode
 from ctflow.networks import vista3d
 from ctflow.networks.dints import with_listed_paths
+from ctflow.networks.native import MODULES, native_class
 from ctflow.networks.nnunet import Averaged, check_nnunet_arguments, is_nnunet_network, nnunet_network
 from ctflow.networks.own_code import TORCHSCRIPT, own_class, scripted_network
 from ctflow.networks.skeleton import MOST_ELEMENTS, ShapesOnly
@@ -98,7 +99,9 @@ def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str
     Raises:
         BundleInvalid: The class does not exist, does not know an argument, or would fetch weights.
     """
-    parameters = inspect.signature(network_class(name)).parameters
+    parameters = _parameters(
+        name, {key: value for key, value in arguments.items() if key not in _DROPPED.get(name, ())}
+    )
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     result: dict[str, Any] = {}
     notes = []
@@ -125,6 +128,20 @@ def current_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str
     return result, tuple(notes)
 
 
+def _parameters(name: str, arguments: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the class that makes a network with these arguments."""
+    return inspect.signature(native_class(name, arguments) or network_class(name)).parameters
+
+
+def module_of_network(name: str) -> str:
+    """The module in which MONAI has a network.
+
+    Raises:
+        BundleInvalid: There is none of this name.
+    """
+    return MODULES[name] if name in MODULES else network_class(name).__module__
+
+
 def argument_value(spec: NetworkSpec, name: str) -> Any:
     """An argument as given, else the class's default, else None.
 
@@ -137,8 +154,10 @@ def argument_value(spec: NetworkSpec, name: str) -> Any:
     """
     if name in spec.arguments:
         return spec.arguments[name]
-    found = network_class(spec.name) if spec.code is None else own_class(spec.name, spec.code)
-    parameter = inspect.signature(found).parameters.get(name)
+    if spec.code is None:
+        parameter = _parameters(spec.name, spec.arguments).get(name)
+    else:
+        parameter = inspect.signature(own_class(spec.name, spec.code)).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
@@ -165,7 +184,8 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
             if is_vista:
                 _networks_of_monai()
                 return vista3d.AutomaticVista3d(**arguments)
-            network = network_class(spec.name)(**_with_parts(spec.name, arguments))
+            native = native_class(spec.name, arguments)
+            network = native(**arguments) if native else network_class(spec.name)(**_with_parts(spec.name, arguments))
         except ImportError as error:
             what = "needs a package that is not installed, or that ctflow hides because no network for volumes needs it"
             raise BundleInvalid(f"network_def: {spec.name} {what}: {first_line(error)}", reason="network") from error
@@ -260,7 +280,7 @@ def check_fit(model: Model) -> None:
     spec = model.spec.network
     if is_nnunet_network(spec.name):
         check_nnunet_arguments(spec.name, spec.arguments)  # imports the network, which must not happen in a skeleton
-    else:
+    elif native_class(spec.name, spec.arguments) is None:
         _networks_of_monai()
     with ShapesOnly(_TENSORS_PER_WEIGHT * len(model.weights) + _FEWEST_TENSORS) as skeleton:
         made = network_from_spec(spec)

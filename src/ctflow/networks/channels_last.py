@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
-from ctflow.networks.build import network_class
 from ctflow.networks.operations import CHANNEL_STEP, EPS
-from ctflow.networks.swin_windows import columns_of_merging, stage_sizes, stages_of, window_table
+from ctflow.networks.swin_windows import columns_of_merging, is_swin_unetr, stage_sizes, stages_of, window_table
 
 
 class _ResidualBlock:
@@ -221,7 +220,7 @@ def _halved(size: Size3) -> Size3:
 
 def takes(network: nn.Module, roi: Size3) -> bool:
     """Whether a network is supported: a SwinUNETR of the first version, with patches of 2 and plain norms."""
-    if type(network) is not network_class("SwinUNETR"):
+    if not is_swin_unetr(network):
         return False
     net: Any = network
     sizes = stage_sizes(network, roi)

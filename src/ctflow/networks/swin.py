@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
-from ctflow.networks.build import network_class
 from ctflow.networks.swin_windows import (
     MASKED,
     WindowTable,
     columns_of_merging,
+    is_swin_unetr,
     stage_sizes,
     stages_of,
     window_table,
@@ -71,7 +71,7 @@ def rewrite_for_export(network: nn.Module, roi: Size3, attention: AttentionStyle
 
     Source: `monai.networks.nets.swin_unetr` of MONAI 1.6.1.
     """
-    if type(network) is not network_class("SwinUNETR"):
+    if not is_swin_unetr(network):
         return network
     sizes = stage_sizes(network, roi)
     if sizes is None:
@@ -104,7 +104,7 @@ class FixedTransformer(nn.Module):
             getattr(transformer, f"layers{number}c")[0] if transformer.use_v2 else nn.Identity()
             for number in range(1, 5)
         )
-        width = int(transformer.embed_dim)
+        width = int(transformer.patch_embed.proj.out_channels)
         self.norms = nn.ModuleList(nn.LayerNorm(width * 2**n, elementwise_affine=False) for n in range(5))
 
     def forward(self, x: Tensor, normalize: bool = True) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.core.volume import Size3
+from ctflow.networks.native import MODULES, swin_unetr
 
 MOST_PATTERNS = 8  # a window is or is not the last one along each of three axes
-MASKED = -100.0  # added by MONAI to the score of a pair of tokens that must not see each other
-# The order in which MONAI's PatchMerging concatenates a voxel's eight neighbours (offsets along d, h, w).
-_MERGING_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
-_V2_ORDER = tuple(itertools.product(range(2), repeat=3))
+MASKED = swin_unetr.MASKED
+_MODULES = (MODULES["SwinUNETR"], swin_unetr.__name__)
 
 _Index = npt.NDArray[np.int64]
 
@@ -30,7 +28,6 @@ def stages_of(network: nn.Module) -> list[Any]:
 
 def stage_sizes(network: nn.Module, roi: Size3) -> list[Size3] | None:
     """(D, H, W) in tokens of each stage, or None if this SwinUNETR is not rewritten here."""
-    merging, merging_v2 = _merging_classes()
     patch: Any = network.patch_size
     if len(roi) != 3 or not isinstance(patch, int) or any(length % patch**5 for length in roi):
         return None
@@ -40,17 +37,21 @@ def stage_sizes(network: nn.Module, roi: Size3) -> list[Size3] | None:
     size: Size3 = (roi[0] // patch, roi[1] // patch, roi[2] // patch)
     sizes = []
     for stage in stages_of(network):
-        if stage.use_hyena or type(stage.downsample) not in (merging, merging_v2):
+        if stage.use_hyena or not _is_of_swin(stage.downsample, "PatchMerging", "PatchMergingV2"):
             return None
         sizes.append(size)
         size = (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
     return sizes
 
 
-def _merging_classes() -> tuple[type[nn.Module], type[nn.Module]]:
-    from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2  # noqa: PLC0415  # seconds to import
+def is_swin_unetr(network: nn.Module) -> bool:
+    """Whether a network is a SwinUNETR, MONAI's or ours."""
+    return _is_of_swin(network, "SwinUNETR")
 
-    return PatchMerging, PatchMergingV2
+
+def _is_of_swin(module: nn.Module, *names: str) -> bool:
+    """Whether a module's class has one of these names, in MONAI or here; MONAI is not imported to find out."""
+    return type(module).__name__ in names and type(module).__module__ in _MODULES
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,8 @@ def _patterns(regions: _Index) -> tuple[_Index, _Index]:
 
 def columns_of_merging(merging: Any) -> Tensor:
     """Which column of a merging's weights belongs to each channel, with neighbours in the array's order."""
-    order = _MERGING_ORDER if type(merging) is _merging_classes()[0] else _V2_ORDER
+    first, second = swin_unetr.PatchMerging.order, swin_unetr.PatchMergingV2.order
+    order = first if type(merging).__name__ == "PatchMerging" else second
     width: int = merging.dim
-    blocks = [order.index(offset) for offset in _V2_ORDER]
+    blocks = [order.index(offset) for offset in second]
     return torch.cat([torch.arange(block * width, (block + 1) * width) for block in blocks])

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
 
@@ -19,10 +20,12 @@ from ctflow.dicom.read.assemble import Assembled
 from ctflow.dicom.read.scan import Scan, scan_folder
 from ctflow.dicom.read.select.selection import require_selected, select_series
 from ctflow.dicom.read.select.series import Candidate, Selection, Series
-from ctflow.dicom.write.source import Sources
 from ctflow.pipeline.segmentation import Segmentation
 from ctflow.settings.run import SegGrid, Settings
 from ctflow.window.body import Body
+
+if TYPE_CHECKING:
+    from ctflow.dicom.write.source import Sources
 
 log = logging.getLogger(__name__)
 

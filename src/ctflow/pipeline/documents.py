@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctflow.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTLY, CtflowError, InputError
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
 from ctflow.dicom.read.select.series import Selection
-from ctflow.measurements.measure import SegmentMeasurements
 from ctflow.pipeline.case import Case, Found, key_of_series
 from ctflow.report.result import run_result, series_result
 from ctflow.report.run_record import error_facts, supersede_result
 from ctflow.settings.run import Settings
+
+if TYPE_CHECKING:
+    from ctflow.measurements.measure import SegmentMeasurements
 
 _OF_MACHINE = frozenset({"cache", "cases_in_flight"})  # settings that describe the machine and not the result
 

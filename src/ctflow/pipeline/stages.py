@@ -13,8 +13,6 @@ from ctflow.core.errors import BrokenSeries
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.read.assemble import Assembled, Empty, assemble_series
 from ctflow.dicom.write.measures import measures_from_headers
-from ctflow.dicom.write.segmentation import read_standard
-from ctflow.dicom.write.source import sources_from_headers
 from ctflow.pipeline.case import Case, attempt
 from ctflow.pipeline.segmentation import Segmentation, memory_of, timed
 
@@ -111,6 +109,10 @@ def segment_case(
 
 def prepare_result(case: Case) -> Case:
     """Prepare the parts of a loaded case's result that do not depend on the mask, while a GPU computes it."""
+    # Late: highdicom, which no window need wait for.
+    from ctflow.dicom.write.segmentation import read_standard  # noqa: PLC0415
+    from ctflow.dicom.write.source import sources_from_headers  # noqa: PLC0415
+
     sources = sources_from_headers([instance.header for instance in case.loaded.instances])
     read_standard(sources)
     return replace(case, sources=sources, warnings=case.warnings + sources.warnings)

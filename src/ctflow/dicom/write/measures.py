@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
@@ -23,6 +23,9 @@ from ctflow.dicom.regularity import (
     planes_from_numbers,
     unevenness,
 )
+
+if TYPE_CHECKING:
+    import highdicom as hd
 
 _DECIMALS = 9  # of a distance in mm: further ones are rounding
 
@@ -67,6 +70,8 @@ class Measures:
         Slices at several distances have no SpacingBetweenSlices. SliceThickness is still needed: some readers use it
         as the distance.
         """
+        import highdicom as hd  # noqa: PLC0415  # a fifth of a second that reading slices does not need
+
         spacing = format_number_as_ds(self.distance_mm)
         return hd.PixelMeasuresSequence(
             pixel_spacing=[format_number_as_ds(float(mm)) for mm in self.pixel_mm],
@@ -76,6 +81,8 @@ class Measures:
 
     def plane_orientation(self) -> hd.PlaneOrientationSequence:
         """The Plane Orientation (Patient) functional group (DICOM PS3.3 C.7.6.16.2.4)."""
+        import highdicom as hd  # noqa: PLC0415
+
         patient = hd.CoordinateSystemNames.PATIENT
         return hd.PlaneOrientationSequence(patient, [format_number_as_ds(float(part)) for part in self.orientation])
 
