@@ -15,6 +15,7 @@ from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of
 from ctflow.core.progress import Progress
 from ctflow.core.requirements import check_requirements
+from ctflow.core.startup import startup
 from ctflow.core.user import name_user
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.report.terminal import progress_on, say_error, say_report
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(request: Request) -> int:
+    startup.begin()
     check_requirements("holoscan")
     interruption = _INTERRUPTION or Interruption()
     with recorded_run(request.paths.output) as record, progress_on(sys.stderr) as progress:

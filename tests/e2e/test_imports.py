@@ -17,7 +17,19 @@ UNNEEDED = (
 def test_a_run_imports_no_package_that_it_does_not_need(tmp_path):
     volume = phantom_drawn_once(3, (18, 80, 80)).volume
     write_ct_series(volume, tmp_path / "in", seed=3)
-    words = ["run", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--engine", "eager", "--device", "cpu"]
+    words = [
+        "-l",
+        "INFO",
+        "run",
+        "-i",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--engine",
+        "eager",
+        "--device",
+        "cpu",
+    ]
     program = (
         "import sys; from ctflow.cli.start import main\n"
         f"sys.argv = ['ctflow', *{words!r}]; assert main() == 0\n"
@@ -26,4 +38,8 @@ def test_a_run_imports_no_package_that_it_does_not_need(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["imported:"]
+    (line,) = (line for line in done.stderr.splitlines() if "first window" in line)
+    parts = line.partition("process: ")[2]
+    names = [part.split()[0] for part in parts.split(", ")]
+    assert names == ["imports", "bundle", "scan", "engine", "reading", "preparation"]
     assert (tmp_path / "out" / "result.json").is_file()

@@ -21,6 +21,7 @@ from ctflow.bundle.workflow import checkpoint_from_config
 from ctflow.compat.monai import import_all
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
+from ctflow.core.startup import startup
 from ctflow.networks import vista3d
 from ctflow.networks.own_code import TORCHSCRIPT, code_of_folder, scripted_network
 
@@ -46,8 +47,14 @@ def read_bundle(path: Path, configuration: str | None = None, *, allow_code: boo
 
     Source: MONAI Bundle Specification, docs.monai.io/en/stable/mb_specification.html.
     """
-    if is_of_nnunet(path):
-        return read_nnunet(path)
+    startup.lap("imports")
+    model = read_nnunet(path) if is_of_nnunet(path) else _read(path, configuration, allow_code=allow_code)
+    startup.lap("bundle")
+    return model
+
+
+def _read(path: Path, configuration: str | None, *, allow_code: bool) -> Model:
+    """A MONAI bundle."""
     config = read_config(path, configuration)
     code = _code(path) if allow_code else None
     spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name, code=code)

@@ -16,6 +16,7 @@ from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
 from ctflow.core.errors import BundleInvalid
+from ctflow.core.startup import startup
 from ctflow.core.user import name_user
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import (
@@ -50,6 +51,7 @@ def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug its
 
 
 def _run(request: Request) -> int:
+    startup.begin()
     paths = request.paths
     with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
         # Late: pydicom and its decoders take longer to import than all that --help needs.
@@ -181,6 +183,16 @@ def export(model: str | None, output: str | None, **given: Any) -> int:
     from ctflow.cli.export import export_engines  # noqa: PLC0415
 
     return export_engines(model, output, given)
+
+
+@cli.command("warm")
+@MODEL
+@options("engine", "precision", "device", "cache", "config", "allow_code")
+def warm_command(model: str | None, **given: Any) -> int:
+    """Prepare what a first run waits for: engine, comparison with PyTorch, byte code; also in an image build."""
+    from ctflow.cli.warm import warm  # noqa: PLC0415
+
+    return warm(model, given)
 
 
 @cli.command()

@@ -137,7 +137,7 @@ def module_of_network(name: str) -> str:
     """The module in which MONAI has a network.
 
     Raises:
-        BundleInvalid: There is none of this name.
+        BundleInvalid: It has no such network.
     """
     return MODULES[name] if name in MODULES else network_class(name).__module__
 

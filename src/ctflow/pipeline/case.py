@@ -15,6 +15,7 @@ from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import CtflowError, DeviceOutOfMemory
 from ctflow.core.model import ModelSpec
 from ctflow.core.progress import Progress, silent
+from ctflow.core.startup import startup
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.read.assemble import Assembled
 from ctflow.dicom.read.scan import Scan, scan_folder
@@ -123,12 +124,14 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
 
 def look_for_cases(folder: Path, body_parts: tuple[str, ...], settings: Settings, progress: Progress = silent) -> Found:
     """As `find_cases`, even if no series may run: a run that ends there gives the reason for each."""
+    startup.lap("imports")
     scan = scan_folder(folder, progress)
     selection = select_series(
         scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=body_parts
     )
     for candidate in selection.candidates:
         log.info("series %s: %s (%s)", candidate.series.digest, candidate.message, candidate.reason)
+    startup.lap("scan")
     cases = [case_from_candidate(each, key_of_series(each.series), settings) for each in selection.selected]
     return Found(tuple(cases), scan, selection)
 

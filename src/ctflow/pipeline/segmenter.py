@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ctflow.core.errors import DeviceOutOfMemory, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.progress import Progress, silent
+from ctflow.core.startup import startup
 from ctflow.core.volume import Labels, Size3, Volume
 from ctflow.engines.contract import Engine
 from ctflow.export.examples import telling_windows, window_at
@@ -87,6 +88,7 @@ class Segmenter:
             OutputError: The cache cannot be written and the engine was requested by name.
         """
         self._opened.open(progress)
+        startup.lap("engine")
 
     def close(self) -> None:
         """Close the engines; may be called twice."""
@@ -124,8 +126,11 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with memory_of(self._opened.info.device):
             with timed(seconds, "prepare"):
+                startup.lap("reading")
                 prepared, found_body = self._prepare(volume)
                 body = self._part_to_compute(found_body, prepared)
+                startup.lap("preparation")
+            startup.first_window()
             with timed(seconds, "segment"):
                 found = self._predict(prepared, body, volume, progress, meanwhile)
             restored_s = found.restore_s

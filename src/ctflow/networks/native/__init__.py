@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-from torch import nn
+from typing import Any
 
 from ctflow.networks.native.swin_unetr import SwinUNETR
 
-
-class NativeNetwork(Protocol):
-    """A class with MONAI's name, parameters and results."""
-
-    def __call__(self, **arguments: Any) -> nn.Module:
-        """Make the network."""
-
-    def takes(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether it can be made with these arguments."""
-
-
 # Where MONAI has each: a bundle may name a network by it.
 MODULES = {"SwinUNETR": "monai.networks.nets.swin_unetr"}
-_CLASSES: Mapping[str, NativeNetwork] = {"SwinUNETR": SwinUNETR}
+_CLASSES: Mapping[str, type[SwinUNETR]] = {"SwinUNETR": SwinUNETR}
 
 
-def native_class(name: str, arguments: Mapping[str, Any]) -> NativeNetwork | None:
+def native_class(name: str, arguments: Mapping[str, Any]) -> type[SwinUNETR] | None:
     """Our class of MONAI's network with these arguments; None where MONAI's own is needed.
 
     MONAI's also says what is wrong with arguments: whatever is unusual goes to it.

@@ -83,15 +83,20 @@ class SwinUNETR(nn.Module):
     @staticmethod
     def takes(arguments: Mapping[str, Any]) -> bool:
         """Whether these are arguments of MONAI's that this class knows, with values that it supports."""
-        given = {"spatial_dims": 3, "downsample": "merging", "norm_name": "instance", "window_size": 7} | dict(
-            arguments
-        )
+        given: dict[str, Any] = {
+            "spatial_dims": 3,
+            "downsample": "merging",
+            "norm_name": "instance",
+            "window_size": 7,
+        } | dict(arguments)
         window = given["window_size"]
-        lists = [given.get(name, (1,) * _STAGES) for name in ("depths", "num_heads")]
-        counts = [given.get(name, 24) for name in ("in_channels", "out_channels", "patch_size", "feature_size")]
+        lists: list[Any] = [given.get(name, (1,) * _STAGES) for name in ("depths", "num_heads")]
+        counts: list[Any] = [
+            given.get(name, 24) for name in ("in_channels", "out_channels", "patch_size", "feature_size")
+        ]
         counts += window if isinstance(window, list | tuple) and len(window) == 3 else [window]
         counts += [each for one in lists for each in (one if isinstance(one, list | tuple) else (None,))]
-        rates = [given.get(name, 0.0) for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate")]
+        rates: list[Any] = [given.get(name, 0.0) for name in ("drop_rate", "attn_drop_rate", "dropout_path_rate")]
         switches = ("qkv_bias", "normalize", "patch_norm", "use_checkpoint", "use_v2")
         return (
             all(type(each) is int and each > 0 for each in counts)
