@@ -190,7 +190,7 @@ def export(model: str | None, output: str | None, **given: Any) -> int:
 @options("engine", "precision", "device", "cache", "config", "allow_code")
 def warm_command(model: str | None, **given: Any) -> int:
     """Prepare what a first run waits for: engine, comparison with PyTorch, byte code; also in an image build."""
-    from ctflow.cli.warm import warm  # noqa: PLC0415
+    from ctflow.cli.export import warm  # noqa: PLC0415
 
     return warm(model, given)
 

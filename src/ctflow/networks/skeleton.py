@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -73,8 +74,9 @@ class ShapesOnly(TorchFunctionMode):
 def _check_size(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     shapes = [each.shape for each in args if isinstance(each, Tensor) and not each.is_meta]
     try:
-        size = math.prod(torch.broadcast_shapes(*shapes)) if len(shapes) > 1 else 0  # type: ignore[no-untyped-call]
-    except RuntimeError:
+        # NumPy's, as torch's imports SymPy, which takes half a second.
+        size = math.prod(np.broadcast_shapes(*shapes)) if len(shapes) > 1 else 0
+    except ValueError:
         size = 0  # no arithmetic of two tensors
     is_long = func in _RANGES and any(isinstance(each, int | float) and abs(each) > _SMALL for each in args)
     if is_long or size > MOST_ELEMENTS:
