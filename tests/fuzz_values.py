@@ -38,8 +38,8 @@ from ctflow.dicom.attributes import PARSE_ERRORS, texts, value_of
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import moment_of, series_number
 from ctflow.pipeline import run, segmenter
+from ctflow.pipeline import write as written
 from ctflow.pipeline.case import Case
-from ctflow.pipeline.overlap import cases
 from ctflow.settings.run import Settings
 from dicom_support import small_volume
 from marking_support import MarkingSegmenter, marking_model
@@ -330,14 +330,14 @@ def fuzz(count: int, seed: int, root: Path, first: int = 0, say: Callable[[str],
 
 def _stand_in() -> Callable[[], None]:
     """Run without a network, without messages and without endless waiting; gives what undoes that."""
-    real, write, level = segmenter.Segmenter, cases.write_case, logging.root.manager.disable
+    real, write, level = segmenter.Segmenter, written.write_case, logging.root.manager.disable
     handler = signal.signal(signal.SIGVTALRM, _hangs)
     fsync, os.fsync = os.fsync, lambda _descriptor: None
-    segmenter.Segmenter, cases.write_case = MarkingSegmenter, _written_once(write)
+    segmenter.Segmenter, written.write_case = MarkingSegmenter, _written_once(write)
     logging.disable(logging.CRITICAL)
 
     def put_back() -> None:
-        segmenter.Segmenter, cases.write_case, os.fsync = real, write, fsync
+        segmenter.Segmenter, written.write_case, os.fsync = real, write, fsync
         logging.disable(level)
         signal.signal(signal.SIGVTALRM, handler)
 

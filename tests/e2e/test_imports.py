@@ -41,5 +41,5 @@ def test_a_run_imports_no_package_that_it_does_not_need(tmp_path):
     (line,) = (line for line in done.stderr.splitlines() if "first window" in line)
     parts = line.partition("process: ")[2]
     names = [part.split()[0] for part in parts.split(", ")]
-    assert names == ["imports", "bundle", "scan", "engine", "reading", "preparation"]
+    assert names == ["imports", "scan", "bundle", "engine", "reading", "preparation"]
     assert (tmp_path / "out" / "result.json").is_file()

@@ -21,7 +21,6 @@ from ctflow.pipeline.documents import document_of_run
 from ctflow.pipeline.overlap.cases import CasesOfRun
 from ctflow.pipeline.overlap.messages import InOrder
 from ctflow.pipeline.stages import load_case, segment_case
-from ctflow.pipeline.write import write_case
 from ctflow.report.result import write_result
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.settings.run import Settings
@@ -185,6 +184,8 @@ def _run(
 
 def run_case(case: Case, segmenter: Segmenter, settings: Settings, output: Path, progress: Progress = silent) -> Case:
     """Load, segment and write one case; a named error becomes part of it."""
+    from ctflow.pipeline.write import write_case  # noqa: PLC0415  # half a second that no window need wait for
+
     case = segment_case(load_case(case, progress), segmenter, progress)
     return write_case(case, segmenter.model, settings, output, progress)
 

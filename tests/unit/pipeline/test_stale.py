@@ -16,7 +16,6 @@ from ctflow.core.errors import BackendUnavailable, NotWritten, NoUsableSeries
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import documents, run
 from ctflow.pipeline.case import find_cases, key_of_series, without_arrays
-from ctflow.pipeline.overlap import cases
 from ctflow.pipeline.run import run_folder
 from ctflow.report import run_record
 from ctflow.settings.run import Settings
@@ -158,7 +157,9 @@ def test_an_interrupt_is_said_and_leaves_results_of_what_was_done_alone(model, t
         first, model.spec, run_record.error_facts(NotWritten("a stand-in", reason="unwritable"))
     )
     monkeypatch.setattr(run, "segment_case", segment_case)
-    monkeypatch.setattr(cases, "write_case", lambda case, *_: replace(without_arrays(case), document=done))
+    monkeypatch.setattr(
+        "ctflow.pipeline.write.write_case", lambda case, *_: replace(without_arrays(case), document=done)
+    )
     with pytest.raises(KeyboardInterrupt):
         run_folder(two, output, model, replace(SETTINGS, cases_in_flight=1))
     assert seen == ["running", "running"]

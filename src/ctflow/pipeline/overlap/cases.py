@@ -16,7 +16,6 @@ from ctflow.dicom.attributes import integer
 from ctflow.pipeline.case import Case
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.pipeline.stages import load_case, prepare_result
-from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
 
 _MOST = 12  # reading and writing take a second of a CPU for a CT of 300 slices; a GPU segments four in that time
@@ -116,6 +115,8 @@ class CasesInTurn:
 
     def write(self, case: Case, model: Model) -> None:
         """As `CasesOfRun.write`."""
+        from ctflow.pipeline.write import write_case  # noqa: PLC0415  # half a second that no window need wait for
+
         self._done.append(write_case(case, model, self._settings, self._output, self._progress))
 
     def finished(self) -> tuple[Case, ...]:

@@ -27,7 +27,6 @@ from ctflow.core.volume import Geometry
 from ctflow.pipeline.case import Case, attempt, without_arrays
 from ctflow.pipeline.segmentation import Segmentation
 from ctflow.pipeline.stages import load_case, prepare_result, with_segmentation
-from ctflow.pipeline.write import write_case
 from ctflow.settings.run import Settings
 
 _STEPS = 20  # of the reading are told
@@ -180,7 +179,10 @@ def _run(word: Load, connection: Connection, memory: CaseMemory) -> None:
 
     case = load_case(word.case, progress, memory["volume"].allocate)
     connection.send(_shared(case, word.case, memory))
-    case = attempt(case, lambda: prepare_result(case))  # while the other process segments it
+    # While the other process segments it: half a second of imports, for which reading does not wait.
+    from ctflow.pipeline.write import write_case  # noqa: PLC0415
+
+    case = attempt(case, lambda: prepare_result(case))
     answer = connection.recv()
     if isinstance(answer, Write):
         done = write_case(_segmented(case, answer, memory), answer.model, answer.settings, answer.output)

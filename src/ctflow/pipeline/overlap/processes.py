@@ -33,7 +33,6 @@ from ctflow.pipeline.overlap.process import (
     run_case_process,
 )
 from ctflow.pipeline.stages import load_case, prepare_result
-from ctflow.pipeline.write import superseded, write_case
 from ctflow.settings.run import Settings
 
 _LOOK_S = 0.1
@@ -129,6 +128,8 @@ class CasesInProcesses:
                 return
         elif failed is not None and case.error is None:
             case = place.case
+        from ctflow.pipeline.write import write_case  # noqa: PLC0415  # seldom needed here
+
         self._settle(place, write_case(case, model, self._settings, self._output, self._progress))
 
     def finished(self) -> tuple[Case, ...]:
@@ -171,6 +172,8 @@ class CasesInProcesses:
     def _catch_up(self) -> None:
         """Fail the cases whose process ended while it wrote them, and show the progress of those written."""
         for place in [place for place in self._places if place.is_writing and place.case.error and not place.done]:
+            from ctflow.pipeline.write import superseded  # noqa: PLC0415  # seldom needed here
+
             before, self._messages.current = self._messages.current, place.number
             self._settle(place, superseded(place.case, self._output))
             self._messages.current = before
