@@ -13,9 +13,8 @@ _INTERRUPTION = Interruption() if __name__ == "__main__" else None
 
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of
-from ctflow.core.progress import Progress
+from ctflow.core.progress import Progress, startup
 from ctflow.core.requirements import check_requirements
-from ctflow.core.startup import startup
 from ctflow.core.user import name_user
 from ctflow.report.run_record import RunRecord, recorded_run
 from ctflow.report.terminal import progress_on, say_error, say_report

@@ -21,7 +21,7 @@ from ctflow.bundle.workflow import checkpoint_from_config
 from ctflow.compat.monai import import_all
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
-from ctflow.core.startup import startup
+from ctflow.core.progress import startup
 from ctflow.networks import vista3d
 from ctflow.networks.own_code import TORCHSCRIPT, code_of_folder, scripted_network
 

@@ -16,7 +16,7 @@ import click
 
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.core.progress import Progress
-from ctflow.core.startup import compile_imported
+from ctflow.core.requirements import compile_imported
 from ctflow.report.terminal import progress_on, say_measured
 from ctflow.settings.run import Settings, model_path_from_value, read_environment, settings_from_values
 

@@ -16,7 +16,7 @@ from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.startup import startup
+from ctflow.core.progress import startup
 from ctflow.core.user import name_user
 from ctflow.report.run_record import recorded_run
 from ctflow.report.terminal import (

@@ -1,10 +1,14 @@
-"""Checks the installed packages against the versions in pyproject.toml, read from ctflow's metadata."""
+"""The installed packages: their versions against those in ctflow's metadata, and byte code where it is missing."""
 
 from __future__ import annotations
 
+import compileall
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from types import ModuleType
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
@@ -80,3 +84,26 @@ def _fits(found: str, requirement: Requirement) -> bool:
         return requirement.specifier.contains(Version(found).base_version, prereleases=True)
     except InvalidVersion:
         return False
+
+
+def compile_imported() -> tuple[int, int]:
+    """Compile every imported module that has no byte code file.
+
+    Python itself writes none where PYTHONDONTWRITEBYTECODE is set, and pip none with --no-compile: torch alone then
+    takes 2 s longer to import, each time.
+
+    Returns:
+        How many modules were compiled, and of how many the byte code could not be written.
+    """
+    compiled = failed = 0
+    for module in [each for each in sys.modules.values() if isinstance(each, ModuleType)]:
+        spec = vars(module).get("__spec__")
+        source, target = (getattr(spec, name, None) for name in ("origin", "cached"))
+        if not source or not target or not source.endswith(".py") or Path(target).exists():
+            continue
+        compileall.compile_file(source, quiet=2)
+        if Path(target).exists():
+            compiled += 1
+        else:
+            failed += 1
+    return compiled, failed

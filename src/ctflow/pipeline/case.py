@@ -14,8 +14,7 @@ from pydicom.dataset import Dataset
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import CtflowError, DeviceOutOfMemory
 from ctflow.core.model import ModelSpec
-from ctflow.core.progress import Progress, silent
-from ctflow.core.startup import startup
+from ctflow.core.progress import Progress, silent, startup
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.read.assemble import Assembled
 from ctflow.dicom.read.scan import Scan, scan_folder

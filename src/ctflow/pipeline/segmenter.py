@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from ctflow.core.errors import DeviceOutOfMemory, ParityFailed, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
-from ctflow.core.progress import Progress, silent
-from ctflow.core.startup import startup
+from ctflow.core.progress import Progress, silent, startup
 from ctflow.core.volume import Labels, Size3, Volume
 from ctflow.engines.contract import Engine
 from ctflow.export.examples import telling_windows, window_at

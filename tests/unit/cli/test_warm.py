@@ -11,7 +11,7 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
-from ctflow.core.startup import compile_imported
+from ctflow.core.requirements import compile_imported
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_what_cannot_be_prepared_ends_with_the_exit_code_of_a_run(warmed, tmp_pa
 
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); import a_module\n"
-    "from ctflow.core.startup import compile_imported; print(*compile_imported())"
+    "from ctflow.core.requirements import compile_imported; print(*compile_imported())"
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ctflow.core.startup import Startup
+from ctflow.core.progress import Startup
 
 
 def test_parts_are_told_once_in_their_order(caplog):
