@@ -83,7 +83,7 @@ HOSTILE = {
     "large window": ("SwinUNETR", {"window_size": 40}, "network", "table"),
     "huge window": ("SwinUNETR", {"window_size": 60_000}, "network", "SwinUNETR"),
     "many blocks": ("SwinUNETR", {"depths": [4_000] * 4}, "weights-mismatch", "many more parts"),
-    "too many blocks": ("SwinUNETR", {"depths": [60_000] * 4}, "network", "table"),
+    "too many blocks": ("SwinUNETR", {"depths": [60_000] * 4, "use_flash_attention": True}, "network", "table"),
     "large image": ("UNETR", {"img_size": [32_000] * 3}, "weights-mismatch", "position_embeddings"),
     "wide DynUNet": ("DynUNet", {"filters": [50_000] * 3}, "weights-mismatch", "input_block"),
     "wide nnU-Net": ("PlainConvUNet", {"features_per_stage": [60_000] * 3}, "weights-mismatch", "encoder.stages.0"),
