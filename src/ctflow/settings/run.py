@@ -112,15 +112,6 @@ class Processing(Group):
         Reads(_folder_or_none),
         Key("Folder for engine files and their measurements; empty keeps none.", "DIR", "the user's cache folder"),
     ] = field(default_factory=lambda: _folder_or_none(_cache_folder(read_environment())))
-    cases_in_flight: Annotated[
-        int | None,
-        whole(1, 64),
-        Key(
-            "Series that are read, segmented and written at the same time; 1 takes one after another.",
-            "N",
-            "what CPUs and memory allow",
-        ),
-    ] = None
     report: Annotated[
         Literal["html", "none"], Key("Write report.html, a viewer in one file, or omit it.", of_files=True)
     ] = "html"
@@ -182,6 +173,15 @@ class Settings(Processing):
         str | None,
         Reads(_devices),
         Key("Where to compute; several GPUs share a volume.", "cpu|cuda|cuda:N,M", "the first GPU, or the CPU"),
+    ] = None
+    cases_in_flight: Annotated[
+        int | None,
+        whole(1, 64),
+        Key(
+            "Series that are read, segmented and written at the same time; 1 takes one after another.",
+            "N",
+            "what CPUs and memory allow",
+        ),
     ] = None
 
 

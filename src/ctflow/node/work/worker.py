@@ -177,7 +177,7 @@ def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
     After a change of the settings, the rules, the model or ctflow, an earlier result that was never sent is outdated.
     The device is not part of it: after a crash, another worker may take the series.
     """
-    settings = replace(setup.settings, device=None, cache=None, cases_in_flight=None)
+    settings = replace(setup.settings, device=None, cache=None)
     parts = [__version__, model.weights_digest, model.spec, settings, setup.rules, task.calling_ae, task.job.earlier]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
