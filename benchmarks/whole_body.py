@@ -33,6 +33,7 @@ import torch
 
 from ctflow.compat.monai import import_lean
 from ctflow.core.model import Code, Model, ModelSpec, NetworkSpec, Segment
+from ctflow.core.processes import usable_cpus
 from ctflow.core.steps import (
     ClipNormalize,
     CropNonzero,
@@ -48,7 +49,6 @@ from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.segmentation import SegForm, segmentation_from_labels
 from ctflow.dicom.write.source import Sources, sources_from_headers
-from ctflow.engines.hardware import usable_cpus
 from ctflow.networks.build import network_from_spec
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline.segmenter import Segmenter
@@ -127,6 +127,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     if given.device.startswith("cuda"):
         row["peak_gib_of_gpu"] = round(torch.cuda.max_memory_allocated(given.device) / 2**30, 2)
         row["peak_gib_reserved"] = round(torch.cuda.max_memory_reserved(given.device) / 2**30, 2)
+    if given.no_seg:
+        return row
     with tempfile.TemporaryDirectory() as scratch:
         sources = _sources(volume, Path(scratch) / "ct")
         row["seg"] = [
@@ -227,6 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--restored", choices=RESTORED, action="append")
     parser.add_argument("--spacing-mm", type=float, default=1.5)
     parser.add_argument("--shape", type=int, nargs=3, default=(300, 512, 512))
+    parser.add_argument("--no-seg", action="store_true", help="write no SEG")
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
