@@ -80,7 +80,7 @@ def test_without_a_gpu_it_can_be_made_and_says_where_it_computes(monkeypatch):
     assert fused.is_available()[0]
     ((available, reason),) = [rest for name, *rest in registry.backends() if name == "fused"]
     assert not available
-    assert "on NVIDIA GPUs only" in reason
+    assert "it needs an NVIDIA GPU" in reason
 
 
 def without(monkeypatch, missing):

@@ -14,6 +14,7 @@ from ctflow.core.errors import EXIT_PARTLY, EXIT_UNEXPECTED
 from ctflow.dicom.read import scan
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select import selection
+from ctflow.dicom.write import source
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import segmenter, stages, write
 from ctflow.pipeline.run import run_folder
@@ -69,7 +70,7 @@ def failing(function: Callable, calls: int) -> Callable:
 def test_an_unexpected_error_of_any_stage_is_that_series_own_failure(
     folder, tmp_path, monkeypatch, caplog, stage, schema
 ):
-    place = stages if stage in STAGES[:2] else write
+    place = {"assemble_series": stages, "sources_from_headers": source}.get(stage, write)
     monkeypatch.setattr(place, stage, failing(getattr(place, stage), 1))
     report = run_folder(folder, tmp_path / "out", marking_model(), SETTINGS)
     assert report.exit_code == EXIT_PARTLY

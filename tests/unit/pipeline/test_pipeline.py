@@ -712,8 +712,12 @@ def test_too_little_memory_anywhere_is_named_and_nothing_of_the_case_is_kept(
         held.append(weakref.ref(array))
         raise error
 
-    modules = {"prepare_volume": "segmenter", "predict_volume": "prediction", "values_to_restore": "finishing"}
-    monkeypatch.setattr(f"ctflow.pipeline.{modules[stage]}.{stage}", fail)
+    modules = {
+        "prepare_volume": "transforms.by_monai.case",
+        "predict_volume": "pipeline.prediction",
+        "values_to_restore": "pipeline.finishing",
+    }
+    monkeypatch.setattr(f"ctflow.{modules[stage]}.{stage}", fail)
     if stage == "values_to_restore":
         zeros = lambda volume, **_: torch.zeros(1, 2, *volume.shape[2:])  # noqa: E731
         monkeypatch.setattr("ctflow.pipeline.prediction.predict_volume", zeros)
