@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,7 +52,8 @@ class CasesOfRun:
             early: Whether this process has other work before the first one, such as importing torch.
         """
         count = self._settings.cases_in_flight or _count_for(cases)
-        alone = len(cases) == 1 and not early
+        # A daemonic process may not have children.
+        alone = (len(cases) == 1 and not early) or multiprocessing.current_process().daemon
         if (count == 1 and self._settings.cases_in_flight) or alone or not cases:
             self._cases = CasesInTurn(cases, self._settings, self._output, self._progress)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,24 @@ from ctflow.pipeline.overlap.process import CaseMemory, Loaded, SlicesRead
 
 @dataclass(eq=False)
 class CaseProcess:
-    """A process, our end of its pipe, and the case that it has."""
+    """A process, our end of its pipe, and the case that it has.
+
+    Attributes:
+        process: The process.
+        connection: Two threads send, this one and that which leads the processes: under the lock `sending`.
+        memory: That it shares.
+        place: Of its case.
+        is_ready: Whether it waits for a case.
+        has_begun: Whether it ever was.
+    """
 
     process: SpawnProcess
     connection: Connection
     memory: CaseMemory
     place: Place | None = None
+    is_ready: bool = False
+    has_begun: bool = False
+    sending: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(eq=False)

@@ -65,6 +65,11 @@ SharedArray = tuple[tuple[int, ...], str] | None  # shape and type of an array i
 
 
 @dataclass(frozen=True)
+class Idle:
+    """From the process: it waits for a case, and nothing more will come of the one before."""
+
+
+@dataclass(frozen=True)
 class Load:
     """To the process: load this case, with so many CPUs."""
 
@@ -163,6 +168,7 @@ def run_case_process(connection: Connection, memory: CaseMemory, level: int, *, 
         if debug:
             show_tracebacks()
         while True:
+            connection.send(Idle())
             _run(connection.recv(), connection, memory)
 
 

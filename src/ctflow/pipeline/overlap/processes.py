@@ -25,6 +25,7 @@ from ctflow.pipeline.overlap.place import CaseProcess, Place, loaded_case
 from ctflow.pipeline.overlap.process import (
     CaseMemory,
     Forget,
+    Idle,
     Load,
     Loaded,
     Outcome,
@@ -79,7 +80,10 @@ class CasesInProcesses:
         self._wake(is_ending=True)
         self._thread.join()
         for each in self._processes:
-            each.process.terminate()  # it removes what it has half-written
+            if each.place is None:
+                each.process.kill()
+            else:
+                each.process.terminate()  # it removes what it has half-written
         deadline = time.monotonic() + _END_S
         for each in self._processes:
             each.process.join(max(deadline - time.monotonic(), 0.0))
@@ -122,8 +126,11 @@ class CasesInProcesses:
             failed = place.case.error  # its process has ended meanwhile
             place.is_writing = case.error is None and failed is None and not place.is_here
         if place.is_writing:
-            with self._changed:
-                case = attempt(case, lambda: self._handed_over(place, case, model))
+            ready: list[tuple[CaseProcess, Write]] = []
+            with self._changed:  # the process cannot be ended meanwhile
+                case = attempt(case, lambda: self._shared(place, case, model, ready))
+            for process, word in ready:  # without the lock: a process may be telling something first
+                self._send(process, word)
             if case.error is None:
                 return
         elif failed is not None and case.error is None:
@@ -183,8 +190,8 @@ class CasesInProcesses:
                 self._progress("write", 1, 1)
             self._written += 1
 
-    def _handed_over(self, place: Place, case: Case, model: Model) -> Case:
-        """Give a segmented case to its process, which cannot be ended meanwhile; or fail it as the process has."""
+    def _shared(self, place: Place, case: Case, model: Model, ready: list[tuple[CaseProcess, Write]]) -> Case:
+        """Share a segmented case's labels with its process; or fail the case as the process has."""
         process, before = place.process, place.loaded
         if process is None or before is None:
             return replace(case, error=place.case.error)
@@ -202,7 +209,7 @@ class CasesInProcesses:
             self._settings,
             self._output,
         )
-        self._send(process, word)
+        ready.append((process, word))
         return case
 
     def _settle(self, place: Place, done: Case) -> None:
@@ -211,7 +218,8 @@ class CasesInProcesses:
             process, place.process, place.done = place.process, None, done
             if process is not None:
                 process.place = None
-                self._send(process, Forget())
+        if process is not None:
+            self._send(process, Forget())
         self._messages.finish(place.number)
         self._wake()
 
@@ -222,7 +230,8 @@ class CasesInProcesses:
     def _send(self, process: CaseProcess, word: object) -> None:
         """Send to a process; if it has ended, the thread that leads the processes will find that out."""
         try:
-            process.connection.send(word)
+            with process.sending:
+                process.connection.send(word)
         except OSError:
             log.debug("a case's process does not take %s", type(word).__name__)
 
@@ -243,21 +252,18 @@ class CasesInProcesses:
                 self._changed.notify_all()
 
     def _give(self) -> None:
-        """Give the next cases to processes that have none, and end processes for which there are no more."""
-        while self._given < len(self._places):
-            process = next((each for each in self._processes if each.place is None), None)
-            if process is None and len(self._processes) < self._count:
-                process = self._started()
-            if process is None:
+        """Start processes for the next cases, and give these to those that are ready."""
+        for process in [each for each in self._processes if each.is_ready]:
+            if self._given < len(self._places):
+                place = self._places[self._given]
+                self._given += 1
+                process.place, place.process, process.is_ready = place, process, False
+                place.note("given")
+                self._send(process, Load(place.case, self._cpus))
+        waiting = sum(each.place is None for each in self._processes)
+        for _ in range(min(self._count - len(self._processes), len(self._places) - self._given - waiting)):
+            if self._started() is None:
                 return
-            place = self._places[self._given]
-            self._given += 1
-            process.place, place.process = place, process
-            place.note("given")
-            self._send(process, Load(place.case, self._cpus))
-        for each in [each for each in self._processes if each.place is None]:
-            self._processes.remove(each)
-            self._end(each)
 
     def _started(self) -> CaseProcess | None:
         """A new process; None, and the next case in this one, if none can be started and none is there."""
@@ -265,15 +271,21 @@ class CasesInProcesses:
             return self._start()
         except OSError as error:
             if not self._processes:
-                place = self._places[self._given]
-                self._given += 1
-                if not any(each.is_here for each in self._places):
-                    why = f"no process starts for a case, this one does all of it: {type(error).__name__}"
-                    self._messages.add(place.number, Line(logging.WARNING, __name__, why))
-                with self._changed:
-                    place.is_here = True
-                    self._changed.notify_all()
+                self._take_here(type(error).__name__)
             return None
+
+    def _take_here(self, why: str) -> None:
+        """Let this process do all of the next case."""
+        if self._given == len(self._places):
+            return
+        place = self._places[self._given]
+        self._given += 1
+        if not any(each.is_here for each in self._places):
+            text = f"no process starts for a case, this one does all of it: {why}"
+            self._messages.add(place.number, Line(logging.WARNING, __name__, text))
+        with self._changed:
+            place.is_here = True
+            self._changed.notify_all()
 
     def _start(self) -> CaseProcess:
         # Not forked: this process has threads and a GPU, which a fork does not survive.
@@ -305,6 +317,9 @@ class CasesInProcesses:
         except (EOFError, OSError):
             self._ended(process)
             return
+        if isinstance(word, Idle):
+            process.is_ready = process.has_begun = True
+            return
         if place is None:
             return  # the last lines of a case that ended here
         if isinstance(word, Line):
@@ -332,6 +347,8 @@ class CasesInProcesses:
         with self._changed:
             self._end(process)
         if place is None:
+            if not process.has_begun:
+                self._take_here(f"it ended {how}")
             return
         what = f"series {place.case.candidate.series.digest}: the process that reads and writes it ended {how}"
         error: CtflowError = BackendUnavailable(f"{what}: run it again", reason="worker-ended")
@@ -344,8 +361,8 @@ class CasesInProcesses:
 
     def _end(self, process: CaseProcess) -> None:
         """End a process and remove what it has left."""
-        process.connection.close()
-        process.process.join(0.0 if process.place is not None else _END_S)
+        with process.sending:
+            process.connection.close()
         process.process.kill()
         process.process.join()
         if process.place is not None and process.process.pid is not None:

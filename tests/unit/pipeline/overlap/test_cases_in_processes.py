@@ -174,6 +174,26 @@ def test_without_processes_this_one_does_it(folder, tmp_path, monkeypatch, caplo
     assert caplog.text.count("no process starts for a case") == 1
 
 
+def test_processes_that_never_begin_are_done_without(folder, tmp_path, monkeypatch, caplog):
+    run_folder(folder, tmp_path / "1", marking_model(), IN_TURN)
+    monkeypatch.setattr(processes, "run_case_process", never_begins)
+    run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
+    assert files(tmp_path / "2") == files(tmp_path / "1")
+    assert caplog.text.count("no process starts for a case") == 1
+
+
+def test_a_daemonic_process_has_none(tmp_path, monkeypatch):
+    write_ct_series(small_volume(), tmp_path / "in", seed=0)
+    monkeypatch.setattr(multiprocessing.process._current_process, "_config", {"daemon": True, "authkey": b""})
+    with cases.CasesOfRun(TOGETHER, tmp_path, lambda *_: None) as found:
+        found.begin(cases_of(tmp_path / "in"), early=True)
+        assert isinstance(found._cases, cases.CasesInTurn)
+
+
+def never_begins(*_arguments, **_options) -> None:
+    """In place of a case's process: it ends at once."""
+
+
 def test_one_case_needs_no_process_unless_it_begins_early(tmp_path):
     write_ct_series(small_volume(), tmp_path / "in", seed=0)
     kinds = []
