@@ -204,7 +204,8 @@ def draw(path: Path, times: Sequence[dict[str, float]], start: float, busy: Busy
     above.invert_yaxis()
     above.set_ylabel("CT")
     above.set_title(title, loc="left")
-    above.legend(ncols=4, loc="lower left", frameon=False)
+    above.legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    above.set_xlim(left=0)
     end = max(each["done"] for each in times) - start
     points = [(at - start, percent) for at, percent in busy.samples if 0 <= at - start <= end]
     below.fill_between([at for at, _ in points], [percent for _, percent in points], step="mid", color="#e45756")
