@@ -118,7 +118,6 @@ def test_a_process_that_dies_fails_its_case_alone(folder, tmp_path, monkeypatch,
             real(self, process, word)
         if is_it and isinstance(word, Write):
             os.kill(process.process.pid, signal.SIGKILL)
-            process.process.join()
         else:
             real(self, process, word)
 
