@@ -17,6 +17,8 @@ from ctflow.core.errors import NotWritten, OutputError, StorageFull
 
 SUPERSEDED = ".superseded"  # hidden, so that a search for results does not enter it
 
+_unpublished: set[Path] = set()  # folders of `temporary_folder`: `publish_folder` syncs all of their files
+
 
 def output_error_from_oserror(error: OSError, what: str, remedy: str = "check the output folder") -> OutputError:
     """The named error for a failed write.
@@ -51,6 +53,8 @@ def make_output_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under a temporary name, sync it, and give it its name.
 
+    A file of a `temporary_folder` is synced when that is published.
+
     Args:
         path: The file; its folder exists. An older file is replaced.
         write: Gets the open temporary file.
@@ -60,6 +64,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         NotWritten: Any other failure of the file system. No half-written file remains.
     """
     temporary: Path | None = None
+    is_synced_later = path.parent in _unpublished
     try:
         # A random name: two writers of one file must not share a temporary file.
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
@@ -68,9 +73,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(stream)
             stream.flush()
             os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
+            if not is_synced_later:
+                os.fsync(stream.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if not is_synced_later:
+            sync_folder(path.parent)
     except OSError as error:
         raise output_error_from_oserror(error, path.name) from error
     finally:
@@ -100,9 +107,11 @@ def temporary_folder(parent: Path, key: str) -> Iterator[Path]:
     except OSError as error:
         _remove_empty(made)
         raise output_error_from_oserror(error, f"the folder of {key}") from error
+    _unpublished.add(folder)
     try:
         yield folder
     finally:
+        _unpublished.discard(folder)
         shutil.rmtree(folder, ignore_errors=True)
         _remove_empty(made)
 

@@ -48,7 +48,7 @@ class Case:
         folder: Folder of its result, once written.
         document: The content of its result.json.
         warnings: Warnings for the reader.
-        stage_seconds: Wall time of each stage.
+        stage_seconds: What the case waited for each stage.
         body: Position of the body, once prepared; None if none was found.
         previous: Measurement reports that this case's replaces, from before instances came late.
     """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,36 +58,97 @@ def superseded(case: Case, output: Path) -> Case:
 
 
 def _write(case: Case, model: Model, settings: Settings, output: Path, progress: Progress) -> Case:
-    volume, labels = case.loaded.volume, case.segmented.labels
+    """Write the SEG and what refers to it, while a thread measures and draws; a stage's seconds are what this waits."""
     progress("write", 0, 1)
     seconds: dict[str, float] = {}
-    checks = Checks(volume, case.body.count_in_runs if case.body else None)
-    with temporary_folder(output, case.key) as folder:
+    digest = case.candidate.series.digest
+    checks = Checks(case.loaded.volume, case.body.count_in_runs if case.body else None)
+    with temporary_folder(output, case.key) as folder, _beside() as thread:
+        measuring = thread.submit(_measured, case, model.spec, checks)
+        drawing = thread.submit(lambda: _drawn(case, model.spec, measuring.result(), folder))
+        report = thread.submit(lambda: _report(measuring.result(), drawing.result(), model, settings, folder))
         with timed(seconds, "seg"):
             seg = _write_segmentation(case, model, settings, checks, folder)
         with timed(seconds, "measure"):
-            measured = measure_segments(labels, volume, model.spec.segments, checks.count_in_body)
-            doubts = warnings_of_findings(measured, checks)
-            remarks = (*doubts, *_remarks_on_grid(case, model.spec))
-            for doubt in doubts:
-                log.warning("series %s: %s", case.candidate.series.digest, doubt)
-            case = replace(case, warnings=(*case.warnings, *remarks))
-        with timed(seconds, "preview"):
-            oriented = oriented_from_volume(volume, labels, place_to_show(measured))
-            picture = _picture(oriented, model.spec, note_of_findings(measured))
-            write_picture(picture, folder / "preview.png")
+            measured = measuring.result()
+        for doubt in measured.doubts:
+            log.warning("series %s: %s", digest, doubt)
         with timed(seconds, "write"):
-            _write_objects(case, seg, model.spec, settings, measured, remarks, picture, folder)
-        if settings.report == "html":
-            with timed(seconds, "report"):
-                write_html_report(oriented, document_of_case(case, model, settings, measured), folder / "report.html")
-        case = replace(case, stage_seconds={**case.stage_seconds, **seconds})
-        document = document_of_case(case, model, settings, measured)
+            _write_objects(case, seg, model.spec, settings, measured, folder)
+        with timed(seconds, "preview"):
+            drawn = drawing.result()
+            if settings.secondary_capture:
+                capture = secondary_capture_from_picture(
+                    drawn.picture, seg.dataset, case.prepared, model.spec, seg.provenance
+                )
+                write_dataset(capture, folder / "secondary_capture.dcm")
+        with timed(seconds, "report"):
+            report.result()
+        case = replace(measured.case, stage_seconds={**case.stage_seconds, **seconds})
+        document = document_of_case(case, model, settings, measured.segments)
         write_result(document, folder / "result.json")
         publish_folder(folder, output / case.key)
     progress("write", 1, 1)
-    log.info("series %s: done in %.1f s", case.candidate.series.digest, sum(case.stage_seconds.values()))
+    log.info("series %s: done in %.1f s", digest, sum(case.stage_seconds.values()))
     return without_arrays(replace(case, folder=output / case.key, document=document))
+
+
+@contextmanager
+def _beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread that works beside this one; what it has not begun when an error comes is not done."""
+    thread = ThreadPoolExecutor(1, "beside the SEG")
+    try:
+        yield thread
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Findings:
+    """A case's measurements.
+
+    Attributes:
+        case: With the warnings of its measurements.
+        segments: The measurements.
+        doubts: Warnings about findings.
+        remarks: These, and notes on the grid.
+    """
+
+    case: Case
+    segments: tuple[SegmentMeasurements, ...]
+    doubts: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def _measured(case: Case, spec: ModelSpec, checks: Checks) -> _Findings:
+    measured = measure_segments(case.segmented.labels, checks.volume, spec.segments, checks.count_in_body)
+    doubts = warnings_of_findings(measured, checks)
+    remarks = (*doubts, *_remarks_on_grid(case, spec))
+    return _Findings(replace(case, warnings=(*case.warnings, *remarks)), measured, doubts, remarks)
+
+
+@dataclass(frozen=True, eq=False)
+class _Preview:
+    """A case's preview, and the views from which it was drawn."""
+
+    oriented: Oriented
+    picture: npt.NDArray[np.uint8]
+
+
+def _drawn(case: Case, spec: ModelSpec, measured: _Findings, folder: Path) -> _Preview:
+    """Draw and write the preview."""
+    place = place_to_show(measured.segments)
+    oriented = oriented_from_volume(case.loaded.volume, case.segmented.labels, place)
+    picture = _picture(oriented, spec, note_of_findings(measured.segments))
+    write_picture(picture, folder / "preview.png")
+    return _Preview(oriented, picture)
+
+
+def _report(measured: _Findings, drawn: _Preview, model: Model, settings: Settings, folder: Path) -> None:
+    """Write the report, if one is wanted."""
+    if settings.report == "html":
+        document = document_of_case(measured.case, model, settings, measured.segments)
+        write_html_report(drawn.oriented, document, folder / "report.html")
 
 
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
@@ -145,30 +208,20 @@ def _code(spec: ModelSpec) -> dict[str, str]:
 
 
 def _write_objects(
-    case: Case,
-    seg: _Seg,
-    spec: ModelSpec,
-    settings: Settings,
-    measured: Sequence[SegmentMeasurements],
-    remarks: Sequence[str],
-    picture: npt.NDArray[np.uint8],
-    folder: Path,
+    case: Case, seg: _Seg, spec: ModelSpec, settings: Settings, measured: _Findings, folder: Path
 ) -> None:
-    """Write the measurement report that refers to the SEG, and other forms of mask and picture if requested."""
+    """Write the measurement report that refers to the SEG, and another form of mask if requested."""
     report = report_from_measurements(
-        measured,
+        measured.segments,
         seg.dataset,
         case.prepared,
         spec,
         seg.provenance,
         marked_as=seg.segments,
-        remarks=remarks,
+        remarks=measured.remarks,
         previous=case.previous,
     )
     write_dataset(report, folder / "measurements.dcm")
-    if settings.secondary_capture:
-        capture = secondary_capture_from_picture(picture, seg.dataset, case.prepared, spec, seg.provenance)
-        write_dataset(capture, folder / "secondary_capture.dcm")
     if settings.nifti:
         write_nifti(seg.marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ctflow.core.processes import usable_cpus
 from ctflow.report.views import PLANES, Grey, Oriented, picture_of_slice
 
 # One byte per voxel for every window: steps of 8 HU in lung, 4 HU in soft tissue, 27 HU in bone and 250 HU in metal.
@@ -83,7 +85,8 @@ def jpegs_from_slices(slices: Slices, most_bytes: int = MOST_BYTES) -> tuple[lis
         expected = sum(len(_jpeg(picture, quality)) for picture in sample) / len(sample) * len(slices)
         if expected <= most_bytes:
             break
-    return [_jpeg(slices[index], quality) for index in range(len(slices))], quality
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # Pillow compresses without the GIL
+        return list(pool.map(lambda index: _jpeg(slices[index], quality), range(len(slices)))), quality
 
 
 def _jpeg(picture: Grey, quality: int) -> bytes:

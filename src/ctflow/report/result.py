@@ -37,7 +37,7 @@ def series_result(
     Args:
         status: "done", "refused" (its input) or "failed" (anything else).
         series: digest, series_instance_uid, slices, shape, spacing_mm.
-        stage_seconds: Wall time of each stage.
+        stage_seconds: What the case waited for each stage; the sum is the whole time.
         warnings: Sentences.
         research_only: The notice of a demonstration model.
         intended_use: The bundle's words.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -237,3 +238,23 @@ def test_what_cannot_be_superseded_stays_and_is_named(tmp_path):
     with raises_reason(NotWritten, "unwritable", names=".superseded"):
         supersede_folder(folder)
     assert (folder / "result.json").read_text() == "old"
+
+
+def test_all_of_a_folder_is_synced_once_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, final.exists()))
+        real(handle)
+
+    final = tmp_path / "final"
+    monkeypatch.setattr(os, "fsync", fsync)
+    with temporary_folder(tmp_path, "final") as folder:
+        for name in ("a", "b"):
+            write_atomically(folder / name, lambda stream: stream.write(b"all of it"))
+        assert synced == []
+        publish_folder(folder, final)
+    assert sorted(synced[:2]) == [("a", False), ("b", False)]
+    assert synced[2:] == [(folder.name, False), (tmp_path.name, True)]
+    write_atomically(final / "c", lambda stream: stream.write(b"later"))
+    assert len(synced) == 6, "a file of a folder that has its name is synced, and then its folder"

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import re
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -518,6 +519,45 @@ def test_a_result_is_prepared_while_the_mask_is_computed(model, series, settings
     assert steps[:3] == ["segment", "prepare", "begin restore"]
     assert case.prepared.uids == tuple(each.header.SOPInstanceUID for each in case.loaded.instances)
     assert write_case(case, model, settings, tmp_path).sources is None
+
+
+def test_report_and_preview_are_drawn_while_the_seg_is_made(model, series, settings, tmp_path, monkeypatch):
+    case, beside = segmented(model, series, settings), threading.Event()
+    real, write_report = write.segmentation_from_labels, write.write_html_report
+
+    def make(*given, **named):
+        assert beside.wait(60), "the report waits for the SEG"
+        assert not (tmp_path / case.key).exists(), "nothing of a result is seen before all of it is there"
+        return real(*given, **named)
+
+    def drawn(*given):
+        write_report(*given)
+        beside.set()
+
+    monkeypatch.setattr(write, "segmentation_from_labels", make)
+    monkeypatch.setattr(write, "write_html_report", drawn)
+    done = write_case(case, model, replace(settings, report="html"), tmp_path)
+    names = {path.name for path in (tmp_path / case.key).iterdir()}
+    assert names == {"segmentation.dcm", "measurements.dcm", "preview.png", "report.html", "result.json"}
+    assert done.stage_seconds["seg"] > done.stage_seconds["measure"] + done.stage_seconds["preview"]
+
+
+@pytest.mark.parametrize("step", ["segmentation_from_labels", "measure_segments", "draw_preview", "write_html_report"])
+def test_an_error_of_any_part_of_a_result_is_the_cases_and_leaves_nothing(
+    model, series, settings, tmp_path, monkeypatch, step
+):
+    case = segmented(model, series, settings)
+    full = StorageFull("no space left for it")
+    monkeypatch.setattr(write, step, lambda *_given, **_named: (_ for _ in ()).throw(full))
+    assert write_case(case, model, replace(settings, report="html"), tmp_path / "out").error is full
+    assert not (tmp_path / "out").exists()
+    assert not [each for each in threading.enumerate() if each.name.startswith("beside the SEG")]
+
+
+def segmented(model, series, settings):
+    case = load_case(find_cases(series, model.spec, settings).cases[0])
+    with Segmenter(model, settings) as segmenter:
+        return segment_case(case, segmenter)
 
 
 def test_an_error_of_preparation_is_the_cases(model, series, settings, monkeypatch):
