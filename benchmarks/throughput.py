@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py [--input DIR | --count 32 --shape 300,512,512] [-m BUNDLE] [--engine fused]
                               [--device cuda:0] [--overlap F] [--cases-in-flight N] [--out FILE] [--picture FILE]
+    python benchmarks/throughput.py --draw FILE --picture FILE
 
 Without --input, --count copies of one phantom get UIDs of their own. The results are complete: SEG, measurement report,
 preview, report.html and result.json of each CT. The engine is open before the clock starts, and the first CT, which is
@@ -115,10 +116,8 @@ def make_input(place: Path, count: int, shape: tuple[int, int, int]) -> Path:
     return place / "in"
 
 
-def run_once(
-    folder: Path, output: Path, segmenter: Segmenter, settings: Settings, busy: Busy
-) -> tuple[dict[str, Any], tuple[dict[str, float], ...], float]:
-    """One run with an open engine: its figures, the times of its cases, and when the clock started."""
+def run_once(folder: Path, output: Path, segmenter: Segmenter, settings: Settings, busy: Busy) -> dict[str, Any]:
+    """One run with an open engine: its figures and its timeline."""
     model = segmenter.model
     found = look_for_cases(folder, model.spec.body_parts, settings)
     start = time.perf_counter()
@@ -133,26 +132,23 @@ def run_once(
     if failed:
         raise failed[0]
     stages = sorted({name for case in done for name in case.stage_seconds})
-    return (
-        {
-            "cases": len(done),
-            "seconds": round(end - start, 3),
-            "ct_per_s": round(len(done) / (end - start), 3),
-            "steady_ct_per_s": _steady(times),
-            "gpu_busy": busy.share(start, end),
-            "stage_s": {
-                name: round(statistics.median(case.stage_seconds.get(name, 0.0) for case in done), 4) for name in stages
-            },
-            "median_s": {
-                "read": _between(times, "given", "loaded"),
-                "wait for the device": _between(times, "loaded", "begun"),
-                "segment": _between(times, "begun", "handed"),
-                "write": _between(times, "handed", "done"),
-            },
+    return {
+        "cases": len(done),
+        "seconds": round(end - start, 3),
+        "ct_per_s": round(len(done) / (end - start), 3),
+        "steady_ct_per_s": _steady(times),
+        "gpu_busy": busy.share(start, end),
+        "stage_s": {
+            name: round(statistics.median(case.stage_seconds.get(name, 0.0) for case in done), 4) for name in stages
         },
-        times,
-        start,
-    )
+        "median_s": {
+            "read": _between(times, "given", "loaded"),
+            "wait for the device": _between(times, "loaded", "begun"),
+            "segment": _between(times, "begun", "handed"),
+            "write": _between(times, "handed", "done"),
+        },
+        "timeline": timeline(times, start, end, busy),
+    }
 
 
 def _between(times: Sequence[dict[str, float]], first: str, last: str) -> float | None:
@@ -180,7 +176,15 @@ def window_loop_s(folder: Path, segmenter: Segmenter, settings: Settings, repeat
     return statistics.median(found)
 
 
-def draw(path: Path, times: Sequence[dict[str, float]], start: float, busy: Busy, title: str) -> None:
+def timeline(times: Sequence[dict[str, float]], start: float, end: float, busy: Busy) -> dict[str, Any]:
+    """Seconds since the first CT was given to a process: of each case's stages, and of the GPU's samples in percent."""
+    return {
+        "cases": [{name: round(at - start, 4) for name, at in each.items()} for each in times],
+        "gpu": [[round(at - start, 3), percent] for at, percent in busy.samples if start <= at <= end],
+    }
+
+
+def draw(path: Path, document: dict[str, Any]) -> None:
     """A timeline: a row for each case, and the GPU below."""
     import matplotlib  # noqa: PLC0415  # the extra `bench`
 
@@ -193,21 +197,20 @@ def draw(path: Path, times: Sequence[dict[str, float]], start: float, busy: Busy
         ("begun", "handed", "segment", "#e45756"),
         ("handed", "done", "write", "#54a24b"),
     )
+    times, points = document["timeline"]["cases"], document["timeline"]["gpu"]
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(11, 6.5), sharex=True, height_ratios=(4, 1), layout="constrained"
     )
     for first, last, label, colour in spans:
-        bars = [(number, each[first] - start, each[last] - each[first]) for number, each in enumerate(times)]
+        bars = [(number, each[first], each[last] - each[first]) for number, each in enumerate(times)]
         above.barh(
             [n for n, _, _ in bars], [s for _, _, s in bars], left=[b for _, b, _ in bars], color=colour, label=label
         )
     above.invert_yaxis()
     above.set_ylabel("CT")
-    above.set_title(title, loc="left")
+    above.set_title(f"{document['cases']} CTs, {document['engine']}: {document['ct_per_s']:.2f} CT/s", loc="left")
     above.legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     above.set_xlim(left=0)
-    end = max(each["done"] for each in times) - start
-    points = [(at - start, percent) for at, percent in busy.samples if 0 <= at - start <= end]
     below.fill_between([at for at, _ in points], [percent for _, percent in points], step="mid", color="#e45756")
     below.set_ylim(0, 100)
     below.set_ylabel("GPU busy, %")
@@ -233,15 +236,13 @@ def measure(given: argparse.Namespace, folder: Path, scratch: Path) -> dict[str,
             raise warm.error
         engine = warm.segmented.engine
         del first, warm
-        figures, times, start = run_once(folder, scratch / "out", segmenter, settings, busy)
+        figures = run_once(folder, scratch / "out", segmenter, settings, busy)
         one = None
         if given.one_by_one:
             shutil.rmtree(scratch / "out")
-            one, _, _ = run_once(folder, scratch / "out", segmenter, replace(settings, cases_in_flight=1), busy)
+            one = run_once(folder, scratch / "out", segmenter, replace(settings, cases_in_flight=1), busy)
+            del one["timeline"]
         loop_s = window_loop_s(folder, segmenter, settings, given.repeats)
-    if given.picture:
-        name = f"{figures['cases']} CTs, {engine.backend} {engine.precision}: {figures['ct_per_s']:.2f} CT/s"
-        draw(given.picture, times, start, busy, name)
     return {
         "benchmark": "throughput",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
@@ -273,19 +274,24 @@ def main() -> int:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--repeats", type=int, default=5, help="of the window loop alone")
     parser.add_argument("--one-by-one", action="store_true", help="also measure one case after another")
-    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    parser.add_argument("--out", type=Path, help="also write the JSON there, with the timeline")
     parser.add_argument("--picture", type=Path, help="also draw the timeline there")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="measure nothing, draw the --picture of this JSON")
     given = parser.parse_args()
+    if given.draw:
+        draw(given.picture, json.loads(given.draw.read_text()))
+        return 0
     import_lean()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as place:
         scratch = Path(place)
         shape = [int(word) for word in given.shape.split(",")]
         folder = given.input or make_input(scratch, given.count, (shape[0], shape[1], shape[2]))
         document = measure(given, folder, scratch)
-    text = json.dumps(document)
-    sys.stdout.write(f"{text}\n")
     if given.out:
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
+        given.out.write_text(json.dumps(document) + "\n")
+    if given.picture:
+        draw(given.picture, document)
+    sys.stdout.write(json.dumps({name: found for name, found in document.items() if name != "timeline"}) + "\n")
     return 0
 
 

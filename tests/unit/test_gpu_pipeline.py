@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ import torch
 
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import ModelSpec, NetworkSpec
+from ctflow.core.shared_memory import SharedMemory
 from ctflow.core.steps import Orient, Resample, ScaleRange
 from ctflow.phantom import phantom_from_seed
 from ctflow.transforms.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import restore_slabs
+from ctflow.transforms.upload import pin_for_gpus, uploaded
 from ctflow.window.devices import Worker
 from ctflow.window.predict import predict_volume
 
@@ -54,6 +56,21 @@ def network(windows):
 def devices() -> list[list[str]]:
     every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [["cuda:0"], ["cuda:0", "cuda:0"], ["cuda:0", "cuda:0", "cuda:0"], every, [*every, "cpu"]]
+
+
+def test_a_gpu_reads_shared_memory_that_it_has_pinned():
+    torch.zeros(1, device="cuda")
+    with closing(SharedMemory()) as memory:
+        array = memory.allocate((64, 128, 128), np.int16)
+        array[:] = np.random.default_rng(0).integers(-1000, 3000, array.shape)
+        memory.pin(pin_for_gpus)
+        assert torch.from_numpy(array).is_pinned()
+        with no_wait():
+            there = uploaded(array, torch.device("cuda"))
+        assert (there.cpu().numpy() == array).all()
+        assert pin_for_gpus(array.ctypes.data, array.nbytes) is None  # twice is refused, and harms nothing
+        assert int((torch.ones(3, device="cuda") + 1).sum()) == 6
+    assert not torch.from_numpy(array).is_pinned()
 
 
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])

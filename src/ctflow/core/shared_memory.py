@@ -31,6 +31,7 @@ class SharedMemory:
     def __init__(self, descriptor: int | None = None) -> None:
         self._descriptor = _nameless_file() if descriptor is None else descriptor
         self._memory: mmap.mmap | None = None
+        self._unpin: Callable[[], None] | None = None
 
     def __reduce__(self) -> tuple[Callable[[Any], SharedMemory], tuple[Any]]:
         """Pickle it for a process that is being started; it cannot be sent otherwise."""
@@ -51,13 +52,35 @@ class SharedMemory:
         """What `allocate` returned, in either process; stays valid while referenced, even after `close`."""
         size = _bytes_of(shape, dtype)
         if self._memory is None or len(self._memory) < size:
+            self._give_up()
             self._memory = mmap.mmap(self._descriptor, size)
         return np.frombuffer(self._memory, dtype, math.prod(shape)).reshape(shape)
 
+    def pin(self, pin: Callable[[int, int], Callable[[], None] | None]) -> None:
+        """Let a device's driver pin this process's view of the memory, until that is given up.
+
+        Args:
+            pin: Takes an address and a size in bytes, and returns what undoes it, or None if it cannot. Called once for
+                each view.
+        """
+        if self._memory is not None and self._unpin is None:
+            view = np.frombuffer(self._memory, np.uint8)
+            self._unpin = pin(view.ctypes.data, view.nbytes) or _nothing
+
+    def _give_up(self) -> None:
+        if self._unpin is not None:
+            self._unpin()
+        self._memory = self._unpin = None
+
     def close(self) -> None:
         """Detach from the memory."""
+        self._give_up()
         os.close(self._descriptor)
-        self._descriptor, self._memory = -1, None
+        self._descriptor = -1
+
+
+def _nothing() -> None:
+    """What undoes nothing."""
 
 
 def _joined(descriptor: Any) -> SharedMemory:

@@ -43,6 +43,36 @@ def test_an_empty_array_has_a_place():
         assert memory.allocate((0, 5), np.uint8).shape == (0, 5)
 
 
+def test_each_view_is_pinned_once_and_unpinned_before_it_is_given_up():
+    said: list[tuple[str, int]] = []
+
+    def pin(address: int, size: int):
+        said.append(("pin", size))
+        return lambda: said.append(("unpin", memory.array((1,), np.uint8).ctypes.data - address))  # 0: still mapped
+
+    memory = SharedMemory()
+    memory.pin(pin)
+    assert said == []  # nothing is mapped yet
+    memory.allocate((1000,), np.uint8)
+    for _ in range(2):
+        memory.pin(pin)
+    memory.allocate((500,), np.uint8)
+    assert said == [("pin", 1000)]
+    memory.allocate((2000,), np.uint8)
+    memory.pin(pin)
+    memory.close()
+    assert said == [("pin", 1000), ("unpin", 0), ("pin", 2000), ("unpin", 0)]
+
+
+def test_what_cannot_be_pinned_is_not_asked_again():
+    said: list[int] = []
+    with closing(SharedMemory()) as memory:
+        memory.allocate((1000,), np.uint8)
+        for _ in range(2):
+            memory.pin(lambda _, size: said.append(size))
+    assert said == [1000]
+
+
 def test_a_closed_one_takes_nothing(monkeypatch):
     memory = SharedMemory()
     memory.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -110,6 +111,7 @@ class CasesInProcesses:
         for place in self._places:
             self._messages.current = place.number
             case = load_case(place.case, self._progress) if self._is_loaded_here(place) else place.loaded or place.case
+            self._pin(place)
             place.note("begun")
             yield case
         self._messages.current = None
@@ -147,6 +149,16 @@ class CasesInProcesses:
 
     def _place_of(self, case: Case) -> Place:
         return next(each for each in self._places if each.case.key == case.key)
+
+    def _pin(self, place: Place) -> None:
+        """Let the GPU read the volume where it is: a copy takes longer than a small network while the CPUs are busy."""
+        if "torch" not in sys.modules:
+            return  # it is never imported for this: where it is not, no GPU is used
+        from ctflow.transforms.upload import pin_for_gpus  # noqa: PLC0415  # imports torch
+
+        with self._changed:  # the process cannot be ended meanwhile
+            if place.process is not None and place.loaded is not None:
+                place.process.memory["volume"].pin(pin_for_gpus)
 
     def _is_loaded_here(self, place: Place) -> bool:
         """Wait until a case is loaded; return whether no process could be started for it."""

@@ -21,6 +21,7 @@ from ctflow.pipeline.overlap import cases, processes
 from ctflow.pipeline.overlap.process import Write
 from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
+from ctflow.transforms import upload
 from dicom_support import small_volume
 from marking_support import MarkingSegmenter, marking_model
 
@@ -73,6 +74,21 @@ def test_results_and_messages_are_those_of_one_after_another(folder, tmp_path, c
     assert lines(caplog) == told
     assert len(told) > COUNT
     assert not multiprocessing.active_children()
+
+
+def test_volumes_are_pinned_for_gpus_once_a_view_and_unpinned(folder, tmp_path, monkeypatch):
+    pinned: list[tuple[int, int]] = []
+    unpinned: list[int] = []
+
+    def pin(address: int, size: int):
+        pinned.append((address, size))
+        return lambda: unpinned.append(address)
+
+    monkeypatch.setattr(upload, "pin_for_gpus", pin)
+    run_folder(folder, tmp_path, marking_model(), TOGETHER)
+    assert 2 <= len(pinned) <= COUNT
+    assert unpinned
+    assert sorted(unpinned) == sorted(address for address, _ in pinned)
 
 
 def test_progress_is_that_of_one_after_another_for_each_case(folder, tmp_path):
