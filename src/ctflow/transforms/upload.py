@@ -45,9 +45,9 @@ def pin_for_gpus(address: int, size: int) -> Callable[[], None] | None:
         What unpins it, which must happen before the memory is unmapped; None if this process uses no GPU, or if the
         driver refuses: uploads then copy in chunks.
     """
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
-    runtime = torch.cuda.cudart()
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     code = int(runtime.cudaHostRegister(address, size, _FOR_ALL_GPUS))
     if code == 0:
         return partial(runtime.cudaHostUnregister, address)
