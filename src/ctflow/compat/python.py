@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import ModuleType
 
 _STARTING = threading.Lock()
@@ -19,11 +20,16 @@ _STARTING = threading.Lock()
 
 @contextmanager
 def bare_start() -> Iterator[None]:
-    """Start processes that run nothing of the user's script, and with this thread's signals as they were."""
+    """Start processes that run nothing of the user's script, and with this thread's signals as they were.
+
+    Only what a terminal sends waits, until `ctflow.core.processes.begin_child`: an import would end in a traceback.
+    """
     with _STARTING:  # else each of two threads would take the other's stand-in for the script
         script, mask = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
         sys.modules["__main__"] = ModuleType("__main__")
         try:
+            resource_tracker.ensure_running()  # else `start` does it, and lets Ctrl-C in
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
             yield
         finally:
             sys.modules["__main__"] = script

@@ -7,7 +7,9 @@ import logging
 import math
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,8 +21,9 @@ _most_cpus = 0  # of this process, if another one shares them out
 
 
 def begin_child() -> None:
-    """Ignore Ctrl-C, as the parent ends its children, and end with a parent that was killed and cannot end them."""
+    """Ignore Ctrl-C and a closed terminal: the parent ends its children. End with a parent that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -40,6 +43,12 @@ def usable_cpus() -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup of version 2, or no limit ("max")
         return count
+
+
+def most_open_files() -> int:
+    """How many files this process may have open at a time (`ulimit -n`)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def use_cpus(most: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -41,19 +42,26 @@ class SharedMemory:
         """An array of this shape and type, with any content; earlier arrays then share its memory.
 
         Raises:
-            OSError: There is not enough space.
+            MemoryError: There is not enough of it.
+            OSError: It cannot be had for another reason, such as too many open files.
         """
         size = _bytes_of(shape, dtype)
         if size > os.fstat(self._descriptor).st_size:
-            os.ftruncate(self._descriptor, size)
+            with _short_memory():
+                os.ftruncate(self._descriptor, size)
         return self.array(shape, dtype)
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """What `allocate` returned, in either process; stays valid while referenced, even after `close`."""
+        """What `allocate` returned, in either process; stays valid while referenced, even after `close`.
+
+        Raises:
+            MemoryError, OSError: As of `allocate`.
+        """
         size = _bytes_of(shape, dtype)
         if self._memory is None or len(self._memory) < size:
-            self._give_up()
-            self._memory = mmap.mmap(self._descriptor, size)
+            self._give_up()  # an earlier array may be the last that needs it
+            with _short_memory():
+                self._memory = mmap.mmap(self._descriptor, size)
         return np.frombuffer(self._memory, dtype, math.prod(shape)).reshape(shape)
 
     def pin(self, pin: Callable[[int, int], Callable[[], None] | None]) -> None:
@@ -81,6 +89,17 @@ class SharedMemory:
 
 def _nothing() -> None:
     """What undoes nothing."""
+
+
+@contextmanager
+def _short_memory() -> Iterator[None]:
+    """Too little memory as a MemoryError, as of every other array; a limit of file sizes (`ulimit -f`) counts here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EFBIG):
+            raise MemoryError from error
+        raise
 
 
 def _joined(descriptor: Any) -> SharedMemory:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from contextlib import closing
 
 import numpy as np
+import pytest
 
 from ctflow.compat.python import bare_start
 from ctflow.core.shared_memory import SharedMemory
@@ -82,3 +84,15 @@ def test_a_closed_one_takes_nothing(monkeypatch):
     except OSError:
         return
     raise AssertionError
+
+
+def test_too_little_memory_is_a_memory_error():
+    most, limit = resource.getrlimit(resource.RLIMIT_AS)
+    with closing(SharedMemory()) as memory:
+        resource.setrlimit(resource.RLIMIT_AS, (2**34, limit))
+        try:
+            with pytest.raises(MemoryError):
+                memory.allocate((2**35,), np.uint8)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (most, limit))
+        assert memory.allocate((2,), np.uint8).size == 2

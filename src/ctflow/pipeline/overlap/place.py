@@ -47,7 +47,8 @@ class Place:
         process: That has it.
         is_here: No process could be started: this one loads and writes it.
         steps: Slices read, not shown yet.
-        loaded: With its volume, or its error.
+        told: Of its process, once it is loaded.
+        loaded: With its volume, or its error; until its labels are shared.
         done: Written or failed.
         times_s: When it was given to a process, loaded, begun, handed over and done, by `time.perf_counter`.
     """
@@ -57,6 +58,7 @@ class Place:
     process: CaseProcess | None = None
     is_here: bool = False
     steps: deque[SlicesRead] = field(default_factory=deque)
+    told: Loaded | None = None
     loaded: Case | None = None
     is_writing: bool = False
     done: Case | None = None

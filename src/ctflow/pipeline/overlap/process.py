@@ -10,6 +10,7 @@ import contextlib
 import signal
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,7 +37,12 @@ class CaseMemory:
     """The memory that one process shares: `volume`, `padding` and `outside` of a case, its `labels` and `fractions`."""
 
     def __init__(self) -> None:
-        self._of = {name: SharedMemory() for name in ("volume", "padding", "outside", "labels", "fractions")}
+        self._of: dict[str, SharedMemory] = {}
+        with ExitStack() as stack:
+            for name in ("volume", "padding", "outside", "labels", "fractions"):
+                self._of[name] = SharedMemory()
+                stack.callback(self._of[name].close)
+            stack.pop_all()
 
     def __getitem__(self, name: str) -> SharedMemory:
         """The memory of that array."""
@@ -184,7 +190,9 @@ def _run(word: Load, connection: Connection, memory: CaseMemory) -> None:
             connection.send(SlicesRead(done, total))
 
     case = load_case(word.case, progress, memory["volume"].allocate)
-    connection.send(_shared(case, word.case, memory))
+    arrays: dict[str, SharedArray] = {}
+    case = attempt(case, lambda: _with_shared(case, memory, arrays))
+    connection.send(_told(case, word.case, arrays))
     # While the other process segments it: half a second of imports, for which reading does not wait.
     from ctflow.pipeline.write import write_case  # noqa: PLC0415
 
@@ -195,30 +203,37 @@ def _run(word: Load, connection: Connection, memory: CaseMemory) -> None:
         connection.send(Outcome.of(done))
 
 
-def _shared(case: Case, before: Case, memory: CaseMemory) -> Loaded:
+def _with_shared(case: Case, memory: CaseMemory, arrays: dict[str, SharedArray]) -> Case:
+    """The case, its arrays in shared memory and noted in `arrays`."""
+    volume = case.loaded.volume
+    arrays["volume"] = memory.share("volume", volume.array)
+    arrays["padding"] = memory.share("padding", volume.padding)
+    arrays["outside"] = memory.share("outside", case.loaded.outside)
+    return case
+
+
+def _told(case: Case, before: Case, arrays: Mapping[str, SharedArray]) -> Loaded:
     if case.assembled is None:
         return Loaded(Outcome.of(case))
-    assembled, volume = case.assembled, case.assembled.volume
+    assembled = case.assembled
     number = {id(instance): index for index, instance in enumerate(before.candidate.series.instances)}
     return Loaded(
         Outcome.of(case),
         tuple(number[id(instance)] for instance in assembled.instances),
         assembled.slices,
         assembled.warnings,
-        volume.geometry,
-        {
-            "volume": memory.share("volume", volume.array),
-            "padding": memory.share("padding", volume.padding),
-            "outside": memory.share("outside", assembled.outside),
-        },
+        assembled.volume.geometry,
+        arrays,
     )
 
 
 def _segmented(case: Case, word: Write, memory: CaseMemory) -> Case:
-    labels = memory.find("labels", word.arrays["labels"])
-    if labels is None:
-        raise ValueError("a segmentation has labels")
-    segmentation = replace(
-        word.segmentation, labels=labels, fractions=memory.find("fractions", word.arrays["fractions"])
-    )
-    return attempt(case, lambda: with_segmentation(case, segmentation, word.seconds, word.warnings))
+    def stage() -> Case:
+        labels = memory.find("labels", word.arrays["labels"])
+        if labels is None:
+            raise ValueError("a segmentation has labels")
+        fractions = memory.find("fractions", word.arrays["fractions"])
+        segmentation = replace(word.segmentation, labels=labels, fractions=fractions)
+        return with_segmentation(case, segmentation, word.seconds, word.warnings)
+
+    return attempt(case, stage)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -18,7 +19,7 @@ from ctflow.core.atomic import remove_temporary_folder
 from ctflow.core.entry_point import log as entry_log
 from ctflow.core.errors import BackendUnavailable, CtflowError
 from ctflow.core.model import Model
-from ctflow.core.processes import Line, usable_cpus, words_of_exit_code
+from ctflow.core.processes import Line, most_open_files, usable_cpus, words_of_exit_code
 from ctflow.core.progress import Progress
 from ctflow.pipeline.case import Case, attempt
 from ctflow.pipeline.overlap.messages import InOrder
@@ -39,6 +40,8 @@ from ctflow.settings.run import Settings
 
 _LOOK_S = 0.1
 _END_S = 10.0
+_PROCESS_FILES = 16  # of this process, for each: a pipe, two of its life, its memory, each array
+_OWN_FILES = 48  # for a model, an engine, and what writes a result
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class CasesInProcesses:
     ) -> None:
         self._settings, self._output, self._progress = settings, output, progress
         self._places = [Place(number, case) for number, case in enumerate(cases)]
-        self._count = min(count, len(self._places))
+        self._count = max(1, min(count, len(self._places), (most_open_files() - _OWN_FILES) // _PROCESS_FILES))
         self._cpus = max(1, usable_cpus() // max(self._count, 1))
         self._processes: list[CaseProcess] = []
         self._given = 0
@@ -78,20 +81,23 @@ class CasesInProcesses:
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._wake(is_ending=True)
-        self._thread.join()
-        for each in self._processes:
-            if each.place is None:
-                each.process.kill()
-            else:
-                each.process.terminate()  # it removes what it has half-written
-        deadline = time.monotonic() + _END_S
-        for each in self._processes:
-            each.process.join(max(deadline - time.monotonic(), 0.0))
-            self._end(each)
-        self._woken.close()
-        self._waker.close()
-        self._messages.close()
+        try:
+            self._wake(is_ending=True)
+            self._thread.join()
+            for each in self._processes:
+                if each.place is None:
+                    each.process.kill()
+                else:
+                    each.process.terminate()  # it removes what it has half-written
+            deadline = time.monotonic() + _END_S
+            for each in self._processes:
+                each.process.join(max(deadline - time.monotonic(), 0.0))
+        finally:  # even after a second Ctrl-C
+            for each in self._processes:
+                self._end(each)
+            self._woken.close()
+            self._waker.close()
+            self._messages.close()
 
     # ------------------------------------------------------------------------------------- in the thread that segments
 
@@ -110,7 +116,7 @@ class CasesInProcesses:
         self._messages.open()
         for place in self._places:
             self._messages.current = place.number
-            case = load_case(place.case, self._progress) if self._is_loaded_here(place) else place.loaded or place.case
+            case = load_case(place.case, self._progress) if self._is_loaded_here(place) else self._found(place)
             self._pin(place)
             place.note("begun")
             yield case
@@ -174,9 +180,18 @@ class CasesInProcesses:
             latest = steps[-1]
 
         self._progress("read", 0, total)
-        self._wait(lambda: place.loaded is not None or place.is_here, show)
+        self._wait(lambda: place.told is not None or place.is_here or place.case.error is not None, show)
         show()
         return place.is_here
+
+    def _found(self, place: Place) -> Case:
+        """A case that its process has loaded, or failed to."""
+        with self._changed:  # the process cannot be ended meanwhile
+            process, told = place.process, place.told
+            if process is None or told is None:
+                return place.case
+            place.loaded = attempt(place.case, lambda: loaded_case(place.case, told, process.memory))
+            return place.loaded
 
     def _wait(self, is_over: Callable[[], bool], show: Callable[[], None]) -> None:
         """Wait, showing the progress meanwhile: whatever interrupts the work is raised there."""
@@ -204,7 +219,7 @@ class CasesInProcesses:
 
     def _shared(self, place: Place, case: Case, model: Model, ready: list[tuple[CaseProcess, Write]]) -> Case:
         """Share a segmented case's labels with its process; or fail the case as the process has."""
-        process, before = place.process, place.loaded
+        process, before, place.loaded = place.process, place.loaded, None
         if process is None or before is None:
             return replace(case, error=place.case.error)
         found = case.segmented
@@ -227,7 +242,7 @@ class CasesInProcesses:
     def _settle(self, place: Place, done: Case) -> None:
         """Note a case as done that its process need not write."""
         with self._changed:
-            process, place.process, place.done = place.process, None, done
+            process, place.process, place.loaded, place.done = place.process, None, None, done
             if process is not None:
                 process.place = None
         if process is not None:
@@ -303,8 +318,10 @@ class CasesInProcesses:
         # Not forked: this process has threads and a GPU, which a fork does not survive.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        try:
+        with closing(theirs), ExitStack() as failing:
+            failing.callback(ours.close)
             memory = CaseMemory()
+            failing.callback(memory.close)
             process = context.Process(
                 target=run_case_process,
                 args=(theirs, memory, logging.getLogger().getEffectiveLevel()),
@@ -313,11 +330,7 @@ class CasesInProcesses:
             )
             with bare_start():
                 process.start()
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+            failing.pop_all()
         started = CaseProcess(process, ours, memory)
         self._processes.append(started)
         return started
@@ -341,7 +354,7 @@ class CasesInProcesses:
             if isinstance(word, SlicesRead):
                 place.steps.append(word)
             elif isinstance(word, Loaded):
-                place.loaded = loaded_case(place.case, word, process.memory)
+                place.told = word
                 place.note("loaded")
             elif isinstance(word, Outcome):
                 place.done, place.process, process.place = word.applied_to(place.case), None, None
@@ -368,7 +381,6 @@ class CasesInProcesses:
         with self._changed:
             place.process = None
             place.case = replace(place.case, error=error)
-            place.loaded = place.loaded or place.case
             self._changed.notify_all()
 
     def _end(self, process: CaseProcess) -> None:

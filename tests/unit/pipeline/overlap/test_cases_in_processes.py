@@ -7,17 +7,22 @@ import logging
 import multiprocessing
 import os
 import re
+import resource
 import signal
+import time
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
+from ctflow.compat.python import bare_start
 from ctflow.core.errors import BackendUnavailable
+from ctflow.core.processes import begin_child
+from ctflow.core.shared_memory import SharedMemory
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import segmenter
-from ctflow.pipeline.overlap import cases, processes
+from ctflow.pipeline.overlap import cases, process, processes
 from ctflow.pipeline.overlap.process import Write
 from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
@@ -195,6 +200,92 @@ def test_processes_that_never_begin_are_done_without(folder, tmp_path, monkeypat
     run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
     assert files(tmp_path / "2") == files(tmp_path / "1")
     assert caplog.text.count("no process starts for a case") == 1
+
+
+def test_failing_starts_leave_no_file_open(folder, tmp_path, monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
+    for failing in ("none", "some"):
+        made = []
+
+        class Limited(SharedMemory):
+            def __init__(self, *arguments, made=made, failing=failing):
+                made.append(self)
+                if failing == "some" and len(made) % 3 == 0:
+                    raise OSError(24, "too many open files")
+                super().__init__(*arguments)
+
+        def none(*_arguments, **_options):
+            raise OSError(11, "no more processes")
+
+        monkeypatch.setattr(process, "SharedMemory", Limited)
+        monkeypatch.setattr(SpawnProcess, "start", none)
+        run_folder(folder, tmp_path, marking_model(), TOGETHER)
+        assert len(made) > COUNT
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # that of Python's resource tracker
+
+
+def test_a_limit_of_open_files_limits_the_processes(folder, tmp_path, monkeypatch):
+    alive = []
+
+    class Counting(MarkingSegmenter):
+        def segment(self, *arguments, **options):
+            alive.append(len(multiprocessing.active_children()))
+            return super().segment(*arguments, **options)
+
+    monkeypatch.setattr(segmenter, "Segmenter", Counting)
+    most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, limit))
+    try:
+        run_folder(folder, tmp_path, marking_model(), replace(TOGETHER, cases_in_flight=12))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit))
+    assert 1 <= max(alive) <= 2
+
+
+def test_a_volume_that_this_process_cannot_map_fails_its_case_alone(folder, tmp_path, monkeypatch):
+    def short(case, told, memory, real=processes.loaded_case):
+        if case.candidate.series.instances[0].header.Rows == 48:
+            raise MemoryError
+        return real(case, told, memory)
+
+    monkeypatch.setattr(processes, "loaded_case", short)
+    report = run_folder(folder, tmp_path, marking_model(), TOGETHER)
+    reasons = [case.error and case.error.reason for case in report.cases]
+    assert sorted(map(str, reasons)) == ["None"] * (COUNT - 1) + ["out-of-memory", "unreadable"]
+
+
+def test_a_second_interruption_still_ends_the_processes(folder, tmp_path, monkeypatch):
+    class Interrupted(MarkingSegmenter):
+        def segment(self, *arguments, **options):
+            monkeypatch.setattr(SpawnProcess, "terminate", interrupt)
+            raise KeyboardInterrupt
+
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmenter, "Segmenter", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(folder, tmp_path, marking_model(), TOGETHER)
+    assert not multiprocessing.active_children()
+    assert not left_over(tmp_path)
+
+
+def test_what_a_terminal_sends_does_not_reach_a_process_that_starts(capfd):
+    process = multiprocessing.get_context("spawn").Process(target=begins_late)
+    with bare_start():
+        process.start()
+    for sent in (signal.SIGINT, signal.SIGHUP):
+        os.kill(process.pid, sent)
+    process.join()
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == ""
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGHUP}
+
+
+def begins_late() -> None:
+    """A process that its start keeps busy for a while."""
+    time.sleep(0.2)
+    begin_child()
 
 
 def test_a_daemonic_process_has_none(tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ class SliceReader:
             shape = (len(self._decoders) * _AHEAD, rows, columns)
             try:
                 slots = self._shared.allocate(shape, np.uint16)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self._give_up(type(error).__name__)
             else:
                 yield from self._decoded(list(zip(instances, forms, strict=True)), slots)
