@@ -12,7 +12,7 @@ from ctflow.app.interrupt import Interruption
 _INTERRUPTION = Interruption() if __name__ == "__main__" else None
 
 from ctflow.compat.monai import import_lean
-from ctflow.core.entry_point import exit_code_of
+from ctflow.core.entry_point import exit_code_of, open_standard_streams
 from ctflow.core.progress import Progress, startup
 from ctflow.core.requirements import check_requirements
 from ctflow.core.user import name_user
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     if argv is None:  # else it is somebody else's process
+        open_standard_streams()
         import_lean()
         name_user()
     words = list(sys.argv[1:] if argv is None else argv)

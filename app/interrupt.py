@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM under Holoscan, which would take them for itself and end the process with exit code 1."""
+"""SIGINT, SIGTERM and SIGHUP under Holoscan, which would take them for itself and end the process with exit code 1."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 import signal
 import threading
 
+from ctflow.core.entry_point import ending_signals
 from ctflow.core.errors import EXIT_INTERRUPTED
 from ctflow.core.progress import Progress
-
-_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 
 class Interruption:
@@ -21,14 +20,14 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._asked, self._signals = threading.Event(), {signal.SIGINT, *ending_signals()}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         threading.Thread(target=self._wait, name="signals", daemon=True).start()
 
     def _wait(self) -> None:
-        signal.sigwait(_SIGNALS)
+        signal.sigwait(self._signals)
         self._asked.set()
-        signal.sigwait(_SIGNALS)
+        signal.sigwait(self._signals)
         os._exit(EXIT_INTERRUPTED)
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror
-from ctflow.core.entry_point import interrupted_by_sigterm
+from ctflow.core.entry_point import interrupted_by_signals
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.report.terminal import progress_on
 from ctflow.settings.run import model_path_from_value, read_environment, settings_from_values
@@ -92,7 +92,7 @@ def compare_command(
             write_result(document, output / "compare.json")
 
     try:
-        with progress_on(sys.stderr) as progress, interrupted_by_sigterm():  # no measurement outlives its comparison
+        with progress_on(sys.stderr) as progress, interrupted_by_signals():  # no measurement outlives its comparison
             document = compare_configurations(comparison, progress, heard)
     except OSError as error:  # phantom and configurations lie in files
         raise output_error_from_oserror(error, "the comparison's files") from error

@@ -14,7 +14,7 @@ from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
-from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
+from ctflow.core.entry_point import exit_code_of, interrupted_by_signals, set_up_logging
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.progress import startup
 from ctflow.core.user import name_user
@@ -53,7 +53,7 @@ def cli(debug: bool, log_level: str | None) -> None:  # main() reads --debug its
 def _run(request: Request) -> int:
     startup.begin()
     paths = request.paths
-    with interrupted_by_sigterm(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
+    with interrupted_by_signals(), recorded_run(paths.output) as record, progress_on(sys.stderr) as progress:
         # Late: pydicom and its decoders take longer to import than all that --help needs.
         from ctflow.pipeline.run import run_bundle  # noqa: PLC0415
 

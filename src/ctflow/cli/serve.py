@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ctflow.core.entry_point import ending_signals
 from ctflow.core.requirements import check_requirements
 from ctflow.node.log import close_node_log, set_up_node_log
 from ctflow.node.settings import ServiceSettings, explain_settings, given_settings, values_and_origins
@@ -46,7 +47,7 @@ def serve_command(config: Path | None, given: Mapping[str, Any], environment: Ma
         CtflowError: The node cannot start, or its model cannot be opened.
     """
     stop = threading.Event()
-    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: signal.signal(each, lambda *_: stop.set()) for each in {signal.SIGINT, *ending_signals()}}
     try:
         check_requirements("serve")
         from ctflow.node.node import run_node  # noqa: PLC0415  # packages of the extra `serve`

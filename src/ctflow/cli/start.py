@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm
+from ctflow.core.entry_point import exit_code_of, interrupted_by_signals, open_standard_streams
 from ctflow.core.requirements import check_requirements
 
 
@@ -14,7 +14,8 @@ def main() -> int:
     Returns:
         The exit code by ctflow's table (`ctflow.core.errors`).
     """
-    with interrupted_by_sigterm():  # from here on, as what is imported takes a second
+    open_standard_streams()
+    with interrupted_by_signals():  # from here on, as what is imported takes a second
         return exit_code_of(_run, say=_say)
 
 

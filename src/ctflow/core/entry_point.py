@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -98,14 +100,29 @@ def set_up_logging(level: str | None, *, debug: bool = False) -> None:
         show_tracebacks()
 
 
+def ending_signals() -> frozenset[signal.Signals]:
+    """SIGTERM (docker, Slurm, systemd), and SIGHUP (a closed terminal) unless nohup has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return frozenset({signal.SIGTERM} if ignored else {signal.SIGTERM, signal.SIGHUP})
+
+
 @contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM (docker, Slurm, systemd) end the work as Ctrl-C does: with a cleanup and a note in result.json."""
+def interrupted_by_signals() -> Iterator[None]:
+    """Let `ending_signals` end the work as Ctrl-C does: with a cleanup and a note in result.json."""
     if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {each: signal.signal(each, signal.default_int_handler) for each in ending_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def open_standard_streams() -> None:
+    """Open those that were closed at the start: no result may get the number that libraries print to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has this number, the lowest free one
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115

@@ -12,7 +12,7 @@ import pytest
 
 from ctflow.cli import monai_deploy
 from ctflow.cli.monai_deploy import exec_application, main, owner_of_script
-from ctflow.core.entry_point import interrupted_by_sigterm
+from ctflow.core.entry_point import interrupted_by_signals
 from ctflow.core.errors import SettingsInvalid
 from reasons import raises_reason
 
@@ -87,7 +87,7 @@ def test_sigterm_while_the_application_starts_leaves_no_orphan(application, monk
             os.kill(os.getpid(), signal.SIGTERM)  # before whoever starts it knows of it
 
     monkeypatch.setattr(monai_deploy.subprocess, "Popen", Interrupted)
-    with interrupted_by_sigterm():
+    with interrupted_by_signals():
         assert exec_application([str(application)]) == 130
     assert started[0].poll() == -signal.SIGTERM
 

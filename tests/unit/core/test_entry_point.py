@@ -3,13 +3,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 
 import pytest
 
 from ctflow.core import errors
-from ctflow.core.entry_point import exit_code_of, interrupted_by_sigterm, set_up_logging
+from ctflow.core.entry_point import exit_code_of, interrupted_by_signals, set_up_logging
 
 
 def leaves(kind):
@@ -99,18 +101,41 @@ def test_log_level_is_set(monkeypatch):
         assert root.level == logging.WARNING
 
 
-def test_sigterm_is_an_interrupt_where_that_is_wanted():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_is_an_interrupt_where_that_is_wanted(sent):
+    before = signal.getsignal(sent)
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        os.kill(os.getpid(), sent)
+    assert signal.getsignal(sent) is before
+
+
+def test_nohup_keeps_a_closed_terminal_from_ending_the_work():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_file_never_gets_the_number_of_a_closed_standard_stream(tmp_path):
+    code = (
+        "import os, subprocess, sys; from ctflow.core.entry_point import open_standard_streams\n"
+        "open_standard_streams()\n"
+        "print('out'); print('err', file=sys.stderr); sys.stdin.read()\n"
+        "assert subprocess.run([sys.executable, '-c', 'import os; [os.fstat(n) for n in range(3)]']).returncode == 0\n"
+        f"file = open({str(tmp_path / 'numbers')!r}, 'w'); file.write(str(file.fileno()))\n"
+    )
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code], check=True)
+        assert int((tmp_path / "numbers").read_text()) > 2
 
 
 def test_another_thread_than_the_main_one_runs_without_handling_signals():
     ran = []
 
     def run():
-        with interrupted_by_sigterm():
+        with interrupted_by_signals():
             ran.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
