@@ -28,6 +28,8 @@ def output_error_from_oserror(error: OSError, what: str, remedy: str = "check th
         what: Name of the file or folder, without its path (a path may hold a name).
         remedy: What to do, unless the disk is full.
     """
+    while error.errno is None and isinstance(error.__context__, OSError):
+        error = error.__context__  # pydicom raises its own, without a number
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"no space left for {what}: free some space and run again")
     return NotWritten(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
 
 import pytest
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset
 
 from ctflow.core import atomic
 from ctflow.core.atomic import (
@@ -258,3 +261,17 @@ def test_all_of_a_folder_is_synced_once_before_it_has_its_name(tmp_path, monkeyp
     assert synced[2:] == [(folder.name, False), (tmp_path.name, True)]
     write_atomically(final / "c", lambda stream: stream.write(b"later"))
     assert len(synced) == 6, "a file of a folder that has its name is synced, and then its folder"
+
+
+def test_a_disk_that_is_full_while_pydicom_writes_is_named(tmp_path):
+    dataset = Dataset()
+    dataset.Rows = 512
+
+    class Full(io.BytesIO):
+        def write(self, data) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with raises_reason(StorageFull, "disk-full", names="seg.dcm"):
+        write_atomically(
+            tmp_path / "seg.dcm", lambda _: dcmwrite(Full(), dataset, implicit_vr=False, little_endian=True)
+        )

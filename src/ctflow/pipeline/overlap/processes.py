@@ -254,13 +254,15 @@ class CasesInProcesses:
         self._is_ending = self._is_ending or is_ending
         self._waker.send(None)
 
-    def _send(self, process: CaseProcess, word: object) -> None:
+    def _send(self, process: CaseProcess, word: object) -> bool:
         """Send to a process; if it has ended, the thread that leads the processes will find that out."""
         try:
             with process.sending:
                 process.connection.send(word)
         except OSError:
             log.debug("a case's process does not take %s", type(word).__name__)
+            return False
+        return True
 
     # ---------------------------------------------------------------------- in the thread that leads the processes
 
@@ -281,12 +283,17 @@ class CasesInProcesses:
     def _give(self) -> None:
         """Start processes for the next cases, and give these to those that are ready."""
         for process in [each for each in self._processes if each.is_ready]:
-            if self._given < len(self._places):
+            while process.is_ready and self._given < len(self._places):
                 place = self._places[self._given]
+                try:
+                    if not self._send(process, Load(place.case, self._cpus)):
+                        return  # it has ended: another one gets the case
+                except Exception as error:  # noqa: BLE001  # headers may be nested too deeply for pickle
+                    self._take_here(f"a case's headers do not reach a process: {type(error).__name__}")
+                    continue
                 self._given += 1
                 process.place, place.process, process.is_ready = place, process, False
                 place.note("given")
-                self._send(process, Load(place.case, self._cpus))
         waiting = sum(each.place is None for each in self._processes)
         for _ in range(min(self._count - len(self._processes), len(self._places) - self._given - waiting)):
             if self._started() is None:
@@ -298,7 +305,7 @@ class CasesInProcesses:
             return self._start()
         except OSError as error:
             if not self._processes:
-                self._take_here(type(error).__name__)
+                self._take_here(f"no process starts for a case: {type(error).__name__}")
             return None
 
     def _take_here(self, why: str) -> None:
@@ -308,8 +315,7 @@ class CasesInProcesses:
         place = self._places[self._given]
         self._given += 1
         if not any(each.is_here for each in self._places):
-            text = f"no process starts for a case, this one does all of it: {why}"
-            self._messages.add(place.number, Line(logging.WARNING, __name__, text))
+            self._messages.add(place.number, Line(logging.WARNING, __name__, f"{why}; this one does all of it"))
         with self._changed:
             place.is_here = True
             self._changed.notify_all()
@@ -373,7 +379,7 @@ class CasesInProcesses:
             self._end(process)
         if place is None:
             if not process.has_begun:
-                self._take_here(f"it ended {how}")
+                self._take_here(f"no process starts for a case: it ended {how}")
             return
         what = f"series {place.case.candidate.series.digest}: the process that reads and writes it ended {how}"
         error: CtflowError = BackendUnavailable(f"{what}: run it again", reason="worker-ended")

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -15,6 +16,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from ctflow.compat.python import bare_start
 from ctflow.core.errors import BackendUnavailable
@@ -139,8 +142,8 @@ def test_a_process_that_dies_fails_its_case_alone(folder, tmp_path, monkeypatch,
             real(self, process, word)
         if is_it and isinstance(word, Write):
             os.kill(process.process.pid, signal.SIGKILL)
-        else:
-            real(self, process, word)
+            return False
+        return real(self, process, word)
 
     monkeypatch.setattr(processes.CasesInProcesses, "_send", killing)
     caplog.clear()
@@ -160,6 +163,23 @@ def test_a_process_that_dies_fails_its_case_alone(folder, tmp_path, monkeypatch,
     document = json.loads((tmp_path / "2" / "result.json").read_text())
     assert [series["status"] for series in document["series"]].count("done") == COUNT - 1
     assert document["series"][place]["error"]["reason"] == "worker-ended"
+
+
+def test_a_process_that_dies_without_a_case_fails_none(folder, tmp_path, monkeypatch):
+    killed: list[int] = []
+
+    def killing(self, real=processes.CasesInProcesses._give):
+        ready = [each.process for each in self._processes if each.is_ready]
+        if ready and not killed:
+            killed.append(ready[0].pid)
+            ready[0].kill()
+            ready[0].join()
+        real(self)
+
+    monkeypatch.setattr(processes.CasesInProcesses, "_give", killing)
+    report = run_folder(folder, tmp_path, marking_model(), TOGETHER)
+    assert killed
+    assert sum(case.error is None for case in report.cases) == COUNT
 
 
 def test_an_interruption_leaves_no_process_and_nothing_half_written(folder, tmp_path, monkeypatch):
@@ -192,6 +212,27 @@ def test_without_processes_this_one_does_it(folder, tmp_path, monkeypatch, caplo
     run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
     assert files(tmp_path / "2") == files(tmp_path / "1")
     assert caplog.text.count("no process starts for a case") == 1
+
+
+def test_headers_that_pickle_refuses_stay_here(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "in")
+    path = tmp_path / "in" / "0" / "00001.dcm"
+    nested = Dataset()
+    for _ in range(120):
+        nested, inner = Dataset(), nested
+        nested.ConceptCodeSequence = [inner]
+        nested["ConceptCodeSequence"].is_undefined_length = True  # pydicom parses it at once
+    dataset = dcmread(path)
+    dataset.RequestAttributesSequence = [nested]
+    dataset["RequestAttributesSequence"].is_undefined_length = True
+    dataset.save_as(path)
+    reports = [
+        run_folder(tmp_path / "in", tmp_path / str(settings.cases_in_flight), marking_model(), settings)
+        for settings in (IN_TURN, TOGETHER)
+    ]
+    assert [report.exit_code for report in reports] == [6, 6]
+    assert files(tmp_path / "2") == files(tmp_path / "1")
+    assert caplog.text.count("RecursionError") == 1
 
 
 def test_processes_that_never_begin_are_done_without(folder, tmp_path, monkeypatch, caplog):
