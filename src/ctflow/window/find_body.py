@@ -48,9 +48,11 @@ def find_body(volume: Tensor, spacing_mm: tuple[float, float, float]) -> Body | 
     found, seeds, beside = (torch.cat([parts, near]) > 0).cpu().numpy()
     if not seeds.any():
         return None
-    filled = torch.from_numpy(_filled(_components_with(found, seeds)))
-    around = _widened(filled, _in_cells(_MARGIN_MM, [2 * mm for mm in cell_mm]))
-    cells = (filled | (around & torch.from_numpy(beside))).numpy()
+    # By SciPy: threads of torch would wait for CPUs that read and write other cases.
+    filled = _filled(_components_with(found, seeds))
+    margin = _in_cells(_MARGIN_MM, [2 * mm for mm in cell_mm])
+    around = ndimage.maximum_filter(filled, [2 * count + 1 for count in margin], mode="constant")
+    cells = filled | (around & beside)
     d, h, w = (step * count for step, count in zip(stride, coarse, strict=True))
     return Body(cells, (d, h, w), (volume.shape[0], volume.shape[1], volume.shape[2]))
 
@@ -90,12 +92,6 @@ def _opened_at_edges(cells: Tensor, lengths: Sequence[int]) -> Tensor:
         wider = wider.index_select(axis, index.clamp(0, cells.shape[axis] - 1))
     d, h, w = (slice(length - 1, length - 1 + count) for length, count in zip(lengths, cells.shape, strict=True))
     return _opened(wider, lengths)[d, h, w]
-
-
-def _widened(cells: Tensor, around: Sequence[int]) -> Tensor:
-    """The cells and all others at most so many cells before or after them along the axes."""
-    spread = _spread(cells, [2 * count + 1 for count in around])
-    return spread[tuple(slice(n, n + count) for n, count in zip(around, cells.shape, strict=True))]
 
 
 def _spread(starts: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ctflow.core.model import Model
 from ctflow.core.processes import Line, most_open_files, usable_cpus, words_of_exit_code
 from ctflow.core.progress import Progress
 from ctflow.pipeline.case import Case, attempt
+from ctflow.pipeline.overlap.gpu import few_threads, pin
 from ctflow.pipeline.overlap.messages import InOrder
 from ctflow.pipeline.overlap.place import CaseProcess, Place, loaded_case
 from ctflow.pipeline.overlap.process import (
@@ -114,12 +114,12 @@ class CasesInProcesses:
     def loaded(self) -> Iterator[Case]:
         """As `CasesOfRun.loaded`."""
         self._messages.open()
-        for place in self._places:
-            self._messages.current = place.number
-            case = load_case(place.case, self._progress) if self._is_loaded_here(place) else self._found(place)
-            self._pin(place)
-            place.note("begun")
-            yield case
+        with few_threads(self._cpus):
+            for place in self._places:
+                self._messages.current = place.number
+                case = load_case(place.case, self._progress) if self._is_loaded_here(place) else self._found(place)
+                place.note("begun")
+                yield case
         self._messages.current = None
 
     def prepare(self, case: Case) -> Case:
@@ -156,16 +156,6 @@ class CasesInProcesses:
     def _place_of(self, case: Case) -> Place:
         return next(each for each in self._places if each.case.key == case.key)
 
-    def _pin(self, place: Place) -> None:
-        """Let the GPU read the volume where it is: a copy takes longer than a small network while the CPUs are busy."""
-        if "torch" not in sys.modules:
-            return  # it is never imported for this: where it is not, no GPU is used
-        from ctflow.transforms.upload import pin_for_gpus  # noqa: PLC0415  # imports torch
-
-        with self._changed:  # the process cannot be ended meanwhile
-            if place.process is not None and place.loaded is not None:
-                place.process.memory["volume"].pin(pin_for_gpus)
-
     def _is_loaded_here(self, place: Place) -> bool:
         """Wait until a case is loaded; return whether no process could be started for it."""
         total = len(place.case.candidate.series.instances)
@@ -191,6 +181,7 @@ class CasesInProcesses:
             if process is None or told is None:
                 return place.case
             place.loaded = attempt(place.case, lambda: loaded_case(place.case, told, process.memory))
+            pin(process.memory["volume"])
             return place.loaded
 
     def _wait(self, is_over: Callable[[], bool], show: Callable[[], None]) -> None:

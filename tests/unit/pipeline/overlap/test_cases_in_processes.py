@@ -16,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
+import torch
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -97,6 +98,29 @@ def test_volumes_are_pinned_for_gpus_once_a_view_and_unpinned(folder, tmp_path, 
     assert 2 <= len(pinned) <= COUNT
     assert unpinned
     assert sorted(unpinned) == sorted(address for address, _ in pinned)
+
+
+def test_beside_a_gpu_torch_uses_the_share_of_one_process(folder, tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    class Counting(MarkingSegmenter):
+        def segment(self, *arguments, **options):
+            seen.append(torch.get_num_threads())
+            return super().segment(*arguments, **options)
+
+    monkeypatch.setattr(segmenter, "Segmenter", Counting)
+    monkeypatch.setattr(processes, "usable_cpus", lambda: 6)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        run_folder(folder, tmp_path / "cpu", marking_model(), TOGETHER)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(upload, "pin_for_gpus", lambda *_: None)
+        run_folder(folder, tmp_path / "gpu", marking_model(), TOGETHER)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [4] * COUNT + [3] * COUNT
 
 
 def test_progress_is_that_of_one_after_another_for_each_case(folder, tmp_path):
