@@ -50,8 +50,14 @@ def pin_for_gpus(address: int, size: int) -> Callable[[], None] | None:
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     code = int(runtime.cudaHostRegister(address, size, _FOR_ALL_GPUS))
     if code == 0:
-        return partial(runtime.cudaHostUnregister, address)
+        return partial(_unpin, address)
     log.info("uploads copy their data first: the driver pins no memory (CUDA error %d)", code)
     with suppress(RuntimeError):
         torch.zeros(1, device="cuda")  # takes the error, which CUDA would raise at the next launch
     return None
+
+
+def _unpin(address: int) -> None:
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(index)  # an upload may still read it
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
