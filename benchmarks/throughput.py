@@ -198,22 +198,27 @@ def draw(path: Path, document: dict[str, Any]) -> None:
         ("handed", "done", "write", "#54a24b"),
     )
     times, points = document["timeline"]["cases"], document["timeline"]["gpu"]
-    figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(11, 6.5), sharex=True, height_ratios=(4, 1), layout="constrained"
+    figure, axes = (
+        pyplot.subplots(2, 1, figsize=(11, 6.5), sharex=True, height_ratios=(4, 1), layout="constrained")
+        if points
+        else pyplot.subplots(1, 1, figsize=(11, 5), layout="constrained")
     )
+    above, below = axes if points else (axes, axes)
     for first, last, label, colour in spans:
         bars = [(number, each[first], each[last] - each[first]) for number, each in enumerate(times)]
         above.barh(
             [n for n, _, _ in bars], [s for _, _, s in bars], left=[b for _, b, _ in bars], color=colour, label=label
         )
     above.invert_yaxis()
+    above.yaxis.get_major_locator().set_params(integer=True)
     above.set_ylabel("CT")
     above.set_title(f"{document['cases']} CTs, {document['engine']}: {document['ct_per_s']:.2f} CT/s", loc="left")
     above.legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     above.set_xlim(left=0)
-    below.fill_between([at for at, _ in points], [percent for _, percent in points], step="mid", color="#e45756")
-    below.set_ylim(0, 100)
-    below.set_ylabel("GPU busy, %")
+    if points:
+        below.fill_between([at for at, _ in points], [percent for _, percent in points], step="mid", color="#e45756")
+        below.set_ylim(0, 100)
+        below.set_ylabel("GPU busy, %")
     below.set_xlabel("seconds since the first CT was given to a process")
     figure.savefig(path, dpi=110)
 
