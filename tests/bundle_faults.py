@@ -199,7 +199,8 @@ CHANGED: list[tuple[str, str, Any, str, str]] = [
     ("evaluator", "mode", "train", "mode", "value"),
     ("evaluator", "decollate", False, "decollate", "value"),
     ("evaluator", "prepare_batch", "$lambda x, *_: x", "prepare_batch", "expression"),
-    ("evaluator", "_target_", "EnsembleEvaluator", "_target_", "target"),
+    ("evaluator", "_target_", "EnsembleEvaluator", "network", "argument"),
+    ("evaluator", "_target_", "SupervisedTrainer", "_target_", "target"),
     ("dataset", "transform", "@postprocessing", "transform", "workflow"),
 ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.networks.nets import UNet
 
+from ctflow.bundle.weights import digest_of_ensemble, weights_digest
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.core.volume import Size3
 from ctflow.networks.build import network_from_spec
@@ -25,8 +26,11 @@ _STAGES = {
     "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
 }  # fmt: skip
 _NNUNET = "dynamic_network_architectures.architectures.unet."
+_UNET = {**_SHARED, "channels": [4, 8], "strides": [2]}
 # Of three classes, for windows whose sides are multiples of 16.
 SMALL = {
+    "averaged UNets": NetworkSpec("UNet", _UNET, members=3, shares=(0.5, 0.375, 0.125)),
+    "stacked UNets": NetworkSpec("UNet", _UNET, members=2, combined="votes"),
     "SegResNet": NetworkSpec("SegResNet", {**_SHARED, "init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1],
                                            "dropout_prob": 0.2}),
     "DynUNet": NetworkSpec("DynUNet", {**_SHARED, "kernel_size": [3, 3, 3], "strides": [1, 2, [2, 2, 1]],
@@ -49,11 +53,13 @@ def unet_model(arguments: Mapping[str, Any], roi: Size3) -> Model:
 def small_model(name: str, roi: Size3) -> Model:
     """A model of three classes with one of the networks of `SMALL`."""
     torch.manual_seed(0)
-    return _model(SMALL[name], network_from_spec(SMALL[name]), 3, roi)
+    channels = 3 * (SMALL[name].members if SMALL[name].is_stacked else 1)
+    return _model(SMALL[name], network_from_spec(SMALL[name]), channels, roi)
 
 
 def _model(network: NetworkSpec, made: torch.nn.Module, classes: int, roi: Size3) -> Model:
     spec = ModelSpec(
         "m", "1", network, 1, classes, (), roi, 0.25, "gaussian", 4, "softmax", None, (), "", False
     )  # fmt: skip
-    return Model(spec, made.state_dict(), "d" * 64)
+    weights = made.state_dict()
+    return Model(spec, weights, digest_of_ensemble(weights_digest(weights), network))

@@ -148,7 +148,7 @@ def test_networks_of_each_kind(network, place, windows, cache_dir):
     with closing(open_engine(choice, made)) as opened:
         logits = opened.predict(batch).clone()
         assert logits.dtype == torch.float32
-        assert logits.shape == expected.shape == (4, 3, *ROI)
+        assert logits.shape == expected.shape == (4, made.spec.out_channels, *ROI)
         assert torch.equal(batch.cpu(), windows)
         assert torch.equal(opened.predict(batch), logits)
         alone = opened.predict(batch[2:3]).cpu()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -22,36 +21,19 @@ from monai.transforms import reset_ops_id
 
 from agreement_record import record
 from ctflow.bundle import read_bundle
-from ctflow.core.volume import Geometry, Volume
+from ctflow.core.volume import Volume
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
+from monai_support import scan_for, written_nifti
 from zoo_bundles import OWN_CODE, ZOO, ZooBundle, random_weights, written_bundle
 
 pytestmark = pytest.mark.e2e
 LEAST_EQUAL = 0.999
 
 
-def scan_for(bundle: ZooBundle) -> Volume:
-    """A CT of bright structures in a body: 2 x 2 x 2 windows of the bundle, on another grid than its own."""
-    rng = np.random.default_rng(4)
-    share = (1.32, 0.83, 0.79)
-    shape = tuple(int(bundle.roi * 1.2 / each) for each in share)
-    d, h, w = np.indices(shape)
-    hu = 40 + 250 * np.sin(d / 4) * np.cos(h / 6) * np.sin(w / 5 + 1) + rng.normal(0, 30, shape)
-    outside = (2 * h / shape[1] - 1) ** 2 + (2 * w / shape[2] - 1) ** 2 > 0.9
-    hu[outside] = -1000 + rng.normal(0, 5, int(outside.sum()))
-    hu = np.where(np.abs(hu) < 2, 3, hu)  # what is exactly 0 behind a resampling is chance (docs/bundles.md)
-    affine = np.eye(4)
-    affine[:3, :3] = np.eye(3)[:, [2, 1, 0]] * (np.array(bundle.spacing_mm)[::-1] * share)
-    affine[:3, 3] = (-40.5, 12.25, 100)
-    return Volume(hu.round().astype(np.int16), Geometry(shape, affine))
-
-
 def labels_by_monai(folder: Path, bundle: ZooBundle, volume: Volume) -> np.ndarray:
     """What MONAI's own parser, transforms, inferer and post-processing give, step by step as its evaluator does."""
-    ras = np.diag([-1.0, -1, 1, 1]) @ volume.geometry.affine_mm[:, [2, 1, 0, 3]]
-    path = folder / "ct.nii"
-    nibabel.save(nibabel.Nifti1Image(volume.array.transpose(2, 1, 0), ras), path)
+    path = written_nifti(folder, volume)
     parser = ConfigParser()
     parser.read_config(folder / "configs" / bundle.file)
     parser["bundle_root"] = str(folder)

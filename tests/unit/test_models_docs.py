@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ctflow.core.errors import BundleInvalid
+from ensemble_bundles import ENSEMBLES
 from zoo_bundles import ZOO
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -46,6 +47,12 @@ def test_the_table_of_the_zoo_has_what_was_measured_of_every_bundle(measured):
     for each in ZOO:
         expected.setdefault(each.folder, []).append(share(*measured["zoo"][f"{each.folder} {each.file}"]))
     assert found == expected
+
+
+def test_the_table_of_ensembles_has_what_was_measured_of_each(measured):
+    assert measured["ensembles"].keys() == {each.name for each in ENSEMBLES}
+    found = {name: agrees for name, _, agrees in rows_of("ensemble of small UNets")}
+    assert found == {name: share(*shares) for name, shares in measured["ensembles"].items()}
 
 
 def test_the_table_of_nnunet_has_what_was_measured(measured):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeGuard
 
 from ctflow.bundle.config import Component, Config, ConfigValue, short
+from ctflow.bundle.config.ensemble import RUN_BY_MONAI, ensemble_from_config
 from ctflow.bundle.metadata import MOST_CHANNELS
 from ctflow.bundle.vista3d import is_vista, network_place, vista_network
 from ctflow.core.errors import BundleInvalid
@@ -18,7 +20,7 @@ _PLACED = frozenset({"device"})  # where MONAI makes a part of the network: ctfl
 
 
 def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[NetworkSpec, tuple[str, ...]]:
-    """Read `network_def`.
+    """Read `network_def`, or the networks of an ensemble.
 
     Args:
         config: The bundle's configuration.
@@ -28,19 +30,40 @@ def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[Ne
         The network, and a note for each argument that was dropped or renamed.
 
     Raises:
-        BundleInvalid: No network of MONAI, or an argument that cannot be known.
+        BundleInvalid: No network of MONAI, an argument that cannot be known, or an ensemble of different networks.
     """
-    place = network_place(config)
+    ensemble = ensemble_from_config(config)
+    if ensemble is None:
+        return _network(config, network_place(config), code)
+    for member in ensemble.members[1:]:
+        target = member.definition.value.get("_target_")
+        if _is_own(target) or is_vista(member.definition):
+            problem = f"is {short(target)}; ctflow runs several networks only of MONAI's classes without prompts"
+            raise config.invalid(member.place, f"{problem}. {RUN_BY_MONAI}", "target")
+    read = [_network(config, member.definition, code) for member in ensemble.members]
+    network, notes = read[0]
+    for member, (other, _) in zip(ensemble.members, read, strict=True):
+        if other != network:
+            problem = f"differs from {ensemble.members[0].place}, {network.name}, in its class or arguments"
+            raise config.invalid(
+                member.place,
+                f"{problem}; ctflow combines networks that differ only in weights. {RUN_BY_MONAI}",
+                "value",
+            )
+    return replace(network, members=len(read)), notes
+
+
+def _network(config: Config, place: ConfigValue, code: OwnCode | None) -> tuple[NetworkSpec, tuple[str, ...]]:
     target = place.value.get("_target_") if isinstance(place.value, dict) else None
     if isinstance(target, str) and (target.startswith("monai.apps.detection.") or "Detector" in target):
         raise config.invalid(
             f"{place.id}#_target_",
-            f"is {short(target)}, which finds boxes; ctflow marks voxels. `python -m monai.bundle run` runs it",
+            f"is {short(target)}, which finds boxes; ctflow marks voxels. {RUN_BY_MONAI}",
             "target",
         )
     if is_vista(place):
         return vista_network(config, place)
-    if isinstance(target, str) and "." in target and not target.startswith("monai."):
+    if _is_own(target):
         return _own_network(config, place, target, code)
     definition = Component(config, place, _PACKAGE)
     arguments = {name: _argument(config, definition, name) for name in definition.names}
@@ -52,6 +75,11 @@ def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[Ne
             raise
         raise BundleInvalid(f"{config.file}: {error}", reason=error.reason) from None
     return NetworkSpec(definition.target, arguments), notes
+
+
+def _is_own(target: object) -> TypeGuard[str]:
+    """Whether a class is the bundle's own, or of a package other than MONAI."""
+    return isinstance(target, str) and "." in target and not target.startswith("monai.")
 
 
 def _own_network(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.bundle.config import Config
+from ctflow.bundle.config.ensemble import RUN_BY_MONAI, is_ensemble
 from ctflow.bundle.inferer import Sliding, sliding_from_config
 from ctflow.bundle.locate import METADATA
 from ctflow.bundle.network import note_of_code
@@ -57,8 +58,8 @@ def read_parts(config: Config, code: OwnCode | None) -> BundleParts:
         try:
             found[name] = reader(config)
         except BundleInvalid as error:
-            if code is None:
-                raise _advised(error) from None
+            if code is None or is_ensemble(config):
+                raise _advised(error, may_run=not is_ensemble(config)) from None
             problems[name] = error
     if code is None or not problems:
         return BundleParts(found["preprocessing"], found["inferer"], found["postprocessing"])
@@ -73,10 +74,12 @@ def read_parts(config: Config, code: OwnCode | None) -> BundleParts:
     return BundleParts((), sliding, Postprocessing(restored="labels"), workflow, (note_of_code(what, whole), *notes))
 
 
-def _advised(error: BundleInvalid) -> BundleInvalid:
-    if error.reason not in _OF_CODE:
+def _advised(error: BundleInvalid, *, may_run: bool) -> BundleInvalid:
+    if error.reason not in _OF_CODE or RUN_BY_MONAI in str(error):
         return error
     advice = "--allow-code lets MONAI run it, with all that the bundle's code may do to this computer"
+    if not may_run:
+        advice = f"with an ensemble --allow-code does not change that. {RUN_BY_MONAI}"
     return BundleInvalid(f"{error}; {advice}", reason=error.reason)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ctflow.bundle.config import Config, ConfigValue, short
+from ctflow.bundle.config import Config, ConfigValue, is_number, short
+from ctflow.bundle.config.ensemble import ensemble_from_config
 from ctflow.bundle.config.signatures import FLOAT32, HELD, INTEGERS, POST, STEPS
 from ctflow.bundle.expressions.interpreter import sole_reference
 from ctflow.bundle.expressions.lambdas import is_nan_to_num
+from ctflow.bundle.metadata import MOST_CHANNELS
 from ctflow.bundle.steps.label_steps import LABEL_MAKERS
 from ctflow.bundle.transforms import IMAGE, PREDICTION, Transform, check_held, transforms_from_config
 from ctflow.bundle.vista3d import is_vista, network_place, vista_classes
-from ctflow.core.model import Activation
+from ctflow.core.model import Activation, Combined
 from ctflow.core.steps import LabelStep, MapLabels, Restored
 
 _DONE = {**POST, "Lambdad": STEPS["Lambdad"]}
 _NEVER = frozenset({"LoadImaged", "EnsureChannelFirstd"})
 _AT_THE_END = frozenset({"FromMetaTensord", "ToMetaTensord", "ToTensord"})  # earlier, MONAI would lose the geometry
 _Kind = Literal["logits", "probabilities", "labels"]
+_COMBINING = {"MeanEnsembled": "takes the mean of", "VoteEnsembled": "votes among"}
+_LEAST_SUM = 1e-3  # of weights, as a share of the sum without signs: MONAI divides by it
 
 
 @dataclass
@@ -31,6 +35,9 @@ class Postprocessing:
         restored: What is brought back to the source grid.
         before: Steps on labels before that, and
         after: after it.
+        combined: What is combined of an ensemble's predictions; see `NetworkSpec`.
+        shares: Each network's share of the mean.
+        voted_classes: How many VoteEnsembled says that there are.
     """
 
     activation: Activation = "none"
@@ -38,6 +45,9 @@ class Postprocessing:
     restored: Restored = "probabilities"
     before: list[LabelStep] = field(default_factory=list)
     after: list[LabelStep] = field(default_factory=list)
+    combined: Combined = "logits"
+    shares: tuple[float, ...] = ()
+    voted_classes: int | None = None
 
 
 def postprocessing_from_config(config: Config) -> Postprocessing:
@@ -49,21 +59,23 @@ def postprocessing_from_config(config: Config) -> Postprocessing:
     Raises:
         BundleInvalid: A transform, an order or an argument that ctflow does not support.
     """
-    return _PostReader().read(config)
+    ensemble = ensemble_from_config(config)
+    return _PostReader(ensemble.keys if ensemble else (PREDICTION,)).read(config)
 
 
 class _PostReader:
     """Walks through the list and tracks what the prediction is, and on which grid."""
 
-    def __init__(self) -> None:
-        self._present = {IMAGE, PREDICTION, "label"}  # MONAI's evaluator has a label, even if empty
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._predictions = keys  # of an ensemble there are several, until they are combined
+        self._present = {IMAGE, *keys, "label"}  # MONAI's evaluator has a label, even if empty
         self._kind: _Kind = "logits"
         self._inverted: Transform | None = None
         self._found = Postprocessing()
 
     @property
     def _is_done(self) -> bool:
-        return self._kind == "labels" and self._inverted is not None
+        return self._kind == "labels" and self._inverted is not None and len(self._predictions) == 1
 
     def read(self, config: Config) -> Postprocessing:
         for transform in transforms_from_config(config, "postprocessing"):
@@ -76,6 +88,8 @@ class _PostReader:
                 raise transform.refused("_target_", f"is {transform.target}; ctflow implements {known}", "target")
         if not self._is_done:
             missing = "AsDiscreted" if self._kind != "labels" else "Invertd, without which labels stay on another grid"
+            if len(self._predictions) > 1:
+                missing = " and ".join(_COMBINING).replace("and", "or") + ", which combine an ensemble's predictions"
             raise config.invalid("postprocessing", f"lacks {missing}", "order")
         return self._found
 
@@ -85,7 +99,7 @@ class _PostReader:
                 "_target_", f"is {transform.target}, but comes before the labels are final", "order"
             )
         check_held(transform, self._present, FLOAT32 + INTEGERS if self._kind == "labels" else FLOAT32)
-        for key in (PREDICTION, *(() if self._inverted else (IMAGE,))):
+        for key in (*self._predictions, *(() if self._inverted else (IMAGE,))):
             if key not in self._present:
                 raise transform.refused("keys", f"removes {key!r}, which is still needed", "keys")
         if transform.target != "DeleteItemsd" and "label" in transform.acts_on:
@@ -93,13 +107,14 @@ class _PostReader:
 
     def _do(self, transform: Transform) -> None:
         transform.read_keys(_DONE[transform.target], self._present)
-        if transform.acts_on != [PREDICTION]:
-            others = [key for key in transform.acts_on if key != PREDICTION]
-            problem = f"names {short(others[0])}" if others else f"does not name {PREDICTION!r}"
-            raise transform.refused(
-                "keys", f"{problem}; ctflow applies {transform.target} only to {PREDICTION!r}", "keys"
-            )
-        if transform.target == "Activationsd":
+        if transform.target in _COMBINING and len(keys := transform.key_list("keys")) == 1:
+            does = f"MONAI then {_COMBINING[transform.target]} the channels of that one prediction"
+            raise transform.refused("keys", f"names only {short(keys[0])}: {does}", "keys")
+        if set(transform.acts_on) != set(self._predictions):
+            raise self._of_others(transform)
+        if transform.target in _COMBINING:
+            self._combine(transform)
+        elif transform.target == "Activationsd":
             self._activate(transform)
         elif transform.target == "AsDiscreted":
             self._discretize(transform)
@@ -110,10 +125,50 @@ class _PostReader:
         elif transform.target == "Lambdad":
             self._replace_nan(transform)
         else:
-            if self._kind != "labels":
-                raise transform.refused("_target_", f"is {transform.target}, but comes before AsDiscreted", "order")
+            if self._kind != "labels" or len(self._predictions) > 1:
+                later = "AsDiscreted" if self._kind != "labels" else "VoteEnsembled"
+                raise transform.refused("_target_", f"is {transform.target}, but comes before {later}", "order")
             steps = self._found.before if self._inverted is None else self._found.after
             steps.append(LABEL_MAKERS[transform.target](transform))
+
+    def _of_others(self, transform: Transform) -> Exception:
+        others = [key for key in transform.acts_on if key not in self._predictions]
+        lacking = [key for key in self._predictions if key not in transform.acts_on]
+        problem = f"names {short(others[0])}" if others else f"does not name {short(lacking[0])}"
+        whole = " and ".join(map(repr, self._predictions[:4])) + (" ..." if len(self._predictions) > 4 else "")
+        return transform.refused("keys", f"{problem}; ctflow applies {transform.target} only to {whole}", "keys")
+
+    def _combine(self, transform: Transform) -> None:
+        """The mean commutes with Invertd; with an activation it does not, and labels can only vote."""
+        is_vote = transform.target == "VoteEnsembled"
+        if is_vote != (self._kind == "labels"):
+            where = "before AsDiscreted" if is_vote else "after it: labels have no mean"
+            raise transform.refused("_target_", f"is {transform.target}, but comes {where}", "order")
+        output = transform.get("output_key", None)
+        if not isinstance(output, str) or not output or output in (IMAGE, "label"):
+            raise transform.refused("output_key", f"must be a key for the result, not {short(output)}", "keys")
+        if is_vote:
+            self._found.combined = "votes"
+            if transform.get("num_classes", None) is not None:
+                self._found.voted_classes = transform.integer("num_classes", 1, MOST_CHANNELS)
+        else:
+            self._found.combined = "logits" if self._kind == "logits" else "probabilities"
+            self._found.shares = self._shares(transform)
+        self._predictions = (output,)
+        self._present.add(output)
+
+    def _shares(self, transform: Transform) -> tuple[float, ...]:
+        """MONAI multiplies each prediction by its weight, and divides by the mean of the weights."""
+        given = transform.get("weights", None)
+        if given is None:
+            return ()
+        count = len(self._predictions)
+        if not isinstance(given, list) or len(given) != count or not all(map(is_number, given)):
+            raise transform.refused("weights", f"must be a number for each of {count} networks, not {short(given)}")
+        if abs(sum(given)) <= _LEAST_SUM * sum(map(abs, given)):
+            raise transform.refused("weights", f"sum to about 0, by which MONAI divides: {short(given)}")
+        by_key = dict(zip(transform.key_list("keys"), given, strict=True))
+        return tuple(by_key[key] / sum(given) for key in self._predictions)
 
     def _activate(self, transform: Transform) -> None:
         if self._kind != "logits":

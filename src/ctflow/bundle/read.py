@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ctflow.bundle.config import Config
 from ctflow.bundle.config.documents import merged_document, read_bundle_document
 from ctflow.bundle.expressions.files import BundleFiles
@@ -16,8 +18,14 @@ from ctflow.bundle.network import channels_of_network, network_from_config, note
 from ctflow.bundle.nnunet.read import read_nnunet, read_nnunet_spec
 from ctflow.bundle.parts import read_parts
 from ctflow.bundle.postprocessing import Postprocessing
-from ctflow.bundle.weights import digest_with_code, read_weights, scripted_file, weights_digest
-from ctflow.bundle.workflow import checkpoint_from_config
+from ctflow.bundle.weights import (
+    digest_of_ensemble,
+    digest_with_code,
+    read_weights,
+    scripted_file,
+    weights_digest,
+)
+from ctflow.bundle.workflow import Checkpoint, checkpoints_from_config
 from ctflow.compat.monai import import_all
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import Model, ModelSpec, NetworkSpec, OwnCode
@@ -58,13 +66,35 @@ def _read(path: Path, configuration: str | None, *, allow_code: bool) -> Model:
     config = read_config(path, configuration)
     code = _code(path) if allow_code else None
     spec = _spec(config, read_bundle_document(path, METADATA), folder_name=path.resolve().name, code=code)
-    checkpoint = checkpoint_from_config(config)
+    checkpoints = checkpoints_from_config(config)
+    if spec.network.members > 1:
+        return _ensemble(path, spec, checkpoints)
+    (checkpoint,) = checkpoints
     script = scripted_file(path, checkpoint.file)
     if script is not None:
         return _scripted(path, spec, script, allow_code=allow_code)
-    weights, notes = read_weights(path, checkpoint.file, checkpoint.key)
+    weights, notes = read_weights(path, checkpoint.file, checkpoint.key, is_shared=checkpoint.is_shared)
     digest = digest_with_code(weights_digest(weights), spec.own_code)
     return Model(replace(spec, notes=(*spec.notes, *notes)), weights, digest)
+
+
+def _ensemble(path: Path, spec: ModelSpec, checkpoints: tuple[Checkpoint, ...]) -> Model:
+    """A model of several networks, the names of whose weights begin with `0.`, `1.` and so on."""
+    weights: dict[str, Tensor] = {}
+    notes: list[str] = []
+    for number, checkpoint in enumerate(checkpoints):
+        script = scripted_file(path, checkpoint.file)
+        if script is not None:
+            raise BundleInvalid(
+                f"{script} is TorchScript; ctflow reads an ensemble's weights only from state dicts: save them with "
+                "torch.save(network.state_dict(), ...)",
+                reason="torchscript",
+            )
+        one, found = read_weights(path, checkpoint.file, checkpoint.key, is_shared=checkpoint.is_shared)
+        weights |= {f"{number}.{name}": tensor for name, tensor in one.items()}
+        notes += found
+    digest = digest_of_ensemble(weights_digest(weights), spec.network)
+    return Model(replace(spec, notes=(*spec.notes, *dict.fromkeys(notes))), weights, digest)
 
 
 def _scripted(path: Path, spec: ModelSpec, file: str, *, allow_code: bool) -> Model:
@@ -136,7 +166,11 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
     parts = read_parts(config, code)
     steps, sliding, after = parts.steps, parts.sliding, parts.after
     network = replace(network, slice_axis=sliding.slice_axis)
+    if network.members > 1:
+        network = replace(network, combined=after.combined, shares=after.shares)
+        notes = (*notes, _note_of_ensemble(network))
     in_channels, out_channels = channels_of_network(config, network)
+    _check_vote(config, after, out_channels)
     if after.threshold is None and out_channels < 2 and parts.workflow is None:
         raise config.invalid("postprocessing", f"has {_name(after)}, which needs at least 2 channels")
     has_background = after.threshold is None
@@ -150,7 +184,7 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
         version=about.version,
         network=network,
         in_channels=in_channels,
-        out_channels=out_channels,
+        out_channels=out_channels * (network.members if network.is_stacked else 1),
         preprocessing=steps,
         roi=sliding.roi,
         overlap=sliding.overlap,
@@ -171,6 +205,26 @@ def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code
         window_padding=sliding.padding,
         workflow=parts.workflow and replace(parts.workflow, has_background=has_background),
     )
+
+
+def _note_of_ensemble(network: NetworkSpec) -> str:
+    how = "their labels voted on" if network.combined == "votes" else f"the mean of their {network.combined}"
+    shares = f", shares {', '.join(f'{share:.3g}' for share in network.shares)}" if network.shares else ""
+    return f"an ensemble of {network.members} networks: {how}{shares}"
+
+
+def _check_vote(config: Config, after: Postprocessing, channels: int) -> None:
+    """Require that MONAI's VoteEnsemble counts votes: else it rounds the mean of the numbers of classes."""
+    given = after.voted_classes
+    if after.combined != "votes":
+        return
+    if after.threshold is None:
+        fits, wanted = channels == 2 if given is None else given >= channels, f"at least {channels}"
+    else:
+        fits, wanted = given is None or (channels == 1 and given > 1), "missing" if channels > 1 else "at least 2"
+    if not fits:
+        problem = f"has VoteEnsembled with num_classes {given}, which for {channels} channels must be {wanted}"
+        raise config.invalid("postprocessing", problem)
 
 
 def _name(after: Postprocessing) -> str:

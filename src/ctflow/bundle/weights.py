@@ -14,7 +14,7 @@ from torch import Tensor
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.saved.plain import ADVICE, LOAD_ERRORS, loaded_plainly
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import OwnCode
+from ctflow.core.model import NetworkSpec, OwnCode
 
 # What training frameworks call the weights in a checkpoint, the likeliest first; averaged ones if there are no others.
 _NESTED = ("state_dict", "model", "network", "model_state_dict", "network_weights", "net", "generator")
@@ -29,7 +29,7 @@ _DTYPES = frozenset(
 
 
 def read_weights(
-    folder: Path, name: str = WEIGHTS, key: str | None = None
+    folder: Path, name: str = WEIGHTS, key: str | None = None, *, is_shared: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read a checkpoint with `weights_only`.
 
@@ -37,6 +37,7 @@ def read_weights(
         folder: The bundle.
         name: The checkpoint's path inside it.
         key: What the bundle's loader calls the network in the checkpoint.
+        is_shared: Whether the checkpoint holds several networks, so that it must have this key.
 
     Returns:
         The state dict, on the CPU, with the names of the network itself; and notes on what else the file holds.
@@ -60,7 +61,16 @@ def read_weights(
             f"{name} is not a plain state dict (a pickled module, a damaged file, or other data): {ADVICE}",
             reason="weights",
         ) from None
+    if is_shared and not (isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)):
+        raise BundleInvalid(f"{name} lacks {key!r}, which the bundle's load_dict names", reason="weights")
     return _state_dict(loaded, name, key)
+
+
+def digest_of_ensemble(digest: str, network: NetworkSpec) -> str:
+    """The digest of weights and of how the networks that have them are combined; a plain mean adds nothing."""
+    if network.combined == "logits" and not network.shares:
+        return digest
+    return hashlib.sha256(f"{digest}\0{network.combined}\0{network.shares}".encode()).hexdigest()
 
 
 def digest_with_code(digest: str, code: OwnCode | None) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctflow.bundle.config import Component, Config, ConfigValue, is_disabled, short
-from ctflow.bundle.config.signatures import EVALUATOR
+from ctflow.bundle.config.ensemble import EVALUATOR as ENSEMBLE
+from ctflow.bundle.config.ensemble import Ensemble, ensemble_from_config, member_at
+from ctflow.bundle.config.signatures import ENSEMBLE_EVALUATOR, EVALUATOR
 from ctflow.bundle.locate import WEIGHTS
 from ctflow.bundle.postprocessing import is_the_same
 from ctflow.bundle.vista3d import vista_evaluator, vista_signature
@@ -19,6 +21,7 @@ _NETWORK = re.compile(r"@network_def(?!\w)")
 _MENTIONED = re.compile(r"@(\w+)")
 _WEIGHTS_FILE = re.compile(r"(?<![\w.-])[\w.-]+\.(?:pt|pth|ts|ckpt)(?!\w)")
 _MOST_STEPS = 4  # between keys
+_SIGNATURES = {"SupervisedEvaluator": EVALUATOR, ENSEMBLE: ENSEMBLE_EVALUATOR}
 
 
 @dataclass(frozen=True)
@@ -28,60 +31,65 @@ class Checkpoint:
     Attributes:
         file: Path inside the bundle.
         key: What its loader calls the network in the file; None if there is no loader.
+        is_shared: Whether its loader takes several networks from the file, which then must have that key.
     """
 
     file: str
     key: str | None = None
+    is_shared: bool = False
 
 
-def checkpoint_from_config(config: Config) -> Checkpoint:
-    """The weights that a configuration loads; models/model.pt if it does not say.
+def checkpoints_from_config(config: Config) -> tuple[Checkpoint, ...]:
+    """The weights that a configuration loads, of each network; models/model.pt if it does not say.
 
     Raises:
-        BundleInvalid: Its loaders name several files, or one outside the bundle; the reason is "workflow".
+        BundleInvalid: Its loaders name several files for a network, one outside the bundle, or none for a network of an
+            ensemble; the reason is "workflow".
     """
-    return _checkpoint(config)
+    ensemble = ensemble_from_config(config)
+    return (_checkpoint(config),) if ensemble is None else _checkpoints_of(config, ensemble)
 
 
-def read_workflow(config: Config) -> Checkpoint:
+def read_workflow(config: Config) -> tuple[Checkpoint, ...]:
     """Reject a configuration whose evaluator or dataset uses other transforms, or another inferer or network.
 
     ctflow reads `preprocessing`, `network_def`, `inferer` and `postprocessing` by these names, and the weights that its
-    CheckpointLoader names. If the file also wires them up, it must use these.
+    CheckpointLoader names. If the file also wires them up, it must use these. An ensemble's evaluator names its
+    networks itself.
 
     Args:
         config: The bundle's configuration.
 
     Returns:
-        The weights that it loads; models/model.pt if it does not say.
+        The weights that it loads, of each network; models/model.pt if it does not say.
 
     Raises:
         BundleInvalid: It uses something else, or the evaluator changes the network's input or output; the reason is
             "workflow", "argument" or "value".
     """
-    checkpoint = _checkpoint(config)
+    checkpoints = checkpoints_from_config(config)
     if "dataset" in config and isinstance(config.raw("dataset").value, Mapping):
         dataset = ConfigValue("dataset#transform", config.raw("dataset").value.get("transform"))
         if dataset.value is not None and not is_the_same(config, dataset, "preprocessing"):
             raise _other(config, dataset, "preprocessing")
     if "evaluator" not in config or not isinstance(config.raw("evaluator").value, Mapping):
-        return checkpoint
+        return checkpoints
     vista = vista_evaluator(config, config.raw("evaluator"))
     evaluator = vista or Component(config, config.raw("evaluator"), "monai.engines")
-    if vista is None and evaluator.target != "SupervisedEvaluator":
-        raise evaluator.refused(
-            "_target_", f"is {short(evaluator.target)}; ctflow implements SupervisedEvaluator", "target"
-        )
+    if vista is None and evaluator.target not in _SIGNATURES:
+        known = " and ".join(_SIGNATURES)
+        raise evaluator.refused("_target_", f"is {short(evaluator.target)}; ctflow implements {known}", "target")
     for key in ("inferer", "postprocessing"):
         if key not in evaluator.names:
             raise evaluator.refused(key, f'is missing; ctflow reads {key}: write "@{key}"', "workflow")
         if not is_the_same(config, evaluator.place(key), key):
             raise _other(config, evaluator.place(key), key)
-    evaluator.demand_signature(EVALUATOR if vista is None else vista_signature(evaluator))
-    network = evaluator.place("network")
-    if not _is_network(config, network.value):
-        raise _other(config, network, "network_def")
-    return checkpoint
+    evaluator.demand_signature(_SIGNATURES[evaluator.target] if vista is None else vista_signature(evaluator))
+    if evaluator.target != ENSEMBLE:
+        network = evaluator.place("network")
+        if not _is_network(config, network.value):
+            raise _other(config, network, "network_def")
+    return checkpoints
 
 
 def _is_network(config: Config, value: object) -> bool:
@@ -117,10 +125,7 @@ def _checkpoint(config: Config) -> Checkpoint:
         BundleInvalid: They name several files, or one outside the bundle.
     """
     found: dict[str, Checkpoint] = {}
-    for loader in _checkpoint_loaders(config):
-        if _is_switched_off(config, loader):
-            continue
-        file = _file_of(config, ConfigValue(f"{loader.id}#load_path", loader.value.get("load_path")))
+    for loader, file in _loaded(config):
         keys = loader.value.get("load_dict")
         key = next(iter(keys)) if isinstance(keys, Mapping) and len(keys) == 1 else None
         if file is not None:
@@ -129,6 +134,39 @@ def _checkpoint(config: Config) -> Checkpoint:
         names = ", ".join(sorted(found)[:4])
         raise config.invalid("handlers", f"load several files ({names}); ctflow reads one", "workflow")
     return next(iter(found.values()), Checkpoint(WEIGHTS))
+
+
+def _checkpoints_of(config: Config, ensemble: Ensemble) -> tuple[Checkpoint, ...]:
+    """The file of each network of an ensemble.
+
+    Raises:
+        BundleInvalid: A network has none or several, or something else is loaded.
+    """
+    found: dict[str, Checkpoint] = {}
+    numbers = {member.made_at: member.place for member in ensemble.members}
+    for loader, file in _loaded(config):
+        place = config.resolved(ConfigValue(f"{loader.id}#load_dict", loader.value.get("load_dict")))
+        if not isinstance(place.value, Mapping) or not place.value or file is None:
+            lacking = "load_path names no file" if file is None else "load_dict names no network"
+            raise config.invalid(loader.id, f"loads weights of an ensemble, but its {lacking}", "workflow")
+        for key, network in place.value.items():
+            at = ConfigValue(f"{place.id}#{key}", network)
+            made_at = member_at(config, at).made_at
+            if made_at not in numbers or made_at in found:
+                problem = "has weights of another loader, too" if made_at in found else "is not in evaluator#networks"
+                raise config.invalid(at.id, f"is {short(network)}, which {problem}", "workflow")
+            found[made_at] = Checkpoint(file, str(key), is_shared=len(place.value) > 1)
+    for made_at, place_id in numbers.items():
+        if made_at not in found:
+            raise config.invalid(place_id, "has no weights: no CheckpointLoader's load_dict names it", "workflow")
+    return tuple(found[made_at] for made_at in numbers)
+
+
+def _loaded(config: Config) -> Iterator[tuple[ConfigValue, str | None]]:
+    """Each CheckpointLoader that is switched on, and the file that it names."""
+    for loader in _checkpoint_loaders(config):
+        if not _is_switched_off(config, loader):
+            yield loader, _file_of(config, ConfigValue(f"{loader.id}#load_path", loader.value.get("load_path")))
 
 
 def _is_switched_off(config: Config, loader: ConfigValue) -> bool:

@@ -120,7 +120,8 @@ def _part(name: str, read: Callable[[], str]) -> dict[str, Any]:
 def _words(value: Any) -> str:
     """A part as "Name (argument value, argument value)"; arguments that have their default are left out."""
     if isinstance(value, NetworkSpec):
-        return _named(value.name.rpartition(".")[2], value.arguments)
+        several = f"{value.members} x " if value.members > 1 else ""
+        return _named(f"{several}{value.name.rpartition('.')[2]}", value.arguments)
     if is_dataclass(value) and not isinstance(value, type):
         given = ((each, getattr(value, each.name)) for each in fields(value))
         shown = {each.name: one for each, one in given if one not in (each.default, [])}

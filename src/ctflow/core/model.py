@@ -18,6 +18,7 @@ NOTHING_MARKED = "The algorithm marked nothing, which does not exclude disease."
 Blend = Literal["constant", "gaussian", "nnunet"]
 Placement = Literal["dense", "even"]
 Activation = Literal["softmax", "sigmoid", "none"]
+Combined = Literal["logits", "probabilities", "votes"]
 HuRange = tuple[float, float]
 Overlap = float | tuple[float, float, float]
 
@@ -91,8 +92,12 @@ class NetworkSpec:
         name: A class of `monai.networks.nets`, its function `vista3d132`, or the dotted name of a class of
             `dynamic_network_architectures`.
         arguments: What its constructor takes; a class among them is given by its dotted name.
-        members: How many networks with weights of their own are averaged; the names of weights begin with `0.`, `1.`
+        members: How many networks with weights of their own are combined; the names of weights begin with `0.`, `1.`
             and so on where there are several.
+        combined: What of several members is combined: their logits or probabilities, by the mean, or the labels that
+            each of them gives, by vote. All but logits need each member's own blended prediction: the network's output
+            then is the channels of one member after those of another.
+        shares: Each member's share of the mean; they sum to 1. Empty where all have the same.
         slice_axis: The axis along which a network for slices moves through a window; None for one for volumes.
         code: The bundle's own code if the class is of it; None for one of a library.
     """
@@ -102,6 +107,13 @@ class NetworkSpec:
     members: int = 1
     slice_axis: int | None = None
     code: OwnCode | None = None
+    combined: Combined = "logits"
+    shares: tuple[float, ...] = ()
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the network's output is the channels of its members one after another."""
+        return self.members > 1 and self.combined != "logits"
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ class ModelSpec:
         version: The bundle's version.
         network: The network and its arguments.
         in_channels: Input channels; ctflow feeds 1.
-        out_channels: Channels of the network's logits.
+        out_channels: Channels of the network's logits; those of all members where these are stacked.
         preprocessing: Steps from the source volume to the network's input, in order.
         roi: Window size in voxels along the network's axes.
             Along an axis with 0, a window is as long as the volume.

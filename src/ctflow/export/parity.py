@@ -15,6 +15,7 @@ from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.figures import ParityResult
 from ctflow.networks.head import is_two_class
+from ctflow.transforms.postprocess import channels_marked, class_given, combined_probabilities
 
 # Smallest overlap of a segment's masks on a phantom, and on a CT. Engines with correct logits had 0.998 and more on
 # whole CTs, where a model leaves more voxels undecided than on its phantoms, and 0.9944 on a small one
@@ -180,6 +181,12 @@ def marked(logits: Tensor, model: Model) -> Tensor:
     spec = model.spec
     if is_two_class(spec):
         return logits > 0 if len(logits) == 1 else logits[1:2] > logits[0:1]
+    if spec.network.is_stacked:
+        probabilities = combined_probabilities(logits, spec)
+        if spec.threshold is not None:
+            return channels_marked(probabilities, spec, spec.threshold)
+        best = class_given(probabilities, spec)
+        return torch.stack([best == channel for channel in range(1, len(logits) // spec.network.members)])
     if spec.threshold is None:
         best = logits.argmax(0)
         return torch.stack([best == channel for channel in range(1, len(logits))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from ctflow.core.model import Model, NetworkSpec, OwnCode
 from ctflow.networks import vista3d
 from ctflow.networks.dints import with_listed_paths
 from ctflow.networks.native import MODULES, native_class
-from ctflow.networks.nnunet import Averaged, check_nnunet_arguments, is_nnunet_network, nnunet_network
+from ctflow.networks.nnunet import check_nnunet_arguments, is_nnunet_network, nnunet_network
 from ctflow.networks.own_code import TORCHSCRIPT, own_class, scripted_network
 from ctflow.networks.skeleton import MOST_ELEMENTS, ShapesOnly
 
@@ -174,7 +174,10 @@ def network_from_spec(spec: NetworkSpec) -> nn.Module:
     if spec.code is not None:
         return _own_network(spec, spec.code)
     if spec.members > 1:
-        return Averaged([network_from_spec(replace(spec, members=1)) for _ in range(spec.members)])
+        member = replace(spec, members=1, slice_axis=None)
+        members = [network_from_spec(member) for _ in range(spec.members)]
+        joined = Stacked(members) if spec.is_stacked else Averaged(members, spec.shares)
+        return joined if spec.slice_axis is None else SliceNetwork(joined, spec.slice_axis)
     is_nnunet, is_vista = is_nnunet_network(spec.name), spec.name == vista3d.NAME
     arguments = spec.arguments if is_nnunet or is_vista else current_arguments(spec.name, spec.arguments)[0]
     with torch.random.fork_rng(devices=[]):  # the first weights are random and replaced: leave the caller's seed alone
@@ -246,6 +249,49 @@ class SliceNetwork(nn.Module):
         return logits.unsqueeze(self._axis)
 
 
+class _Members(nn.Module):
+    """Networks whose weights are named `0.`, `1.` and so on."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        for number, member in enumerate(members):
+            self.add_module(str(number), member)
+
+
+class Averaged(_Members):
+    """The mean of the logits of several networks, such as those of the folds of a cross-validation.
+
+    Args:
+        members: The networks.
+        shares: Each one's share of the mean; empty where all have the same.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], shares: Sequence[float] = ()) -> None:
+        super().__init__(members)
+        self._shares = tuple(shares)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, C_in, D, H, W) -> (B, C, D, H, W)."""
+        first, *others = self.children()
+        if not self._shares:
+            logits: Tensor = first(windows)
+            for member in others:
+                logits = logits + member(windows)
+            return logits / (1 + len(others))
+        logits = first(windows) * self._shares[0]
+        for member, share in zip(others, self._shares[1:], strict=True):
+            logits = logits + member(windows) * share
+        return logits
+
+
+class Stacked(_Members):
+    """The logits of several networks, so that each one's windows are blended by themselves."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, C_in, D, H, W) -> (B, members * C, D, H, W)."""
+        return torch.cat([member(windows) for member in self.children()], dim=1)
+
+
 def network_from_model(model: Model) -> nn.Module:
     """Make a model's network, with its weights, for inference.
 
@@ -310,7 +356,9 @@ def _demand_fit(made: nn.Module, model: Model) -> nn.Module:
         found = "; ".join(problem for problem in problems if problem)
         name = model.spec.network.name
         is_of_plans = "." in name and model.spec.network.code is None
-        pair = "the checkpoints do not fit plans.json's" if is_of_plans else "models/model.pt does not fit network_def"
+        several = "the checkpoints do not fit the ensemble's"
+        pair = "models/model.pt does not fit network_def" if model.spec.network.members == 1 else several
+        pair = "the checkpoints do not fit plans.json's" if is_of_plans else pair
         raise BundleInvalid(f"{pair} {name.rpartition('.')[2]}: {found}", reason="weights-mismatch")
     return network
 

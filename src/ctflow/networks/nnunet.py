@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from ctflow.core.errors import BackendUnavailable, BundleInvalid
@@ -111,20 +110,3 @@ def _class(argument: str, name: Any) -> type[nn.Module] | None:
 def _known(argument: str) -> list[str]:
     parts = {"conv_op": ("Conv",), "norm_op": ("Norm",), "dropout_op": ("Dropout",)}.get(argument, ("LU",))
     return sorted({kind.__name__ for kind in _CLASSES.values() if any(part in kind.__name__ for part in parts)})
-
-
-class Averaged(nn.Module):
-    """The mean of the logits of several networks, such as those of the folds of a cross-validation."""
-
-    def __init__(self, members: list[nn.Module]) -> None:
-        super().__init__()
-        for number, member in enumerate(members):
-            self.add_module(str(number), member)
-
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """(B, C_in, D, H, W) -> (B, C, D, H, W)."""
-        first, *others = self.children()
-        logits: torch.Tensor = first(windows)
-        for member in others:
-            logits = logits + member(windows)
-        return logits / (1 + len(others))

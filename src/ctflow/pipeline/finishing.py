@@ -81,7 +81,7 @@ class Finishing:
         self._spec, self._fractional = spec, fractional
         to_source = _NearestLabels if spec.restored == "labels" else _RestoredSlabs
         self._to_source: _NearestLabels | _RestoredSlabs = to_source(
-            prepared, spec, parts, shape, fractional and spec.activation != "none", progress
+            prepared, spec, parts, shape, fractional and _has_probabilities(spec), progress
         )
 
     def take(self, rows: slice, logits: Tensor) -> None:
@@ -106,6 +106,11 @@ class Finishing:
         if not self._fractional or (fractions is not None and not spec.label_steps):
             return labels, None if fractions is None else bytes_on_host(fractions)
         return labels_and_masks(labels, spec, self._fractional)
+
+
+def _has_probabilities(spec: ModelSpec) -> bool:
+    """Whether a voxel of the result has probabilities: logits and votes do not."""
+    return spec.activation != "none" and spec.network.combined != "votes"
 
 
 def labels_and_masks(labels: Labels, spec: ModelSpec, fractional: bool) -> tuple[Labels, Labels | None]:
@@ -150,7 +155,7 @@ class _NearestLabels:
 class _RestoredSlabs:
     """Probabilities (or logits) resampled linearly, then thresholded, a few slices at a time.
 
-    Logits without an activation have no fractions; labels do, which `Finishing` makes.
+    Logits without an activation and votes have no fractions; labels do, which `Finishing` makes.
     """
 
     def __init__(

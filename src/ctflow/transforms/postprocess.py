@@ -24,14 +24,16 @@ def probabilities_from_logits(logits: Tensor, spec: ModelSpec) -> Tensor:
         spec: The model's activation and channels.
 
     Returns:
-        (C, X, Y, Z) float32; logits if these are to be restored; for two-class softmax (1, X, Y, Z), the probability
-        of class 1, which is equivalent. Both classes if preprocessing crops: restored to the source grid they no
-        longer sum to 1 at the cropped region's edge.
+        (C, X, Y, Z) float32, of an ensemble as `combined_probabilities`; logits if these are to be restored; for
+        two-class softmax (1, X, Y, Z), the probability of class 1, which is equivalent. Both classes if preprocessing
+        crops: restored to the source grid they no longer sum to 1 at the cropped region's edge.
 
     Raises:
         BundleInvalid: The network returned NaN or infinity, or a number of channels other than the bundle's.
     """
     folded = _check(logits, spec)
+    if spec.network.is_stacked:
+        return combined_probabilities(logits[0], spec)
     if spec.activation == "softmax":
         if is_two_class(spec):
             marked = torch.sigmoid(logits[0] if folded else logits[0, 1:2] - logits[0, 0:1])
@@ -62,6 +64,8 @@ def count_of_values(channels: int, spec: ModelSpec, *, fractional: bool) -> int:
     """How many channels `values_to_restore` makes of logits with some."""
     if spec.restored == "probabilities" and is_two_class(spec):
         return 2 if _is_cropped(spec) else 1
+    if spec.restored == "probabilities" and spec.network.is_stacked and spec.network.combined == "probabilities":
+        return channels // spec.network.members
     return channels + (fractional and spec.restored == "logits")
 
 
@@ -79,6 +83,8 @@ def labels_from_restored(values: Tensor, spec: ModelSpec) -> Tensor:
     """
     if spec.restored == "probabilities":
         return labels_from_probabilities(values, spec)
+    if spec.network.is_stacked:
+        return labels_from_probabilities(combined_probabilities(values, spec), spec)
     if spec.painted and spec.activation == "sigmoid":
         return _painted(torch.sigmoid(values) > 0.5, spec.painted)
     if is_two_class(spec) and len(values) == 1:
@@ -100,7 +106,10 @@ def fractions_from_restored(values: Tensor, labels: Tensor, spec: ModelSpec) -> 
     if spec.restored == "probabilities":
         return fractions_from_probabilities(values, labels, spec)
     logits, inside = values[:-1], values[-1] > 0.5
-    probabilities = torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)
+    if spec.network.is_stacked:
+        probabilities = combined_probabilities(logits, spec)
+    else:
+        probabilities = torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, dim=0)
     return fractions_from_probabilities(probabilities, labels, spec) * inside
 
 
@@ -124,6 +133,73 @@ def _is_cropped(spec: ModelSpec) -> bool:
     return any(isinstance(step, CropForeground | CropCenter) for step in spec.preprocessing)
 
 
+def combined_probabilities(logits: Tensor, spec: ModelSpec) -> Tensor:
+    """The members' logits of an ensemble, activated, and their mean (MONAI's MeanEnsemble).
+
+    Args:
+        logits: (members * C, X, Y, Z), on any grid.
+        spec: The model; its network's output is stacked.
+
+    Returns:
+        (C, X, Y, Z), the members' mean; of members that vote, (members * C, X, Y, Z).
+    """
+    network = spec.network
+    members = [_activated(one, spec) for one in logits.chunk(network.members)]
+    if network.combined == "votes":
+        return torch.cat(members)
+    shares = network.shares or (1 / network.members,) * network.members
+    mean = members[0] * shares[0]
+    for member, share in zip(members[1:], shares[1:], strict=True):
+        mean += member * share
+    return mean
+
+
+def channels_marked(probabilities: Tensor, spec: ModelSpec, threshold: float) -> Tensor:
+    """What reaches the threshold, or does so for more than half of the members.
+
+    Args:
+        probabilities: From `combined_probabilities`, on any grid.
+        spec: The model.
+        threshold: Its threshold.
+
+    Returns:
+        (C, D, H, W) bool.
+    """
+    marked = probabilities >= threshold  # MONAI's AsDiscrete marks a voxel at the threshold
+    if spec.network.combined != "votes":
+        return marked
+    votes = torch.stack(marked.chunk(spec.network.members)).sum(0, dtype=torch.uint8)
+    most: Tensor = 2 * votes > spec.network.members
+    return most
+
+
+def class_given(probabilities: Tensor, spec: ModelSpec) -> Tensor:
+    """The class of the largest probability, or the one that most members give; the first of several.
+
+    Args:
+        probabilities: From `combined_probabilities`, on any grid.
+        spec: The model; it takes the argmax.
+
+    Returns:
+        (D, H, W) uint8.
+    """
+    if spec.network.combined != "votes":
+        return probabilities.argmax(0).to(torch.uint8)
+    labels = torch.stack([one.argmax(0).to(torch.uint8) for one in probabilities.chunk(spec.network.members)])
+    found, most = torch.zeros_like(labels[0]), torch.zeros_like(labels[0])
+    for label in range(len(probabilities) // spec.network.members):  # one class at a time: there may be 105
+        votes = (labels == label).sum(0, dtype=torch.uint8)
+        found[votes > most] = label
+        most = torch.maximum(most, votes)
+    return found
+
+
+def _activated(logits: Tensor, spec: ModelSpec) -> Tensor:
+    if spec.activation == "softmax":
+        return torch.softmax(logits, dim=0)
+    return torch.sigmoid(logits) if spec.activation == "sigmoid" else logits
+
+
 def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     """Mark voxels.
 
@@ -137,9 +213,9 @@ def labels_from_probabilities(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     if is_two_class(spec) and len(probabilities) == 1:
         labels = probabilities[0] > 0.5
     elif spec.threshold is None:
-        labels = probabilities.argmax(dim=0)
+        labels = class_given(probabilities, spec)
     else:
-        marked = probabilities >= spec.threshold  # MONAI's AsDiscrete marks a voxel at the threshold
+        marked = channels_marked(probabilities, spec, spec.threshold)
         labels = _painted(marked, spec.painted) if spec.painted else marked[0]
     return labels.to(torch.uint8)
 

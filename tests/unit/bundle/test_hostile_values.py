@@ -100,7 +100,8 @@ def test_a_checkpoint_whose_path_is_no_text_is_not_another_one(files, path):
 
 def test_a_switch_that_is_an_array_is_one(files):
     loader = {"_target_": "CheckpointLoader", "load_path": "models/low.pt", "_disabled_": "$torch.load('t.pt')"}
-    assert read_workflow(Config({"handlers": [loader]}, "f.json", files)).file == "models/model.pt"
+    (checkpoint,) = read_workflow(Config({"handlers": [loader]}, "f.json", files))
+    assert checkpoint.file == "models/model.pt"
 
 
 @pytest.mark.parametrize("indices", [[0, "1", "2", "3"], [0, 1, 2], [0, True, 2, 3], ["0", 1, 2, 3], [0, [1], 2, 3]])

@@ -12,6 +12,7 @@ import pytest
 
 from ctflow.bundle.config.signatures import (
     COMPOSE,
+    ENSEMBLE_EVALUATOR,
     EVALUATOR,
     HELD,
     INFERER,
@@ -24,9 +25,11 @@ from ctflow.bundle.config.signatures import (
 )
 
 INFERERS = {"SlidingWindowInferer": INFERER, "SimpleInferer": SIMPLE_INFERER, "SliceInferer": SLICE_INFERER}
-CLASSES = {"Compose": COMPOSE, "SupervisedEvaluator": EVALUATOR, **INFERERS, **STEPS, **HELD, **POST}
+EVALUATORS = {"SupervisedEvaluator": EVALUATOR, "EnsembleEvaluator": ENSEMBLE_EVALUATOR}
+CLASSES = {"Compose": COMPOSE, **EVALUATORS, **INFERERS, **STEPS, **HELD, **POST}
 # Functions and classes stand in the defaults of MONAI; ctflow's table says what leaving the argument out means.
-FUNCTIONS = {("CropForegroundd", "select_fn"), ("SupervisedEvaluator", "prepare_batch"), ("Lambdad", "inv_func")}
+FUNCTIONS = {("CropForegroundd", "select_fn"), ("Lambdad", "inv_func")}
+FUNCTIONS |= {(evaluator, "prepare_batch") for evaluator in EVALUATORS}
 
 
 def parameters(name, signature):

@@ -279,7 +279,7 @@ def test_an_order_without_a_meaning_is_refused(order):
             "3#orig_labels",
             "value",
         ),
-        ((SOFTMAX, answer("MeanEnsembled"), INVERT, ARGMAX), "1#_target_", "target"),
+        ((SOFTMAX, answer("MeanEnsembled", output_key="pred"), INVERT, ARGMAX), "1#keys", "keys"),
         ((SOFTMAX, {**INVERT, "nearest_interp": "$x"}, ARGMAX), "1#nearest_interp", "expression"),
         ((SOFTMAX, {**INVERT, "post_func": "$f"}, ARGMAX), "1#post_func", "expression"),
         ((SOFTMAX, INVERT, HALF), "2#argmax", "value"),

@@ -75,7 +75,8 @@ def test_an_evaluator_and_a_dataset_of_the_parts_that_ctflow_reads_are_taken(par
         ({"evaluator": EVALUATOR | {"prepare_batch": "$f"}}, "evaluator#prepare_batch", "expression"),
         ({"evaluator": EVALUATOR | {"mode": "train"}}, "evaluator#mode", "value"),
         ({"evaluator": EVALUATOR | {"colour": 1}}, "evaluator#colour", "argument"),
-        ({"evaluator": EVALUATOR | {"_target_": "EnsembleEvaluator"}}, "evaluator#_target_", "target"),
+        ({"evaluator": EVALUATOR | {"_target_": "EnsembleEvaluator"}}, "evaluator#network", "argument"),
+        ({"evaluator": EVALUATOR | {"_target_": "SupervisedTrainer"}}, "evaluator#_target_", "target"),
         ({"evaluator": EVALUATOR | {"_target_": "scripts.Mine"}}, "evaluator#_target_", "target"),
         ({"handlers": [LOADER, LOW], "modelname": "model_low.pt"}, "handlers", "workflow"),
         ({"loader": LOW, "modelname": "$pick('best.ckpt')"}, "loader#load_path", "workflow"),
@@ -106,4 +107,4 @@ def test_other_parts_are_rejected_by_key(parts, key, reason):
     ],
 )
 def test_the_weights_are_those_that_the_loader_names(parts, checkpoint):
-    assert read_workflow(Config({**PARTS, **parts}, "configs/inference.json")) == checkpoint
+    assert read_workflow(Config({**PARTS, **parts}, "configs/inference.json")) == (checkpoint,)

@@ -191,6 +191,18 @@ class Config:
                 raise self.invalid(place_id, f"refers to {short(reference)}, which is not in the file", "reference")
         return value
 
+    def referred(self, place_id: str, reference: str) -> ConfigValue:
+        """What a reference names, with no other one followed.
+
+        Args:
+            place_id: Where the reference is, for messages.
+            reference: With the leading `@`.
+
+        Raises:
+            BundleInvalid: The file does not have it.
+        """
+        return ConfigValue(reference[1:].replace("::", "#"), self._looked_up(place_id, reference))
+
     def plain(self, place: ConfigValue) -> Any:
         """A value with every reference inside it replaced: numbers, strings, booleans, None, lists and dicts."""
         return self._plain(place, 0)

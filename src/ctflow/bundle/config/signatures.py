@@ -119,18 +119,31 @@ VISTA_INFERER = _signature(
     "", {"roi_size": REQUIRED, "sw_batch_size": 1}, held="overlap use_point_window", keys=_NOTHING
 )
 
-EVALUATOR = _signature(
-    "engines.evaluator",
-    {"network": REQUIRED, "inferer": None, "postprocessing": None},
+_EVALUATED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "prepare_batch": _NONE,
         "iteration_update": _NONE,
         "mode": ("eval",),
         "decollate": (True,),
         "to_kwargs": (None, {}),
-    },
-    held="device val_data_loader epoch_length non_blocking key_val_metric additional_metrics metric_cmp_fn val_handlers"
-    " amp event_names event_to_attr amp_kwargs compile compile_kwargs",
+    }
+)
+_OF_EVALUATOR = (
+    "device val_data_loader epoch_length non_blocking key_val_metric additional_metrics metric_cmp_fn val_handlers"
+    " amp event_names event_to_attr amp_kwargs"
+)
+EVALUATOR = _signature(
+    "engines.evaluator",
+    {"network": REQUIRED, "inferer": None, "postprocessing": None},
+    _EVALUATED,
+    held=f"{_OF_EVALUATOR} compile compile_kwargs",
+    keys=_NOTHING,
+)
+ENSEMBLE_EVALUATOR = _signature(
+    "engines.evaluator",
+    {"networks": REQUIRED, "pred_keys": None, "inferer": None, "postprocessing": None},
+    _EVALUATED,
+    held=_OF_EVALUATOR,
     keys=_NOTHING,
 )
 
@@ -321,6 +334,8 @@ POST: Mapping[str, Signature] = {
         {"min_size": 64, "connectivity": 1, "independent_channels": True, "by_measure": False},
         held="pixdim",  # MONAI takes that of the image
     ),
+    "MeanEnsembled": _signature(_POST, {"output_key": None, "weights": None}, keys={"keys": REQUIRED}),
+    "VoteEnsembled": _signature(_POST, {"output_key": None, "num_classes": None}, keys={"keys": REQUIRED}),
     "VistaPostTransformd": _signature(_VISTA),
     "FillHolesd": _signature(_POST, {"applied_labels": None, "connectivity": None}),
     "LabelFilterd": _signature(_POST, {"applied_labels": REQUIRED}),

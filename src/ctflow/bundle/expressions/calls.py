@@ -24,7 +24,7 @@ def component_of_call(text: str) -> dict[str, str] | None:
         return None
     if not isinstance(body, ast.Call) or body.args:
         return None
-    found = {"_target_": _dotted(body.func)}
+    found = {"_target_": dotted(body.func)}
     for keyword in body.keywords:
         part = ast.get_source_segment(source, keyword.value)
         if keyword.arg is None or part is None or keyword.arg in found:
@@ -34,7 +34,8 @@ def component_of_call(text: str) -> dict[str, str] | None:
     return found if "." in target and target == without_marks(target, references) else None
 
 
-def _dotted(node: ast.expr) -> str:
+def dotted(node: ast.expr) -> str:
+    """The name of what is called, such as "copy.deepcopy"; "" if it is no name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
