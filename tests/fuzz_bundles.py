@@ -12,6 +12,7 @@ and their results must equal MONAI's.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import sys
@@ -40,9 +41,10 @@ from ctflow.transforms.postprocess import labels_from_probabilities, probabiliti
 from ctflow.transforms.prepare import prepare_volume
 from ctflow.transforms.restore import restore_slabs
 from ctflow.window.predict import predict_volume
-from random_bundles import Json, rewritten, sound_bundle
+from random_bundles import Json, ensembled, lengthen, rewritten, sound_bundle
 
 TOLERANCE = 1e-4  # of the range of the network's input, and of a probability: both sides compute in float32
+Weights = dict[str, torch.Tensor]
 FINE = ("equal", "rejected", "nothing left")
 
 
@@ -119,29 +121,43 @@ class Result:
     labels: torch.Tensor
 
 
-def result_by_monai(parser: ConfigParser, scan: Scan, weights: dict[str, torch.Tensor]) -> Result | None:
+def predictions_by_monai(parser: ConfigParser, image: torch.Tensor, weights: Weights) -> dict[str, torch.Tensor]:
+    """What the evaluator stores of its network, or of each of several."""
+    evaluator = parser.get("evaluator") or {}
+    count = len(evaluator.get("networks", [0]))
+    keys = evaluator.get("pred_keys", [f"pred_{number}" for number in range(count)] if count > 1 else ["pred"])
+    found = {}
+    for number, key in enumerate(keys):
+        network = copy.deepcopy(parser.get_parsed_content("network_def"))
+        start = f"{number}." if count > 1 else ""
+        own = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
+        network.load_state_dict(own)
+        network.eval()
+        found[key] = parser.get_parsed_content("inferer")(image[None], network)[0]
+    return found
+
+
+def result_by_monai(parser: ConfigParser, scan: Scan, weights: Weights) -> Result | None:
     """What MONAI makes of the bundle, step by step as its evaluator does; None where preprocessing leaves nothing."""
     data = parser.get_parsed_content("preprocessing")({"image": str(scan.path)})
     if not data["image"].numel():
         return None
-    network = parser.get_parsed_content("network_def")
-    network.load_state_dict(weights)
-    network.eval()
-    logits = parser.get_parsed_content("inferer")(data["image"][None], network)
-    data["pred"] = logits[0]
+    predictions = predictions_by_monai(parser, data["image"], weights)
+    data |= predictions
     after = parser.get_parsed_content("postprocessing")
     seen = dict(data)
     probabilities = None
     for transform in after.transforms:
         seen = transform(seen)
-        if type(transform).__name__ == "Invertd":
-            probabilities = torch.as_tensor(seen["pred"]).clone()
+        if type(transform).__name__ in ("Invertd", "MeanEnsembled"):
+            keys = ["pred"] if "pred" in seen else predictions
+            probabilities = torch.cat([torch.as_tensor(seen[key]) for key in keys])
     assert probabilities is not None
     labels = torch.as_tensor(seen["pred"])[0]
     return Result(torch.as_tensor(data["image"])[0], probabilities, labels)
 
 
-def result_by_ctflow(spec: ModelSpec, scan: Scan, weights: dict[str, torch.Tensor]) -> Result:
+def result_by_ctflow(spec: ModelSpec, scan: Scan, weights: Weights) -> Result:
     network = network_from_model(Model(spec, weights, ""))
     prepared = prepare_volume(scan.volume, spec.preprocessing, "cpu")
     logits = predict_volume(
@@ -170,13 +186,18 @@ def difference(ours: Result, theirs: Result, spec: ModelSpec) -> str:
     # A large offset takes bits from what differs: float32 has 24 of them.
     if not off <= TOLERANCE * max(width / max(float(theirs.tensor.std()), width / 1000), 10) / 10:
         return f"a probability differs by {off:.1e}"
-    if spec.threshold is None:
-        best = theirs.probabilities.topk(2, dim=0).values
-        margin = best[0] - best[1]
-    else:
-        margin = (theirs.probabilities[0] - spec.threshold).abs()
+    voters = spec.network.members if spec.network.combined == "votes" else 1
+    margin = torch.stack([_margin(one, spec) for one in theirs.probabilities.chunk(voters)]).amin(0)
     wrong = (ours.labels.long() != theirs.labels.long()) & (margin > 2 * TOLERANCE)
     return f"{int(wrong.sum())} labels differ" if bool(wrong.any()) else ""
+
+
+def _margin(probabilities: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
+    """By how much each voxel is decided."""
+    if spec.threshold is not None:
+        return (probabilities[0] - spec.threshold).abs()
+    best = probabilities.topk(2, dim=0).values
+    return best[0] - best[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- driver
@@ -199,6 +220,11 @@ def case_of(number: int, seed: int) -> Case:
     if bundle.often(0.5):
         fault = list(FAULTS)[int(rng.integers(len(FAULTS)))]
         expected = FAULTS[fault](bundle)
+    else:
+        if bundle.often(0.4):
+            lengthen(bundle)
+        if bundle.often(0.2):
+            ensembled(bundle)
     if not fault.startswith("written"):
         rewritten(bundle)
     return Case(json.dumps(bundle.document), bundle.channels, fault, expected)
@@ -220,10 +246,11 @@ def verdict_of(case: Case, monai: Monai, scan: Scan) -> str:
         return f"accepted, though it must be rejected for {case.expected}"
     torch.manual_seed(3)
     parser = monai.parser(case.text)
-    weights = parser.get_parsed_content("network_def").state_dict()
-    weights = {
-        k: v + 0.3 * torch.randn_like(v) if v.is_floating_point() and v.ndim > 1 else v for k, v in weights.items()
-    }
+    made = parser.get_parsed_content("network_def").state_dict()
+    weights: Weights = {}
+    for number in range(spec.network.members):
+        start = f"{number}." if spec.network.members > 1 else ""
+        weights |= {start + name: _varied(value) for name, value in made.items()}
     with torch.inference_mode():
         theirs = result_by_monai(monai.parser(case.text), scan, weights)
         try:
@@ -233,6 +260,10 @@ def verdict_of(case: Case, monai: Monai, scan: Scan) -> str:
     if theirs is None:
         return "computed, though MONAI has nothing left"
     return difference(ours, theirs, spec) or "equal"
+
+
+def _varied(value: torch.Tensor) -> torch.Tensor:
+    return value + 0.3 * torch.randn_like(value) if value.is_floating_point() and value.ndim > 1 else value
 
 
 def fuzz(count: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ctflow.cli.inspect_model import inspect_model
 from ctflow.core.errors import CtflowError
 from ctflow.core.model import Model, ModelSpec
 from ctflow.networks.build import check_fit
-from random_bundles import Json, rewritten, sound_bundle
+from random_bundles import Json, ensembled, rewritten, sound_bundle
 
 LONGEST_S, MOST_MB = 15.0, 600  # of processor time for a bundle; more memory than after the first ones
 VALUES: list[Json] = [
@@ -99,6 +99,8 @@ def places(value: Json) -> list[tuple[Json, Any]]:
 def hostile_text(rng: np.random.Generator) -> tuple[str, str]:
     """A configuration's file name and text."""
     bundle = sound_bundle(rng)
+    if rng.random() < 0.3:
+        ensembled(bundle)
     if rng.random() < 0.3:
         rewritten(bundle)
     document = bundle.document

@@ -288,6 +288,69 @@ def _answer_keys(bundle: Bundle) -> dict[str, Json]:
     return {"keys": bundle.one_of("pred", "pred", ["pred"])}
 
 
+def lengthen(bundle: Bundle) -> None:
+    """One more step behind the others: of those that turn, pad, crop or scale what is there."""
+    size = [int(bundle.rng.integers(4, 30)) for _ in range(3)]
+    steps: list[dict[str, Json]] = [
+        {"_target_": "Flipd", "spatial_axis": bundle.one_of(None, 0, [0, 2], -1)},
+        {"_target_": "Rotate90d", "k": bundle.one_of(1, 2, 3), "spatial_axes": bundle.one_of([0, 1], [1, 2], [2, 0])},
+        {"_target_": "Transposed", "indices": bundle.one_of([0, 2, 1, 3], [0, 3, 2, 1])},
+        {"_target_": "CenterSpatialCropd", "roi_size": size},
+        {"_target_": "ScaleIntensityd", "minv": -1, "maxv": bundle.one_of(1, 2.5)},
+        {"_target_": "ClipIntensityPercentilesd", "lower": 2, "upper": bundle.one_of(98, None)},
+    ]
+    if not any("Crop" in item["_target_"] for item in bundle.before):  # ctflow refuses to pad what a crop left empty
+        steps += [
+            {"_target_": "SpatialPadd", "spatial_size": size} | bundle.one_of({}, {"method": "end"}, {"value": -1}),
+            {"_target_": "BorderPadd", "spatial_border": bundle.one_of(2, [1, 0, 3])},
+            {"_target_": "DivisiblePadd", "k": bundle.one_of(8, [4, 1, 16])},
+            {"_target_": "Resized", "spatial_size": [each + 4 for each in size], "mode": "trilinear"},
+        ]
+    bundle.before.append(bundle.one_of(*steps) | {"keys": bundle.one_of("image", ["image"], "@image_key")})
+
+
+def ensembled(bundle: Bundle) -> None:
+    """Several copies of the network, whose predictions are combined before or after any of the three transforms."""
+    document, count = bundle.document, bundle.one_of(2, 3)
+    keys = bundle.one_of([f"pred_{number}" for number in range(count)], ["a", "b", "c"][:count])
+    is_sigmoid = bundle.channels == 1
+    after: list[dict[str, Json]] = [
+        {"_target_": "Activationsd", "sigmoid" if is_sigmoid else "softmax": True},
+        {"_target_": "Invertd", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False},
+        {"_target_": "AsDiscreted", **({"threshold": bundle.number(0.2, 0.8)} if is_sigmoid else {"argmax": True})},
+    ]
+    combined_at = bundle.one_of(0, 1, 2, 3)
+    combine: dict[str, Json] = {"_target_": "MeanEnsembled", "output_key": "pred"}
+    if combined_at == len(after):
+        combine["_target_"] = "VoteEnsembled"
+        combine |= {} if is_sigmoid else {"num_classes": bundle.one_of(bundle.channels, bundle.channels + 1)}
+    elif bundle.often(0.5):
+        combine["weights"] = [bundle.number(0.1, 2) for _ in keys]
+    after.insert(combined_at, combine)
+    for number, item in enumerate(after):
+        several = bundle.one_of(keys, keys[::-1])
+        item["keys"] = several if number <= combined_at else "pred"
+    document["postprocessing"]["transforms"] = after
+    for number in range(count):
+        document[f"network_{number}"] = bundle.one_of("$", "$copy.") + "deepcopy(@network_def).to(@device)"
+    document["handlers"] = [
+        {
+            "_target_": "CheckpointLoader",
+            "load_path": f"models/{number}.pt",
+            "load_dict": {"model": f"@network_{number}"},
+        }
+        for number in range(count)
+    ]
+    document["evaluator"] = {
+        "_target_": bundle.one_of("EnsembleEvaluator", "monai.engines.EnsembleEvaluator"),
+        "networks": [f"@network_{number}" for number in range(count)],
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+    }
+    if keys[0] == "a" or bundle.often(0.3):
+        document["evaluator"]["pred_keys"] = keys
+
+
 # --------------------------------------------------------------------------------- many ways to write the same bundle
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,34 @@ def test_an_ensemble_gives_what_monai_gives(tmp_path, bundle: EnsembleBundle):
     equal = float((found.labels == expected).mean())
     record("ensembles", bundle.name, equal)
     assert equal >= LEAST_EQUAL, equal
+
+
+@pytest.mark.parametrize("name", ["mean_of_probabilities", "vote_of_restored", "vote_of_labels"])
+def test_blocks_and_fractions_give_the_same_labels(tmp_path, monkeypatch, name):
+    (bundle,) = (each for each in ENSEMBLES if each.name == name)
+    volume, model = scan_for(ZOO[0]), read_bundle(written_ensemble(tmp_path / name, bundle))
+    with Segmenter(model, SETTINGS) as segmenter:
+        whole, _ = segmenter.segment(volume)
+    monkeypatch.setattr("ctflow.pipeline.prediction.WHOLE_BYTES", 0)
+    with Segmenter(model, replace(SETTINGS, seg="fractional")) as segmenter:
+        found, _ = segmenter.segment(volume)
+    assert np.array_equal(found.labels, whole.labels)
+    assert found.fractions.shape == (3, *volume.array.shape)
+    assert set(np.unique(found.fractions)) == {0, 255} or name == "mean_of_probabilities"
+    marked = found.labels > 0
+    own = np.take_along_axis(found.fractions, np.maximum(found.labels, 1)[None].astype(int) - 1, 0)[0]
+    assert marked.sum() > 100
+    assert np.array_equal(own[marked], found.fractions.max(0)[marked])
+
+
+def test_another_engine_is_compared_with_what_all_networks_mark(tmp_path):
+    pytest.importorskip("openvino")
+    (bundle,) = (each for each in ENSEMBLES if each.name == "vote_of_labels")
+    volume, model = scan_for(ZOO[0]), read_bundle(written_ensemble(tmp_path / "b", bundle))
+    with Segmenter(model, SETTINGS) as segmenter:
+        expected, _ = segmenter.segment(volume)
+    settings = replace(SETTINGS, engine="openvino", cache=tmp_path / "cache")
+    with Segmenter(model, settings) as segmenter:
+        found, _ = segmenter.segment(volume)
+    assert found.agreement is not None
+    assert float((found.labels == expected.labels).mean()) >= LEAST_EQUAL
