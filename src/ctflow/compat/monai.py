@@ -29,6 +29,8 @@ _OPTIONAL = frozenset({
     "torchaudio", "torchvision", "tqdm", "transformers", "zarr",
 })  # fmt: skip
 
+_FIRST = "monai.apps"  # MONAI's packages need each other, and its own walk begins there
+
 _importing = threading.Lock()
 _lean = False
 
@@ -56,22 +58,42 @@ def import_monai() -> None:
     SDK is installed, which is an ImportError on a machine without the CUDA runtime. A package named later is imported
     then; for `monai.bundle`, which finds components only by name, the walk is made up for.
     """
-    with _importing:
-        if "monai" in sys.modules:
+    with _importing, _left_out(_OPTIONAL if _lean else frozenset()), named_user():
+        if _FIRST in sys.modules:
             return
-        walk = pkgutil.walk_packages
-        pkgutil.walk_packages = partial(_walk_of_apps, walk)
-        try:
-            with _left_out(_OPTIONAL if _lean else frozenset()), named_user():
-                importlib.import_module("monai")
-                if _lean:
-                    importlib.import_module("monai.networks.nets")
-                    gc.freeze()  # half a million objects of modules, all permanent: 0.3 s per full collection
-        finally:
-            pkgutil.walk_packages = walk
-            if "monai.utils.module" in sys.modules:  # also when the import failed and other code retries it
-                sys.modules["monai.utils.module"].walk_packages = walk  # type: ignore[attr-defined]
-        sys.meta_path.insert(0, _WalkBeforeBundle())
+        _import_package(_FIRST)
+        importlib.import_module(_FIRST)  # after `import_for_app_sdk` it is still to come
+        if _lean:
+            importlib.import_module("monai.networks.nets")
+            gc.freeze()  # half a million objects of modules, all permanent: 0.3 s per full collection
+
+
+def import_for_app_sdk() -> None:
+    """Import of MONAI what `monai.deploy` needs: in ctflow's own processes a second less than `import_monai`.
+
+    MONAI's packages import each other, and fail in another order than its own: there `import_monai` comes before any of
+    them. Elsewhere other code may not know that.
+    """
+    if not _lean:
+        import_monai()
+        return
+    with _importing, _left_out(_OPTIONAL), named_user():
+        _import_package(None)
+
+
+def _import_package(first: str | None) -> None:
+    """Import `monai`, unless it is imported already, and in place of its walk one of its packages, or none."""
+    if "monai" in sys.modules:
+        return
+    walk = pkgutil.walk_packages
+    pkgutil.walk_packages = partial(_walk_of_one, walk, first)
+    try:
+        importlib.import_module("monai")
+    finally:
+        pkgutil.walk_packages = walk
+        if "monai.utils.module" in sys.modules:  # also when the import failed and other code retries it
+            sys.modules["monai.utils.module"].walk_packages = walk  # type: ignore[attr-defined]
+    sys.meta_path.insert(0, _WalkBeforeBundle())
 
 
 @contextmanager
@@ -98,8 +120,10 @@ class _NotFound(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{fullname} is left out while MONAI is imported", name=fullname)
 
 
-def _walk_of_apps(walk: Callable[..., Any], path: Any = None, prefix: str = "", *rest: Any, **named: Any) -> Any:
-    """Instead of a walk through MONAI, only `monai.apps`: its packages need each other, and its own walk begins there.
+def _walk_of_one(
+    walk: Callable[..., Any], first: str | None, path: Any = None, prefix: str = "", *rest: Any, **named: Any
+) -> Any:
+    """Instead of a walk through MONAI, only one package.
 
     It runs within `import monai`, as that walk does: no other thread reaches a package before.
     """
@@ -113,7 +137,8 @@ def _walk_of_apps(walk: Callable[..., Any], path: Any = None, prefix: str = "", 
         return importlib.import_module(f"monai.{name}")
 
     monai.__getattr__ = package
-    importlib.import_module("monai.apps")
+    if first is not None:
+        importlib.import_module(first)
     return iter(())
 
 

@@ -58,6 +58,24 @@ def test_a_network_that_needs_what_is_left_out_is_refused_by_name(tmp_path):
     run_afresh(code, tmp_path)
 
 
+def test_the_app_sdk_needs_no_network_of_monai_and_one_can_follow(tmp_path):
+    code = (
+        f"import sys; {LEAN} from ctflow.compat.monai import import_for_app_sdk; import_for_app_sdk()\n"
+        "from ctflow.compat.holoscan import load_cuda_runtime; load_cuda_runtime(); import monai.deploy.core\n"
+        "assert not {'monai.apps', 'monai.networks', 'monai.data', 'ignite'} & set(sys.modules)\n"
+        f"{NETWORK} import monai.apps, monai.bundle, monai.transforms"
+    )
+    run_afresh(code, tmp_path)
+
+
+def test_another_application_of_the_app_sdk_has_all_of_monai(tmp_path):
+    code = (
+        "from ctflow.compat.monai import import_for_app_sdk; import_for_app_sdk()\n"
+        "from monai.transforms import Compose; from monai.networks.nets import UNet"
+    )
+    run_afresh(code, tmp_path)
+
+
 def test_another_thread_finds_everything_meanwhile(tmp_path):
     """The node's threads import as they need while the worker opens its engine."""
     write_package(tmp_path, "transformers", "there = True")
