@@ -33,7 +33,7 @@ from ctflow.node.journal.records import Arrival, ObjectRecord, Why, WorkerResult
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
-from ctflow.node.work.worker import NotReady, Ready, TaskOutcome
+from ctflow.node.work.worker import Answer, NotReady, Ready, TaskOutcome
 from needs import skip_without
 
 PATIENCE_S = 240.0  # of a test with something that happens: at a load of 20 a worker opens torch in more than a minute
@@ -218,7 +218,8 @@ def worker_that_answers(connection, _setup) -> None:
             kind = {"1.2.1": "done", "1.2.2": "aside"}.get(task.job.series_uid, "again")
             folder = f"{task.job.key}/{task.job.set_digest}"
             answer = WorkerResult(folder, "model", "1", "w", False, 0.1, ()) if kind == "done" else None
-            connection.send(TaskOutcome(kind, Why("gap", f"because {kind}"), answer, {"segment": 0.1}))
+            outcome = TaskOutcome(kind, Why("gap", f"because {kind}"), answer, {"segment": 0.1})
+            connection.send(Answer(task.job.key, outcome))
 
 
 def worker_that_meets_a_fault(connection, _setup) -> None:
@@ -230,7 +231,8 @@ def worker_that_meets_a_fault(connection, _setup) -> None:
             note = task.scratch.parent.parent / "fault"
             note.write_text(f"{note.read_text()} {os.getpid()}" if note.exists() else str(os.getpid()))
             kind = "again" if task.job.attempts == 1 else "aside"
-            connection.send(TaskOutcome(kind, Why("unexpected", note.read_text()), is_sound=False))
+            outcome = TaskOutcome(kind, Why("unexpected", note.read_text()), is_sound=False)
+            connection.send(Answer(task.job.key, outcome))
 
 
 def worker_that_dies(connection, _setup) -> None:
@@ -240,8 +242,30 @@ def worker_that_dies(connection, _setup) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def worker_that_takes_two(connection, _setup) -> None:
+    """It dies of series 1.2.9, beside another and alone; an answer says how many tasks it then had."""
+    connection.send(Ready("model", "1", False, 0, 2))
+    with contextlib.suppress(EOFError):
+        while True:
+            tasks = [connection.recv()]
+            if connection.poll(30 if tasks[0].job.attempts == 1 else 1):
+                tasks.append(connection.recv())
+            if "1.2.9" in [task.job.series_uid for task in tasks]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            for task in reversed(tasks):
+                note = f"attempt {task.job.attempts} of {len(tasks)}"
+                connection.send(Answer(task.job.key, TaskOutcome("aside", Why("gap", note))))
+
+
 def worker_that_cannot_open(connection, _setup) -> None:
     connection.send(NotReady(BundleInvalid("the bundle lacks a key", reason="argument")))
+
+
+def worker_that_takes_two_and_hangs(connection, _setup) -> None:
+    connection.send(Ready("model", "1", False, 0, 2))
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.recv()
 
 
 def worker_that_hangs(connection, _setup) -> None:

@@ -80,6 +80,15 @@ def _cache_folder(environment: Mapping[str, str]) -> Path | str:
 class Processing(Group):
     """How a series is computed and what is written of it; None leaves the choice to the bundle or the machine."""
 
+    cases_in_flight: Annotated[
+        int | None,
+        whole(1, 64),
+        Key(
+            "Series that are read, segmented and written at the same time; 1 takes one after another.",
+            "N",
+            "what CPUs and memory allow",
+        ),
+    ] = None
     allow_gaps: Annotated[Switch, Key("Interpolate single missing slices, with a warning.")] = False
     engine: Annotated[Text, Key("Backend that computes (see `ctflow engines`).", "NAME")] = "auto"
     precision: Annotated[
@@ -173,15 +182,6 @@ class Settings(Processing):
         str | None,
         Reads(_devices),
         Key("Where to compute; several GPUs share a volume.", "cpu|cuda|cuda:N,M", "the first GPU, or the CPU"),
-    ] = None
-    cases_in_flight: Annotated[
-        int | None,
-        whole(1, 64),
-        Key(
-            "Series that are read, segmented and written at the same time; 1 takes one after another.",
-            "N",
-            "what CPUs and memory allow",
-        ),
     ] = None
 
 

@@ -120,7 +120,7 @@ def test_a_rule_and_a_series_that_cannot_be_run_set_aside_with_the_reason(settin
 
 
 def test_every_thread_that_ends_is_named(settings, monkeypatch):
-    monkeypatch.setattr("ctflow.node.work.pool.run_worker", worker_that_answers)
+    monkeypatch.setattr("ctflow.node.work.supervisor.run_worker", worker_that_answers)
     with Node(settings, RUN) as node:
         wait_until(lambda: node.problems() == [], "the node is ready")
         node.receiver._waiting.stop()
@@ -139,7 +139,7 @@ def test_every_thread_that_ends_is_named(settings, monkeypatch):
 
 def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, monkeypatch):
     monkeypatch.setattr("ctflow.node.work.pool._LOOK_AGAIN_S", 3600)  # else it may be open again before the test looks
-    monkeypatch.setattr("ctflow.node.work.pool.run_worker", worker_that_answers)
+    monkeypatch.setattr("ctflow.node.work.supervisor.run_worker", worker_that_answers)
     with Node(replace(settings, devices=("cuda:0", "cuda:1")), RUN) as node:
         wait_until(lambda: node.problems() == node.remarks() == [], "both workers are open")
         node.delivery_threads[0].stop()
@@ -150,7 +150,7 @@ def test_a_node_is_ready_while_it_receives_and_one_worker_of_two_runs(settings, 
 
 
 def test_two_nodes_do_not_share_a_data_folder(settings, monkeypatch):
-    monkeypatch.setattr("ctflow.node.work.pool.run_worker", worker_that_answers)
+    monkeypatch.setattr("ctflow.node.work.supervisor.run_worker", worker_that_answers)
     with Node(settings, RUN), raises_reason(SettingsInvalid, "folder-in-use"):
         Node(replace(settings, port=1), RUN)
 

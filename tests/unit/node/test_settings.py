@@ -76,6 +76,7 @@ roi: body
 precision: bf16
 overlap: 0.5
 constant_windows: compute
+cases_in_flight: 3
 allow_gaps: true
 cache: engines
 report: none
@@ -121,6 +122,7 @@ def test_every_key_is_read(tmp_path):
         precision="bf16",
         overlap=0.5,
         constant_windows="compute",
+        cases_in_flight=3,
         allow_gaps=True,
         cache=here / "engines",
         report="none",
@@ -289,7 +291,7 @@ def test_every_value_is_told_with_where_it_comes_from(tmp_path):
 
 def test_every_option_of_a_run_is_a_key_of_the_node_or_has_one_in_its_place(tmp_path):
     keys = {field.name for field in dataclasses.fields(ServiceSettings)}
-    for option in (each for each in OPTIONS if each.name != "cases_in_flight"):  # a worker runs one after another
+    for option in OPTIONS:
         assert (option.name in keys) != (ServiceSettings.MEANT.get(option.name) in keys), option.name
     with raises_reason(SettingsInvalid, "unknown-key", names=("node.yaml, line 1: device", "devices")):
         read(tmp_path, "device: cpu")

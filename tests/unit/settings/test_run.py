@@ -163,7 +163,7 @@ def test_the_documents_name_every_flag_variable_key_default_and_meaning():
         (option.flag, option.variable, option.default, option.key.meaning) for option in OPTIONS
     ]
     assert {flag.partition(" ")[2].replace("\\|", "|") for flag, *_ in rows} == {option.metavar for option in OPTIONS}
-    others = {"series": "rules", "pick": "rules", "force": "rules", "device": "devices", "cases_in_flight": "none"}
+    others = {"series": "rules", "pick": "rules", "force": "rules", "device": "devices"}
     assert [key for _, _, key, *_ in rows] == [others.get(option.name, option.name) for option in OPTIONS]
 
 

@@ -11,7 +11,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -211,12 +211,16 @@ class Journal(JournalReader):
         """After a start, queue again the series that ran when the node ended; return their keys."""
         return self._write(writes.recover_jobs)
 
-    def claim(self) -> Job | None:
+    def claim(self, beside: Collection[str] = ()) -> Job | None:
         """Take the next complete series and mark it as running; None if none may run now.
 
         The oldest comes first, but those during which the node itself ended come after the others.
+
+        Args:
+            beside: Keys of the series that run in the same worker. None runs beside them that was tried before, so that
+                a series that ends a worker twice has no other to blame, nor one of them again, after new instances.
         """
-        return self._write(lambda db: writes.claim_job(db, self._clock()))
+        return self._write(lambda db: writes.claim_job(db, self._clock(), beside))
 
     def commit(self, job: Job, answer: WorkerResult, deliveries: Sequence[tuple[str, str]]) -> bool:
         """Record a result and its deliveries before anything is sent.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import InstanceRecord, Job, Why, WorkerResult
@@ -51,13 +51,13 @@ def recover_jobs(db: sqlite3.Connection) -> tuple[str, ...]:
     return tuple(str(row["key"]) for row in rows)
 
 
-def claim_job(db: sqlite3.Connection, now: float) -> Job | None:
-    """Take the next job and mark it as running."""
+def claim_job(db: sqlite3.Connection, now: float, beside: Collection[str] = ()) -> Job | None:
+    """Take the next job and mark it as running; beside these only if it may (`Journal.claim`)."""
     row = db.execute(
         "SELECT * FROM series WHERE state = 'complete' AND next_at <= ? ORDER BY interruptions, first_at LIMIT 1",
         (now,),
     ).fetchone()
-    if row is None:
+    if row is None or (beside and (row["attempts"] or row["key"] in beside)):
         return None
     db.execute("UPDATE series SET state = 'running', attempts = attempts + 1 WHERE key = ?", (row["key"],))
     instances = _instances(db, row["key"])

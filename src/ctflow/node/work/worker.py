@@ -12,11 +12,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -40,6 +40,7 @@ OBJECTS = ("segmentation.dcm", "measurements.dcm", "secondary_capture.dcm")  # i
 _NICENESS = 5  # on a CPU it takes all cores, and an incoming instance must not wait for a window
 
 log = logging.getLogger(__name__)
+_Outcome = TypeVar("_Outcome")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,21 @@ class Setup:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first message: what it opened; `gpus` is how many there are, even if only one is used."""
+    """A worker's first message: what it opened.
+
+    Attributes:
+        model: Its name.
+        version: Its version.
+        demonstration: Whether it is a demonstration model.
+        gpus: How many there are, even if only one is used.
+        tasks: How many tasks the worker takes at a time.
+    """
 
     model: str
     version: str
     demonstration: bool
     gpus: int
+    tasks: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,25 +115,56 @@ class TaskOutcome:
     is_sound: bool = True
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The outcome of the task with this job's key."""
+
+    key: str
+    outcome: TaskOutcome
+
+
 def run_worker(connection: Connection, setup: Setup) -> None:
-    """The process: send `Ready` or `NotReady`, then answer each `Task` with a `TaskOutcome`, until the pipe closes."""
+    """The process: send `Ready` or `NotReady`, then an `Answer` to each `Task`, until the pipe closes."""
     begin_child()
     import_lean()
     os.nice(_NICENESS)
     log_to_parent(connection, setup.log_level)
+    send = _send_beside_the_log(connection)
     show_tracebacks()
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
             model, segmenter = _open(setup)
         except CtflowError as error:
-            connection.send(NotReady(error))
+            send(NotReady(error))
             return
         import torch  # noqa: PLC0415  # it is loaded by now
 
-        connection.send(Ready(model.spec.name, model.spec.version, model.spec.demonstration, torch.cuda.device_count()))
+        from ctflow.node.work.overlapping import OverlappingTasks, tasks_at_a_time  # noqa: PLC0415
+
+        gpus = torch.cuda.device_count()
+        count = tasks_at_a_time(setup.settings, workers=gpus if setup.settings.device != "cpu" else 1)
+        send(Ready(model.spec.name, model.spec.version, model.spec.demonstration, gpus, count))
         with segmenter:
+            if count > 1:
+                OverlappingTasks(connection, send, setup, model, segmenter, count).run()
+                return
             while True:
-                connection.send(run_task(connection.recv(), setup, model, segmenter))
+                task = connection.recv()
+                send(Answer(task.job.key, run_task(task, setup, model, segmenter)))
+
+
+def _send_beside_the_log(connection: Connection) -> Callable[[object], None]:
+    """Sends from any thread, and never while another one sends, or logs: both words would be garbled."""
+    (handler,) = logging.getLogger().handlers  # of `log_to_parent`
+
+    def send(word: object) -> None:
+        handler.acquire()  # it has it while it sends
+        try:
+            connection.send(word)
+        finally:
+            handler.release()
+
+    return send
 
 
 def _open(setup: Setup) -> tuple[Model, Segmenter]:
@@ -142,17 +183,40 @@ def _open(setup: Setup) -> tuple[Model, Segmenter]:
 def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> TaskOutcome:
     """Run one series: decide, segment, write; an error becomes an outcome."""
     started = time.monotonic()
-    folder = task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
+    folder = folder_of_result(task, setup, model)
+
+    def run() -> TaskOutcome:
+        if is_answered(task, folder):
+            return answered(folder, model, started)
+        return _compute(task, setup, model, segmenter, folder) or answered(folder, model, started)
+
+    return outcome_of(task, run)
+
+
+def folder_of_result(task: Task, setup: Setup, model: Model) -> Path:
+    """The result's folder, named by everything that decides it."""
+    return task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
+
+
+def is_answered(task: Task, folder: Path) -> bool:
+    """Whether the node ended between writing and updating the journal: the same answer, not a second one."""
+    if (folder / "result.json").is_file():
+        return True
+    _remove_other_answers(folder, task.job.set_digest)
+    return False
+
+
+def answered(folder: Path, model: Model, started: float) -> TaskOutcome:
+    """The outcome of a task whose result is there; it was begun at this `time.monotonic`."""
+    document = json.loads((folder / "result.json").read_bytes())
+    answer = _answer(folder, document, model, time.monotonic() - started)
+    return TaskOutcome("done", result=answer, stage_seconds=document["stage_seconds"])
+
+
+def outcome_of(task: Task, run: Callable[[], _Outcome]) -> _Outcome | TaskOutcome:
+    """What `run` returns; an error becomes an outcome."""
     try:
-        # The node ended between writing and updating the journal: the same answer, not a second one.
-        if not (folder / "result.json").is_file():
-            _remove_other_answers(folder, task.job.set_digest)
-            outcome = _compute(task, setup, model, segmenter, folder)
-            if outcome is not None:
-                return outcome
-        document = json.loads((folder / "result.json").read_bytes())
-        answer = _answer(folder, document, model, time.monotonic() - started)
-        return TaskOutcome("done", result=answer, stage_seconds=document["stage_seconds"])
+        return run()
     except Unexpected as error:
         return _fault(error, task)
     except (InputError, ModelError) as error:
@@ -177,7 +241,7 @@ def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
     After a change of the settings, the rules, the model or ctflow, an earlier result that was never sent is outdated.
     The device is not part of it: after a crash, another worker may take the series.
     """
-    settings = replace(setup.settings, device=None, cache=None)
+    settings = replace(setup.settings, device=None, cache=None, cases_in_flight=None)
     parts = [__version__, model.weights_digest, model.spec, settings, setup.rules, task.calling_ae, task.job.earlier]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -193,10 +257,9 @@ def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, resul
     from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
 
     with _links(task) as folder:
-        verdict = _verdict(task, folder, setup, model)
-        if isinstance(verdict, TaskOutcome):
-            return verdict
-        case = _case(task, verdict, setup, result.name)
+        case = case_of_task(task, folder, setup, model, result.name)
+        if isinstance(case, TaskOutcome):
+            return case
         done = run_case(case, segmenter, setup.settings, result.parent)
     if done.error is not None:
         raise done.error
@@ -204,16 +267,26 @@ def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, resul
 
 
 @contextlib.contextmanager
-def _links(task: Task) -> Any:
-    """A folder with exactly the set of instances: the series' own may hold more by now."""
-    shutil.rmtree(task.scratch, ignore_errors=True)
-    task.scratch.mkdir(parents=True)
+def _links(task: Task) -> Iterator[Path]:
     try:
-        for number, instance in enumerate(task.job.instances):
-            (task.scratch / f"{number:05d}.dcm").symlink_to(task.inbox / instance.file)
-        yield task.scratch
+        yield link_files(task)
     finally:
         shutil.rmtree(task.scratch, ignore_errors=True)
+
+
+def link_files(task: Task) -> Path:
+    """Make a folder with exactly the set of instances: the series' own may hold more by now."""
+    shutil.rmtree(task.scratch, ignore_errors=True)
+    task.scratch.mkdir(parents=True)
+    for number, instance in enumerate(task.job.instances):
+        (task.scratch / f"{number:05d}.dcm").symlink_to(task.inbox / instance.file)
+    return task.scratch
+
+
+def case_of_task(task: Task, folder: Path, setup: Setup, model: Model, name: str) -> Case | TaskOutcome:
+    """The case of a folder of links, named so; an outcome if it does not run."""
+    verdict = _verdict(task, folder, setup, model)
+    return verdict if isinstance(verdict, TaskOutcome) else _case(task, verdict, setup, name)
 
 
 def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | TaskOutcome:

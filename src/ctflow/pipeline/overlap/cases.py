@@ -51,7 +51,8 @@ class CasesOfRun:
             cases: All of them.
             early: Whether this process has other work before the first one, such as importing torch.
         """
-        count = self._settings.cases_in_flight or _count_for(cases)
+        largest = max((_voxels(case) for case in cases), default=0)
+        count = self._settings.cases_in_flight or min(max(len(cases), 1), most_cases(largest))
         # A daemonic process may not have children.
         alone = (len(cases) == 1 and not early) or multiprocessing.current_process().daemon
         if (count == 1 and self._settings.cases_in_flight) or alone or not cases:
@@ -126,11 +127,10 @@ class CasesInTurn:
         return self.done
 
 
-def _count_for(cases: Sequence[Case]) -> int:
-    """As many cases as CPUs and half of the free memory allow."""
-    largest = max((_voxels(case) for case in cases), default=0)
-    by_memory = available_memory() // 2 // (_PROCESS_BYTES + _VOXEL_BYTES * largest)
-    return int(max(1, min(len(cases), _MOST, max(2, 3 * usable_cpus() // 4), by_memory)))
+def most_cases(voxels: int, runs: int = 1) -> int:
+    """As many cases of so many voxels as CPUs and half of the free memory allow one of several runs at once."""
+    by_memory = available_memory() // 2 // (_PROCESS_BYTES + _VOXEL_BYTES * voxels)
+    return int(max(1, min(_MOST, max(2, 3 * usable_cpus() // 4 // max(runs, 1)), by_memory // max(runs, 1))))
 
 
 def _voxels(case: Case) -> int:

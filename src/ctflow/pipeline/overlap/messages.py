@@ -19,7 +19,7 @@ class InOrder:
     Lines of this thread belong to the `current` case; lines of other threads pass at once.
 
     Args:
-        count: Number of cases.
+        count: Number of cases; `expect` adds one.
     """
 
     def __init__(self, count: int) -> None:
@@ -29,7 +29,7 @@ class InOrder:
         self._showing = False
         self._turn = -1  # of no case yet
         self._finished: set[int] = set()
-        self._waiting: list[deque[Callable[[], None]]] = [deque() for _ in range(count)]
+        self._waiting: dict[int, deque[Callable[[], None]]] = {number: deque() for number in range(count)}
         self._handlers = list(logging.getLogger().handlers)
         for handler in self._handlers:
             handler.addFilter(self._passes)
@@ -39,6 +39,11 @@ class InOrder:
         with self._lock:
             self._turn = max(self._turn, 0)
             self._show()
+
+    def expect(self, number: int) -> None:
+        """One more case, the next one, will come."""
+        with self._lock:
+            self._waiting[number] = deque()
 
     def add(self, number: int, line: Line) -> None:
         """Show a line of a case's process now, or in its turn."""
@@ -56,14 +61,14 @@ class InOrder:
         """Show all that waits, in order; nothing waits from now on."""
         with self._lock:
             self._turn = max(self._turn, 0)
-            self._finished.update(range(len(self._waiting)))
+            self._finished.update(self._waiting)
             self.current = None
             self._show()
         for handler in self._handlers:
             handler.removeFilter(self._passes)
 
     def _show(self) -> None:
-        while 0 <= self._turn < len(self._waiting):
+        while self._turn in self._waiting:
             lines = self._waiting[self._turn]
             while lines:
                 self._showing = True
@@ -73,6 +78,8 @@ class InOrder:
                     self._showing = False
             if self._turn not in self._finished:
                 return
+            self._finished.discard(self._turn)
+            del self._waiting[self._turn]
             self._turn += 1
 
     def _passes(self, record: logging.LogRecord) -> bool:

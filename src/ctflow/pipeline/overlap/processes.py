@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
-from ctflow.compat.python import bare_start
-from ctflow.core.atomic import remove_temporary_folder
-from ctflow.core.entry_point import log as entry_log
 from ctflow.core.errors import BackendUnavailable, CtflowError
 from ctflow.core.model import Model
 from ctflow.core.processes import Line, most_open_files, usable_cpus, words_of_exit_code
-from ctflow.core.progress import Progress
+from ctflow.core.progress import Progress, silent
 from ctflow.pipeline.case import Case, attempt
 from ctflow.pipeline.overlap.gpu import few_threads, pin
 from ctflow.pipeline.overlap.messages import InOrder
-from ctflow.pipeline.overlap.place import CaseProcess, Place, loaded_case
+from ctflow.pipeline.overlap.place import CaseProcess, Place, loaded_case, shared_result, started_process
 from ctflow.pipeline.overlap.process import (
-    CaseMemory,
     Forget,
     Idle,
     Load,
@@ -33,13 +30,13 @@ from ctflow.pipeline.overlap.process import (
     Outcome,
     SlicesRead,
     Write,
-    run_case_process,
 )
 from ctflow.pipeline.stages import load_case, prepare_result
 from ctflow.settings.run import Settings
 
 _LOOK_S = 0.1
 _END_S = 10.0
+_KEEP_S = 30.0  # processes without a case, while more cases may come
 _PROCESS_FILES = 16  # of this process, for each: a pipe, two of its life, its memory, each array
 _OWN_FILES = 48  # for a model, an engine, and what writes a result
 
@@ -57,15 +54,26 @@ class CasesInProcesses:
         output: Gets the results' folders.
         progress: Receives slices and files, in the thread that made this.
         count: Most processes, and so cases in memory, at a time.
+        more: Whether `add` may add cases, until `end`; a process is then ready before the first one.
     """
 
     def __init__(
-        self, cases: Sequence[Case], settings: Settings, output: Path, progress: Progress, *, count: int
+        self,
+        cases: Sequence[Case],
+        settings: Settings,
+        output: Path,
+        progress: Progress = silent,
+        *,
+        count: int,
+        more: bool = False,
     ) -> None:
-        self._settings, self._output, self._progress = settings, output, progress
-        self._places = [Place(number, case) for number, case in enumerate(cases)]
-        self._count = max(1, min(count, len(self._places), (most_open_files() - _OWN_FILES) // _PROCESS_FILES))
-        self._cpus = max(1, usable_cpus() // max(self._count, 1))
+        self._settings, self._progress = settings, progress
+        self._places = {number: Place(number, case, output) for number, case in enumerate(cases)}
+        self._next = len(self._places)
+        self._keeps_places, self._may_come, self._is_ahead, self._is_over = not more, more, more, False
+        most = count if more else min(count, self._next)
+        self._count = max(1, min(most, (most_open_files() - _OWN_FILES) // _PROCESS_FILES))
+        self._cpus = max(1, usable_cpus() // self._count)
         self._processes: list[CaseProcess] = []
         self._given = 0
         self._written = 0  # whose progress was shown
@@ -76,7 +84,7 @@ class CasesInProcesses:
         self._thread = threading.Thread(target=self._lead, name="cases", daemon=True)
 
     def __enter__(self) -> CasesInProcesses:
-        self._messages = InOrder(len(self._places))
+        self._messages = InOrder(self._next)
         self._thread.start()
         return self
 
@@ -94,33 +102,56 @@ class CasesInProcesses:
                 each.process.join(max(deadline - time.monotonic(), 0.0))
         finally:  # even after a second Ctrl-C
             for each in self._processes:
-                self._end(each)
+                each.end()
             self._woken.close()
             self._waker.close()
             self._messages.close()
 
     # ------------------------------------------------------------------------------------- in the thread that segments
 
+    def add(self, case: Case, output: Path, on_done: Callable[[Case], None]) -> None:
+        """Add a case, from any thread; `on_done` is told in one of two threads, and then the case is forgotten."""
+        with self._changed:
+            self._messages.expect(self._next)
+            self._places[self._next] = Place(self._next, case, output, on_done)
+            self._next += 1
+            self._changed.notify_all()
+        self._wake()
+
+    def end(self) -> None:
+        """No more cases will come, and `loaded` ends before the next one."""
+        with self._changed:
+            self._may_come, self._is_over = False, True
+            self._changed.notify_all()
+
     @property
     def done(self) -> tuple[Case, ...]:
         """As `CasesOfRun.done`."""
-        return tuple(place.done for place in self._places if place.done is not None)
+        return tuple(place.done for place in self._all() if place.done is not None)
 
     @property
     def times_s(self) -> tuple[dict[str, float], ...]:
         """When each case was `given` to a process, `loaded`, `begun`, `handed` over and `done`, by perf_counter."""
-        return tuple(place.times_s for place in self._places)
+        return tuple(place.times_s for place in self._all())
 
     def loaded(self) -> Iterator[Case]:
         """As `CasesOfRun.loaded`."""
         self._messages.open()
         with few_threads(self._cpus):
-            for place in self._places:
-                self._messages.current = place.number
+            for number in itertools.count():
+                self._wait(partial(self._is_known, number), self._catch_up)
+                place = self._places.get(number)
+                if place is None or self._is_over:
+                    break
+                self._messages.current = number
                 case = load_case(place.case, self._progress) if self._is_loaded_here(place) else self._found(place)
                 place.note("begun")
                 yield case
-        self._messages.current = None
+                self._messages.current = None
+
+    def _is_known(self, number: int) -> bool:
+        """Whether a case has come, or will not."""
+        return number < self._next or not self._may_come
 
     def prepare(self, case: Case) -> Case:
         """As `CasesOfRun.prepare`: its process, if it has one, does it."""
@@ -145,16 +176,19 @@ class CasesInProcesses:
             case = place.case
         from ctflow.pipeline.write import write_case  # noqa: PLC0415  # seldom needed here
 
-        self._settle(place, write_case(case, model, self._settings, self._output, self._progress))
+        self._settle(place, write_case(case, model, self._settings, place.output, self._progress))
 
     def finished(self) -> tuple[Case, ...]:
         """As `CasesOfRun.finished`."""
-        self._wait(lambda: all(place.done is not None for place in self._places), self._catch_up)
+        self._wait(lambda: all(place.done is not None for place in self._all()), self._catch_up)
         self._catch_up()
         return self.done
 
     def _place_of(self, case: Case) -> Place:
-        return next(each for each in self._places if each.case.key == case.key)
+        return next(each for each in self._all() if each.case.candidate is case.candidate)
+
+    def _all(self) -> tuple[Place, ...]:
+        return tuple(self._places.values())
 
     def _is_loaded_here(self, place: Place) -> bool:
         """Wait until a case is loaded; return whether no process could be started for it."""
@@ -196,38 +230,27 @@ class CasesInProcesses:
 
     def _catch_up(self) -> None:
         """Fail the cases whose process ended while it wrote them, and show the progress of those written."""
-        for place in [place for place in self._places if place.is_writing and place.case.error and not place.done]:
+        for place in [place for place in self._all() if place.is_writing and place.case.error and not place.done]:
             from ctflow.pipeline.write import superseded  # noqa: PLC0415  # seldom needed here
 
             before, self._messages.current = self._messages.current, place.number
-            self._settle(place, superseded(place.case, self._output))
+            self._settle(place, superseded(place.case, place.output))
             self._messages.current = before
-        while self._written < len(self._places) and self._places[self._written].done is not None:
-            if self._places[self._written].is_writing:
+        while (shown := self._places.get(self._written)) is not None and shown.done is not None:
+            if shown.is_writing:
                 self._progress("write", 0, 1)
                 self._progress("write", 1, 1)
             self._written += 1
+            if not self._keeps_places:
+                with self._changed:
+                    del self._places[shown.number]
 
     def _shared(self, place: Place, case: Case, model: Model, ready: list[tuple[CaseProcess, Write]]) -> Case:
         """Share a segmented case's labels with its process; or fail the case as the process has."""
         process, before, place.loaded = place.process, place.loaded, None
         if process is None or before is None:
             return replace(case, error=place.case.error)
-        found = case.segmented
-        arrays = {
-            "labels": process.memory.share("labels", found.labels),
-            "fractions": process.memory.share("fractions", found.fractions),
-        }
-        word = Write(
-            replace(found, labels=found.labels[:0], fractions=None),
-            arrays,
-            {name: value for name, value in case.stage_seconds.items() if name not in before.stage_seconds},
-            case.warnings[len(before.warnings) :],
-            replace(model, weights={}),
-            self._settings,
-            self._output,
-        )
-        ready.append((process, word))
+        ready.append((process, shared_result(case, before, process.memory, model, self._settings, place.output)))
         return case
 
     def _settle(self, place: Place, done: Case) -> None:
@@ -238,8 +261,13 @@ class CasesInProcesses:
                 process.place = None
         if process is not None:
             self._send(process, Forget())
-        self._messages.finish(place.number)
+        self._tell_done(place)
         self._wake()
+
+    def _tell_done(self, place: Place) -> None:
+        self._messages.finish(place.number)
+        if place.on_done is not None and place.done is not None:
+            place.on_done(place.done)
 
     def _wake(self, *, is_ending: bool = False) -> None:
         self._is_ending = self._is_ending or is_ending
@@ -261,7 +289,10 @@ class CasesInProcesses:
         try:
             while not self._is_ending:
                 self._give()
-                ready = wait([self._woken, *(each.connection for each in self._processes)])
+                keep_s = None if self._keeps_places else _KEEP_S
+                ready = wait([self._woken, *(each.connection for each in self._processes)], keep_s)
+                if not ready:
+                    self._end_idle()
                 if self._woken in ready:
                     self._woken.recv()
                 for each in [each for each in self._processes if each.connection in ready]:
@@ -274,8 +305,7 @@ class CasesInProcesses:
     def _give(self) -> None:
         """Start processes for the next cases, and give these to those that are ready."""
         for process in [each for each in self._processes if each.is_ready]:
-            while process.is_ready and self._given < len(self._places):
-                place = self._places[self._given]
+            while process.is_ready and (place := self._places.get(self._given)) is not None:
                 try:
                     if not self._send(process, Load(place.case, self._cpus)):
                         return  # it has ended: another one gets the case
@@ -286,51 +316,39 @@ class CasesInProcesses:
                 process.place, place.process, process.is_ready = place, process, False
                 place.note("given")
         waiting = sum(each.place is None for each in self._processes)
-        for _ in range(min(self._count - len(self._processes), len(self._places) - self._given - waiting)):
+        wanted = max(self._next - self._given, self._is_ahead and not self._processes)
+        for _ in range(min(self._count - len(self._processes), wanted - waiting)):
             if self._started() is None:
                 return
+
+    def _end_idle(self) -> None:
+        """End the processes that have no case, except one: each keeps the memory of its largest."""
+        for process in [each for each in self._processes if each.is_ready][1:]:
+            self._processes.remove(process)
+            process.end()
 
     def _started(self) -> CaseProcess | None:
         """A new process; None, and the next case in this one, if none can be started and none is there."""
         try:
-            return self._start()
+            process = started_process()
         except OSError as error:
             if not self._processes:
                 self._take_here(f"no process starts for a case: {type(error).__name__}")
             return None
+        self._processes.append(process)
+        return process
 
     def _take_here(self, why: str) -> None:
         """Let this process do all of the next case."""
-        if self._given == len(self._places):
+        place = self._places.get(self._given)
+        if place is None:
             return
-        place = self._places[self._given]
         self._given += 1
-        if not any(each.is_here for each in self._places):
+        if not any(each.is_here for each in self._all()):
             self._messages.add(place.number, Line(logging.WARNING, __name__, f"{why}; this one does all of it"))
         with self._changed:
             place.is_here = True
             self._changed.notify_all()
-
-    def _start(self) -> CaseProcess:
-        # Not forked: this process has threads and a GPU, which a fork does not survive.
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        with closing(theirs), ExitStack() as failing:
-            failing.callback(ours.close)
-            memory = CaseMemory()
-            failing.callback(memory.close)
-            process = context.Process(
-                target=run_case_process,
-                args=(theirs, memory, logging.getLogger().getEffectiveLevel()),
-                kwargs={"debug": entry_log.level == logging.DEBUG},
-                name="case",
-            )
-            with bare_start():
-                process.start()
-            failing.pop_all()
-        started = CaseProcess(process, ours, memory)
-        self._processes.append(started)
-        return started
 
     def _receive(self, process: CaseProcess) -> None:
         place = process.place
@@ -358,7 +376,7 @@ class CasesInProcesses:
             self._changed.notify_all()
         if place.done is not None:
             place.note("done")
-            self._messages.finish(place.number)
+            self._tell_done(place)
 
     def _ended(self, process: CaseProcess) -> None:
         """Fail the case of a process that has ended."""
@@ -367,9 +385,10 @@ class CasesInProcesses:
         how = words_of_exit_code(process.process.exitcode)
         place = process.place
         with self._changed:
-            self._end(process)
+            process.end()
         if place is None:
             if not process.has_begun:
+                self._is_ahead = False
                 self._take_here(f"no process starts for a case: it ended {how}")
             return
         what = f"series {place.case.candidate.series.digest}: the process that reads and writes it ended {how}"
@@ -379,14 +398,3 @@ class CasesInProcesses:
             place.process = None
             place.case = replace(place.case, error=error)
             self._changed.notify_all()
-
-    def _end(self, process: CaseProcess) -> None:
-        """End a process and remove what it has left."""
-        with process.sending:
-            process.connection.close()
-        process.process.kill()
-        process.process.join()
-        if process.place is not None and process.process.pid is not None:
-            remove_temporary_folder(self._output, process.place.case.key, process.process.pid)
-        process.process.close()
-        process.memory.close()

@@ -129,6 +129,22 @@ def test_a_second_start_finds_everything_and_runs_what_was_running(tmp_path, clo
     second.close()
 
 
+def test_beside_others_runs_nothing_that_was_tried_before_and_no_series_twice(journal):
+    for uid in ("first", "second"):
+        receive(journal, 1, series_uid=uid)
+    journal.complete_quiet(0)
+    first = journal.claim()
+    second = journal.claim({first.key})
+    assert (first.series_uid, second.series_uid) == ("first", "second")
+    assert journal.try_again(second, Why("gap", "later"), 0.0)
+    assert journal.claim({first.key}) is None
+    assert journal.claim().attempts == 2
+    receive(journal, 2, series_uid="first")  # while it runs
+    journal.complete_quiet(0)
+    assert journal.claim({second.key, first.key}) is None
+    assert journal.claim({second.key}).key == first.key
+
+
 def test_the_same_instance_is_a_duplicate_and_another_content_a_conflict(journal):
     receive(journal, 1)
     assert receive(journal, 1, file="other.dcm").verdict == "duplicate"

@@ -14,6 +14,7 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival
 from ctflow.node.metrics import Metrics
 from ctflow.node.work import pool
+from ctflow.node.work import supervisor as supervision
 from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import Ready, Setup
 from ctflow.settings.run import Settings
@@ -33,7 +34,7 @@ def worker_pool(journal, tmp_path, monkeypatch):
     started = []
 
     def start(worker, devices=("cpu",), deliveries=lambda _answer: [("pacs", "segmentation.dcm")]) -> WorkerPool:
-        monkeypatch.setattr(pool, "run_worker", worker)
+        monkeypatch.setattr(supervision, "run_worker", worker)
         places = Places(tmp_path / "inbox", tmp_path / "results", tmp_path / "running")
         setup, metrics = Setup(None, Settings(cache=None)), Metrics(journal, tmp_path)
         started.append(WorkerPool(journal, places, setup, devices, deliveries, metrics))
@@ -89,7 +90,7 @@ def test_a_fault_of_the_node_itself_ends_one_series_and_no_worker(journal, worke
 
 
 def test_a_worker_that_met_a_fault_is_replaced(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 0.0)
     (key,) = complete(journal, 1)
     worker_pool(service_support.worker_that_meets_a_fault)
     wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
@@ -98,11 +99,11 @@ def test_a_worker_that_met_a_fault_is_replaced(journal, worker_pool, monkeypatch
 
 
 def test_a_series_that_is_tried_too_often_is_a_dead_letter(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 0.0)
     (key,) = complete(journal, 3)
     worker_pool(service_support.worker_that_answers)
     wait_until(lambda: journal.find(key).state == "dead", "it is given up")
-    assert journal.find(key).attempts == pool.MOST_ATTEMPTS
+    assert journal.find(key).attempts == supervision.MOST_ATTEMPTS
     assert journal.find(key).reason == "gap"
     assert "5 attempts" in journal.find(key).message
 
@@ -116,8 +117,33 @@ def test_a_case_that_kills_its_worker_is_tried_once_more_and_set_aside_and_the_n
     assert [event.kind for event in journal.events(key=keys[0])].count("running") == 2
 
 
+def test_a_worker_that_takes_two_gets_two_and_answers_in_any_order(journal, worker_pool):
+    keys = complete(journal, 1, 2)
+    worker_pool(service_support.worker_that_takes_two)
+    wait_until(lambda: all(journal.find(key).state == "aside" for key in keys), "both are answered")
+    assert {journal.find(key).message for key in keys} == {"attempt 1 of 2"}
+
+
+def test_of_two_series_that_a_worker_died_of_each_is_tried_alone_and_only_the_one_at_fault_is_set_aside_for_it(
+    journal, worker_pool
+):
+    innocent, guilty = complete(journal, 1, 9)
+    worker_pool(service_support.worker_that_takes_two)
+    wait_until(lambda: {journal.find(key).state for key in (innocent, guilty)} == {"aside"}, "both are through")
+    assert journal.find(innocent).message == "attempt 2 of 1"
+    assert journal.find(guilty).message == "the worker ended with signal SIGKILL, twice"
+
+
+def test_all_that_run_when_the_node_stops_wait_for_the_next_start(journal, worker_pool):
+    keys = complete(journal, 1, 2)
+    found = worker_pool(service_support.worker_that_takes_two_and_hangs)
+    wait_until(lambda: all(journal.find(key).state == "running" for key in keys), "both run")
+    found.stop(0)
+    assert set(journal.recover()) == set(keys)
+
+
 def test_a_worker_that_cannot_open_says_why_and_keeps_the_series(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     (key,) = complete(journal, 1)
     found = worker_pool(service_support.worker_that_cannot_open)
     assert found.opened.wait(60)
@@ -127,7 +153,7 @@ def test_a_worker_that_cannot_open_says_why_and_keeps_the_series(journal, worker
 
 
 def test_a_worker_that_hangs_is_ended(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "MOST_CASE_S", 0.3)
+    monkeypatch.setattr(supervision, "MOST_CASE_S", 0.3)
     (key,) = complete(journal, 1)
     worker_pool(service_support.worker_that_hangs)
     wait_until(lambda: journal.find(key).state == "aside", "it is set aside")
@@ -161,7 +187,7 @@ def test_a_result_whose_instances_changed_is_not_kept(journal, worker_pool, tmp_
 
 
 def test_a_journal_that_cannot_be_written_is_told_again(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     failures, real = [NotWritten("no", reason="unwritable"), NotWritten("no", reason="unwritable")], journal.commit
 
     def commit(*given):
@@ -191,8 +217,8 @@ def fails_first(real, *errors):
     "error", [sqlite3.OperationalError("unable to open database file"), OSError(24, "Too many open files")]
 )
 def test_a_passing_fault_of_the_node_puts_the_series_back(journal, worker_pool, monkeypatch, caplog, error):
-    monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     (key,), find = complete(journal, 1), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, error))
     found = worker_pool(service_support.worker_that_answers)
@@ -206,10 +232,10 @@ def test_a_passing_fault_of_the_node_puts_the_series_back(journal, worker_pool, 
 
 
 def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(journal, worker_pool, monkeypatch, caplog):
-    monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 0.0)
     (key,), find = complete(journal, 1), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
-    monkeypatch.setattr(pool, "_RESTART_S", 3600.0)
+    monkeypatch.setattr(supervision, "_RESTART_S", 3600.0)
     found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: find(key).state == "complete" and find(key).reason, "it is put back")
     (remark,) = found.remarks()
@@ -220,7 +246,7 @@ def test_an_unexpected_error_while_a_series_is_led_puts_it_back_and_is_shown(jou
 
 
 def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journal, worker_pool, monkeypatch, caplog):
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     keys, find = complete(journal, 1, 2), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, TypeError("Doe^John")))
     monkeypatch.setattr(journal, "try_again", fails_first(journal.try_again, ValueError("Doe^John")))
@@ -233,7 +259,7 @@ def test_a_fault_that_the_journal_cannot_be_told_of_ends_no_worker_either(journa
 
 @pytest.mark.parametrize("where", ["next_run_at", "claim"])
 def test_an_unexpected_error_between_series_ends_no_worker(journal, worker_pool, monkeypatch, caplog, where):
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     monkeypatch.setattr(journal, where, fails_first(getattr(journal, where), TypeError("Doe^John")))
     (key,) = complete(journal, 1)
     found = worker_pool(service_support.worker_that_answers)
@@ -243,10 +269,10 @@ def test_an_unexpected_error_between_series_ends_no_worker(journal, worker_pool,
 
 
 def test_a_fault_that_stays_makes_a_dead_letter_and_ends_no_worker(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(pool, "_RESTART_S", 0.01)
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.01)
     (key,), find = complete(journal, 1), journal.find
-    errors = [sqlite3.OperationalError("disk I/O error")] * pool.MOST_ATTEMPTS
+    errors = [sqlite3.OperationalError("disk I/O error")] * supervision.MOST_ATTEMPTS
     monkeypatch.setattr(journal, "find", fails_first(find, *errors))
     worker_pool(service_support.worker_that_answers)
     wait_until(lambda: find(key).state == "dead", "a person decides")
@@ -257,8 +283,8 @@ def test_a_fault_that_stays_makes_a_dead_letter_and_ends_no_worker(journal, work
 def test_a_worker_that_could_not_be_heard_is_replaced_before_it_answers_for_another_series(
     journal, worker_pool, monkeypatch, caplog
 ):
-    monkeypatch.setattr(pool, "FIRST_WAIT_S", 3600.0)
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 3600.0)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     found = worker_pool(service_support.worker_that_answers)
     wait_until(lambda: found.problems() == [], "it is open")
     (supervisor,) = found.threads
@@ -270,7 +296,7 @@ def test_a_worker_that_could_not_be_heard_is_replaced_before_it_answers_for_anot
 
 
 def test_a_stop_does_not_wait_for_a_fault_to_pass(journal, worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "_RESTART_S", 3600.0)
+    monkeypatch.setattr(supervision, "_RESTART_S", 3600.0)
     (key,), find = complete(journal, 1), journal.find
     monkeypatch.setattr(journal, "find", fails_first(find, sqlite3.OperationalError("locked")))
     found = worker_pool(service_support.worker_that_answers)
@@ -293,7 +319,7 @@ def test_every_gpu_gets_a_worker_where_none_is_named(journal, worker_pool, monke
 
 def test_a_process_that_cannot_be_started_is_told_and_tried_again(journal, worker_pool, monkeypatch):
     (key,) = complete(journal, 1)
-    monkeypatch.setattr(pool, "_RESTART_S", 0.05)
+    monkeypatch.setattr(supervision, "_RESTART_S", 0.05)
     start, asked = SpawnProcess.start, []
 
     def fail(process) -> None:
@@ -311,7 +337,7 @@ def test_a_process_that_cannot_be_started_is_told_and_tried_again(journal, worke
 
 
 def test_while_no_process_can_be_started_the_pool_says_so(worker_pool, monkeypatch):
-    monkeypatch.setattr(pool, "_RESTART_S", 3600)
+    monkeypatch.setattr(supervision, "_RESTART_S", 3600)
     monkeypatch.setattr(
         SpawnProcess, "start", lambda _process: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory"))
     )

@@ -261,7 +261,7 @@ def test_headers_that_pickle_refuses_stay_here(folder, tmp_path, caplog):
 
 def test_processes_that_never_begin_are_done_without(folder, tmp_path, monkeypatch, caplog):
     run_folder(folder, tmp_path / "1", marking_model(), IN_TURN)
-    monkeypatch.setattr(processes, "run_case_process", never_begins)
+    monkeypatch.setattr("ctflow.pipeline.overlap.place.run_case_process", never_begins)
     run_folder(folder, tmp_path / "2", marking_model(), TOGETHER)
     assert files(tmp_path / "2") == files(tmp_path / "1")
     assert caplog.text.count("no process starts for a case") == 1
