@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import platform
@@ -120,6 +121,7 @@ def run_once(folder: Path, output: Path, segmenter: Segmenter, settings: Setting
     """One run with an open engine: its figures and its timeline."""
     model = segmenter.model
     found = look_for_cases(folder, model.spec.body_parts, settings)
+    gc.freeze()  # as `ctflow.pipeline.run.begin_run`
     start = time.perf_counter()
     with CasesOfRun(settings, output, lambda *_: None) as cases:
         cases.begin(found.cases)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import warnings
+from contextlib import suppress
 
 import highdicom as hd
 import numpy as np
@@ -14,6 +16,7 @@ from pydicom import config
 
 from ctflow.compat.highdicom import frames_known_by_class
 from ctflow.compat.pydicom import lenient, values_unchecked
+from ctflow.compat.python import uncollected
 from ctflow.compat.scope import SharedChange
 from ctflow.core.model import Code, Segment
 from ctflow.dicom.attributes import text
@@ -167,3 +170,16 @@ def test_a_process_that_asks_pydicom_to_raise_gets_results_and_no_value_in_its_l
     assert np.array_equal(loaded.volume.array, small_volume().array)
     assert config.settings._reading_validation_mode == config.RAISE
     assert not [record for record in caplog.records if record.name.partition(".")[0] in ("pydicom", "highdicom")]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_looked_for_again_as_before(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with suppress(ZeroDivisionError), uncollected():
+            assert not gc.isenabled()
+            _ = 1 / 0
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -18,6 +18,7 @@ from pydicom.uid import (
 )
 
 from ctflow.compat.pydicom import lenient
+from ctflow.compat.python import uncollected
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import NoUsableSeries
 from ctflow.core.progress import Progress, silent
@@ -118,6 +119,7 @@ def name_without_patient(path: Path) -> str:
 
 
 @lenient()
+@uncollected()
 def scan_folder(
     folder: Path,
     progress: Progress = silent,
