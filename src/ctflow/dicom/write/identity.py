@@ -27,9 +27,19 @@ def uid_from_parts(*parts: str) -> UID:
     return UID(f"2.25.{uuid.uuid5(_NAMESPACE, json.dumps(parts)).int}")
 
 
-def series_uid(source_series_uid: str, model_name: str, model_version: str, kind: str) -> UID:
-    """SeriesInstanceUID of results: one series for each source series, model and kind of object."""
-    return uid_from_parts("series", source_series_uid, model_name, model_version, kind)
+def series_uid(source_series_uid: str, model_name: str, model_version: str, kind: str, instance: str) -> UID:
+    """SeriesInstanceUID of a result: a series for each source series, model, kind of object and instance.
+
+    Viewers show one object of a series (OHIF 3.13): in a series with others, a revision would hide them, or be hidden.
+
+    Args:
+        source_series_uid: Of the slices.
+        model_name: The model's.
+        model_version: The model's.
+        kind: Of the object: "SEG", "SR", ...
+        instance: The object's SOPInstanceUID, which follows from slices, settings and content.
+    """
+    return uid_from_parts("series", source_series_uid, model_name, model_version, kind, instance)
 
 
 def instance_uid(

@@ -114,7 +114,7 @@ def report_from_measurements(
         report: Dataset = hd.sr.Comprehensive3DSR(
             evidence=[sources.cleaned[0], segmentation],  # patient and study come from the first
             content=_root([]),  # highdicom copies and searches it, which takes seconds for a hundred groups
-            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR"),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR", uid),
             series_number=derived.series_number(header, 2),
             sop_instance_uid=uid,
             instance_number=1,

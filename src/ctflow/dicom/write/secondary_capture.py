@@ -53,6 +53,7 @@ def secondary_capture_from_picture(
     sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
     header, cleaned = sources.header, sources.cleaned
     pixels = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
+    uid = uid_from_parts("secondary capture", segmentation.SOPInstanceUID, pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         image: Dataset = hd.sc.SCImage(
@@ -62,9 +63,9 @@ def secondary_capture_from_picture(
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             patient_orientation=("L", "P"),  # highdicom requires one; see _describe
             study_instance_uid=text(header, "StudyInstanceUID"),
-            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SC"),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SC", uid),
             series_number=derived.series_number(header, 3),
-            sop_instance_uid=uid_from_parts("secondary capture", segmentation.SOPInstanceUID, pixels),
+            sop_instance_uid=uid,
             instance_number=1,
             **derived.equipment(spec, provenance),
             series_description=derived.series_description(spec, "Picture by"),

@@ -98,7 +98,7 @@ def segmentation_from_labels(
             omit_empty_frames=form.omit_empty_frames,
             **planes,
             segment_descriptions=descriptions if marks is None else descriptions[:2],
-            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG"),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG", uid),
             series_number=derived.series_number(header, 1),
             sop_instance_uid=uid,
             instance_number=1,
@@ -117,6 +117,9 @@ def segmentation_from_labels(
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
     derived.give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
+    if grid is None:  # the frames name their images; OHIF before 3.13 takes this for the list of those, in their order
+        del segmentation.SourceImageSequence
+    segmentation.ContentCreatorName = None  # required, empty: a program made it
     return segmentation
 
 
@@ -162,7 +165,6 @@ def _has_own_frames(labels: LabelArray, form: SegForm, spec: ModelSpec) -> bool:
 
 def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
     """Add what highdicom takes from all source images, or the first, if it got only those with frames."""
-    segmentation.SourceImageSequence = sources.references
     segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.references
     first = sources.cleaned[0]
     segmentation.PositionReferenceIndicator = first.get("PositionReferenceIndicator")

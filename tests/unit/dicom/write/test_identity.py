@@ -69,12 +69,12 @@ def test_whatever_changes_the_result_changes_its_uid(change):
     assert of(**change) != of()
 
 
-def test_a_series_belongs_to_source_model_version_and_kind():
-    parts = ("1.2", "model", "1", "SEG")
+def test_a_series_belongs_to_source_model_version_kind_and_instance():
+    parts = ("1.2", "model", "1", "SEG", "1.3")
     uids = {series_uid(*parts)}
-    for index in range(4):
+    for index in range(5):
         uids.add(series_uid(*(part + "0" if i == index else part for i, part in enumerate(parts))))
-    assert len(uids) == 5
+    assert len(uids) == 6
     assert series_uid(*parts) == series_uid(*parts)
 
 

@@ -290,7 +290,7 @@ def test_another_result_is_another_object_of_the_same_series(write):
         report_from_measurements(brighter, first.segmentation, first.headers, SPEC, MADE_BY),
     ]
     assert len({report.SOPInstanceUID for report in (first.report, *others)}) == 6
-    assert {report.SeriesInstanceUID for report in others} == {first.report.SeriesInstanceUID}
+    assert len({report.SeriesInstanceUID for report in (first.report, *others)}) == 6  # a viewer shows one of a series
     assert first.report.SeriesInstanceUID not in {
         first.segmentation.SeriesInstanceUID,
         first.headers[0].SeriesInstanceUID,

@@ -72,7 +72,7 @@ def test_the_same_picture_is_the_same_file_and_another_has_another_uid(write, tm
     other = captured(folder, PICTURE[::-1].copy())[0]
     first = pydicom.dcmread(tmp_path / "a.dcm")
     assert other.SOPInstanceUID != first.SOPInstanceUID
-    assert other.SeriesInstanceUID == first.SeriesInstanceUID
+    assert other.SeriesInstanceUID != first.SeriesInstanceUID
 
 
 def test_a_lossy_source_stays_marked(write, tmp_path):
