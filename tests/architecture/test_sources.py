@@ -41,6 +41,8 @@ OWNERS = {
     "dynamic_network_architectures": ("src/ctflow/networks/nnunet.py",),
     "matplotlib": ("src/ctflow/report/charts.py",),
     "PIL": ("src/ctflow/report/",),
+    "contourpy": ("src/ctflow/measurements/contours.py",),
+    "shapely": ("src/ctflow/measurements/contours.py",),
 }
 ENVIRONMENT = {
     "src/ctflow/settings/run.py",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ctflow.core.model import Segment
-from ctflow.core.volume import FloatArray, Indices, Labels, box_of_marked, marked_lines
+from ctflow.core.volume import FloatArray, Indices, LabelArray, Labels, box_of_marked, marked_lines
 from ctflow.measurements.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks
 
 MOST_FINDINGS = 100  # more are counted, not listed
@@ -130,6 +131,32 @@ def components_of(marked: MarkedPart | None, number: int) -> Components | None:
     starts = np.searchsorted(component, np.arange(count))
     voxels = np.add.reduceat(sorted_runs.lengths, starts)
     return Components(sorted_runs, component, starts, voxels, np.argsort(-voxels, kind="stable")[:MOST_FINDINGS])
+
+
+def without_small(labels: LabelArray, least_voxels: float) -> tuple[LabelArray, int]:
+    """The labels without components (26 neighbours) of fewer voxels.
+
+    Args:
+        labels: (D, H, W), not changed.
+        least_voxels: Voxels that a component needs to stay.
+
+    Returns:
+        The labels, themselves if every component stays, and how many components do not.
+    """
+    marked, gone, kept = marked_part(labels), 0, labels
+    for index, box in enumerate([] if marked is None else ndimage.find_objects(marked.labels)):
+        if marked is None or box is None:
+            continue
+        corner = marked.corner + [axis.start for axis in box]
+        found = components_of(MarkedPart(marked.labels[box], corner), index + 1)
+        if found is None or found.voxels.min() >= least_voxels:
+            continue
+        small = found.voxels < least_voxels
+        kept = labels.copy() if kept is labels else kept
+        of_small = np.repeat(small[found.component], found.runs.lengths)
+        kept.reshape(-1)[found.runs.voxels(labels.shape)[of_small]] = 0
+        gone += int(small.sum())
+    return kept, gone
 
 
 def ranked(marked: MarkedPart | None, segment: Segment, checks: Checks | None) -> Components | None:

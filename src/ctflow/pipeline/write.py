@@ -1,4 +1,4 @@
-"""A case's result folder: SEG, measurement report, preview, report.html, result.json; whole or not at all."""
+"""A case's result folder: SEG, measurement report, preview, report.html and more; whole or not at all."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _code(spec: ModelSpec) -> dict[str, str]:
 def _write_objects(
     case: Case, seg: _Seg, spec: ModelSpec, settings: Settings, measured: _Findings, folder: Path
 ) -> None:
-    """Write the measurement report that refers to the SEG, and another form of mask if requested."""
+    """Write the measurement report that refers to the SEG, and other forms of the mask if requested."""
     report = report_from_measurements(
         measured.segments,
         seg.dataset,
@@ -222,6 +222,11 @@ def _write_objects(
         previous=case.previous,
     )
     write_dataset(report, folder / "measurements.dcm")
+    if settings.rtstruct:
+        from ctflow.pipeline.structures import structure_set_of_case  # noqa: PLC0415  # shapely is for contours alone
+
+        structures = structure_set_of_case(case, seg.marked, seg.segments, spec, seg.provenance, settings)
+        write_dataset(structures, folder / "structures.dcm")
     if settings.nifti:
         write_nifti(seg.marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
 

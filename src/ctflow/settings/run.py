@@ -28,6 +28,7 @@ from ctflow.settings.schema import (
 )
 
 SegGrid = Literal["source", "resampled"]
+Holes = Literal["keyhole", "separate", "xor"]
 
 
 def _overlap(value: Any) -> float:
@@ -140,6 +141,13 @@ class Processing(Group):
         Key("A segment for each class of the bundle, or for each finding.", of_files=True),
     ] = "class"
     omit_empty_frames: Annotated[Switch, Key("Omit frames without marks from the SEG.", "yes|no", of_files=True)] = True
+    rtstruct: Annotated[Switch, Key("Also write structures.dcm, an RT Structure Set.", of_files=True)] = False
+    rtstruct_holes: Annotated[
+        Holes,
+        Key(
+            "Holes in it: by keyhole, or as separate contours of type CLOSED_PLANAR or CLOSEDPLANAR_XOR.", of_files=True
+        ),
+    ] = "keyhole"
     nifti: Annotated[Switch, Key("Also write segmentation.nii.gz.", of_files=True)] = False
 
     def __post_init__(self) -> None:

@@ -85,6 +85,8 @@ seg: labelmap
 seg_grid: resampled
 segments: finding
 omit_empty_frames: false
+rtstruct: true
+rtstruct_holes: separate
 nifti: true
 devices: [cuda:0, cuda:1]
 destinations:
@@ -131,6 +133,8 @@ def test_every_key_is_read(tmp_path):
         seg_grid="resampled",
         segments="finding",
         omit_empty_frames=False,
+        rtstruct=True,
+        rtstruct_holes="separate",
         nifti=True,
         devices=("cuda:0", "cuda:1"),
         destinations=(

@@ -77,8 +77,8 @@ def test_a_flag_wins_over_the_environment():
 
 def test_what_is_written_can_be_chosen():
     of_files = {option.flag for option in OPTIONS if option.key.of_files}
-    written = {"--report", "--secondary-capture", "--seg", "--seg-grid", "--segments", "--omit-empty-frames", "--nifti"}
-    assert of_files == written
+    of_seg = {"--seg", "--seg-grid", "--segments", "--omit-empty-frames"}
+    assert of_files == {"--report", "--secondary-capture", *of_seg, "--rtstruct", "--rtstruct-holes", "--nifti"}
     assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == chosen(
         report="none", secondary_capture=True
     )

@@ -85,6 +85,13 @@ def test_results_and_messages_are_those_of_one_after_another(folder, tmp_path, c
     assert not multiprocessing.active_children()
 
 
+def test_structure_sets_are_those_of_one_after_another(folder, tmp_path):
+    for name, settings in (("1", IN_TURN), ("2", TOGETHER)):
+        run_folder(folder, tmp_path / name, marking_model(), replace(settings, rtstruct=True))
+    assert files(tmp_path / "2") == files(tmp_path / "1")
+    assert len(list((tmp_path / "2").glob("*/structures.dcm"))) == COUNT
+
+
 def test_volumes_are_pinned_for_gpus_once_a_view_and_unpinned(folder, tmp_path, monkeypatch):
     pinned: list[tuple[int, int]] = []
     unpinned: list[int] = []
