@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ctflow.core.model import Segment
-from ctflow.core.volume import FloatArray, Indices, LabelArray, Labels, box_of_marked, marked_lines
+from ctflow.core.volume import FloatArray, Indices, LabelArray, box_of_marked, marked_lines
 from ctflow.measurements.plausibility import HU_RANGE, MOST_OUTSIDE, OUTSIDE_BODY, Checks
 
 MOST_FINDINGS = 100  # more are counted, not listed
@@ -22,11 +22,11 @@ MOST_FINDINGS = 100  # more are counted, not listed
 class MarkedPart:
     """The part of a label map that holds all marks, and the array index (d, h, w) of its first voxel."""
 
-    labels: Labels
+    labels: LabelArray
     corner: Indices
 
 
-def marked_part(labels: Labels) -> MarkedPart | None:
+def marked_part(labels: LabelArray) -> MarkedPart | None:
     """The part of a label map to process, one segment after another; None if nothing is marked."""
     box = box_of_marked(labels)
     return None if box is None else MarkedPart(labels[box], np.array([axis.start for axis in box]))
@@ -180,7 +180,7 @@ def ranked(marked: MarkedPart | None, segment: Segment, checks: Checks | None) -
     return replace(found, largest=np.lexsort((-found.voxels, found.fails))[:MOST_FINDINGS])
 
 
-def _runs_of(labels: Labels, number: int) -> Runs:
+def _runs_of(labels: LabelArray, number: int) -> Runs:
     # Each line has an empty voxel on both sides, so that no run continues into the next line.
     lines = marked_lines(labels)
     marked = np.zeros((labels.shape[1], labels.shape[2] + 2), bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import contourpy
 import numpy as np
@@ -47,12 +48,13 @@ class Probabilities:
     fractions: npt.NDArray[np.uint8]
     threshold: float = 0.5
 
-    def margin(self, number: int, place: tuple[int | slice, ...]) -> FloatArray:
+    def margin(self, number: int, place: tuple[int, slice, slice]) -> FloatArray:
         """By how much a segment is more likely than every other and the background, in 255ths."""
         some = self.fractions[(slice(None), *place)].astype(np.int32)
         own = some[number - 1]
         if len(some) == 1:
-            return own - _WHOLE * self.threshold
+            over: FloatArray = own - _WHOLE * self.threshold
+            return over
         rivals = np.concatenate([np.delete(some, number - 1, axis=0), _WHOLE - some.sum(axis=0, keepdims=True)])
         margin: FloatArray = (own - rivals.max(axis=0)).astype(np.float64)
         return margin
@@ -130,8 +132,8 @@ def _margin(
 ) -> FloatArray:
     """A field over a box and one pixel around it: above 0 where the label is marked, below 0 elsewhere."""
     sizes = list(zip(box, labels.shape[1:], strict=True))
-    inside = [slice(max(axis.start - 1, 0), min(axis.stop + 1, size)) for axis, size in sizes]
-    place = (plane, *inside)
+    rows, columns = (slice(max(axis.start - 1, 0), min(axis.stop + 1, size)) for axis, size in sizes)
+    place = (plane, rows, columns)
     marked = labels[place] == number
     if probabilities is None:
         margin = np.where(marked, 1.0, -1.0)
@@ -148,7 +150,8 @@ def _region(margin: FloatArray, box: tuple[slice, slice], pixel_mm: Sequence[flo
     # contourpy's own axes would be pixels.
     y, x = ((np.arange(size) + axis.start - 1) * mm for size, axis, mm in zip(margin.shape, box, pixel_mm, strict=True))
     generator = contourpy.contour_generator(x, y, margin, fill_type=contourpy.FillType.ChunkCombinedOffsetOffset)
-    (points,), (rings,), (polygons,) = generator.filled(0.0, np.inf)
+    filled: Any = generator.filled(0.0, np.inf)  # its type depends on the type of filling
+    (points,), (rings,), (polygons,) = filled
     offsets = (rings, polygons, np.array([0, len(polygons) - 1], np.uint32))
     region: shapely.MultiPolygon = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, points, offsets)[0]
     return region
@@ -169,4 +172,5 @@ def _outlines(regions: npt.NDArray[np.object_], keys: Sequence[tuple[int, int]])
     starts = np.searchsorted(of_polygon, np.arange(len(polygons) + 1)).tolist()
     for index, region in enumerate(of_region.tolist()):
         outer, *holes = lines[starts[index] : starts[index + 1]]
-        yield Outline(*keys[region], outer, tuple(holes))
+        number, plane = keys[region]
+        yield Outline(number, plane, outer, tuple(holes))

@@ -35,7 +35,7 @@ _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which the
 
 
 @dataclass(frozen=True, eq=False)
-class _Planes:
+class _ContourPlanes:
     """The planes of contours.
 
     Attributes:
@@ -116,21 +116,21 @@ def structure_set_from_labels(
     return result
 
 
-def _planes(sources: Sources) -> _Planes:
+def _planes(sources: Sources) -> _ContourPlanes:
     positions = [numbers(image, "ImagePositionPatient", 3) for image in sources.cleaned]
     if sources.measures is None or None in positions:
         raise ValueError("source images do not say where they lie, or are not in order along their normal")
     rows, columns = sources.measures.pixel_mm.tolist()
     along = sources.measures.orientation.reshape(2, 3)
-    return _Planes(np.array(positions, float), along, (rows, columns), sources.references)
+    return _ContourPlanes(np.array(positions, float), along, (rows, columns), sources.references)
 
 
-def _planes_of_grid(grid: Geometry) -> _Planes:
+def _planes_of_grid(grid: Geometry) -> _ContourPlanes:
     origins = grid.world_from_index([(d, 0, 0) for d in range(grid.shape[0])])
-    return _Planes(origins, grid.directions.T[[2, 1]], grid.spacing_mm[1:], None)
+    return _ContourPlanes(origins, grid.directions.T[[2, 1]], grid.spacing_mm[1:], None)
 
 
-def _contours(outlines: Sequence[Outline], number: int, planes: _Planes, holes: Holes) -> list[Dataset]:
+def _contours(outlines: Sequence[Outline], number: int, planes: _ContourPlanes, holes: Holes) -> list[Dataset]:
     """The contours of one segment; if one is to be combined by exclusive or, all are (PS3.3 C.8.8.6.3)."""
     own = [outline for outline in outlines if outline.number == number]
     kind = "CLOSEDPLANAR_XOR" if holes == "xor" and any(outline.holes for outline in own) else "CLOSED_PLANAR"
@@ -141,7 +141,7 @@ def _contours(outlines: Sequence[Outline], number: int, planes: _Planes, holes: 
     return contours
 
 
-def _contour(line: FloatArray, plane: int, number: int, kind: str, planes: _Planes) -> Dataset:
+def _contour(line: FloatArray, plane: int, number: int, kind: str, planes: _ContourPlanes) -> Dataset:
     points = np.round(planes.origins_mm[plane] + line @ planes.along_mm, 3) + 0.0  # no negative zero
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
     # As text: pydicom takes long to make numbers of it that it writes as the same text.
@@ -171,7 +171,7 @@ def _new(sources: Sources, spec: ModelSpec, provenance: derived.Provenance, uid:
     header, first = sources.header, sources.cleaned[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values were checked in clean_sources
-        result = hd.SOPClass(
+        result: Dataset = hd.SOPClass(
             study_instance_uid=text(header, "StudyInstanceUID"),
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "RTSTRUCT"),
             series_number=derived.series_number(header, 4),
@@ -218,6 +218,7 @@ def _describe(result: Dataset, sources: Sources, spec: ModelSpec, remark: str) -
 
 
 def _algorithm(spec: ModelSpec, provenance: derived.Provenance) -> Dataset:
+    item: Dataset
     (item,) = hd.AlgorithmIdentificationSequence(
         name=derived.fitted(spec.name),
         family=codes.DCM.ArtificialIntelligence,
@@ -266,4 +267,5 @@ def _observation(segment: Segment) -> Dataset:
 
 
 def _coded(code: Code) -> Dataset:
-    return hd.sr.CodedConcept.from_code(derived.concept(code))
+    item: Dataset = hd.sr.CodedConcept.from_code(derived.concept(code))
+    return item
