@@ -173,7 +173,7 @@ def _new(sources: Sources, spec: ModelSpec, provenance: derived.Provenance, uid:
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         result: Dataset = hd.SOPClass(
             study_instance_uid=text(header, "StudyInstanceUID"),
-            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "RTSTRUCT"),
+            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "RTSTRUCT", uid),
             series_number=derived.series_number(header, 4),
             sop_instance_uid=uid,
             sop_class_uid=RTStructureSetStorage,
