@@ -104,7 +104,6 @@ def metadata_from_document(
     Raises:
         BundleInvalid: A key is missing or invalid.
     """
-    _check_modality(document)
     names = [0, *classes] if classes else list(range(out_channels))
     segments, notes = _segments(document, names, 1 if has_background else 0, complete=not classes)
     intended_use = ""
@@ -163,15 +162,20 @@ def _segments(
     """The segments of the channels, which the document calls by these numbers; `first` is 1 behind a background."""
     labels = _labels(document, channels, complete=complete)
     coded = _coded(document, channels[first:])
-    segments, notes = [], []
-    for number, channel in enumerate(channels[first:], start=1):
-        entry = coded.get(channel)
-        if entry is None:
-            notes.append(f"metadata.json has no codes for channel {channel}; its segment is coded as tissue")
-            segments.append(Segment(number, labels[channel], TISSUE, TISSUE, coded=False))
-            continue
-        segments.append(_segment(number, labels[channel], *entry))
-    return tuple(segments), notes
+    segments = tuple(
+        _segment(number, labels[channel], *coded[channel])
+        if channel in coded
+        else Segment(number, labels[channel], TISSUE, TISSUE, coded=False)
+        for number, channel in enumerate(channels[first:], start=1)
+    )
+    return segments, notes_on_codes(segments, "metadata.json has no codes for")
+
+
+def notes_on_codes(segments: Sequence[Segment], lacking: str) -> list[str]:
+    """One note on all segments that have only a name, as a model may have a hundred of them; none if there are none."""
+    names = [segment.label for segment in segments if not segment.coded]
+    listed = f"{', '.join(names[:5])}{f' and {len(names) - 5} others' if len(names) > 5 else ''}"
+    return [f"{lacking} {listed}; their segments are coded as tissue"] if names else []
 
 
 def _segment(number: int, label: str, at: str, value: Mapping[str, Any]) -> Segment:
@@ -189,8 +193,15 @@ def names_background(document: Mapping[str, Any]) -> bool:
     return "background" in _labels(document, [0], complete=False)[0].lower()
 
 
-def _check_modality(document: Mapping[str, Any]) -> None:
-    """Reject a bundle whose input is said to be another modality than CT."""
+def demand_ct(document: Mapping[str, Any]) -> None:
+    """Reject a bundle whose input is said to be another modality than CT.
+
+    Args:
+        document: metadata.json, parsed.
+
+    Raises:
+        BundleInvalid: It is; the message says what runs the bundle.
+    """
     value: Any = document
     for key in ("network_data_format", "inputs", "image", "modality"):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -55,7 +55,7 @@ def network_from_config(config: Config, code: OwnCode | None = None) -> tuple[Ne
 
 def _network(config: Config, place: ConfigValue, code: OwnCode | None) -> tuple[NetworkSpec, tuple[str, ...]]:
     target = place.value.get("_target_") if isinstance(place.value, dict) else None
-    if isinstance(target, str) and (target.startswith("monai.apps.detection.") or "Detector" in target):
+    if isinstance(target, str) and _finds_boxes(target):
         raise config.invalid(
             f"{place.id}#_target_",
             f"is {short(target)}, which finds boxes; ctflow marks voxels. {RUN_BY_MONAI}",
@@ -75,6 +75,10 @@ def _network(config: Config, place: ConfigValue, code: OwnCode | None) -> tuple[
             raise
         raise BundleInvalid(f"{config.file}: {error}", reason=error.reason) from None
     return NetworkSpec(definition.target, arguments), notes
+
+
+def _finds_boxes(target: str) -> bool:
+    return target.startswith("monai.apps.detection.") or "Detector" in target or target == "RetinaNet"
 
 
 def _is_own(target: object) -> TypeGuard[str]:
@@ -119,6 +123,23 @@ def _argument(config: Config, definition: Component, name: str) -> Any:
     return definition.get(name)
 
 
+def demand_one_image(config: Config, network: NetworkSpec) -> None:
+    """Reject a network of several images.
+
+    Args:
+        config: The bundle's configuration.
+        network: From `network_from_config`.
+
+    Raises:
+        BundleInvalid: It takes several; the message says what runs the bundle.
+    """
+    value = None if network.name == vista3d.NAME else argument_value(network, "in_channels")
+    if isinstance(value, int) and value > 1:
+        problem = f"is {value}: the network takes {value} images of a patient at once (phases or sequences)"
+        advice = f"ctflow reads one CT series. {RUN_BY_MONAI}"
+        raise config.invalid("network_def#in_channels", f"{problem}; {advice}", "inputs")
+
+
 def channels_of_network(config: Config, network: NetworkSpec) -> tuple[int, int]:
     """Input and output channels.
 
@@ -141,18 +162,11 @@ def channels_of_network(config: Config, network: NetworkSpec) -> tuple[int, int]
         name = next((each for each in names if argument_value(network, each) is not None), names[0])
         value = argument_value(network, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            if name == "in_channels" and isinstance(value, int) and value > 1:
-                raise config.invalid(
-                    "network_def#in_channels",
-                    f"is {value}: the network takes {value} images of a patient at once (phases or sequences), and "
-                    "ctflow reads one CT series; `python -m monai.bundle run` runs this bundle",
-                    "inputs",
-                )
             if network.code is not None and value is None and name in ("spatial_dims", "in_channels"):
                 found.append(low)  # own networks need not have these arguments; a wrong guess fails at the first window
                 continue
             allowed = str(low) if low == high else f"{low} to {high}"
-            given = "missing" if value is None else "another value"
+            given = "missing" if value is None else short(value)
             raise config.invalid(f"network_def#{name}", f"must be {allowed}; it is {given}")
         found.append(value)
     return found[1], found[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ctflow.bundle.config import Config, short
+from ctflow.bundle.config.ensemble import RUN_BY_MONAI
 from ctflow.bundle.config.signatures import HELD, STEPS
 from ctflow.bundle.steps.image_steps import MAKERS
 from ctflow.bundle.transforms import IMAGE, Transform, check_held, transforms_from_config
@@ -51,7 +52,9 @@ class _PreReader:
         self._steps: list[Step] = []
 
     def steps(self, config: Config) -> tuple[Step, ...]:
-        for transform in transforms_from_config(config, "preprocessing"):
+        transforms = list(transforms_from_config(config, "preprocessing"))
+        _demand_one_image(transforms)
+        for transform in transforms:
             if transform.target in HELD and transform.target not in _NEVER:
                 self._hold(transform)
             elif transform.target in STEPS:
@@ -135,6 +138,15 @@ class _PreReader:
         if not isinstance(key, str) or key == IMAGE:
             raise transform.refused(name, f"is {short(key)}; it must be a key other than {IMAGE!r}", "keys")
         self._present.add(key)
+
+
+def _demand_one_image(transforms: list[Transform]) -> None:
+    """Reject a list that joins several images, before it is said of each of their keys that there is no such image."""
+    for transform in transforms:
+        if transform.target == "ConcatItemsd" and len(transform.key_list("keys")) > 1:
+            joined = short(transform.key_list("keys"))
+            problem = f"is ConcatItemsd of {joined}, several images of a patient (phases or sequences)"
+            raise transform.refused("_target_", f"{problem}; ctflow reads one CT series. {RUN_BY_MONAI}", "inputs")
 
 
 def _is_nearest(step: Resample | Resize) -> bool:

@@ -13,8 +13,8 @@ from ctflow.bundle.config import Config
 from ctflow.bundle.config.documents import merged_document, read_bundle_document
 from ctflow.bundle.expressions.files import BundleFiles
 from ctflow.bundle.locate import INFERENCE, METADATA, configuration_files, is_of_nnunet
-from ctflow.bundle.metadata import metadata_from_document, names_background, segments_after
-from ctflow.bundle.network import channels_of_network, network_from_config, note_of_code
+from ctflow.bundle.metadata import demand_ct, metadata_from_document, names_background, segments_after
+from ctflow.bundle.network import channels_of_network, demand_one_image, network_from_config, note_of_code
 from ctflow.bundle.nnunet.read import read_nnunet, read_nnunet_spec
 from ctflow.bundle.parts import read_parts
 from ctflow.bundle.postprocessing import Postprocessing
@@ -162,7 +162,9 @@ def spec_from_documents(inference: Mapping[str, Any], metadata: Mapping[str, Any
 
 
 def _spec(config: Config, metadata: Mapping[str, Any], *, folder_name: str, code: OwnCode | None = None) -> ModelSpec:
+    demand_ct(metadata)  # and one image: before --allow-code is advised for what would not help
     network, notes = network_from_config(config, code)
+    demand_one_image(config, network)
     parts = read_parts(config, code)
     steps, sliding, after = parts.steps, parts.sliding, parts.after
     network = replace(network, slice_axis=sliding.slice_axis)

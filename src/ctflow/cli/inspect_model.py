@@ -18,6 +18,7 @@ from ctflow.bundle.read import read_bundle, read_config
 from ctflow.bundle.workflow import Checkpoint, read_workflow
 from ctflow.core.errors import CtflowError
 from ctflow.core.model import NetworkSpec
+from ctflow.networks.build import network_from_model
 from ctflow.networks.own_code import code_of_folder
 
 _LONGEST = 300
@@ -64,12 +65,15 @@ def _configuration(found: Path, configuration: str | None) -> str:
 
 
 def _once(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A problem that several parts meet is told once; the others name the first of them."""
-    first: dict[str, str] = {}
+    """A problem that several parts meet is told once, with the advice that a later one adds; that names the first."""
+    told: list[dict[str, Any]] = []
     for part in parts:
         if not part["understood"]:
-            known = first.setdefault(part["what"], part["part"])
-            part["what"] = part["what"] if known == part["part"] else f"see {known}"
+            known = next((each for each in told if part["what"].startswith(each["what"])), None)
+            if known is None:
+                told.append(part)
+            else:
+                known["what"], part["what"] = part["what"], f"see {known['part']}"
     return parts
 
 
@@ -104,6 +108,7 @@ def _parts_of_bundle(found: Path, configuration: str | None, *, allow_code: bool
 
 def _whole(found: Path, configuration: str | None, notes: list[str], *, allow_code: bool) -> str:
     model = read_bundle(found, configuration, allow_code=allow_code)
+    network_from_model(model)
     notes += model.spec.notes
     names = ", ".join(segment.label for segment in model.spec.segments[:6])
     more = f" and {len(model.spec.segments) - 6} more" if len(model.spec.segments) > 6 else ""

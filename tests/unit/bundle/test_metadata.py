@@ -29,8 +29,15 @@ def test_channels_without_codes_are_tissue_and_noted():
     assert about.segments == (Segment(1, "a", TISSUE, TISSUE, (), False), Segment(2, "b", TISSUE, TISSUE, (), False))
     assert (about.name, about.version, about.intended_use) == ("folder", "1.0", "")
     assert (about.demonstration, about.body_parts) == (False, ())
-    assert len(about.notes) == 3
-    assert "intended_use" in about.notes[-1]
+    assert about.notes == (
+        "metadata.json has no codes for a, b; their segments are coded as tissue",
+        "metadata.json states no intended_use",
+    )
+
+
+def test_a_hundred_channels_without_codes_are_one_note():
+    note, _ = read(document([f"s{number}" for number in range(105)]), 105).notes
+    assert note == "metadata.json has no codes for s1, s2, s3, s4, s5 and 99 others; their segments are coded as tissue"
 
 
 def test_codes_of_the_bundle_are_taken():

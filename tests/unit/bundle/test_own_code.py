@@ -158,6 +158,24 @@ def test_torchscript_runs_only_if_code_is_allowed(bundle):
     [
         ("network_def", {"_target_": "SegResNet", "in_channels": 3, "out_channels": 6}, "inputs", "3 images"),
         ("network_def", {"_target_": "monai.apps.detection.networks.RetinaNet"}, "target", "boxes"),
+        (
+            "network_def",  # as lung_nodule_ct_detection of the zoo makes it, beside its RetinaNetDetector
+            {"_target_": "RetinaNet", "feature_extractor": "$monai.networks.nets.resnet.resnet50(spatial_dims=3)"},
+            "target",
+            "boxes",
+        ),
+        (
+            "preprocessing",
+            {
+                "_target_": "Compose",
+                "transforms": [
+                    {"_target_": "LoadImaged", "keys": ["arterial", "venous"]},
+                    {"_target_": "ConcatItemsd", "keys": ["arterial", "venous"], "name": "image"},
+                ],
+            },
+            "inputs",
+            "ConcatItemsd of ['arterial', 'venous']",
+        ),
         ("modality", "MR", "inputs", "reads CT"),
     ],
 )
@@ -169,6 +187,21 @@ def test_what_is_for_other_inputs_says_what_would_run_it(bundle, inference, meta
         (bundle / "configs" / "inference.json").write_text(json.dumps({**inference, key: value}))
     with raises_reason(BundleInvalid, reason, names=(said, "monai.bundle run")):
         read_bundle(bundle)
+
+
+@pytest.mark.parametrize("key", ["modality", "in_channels"])
+def test_allow_code_is_not_advised_where_it_would_not_help(bundle, inference, metadata, key):
+    inference["preprocessing"]["transforms"].append({"_target_": "scripts.mine.Step", "keys": "image"})
+    if key == "modality":
+        inference["network_def"] = {"_target_": "scripts.mine.Net"}
+        metadata["network_data_format"]["inputs"] = {"image": {"modality": "MR"}}
+    else:
+        inference["network_def"] = {"_target_": "SegResNet", "in_channels": 4, "out_channels": 2}
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    (bundle / "configs" / "inference.json").write_text(json.dumps(inference))
+    with raises_reason(BundleInvalid, "inputs", names=(key,)) as caught:
+        read_bundle(bundle)
+    assert "--allow-code" not in str(caught.value)
 
 
 def test_a_simple_inferer_takes_the_whole_volume_as_one_window(own, inference):

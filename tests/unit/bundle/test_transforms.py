@@ -235,6 +235,7 @@ def test_softmax_with_argmax_and_sigmoid_with_threshold():
 NEAREST = {**INVERT, "nearest_interp": True}
 KEEP = answer("KeepLargestConnectedComponentd", applied_labels=[1, 2])
 MAP = answer("MapLabelValued", orig_labels=[1, 2], target_labels=[7, 0])
+MAP_ALL = answer("MapLabelValued", orig_labels=[0, 1, 2], target_labels=[0, 7, 0])
 KEPT, MAPPED = KeepLargest((1, 2), independent=True, connectivity=3, count=1), MapLabels(((1, 7), (2, 0)))
 
 
@@ -247,6 +248,7 @@ KEPT, MAPPED = KeepLargest((1, 2), independent=True, connectivity=3, count=1), M
         ((INVERT, ARGMAX), Postprocessing("none", None, "logits")),
         ((ARGMAX, NEAREST), Postprocessing("none", None, "labels")),
         ((SOFTMAX, ARGMAX, KEEP, NEAREST, MAP), Postprocessing("softmax", None, "labels", [KEPT], [MAPPED])),
+        ((SOFTMAX, INVERT, ARGMAX, MAP_ALL), Postprocessing("softmax", None, "probabilities", [], [MAPPED])),
         ((SOFTMAX, INVERT, ARGMAX, KEEP, MAP), Postprocessing("softmax", None, "probabilities", [], [KEPT, MAPPED])),
     ],
 )

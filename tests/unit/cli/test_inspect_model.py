@@ -44,6 +44,29 @@ def test_a_part_that_is_not_understood_hides_no_other_and_says_why(small, tmp_pa
     assert "'" not in shown, "no Python literals"
 
 
+def test_a_problem_is_told_once_with_what_allows_it(small, tmp_path):
+    folder = shutil.copytree(small, tmp_path / "smoothed")
+    config = json.loads((folder / "configs" / "inference.json").read_text())
+    config["preprocessing"]["transforms"].append({"_target_": "GaussianSmoothd", "keys": "image"})
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    parts = {part["part"]: part["what"] for part in inspect_model(folder)["parts"] if not part["understood"]}
+    assert list(parts) == ["preprocessing", "model"]
+    assert "is GaussianSmoothd" in parts["preprocessing"]
+    assert "--allow-code lets MONAI run it" in parts["preprocessing"]
+    assert parts["model"] == "see preprocessing"
+
+
+def test_weights_of_another_network_are_noticed(small, tmp_path):
+    folder = shutil.copytree(small, tmp_path / "other")
+    config = json.loads((folder / "configs" / "inference.json").read_text())
+    config["network_def"]["channels"] = [8, 16]
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    found = inspect_model(folder)
+    (part,) = (part for part in found["parts"] if not part["understood"])
+    assert (found["runs"], part["part"], part["reason"]) == (False, "model", "weights-mismatch")
+    assert "of another shape" in part["what"]
+
+
 def test_a_configuration_that_cannot_be_read_is_told_once(small, tmp_path):
     broken = shutil.copytree(small, tmp_path / "broken")
     (broken / "configs" / "inference.json").write_text('{"network_def": [1,')

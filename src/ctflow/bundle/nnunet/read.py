@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctflow.bundle.config import short
 from ctflow.bundle.config.documents import document_from_bytes
-from ctflow.bundle.metadata import metadata_of_labels
+from ctflow.bundle.metadata import metadata_of_labels, notes_on_codes
 from ctflow.bundle.nnunet.checkpoint import FoldCheckpoint, read_checkpoint
 from ctflow.bundle.nnunet.folder import CHECKPOINT, DATASET, PLANS, SIDECAR, TrainedFolder
 from ctflow.bundle.nnunet.labels import invalid_dataset, labels_from_dataset
@@ -20,7 +20,7 @@ from ctflow.bundle.nnunet.plans import configuration_from_plans, invalid_plans
 from ctflow.bundle.nnunet.steps import steps_of_folder
 from ctflow.bundle.weights import weights_digest
 from ctflow.core.errors import BundleInvalid
-from ctflow.core.model import Model, ModelSpec, Segment
+from ctflow.core.model import Model, ModelSpec
 
 OVERLAP = 0.5  # nnU-Net's tile_step_size, which no folder states
 _LONGEST = 64  # of a name (DICOM VR LO)
@@ -94,6 +94,7 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
     sidecar = document_from_bytes(folder.document(SIDECAR), SIDECAR) if SIDECAR in folder.files else {}
     name = _name(plans.get("dataset_name"), folder.name)
     about = metadata_of_labels(sidecar, name, trained[:_LONGEST], labels.segments)
+    uncoded = notes_on_codes(about.segments, "no codes are known for the labels")
     steps, steps_notes = steps_of_folder(folder, [segment.number for segment in labels.segments])
     spec = ModelSpec(
         name=about.name,
@@ -112,7 +113,7 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
         intended_use=about.intended_use,
         demonstration=about.demonstration,
         body_parts=about.body_parts,
-        notes=(averaged, *configuration.notes, *labels.notes, *_uncoded(about.segments), *steps_notes, *about.notes),
+        notes=(averaged, *configuration.notes, *labels.notes, *uncoded, *steps_notes, *about.notes),
         label_steps=steps,
         placement="even",
         mirror_axes=first.mirror_axes,
@@ -120,12 +121,6 @@ def _spec(folder: TrainedFolder) -> tuple[ModelSpec, FoldCheckpoint]:
         painted=labels.painted,
     )
     return spec, first
-
-
-def _uncoded(segments: Sequence[Segment]) -> list[str]:
-    names = [segment.label for segment in segments if not segment.coded]
-    listed = f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
-    return [f"no codes are known for the labels {listed}; their segments are coded as tissue"] if names else []
 
 
 def _plans_name(plans: Mapping[str, Any]) -> str:

@@ -57,9 +57,10 @@ def _map(transform: Transform) -> MapLabels:
     new = _labels(transform, "target_labels", transform.get("target_labels"))
     if len(old) != len(new) or len(set(old)) < len(old):
         raise transform.refused("target_labels", "must be one for each of orig_labels, and these different")
-    if 0 in old:
-        raise transform.refused("orig_labels", "names the background, which ctflow keeps")
-    return MapLabels(tuple(zip(old, new, strict=True)))
+    pairs = dict(zip(old, new, strict=True))
+    if pairs.pop(0, 0):
+        raise transform.refused("orig_labels", "gives the background a label; ctflow keeps it as 0")
+    return MapLabels(tuple(pairs.items()))
 
 
 LABEL_MAKERS: Mapping[str, Callable[[Transform], LabelStep]] = {
