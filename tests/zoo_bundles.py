@@ -127,6 +127,13 @@ def whole_body_ct() -> dict[str, Json]:
     )  # fmt: skip
 
 
+def whole_body_ct_coarse() -> dict[str, Json]:
+    """As people edit it: the low resolution, which has other weights."""
+    found = whole_body_ct()
+    found["displayable_configs"]["highres"] = False
+    return found
+
+
 def _dints(classes: int, low: float, high: float) -> dict[str, Json]:
     return _workflow(
         input_channels=1,
@@ -450,6 +457,9 @@ ZOO = (
     ZooBundle("spleen_ct", "inference.json", spleen_ct, "model.pt", 2, _CHEST),
     ZooBundle("swin_unetr_btcv", "inference.json", swin_unetr_btcv, "model.pt", 14, _CHEST, 64),
     ZooBundle("wholeBody_ct", "inference.json", whole_body_ct, "model.pt", 105, (1.5, 1.5, 1.5)),
+    ZooBundle(
+        "wholeBody_ct", "inference_lowres.json", whole_body_ct_coarse, "model_lowres.pt", 105, (3.0, 3.0, 3.0)
+    ),
     ZooBundle("multi_organ", "inference.yaml", multi_organ, "model.pt", 8, (1.0, 1.0, 1.0)),
     ZooBundle("pancreas_ct_dints", "inference.yaml", pancreas_dints, "model.pt", 3, (1.0, 1.0, 1.0)),
     ZooBundle(_PEDIATRIC, "inference.yaml", pediatric_dynunet, "dynunet_FT.pt", 4, _ABDOMEN),

@@ -51,3 +51,11 @@ def test_the_site_loads_nothing_from_elsewhere():
     settings = (REPOSITORY / "mkdocs.yml").read_text()
     assert "font: false" in settings
     assert "http" not in (REPOSITORY / "docs" / "site" / "site.css").read_text()
+
+
+def test_every_row_of_a_table_belongs_to_one():
+    """A blank line in front of a row makes text of it."""
+    for path in (*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")):
+        for table in re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE):
+            first, second, *_ = [*table.splitlines(), ""]
+            assert re.fullmatch(r"\|[-|: ]+", second), f"{path.name}: {first}"

@@ -16,6 +16,7 @@ from ctflow.node.node import Node, run_node
 from ctflow.node.rules import Rule
 from ctflow.node.settings import Backoff, Destination, Limits, ServiceSettings, Web
 from ctflow.settings.run import Settings
+from nnunet_support import dataset, plans, untrained, zipped
 from node_support import loggers_kept
 from reasons import raises_reason
 from service_support import Archive, association, free_port, instance, storescu, wait_until, worker_that_answers
@@ -79,6 +80,19 @@ def test_a_series_goes_through_and_what_comes_late_makes_a_revision(settings, ar
     assert 'ctflow_series{state="delivered"} 2.0' in exposition
     assert f"ctflow_instances_received_total {len(files)}.0" in exposition
     assert 'ctflow_sends_total{destination="pacs",outcome="sent"} 4.0' in exposition
+
+
+def test_a_zip_of_nnunet_goes_through(settings, archive, series, tmp_path):
+    trained = untrained(tmp_path / "trained", plans(spacing=[8.0, 6.0, 6.0], patch_size=[16, 32, 32]), dataset())
+    (trained / "metadata.json").write_text('{"name": "Liver", "body_parts": ["CHEST"]}')
+    model = zipped(trained, tmp_path / "model.zip")
+    with Node(replace(settings, bundle=model, mirror="none", allow_demonstration=False), RUN) as node:
+        storescu(node.receiver.port, series)
+        wait_until(lambda: node.journal.counts()["delivered"] >= 1, "SEG and SR are delivered")
+        assert node.problems() == []
+    seg = next(each for each in archive.received if each.SOPClassUID == SEG)
+    assert seg.ManufacturerModelName == "Liver"
+    assert {each.SegmentLabel for each in seg.SegmentSequence} <= {"liver", "lung tumour"}
 
 
 def test_what_was_interrupted_goes_on_after_a_start_and_nothing_half_written_stays(settings, archive, series):

@@ -144,6 +144,30 @@ def test_chains_of_transforms_and_their_way_back_are_monais(items, seed):
         torch.testing.assert_close(found, back, atol=2e-4, rtol=0)
 
 
+@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    spacing=st.lists(st.sampled_from([0.75, 1.0, 1.5, 2.5, 1.37]), min_size=3, max_size=3) | st.just(1.25),
+    mode=st.sampled_from(["bilinear", "nearest"]),
+    seed=st.integers(0, 30),
+)
+def test_a_grid_along_the_patients_axes_is_monais(spacing, mode, seed):
+    items = [
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": spacing, "mode": mode, "diagonal": True},
+    ]
+    volume, transform = scan(seed), compose(items)
+    document = {"preprocessing": {"_target_": "Compose", "transforms": items}}
+    prepared = prepare_volume(volume, steps_from_config(Config(document, "configs/inference.json")), "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = transform({"image": image_of(volume)})
+        torch.testing.assert_close(prepared.tensor[0, 0], torch.as_tensor(data["image"])[0], atol=0.2, rtol=0)
+        values = torch.rand((2, *prepared.tensor.shape[2:]), generator=torch.Generator().manual_seed(seed))
+        back = inverted(transform, data, values, nearest=False)
+    found = torch.cat([slab for _, slab in restore_slabs(prepared, values)], dim=1).permute(0, 3, 2, 1)
+    torch.testing.assert_close(found, back, atol=2e-4, rtol=0)
+
+
 @pytest.mark.parametrize("spacing", [[1.5, 1.5, 1.5], [3.0, 3.0, 3.0]])
 def test_labels_on_voxels_exactly_between_two_are_those_that_monai_takes(spacing):
     rng = np.random.default_rng(2)
