@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 from dataclasses import replace
 from functools import reduce
 
@@ -48,6 +49,9 @@ PLACEMENTS = {
     "prone": axes((2, 1, 0), (1, -1, -1), SPACING),
     "oblique": OBLIQUE,
 }
+
+
+needs_plastimatch = pytest.mark.skipif(platform.machine() == "aarch64", reason="plastimatch has no wheel for Arm")
 
 
 def labels_of() -> np.ndarray:
@@ -101,6 +105,7 @@ def read_again(dataset):
     return pydicom.dcmread(io.BytesIO(as_bytes(dataset)))
 
 
+@needs_plastimatch
 @pytest.mark.parametrize("form", ["keyhole", "of fractions"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_two_readers_find_the_mask_at_its_place(write, tmp_path, monkeypatch, placement, form):
@@ -123,6 +128,7 @@ def found_by_both(path, folder, tmp_path, monkeypatch):
     return by_plastimatch, points_by_dcmrtstruct2nii(path, folder, tmp_path / "dcmrtstruct2nii", monkeypatch)
 
 
+@needs_plastimatch
 @pytest.mark.parametrize("holes", ["separate", "xor"])
 def test_readers_differ_in_holes_that_are_contours_of_their_own(write, tmp_path, monkeypatch, holes):
     """docs/dicom.md says which: it is why keyholes are the default."""
