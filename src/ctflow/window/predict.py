@@ -76,7 +76,8 @@ def predict_volume(
         (1, C_out, D, H, W) float32 logits on the first worker's device.
 
     Raises:
-        ValueError: An argument is out of range, no window is wanted, or `predict` returns another window size.
+        ValueError: An argument is out of range, no window is wanted, or `predict` returns another number of windows.
+        BundleInvalid: It returns another window size: the network is no segmentation network.
         DeviceOutOfMemory: A device has too little memory for one window, or for as many as its worker always computes.
 
     Source: equal to `monai.inferers.sliding_window_inference` (MONAI 1.6.1) within float tolerance, on any number of

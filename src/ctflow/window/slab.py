@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.errors import BundleInvalid, DeviceOutOfMemory
 from ctflow.core.volume import Box
 from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.window.devices import Say, Worker
@@ -70,8 +70,11 @@ class Slab:
         answer = self._answer(windows)
         if answer is None:
             return False
-        if len(answer) != len(groups) or answer.shape[2:] != roi:
-            raise ValueError(f"predict returned {tuple(answer.shape)} for {len(groups)} windows of {tuple(roi)}")
+        if len(answer) != len(groups):
+            raise ValueError(f"predict returned {len(answer)} answers to {len(groups)} windows")
+        if answer.shape[2:] != roi:
+            problem = f"answers {len(groups)} windows of {tuple(roi)} with {tuple(answer.shape)}"
+            raise BundleInvalid(f"the network {problem}, not with a value for each voxel", reason="network")
         if self._sum is None:
             self._sum = torch.zeros((1, answer.shape[1], *self._shape()), device=self.part.device)
         for window, group in zip(answer, groups, strict=True):

@@ -11,7 +11,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 
-from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.errors import BundleInvalid, DeviceOutOfMemory
 from ctflow.window.blend import importance_map, total_weight
 from ctflow.window.devices import Worker
 from ctflow.window.grid import padding_for_window, shares_of_windows, starts_along_axis, window_axes, window_starts
@@ -173,7 +173,6 @@ def test_progress_counts_windows():
         {"overlap": -0.1},
         {"overlap": float("nan")},
         {"batch_size": 0},
-        {"predict": lambda windows: windows[:, :, :2]},
         {"predict": lambda windows: windows[:1]},
     ],
 )
@@ -181,6 +180,12 @@ def test_wrong_arguments_are_named(wrong):
     arguments = {"volume": torch.rand(1, 1, 8, 8, 8), "predict": lambda windows: windows, "roi": (4, 4, 4), **wrong}
     with pytest.raises(ValueError, match=r"."):
         predict_volume(arguments.pop("volume"), arguments.pop("predict"), **arguments)
+
+
+@pytest.mark.parametrize("answer", [lambda windows: windows[:, :, :2], lambda windows: windows.mean((2, 3, 4))])
+def test_a_network_without_a_value_for_each_voxel_is_the_models_fault(answer):
+    with raises_reason(BundleInvalid, "network", names="windows of (4, 4, 4)"):
+        predict_volume(torch.rand(1, 1, 8, 8, 8), answer, roi=(4, 4, 4))
 
 
 def predict_up_to(most: int, calls: list[int]):
