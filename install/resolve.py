@@ -24,7 +24,8 @@ ON_NVIDIAS_INDEX = {"tensorrt", "torch-tensorrt"}
 EVERYWHERE = ("", "onnxruntime", "openvino", "serve")
 HAS_NO_WHEELS = {("Linux Arm, glibc 2.28", "openvino")}
 CPU_BUILD = "torch-on-cpu.toml"
-# The first only requires its parts, the others are the tests', in Python alone. Everything else has to have a wheel for the system.
+# The first only requires its parts, the others are the tests', in Python alone. Everything else has to have a wheel for
+# the system.
 HAS_NO_WHEEL = ("tensorrt-rtx-cu13", "acvl-utils", "dcmrtstruct2nii")
 # What the CPU build of torch requires (tests/unit/test_install.py compares it with the installed one).
 TORCH_ON_CPU = ("filelock", "typing-extensions", "setuptools", "sympy", "networkx", "jinja2", "fsspec")
