@@ -146,7 +146,7 @@ def test_a_model_whose_probabilities_are_restored_marks_the_same(coarse_bundle, 
 
 
 def test_105_classes_whose_labels_are_restored_are_the_same(tmp_path, monkeypatch):
-    (bundle,) = (each for each in ZOO if each.channels == 105)
+    bundle = next(each for each in ZOO if each.channels == 105)
     folder = written_bundle(tmp_path / "bundle", bundle)
     arguments = {key: value for key, value in bundle.make()["network_def"].items() if key != "_target_"}
     torch.save(random_weights(SegResNet(**arguments)), folder / "models" / bundle.weights)

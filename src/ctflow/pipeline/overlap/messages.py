@@ -88,8 +88,8 @@ class InOrder:
         with self._lock:
             if getattr(record, _WAITS, False):  # another handler asks
                 return self._showing
-            if self._showing or self.current is None or self.current == self._turn:
-                return True
+            if self._showing or self.current in (None, self._turn) or self.current not in self._waiting:
+                return True  # of no case, of the case whose turn it is, or of one whose lines have all been shown
             setattr(record, _WAITS, True)
             self._waiting[self.current].append(partial(logging.getLogger(record.name).handle, record))
             return False

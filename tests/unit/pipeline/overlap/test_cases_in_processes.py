@@ -27,6 +27,7 @@ from ctflow.core.shared_memory import SharedMemory
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline import segmenter
 from ctflow.pipeline.overlap import cases, process, processes
+from ctflow.pipeline.overlap.messages import InOrder
 from ctflow.pipeline.overlap.process import Write
 from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import Settings
@@ -128,6 +129,17 @@ def test_beside_a_gpu_torch_uses_the_share_of_one_process(folder, tmp_path, monk
     finally:
         torch.set_num_threads(before)
     assert seen == [4] * COUNT + [3] * COUNT
+
+
+def test_a_line_of_a_case_whose_lines_have_all_been_shown_is_shown_at_once(caplog):
+    """The application asks for no further case after the last one, and then says what it left out."""
+    messages = InOrder(1)
+    messages.open()
+    messages.current = 0
+    messages.finish(0)
+    logging.getLogger("ctflow").warning("afterwards")
+    assert "afterwards" in caplog.text
+    messages.close()
 
 
 def test_progress_is_that_of_one_after_another_for_each_case(folder, tmp_path):
