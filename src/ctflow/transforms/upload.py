@@ -42,11 +42,9 @@ def pin_for_gpus(address: int, size: int) -> Callable[[], None] | None:
         size: In bytes.
 
     Returns:
-        What unpins it, which must happen before the memory is unmapped; None if this process uses no GPU, or if the
-        driver refuses: uploads then copy in chunks.
+        What unpins it, which must happen before the memory is unmapped; None if the driver refuses: uploads then copy
+        in chunks.
     """
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return None
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     code = int(runtime.cudaHostRegister(address, size, _FOR_ALL_GPUS))
     if code == 0:
@@ -58,6 +56,9 @@ def pin_for_gpus(address: int, size: int) -> Callable[[], None] | None:
 
 
 def _unpin(address: int) -> None:
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.synchronize(index)  # an upload may still read it
+    try:
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(index)  # an upload may still read it
+    except RuntimeError as error:  # a fault of the device, which its case tells: nothing reads any more
+        log.debug("the device does not answer before memory is unpinned (%s)", type(error).__name__)
     torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

@@ -11,9 +11,11 @@ import resource
 import shutil
 import signal
 import time
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +76,19 @@ def left_over(output: Path) -> list[str]:
     return [path.name for path in output.glob(".*") if path.name != ".superseded"]
 
 
+def seen_while_segmenting(monkeypatch, look) -> list[int]:
+    """What `look` returns at the start of each segmentation from now on."""
+    seen: list[int] = []
+
+    class Looking(MarkingSegmenter):
+        def segment(self, *arguments, **options):
+            seen.append(look())
+            return super().segment(*arguments, **options)
+
+    monkeypatch.setattr(segmenter, "Segmenter", Looking)
+    return seen
+
+
 def test_results_and_messages_are_those_of_one_after_another(folder, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     expected = run_folder(folder, tmp_path / "1", marking_model(), IN_TURN)
@@ -101,6 +116,7 @@ def test_volumes_are_pinned_for_gpus_once_a_view_and_unpinned(folder, tmp_path, 
         pinned.append((address, size))
         return lambda: unpinned.append(address)
 
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(upload, "pin_for_gpus", pin)
     run_folder(folder, tmp_path, marking_model(), TOGETHER)
     assert 2 <= len(pinned) <= COUNT
@@ -108,15 +124,25 @@ def test_volumes_are_pinned_for_gpus_once_a_view_and_unpinned(folder, tmp_path, 
     assert sorted(unpinned) == sorted(address for address, _ in pinned)
 
 
+def test_memory_is_unpinned_also_if_the_device_has_failed(monkeypatch):
+    """Else the processes that come after it would not be ended."""
+    unpinned: list[int] = []
+
+    def failed(_device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runtime = SimpleNamespace(cudaHostRegister=lambda *_: 0, cudaHostUnregister=unpinned.append)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", failed)
+    with closing(SharedMemory()) as memory:
+        memory.allocate((5000,), "u1")
+        memory.pin(upload.pin_for_gpus)
+    assert len(unpinned) == 1
+
+
 def test_beside_a_gpu_torch_uses_the_share_of_one_process(folder, tmp_path, monkeypatch):
-    seen: list[int] = []
-
-    class Counting(MarkingSegmenter):
-        def segment(self, *arguments, **options):
-            seen.append(torch.get_num_threads())
-            return super().segment(*arguments, **options)
-
-    monkeypatch.setattr(segmenter, "Segmenter", Counting)
+    seen = seen_while_segmenting(monkeypatch, torch.get_num_threads)
     monkeypatch.setattr(processes, "usable_cpus", lambda: 6)
     before = torch.get_num_threads()
     try:
@@ -159,14 +185,7 @@ def test_progress_is_that_of_one_after_another_for_each_case(folder, tmp_path):
 
 
 def test_no_more_cases_are_in_memory_than_asked_for(folder, tmp_path, monkeypatch):
-    alive = []
-
-    class Counting(MarkingSegmenter):
-        def segment(self, *arguments, **options):
-            alive.append(len(multiprocessing.active_children()))
-            return super().segment(*arguments, **options)
-
-    monkeypatch.setattr(segmenter, "Segmenter", Counting)
+    alive = seen_while_segmenting(monkeypatch, lambda: len(multiprocessing.active_children()))
     run_folder(folder, tmp_path, marking_model(), TOGETHER)
     assert len(alive) == COUNT
     assert 1 <= max(alive) <= 2
@@ -309,14 +328,7 @@ def test_failing_starts_leave_no_file_open(folder, tmp_path, monkeypatch):
 
 
 def test_a_limit_of_open_files_limits_the_processes(folder, tmp_path, monkeypatch):
-    alive = []
-
-    class Counting(MarkingSegmenter):
-        def segment(self, *arguments, **options):
-            alive.append(len(multiprocessing.active_children()))
-            return super().segment(*arguments, **options)
-
-    monkeypatch.setattr(segmenter, "Segmenter", Counting)
+    alive = seen_while_segmenting(monkeypatch, lambda: len(multiprocessing.active_children()))
     most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (80, limit))
     try:
