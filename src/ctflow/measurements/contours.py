@@ -16,6 +16,7 @@ from ctflow.core.volume import FloatArray, LabelArray
 
 SIMPLIFIED_MM = 0.1  # largest distance between an outline and the simpler one that replaces it
 _WHOLE = 255  # what fractions are parts of
+_UNMASKED: Any = None  # contourpy takes it, though its annotations do not
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +148,20 @@ def _margin(
 
 def _region(margin: FloatArray, box: tuple[slice, slice], pixel_mm: Sequence[float]) -> shapely.MultiPolygon:
     """Where a field is above 0, in mm."""
-    # contourpy's own axes would be pixels.
     y, x = ((np.arange(size) + axis.start - 1) * mm for size, axis, mm in zip(margin.shape, box, pixel_mm, strict=True))
-    generator = contourpy.contour_generator(x, y, margin, fill_type=contourpy.FillType.ChunkCombinedOffsetOffset)
+    # Not `contour_generator`, which looks for invalid values: that takes as long as all else here.
+    across, down = np.meshgrid(x, y)
+    generator = contourpy.SerialContourGenerator(
+        across,
+        down,
+        margin,
+        _UNMASKED,
+        corner_mask=True,
+        line_type=contourpy.LineType.Separate,
+        fill_type=contourpy.FillType.ChunkCombinedOffsetOffset,
+        quad_as_tri=False,
+        z_interp=contourpy.ZInterp.Linear,
+    )
     filled: Any = generator.filled(0.0, np.inf)  # its type depends on the type of filling
     (points,), (rings,), (polygons,) = filled
     offsets = (rings, polygons, np.array([0, len(polygons) - 1], np.uint32))

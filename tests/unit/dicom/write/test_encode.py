@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ctflow.dicom.write.encode import json_from_dataset, save_dataset
 
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 WORDS = ("SCT", "DCM", "odd", "Größe", "two\\values", "")
 
 
@@ -113,6 +114,7 @@ def values_of_all_kinds() -> Dataset:
     return item
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize(
     "item",
     [
@@ -120,10 +122,10 @@ def values_of_all_kinds() -> Dataset:
         sign_of_what_lies_deeper, two_vrs_of_one_tag, from_a_file, values_of_all_kinds, Dataset,
     ],
 )  # fmt: skip
-def test_odd_items_are_written_as_pydicom_writes_them(item):
+def test_odd_items_are_written_as_pydicom_writes_them(item, syntax):
     outer = Dataset()
     outer.ConceptCodeSequence = [code("1", "größer"), item(), code("1", "größer")]
-    assert_as_pydicom(document([outer, item(), outer]))
+    assert_as_pydicom(document([outer, item(), outer], syntax))
 
 
 @settings(max_examples=60, deadline=None)
@@ -136,7 +138,8 @@ def test_items_that_share_and_repeat_are_written_as_pydicom_writes_them(seed):
         item.TextValue, item.ValueType = str(random.choice(WORDS)), "TEXT"
         item.ConceptCodeSequence = [items[index] for index in random.integers(0, len(items), random.integers(0, 4))]
         items.append(item)
-    assert_as_pydicom(document(items))
+    for syntax in SYNTAXES:
+        assert_as_pydicom(document(items, syntax))
 
 
 def test_without_sequences_or_a_character_set_it_is_written_as_pydicom_writes_it():
@@ -156,7 +159,7 @@ def test_a_sequence_of_undefined_length_and_a_file_that_was_read_are_written_as_
 
 
 def test_another_transfer_syntax_is_pydicoms():
-    assert_as_pydicom(document([code("1", "größer")], ImplicitVRLittleEndian))
+    assert_as_pydicom(document([code("1", "größer")], ExplicitVRBigEndian))
 
 
 def test_an_item_follows_the_sign_of_its_data_sets_pixels():
