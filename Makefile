@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-all test-random test-lowest test-gpu map map-cuda map-test docs lint install resolve dist dist-test clean
+.PHONY: demo test test-all test-random test-lowest test-gpu map map-cuda map-test docs viewers lint install resolve dist dist-test clean
 
 install:
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh install/install.sh $(VENV)
@@ -35,6 +35,10 @@ test: lint
 # Everything that `make test` runs, the exhaustive matrices, and coverage, which doubles the time (docs/testing.md).
 test-all: lint
 	$(PYTEST) -m "not gpu and not map" --cov --cov-report=term-missing
+
+# OHIF's readers of SEG for tests/viewers, from npm; without them those tests are skipped.
+viewers:
+	cd tests/viewers && npm ci && npm run build
 
 # `make test` tries the same random examples everywhere; this draws new ones for ten minutes and prints its seeds.
 # Options: SEARCH='--seed N --minutes M tests/unit/window'

@@ -14,6 +14,7 @@ HOW = {
     "DCMTK": "apt-get install dcmtk",
     "Orthanc": "apt-get install orthanc orthanc-python dcmtk iproute2 util-linux",
     "namespaces of its own": "run the tests as root",
+    "adapters of OHIF": "apt-get install npm, then make viewers",
     "strace": "apt-get install strace",
     "real CT": "docs/testing.md says where it comes from; then set CTFLOW_DATA",
 }
