@@ -40,7 +40,7 @@ from ctflow.dicom.read.assemble import assemble_series
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.read.structure import layout_of_header
-from ctflow.dicom.write import encode, measurement_report, segmentation
+from ctflow.dicom.write import encode, frames, measurement_report, segmentation
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance
 from ctflow.dicom.write.source import sources_from_headers
@@ -156,23 +156,32 @@ def seg(folder: Path, given: argparse.Namespace) -> dict[str, Variants]:
     few = labels.copy()
     few[given.slices // 10 :] = 0
 
-    def make(marks: np.ndarray) -> Dataset:
-        return segmentation.segmentation_from_labels(marks, sources, SPEC, MADE_BY)
+    def make(marks: np.ndarray, kind: Any = "binary") -> Dataset:
+        form = segmentation.SegForm(kind)
+        return segmentation.segmentation_from_labels(marks, sources, SPEC, MADE_BY, form=form)
+
+    def planes() -> None:
+        frames.planes_of_images(sources.cleaned)
 
     def asking() -> None:
-        with mock.patch.object(segmentation, "frames_known_by_class", nullcontext):
+        with mock.patch.object(frames, "frames_known_by_class", nullcontext):
+            planes()
+
+    def by_highdicom() -> None:
+        with mock.patch.object(segmentation, "_is_made_of_planes", return_value=False):
             make(labels)
 
     def with_all_slices() -> None:
         with mock.patch.object(segmentation, "_slices_with_frames", return_value=None):
-            make(few)
+            make(few, "labelmap")
 
     return {
-        "SEG made, every slice marked": {
-            "highdicom asks of each image": timed(asking), "ctflow": timed(lambda: make(labels)),
+        "planes of a SEG": {"highdicom asks of each image": timed(asking), "ctflow": timed(planes)},
+        "SEG made once its planes are, nearly every slice marked": {
+            "highdicom makes all of it": timed(by_highdicom), "ctflow": timed(lambda: make(labels)),
         },
-        "SEG made, a tenth of the slices marked": {
-            "highdicom is given all slices": timed(with_all_slices), "ctflow": timed(lambda: make(few)),
+        "labelmap made, a tenth of the slices marked": {
+            "highdicom is given all slices": timed(with_all_slices), "ctflow": timed(lambda: make(few, "labelmap")),
         },
         "SEG written": writing(make(labels)),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from ctflow.core.model import RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.core.volume import Geometry, LabelArray
 from ctflow.dicom.attributes import text
 from ctflow.dicom.write import derived
-from ctflow.dicom.write.frames import give_frames
+from ctflow.dicom.write.frames import give_frames, planes_of_images
 from ctflow.dicom.write.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.write.source import Sources, sources_from_headers
 
@@ -83,21 +83,22 @@ def segmentation_from_labels(
         {**provenance.settings, "model": spec.name, "model_version": spec.version, **_choices(spec, form, grid)},
         digest_of_mask(labels if fractions is None else fractions),
     )
-    shown = _slices_with_frames(labels if fractions is None else fractions, form) if grid is None else None
+    by_planes = _is_made_of_planes(form)
+    marks = labels if fractions is None else fractions
+    shown = None if grid is not None else [0] if by_planes else _slices_with_frames(marks, form)
     images = sources.cleaned if shown is None else [sources.cleaned[index] for index in shown]
     planes = {} if grid is None else _planes(grid)
     descriptions = [_describe(segment, header, spec, provenance, uid) for segment in spec.segments]
-    marks = None if not _has_own_frames(labels, form, spec) else labels if shown is None else labels[shown]
     with frames_known_by_class(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is intended; values were checked in clean_sources
         segmentation: Dataset = hd.seg.Segmentation(
             source_images=images,
-            pixel_array=_pixels(labels, fractions, shown) if marks is None else (marks > 0).astype(np.uint8),
+            pixel_array=np.ones((1, *labels.shape[1:]), np.uint8) if by_planes else _pixels(labels, fractions, shown),
             segmentation_type=hd.seg.SegmentationTypeValues[form.kind.upper()],
             max_fractional_value=MOST_FRACTION,
             omit_empty_frames=form.omit_empty_frames,
-            **planes,
-            segment_descriptions=descriptions if marks is None else descriptions[:2],
+            **(_first(planes) if by_planes else planes),
+            segment_descriptions=descriptions[:2] if by_planes else descriptions,
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SEG", uid),
             series_number=derived.series_number(header, 1),
             sop_instance_uid=uid,
@@ -107,11 +108,10 @@ def segmentation_from_labels(
             content_label="SEGMENTATION",
             series_description=derived.series_description(spec, "Segmentation by"),
         )
-    if marks is not None:
-        at = planes["plane_positions"] if planes else [[image] for image in images]
-        positions_mm = np.array([each[0].ImagePositionPatient for each in at], float)
+    if by_planes:
+        places = sources.planes if grid is None else planes_of_images(sources.cleaned, **planes)
         omit = form.omit_empty_frames
-        segmentation = give_frames(segmentation, marks, positions_mm, descriptions, omit_empty_frames=omit)
+        segmentation = give_frames(segmentation, labels, places, descriptions, omit_empty_frames=omit)
     if shown is not None:
         _refer_to_all(segmentation, sources)
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
@@ -122,17 +122,6 @@ def segmentation_from_labels(
     del segmentation.SourceImageSequence
     segmentation.ContentCreatorName = None  # required, empty: a program made it
     return segmentation
-
-
-@lenient()
-def read_standard(sources: Sources) -> None:
-    """Make highdicom read its tables of the standard, once per process, before a mask waits for them.
-
-    Args:
-        sources: Any whose images have positions.
-    """
-    with frames_known_by_class():
-        hd.utils.get_plane_positions_of_series(sources.cleaned[:1])
 
 
 def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str, str]:
@@ -151,17 +140,17 @@ def _choices(spec: ModelSpec, form: SegForm, grid: Geometry | None) -> dict[str,
 def _slices_with_frames(marks: npt.NDArray[Any], form: SegForm) -> list[int] | None:
     """The slices that get frames; None if all do: highdicom takes long for each image passed.
 
-    Gain: a SEG of 25 frames on 300 images is made in 0.018 s, without this in 0.057 s (3.2 times;
-    benchmarks/own_code.py seg, 2026-11-29: AMD EPYC, 2 cores at a load of 2.7, Python 3.11.7, highdicom 0.28.2).
+    Gain: a labelmap of 25 frames on 300 images is made in 0.019 s, without this in 0.061 s (3.2 times;
+    benchmarks/own_code.py seg, 2026-11-30: AMD EPYC, 2 cores at a load of 2.8, Python 3.11.7, highdicom 0.28.2).
     """
     axes = tuple(axis for axis in range(marks.ndim) if axis != marks.ndim - 3)
     marked: list[int] = np.flatnonzero(marks.any(axis=axes)).tolist()
     return marked if form.omit_empty_frames and 0 < len(marked) < marks.shape[-3] else None
 
 
-def _has_own_frames(labels: LabelArray, form: SegForm, spec: ModelSpec) -> bool:
-    """Whether highdicom makes the frames of one segment only (see `ctflow.dicom.write.frames`)."""
-    return form.kind == "binary" and len(spec.segments) > 1 and bool(labels.any())
+def _is_made_of_planes(form: SegForm) -> bool:
+    """Whether highdicom makes the planes only (see `ctflow.dicom.write.frames`)."""
+    return form.kind == "binary"
 
 
 def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
@@ -208,6 +197,11 @@ def _planes(grid: Geometry) -> dict[str, Any]:
         "plane_orientation": hd.PlaneOrientationSequence(patient, (*along[:, 2], *along[:, 1])),
         "plane_positions": [hd.PlanePositionSequence(patient, origin) for origin in origins],
     }
+
+
+def _first(planes: dict[str, Any]) -> dict[str, Any]:
+    """The first of a grid's planes."""
+    return {**planes, "plane_positions": planes["plane_positions"][:1]} if planes else {}
 
 
 def _check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR
@@ -24,6 +25,7 @@ from ctflow.dicom.write.conformance import (
     element_of_values,
     encodings_of_header,
 )
+from ctflow.dicom.write.frames import Planes, planes_of_images
 from ctflow.dicom.write.measures import Measures, measures_from_headers
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
@@ -96,6 +98,11 @@ class Sources:
 
     def __len__(self) -> int:
         return len(self.uids)
+
+    @cached_property
+    def planes(self) -> Planes:
+        """A SEG's frame on each image."""
+        return planes_of_images(self.cleaned)
 
 
 @lenient()

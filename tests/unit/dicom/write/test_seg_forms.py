@@ -217,7 +217,7 @@ def files_of_both(monkeypatch, folder, labels, headers, spec, **given):
     """The SEG with our frames and with highdicom's, as bytes."""
     files = []
     for name, own in (("ours", True), ("highdicom", False)):
-        monkeypatch.setattr(segmentation, "_has_own_frames", lambda *_, own=own: own)
+        monkeypatch.setattr(segmentation, "_is_made_of_planes", lambda *_, own=own: own)
         write_dataset(segmentation_from_labels(labels, headers, spec, MADE_BY, **given), folder / name)
         files.append((folder / name).read_bytes())
     return files
@@ -225,7 +225,7 @@ def files_of_both(monkeypatch, folder, labels, headers, spec, **given):
 
 @pytest.mark.parametrize("omit", [True, False])
 @pytest.mark.parametrize("on_a_grid", [False, True])
-@pytest.mark.parametrize(("shape", "count"), [((7, 3, 3), 5), ((5, 9, 7), 104), ((4, 8, 8), 300)])
+@pytest.mark.parametrize(("shape", "count"), [((7, 3, 3), 1), ((7, 3, 3), 5), ((5, 9, 7), 104), ((4, 8, 8), 300)])
 def test_the_frames_of_a_binary_seg_are_those_of_highdicom(write, monkeypatch, tmp_path, shape, count, omit, on_a_grid):
     """Byte for byte: of pixels that do not fill bytes, of slices and segments without marks."""
     rng = np.random.default_rng(count)
@@ -239,6 +239,22 @@ def test_the_frames_of_a_binary_seg_are_those_of_highdicom(write, monkeypatch, t
     if on_a_grid:
         given["grid"] = loaded.volume.geometry
     ours, theirs = files_of_both(monkeypatch, tmp_path, labels, headers, spec_of(segments), **given)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("marked", [(), (3,), (1, 3, 5), (1, 2, 3), (1, 2, 4)])
+@pytest.mark.parametrize("uneven_mm", [0, 0.001, 0.4])
+def test_the_frames_of_one_segment_are_those_of_highdicom(write, monkeypatch, tmp_path, marked, uneven_mm):
+    """Also whether they are called a stack: at equal distances, whichever slices are marked."""
+
+    def adjust(dataset, index):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, z + uneven_mm * (index % 2)]
+
+    headers = [instance.header for instance in assembled(write(small_volume(shape=(8, 9, 7)), adjust=adjust)).instances]
+    labels = np.zeros((8, 9, 7), np.uint8)
+    labels[list(marked), 2:4, 3] = 1
+    ours, theirs = files_of_both(monkeypatch, tmp_path, labels, headers, spec_of((Segment(1, "mass", MASS, MASS),)))
     assert ours == theirs
 
 
