@@ -1,7 +1,8 @@
-"""Make the training set of the demonstration model: phantoms, and synthetic tumours in real CTs.
+"""Make the training set of the demonstration model: phantoms, synthetic tumours in real CTs, and drawn ones.
 
     python training/make_set.py DIR --phantoms 220 --varied 120 --backgrounds FOLDER --insertions 9
     python training/make_set.py DIR --phantoms 24 --shape 300,512,512
+    python training/make_set.py DIR --drawn CASES --truth-roi 'GTV*' --insertions 3
 
 Writes DIR/<name>/{image,label}.nii, as configs/train.json reads them. A label determines how often windows are drawn
 around a voxel: 1 to 5 is the number of a tumour, so that small tumours are drawn as often as large ones; 6 marks what
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from acquisition import Sample, acquire
 from backgrounds import USES
+from drawn import read_drawn
 from lungs import coarse_lung_distance, vessels_of
 from mimics import draw_lung_disease
 from real_chests import CLEAR_MM, SPACING_MM, as_acquired, boxes_clear_of, lung_of_background, read_backgrounds
@@ -42,7 +44,9 @@ SHAPES: tuple[Size3, ...] = ((160, 256, 256), (160, 256, 256), (200, 320, 320), 
 MOST_TUMOURS = 5
 MIMIC, NEAR, OUTSIDE, EXCLUDED = 6, 7, 8, 9
 _NEAR_MM = 35.0
-_backgrounds: list[dict[str, Any]] = []  # prepared once; the processes that insert tumours fork from this one
+# Prepared once; the processes that make cases fork from this one.
+_backgrounds: list[dict[str, Any]] = []
+_drawn: list[dict[str, Any]] = []
 
 
 def write_case(folder: Path, sample: Sample) -> None:
@@ -114,6 +118,23 @@ def make_insertion(folder: Path, number: int, which: int) -> None:
         write_case(folder / name, acquire(rng, part, native_mm=background["thickness_mm"]))
 
 
+def make_drawn(folder: Path, number: int, which: int) -> None:
+    """Another acquisition of a CT whose lesions are drawn: that of `number` 0 is its own.
+
+    Args:
+        folder: Of the set.
+        number: Of this acquisition.
+        which: Index into `_drawn`.
+    """
+    case = _drawn[which]
+    hu, spacing = case["hu"].astype(np.float32), (SPACING_MM,) * 3
+    sample = Sample(hu, with_places(hu, case["numbers"], spacing, lung_of_background(case)), spacing)
+    if number:
+        rng = np.random.default_rng([FIRST_SEED, number, which])
+        sample = acquire(rng, sample, native_mm=case["thickness_mm"])
+    write_case(folder / f"{case['name']}-{number:03d}", sample)
+
+
 def write_as_it_is(folder: Path, which: int) -> None:
     """Write a whole background for validation: nothing added, 30 mm around its lesions labelled as excluded."""
     background = _backgrounds[which]
@@ -146,6 +167,7 @@ def jobs_from_words(words: argparse.Namespace) -> list[Job]:
     jobs: list[Job] = [(make_insertion, (words.folder, n, k)) for n in range(words.insertions) for k in real]
     if not words.insertions:
         jobs = [(write_as_it_is, (words.folder, k)) for k in real]
+    jobs += [(make_drawn, (words.folder, n, k)) for n in range(max(words.insertions, 1)) for k in range(len(_drawn))]
     for n in range(words.phantoms + words.varied):
         varied = n >= words.phantoms
         jobs.append((make_phantom, (words.folder, words.first_seed + n, shapes[n % len(shapes)], varied)))
@@ -160,6 +182,16 @@ def parser_of_words() -> argparse.ArgumentParser:
     parser.add_argument("--varied", type=int, default=0, help="number of phantoms that vary as real scans do")
     parser.add_argument("--backgrounds", type=Path, help="folder of real CTs (see training/backgrounds.py)")
     parser.add_argument("--use", default="train", choices=USES, help="use of the real CTs")
+    parser.add_argument(
+        "--drawn", type=Path, help="folder of cases with lesions that somebody drew: ct/ and truth.dcm, SEG or RTSTRUCT"
+    )
+    parser.add_argument(
+        "--truth-roi",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="region of an RTSTRUCT, or a pattern; repeatable",
+    )
     parser.add_argument("--insertions", type=int, default=20, help="cases per real CT; 0 writes it unchanged")
     parser.add_argument("--prepare", action="store_true", help="only resample the real CTs and store them in DIR")
     parser.add_argument(
@@ -181,11 +213,13 @@ def main() -> None:
     if words.prepare and not words.backgrounds:
         parser.error("--prepare resamples the CTs of a folder: name it with --backgrounds")
     torch.set_num_threads(1)
-    if words.backgrounds:
-        try:
+    try:
+        if words.backgrounds:
             _backgrounds[:] = read_backgrounds(words.backgrounds, words.use, words.processes)
-        except ValueError as error:
-            parser.error(str(error))
+        if words.drawn:
+            _drawn[:] = read_drawn(words.drawn, words.truth_roi, MOST_TUMOURS)
+    except ValueError as error:
+        parser.error(str(error))
     if words.prepare:
         words.folder.mkdir(parents=True)
         for background in _backgrounds:

@@ -13,7 +13,7 @@ from backgrounds import Background, load_backgrounds, read_catalogue
 from lungs import lung_distance
 from scipy import ndimage
 
-from ctflow.core.volume import Box, Volume
+from ctflow.core.volume import Box, Geometry, Size3, Volume
 from ctflow.phantom.grid import FloatVolume
 
 SPACING_MM = 1.5  # the model's
@@ -88,19 +88,25 @@ def lung_of_background(background: dict[str, Any]) -> FloatVolume:
 
 def on_cubic_grid(volume: Volume) -> tuple[FloatVolume, npt.NDArray[Any]]:
     """Linear interpolation to `SPACING_MM` along superior, posterior and left; HU, and (4, 4) LPS mm to its index."""
-    affine = volume.geometry.affine_mm
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.array.shape])).reshape(3, -1)
-    world = affine[:3, :3] @ corners + affine[:3, 3:]
-    low, high = world.min(axis=1), world.max(axis=1)
-    shape = tuple(int((b - a) / SPACING_MM) + 1 for a, b in zip(low[::-1], high[::-1], strict=True))
-    grid_to_world = np.zeros((4, 4))
-    grid_to_world[2, 0] = grid_to_world[1, 1] = grid_to_world[0, 2] = SPACING_MM
-    grid_to_world[:3, 3], grid_to_world[3, 3] = low, 1.0
-    to_source = np.linalg.inv(affine) @ grid_to_world
+    shape, grid_to_world = cubic_grid(volume.geometry)
+    to_source = np.linalg.inv(volume.geometry.affine_mm) @ grid_to_world
     hu = ndimage.affine_transform(
         volume.array.astype(np.float32), to_source[:3, :3], to_source[:3, 3], shape, order=1, mode="nearest"
     )
     return hu, np.linalg.inv(grid_to_world)
+
+
+def cubic_grid(geometry: Geometry) -> tuple[Size3, npt.NDArray[Any]]:
+    """Voxels, and (4, 4) index to LPS mm, of the grid of `SPACING_MM` that covers another."""
+    affine = geometry.affine_mm
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in geometry.shape])).reshape(3, -1)
+    world = affine[:3, :3] @ corners + affine[:3, 3:]
+    low, high = world.min(axis=1), world.max(axis=1)
+    depth, height, width = (int((b - a) / SPACING_MM) + 1 for a, b in zip(low[::-1], high[::-1], strict=True))
+    grid_to_world = np.zeros((4, 4))
+    grid_to_world[2, 0] = grid_to_world[1, 1] = grid_to_world[0, 2] = SPACING_MM
+    grid_to_world[:3, 3], grid_to_world[3, 3] = low, 1.0
+    return (depth, height, width), grid_to_world
 
 
 def boxes_clear_of(

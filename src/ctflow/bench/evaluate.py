@@ -34,6 +34,7 @@ from ctflow.core.model import RESEARCH_ONLY, Model
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Geometry, Volume
 from ctflow.dicom.read.segmentation import read_segmentation
+from ctflow.dicom.read.truth import read_truth
 from ctflow.engines.contract import EngineInfo
 from ctflow.pipeline.case import Case, find_cases
 from ctflow.pipeline.documents import exit_code_of_errors
@@ -63,6 +64,7 @@ class CaseOutcome:
         reference: dice and voxels_differing to the fp32 eager engine; None unless requested.
         seconds: Wall time of reading and segmenting; None if the case failed.
         engine: The engine that computed it; None if the case failed.
+        warnings: Sentences on the truth.
         error: Why the case failed.
     """
 
@@ -73,17 +75,19 @@ class CaseOutcome:
     reference: dict[str, float] | None = None
     seconds: float | None = None
     engine: EngineInfo | None = None
+    warnings: tuple[str, ...] = ()
     error: CtflowError | None = None
 
 
 @dataclass(frozen=True)
 class _Segmenters:
-    """The source of masks: a model, or its results in a folder; and the fp32 model to compare with."""
+    """The sources of masks: a model or its results in a folder, the fp32 model to compare with, regions of a truth."""
 
     model: Model
     chosen: Segmenter | None
     reference: Segmenter | None
     results: Path | None
+    rois: Sequence[str]
 
 
 def evaluate_folder(
@@ -93,16 +97,18 @@ def evaluate_folder(
     *,
     reference: bool = False,
     results: Path | None = None,
+    rois: Sequence[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Segment every case of a folder and compare it with its truth.
 
     Args:
-        folder: A case (ct/ and truth.dcm, as `ctflow phantom` writes them), or a folder of cases.
+        folder: A case (ct/ and truth.dcm, a SEG or an RT Structure Set), or a folder of cases.
         model: The model; it marks one segment.
         settings: The run's.
         reference: Whether each case is also segmented by the fp32 eager engine and compared with that.
         results: The output folder of an earlier run: its SEGs are compared, and nothing is segmented.
+        rois: Which regions of a truth that is an RT Structure Set are meant (`read_truth`).
         progress: Receives cases as stage "evaluate", and files, slices and windows.
 
     Returns:
@@ -132,6 +138,7 @@ def evaluate_folder(
             None if results else _open(stack, Segmenter(model, settings), progress),
             _open(stack, Segmenter(model, exact), progress) if reference else None,
             results,
+            rois,
         )
         progress("evaluate", 0, len(folders))
         for done, path in enumerate(folders, start=1):
@@ -212,11 +219,15 @@ def _evaluate_case(
         case = _unless_failed(load_case(case, progress))
         headers = [instance.header for instance in case.loaded.instances]
         _check_grid(case)
-        truth = read_segmentation(folder / TRUTH, headers)  # before the network, so that a wrong one costs no minutes
+        # Before the network, so that a wrong one costs no minutes.
+        truth = read_truth(folder / TRUTH, headers, segmenters.rois)
+        for warning in truth.warnings:
+            log.warning("case %s: %s: %s", name, TRUTH, warning)
         found, seconds, engine = _found(case, headers, segmenters, progress)
         reference = _against_reference(case, found, segmenters.reference, progress)
         volume = case.loaded.volume
-        outcome = replace(outcome, comparison=_compare(found, truth, volume), geometry=volume.geometry)
+        outcome = replace(outcome, comparison=_compare(found, truth.labels, volume), geometry=volume.geometry)
+        outcome = replace(outcome, warnings=truth.warnings)
         return replace(outcome, reference=reference, seconds=seconds, engine=engine)
     except CtflowError as error:
         log.error("case %s: %s", name, error.described)  # noqa: TRY400  # named: no traceback needed
@@ -334,6 +345,7 @@ def _case_document(outcome: CaseOutcome) -> dict[str, Any]:
         "false_positives_left_out": max(len(false) - MOST_FALSE_POSITIVES, 0),
         "reference": outcome.reference,
         "seconds": _rounded(outcome.seconds),
+        "warnings": list(outcome.warnings),
         "error": None if error is None else error_facts(error),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def evaluate_command(
     *,
     reference: bool = False,
     results: Path | None = None,
+    rois: Sequence[str] = (),
     least_dice: float | None = None,
 ) -> int:
     """Evaluate a model on a folder of cases; the last line on standard output is the result as one JSON document.
@@ -35,6 +36,7 @@ def evaluate_command(
         output: Gets evaluation.json and evaluation.png, unless every case failed.
         reference: Whether results are also compared with those of the fp32 eager engine.
         results: Output folder of an earlier run, whose SEGs are compared instead of segmenting.
+        rois: Names of a truth's regions, if it is an RT Structure Set.
         least_dice: What every case must reach; None asks for nothing.
 
     Returns:
@@ -58,7 +60,9 @@ def evaluate_command(
         make_output_folder(output)  # before the work, which may take hours
     draws = output is not None and can_draw("evaluation.png")
     with progress_on(sys.stderr) as progress:
-        document = evaluate_folder(folder, model, settings, reference=reference, results=results, progress=progress)
+        document = evaluate_folder(
+            folder, model, settings, reference=reference, results=results, rois=rois, progress=progress
+        )
     say_evaluation(document)
     # Before the files, so that a full disk does not lose the result.
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))

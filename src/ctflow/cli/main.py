@@ -156,6 +156,13 @@ def phantom(
     help="Compare the results that `run` wrote to this folder, instead of segmenting.",
 )
 @click.option(
+    "--truth-roi",
+    metavar="NAME",
+    multiple=True,
+    help="Region that is meant in a truth that is an RT Structure Set: its name, or a pattern such as 'GTV*'."
+    " What one pattern matches is one label; may be repeated.",
+)
+@click.option(
     "--least-dice", type=click.FloatRange(0, 1), help="Fail below this Dice, or if a lesion of 10 mm is missed."
 )
 @options(*(option.name for option in OPTIONS if not option.key.of_files and option.name != "cases_in_flight"))
@@ -165,13 +172,16 @@ def evaluate(
     model: str | None,
     reference: bool,
     results: Path | None,
+    truth_roi: tuple[str, ...],
     least_dice: float | None,
     **given: Any,
 ) -> int:
-    """Compare a model's marks with the truth. FOLDER contains cases of ct/ and truth.dcm, as `phantom` writes them."""
+    """Compare a model's marks with the truth: FOLDER contains cases of ct/ and truth.dcm, a SEG or RT Structure Set."""
     from ctflow.cli.evaluation import evaluate_command  # noqa: PLC0415
 
-    return evaluate_command(folder, model, given, output, reference=reference, results=results, least_dice=least_dice)
+    return evaluate_command(
+        folder, model, given, output, reference=reference, results=results, rois=truth_roi, least_dice=least_dice
+    )
 
 
 @cli.command()

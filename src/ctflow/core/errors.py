@@ -116,6 +116,7 @@ class UnsupportedPixels(InputError):
 
     REASONS = frozenset(
         {
+            "between-slices",
             "damaged-frame",
             "decoded-size",
             "decoded-zeros",
@@ -123,6 +124,7 @@ class UnsupportedPixels(InputError):
             "implausible-spacing",
             "modality-lut",
             "no-pixel-format",
+            "no-region",
             "no-rescale",
             "not-decodable",
             "not-encapsulated",
@@ -135,8 +137,10 @@ class UnsupportedPixels(InputError):
             "photometric",
             "pixel-format",
             "pixel-values",
+            "regions-overlap",
             "scaling",
             "seg-layout",
+            "several-regions",
             "transfer-syntax",
         }
     )

@@ -17,6 +17,7 @@ from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.segmentation import segmentation_from_labels
+from ctflow.dicom.write.structure_set import structure_set_from_labels
 from ctflow.engines.contract import EngineInfo
 from ctflow.pipeline.segmentation import Segmentation
 from ctflow.pipeline.segmenter import Segmenter
@@ -168,6 +169,28 @@ def test_a_truth_of_several_segments_numbers_its_lesions(model, write_case, find
     (case,) = evaluate_folder(folder, model, CPU, reference=False)["cases"]
     assert case["dice"] == 1.0
     assert [lesion["dice"] for lesion in case["lesions"]] == [1.0, 1.0], "they touch and stay two"
+
+
+@pytest.mark.parametrize("rois", [["*"], ["first", "second"]])
+def test_a_truth_may_be_an_rt_structure_set(model, write_case, finds, rois, caplog):
+    folder = write_case("a", truth=False)
+    headers = [instance.header for instance in assembled(folder / "ct").instances]
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[4:6, 3:8, 2:6], labels[6:9, 3:8, 2:6] = 1, 2
+    part = model.spec.segments[0]
+    spec = replace(model.spec, segments=(replace(part, label="First"), replace(part, number=2, label="Second")))
+    drawn = structure_set_from_labels(labels, headers, spec, Provenance("0", "0" * 64, {}))
+    drawn.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "OPEN_PLANAR"
+    write_dataset(drawn, folder / "truth.dcm")
+    finds(mark_tumour)
+    (case,) = evaluate_folder(folder, model, CPU, rois=rois)["cases"]
+    lesions = 1 if rois == ["*"] else 2
+    assert [lesion["hit"] for lesion in case["lesions"]] == [True] * lesions
+    assert case["dice"] == pytest.approx(2 * 80 / (80 + 100)), "a slice of it is an open contour"
+    assert "OPEN_PLANAR" in case["warnings"][0]
+    assert f"case .: truth.dcm: {case['warnings'][0]}" in caplog.text
+    (case,) = evaluate_folder(folder, model, CPU)["cases"]
+    assert case["error"]["reason"] == "several-regions"
 
 
 def test_the_reference_is_the_eager_engine_in_fp32(model, write_case, finds):

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from ctflow.bundle import read_bundle
 from ctflow.cli.evaluation import evaluate_command
+from ctflow.cli.main import cli
 from ctflow.core.errors import BundleInvalid, NotWritten, NoUsableSeries, SettingsInvalid
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
@@ -78,3 +80,10 @@ def test_an_output_that_cannot_be_is_named_before_the_work(case, coarse_bundle, 
 def test_wrong_settings_are_named(case):
     with raises_reason(SettingsInvalid, "invalid-value", names="--overlap"):
         evaluate_command(case, None, {"overlap": "3"}, None, reference=False)
+
+
+def test_regions_of_a_truth_are_named_one_after_another(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("ctflow.cli.evaluation.evaluate_command", lambda *_, **words: given.update(words) or 0)
+    CliRunner().invoke(cli, ["evaluate", str(tmp_path), "--truth-roi", "GTV*", "--truth-roi", "PTV"])
+    assert given["rois"] == ("GTV*", "PTV")

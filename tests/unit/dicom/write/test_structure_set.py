@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import platform
 from dataclasses import replace
 from functools import reduce
 
@@ -13,72 +12,31 @@ import pytest
 from scipy import ndimage
 from shapely import LinearRing, Polygon, make_valid, symmetric_difference
 
-from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, Code, Segment
-from ctflow.core.volume import Geometry, Volume
-from ctflow.dicom.write.derived import Provenance, write_dataset
+from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY
+from ctflow.core.volume import Geometry
+from ctflow.dicom.write.derived import write_dataset
 from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.dicom.write.structure_set import structure_set_from_labels
-from dicom_support import NAMES, assembled, axes, rotation, setter, spec_of
+from dicom_support import NAMES, assembled, setter
 from structure_support import (
+    MADE_BY,
+    MOVES,
+    OBLIQUE,
+    PLACEMENTS,
+    SEGMENTS,
+    SHAPE,
+    SPEC,
     dice,
+    fractions_of,
+    labels_of,
     masks_by_slice,
+    needs_plastimatch,
     points_by_dcmrtstruct2nii,
     points_by_plastimatch,
     points_of_contour,
+    volume_on,
 )
 from tests_support import dciodvfy_errors
-
-ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
-ORGAN = Code("123037004", "SCT", "Anatomical Structure")
-LUNG = Code("39607008", "SCT", "Lung")
-MASS = Code("4147007", "SCT", "Mass")
-LEFT = Code("7771000", "SCT", "Left")
-SEGMENTS = (
-    Segment(1, "Mass", ABNORMAL, MASS, (LUNG,), colour=(214, 39, 40), side=LEFT),
-    Segment(2, "Shell", ORGAN, LUNG),
-)
-SPEC = spec_of(SEGMENTS)
-MADE_BY = Provenance("0.1.0", "ab" * 32, {"backend": "eager"})
-SHAPE = (24, 60, 50)
-SPACING = (2.5, 0.8, 0.9)
-OBLIQUE = axes((2, 1, 0), (1, 1, 1), SPACING)
-OBLIQUE[:3, :3] = rotation((0.3, 0.2, -0.15)) @ OBLIQUE[:3, :3]
-PLACEMENTS = {
-    "axial": axes((2, 1, 0), (1, 1, 1), SPACING),
-    "feet first": axes((2, 1, 0), (-1, 1, 1), SPACING),
-    "prone": axes((2, 1, 0), (1, -1, -1), SPACING),
-    "oblique": OBLIQUE,
-}
-
-
-needs_plastimatch = pytest.mark.skipif(platform.machine() == "aarch64", reason="plastimatch has no wheel for Arm")
-
-
-def labels_of() -> np.ndarray:
-    """A ragged mass of 8 ml, and a shell of 10 ml around a hole; one touches the volume's side."""
-    d, h, w = np.indices(SHAPE)
-    noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=SHAPE), 2)
-    noise /= noise.std()
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[((d - 8) * 2.5) ** 2 + ((h - 20) * 0.8) ** 2 + ((w - 9) * 0.9) ** 2 < (12 + 2 * noise) ** 2] = 1
-    radius = np.sqrt(((d - 15) * 2.5) ** 2 + ((h - 40) * 0.8) ** 2 + ((w - 33) * 0.9) ** 2)
-    labels[(radius < 14) & (radius > 7 + noise)] = 2
-    return labels
-
-
-def fractions_of(labels: np.ndarray) -> np.ndarray:
-    """Smooth probabilities that give the labels: a marked voxel's own is above 127, any other's below 128."""
-    fractions = []
-    for number in (1, 2):
-        smooth = ndimage.gaussian_filter((labels == number) * 255.0, 0.7)
-        fractions.append(np.where(labels == number, np.clip(smooth, 130, 255), np.clip(smooth, 0, 110)))
-    fractions[0][labels == 2] = np.minimum(fractions[0], 255 - fractions[1])[labels == 2]
-    fractions[1][labels == 1] = np.minimum(fractions[1], 255 - fractions[0])[labels == 1]
-    return np.round(fractions).astype(np.uint8)
-
-
-def volume_on(affine) -> Volume:
-    return Volume(np.zeros(SHAPE, np.int16), Geometry(SHAPE, affine))
 
 
 def headers_in(folder):
@@ -145,20 +103,6 @@ def test_readers_differ_in_holes_that_are_contours_of_their_own(write, tmp_path,
     else:
         assert len(by_plastimatch["Shell"]) > 1.1 * len(shell), "it fills the hole"
         assert dice(shell, by_the_other["Shell"]) >= 0.99
-
-
-def displaced(along_y: float, uneven: bool):
-    """Moves slices: further apart from the middle on, and along the rows' normal with their height."""
-
-    def adjust(dataset, index):
-        x, y, z = map(float, dataset.ImagePositionPatient)
-        beyond = 1.5 * max(index - 11, 0) if uneven else 0.0
-        dataset.ImagePositionPatient = [x, y + along_y * (2.5 * index + beyond), z + beyond]
-
-    return adjust
-
-
-MOVES = {"oblique": None, "tilted": displaced(0.3, False), "uneven": displaced(0, True), "both": displaced(0.3, True)}
 
 
 @pytest.mark.parametrize("holes", ["keyhole", "separate", "xor"])

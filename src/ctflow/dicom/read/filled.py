@@ -1,0 +1,64 @@
+"""Closed lines to the pixels inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ctflow.core.volume import FloatArray
+
+Pixels = npt.NDArray[np.bool_]
+
+
+def filled(line: FloatArray, shape: tuple[int, int]) -> Pixels:
+    """The pixels whose centres a closed line encloses, by the even-odd rule.
+
+    Own code: scikit-image and matplotlib treat a centre on the line as inside or outside wherever it is, so that a
+    keyhole's channel marks a row of the hole or leaves one of the region out; Pillow and OpenCV round points to pixels.
+    Here a centre on the line counts at a region's upper and left sides alone, so that both banks of a channel cancel.
+
+    Args:
+        line: (n, 2) row and column of its points; the last is joined to the first.
+        shape: (H, W); the line may lead outside.
+    """
+    height, width = shape
+    down, across = line.T
+    next_down, next_across = np.roll(down, -1), np.roll(across, -1)
+    first = np.clip(np.ceil(np.minimum(down, next_down)), 0, height).astype(np.int64)
+    last = np.clip(np.ceil(np.maximum(down, next_down)), 0, height).astype(np.int64)  # excluded
+    crossed = last - first
+    side = np.repeat(np.arange(len(line)), crossed)
+    row = np.arange(len(side)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[side]
+    share = (row - down[side]) / (next_down - down)[side]
+    at = across[side] + share * (next_across - across)[side]
+    turns = np.zeros((height, width + 1), np.int32)
+    np.add.at(turns, (row, np.clip(np.ceil(at), 0, width).astype(np.int64)), 1)
+    inside: Pixels = turns.cumsum(axis=1)[:, :width] % 2 == 1
+    return inside
+
+
+def region_of_lines(masks: Sequence[Pixels], lines: Sequence[FloatArray], *, by_exclusion: bool) -> Pixels:
+    """The region that several closed lines of a slice make.
+
+    Args:
+        masks: The pixels inside each.
+        lines: The lines; one that is there twice counts once, unless it is excluded.
+        by_exclusion: Whether they are combined by exclusive or. Otherwise one within what larger ones have made is a
+            hole, and any other is added.
+    """
+    region = np.zeros_like(masks[0])
+    if by_exclusion:
+        for mask in masks:
+            region ^= mask
+        return region
+    known = set()
+    for index in sorted(range(len(masks)), key=lambda each: -int(masks[each].sum())):
+        points = frozenset(map(tuple, lines[index].tolist()))
+        if points in known:
+            continue
+        known.add(points)
+        is_hole = not (masks[index] & ~region).any()
+        region = region & ~masks[index] if is_hole else region | masks[index]
+    return region
