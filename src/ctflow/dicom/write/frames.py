@@ -39,7 +39,7 @@ _SIDE = 8  # pixels of an image that only has a place
 
 
 @dataclass(frozen=True, eq=False)
-class Planes:
+class FramePlanes:
     """A frame's functional groups on each slice, in highdicom's order of frames.
 
     Attributes:
@@ -55,7 +55,7 @@ class Planes:
 
 
 @lenient()
-def planes_of_images(images: Sequence[Dataset], **grid: Any) -> Planes:  # highdicom's arguments
+def planes_of_images(images: Sequence[Dataset], **grid: Any) -> FramePlanes:  # highdicom's arguments
     """Ask highdicom for a frame on each slice.
 
     Args:
@@ -85,7 +85,7 @@ def planes_of_images(images: Sequence[Dataset], **grid: Any) -> Planes:  # highd
         )
     groups = tuple(segmentation.PerFrameFunctionalGroupsSequence)
     places_mm = [each.PlanePositionSequence[0].ImagePositionPatient for each in groups]
-    return Planes(groups, _nearest(places_mm, positions_mm))
+    return FramePlanes(groups, _nearest(places_mm, positions_mm))
 
 
 def _small(image: Dataset) -> Dataset:
@@ -110,7 +110,7 @@ def _any_segment() -> hd.seg.SegmentDescription:
 def give_frames(
     segmentation: Dataset,
     labels: LabelArray,
-    planes: Planes,
+    planes: FramePlanes,
     segments: Sequence[Dataset],
     *,
     omit_empty_frames: bool,
@@ -175,7 +175,7 @@ def _nearest(wanted_mm: Sequence[Sequence[float]], positions_mm: FloatArray) -> 
 def _marked(labels: LabelArray, count: int) -> npt.NDArray[np.bool_]:
     """(segments, slices): whether a slice marks a segment."""
     if count == 1:
-        return labels.any(axis=(1, 2))[None]
+        return np.array([labels.any(axis=(1, 2))])
     found = np.zeros((count + 1, len(labels)), bool)
     for plane, marks in enumerate(labels):
         rows = marks[marks.any(axis=1)]

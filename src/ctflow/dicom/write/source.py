@@ -25,7 +25,7 @@ from ctflow.dicom.write.conformance import (
     element_of_values,
     encodings_of_header,
 )
-from ctflow.dicom.write.frames import Planes, planes_of_images
+from ctflow.dicom.write.frames import FramePlanes, planes_of_images
 from ctflow.dicom.write.measures import Measures, measures_from_headers
 
 # Patient, Clinical Trial Subject, General Study and Patient Study modules (DICOM PS3.3 C.7.1 and C.7.2).
@@ -100,7 +100,7 @@ class Sources:
         return len(self.uids)
 
     @cached_property
-    def planes(self) -> Planes:
+    def planes(self) -> FramePlanes:
         """A SEG's frame on each image."""
         return planes_of_images(self.cleaned)
 
