@@ -16,6 +16,7 @@ from ctflow.dicom.read.assemble import Assembled, assemble_series
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.read.select.series import Selection
+from ctflow.dicom.write.ct_series import write_ct_series
 
 DEPTH, ROWS, COLUMNS = 16, 12, 10
 
@@ -139,6 +140,20 @@ def assert_same_world(found: Volume, truth: Volume | LinearField, within: float 
     assert (nearest >= 0).all()
     assert (nearest < truth.array.shape).all()
     assert np.array_equal(found.array, truth.array[tuple(np.moveaxis(nearest, -1, 0))])
+
+
+def write_volumes(folder: Path, *volumes: dict[str, object], shape=(DEPTH, ROWS, COLUMNS)) -> list[Volume]:
+    """Volumes at the same positions in one series, each with attributes that tell it apart."""
+    shared = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4", "FrameOfReferenceUID": "1.2.5"}
+    written = []
+    for number, attributes in enumerate(volumes):
+        volume = small_volume(shape=shape, seed=number)
+        adjust = setter(PatientID="P", **shared, **attributes)
+        for path in write_ct_series(volume, folder / str(number), seed=number, adjust=adjust):
+            path.rename(folder / f"{number}-{path.name}")
+        (folder / str(number)).rmdir()
+        written.append(volume)
+    return written
 
 
 def selection_of(folder: Path, **options) -> Selection:

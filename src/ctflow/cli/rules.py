@@ -37,7 +37,9 @@ def rules_document(
     bundle = find_bundle(settings.bundle) if settings.bundle else demonstration_bundle()
     spec = read_spec(bundle, settings.config, allow_code=settings.allow_code)
     scan = scan_folder(folder)
-    verdicts = verdicts_of_scan(scan, settings.rules, calling_ae=calling_ae, body_parts=spec.body_parts)
+    verdicts = verdicts_of_scan(
+        scan, settings.rules, calling_ae=calling_ae, body_parts=spec.body_parts, volume=settings.volume
+    )
     if not verdicts:
         damaged = f" ({len(scan.unreadable)} damaged)" if scan.unreadable else ""
         raise NoUsableSeries(

@@ -92,10 +92,10 @@ class Node:
             )
 
     def _deliveries(self, answer: WorkerResult) -> Sequence[tuple[str, str]]:
-        """Destinations and files: the SEG first, as the report refers to it."""
+        """Destinations and files: every volume's SEG first, as the reports refer to them."""
         if answer.demonstration and not self.settings.allow_demonstration:
             return ()
-        files = sorted((each.file for each in answer.objects), key=OBJECTS.index)
+        files = sorted((each.file for each in answer.objects), key=lambda file: OBJECTS.index(Path(file).name))
         sent = [(destination.name, file) for destination in self.settings.destinations for file in files]
         return [*sent, (COPY, WHOLE)] if self.settings.copy_to else sent
 

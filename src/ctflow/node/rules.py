@@ -188,18 +188,26 @@ def _like(value: str, pattern: str) -> bool:
 
 
 def verdicts_of_scan(
-    scan: Scan, rules: Sequence[Rule], *, calling_ae: str | None = None, body_parts: Collection[str] = ()
+    scan: Scan,
+    rules: Sequence[Rule],
+    *,
+    calling_ae: str | None = None,
+    body_parts: Collection[str] = (),
+    volume: str = "all",
 ) -> tuple[Verdict, ...]:
-    """The verdict on every series of a folder, by UID; both the node and `ctflow rules test` use this.
+    """The verdict on every series of a folder, by UID, and on every volume of a series that holds several.
+
+    Both the node and `ctflow rules test` use this.
 
     Args:
         scan: The headers.
         rules: The site's.
         calling_ae: AE title of the sender.
         body_parts: BodyPartExamined values that suit the model; empty accepts all.
+        volume: As of `select_series`.
     """
-    plain = select_series(scan, body_parts=body_parts).candidates
-    forced = select_series(scan, body_parts=body_parts, force=True).candidates
+    plain = select_series(scan, body_parts=body_parts, volume=volume).candidates
+    forced = select_series(scan, body_parts=body_parts, volume=volume, force=True).candidates
     return tuple(
         _verdict(fit, possible, facts_from_series(fit.series, calling_ae), rules)
         for fit, possible in zip(plain, forced, strict=True)

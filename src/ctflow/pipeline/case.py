@@ -126,7 +126,12 @@ def look_for_cases(folder: Path, body_parts: tuple[str, ...], settings: Settings
     startup.lap("imports")
     scan = scan_folder(folder, progress)
     selection = select_series(
-        scan, series_uid=settings.series, pick=settings.pick, force=settings.force, body_parts=body_parts
+        scan,
+        series_uid=settings.series,
+        pick=settings.pick,
+        force=settings.force,
+        body_parts=body_parts,
+        volume=settings.volume,
     )
     for candidate in selection.candidates:
         log.info("series %s: %s (%s)", candidate.series.digest, candidate.message, candidate.reason)
@@ -144,11 +149,14 @@ def case_from_candidate(candidate: Candidate, key: str, settings: Settings) -> C
 def key_of_series(series: Series) -> str:
     """Name of a series' result folder: its UID, or the UID's digest if it is not a safe name, and its study's digest.
 
+    The name of a volume follows, if the series holds several.
+
     It does not depend on the other input: two studies may hold series with the same UID, today or tomorrow.
     """
     uid = series.uid
     safe = 1 <= len(uid) <= 64 and set(uid) <= set("0123456789.")
-    return f"{uid if safe else digest_of_uid(uid)}-{digest_of_uid(series.study_uid)}"
+    key = f"{uid if safe else digest_of_uid(uid)}-{digest_of_uid(series.study_uid)}"
+    return f"{key}-{series.part.name}" if series.part else key
 
 
 def attempt(case: Case, stage: Callable[[], Case]) -> Case:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctflow.core.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_PARTLY, CtflowError, InputError
 from ctflow.core.model import RESEARCH_ONLY, Model, ModelSpec
-from ctflow.dicom.read.select.series import Selection
+from ctflow.dicom.read.select.series import Selection, Series
 from ctflow.pipeline.case import Case, Found, key_of_series
 from ctflow.report.result import run_result, series_result
 from ctflow.report.run_record import error_facts, supersede_result
@@ -47,6 +47,7 @@ def document_of_run(
     code = exit_code_of_errors([case.error for case in cases]) if error is None else error["exit_code"]
     done = sum(case.error is None for case in cases)
     set_aside, are_moved = _set_aside(found.selection, output)
+    are_moved = _supersede_other_volumes(found.selection, output) and are_moved
     selection = found.selection
     # Orphaned slices: a series' last slice, whose absence nothing else detects.
     lost = found.scan.unreadable or selection.orphaned or selection.failed or not are_moved
@@ -95,6 +96,29 @@ def _set_aside(selection: Selection, output: Path) -> tuple[list[dict[str, str]]
     return entries, are_moved
 
 
+def _supersede_other_volumes(selection: Selection, output: Path) -> bool:
+    """Move aside results of volumes that a series no longer holds, and of the whole if it now holds several.
+
+    Returns:
+        Whether none is left.
+    """
+    keys: dict[tuple[str, str], set[str]] = {}
+    for candidate in selection.candidates:
+        if candidate.reason != "not-asked-for" or candidate.series.part:
+            keys.setdefault((candidate.series.study_uid, candidate.series.uid), set()).add(
+                key_of_series(candidate.series)
+            )
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    are_moved = True
+    for candidate in selection.candidates:
+        series = candidate.series
+        own, whole = keys.pop((series.study_uid, series.uid), set()), key_of_series(replace(series, part=None))
+        for key in sorted(there - own if own else ()):
+            if key == whole or key.startswith(f"{whole}-"):
+                are_moved = supersede_result(output, key, series.digest)[1] and are_moved
+    return are_moved
+
+
 def document_of_case(
     case: Case, model: Model, settings: Settings, measured: tuple[SegmentMeasurements, ...]
 ) -> dict[str, Any]:
@@ -133,11 +157,18 @@ def _failed_document(case: Case, spec: ModelSpec, error: Mapping[str, Any]) -> d
     )
 
 
+def _volume_facts(series: Series) -> dict[str, Any]:
+    """Which volume it is, of a series that holds several; nothing of others."""
+    part = series.part
+    return {"volume": {"name": part.name, "label": part.label, "number": part.number, "of": part.count}} if part else {}
+
+
 def _series_facts(case: Case) -> dict[str, Any]:
     series = case.candidate.series
     return {
         "digest": series.digest,
         "series_instance_uid": series.uid,
+        **_volume_facts(series),
         "slices": len(series.instances),
         "shape": list(case.shape) if case.shape else None,
         "spacing_mm": [round(mm, 6) for mm in case.spacing_mm] if case.spacing_mm else None,

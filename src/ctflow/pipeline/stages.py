@@ -112,7 +112,9 @@ def prepare_result(case: Case) -> Case:
     # Late: highdicom, which no window need wait for.
     from ctflow.dicom.write.source import sources_from_headers  # noqa: PLC0415
 
-    sources = sources_from_headers([instance.header for instance in case.loaded.instances])
+    part = case.candidate.series.part
+    headers = [instance.header for instance in case.loaded.instances]
+    sources = sources_from_headers(headers, part=part.label if part else "")
     if not (case.seg_grid == "resampled" and case.loaded.is_resampled):
         _ = sources.planes  # takes longer than what remains of a SEG
     return replace(case, sources=sources, warnings=case.warnings + sources.warnings)

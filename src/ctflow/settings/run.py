@@ -56,6 +56,23 @@ def _devices(value: Any) -> str:
     return found
 
 
+# Names by which volumes of a series are told apart (`ctflow.dicom.read.select.volumes`).
+VOLUME_NAMES = ("temporal", "acquisition", "time", "trigger", "phase", "type", "contrast", "energy", "kernel")
+
+
+def _volume(value: Any) -> str:
+    text = text_of_scalar(value)
+    if text in {"all", "first"} or (text.isascii() and text.isdecimal() and 0 < int(text) < 10_000):
+        return text if text.isalpha() else str(int(text))
+    name, sign, wanted = text.partition("=")
+    if not sign or name not in VOLUME_NAMES or not wanted:
+        names = ", ".join(f"{each}=" for each in VOLUME_NAMES)
+        raise ValueError(
+            f"must be all, first, a number from 1 on, or a value such as phase=50 ({names}), not {shown(text)}"
+        )
+    return text
+
+
 def _folder_or_none(value: Any) -> Path | None:
     return None if value == "" else path(value)
 
@@ -90,6 +107,11 @@ class Processing(Group):
             "what CPUs and memory allow",
         ),
     ] = None
+    volume: Annotated[
+        str,
+        Reads(_volume),
+        Key("Of a series that holds several volumes: all, the first, the N-th, or by value, such as phase=50.", "V"),
+    ] = "all"
     allow_gaps: Annotated[Switch, Key("Interpolate single missing slices, with a warning.")] = False
     engine: Annotated[Text, Key("Backend that computes (see `ctflow engines`).", "NAME")] = "auto"
     precision: Annotated[

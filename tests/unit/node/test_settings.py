@@ -77,6 +77,7 @@ precision: bf16
 overlap: 0.5
 constant_windows: compute
 cases_in_flight: 3
+volume: phase=50
 allow_gaps: true
 cache: engines
 report: none
@@ -125,6 +126,7 @@ def test_every_key_is_read(tmp_path):
         overlap=0.5,
         constant_windows="compute",
         cases_in_flight=3,
+        volume="phase=50",
         allow_gaps=True,
         cache=here / "engines",
         report="none",

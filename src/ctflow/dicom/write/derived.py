@@ -105,9 +105,16 @@ def series_number(header: Dataset, place: int) -> int:
     return source * 100 + place if source is not None and 0 <= source < 2**31 // 100 - 1 else place
 
 
-def series_description(spec: ModelSpec, made_by: str) -> str:
-    """At most 64 characters: `made_by` and the model's name; research-only instead if the model is only for that."""
-    return fitted(f"{RESEARCH_ONLY}: {spec.name}" if spec.demonstration else f"{made_by} {spec.name}")
+def series_description(spec: ModelSpec, made_by: str, part: str = "") -> str:
+    """At most 64 characters: `made_by` and the model's name; research-only instead if the model is only for that.
+
+    Args:
+        spec: The model's.
+        made_by: What it made.
+        part: Which volume of the source series, if that holds several; it comes before the model's name.
+    """
+    words = (RESEARCH_ONLY, part, spec.name) if spec.demonstration else (part, f"{made_by} {spec.name}")
+    return fitted(": ".join(filter(None, words)))
 
 
 def give_text_encoding(dataset: Dataset, cleaned: Dataset) -> None:

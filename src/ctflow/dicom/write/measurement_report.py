@@ -122,7 +122,7 @@ def report_from_measurements(
             is_final=False,
             is_verified=False,
             **derived.equipment(spec, provenance),
-            series_description=derived.series_description(spec, "Measurements by"),
+            series_description=derived.series_description(spec, "Measurements by", sources.part),
             previous_versions=list(previous) or None,
         )
     report.ContentSequence = content.ContentSequence

@@ -68,7 +68,7 @@ def secondary_capture_from_picture(
             sop_instance_uid=uid,
             instance_number=1,
             **derived.equipment(spec, provenance),
-            series_description=derived.series_description(spec, "Picture by"),
+            series_description=derived.series_description(spec, "Picture by", sources.part),
         )
         image.copy_patient_and_study_information(cleaned[0])
     _describe(image, cleaned, spec)

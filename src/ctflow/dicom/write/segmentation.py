@@ -106,7 +106,7 @@ def segmentation_from_labels(
             **derived.equipment(spec, provenance),
             content_description=_content_description(spec, marked=bool(labels.any())),
             content_label="SEGMENTATION",
-            series_description=derived.series_description(spec, "Segmentation by"),
+            series_description=derived.series_description(spec, "Segmentation by", sources.part),
         )
     if by_planes:
         places = sources.planes if grid is None else planes_of_images(sources.cleaned, **planes)

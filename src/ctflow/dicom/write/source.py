@@ -87,6 +87,7 @@ class Sources:
         references: Each image as an item of a reference sequence.
         measures: The images' relative positions; None if they do not give them.
         warnings: For the user, on values not taken over.
+        part: Which volume of the series the images are, for people; "" if the series is one volume.
     """
 
     header: Dataset
@@ -95,6 +96,7 @@ class Sources:
     references: tuple[Dataset, ...]
     measures: Measures | None
     warnings: tuple[str, ...] = ()
+    part: str = ""
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -106,16 +108,17 @@ class Sources:
 
 
 @lenient()
-def sources_from_headers(headers: Sequence[Dataset]) -> Sources:
+def sources_from_headers(headers: Sequence[Dataset], *, part: str = "") -> Sources:
     """Prepare the input for objects derived from a series.
 
     Args:
         headers: Of the source images, in array order; they are not changed.
+        part: As of `Sources`.
     """
     cleaned, warnings = clean_sources(headers)
     uids = tuple(text(header, "SOPInstanceUID") for header in headers)
     references = tuple(_reference(one) for one in cleaned)
-    return Sources(headers[0], uids, tuple(cleaned), references, measures_from_headers(headers), warnings)
+    return Sources(headers[0], uids, tuple(cleaned), references, measures_from_headers(headers), warnings, part)
 
 
 def _reference(source: Dataset) -> Dataset:

@@ -180,7 +180,7 @@ def _new(sources: Sources, spec: ModelSpec, provenance: derived.Provenance, uid:
             instance_number=1,
             modality="RTSTRUCT",
             transfer_syntax_uid=ImplicitVRLittleEndian,
-            series_description=derived.series_description(spec, "Structures by"),
+            series_description=derived.series_description(spec, "Structures by", sources.part),
             **derived.equipment(spec, provenance),
         )
         result.copy_patient_and_study_information(first)
@@ -212,7 +212,7 @@ def _referenced_frame(sources: Sources) -> Dataset:
 def _describe(result: Dataset, sources: Sources, spec: ModelSpec, remark: str) -> None:
     name, version = derived.fitted(spec.name), derived.fitted(spec.version)
     result.StructureSetLabel = "RESEARCH ONLY" if spec.demonstration else name[:_SHORT_STRING].strip()
-    result.StructureSetName = derived.series_description(spec, "Structures by")
+    result.StructureSetName = derived.series_description(spec, "Structures by", sources.part)
     notice = f"{RESEARCH_ONLY}. " if spec.demonstration else ""
     result.StructureSetDescription = f"{notice}Contours of what {name} {version} marked. {remark}"[:_SHORT_TEXT].strip()
 

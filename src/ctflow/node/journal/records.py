@@ -159,7 +159,7 @@ class InstanceRecord:
 
 @dataclass(frozen=True)
 class ObjectRecord:
-    """One DICOM object of a result; `file` is its name in the result's folder."""
+    """One DICOM object of a result; `file` is its name in the result's folder, with its volume's folder if any."""
 
     file: str
     sop_class_uid: str

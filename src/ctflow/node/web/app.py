@@ -57,6 +57,8 @@ def make_app(node: NodeView) -> Starlette:
         "/series/{key:str}": pages.series,
         f"{_RESULT}/preview.png": pages.preview,
         f"{_RESULT}/report.html": pages.report,
+        f"{_RESULT}/{{volume:str}}/preview.png": pages.preview,
+        f"{_RESULT}/{{volume:str}}/report.html": pages.report,
         "/style.css": pages.style,
         "/icon.svg": pages.icon,
         "/healthz": pages.health,

@@ -26,7 +26,7 @@ from ctflow.node.metrics import Metrics
 from ctflow.node.settings import ServiceSettings, address_text
 from ctflow.node.web import views
 from ctflow.node.web.guard import Tokens, headers
-from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_result
+from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_results
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -132,7 +132,9 @@ class Pages:
             earlier=series.previous,
             later=later if self._node.journal.find(later) else None,
             steps=views.steps(series, detail.events, now, has_result=bool(detail.results)),
-            results=[shown_result(self._node.results, result) for result in reversed(detail.results)],
+            results=[
+                shown for result in reversed(detail.results) for shown in shown_results(self._node.results, result)
+            ],
             none_yet=views.no_result_text(series.state),
             deliveries=detail.deliveries,
             facts=views.facts(series, _classes(detail), now, patient_data=self._node.settings.web.patient_data),
@@ -179,7 +181,7 @@ class Pages:
         result = self._node.journal.result(int(number)) if re.fullmatch("[0-9]{1,15}", number) else None
         if result is None or result.series_key != request.path_params["key"]:
             return None
-        return existing(self._node.results, result, name)
+        return existing(self._node.results, result, name, request.path_params.get("volume", ""))
 
     # -- forms --------------------------------------------------------------------------------------------------------
 

@@ -21,11 +21,13 @@ from ctflow.node.work.worker import (
     Task,
     TaskOutcome,
     answered,
-    case_of_task,
+    cases_of_task,
+    complete,
     folder_of_result,
     is_answered,
     link_files,
     outcome_of,
+    place_of_cases,
 )
 from ctflow.pipeline.case import Case
 from ctflow.pipeline.overlap.cases import most_cases
@@ -92,16 +94,22 @@ class OverlappingTasks:
         folder = folder_of_result(task, self._setup, self._model)
         if is_answered(task, folder):
             return answered(folder, self._model, started)
-        case = case_of_task(task, link_files(task), self._setup, self._model, folder.name)
-        if isinstance(case, TaskOutcome):
-            return case
-        self._cases.add(case, folder.parent, partial(self._done, task, folder, started))
+        cases = cases_of_task(task, link_files(task), self._setup, self._model, folder)
+        if isinstance(cases, TaskOutcome):
+            return cases
+        volumes = _Volumes(len(cases))
+        for place, case in enumerate(cases):
+            done = partial(self._done, task, folder, started, volumes, place)
+            self._cases.add(case, place_of_cases(cases, folder), done)
         return None
 
-    def _done(self, task: Task, folder: Path, started: float, case: Case) -> None:
+    def _done(self, task: Task, folder: Path, started: float, volumes: _Volumes, place: int, case: Case) -> None:
+        cases = volumes.with_done(place, case)
+        if cases is None:
+            return
+
         def outcome() -> TaskOutcome:
-            if case.error is not None:
-                raise case.error
+            complete(cases, folder)
             return answered(folder, self._model, started)
 
         self._answer(task, outcome_of(task, outcome))
@@ -112,3 +120,17 @@ class OverlappingTasks:
             self._send_word(Answer(task.job.key, outcome))
         except OSError:  # the node has gone
             self._cases.end()
+
+
+class _Volumes:
+    """The cases of a task, which end in any order, in two threads."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._done = count, dict[int, Case]()
+        self._lock = threading.Lock()
+
+    def with_done(self, place: int, case: Case) -> list[Case] | None:
+        """All cases in their order when the last one is done, else None."""
+        with self._lock:
+            self._done[place] = case
+            return [self._done[each] for each in range(self._count)] if len(self._done) == self._count else None

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,10 +28,12 @@ from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
 from ctflow.core.processes import begin_child, log_to_parent
 from ctflow.node.journal.records import Job, ObjectRecord, Why, WorkerResult
 from ctflow.node.rules import Rule, Verdict
+from ctflow.report.result import run_result, write_result
 from ctflow.settings.run import Settings
 
 if TYPE_CHECKING:
     from ctflow.core.model import Model
+    from ctflow.dicom.read.select.series import VolumePart
     from ctflow.pipeline.case import Case
     from ctflow.pipeline.segmenter import Segmenter
 
@@ -209,8 +211,11 @@ def is_answered(task: Task, folder: Path) -> bool:
 def answered(folder: Path, model: Model, started: float) -> TaskOutcome:
     """The outcome of a task whose result is there; it was begun at this `time.monotonic`."""
     document = json.loads((folder / "result.json").read_bytes())
-    answer = _answer(folder, document, model, time.monotonic() - started)
-    return TaskOutcome("done", result=answer, stage_seconds=document["stage_seconds"])
+    volumes = document["series"] if "set_aside" in document else [document]  # of a series that holds several volumes
+    answer = _answer(folder, volumes, model, time.monotonic() - started)
+    stages = dict.fromkeys(stage for each in volumes for stage in each["stage_seconds"])
+    seconds = {stage: sum(each["stage_seconds"].get(stage, 0.0) for each in volumes) for stage in stages}
+    return TaskOutcome("done", result=answer, stage_seconds=seconds)
 
 
 def outcome_of(task: Task, run: Callable[[], _Outcome]) -> _Outcome | TaskOutcome:
@@ -257,13 +262,36 @@ def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, resul
     from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
 
     with _links(task) as folder:
-        case = case_of_task(task, folder, setup, model, result.name)
-        if isinstance(case, TaskOutcome):
-            return case
-        done = run_case(case, segmenter, setup.settings, result.parent)
-    if done.error is not None:
-        raise done.error
+        cases = cases_of_task(task, folder, setup, model, result)
+        if isinstance(cases, TaskOutcome):
+            return cases
+        done = [run_case(case, segmenter, setup.settings, place_of_cases(cases, result)) for case in cases]
+    complete(done, result)
     return None
+
+
+def place_of_cases(cases: Sequence[Case], result: Path) -> Path:
+    """The folder that gets the folders of a task's cases."""
+    return result.parent if len(cases) == 1 else result
+
+
+def complete(cases: Sequence[Case], result: Path) -> None:
+    """Complete the result of a task's cases; of several volumes, its result.json lists them.
+
+    Raises:
+        CtflowError: Of a case: a series has all its results or none.
+    """
+    errors = [case.error for case in cases if case.error is not None]
+    if errors and len(cases) > 1:
+        shutil.rmtree(result, ignore_errors=True)
+    if errors:
+        raise errors[0]
+    if len(cases) > 1:
+        documents = [json.loads((result / case.key / "result.json").read_bytes()) for case in cases]
+        notice = documents[0]["research_only"]
+        write_result(
+            run_result(status="done", exit_code=0, series=documents, research_only=notice), result / "result.json"
+        )
 
 
 @contextlib.contextmanager
@@ -283,13 +311,31 @@ def link_files(task: Task) -> Path:
     return task.scratch
 
 
-def case_of_task(task: Task, folder: Path, setup: Setup, model: Model, name: str) -> Case | TaskOutcome:
-    """The case of a folder of links, named so; an outcome if it does not run."""
-    verdict = _verdict(task, folder, setup, model)
-    return verdict if isinstance(verdict, TaskOutcome) else _case(task, verdict, setup, name)
+def cases_of_task(task: Task, folder: Path, setup: Setup, model: Model, result: Path) -> tuple[Case, ...] | TaskOutcome:
+    """The cases of a folder of links, one for each volume of its series; an outcome if none runs.
+
+    A single case is named as the result's folder; several are named by volume.
+    """
+    verdicts = _verdicts(task, folder, setup, model)
+    if isinstance(verdicts, TaskOutcome):
+        return verdicts
+    running = [verdict for verdict in verdicts if verdict.run]
+    cases = []
+    for verdict in running:
+        part = verdict.candidate.series.part
+        name = part.name if part and len(running) > 1 else ""
+        cases.append(_case(task, verdict, setup, result.name, name))
+    others = [each for each in verdicts if not each.run and each.reason != "not-asked-for"]
+    aside = tuple(f"{part.label} is set aside: {each.message}" for each in others if (part := _part(each)))
+    return (replace(cases[0], warnings=(*cases[0].warnings, *aside)), *cases[1:])
 
 
-def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | TaskOutcome:
+def _part(verdict: Verdict) -> VolumePart | None:
+    return verdict.candidate.series.part
+
+
+def _verdicts(task: Task, folder: Path, setup: Setup, model: Model) -> tuple[Verdict, ...] | TaskOutcome:
+    """The verdicts on the series' volumes, of which at least one runs."""
     from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
     from ctflow.node.rules import verdicts_of_scan  # noqa: PLC0415
 
@@ -298,31 +344,42 @@ def _verdict(task: Task, folder: Path, setup: Setup, model: Model) -> Verdict | 
         flaw = scan.unreadable[0].message if scan.unreadable else "not DICOM"
         text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({flaw})"
         return TaskOutcome("aside", Why("unreadable", text))
-    verdicts = verdicts_of_scan(scan, setup.rules, calling_ae=task.calling_ae, body_parts=model.spec.body_parts)
-    if len(verdicts) != 1:  # one SeriesInstanceUID and study give one, unless readers differ on what a UID is
-        return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(verdicts)} series"))
-    (verdict,) = verdicts
-    return verdict if verdict.run else TaskOutcome("aside", Why(verdict.reason, verdict.message))
+    verdicts = verdicts_of_scan(
+        scan,
+        setup.rules,
+        calling_ae=task.calling_ae,
+        body_parts=model.spec.body_parts,
+        volume=setup.settings.volume,
+    )
+    series = {(each.candidate.series.study_uid, each.candidate.series.uid) for each in verdicts}
+    if len(series) != 1:  # one SeriesInstanceUID and study give one, unless readers differ on what a UID is
+        return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(series)} series"))
+    if any(verdict.run for verdict in verdicts):
+        return verdicts
+    return TaskOutcome("aside", Why(verdicts[0].reason, verdicts[0].message))
 
 
-def _case(task: Task, verdict: Verdict, setup: Setup, name: str) -> Case:
+def _case(task: Task, verdict: Verdict, setup: Setup, name: str, volume: str) -> Case:
+    """A volume's case; `volume` names it among several, and is empty for the only one."""
     from ctflow.pipeline.case import case_from_candidate  # noqa: PLC0415
 
-    case = case_from_candidate(verdict.candidate, name, setup.settings)
+    case = case_from_candidate(verdict.candidate, volume or name, setup.settings)
     if task.job.earlier is None:
         return case
-    report = task.results / task.job.earlier / "measurements.dcm"
+    report = task.results / task.job.earlier / volume / "measurements.dcm"
     return replace(case, previous=(pydicom.dcmread(report),)) if report.is_file() else case
 
 
-def _answer(folder: Path, document: Mapping[str, Any], model: Model, elapsed_s: float) -> WorkerResult:
+def _answer(folder: Path, volumes: Sequence[Mapping[str, Any]], model: Model, elapsed_s: float) -> WorkerResult:
+    places = [""] if len(volumes) == 1 else [f"{each['folder']}/" for each in volumes]
     objects = []
-    for name in OBJECTS:
+    for name in (f"{place}{name}" for place in places for name in OBJECTS):
         if (folder / name).is_file():
             content = (folder / name).read_bytes()
             header: Dataset = pydicom.dcmread(folder / name, specific_tags=["SOPClassUID", "SOPInstanceUID"])
             digest = hashlib.sha256(content).hexdigest()
             objects.append(ObjectRecord(name, str(header.SOPClassUID), str(header.SOPInstanceUID), digest))
+    document = volumes[0]
     return WorkerResult(
         folder=f"{folder.parent.name}/{folder.name}",
         model=str(document["model"]["name"]),

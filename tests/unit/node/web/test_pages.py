@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import re
+import shutil
 import socket
 from html.parser import HTMLParser
 from urllib.parse import urlencode
@@ -256,6 +257,25 @@ def test_preview_and_report_are_those_of_the_result(ward, visitor, result_folder
     report = visitor.ask("GET", f"/series/{key}/results/1/report.html")
     assert report.content == (result_folder / "report.html").read_bytes()
     assert report.getheader("Content-Security-Policy").startswith("sandbox")
+
+
+def test_each_volume_of_a_series_has_its_preview_and_report(ward, visitor, result_folder):
+    key = ward.delivered("1")
+    folder, documents = ward.results / key, []
+    for percent in (40, 75):
+        shutil.copytree(result_folder, folder / f"phase-{percent}")
+        document = json.loads((result_folder / "result.json").read_text())
+        document["series"]["volume"] = {"name": f"phase-{percent}", "label": f"phase {percent} %"}
+        documents.append(document | {"folder": f"phase-{percent}"})
+    (folder / "result.json").write_text(json.dumps({"series": documents}))
+    page = visitor.page(f"/series/{key}")
+    for percent in (40, 75):
+        assert f"Result, phase {percent} %" in page
+        where = f"/series/{key}/results/1/phase-{percent}"
+        assert f"{where}/report.html" in page
+        assert visitor.ask("GET", f"{where}/preview.png").content == (result_folder / "preview.png").read_bytes()
+    for volume in ("phase-50", "..", ".", "%2e%2e", "phase-40%2f.."):
+        assert visitor.ask("GET", f"/series/{key}/results/1/{volume}/report.html").status == 404
 
 
 def test_a_result_whose_files_are_gone_or_damaged_says_so(ward, visitor, result_folder):

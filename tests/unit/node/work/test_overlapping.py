@@ -24,7 +24,7 @@ from ctflow.node.work.worker import Setup, Task, run_task
 from ctflow.pipeline.overlap import processes
 from ctflow.pipeline.overlap.process import Write
 from ctflow.settings.run import Settings
-from dicom_support import small_volume
+from dicom_support import small_volume, write_volumes
 from marking_support import MarkingSegmenter, marking_model
 from service_support import PATIENCE_S, wait_until
 
@@ -80,6 +80,7 @@ def inboxes(tmp_path_factory):
     place = tmp_path_factory.mktemp("in")
     for seed, shape in enumerate(SHAPES):
         write_ct_series(small_volume(seed=seed, shape=shape), place / str(seed), seed=seed)
+    write_volumes(place / "phases", *({"NominalPercentageOfCardiacPhase": percent} for percent in (40, 75)))
     shutil.copytree(place / "0", place / "damaged")
     (place / "damaged" / "00003.dcm").write_bytes(b"damaged")
     return place
@@ -113,7 +114,7 @@ def test_answers_and_files_are_those_of_one_after_another(inboxes, tmp_path, sta
     expected = [run_task(task, SETUP, model, segmenter) for task in tasks_in(inboxes, tmp_path / "1")]
     tasks, worker = tasks_in(inboxes, tmp_path / "2"), started()
     kinds = worker.run(*tasks)
-    assert [*kinds.values()] == [each.kind for each in expected] == ["done", "done", "done", "aside"]
+    assert [*kinds.values()] == [each.kind for each in expected] == ["done", "done", "done", "aside", "done"]
     for task, outcome in zip(tasks, expected, strict=True):
         found = worker.answers[task.job.key]
         assert found.why == outcome.why
@@ -122,7 +123,7 @@ def test_answers_and_files_are_those_of_one_after_another(inboxes, tmp_path, sta
         )
         assert not task.scratch.exists()
     assert files(tmp_path / "2") == files(tmp_path / "1")
-    assert len(files(tmp_path / "2")) == len(SHAPES) * 5
+    assert len(files(tmp_path / "2")) == len(SHAPES) * 5 + 2 * 5 + 1
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("segmentation.dcm")}
     assert worker.run(*tasks) == kinds, "the node ended before the journal knew: the same answers"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("segmentation.dcm")} == written

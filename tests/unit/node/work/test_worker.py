@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 
+import pydicom
 import pytest
 
 from bundle_support import small_unet_bundle
@@ -20,6 +22,8 @@ from ctflow.node.work import worker
 from ctflow.node.work.worker import Setup, Task, basis_of_result, run_task
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
+from dicom_support import write_volumes
+from marking_support import MarkingSegmenter, marking_model
 
 SETUP = Setup(None, Settings(engine="eager", cache=None, device="cpu", report="none"))
 
@@ -145,3 +149,50 @@ def test_a_series_that_is_refused_leaves_no_answer_that_was_written_on_another_b
     only_others = replace(SETUP, rules=(Rule("ignore", name="all"),))
     assert run_task(task, only_others, segmenter.model, segmenter).kind == "aside"
     assert [path for path in task.results.rglob("*") if path.is_file()] == [], stale.folder
+
+
+def phases_task(tmp_path, **choice) -> tuple[Task, Setup]:
+    write_volumes(tmp_path / "in", *({"NominalPercentageOfCardiacPhase": percent} for percent in (40, 75)))
+    instances = tuple(
+        InstanceRecord(f"1.2.{n}", "1.2", "1.2.1", path.name, 1, "s", 0.0)
+        for n, path in enumerate(sorted((tmp_path / "in").iterdir()))
+    )
+    job = Job("key", "1.2.4", digest_of_set([each.sop_instance_uid for each in instances]), instances, 1, None)
+    task = Task(job, tmp_path / "in", tmp_path / "results", tmp_path / "running" / "key", "ROUTER")
+    return task, replace(SETUP, settings=replace(SETUP.settings, **choice))
+
+
+def test_each_volume_of_a_series_has_its_objects_in_the_result(tmp_path):
+    task, setup = phases_task(tmp_path)
+    model = marking_model()
+    done = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    folder = task.results / done.result.folder
+    assert [each.file for each in done.result.objects] == [
+        f"phase-{percent}/{name}" for percent in (40, 75) for name in ("segmentation.dcm", "measurements.dcm")
+    ]
+    assert len({each.sop_instance_uid for each in done.result.objects}) == 4
+    document = json.loads((folder / "result.json").read_text())
+    assert [each["series"]["volume"]["label"] for each in document["series"]] == ["phase 40 %", "phase 75 %"]
+    again = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    assert replace(again.result, elapsed_s=0) == replace(done.result, elapsed_s=0)
+
+
+def test_a_single_volume_that_is_asked_for_is_the_whole_result(tmp_path):
+    task, setup = phases_task(tmp_path, volume="phase=75")
+    model = marking_model()
+    done = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    assert [each.file for each in done.result.objects] == ["segmentation.dcm", "measurements.dcm"]
+    document = json.loads((task.results / done.result.folder / "result.json").read_text())
+    assert document["series"]["volume"]["name"] == "phase-75"
+
+
+def test_a_volume_that_cannot_be_read_leaves_no_part_of_a_result(tmp_path):
+    task, setup = phases_task(tmp_path)
+    path = tmp_path / "in" / "1-00005.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset.RescaleType = "US"
+    dataset.save_as(path)
+    model = marking_model()
+    outcome = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    assert (outcome.kind, outcome.why.reason) == ("aside", "not-hu")
+    assert not list(task.results.rglob("*.dcm"))

@@ -54,10 +54,10 @@ def disagreements(instances: Sequence[Instance]) -> tuple[str, ...]:
 
 def _disagreement(instances: Sequence[Instance], keyword: str) -> str | None:
     found = [texts(instance.header, keyword) for instance in instances]
-    comparable = {each: _comparable(each) for each in set(found)}
-    if len(comparable) == 1:
+    known = {each: comparable(each) for each in set(found)}
+    if len(known) == 1:
         return None
-    values = [comparable[each] for each in found]
+    values = [known[each] for each in found]
     usual, count = Counter(values).most_common(1)[0]
     if count == len(values):
         return None
@@ -113,8 +113,8 @@ def _numbers_of(instances: Sequence[Instance], keyword: str) -> list[float]:
     return list(dict.fromkeys(value for value in found if value is not None))
 
 
-def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
-    """Values, with numbers converted: 2.5 and 2.50 agree, and so do absent and empty."""
+def comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
+    """Values of an attribute, with numbers converted: 2.5 and 2.50 agree, and so do absent and empty."""
     found: list[str | float] = []
     for item in values:
         try:
@@ -124,11 +124,26 @@ def _comparable(values: tuple[str, ...]) -> tuple[str | float, ...]:
     return tuple(found) if any(item != "" for item in found) else ()
 
 
-def are_interleaved(instances: Sequence[Instance]) -> bool:
-    """Whether slices of several acquisitions alternate: in array order, an AcquisitionNumber returns repeatedly.
+# An attribute that names a slice's volume; other attributes may lawfully alternate.
+_OF_VOLUMES = (
+    "AcquisitionNumber",
+    "TemporalPositionIndex",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+)
+
+
+def alternating_keyword(instances: Sequence[Instance]) -> str | None:
+    """The attribute that shows that slices of several volumes alternate: in array order, a value returns repeatedly.
 
     Consecutive acquisitions, and one acquisition per slice (step and shoot), are lawful.
     """
-    numbers = [integer(instance.header, "AcquisitionNumber") for instance in instances]
+    return next((keyword for keyword in _OF_VOLUMES if _alternates(instances, keyword)), None)
+
+
+def _alternates(instances: Sequence[Instance], keyword: str) -> bool:
+    if not any(keyword in instance.header for instance in instances):  # fast: nearly every series lacks three of four
+        return False
+    numbers = [integer(instance.header, keyword) for instance in instances]
     changes = sum(before != after for before, after in pairwise(numbers))
     return 2 * len(set(numbers)) < len(numbers) and 2 * changes > len(numbers)

@@ -13,7 +13,8 @@ from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.read.structure import layout_of_header
 
-# These determine a slice's values and position: two slices that share them and their pixels are the same slice.
+# These determine a slice's values and position: two slices that share them and their pixels are the same slice,
+# whatever acquisition either is said to be of, as no two acquisitions have the same noise.
 _SHARED = (
     *COMPARED,
     "PatientID",
@@ -21,8 +22,6 @@ _SHARED = (
     "Rows",
     "Columns",
     "PixelSpacing",
-    "AcquisitionDate",
-    "AcquisitionTime",
 )
 _PIECE = 2**20  # bytes read at once
 

@@ -11,7 +11,7 @@ import numpy as np
 from ctflow.core.errors import BrokenSeries
 from ctflow.core.volume import FloatArray, Geometry
 from ctflow.dicom.attributes import integer, numbers, text
-from ctflow.dicom.read.geometry.agreement import are_interleaved, contradictions, disagreements, listed, odd_ones
+from ctflow.dicom.read.geometry.agreement import alternating_keyword, contradictions, disagreements, listed, odd_ones
 from ctflow.dicom.read.geometry.copies import without_copies
 from ctflow.dicom.read.geometry.spacing import Spacing, spacing_of_slices
 from ctflow.dicom.read.scan import Instance
@@ -88,8 +88,9 @@ def stack_of_series(series: Series, *, allow_gaps: bool = False) -> Stack:
     )
     geometry = fitted_grid(planes, spacing.places, (spacing.count, *size))
     shifted = _shift_warnings(series, ordered, shifts_from_grid(planes, geometry.affine_mm, spacing.places, size))
-    if are_interleaved(ordered):
-        what = "its AcquisitionNumber alternates from slice to slice: send one acquisition at a time"
+    alternating = alternating_keyword(ordered)
+    if alternating:
+        what = f"its {alternating} alternates from slice to slice: send one acquisition at a time"
         raise _broken(series, "doubled", what)
     found = (*spacing.warnings, *shifted, *_tilt_warnings(series, geometry), *_count_warnings(ordered))
     distance_mm = distance_along_normal(geometry) if spacing.weights is None else None

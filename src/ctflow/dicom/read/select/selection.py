@@ -26,8 +26,10 @@ from ctflow.dicom.read.select.series import (
     image_words,
     is_localizer,
 )
+from ctflow.dicom.read.select.volumes import is_asked_for, volumes_of_series
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 
+_LONGEST = 500  # characters of a list of volumes
 _ORPHANED = "it continues series {}, of which its SeriesInstanceUID may cut it off"
 # ImageType values of pages that scanners save in place of a slice (protocol and dose pages).
 _SCREEN_WORDS = frozenset({"SCREEN", "PROT", "PROTOCOL", "DOSE"})
@@ -42,8 +44,9 @@ def select_series(
     pick: Literal["all", "best"] = "all",
     force: bool = False,
     body_parts: Collection[str] = (),
+    volume: str = "all",
 ) -> Selection:
-    """Decide for every series of a scan.
+    """Decide for every series of a scan, and for every volume of a series that holds several.
 
     Args:
         scan: The headers.
@@ -52,11 +55,16 @@ def select_series(
             smallest but not below 1 mm, then with most slices, then with the lowest series number.
         force: Select series that only rules in `OVERRIDABLE` (not in `IMPOSSIBLE`) reject.
         body_parts: BodyPartExamined values that suit the model; empty accepts all.
+        volume: Which volumes of a series that holds several (`volumes.is_asked_for`).
 
     Returns:
         The verdicts.
     """
-    candidates = [_judge_safely(series, series_uid, force, body_parts) for series in _series_of(scan)]
+    candidates = [
+        candidate
+        for series in _series_of(scan)
+        for candidate in _judge_safely(series, series_uid, force, body_parts, volume)
+    ]
     if pick == "best":
         candidates = _keep_best(candidates)
     if series_uid is None:
@@ -124,25 +132,30 @@ def _is_other_object(instance: Instance) -> bool:
     return "Secondary Capture" in uid.name or not uid.name.endswith(_IMAGE_CLASSES)
 
 
-def _judge_safely(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
+def _judge_safely(
+    series: Series, series_uid: str | None, force: bool, body_parts: Collection[str], volume: str
+) -> list[Candidate]:
+    """The verdicts on a series: one, or one on each volume of a series that holds several."""
     try:
-        return _judge(series, series_uid, force, body_parts)
+        if series_uid is not None and series.uid != series_uid:
+            message = "--series names another series"
+            return [Candidate(series, False, "not-asked-for", message, False, describe(series.instances))]
+        impossible = _first_objection(IMPOSSIBLE, series)
+        if impossible:
+            return [Candidate(series, False, *impossible, False, describe(series.instances))]
+        return _only_asked_for([_judge(part, force, body_parts) for part in volumes_of_series(series)], volume)
     except Exception as error:  # noqa: BLE001  # the folder's other series must be judged
         failure = unexpected(error, f"series {series.digest}")
-        return Candidate(series, False, failure.reason, str(failure), False, {})
+        return [Candidate(series, False, failure.reason, str(failure), False, {})]
 
 
-def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Collection[str]) -> Candidate:
+def _judge(series: Series, force: bool, body_parts: Collection[str]) -> Candidate:
+    """The verdict on one volume, which is possible."""
     description = describe(series.instances)
 
     def verdict(reason: str, message: str, *, selected: bool = False, forced: bool = False) -> Candidate:
         return Candidate(series, selected, reason, message, forced, description)
 
-    if series_uid is not None and series.uid != series_uid:
-        return verdict("not-asked-for", "--series names another series")
-    impossible = _first_objection(IMPOSSIBLE, series)
-    if impossible:
-        return verdict(*impossible)
     objection = _first_objection(OVERRIDABLE, series) or other_body_part(series, body_parts)
     if not objection:
         return verdict("selected", "eligible", selected=True)
@@ -150,6 +163,18 @@ def _judge(series: Series, series_uid: str | None, force: bool, body_parts: Coll
     if force:
         return verdict(reason, f"segmented because of --force, although {message}", selected=True, forced=True)
     return verdict(reason, f"{message}; --force segments it")
+
+
+def _only_asked_for(candidates: list[Candidate], volume: str) -> list[Candidate]:
+    """The verdicts with all volumes set aside that --volume does not name; a series of one volume is not affected."""
+    labels = "; ".join(f"{part.number}: {part.label}" for each in candidates if (part := each.series.part))
+    message = f"--volume {volume} names another volume; the series holds {labels}"[:_LONGEST]
+    return [
+        candidate
+        if candidate.series.part is None or is_asked_for(candidate.series.part, volume)
+        else replace(candidate, selected=False, forced=False, reason="not-asked-for", message=message)
+        for candidate in candidates
+    ]
 
 
 def _first_objection(rules: Sequence[Callable[[Series], Objection | None]], series: Series) -> Objection | None:
@@ -205,7 +230,7 @@ def _study_and_frame(candidate: Candidate) -> tuple[str, str]:
     return candidate.series.study_uid, text(candidate.series.instances[0].header, "FrameOfReferenceUID")
 
 
-def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str]:
+def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str, int]:
     """Lower is better; below 1 mm thinner slices only add noise."""
     spacing = slice_spacing_mm(candidate.series.instances) or LARGEST_SPACING_MM
     series_number = integer(candidate.series.instances[0].header, "SeriesNumber")
@@ -215,4 +240,5 @@ def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str]:
         -len(candidate.series.instances),
         series_number if series_number is not None else 2**31,
         candidate.series.uid,
+        candidate.series.part.number if candidate.series.part else 0,
     )

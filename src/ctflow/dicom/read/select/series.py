@@ -15,9 +15,28 @@ from ctflow.dicom.read.scan import Instance
 Objection = tuple[str, str]  # reason, message
 
 
+@dataclass(frozen=True)
+class VolumePart:
+    """What tells one volume of a series from its others.
+
+    Attributes:
+        name: In file names, such as "phase-50".
+        label: For people, such as "phase 50 %"; no free text of the headers.
+        number: 1 for the first volume of the series.
+        count: Volumes of the series.
+        values: Names and values by which `--volume` finds it, such as ("phase", "50").
+    """
+
+    name: str
+    label: str
+    number: int
+    count: int
+    values: frozenset[tuple[str, str]] = frozenset()
+
+
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The slices to stack.
+    """The slices to stack: a series, or one volume of a series that holds several.
 
     Attributes:
         uid: SeriesInstanceUID, as in the files.
@@ -25,6 +44,7 @@ class Series:
         study_uid: StudyInstanceUID.
         instances: The slices, in the scan's order.
         dropped: Sentences on images that were left out of the series.
+        part: Which volume of the series it is; None if the series is one volume.
     """
 
     uid: str
@@ -32,6 +52,7 @@ class Series:
     study_uid: str
     instances: tuple[Instance, ...]
     dropped: tuple[str, ...] = ()
+    part: VolumePart | None = None
 
 
 @dataclass(frozen=True, eq=False)
