@@ -374,6 +374,35 @@ def with_object(sop_class: str, **attributes) -> Callable[[Path], Volume]:
     return write
 
 
+PLACE = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
+COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "BitsAllocated": 8}
+EXTRAS = (  # what scanners and archives put into a series, or beside it: class and attributes
+    ("1.2.840.10008.5.1.4.1.1.88.67", {"Modality": "SR", "PixelData": None, **PLACE}),  # radiation dose report
+    ("1.2.840.10008.5.1.4.1.1.7", {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"], **PLACE, **COLOUR}),
+    ("1.2.840.10008.5.1.4.1.1.11.1", {"Modality": "PR", "PixelData": None, **PLACE}),  # presentation state
+    ("1.2.840.10008.5.1.4.1.1.104.1", {"Modality": "DOC", "PixelData": None, **PLACE}),  # PDF
+    ("1.2.840.10008.5.1.4.1.1.88.59", {"Modality": "KO", "PixelData": None, **PLACE}),  # key images
+    ("1.2.840.10008.5.1.4.1.1.2", {"FrameOfReferenceUID": None, "PixelSpacing": None, **PLACE}),
+    ("1.2.840.10008.5.1.4.1.1.2", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "Rows": 16, "Columns": 80}),
+)
+
+
+def with_extras(folder: Path, **attributes) -> Volume:
+    """One of each kind of `EXTRAS`, in the series unless attributes name another."""
+    volume = written(folder)
+    (folder / "more").mkdir()
+    for number, (sop_class, changes) in enumerate(EXTRAS):
+        dataset = pydicom.dcmread(files_of(folder / "s0")[0])
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{dataset.SOPInstanceUID}.{number}"
+        own = {keyword: f"{value}.{number}" for keyword, value in attributes.items()}
+        setter(**{keyword: value for keyword, value in changes.items() if value or keyword in dataset}, **own)(
+            dataset, 0
+        )
+        dataset.save_as(folder / "more" / f"{number}.dcm")
+    return volume
+
+
 def empty_pixels(folder: Path) -> Volume:
     """Beside the series an intact file that ends in a PixelData of no length, which is 8 bytes in Implicit VR."""
     volume = written(folder)
@@ -401,6 +430,18 @@ def renamed(syntax: str, source: str = ExplicitVRLittleEndian) -> Callable[[Path
             stream.seek(132)
             pydicom.filewriter.write_file_meta_info(stream, meta)
             path.write_bytes(stream.getvalue() + content[end:])
+
+    return write
+
+
+def with_object_again(number: int) -> Callable[[Path], None]:
+    """A CT image without a place, in the series that is there."""
+
+    def write(folder: Path) -> None:
+        dataset = pydicom.dcmread(files_of(folder)[0])
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{dataset.SOPInstanceUID}.{number}"
+        dataset.save_as(folder / f"s0/z{number}.dcm")
 
     return write
 
@@ -878,6 +919,12 @@ def _geometry() -> Iterator[Odd]:
         "`BrokenSeries`: `mixed-orientation`",
         nothing(with_localizer(SHAPE[1:])),
     )
+    yield Odd(
+        "a localizer of another size that is not marked as one",
+        WARNED,
+        with_localizer((8, 64)),
+        "another direction and size than all slices",
+    )
     even = runs((17, 2.5))
     yield Odd("gantry tilt", WARNED, sampled(even, TILT), "tilt of 16.7 degrees")
     yield Odd("gantry tilt the other way", WARNED, sampled(even, -TILT), "tilt of 16.7 degrees")
@@ -1163,6 +1210,21 @@ def _other_objects() -> Iterator[Odd]:
         ("a protocol page as CT image", "1.2.840.10008.5.1.4.1.1.2", {"ImageType": ["DERIVED", "SECONDARY", "PROT"]}),
     ):
         yield Odd(f"{name} in the series", WARNED, with_object(sop_class, **attributes), "not a slice omitted")
+    ct = "1.2.840.10008.5.1.4.1.1.2"
+    yield Odd("a colour picture as CT image in the series", WARNED, with_object(ct, **COLOUR), "it has colours")
+    nowhere = "an image without position and orientation in the series"
+    yield Odd(nowhere, WARNED, with_object(ct, PixelSpacing=None), "neither position nor orientation")
+    yield Odd(
+        "four images without position and orientation in the series",
+        "`BrokenSeries`: `no-geometry`",
+        nothing(joined(written, *(with_object_again(n) for n in range(4)))),
+    )
+    yield Odd("seven kinds of extra objects in the series", WARNED, with_extras, "Radiation Dose SR Storage; ")
+    yield Odd(
+        "seven kinds of extra objects, each a series of its own",
+        f"5 x set aside: `modality` + {RIGHT} + set aside: `localizer` + set aside: `no-frame-of-reference`",
+        lambda folder: with_extras(folder, SeriesInstanceUID="1.2.8"),
+    )
     unknown = "1.2.840.10008.5.1.4.1.1.22"
     yield Odd("a picture of an unknown class in the series", WARNED, with_object(unknown), "an unknown class")
     for what, sop_class in (("that DICOM's tables lack", unknown), ("that is a transfer syntax", "1.2.840.10008.1.2")):

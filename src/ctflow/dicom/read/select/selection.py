@@ -6,15 +6,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydicom.uid import UID
-
 from ctflow.compat.pydicom import lenient
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import NoUsableSeries, Unexpected
 from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.attributes import integer, numbers, text
+from ctflow.dicom.attributes import integer, text
 from ctflow.dicom.read.scan import Instance, Scan
 from ctflow.dicom.read.select.description import describe, slice_spacing_mm
+from ctflow.dicom.read.select.objects import slices_of_series
 from ctflow.dicom.read.select.orphans import continues
 from ctflow.dicom.read.select.rules import IMPOSSIBLE, LARGEST_SPACING_MM, LEAST_SLICES, OVERRIDABLE, other_body_part
 from ctflow.dicom.read.select.series import (
@@ -22,18 +21,11 @@ from ctflow.dicom.read.select.series import (
     Objection,
     Selection,
     Series,
-    class_name,
-    image_words,
-    is_localizer,
 )
 from ctflow.dicom.read.select.volumes import is_asked_for, volumes_of_series
-from ctflow.dicom.uids import CT_IMAGE_STORAGE
 
 _LONGEST = 500  # characters of a list of volumes
 _ORPHANED = "it continues series {}, of which its SeriesInstanceUID may cut it off"
-# ImageType values of pages that scanners save in place of a slice (protocol and dose pages).
-_SCREEN_WORDS = frozenset({"SCREEN", "PROT", "PROTOCOL", "DOSE"})
-_IMAGE_CLASSES = ("Image Storage", "Image Storage - For Presentation", "Image Storage - For Processing")
 
 
 @lenient()
@@ -93,43 +85,9 @@ def _series_of(scan: Scan) -> list[Series]:
         key = (text(instance.header, "StudyInstanceUID"), text(instance.header, "SeriesInstanceUID"))
         groups.setdefault(key, []).append(instance)
     return [
-        _slices_alone(Series(uid, digest_of_uid(uid or study), study, tuple(instances)))
+        slices_of_series(Series(uid, digest_of_uid(uid or study), study, tuple(instances)))
         for (study, uid), instances in sorted(groups.items())
     ]
-
-
-def _slices_alone(series: Series) -> Series:
-    """The series without localizers and non-slice objects: secondary captures, reports and so on."""
-    slices: list[Instance] = []
-    others: list[Instance] = []
-    for instance in series.instances:
-        (others if _is_other_object(instance) else slices).append(instance)
-    if not slices:
-        return series
-    kept = tuple(instance for instance in slices if not is_localizer(instance))
-    localizers = len(slices) - len(kept)
-    dropped = []
-    if kept and localizers:
-        dropped.append(f"{localizers} localizer image{'s' * (localizers > 1)} of the series omitted")
-    if others:
-        names = sorted({class_name(text(instance.header, "SOPClassUID")) for instance in others})
-        what = "1 object that is not a slice" if len(others) == 1 else f"{len(others)} objects that are not slices"
-        dropped.append(f"{what} omitted from the series: {', '.join(names)[:120]}")
-    return replace(series, instances=kept or tuple(slices), dropped=tuple(dropped))
-
-
-def _is_other_object(instance: Instance) -> bool:
-    """Whether it is not a slice of any modality: a screen capture, a report, a plan, a private object."""
-    header = instance.header
-    uid = UID(text(header, "SOPClassUID"))
-    has_place = numbers(header, "ImagePositionPatient", 3) is not None
-    if uid == CT_IMAGE_STORAGE:
-        return not has_place and bool(image_words(instance) & _SCREEN_WORDS)
-    if uid.is_private:
-        return not instance.has_pixels
-    if uid.type != "SOP Class":  # damaged, or newer than pydicom's tables: it may be a slice
-        return bool(uid) and not (instance.has_pixels and has_place)
-    return "Secondary Capture" in uid.name or not uid.name.endswith(_IMAGE_CLASSES)
 
 
 def _judge_safely(
