@@ -300,7 +300,7 @@ def _hangs(*_: object) -> None:
 
 
 def fuzz(count: int, seed: int, root: Path, first: int = 0, say: Callable[[str], object] = str) -> dict[str, object]:
-    """Try mutants, one after another; every fifth also has its picture written, the next its structure set.
+    """Try mutants, one after another; of five the first also has its picture, the next contours, the next a PDF.
 
     Returns:
         Counts of verdicts, and what `say` was told of each that is not fine.
@@ -314,7 +314,8 @@ def fuzz(count: int, seed: int, root: Path, first: int = 0, say: Callable[[str],
     try:
         for number in range(first, first + count):
             made = changes(number, seed, keywords, len(whole))
-            settings = replace(_SETTINGS, secondary_capture=number % 5 == 0, rtstruct=number % 5 == 1)
+            also = {name: number % 5 == place for place, name in enumerate(("secondary_capture", "rtstruct", "pdf"))}
+            settings = replace(_SETTINGS, **also)
             verdict, warned = _try(made, whole, root / "in", root / "out", settings)
             verdicts[verdict if verdict in FINE else "bad"] += 1
             verdicts["warned"] += warned

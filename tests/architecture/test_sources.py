@@ -41,6 +41,7 @@ OWNERS = {
     "dynamic_network_architectures": ("src/ctflow/networks/nnunet.py",),
     "matplotlib": ("src/ctflow/report/charts.py",),
     "PIL": ("src/ctflow/report/",),
+    "reportlab": ("src/ctflow/report/pdf/",),
     "contourpy": ("src/ctflow/measurements/contours.py",),
     "shapely": ("src/ctflow/measurements/contours.py",),
 }

@@ -22,6 +22,7 @@ from bundle_support import small_unet_bundle
 BIN = Path(sys.executable).parent
 HTTP, DICOM, NODE, PAGE = 8042, 4242, 11112, 8113
 QUIET_S = 1.0
+RESULTS = ("SEG", "SR", "RTSTRUCT", "OT", "DOC")
 # What the documentation gives to its readers, and how Orthanc is told of it.
 SCRIPTS = Path(__file__).parents[2] / "docs" / "orthanc"
 PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
@@ -65,7 +66,7 @@ def start_node(folder: Path) -> subprocess.Popen[bytes]:
     (folder / "node.yaml").write_text(
         f"data: {folder / 'data'}\nquiet_period_s: {QUIET_S}\nbundle: {small_unet_bundle(folder / 'bundle')}\n"
         f"engine: eager\ndevices: [cpu]\nallow_demonstration: true\nlimits: {{free_disk: 1 MB}}\n"
-        f"web: {{port: {PAGE}}}\n"
+        f"web: {{port: {PAGE}}}\nrtstruct: true\npdf: true\nsecondary_capture: true\n"
         f"destinations: [{{name: orthanc, ae_title: ORTHANC, host: 127.0.0.1, port: {DICOM}}}]\n"
     )
     with (folder / "node.log").open("wb") as log:
@@ -96,7 +97,7 @@ def facts(folder: Path) -> dict:
     sources = [ask(f"/instances/{each}")["MainDicomTags"]["SOPInstanceUID"] for each in by_modality["CT"]["Instances"]]
     objects = [
         ask(f"/instances/{each}")["MainDicomTags"]["SOPInstanceUID"]
-        for modality in ("SEG", "SR") for each in by_modality[modality]["Instances"]
+        for modality in RESULTS for each in by_modality[modality]["Instances"]
     ]  # fmt: skip
     ((last_at, elapsed_s),) = journal(
         folder, "SELECT s.last_at, r.elapsed_s FROM series s JOIN results r ON r.series_key = s.key"

@@ -75,21 +75,34 @@ def test_the_report_conforms_and_says_what_result_json_says(results):
     "words",
     [
         pytest.param(["--seg", "fractional", "--nifti"], marks=pytest.mark.exhaustive),
-        ["--seg", "labelmap", "--segments", "finding", "--omit-empty-frames", "no", "--roi", "body"],
+        [
+            "--seg",
+            "labelmap",
+            "--segments",
+            "finding",
+            "--omit-empty-frames",
+            "no",
+            "--roi",
+            "body",
+            "--secondary-capture",
+        ],
     ],
 )
 def test_what_is_written_is_chosen_alike_at_every_entry_point(entry_point, series, tmp_path, words):
     bundle = small_unet_bundle(tmp_path / "bundle")
     written = {}
     for name in ("run", "app"):
-        done = entry_point(name, ["-i", series, "-o", tmp_path / name, "-m", bundle, *words])
+        environment = {"CTFLOW_RTSTRUCT": "yes", "CTFLOW_PDF": "yes"}  # as in a container
+        done = entry_point(name, ["-i", series, "-o", tmp_path / name, "-m", bundle, *words], environment)
         assert done.returncode == 0, done.stderr
         (folder,) = (path for path in (tmp_path / name).iterdir() if path.is_dir())
         written[name] = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "result.json"}
-        assert dciodvfy_errors(folder / "segmentation.dcm") == []
+        for file in ("segmentation.dcm", "structures.dcm", "report.dcm"):
+            assert dciodvfy_errors(folder / file) == []
         assert pydicom.dcmread(folder / "segmentation.dcm").SegmentationType == words[1].upper()
     assert written["run"] == written["app"]
     assert ("segmentation.nii.gz" in written["app"]) == ("--nifti" in words)
+    assert ("secondary_capture.dcm" in written["app"]) == ("--secondary-capture" in words)
 
 
 def world_points(pixels, sources):

@@ -44,8 +44,8 @@ def delivery(request, tmp_path_factory, series) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_orthanc_shows_the_segmentation_and_the_report_beside_the_series(delivery):
-    assert delivery["modalities"] == ["CT", "SEG", "SR"]
+def test_orthanc_shows_every_kind_of_result_beside_the_series(delivery):
+    assert delivery["modalities"] == ["CT", "DOC", "OT", "RTSTRUCT", "SEG", "SR"]
     assert delivery["studies"] == 1
 
 

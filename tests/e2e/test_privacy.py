@@ -16,6 +16,7 @@ from ctflow.cli.main import main
 from ctflow.core.volume import Volume
 from ctflow.dicom.write.ct_series import write_ct_series
 from phantom_support import phantom_drawn_once
+from report_support import text_of_pdf
 
 pytestmark = pytest.mark.e2e
 
@@ -124,7 +125,7 @@ def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(entry_point, hospital,
     count = odd_series(hospital)
     bundle = small_unet_bundle(tmp_path / "bundle")
     output = tmp_path / "out"
-    done = entry_point(name, ["-i", hospital, "-o", output, "-m", bundle, "--nifti", "--segments", "finding"])
+    done = entry_point(name, ["-i", hospital, "-o", output, "-m", bundle, "--nifti", "--segments", "finding", "--pdf"])
     assert done.returncode == 6, done.stderr
     document = json.loads((output / "result.json").read_text())
     assert len(document["series"]) + len(document["set_aside"]) == count
@@ -142,6 +143,8 @@ def test_nothing_of_the_patient_leaves_a_run_but_in_dicom(entry_point, hospital,
         if path.suffix != ".dcm":
             content = path.read_bytes()
             assert_silent(gzip.decompress(content) if path.suffix == ".gz" else content, path.name)
+        if path.name == "report.dcm":
+            assert_silent(" ".join(text_of_pdf(pydicom.dcmread(path))), "the PDF")
     seg = pydicom.dcmread(next(path for path in written if path.name == "segmentation.dcm"))
     assert FAMILY in str(seg.PatientName), "the markers were in the input"
 

@@ -12,6 +12,7 @@ import pytest
 from bundle_support import small_unet_bundle
 from map_support import HARDENED, IMAGE, LIMITS, PODMAN, run_image, writable_folder
 from nnunet_support import dataset, plans, untrained, zipped
+from tests_support import dciodvfy_errors
 
 FILES = {"segmentation.dcm", "measurements.dcm", "preview.png", "report.html", "result.json"}
 
@@ -50,9 +51,12 @@ def test_a_user_without_an_entry_in_passwd_and_without_a_home_runs(chest, anothe
     mounts = {"/var/holoscan/input:ro": chest, "/var/holoscan/output": output}
     mounts["/opt/holoscan/models:ro"] = another_bundle.parent  # quick
     options = ["--passwd=false", "--user", "54321:54321", "--unsetenv", "HOME", "-e", "CTFLOW_ENGINE=eager"]
+    options += ["-e", "CTFLOW_RTSTRUCT=yes", "-e", "CTFLOW_PDF=yes"]
     done = run_image(mounts=mounts, options=options)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in result_of(output).iterdir()} == FILES
+    assert {path.name for path in result_of(output).iterdir()} == {*FILES, "structures.dcm", "report.dcm"}
+    for name in ("structures.dcm", "report.dcm"):
+        assert dciodvfy_errors(result_of(output) / name) == []
     assert {path.stat().st_uid for path in result_of(output).iterdir()} == {54321}
 
 

@@ -21,7 +21,8 @@ from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import LabelArray
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.measurement_report import report_from_measurements
-from ctflow.dicom.write.secondary_capture import secondary_capture_from_picture
+from ctflow.dicom.write.rendered.encapsulated_pdf import encapsulated_pdf_from_bytes
+from ctflow.dicom.write.rendered.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.write.segmentation import SegForm, segmentation_from_labels
 from ctflow.measurements.measure import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.measurements.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
@@ -74,16 +75,15 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
         for doubt in measured.doubts:
             log.warning("series %s: %s", digest, doubt)
         with timed(seconds, "write"):
-            _write_objects(case, seg, model.spec, settings, measured, folder)
+            measurements = _write_objects(case, seg, model.spec, settings, measured, folder)
         with timed(seconds, "preview"):
             drawn = drawing.result()
             if settings.secondary_capture:
-                capture = secondary_capture_from_picture(
-                    drawn.picture, seg.dataset, case.prepared, model.spec, seg.provenance
-                )
-                write_dataset(capture, folder / "secondary_capture.dcm")
+                _write_capture(case, seg, model.spec, drawn.picture, folder)
         with timed(seconds, "report"):
-            report.result()
+            pdf = report.result()
+            if pdf is not None:
+                _write_pdf(case, seg, model.spec, measurements, pdf, folder)
         case = replace(measured.case, stage_seconds={**case.stage_seconds, **seconds})
         document = document_of_case(case, model, settings, measured.segments)
         write_result(document, folder / "result.json")
@@ -144,11 +144,16 @@ def _drawn(case: Case, spec: ModelSpec, measured: _Findings, folder: Path) -> _P
     return _Preview(oriented, picture)
 
 
-def _report(measured: _Findings, drawn: _Preview, model: Model, settings: Settings, folder: Path) -> None:
-    """Write the report, if one is wanted."""
+def _report(measured: _Findings, drawn: _Preview, model: Model, settings: Settings, folder: Path) -> bytes | None:
+    """Write the report and return it as a PDF, if either is wanted."""
+    document = document_of_case(measured.case, model, settings, measured.segments)
     if settings.report == "html":
-        document = document_of_case(measured.case, model, settings, measured.segments)
         write_html_report(drawn.oriented, document, folder / "report.html")
+    if not settings.pdf:
+        return None
+    from ctflow.report.pdf.pages import pdf_from_document  # noqa: PLC0415  # few runs need it
+
+    return pdf_from_document(document, drawn.picture)
 
 
 def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
@@ -209,8 +214,8 @@ def _code(spec: ModelSpec) -> dict[str, str]:
 
 def _write_objects(
     case: Case, seg: _Seg, spec: ModelSpec, settings: Settings, measured: _Findings, folder: Path
-) -> None:
-    """Write the measurement report that refers to the SEG, and other forms of the mask if requested."""
+) -> Dataset:
+    """Write the measurement report that refers to the SEG, and other forms of the mask if requested; the report."""
     report = report_from_measurements(
         measured.segments,
         seg.dataset,
@@ -229,6 +234,18 @@ def _write_objects(
         write_dataset(structures, folder / "structures.dcm")
     if settings.nifti:
         write_nifti(seg.marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
+    return report
+
+
+def _write_capture(case: Case, seg: _Seg, spec: ModelSpec, picture: npt.NDArray[np.uint8], folder: Path) -> None:
+    capture = secondary_capture_from_picture(picture, seg.dataset, case.prepared, spec, seg.provenance)
+    write_dataset(capture, folder / "secondary_capture.dcm")
+
+
+def _write_pdf(case: Case, seg: _Seg, spec: ModelSpec, measurements: Dataset, pdf: bytes, folder: Path) -> None:
+    objects = (seg.dataset, measurements)
+    report = encapsulated_pdf_from_bytes(pdf, objects, case.prepared, spec, seg.provenance)
+    write_dataset(report, folder / "report.dcm")
 
 
 def _flat(window: Mapping[str, Any]) -> dict[str, str | int | float]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from markupsafe import Markup
 
 from ctflow.core.atomic import write_atomically
 from ctflow.core.volume import FloatArray
-from ctflow.measurements.plausibility import text_of_implausible, text_of_reasons
+from ctflow.report.content import HOW_MEASURED, colour_of, doubts_of, facts_of, findings_by_segment, remarks_of
 from ctflow.report.pixels import Slices, hu_of_codes, jpegs_from_slices, runs_from_labels, steps_for
 from ctflow.report.preview import WINDOW_CENTRE_HU, WINDOW_WIDTH_HU
 from ctflow.report.views import COLOURS, PLANES, Oriented
@@ -30,7 +29,6 @@ _WINDOWS = (  # name, centre and width in HU
     ("Mediastinum", 40.0, 400.0),
     ("Bone", 400.0, 1800.0),
 )
-_MINUS = "\N{MINUS SIGN}"
 
 
 def write_html_report(oriented: Oriented, document: Mapping[str, Any], path: Path) -> None:
@@ -64,7 +62,6 @@ def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
         "check": {"slice": start, "mean": round(float(slices[start].mean()), 2)},
     }
     encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    doubts = map(text_of_implausible, document["segments"])
     page: str = _template().render(
         policy=Markup(_policy(style, script)),  # noqa: S704
         style=Markup(style),  # noqa: S704  # of the package
@@ -73,11 +70,12 @@ def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
         model=document["model"],
         research_only=document["research_only"],
         statement=document["statement"],
-        doubts=[doubt for doubt in doubts if doubt],
+        doubts=doubts_of(document),
         windows=_WINDOWS,
-        segments=[] if document["statement"] else list(_segments(document)),
-        facts=list(_facts(document)),
-        remarks=_remarks(document),
+        segments=[] if document["statement"] else list(findings_by_segment(document)),
+        facts=list(facts_of(document)),
+        remarks=remarks_of(document),
+        how_measured=HOW_MEASURED,
         pictures=_pictures_note(steps, quality),
     )
     return page
@@ -133,7 +131,7 @@ def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapp
             | {"sign": plane.down_sign, "letters": plane.letters, "position": plane.position}
             for plane in PLANES
         ],
-        "colours": [_colour(number) for number in range(1, len(COLOURS) + 1)],
+        "colours": [colour_of(number) for number in range(1, len(COLOURS) + 1)],
         "windows": [{"name": name, "centre": centre, "width": width} for name, centre, width in _WINDOWS],
         "hu": hu_of_codes(),
         "findings": findings,
@@ -145,84 +143,6 @@ def _viewer_data(oriented: Oriented, steps: tuple[int, int, int], document: Mapp
 def _index_of(point_mm: tuple[float, float, float], affine_mm: FloatArray, shape: list[int]) -> list[int]:
     index = np.linalg.solve(affine_mm, [*point_mm, 1.0])[:3]
     return [int(np.clip(np.rint(place), 0, count - 1)) for place, count in zip(index, shape, strict=True)]
-
-
-def _colour(number: int) -> str:
-    red, green, blue = COLOURS[(number - 1) % len(COLOURS)]
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def _segments(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row per segment and one per finding, whose button moves the viewer there."""
-    index = count()
-    for segment in document["segments"]:
-        yield {
-            "label": segment["label"],
-            "colour": _colour(segment["number"]),
-            "said": _said_of_segment(segment),
-            "findings": [
-                {"index": next(index), "cells": _cells(finding), "doubt": _doubt(finding, segment)}
-                for finding in segment["findings"]
-            ],
-        }
-
-
-def _said_of_segment(segment: Mapping[str, Any]) -> str:
-    number, left_out = segment["components"], segment["findings_left_out"]
-    said = f"{number} finding{'s' if number > 1 else ''}, {segment['volume_ml']:.2f} ml" if number else "nothing marked"
-    doubted = segment["implausible"]["findings"]
-    if doubted:
-        said += f"; {doubted} of them implausible ({segment['implausible']['volume_ml']:.2f} ml)"
-    if left_out:
-        rest = f"{left_out} are left out{', implausible ones first' if doubted else ''}"
-        said += f"; the {len(segment['findings'])} largest are listed, {rest}"
-    return said
-
-
-def _cells(finding: Mapping[str, Any]) -> list[str]:
-    values = (
-        "< 0.01" if finding["volume_ml"] < 0.005 else f"{finding['volume_ml']:.2f}",  # 0.00 would say nothing
-        *(f"{finding[key]:.1f}" for key in ("long_axis_mm", "short_axis_mm", "longest_diameter_mm")),
-        *(f"{round(finding[key])}" for key in ("mean_hu", "sd_hu")),
-        *(f"{round(value, 1) + 0.0:+.1f}" for value in finding["centroid_mm"]),  # + 0.0: no minus zero
-    )
-    return [value.replace("-", _MINUS) for value in values]
-
-
-def _doubt(finding: Mapping[str, Any], segment: Mapping[str, Any]) -> str:
-    if not finding["implausible"]:
-        return ""
-    why = (finding["implausible"], finding["outside_body"], finding["mean_hu"], segment["hu_range"])
-    return text_of_reasons(*why).replace(" -", f" {_MINUS}")
-
-
-def _windows(window: Mapping[str, Any]) -> str:
-    if "inferer" in window:
-        return "by the bundle's own inferer"
-    overlap = window["overlap"] if isinstance(window["overlap"], list) else [window["overlap"]]
-    return f"overlap {' x '.join(f'{each:g}' for each in overlap)}, {window['blend']}"
-
-
-def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    series, model, engine, window = (document[key] for key in ("series", "model", "engine", "window"))
-    yield "Series", str(series["digest"])
-    yield "Voxels", " x ".join(map(str, series["shape"]))
-    yield "Spacing", f"{' x '.join(f'{mm:.2f}' for mm in series['spacing_mm'])} mm"
-    yield "Model", f"{model['name']} {model['version']}"
-    yield "Weights", str(model["weights_digest"])[:12]
-    yield "Engine", f"{engine['backend']} {engine['precision']} on {engine['device']}"
-    yield "Network", f"{' x '.join(map(str, window['roi']))}, {_windows(window)}"
-    if "part" in window:
-        windows = f"{window['windows']} of {window['windows_of_all']} windows"
-        yield "Looked at", f"the {window['part']} only ({windows}); nothing outside it is marked"
-    if "windows_constant" in window:
-        yield "Padding", f"{window['windows_constant']} windows hold a single HU value; nothing is marked in them alone"
-    yield "ctflow", str(document["ctflow_version"])
-
-
-def _remarks(document: Mapping[str, Any]) -> list[str]:
-    intended = [f"Intended use: {document['intended_use']}"] if document["intended_use"] else []
-    return [*intended, *(f"Warning: {warning}" for warning in document["warnings"])]
 
 
 def _pictures_note(steps: tuple[int, int, int], quality: int) -> str:

@@ -150,6 +150,7 @@ class Processing(Group):
     secondary_capture: Annotated[Switch, Key("Also write the preview as a DICOM Secondary Capture.", of_files=True)] = (
         False
     )
+    pdf: Annotated[Switch, Key("Also write report.dcm, the report as a DICOM Encapsulated PDF.", of_files=True)] = False
     seg: Annotated[
         Literal["binary", "labelmap", "fractional"],
         Key("Kind of the SEG: a bit per pixel and segment, one label per pixel, or probabilities.", of_files=True),

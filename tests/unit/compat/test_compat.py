@@ -26,7 +26,7 @@ from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.measurement_report import report_from_measurements
-from ctflow.dicom.write.secondary_capture import secondary_capture_from_picture
+from ctflow.dicom.write.rendered.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.write.segmentation import segmentation_from_labels
 from ctflow.measurements.measure import measure_segments
 from dicom_support import small_volume, spec_of

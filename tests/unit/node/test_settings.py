@@ -82,6 +82,7 @@ allow_gaps: true
 cache: engines
 report: none
 secondary_capture: true
+pdf: true
 seg: labelmap
 seg_grid: resampled
 segments: finding
@@ -131,6 +132,7 @@ def test_every_key_is_read(tmp_path):
         cache=here / "engines",
         report="none",
         secondary_capture=True,
+        pdf=True,
         seg="labelmap",
         seg_grid="resampled",
         segments="finding",

@@ -29,7 +29,7 @@ from ctflow.core.errors import (
     NoUsableSeries,
     StorageFull,
 )
-from ctflow.core.model import Code, Segment
+from ctflow.core.model import RESEARCH_ONLY, Code, Segment
 from ctflow.core.steps import CropForeground
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.read.assemble import assemble_series
@@ -52,6 +52,7 @@ from ctflow.window.find_body import find_body, mask_of_body
 from dicom_support import assembled, setter
 from phantom_support import phantom_drawn_once
 from reasons import raises_reason
+from report_support import text_of_pdf
 from tests_support import dciodvfy_errors, segment_points_by_dcmqi
 
 
@@ -107,6 +108,31 @@ def test_the_report_can_be_left_out_and_a_secondary_capture_asked_for(model, ser
         assert np.array_equal(pydicom.dcmread(case.folder / "secondary_capture.dcm").pixel_array, np.asarray(preview))
 
 
+def test_the_report_may_also_be_a_pdf_for_an_archive(model, series, tmp_path):
+    written = {}
+    for name, pdf in (("with", True), ("again", True), ("without", False)):
+        settings = Settings(device="cpu", cache=None, report="none", pdf=pdf)
+        (case,) = run_folder(series, tmp_path / name, model, settings).cases
+        files = {path.name: path.read_bytes() for path in case.folder.iterdir()}
+        document = json.loads(files.pop("result.json"))
+        assert document["settings"]["pdf"] is pdf
+        written[name] = files
+    assert written["with"] == written["again"]
+    assert written["with"].keys() - written["without"].keys() == {"report.dcm"}
+    assert {**written["without"], "report.dcm": written["with"]["report.dcm"]} == written["with"]
+    path = next((tmp_path / "with").glob("*/report.dcm"))
+    assert dciodvfy_errors(path) == []
+    report = pydicom.dcmread(path)
+    (page,) = text_of_pdf(report)
+    finding = document["segments"][0]["findings"][0]
+    assert f" 1 {finding['volume_ml']:.2f} {finding['long_axis_mm']:.1f} " in page
+    assert RESEARCH_ONLY in page
+    objects = [pydicom.dcmread(path.with_name(f"{name}.dcm")) for name in ("segmentation", "measurements")]
+    references = [item.ReferencedSOPInstanceUID for item in report.SourceInstanceSequence]
+    assert references[:2] == [each.SOPInstanceUID for each in objects]
+    assert len(references) == 2 + document["series"]["slices"]
+
+
 def test_what_people_look_at_holds_no_patient_data(model, settings, tmp_path):
     markers = {
         "PatientName": "Marker^Name",
@@ -123,7 +149,11 @@ def test_what_people_look_at_holds_no_patient_data(model, settings, tmp_path):
         for keyword, value in markers.items():
             setattr(dataset, keyword, value)
 
+    settings = replace(settings, pdf=True)
     (case,) = run_folder(another_series(tmp_path / "Marker" / "in", 3, adjust), tmp_path, model, settings).cases
+    for page in text_of_pdf(pydicom.dcmread(case.folder / "report.dcm")):
+        assert "marker" not in page.lower()
+        assert "19010203" not in page
     for name in ("report.html", "result.json", "preview.png"):
         content = (case.folder / name).read_bytes().lower()
         assert b"marker" not in content, name

@@ -78,10 +78,12 @@ def test_a_flag_wins_over_the_environment():
 def test_what_is_written_can_be_chosen():
     of_files = {option.flag for option in OPTIONS if option.key.of_files}
     of_seg = {"--seg", "--seg-grid", "--segments", "--omit-empty-frames"}
-    assert of_files == {"--report", "--secondary-capture", *of_seg, "--rtstruct", "--rtstruct-holes", "--nifti"}
-    assert settings_from_values({"report": "none", "secondary_capture": True}, {}) == chosen(
-        report="none", secondary_capture=True
+    others = {"--report", "--secondary-capture", "--pdf", "--rtstruct", "--rtstruct-holes", "--nifti"}
+    assert of_files == {*others, *of_seg}
+    assert settings_from_values({"report": "none", "secondary_capture": True, "pdf": True}, {}) == chosen(
+        report="none", secondary_capture=True, pdf=True
     )
+    assert settings_from_values({}, {"CTFLOW_RTSTRUCT": "yes", "CTFLOW_PDF": "1"}) == chosen(rtstruct=True, pdf=True)
     assert settings_from_values({}, {"CTFLOW_REPORT": "none"}).report == "none"
 
 

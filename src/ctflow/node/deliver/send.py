@@ -28,13 +28,15 @@ from ctflow.node.settings import Backoff
 if TYPE_CHECKING:
     from pynetdicom.association import Association
 
-# ctflow's output: Segmentation, Label Map Segmentation, Comprehensive 3D SR, RT Structure Set, Secondary Capture Image.
+# ctflow's output: Segmentation, Label Map Segmentation, Comprehensive 3D SR, RT Structure Set, Secondary Capture Image,
+# Encapsulated PDF.
 SENT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.66.4",
     "1.2.840.10008.5.1.4.1.1.66.7",
     "1.2.840.10008.5.1.4.1.1.88.34",
     "1.2.840.10008.5.1.4.1.1.481.3",
     "1.2.840.10008.5.1.4.1.1.7",
+    "1.2.840.10008.5.1.4.1.1.104.1",
 )
 COPY = "(copies)"  # the folder that keeps copies, among the journal's destinations; no site can name one so
 WHOLE = "."  # the file of a delivery that is the whole folder of a result

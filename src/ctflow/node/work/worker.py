@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ctflow.pipeline.segmenter import Segmenter
 
 MOST_FAULTS = 2  # attempts that end in an unexpected error
-OBJECTS = ("segmentation.dcm", "measurements.dcm", "structures.dcm", "secondary_capture.dcm")  # in sending order
+# In sending order.
+OBJECTS = ("segmentation.dcm", "measurements.dcm", "structures.dcm", "secondary_capture.dcm", "report.dcm")
 _NICENESS = 5  # on a CPU it takes all cores, and an incoming instance must not wait for a window
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import Model
+from ctflow.node.deliver.send import SENT_CLASSES
 from ctflow.node.journal.records import InstanceRecord, Job
 from ctflow.node.journal.writes import digest_of_set
 from ctflow.node.rules import Rule
@@ -62,6 +63,13 @@ def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, s
     monkeypatch.setattr(worker, "_compute", lambda *_: pytest.fail("it is computed again"))
     again = run(task, segmenter)
     assert replace(again.result, elapsed_s=0) == replace(done.result, elapsed_s=0)
+
+
+def test_every_kind_of_object_that_is_asked_for_is_sent(task, segmenter):
+    asked = replace(SETUP.settings, secondary_capture=True, rtstruct=True, pdf=True)
+    done = run_task(task, replace(SETUP, settings=asked), segmenter.model, segmenter)
+    assert tuple(each.file for each in done.result.objects) == worker.OBJECTS
+    assert {each.sop_class_uid for each in done.result.objects} < set(SENT_CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import SimpleITK as itk
 
 from ctflow.core.model import RESEARCH_ONLY, Code, Segment
 from ctflow.dicom.write.derived import Provenance, write_dataset
-from ctflow.dicom.write.secondary_capture import secondary_capture_from_picture
+from ctflow.dicom.write.rendered.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.write.segmentation import segmentation_from_labels
 from dicom_support import assembled, spec_of
 from tests_support import dciodvfy_errors

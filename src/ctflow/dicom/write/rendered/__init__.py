@@ -1,0 +1,1 @@
+"""Results as pictures and pages, for a PACS that shows nothing else."""
