@@ -123,7 +123,7 @@ def test_the_report_may_also_be_a_pdf_for_an_archive(model, series, tmp_path):
     path = next((tmp_path / "with").glob("*/report.dcm"))
     assert dciodvfy_errors(path) == []
     report = pydicom.dcmread(path)
-    (page,) = text_of_pdf(report)
+    page = text_of_pdf(report)[0]
     finding = document["segments"][0]["findings"][0]
     assert f" 1 {finding['volume_ml']:.2f} {finding['long_axis_mm']:.1f} " in page
     assert RESEARCH_ONLY in page
