@@ -35,13 +35,14 @@ _HOW_MEASURED = (
     "extent at right angles to the long axis."
 )
 _CONTAINS = hd.sr.RelationshipTypeValues.CONTAINS
+_INFERRED_FROM = hd.sr.RelationshipTypeValues.INFERRED_FROM
 _MODIFIES = hd.sr.RelationshipTypeValues.HAS_CONCEPT_MOD
 _CONTENT_SEQUENCE = 0x0040A730
 _OWN = {  # attributes that differ between findings, by the concept of their content item
     codes.DCM.TrackingIdentifier.value: "TextValue",
     codes.DCM.TrackingUniqueIdentifier.value: "UID",
     codes.DCM.ReferencedSegment.value: "ReferencedSOPSequence",
-    codes.DCM.Center.value: "GraphicData",
+    codes.DCM.ImageRegion.value: "GraphicData",
 }
 _DECIMALS = 4  # of mm, mm3 and HU: far finer than a voxel resolves, far coarser than rounding on another machine
 
@@ -113,7 +114,9 @@ def report_from_measurements(
         warnings.simplefilter("ignore")  # values were checked in clean_sources
         report: Dataset = hd.sr.Comprehensive3DSR(
             evidence=[sources.cleaned[0], segmentation],  # patient and study come from the first
-            content=_root([]),  # highdicom copies and searches it, which takes seconds for a hundred groups
+            content=_root(
+                [], measured=any(entry.findings for entry in measured)
+            ),  # highdicom copies and searches it, which takes seconds for a hundred groups
             series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "SR", uid),
             series_number=derived.series_number(header, 2),
             sop_instance_uid=uid,
@@ -153,14 +156,15 @@ def _content(measured: Sequence[SegmentMeasurements], basis: _Basis, remarks: Se
             hd.sr.CodeContentItem(codes.DCM.ProcedureReported, codes.LN.CTUnspecifiedBodyRegion, _MODIFIES),
             *([_container(codes.DCM.ImagingMeasurements, groups)] if groups else []),
             _container(_QUALITATIVE_EVALUATIONS, said),
-        ]
+        ],
+        measured=bool(groups),
     )
 
 
-def _root(items: Sequence[Dataset]) -> Dataset:
-    root: Dataset = hd.sr.ContainerContentItem(
-        codes.DCM.ImagingMeasurementReport, is_content_continuous=False, template_id="1500"
-    )
+def _root(items: Sequence[Dataset], *, measured: bool = True) -> Dataset:
+    """OHIF fails to show an "Imaging Measurement Report" without measurements, and shows the text of any other."""
+    title = codes.DCM.ImagingMeasurementReport if measured else _QUALITATIVE_EVALUATIONS
+    root: Dataset = hd.sr.ContainerContentItem(title, is_content_continuous=False, template_id="1500")
     root.ContentSequence = hd.sr.ContentSequence(items)
     return root
 
@@ -216,16 +220,18 @@ def _groups(
     items = [(item, _own_keyword(item)) for item in first.ContentSequence]
     others = enumerate(findings[1:], start=2)
     groups = [first, *(_group_like(first, items, finding, _named(rank, segment, basis)) for rank, finding in others)]
-    for group, finding in zip(groups, findings, strict=True):
-        if finding.implausible:
-            group.ContentSequence.append(_doubt(finding, segment))
+    for rank, (group, finding) in enumerate(zip(groups, findings, strict=True), start=1):
+        group.ContentSequence.append(_comment(rank, finding, segment))
     return groups
 
 
-def _doubt(finding: Finding, segment: Segment) -> hd.sr.TextContentItem:
-    """A comment: TID 1411 has no row for one and may be extended."""
-    why = text_of_reasons(finding.implausible, finding.outside_body, finding.mean_hu, segment.hu_range)
-    return hd.sr.TextContentItem(codes.DCM.Comment, f"Implausible: {why}.", _CONTAINS)
+def _comment(rank: int, finding: Finding, segment: Segment) -> hd.sr.TextContentItem:
+    """A finding's name in OHIF's list, and why it is implausible: TID 1411 has no row for it and may be extended."""
+    name = f"{derived.fitted(segment.label)}, finding {rank}: {finding.volume_ml:.2g} ml"
+    if finding.implausible:
+        why = text_of_reasons(finding.implausible, finding.outside_body, finding.mean_hu, segment.hu_range)
+        name += f". Implausible: {why}."
+    return hd.sr.TextContentItem(codes.DCM.Comment, name, _CONTAINS)
 
 
 @dataclass(frozen=True)
@@ -253,6 +259,7 @@ def _group(
 ) -> Dataset:
     """TID 1411. Findings that share a segment all refer to it; tracking, volume and centre tell them apart."""
     seg, header = basis.segmentation, basis.header
+    frame_of_reference = text(header, "FrameOfReferenceUID")
     series = hd.sr.SourceSeriesForSegmentation(text(header, "SeriesInstanceUID"))
     (group,) = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(named.tracking_uid, named.name),
@@ -265,7 +272,11 @@ def _group(
         algorithm_id=algorithm,
         measurements=list(_measurements(finding)),
     )
-    group.ContentSequence.append(_centre(finding, text(header, "FrameOfReferenceUID")))
+    # OHIF takes a group over into its list of measurements if its first number has coordinates, too.
+    first_number = next(item for item in group.ContentSequence if item.ValueType == "NUM")
+    place = _centre(finding, frame_of_reference, _INFERRED_FROM)
+    first_number.ContentSequence = [*first_number.get("ContentSequence", ()), place]
+    group.ContentSequence.append(_centre(finding, frame_of_reference, _CONTAINS))
     made: Dataset = group
     return made
 
@@ -293,13 +304,24 @@ def _group_like(
         if keyword is None:
             content.append(item)
         elif keyword == "MeasuredValueSequence":
-            content.append(_changed(item, **{keyword: [_measured(item.MeasuredValueSequence[0], next(values))]}))
+            content.append(_number_like(item, next(values), own["GraphicData"]))
         elif keyword == "ReferencedSOPSequence":
             reference = _changed(item.ReferencedSOPSequence[0], ReferencedSegmentNumber=named.number)
             content.append(_changed(item, **{keyword: [reference]}))
         else:
             content.append(_changed(item, **{keyword: own[keyword]}))
     return _changed(first, ContentSequence=content)
+
+
+def _number_like(item: Dataset, value: float, place: Any) -> Dataset:
+    """A measurement of another finding; its place is another, too, if it has one."""
+    changes: dict[str, Any] = {"MeasuredValueSequence": [_measured(item.MeasuredValueSequence[0], value)]}
+    children = item.get("ContentSequence", ())
+    if any("GraphicData" in child for child in children):
+        changes["ContentSequence"] = [
+            _changed(child, GraphicData=place) if "GraphicData" in child else child for child in children
+        ]
+    return _changed(item, **changes)
 
 
 def _measured(like: Dataset, value: float) -> Dataset:
@@ -340,13 +362,15 @@ def _measurements(finding: Finding) -> Iterator[hd.sr.Measurement]:
 def _measured_concepts() -> tuple[tuple[hd.sr.CodedConcept | None, ...], ...]:
     """Name, unit and derivation of each measurement, in the order of `_values`."""
     mm, hu = codes.UCUM.Millimeter, codes.UCUM.HounsfieldUnit
+    attenuation = codes.DCM.AttenuationCoefficient
+    mean, deviation = (attenuation._replace(meaning=f"{attenuation.meaning}, {word}") for word in ("mean", "SD"))
     rows = (
         (codes.SCT.Volume, codes.UCUM.CubicMillimeter, None),
         (codes.SCT.LongAxis, mm, None),
         (codes.SCT.ShortAxis, mm, None),
         (codes.SCT.Diameter, mm, codes.SCT.Maximum),
-        (codes.DCM.AttenuationCoefficient, hu, codes.SCT.Mean),
-        (codes.DCM.AttenuationCoefficient, hu, codes.SCT.StandardDeviation),
+        (mean, hu, codes.SCT.Mean),  # the words tell them apart where a viewer shows no derivation
+        (deviation, hu, codes.SCT.StandardDeviation),
     )
     return tuple(tuple(None if code is None else hd.sr.CodedConcept.from_code(code) for code in row) for row in rows)
 
@@ -365,12 +389,17 @@ def _algorithm(basis: _Basis) -> hd.sr.AlgorithmIdentification:
     return identification
 
 
-def _centre(finding: Finding, frame_of_reference: str) -> hd.sr.Scoord3DContentItem:
-    """The centroid. TID 1411 has no row for it and may be extended; name and value type are Chest CAD's (TID 4107)."""
+def _centre(
+    finding: Finding, frame_of_reference: str, relationship: hd.sr.RelationshipTypeValues
+) -> hd.sr.Scoord3DContentItem:
+    """The centroid, by the name under which OHIF takes a point over into its list of measurements.
+
+    TID 1411 has no row for a point beside a segment and may be extended.
+    """
     return hd.sr.Scoord3DContentItem(
-        codes.DCM.Center,
+        codes.DCM.ImageRegion,
         hd.sr.GraphicTypeValues3D.POINT,
         np.array([finding.centroid_mm]),
         frame_of_reference,
-        relationship_type=_CONTAINS,
+        relationship_type=relationship,
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -149,7 +150,11 @@ def test_the_centroid_is_a_point_in_the_frame_of_reference(write, written, grid)
     expected = [np.argwhere((labels == 1) & (np.indices(labels.shape)[0] < 10)), np.argwhere(labels[10:]) + [10, 0, 0]]
     for group, index in zip(groups_of(written(made.report)), expected, strict=True):
         (item,) = (item for item in group[0].ContentSequence if item.value_type.value == "SCOORD3D")
-        assert item.name == codes.DCM.Center
+        (volume, *others) = group.get_measurements()
+        (place,) = volume.referenced_coordinates
+        assert np.array_equal(place.value, item.value)
+        assert not any(other.referenced_coordinates for other in others)
+        assert item.name == codes.DCM.ImageRegion
         assert item.graphic_type.value == "POINT"
         assert item.frame_of_reference_uid == made.headers[0].FrameOfReferenceUID
         assert item.value[0] == pytest.approx(made.volume.geometry.world_from_index(index).mean(axis=0), abs=1e-3)
@@ -220,6 +225,7 @@ def test_an_empty_report_says_that_it_does_not_exclude_disease(write, written, s
     assert dciodvfy_errors(path) == []
     assert report_by_dcmqi(path)["Measurements"] == []
     assert groups_of(path) == []
+    assert made.report.ConceptNameCodeSequence[0].CodeMeaning == "Qualitative Evaluations"
     assert NOTHING_MARKED in comments_of(made.report)
     assert "does not exclude disease" in NOTHING_MARKED
     series = {item.SeriesInstanceUID for item in evidence_series(made.report)}
@@ -477,7 +483,9 @@ def test_an_implausible_finding_says_so_in_its_group_and_above(write, written):
         [item.TextValue for item in each if item.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Comment.value]
         for each in items
     ]
-    assert comments == [[], ["Implausible: 100 % outside the body; mean -1000 HU, not -700 to 300 HU."]]
+    (named,), (said,) = comments
+    assert re.fullmatch(r"Lung tumour, finding 1: [\d.]+ ml", named)
+    assert said.endswith(" ml. Implausible: 100 % outside the body; mean -1000 HU, not -700 to 300 HU.")
     (said,) = [text for text in comments_of(pydicom.dcmread(path)) if "implausible" in text]
     assert said.startswith("Lung tumour: 1 of 2 findings (")
     assert "(mostly outside the body: 1; mean outside -700 to 300 HU: 1)" in said
@@ -500,10 +508,13 @@ def test_each_group_is_what_highdicom_makes_of_its_finding(write, monkeypatch, b
 
     def by_highdicom(findings, segment, basis, algorithm):
         named = [measurement_report._named(rank, segment, basis) for rank in range(1, len(findings) + 1)]
-        return [
+        groups = [
             measurement_report._group(finding, name, segment, basis, algorithm)
             for finding, name in zip(findings, named, strict=True)
         ]
+        for rank, (group, finding) in enumerate(zip(groups, findings, strict=True), start=1):
+            group.ContentSequence.append(measurement_report._comment(rank, finding, segment))
+        return groups
 
     quick = report()
     monkeypatch.setattr(measurement_report, "_groups", by_highdicom)
