@@ -117,9 +117,8 @@ def segmentation_from_labels(
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
     derived.give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
-    # The frames name their images; OHIF before 3.13 takes this for the list of those, in their order, and 3.13 for the
-    # images of frames that lie on none.
-    del segmentation.SourceImageSequence
+    if grid is None:  # the frames name their images; OHIF before 3.13 takes this for the list of those, in their order
+        del segmentation.SourceImageSequence
     segmentation.ContentCreatorName = None  # required, empty: a program made it
     return segmentation
 
