@@ -111,6 +111,7 @@ def test_a_tilted_uneven_series_has_contours_where_its_seg_has_frames(tmp_path, 
     volume = Volume(np.zeros(SHAPE, np.int16), Geometry(SHAPE, axes((2, 1, 0), (1, 1, 1), SPACING)))
     write_ct_series(volume, tmp_path / "ct", adjust=stretched)
     folder, headers = run_of(tmp_path / "ct", tmp_path / "out", seg_grid=grid)
+    assert dciodvfy_errors(folder / "structures.dcm") == []
     structures = pydicom.dcmread(folder / "structures.dcm")
     contours = structures.ROIContourSequence[0].ContourSequence
     if grid == "source":

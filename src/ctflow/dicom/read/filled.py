@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ctflow.core.volume import FloatArray
 
 Pixels = npt.NDArray[np.bool_]
+_SIDES_AT_ONCE = 2**14  # each crosses as many rows as there are at most: a file of a stranger must not fill the memory
 
 
 def filled(line: FloatArray, shape: tuple[int, int]) -> Pixels:
@@ -28,14 +29,18 @@ def filled(line: FloatArray, shape: tuple[int, int]) -> Pixels:
     next_down, next_across = np.roll(down, -1), np.roll(across, -1)
     first = np.clip(np.ceil(np.minimum(down, next_down)), 0, height).astype(np.int64)
     last = np.clip(np.ceil(np.maximum(down, next_down)), 0, height).astype(np.int64)  # excluded
-    crossed = last - first
-    side = np.repeat(np.arange(len(line)), crossed)
-    row = np.arange(len(side)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[side]
-    share = (row - down[side]) / (next_down - down)[side]
-    at = across[side] + share * (next_across - across)[side]
-    turns = np.zeros((height, width + 1), np.int32)
-    np.add.at(turns, (row, np.clip(np.ceil(at), 0, width).astype(np.int64)), 1)
-    inside: Pixels = turns.cumsum(axis=1)[:, :width] % 2 == 1
+    inside: Pixels = np.zeros(shape, bool)
+    top, bottom = int(first.min()), int(last.max())
+    turns = np.zeros((bottom - top, width + 1), np.int32)
+    for start in range(0, len(line), _SIDES_AT_ONCE):
+        some = slice(start, start + _SIDES_AT_ONCE)
+        crossed = (last - first)[some]
+        side = start + np.repeat(np.arange(len(crossed)), crossed)
+        row = np.arange(len(side)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[side]
+        share = (row - down[side]) / (next_down - down)[side]
+        at = across[side] + share * (next_across - across)[side]
+        np.add.at(turns, (row - top, np.clip(np.ceil(at), 0, width).astype(np.int64)), 1)
+    inside[top:bottom] = turns.cumsum(axis=1)[:, :width] % 2 == 1
     return inside
 
 

@@ -82,17 +82,15 @@ def read_structure_set(path: Path, sources: Sequence[Dataset], rois: Sequence[st
     labels = np.zeros(stack.shape, np.uint16)
     doubts: Counter[str] = Counter()
     for number, own in enumerate(_chosen(path.name, regions, rois), start=1):
-        marked = np.zeros(stack.shape, bool)
         for region in own:
             _check_series(path.name, region, sources, stack)
             for plane, mask in _masks(path.name, region, stack, doubts):
-                marked[plane] |= mask
-        if (labels[marked] > 0).any():
-            raise UnsupportedPixels(
-                f"{path.name}: regions of several labels overlap: join them under one name, or name fewer of them",
-                reason="regions-overlap",
-            )
-        labels[marked] = number
+                if np.setdiff1d(labels[plane][mask], (0, number)).size:
+                    raise UnsupportedPixels(
+                        f"{path.name}: regions of several labels overlap: join them under one name, or name fewer",
+                        reason="regions-overlap",
+                    )
+                labels[plane][mask] = number
     few = labels.max(initial=0) <= np.iinfo(np.uint8).max
     return Drawn(
         labels.astype(np.uint8) if few else labels, tuple(f"{what}: {count}" for what, count in sorted(doubts.items()))

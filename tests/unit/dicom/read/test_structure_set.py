@@ -13,6 +13,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
+from ctflow.dicom.read import filled as read_filled
 from ctflow.dicom.read.structure_set import read_structure_set
 from ctflow.dicom.read.truth import read_truth
 from ctflow.dicom.write.derived import write_dataset
@@ -359,3 +360,33 @@ def test_a_file_is_read_by_what_it_is(headers, drawn, tmp_path):
 def test_nothing_drawn_is_an_empty_truth(headers, drawn):
     assert not read_structure_set(drawn({"A": []}), headers).labels.any()
     assert not read_structure_set(drawn({}), headers).labels.any()
+
+
+def test_damage_anywhere_is_a_named_error_or_harmless(headers, tmp_path):
+    write_dataset(structure_set_from_labels(labels_of(), headers, SPEC, MADE_BY), tmp_path / "truth.dcm")
+    whole, random = (tmp_path / "truth.dcm").read_bytes(), np.random.default_rng(0)
+    reasons = set()
+    for number in range(60):
+        content, at = bytearray(whole), int(random.integers(300, len(whole)))
+        if number % 3 == 0:
+            del content[at:]
+        elif number % 3 == 1:
+            content[at : at + 4] = random.bytes(4)
+        else:
+            content[at:at] = random.bytes(10)
+        (tmp_path / "damaged.dcm").write_bytes(content)
+        try:
+            found = read_structure_set(tmp_path / "damaged.dcm", headers, BOTH).labels
+            assert found.shape == SHAPE
+        except (BrokenSeries, UnsupportedPixels) as error:
+            reasons.add(error.reason)
+    assert {"unreadable", "no-region"} <= reasons
+
+
+def test_a_line_of_any_number_of_points_crosses_rows_a_few_at_a_time(monkeypatch):
+    line, shape = circle(30, 25, 20, count=1000), SHAPE[1:]
+    at_once = read_filled.filled(line, shape)
+    monkeypatch.setattr(read_filled, "_SIDES_AT_ONCE", 7)
+    assert np.array_equal(read_filled.filled(line, shape), at_once)
+    assert overlap(at_once, inside(30, 25, 20)) > 0.99
+    assert not read_filled.filled(line + 1000, shape).any(), "beyond the image"
