@@ -44,9 +44,13 @@ def wait_for(happened, what: str, limit_s: float = 120.0):
         time.sleep(0.05)
 
 
-def ask(path: str, data: bytes | None = None):
+def raw(path: str, data: bytes | None = None) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{HTTP}{path}", data=data, timeout=30) as answer:
-        return json.loads(answer.read())
+        return answer.read()
+
+
+def ask(path: str, data: bytes | None = None):
+    return json.loads(raw(path, data))
 
 
 def start_orthanc(folder: Path, script: str) -> subprocess.Popen[bytes]:
@@ -105,6 +109,7 @@ def facts(folder: Path) -> dict:
     ((arrived_at,),) = journal(folder, "SELECT sent_at FROM deliveries WHERE file = 'segmentation.dcm'")
     return {
         "modalities": sorted(by_modality),
+        "pdf": raw(f"/instances/{by_modality['DOC']['Instances'][0]}/pdf")[:5].decode(),
         "studies": len(ask("/studies")),
         "source_series": by_modality["CT"]["MainDicomTags"]["SeriesInstanceUID"],
         "referenced_series": referenced["SeriesInstanceUID"],

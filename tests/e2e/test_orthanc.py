@@ -47,6 +47,7 @@ def delivery(request, tmp_path_factory, series) -> dict:
 def test_orthanc_shows_every_kind_of_result_beside_the_series(delivery):
     assert delivery["modalities"] == ["CT", "DOC", "OT", "RTSTRUCT", "SEG", "SR"]
     assert delivery["studies"] == 1
+    assert delivery["pdf"] == "%PDF-", "Orthanc itself takes it out of the object"
 
 
 def test_the_segmentation_refers_to_the_series_that_orthanc_has(delivery):

@@ -82,6 +82,9 @@ def facts_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Terms and values: the series, the model and how it was run."""
     series, model, engine, window = (document[key] for key in ("series", "model", "engine", "window"))
     yield "Series", str(series["digest"])
+    if "volume" in series:
+        volume = series["volume"]
+        yield "Volume", f"{volume['label']} ({volume['number']} of {volume['of']} in the series)"
     yield "Voxels", " x ".join(map(str, series["shape"]))
     yield "Spacing", f"{' x '.join(f'{mm:.2f}' for mm in series['spacing_mm'])} mm"
     yield "Model", f"{model['name']} {model['version']}"

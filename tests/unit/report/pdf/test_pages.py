@@ -65,6 +65,13 @@ def test_the_same_result_is_the_same_bytes_whatever_its_seconds():
     assert pdf_from_document(document(warnings=["other"]), PICTURE) != first
 
 
+def test_it_says_which_volume_of_a_series_it_is():
+    result = document()
+    assert "in the series" not in text_of_pdf(pdf_from_document(result, PICTURE))[0]
+    result["series"]["volume"] = {"name": "phase-50", "label": "phase 50 %", "number": 2, "of": 10}
+    assert "phase 50 % (2 of 10 in the series)" in text_of_pdf(pdf_from_document(result, PICTURE))[0]
+
+
 def test_only_a_demonstration_is_for_research_only():
     (page,) = text_of_pdf(pdf_from_document(document(research_only=None), PICTURE))
     assert "RESEARCH" not in page

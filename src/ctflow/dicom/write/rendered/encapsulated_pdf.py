@@ -63,11 +63,11 @@ def encapsulated_pdf_from_bytes(
             instance_number=1,
             modality="DOC",
             transfer_syntax_uid=ExplicitVRLittleEndian,
-            series_description=derived.series_description(spec, "Report by"),
+            series_description=derived.series_description(spec, "Report by", sources.part),
             **derived.equipment(spec, provenance),
         )
         result.copy_patient_and_study_information(first)
-    _describe(result, spec)
+    _describe(result, spec, sources.part)
     result.SourceInstanceSequence = [*(_reference(each) for each in objects), *sources.references]
     result.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)
     result.EncapsulatedDocumentLength = len(pdf)
@@ -76,10 +76,11 @@ def encapsulated_pdf_from_bytes(
     return result
 
 
-def _describe(result: Dataset, spec: ModelSpec) -> None:
+def _describe(result: Dataset, spec: ModelSpec, part: str) -> None:
     notice = f"{RESEARCH_ONLY}: " if spec.demonstration else ""
     name, version = derived.fitted(spec.name), derived.fitted(spec.version)
-    result.DocumentTitle = f"{notice}Segmentation report of {name} {version}"[:_SHORT_TEXT]
+    of_part = f": {part}" if part else ""
+    result.DocumentTitle = f"{notice}Segmentation report of {name} {version}{of_part}"[:_SHORT_TEXT]
     result.ConceptNameCodeSequence = [hd.sr.CodedConcept.from_code(codes.DCM.ImagingMeasurementReport)]
     result.MIMETypeOfEncapsulatedDocument = "application/pdf"
     result.ConversionType = "WSD"  # made on a workstation

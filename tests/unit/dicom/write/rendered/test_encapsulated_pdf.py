@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,15 @@ from ctflow.core.model import RESEARCH_ONLY, Code, Segment
 from ctflow.dicom.write.derived import Provenance, write_dataset
 from ctflow.dicom.write.rendered.encapsulated_pdf import encapsulated_pdf_from_bytes
 from ctflow.dicom.write.segmentation import segmentation_from_labels
+from ctflow.dicom.write.source import sources_from_headers
 from dicom_support import NAMES, assembled, setter, spec_of
+from service_support import dcmtk
 from tests_support import dciodvfy_errors
 
 TISSUE = Code("85756007", "SCT", "Tissue")
 SPEC = spec_of((Segment(1, "Lung tumour", TISSUE, TISSUE),))
 MADE_BY = Provenance("0.1.0", "ab" * 32, {"backend": "eager"})
-PDF = b"%PDF-1.4 something"
+PDF = b"%PDF-1.4 something\n%%EOF\n"
 
 
 def encapsulated(folder, pdf=PDF, spec=SPEC):
@@ -30,7 +33,7 @@ def encapsulated(folder, pdf=PDF, spec=SPEC):
     return encapsulated_pdf_from_bytes(pdf, (seg,), headers, spec, MADE_BY), seg, headers
 
 
-@pytest.mark.parametrize("pdf", [PDF, PDF + b"x"])
+@pytest.mark.parametrize("pdf", [PDF, PDF.replace(b"e", b"ee", 1)])
 def test_it_conforms_and_gives_the_pdf_back(write, tmp_path, pdf):
     write_dataset(encapsulated(write(), pdf)[0], tmp_path / "report.dcm")
     assert dciodvfy_errors(tmp_path / "report.dcm") == []
@@ -38,6 +41,22 @@ def test_it_conforms_and_gives_the_pdf_back(write, tmp_path, pdf):
     assert result.SOPClassUID == "1.2.840.10008.5.1.4.1.1.104.1"
     assert result.EncapsulatedDocument[: result.EncapsulatedDocumentLength] == pdf
     assert len(result.EncapsulatedDocument) - len(pdf) == len(pdf) % 2
+
+
+@pytest.mark.parametrize("pdf", [PDF, PDF.replace(b"e", b"ee", 1)])
+def test_dcmtk_gives_the_pdf_back(write, tmp_path, pdf):
+    write_dataset(encapsulated(write(), pdf)[0], tmp_path / "report.dcm")
+    subprocess.run([dcmtk("dcm2pdf"), tmp_path / "report.dcm", tmp_path / "report.pdf"], check=True)
+    assert (tmp_path / "report.pdf").read_bytes() == pdf
+
+
+def test_it_names_the_volume_of_a_series_that_holds_several(write):
+    headers = [instance.header for instance in assembled(write()).instances]
+    seg = segmentation_from_labels(np.zeros((len(headers), 12, 10), np.uint8), headers, SPEC, MADE_BY)
+    sources = sources_from_headers(headers, part="phase 50 %")
+    result = encapsulated_pdf_from_bytes(PDF, (seg,), sources, SPEC, MADE_BY)
+    assert "phase 50 %" in result.SeriesDescription
+    assert result.DocumentTitle.endswith("lung_tumour 0.1.0: phase 50 %")
 
 
 def test_it_stands_in_the_source_study_in_a_series_of_its_own(write):
