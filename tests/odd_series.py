@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gdcm
@@ -43,6 +44,7 @@ from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.dicom.write.source import sources_from_headers
 from dicom_support import LinearField, axes, indices_of, moved, rotation, setter, small_volume
+from enhanced_support import compressed, frames_of, write_enhanced
 from odd_headers import FORMS, Form, before_pixels, element, padded
 
 SHAPE = (16, 32, 40)  # JPEG 2000 asks for 32 x 32
@@ -463,27 +465,71 @@ def with_localizer(shape, **attributes) -> Callable[[Path], Volume]:
     return write
 
 
-def enhanced(shared: bool) -> Callable[[Path], None]:
-    """An Enhanced CT whose rescale lies in the shared or per-frame functional groups."""
+def enhanced(order: int = 1, moments: int = 1, **options) -> Callable[[Path], Volume]:
+    """An Enhanced CT; its frames run backwards, or the volume returns at other moments, if asked."""
 
-    def write(folder: Path) -> None:
-        volume = written(folder)
-        paths = files_of(folder)
-        dataset = pydicom.dcmread(paths[0])
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
-        group, rescale = Dataset(), Dataset()
-        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = "1", "-1024", "HU"
-        group.PixelValueTransformationSequence = [rescale]
-        empty = [Dataset() for _ in paths]
-        dataset.SharedFunctionalGroupsSequence = [group if shared else Dataset()]
-        dataset.PerFrameFunctionalGroupsSequence = empty if shared else [group for _ in paths]
-        dataset.NumberOfFrames = len(paths)
-        del dataset.RescaleSlope, dataset.RescaleIntercept
-        dataset.PixelData = (volume.array.astype(int) + 1024).astype("<u2").tobytes()
-        dataset.save_as(folder / "enhanced.dcm")
-        shutil.rmtree(paths[0].parent)
+    def write(folder: Path) -> Volume:
+        volume = odd_volume()
+        frames = [frame for n in range(moments) for frame in frames_of(volume, TemporalPositionIndex=n + 1)][::order]
+        write_enhanced(folder / "enhanced.dcm", frames, **options)
+        return volume
 
     return write
+
+
+def in_parts(*numbers: int) -> Callable[[Path], Volume]:
+    """An Enhanced CT in two objects, of which these are there."""
+
+    def write(folder: Path) -> Volume:
+        volume = odd_volume()
+        for n in numbers:
+            whole = {"ConcatenationUID": "1.2.9", "InConcatenationTotalNumber": 2, "InConcatenationNumber": n}
+            change = partial(setter(**whole, ConcatenationFrameOffsetNumber=9 * (n - 1)), _index=0)
+            part = frames_of(volume)[9 * (n - 1) : 9 * n]
+            write_enhanced(folder / f"{n}.dcm", part, uid=f"1.2.4.{n}", change=change)
+        return volume
+
+    return write
+
+
+def _enhanced() -> Iterator[Odd]:
+    aside = "set aside: `enhanced`"
+    lossless = compressed(JPEG2000Lossless)
+    yield Odd("Enhanced CT, orientation, spacing and rescale in the shared group", RIGHT, enhanced())
+    yield Odd("Enhanced CT, orientation, spacing and rescale per frame", RIGHT, enhanced(shared=False))
+    yield Odd(
+        "Enhanced CT, another rescale in each frame",
+        WARNED,
+        enhanced(rescale_of=lambda index: (1, -1024 - index)),
+        "RescaleIntercept differs",
+    )
+    yield Odd("Enhanced CT, frames in another order", RIGHT, enhanced(order=-1))
+    yield Odd("Enhanced CT, frames compressed with JPEG 2000", RIGHT, enhanced(change=lossless))
+    yield Odd(
+        "Enhanced CT, two temporal positions",
+        f"2 x {WARNED}",
+        enhanced(moments=2, rescale_of=lambda index: (1, -1024 - index // SHAPE[0])),
+        "temporal 2 (TemporalPositionIndex tells them apart)",
+    )
+    yield Odd("Enhanced CT, a concatenation of two objects", RIGHT, in_parts(1, 2))
+    yield Odd("Enhanced CT, the second object of a concatenation is missing", aside, nothing(in_parts(1)), "2 parts")
+    repaired = "have the sender repair it"
+    fewer = enhanced(change=lambda dataset: setattr(dataset, "NumberOfFrames", 15))
+    yield Odd("Enhanced CT, NumberOfFrames contradicts the frames", aside, nothing(fewer), repaired)
+    groups = enhanced(change=lambda dataset: delattr(dataset, "PerFrameFunctionalGroupsSequence"))
+    yield Odd("Enhanced CT, no functional groups", aside, nothing(groups), repaired)
+    yield Odd(
+        "Enhanced CT, a frame without a position",
+        "`BrokenSeries`: `no-geometry`",
+        nothing(
+            enhanced(
+                change=lambda dataset: delattr(dataset.PerFrameFunctionalGroupsSequence[4], "PlanePositionSequence")
+            )
+        ),
+        "frame 5",
+    )
+    both = joined(enhanced(), every(StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4"))
+    yield Odd("Enhanced CT and CT images in one series", aside, nothing(both), "separate them")
 
 
 def cut_to(count: int) -> Callable[[Path], None]:
@@ -1096,8 +1142,6 @@ def _one_slice_deviates() -> Iterator[Odd]:
 
 
 def _objects() -> Iterator[Odd]:
-    yield Odd("Enhanced CT, rescale in the shared group", "set aside: `enhanced`", enhanced(True), "single-frame")
-    yield Odd("Enhanced CT, rescale per frame", "set aside: `enhanced`", enhanced(False), "single-frame")
     yield Odd("MR", "set aside: `modality`", nothing(every(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")))
     yield Odd("several frames in a CT image", "set aside: `multi-frame`", nothing(every(NumberOfFrames="2")))
     yield Odd("colour", "set aside: `colour`", nothing(every(SamplesPerPixel=3)))
@@ -1382,6 +1426,7 @@ def _syntaxes() -> Iterator[Odd]:
 ODD: tuple[Odd, ...] = (
     *_geometry(),
     *_volumes(),
+    *_enhanced(),
     *_values(),
     *_one_slice_deviates(),
     *_objects(),

@@ -14,6 +14,7 @@ from pydicom.valuerep import VR
 
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BrokenSeries, NoUsableSeries
+from ctflow.dicom.read.enhanced import FUNCTIONAL_GROUPS
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from ctflow.dicom.read.pixels.encoding import encoding_warnings
 from ctflow.dicom.read.scan import name_without_patient, scan_folder
@@ -66,7 +67,7 @@ def require_series(document: Mapping[str, Any]) -> None:
 
 
 class _Lean:
-    """Headers without sequences, private and long values; what is the same in several slices is kept once."""
+    """Headers without private and long values, and without sequences that do not describe frames; equal ones once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[BaseTag, str | None, bytes | None, bool, bool], RawDataElement] = {}
@@ -74,11 +75,11 @@ class _Lean:
     def __call__(self, header: Dataset) -> Dataset:
         kept: dict[BaseTag, Any] = {}
         for tag, element in header.items():
-            if tag.is_private or element.VR == VR.SQ:
+            if tag.is_private or (element.VR == VR.SQ and tag not in FUNCTIONAL_GROUPS):
                 continue
             if not isinstance(element, RawDataElement):
                 kept[tag] = element
-            elif len(element.value or b"") <= _LONGEST_KEPT:
+            elif len(element.value or b"") <= _LONGEST_KEPT or tag in FUNCTIONAL_GROUPS:
                 key = tag, element.VR, element.value, element.is_implicit_VR, element.is_little_endian
                 kept[tag] = self._known.setdefault(key, element)
         lean = Dataset(kept)

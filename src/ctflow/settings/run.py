@@ -57,7 +57,19 @@ def _devices(value: Any) -> str:
 
 
 # Names by which volumes of a series are told apart (`ctflow.dicom.read.select.volumes`).
-VOLUME_NAMES = ("temporal", "acquisition", "time", "trigger", "phase", "type", "contrast", "energy", "kernel")
+VOLUME_NAMES = (
+    "temporal",
+    "stack",
+    "acquisition",
+    "time",
+    "trigger",
+    "phase",
+    "type",
+    "contrast",
+    "energy",
+    "kernel",
+    "object",
+)
 
 
 def _volume(value: Any) -> str:

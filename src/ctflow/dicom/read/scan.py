@@ -36,7 +36,7 @@ _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One DICOM file's header.
+    """One DICOM file's header, or that of one frame of an Enhanced CT.
 
     Attributes:
         path: Absolute path.
@@ -47,6 +47,9 @@ class Instance:
         pixel_offset: Byte offset of native pixel values; None if they must be decoded.
         pixel_length: Bytes of native pixel values, as the file says.
         notes: Flaws of the encoding that were read nevertheless.
+        encoded_offset: Byte offset of encapsulated pixel data; None if pixels are native.
+        frame: Number of the frame, from 1; None if it is the whole file.
+        frames: How many the file has.
     """
 
     path: Path
@@ -57,6 +60,15 @@ class Instance:
     pixel_offset: int | None = None
     pixel_length: int = 0
     notes: frozenset[Note] = frozenset()
+    encoded_offset: int | None = None
+    frame: int | None = None
+    frames: int = 1
+
+    @property
+    def uid(self) -> str:
+        """Its SOPInstanceUID, and the frame if it is one: no other slice has it."""
+        uid = text(self.header, "SOPInstanceUID")
+        return uid if self.frame is None else f"{uid} frame {self.frame}"
 
 
 @dataclass(frozen=True)
@@ -260,4 +272,4 @@ def _with_pixels(instance: Instance, layout: Layout) -> Instance:
     tag, _, length, offset, _ = layout.pixels
     if tag == _PIXEL_DATA and instance.transfer_syntax in NATIVE and length != _UNDEFINED_LENGTH:
         return replace(instance, has_pixels=True, pixel_offset=offset, pixel_length=length)
-    return replace(instance, has_pixels=True)
+    return replace(instance, has_pixels=True, encoded_offset=offset if length == _UNDEFINED_LENGTH else None)

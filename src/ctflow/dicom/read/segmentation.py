@@ -43,7 +43,7 @@ def read_segmentation(path: Path, sources: Sequence[Dataset]) -> LabelArray:
     if text(dataset, "SOPClassUID") not in _SEGMENTATION_STORAGE:
         raise UnsupportedPixels(f"{path.name}: not a DICOM SEG", reason="not-seg")
     _check_grid(path, dataset, sources)
-    labels = _pixels_on_sources(path, dataset, [text(source, "SOPInstanceUID") for source in sources])
+    labels = _pixels_on_sources(path, dataset, sources)
     few = int(labels.max(initial=0)) <= np.iinfo(np.uint8).max
     return labels.astype(np.uint8) if few else labels.astype(np.uint16)
 
@@ -91,18 +91,13 @@ def _source_images(dataset: Dataset) -> list[Dataset]:
     return images
 
 
-def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDArray[np.unsignedinteger]:
+def _pixels_on_sources(path: Path, dataset: Dataset, sources: Sequence[Dataset]) -> npt.NDArray[np.unsignedinteger]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             segmentation = hd.seg.Segmentation.from_dataset(dataset, copy=False)
             fractional = segmentation.segmentation_type == hd.seg.SegmentationTypeValues.FRACTIONAL
-            pixels: npt.NDArray[np.unsignedinteger] = segmentation.get_pixels_by_source_instance(
-                uids,
-                combine_segments=not fractional,
-                rescale_fractional=False,
-                assert_missing_frames_are_empty=True,
-            )
+            pixels = _mapped(segmentation, sources, combine_segments=not fractional)
             return _most_likely(pixels, int(dataset.MaximumFractionalValue)) if fractional else pixels
     except (*PARSE_ERRORS, RuntimeError) as error:  # the text may quote values of the file
         raise UnsupportedPixels(
@@ -110,6 +105,30 @@ def _pixels_on_sources(path: Path, dataset: Dataset, uids: list[str]) -> npt.NDA
             " label-map SEG without overlaps, or a fractional one, is needed",
             reason="seg-layout",
         ) from error
+
+
+def _mapped(
+    segmentation: hd.seg.Segmentation, sources: Sequence[Dataset], *, combine_segments: bool
+) -> npt.NDArray[np.unsignedinteger]:
+    """The frames of each source image, or of each frame of Enhanced CTs."""
+    options = {
+        "combine_segments": combine_segments,
+        "rescale_fractional": False,
+        "assert_missing_frames_are_empty": True,
+    }
+    uids = [text(source, "SOPInstanceUID") for source in sources]
+    numbers = [integer(source, "ReferencedFrameNumber") for source in sources]
+    if None in numbers:
+        found: npt.NDArray[np.unsignedinteger] = segmentation.get_pixels_by_source_instance(uids, **options)
+        return found
+    pieces = []
+    for uid in dict.fromkeys(uids):
+        own = [number for one, number in zip(uids, numbers, strict=True) if one == uid]
+        pieces.append(segmentation.get_pixels_by_source_frame(uid, own, **options))
+    of_slice = [[place for place, one in enumerate(uids) if one == uid] for uid in dict.fromkeys(uids)]
+    order = np.argsort(np.concatenate(of_slice))
+    together: npt.NDArray[np.unsignedinteger] = np.concatenate(pieces)[order]
+    return together
 
 
 def _most_likely(fractions: npt.NDArray[np.unsignedinteger], whole: int) -> npt.NDArray[np.unsignedinteger]:

@@ -130,7 +130,7 @@ def report_from_measurements(
         )
     report.ContentSequence = content.ContentSequence
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
-    evidence[0].ReferencedSOPSequence = sources.references  # highdicom takes long for each one passed
+    evidence[0].ReferencedSOPSequence = sources.instances  # highdicom takes long for each one passed
     if left_out:
         kind = "smaller or implausible" if any(entry.implausible.findings for entry in measured) else "smaller"
         report.CompletionFlagDescription = f"{left_out} {kind} findings are not listed"

@@ -112,8 +112,7 @@ def segmentation_from_labels(
         places = sources.planes if grid is None else planes_of_images(sources.cleaned, **planes)
         omit = form.omit_empty_frames
         segmentation = give_frames(segmentation, labels, places, descriptions, omit_empty_frames=omit)
-    if shown is not None:
-        _refer_to_all(segmentation, sources)
+    _refer_to_sources(segmentation, sources, has_all=shown is None)
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
     derived.give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
@@ -152,11 +151,31 @@ def _is_made_of_planes(form: SegForm) -> bool:
     return form.kind == "binary"
 
 
+def _refer_to_sources(segmentation: Dataset, sources: Sources, *, has_all: bool) -> None:
+    """Complete the references, if highdicom did not get all source images, or got frames as images."""
+    if sources.frames:
+        _refer_to_frames(segmentation, sources)
+    if sources.frames or not has_all:
+        _refer_to_all(segmentation, sources)
+
+
 def _refer_to_all(segmentation: Dataset, sources: Sources) -> None:
     """Add what highdicom takes from all source images, or the first, if it got only those with frames."""
-    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.references
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = sources.instances
     first = sources.cleaned[0]
     segmentation.PositionReferenceIndicator = first.get("PositionReferenceIndicator")
+
+
+def _refer_to_frames(segmentation: Dataset, sources: Sources) -> None:
+    """Give each frame's source image its class and the source frame's number: for highdicom it is a CT image."""
+    positions_mm = np.array([image.ImagePositionPatient for image in sources.cleaned], float)
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        place_mm = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        nearest = int(np.linalg.norm(positions_mm - place_mm, axis=1).argmin())
+        for derivation in frame.get("DerivationImageSequence", []):
+            for image in derivation.SourceImageSequence:
+                image.ReferencedSOPClassUID = sources.references[nearest].ReferencedSOPClassUID
+                image.ReferencedFrameNumber = sources.frames[nearest]
 
 
 def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> None:

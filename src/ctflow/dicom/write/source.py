@@ -18,6 +18,7 @@ from pydicom.valuerep import VR
 from ctflow.compat.pydicom import lenient
 from ctflow.dicom.attributes import Raw, integer, raw_of, text, texts, value_of
 from ctflow.dicom.read.pixels.stored import LOSSY
+from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.dicom.write.conformance import (
     conforming_character_set,
     conforming_code,
@@ -82,21 +83,25 @@ class Sources:
 
     Attributes:
         header: The first image's, unchanged.
-        uids: SOPInstanceUID of each image, in array order.
-        cleaned: A small copy of each header (`clean_sources`).
+        uids: SOPInstanceUID of each image, in array order; of a frame of an Enhanced CT with its number.
+        cleaned: A small copy of each header (`clean_sources`), a frame's as that of a CT image.
         references: Each image as an item of a reference sequence.
+        instances: The same for each object once, without numbers of frames.
         measures: The images' relative positions; None if they do not give them.
         warnings: For the user, on values not taken over.
         part: Which volume of the series the images are, for people; "" if the series is one volume.
+        frames: Number of each image's frame in its Enhanced CT; empty for single-frame images.
     """
 
     header: Dataset
     uids: tuple[str, ...]
     cleaned: tuple[Dataset, ...]
     references: tuple[Dataset, ...]
+    instances: tuple[Dataset, ...]
     measures: Measures | None
     warnings: tuple[str, ...] = ()
     part: str = ""
+    frames: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -116,15 +121,27 @@ def sources_from_headers(headers: Sequence[Dataset], *, part: str = "") -> Sourc
         part: As of `Sources`.
     """
     cleaned, warnings = clean_sources(headers)
+    numbers = [integer(header, "ReferencedFrameNumber") for header in headers]  # of the reader (`read.enhanced`)
+    frames = tuple(number for number in numbers if number is not None)
     uids = tuple(text(header, "SOPInstanceUID") for header in headers)
-    references = tuple(_reference(one) for one in cleaned)
-    return Sources(headers[0], uids, tuple(cleaned), references, measures_from_headers(headers), warnings, part)
+    references = instances = tuple(_reference(one) for one in cleaned)
+    if frames:
+        first = dict(zip(reversed(uids), reversed(references), strict=True))
+        instances = tuple(first[uid] for uid in dict.fromkeys(uids))
+        references = tuple(_reference(one, number) for one, number in zip(cleaned, frames, strict=True))
+        uids = tuple(f"{uid} frame {number}" for uid, number in zip(uids, frames, strict=True))
+        for one in cleaned:  # highdicom takes a single object with all its frames, or images of a single frame
+            one.SOPClassUID = CT_IMAGE_STORAGE
+    measures = measures_from_headers(headers)
+    return Sources(headers[0], uids, tuple(cleaned), references, instances, measures, warnings, part, frames)
 
 
-def _reference(source: Dataset) -> Dataset:
+def _reference(source: Dataset, frame: int | None = None) -> Dataset:
     item = Dataset()
     item.add(DataElement(_REFERENCED_CLASS, VR.UI, source.SOPClassUID))
     item.add(DataElement(_REFERENCED_INSTANCE, VR.UI, source.SOPInstanceUID))
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
     return item
 
 

@@ -6,9 +6,10 @@ import filecmp
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from ctflow.dicom.attributes import numbers, text, texts
+from ctflow.dicom.attributes import PARSE_ERRORS, numbers, texts
 from ctflow.dicom.read.geometry.agreement import COMPARED
 from ctflow.dicom.read.geometry.spacing import Refuse
+from ctflow.dicom.read.pixels.frames import encoded_frame
 from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.read.select.series import Series
 from ctflow.dicom.read.structure import layout_of_header
@@ -40,18 +41,18 @@ def without_copies(series: Series, refuse: Refuse) -> tuple[tuple[Instance, ...]
         BrokenSeries: Two different files share a SOPInstanceUID.
     """
     first: dict[str, Instance] = {}
-    files = 0
+    files = set()
     for instance in series.instances:
-        known = first.setdefault(text(instance.header, "SOPInstanceUID"), instance)
+        known = first.setdefault(instance.uid, instance)
         if known is instance:
             continue
         if not filecmp.cmp(known.path, instance.path, shallow=False):
             names = f"{known.name} and {instance.name}"
             raise refuse("doubled", f"{names} share a SOPInstanceUID and differ: remove the wrong one")
-        files += 1
+        files.add(instance.path)
     kept = _without_equal_slices(tuple(first.values()))
     slices = len(first) - len(kept)
-    warnings = (f"{files} files are duplicates and were omitted",) if files else ()
+    warnings = (f"{len(files)} files are duplicates and were omitted",) if files else ()
     if slices:
         what = f"{slices} slices duplicate another slice under their own SOPInstanceUID and were omitted"
         warnings = (*warnings, what)
@@ -82,7 +83,16 @@ def _is_same_slice(one: Instance, other: Instance) -> bool:
         return False
     if any(texts(one.header, keyword) != texts(other.header, keyword) for keyword in _SHARED):
         return False
-    return _has_same_pixels(one, other)
+    if one.frame is not None and other.frame is not None:
+        return _has_same_frame(one, other)
+    return one.frame == other.frame and _has_same_pixels(one, other)
+
+
+def _has_same_frame(one: Instance, other: Instance) -> bool:
+    try:
+        return encoded_frame(one) == encoded_frame(other)
+    except PARSE_ERRORS:  # reported where its pixels are read
+        return False
 
 
 def _has_same_pixels(one: Instance, other: Instance) -> bool:

@@ -1,4 +1,4 @@
-"""Check compressed frames before decoding: decoders make images even of damaged streams."""
+"""The frames of pixel data; compressed ones are checked before decoding, as decoders make images of damaged streams."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import struct
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.encaps import get_frame
+
+from ctflow.dicom.read.scan import Instance
 
 _RLE_HEADER = 64
 _CODESTREAM = b"\xff\x4f\xff\x51"
@@ -18,6 +21,20 @@ _LEAST_HU = 15.0
 # A damaged slice also shifts its neighbours' means, by half as much; where a chest changes its shape, at the
 # shoulders, neighbouring slices differ about as much.
 _BESIDE = 1.5
+
+
+def encoded_frame(instance: Instance) -> bytes:
+    """The pixels of one frame as the file has them.
+
+    Raises:
+        One of PARSE_ERRORS: The file cannot be read, or where the frame lies cannot be known.
+    """
+    with instance.path.open("rb") as stream:
+        if instance.encoded_offset is None:
+            stream.seek(instance.pixel_offset or 0)
+            return stream.read(instance.pixel_length)
+        stream.seek(instance.encoded_offset)
+        return get_frame(stream, (instance.frame or 1) - 1, number_of_frames=instance.frames)
 
 
 def family_of_frame(frame: bytes) -> str | None:

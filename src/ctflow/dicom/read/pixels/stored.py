@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
 
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
-from ctflow.dicom.read.pixels.frames import family_of_frame, flaw_of_rle, flaw_of_size
+from ctflow.dicom.read.pixels.frames import encoded_frame, family_of_frame, flaw_of_rle, flaw_of_size
 from ctflow.dicom.read.scan import NATIVE, Instance
 
 Stored = npt.NDArray[np.uint16] | npt.NDArray[np.int16]
@@ -225,6 +225,25 @@ def _is_word(instance: Instance) -> bool:
         return stream.read(2) == b"OW"
 
 
+def _as_dataset(instance: Instance, form: PixelFormat, rows: int, columns: int) -> pydicom.Dataset:
+    """A frame as the pixel data of a single-frame image."""
+    if instance.encoded_offset is None:
+        what = (
+            f"its transfer syntax is {uid.UID(instance.transfer_syntax).name}, but its pixel data is not encapsulated"
+        )
+        raise unsupported(instance, what, reason="not-encapsulated")
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.UID(instance.transfer_syntax)
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = rows, columns, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", int(form.signed)
+    dataset.BitsAllocated, dataset.BitsStored = form.bits_allocated, form.bits_stored
+    dataset.HighBit = form.bits_stored - 1
+    dataset.PixelData = encapsulate([encoded_frame(instance)])
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
+
+
 def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> npt.NDArray[np.generic]:
     syntax = uid.UID(instance.transfer_syntax)
     if syntax not in _DECODED:
@@ -232,7 +251,9 @@ def _decode(instance: Instance, form: PixelFormat, rows: int, columns: int) -> n
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn about padding; the length is checked below
-            dataset = pydicom.dcmread(instance.path)
+            dataset = (
+                pydicom.dcmread(instance.path) if instance.frame is None else _as_dataset(instance, form, rows, columns)
+            )
             _check_frame(instance, dataset, form, rows, columns)
             decoded = pixel_array(dataset, raw=True, decoding_plugin=_DECODERS.get(syntax, ""))
     except _DECODE_ERRORS as error:

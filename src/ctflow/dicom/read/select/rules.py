@@ -39,12 +39,19 @@ def _senseless_uid(series: Series) -> Objection | None:
     return ("malformed-uid", message) if invalid else None
 
 
+def _enhanced(series: Series) -> Objection | None:
+    if series.flaw:
+        return "enhanced", series.flaw
+    classes = {text(instance.header, "SOPClassUID") for instance in series.instances}
+    if classes <= set(ENHANCED_CT_STORAGE) or not classes & set(ENHANCED_CT_STORAGE):
+        return None
+    return "enhanced", "Enhanced CT shares the series with other images: have the sender separate them"
+
+
 def _not_ct(series: Series) -> Objection | None:
     uids = [text(instance.header, "SOPClassUID") for instance in series.instances]
     classes = set(uids)
-    if classes & set(ENHANCED_CT_STORAGE):
-        return "enhanced", "Enhanced CT is not supported yet: send the series as single-frame CT images"
-    if classes != {CT_IMAGE_STORAGE}:
+    if not classes <= {CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE}:
         kinds = ", ".join(sorted({class_name(uid) for uid in classes - {CT_IMAGE_STORAGE}}))[:120]
         if CT_IMAGE_STORAGE not in classes:
             return "modality", f"not CT images, but {kinds}"
@@ -98,6 +105,7 @@ def _no_extent(series: Series) -> Objection | None:
 IMPOSSIBLE = (
     _no_uid,
     _senseless_uid,
+    _enhanced,
     _not_ct,
     _several_patients,
     _no_image,

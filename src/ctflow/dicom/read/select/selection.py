@@ -11,6 +11,7 @@ from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import NoUsableSeries, Unexpected
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import integer, text
+from ctflow.dicom.read.enhanced import frames_of_series
 from ctflow.dicom.read.scan import Instance, Scan
 from ctflow.dicom.read.select.description import describe, slice_spacing_mm
 from ctflow.dicom.read.select.objects import slices_of_series
@@ -85,9 +86,14 @@ def _series_of(scan: Scan) -> list[Series]:
         key = (text(instance.header, "StudyInstanceUID"), text(instance.header, "SeriesInstanceUID"))
         groups.setdefault(key, []).append(instance)
     return [
-        slices_of_series(Series(uid, digest_of_uid(uid or study), study, tuple(instances)))
+        slices_of_series(_with_frames(Series(uid, digest_of_uid(uid or study), study, tuple(instances))))
         for (study, uid), instances in sorted(groups.items())
     ]
+
+
+def _with_frames(series: Series) -> Series:
+    instances, flaw = frames_of_series(series.instances)
+    return replace(series, instances=instances, flaw=flaw)
 
 
 def _judge_safely(

@@ -45,6 +45,7 @@ class Series:
         instances: The slices, in the scan's order.
         dropped: Sentences on images that were left out of the series.
         part: Which volume of the series it is; None if the series is one volume.
+        flaw: Why the frames of its Enhanced CT cannot be read; empty if they can.
     """
 
     uid: str
@@ -53,6 +54,7 @@ class Series:
     instances: tuple[Instance, ...]
     dropped: tuple[str, ...] = ()
     part: VolumePart | None = None
+    flaw: str = ""
 
 
 @dataclass(frozen=True, eq=False)

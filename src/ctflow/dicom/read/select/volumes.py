@@ -15,7 +15,7 @@ import numpy as np
 
 from ctflow.core.errors import BrokenSeries
 from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.attributes import number, numbers, text, texts
+from ctflow.dicom.attributes import number, numbers, texts
 from ctflow.dicom.read.geometry.agreement import alternating_keyword, comparable
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from ctflow.dicom.read.scan import Instance
@@ -54,6 +54,7 @@ class _Tell:
 KEYS = (
     _Tell("temporal", "TemporalPositionIndex"),
     _Tell("temporal", "TemporalPositionIdentifier"),
+    _Tell("stack", "StackID"),
     _Tell("acquisition", "AcquisitionNumber"),
     _Tell("time", "AcquisitionTime"),
     _Tell("time", "AcquisitionTime", runs=True),
@@ -64,6 +65,7 @@ KEYS = (
     _Tell("contrast", "ContrastBolusAgent"),
     _Tell("energy", "KVP", " kV"),
     _Tell("kernel", "ConvolutionKernel"),
+    _Tell("object", "ConcatenationUID"),
 )
 _Groups = list[tuple[str, tuple[Instance, ...]]]  # the value as shown, and the slices
 
@@ -142,7 +144,7 @@ def _share_uids(instances: Sequence[Instance]) -> bool:
     first: dict[str, Hashable] = {}
     for each in instances:
         what = (texts(each.header, "ImagePositionPatient"), *(_value(each, key) for key in KEYS))
-        if first.setdefault(text(each.header, "SOPInstanceUID"), what) != what:
+        if first.setdefault(each.uid, what) != what:
             return True
     return False
 

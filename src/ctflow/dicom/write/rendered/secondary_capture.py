@@ -71,13 +71,13 @@ def secondary_capture_from_picture(
             series_description=derived.series_description(spec, "Picture by", sources.part),
         )
         image.copy_patient_and_study_information(cleaned[0])
-    _describe(image, cleaned, spec)
+    _describe(image, sources, spec)
     derived.give_text_encoding(image, cleaned[0])
     derived.give_moment(image, *derived.moment_of(header))
     return image
 
 
-def _describe(image: Dataset, cleaned: Sequence[Dataset], spec: ModelSpec) -> None:
+def _describe(image: Dataset, sources: Sources, spec: ModelSpec) -> None:
     """Set attributes that highdicom has no argument for, or guesses."""
     image.PatientOrientation = None  # three planes in one picture have no single orientation
     image.Laterality = None  # required, empty: no body part says whether it is paired
@@ -90,8 +90,8 @@ def _describe(image: Dataset, cleaned: Sequence[Dataset], spec: ModelSpec) -> No
         f"{derived.fitted(spec.name)} {derived.fitted(spec.version)} marked. For orientation, not for diagnosis."
     )[:_SHORT_TEXT]
     purpose = hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
-    image.SourceImageSequence = [_reference(source, purpose) for source in cleaned]
-    lossy = next((source for source in cleaned if text(source, "LossyImageCompression") == "01"), None)
+    image.SourceImageSequence = [_reference(source, purpose) for source in sources.instances]
+    lossy = next((source for source in sources.cleaned if text(source, "LossyImageCompression") == "01"), None)
     if lossy is not None:  # once lossy, always lossy (PS3.3 C.7.6.1.1.5)
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if keyword in lossy:
@@ -100,7 +100,7 @@ def _describe(image: Dataset, cleaned: Sequence[Dataset], spec: ModelSpec) -> No
 
 def _reference(source: Dataset, purpose: Dataset) -> Dataset:
     item = Dataset()
-    item.ReferencedSOPClassUID = source.SOPClassUID
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    item.ReferencedSOPClassUID = source.ReferencedSOPClassUID
+    item.ReferencedSOPInstanceUID = source.ReferencedSOPInstanceUID
     item.PurposeOfReferenceCodeSequence = [purpose]
     return item
