@@ -26,6 +26,7 @@ STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 BESIDE = 0.1  # of the distance between slices: as far as a contour may lie from its slice, and bend
 _LEAST_BESIDE_MM = 0.02  # files have hundredths of a millimetre at least
 _CLOSED = {"CLOSED_PLANAR": False, "CLOSEDPLANAR_XOR": True}  # whether contours are combined by exclusive or
+_OPEN = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +214,8 @@ def _masks(
     for contour in region.contours:
         kind, points = text(contour, "ContourGeometricType").upper(), _points(name, contour)
         if kind not in _CLOSED or len(points) < 3:
-            what = "fewer than three points" if kind in _CLOSED else f"type {kind or 'unknown'}"
+            named = kind if kind in _OPEN else "unknown"  # never any text of the file
+            what = "fewer than three points" if kind in _CLOSED else f"type {named}"
             doubts[f"contours of {what}, which enclose nothing, are left out"] += 1
             continue
         by_exclusion |= _CLOSED[kind]

@@ -238,9 +238,11 @@ def test_without_a_reference_to_an_image_the_place_decides(headers, drawn):
 def test_what_encloses_nothing_is_left_out_with_a_warning(headers, drawn):
     at, line = headers[MIDDLE], circle(25, 20, 8)
     open_ones = [contour_of(at, line[:1], "POINT"), contour_of(at, line, "OPEN_PLANAR"), contour_of(at, line[:2])]
-    found = read_structure_set(drawn({"A": [*open_ones, contour_of(at, line[:2], "OPEN_PLANAR")]}), headers)
+    found = read_structure_set(
+        drawn({"A": [*open_ones, contour_of(at, line[:2], "OPEN_PLANAR"), contour_of(at, line, "MARKER")]}), headers
+    )
     assert not found.labels.any()
-    kinds = {"fewer than three points": 1, "type OPEN_PLANAR": 2, "type POINT": 1}
+    kinds = {"fewer than three points": 1, "type OPEN_PLANAR": 2, "type POINT": 1, "type unknown": 1}
     assert list(found.warnings) == [
         f"contours of {kind}, which enclose nothing, are left out: {count}" for kind, count in kinds.items()
     ]
