@@ -30,6 +30,7 @@ def read_series(
     series_uid: str | None = None,
     force: bool = False,
     allow_gaps: bool = False,
+    volume: str = "all",
     progress: Progress = silent,
 ) -> Volume:
     """Read one CT series into a volume in Hounsfield units.
@@ -41,6 +42,8 @@ def read_series(
         series_uid: SeriesInstanceUID of the series; required if the folder contains several eligible series.
         force: Also read a series that the eligibility rules reject (too few slices, slices too thick, derived images).
         allow_gaps: Interpolate a single missing slice between two.
+        volume: Which volume of a series that holds several, as of `--volume`: "first", its number, or a value such as
+            "phase=50"; required if the series holds several.
         progress: Called with every file (stage "scan") and every slice (stage "read").
 
     Returns:
@@ -50,7 +53,8 @@ def read_series(
 
     Raises:
         NoUsableSeries: The folder contains no eligible series; the message says why each series was rejected.
-        SettingsInvalid: The folder contains several eligible series and `series_uid` is not given.
+        SettingsInvalid: `volume` means nothing, or the folder contains several eligible series (or volumes of one) and
+            neither `series_uid` nor `volume` names one of them.
         BrokenSeries: The slices do not form one regular volume; `reason` names the rule.
         UnsupportedPixels: The pixel data cannot be converted to HU without guessing.
     """
@@ -59,12 +63,16 @@ def read_series(
     from ctflow.dicom.read.select.selection import require_selected, select_series  # noqa: PLC0415
 
     scan = scan_folder(Path(folder), progress)
-    selection = select_series(scan, series_uid=series_uid, force=force)
+    chosen = settings_from_values({"volume": volume}, {}).volume
+    selection = select_series(scan, series_uid=series_uid, force=force, volume=chosen)
     require_selected(selection, scan)
     if len(selection.selected) > 1:
+        parts = [candidate.series.part for candidate in selection.selected]
         digests = ", ".join(candidate.series.digest for candidate in selection.selected)
+        labels = "; ".join(f"{part.number}: {part.label}" for part in parts if part)
         raise SettingsInvalid(
-            f"the folder contains {len(selection.selected)} eligible series ({digests}): choose one with series_uid",
+            f"the folder contains {len(selection.selected)} eligible series ({digests}): choose one with series_uid"
+            + (f", and a volume of it with volume ({labels})" if labels else ""),
             reason="series-not-chosen",
         )
     (candidate,) = selection.selected

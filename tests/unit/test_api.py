@@ -15,9 +15,11 @@ import pytest
 
 import ctflow
 from ctflow.bundle import read_bundle
+from ctflow.core.errors import SettingsInvalid
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline.run import run_folder
 from ctflow.settings.run import read_environment, settings_from_values
+from dicom_support import write_volumes
 from phantom_support import phantom_drawn_once
 from reasons import raises_reason
 
@@ -158,3 +160,13 @@ def test_the_examples_of_the_documents_run(document, series, coarse_bundle, tmp_
     shutil.copytree(coarse_bundle, tmp_path / "my_bundle")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, document, "exec"), {"__name__": "example"})
+
+
+def test_one_volume_of_a_series_is_read_by_what_tells_it_apart(tmp_path):
+    truths = write_volumes(tmp_path, *({"NominalPercentageOfCardiacPhase": percent} for percent in (40, 75)))
+    for volume, truth in (("phase=75", truths[1]), ("first", truths[0])):
+        assert np.array_equal(ctflow.read_series(tmp_path, volume=volume).array, truth.array)
+    with pytest.raises(SettingsInvalid, match="1: phase 40 %; 2: phase 75 %"):
+        ctflow.read_series(tmp_path)
+    with pytest.raises(SettingsInvalid, match="phase=50"):
+        ctflow.read_series(tmp_path, volume="latest")

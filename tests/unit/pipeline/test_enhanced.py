@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from ctflow.dicom.read.segmentation import read_segmentation
+from ctflow.dicom.read.structure_set import read_structure_set
 from ctflow.pipeline.case import look_for_cases
 from ctflow.pipeline.run import run_case
 from ctflow.settings.run import Settings
@@ -91,6 +92,14 @@ def test_the_other_objects_refer_to_the_file_and_its_frames(backwards, tmp_path)
     assert len(picture.SourceImageSequence) == 1
     for name in ("measurements.dcm", "secondary_capture.dcm", "structures.dcm"):
         assert dciodvfy_errors(case.folder / name) == []
+
+
+def test_a_structure_set_of_frames_is_truth_without_a_doubt(backwards, tmp_path):
+    (case,) = cases_of(backwards, tmp_path / "out", SETTINGS)
+    headers = [each.header for each in look_for_cases(backwards, (), SETTINGS).cases[0].candidate.series.instances]
+    drawn = read_structure_set(case.folder / "structures.dcm", headers[::-1], ())
+    assert drawn.warnings == ()
+    np.testing.assert_array_equal(drawn.labels, expected())
 
 
 def test_volumes_of_one_file_have_results_of_their_own(tmp_path):

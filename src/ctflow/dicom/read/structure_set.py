@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from ctflow.compat.pydicom import lenient
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.core.volume import FloatArray, LabelArray, digest_of_uid
-from ctflow.dicom.attributes import PARSE_ERRORS, integer, numbers, text
+from ctflow.dicom.attributes import PARSE_ERRORS, integer, numbers, text, texts
 from ctflow.dicom.read.filled import filled, region_of_lines
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -103,7 +103,8 @@ class _ContourSlices:
 
     Attributes:
         shape: (D, H, W).
-        places: SOPInstanceUID -> index of the slice.
+        places: SOPInstanceUID -> index of the slice; of a frame of an Enhanced CT with its number.
+        objects: SOPInstanceUIDs of Enhanced CTs: without a frame they name no slice.
     """
 
     def __init__(self, sources: Sequence[Dataset]) -> None:
@@ -114,7 +115,11 @@ class _ContourSlices:
         if orientation is None or pixel_mm is None or None in positions or rows is None or columns is None:
             raise ValueError("source images do not say where they lie")
         self.shape = (len(sources), rows, columns)
-        self.places = {text(source, "SOPInstanceUID"): index for index, source in enumerate(sources)}
+        uids = [text(source, "SOPInstanceUID") for source in sources]
+        frames = [text(source, "ReferencedFrameNumber") for source in sources]  # of the reader (`read.enhanced`)
+        self.objects = {uid for uid, frame in zip(uids, frames, strict=True) if frame}
+        names = [_name_of_frame(uid, frame) if frame else uid for uid, frame in zip(uids, frames, strict=True)]
+        self.places = {name: index for index, name in enumerate(names)}
         self._origins = np.array(positions, float)
         self._along = np.array(orientation, float).reshape(2, 3)[::-1]  # (down, across)
         self._pixel_mm = np.array(pixel_mm)
@@ -189,7 +194,9 @@ def _check_series(name: str, region: _Region, sources: Sequence[Dataset], stack:
     if frame_uid and region.frame_uid:
         is_own = frame_uid == region.frame_uid
     else:
-        is_own = all(_images_of(contour) and _images_of(contour) <= stack.places.keys() for contour in region.contours)
+        known = stack.places.keys() | stack.objects
+        images = [_images_of(contour, stack) for contour in region.contours]
+        is_own = all(each and each <= known for each in images)
     if not is_own:
         series = digest_of_uid(text(sources[0], "SeriesInstanceUID"))
         raise UnsupportedPixels(
@@ -197,12 +204,21 @@ def _check_series(name: str, region: _Region, sources: Sequence[Dataset], stack:
         )
 
 
-def _images_of(contour: Dataset) -> set[str]:
+def _images_of(contour: Dataset, stack: _ContourSlices) -> set[str]:
     """The image that a contour refers to, if any: it is optional, and often absent."""
+    found = set()
     try:
-        return {text(item, "ReferencedSOPInstanceUID") for item in contour.get("ContourImageSequence") or ()}
+        for item in contour.get("ContourImageSequence") or ():
+            uid = text(item, "ReferencedSOPInstanceUID")
+            frames = texts(item, "ReferencedFrameNumber") if uid in stack.objects else ()
+            found |= {_name_of_frame(uid, frame) for frame in frames} or {uid}
     except PARSE_ERRORS:
         return set()
+    return found
+
+
+def _name_of_frame(uid: str, frame: str) -> str:
+    return f"{uid} frame {frame}"
 
 
 def _masks(
@@ -220,7 +236,7 @@ def _masks(
             continue
         by_exclusion |= _CLOSED[kind]
         plane = _plane(name, points, stack)
-        images = _images_of(contour)
+        images = _images_of(contour, stack) - stack.objects
         if images and plane not in {stack.places.get(uid) for uid in images}:
             other = "slice" if images <= stack.places.keys() else "series"
             doubts[f"contours that refer to an image of another {other}; their place counts"] += 1

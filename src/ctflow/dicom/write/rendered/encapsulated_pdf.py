@@ -68,7 +68,7 @@ def encapsulated_pdf_from_bytes(
         )
         result.copy_patient_and_study_information(first)
     _describe(result, spec, sources.part)
-    result.SourceInstanceSequence = [*(_reference(each) for each in objects), *sources.references]
+    result.SourceInstanceSequence = [*(_reference(each) for each in objects), *sources.instances]
     result.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)
     result.EncapsulatedDocumentLength = len(pdf)
     derived.give_text_encoding(result, first)
