@@ -71,6 +71,7 @@ def pdf_from_document(document: Mapping[str, Any], picture: npt.NDArray[np.uint8
         lang="en",
         invariant=1,  # no date, and an identifier from the content
         pageCompression=1,
+        initialFontName=font_name(False),  # else one that is not embedded
     )
     frame = Frame(_SIDE, _BOTTOM, _WIDTH, _PAGE[1] - _TOP - _BOTTOM, 0, 0, 0, 0)
     pages.addPageTemplates(PageTemplate(frames=[frame], onPage=lambda canvas, _: _furnish(canvas, document)))
@@ -111,6 +112,7 @@ def _box(words: str) -> Table:
     from reportlab.platypus import Table  # noqa: PLC0415
 
     style = [
+        ("FONTNAME", (0, 0), (-1, -1), font_name(False)),
         ("BACKGROUND", (0, 0), (-1, -1), _ALARM_SHADE),
         ("LINEBEFORE", (0, 0), (0, -1), 3, _ALARM_LINE, "butt"),
         ("LEFTPADDING", (0, 0), (-1, -1), 8),
@@ -131,6 +133,7 @@ def _table_of_findings(document: Mapping[str, Any]) -> Table:
         ]
     ]
     style: list[tuple[Any, ...]] = [
+        ("FONTNAME", (0, 0), (-1, -1), font_name(False)),
         ("VALIGN", (0, 0), (-1, -1), "MIDDLE"),
         ("LINEBELOW", (0, 0), (-1, 0), 0.8, _DIM),
         ("LEFTPADDING", (0, 0), (-1, -1), 3),
@@ -172,6 +175,7 @@ def _table_of_facts(document: Mapping[str, Any]) -> Table:
     half = -(-len(facts) // 2)
     rows = [[*facts[index], *(facts[half + index] if half + index < len(facts) else ("", ""))] for index in range(half)]
     style = [
+        ("FONTNAME", (0, 0), (-1, -1), font_name(False)),
         ("VALIGN", (0, 0), (-1, -1), "TOP"),
         ("LINEBELOW", (0, 0), (-1, -1), 0.3, _LINE),
         ("LEFTPADDING", (0, 0), (-1, -1), 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import numpy as np
 import pypdfium2
@@ -70,6 +71,11 @@ def test_it_says_which_volume_of_a_series_it_is():
     assert "in the series" not in text_of_pdf(pdf_from_document(result, PICTURE))[0]
     result["series"]["volume"] = {"name": "phase-50", "label": "phase 50 %", "number": 2, "of": 10}
     assert "phase 50 % (2 of 10 in the series)" in text_of_pdf(pdf_from_document(result, PICTURE))[0]
+
+
+def test_every_font_is_embedded():
+    fonts = re.findall(rb"/BaseFont\s*/(\S+)", pdf_from_document(document(), PICTURE))
+    assert {font.partition(b"+")[2] for font in fonts} == {b"Roboto-Regular", b"Roboto-Bold"}
 
 
 def test_only_a_demonstration_is_for_research_only():
