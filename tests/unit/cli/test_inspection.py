@@ -29,6 +29,12 @@ JUDGED_BY_HEADERS = [
     "wrong VRs: numbers and codes as LO, Rows as UL",
     "private junk",
     "one slice: another SliceThickness",
+    "two energies, KVP",
+    "two acquisitions, one after the other by AcquisitionTime",
+    "a colour picture as CT image in the series",
+    "Enhanced CT, two temporal positions",
+    "Enhanced CT, a concatenation of two objects",
+    "Enhanced CT, NumberOfFrames contradicts the frames",
 ]
 
 

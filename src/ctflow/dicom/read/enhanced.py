@@ -139,7 +139,8 @@ def _frame(instance: Instance, index: int, size: int, count: int, own: Mapping[B
     """A frame: where its pixels lie, and its header."""
     header = instance.header
     flat = Dataset({**{tag: element for tag, element in header.items() if tag not in _NOT_TAKEN}, **own})
-    flat.file_meta = header.file_meta
+    if hasattr(header, "file_meta"):  # not where an inspection keeps less
+        flat.file_meta = header.file_meta
     implicit, little = header.original_encoding
     flat.set_original_encoding(implicit, little, header.original_character_set)
     for keyword, usual in _RENAMED.items():

@@ -23,7 +23,8 @@ from ctflow.node.work import worker
 from ctflow.node.work.worker import Setup, Task, basis_of_result, run_task
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
-from dicom_support import write_volumes
+from dicom_support import small_volume, write_volumes
+from enhanced_support import frames_of, write_enhanced
 from marking_support import MarkingSegmenter, marking_model
 
 SETUP = Setup(None, Settings(engine="eager", cache=None, device="cpu", report="none"))
@@ -204,3 +205,14 @@ def test_a_volume_that_cannot_be_read_leaves_no_part_of_a_result(tmp_path):
     outcome = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
     assert (outcome.kind, outcome.why.reason) == ("aside", "not-hu")
     assert not list(task.results.rglob("*.dcm"))
+
+
+def test_an_enhanced_ct_has_a_result(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_enhanced(tmp_path / "in" / "e.dcm", frames_of(small_volume()))
+    instances = (InstanceRecord("1.2.4.1", "1.2", "1.2.1", "e.dcm", 1, "s", 0.0),)
+    job = Job("key", "1.2.4", digest_of_set(["1.2.4.1"]), instances, 1, None)
+    task = Task(job, tmp_path / "in", tmp_path / "results", tmp_path / "running" / "key", "ROUTER")
+    model = marking_model()
+    done = run_task(task, SETUP, model, MarkingSegmenter(model, SETUP.settings))
+    assert [each.file for each in done.result.objects] == ["segmentation.dcm", "measurements.dcm"]
