@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 SEED ?= 21
 
-.PHONY: demo test test-all test-random test-lowest test-gpu map map-cuda map-test docs viewers lint install resolve dist dist-test clean
+.PHONY: demo test test-all test-random test-lowest test-gpu test-viewers map map-cuda map-test docs viewers lint install resolve dist dist-test clean
 
 install:
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh install/install.sh $(VENV)
@@ -30,15 +30,21 @@ lint: install
 # Types and import direction are architecture tests: they need a wheel's layout.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 test: lint
-	$(PYTEST) -m "not gpu and not map and not exhaustive"
+	$(PYTEST) -m "not gpu and not map and not viewers and not exhaustive"
 
 # Everything that `make test` runs, the exhaustive matrices, and coverage, which doubles the time (docs/testing.md).
 test-all: lint
-	$(PYTEST) -m "not gpu and not map" --cov --cov-report=term-missing
+	$(PYTEST) -m "not gpu and not map and not viewers" --cov --cov-report=term-missing
 
-# OHIF's readers of SEG for tests/viewers, from npm; without them those tests are skipped.
+# OHIF and its readers of SEG for tests/viewers, from npm; without them those tests are skipped.
 viewers:
-	cd tests/viewers && npm ci && npm run build
+	cd tests/viewers && npm ci && npm run build && ./get_ohif.sh 3.13.2
+
+# Every geometry in every form in three versions of OHIF. CTFLOW_RECORD=docs/results/viewers.json keeps what they show.
+test-viewers: install viewers
+	tests/viewers/get_ohif.sh 3.12.10 3.11.1
+	[ -d build/itkwasm ] || $(BIN)/uv pip install --target build/itkwasm itkwasm-dicom==7.6.4
+	$(BIN)/python -m pytest tests/viewers --durations=10
 
 # `make test` tries the same random examples everywhere; this draws new ones for ten minutes and prints its seeds.
 # Options: SEARCH='--seed N --minutes M tests/unit/window'
@@ -72,7 +78,7 @@ resolve: install
 LOWEST ?= tests/unit tests/contract
 test-lowest: install
 	UV=$(BIN)/uv sh install/lowest.sh .venv-lowest
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist loadfile -m "not gpu and not map and not e2e" $(LOWEST)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist loadfile -m "not gpu and not map and not viewers and not e2e" $(LOWEST)
 
 # The documentation site in build/docs; a broken link or anchor fails. Its search needs a web server:
 # .venv/bin/python -m http.server -d build/docs. Not with --quiet: mkdocs would not count warnings.

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +36,7 @@ class Browser:
         said: What the page wrote to the console, and what the browser complained of.
     """
 
-    def __init__(self, width: int = 1600, height: int = 1000) -> None:
+    def __init__(self, width: int = 1600, height: int = 1000, flags: Sequence[str] = ()) -> None:
         self.requests: list[str] = []
         self.said: list[str] = []
         self._count, self._rest = 0, b""
@@ -45,7 +46,7 @@ class Browser:
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
         # The browser speaks on descriptors 3 and 4; bash can put them there without code between fork and exec.
         self._process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{child_reads} 4>&{child_writes}', "bash", CHROMIUM, *_FLAGS, *root,
+            ["bash", "-c", f'exec "$@" 3<&{child_reads} 4>&{child_writes}', "bash", CHROMIUM, *_FLAGS, *flags, *root,
              f"--user-data-dir={self._profile}", f"--window-size={width},{height}", "about:blank"],
             pass_fds=(child_reads, child_writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -105,10 +105,10 @@ class MarkingParts(MarkingSegmenter):
         return replace(found, labels=labels, fractions=np.stack(sure) if self._fractional else None), seconds
 
 
-def write_series(name: str, folder: Path) -> Path:
-    """The CT of this name in a new folder."""
+def write_series(name: str, folder: Path, seed: int = 0) -> Path:
+    """The CT of this name in a new folder; each seed makes another study."""
     volume, adjust = SERIES[name]
-    write_ct_series(volume(), folder, seed=list(SERIES).index(name), adjust=adjust)
+    write_ct_series(volume(), folder, seed=seed, adjust=adjust)
     return folder
 
 

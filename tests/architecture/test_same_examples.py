@@ -90,8 +90,8 @@ def test_make_has_the_search():
 
 def test_ci_runs_everything_that_make_test_runs_and_measures_coverage():
     some, everything = made_by("test"), made_by("test-all")
-    assert '-m "not gpu and not map and not exhaustive"' in some
+    assert '-m "not gpu and not map and not viewers and not exhaustive"' in some
     assert "--cov" not in some
     assert everything.startswith(some.split(" -m ")[0])
-    assert '-m "not gpu and not map" --cov ' in everything
+    assert '-m "not gpu and not map and not viewers" --cov ' in everything
     assert "\nmake test-all\n" in (random_search.REPOSITORY / ".ci" / "run").read_text()

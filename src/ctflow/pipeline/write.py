@@ -40,6 +40,14 @@ from ctflow.settings.run import Settings
 log = logging.getLogger(__name__)
 
 
+_COLUMNS = "Orthanc serves no frames of a binary SEG whose Columns, here {}, are not a multiple of 8"
+_PARTIAL_BYTES = ", and OHIF 3.13 shifts or rejects frames that do not fill whole bytes, as {} x {} pixels"
+_INSTEAD = "; --seg labelmap writes one that both read right"
+_OWN_GRID = (
+    "the SEG lies on a grid of its own (--seg-grid resampled), for readers of regular stacks: 3D Slicer, dcmqi, ITK,"
+    " highdicom; OHIF shows at most its frames in the images' planes, and 3.11 and 3.12 may never finish loading it:"
+    " for OHIF use --seg-grid source"
+)
 _RESAMPLED = "The slices were resampled to {}; lengths, volumes and HU are of the resampled volume."
 
 
@@ -63,6 +71,10 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
     progress("write", 0, 1)
     seconds: dict[str, float] = {}
     digest = case.candidate.series.digest
+    unsuited = _warnings_of_viewers(case, settings)
+    for warning in unsuited:
+        log.warning("series %s: %s", digest, warning)
+    case = replace(case, warnings=(*case.warnings, *unsuited))
     checks = Checks(case.loaded.volume, case.body.count_in_runs if case.body else None)
     with temporary_folder(output, case.key) as folder, _beside() as thread:
         measuring = thread.submit(_measured, case, model.spec, checks)
@@ -166,6 +178,25 @@ def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
     lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
     between = f"{lost} findings lie between the slices that there are: measured, but not in the SEG"
     return (resampled, f"{between} (--seg-grid resampled writes them)") if lost else (resampled,)
+
+
+def _warnings_of_viewers(case: Case, settings: Settings) -> tuple[str, ...]:
+    """A sentence for each form of a SEG that some viewer misreads (docs/viewers.md): nothing in it would stop them."""
+    own_grid = case.loaded.is_resampled and case.seg_grid == "resampled"
+    rows, columns = case.loaded.volume.array.shape[1:] if own_grid else _size_of_images(case)
+    found = []
+    if settings.seg == "binary" and columns % 8:
+        found.append(
+            _COLUMNS.format(columns) + _PARTIAL_BYTES.format(rows, columns) * bool(rows * columns % 8) + _INSTEAD
+        )
+    if own_grid:
+        found.append(_OWN_GRID)
+    return tuple(found)
+
+
+def _size_of_images(case: Case) -> tuple[int, int]:
+    header = case.loaded.instances[0].header
+    return int(header.Rows), int(header.Columns)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ def options(*names: str) -> Callable[[Function], Function]:
         for option in reversed([option for option in OPTIONS if option.name in names]):
             kind: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {"is_flag": True}
             shown = f"{option.key.meaning}  [default: {option.default}]"
-            function = click.option(option.flag, help=shown, **kind)(function)
+            function = click.option(option.flag, option.name, help=shown, **kind)(function)
         return function
 
     return decorate

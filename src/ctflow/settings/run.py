@@ -26,6 +26,7 @@ from ctflow.settings.schema import (
     whole,
     wrong_choice,
 )
+from ctflow.settings.viewers import VIEWERS, choose_for_viewer
 
 SegGrid = Literal["source", "resampled"]
 Holes = Literal["keyhole", "separate", "xor"]
@@ -163,6 +164,15 @@ class Processing(Group):
         False
     )
     pdf: Annotated[Switch, Key("Also write report.dcm, the report as a DICOM Encapsulated PDF.", of_files=True)] = False
+    viewer: Annotated[
+        Literal["ohif", "slicer", "pacs"] | None,
+        Key(
+            "Viewer that the SEG is for: chooses its kind, grid, segments and frames, where they are not given.",
+            "ohif|slicer|pacs",
+            "none",
+            of_files=True,
+        ),
+    ] = None
     seg: Annotated[
         Literal["binary", "labelmap", "fractional"],
         Key("Kind of the SEG: a bit per pixel and segment, one label per pixel, or probabilities.", of_files=True),
@@ -195,6 +205,10 @@ class Processing(Group):
             value = getattr(self, name)
             if value not in (*choices, getattr(Processing, name)):  # the default may be None
                 raise Refused(f"{name}: {wrong_choice(str(value), list(choices))}", name)
+        for name, word in VIEWERS.get(self.viewer or "", {}).items():  # in Python; text is read by `add_layers`
+            if getattr(self, name) == getattr(Processing, name):
+                object.__setattr__(self, name, {"yes": True}.get(word, word))
+        object.__setattr__(self, "viewer", None)  # a changed copy keeps what it chose
         if not isinstance(self.cache, Path | None):
             raise Refused(f"cache: must be a pathlib.Path or None, not {shown(self.cache)}", "cache")
         if self.overlap is not None and not 0.0 <= self.overlap < 1.0:
@@ -207,6 +221,7 @@ class Processing(Group):
             )
 
 
+_WORDS = {"viewer": "for"}  # of flags and variables, where they are not the keys'
 _CHOICES = {
     name: choices for name, (annotation, _) in keys_of(Processing).items() if (choices := choices_of(annotation))
 }
@@ -252,12 +267,12 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable that gives the default."""
-        return f"CTFLOW_{self.name.upper()}"
+        return f"CTFLOW_{_WORDS.get(self.name, self.name).upper()}"
 
 
 def flag_of(name: str) -> str:
     """The flag of a key."""
-    return f"--{name.replace('_', '-')}"
+    return f"--{_WORDS.get(name, name).replace('_', '-')}"
 
 
 _DEFAULTS: Mapping[str, Any] = {each.name: each.default for each in fields(Settings)}
@@ -284,12 +299,14 @@ def add_layers(given: Given, kind: type[Group], typed: Mapping[str, Any], enviro
     for name, value in typed.items():
         if value is not None and value is not False:
             given.data[name], given.named[name] = str(value), flag_of(name)
+    choose_for_viewer(given, [name for name, value in typed.items() if value] if typed.get("viewer") else given.data)
     known = keys_of(kind)
     for option in OPTIONS:
         value = environment.get(option.variable)
         is_given = value or (value == "" and option.name == "cache")  # an empty variable is as none, but for the cache
         if is_given and option.name in known and option.name not in given.data:
             given.data[option.name], given.named[option.name] = value, option.variable
+    choose_for_viewer(given, given.data)
     given.data.setdefault("cache", _cache_folder(environment))
     return given
 

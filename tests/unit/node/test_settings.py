@@ -153,9 +153,27 @@ def test_every_key_is_read(tmp_path):
     found = read(tmp_path, EVERYTHING)
     for each in dataclasses.fields(ServiceSettings):
         assert getattr(found, each.name) == getattr(expected, each.name), each.name
-        assert getattr(found, each.name) != getattr(ServiceSettings(data=Path()), each.name), (
-            f"{each.name} is not tried"
-        )
+        if each.name != "viewer":  # stands for others
+            default = getattr(ServiceSettings(data=Path()), each.name)
+            assert getattr(found, each.name) != default, f"{each.name} is not tried"
+
+
+@pytest.mark.parametrize(
+    ("content", "typed", "seg", "origin"),
+    [
+        ("port: 1\nviewer: ohif", {}, "labelmap", "line 2"),
+        ("viewer: ohif\nseg: fractional", {}, "fractional", "line 2"),
+        ("seg: fractional\nport: 1", {"viewer": "ohif"}, "labelmap", "--for"),
+        ("viewer: ohif", {"seg": "binary"}, "binary", "--seg"),
+    ],
+)
+def test_a_viewer_chooses_what_the_file_or_a_flag_does_not(tmp_path, content, typed, seg, origin):
+    file = tmp_path / "node.yaml"
+    file.write_text(content, encoding="utf-8")
+    found = given_settings(file, {**HOME, "CTFLOW_SEG": "binary"}, typed)
+    settings = found.read(ServiceSettings)
+    assert settings.run.seg == seg
+    assert f"seg = {seg}  ({origin})" in values_and_origins(settings, found)
 
 
 @pytest.mark.parametrize(

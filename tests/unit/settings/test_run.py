@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ def test_a_flag_wins_over_the_environment():
 
 def test_what_is_written_can_be_chosen():
     of_files = {option.flag for option in OPTIONS if option.key.of_files}
-    of_seg = {"--seg", "--seg-grid", "--segments", "--omit-empty-frames"}
+    of_seg = {"--for", "--seg", "--seg-grid", "--segments", "--omit-empty-frames"}
     others = {"--report", "--secondary-capture", "--pdf", "--rtstruct", "--rtstruct-holes", "--nifti"}
     assert of_files == {*others, *of_seg}
     assert settings_from_values({"report": "none", "secondary_capture": True, "pdf": True}, {}) == chosen(
@@ -175,6 +175,40 @@ def test_what_is_written_is_chosen_by_flags_and_variables():
     assert settings_from_values(given, {}) == expected
     variables = {"CTFLOW_SEG": "labelmap", "CTFLOW_SEGMENTS": "finding", "CTFLOW_NIFTI": "1"}
     assert settings_from_values({}, {**variables, "CTFLOW_OMIT_EMPTY_FRAMES": "false"}) == expected
+
+
+FOR_SLICER = {"seg_grid": "resampled"}
+FOR_OHIF = {"seg": "labelmap"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "variables", "expected"),
+    [
+        ({"viewer": "ohif"}, {}, FOR_OHIF),
+        ({"viewer": "slicer"}, {}, FOR_SLICER),
+        ({"viewer": "pacs"}, {}, {}),
+        ({}, {"CTFLOW_FOR": "ohif"}, FOR_OHIF),
+        ({"viewer": "ohif", "seg": "binary"}, {}, {}),
+        ({"viewer": "ohif", "segments": "finding"}, {}, {**FOR_OHIF, "segments": "finding"}),
+        ({"viewer": "ohif"}, {"CTFLOW_SEG": "binary"}, FOR_OHIF),
+        ({"seg": "binary"}, {"CTFLOW_FOR": "ohif"}, {}),
+        ({}, {"CTFLOW_FOR": "ohif", "CTFLOW_SEG": "fractional"}, {"seg": "fractional"}),
+        ({"viewer": "slicer"}, {"CTFLOW_FOR": "ohif"}, FOR_SLICER),
+    ],
+)
+def test_a_viewer_chooses_what_is_not_said_beside_or_above_it(typed, variables, expected):
+    assert settings_from_values(typed, variables) == chosen(**expected)
+
+
+@pytest.mark.parametrize("given", [({"viewer": "weasis"}, {}), ({}, {"CTFLOW_FOR": "weasis"})])
+def test_an_unknown_viewer_is_refused(given):
+    with raises_reason(SettingsInvalid, "invalid-value", names=("ohif, slicer, pacs", "weasis")):
+        settings_from_values(*given)
+
+
+def test_a_viewer_chooses_in_python_what_is_left_at_its_default():
+    assert Settings(viewer="ohif", cache=None) == Settings(seg="labelmap", cache=None)
+    assert replace(Settings(viewer="ohif", cache=None), seg="binary") == Settings(cache=None)
 
 
 def test_paths_come_from_flags_then_from_the_map_variables():

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import VR
 
 from ctflow.compat.highdicom import frames_known_by_class
 from ctflow.compat.pydicom import lenient
@@ -23,6 +24,7 @@ from ctflow.dicom.write.frames import give_frames, planes_of_images
 from ctflow.dicom.write.identity import digest_of_mask, instance_uid, series_uid, uid_from_parts
 from ctflow.dicom.write.source import Sources, sources_from_headers
 
+_IN_PLACE_MM = 0.001
 MOST_FRACTION = 255  # MaximumFractionalValue
 _NOTHING_MARKED = "Algorithm marked nothing; this does not exclude disease"
 
@@ -116,8 +118,7 @@ def segmentation_from_labels(
     _give_measures(segmentation.SharedFunctionalGroupsSequence[0], sources, grid)
     derived.give_text_encoding(segmentation, sources.cleaned[0])
     _make_reproducible(segmentation, header, uid)
-    if grid is None:  # the frames name their images; OHIF before 3.13 takes this for the list of those, in their order
-        del segmentation.SourceImageSequence
+    _refer_by_frames(segmentation, sources, grid)
     segmentation.ContentCreatorName = None  # required, empty: a program made it
     return segmentation
 
@@ -176,6 +177,46 @@ def _refer_to_frames(segmentation: Dataset, sources: Sources) -> None:
             for image in derivation.SourceImageSequence:
                 image.ReferencedSOPClassUID = sources.references[nearest].ReferencedSOPClassUID
                 image.ReferencedFrameNumber = sources.frames[nearest]
+
+
+def _refer_by_frames(segmentation: Dataset, sources: Sources, grid: Geometry | None) -> None:
+    """Have the frames name their images, instead of the SEG as a whole if any of them does."""
+    if grid is not None:
+        _refer_to_images_in_place(segmentation, sources, grid)
+    if any(frame.get("DerivationImageSequence") for frame in segmentation.PerFrameFunctionalGroupsSequence):
+        # OHIF takes this for the list of the frames' images, in their order: before 3.13 always, 3.13 for other frames.
+        del segmentation.SourceImageSequence
+
+
+def _refer_to_images_in_place(segmentation: Dataset, sources: Sources, grid: Geometry) -> None:
+    """Name the image of each frame that lies on one; highdicom does so only if all do."""
+    headers = sources.cleaned
+    same = all(
+        (header.Rows, header.Columns) == grid.shape[1:]
+        and np.allclose(header.PixelSpacing, grid.spacing_mm[1:], atol=_IN_PLACE_MM)
+        and np.allclose(header.ImageOrientationPatient, grid.directions[:, [2, 1]].T.reshape(-1), atol=1e-4)
+        for header in headers
+    )
+    if not same:
+        return
+    positions_mm = np.array([header.ImagePositionPatient for header in headers], float)
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        apart = np.abs(positions_mm - frame.PlanePositionSequence[0].ImagePositionPatient).max(axis=1)
+        nearest = int(apart.argmin())
+        if apart[nearest] < _IN_PLACE_MM:
+            frame.add_new("DerivationImageSequence", VR.SQ, [_derivation(sources.references[nearest])])
+
+
+def _derivation(reference: Dataset) -> Dataset:
+    """That a frame segments an image (DICOM PS3.3 C.7.6.16.2.6)."""
+    image, derivation = Dataset(), Dataset()
+    image.update(reference)
+    image.SpatialLocationsPreserved = "YES"
+    purpose = codes.cid7202.SourceImageForImageProcessingOperation
+    image.PurposeOfReferenceCodeSequence = [hd.sr.CodedConcept.from_code(purpose)]
+    derivation.SourceImageSequence = [image]
+    derivation.DerivationCodeSequence = [hd.sr.CodedConcept.from_code(codes.cid7203.SegmentationImageDerivation)]
+    return derivation
 
 
 def _give_measures(shared: Dataset, sources: Sources, grid: Geometry | None) -> None:
