@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 
 from ctflow.dicom.read.scan import Instance
 
@@ -33,8 +35,22 @@ def encoded_frame(instance: Instance) -> bytes:
         if instance.encoded_offset is None:
             stream.seek(instance.pixel_offset or 0)
             return stream.read(instance.pixel_length)
+        fragments = _fragments(instance.path, instance.encoded_offset)
+        if instance.frame is not None and len(fragments) == instance.frames:  # else pydicom finds where each ends
+            stream.seek(fragments[instance.frame - 1])
+            _, _, length = struct.unpack("<HHL", stream.read(8))
+            return stream.read(length)
         stream.seek(instance.encoded_offset)
         return get_frame(stream, (instance.frame or 1) - 1, number_of_frames=instance.frames)
+
+
+@lru_cache(8)  # or each frame of a file would walk through all
+def _fragments(path: Path, offset: int) -> tuple[int, ...]:
+    """Where the fragments of encapsulated pixel data begin."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        parse_basic_offsets(stream)
+        return tuple(parse_fragments(stream)[1])
 
 
 def family_of_frame(frame: bytes) -> str | None:

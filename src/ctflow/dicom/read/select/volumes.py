@@ -58,6 +58,8 @@ KEYS = (
     _Tell("acquisition", "AcquisitionNumber"),
     _Tell("time", "AcquisitionTime"),
     _Tell("time", "AcquisitionTime", runs=True),
+    _Tell("time", "AcquisitionDateTime"),
+    _Tell("time", "AcquisitionDateTime", runs=True),
     _Tell("trigger", "TriggerTime", " ms"),
     _Tell("trigger", "TriggerTime", runs=True),
     _Tell("phase", "NominalPercentageOfCardiacPhase", " %"),
@@ -232,12 +234,19 @@ def _continue(one: _Reach | None, other: _Reach | None) -> bool:
 
 
 def _value(instance: Instance, key: _Tell) -> tuple[str | float, ...]:
+    if key.keyword not in instance.header:  # fast: most series lack most of them
+        return ()
     return comparable(texts(instance.header, key.keyword))
 
 
 def _shown(values: Sequence[tuple[str | float, ...]], key: _Tell) -> list[str]:
     """A short name of each value: a number or known words; else its place, as text and times may name a patient."""
-    makers = {"AcquisitionTime": _as_nothing, "ImageType": _as_words, "ContrastBolusAgent": _as_presence}
+    makers = {
+        "AcquisitionTime": _as_nothing,
+        "AcquisitionDateTime": _as_nothing,
+        "ImageType": _as_words,
+        "ContrastBolusAgent": _as_presence,
+    }
     shown = [makers.get(key.keyword, _as_number)(each) for each in values]
     if "" not in shown and len(set(shown)) == len(shown):
         return shown

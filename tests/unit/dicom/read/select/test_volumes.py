@@ -55,6 +55,7 @@ APART = [
     ("TemporalPositionIdentifier", ["1", "2", "3"], ["temporal-1", "temporal-2", "temporal-3"]),
     ("AcquisitionNumber", ["4", "5", "7"], ["acquisition-4", "acquisition-5", "acquisition-7"]),
     ("AcquisitionTime", ["120000.5", "120100", "115900"], ["time-2", "time-3", "time-1"]),
+    ("AcquisitionDateTime", ["20260101120000.5", "20260101120100", "20260101115900"], ["time-2", "time-3", "time-1"]),
     ("TriggerTime", ["75.5", "0", "150"], ["trigger-75.5", "trigger-0", "trigger-150"]),
     ("NominalPercentageOfCardiacPhase", [40, 75, 0], ["phase-40", "phase-75", "phase-0"]),
     (
@@ -147,7 +148,7 @@ def test_two_attributes_together_tell_apart(tmp_path):
     assert set(read(tmp_path, volume="phase=5")) == {"acquisition-1-phase-5", "acquisition-2-phase-5"}
 
 
-@pytest.mark.parametrize("keyword", ["AcquisitionTime", "TriggerTime"])
+@pytest.mark.parametrize("keyword", ["AcquisitionTime", "AcquisitionDateTime", "TriggerTime"])
 def test_times_that_grow_from_slice_to_slice_tell_runs_apart(tmp_path, keyword):
     truths = [
         part(tmp_path, n, adjust=lambda dataset, d, n=n: setattr(dataset, keyword, f"12{n:02d}{d:02d}.5"))
