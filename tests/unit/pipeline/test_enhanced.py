@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import highdicom as hd
@@ -15,7 +16,7 @@ from ctflow.dicom.read.structure_set import read_structure_set
 from ctflow.pipeline.case import look_for_cases
 from ctflow.pipeline.run import run_case
 from ctflow.settings.run import Settings
-from dicom_support import small_volume
+from dicom_support import setter, small_volume
 from enhanced_support import ENHANCED, frames_of, write_enhanced
 from marking_support import MarkingSegmenter, marking_model
 from tests_support import dciodvfy_errors
@@ -100,6 +101,28 @@ def test_a_structure_set_of_frames_is_truth_without_a_doubt(backwards, tmp_path)
     drawn = read_structure_set(case.folder / "structures.dcm", headers[::-1], ())
     assert drawn.warnings == ()
     np.testing.assert_array_equal(drawn.labels, expected())
+
+
+def test_a_seg_of_a_concatenation_refers_to_each_object_s_own_frames(tmp_path):
+    (tmp_path / "in").mkdir()
+    frames = frames_of(small_volume(shape=SHAPE))
+    for n, part in enumerate((frames[:6], frames[6:])):
+        whole = {"ConcatenationUID": "1.2.9", "InConcatenationNumber": n + 1, "InConcatenationTotalNumber": 2}
+        change = partial(setter(**whole, ConcatenationFrameOffsetNumber=6 * n), _index=0)
+        write_enhanced(tmp_path / "in" / f"{n}.dcm", part, uid=f"1.2.4.{n + 1}", change=change)
+    (case,) = cases_of(tmp_path / "in", tmp_path / "out", SETTINGS)
+    seg = hd.seg.segread(case.folder / "segmentation.dcm")
+    marks = expected()
+    for uid, first, last in (("1.2.4.1", 0, 6), ("1.2.4.2", 6, SHAPE[0])):
+        numbers = list(range(1, last - first + 1))
+        pixels = seg.get_pixels_by_source_frame(
+            uid, numbers, combine_segments=True, assert_missing_frames_are_empty=True
+        )
+        np.testing.assert_array_equal(pixels, marks[first:last])
+    headers = [
+        each.header for each in look_for_cases(tmp_path / "in", (), SETTINGS).cases[0].candidate.series.instances
+    ]
+    np.testing.assert_array_equal(read_segmentation(case.folder / "segmentation.dcm", headers), marks)
 
 
 def test_volumes_of_one_file_have_results_of_their_own(tmp_path):

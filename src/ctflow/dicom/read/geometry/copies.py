@@ -84,7 +84,7 @@ _PLACE = (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6))
 def _fingerprint(instance: Instance) -> tuple[Hashable, ...]:
     """What slices at one position that are the same have in common: all but their pixels, and a sample of these.
 
-    Gain: a series of ten phases of 300 slices is split in 1.9 s, with a look at every pair of files in 5.3 s (2.8x;
+    Gain: ten phases of 300 slices are split in 1.9 s, with a look at every pair of files in 5.3 s (2.8 times;
     2026-11-30: AMD EPYC, 2 cores at a load of 4, Python 3.11.7).
     """
     shared = (texts(instance.header, keyword) for keyword in _SHARED)
