@@ -38,7 +38,6 @@ _COLUMNS = (
     ("Posterior", "mm", 13.5),
     ("Superior", "mm", 12.5),
 )  # heading, unit, mm
-_LONGEST_NAME = 24  # letters of a segment's name beside each of its findings
 _NOTES = (
     HOW_MEASURED,
     "The picture is for orientation, not for diagnosis. It shows the largest plausible finding.",
@@ -135,8 +134,14 @@ def _table_of_findings(document: Mapping[str, Any]) -> Table:
     style: list[tuple[Any, ...]] = [
         ("FONTNAME", (0, 0), (-1, -1), font_name(False)),
         ("VALIGN", (0, 0), (-1, -1), "MIDDLE"),
+        ("FONTSIZE", (0, 0), (-1, -1), 8),
+        ("LEADING", (0, 0), (-1, -1), 10.4),
+        ("TEXTCOLOR", (0, 0), (-1, -1), _INK),
+        ("ALIGN", (1, 0), (-1, -1), "RIGHT"),
+        ("LINEBELOW", (0, 1), (-1, -1), 0.3, _LINE),
         ("LINEBELOW", (0, 0), (-1, 0), 0.8, _DIM),
         ("LEFTPADDING", (0, 0), (-1, -1), 3),
+        ("LEFTPADDING", (0, 1), (0, -1), 8),
         ("RIGHTPADDING", (0, 0), (-1, -1), 2),
         ("TOPPADDING", (0, 0), (-1, -1), 2.2),
         ("BOTTOMPADDING", (0, 0), (-1, -1), 2.2),
@@ -147,17 +152,21 @@ def _table_of_findings(document: Mapping[str, Any]) -> Table:
     for segment in () if document["statement"] else findings_by_segment(document):
         place, name = len(rows), drawable(segment["label"])
         said = f"<b>{escape(name)}</b> &nbsp;<font color='{_DIM}'>{escape(segment['said'])}</font>"
-        rows.append([_paragraph(said, size=8.5, indent=5)])
+        rows.append([_paragraph(said, size=8.5)])
         style += [*_across(place), ("LINEBEFORE", (0, place), (0, place), 4, segment["colour"], "butt")]
         style.append(("NOSPLIT", (0, place), (0, place + min(1, len(segment["findings"])))))
-        short = escape(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
+        short = _fitting(name, 8, (_COLUMNS[0][2] - 12) * _MM)  # leaves room for the number
         for rank, finding in enumerate(segment["findings"], start=1):
-            style.append(("LINEBELOW", (0, len(rows)), (-1, len(rows)), 0.3, _LINE))
-            doubt = f"Implausible: {escape(finding['doubt'])}" if finding["doubt"] else ""
-            doubt = f"<br/><font size=6.8 color='{_ALARM_INK}'>{doubt}</font>" if doubt else ""
-            cells = [_paragraph(escape(cell), size=8, right=True) for cell in finding["cells"]]
-            rows.append([_paragraph(f"{short} {rank}{doubt}", size=8, indent=5), *cells])
+            rows.append([_named(f"{short} {rank}", finding["doubt"]), *finding["cells"]])
     return Table(rows, [mm * _MM for _, _, mm in _COLUMNS], repeatRows=1, style=style)
+
+
+def _named(name: str, doubt: str) -> Paragraph | str:
+    """A finding's name, and below it why it is implausible; without that as mere text, which is laid out faster."""
+    if not doubt:
+        return name
+    why = f"<br/><font size=6.8 color='{_ALARM_INK}'>Implausible: {escape(doubt)}</font>"
+    return _paragraph(escape(name) + why, size=8)
 
 
 def _across(row: int) -> list[tuple[Any, ...]]:
@@ -192,7 +201,6 @@ def _paragraph(
     bold: bool = False,
     colour: str = _INK,
     right: bool = False,
-    indent: float = 0,
     above: float = 0,
     below: float = 0,
     bullet: str | None = None,
@@ -210,7 +218,7 @@ def _paragraph(
         leading=1.3 * size,
         textColor=colour,
         alignment=TA_RIGHT if right else TA_LEFT,
-        leftIndent=9 if bullet else indent,
+        leftIndent=9 if bullet else 0,
         spaceBefore=above,
         spaceAfter=1 * _MM if bullet else below,
     )
@@ -229,7 +237,7 @@ def _furnish(canvas: Canvas, document: Mapping[str, Any]) -> None:
     canvas.drawString(_SIDE, top, TITLE)
     canvas.setFont(font_name(False), 10)
     canvas.setFillColor(_DIM)
-    canvas.drawString(_SIDE, top - 5.5 * _MM, _fitting(canvas, f"{model['name']} {model['version']}", 10, _WIDTH / 2))
+    canvas.drawString(_SIDE, top - 5.5 * _MM, _fitting(f"{model['name']} {model['version']}", 10, _WIDTH / 2))
     if notice:
         width = canvas.stringWidth(notice, font_name(True), 9) + 6 * _MM
         canvas.setFillColor(_ALARM_SHADE)
@@ -247,9 +255,11 @@ def _furnish(canvas: Canvas, document: Mapping[str, Any]) -> None:
     canvas.restoreState()
 
 
-def _fitting(canvas: Canvas, words: str, size: float, room: float) -> str:
+def _fitting(words: str, size: float, room: float) -> str:
+    from reportlab.pdfbase.pdfmetrics import stringWidth  # noqa: PLC0415
+
     words = drawable(words)
-    while canvas.stringWidth(words, font_name(False), size) > room:
+    while stringWidth(words, font_name(False), size) > room:
         words = f"{words[:-4]}..."
     return words
 
