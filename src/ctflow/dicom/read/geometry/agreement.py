@@ -146,4 +146,8 @@ def _alternates(instances: Sequence[Instance], keyword: str) -> bool:
         return False
     numbers = [integer(instance.header, keyword) for instance in instances]
     changes = sum(before != after for before, after in pairwise(numbers))
-    return 2 * len(set(numbers)) < len(numbers) and 2 * changes > len(numbers)
+    if keyword == _OF_VOLUMES[0]:
+        return 2 * len(set(numbers)) < len(numbers) and 2 * changes > len(numbers)
+    # A phase may be measured anew in each slice of one volume, and then waver: volumes take turns without exception.
+    counts = Counter(numbers).values()
+    return changes == len(numbers) - 1 and 2 * len(counts) < len(numbers) and max(counts) - min(counts) <= 1

@@ -61,3 +61,20 @@ def test_many_deviations_are_one_sentence(write):
 def test_acquisitions_that_alternate_are_interleaved(write, number_of, interleaved):
     folder = write(adjust=varied(lambda d: {"AcquisitionNumber": str(number_of(d))}))
     assert alternating_keyword(instances(folder)) == ("AcquisitionNumber" if interleaved else None)
+
+
+@pytest.mark.parametrize("keyword", ["TemporalPositionIndex", "NominalPercentageOfCardiacPhase"])
+@pytest.mark.parametrize(
+    ("number_of", "interleaved"),
+    [
+        (lambda d: d % 2, True),
+        (lambda d: d % 3, True),
+        (lambda d: d // 8, False),
+        (lambda d: 74 + (d * d // 3) % 2, False),  # measured in each slice
+        (lambda d: d, False),
+        (lambda _: 75, False),
+    ],
+)
+def test_phases_are_interleaved_where_they_take_turns_without_exception(write, keyword, number_of, interleaved):
+    folder = write(adjust=varied(lambda d: {keyword: number_of(d)}))
+    assert alternating_keyword(instances(folder)) == (keyword if interleaved else None)
