@@ -1,21 +1,21 @@
-// 3 x 3 x 3 convolution of channels-last volumes: (B, D, H, W, CIN) -> (B, D, H, W, COUT).
+// Convolution of channels-last volumes: (B, D, H, W, CIN) -> (B, D, H, W, COUT), 3 x 3 x 3 or, with one of TAPS, 3 x 1 x 1.
 //
 // A block keeps all weights in shared memory and walks along D through a column of 24 x 8 voxels. Each input plane is read
 // once, with its border of one voxel, and multiplied with the weights of the three depths at once: one product of 64 voxels
 // x 16 channels with 16 channels x 3 COUT feeds the three output planes that the input plane takes part in. One warp group
 // loads (and normalises), the others multiply, store, and add up what the next instance norm needs.
 //
-// FLOP: 54 CIN COUT a voxel. Bytes: 2 CIN (1.35 times, for the border) + 2 COUT a voxel.
+// FLOP: 6 TAPS CIN COUT a voxel. Bytes: 2 CIN (1.35 times, for the border) + 2 COUT a voxel.
 //
 // ctflow.kernels.convolution puts the constants and multiply(), the matrix instruction, before this file.
 
 using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 
-constexpr int N = 3 * COUT;
+constexpr int N = 3 * COUT, PARTS = COUT / 8, THIRD = COUT / 2;  // columns; of a depth: groups of 8, registers of a thread
 constexpr int TILE_H = 8 * GROUPS, TILE_W = 8, EDGE = TILE_W + 2, HALO = (TILE_H + 2) * EDGE, CHUNKS = CIN / 8;
-constexpr int STAGE_BYTES = CHUNKS * HALO * 16, WEIGHT_BYTES = 9 * CIN * N * 2;
-constexpr int WARPS = GROUPS * 4;
+constexpr int STAGE_BYTES = CHUNKS * HALO * 16, WEIGHT_BYTES = TAPS * CIN * N * 2;
+constexpr int WARPS = GROUPS * 4, LOADERS = 128, LANES = LOADERS / 2, ITEMS = (HALO + LANES - 1) / LANES;
 constexpr float SLOPE = 0.01f;
 
 struct Shape { int batch, depth, height, width, chunk; };
@@ -60,63 +60,147 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, int leading, in
   return (uint64_t)((address & 0x3FFFF) >> 4) | ((uint64_t)(leading >> 4) << 16) | ((uint64_t)(stride >> 4) << 32);
 }
 
-// One input plane with its border into shared memory as [channels / 8][HALO][8]; normalised and rectified on the way.
-__device__ void load_plane(const unsigned short* __restrict__ in, char* stage, const float* norm, Shape s, int b, int z, int h0, int w0, int tid) {
-  #pragma unroll 4
-  for (int i = tid; i < CHUNKS * HALO; i += LOADERS) {
-    int voxel = i / CHUNKS, chunk = i - voxel * CHUNKS;
-    int h = h0 + voxel / EDGE - 1, w = w0 + voxel % EDGE - 1;
-    uint4 value = make_uint4(0, 0, 0, 0);
-    if (h >= 0 && h < s.height && w >= 0 && w < s.width) {
-      size_t at = (((size_t)b * s.depth + z) * s.height + h) * s.width + w;
-      value = __ldg(reinterpret_cast<const uint4*>(in + at * CIN) + chunk);
-      if (NORMALIZED) {
-        uint32_t* pairs = reinterpret_cast<uint32_t*>(&value);
-        #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          int c = chunk * 8 + 2 * k;
-          float2 x = unpacked(pairs[k]);
-          x.x = x.x * norm[c] + norm[CIN + c];
-          x.y = x.y * norm[c + 1] + norm[CIN + c + 1];
-          pairs[k] = packed(fmaxf(x.x, SLOPE * x.x), fmaxf(x.y, SLOPE * x.y));
+// What a thread that loads has to do in a plane: ITEMS voxels, in each the same half of every 16 channels. Eight neighbouring
+// threads write four voxels of two chunks, which lie in different banks (HALO is 4 more than a multiple of 8).
+struct Loader {
+  const unsigned short* in;  // the volume, at its half of the first 16 channels
+  const float* norm;         // factors and sums of all channels, at that half
+  uint32_t at;               // of its first voxel in a stage
+  int offsets[ITEMS];        // of its voxels in a plane of the volume; -1 outside
+
+  __device__ void begin_unit(Shape s, int h0, int w0, int tid) {
+    #pragma unroll
+    for (int k = 0; k < ITEMS; ++k) {
+      int voxel = tid / 2 + k * LANES, h = h0 + voxel / EDGE - 1, w = w0 + voxel % EDGE - 1;
+      bool inside = voxel < HALO && h >= 0 && h < s.height && w >= 0 && w < s.width;
+      offsets[k] = inside ? (h * s.width + w) * CIN : -1;
+    }
+  }
+
+  // One input plane with its border into shared memory as [channels / 8][HALO][8]; normalised and rectified on the way.
+  __device__ void load_plane(char* stage, Shape s, int b, int z, int tid) {
+    const unsigned short* plane = in + ((size_t)b * s.depth + z) * s.height * s.width * CIN;
+    #pragma unroll 1
+    for (int pair = 0; pair < CHUNKS / 2; ++pair) {
+      uint4 values[ITEMS];
+      #pragma unroll
+      for (int k = 0; k < ITEMS; ++k)
+        values[k] = offsets[k] >= 0 ? __ldg(reinterpret_cast<const uint4*>(plane + offsets[k] + pair * 16)) : make_uint4(0, 0, 0, 0);
+      if (NORMALIZED) normalize(values, pair);
+      #pragma unroll
+      for (int k = 0; k < ITEMS; ++k)
+        if (k + 1 < ITEMS || tid / 2 + k * LANES < HALO)
+          *reinterpret_cast<uint4*>(stage + at + (pair * 2 * HALO + k * LANES) * 16) = values[k];
+    }
+  }
+
+  __device__ __forceinline__ void normalize(uint4 (&values)[ITEMS], int pair) {
+    #pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 f = reinterpret_cast<const float4*>(norm + pair * 16)[half], t = reinterpret_cast<const float4*>(norm + CIN + pair * 16)[half];
+      #pragma unroll
+      for (int k = 0; k < ITEMS; ++k) {
+        if (offsets[k] < 0) continue;  // what lies outside stays 0
+        uint32_t* pairs = &values[k].x + 2 * half;
+        pairs[0] = rectified(pairs[0], f.x, t.x, f.y, t.y);
+        pairs[1] = rectified(pairs[1], f.z, t.z, f.w, t.w);
+      }
+    }
+  }
+
+  __device__ __forceinline__ static uint32_t rectified(uint32_t pair, float fx, float tx, float fy, float ty) {
+    float2 x = unpacked(pair);
+    x.x = x.x * fx + tx, x.y = x.y * fy + ty;
+    return packed(fmaxf(x.x, SLOPE * x.x), fmaxf(x.y, SLOPE * x.y));
+  }
+};
+
+// A finished plane of a thread: two rows, in each of which it has two channels of every 8. Its sums stay in registers.
+struct Output {
+  void* out;
+  const float* before;
+  float sums[2 * PARTS], squares[2 * PARTS];
+  int lane;
+  size_t at, row, plane;  // of its first value in plane 0, and from a row or plane to the next
+  bool inside[2];
+
+  __device__ void begin_unit(Shape s, int b, int h, int w) {
+    row = (size_t)s.width * COUT, plane = s.height * row;
+    at = (size_t)b * s.depth * plane + h * row + (size_t)w * COUT;
+    inside[0] = w < s.width && h < s.height, inside[1] = w < s.width && h + 1 < s.height;
+    #pragma unroll
+    for (int i = 0; i < 2 * PARTS; ++i) sums[i] = squares[i] = 0;
+  }
+
+  __device__ __forceinline__ float2 value(const float (&acc)[THIRD], int part, int r, size_t at) {
+    float2 x = make_float2(acc[part * 4 + r * 2], acc[part * 4 + r * 2 + 1]);
+    if (ADDS && inside[r]) {
+      float2 p = __ldg(reinterpret_cast<const float2*>(before + at + part * 8 + lane % 4 * 2));
+      x.x += p.x; x.y += p.y;
+    }
+    if (!PARTIAL && inside[r]) {
+      sums[2 * part] += x.x; sums[2 * part + 1] += x.y;
+      squares[2 * part] += x.x * x.x; squares[2 * part + 1] += x.y * x.y;
+    }
+    return x;
+  }
+
+  __device__ __forceinline__ void store(const float (&acc)[THIRD], int z) {
+    #pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      size_t start = at + z * plane + r * row;
+      #pragma unroll
+      for (int part = 0; part < PARTS; part += 2) {
+        float2 x = value(acc, part, r, start);
+        if (PARTIAL || part + 1 == PARTS) {
+          put(x, r, start + part * 8);
+          if (part + 1 < PARTS) put(value(acc, part + 1, r, start), r, start + part * 8 + 8);
+        } else {
+          put_both(x, value(acc, part + 1, r, start), r, start + part * 8);
         }
       }
     }
-    *reinterpret_cast<uint4*>(stage + ((size_t)chunk * HALO + voxel) * 16) = value;
   }
-}
 
-// The finished plane of a warp group: stored, and its sums added to the warp's.
-__device__ __forceinline__ void store_plane(const float* acc, void* __restrict__ out, const float* __restrict__ before,
-                                            float* sums, Shape s, int b, int z, int h0, int w0, int group, int warp, int lane) {
-  int w = w0 + lane / 4, h = h0 + group * 8 + warp * 2;
-  #pragma unroll
-  for (int j = 0; j < COUT / 8; ++j) {
-    float s0 = 0, s1 = 0, q0 = 0, q1 = 0;
+  __device__ __forceinline__ void put(float2 x, int r, size_t to) {
+    if (!inside[r]) return;
+    to += lane % 4 * 2;
+    if (PARTIAL) *reinterpret_cast<float2*>(reinterpret_cast<float*>(out) + to) = x;
+    else reinterpret_cast<uint32_t*>(out)[to / 2] = packed(x.x, x.y);
+  }
+
+  // Two neighbouring threads exchange values, so that each stores four channels that lie side by side: 32 bytes of four threads.
+  __device__ __forceinline__ void put_both(float2 x, float2 y, int r, size_t to) {
+    uint32_t first = packed(x.x, x.y), second = packed(y.x, y.y);
+    bool odd = lane & 1;
+    uint32_t other = __shfl_xor_sync(~0u, odd ? first : second, 1);
+    if (!inside[r]) return;
+    to += odd ? 8 + lane % 4 * 2 - 2 : lane % 4 * 2;
+    *reinterpret_cast<uint2*>(reinterpret_cast<unsigned short*>(out) + to) = odd ? make_uint2(other, second) : make_uint2(first, other);
+  }
+
+  // The sums of a warp, in shared memory: COUT sums, COUT sums of squares.
+  __device__ void end_unit(float* own) {
     #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      if (h + row < s.height && w < s.width) {
-        size_t at = ((((size_t)b * s.depth + z) * s.height + h + row) * s.width + w) * COUT + j * 8 + (lane % 4) * 2;
-        float x = acc[j * 4 + row * 2], y = acc[j * 4 + row * 2 + 1];
-        if (ADDS) { float2 p = *reinterpret_cast<const float2*>(before + at); x += p.x; y += p.y; }
-        if (PARTIAL) { *reinterpret_cast<float2*>(reinterpret_cast<float*>(out) + at) = make_float2(x, y); }
-        else { reinterpret_cast<uint32_t*>(out)[at / 2] = packed(x, y); }
-        s0 += x; s1 += y; q0 += x * x; q1 += y * y;
-      }
-    }
-    if (!PARTIAL) {
+    for (int i = 0; i < 2 * PARTS; ++i) {
+      float sum = sums[i], square = squares[i];
       #pragma unroll
       for (int lanes = 4; lanes < 32; lanes *= 2) {
-        s0 += __shfl_xor_sync(~0u, s0, lanes); s1 += __shfl_xor_sync(~0u, s1, lanes);
-        q0 += __shfl_xor_sync(~0u, q0, lanes); q1 += __shfl_xor_sync(~0u, q1, lanes);
+        sum += __shfl_xor_sync(~0u, sum, lanes); square += __shfl_xor_sync(~0u, square, lanes);
       }
       if (lane < 4) {
-        int c = j * 8 + lane * 2;
-        sums[c] += s0; sums[c + 1] += s1; sums[COUT + c] += q0; sums[COUT + c + 1] += q1;
+        int c = i / 2 * 8 + lane * 2 + i % 2;
+        own[c] = sum; own[COUT + c] = square;
       }
     }
   }
-}
+};
+
+// The ring of planes: which stage comes next, and in which phase its barriers are.
+struct Ring {
+  int stage, phase;
+  __device__ void advance() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
+};
 
 extern "C" __global__ void __launch_bounds__(128 * GROUPS + LOADERS, 1)
 convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict__ weights, const float* __restrict__ norms,
@@ -136,67 +220,74 @@ convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
   int tiles_w = (s.width + TILE_W - 1) / TILE_W, tiles_h = (s.height + TILE_H - 1) / TILE_H, chunks = (s.depth + s.chunk - 1) / s.chunk;
-  int stage = 0, phase = 0;  // of the ring of planes
+  Ring next = {0, 0};
   if (group == GROUPS) {
-    int lane_id = tid - 128 * GROUPS;
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(LOADER_REGISTERS));
+    int id = tid - 128 * GROUPS;
+    Loader loader = {in + id % 2 * 8, norm + id % 2 * 8, (uint32_t)(id % 2 * HALO + id / 2) * 16};
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
       int w0 = unit % tiles_w * TILE_W, h0 = unit / tiles_w % tiles_h * TILE_H;
       int z0 = unit / (tiles_w * tiles_h) % chunks * s.chunk, b = unit / (tiles_w * tiles_h * chunks);
+      loader.begin_unit(s, h0, w0, id);
       if (NORMALIZED) {
         asm volatile("bar.sync 2, %0;" :: "n"(LOADERS) : "memory");  // the last unit's planes are loaded
-        for (int i = lane_id; i < 2 * CIN; i += LOADERS) norm[i] = norms[(size_t)b * 2 * CIN + i];
+        for (int i = id; i < 2 * CIN; i += LOADERS) norm[i] = norms[(size_t)b * 2 * CIN + i];
         asm volatile("bar.sync 2, %0;" :: "n"(LOADERS) : "memory");
       }
       int last = min(z0 + s.chunk, s.depth - 1);
       for (int z = max(z0 - 1, 0); z <= last; ++z) {
-        barrier_wait(empty + 8 * stage, phase ^ 1);
-        load_plane(in, ring + stage * STAGE_BYTES, norm, s, b, z, h0, w0, lane_id);
+        barrier_wait(empty + 8 * next.stage, next.phase ^ 1);
+        loader.load_plane(ring + next.stage * STAGE_BYTES, s, b, z, id);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        barrier_arrive(full + 8 * stage);
-        if (++stage == STAGES) { stage = 0; phase ^= 1; }
+        barrier_arrive(full + 8 * next.stage);
+        next.advance();
       }
     }
   } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(REGISTERS));
     int warp = tid / 32 % 4, lane = tid % 32;
-    float* own = sums + (tid / 32) * 2 * COUT;
-    uint32_t first = shared_address(ring) + group * 8 * EDGE * 16;
-    uint32_t weight = shared_address(shared);
-    float acc[N / 2];
+    uint32_t first = shared_address(ring) + group * 8 * EDGE * 16, weight = shared_address(shared);
+    Output output;
+    output.out = out, output.before = before, output.lane = lane;
+    float acc[3 * THIRD], done[THIRD];  // of the planes after, at and before the input's; the last finished one
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
       int w0 = unit % tiles_w * TILE_W, h0 = unit / tiles_w % tiles_h * TILE_H;
       int z0 = unit / (tiles_w * tiles_h) % chunks * s.chunk, b = unit / (tiles_w * tiles_h * chunks);
-      int end = min(z0 + s.chunk, s.depth);
-      for (int i = lane; i < 2 * COUT; i += 32) own[i] = 0;
-      __syncwarp();
+      int start = max(z0 - 1, 0), end = min(z0 + s.chunk, s.depth), last = min(end, s.depth - 1);
+      output.begin_unit(s, b, h0 + group * 8 + warp * 2, w0 + lane / 4);
       #pragma unroll
-      for (int i = 0; i < N / 2; ++i) acc[i] = 0;
-      for (int z = z0 - 1; z <= end; ++z) {
-        if (z >= 0 && z < s.depth) {
-          barrier_wait(full + 8 * stage, phase);
-          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-          #pragma unroll 1
-          for (int tap = 0; tap < 9; ++tap) {
-            uint32_t at = first + stage * STAGE_BYTES + ((tap / 3) * EDGE + tap % 3) * 16;
-            #pragma unroll
-            for (int k = 0; k < CIN / 16; ++k)
-              multiply(acc, descriptor(at + k * 2 * HALO * 16, HALO * 16, EDGE * 16),
-                       descriptor(weight + (tap * CHUNKS + k * 2) * N * 16, N * 16, 128));
-          }
-          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-          asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-          if (lane == 0) barrier_arrive(empty + 8 * stage);
-          if (++stage == STAGES) { stage = 0; phase ^= 1; }
+      for (int i = 0; i < 3 * THIRD; ++i) acc[i] = 0;
+      for (int z = start; z <= last; ++z) {
+        barrier_wait(full + 8 * next.stage, next.phase);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        #pragma unroll 1
+        for (int tap = 0; tap < TAPS; ++tap) {
+          uint32_t from = first + next.stage * STAGE_BYTES + (TAPS == 9 ? tap / 3 * EDGE + tap % 3 : EDGE + 1) * 16;
+          #pragma unroll
+          for (int k = 0; k < CIN / 16; ++k)
+            multiply(acc, descriptor(from + k * 2 * HALO * 16, HALO * 16, EDGE * 16),
+                     descriptor(weight + (tap * CHUNKS + k * 2) * N * 16, N * 16, 128));
         }
-        if (z - 1 >= z0)
-          store_plane(acc + 2 * (COUT / 2), out, before, own, s, b, z - 1, h0, w0, group, warp, lane);
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (z - 2 >= z0) output.store(done, z - 2);  // while the products of plane z are computed
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        if (lane == 0) barrier_arrive(empty + 8 * next.stage);
+        next.advance();
         #pragma unroll
-        for (int i = 0; i < COUT / 2; ++i) {
-          acc[COUT + i] = acc[COUT / 2 + i];
-          acc[COUT / 2 + i] = acc[i];
+        for (int i = 0; i < THIRD; ++i) {
+          done[i] = acc[2 * THIRD + i];
+          acc[2 * THIRD + i] = acc[THIRD + i];
+          acc[THIRD + i] = acc[i];
           acc[i] = 0;
         }
       }
+      for (int z = last - 1; z < end; ++z) {  // the last plane's products finish it, and the volume's last plane
+        if (z >= z0) output.store(done, z);
+        #pragma unroll
+        for (int i = 0; i < THIRD; ++i) done[i] = acc[2 * THIRD + i];
+      }
       if (!PARTIAL) {
+        output.end_unit(sums + (tid / 32) * 2 * COUT);
         asm volatile("bar.sync 1, %0;" :: "n"(128 * GROUPS) : "memory");
         for (int i = tid; i < 2 * COUT; i += 128 * GROUPS) {
           float total = 0;

@@ -12,14 +12,29 @@ from torch.nn import functional
 from ctflow.core.volume import Size3
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.launch import Kernels
-from ctflow.networks.operations import EPS, Attention, Convolution, regions_of
+from ctflow.networks.operations import (
+    CHANNEL_STEP,
+    EPS,
+    Affine,
+    Attention,
+    BlockEnd,
+    Convolution,
+    LinearLayer,
+    around,
+    finished_block,
+    projected,
+    regions_of,
+)
 from ctflow.networks.swin_windows import MASKED, WindowTable
 
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
 _KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide
-# Best of 27 tried on an H200: 0.086 ms a window image for 343 windows of 343 tokens and 3 heads; the worst took 1.0.
-_QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 64, 32, 2, 3
+# Best of some 30 tried on an H200: 0.097 ms a window image for 343 windows of 343 tokens and 3 heads; the worst 1.0.
+_QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 128, 32, 4, 3
+_COLUMNS = 128  # of a product of the upsampling
+# Layers of tokens with at most so many channels are computed with what surrounds them; more are left to cuBLAS.
+_MOST_FUSED, _ROWS, _OUTPUTS = 128, 64, 32
 _NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
 _LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential is one instruction
 
@@ -36,33 +51,55 @@ class HopperOperations:
     def __init__(self, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
         self.dtype, self.device, self.kernels = dtype, device, kernels
 
+    def filled(self, windows: Tensor, channels: int) -> Tensor:
+        """See `Operations.filled`."""
+        batch, given, *size = windows.shape
+        out = torch.empty((batch, *size, channels), dtype=self.dtype, device=windows.device)
+        held, voxels = _power(channels), math.prod(size)
+        rows = max(_TILE // held, 1)
+        self.kernels.triton(
+            "fill_channels", (-(-voxels // rows), batch), windows.contiguous(), out, voxels, given, channels, held, rows
+        )
+        return out
+
+    def spread(self, windows: Tensor) -> Tensor:
+        """See `Operations.spread`."""
+        batch, _, *size = windows.shape
+        out = torch.empty((batch, *size, CHANNEL_STEP), dtype=self.dtype, device=windows.device)
+        rows, voxels = _TILE // CHANNEL_STEP, math.prod(size)
+        self.kernels.triton(
+            "spread_neighbours", (-(-voxels // rows), batch),
+            windows.contiguous(), out, voxels, *size[1:], CHANNEL_STEP, CHANNEL_STEP, rows,
+        )  # fmt: skip
+        return out
+
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
         """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
-        if HopperConvolution.takes(len(weight), shares, size, self.dtype):
+        if HopperConvolution.takes(weight.shape, shares, size, self.dtype):
             return HopperConvolution(weight, shares, self.dtype, self.device, self.kernels)
         kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
             x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
             x = x if norm is None else self._activated(x, norm)
-            y = functional.conv3d(x.movedim(-1, 1), kept, padding=1).movedim(1, -1).contiguous()
+            y = functional.conv3d(x.movedim(-1, 1), kept, padding=around(weight)).movedim(1, -1).contiguous()
             return y, self._sums(y)
 
         return convolve
 
     def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """One product a parity, stored in place."""
+        """One product for each pair of places that lie side by side, stored there."""
         cin, cout = weight.shape[:2]
         kept = weight.to(self.device, self.dtype).permute(0, 2, 3, 4, 1).reshape(cin, 8, cout).contiguous()
 
         def upsample(x: Tensor) -> Tensor:
             batch, d, h, w, k = x.shape
             out = torch.empty((batch, 2 * d, 2 * h, 2 * w, cout), dtype=x.dtype, device=x.device)
-            most = min(_power(cout), 64)
-            blocks, voxels = -(-cout // most), d * h * w
-            grid = (-(-voxels // 64), 8 * blocks, batch)
+            most = min(_power(2 * cout), _COLUMNS)
+            blocks, voxels = -(-2 * cout // most), d * h * w
+            grid = (-(-voxels // 64), 4 * blocks, batch)
             self.kernels.triton(
-                "upsample", grid, x, kept, out, voxels, d, h, w, k, cout, blocks, min(_power(k), 64), most, 64
+                "upsample", grid, x, kept, out, voxels, d, h, w, k, 2 * cout, blocks, min(_power(k), 64), most, 64
             )
             return out
 
@@ -76,9 +113,9 @@ class HopperOperations:
         """See `Operations.norm_of`."""
         batch, parts, _, channels = sums.shape
         norm = torch.empty((batch, 2, channels), dtype=torch.float32, device=sums.device)
-        held = _power(channels)
+        held = 16
         self.kernels.triton(
-            "norm_from_sums", (batch,),
+            "norm_from_sums", (batch, -(-channels // held)),
             sums, norm, parts, channels, float(count), EPS, held, max(2048 // held, 1), warps=8,
         )  # fmt: skip
         return norm
@@ -159,14 +196,45 @@ class HopperOperations:
         )  # fmt: skip
         return out
 
+    def project(self, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
+        """See `Operations.project`."""
+        batch, count, channels = tokens.shape
+        if _power(channels) > _MOST_FUSED:
+            return projected(self, tokens, norm, fetch, layer)
+        weight, added = layer
+        places, outputs = count if fetch is None else len(fetch), len(weight)
+        out = torch.empty((batch, places, outputs), dtype=self.dtype, device=tokens.device)
+        self.kernels.triton(
+            "project_tokens", (-(-places // _ROWS), batch),
+            tokens, tokens if fetch is None else fetch, *norm, weight, weight if added is None else added, out,
+            count, places, channels, outputs, EPS,
+            fetch is not None, added is not None, _power(channels), _OUTPUTS, _ROWS,
+        )  # fmt: skip
+        return out
+
+    def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
+        """See `Operations.finish`."""
+        batch, count, channels = tokens.shape
+        if _power(channels) > _MOST_FUSED:
+            return finished_block(self, tokens, x, back, end)
+        out = torch.empty((batch, count, channels), dtype=torch.float32, device=tokens.device)
+        self.kernels.triton(
+            "finish_tokens", (-(-count // _ROWS), batch),
+            tokens, x, tokens if back is None else back, *end.proj, *end.norm, *end.up, *end.down, out,
+            count, x.shape[1], channels, len(end.up[0]), EPS,
+            back is not None, _power(channels), _OUTPUTS, _ROWS,
+        )  # fmt: skip
+        return out
+
     def _sums(self, x: Tensor) -> Tensor:
         """(B, parts, 2, C) of a volume."""
         batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
-        held = _power(channels)
-        rows = max(_TILE // held, 1)
+        held = min(_power(channels), 64)
+        rows = _TILE // held
         per, parts = _parts_of(voxels, batch, rows)
         sums = torch.empty((batch, parts, 2, channels), dtype=torch.float32, device=x.device)
-        self.kernels.triton("sum_channels", (parts, batch), x, sums, voxels, channels, per, held, rows, warps=8)
+        grid = (parts, batch, -(-channels // held))
+        self.kernels.triton("sum_channels", grid, x, sums, voxels, channels, per, held, rows, warps=8)
         return sums
 
     def _activated(self, x: Tensor, norm: Tensor) -> Tensor:
@@ -195,7 +263,7 @@ class HopperOperations:
         batch, channels, size = len(z), z.shape[-1], z.shape[1:4]
         x, y, w, other = _two(shares, weights or [z])
         held, voxels = _power(channels), math.prod(size)
-        rows = 64 if weights is not None else max(_TILE // held, 1)
+        rows = max(_TILE // held, 1) if weights is None else 32 * len(shares)
         outputs = len(head[0]) if head is not None else 0
         out = (
             torch.empty_like(z)

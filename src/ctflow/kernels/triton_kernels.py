@@ -12,6 +12,7 @@ import triton.language as tl
 
 SLOPE = tl.constexpr(0.01)
 NOTHING = tl.constexpr(-1e30)  # a score below every other
+HALF_ROOT = tl.constexpr(0.7071067811865476)  # of two
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -22,7 +23,7 @@ def sum_channels(x, sums, V, C, PER, CP: tl.constexpr, BV: tl.constexpr):
     3 C FLOP and 2 C bytes a voxel.
     """
     part, b = tl.program_id(0), tl.program_id(1)
-    c = tl.arange(0, CP)
+    c = tl.program_id(2) * CP + tl.arange(0, CP)
     total, square = tl.zeros((BV, CP), tl.float32), tl.zeros((BV, CP), tl.float32)
     for start in range(0, PER, BV):
         v = part * PER + start + tl.arange(0, BV)
@@ -43,7 +44,7 @@ def norm_from_sums(sums, norm, P, C, COUNT, EPS, CP: tl.constexpr, BP: tl.conste
     Added in float64: the variance is a small difference where the mean is large.
     """
     b = tl.program_id(0)
-    c = tl.arange(0, CP)
+    c = tl.program_id(1) * CP + tl.arange(0, CP)
     total, square = tl.zeros((CP,), tl.float64), tl.zeros((CP,), tl.float64)
     for start in range(0, P, BP):
         part = start + tl.arange(0, BP)
@@ -150,6 +151,35 @@ def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
 
 
 @triton.jit
+def fill_channels(x, out, V, C, O, CP: tl.constexpr, BV: tl.constexpr):
+    """Volumes (B, C, V) float32 as (B, V, O), the last channels zeros. 4 C + 2 O bytes a voxel."""
+    b = tl.program_id(1)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
+    c = tl.arange(0, CP)
+    at = (b * C + c[None, :]).to(tl.int64) * V + v[:, None]
+    value = tl.load(x + at, mask=(v < V)[:, None] & (c < C)[None, :], other=0.0)
+    at = (b * V + v[:, None]).to(tl.int64) * O + c[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=(v < V)[:, None] & (c < O)[None, :])
+
+
+@triton.jit
+def spread_neighbours(x, out, V, H, W, O, CP: tl.constexpr, BV: tl.constexpr):
+    """Volumes (B, V) float32 of planes (H, W) as (B, V, O): of each voxel the 3 x 3 of its plane around it, and zeros.
+
+    4 + 2 O bytes a voxel.
+    """
+    b = tl.program_id(1)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
+    c = tl.arange(0, CP)
+    h, w = (v // W % H)[:, None] + (c // 3 - 1)[None, :], (v % W)[:, None] + (c % 3 - 1)[None, :]
+    inside = (v < V)[:, None] & (c < 9)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    at = (b * V + v[:, None]).to(tl.int64) + ((c // 3 - 1) * W + c % 3 - 1)[None, :]
+    value = tl.load(x + at, mask=inside, other=0.0)
+    at = (b * V + v[:, None]).to(tl.int64) * O + c[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=(v < V)[:, None] & (c < O)[None, :])
+
+
+@triton.jit
 def _layer_norm(x, mask, C, EPS):
     """Rows of x, whose masked places are zero, with mean 0 and variance 1 over C channels."""
     mean = tl.sum(x, 1) / C
@@ -179,6 +209,71 @@ def normalize_tokens(
     y = tl.where(inside[:, None], y, 0.0)
     at = (b * N + n[:, None]).to(tl.int64) * C + c[None, :]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def project_tokens(
+    tokens, fetch, scale, shift, weight, added, out, T, N, C, O, EPS,
+    FETCH: tl.constexpr, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Layer norm as `normalize_tokens`, times (O, C) weight; with SHIFTED plus (O,) `added`.
+
+    2 C O FLOP and 4 C + 2 O bytes a place where tokens are float32.
+    """
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
+    inside = (n < N) & (t < T)
+    mask = inside[:, None] & (c < C)[None, :]
+    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    x = _layer_norm(x, mask, C, EPS) * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
+    x += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
+    x = tl.where(inside[:, None], x, 0.0).to(out.dtype.element_ty)
+    for start in range(0, O, BO):
+        y, o = _layer(x, weight, added, start, C, O, SHIFTED, CP, BO)
+        at = (b * N + n[:, None]).to(tl.int64) * O + o[None, :]
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (o < O)[None, :])
+
+
+@triton.jit
+def _layer(x, weight, added, start, C, O, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr):
+    """BO of the O numbers of each row, in float32, and which they are."""
+    c, o = tl.arange(0, CP), start + tl.arange(0, BO)
+    w = tl.load(weight + o[:, None] * C + c[None, :], mask=(o < O)[:, None] & (c < C)[None, :], other=0.0)
+    y = tl.dot(x, tl.trans(w), input_precision="ieee")
+    if SHIFTED:
+        y += tl.load(added + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+    return y, o
+
+
+@triton.jit
+def finish_tokens(
+    tokens, x, back, proj, proj_added, scale, shift, up, up_added, down, down_added, out, T, N, C, HIDDEN, EPS,
+    FETCH: tl.constexpr, CP: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Add a layer of x, of which `back` names the place of each token; then a layer, GELU and a layer of their norm.
+
+    2 C (C + 2 HIDDEN) FLOP and 10 C bytes a token, float32 in and out; the HIDDEN numbers are not stored.
+    """
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    mask = (n < T)[:, None] & (c < C)[None, :]
+    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
+    seen = tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0)
+    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
+    y, _ = _layer(seen, proj, proj_added, 0, C, C, True, CP, CP)
+    y += tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
+    h = _layer_norm(y, mask, C, EPS) * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
+    h = (h + tl.load(shift + c, mask=c < C, other=0.0)[None, :]).to(x.dtype.element_ty)
+    for start in range(0, HIDDEN, BH):
+        u, j = _layer(h, up, up_added, start, C, HIDDEN, True, CP, BH)
+        u = (0.5 * u * (1.0 + tl.erf(u * HALF_ROOT))).to(x.dtype.element_ty)
+        w = tl.load(down + c[:, None] * HIDDEN + j[None, :], mask=(c < C)[:, None] & (j < HIDDEN)[None, :], other=0.0)
+        y += tl.dot(u, tl.trans(w), input_precision="ieee")
+    y += tl.load(down_added + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + at, y, mask=mask)
 
 
 @triton.jit
@@ -269,9 +364,10 @@ def attend(
 def upsample(
     x, weight, out, V, D, H, W, K, C, BLOCKS, KP: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Transposed 2 x 2 x 2 convolution of stride 2: each voxel's products go straight to their eight places.
+    """Transposed 2 x 2 x 2 convolution of stride 2: each voxel's products go straight to their four pairs of places.
 
-    16 K C FLOP and 2 K + 16 C bytes a voxel of x; weight is (K, 8, C).
+    C are the channels of a pair, which lie side by side. 8 K C FLOP and 2 K + 8 C bytes a voxel of x; weight is
+    (K, 4, C).
     """
     place, b = tl.program_id(1) // BLOCKS, tl.program_id(2)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
@@ -281,11 +377,11 @@ def upsample(
         row = start + k
         at = (b * V + v[:, None]).to(tl.int64) * K + row[None, :]
         a = tl.load(x + at, mask=(v < V)[:, None] & (row < K)[None, :], other=0.0)
-        at = (row[:, None] * 8 + place) * C + c[None, :]
+        at = (row[:, None] * 4 + place) * C + c[None, :]
         m = tl.load(weight + at, mask=(row < K)[:, None] & (c < C)[None, :], other=0.0)
         total += tl.dot(a, m, input_precision="ieee")
     d, h, w = v // (H * W), v // W % H, v % W
-    at = ((b * 2 * D + 2 * d + place // 4) * 2 * H + 2 * h + place // 2 % 2).to(tl.int64) * 2 * W + 2 * w + place % 2
+    at = ((b * 2 * D + 2 * d + place // 2) * 2 * H + 2 * h + place % 2).to(tl.int64) * W + w
     tl.store(
         out + at[:, None] * C + c[None, :], total.to(out.dtype.element_ty), mask=(v < V)[:, None] & (c < C)[None, :]
     )

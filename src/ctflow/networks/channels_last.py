@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
-from ctflow.networks.operations import CHANNEL_STEP, EPS
+from ctflow.networks.operations import CHANNEL_STEP, EPS, BlockEnd, LinearLayer
 from ctflow.networks.swin_windows import columns_of_merging, is_swin_unetr, stage_sizes, stages_of, window_table
+
+_MIDDLE = 4  # of the nine neighbours of a voxel in its plane
 
 
 class _ResidualBlock:
@@ -30,18 +32,24 @@ class _ResidualBlock:
         shares: Channels of each.
         size: (D, H, W) of its input.
         ops: The operations.
-        filled: Zero channels that follow the input's own.
+        spread: Whether its one input channel is given as `Operations.spread` does.
     """
 
-    def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, filled: int = 0) -> None:
+    def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, *, spread: bool = False) -> None:
         self.ops, self.count = ops, math.prod(size)
-        first = functional.pad(block.conv1.conv.weight.detach(), (0,) * 7 + (filled,))
+        first = block.conv1.conv.weight.detach()
+        if spread:  # the plane's taps become channels
+            first = first[:, 0].flatten(2).movedim(2, 1)[..., None, None]
+        first = _filled(first, sum(shares))
         self.first = ops.convolution(first, shares, size)
         width = len(first)
         self.second = ops.convolution(block.conv2.conv.weight.detach(), (width,), size)
         self.beside: list[Tensor] | None = None
         if block.downsample:
-            beside = functional.pad(block.conv3.conv.weight.detach().flatten(1), (0, filled))
+            beside = block.conv3.conv.weight.detach().flatten(1)
+            if spread:  # the voxel itself is in the middle
+                beside = functional.pad(beside, (_MIDDLE, 0))
+            beside = _filled(beside, sum(shares))
             self.beside = [
                 part.t().contiguous().to(ops.device, ops.dtype) for part in torch.split(beside, list(shares), 1)
             ]
@@ -56,6 +64,12 @@ class _ResidualBlock:
         beside = ops.norm_of(ops.pointwise_sums(shares, self.beside), self.count)
         result = ops.pointwise_residual(y, norm, shares, self.beside, beside, head)
         return cast(Tensor, result)
+
+
+def _filled(weight: Tensor, channels: int) -> Tensor:
+    """Weights with zeros for the input channels that follow their own."""
+    missing = channels - weight.shape[1]
+    return torch.cat([weight, weight.new_zeros((len(weight), missing, *weight.shape[2:]))], 1) if missing else weight
 
 
 class _UpBlock:
@@ -101,26 +115,22 @@ class _Block:
         scale[: attention.qkv.in_features] = float(attention.scale)
         qkv, shift = attention.qkv.weight.detach(), attention.qkv.bias
         self.qkv = _layer(qkv * scale[:, None], None if shift is None else shift.detach() * scale, ops)
-        self.proj, self.up, self.down = (
+        proj, up, down = (
             _layer(layer.weight.detach(), layer.bias.detach(), ops)
             for layer in (attention.proj, block.mlp.linear1, block.mlp.linear2)
         )
-        self.norm1, self.norm2 = (
+        self.norm, norm = (
             (norm.weight.detach().to(ops.device), norm.bias.detach().to(ops.device))
             for norm in (block.norm1, block.norm2)
         )
+        self.end = BlockEnd(proj, norm, up, down)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        ops = self.ops
-        x = ops.layer_norm(tokens, *self.norm1, self.fetch)
-        x = functional.linear(self.attend(functional.linear(x, *self.qkv)), *self.proj)
-        tokens = ops.add(tokens, x, self.back)
-        x = functional.gelu(functional.linear(ops.layer_norm(tokens, *self.norm2, None), *self.up))
-        result: Tensor = ops.add(tokens, functional.linear(x, *self.down), None)
-        return result
+        x = self.attend(self.ops.project(tokens, self.norm, self.fetch, self.qkv))
+        return cast(Tensor, self.ops.finish(tokens, x, self.back, self.end))
 
 
-def _layer(weight: Tensor, shift: Tensor | None, ops: Any) -> tuple[Tensor, Tensor | None]:
+def _layer(weight: Tensor, shift: Tensor | None, ops: Any) -> LinearLayer:
     return weight.to(ops.device, ops.dtype), None if shift is None else shift.to(ops.device, ops.dtype)
 
 
@@ -171,8 +181,8 @@ class ChannelsLastSwinUNETR:
         self.stages = [_Stage(stage, size, ops) for stage, size in zip(stages_of(network), sizes, strict=True)]
         self.normalize = bool(net.normalize)
         cin, width = embed.in_channels, embed.out_channels
-        self.filled = -cin % CHANNEL_STEP
-        self.enter = _ResidualBlock(net.encoder1.layer, (cin + self.filled,), roi, ops, self.filled)
+        self.channels = cin + -cin % CHANNEL_STEP
+        self.enter = _ResidualBlock(net.encoder1.layer, (self.channels,), roi, ops, spread=cin == 1)
         encoders = (net.encoder2, net.encoder3, net.encoder4)
         self.encoders = [
             _ResidualBlock(block.layer, (width * 2**level,), size, ops)
@@ -189,10 +199,9 @@ class ChannelsLastSwinUNETR:
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
-        x = windows.movedim(1, -1).to(self.ops.dtype).contiguous()  # kernels ignore strides
-        hidden = self._hidden(x)
-        filled = functional.pad(x, (0, self.filled)) if self.filled else x
-        skips = [self.enter(filled), *(block(h) for block, h in zip(self.encoders, hidden, strict=False)), hidden[3]]
+        x = self.ops.spread(windows) if windows.shape[1] == 1 else self.ops.filled(windows, self.channels)
+        hidden = self._hidden(windows.movedim(1, -1).to(self.ops.dtype))
+        skips = [self.enter(x), *(block(h) for block, h in zip(self.encoders, hidden, strict=False)), hidden[3]]
         y = self.deepest(hidden[4])
         for up, skip in zip(self.decoders[:-1], reversed(skips[1:]), strict=True):
             y = up(y, skip)

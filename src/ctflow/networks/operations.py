@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ CHANNEL_STEP = 16  # input channels are padded with zeros to a multiple of this,
 EPS = 1e-5  # of every norm of a SwinUNETR
 _SLOPE = 0.01  # of its leaky ReLU
 
+Affine = tuple[Tensor, Tensor]  # (C,) float32 scale and shift of a layer norm
+LinearLayer = tuple[Tensor, "Tensor | None"]  # (C_out, C_in) weights and (C_out,) shift
 Convolution = Callable[[Sequence[Tensor], "Tensor | None"], tuple[Tensor, Tensor]]
 
 
@@ -27,6 +30,23 @@ class Attention(Protocol):
         """(B, windows * n, 3 C) queries, keys and values, heads side by side -> (B, windows * n, C)."""
 
 
+@dataclass(frozen=True, eq=False)
+class BlockEnd:
+    """What follows the attention of a transformer's block.
+
+    Attributes:
+        proj: Of the attention's result, before it is added.
+        norm: Of the sum.
+        up: Then, before a GELU.
+        down: After it.
+    """
+
+    proj: LinearLayer
+    norm: Affine
+    up: LinearLayer
+    down: LinearLayer
+
+
 class Operations(Protocol):
     """The operations of a `ChannelsLastSwinUNETR`.
 
@@ -34,11 +54,20 @@ class Operations(Protocol):
     part of the voxels. A norm is (B, 2, C) float32: scale and shift.
     """
 
+    def filled(self, windows: Tensor, channels: int) -> Tensor:
+        """(B, C_in, D, H, W) float32 as a volume of so many channels, the last ones zeros."""
+
+    def spread(self, windows: Tensor) -> Tensor:
+        """(B, 1, D, H, W) float32 as a volume of `CHANNEL_STEP` channels: 3 x 3 voxels of each one's plane, and zeros.
+
+        A 3 x 3 x 3 convolution of the windows is one of 3 x 1 x 1 of these channels.
+        """
+
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
-        """A 3 x 3 x 3 convolution of stride 1, its border filled with zeros.
+        """A convolution of stride 1, its border filled with zeros.
 
         Args:
-            weight: (C_out, C_in, 3, 3, 3) float32.
+            weight: (C_out, C_in, 3, 3, 3) or (C_out, C_in, 3, 1, 1) float32.
             shares: How the input's channels are given: one tensor for each.
             size: (D, H, W) of the input.
 
@@ -86,6 +115,12 @@ class Operations(Protocol):
     def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
         """float32 tokens plus their values at (tokens,) places of x."""
 
+    def project(self, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
+        """A layer of the normalised tokens, fetched as in `layer_norm`."""
+
+    def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
+        """float32 tokens after a block, whose attention gave x, with their values at (tokens,) places of it."""
+
 
 class TorchOperations:
     """The operations in plain PyTorch: the reference of every other.
@@ -98,6 +133,18 @@ class TorchOperations:
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         self.dtype, self.device = dtype, device
 
+    def filled(self, windows: Tensor, channels: int) -> Tensor:
+        """See `Operations.filled`."""
+        x = windows.movedim(1, -1).to(self.dtype)
+        return functional.pad(x, (0, channels - x.shape[-1])).contiguous()
+
+    def spread(self, windows: Tensor) -> Tensor:
+        """See `Operations.spread`."""
+        rows, columns = windows.shape[-2:]
+        padded = functional.pad(windows[:, 0], (1,) * 4)
+        parts = [padded[..., h : h + rows, w : w + columns] for h in range(3) for w in range(3)]
+        return functional.pad(torch.stack(parts, -1), (0, CHANNEL_STEP - 9)).to(self.dtype)
+
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
         """See `Operations.convolution`."""
         kept = weight.to(self.device, self.dtype)
@@ -105,7 +152,7 @@ class TorchOperations:
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
             x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
             x = x if norm is None else functional.leaky_relu(_normalized(x, norm), _SLOPE).to(x.dtype)
-            y = functional.conv3d(x.movedim(-1, 1), kept, padding=1).movedim(1, -1).contiguous()
+            y = functional.conv3d(x.movedim(-1, 1), kept, padding=around(weight)).movedim(1, -1).contiguous()
             return y, self.sums(y)
 
         return convolve
@@ -185,6 +232,31 @@ class TorchOperations:
     def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
         """See `Operations.add`."""
         return tokens.float() + (x if back is None else x.index_select(1, back)).float()
+
+    def project(self, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
+        """See `Operations.project`."""
+        return projected(self, tokens, norm, fetch, layer)
+
+    def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
+        """See `Operations.finish`."""
+        return finished_block(self, tokens, x, back, end)
+
+
+def around(weight: Tensor) -> tuple[int, ...]:
+    """Zeros around the input with which a convolution keeps its size."""
+    return tuple(length // 2 for length in weight.shape[2:])
+
+
+def projected(ops: Operations, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
+    """`Operations.project`, step by step."""
+    return functional.linear(ops.layer_norm(tokens, *norm, fetch), *layer)
+
+
+def finished_block(ops: Operations, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
+    """`Operations.finish`, step by step."""
+    tokens = ops.add(tokens, functional.linear(x, *end.proj), back)
+    x = functional.gelu(functional.linear(ops.layer_norm(tokens, *end.norm, None), *end.up))
+    return ops.add(tokens, functional.linear(x, *end.down), None)
 
 
 def regions_of(table: WindowTable) -> Tensor:

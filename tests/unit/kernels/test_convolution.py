@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 
 import pytest
@@ -42,32 +43,50 @@ def test_packed_weights_are_the_columns_that_a_plane_is_multiplied_with():
 
 def test_it_takes_what_fits_a_multiprocessor_and_is_large():
     large = (96, 96, 96)
-    assert HopperConvolution.takes(48, (48, 48), large, HALF)
-    assert HopperConvolution.takes(48, (16,), large, torch.bfloat16)
-    assert not HopperConvolution.takes(48, (48,), large, torch.float32)
-    assert not HopperConvolution.takes(48, (96,), large, HALF)  # the weights alone are larger than shared memory
-    assert not HopperConvolution.takes(72, (16,), large, HALF)  # more registers than a thread has
-    assert not HopperConvolution.takes(48, (24,), large, HALF)
-    assert not HopperConvolution.takes(12, (16,), large, HALF)
-    assert not HopperConvolution.takes(96, (16,), large, HALF)
-    assert not HopperConvolution.takes(48, (48,), (96, 96, 24), HALF)
+
+    def takes(cout, shares, size=large, dtype=HALF, plane=(3, 3)):
+        return HopperConvolution.takes((cout, sum(shares), 3, *plane), shares, size, dtype)
+
+    assert takes(48, (48, 48))
+    assert takes(48, (16,), dtype=torch.bfloat16)
+    assert takes(48, (16,), plane=(1, 1))
+    assert not takes(48, (48,), dtype=torch.float32)
+    assert not takes(48, (96,))  # the weights alone are larger than shared memory
+    assert not takes(72, (16,))  # more registers than a thread has
+    assert not takes(48, (24,))
+    assert not takes(12, (16,))
+    assert not takes(96, (16,))
+    assert not takes(48, (48,), (96, 96, 24))
 
 
 @pytest.mark.parametrize("size", [(96, 96, 96), (48, 48, 48), (33, 70, 41)], ids=str)
 @pytest.mark.parametrize("batch", [1, 8, 16])
 def test_pieces_cover_the_volume_and_fill_the_gpu(size, batch):
-    chunk = best_chunk(batch, size, 132)
-    assert 8 <= chunk <= size[0]
-    assert units_of(size, chunk) * chunk * 24 * 8 >= size[0] * size[1] * size[2]
-    rounds = -(-batch * units_of(size, chunk) // 132)
-    for other in (8, 16, size[0]):
-        assert rounds * (chunk + 2) <= -(-batch * units_of(size, other) // 132) * (other + 2)
+    for groups in (2, 3):
+        chunk = best_chunk(batch, size, groups, 132)
+        assert 8 <= chunk <= size[0]
+        assert units_of(size, chunk, groups) * chunk * 8 * groups * 8 >= size[0] * size[1] * size[2]
+        rounds = -(-batch * units_of(size, chunk, groups) // 132)
+        for other in (8, 16, size[0]):
+            assert rounds * (chunk + 2) <= -(-batch * units_of(size, other, groups) // 132) * (other + 2)
 
 
 def test_shared_memory_holds_what_the_kernel_keeps_there():
     weights, planes = 27 * 48 * 48 * 2, 4 * 26 * 10 * 48 * 2
-    assert shared_bytes(48, 48) == weights + planes + 2 * 48 * 4 + 12 * 2 * 48 * 4 + 64
-    assert shared_bytes(48, 48) <= 227 * 1024
+    assert shared_bytes(48, 48, 9) == weights + planes + 2 * 48 * 4 + 12 * 2 * 48 * 4 + 64
+    assert shared_bytes(48, 48, 9) <= 227 * 1024
+    assert shared_bytes(48, 48, 1) == shared_bytes(48, 48, 9) - 8 * 3 * 48 * 48 * 2
+    assert shared_bytes(16, 64, 9) == 27 * 16 * 64 * 2 + 4 * 18 * 10 * 16 * 2 + 2 * 16 * 4 + 8 * 2 * 64 * 4 + 64
+
+
+def test_the_registers_of_a_block_are_those_of_a_multiprocessor():
+    for cout in (48, 64):
+        values = dict(
+            re.findall(r"#define (\w+) (\d+)", source(16, cout, 9, "f16", normalized=False, adds=False, partial=False))
+        )
+        groups = int(values["GROUPS"])
+        assert 128 * (groups * int(values["REGISTERS"]) + int(values["LOADER_REGISTERS"])) <= 65536
+        assert 65536 // (128 * (groups + 1)) >= int(values["LOADER_REGISTERS"])
 
 
 @compiles
@@ -76,7 +95,8 @@ def test_shared_memory_holds_what_the_kernel_keeps_there():
 def test_every_form_compiles_for_hopper(cin, cout, kind):
     forms = [(False, False, False), (True, False, False), (False, False, True), (False, True, False)]
     for normalized, adds, partial in forms:
-        text = source(cin, cout, kind, normalized=normalized, adds=adds, partial=partial)
+        taps = 9 if adds or partial else 1
+        text = source(cin, cout, taps, kind, normalized=normalized, adds=adds, partial=partial)
         cubin = compile_form(CudaForm(text, "convolve", 512, 1024))
         assert cubin.code.startswith(b"\x7fELF")
         assert (cubin.name, cubin.threads, cubin.shared, cubin.nulls) == ("convolve", 512, 1024, 0)
@@ -90,7 +110,7 @@ def test_what_the_compiler_says_is_told():
 
 
 def test_the_source_is_made_once_for_each_form():
-    assert source(48, 48, "f16", normalized=True, adds=False, partial=False) is source(
-        48, 48, "f16", normalized=True, adds=False, partial=False
+    assert source(48, 48, 9, "f16", normalized=True, adds=False, partial=False) is source(
+        48, 48, 9, "f16", normalized=True, adds=False, partial=False
     )
-    assert "#define PARTIAL 1" in source(48, 48, "f16", normalized=False, adds=False, partial=True)
+    assert "#define PARTIAL 1" in source(48, 48, 9, "f16", normalized=False, adds=False, partial=True)

@@ -11,7 +11,7 @@ from packaging.version import Version
 from torch.nn import functional
 
 from ctflow.networks.channels_last import ChannelsLastSwinUNETR
-from ctflow.networks.operations import TorchOperations
+from ctflow.networks.operations import BlockEnd, TorchOperations
 from ctflow.networks.swin_windows import window_table
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
@@ -121,6 +121,52 @@ def test_tokens_are_added_from_their_places():
     back = torch.randperm(64)[:50].to(DEVICE, torch.int32)
     assert close(KERNELS.add(tokens, x, back), PLAIN.add(tokens, x, back))
     assert close(KERNELS.add(tokens, x[:, :50].contiguous(), None), PLAIN.add(tokens, x[:, :50], None))
+
+
+def layer(cin: int, cout: int, *, shifted: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight = torch.randn(cout, cin, device=DEVICE) / cin**0.5
+    return weight, torch.randn(cout, device=DEVICE) if shifted else None
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("channels", [12, 48, 192])
+def test_layers_of_normalised_tokens_at_their_places(channels, shifted):
+    tokens = torch.randn(2, 70, channels, device=DEVICE) * 3 + 1
+    norm = (torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE))
+    fetch = torch.randperm(70).repeat(2)[:90].to(DEVICE, torch.int32)
+    fetch[5] = 70  # a place of zeros
+    project = layer(channels, 3 * channels, shifted=shifted)
+    for places in (None, fetch):
+        arguments = (tokens, norm, places, project)
+        assert close(KERNELS.project(*arguments), PLAIN.project(*arguments), 1e-5)
+
+
+@pytest.mark.parametrize("channels", [12, 96, 192])
+def test_the_end_of_a_block_of_tokens(channels):
+    tokens, x = (torch.randn(2, count, channels, device=DEVICE) for count in (70, 90))
+    back = torch.randperm(90)[:70].to(DEVICE, torch.int32)
+    norm = (torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE))
+    proj, up, down = layer(channels, channels), layer(channels, 4 * channels), layer(4 * channels, channels)
+    end = BlockEnd(proj, norm, up, down)
+    assert close(KERNELS.finish(tokens, x, back, end), PLAIN.finish(tokens, x, back, end), 1e-5)
+    x = x[:, :70].contiguous()
+    assert close(KERNELS.finish(tokens, x, None, end), PLAIN.finish(tokens, x, None, end), 1e-5)
+
+
+@pytest.mark.parametrize(("given", "channels"), [(1, 16), (3, 48), (16, 16)])
+def test_windows_get_channels_of_zeros(given, channels):
+    windows = torch.randn(2, given, 9, 10, 11, device=DEVICE)
+    assert torch.equal(KERNELS.filled(windows, channels), PLAIN.filled(windows, channels))
+
+
+def test_the_neighbours_of_a_plane_make_a_convolution_of_planes():
+    windows, weight = torch.randn(2, 1, 5, 6, 7, device=DEVICE), torch.randn(24, 1, 3, 3, 3)
+    spread = KERNELS.spread(windows)
+    assert torch.equal(spread, PLAIN.spread(windows))
+    taps = functional.pad(weight[:, 0].flatten(2).movedim(2, 1), (0, 0, 0, 7))[..., None, None]
+    expected = functional.conv3d(windows, weight.to(DEVICE), padding=1).movedim(1, -1)
+    for operations_ in (KERNELS, PLAIN):
+        assert close(operations_.convolution(taps, (16,), (5, 6, 7))([spread], None)[0], expected, 1e-5)
 
 
 @pytest.mark.parametrize("size", [(4, 2, 6), (3, 4, 5), (1, 1, 1)], ids=str)
