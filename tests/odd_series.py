@@ -946,7 +946,9 @@ def _geometry() -> Iterator[Odd]:
         "a second slice at one position", "`BrokenSeries`: `doubled`", nothing(doubled(12.5, 1)), "one acquisition"
     )
     yield Odd("a near-double", "`BrokenSeries`: `irregular`", nothing(doubled(12.8, 1)))
-    yield Odd("two acquisitions at the same positions", "`BrokenSeries`: `doubled`", nothing(doubled(0.0)))
+    yield Odd(
+        "every position twice, and nothing tells the volumes apart", "`BrokenSeries`: `doubled`", nothing(doubled(0.0))
+    )
     yield Odd("two phases, each a series", f"2 x {RIGHT}", phases)
     yield Odd(
         "a localizer of the same size",

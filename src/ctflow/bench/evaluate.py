@@ -25,6 +25,7 @@ from ctflow.bench.exactness import (
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import (
     AccuracyFailed,
+    BrokenSeries,
     CtflowError,
     NoUsableSeries,
     SettingsInvalid,
@@ -254,6 +255,10 @@ def _found(
     """A case's mask, its seconds, and the engine."""
     if segmenters.results is not None:
         folder = segmenters.results / case.key
+        if not (folder / "segmentation.dcm").exists():
+            raise BrokenSeries(
+                f"series {case.candidate.series.digest}: the folder of --results has no SEG of it", reason="unreadable"
+            )
         found = read_segmentation(folder / "segmentation.dcm", headers)
         _check_made_by(folder / "result.json", segmenters.model)
         return found, None, None
@@ -267,7 +272,8 @@ def _only_case(folder: Path, model: Model, settings: Settings, progress: Progres
     cases = find_cases(folder, model.spec, settings, progress).cases
     if len(cases) != 1:
         raise NoUsableSeries(
-            f"{SERIES}/ holds {len(cases)} eligible series, but a case has one: choose it with --series",
+            f"{SERIES}/ holds {len(cases)} eligible series or volumes, but a case has one: choose it with "
+            "--series or --volume",
             reason="several-series",
         )
     return cases[0]

@@ -190,7 +190,8 @@ class Processing(Group):
     rtstruct_holes: Annotated[
         Holes,
         Key(
-            "Holes in it: by keyhole, or as separate contours of type CLOSED_PLANAR or CLOSEDPLANAR_XOR.", of_files=True
+            "Holes in structures.dcm: by keyhole, or as separate contours of type CLOSED_PLANAR or CLOSEDPLANAR_XOR.",
+            of_files=True,
         ),
     ] = "keyhole"
     nifti: Annotated[Switch, Key("Also write segmentation.nii.gz.", of_files=True)] = False

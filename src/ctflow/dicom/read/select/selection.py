@@ -132,7 +132,7 @@ def _judge(series: Series, force: bool, body_parts: Collection[str]) -> Candidat
 def _only_asked_for(candidates: list[Candidate], volume: str) -> list[Candidate]:
     """The verdicts with all volumes set aside that --volume does not name; a series of one volume is not affected."""
     labels = "; ".join(f"{part.number}: {part.label}" for each in candidates if (part := each.series.part))
-    message = f"--volume {volume} names another volume; the series holds {labels}"[:_LONGEST]
+    message = f"--volume {volume} does not choose this volume; the series holds {labels}"[:_LONGEST]
     return [
         candidate
         if candidate.series.part is None or is_asked_for(candidate.series.part, volume)

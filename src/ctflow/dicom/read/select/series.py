@@ -114,4 +114,6 @@ def class_name(uid: str) -> str:
     """The class by its name in DICOM's tables; an unknown one may be anything, and is not repeated."""
     if UID(uid).is_private:
         return "a private class"
+    if uid == "1.2.840.10008.5.1.4.1.1.66.7":  # pydicom's tables do not list it yet
+        return "Label Map Segmentation Storage"
     return UID(uid).name if UID(uid).type else "an unknown class"
