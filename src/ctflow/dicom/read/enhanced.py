@@ -31,7 +31,7 @@ _OF_OBJECT = frozenset(
     for keyword in (
         "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality",
         "SpecificCharacterSet", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated",
-        "BitsStored", "HighBit", "PixelRepresentation", "ConcatenationUID",
+        "BitsStored", "HighBit", "PixelRepresentation", "ConcatenationUID", "NumberOfFrames",
     )
 )  # fmt: skip
 _PATIENT_GROUP = 0x0010

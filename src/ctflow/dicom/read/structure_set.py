@@ -25,6 +25,7 @@ from ctflow.dicom.read.filled import filled, region_of_lines
 STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 BESIDE = 0.1  # of the distance between slices: as far as a contour may lie from its slice, and bend
 _LEAST_BESIDE_MM = 0.02  # files have hundredths of a millimetre at least
+_FARTHEST_MM = 1e9  # numbers near the largest that there are overflow when a contour is filled
 _CLOSED = {"CLOSED_PLANAR": False, "CLOSEDPLANAR_XOR": True}  # whether contours are combined by exclusive or
 _OPEN = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 
@@ -162,6 +163,8 @@ def _regions(name: str, dataset: Dataset) -> list[_Region]:
             roi = described.get(integer(item, "ReferencedROINumber"), Dataset())
             frame_uid = text(roi, "ReferencedFrameOfReferenceUID") or common
             contours = tuple(item.get("ContourSequence") or ())
+            if not all(isinstance(contour, Dataset) for contour in contours):
+                raise TypeError("no sequence")  # as any other damage
             if contours:
                 regions.append(_Region(text(roi, "ROIName"), frame_uid, contours))
     except PARSE_ERRORS as error:
@@ -260,8 +263,8 @@ def _points(name: str, contour: Dataset) -> FloatArray:
         points = np.array([] if value is None else value, dtype=np.float64).reshape(-1, 3)
     except PARSE_ERRORS as error:
         raise BrokenSeries(f"{name}: a contour's points cannot be read", reason="unreadable") from error
-    if not np.isfinite(points).all():
-        raise BrokenSeries(f"{name}: a contour's points are not finite", reason="unreadable")
+    if not (np.abs(points) <= _FARTHEST_MM).all():  # nor if one is not a number
+        raise BrokenSeries(f"{name}: a contour's points are not finite, or far beyond any scanner", reason="unreadable")
     return points
 
 

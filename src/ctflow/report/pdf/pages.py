@@ -38,6 +38,7 @@ _COLUMNS = (
     ("Posterior", "mm", 13.5),
     ("Superior", "mm", 12.5),
 )  # heading, unit, mm
+_LONGEST = 300  # characters shown of a name: a cell cannot be higher than a page
 _NOTES = (
     HOW_MEASURED,
     "The picture is for orientation, not for diagnosis. It shows the largest plausible finding.",
@@ -83,7 +84,7 @@ def _story(document: Mapping[str, Any], picture: npt.NDArray[np.uint8]) -> Itera
     from reportlab.platypus import Image as Placed  # noqa: PLC0415
 
     for doubt in doubts_of(document):
-        yield _box(f"{doubt}. The table says which.")
+        yield _box(f"{_shortened(doubt)}. The table says which.")
         yield Spacer(1, 2 * _MM)
     stored = io.BytesIO()
     Image.fromarray(picture).save(stored, "PNG")
@@ -150,7 +151,7 @@ def _table_of_findings(document: Mapping[str, Any]) -> Table:
         style += _across(len(rows))
         rows.append([_paragraph(escape(document["statement"]), size=9, bold=True)])
     for segment in () if document["statement"] else findings_by_segment(document):
-        place, name = len(rows), drawable(segment["label"])
+        place, name = len(rows), drawable(_shortened(segment["label"]))
         said = f"<b>{escape(name)}</b> &nbsp;<font color='{_DIM}'>{escape(segment['said'])}</font>"
         rows.append([_paragraph(said, size=8.5)])
         style += [*_across(place), ("LINEBEFORE", (0, place), (0, place), 4, segment["colour"], "butt")]
@@ -178,7 +179,7 @@ def _table_of_facts(document: Mapping[str, Any]) -> Table:
     from reportlab.platypus import Table  # noqa: PLC0415
 
     facts = [
-        (_paragraph(escape(term), size=8, colour=_DIM), _paragraph(escape(drawable(value)), size=8))
+        (_paragraph(escape(term), size=8, colour=_DIM), _paragraph(escape(drawable(_shortened(value))), size=8))
         for term, value in facts_of(document)
     ]
     half = -(-len(facts) // 2)
@@ -255,10 +256,14 @@ def _furnish(canvas: Canvas, document: Mapping[str, Any]) -> None:
     canvas.restoreState()
 
 
+def _shortened(words: str) -> str:
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
+
+
 def _fitting(words: str, size: float, room: float) -> str:
     from reportlab.pdfbase.pdfmetrics import stringWidth  # noqa: PLC0415
 
-    words = drawable(words)
+    words = drawable(_shortened(words))
     while stringWidth(words, font_name(False), size) > room:
         words = f"{words[:-4]}..."
     return words

@@ -311,6 +311,7 @@ def test_groups_do_not_say_whose_a_frame_is(tmp_path):
     def change(dataset: Dataset) -> None:
         (content,) = dataset.PerFrameFunctionalGroupsSequence[3].FrameContentSequence
         content.PatientID, content.SOPInstanceUID, content.Rows = "ANOTHER", "1.2.99", 7
+        content.NumberOfFrames = 9
 
     truth = volume()
     write_enhanced(tmp_path / "e.dcm", frames_of(truth), change=change)

@@ -336,13 +336,23 @@ def test_it_must_be_of_the_series_or_at_least_of_its_frame_of_reference(headers,
     assert found.warnings == ("contours that refer to an image of another series; their place counts: 1",)
 
 
-@pytest.mark.parametrize("data", [["1", "2"], ["1", "x", "3"], ["1", "inf", "3"], ["1", "nan", "3"]])
+@pytest.mark.parametrize("data", ["1 2", "1 x 3", "1 inf 3", "1 nan 3", "1 1e307 3"])
 def test_damaged_points_are_rejected(headers, drawn, data):
     contour = contour_of(headers[MIDDLE], circle(25, 20, 8))
-    text = "\\".join(data)
+    text = "\\".join(data.split())
     contour._dict[Tag("ContourData")] = pydicom.DataElement("ContourData", "DS", text, already_converted=True)
     with raises_reason(BrokenSeries, "unreadable", names="drawn.dcm"):
         read_structure_set(drawn({"A": [contour]}), headers)
+
+
+def test_contours_that_are_no_items_are_damage(headers, drawn):
+    path = drawn({"A": [contour_of(headers[MIDDLE], circle(25, 20, 8))]})
+    dataset = pydicom.dcmread(path)
+    text = pydicom.DataElement("ContourSequence", "LO", "text", already_converted=True)
+    dataset.ROIContourSequence[0]._dict[Tag("ContourSequence")] = text
+    dataset.save_as(path)
+    with raises_reason(BrokenSeries, "unreadable", names="drawn.dcm"):
+        read_structure_set(path, headers)
 
 
 def test_a_file_is_read_by_what_it_is(headers, drawn, tmp_path):

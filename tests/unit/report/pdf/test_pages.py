@@ -145,3 +145,16 @@ def test_long_words_stay_on_the_page():
 @pytest.mark.parametrize("shape", [(2000, 300, 3), (30, 3000, 3), (1, 1, 3)])
 def test_a_picture_of_any_shape_fits(shape):
     assert len(text_of_pdf(pdf_from_document(document(), np.zeros(shape, np.uint8)))) == 1
+
+
+@pytest.mark.parametrize(
+    "letter", ["a", "\N{CJK UNIFIED IDEOGRAPH-4E2D}", "\N{GRINNING FACE}", "<", "\N{RIGHT-TO-LEFT OVERRIDE}"]
+)
+def test_names_of_any_length_fit_on_pages(letter):
+    result = document()
+    result["model"]["name"] = 20_000 * letter
+    for segment in result["segments"]:
+        segment["label"] = 20_000 * letter
+    pages = text_of_pdf(pdf_from_document(result, PICTURE))
+    assert 1 <= len(pages) <= 10
+    assert "Measurements" in " ".join(pages)
