@@ -33,6 +33,7 @@ from ctflow.settings.command import (
     HELP,
     LOG_LEVEL,
     MODEL,
+    GroupedCommand,
     Request,
     exit_code_of_command,
     options,
@@ -145,7 +146,7 @@ def phantom(
     return 0
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.png.")
 @MODEL

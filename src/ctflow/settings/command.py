@@ -12,7 +12,15 @@ import click
 
 from ctflow.core.entry_point import set_up_logging
 from ctflow.core.errors import SettingsInvalid
-from ctflow.settings.run import OPTIONS, Paths, Settings, paths_from_values, read_environment, settings_from_values
+from ctflow.settings.run import (
+    OPTIONS,
+    Option,
+    Paths,
+    Settings,
+    paths_from_values,
+    read_environment,
+    settings_from_values,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -30,6 +38,33 @@ MODEL = click.option(
     help="The folder of a MONAI bundle, or an nnU-Net model as a folder or zip (default: the "
     "demonstration bundle).  [env: HOLOSCAN_MODEL_PATH]",
 )
+
+
+_OF_SERIES = ("series", "pick", "force", "volume", "allow_gaps")
+
+
+class GroupedCommand(click.Command):
+    """A command whose help tells settings by what they are about; a single list of 40 is hard to read."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options below their headings."""
+        sections: dict[str, list[tuple[str, str]]] = {
+            name: [] for name in ("Options", "Which series", "How they are segmented", "What is written")
+        }
+        headings = {option.name: _heading(option) for option in OPTIONS}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+                sections[headings.get(parameter.name or "", "Options")].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def _heading(option: Option) -> str:
+    if option.key.of_files:
+        return "What is written"
+    return "Which series" if option.name in _OF_SERIES else "How they are segmented"
 
 
 @dataclass(frozen=True)
@@ -61,7 +96,7 @@ def run_command(function: Callable[[Request], int]) -> click.Command:
         function: Segments; returns the exit code.
     """
 
-    @click.command("run", context_settings=HELP)
+    @click.command("run", cls=GroupedCommand, context_settings=HELP)
     @click.option("-i", "--input", metavar="DIR", help="Folder with DICOM files.  [env: HOLOSCAN_INPUT_PATH]")
     @click.option("-o", "--output", metavar="DIR", help="Gets one folder per series.  [env: HOLOSCAN_OUTPUT_PATH]")
     @MODEL

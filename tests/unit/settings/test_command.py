@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_every_entry_point_shows_the_same_help(capsys):
         for program in ("ctflow run", "python app", "ctflow exec APP", "monai-deploy exec APP")
     ]
     assert all(f"  {option.flag}" in shown[0][1] for option in OPTIONS)
+
+
+def test_the_help_groups_the_settings(capsys):
+    assert run_ctflow(["run", "--help"]) == 0
+    general, series, computed, written = re.split(
+        r"\n(?:Which series|How they are segmented|What is written):\n", capsys.readouterr().out
+    )
+    assert "--input" in general
+    assert "--help" in general
+    assert all(flag in series for flag in ("--series UID", "--volume V", "--allow-gaps"))
+    assert all(flag in computed for flag in ("--engine NAME", "--overlap F", "--cache DIR"))
+    assert all(flag in written for flag in ("--report", "--for ohif", "--rtstruct-holes", "--nifti"))
 
 
 @pytest.mark.parametrize(
