@@ -26,8 +26,8 @@ def structure_set_of_case(
     spec: ModelSpec,
     provenance: Provenance,
     settings: Settings,
-) -> Dataset:
-    """Make the structure set of a segmented case, on the SEG's grid.
+) -> tuple[Dataset, str]:
+    """Make the structure set of a segmented case, on the SEG's grid, and say what it leaves out ("" if nothing).
 
     Args:
         case: The case.
@@ -42,7 +42,8 @@ def structure_set_of_case(
     large, gone = without_small(marked, LEAST_ML / loaded.volume.geometry.voxel_ml)
     fractions = case.segmented.fractions
     labels = large if own_grid else loaded.on_instances(large)
-    return structure_set_from_labels(
+    remark = f"{gone} findings below {LEAST_ML} ml have no contours." if gone else ""
+    structures = structure_set_from_labels(
         labels,
         case.prepared,
         replace(spec, segments=_with_contours(labels, segments, spec.segments)),
@@ -50,8 +51,9 @@ def structure_set_of_case(
         holes=settings.rtstruct_holes,
         fractions=fractions if own_grid or fractions is None else loaded.on_instances(fractions),
         grid=loaded.volume.geometry if own_grid else None,
-        remark=f"{gone} findings below {LEAST_ML} ml have no contours." if gone else "",
+        remark=remark,
     )
+    return structures, remark
 
 
 def _with_contours(labels: LabelArray, segments: Sequence[Segment], classes: Sequence[Segment]) -> tuple[Segment, ...]:

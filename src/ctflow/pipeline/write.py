@@ -87,7 +87,9 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
         for doubt in measured.doubts:
             log.warning("series %s: %s", digest, doubt)
         with timed(seconds, "write"):
-            measurements = _write_objects(case, seg, model.spec, settings, measured, folder)
+            measurements, notes = _write_objects(case, seg, model.spec, settings, measured, folder)
+        for note in notes:
+            log.warning("series %s: %s", digest, note)
         with timed(seconds, "preview"):
             drawn = drawing.result()
             if settings.secondary_capture:
@@ -96,7 +98,8 @@ def _write(case: Case, model: Model, settings: Settings, output: Path, progress:
             pdf = report.result()
             if pdf is not None:
                 _write_pdf(case, seg, model.spec, measurements, pdf, folder)
-        case = replace(measured.case, stage_seconds={**case.stage_seconds, **seconds})
+        warnings = (*measured.case.warnings, *notes)
+        case = replace(measured.case, warnings=warnings, stage_seconds={**case.stage_seconds, **seconds})
         document = document_of_case(case, model, settings, measured.segments)
         write_result(document, folder / "result.json")
         publish_folder(folder, output / case.key)
@@ -245,8 +248,13 @@ def _code(spec: ModelSpec) -> dict[str, str]:
 
 def _write_objects(
     case: Case, seg: _Seg, spec: ModelSpec, settings: Settings, measured: _Findings, folder: Path
-) -> Dataset:
-    """Write the measurement report that refers to the SEG, and other forms of the mask if requested; the report."""
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Write the measurement report that refers to the SEG, and other forms of the mask if requested.
+
+    Returns:
+        The report, and what the other forms lack.
+    """
+    notes: tuple[str, ...] = ()
     report = report_from_measurements(
         measured.segments,
         seg.dataset,
@@ -261,11 +269,12 @@ def _write_objects(
     if settings.rtstruct:
         from ctflow.pipeline.structures import structure_set_of_case  # noqa: PLC0415  # shapely is for contours alone
 
-        structures = structure_set_of_case(case, seg.marked, seg.segments, spec, seg.provenance, settings)
+        structures, remark = structure_set_of_case(case, seg.marked, seg.segments, spec, seg.provenance, settings)
         write_dataset(structures, folder / "structures.dcm")
+        notes = (f"structures.dcm: {remark[:-1]}",) if remark else ()
     if settings.nifti:
         write_nifti(seg.marked, case.loaded.volume.geometry, folder / "segmentation.nii.gz")
-    return report
+    return report, notes
 
 
 def _write_capture(case: Case, seg: _Seg, spec: ModelSpec, picture: npt.NDArray[np.uint8], folder: Path) -> None:

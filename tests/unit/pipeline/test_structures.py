@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +89,8 @@ def test_it_marks_what_the_seg_does_but_for_specks(ct, tmp_path, segments):
     for number, mask in masks.items():
         assert np.array_equal(mask, marked == number)
     assert "2 findings below 0.05 ml have no contours." in structures.StructureSetDescription
+    warnings = json.loads((folder / "result.json").read_text())["warnings"]
+    assert "structures.dcm: 2 findings below 0.05 ml have no contours" in warnings
 
 
 def test_a_class_of_specks_alone_has_an_empty_roi(ct, tmp_path):
