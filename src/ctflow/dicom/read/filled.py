@@ -44,26 +44,28 @@ def filled(line: FloatArray, shape: tuple[int, int]) -> Pixels:
     return inside
 
 
-def region_of_lines(masks: Sequence[Pixels], lines: Sequence[FloatArray], *, by_exclusion: bool) -> Pixels:
+def region_of_lines(lines: Sequence[FloatArray], shape: tuple[int, int], *, by_exclusion: bool) -> Pixels:
     """The region that several closed lines of a slice make.
 
     Args:
-        masks: The pixels inside each.
-        lines: The lines; one that is there twice counts once, unless it is excluded.
+        lines: The lines, as of `filled`; one that is there twice counts once, unless it is excluded.
+        shape: (H, W).
         by_exclusion: Whether they are combined by exclusive or. Otherwise one within what larger ones have made is a
             hole, and any other is added.
     """
-    region = np.zeros_like(masks[0])
+    region: Pixels = np.zeros(shape, bool)
     if by_exclusion:
-        for mask in masks:
-            region ^= mask
+        for line in lines:
+            region ^= filled(line, shape)
         return region
-    known = set()
-    for index in sorted(range(len(masks)), key=lambda each: -int(masks[each].sum())):
-        points = frozenset(map(tuple, lines[index].tolist()))
-        if points in known:
-            continue
-        known.add(points)
-        is_hole = not (masks[index] & ~region).any()
-        region = region & ~masks[index] if is_hole else region | masks[index]
+    known: dict[frozenset[tuple[float, ...]], tuple[int, npt.NDArray[np.uint8]]] = {}
+    for line in lines:
+        points = frozenset(map(tuple, line.tolist()))
+        if points not in known:
+            mask = filled(line, shape)
+            known[points] = int(mask.sum()), np.packbits(mask)  # a file may have thousands
+    for _, packed in sorted(known.values(), key=lambda each: -each[0]):
+        mask = np.unpackbits(packed, count=region.size).reshape(shape).astype(bool)
+        is_hole = not (mask & ~region).any()
+        region = region & ~mask if is_hole else region | mask
     return region

@@ -20,12 +20,13 @@ from ctflow.compat.pydicom import lenient
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.core.volume import FloatArray, LabelArray, digest_of_uid
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, numbers, text, texts
-from ctflow.dicom.read.filled import filled, region_of_lines
+from ctflow.dicom.read.filled import region_of_lines
 
 STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
 BESIDE = 0.1  # of the distance between slices: as far as a contour may lie from its slice, and bend
 _LEAST_BESIDE_MM = 0.02  # files have hundredths of a millimetre at least
 _FARTHEST_MM = 1e9  # numbers near the largest that there are overflow when a contour is filled
+_MOST_LINES = 10_000  # of a region on a slice, each of which takes memory
 _CLOSED = {"CLOSED_PLANAR": False, "CLOSEDPLANAR_XOR": True}  # whether contours are combined by exclusive or
 _OPEN = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 
@@ -246,10 +247,11 @@ def _masks(
         by_plane.setdefault(plane, []).append(stack.index_of(points, plane))
     _check_dense(name, sorted(by_plane))
     for plane, lines in by_plane.items():
-        yield (
-            plane,
-            region_of_lines([filled(line, stack.shape[1:]) for line in lines], lines, by_exclusion=by_exclusion),
-        )
+        if len(lines) > _MOST_LINES:
+            raise BrokenSeries(
+                f"{name}: more than {_MOST_LINES} contours on one slice: have it drawn again", reason="unreadable"
+            )
+        yield plane, region_of_lines(lines, stack.shape[1:], by_exclusion=by_exclusion)
 
 
 def _points(name: str, contour: Dataset) -> FloatArray:

@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
 from ctflow.dicom.read import filled as read_filled
+from ctflow.dicom.read import structure_set
 from ctflow.dicom.read.structure_set import read_structure_set
 from ctflow.dicom.read.truth import read_truth
 from ctflow.dicom.write.derived import write_dataset
@@ -352,6 +353,13 @@ def test_contours_that_are_no_items_are_damage(headers, drawn):
     dataset.ROIContourSequence[0]._dict[Tag("ContourSequence")] = text
     dataset.save_as(path)
     with raises_reason(BrokenSeries, "unreadable", names="drawn.dcm"):
+        read_structure_set(path, headers)
+
+
+def test_more_contours_than_anybody_draws_are_rejected_before_they_take_the_memory(headers, drawn, monkeypatch):
+    monkeypatch.setattr(structure_set, "_MOST_LINES", 3)
+    path = drawn({"A": [contour_of(headers[MIDDLE], circle(25, 20, radius)) for radius in (3, 5, 7, 9)]})
+    with raises_reason(BrokenSeries, "unreadable", names="drawn.dcm: more than 3 contours on one slice"):
         read_structure_set(path, headers)
 
 
