@@ -30,7 +30,7 @@ from ctflow.networks.swin_windows import MASKED, WindowTable
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
 _KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide
-# Best of some 30 tried on an H200: 0.097 ms a window image for 343 windows of 343 tokens and 3 heads; the worst 1.0.
+# Best of some 30 tried on an H200: 0.10 ms a window image for 343 windows of 343 tokens and 3 heads; the worst 1.0.
 _QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 128, 32, 4, 3
 _COLUMNS = 128  # of a product of the upsampling
 # Layers of tokens with at most so many channels are computed with what surrounds them; more are left to cuBLAS.

@@ -188,6 +188,22 @@ def _layer_norm(x, mask, C, EPS):
 
 
 @triton.jit
+def _normalized(
+    tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr
+):
+    """(BN, CP) float32: layer norm of the tokens that `fetch` names for places n; a place that names T is zeros."""
+    c = tl.arange(0, CP)
+    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
+    inside = (n < N) & (t < T)
+    mask = inside[:, None] & (c < C)[None, :]
+    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = _layer_norm(x, mask, C, EPS)
+    if AFFINE:
+        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
+    return tl.where(inside[:, None], y, 0.0)
+
+
+@triton.jit
 def normalize_tokens(
     tokens, fetch, scale, shift, out, T, N, C, EPS,
     FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr,
@@ -199,14 +215,7 @@ def normalize_tokens(
     b = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     c = tl.arange(0, CP)
-    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
-    inside = (n < N) & (t < T)
-    mask = inside[:, None] & (c < C)[None, :]
-    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = _layer_norm(x, mask, C, EPS)
-    if AFFINE:
-        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
-    y = tl.where(inside[:, None], y, 0.0)
+    y = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, AFFINE, CP)
     at = (b * N + n[:, None]).to(tl.int64) * C + c[None, :]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (c < C)[None, :])
 
@@ -222,14 +231,7 @@ def project_tokens(
     """
     b = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    c = tl.arange(0, CP)
-    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
-    inside = (n < N) & (t < T)
-    mask = inside[:, None] & (c < C)[None, :]
-    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    x = _layer_norm(x, mask, C, EPS) * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
-    x += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
-    x = tl.where(inside[:, None], x, 0.0).to(out.dtype.element_ty)
+    x = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, True, CP).to(out.dtype.element_ty)
     for start in range(0, O, BO):
         y, o = _layer(x, weight, added, start, C, O, SHIFTED, CP, BO)
         at = (b * N + n[:, None]).to(tl.int64) * O + o[None, :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +19,10 @@ from pydicom.valuerep import VR
 from ctflow.compat.pydicom import lenient
 from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, Code, ModelSpec, Segment
 from ctflow.core.volume import FloatArray, Geometry, LabelArray
-from ctflow.dicom.attributes import numbers, text
+from ctflow.dicom.attributes import numbers
 from ctflow.dicom.write import derived
-from ctflow.dicom.write.identity import instance_uid, series_uid
+from ctflow.dicom.write.identity import instance_uid
+from ctflow.dicom.write.plain import plain_object
 from ctflow.dicom.write.source import Sources, sources_from_headers
 from ctflow.measurements.contours import Outline, Probabilities, keyhole, outlines_of_labels
 from ctflow.settings.run import Holes
@@ -169,21 +169,17 @@ def _digest(segments: Sequence[Segment], contours: dict[int, list[Dataset]], rem
 def _new(sources: Sources, spec: ModelSpec, provenance: derived.Provenance, uid: str) -> Dataset:
     """The object without its structures: patient, study, series, equipment, and what it refers to."""
     header, first = sources.header, sources.cleaned[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values were checked in clean_sources
-        result: Dataset = hd.SOPClass(
-            study_instance_uid=text(header, "StudyInstanceUID"),
-            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "RTSTRUCT", uid),
-            series_number=derived.series_number(header, 4),
-            sop_instance_uid=uid,
-            sop_class_uid=RTStructureSetStorage,
-            instance_number=1,
-            modality="RTSTRUCT",
-            transfer_syntax_uid=ImplicitVRLittleEndian,
-            series_description=derived.series_description(spec, "Structures by", sources.part),
-            **derived.equipment(spec, provenance),
-        )
-        result.copy_patient_and_study_information(first)
+    result = plain_object(
+        sources,
+        spec,
+        provenance,
+        uid=uid,
+        sop_class=RTStructureSetStorage,
+        transfer_syntax=ImplicitVRLittleEndian,
+        modality="RTSTRUCT",
+        place=4,
+        made_by="Structures by",
+    )
     del result.InstanceCreationDate, result.InstanceCreationTime  # from the clock
     date, time = derived.moment_of(header)
     result.SeriesDate = result.StructureSetDate = date

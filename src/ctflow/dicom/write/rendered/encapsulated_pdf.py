@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 
 import highdicom as hd
@@ -13,9 +12,9 @@ from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from ctflow.compat.pydicom import lenient
 from ctflow.core.model import RESEARCH_ONLY, ModelSpec
-from ctflow.dicom.attributes import text
 from ctflow.dicom.write import derived
-from ctflow.dicom.write.identity import series_uid, uid_from_parts
+from ctflow.dicom.write.identity import uid_from_parts
+from ctflow.dicom.write.plain import plain_object
 from ctflow.dicom.write.source import Sources, sources_from_headers
 
 _SHORT_TEXT = 1024  # characters of VR ST
@@ -52,21 +51,17 @@ def encapsulated_pdf_from_bytes(
     sources = sources if isinstance(sources, Sources) else sources_from_headers(sources)
     header, first = sources.header, sources.cleaned[0]
     uid = uid_from_parts("encapsulated pdf", objects[0].SOPInstanceUID, hashlib.sha256(pdf).hexdigest())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values were checked in clean_sources
-        result: Dataset = hd.SOPClass(
-            study_instance_uid=text(header, "StudyInstanceUID"),
-            series_instance_uid=series_uid(text(header, "SeriesInstanceUID"), spec.name, spec.version, "DOC", uid),
-            series_number=derived.series_number(header, 5),
-            sop_instance_uid=uid,
-            sop_class_uid=EncapsulatedPDFStorage,
-            instance_number=1,
-            modality="DOC",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-            series_description=derived.series_description(spec, "Report by", sources.part),
-            **derived.equipment(spec, provenance),
-        )
-        result.copy_patient_and_study_information(first)
+    result = plain_object(
+        sources,
+        spec,
+        provenance,
+        uid=uid,
+        sop_class=EncapsulatedPDFStorage,
+        transfer_syntax=ExplicitVRLittleEndian,
+        modality="DOC",
+        place=5,
+        made_by="Report by",
+    )
     _describe(result, spec, sources.part)
     result.SourceInstanceSequence = [*(_reference(each) for each in objects), *sources.instances]
     result.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)
