@@ -116,7 +116,7 @@ def prepare_result(case: Case) -> Case:
     headers = [instance.header for instance in case.loaded.instances]
     sources = sources_from_headers(headers, part=part.label if part else "")
     if not (case.seg_grid == "resampled" and case.loaded.is_resampled):
-        _ = sources.planes  # takes longer than what remains of a SEG
+        _ = sources.planes  # kept there; longer than what remains of a binary SEG, and others need the same tables
     return replace(case, sources=sources, warnings=case.warnings + sources.warnings)
 
 

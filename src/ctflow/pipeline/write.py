@@ -161,6 +161,8 @@ def _drawn(case: Case, spec: ModelSpec, measured: _Findings, folder: Path) -> _P
 
 def _report(measured: _Findings, drawn: _Preview, model: Model, settings: Settings, folder: Path) -> bytes | None:
     """Write the report and return it as a PDF, if either is wanted."""
+    if settings.report != "html" and not settings.pdf:
+        return None
     document = document_of_case(measured.case, model, settings, measured.segments)
     if settings.report == "html":
         write_html_report(drawn.oriented, document, folder / "report.html")
