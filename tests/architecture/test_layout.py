@@ -137,7 +137,7 @@ def test_the_library_asks_for_no_holoscan_and_extras_are_offered(wheel):
         assert not marker.evaluate({"extra": ""})
     extras = {line.split()[-1] for line in metadata.splitlines() if line.startswith("Provides-Extra")}
     engines = {"openvino", "onnxruntime", "tensorrt", "torch-tensorrt", "tensorrt-rtx"}
-    assert extras == {"holoscan", "nnunet", "serve", "bench", "docs", "dev"} | engines
+    assert extras == {"holoscan", "nnunet", "serve", "cohort", "bench", "docs", "dev"} | engines
 
 
 def test_public_functions_are_short(repository):

@@ -12,6 +12,7 @@ import click
 
 from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
+from ctflow.cli.cohort import cohort
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_signals, set_up_logging
@@ -65,6 +66,7 @@ def _run(request: Request) -> int:
 
 
 cli.add_command(run_command(_run))
+cli.add_command(cohort)
 
 
 @cli.command()
@@ -252,7 +254,7 @@ def rules() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 def rules_test(folder: Path, config: Path | None, calling_ae: str | None, as_json: bool) -> int:
     """Show what the node would do with each series of FOLDER, and why."""
-    from ctflow.cli.rules import rules_document  # noqa: PLC0415
+    from ctflow.cli.serve import rules_document  # noqa: PLC0415
 
     document = rules_document(folder, config, calling_ae, read_environment())
     _show(document, say_verdicts, as_json=as_json)

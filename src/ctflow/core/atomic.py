@@ -145,7 +145,10 @@ def publish_folder(folder: Path, final: Path) -> None:
     aside = folder.with_name(f"{folder.name}.old")
     try:
         for path in folder.iterdir():
-            _sync_file(path)
+            if path.is_dir():  # published into this one, so its files are synced
+                sync_folder(path)
+            else:
+                _sync_file(path)
         sync_folder(folder)
         if final.exists():
             final.rename(aside)

@@ -82,6 +82,26 @@ class SettingsInvalid(CtflowError):
     )
 
 
+class ManifestInvalid(SettingsInvalid):
+    """The manifest of a cohort is wrong; the message names the line and, where it is safe, the id."""
+
+    REASONS = frozenset(
+        {
+            "double-column",
+            "duplicate-id",
+            "encoding",
+            "manifest-unreadable",
+            "missing-column",
+            "no-rows",
+            "row-length",
+            "unknown-column",
+            "unsafe-id",
+            "wrong-location",
+            "wrong-value",
+        }
+    )
+
+
 class InputError(CtflowError):
     """The input cannot be segmented."""
 
@@ -105,6 +125,7 @@ class BrokenSeries(InputError):
             "mixed-orientation",
             "mixed-size",
             "no-geometry",
+            "other-content",
             "tilted",
             "unreadable",
         }

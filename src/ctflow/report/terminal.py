@@ -30,6 +30,7 @@ _STAGES = {
     "draw phantom": "drawing the phantom",
     "measure configurations": "measuring configurations",
     "evaluate": "evaluating cases",
+    "rows": "segmenting rows",
     "scan": "reading headers",
     "read": "reading slices",
     "segment": "segmenting windows",
@@ -214,7 +215,7 @@ def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> N
     """Show what the node would do with each series (`ctflow rules test`).
 
     Args:
-        document: "series", "unreadable" and "ignored" (`ctflow.cli.rules.rules_document`).
+        document: "series", "unreadable" and "ignored" (`ctflow.cli.serve.rules_document`).
         stream: Gets the text; None takes standard output.
     """
     console = console_on(stream)

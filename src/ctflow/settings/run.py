@@ -73,7 +73,8 @@ VOLUME_NAMES = (
 )
 
 
-def _volume(value: Any) -> str:
+def read_volume(value: Any) -> str:
+    """Which volume of a series is meant, as `Processing.volume` takes it; a ValueError if it is nothing of the kind."""
     text = text_of_scalar(value)
     if text in {"all", "first"} or (text.isascii() and text.isdecimal() and 0 < int(text) < 10_000):
         return text if text.isalpha() else str(int(text))
@@ -122,7 +123,7 @@ class Processing(Group):
     ] = None
     volume: Annotated[
         str,
-        Reads(_volume),
+        Reads(read_volume),
         Key("Of a series that holds several volumes: all, the first, the N-th, or by value, such as phase=50.", "V"),
     ] = "all"
     allow_gaps: Annotated[Switch, Key("Interpolate single missing slices, with a warning.")] = False

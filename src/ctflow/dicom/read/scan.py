@@ -130,8 +130,6 @@ def name_without_patient(path: Path) -> str:
     return "/".join(shown(part) for part in path.parts)
 
 
-@lenient()
-@uncollected()
 def scan_folder(
     folder: Path,
     progress: Progress = silent,
@@ -153,14 +151,40 @@ def scan_folder(
     Raises:
         NoUsableSeries: The folder does not exist or cannot be listed.
     """
-    if not folder.is_dir():
-        raise NoUsableSeries(
-            "the input is not a folder: give the folder that contains the DICOM files", reason="not-a-folder"
-        )
+    paths = sorted(path for files in _files_by_folder(folder) for path in files)
+    return _scanned(folder, paths, progress, name_of, keep_of)
+
+
+def scan_each_folder(folder: Path, *, keep_of: Callable[[Dataset], Dataset]) -> Iterator[Scan]:
+    """As `scan_folder`, one folder after another, each without its subfolders: of a large tree, one is in memory.
+
+    Args:
+        folder: Searched with all its subfolders, in the order of their names.
+        keep_of: As of `scan_folder`.
+
+    Yields:
+        The files of each folder that holds any; `Scan.folder` is that folder.
+
+    Raises:
+        NoUsableSeries: As of `scan_folder`.
+    """
+    for files in _files_by_folder(folder):
+        if files:
+            yield _scanned(files[0].parent, sorted(files), silent, name_without_patient, keep_of)
+
+
+@lenient()
+@uncollected()
+def _scanned(
+    folder: Path,
+    paths: list[Path],
+    progress: Progress,
+    name_of: Callable[[Path], str],
+    keep_of: Callable[[Dataset], Dataset] | None,
+) -> Scan:
     instances: list[Instance] = []
     unreadable: list[Unreadable] = []
     ignored = 0
-    paths = sorted(_files_below(folder))
     progress("scan", 0, len(paths))
     for done, path in enumerate(paths, start=1):
         found = _read_file(path, name_of(path.relative_to(folder)))
@@ -174,7 +198,11 @@ def scan_folder(
     return Scan(folder, tuple(instances), tuple(unreadable), ignored)
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_by_folder(folder: Path) -> Iterator[list[Path]]:
+    if not folder.is_dir():
+        raise NoUsableSeries(
+            "the input is not a folder: give the folder that contains the DICOM files", reason="not-a-folder"
+        )
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -193,7 +221,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (Path(top, name) for name in files)
+        folders.sort()
+        yield [Path(top, name) for name in files]
 
 
 def _read_file(path: Path, name: str) -> Instance | Unreadable | None:

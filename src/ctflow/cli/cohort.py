@@ -1,0 +1,98 @@
+"""`ctflow cohort`: a manifest of series, and its run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctflow.bundle import demonstration_bundle, find_bundle
+from ctflow.core.entry_point import interrupted_by_signals
+from ctflow.core.errors import NoUsableSeries, SettingsInvalid
+from ctflow.report.terminal import progress_on
+from ctflow.settings.command import MODEL, options
+from ctflow.settings.run import OPTIONS, model_path_from_value, read_environment, settings_from_values
+
+if TYPE_CHECKING:
+    from ctflow.cohort.run import CohortReport
+    from ctflow.cohort.survey import Survey
+
+_OF_ROWS = frozenset({"series", "pick"})  # each row names its own series
+
+
+@click.group()
+def cohort() -> None:
+    """Thousands of series: a manifest names them, each is segmented once."""
+
+
+@cohort.command("manifest")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The manifest: ends in .csv or .parquet."
+)
+@click.option("--relative", is_flag=True, help="Locations relative to the manifest's folder, not absolute ones.")
+@click.option("--digests", is_flag=True, help="Read every file whole and add the digest that a run checks.")
+def manifest_command(folder: Path, output: Path, relative: bool, digests: bool) -> int:
+    """Write the manifest of a folder tree: a row for each CT series."""
+    # Late: pydicom and its decoders take longer to import than all that --help needs.
+    from ctflow.cohort.manifest import write_manifest  # noqa: PLC0415
+    from ctflow.cohort.survey import rows_from_survey, survey_tree  # noqa: PLC0415
+
+    found = survey_tree(folder, digests=digests)
+    if not found.series:
+        raise NoUsableSeries(f"the folder contains no CT series ({_others(found)})", reason="no-dicom")
+    base = output.absolute().parent if relative else None
+    count = write_manifest(rows_from_survey(found, base), output)
+    click.echo(f"{count} series in {output} ({_others(found)})")
+    if found.spread:
+        click.echo(f"{found.spread} series lie in several folders: their rows name the folder above them")
+    return 0
+
+
+def _others(found: Survey) -> str:
+    kinds = f"{found.others} of other objects, {found.unreadable} damaged, {found.ignored} that are not DICOM"
+    return f"files left out: {kinds}"
+
+
+@cohort.command("run")
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="DIR", required=True, help="The destination; gets results/ID for each row.")
+@MODEL
+@click.option("--part", metavar="I/N", default="1/1", show_default=True, help="The share of rows to segment here.")
+@click.option("--retry-failed", is_flag=True, help="Segment rows again that failed, or are done only partly.")
+@options(*(option.name for option in OPTIONS if option.name not in _OF_ROWS))
+def run_command_of_cohort(
+    manifest: Path, output: str, model: str | None, part: str, retry_failed: bool, **given: Any
+) -> int:
+    """Segment every row of MANIFEST that the destination does not have yet."""
+    from ctflow.cohort.folder import FolderDestination  # noqa: PLC0415
+    from ctflow.cohort.manifest import part_from_text, read_manifest  # noqa: PLC0415
+
+    if "://" in output:
+        raise SettingsInvalid("-o: is a URL, and results are written to folders only", reason="invalid-value")
+    environment = read_environment()
+    settings, share = settings_from_values(given, environment), part_from_text(part)
+    if settings.series is not None or settings.pick != "all":
+        raise SettingsInvalid(
+            "CTFLOW_SERIES or CTFLOW_PICK is set, and each row names its series: unset it", reason="conflict"
+        )
+    path = model_path_from_value(model, environment)
+    with interrupted_by_signals(), progress_on(sys.stderr) as progress:
+        read = read_manifest(manifest, share)
+        bundle = find_bundle(Path(path)) if path else demonstration_bundle()
+        from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
+        from ctflow.cohort.run import run_cohort  # noqa: PLC0415
+
+        loaded = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
+        with FolderDestination(Path(output), share) as destination:
+            report = run_cohort(read, destination, loaded, settings, share, progress, retry_failed=retry_failed)
+    _say(report)
+    return report.exit_code
+
+
+def _say(report: CohortReport) -> None:
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
+    before = f" ({report.skipped} before this run)" if report.skipped else ""
+    click.echo(f"{report.rows} rows: {counts or 'none in this part'}{before}")

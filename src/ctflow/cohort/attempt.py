@@ -1,0 +1,180 @@
+"""One attempt at a row: find its series, check it, and say what became of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ctflow.cohort.digest import digest_of_objects, digest_of_series
+from ctflow.cohort.manifest import Row
+from ctflow.cohort.outcome import RowOutcome, RowStatus
+from ctflow.core.entry_point import unexpected
+from ctflow.core.errors import BrokenSeries, CtflowError, InputError, NoUsableSeries
+from ctflow.core.model import ModelSpec
+from ctflow.dicom.attributes import text
+from ctflow.dicom.read.select.selection import require_selected
+from ctflow.pipeline.case import Case, Found, look_for_cases
+from ctflow.pipeline.documents import document_of_run
+from ctflow.pipeline.run import finish_run
+from ctflow.report.result import write_result
+from ctflow.report.run_record import document_of_error, error_facts
+from ctflow.settings.run import Settings
+
+MOST_ATTEMPTS = 3
+# Of the input, but a file server that is slow to answer may be the cause: such a row is tried again.
+_MAY_PASS = frozenset({"not-a-folder", "folder-unreadable", "no-dicom", "unreadable", "other-content"})
+_LOST = "files could not be read or continue the series elsewhere: result.json lists them"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class RowAttempt:
+    """An attempt; its cases end in any order, in two threads.
+
+    Attributes:
+        row: The row.
+        number: From 1.
+        folder: The workspace, once begun.
+        found: The series, once found.
+        error: Why none may be segmented.
+    """
+
+    row: Row
+    number: int = 1
+    folder: Path = Path()
+    found: Found | None = None
+    error: CtflowError | None = None
+    _started: float = 0.0
+    _done: dict[int, Case] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, folder: Path, base: Path, spec: ModelSpec, settings: Settings) -> Sequence[Case]:
+        """Find the row's series; none, with `error` set, if it cannot be segmented.
+
+        Args:
+            folder: The workspace.
+            base: The manifest's folder.
+            spec: The model's.
+            settings: The run's.
+        """
+        self.folder, self._started = folder, time.monotonic()
+        row = self.row
+        asked = replace(settings, series=row.series or None, volume=row.volume or settings.volume)
+        try:
+            self.found = look_for_cases(row.folder(base), spec.body_parts, asked)
+            require_selected(self.found.selection, self.found.scan)
+            _check_one_series(row, self.found)
+            _check_digest(row, self.found)
+        except CtflowError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001  # a fault in one row must not end the others
+            self.error = unexpected(error, f"row {row.id}")
+        return () if self.error is not None or self.found is None else self.found.cases
+
+    def take(self, place: int, case: Case) -> bool:
+        """Take a finished case; whether it was the last one."""
+        with self._lock:
+            self._done[place] = case
+            return self.found is not None and len(self._done) == len(self.found.cases)
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """The finished cases, in their order."""
+        return tuple(self._done[place] for place in sorted(self._done))
+
+    @property
+    def errors(self) -> tuple[CtflowError, ...]:
+        """Why the row, or volumes of it, are not done."""
+        return (self.error,) if self.error else tuple(case.error for case in self.cases if case.error)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another attempt may have another outcome."""
+        return any(not isinstance(error, InputError) or error.reason in _MAY_PASS for error in self.errors)
+
+    def next(self) -> RowAttempt:
+        """The next attempt at the row."""
+        return RowAttempt(self.row, self.number + 1)
+
+    def concluded(self, spec: ModelSpec, stamp: RowOutcome) -> RowOutcome:
+        """Complete the workspace with the run's result.json, and say what became of the row.
+
+        Args:
+            spec: The model's.
+            stamp: What the outcomes of all rows have in common.
+
+        Raises:
+            OutputError: The workspace cannot be written.
+        """
+        code = self._write_document(spec)
+        status, reason, message = self._verdict(code)
+        return replace(
+            stamp,
+            id=self.row.id,
+            fingerprint=self.row.fingerprint,
+            status=status,
+            reason=reason,
+            message=message,
+            exit_code=code,
+            attempt=self.number,
+            seconds=round(time.monotonic() - self._started, 3),
+            digest=digest_of_objects(self.folder),
+            input_digest=self.row.digest,
+            folders=tuple(case.key for case in self.cases if case.error is None),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+
+    def _write_document(self, spec: ModelSpec) -> int:
+        if self.error is None and self.found is not None:
+            return finish_run(self.cases, self.found, spec, self.folder).exit_code
+        facts = error_facts(self.error or NoUsableSeries("nothing was found", reason="no-dicom"))
+        found = self.found
+        document = document_of_run((), found, spec, self.folder, facts) if found else document_of_error(facts)
+        write_result(document, self.folder / "result.json")
+        return int(facts["exit_code"])
+
+    def _verdict(self, code: int) -> tuple[RowStatus, str, str]:
+        errors = self.errors
+        if not errors:
+            return ("done", "done", "") if code == 0 else ("partly", "unreadable-files", _LOST)
+        if len(errors) < len(self.cases):
+            status: RowStatus = "partly"
+        else:
+            status = "failed" if self.may_pass else "rejected"
+        return status, errors[0].reason, str(errors[0])
+
+
+def _check_one_series(row: Row, found: Found) -> None:
+    if len({(case.candidate.series.study_uid, case.candidate.series.uid) for case in found.cases}) > 1:
+        raise NoUsableSeries(
+            f"row {row.id}: its location contains several eligible series: name one in the column series",
+            reason="several-series",
+        )
+
+
+def _check_digest(row: Row, found: Found) -> None:
+    if not row.digest:
+        return
+    series = found.cases[0].candidate.series
+    own = [
+        each
+        for each in found.scan.instances
+        if text(each.header, "SeriesInstanceUID") == series.uid
+        and text(each.header, "StudyInstanceUID") == series.study_uid
+    ]
+    try:
+        digest = digest_of_series(own)
+    except OSError as error:
+        what = f"row {row.id}: a file cannot be read for its digest ({error.strerror})"
+        raise BrokenSeries(what, reason="unreadable") from error
+    if digest != row.digest:
+        raise BrokenSeries(
+            f"row {row.id}: its files are others than the manifest's digest was made of: have the series sent again, or"
+            " make the manifest anew",
+            reason="other-content",
+        )

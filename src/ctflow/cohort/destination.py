@@ -1,0 +1,51 @@
+"""Where a cohort's results go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from ctflow.cohort.outcome import MarkName, RowOutcome
+
+
+class RowDestination(Protocol):
+    """Gets each row's result whole, or not at all.
+
+    A result is what `ctflow run` writes to its output folder. It counts once its commit marker is there, which is
+    written last. Names follow from rows alone: a row that is computed twice replaces its own result, with an equal one.
+    Several processes write to one destination, each with its own rows; methods are called from several threads.
+    """
+
+    def __enter__(self) -> RowDestination:
+        """Make sure that it can be written, and remove what killed processes have left."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove what is not committed."""
+
+    def agree(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keep what all its results have in common, unless another process was first; return what is kept."""
+
+    def marks(self) -> Iterator[MarkName]:
+        """The commit markers that are there, by listing names only."""
+
+    def workspace(self, row_id: str) -> Path:
+        """A new, empty folder of this machine, for the row's result."""
+
+    def discard(self, folder: Path) -> None:
+        """Remove a workspace."""
+
+    def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
+        """Put a workspace's content in the place of the row's result, and then its marker.
+
+        Args:
+            folder: The workspace; it is gone afterwards.
+            outcome: The marker's content.
+            earlier: Markers of the row's earlier result. They go first, so that none speaks of a result that has gone.
+        """
+
+    def exit_code(self, name: MarkName) -> int:
+        """The exit code in a marker."""

@@ -1,0 +1,167 @@
+"""A folder as a destination: results are renamed into place, markers are small files of a folder of their own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ctflow.cohort.manifest import ManifestPart
+from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.core.atomic import make_output_folder, output_error_from_oserror, publish_folder, sync_folder
+from ctflow.core.errors import NotWritten, SettingsInvalid
+from ctflow.report.result import write_result
+
+_RESULTS, _MARKS, _WORK, _COHORT = "results", "rows", ".work", "cohort.json"
+
+
+class FolderDestination:
+    """A folder: `results/<id>/`, `rows/` for the markers, `cohort.json` for what all have in common.
+
+    Results are built in `.work/<part>/`, on the same file system. A lock on it, which the system releases when its
+    process ends, tells the work of a running process from what a killed one has left. Below it each run has a folder of
+    its own: a process that outlives a killed run by a moment writes nothing into the next one's.
+
+    Args:
+        folder: Made if absent.
+        part: The share whose rows this process computes.
+    """
+
+    def __init__(self, folder: Path, part: ManifestPart) -> None:
+        self._folder, self._part = folder.absolute(), part
+        self._results, self._marks, self._work = (self._folder / name for name in (_RESULTS, _MARKS, _WORK))
+        self._own = self._work / f"{part.number}-of-{part.count}"
+        self._run = self._own
+        self._stack = ExitStack()
+
+    def __enter__(self) -> FolderDestination:
+        for each in (self._folder, self._results, self._marks, self._work):
+            make_output_folder(each)
+        with ExitStack() as failing:
+            try:
+                handle = _locked(self._own)
+                if handle is None:
+                    raise SettingsInvalid(
+                        f"-o: another process computes part {self._part} in this folder: wait for it, or give another"
+                        " --part",
+                        reason="folder-in-use",
+                    )
+                failing.callback(os.close, handle)
+                self._remove_left_over()
+                shutil.rmtree(self._own, ignore_errors=True)
+                self._own.mkdir(exist_ok=True)
+                self._run = Path(tempfile.mkdtemp(dir=self._own))
+            except OSError as error:
+                raise output_error_from_oserror(error, "the destination's folder for work") from error
+            failing.callback(shutil.rmtree, self._own, ignore_errors=True)
+            self._stack = failing.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _remove_left_over(self) -> None:
+        """Remove the work of other shares whose processes have ended: the next run may divide the rows otherwise."""
+        for folder in [each for each in self._work.iterdir() if each.is_dir() and each != self._own]:
+            handle = _locked(folder)
+            if handle is not None:
+                try:
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+    def agree(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `RowDestination.agree`."""
+        path = self._folder / _COHORT
+        if not path.exists():
+            own = self._run / _COHORT
+            write_result(document, own)
+            try:
+                with suppress(FileExistsError):  # another process was first
+                    os.link(own, path)
+                sync_folder(self._folder)
+            except OSError as error:
+                raise output_error_from_oserror(error, _COHORT) from error
+            finally:
+                own.unlink(missing_ok=True)
+        return self._read(path)
+
+    def marks(self) -> Iterator[MarkName]:
+        """As `RowDestination.marks`."""
+        try:
+            with os.scandir(self._marks) as entries:
+                for entry in entries:
+                    name = MarkName.from_text(entry.name)
+                    if name is not None and not entry.name.startswith("."):
+                        yield name
+        except OSError as error:
+            raise output_error_from_oserror(error, "the folder of the rows' markers") from error
+
+    def workspace(self, row_id: str) -> Path:
+        """As `RowDestination.workspace`."""
+        folder = self._run / row_id
+        self.discard(folder)
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise output_error_from_oserror(error, f"the folder of row {row_id}") from error
+        return folder
+
+    def discard(self, folder: Path) -> None:
+        """As `RowDestination.discard`."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
+        """As `RowDestination.commit`."""
+        try:
+            for name in earlier:
+                (self._marks / str(name)).unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error_from_oserror(error, f"the marker of row {outcome.id}") from error
+        self._publish(folder, self._results / outcome.id)
+        write_result(outcome.document, self._marks / str(outcome.name))
+
+    def _publish(self, folder: Path, final: Path) -> None:
+        for last in (False, False, True):
+            try:
+                publish_folder(folder, final)
+                break
+            except NotWritten:  # another process that computes the row, too, may have renamed its result meanwhile
+                if last:
+                    raise
+
+    def exit_code(self, name: MarkName) -> int:
+        """As `RowDestination.exit_code`."""
+        return int(self._read(self._marks / str(name))["exit_code"])
+
+    def _read(self, path: Path) -> Mapping[str, Any]:
+        try:
+            document = json.loads(path.read_bytes())
+        except OSError as error:
+            raise output_error_from_oserror(error, path.name) from error
+        except ValueError as error:
+            raise NotWritten(f"{path.name} in the destination is damaged: remove it", reason="unwritable") from error
+        return dict(document)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder for work, until its handle is closed; None if another process has it."""
+    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        os.close(handle)
+        raise
+    return handle

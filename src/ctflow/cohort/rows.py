@@ -1,0 +1,183 @@
+"""The rows of a run: given to the overlapping pipeline as it takes them, tried again, and committed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from ctflow.cohort.attempt import MOST_ATTEMPTS, RowAttempt
+from ctflow.cohort.destination import RowDestination
+from ctflow.cohort.manifest import Row
+from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.core.errors import InputError, OutputError
+from ctflow.core.model import ModelSpec
+from ctflow.pipeline.case import Case
+from ctflow.pipeline.overlap.processes import CasesInProcesses
+from ctflow.settings.run import Settings
+
+_AHEAD = 2  # rows whose headers are read while all processes have one
+_MOST_IN_SUCCESSION = 20  # failures that are not the input's: by then it is the machine's, and other rows would fail
+_END_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class RunSetup:
+    """What all rows of a run have in common.
+
+    Attributes:
+        base: The manifest's folder.
+        spec: The model's.
+        settings: The run's.
+        stamp: What all outcomes have in common.
+        earlier: Markers of earlier results, by the rows' ids.
+    """
+
+    base: Path
+    spec: ModelSpec
+    settings: Settings
+    stamp: RowOutcome
+    earlier: Mapping[str, Sequence[MarkName]]
+
+
+class RowsInFlight:
+    """Rows on their way through the pipeline; a context manager whose end leaves the rest for the next start.
+
+    One thread finds the rows' series, another one commits; in memory are the cases of as many rows as the pipeline has
+    processes, and two more.
+
+    Args:
+        rows: To compute.
+        cases: The pipeline.
+        destination: Gets the results.
+        setup: What they have in common.
+        count: How many cases the pipeline takes at a time.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], cases: CasesInProcesses, destination: RowDestination, setup: RunSetup, count: int
+    ) -> None:
+        self._waiting = deque(RowAttempt(row) for row in rows)
+        self._cases, self._destination, self._setup = cases, destination, setup
+        self._most, self._in_flight, self._in_succession = count + _AHEAD, 0, 0
+        self._changed = threading.Condition()
+        self._fault: BaseException | None = None
+        self._is_ending = False
+        self._finder = threading.Thread(target=self._find_all, name="rows", daemon=True)
+        self._commits = ThreadPoolExecutor(1, "commits")
+        self.committed: list[MarkName] = []
+
+    def __enter__(self) -> RowsInFlight:
+        self._finder.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+        self._commits.shutdown(cancel_futures=True)  # a commit that has begun is completed
+        self._finder.join(_END_S)  # it may be waiting for a file server
+
+    def check(self) -> None:
+        """Raise what ended the run before all rows were committed."""
+        with self._changed:
+            if self._fault is not None:
+                raise self._fault
+
+    # ------------------------------------------------------------------------------------ in the thread that finds
+
+    def _find_all(self) -> None:
+        try:
+            while (attempt := self._next()) is not None:
+                self._begin(attempt)
+        except BaseException as error:  # noqa: BLE001  # raised in `check`
+            self._fail(error)
+        finally:
+            self._cases.end()
+
+    def _next(self) -> RowAttempt | None:
+        """The next attempt, once there is place for it; None once all rows are committed, or the run ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or (self._waiting and self._in_flight < self._most))
+            if self._is_over:
+                return None
+            self._in_flight += 1
+            return self._waiting.popleft()
+
+    @property
+    def _is_over(self) -> bool:
+        is_done = not self._waiting and not self._in_flight
+        return is_done or self._is_ending or self._fault is not None
+
+    def _begin(self, attempt: RowAttempt) -> None:
+        folder = self._destination.workspace(attempt.row.id)
+        setup = self._setup
+        cases = attempt.begin(folder, setup.base, setup.spec, setup.settings)
+        if not cases:
+            self._conclude(attempt)
+        for place, case in enumerate(cases):
+            self._cases.add(case, folder, partial(self._take, attempt, place))
+
+    # --------------------------------------------------------------------------------- in the threads of the pipeline
+
+    def _take(self, attempt: RowAttempt, place: int, case: Case) -> None:
+        if attempt.take(place, case):
+            self._conclude(attempt)
+
+    def _conclude(self, attempt: RowAttempt) -> None:
+        with self._changed:
+            if not self._is_ending:
+                self._commits.submit(self._concluded, attempt)
+
+    # ---------------------------------------------------------------------------------- in the thread that commits
+
+    def _concluded(self, attempt: RowAttempt) -> None:
+        try:
+            again = self._is_to_be_tried_again(attempt)
+            if again:
+                log.warning("row %s: attempt %d failed and will be repeated", attempt.row.id, attempt.number)
+                self._destination.discard(attempt.folder)
+            else:
+                self._commit(attempt)
+        except BaseException as error:  # noqa: BLE001  # raised in `check`
+            self._fail(error)
+            return
+        with self._changed:
+            self._in_flight -= 1
+            if again:
+                self._waiting.append(attempt.next())  # after all others: a file server may have recovered by then
+            self._changed.notify_all()
+
+    def _is_to_be_tried_again(self, attempt: RowAttempt) -> bool:
+        """Count failures; raise what would end every other row in the same way: it is no fault of the row."""
+        for error in attempt.errors:
+            if isinstance(error, OutputError):
+                raise error
+        ours = [error for error in attempt.errors if not isinstance(error, InputError)]
+        self._in_succession = self._in_succession + 1 if ours else 0
+        if self._in_succession >= _MOST_IN_SUCCESSION:
+            log.error("%d rows in succession failed: the run ends, and these rows stay open", self._in_succession)
+            raise ours[0]
+        return attempt.may_pass and attempt.number < MOST_ATTEMPTS
+
+    def _commit(self, attempt: RowAttempt) -> None:
+        outcome = attempt.concluded(self._setup.spec, self._setup.stamp)
+        self._destination.commit(attempt.folder, outcome, self._setup.earlier.get(outcome.id, ()))
+        log.info("row %s: %s (%s) in %.1f s", outcome.id, outcome.status, outcome.reason, outcome.seconds)
+        with self._changed:
+            self.committed.append(outcome.name)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._fault = self._fault or error
+            self._changed.notify_all()

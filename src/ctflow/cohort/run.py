@@ -1,0 +1,180 @@
+"""A share of a cohort on this machine, from the manifest to the last commit."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ctflow import __version__
+from ctflow.cohort.destination import RowDestination
+from ctflow.cohort.manifest import WHOLE, Manifest, ManifestPart, Row
+from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowOutcome
+from ctflow.cohort.rows import RowsInFlight, RunSetup
+from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
+from ctflow.core.model import RESEARCH_ONLY, Model
+from ctflow.core.progress import Progress, silent
+from ctflow.pipeline.overlap.cases import most_cases
+from ctflow.pipeline.overlap.processes import CasesInProcesses
+from ctflow.pipeline.run import announce
+from ctflow.pipeline.stages import segment_case
+from ctflow.settings.run import Settings
+
+_USUAL_VOXELS = 600 * 512 * 512  # of the CTs that are to come
+# Settings that describe the machine or the input, not the result: machines of one cohort may differ in them.
+_NOT_SHARED = frozenset({"cache", "cases_in_flight", "device", "engine", "series", "volume"})
+_OPEN = frozenset({"partly", "failed"})  # what `retry_failed` computes again
+_GOOD = frozenset({"done", "partly"})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CohortReport:
+    """What became of a share's rows.
+
+    Attributes:
+        rows: How many the share has.
+        skipped: How many of them were committed before.
+        counts: Rows by status, whenever they were committed.
+        exit_code: 0, 6, or the first row's if none is done.
+    """
+
+    rows: int
+    skipped: int
+    counts: Mapping[str, int]
+    exit_code: int
+
+
+def run_cohort(
+    manifest: Manifest,
+    destination: RowDestination,
+    model: Model,
+    settings: Settings,
+    part: ManifestPart = WHOLE,
+    progress: Progress = silent,
+    *,
+    retry_failed: bool = False,
+) -> CohortReport:
+    """Segment every row of a share that is not committed yet.
+
+    Args:
+        manifest: With the share's rows.
+        destination: Entered.
+        model: The model.
+        settings: The run's.
+        part: The share.
+        progress: Receives rows, as stage "rows".
+        retry_failed: Whether rows that failed, or are done only partly, are computed again.
+
+    Returns:
+        What became of the share.
+
+    Raises:
+        SettingsInvalid: The destination holds results of another model or other settings.
+        OutputError: It cannot be written; rows that are not committed stay open.
+        CtflowError: The engine cannot be opened, or too many rows in succession failed.
+    """
+    announce(model)
+    _check_agreement(destination.agree(_common(model, settings)), model, settings)
+    marks = _marks_by_row(destination.marks(), manifest.rows)
+    waiting = [row for row in manifest.rows if _is_open(row, marks.get(row.id, ()), retry_failed=retry_failed)]
+    log.info("part %s: %d rows of %d, %d to do", part, len(manifest.rows), manifest.total, len(waiting))
+    if waiting:
+        setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), marks)
+        for name in _run(waiting, destination, model, setup, progress):
+            marks[name.id] = [name]
+    return _report(manifest.rows, marks, len(manifest.rows) - len(waiting), destination)
+
+
+def _run(
+    rows: Sequence[Row], destination: RowDestination, model: Model, setup: RunSetup, progress: Progress
+) -> Sequence[MarkName]:
+    from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415  # torch takes seconds
+
+    settings = setup.settings
+    count = settings.cases_in_flight or min(len(rows), most_cases(_USUAL_VOXELS))
+    gc.freeze()  # what is there by now stays
+    with (
+        CasesInProcesses((), settings, Path(), count=count, more=True) as cases,
+        RowsInFlight(rows, cases, destination, setup, count) as flight,
+    ):
+        segmenter = Segmenter(model, settings)
+        segmenter.open(progress)
+        progress("rows", 0, len(rows))
+        with segmenter:
+            for case in cases.loaded():
+                cases.write(segment_case(case, segmenter, prepare=cases.prepare), model)
+                progress("rows", len(flight.committed), len(rows))
+        flight.check()
+        progress("rows", len(rows), len(rows))
+        return flight.committed
+
+
+def _common(model: Model, settings: Settings) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "research_only": RESEARCH_ONLY if spec.demonstration else None,
+        "model": {"name": spec.name, "version": spec.version, "weights_digest": model.weights_digest},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_SHARED},
+    }
+
+
+def _check_agreement(kept: Mapping[str, Any], model: Model, settings: Settings) -> None:
+    ours = _common(model, settings)
+    if kept.get("model") != ours["model"]:
+        raise SettingsInvalid(
+            "-o: the folder holds results of another model: give its model, or another folder", reason="other-model"
+        )
+    theirs = kept.get("settings") or {}
+    names = sorted(name for name in ours["settings"] if theirs.get(name) != ours["settings"][name])
+    if names:
+        raise SettingsInvalid(
+            f"-o: the folder holds results of other settings ({', '.join(names)}): give the same, or another folder",
+            reason="conflict",
+        )
+
+
+def _stamp(model: Model, part: ManifestPart) -> RowOutcome:
+    common = {"name": model.spec.name, "version": model.spec.version, "weights_digest": model.weights_digest}
+    return RowOutcome(
+        "", "", "failed", "", "", 0, 0, 0.0, model=common, version=__version__, node=platform.node(), part=str(part)
+    )
+
+
+def _marks_by_row(names: Iterable[MarkName], rows: Sequence[Row]) -> dict[str, list[MarkName]]:
+    marks: dict[str, list[MarkName]] = {row.id: [] for row in rows}
+    for name in names:
+        if name.id in marks:
+            marks[name.id].append(name)
+    return marks
+
+
+def _current(row: Row, marks: Iterable[MarkName]) -> MarkName | None:
+    """The marker of what the row asks for: "done" comes first among several, which two processes may have written."""
+    return min((name for name in marks if name.fingerprint == row.fingerprint), default=None)
+
+
+def _is_open(row: Row, marks: Iterable[MarkName], *, retry_failed: bool) -> bool:
+    name = _current(row, marks)
+    return name is None or (retry_failed and name.status in _OPEN)
+
+
+def _report(
+    rows: Sequence[Row], marks: Mapping[str, Sequence[MarkName]], skipped: int, destination: RowDestination
+) -> CohortReport:
+    names = [name for row in rows if (name := _current(row, marks[row.id])) is not None]
+    counts = Counter(str(name.status) for name in names)
+    if counts["done"] == len(rows):
+        code = EXIT_DONE
+    elif any(counts[status] for status in _GOOD):
+        code = EXIT_PARTLY
+    else:
+        code = destination.exit_code(names[0])
+    return CohortReport(len(rows), skipped, counts, code)
