@@ -1,0 +1,134 @@
+"""A folder as a destination: results are whole, markers come last, and only one process computes a part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ctflow.cohort import folder as folder_module
+from ctflow.cohort.folder import FolderDestination
+from ctflow.cohort.manifest import WHOLE, ManifestPart
+from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.core.errors import NotWritten, SettingsInvalid
+
+FINGERPRINT = "0123456789ab"
+OUTCOME = RowOutcome("a.b-1", FINGERPRINT, "done", "done", "", 0, 1, 1.5, digest="ab")
+
+
+@pytest.fixture
+def destination(tmp_path):
+    with FolderDestination(tmp_path / "out", WHOLE) as entered:
+        yield entered
+
+
+def workspace_with(destination, text: str, row_id: str = OUTCOME.id):
+    folder = destination.workspace(row_id)
+    (folder / "series").mkdir()
+    (folder / "series" / "segmentation.dcm").write_text(text)
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_a_committed_row_is_listed_by_its_name_alone(destination, tmp_path):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    (tmp_path / "out" / "rows" / ".half.json").touch()
+    (tmp_path / "out" / "rows" / "notes.txt").touch()
+    assert list(destination.marks()) == [MarkName("a.b-1", FINGERPRINT, "done")]
+    assert (tmp_path / "out" / "results" / "a.b-1" / "series" / "segmentation.dcm").read_text() == "x"
+    mark = json.loads((tmp_path / "out" / "rows" / f"a.b-1.{FINGERPRINT}.done.json").read_text())
+    assert (mark["id"], mark["status"], mark["attempt"], mark["seconds"]) == ("a.b-1", "done", 1, 1.5)
+
+
+def test_a_second_result_replaces_the_first_and_its_marker(destination, tmp_path):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    failed = replace(OUTCOME, fingerprint="ffffffffffff", status="failed", exit_code=4)
+    destination.commit(workspace_with(destination, "y"), failed, list(destination.marks()))
+    assert list(destination.marks()) == [failed.name]
+    assert destination.exit_code(failed.name) == 4
+    assert (tmp_path / "out" / "results" / "a.b-1" / "series" / "segmentation.dcm").read_text() == "y"
+
+
+def test_without_its_result_a_row_gets_no_marker_and_loses_the_earlier_one(destination, monkeypatch):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+
+    def refuse(*_):
+        raise NotWritten("no", reason="unwritable")
+
+    monkeypatch.setattr(folder_module, "publish_folder", refuse)
+    with pytest.raises(NotWritten):
+        destination.commit(workspace_with(destination, "y"), OUTCOME, list(destination.marks()))
+    assert list(destination.marks()) == []
+
+
+def test_a_result_that_another_process_renames_at_the_same_time_is_replaced(destination, tmp_path, monkeypatch):
+    original, calls = folder_module.publish_folder, []
+
+    def disturbed(folder, final):
+        calls.append(folder)
+        if len(calls) < 3:
+            raise NotWritten("no", reason="unwritable")
+        original(folder, final)
+
+    monkeypatch.setattr(folder_module, "publish_folder", disturbed)
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    assert [mark.id for mark in destination.marks()] == [OUTCOME.id]
+
+
+def test_the_first_process_says_what_results_have_in_common(tmp_path):
+    with (
+        FolderDestination(tmp_path, ManifestPart(1, 2)) as first,
+        FolderDestination(tmp_path, ManifestPart(2, 2)) as second,
+    ):
+        assert first.agree({"model": "a"}) == {"model": "a"}
+        assert second.agree({"model": "b"}) == {"model": "a"}
+
+
+def test_of_two_that_speak_at_the_same_time_one_is_first(tmp_path, monkeypatch):
+    original = folder_module.write_result
+
+    def overtaken(document, path):
+        original({"model": "other"}, tmp_path / "cohort.json")
+        original(document, path)
+
+    monkeypatch.setattr(folder_module, "write_result", overtaken)
+    with FolderDestination(tmp_path, WHOLE) as destination:
+        assert destination.agree({"model": "a"}) == {"model": "other"}
+
+
+def test_one_process_computes_a_part(tmp_path):
+    with FolderDestination(tmp_path, ManifestPart(1, 2)):
+        with (
+            pytest.raises(SettingsInvalid, match="part 1/2") as raised,
+            FolderDestination(tmp_path, ManifestPart(1, 2)),
+        ):
+            pytest.fail("two compute it")
+        assert raised.value.reason == "folder-in-use"
+    with FolderDestination(tmp_path, ManifestPart(1, 2)):
+        pass
+
+
+def test_what_a_killed_process_left_is_removed_and_the_work_of_a_running_one_is_not(tmp_path):
+    left = tmp_path / ".work" / "2-of-3" / "run" / "row"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    with FolderDestination(tmp_path, ManifestPart(1, 2)) as running:
+        (running.workspace("r") / "half").touch()
+        with FolderDestination(tmp_path, ManifestPart(2, 2)):
+            assert not (tmp_path / ".work" / "2-of-3").exists()
+            assert len(list(tmp_path.glob(".work/1-of-2/*/r/half"))) == 1
+    assert not [each for each in (tmp_path / ".work").iterdir() if each.is_dir()]
+
+
+def test_a_destination_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(NotWritten), FolderDestination(tmp_path / "out", WHOLE):
+        pytest.fail("a file is no folder")
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    with FolderDestination(tmp_path, WHOLE) as destination:
+        (tmp_path / "cohort.json").write_text("{")
+        with pytest.raises(NotWritten, match=r"cohort\.json in the destination is damaged"):
+            destination.agree({})

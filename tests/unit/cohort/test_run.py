@@ -1,0 +1,257 @@
+"""A cohort's run: every row ends once, whatever becomes of it, and the next start goes on where this one ended."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from pydicom import dcmread
+
+from cohort_support import SETTINGS, run_marking, write_cohort
+from ctflow.cohort import attempt, folder, rows
+from ctflow.cohort.manifest import ManifestPart, Row, write_manifest
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull
+from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.pipeline.overlap import processes
+from dicom_support import small_volume, spec_of
+from marking_support import LUNG, MarkingSegmenter, marking_model
+
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    place = tmp_path_factory.mktemp("cohort")
+    write_cohort(place, COUNT)
+    return place
+
+
+@pytest.fixture
+def manifest(made, tmp_path):
+    shutil.copytree(made, tmp_path / "in")
+    return tmp_path / "in" / "manifest.csv"
+
+
+def marks(output) -> dict[str, dict]:
+    """The markers by row; one a row."""
+    found = [json.loads(path.read_text()) for path in (output / "rows").iterdir()]
+    assert len({each["id"] for each in found}) == len(found)
+    return {each["id"]: each for each in found}
+
+
+def digests(output) -> dict[str, str]:
+    return {row: mark["digest"] for row, mark in marks(output).items()}
+
+
+def assert_nothing_is_left(output):
+    assert not [each for each in (output / ".work").iterdir() if each.is_dir()]
+    assert not multiprocessing.active_children()
+    assert not list(output.rglob(".row-*"))
+
+
+def test_every_row_is_done_once_and_a_second_run_does_nothing(manifest, tmp_path, monkeypatch):
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, report.rows, report.skipped, dict(report.counts)) == (0, COUNT, 0, {"done": COUNT})
+    found = marks(tmp_path / "out")
+    assert found.keys() == {f"row-{number}" for number in range(COUNT)}
+    assert all(each["attempt"] == 1 and each["seconds"] > 0 and len(each["digest"]) == 64 for each in found.values())
+    for row, mark in found.items():
+        (key,) = mark["folders"]
+        assert (tmp_path / "out" / "results" / row / key / "segmentation.dcm").is_file()
+        assert json.loads((tmp_path / "out" / "results" / row / "result.json").read_text())["exit_code"] == 0
+    assert_nothing_is_left(tmp_path / "out")
+    monkeypatch.setattr(processes, "started_process", lambda: pytest.fail("nothing is to be done"))
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, report.skipped, dict(report.counts)) == (0, COUNT, {"done": COUNT})
+
+
+def test_parts_give_the_results_of_one_run(manifest, tmp_path):
+    whole = run_marking(manifest, tmp_path / "1")
+    parts = [run_marking(manifest, tmp_path / "2", ManifestPart(number, 2)) for number in (1, 2)]
+    assert sum(part.rows for part in parts) == whole.rows
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+    assert {mark["part"] for mark in marks(tmp_path / "2").values()} == {"1/2", "2/2"}
+
+
+def test_a_part_without_rows_is_done(manifest, tmp_path):
+    numbers = [number for number in range(1, 60) if run_part_is_empty(number)]
+    report = run_marking(manifest, tmp_path / "out", ManifestPart(numbers[0], 59))
+    assert (report.exit_code, report.rows, dict(report.counts)) == (0, 0, {})
+
+
+def run_part_is_empty(number: int) -> bool:
+    return not any(ManifestPart(number, 59).holds(f"row-{row}") for row in range(COUNT))
+
+
+def test_a_rejected_row_is_told_once_and_costs_one_attempt(manifest, tmp_path):
+    damaged = sorted((manifest.parent / "s1").iterdir())[4]
+    damaged.unlink()
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (6, {"done": COUNT - 1, "rejected": 1})
+    mark = marks(tmp_path / "out")["row-1"]
+    assert (mark["reason"], mark["attempt"], mark["exit_code"], mark["digest"]) == ("gap", 1, 2, "")
+    document = json.loads((tmp_path / "out" / "results" / "row-1" / "result.json").read_text())
+    assert document["series"][0]["error"]["reason"] == "gap"
+    assert run_marking(manifest, tmp_path / "out", retry_failed=True).skipped == COUNT  # its content has not changed
+
+
+def test_a_row_without_its_folder_is_tried_three_times(manifest, tmp_path, caplog):
+    shutil.rmtree(manifest.parent / "s2")
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (6, {"done": COUNT - 1, "failed": 1})
+    mark = marks(tmp_path / "out")["row-2"]
+    assert (mark["reason"], mark["attempt"], mark["status"]) == ("not-a-folder", 3, "failed")
+    assert caplog.text.count("row row-2: attempt") == 2
+    assert run_marking(manifest, tmp_path / "out").skipped == COUNT
+    write_ct_series(small_volume(seed=2, shape=(8, 32, 32)), manifest.parent / "s2", seed=2)
+    report = run_marking(manifest, tmp_path / "out", retry_failed=True)
+    assert (report.exit_code, report.skipped) == (0, COUNT - 1)
+    assert (tmp_path / "out" / "results" / "row-2").is_dir()
+
+
+class FailingSegmenter(MarkingSegmenter):
+    """Fails on some calls as a bug would."""
+
+    calls = 0
+    failing = frozenset({1})
+
+    def segment(self, *arguments, **options):
+        type(self).calls += 1
+        if type(self).calls in self.failing:
+            raise ZeroDivisionError("Muster^Max")
+        return super().segment(*arguments, **options)
+
+
+def test_a_row_that_fails_once_is_done_at_its_second_attempt(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("cohort_support.MarkingSegmenter", FailingSegmenter)
+    FailingSegmenter.calls = 0
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (0, {"done": COUNT})
+    assert Counter(mark["attempt"] for mark in marks(tmp_path / "out").values()) == {1: COUNT - 1, 2: 1}
+
+
+def test_a_row_that_always_fails_is_set_aside_without_its_text(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("cohort_support.MarkingSegmenter", FailingSegmenter)
+    monkeypatch.setattr(FailingSegmenter, "failing", range(1, 100))
+    FailingSegmenter.calls = 0
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (70, {"failed": COUNT})
+    assert FailingSegmenter.calls == 3 * COUNT
+    assert {(mark["reason"], mark["attempt"]) for mark in marks(tmp_path / "out").values()} == {("unexpected", 3)}
+    assert not any("Muster" in path.read_text() for path in (tmp_path / "out" / "rows").iterdir())
+
+
+def test_a_machine_that_fails_every_row_ends_the_run_and_sets_none_aside(manifest, tmp_path, monkeypatch):
+    class Gone(MarkingSegmenter):
+        def segment(self, *_, **__):
+            raise BackendUnavailable("the GPU has gone", reason="device-failed")
+
+    monkeypatch.setattr("cohort_support.MarkingSegmenter", Gone)
+    monkeypatch.setattr(rows, "_MOST_IN_SUCCESSION", 4)
+    with pytest.raises(BackendUnavailable):
+        run_marking(manifest, tmp_path / "out")
+    assert marks(tmp_path / "out") == {}
+    assert_nothing_is_left(tmp_path / "out")
+
+
+def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(manifest, tmp_path, monkeypatch):
+    original, calls = folder.FolderDestination.commit, []
+
+    def commit(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise StorageFull("no space left")
+        original(self, *arguments)
+
+    monkeypatch.setattr(folder.FolderDestination, "commit", commit)
+    with pytest.raises(StorageFull):
+        run_marking(manifest, tmp_path / "out")
+    assert len(marks(tmp_path / "out")) == 2
+    assert_nothing_is_left(tmp_path / "out")
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, report.skipped) == (0, 2)
+
+
+def test_an_interrupt_leaves_nothing_half_written_and_the_next_start_goes_on(manifest, tmp_path):
+    def interrupt(stage, done, total):
+        if stage == "rows" and done >= 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_marking(manifest, tmp_path / "out", progress=interrupt)
+    before = marks(tmp_path / "out")
+    assert 1 <= len(before) < COUNT
+    assert_nothing_is_left(tmp_path / "out")
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, report.skipped) == (0, len(before))
+    assert {row: marks(tmp_path / "out")[row] for row in before} == before
+
+
+def test_a_location_of_several_series_needs_the_column_series(tmp_path):
+    for seed in (0, 1):
+        write_ct_series(small_volume(seed=seed, shape=(8, 32, 32)), tmp_path / "in" / str(seed), seed=seed)
+    uid = dcmread(next((tmp_path / "in" / "1").iterdir())).SeriesInstanceUID
+    write_manifest([Row("both", "in"), Row("one", "in", series=uid)], tmp_path / "m.csv")
+    report = run_marking(tmp_path / "m.csv", tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (6, {"done": 1, "rejected": 1})
+    assert marks(tmp_path / "out")["both"]["reason"] == "several-series"
+    assert marks(tmp_path / "out")["one"]["folders"][0].startswith(uid)
+
+
+def test_a_row_whose_files_are_others_than_expected_is_set_aside(manifest, tmp_path):
+    write_manifest([Row("a", "s0", digest="0" * 64)], manifest)
+    assert run_marking(manifest, tmp_path / "out").exit_code == 2
+    mark = marks(tmp_path / "out")["a"]
+    assert (mark["status"], mark["reason"], mark["attempt"]) == ("failed", "other-content", 3)
+
+
+def test_a_row_that_is_changed_is_computed_again_and_its_old_result_goes(manifest, tmp_path):
+    write_manifest([Row("a", "s0"), Row("b", "s1")], manifest)
+    run_marking(manifest, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    write_manifest([Row("a", "s3"), Row("b", "s1")], manifest)
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, report.skipped, dict(report.counts)) == (0, 1, {"done": 2})
+    after = digests(tmp_path / "out")
+    assert (after["a"] != before["a"], after["b"] == before["b"]) == (True, True)
+    write_manifest([Row("a", "none"), Row("b", "s1")], manifest)
+    assert run_marking(manifest, tmp_path / "out").exit_code == 6
+    assert not list((tmp_path / "out" / "results" / "a").rglob("*.dcm"))
+
+
+def test_a_damaged_file_beside_a_series_makes_its_row_partly_done(manifest, tmp_path):
+    (manifest.parent / "s0" / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM\2\0")
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (6, {"done": COUNT - 1, "partly": 1})
+    mark = marks(tmp_path / "out")["row-0"]
+    assert (mark["reason"], len(mark["folders"])) == ("unreadable-files", 1)
+
+
+def test_results_of_another_model_or_settings_are_not_mixed(manifest, tmp_path):
+    write_manifest([Row("a", "s0")], manifest)
+    run_marking(manifest, tmp_path / "out")
+    with pytest.raises(SettingsInvalid) as raised:
+        run_marking(manifest, tmp_path / "out", model=marking_model(replace(spec_of((LUNG,)), version="9")))
+    assert raised.value.reason == "other-model"
+    with pytest.raises(SettingsInvalid, match="rtstruct") as raised:
+        run_marking(manifest, tmp_path / "out", settings=replace(SETTINGS, rtstruct=True))
+    assert raised.value.reason == "conflict"
+    assert run_marking(manifest, tmp_path / "out", settings=replace(SETTINGS, cases_in_flight=1)).skipped == 1
+
+
+def test_a_fault_in_one_row_ends_that_row(manifest, tmp_path, monkeypatch):
+    original = attempt.look_for_cases
+
+    def look(folder, *arguments):
+        if folder.name == "s1":
+            raise ZeroDivisionError
+        return original(folder, *arguments)
+
+    monkeypatch.setattr(attempt, "look_for_cases", look)
+    report = run_marking(manifest, tmp_path / "out")
+    assert dict(report.counts) == {"done": COUNT - 1, "failed": 1}
+    assert marks(tmp_path / "out")["row-1"]["reason"] == "unexpected"
