@@ -20,7 +20,7 @@ from phantom_support import phantom_drawn_once
 
 pytestmark = pytest.mark.e2e
 PROGRAM = Path(__file__).parents[1] / "cohort_support.py"
-ROWS, KILLS = 16, 5
+ROWS, KILLS = 12, 4
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -31,7 +31,7 @@ def started(manifest: Path, output: Path, part: str) -> subprocess.Popen[str]:
 
 def marks(output: Path) -> dict[str, dict]:
     """The markers by row; one a row."""
-    paths = [path for path in (output / "rows").glob("*.json")] if output.is_dir() else []
+    paths = list((output / "rows").glob("*.json")) if output.is_dir() else []
     found = [json.loads(path.read_text()) for path in paths if not path.name.startswith(".")]
     assert len({each["id"] for each in found}) == len(found), "a row is there twice"
     return {each["id"]: each for each in found}
