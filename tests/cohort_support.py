@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 from ctflow.cohort.folder import FolderDestination
-from ctflow.cohort.manifest import WHOLE, ManifestPart, Row, part_from_text, read_manifest, write_manifest
+from ctflow.cohort.manifest import WHOLE, CohortRow, ManifestPart, manifest_from_file, part_from_text, write_manifest
 from ctflow.cohort.run import CohortReport, run_cohort
 from ctflow.core.entry_point import exit_code_of, interrupted_by_signals
 from ctflow.core.progress import Progress, silent
@@ -24,7 +24,7 @@ def write_cohort(folder: Path, count: int) -> Path:
     for number in range(count):
         write_ct_series(small_volume(seed=number, shape=(8, 32, 32)), folder / f"s{number}", seed=number)
     path = folder / "manifest.csv"
-    write_manifest([Row(f"row-{number}", f"s{number}") for number in range(count)], path)
+    write_manifest([CohortRow(f"row-{number}", f"s{number}") for number in range(count)], path)
     return path
 
 
@@ -39,7 +39,7 @@ def run_marking(
     retry_failed: bool = False,
 ) -> CohortReport:
     """Run a cohort with a segmenter that marks a box."""
-    read = read_manifest(manifest, part)
+    read = manifest_from_file(manifest, part)
     with FolderDestination(output, part) as destination, mock.patch(
         "ctflow.pipeline.segmenter.Segmenter", MarkingSegmenter
     ):  # fmt: skip

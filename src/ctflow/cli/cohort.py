@@ -68,7 +68,7 @@ def run_command_of_cohort(
 ) -> int:
     """Segment every row of MANIFEST that the destination does not have yet."""
     from ctflow.cohort.folder import FolderDestination  # noqa: PLC0415
-    from ctflow.cohort.manifest import part_from_text, read_manifest  # noqa: PLC0415
+    from ctflow.cohort.manifest import manifest_from_file, part_from_text  # noqa: PLC0415
 
     if "://" in output:
         raise SettingsInvalid("-o: is a URL, and results are written to folders only", reason="invalid-value")
@@ -80,7 +80,7 @@ def run_command_of_cohort(
         )
     path = model_path_from_value(model, environment)
     with interrupted_by_signals(), progress_on(sys.stderr) as progress:
-        read = read_manifest(manifest, share)
+        read = manifest_from_file(manifest, share)
         bundle = find_bundle(Path(path)) if path else demonstration_bundle()
         from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
         from ctflow.cohort.run import run_cohort  # noqa: PLC0415

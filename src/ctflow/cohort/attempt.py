@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctflow.cohort.digest import digest_of_objects, digest_of_series
-from ctflow.cohort.manifest import Row
+from ctflow.cohort.manifest import CohortRow
 from ctflow.cohort.outcome import RowOutcome, RowStatus
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BrokenSeries, CtflowError, InputError, NoUsableSeries
@@ -149,7 +149,7 @@ class RowAttempt:
         return status, errors[0].reason, str(errors[0])
 
 
-def _check_one_series(row: Row, found: Found) -> None:
+def _check_one_series(row: CohortRow, found: Found) -> None:
     if len({(case.candidate.series.study_uid, case.candidate.series.uid) for case in found.cases}) > 1:
         raise NoUsableSeries(
             f"row {row.id}: its location contains several eligible series: name one in the column series",
@@ -157,7 +157,7 @@ def _check_one_series(row: Row, found: Found) -> None:
         )
 
 
-def _check_digest(row: Row, found: Found) -> None:
+def _check_digest(row: CohortRow, found: Found) -> None:
     if not row.digest:
         return
     series = found.cases[0].candidate.series

@@ -28,16 +28,16 @@ def digest_of_series(instances: Iterable[Instance]) -> str:
         OSError: A file cannot be read.
     """
     paths = {instance.path for instance in instances if is_ct_image(instance)}
-    return _joined(digest_of_file(path) for path in paths)
+    return _joined(_digest_of_file(path) for path in paths)
 
 
 def digest_of_objects(folder: Path) -> str:
     """The digest of a result's DICOM files: equal for equal results, as these hold no time; empty without any."""
     files = sorted(folder.rglob("*.dcm"))
-    return _joined(digest_of_file(path) for path in files) if files else ""
+    return _joined(_digest_of_file(path) for path in files) if files else ""
 
 
-def digest_of_file(path: Path) -> str:
+def _digest_of_file(path: Path) -> str:
     """The SHA-256 digest of a file.
 
     Raises:

@@ -23,7 +23,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CohortRow:
     """One series of a cohort.
 
     Attributes:
@@ -101,11 +101,11 @@ class Manifest:
     """
 
     base: Path
-    rows: tuple[Row, ...]
+    rows: tuple[CohortRow, ...]
     total: int
 
 
-def read_manifest(path: Path, part: ManifestPart = WHOLE) -> Manifest:
+def manifest_from_file(path: Path, part: ManifestPart = WHOLE) -> Manifest:
     """Read a manifest, and check every row of it, whatever the share.
 
     Args:
@@ -132,7 +132,7 @@ def read_manifest(path: Path, part: ManifestPart = WHOLE) -> Manifest:
     return Manifest(path.absolute().parent, rows, total)
 
 
-def write_manifest(rows: Iterable[Row], path: Path) -> int:
+def write_manifest(rows: Iterable[CohortRow], path: Path) -> int:
     """Write a manifest as its name says; whole, or not at all.
 
     Args:
@@ -162,13 +162,13 @@ def is_plain_uid(text: str) -> bool:
     return bool(_UID.fullmatch(text))
 
 
-def _values(rows: Iterable[Row]) -> Iterator[tuple[str, ...]]:
+def _values(rows: Iterable[CohortRow]) -> Iterator[tuple[str, ...]]:
     for row in rows:
         yield tuple(str(getattr(row, name)) for name in COLUMNS)
 
 
-def _checked(cells: Iterable[tuple[str, Mapping[str, str]]], part: ManifestPart) -> tuple[tuple[Row, ...], int]:
-    kept: list[Row] = []
+def _checked(cells: Iterable[tuple[str, Mapping[str, str]]], part: ManifestPart) -> tuple[tuple[CohortRow, ...], int]:
+    kept: list[CohortRow] = []
     seen: dict[str, str] = {}
     for where, values in cells:
         row = _row(where, values)
@@ -183,9 +183,9 @@ def _checked(cells: Iterable[tuple[str, Mapping[str, str]]], part: ManifestPart)
     return tuple(kept), len(seen)
 
 
-def _row(where: str, values: Mapping[str, str]) -> Row:
+def _row(where: str, values: Mapping[str, str]) -> CohortRow:
     given = {name: value if name == "location" else value.strip() for name, value in values.items()}
-    row = Row(**{**given, "digest": given.get("digest", "").lower()})
+    row = CohortRow(**{**given, "digest": given.get("digest", "").lower()})
     if not is_safe_id(row.id):
         raise ManifestInvalid(
             f"{where}: the id {shown(row.id)} cannot name a result: use 1 to 100 letters, digits, dots, hyphens and"
@@ -205,7 +205,7 @@ def _row(where: str, values: Mapping[str, str]) -> Row:
     return row
 
 
-def _check_location(where: str, row: Row) -> None:
+def _check_location(where: str, row: CohortRow) -> None:
     """Refuse what is no folder's path; the message leaves it out, as a path may contain a name."""
     fault = ""
     if not row.location.strip():
@@ -220,5 +220,5 @@ def _check_location(where: str, row: Row) -> None:
         raise ManifestInvalid(f"{where}, id {row.id}: its location {fault}", reason="wrong-location")
 
 
-def _wrong(where: str, row: Row, column: str, fault: str) -> ManifestInvalid:
+def _wrong(where: str, row: CohortRow, column: str, fault: str) -> ManifestInvalid:
     return ManifestInvalid(f"{where}, id {row.id}: {column}: {fault}", reason="wrong-value")

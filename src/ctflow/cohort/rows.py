@@ -14,7 +14,7 @@ from types import TracebackType
 
 from ctflow.cohort.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.cohort.destination import RowDestination
-from ctflow.cohort.manifest import Row
+from ctflow.cohort.manifest import CohortRow
 from ctflow.cohort.outcome import MarkName, RowOutcome
 from ctflow.core.errors import InputError, OutputError
 from ctflow.core.model import ModelSpec
@@ -63,7 +63,12 @@ class RowsInFlight:
     """
 
     def __init__(
-        self, rows: Sequence[Row], cases: CasesInProcesses, destination: RowDestination, setup: RunSetup, count: int
+        self,
+        rows: Sequence[CohortRow],
+        cases: CasesInProcesses,
+        destination: RowDestination,
+        setup: RunSetup,
+        count: int,
     ) -> None:
         self._waiting = deque(RowAttempt(row) for row in rows)
         self._cases, self._destination, self._setup = cases, destination, setup

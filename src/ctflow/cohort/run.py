@@ -13,7 +13,7 @@ from typing import Any
 
 from ctflow import __version__
 from ctflow.cohort.destination import RowDestination
-from ctflow.cohort.manifest import WHOLE, Manifest, ManifestPart, Row
+from ctflow.cohort.manifest import WHOLE, CohortRow, Manifest, ManifestPart
 from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowOutcome
 from ctflow.cohort.rows import RowsInFlight, RunSetup
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
@@ -93,7 +93,7 @@ def run_cohort(
 
 
 def _run(
-    rows: Sequence[Row], destination: RowDestination, model: Model, setup: RunSetup, progress: Progress
+    rows: Sequence[CohortRow], destination: RowDestination, model: Model, setup: RunSetup, progress: Progress
 ) -> Sequence[MarkName]:
     from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415  # torch takes seconds
 
@@ -148,7 +148,7 @@ def _stamp(model: Model, part: ManifestPart) -> RowOutcome:
     )
 
 
-def _marks_by_row(names: Iterable[MarkName], rows: Sequence[Row]) -> dict[str, list[MarkName]]:
+def _marks_by_row(names: Iterable[MarkName], rows: Sequence[CohortRow]) -> dict[str, list[MarkName]]:
     marks: dict[str, list[MarkName]] = {row.id: [] for row in rows}
     for name in names:
         if name.id in marks:
@@ -156,18 +156,18 @@ def _marks_by_row(names: Iterable[MarkName], rows: Sequence[Row]) -> dict[str, l
     return marks
 
 
-def _current(row: Row, marks: Iterable[MarkName]) -> MarkName | None:
+def _current(row: CohortRow, marks: Iterable[MarkName]) -> MarkName | None:
     """The marker of what the row asks for: "done" comes first among several, which two processes may have written."""
     return min((name for name in marks if name.fingerprint == row.fingerprint), default=None)
 
 
-def _is_open(row: Row, marks: Iterable[MarkName], *, retry_failed: bool) -> bool:
+def _is_open(row: CohortRow, marks: Iterable[MarkName], *, retry_failed: bool) -> bool:
     name = _current(row, marks)
     return name is None or (retry_failed and name.status in _OPEN)
 
 
 def _report(
-    rows: Sequence[Row], marks: Mapping[str, Sequence[MarkName]], skipped: int, destination: RowDestination
+    rows: Sequence[CohortRow], marks: Mapping[str, Sequence[MarkName]], skipped: int, destination: RowDestination
 ) -> CohortReport:
     names = [name for row in rows if (name := _current(row, marks[row.id])) is not None]
     counts = Counter(str(name.status) for name in names)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from ctflow.cohort.digest import digest_of_series, is_ct_image
-from ctflow.cohort.manifest import Row, is_plain_uid, is_safe_id
+from ctflow.cohort.manifest import CohortRow, is_plain_uid, is_safe_id
 from ctflow.core.errors import BrokenSeries, ManifestInvalid
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import text
@@ -82,7 +82,7 @@ def survey_tree(folder: Path, *, digests: bool = False, tell: Callable[[Survey],
     return found
 
 
-def rows_from_survey(found: Survey, relative_to: Path | None = None) -> Iterator[Row]:
+def rows_from_survey(found: Survey, relative_to: Path | None = None) -> Iterator[CohortRow]:
     """The rows, in the order of the folders.
 
     Args:
@@ -102,7 +102,7 @@ def rows_from_survey(found: Survey, relative_to: Path | None = None) -> Iterator
                 f"series {digest}: the name of its folder has a line break or is not UTF-8: rename it",
                 reason="wrong-location",
             )
-        yield Row(row_id, location, series=uid if is_plain_uid(uid) else "", digest=series.digest)
+        yield CohortRow(row_id, location, series=uid if is_plain_uid(uid) else "", digest=series.digest)
 
 
 def _is_text(location: str) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ctflow.cohort.manifest import ManifestPart, Row, part_from_text, read_manifest, write_manifest
+from ctflow.cohort.manifest import CohortRow, ManifestPart, manifest_from_file, part_from_text, write_manifest
 from ctflow.core.errors import ManifestInvalid, SettingsInvalid
 
 HEADER = "id,location,series,volume,digest\n"
 
 
-def rows(tmp_path, content: str | bytes) -> tuple[Row, ...]:
+def rows(tmp_path, content: str | bytes) -> tuple[CohortRow, ...]:
     path = tmp_path / "m.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_manifest(path).rows
+    return manifest_from_file(path).rows
 
 
 def refused(tmp_path, content: str | bytes) -> tuple[str, str]:
@@ -36,7 +36,7 @@ def refused(tmp_path, content: str | bytes) -> tuple[str, str]:
     ids=["plain", "bom", "semicolons", "sep", "tabs", "empty cells", "blank lines"],
 )
 def test_what_programs_and_spreadsheets_write_is_read(tmp_path, content):
-    assert rows(tmp_path, content) == (Row("a", "x y/z"), Row("b", "/d"))
+    assert rows(tmp_path, content) == (CohortRow("a", "x y/z"), CohortRow("b", "/d"))
 
 
 def test_relative_locations_belong_to_the_manifest(tmp_path):
@@ -47,7 +47,7 @@ def test_relative_locations_belong_to_the_manifest(tmp_path):
 
 def test_every_column_is_read(tmp_path):
     (row,) = rows(tmp_path, f"{HEADER}a,x,1.2.3,phase=50,{'AB' * 32}\n")
-    assert row == Row("a", "x", "1.2.3", "phase=50", "ab" * 32)
+    assert row == CohortRow("a", "x", "1.2.3", "phase=50", "ab" * 32)
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_what_is_wrong_is_refused_with_its_place(tmp_path, content, reason, told
 
 def test_an_absent_manifest_is_named(tmp_path):
     with pytest.raises(ManifestInvalid, match="No such file") as raised:
-        read_manifest(tmp_path / "none.csv")
+        manifest_from_file(tmp_path / "none.csv")
     assert raised.value.reason == "manifest-unreadable"
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
 def test_what_is_written_is_read(tmp_path, name):
-    written = (Row("a", 'x, "y";\u00e4', "1.2", "all", "0" * 64), Row("b", "/d"))
+    written = (CohortRow("a", 'x, "y";\u00e4', "1.2", "all", "0" * 64), CohortRow("b", "/d"))
     assert write_manifest(written, tmp_path / name) == 2
-    assert read_manifest(tmp_path / name).rows == written
+    assert manifest_from_file(tmp_path / name).rows == written
 
 
 def test_a_parquet_column_of_numbers_is_refused(tmp_path):
@@ -111,19 +111,19 @@ def test_a_parquet_column_of_numbers_is_refused(tmp_path):
 
     parquet.write_table(pyarrow.table({"id": [1, 2], "location": ["x", "y"]}), tmp_path / "m.parquet")
     with pytest.raises(ManifestInvalid, match="column id: must be text, not int64"):
-        read_manifest(tmp_path / "m.parquet")
+        manifest_from_file(tmp_path / "m.parquet")
 
 
 def test_another_ending_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(SettingsInvalid, match="must end in"):
-        write_manifest([Row("a", "x")], tmp_path / "m.txt")
+        write_manifest([CohortRow("a", "x")], tmp_path / "m.txt")
     assert not list(tmp_path.iterdir())
 
 
 def test_parts_hold_every_row_once_whatever_the_other_rows_are(tmp_path):
     path = tmp_path / "m.csv"
-    write_manifest((Row(f"r{number}", "x") for number in range(1000)), path)
-    shares = [read_manifest(path, ManifestPart(number, 7)) for number in range(1, 8)]
+    write_manifest((CohortRow(f"r{number}", "x") for number in range(1000)), path)
+    shares = [manifest_from_file(path, ManifestPart(number, 7)) for number in range(1, 8)]
     assert sorted(row.id for share in shares for row in share.rows) == sorted(f"r{number}" for number in range(1000))
     assert all(100 < len(share.rows) < 200 and share.total == 1000 for share in shares)
     assert ManifestPart(3, 7).holds("r5") == any(row.id == "r5" for row in shares[2].rows)
@@ -140,7 +140,12 @@ def test_a_wrong_part_is_refused(text):
 
 
 def test_a_row_is_another_if_it_asks_for_something_else():
-    row = Row("a", "x")
-    others = [Row("a", "y"), Row("a", "x", series="1"), Row("a", "x", volume="1"), Row("a", "x", digest="0" * 64)]
+    row = CohortRow("a", "x")
+    others = [
+        CohortRow("a", "y"),
+        CohortRow("a", "x", series="1"),
+        CohortRow("a", "x", volume="1"),
+        CohortRow("a", "x", digest="0" * 64),
+    ]
     assert len({each.fingerprint for each in (row, *others)}) == 5
-    assert Row("a", "x", digest="0" * 64).fingerprint == Row("a", "moved", digest="0" * 64).fingerprint
+    assert CohortRow("a", "x", digest="0" * 64).fingerprint == CohortRow("a", "moved", digest="0" * 64).fingerprint

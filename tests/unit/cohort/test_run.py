@@ -13,7 +13,7 @@ from pydicom import dcmread
 
 from cohort_support import SETTINGS, run_marking, write_cohort
 from ctflow.cohort import attempt, folder, rows
-from ctflow.cohort.manifest import ManifestPart, Row, write_manifest
+from ctflow.cohort.manifest import CohortRow, ManifestPart, write_manifest
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline.overlap import processes
@@ -195,7 +195,7 @@ def test_a_location_of_several_series_needs_the_column_series(tmp_path):
     for seed in (0, 1):
         write_ct_series(small_volume(seed=seed, shape=(8, 32, 32)), tmp_path / "in" / str(seed), seed=seed)
     uid = dcmread(next((tmp_path / "in" / "1").iterdir())).SeriesInstanceUID
-    write_manifest([Row("both", "in"), Row("one", "in", series=uid)], tmp_path / "m.csv")
+    write_manifest([CohortRow("both", "in"), CohortRow("one", "in", series=uid)], tmp_path / "m.csv")
     report = run_marking(tmp_path / "m.csv", tmp_path / "out")
     assert (report.exit_code, dict(report.counts)) == (6, {"done": 1, "rejected": 1})
     assert marks(tmp_path / "out")["both"]["reason"] == "several-series"
@@ -203,22 +203,22 @@ def test_a_location_of_several_series_needs_the_column_series(tmp_path):
 
 
 def test_a_row_whose_files_are_others_than_expected_is_set_aside(manifest, tmp_path):
-    write_manifest([Row("a", "s0", digest="0" * 64)], manifest)
+    write_manifest([CohortRow("a", "s0", digest="0" * 64)], manifest)
     assert run_marking(manifest, tmp_path / "out").exit_code == 2
     mark = marks(tmp_path / "out")["a"]
     assert (mark["status"], mark["reason"], mark["attempt"]) == ("failed", "other-content", 3)
 
 
 def test_a_row_that_is_changed_is_computed_again_and_its_old_result_goes(manifest, tmp_path):
-    write_manifest([Row("a", "s0"), Row("b", "s1")], manifest)
+    write_manifest([CohortRow("a", "s0"), CohortRow("b", "s1")], manifest)
     run_marking(manifest, tmp_path / "out")
     before = digests(tmp_path / "out")
-    write_manifest([Row("a", "s3"), Row("b", "s1")], manifest)
+    write_manifest([CohortRow("a", "s3"), CohortRow("b", "s1")], manifest)
     report = run_marking(manifest, tmp_path / "out")
     assert (report.exit_code, report.skipped, dict(report.counts)) == (0, 1, {"done": 2})
     after = digests(tmp_path / "out")
     assert (after["a"] != before["a"], after["b"] == before["b"]) == (True, True)
-    write_manifest([Row("a", "none"), Row("b", "s1")], manifest)
+    write_manifest([CohortRow("a", "none"), CohortRow("b", "s1")], manifest)
     assert run_marking(manifest, tmp_path / "out").exit_code == 6
     assert not list((tmp_path / "out" / "results" / "a").rglob("*.dcm"))
 
@@ -232,7 +232,7 @@ def test_a_damaged_file_beside_a_series_makes_its_row_partly_done(manifest, tmp_
 
 
 def test_results_of_another_model_or_settings_are_not_mixed(manifest, tmp_path):
-    write_manifest([Row("a", "s0")], manifest)
+    write_manifest([CohortRow("a", "s0")], manifest)
     run_marking(manifest, tmp_path / "out")
     with pytest.raises(SettingsInvalid) as raised:
         run_marking(manifest, tmp_path / "out", model=marking_model(replace(spec_of((LUNG,)), version="9")))

@@ -9,7 +9,7 @@ import pytest
 from pydicom import dcmread
 
 from ctflow.cohort.digest import digest_of_series
-from ctflow.cohort.manifest import read_manifest, write_manifest
+from ctflow.cohort.manifest import manifest_from_file, write_manifest
 from ctflow.cohort.survey import rows_from_survey, survey_tree
 from ctflow.core.errors import ManifestInvalid, NoUsableSeries
 from ctflow.dicom.read import scan
@@ -49,7 +49,7 @@ def test_every_ct_series_has_a_row_and_other_files_are_counted(tree):
 def test_rows_are_a_manifest_that_is_read(tree, tmp_path):
     rows = tuple(rows_from_survey(survey_tree(tree, digests=True), tmp_path))
     write_manifest(rows, tmp_path / "m.csv")
-    assert read_manifest(tmp_path / "m.csv").rows == rows
+    assert manifest_from_file(tmp_path / "m.csv").rows == rows
     assert rows[0].location == "t/a/1"
 
 
