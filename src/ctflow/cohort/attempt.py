@@ -44,7 +44,7 @@ class RowAttempt:
         error: Why none may be segmented.
     """
 
-    row: Row
+    row: CohortRow
     number: int = 1
     folder: Path = Path()
     found: Found | None = None

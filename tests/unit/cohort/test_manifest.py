@@ -141,7 +141,8 @@ def test_a_wrong_part_is_refused(text):
 
 def test_a_row_is_another_if_it_asks_for_something_else():
     row = CohortRow("a", "x")
-    others = [
+    changes = ({"location": "y"}, {"series": "1"}, {"volume": "1"}, {"digest": "0" * 64})
+    others = [CohortRow(**{"id": "a", "location": "x", **change}) for change in changes]
         CohortRow("a", "y"),
         CohortRow("a", "x", series="1"),
         CohortRow("a", "x", volume="1"),
