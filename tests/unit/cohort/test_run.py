@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 from collections import Counter
 from dataclasses import replace
 
@@ -255,3 +257,22 @@ def test_a_fault_in_one_row_ends_that_row(manifest, tmp_path, monkeypatch):
     report = run_marking(manifest, tmp_path / "out")
     assert dict(report.counts) == {"done": COUNT - 1, "failed": 1}
     assert marks(tmp_path / "out")["row-1"]["reason"] == "unexpected"
+
+
+def test_rows_whose_processes_are_killed_are_tried_again(manifest, tmp_path, monkeypatch):
+    killed = []
+
+    class Killing(MarkingSegmenter):
+        def segment(self, *arguments, **options):
+            if not killed:
+                killed.extend(each.pid for each in multiprocessing.active_children() if each.name == "case")
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+            return super().segment(*arguments, **options)
+
+    monkeypatch.setattr("cohort_support.MarkingSegmenter", Killing)
+    report = run_marking(manifest, tmp_path / "out")
+    assert killed
+    assert (report.exit_code, dict(report.counts)) == (0, {"done": COUNT})
+    assert 1 <= sum(mark["attempt"] > 1 for mark in marks(tmp_path / "out").values()) <= len(killed)
+    assert_nothing_is_left(tmp_path / "out")
