@@ -16,14 +16,15 @@ from ctflow.cohort.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.cohort.destination import RowDestination
 from ctflow.cohort.manifest import CohortRow
 from ctflow.cohort.outcome import MarkName, RowOutcome
-from ctflow.core.errors import InputError, OutputError
+from ctflow.core.errors import OutputError, ResourceError
 from ctflow.core.model import ModelSpec
 from ctflow.pipeline.case import Case
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.settings.run import Settings
 
 _AHEAD = 2  # rows whose headers are read while all processes have one
-_MOST_IN_SUCCESSION = 20  # failures that are not the input's: by then it is the machine's, and other rows would fail
+_MOST_IN_SUCCESSION = 20  # failures of the machine: by then it is certain that all other rows would fail, too
+_OF_ROW = frozenset({"worker-ended", "out-of-memory"})  # what a machine lacks for one series, and may have for others
 _END_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -168,11 +169,11 @@ class RowsInFlight:
         for error in attempt.errors:
             if isinstance(error, OutputError):
                 raise error
-        ours = [error for error in attempt.errors if not isinstance(error, InputError)]
-        self._in_succession = self._in_succession + 1 if ours else 0
+        faults = [error for error in attempt.errors if _is_of_machine(error)]
+        self._in_succession = self._in_succession + 1 if faults else 0
         if self._in_succession >= _MOST_IN_SUCCESSION:
-            log.error("%d rows in succession failed: the run ends, and these rows stay open", self._in_succession)
-            raise ours[0]
+            log.error("the machine failed %d rows in succession: the run ends, and they stay open", self._in_succession)
+            raise faults[0]
         return attempt.may_pass and attempt.number < MOST_ATTEMPTS
 
     def _commit(self, attempt: RowAttempt) -> None:
@@ -186,3 +187,16 @@ class RowsInFlight:
         with self._changed:
             self._fault = self._fault or error
             self._changed.notify_all()
+
+
+def _is_of_machine(error: BaseException | None) -> bool:
+    """Whether an error says that the machine fails, such as a GPU that has gone, and not the row."""
+    from ctflow.engines.contract import is_of_gpu  # noqa: PLC0415  # torch takes seconds
+
+    if isinstance(error, ResourceError):
+        return error.reason not in _OF_ROW
+    while error is not None:
+        if is_of_gpu(error):
+            return True
+        error = error.__cause__
+    return False

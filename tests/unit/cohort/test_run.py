@@ -16,7 +16,7 @@ from pydicom import dcmread
 from cohort_support import SETTINGS, run_marking, write_cohort
 from ctflow.cohort import attempt, folder, rows
 from ctflow.cohort.manifest import CohortRow, ManifestPart, write_manifest
-from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, Unexpected
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline.overlap import processes
 from dicom_support import small_volume, spec_of
@@ -139,6 +139,7 @@ def test_a_row_that_fails_once_is_done_at_its_second_attempt(manifest, tmp_path,
 def test_a_row_that_always_fails_is_set_aside_without_its_text(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr("cohort_support.MarkingSegmenter", FailingSegmenter)
     monkeypatch.setattr(FailingSegmenter, "failing", range(1, 100))
+    monkeypatch.setattr(rows, "_MOST_IN_SUCCESSION", 2)  # which is of machines that fail, not of rows
     FailingSegmenter.calls = 0
     report = run_marking(manifest, tmp_path / "out")
     assert (report.exit_code, dict(report.counts)) == (70, {"failed": COUNT})
@@ -147,14 +148,22 @@ def test_a_row_that_always_fails_is_set_aside_without_its_text(manifest, tmp_pat
     assert not any("Muster" in path.read_text() for path in (tmp_path / "out" / "rows").iterdir())
 
 
-def test_a_machine_that_fails_every_row_ends_the_run_and_sets_none_aside(manifest, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (BackendUnavailable("the GPU has gone", reason="device-failed"), BackendUnavailable),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), Unexpected),
+    ],
+    ids=["named", "of torch"],
+)
+def test_a_machine_that_fails_ends_the_run_and_sets_no_row_aside(manifest, tmp_path, monkeypatch, error, raised):
     class Gone(MarkingSegmenter):
         def segment(self, *_, **__):
-            raise BackendUnavailable("the GPU has gone", reason="device-failed")
+            raise error
 
     monkeypatch.setattr("cohort_support.MarkingSegmenter", Gone)
     monkeypatch.setattr(rows, "_MOST_IN_SUCCESSION", 4)
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(raised):
         run_marking(manifest, tmp_path / "out")
     assert marks(tmp_path / "out") == {}
     assert_nothing_is_left(tmp_path / "out")
