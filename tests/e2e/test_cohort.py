@@ -75,6 +75,7 @@ def test_kill_9_at_random_moments_loses_no_row_and_makes_none_twice(tmp_path):
     assert len(digests[0]) == ROWS
     assert sorted(path.name for path in (output / "results").iterdir()) == sorted(digests[0])
     assert not [each for each in (output / ".work").iterdir() if each.is_dir()]
+    assert not list((output / "begun").iterdir())
 
 
 def test_ctrl_c_ends_a_run_with_130_and_nothing_half_written(tmp_path):
@@ -89,6 +90,7 @@ def test_ctrl_c_ends_a_run_with_130_and_nothing_half_written(tmp_path):
     assert 0 < len(found) < ROWS
     assert sorted(path.name for path in (output / "results").iterdir()) == sorted(found)
     assert not [each for each in (output / ".work").iterdir() if each.is_dir()]
+    assert not list((output / "begun").iterdir())
 
 
 def test_the_command_line_from_a_folder_tree_to_results(tmp_path):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ctflow.cohort.digest import digest_of_objects, digest_of_series
 from ctflow.cohort.manifest import CohortRow
-from ctflow.cohort.outcome import RowOutcome, RowStatus
+from ctflow.cohort.outcome import RowName, RowOutcome, RowStatus
 from ctflow.core.entry_point import unexpected
-from ctflow.core.errors import BrokenSeries, CtflowError, InputError, NoUsableSeries
+from ctflow.core.errors import BackendUnavailable, BrokenSeries, CtflowError, InputError, NoUsableSeries
 from ctflow.core.model import ModelSpec
 from ctflow.dicom.attributes import text
 from ctflow.dicom.read.select.selection import require_selected
@@ -39,6 +39,7 @@ class RowAttempt:
     Attributes:
         row: The row.
         number: From 1.
+        is_alone: Whether no other row may be under way: an earlier attempt ended with its process.
         folder: The workspace, once begun.
         found: The series, once found.
         error: Why none may be segmented.
@@ -46,6 +47,7 @@ class RowAttempt:
 
     row: CohortRow
     number: int = 1
+    is_alone: bool = False
     folder: Path = Path()
     found: Found | None = None
     error: CtflowError | None = None
@@ -64,6 +66,12 @@ class RowAttempt:
         """
         self.folder, self._started = folder, time.monotonic()
         row = self.row
+        if self.number > MOST_ATTEMPTS:
+            self.error = BackendUnavailable(
+                f"row {row.id}: the process that computes was killed at every attempt: free memory, and retry it",
+                reason="worker-ended",
+            )
+            return ()
         asked = replace(settings, series=row.series or None, volume=row.volume or settings.volume)
         try:
             self.found = look_for_cases(row.folder(base), spec.body_parts, asked)
@@ -83,6 +91,11 @@ class RowAttempt:
             return self.found is not None and len(self._done) == len(self.found.cases)
 
     @property
+    def name(self) -> RowName:
+        """The row's."""
+        return self.row.id, self.row.fingerprint
+
+    @property
     def cases(self) -> tuple[Case, ...]:
         """The finished cases, in their order."""
         return tuple(self._done[place] for place in sorted(self._done))
@@ -99,7 +112,7 @@ class RowAttempt:
 
     def next(self) -> RowAttempt:
         """The next attempt at the row."""
-        return RowAttempt(self.row, self.number + 1)
+        return RowAttempt(self.row, self.number + 1, self.is_alone)
 
     def concluded(self, spec: ModelSpec, stamp: RowOutcome) -> RowOutcome:
         """Complete the workspace with the run's result.json, and say what became of the row.
@@ -121,7 +134,7 @@ class RowAttempt:
             reason=reason,
             message=message,
             exit_code=code,
-            attempt=self.number,
+            attempt=min(self.number, MOST_ATTEMPTS),
             seconds=round(time.monotonic() - self._started, 3),
             digest=digest_of_objects(self.folder),
             input_digest=self.row.digest,

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
 
 
 class RowDestination(Protocol):
@@ -31,6 +31,15 @@ class RowDestination(Protocol):
 
     def marks(self) -> Iterator[MarkName]:
         """The commit markers that are there, by listing names only."""
+
+    def begin(self, name: RowName) -> None:
+        """Note that an attempt at a row begins; a killed process leaves the note."""
+
+    def end(self, name: RowName) -> None:
+        """Remove the note."""
+
+    def begun(self) -> Mapping[RowName, int]:
+        """How often an attempt at a row began and did not end: none is under way in another process of this share."""
 
     def workspace(self, row_id: str) -> Path:
         """A new, empty folder of this machine, for the row's result."""

@@ -14,16 +14,18 @@ from types import TracebackType
 from typing import Any
 
 from ctflow.cohort.manifest import ManifestPart
-from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror, publish_folder, sync_folder
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.report.result import write_result
 
-_RESULTS, _MARKS, _WORK, _COHORT = "results", "rows", ".work", "cohort.json"
+_RESULTS, _MARKS, _BEGUN, _WORK, _COHORT = "results", "rows", "begun", ".work", "cohort.json"
 
 
 class FolderDestination:
     """A folder: `results/<id>/`, `rows/` for the markers, `cohort.json` for what all have in common.
+
+    `begun/` holds a file for each row under way, with a byte for each attempt that has not ended.
 
     Results are built in `.work/<part>/`, on the same file system. A lock on it, which the system releases when its
     process ends, tells the work of a running process from what a killed one has left. Below it each run has a folder of
@@ -36,13 +38,15 @@ class FolderDestination:
 
     def __init__(self, folder: Path, part: ManifestPart) -> None:
         self._folder, self._part = folder.absolute(), part
-        self._results, self._marks, self._work = (self._folder / name for name in (_RESULTS, _MARKS, _WORK))
+        self._results, self._marks, self._begun, self._work = (
+            self._folder / name for name in (_RESULTS, _MARKS, _BEGUN, _WORK)
+        )
         self._own = self._work / f"{part.number}-of-{part.count}"
         self._run = self._own
         self._stack = ExitStack()
 
     def __enter__(self) -> FolderDestination:
-        for each in (self._folder, self._results, self._marks, self._work):
+        for each in (self._folder, self._results, self._marks, self._begun, self._work):
             make_output_folder(each)
         with ExitStack() as failing:
             try:
@@ -105,6 +109,34 @@ class FolderDestination:
                         yield name
         except OSError as error:
             raise output_error_from_oserror(error, "the folder of the rows' markers") from error
+
+    def begin(self, name: RowName) -> None:
+        """As `RowDestination.begin`; not synced: a power cut is no fault of a row."""
+        try:
+            with self._note(name).open("ab") as stream:
+                stream.write(b".")
+        except OSError as error:
+            raise output_error_from_oserror(error, f"the note that row {name[0]} is begun") from error
+
+    def end(self, name: RowName) -> None:
+        """As `RowDestination.end`."""
+        with suppress(OSError):  # the row is then computed alone at the next start, if it is open
+            self._note(name).unlink(missing_ok=True)
+
+    def begun(self) -> Mapping[RowName, int]:
+        """As `RowDestination.begun`."""
+        found: dict[RowName, int] = {}
+        try:
+            for path in self._begun.iterdir():
+                row_id, _, fingerprint = path.name.rpartition(".")
+                with suppress(FileNotFoundError):  # another share's row has just ended
+                    found[row_id, fingerprint] = path.stat().st_size
+        except OSError as error:
+            raise output_error_from_oserror(error, "the folder of the rows that are begun") from error
+        return found
+
+    def _note(self, name: RowName) -> Path:
+        return self._begun / ".".join(name)
 
     def workspace(self, row_id: str) -> Path:
         """As `RowDestination.workspace`."""

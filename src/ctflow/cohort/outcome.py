@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
 RowStatus = Literal["done", "partly", "rejected", "failed"]
+RowName = tuple[str, str]  # a row's id and fingerprint
 SCHEMA_VERSION = "1"
 _NAME = re.compile(rf"(?P<id>.+)\.(?P<fingerprint>[0-9a-f]{{12}})\.(?P<status>{'|'.join(get_args(RowStatus))})\.json")
 

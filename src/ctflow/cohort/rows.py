@@ -71,9 +71,10 @@ class RowsInFlight:
         setup: RunSetup,
         count: int,
     ) -> None:
-        self._waiting = deque(RowAttempt(row) for row in rows)
+        self._waiting = deque(_in_order(rows, destination))
         self._cases, self._destination, self._setup = cases, destination, setup
-        self._most, self._in_flight, self._in_succession = count + _AHEAD, 0, 0
+        self._most, self._in_succession = count + _AHEAD, 0
+        self._under_way: set[RowAttempt] = set()
         self._changed = threading.Condition()
         self._fault: BaseException | None = None
         self._is_ending = False
@@ -93,6 +94,8 @@ class RowsInFlight:
             self._changed.notify_all()
         self._commits.shutdown(cancel_futures=True)  # a commit that has begun is completed
         self._finder.join(_END_S)  # it may be waiting for a file server
+        for attempt in list(self._under_way):  # no fault of theirs
+            self._destination.end(attempt.name)
 
     def check(self) -> None:
         """Raise what ended the run before all rows were committed."""
@@ -114,18 +117,28 @@ class RowsInFlight:
     def _next(self) -> RowAttempt | None:
         """The next attempt, once there is place for it; None once all rows are committed, or the run ends."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or (self._waiting and self._in_flight < self._most))
+            self._changed.wait_for(lambda: self._is_over or self._has_place)
             if self._is_over:
                 return None
-            self._in_flight += 1
-            return self._waiting.popleft()
+            attempt = self._waiting.popleft()
+            self._under_way.add(attempt)
+            return attempt
+
+    @property
+    def _has_place(self) -> bool:
+        if not self._waiting:
+            return False
+        if self._waiting[0].is_alone or any(attempt.is_alone for attempt in self._under_way):
+            return not self._under_way
+        return len(self._under_way) < self._most
 
     @property
     def _is_over(self) -> bool:
-        is_done = not self._waiting and not self._in_flight
+        is_done = not self._waiting and not self._under_way
         return is_done or self._is_ending or self._fault is not None
 
     def _begin(self, attempt: RowAttempt) -> None:
+        self._destination.begin(attempt.name)
         folder = self._destination.workspace(attempt.row.id)
         setup = self._setup
         cases = attempt.begin(folder, setup.base, setup.spec, setup.settings)
@@ -155,11 +168,12 @@ class RowsInFlight:
                 self._destination.discard(attempt.folder)
             else:
                 self._commit(attempt)
+            self._destination.end(attempt.name)
         except BaseException as error:  # noqa: BLE001  # raised in `check`
             self._fail(error)
             return
         with self._changed:
-            self._in_flight -= 1
+            self._under_way.discard(attempt)
             if again:
                 self._waiting.append(attempt.next())  # after all others: a file server may have recovered by then
             self._changed.notify_all()
@@ -187,6 +201,14 @@ class RowsInFlight:
         with self._changed:
             self._fault = self._fault or error
             self._changed.notify_all()
+
+
+def _in_order(rows: Sequence[CohortRow], destination: RowDestination) -> list[RowAttempt]:
+    """The rows, last of all those at which a process was killed: alone, as one of them may be why."""
+    begun = destination.begun()
+    counts = [(row, begun.get((row.id, row.fingerprint), 0)) for row in rows]
+    attempts = [RowAttempt(row, count + 1, is_alone=count > 0) for row, count in counts]
+    return sorted(attempts, key=lambda attempt: attempt.is_alone)
 
 
 def _is_of_machine(error: BaseException | None) -> bool:

@@ -84,6 +84,7 @@ def run_cohort(
     _check_agreement(destination.agree(_common(model, settings)), model, settings)
     marks = _marks_by_row(destination.marks(), manifest.rows)
     waiting = [row for row in manifest.rows if _is_open(row, marks.get(row.id, ()), retry_failed=retry_failed)]
+    _forget_committed(manifest.rows, waiting, destination)
     log.info("part %s: %d rows of %d, %d to do", part, len(manifest.rows), manifest.total, len(waiting))
     if waiting:
         setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), marks)
@@ -164,6 +165,16 @@ def _current(row: CohortRow, marks: Iterable[MarkName]) -> MarkName | None:
 def _is_open(row: CohortRow, marks: Iterable[MarkName], *, retry_failed: bool) -> bool:
     name = _current(row, marks)
     return name is None or (retry_failed and name.status in _OPEN)
+
+
+def _forget_committed(rows: Sequence[CohortRow], waiting: Sequence[CohortRow], destination: RowDestination) -> None:
+    """Remove the notes of rows that were committed just before their process was killed."""
+    begun = destination.begun()
+    if begun:
+        is_open = {row.id for row in waiting}
+        for name in [(row.id, row.fingerprint) for row in rows if row.id not in is_open]:
+            if name in begun:
+                destination.end(name)
 
 
 def _report(

@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from cohort_support import SETTINGS, run_marking, write_cohort
 from ctflow.cohort import attempt, folder, rows
-from ctflow.cohort.manifest import CohortRow, ManifestPart, write_manifest
+from ctflow.cohort.manifest import CohortRow, ManifestPart, manifest_from_file, write_manifest
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, Unexpected
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline.overlap import processes
@@ -53,6 +53,7 @@ def assert_nothing_is_left(output):
     assert not [each for each in (output / ".work").iterdir() if each.is_dir()]
     assert not multiprocessing.active_children()
     assert not list(output.rglob(".row-*"))
+    assert not list((output / "begun").iterdir())
 
 
 def test_every_row_is_done_once_and_a_second_run_does_nothing(manifest, tmp_path, monkeypatch):
@@ -284,4 +285,43 @@ def test_rows_whose_processes_are_killed_are_tried_again(manifest, tmp_path, mon
     assert killed
     assert (report.exit_code, dict(report.counts)) == (0, {"done": COUNT})
     assert 1 <= sum(mark["attempt"] > 1 for mark in marks(tmp_path / "out").values()) <= len(killed)
+    assert_nothing_is_left(tmp_path / "out")
+
+
+def begun(manifest, output, row: str, count: int):
+    """As processes that were killed at a row leave it."""
+    name = next(each for each in manifest_from_file(manifest).rows if each.id == row)
+    (output / "begun").mkdir(parents=True)
+    (output / "begun" / f"{row}.{name.fingerprint}").write_bytes(b"." * count)
+
+
+def test_a_row_at_which_a_process_was_killed_comes_last_and_alone(manifest, tmp_path, monkeypatch):
+    begun(manifest, tmp_path / "out", "row-0", 1)
+    seen, original = [], attempt.look_for_cases
+
+    def look(folder, *arguments):
+        seen.append((folder.name, len(list((tmp_path / "out" / "begun").iterdir())), len(marks(tmp_path / "out"))))
+        return original(folder, *arguments)
+
+    monkeypatch.setattr(attempt, "look_for_cases", look)
+    assert run_marking(manifest, tmp_path / "out").exit_code == 0
+    assert seen[-1] == ("s0", 1, COUNT - 1)
+    assert marks(tmp_path / "out")["row-0"]["attempt"] == 2
+    assert_nothing_is_left(tmp_path / "out")
+
+
+def test_a_row_at_which_processes_are_killed_again_and_again_is_set_aside(manifest, tmp_path):
+    begun(manifest, tmp_path / "out", "row-0", 3)
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (6, {"done": COUNT - 1, "failed": 1})
+    mark = marks(tmp_path / "out")["row-0"]
+    assert (mark["reason"], mark["attempt"], mark["exit_code"]) == ("worker-ended", 3, 4)
+    assert run_marking(manifest, tmp_path / "out", retry_failed=True).exit_code == 0
+
+
+def test_a_note_of_a_row_that_is_committed_goes(manifest, tmp_path):
+    run_marking(manifest, tmp_path / "out")
+    (tmp_path / "out" / "begun").rmdir()
+    begun(manifest, tmp_path / "out", "row-0", 1)
+    assert run_marking(manifest, tmp_path / "out").skipped == COUNT
     assert_nothing_is_left(tmp_path / "out")
