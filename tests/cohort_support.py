@@ -6,9 +6,16 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from ctflow.cohort.folder import FolderDestination
-from ctflow.cohort.manifest import WHOLE, CohortRow, ManifestPart, manifest_from_file, part_from_text, write_manifest
-from ctflow.cohort.run import CohortReport, run_cohort
+from ctflow.cohort.destinations.folder import FolderDestination
+from ctflow.cohort.manifest.rows import (
+    WHOLE,
+    CohortRow,
+    ManifestPart,
+    manifest_from_file,
+    part_from_text,
+    write_manifest,
+)
+from ctflow.cohort.shares.share import CohortReport, run_cohort
 from ctflow.core.entry_point import exit_code_of, interrupted_by_signals
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.write.ct_series import write_ct_series

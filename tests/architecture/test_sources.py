@@ -22,7 +22,7 @@ OWNERS = {
     "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
     "prometheus_client": ("src/ctflow/node/metrics.py",),
     "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
-    "pyarrow": ("src/ctflow/cohort/parquet_table.py",),
+    "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py",),
     "pydantic": ("src/ctflow/settings/schema.py",),
     "pydantic_core": ("src/ctflow/settings/schema.py",),
     "tensorrt": (

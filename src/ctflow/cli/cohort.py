@@ -16,8 +16,8 @@ from ctflow.settings.command import MODEL, options
 from ctflow.settings.run import OPTIONS, model_path_from_value, read_environment, settings_from_values
 
 if TYPE_CHECKING:
-    from ctflow.cohort.run import CohortReport
-    from ctflow.cohort.survey import Survey
+    from ctflow.cohort.manifest.tree import Survey
+    from ctflow.cohort.shares.share import CohortReport
 
 _OF_ROWS = frozenset({"series", "pick"})  # each row names its own series
 
@@ -37,8 +37,8 @@ def cohort() -> None:
 def manifest_command(folder: Path, output: Path, relative: bool, digests: bool) -> int:
     """Write the manifest of a folder tree: a row for each CT series."""
     # Late: pydicom and its decoders take longer to import than all that --help needs.
-    from ctflow.cohort.manifest import write_manifest  # noqa: PLC0415
-    from ctflow.cohort.survey import rows_from_survey, survey_tree  # noqa: PLC0415
+    from ctflow.cohort.manifest.rows import write_manifest  # noqa: PLC0415
+    from ctflow.cohort.manifest.tree import rows_from_survey, survey_tree  # noqa: PLC0415
 
     found = survey_tree(folder, digests=digests)
     if not found.series:
@@ -67,8 +67,8 @@ def run_command_of_cohort(
     manifest: Path, output: str, model: str | None, part: str, retry_failed: bool, **given: Any
 ) -> int:
     """Segment every row of MANIFEST that the destination does not have yet."""
-    from ctflow.cohort.folder import FolderDestination  # noqa: PLC0415
-    from ctflow.cohort.manifest import manifest_from_file, part_from_text  # noqa: PLC0415
+    from ctflow.cohort.destinations.folder import FolderDestination  # noqa: PLC0415
+    from ctflow.cohort.manifest.rows import manifest_from_file, part_from_text  # noqa: PLC0415
 
     if "://" in output:
         raise SettingsInvalid("-o: is a URL, and results are written to folders only", reason="invalid-value")
@@ -83,7 +83,7 @@ def run_command_of_cohort(
         read = manifest_from_file(manifest, share)
         bundle = find_bundle(Path(path)) if path else demonstration_bundle()
         from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
-        from ctflow.cohort.run import run_cohort  # noqa: PLC0415
+        from ctflow.cohort.shares.share import run_cohort  # noqa: PLC0415
 
         loaded = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
         with FolderDestination(Path(output), share) as destination:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from ctflow.cohort import folder as folder_module
-from ctflow.cohort.folder import FolderDestination
-from ctflow.cohort.manifest import WHOLE, ManifestPart
+from ctflow.cohort.destinations.folder import FolderDestination
+from ctflow.cohort.manifest.rows import WHOLE, ManifestPart
 from ctflow.cohort.outcome import MarkName, RowOutcome
 from ctflow.core.errors import NotWritten, SettingsInvalid
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctflow.cohort.manifest import CohortRow, ManifestPart, manifest_from_file, part_from_text, write_manifest
+from ctflow.cohort.manifest.rows import CohortRow, ManifestPart, manifest_from_file, part_from_text, write_manifest
 from ctflow.core.errors import ManifestInvalid, SettingsInvalid
 
 HEADER = "id,location,series,volume,digest\n"

@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from cohort_support import SETTINGS, run_marking, write_cohort
 from ctflow.cohort import attempt, folder, rows
-from ctflow.cohort.manifest import CohortRow, ManifestPart, manifest_from_file, write_manifest
+from ctflow.cohort.manifest.rows import CohortRow, ManifestPart, manifest_from_file, write_manifest
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, Unexpected
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline.overlap import processes

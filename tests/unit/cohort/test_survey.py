@@ -8,9 +8,9 @@ import subprocess
 import pytest
 from pydicom import dcmread
 
-from ctflow.cohort.digest import digest_of_series
-from ctflow.cohort.manifest import manifest_from_file, write_manifest
-from ctflow.cohort.survey import rows_from_survey, survey_tree
+from ctflow.cohort.manifest.digest import digest_of_series
+from ctflow.cohort.manifest.rows import manifest_from_file, write_manifest
+from ctflow.cohort.manifest.tree import rows_from_survey, survey_tree
 from ctflow.core.errors import ManifestInvalid, NoUsableSeries
 from ctflow.dicom.read import scan
 from ctflow.dicom.read.scan import scan_folder

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ctflow import __version__
-from ctflow.cohort.destination import RowDestination
-from ctflow.cohort.manifest import WHOLE, CohortRow, Manifest, ManifestPart
+from ctflow.cohort.destinations.contract import RowDestination
+from ctflow.cohort.manifest.rows import WHOLE, CohortRow, Manifest, ManifestPart
 from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowOutcome
-from ctflow.cohort.rows import RowsInFlight, RunSetup
+from ctflow.cohort.shares.in_flight import RowsInFlight, RunSetup
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY, Model
 from ctflow.core.progress import Progress, silent

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctflow.cohort.columns import COLUMNS
-from ctflow.cohort.csv_table import csv_from_rows, rows_from_csv
-from ctflow.cohort.parquet_table import is_parquet, parquet_from_rows, rows_from_parquet
+from ctflow.cohort.manifest.columns import COLUMNS
+from ctflow.cohort.manifest.csv_table import csv_from_rows, rows_from_csv
+from ctflow.cohort.manifest.parquet_table import is_parquet, parquet_from_rows, rows_from_parquet
 from ctflow.core.errors import ManifestInvalid, SettingsInvalid
 from ctflow.settings.run import read_volume
 from ctflow.settings.schema import shown
@@ -31,7 +31,7 @@ class CohortRow:
         location: Folder of its files, absolute or relative to the manifest.
         series: Its SeriesInstanceUID, where the location holds several.
         volume: Which of its volumes, as `ctflow run --volume`; empty for the run's choice.
-        digest: Expected digest of its files (`ctflow.cohort.digest`); empty if none is known.
+        digest: Expected digest of its files (`ctflow.cohort.manifest.digest`); empty if none is known.
     """
 
     id: str

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from ctflow.cohort.attempt import MOST_ATTEMPTS, RowAttempt
-from ctflow.cohort.destination import RowDestination
-from ctflow.cohort.manifest import CohortRow
+from ctflow.cohort.destinations.contract import RowDestination
+from ctflow.cohort.manifest.rows import CohortRow
 from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.cohort.shares.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.core.errors import OutputError, ResourceError
 from ctflow.core.model import ModelSpec
 from ctflow.pipeline.case import Case

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ctflow.cohort.columns import COLUMNS, check_columns
+from ctflow.cohort.manifest.columns import COLUMNS, check_columns
 from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import ManifestInvalid
 from ctflow.core.requirements import check_requirements
@@ -33,7 +33,7 @@ def rows_from_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
         path: The file; its columns hold text, or nothing.
 
     Yields:
-        As `ctflow.cohort.csv_table.rows_from_csv`.
+        As `ctflow.cohort.manifest.csv_table.rows_from_csv`.
 
     Raises:
         ManifestInvalid: The file is damaged, or a column holds something else than text.
@@ -66,7 +66,7 @@ def _check_types(schema: Any, pyarrow: Any) -> None:
 
 
 def parquet_from_rows(rows: Iterable[Sequence[str]], path: Path) -> int:
-    """As `ctflow.cohort.csv_table.csv_from_rows`."""
+    """As `ctflow.cohort.manifest.csv_table.csv_from_rows`."""
     check_requirements("cohort")
     import pyarrow  # noqa: PLC0415  # of the extra `cohort`
     from pyarrow import parquet  # noqa: PLC0415

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ctflow.cohort.manifest import ManifestPart
+from ctflow.cohort.manifest.rows import ManifestPart
 from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror, publish_folder, sync_folder
 from ctflow.core.errors import NotWritten, SettingsInvalid

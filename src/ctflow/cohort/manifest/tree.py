@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from ctflow.cohort.digest import digest_of_series, is_ct_image
-from ctflow.cohort.manifest import CohortRow, is_plain_uid, is_safe_id
+from ctflow.cohort.manifest.digest import digest_of_series, is_ct_image
+from ctflow.cohort.manifest.rows import CohortRow, is_plain_uid, is_safe_id
 from ctflow.core.errors import BrokenSeries, ManifestInvalid
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import text

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from ctflow.cohort.columns import COLUMNS, check_columns
+from ctflow.cohort.manifest.columns import COLUMNS, check_columns
 from ctflow.core.atomic import write_atomically
 from ctflow.core.errors import ManifestInvalid
 

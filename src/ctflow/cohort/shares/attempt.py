@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ctflow.cohort.digest import digest_of_objects, digest_of_series
-from ctflow.cohort.manifest import CohortRow
+from ctflow.cohort.manifest.digest import digest_of_objects, digest_of_series
+from ctflow.cohort.manifest.rows import CohortRow
 from ctflow.cohort.outcome import RowName, RowOutcome, RowStatus
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, BrokenSeries, CtflowError, InputError, NoUsableSeries

@@ -1,0 +1,1 @@
+"""The manifest of a cohort: its rows, and what writes them."""
