@@ -47,7 +47,7 @@ def run_marking(
 ) -> CohortReport:
     """Run a cohort with a segmenter that marks a box."""
     read = manifest_from_file(manifest, part)
-    with FolderDestination(output, part) as destination, mock.patch(
+    with FolderDestination(output, part.name) as destination, mock.patch(
         "ctflow.pipeline.segmenter.Segmenter", MarkingSegmenter
     ):  # fmt: skip
         return run_cohort(

@@ -67,13 +67,12 @@ def run_command_of_cohort(
     manifest: Path, output: str, model: str | None, part: str, retry_failed: bool, **given: Any
 ) -> int:
     """Segment every row of MANIFEST that the destination does not have yet."""
-    from ctflow.cohort.destinations.folder import FolderDestination  # noqa: PLC0415
+    from ctflow.cohort.destinations.from_text import destination_from_text  # noqa: PLC0415
     from ctflow.cohort.manifest.rows import manifest_from_file, part_from_text  # noqa: PLC0415
 
-    if "://" in output:
-        raise SettingsInvalid("-o: is a URL, and results are written to folders only", reason="invalid-value")
     environment = read_environment()
     settings, share = settings_from_values(given, environment), part_from_text(part)
+    chosen = destination_from_text(output, share.name)
     if settings.series is not None or settings.pick != "all":
         raise SettingsInvalid(
             "CTFLOW_SERIES or CTFLOW_PICK is set, and each row names its series: unset it", reason="conflict"
@@ -86,7 +85,7 @@ def run_command_of_cohort(
         from ctflow.cohort.shares.share import run_cohort  # noqa: PLC0415
 
         loaded = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
-        with FolderDestination(Path(output), share) as destination:
+        with chosen as destination:
             report = run_cohort(read, destination, loaded, settings, share, progress, retry_failed=retry_failed)
     _say(report)
     return report.exit_code

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ctflow.cohort import folder as folder_module
+from ctflow.cohort.destinations import folder as folder_module
 from ctflow.cohort.destinations.folder import FolderDestination
-from ctflow.cohort.manifest.rows import WHOLE, ManifestPart
 from ctflow.cohort.outcome import MarkName, RowOutcome
 from ctflow.core.errors import NotWritten, SettingsInvalid
 
@@ -19,7 +18,7 @@ OUTCOME = RowOutcome("a.b-1", FINGERPRINT, "done", "done", "", 0, 1, 1.5, digest
 
 @pytest.fixture
 def destination(tmp_path):
-    with FolderDestination(tmp_path / "out", WHOLE) as entered:
+    with FolderDestination(tmp_path / "out", "whole") as entered:
         yield entered
 
 
@@ -78,8 +77,8 @@ def test_a_result_that_another_process_renames_at_the_same_time_is_replaced(dest
 
 def test_the_first_process_says_what_results_have_in_common(tmp_path):
     with (
-        FolderDestination(tmp_path, ManifestPart(1, 2)) as first,
-        FolderDestination(tmp_path, ManifestPart(2, 2)) as second,
+        FolderDestination(tmp_path, "part-1-of-2") as first,
+        FolderDestination(tmp_path, "part-2-of-2") as second,
     ):
         assert first.agree({"model": "a"}) == {"model": "a"}
         assert second.agree({"model": "b"}) == {"model": "a"}
@@ -93,42 +92,42 @@ def test_of_two_that_speak_at_the_same_time_one_is_first(tmp_path, monkeypatch):
         original(document, path)
 
     monkeypatch.setattr(folder_module, "write_result", overtaken)
-    with FolderDestination(tmp_path, WHOLE) as destination:
+    with FolderDestination(tmp_path, "whole") as destination:
         assert destination.agree({"model": "a"}) == {"model": "other"}
 
 
 def test_one_process_computes_a_part(tmp_path):
-    with FolderDestination(tmp_path, ManifestPart(1, 2)):
+    with FolderDestination(tmp_path, "part-1-of-2"):
         with (
-            pytest.raises(SettingsInvalid, match="part 1/2") as raised,
-            FolderDestination(tmp_path, ManifestPart(1, 2)),
+            pytest.raises(SettingsInvalid, match="part-1-of-2") as raised,
+            FolderDestination(tmp_path, "part-1-of-2"),
         ):
             pytest.fail("two compute it")
         assert raised.value.reason == "folder-in-use"
-    with FolderDestination(tmp_path, ManifestPart(1, 2)):
+    with FolderDestination(tmp_path, "part-1-of-2"):
         pass
 
 
 def test_what_a_killed_process_left_is_removed_and_the_work_of_a_running_one_is_not(tmp_path):
-    left = tmp_path / ".work" / "2-of-3" / "run" / "row"
+    left = tmp_path / ".work" / "part-2-of-3" / "run" / "row"
     left.mkdir(parents=True)
     (left / "half").touch()
-    with FolderDestination(tmp_path, ManifestPart(1, 2)) as running:
+    with FolderDestination(tmp_path, "part-1-of-2") as running:
         (running.workspace("r") / "half").touch()
-        with FolderDestination(tmp_path, ManifestPart(2, 2)):
-            assert not (tmp_path / ".work" / "2-of-3").exists()
-            assert len(list(tmp_path.glob(".work/1-of-2/*/r/half"))) == 1
+        with FolderDestination(tmp_path, "part-2-of-2"):
+            assert not (tmp_path / ".work" / "part-2-of-3").exists()
+            assert len(list(tmp_path.glob(".work/part-1-of-2/*/r/half"))) == 1
     assert not [each for each in (tmp_path / ".work").iterdir() if each.is_dir()]
 
 
 def test_a_destination_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(NotWritten), FolderDestination(tmp_path / "out", WHOLE):
+    with pytest.raises(NotWritten), FolderDestination(tmp_path / "out", "whole"):
         pytest.fail("a file is no folder")
 
 
 def test_a_damaged_description_is_named(tmp_path):
-    with FolderDestination(tmp_path, WHOLE) as destination:
+    with FolderDestination(tmp_path, "whole") as destination:
         (tmp_path / "cohort.json").write_text("{")
         with pytest.raises(NotWritten, match=r"cohort\.json in the destination is damaged"):
             destination.agree({})

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ctflow.cohort.manifest.rows import ManifestPart
 from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror, publish_folder, sync_folder
 from ctflow.core.errors import NotWritten, SettingsInvalid
@@ -27,21 +26,21 @@ class FolderDestination:
 
     `begun/` holds a file for each row under way, with a byte for each attempt that has not ended.
 
-    Results are built in `.work/<part>/`, on the same file system. A lock on it, which the system releases when its
+    Results are built in `.work/<share>/`, on the same file system. A lock on it, which the system releases when its
     process ends, tells the work of a running process from what a killed one has left. Below it each run has a folder of
     its own: a process that outlives a killed run by a moment writes nothing into the next one's.
 
     Args:
         folder: Made if absent.
-        part: The share whose rows this process computes.
+        share: Name of what this process computes; plain, as it names a folder. No other process has the same.
     """
 
-    def __init__(self, folder: Path, part: ManifestPart) -> None:
-        self._folder, self._part = folder.absolute(), part
+    def __init__(self, folder: Path, share: str) -> None:
+        self._folder, self._share = folder.absolute(), share
         self._results, self._marks, self._begun, self._work = (
             self._folder / name for name in (_RESULTS, _MARKS, _BEGUN, _WORK)
         )
-        self._own = self._work / f"{part.number}-of-{part.count}"
+        self._own = self._work / share
         self._run = self._own
         self._stack = ExitStack()
 
@@ -53,8 +52,7 @@ class FolderDestination:
                 handle = _locked(self._own)
                 if handle is None:
                     raise SettingsInvalid(
-                        f"-o: another process computes part {self._part} in this folder: wait for it, or give another"
-                        " --part",
+                        f"-o: another process computes {self._share} there: wait for it, or give another --part",
                         reason="folder-in-use",
                     )
                 failing.callback(os.close, handle)

@@ -66,6 +66,11 @@ class ManifestPart:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
+    @property
+    def name(self) -> str:
+        """As the name of a folder."""
+        return f"part-{self.number}-of-{self.count}"
+
     def holds(self, row_id: str) -> bool:
         """Whether a row belongs to this share."""
         hashed = int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "big")
