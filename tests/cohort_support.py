@@ -16,6 +16,7 @@ from ctflow.cohort.manifest.rows import (
     write_manifest,
 )
 from ctflow.cohort.shares.share import CohortReport, run_cohort
+from ctflow.cohort.watch import UNWATCHED, CohortWatcher
 from ctflow.core.entry_point import exit_code_of, interrupted_by_signals
 from ctflow.core.progress import Progress, silent
 from ctflow.dicom.write.ct_series import write_ct_series
@@ -44,14 +45,16 @@ def run_marking(
     settings: Settings = SETTINGS,
     model=None,
     retry_failed: bool = False,
+    watcher: CohortWatcher = UNWATCHED,
 ) -> CohortReport:
     """Run a cohort with a segmenter that marks a box."""
     read = manifest_from_file(manifest, part)
     with FolderDestination(output, part.name) as destination, mock.patch(
         "ctflow.pipeline.segmenter.Segmenter", MarkingSegmenter
     ):  # fmt: skip
+        loaded = model or marking_model()
         return run_cohort(
-            read, destination, model or marking_model(), settings, part, progress, retry_failed=retry_failed
+            read, destination, loaded, settings, part, progress, retry_failed=retry_failed, watcher=watcher
         )
 
 

@@ -14,8 +14,9 @@ import pytest
 from pydicom import dcmread
 
 from cohort_support import SETTINGS, run_marking, write_cohort
-from ctflow.cohort import attempt, folder, rows
+from ctflow.cohort.destinations import folder
 from ctflow.cohort.manifest.rows import CohortRow, ManifestPart, manifest_from_file, write_manifest
+from ctflow.cohort.shares import attempt, in_flight
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, Unexpected
 from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.pipeline.overlap import processes
@@ -137,10 +138,49 @@ def test_a_row_that_fails_once_is_done_at_its_second_attempt(manifest, tmp_path,
     assert Counter(mark["attempt"] for mark in marks(tmp_path / "out").values()) == {1: COUNT - 1, 2: 1}
 
 
+class Watching:
+    """Keeps what it is told, in order."""
+
+    def __init__(self):
+        self.began_with, self.outcomes, self.retries, self.states = [], [], [], []
+
+    def began(self, rows, before):
+        self.began_with.append((rows, dict(before)))
+
+    def committed(self, outcome):
+        self.outcomes.append(outcome)
+
+    def retried(self, row_id, reason, attempt):
+        self.retries.append((row_id, reason, attempt))
+
+    def node(self, state):
+        self.states.append(state)
+
+
+def test_a_watcher_is_told_of_every_row_attempt_and_machine(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("cohort_support.MarkingSegmenter", FailingSegmenter)
+    FailingSegmenter.calls, watching = 0, Watching()
+    run_marking(manifest, tmp_path / "out", watcher=watching)
+    assert watching.began_with == [(COUNT, {})]
+    assert [outcome.document for outcome in watching.outcomes] == sorted(
+        marks(tmp_path / "out").values(), key=lambda mark: [o.id for o in watching.outcomes].index(mark["id"])
+    )
+    ((row_id, reason, attempt),) = watching.retries
+    assert (reason, attempt) == ("unexpected", 1)
+    assert row_id in digests(tmp_path / "out")
+    last = watching.states[-1]
+    assert (last.under_way, last.done, last.gpu_busy) == (0, COUNT, None)
+    assert last.name == watching.outcomes[0].node
+    assert max(state.under_way for state in watching.states) > 1
+    again = Watching()
+    run_marking(manifest, tmp_path / "out", watcher=again)
+    assert (again.began_with, again.outcomes, again.states) == ([(COUNT, {"done": COUNT})], [], [])
+
+
 def test_a_row_that_always_fails_is_set_aside_without_its_text(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr("cohort_support.MarkingSegmenter", FailingSegmenter)
     monkeypatch.setattr(FailingSegmenter, "failing", range(1, 100))
-    monkeypatch.setattr(rows, "_MOST_IN_SUCCESSION", 2)  # which is of machines that fail, not of rows
+    monkeypatch.setattr(in_flight, "_MOST_IN_SUCCESSION", 2)  # which is of machines that fail, not of rows
     FailingSegmenter.calls = 0
     report = run_marking(manifest, tmp_path / "out")
     assert (report.exit_code, dict(report.counts)) == (70, {"failed": COUNT})
@@ -163,7 +203,7 @@ def test_a_machine_that_fails_ends_the_run_and_sets_no_row_aside(manifest, tmp_p
             raise error
 
     monkeypatch.setattr("cohort_support.MarkingSegmenter", Gone)
-    monkeypatch.setattr(rows, "_MOST_IN_SUCCESSION", 4)
+    monkeypatch.setattr(in_flight, "_MOST_IN_SUCCESSION", 4)
     with pytest.raises(raised):
         run_marking(manifest, tmp_path / "out")
     assert marks(tmp_path / "out") == {}

@@ -16,6 +16,7 @@ from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import CohortRow
 from ctflow.cohort.outcome import MarkName, RowOutcome
 from ctflow.cohort.shares.attempt import MOST_ATTEMPTS, RowAttempt
+from ctflow.cohort.watch import UNWATCHED, CohortWatcher, NodeState
 from ctflow.core.errors import OutputError, ResourceError
 from ctflow.core.model import ModelSpec
 from ctflow.pipeline.case import Case
@@ -40,6 +41,7 @@ class RunSetup:
         settings: The run's.
         stamp: What all outcomes have in common.
         earlier: Markers of earlier results, by the rows' ids.
+        watcher: Is told what becomes of the rows.
     """
 
     base: Path
@@ -47,6 +49,7 @@ class RunSetup:
     settings: Settings
     stamp: RowOutcome
     earlier: Mapping[str, Sequence[MarkName]]
+    watcher: CohortWatcher = UNWATCHED
 
 
 class RowsInFlight:
@@ -122,7 +125,8 @@ class RowsInFlight:
                 return None
             attempt = self._waiting.popleft()
             self._under_way.add(attempt)
-            return attempt
+        self._tell_state()
+        return attempt
 
     @property
     def _has_place(self) -> bool:
@@ -164,8 +168,7 @@ class RowsInFlight:
         try:
             again = self._is_to_be_tried_again(attempt)
             if again:
-                log.warning("row %s: attempt %d failed and will be repeated", attempt.row.id, attempt.number)
-                self._destination.discard(attempt.folder)
+                self._discard(attempt)
             else:
                 self._commit(attempt)
             self._destination.end(attempt.name)
@@ -177,6 +180,13 @@ class RowsInFlight:
             if again:
                 self._waiting.append(attempt.next())  # after all others: a file server may have recovered by then
             self._changed.notify_all()
+        self._tell_state()
+
+    def _discard(self, attempt: RowAttempt) -> None:
+        reason = attempt.errors[0].reason
+        log.warning("row %s: attempt %d failed (%s) and will be repeated", attempt.row.id, attempt.number, reason)
+        self._destination.discard(attempt.folder)
+        self._setup.watcher.retried(attempt.row.id, reason, attempt.number)
 
     def _is_to_be_tried_again(self, attempt: RowAttempt) -> bool:
         """Count failures; raise what would end every other row in the same way: it is no fault of the row."""
@@ -196,6 +206,12 @@ class RowsInFlight:
         log.info("row %s: %s (%s) in %.1f s", outcome.id, outcome.status, outcome.reason, outcome.seconds)
         with self._changed:
             self.committed.append(outcome.name)
+        self._setup.watcher.committed(outcome)
+
+    def _tell_state(self) -> None:
+        with self._changed:
+            state = NodeState(self._setup.stamp.node, len(self._under_way), len(self.committed))
+        self._setup.watcher.node(state)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -14,8 +14,9 @@ from typing import Any
 from ctflow import __version__
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import WHOLE, CohortRow, Manifest, ManifestPart
-from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowOutcome
+from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowOutcome, RowStatus
 from ctflow.cohort.shares.in_flight import RowsInFlight, RunSetup
+from ctflow.cohort.watch import UNWATCHED, CohortWatcher
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY, Model
 from ctflow.core.progress import Progress, silent
@@ -29,7 +30,7 @@ _USUAL_VOXELS = 600 * 512 * 512  # of the CTs that are to come
 # Settings that describe the machine or the input, not the result: machines of one cohort may differ in them.
 _NOT_SHARED = frozenset({"cache", "cases_in_flight", "device", "engine", "series", "volume"})
 _OPEN = frozenset({"partly", "failed"})  # what `retry_failed` computes again
-_GOOD = frozenset({"done", "partly"})
+_GOOD: tuple[RowStatus, ...] = ("done", "partly")
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class CohortReport:
 
     rows: int
     skipped: int
-    counts: Mapping[str, int]
+    counts: Mapping[RowStatus, int]
     exit_code: int
 
 
@@ -60,6 +61,7 @@ def run_cohort(
     progress: Progress = silent,
     *,
     retry_failed: bool = False,
+    watcher: CohortWatcher = UNWATCHED,
 ) -> CohortReport:
     """Segment every row of a share that is not committed yet.
 
@@ -71,6 +73,7 @@ def run_cohort(
         part: The share.
         progress: Receives rows, as stage "rows".
         retry_failed: Whether rows that failed, or are done only partly, are computed again.
+        watcher: Is told what becomes of the rows.
 
     Returns:
         What became of the share.
@@ -85,9 +88,11 @@ def run_cohort(
     marks = _marks_by_row(destination.marks(), manifest.rows)
     waiting = [row for row in manifest.rows if _is_open(row, marks.get(row.id, ()), retry_failed=retry_failed)]
     _forget_committed(manifest.rows, waiting, destination)
+    is_waiting = {row.id for row in waiting}
+    watcher.began(len(manifest.rows), _counts([row for row in manifest.rows if row.id not in is_waiting], marks))
     log.info("part %s: %d rows of %d, %d to do", part, len(manifest.rows), manifest.total, len(waiting))
     if waiting:
-        setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), marks)
+        setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), marks, watcher)
         for name in _run(waiting, destination, model, setup, progress):
             marks[name.id] = [name]
     return _report(manifest.rows, marks, len(manifest.rows) - len(waiting), destination)
@@ -177,11 +182,15 @@ def _forget_committed(rows: Sequence[CohortRow], waiting: Sequence[CohortRow], d
                 destination.end(name)
 
 
+def _counts(rows: Sequence[CohortRow], marks: Mapping[str, Sequence[MarkName]]) -> Counter[RowStatus]:
+    return Counter(name.status for row in rows if (name := _current(row, marks[row.id])) is not None)
+
+
 def _report(
     rows: Sequence[CohortRow], marks: Mapping[str, Sequence[MarkName]], skipped: int, destination: RowDestination
 ) -> CohortReport:
     names = [name for row in rows if (name := _current(row, marks[row.id])) is not None]
-    counts = Counter(str(name.status) for name in names)
+    counts = _counts(rows, marks)
     if counts["done"] == len(rows):
         code = EXIT_DONE
     elif any(counts[status] for status in _GOOD):
