@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ctflow.cohort.manifest.digest import digest_of_objects, digest_of_series
 from ctflow.cohort.manifest.rows import CohortRow
-from ctflow.cohort.outcome import RowName, RowOutcome, RowStatus
+from ctflow.cohort.outcome import MarkName, RowName, RowOutcome, RowStatus
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, BrokenSeries, CtflowError, InputError, NoUsableSeries
 from ctflow.core.model import ModelSpec
@@ -40,6 +40,7 @@ class RowAttempt:
         row: The row.
         number: From 1.
         is_alone: Whether no other row may be under way: an earlier attempt ended with its process.
+        earlier: Markers of the row's earlier result.
         folder: The workspace, once begun.
         found: The series, once found.
         error: Why none may be segmented.
@@ -48,6 +49,7 @@ class RowAttempt:
     row: CohortRow
     number: int = 1
     is_alone: bool = False
+    earlier: tuple[MarkName, ...] = ()
     folder: Path = Path()
     found: Found | None = None
     error: CtflowError | None = None
@@ -112,7 +114,7 @@ class RowAttempt:
 
     def next(self) -> RowAttempt:
         """The next attempt at the row."""
-        return RowAttempt(self.row, self.number + 1, self.is_alone)
+        return RowAttempt(self.row, self.number + 1, self.is_alone, self.earlier)
 
     def concluded(self, spec: ModelSpec, stamp: RowOutcome) -> RowOutcome:
         """Complete the workspace with the run's result.json, and say what became of the row.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 
 from ctflow.cohort.destinations.contract import RowDestination
-from ctflow.cohort.manifest.rows import CohortRow
-from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.cohort.outcome import RowOutcome
 from ctflow.cohort.shares.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.cohort.watch import UNWATCHED, CohortWatcher, NodeState
 from ctflow.core.errors import OutputError, ResourceError
@@ -23,7 +24,8 @@ from ctflow.pipeline.case import Case
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.settings.run import Settings
 
-_AHEAD = 2  # rows whose headers are read while all processes have one
+AHEAD = 2  # rows whose headers are read while all processes have one
+_FINDERS = 4  # a series may have to be fetched; with local files one of them would do
 _MOST_IN_SUCCESSION = 20  # failures of the machine: by then it is certain that all other rows would fail, too
 _OF_ROW = frozenset({"worker-ended", "out-of-memory"})  # what a machine lacks for one series, and may have for others
 _END_S = 5.0
@@ -40,7 +42,6 @@ class RunSetup:
         spec: The model's.
         settings: The run's.
         stamp: What all outcomes have in common.
-        earlier: Markers of earlier results, by the rows' ids.
         watcher: Is told what becomes of the rows.
     """
 
@@ -48,45 +49,59 @@ class RunSetup:
     spec: ModelSpec
     settings: Settings
     stamp: RowOutcome
-    earlier: Mapping[str, Sequence[MarkName]]
     watcher: CohortWatcher = UNWATCHED
 
 
 class RowsInFlight:
     """Rows on their way through the pipeline; a context manager whose end leaves the rest for the next start.
 
-    One thread finds the rows' series, another one commits; in memory are the cases of as many rows as the pipeline has
+    Some threads find the rows' series, another one commits; in memory are the cases of as many rows as the pipeline has
     processes, and two more.
 
     Args:
-        rows: To compute.
         cases: The pipeline.
         destination: Gets the results.
         setup: What they have in common.
         count: How many cases the pipeline takes at a time.
+        rows: Attempts that are known now, read as they are taken. Those of `add` follow them.
+        on_committed: Is told in the thread that commits.
+        on_again: Gets an attempt that is to be repeated, in that thread; None repeats it here, after all others.
     """
 
     def __init__(
         self,
-        rows: Sequence[CohortRow],
         cases: CasesInProcesses,
         destination: RowDestination,
         setup: RunSetup,
         count: int,
+        *,
+        rows: Iterable[RowAttempt] = (),
+        on_committed: Callable[[RowOutcome], None] = lambda outcome: None,
+        on_again: Callable[[RowAttempt], None] | None = None,
     ) -> None:
-        self._waiting = deque(_in_order(rows, destination))
+        self._rows: Iterator[RowAttempt] = iter(rows)
+        self._first: deque[RowAttempt] = deque()  # of the rows: looked at, not taken
+        self._added: deque[RowAttempt] = deque()
+        self._may_come = True
         self._cases, self._destination, self._setup = cases, destination, setup
-        self._most, self._in_succession = count + _AHEAD, 0
+        self._most, self._in_succession = count + AHEAD, 0
+        self._on_committed, self._on_again = on_committed, on_again
         self._under_way: set[RowAttempt] = set()
+        self._done = 0
+        self._taken, self._given = 0, 0  # numbers in the order of the rows, in which the pipeline gets their cases
         self._changed = threading.Condition()
         self._fault: BaseException | None = None
         self._is_ending = False
-        self._finder = threading.Thread(target=self._find_all, name="rows", daemon=True)
+        self._finders = [
+            threading.Thread(target=self._find_all, name=f"rows-{number}", daemon=True)
+            for number in range(min(_FINDERS, self._most))
+        ]
+        self._finding = len(self._finders)
         self._commits = ThreadPoolExecutor(1, "commits")
-        self.committed: list[MarkName] = []
 
     def __enter__(self) -> RowsInFlight:
-        self._finder.start()
+        for finder in self._finders:
+            finder.start()
         return self
 
     def __exit__(
@@ -96,9 +111,23 @@ class RowsInFlight:
             self._is_ending = True
             self._changed.notify_all()
         self._commits.shutdown(cancel_futures=True)  # a commit that has begun is completed
-        self._finder.join(_END_S)  # it may be waiting for a file server
+        deadline = time.monotonic() + _END_S
+        for finder in self._finders:  # it may be waiting for a file server
+            finder.join(max(deadline - time.monotonic(), 0.0))
         for attempt in list(self._under_way):  # no fault of theirs
             self._destination.end(attempt.name)
+
+    def add(self, attempt: RowAttempt) -> None:
+        """Add an attempt, from any thread."""
+        with self._changed:
+            self._added.append(attempt)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """No more rows will be added from outside: the pipeline ends once all are committed."""
+        with self._changed:
+            self._may_come = False
+            self._changed.notify_all()
 
     def check(self) -> None:
         """Raise what ended the run before all rows were committed."""
@@ -106,50 +135,69 @@ class RowsInFlight:
             if self._fault is not None:
                 raise self._fault
 
-    # ------------------------------------------------------------------------------------ in the thread that finds
+    # ---------------------------------------------------------------------------------- in the threads that find
 
     def _find_all(self) -> None:
         try:
-            while (attempt := self._next()) is not None:
-                self._begin(attempt)
+            while (taken := self._next()) is not None:
+                self._begin(*taken)
         except BaseException as error:  # noqa: BLE001  # raised in `check`
             self._fail(error)
         finally:
-            self._cases.end()
+            with self._changed:
+                self._finding -= 1
+                is_last = self._finding == 0
+            if is_last:
+                self._cases.end()
 
-    def _next(self) -> RowAttempt | None:
-        """The next attempt, once there is place for it; None once all rows are committed, or the run ends."""
+    def _next(self) -> tuple[RowAttempt, int] | None:
+        """The next attempt and its number, once there is place; None once all rows are committed, or the run ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over or self._has_place)
             if self._is_over:
                 return None
-            attempt = self._waiting.popleft()
+            attempt = (self._first or self._added).popleft()
             self._under_way.add(attempt)
+            self._taken += 1
+            number = self._taken - 1
         self._tell_state()
-        return attempt
+        return attempt, number
+
+    @property
+    def _waiting(self) -> RowAttempt | None:
+        """The attempt whose turn it is."""
+        if not self._first:
+            self._first.extend(islice(self._rows, 1))
+        return next(chain(self._first, self._added), None)
 
     @property
     def _has_place(self) -> bool:
-        if not self._waiting:
+        waiting = self._waiting
+        if waiting is None:
             return False
-        if self._waiting[0].is_alone or any(attempt.is_alone for attempt in self._under_way):
+        if waiting.is_alone or any(attempt.is_alone for attempt in self._under_way):
             return not self._under_way
         return len(self._under_way) < self._most
 
     @property
     def _is_over(self) -> bool:
-        is_done = not self._waiting and not self._under_way
-        return is_done or self._is_ending or self._fault is not None
+        if self._is_ending or self._fault is not None:
+            return True
+        return not self._may_come and not self._under_way and self._waiting is None
 
-    def _begin(self, attempt: RowAttempt) -> None:
+    def _begin(self, attempt: RowAttempt, number: int) -> None:
         self._destination.begin(attempt.name)
         folder = self._destination.workspace(attempt.row.id)
         setup = self._setup
         cases = attempt.begin(folder, setup.base, setup.spec, setup.settings)
+        with self._changed:  # in the order of the rows, whichever is found first
+            self._changed.wait_for(lambda: self._given == number or self._is_ending or self._fault is not None)
+            for place, case in enumerate(cases):
+                self._cases.add(case, folder, partial(self._take, attempt, place))
+            self._given += 1
+            self._changed.notify_all()
         if not cases:
             self._conclude(attempt)
-        for place, case in enumerate(cases):
-            self._cases.add(case, folder, partial(self._take, attempt, place))
 
     # --------------------------------------------------------------------------------- in the threads of the pipeline
 
@@ -177,10 +225,12 @@ class RowsInFlight:
             return
         with self._changed:
             self._under_way.discard(attempt)
-            if again:
-                self._waiting.append(attempt.next())  # after all others: a file server may have recovered by then
+            if again and self._on_again is None:
+                self._added.append(attempt.next())  # after all others: a file server may have recovered by then
             self._changed.notify_all()
         self._tell_state()
+        if again and self._on_again is not None:
+            self._on_again(attempt)
 
     def _discard(self, attempt: RowAttempt) -> None:
         reason = attempt.errors[0].reason
@@ -202,29 +252,22 @@ class RowsInFlight:
 
     def _commit(self, attempt: RowAttempt) -> None:
         outcome = attempt.concluded(self._setup.spec, self._setup.stamp)
-        self._destination.commit(attempt.folder, outcome, self._setup.earlier.get(outcome.id, ()))
+        self._destination.commit(attempt.folder, outcome, attempt.earlier)
         log.info("row %s: %s (%s) in %.1f s", outcome.id, outcome.status, outcome.reason, outcome.seconds)
         with self._changed:
-            self.committed.append(outcome.name)
+            self._done += 1
+        self._on_committed(outcome)
         self._setup.watcher.committed(outcome)
 
     def _tell_state(self) -> None:
         with self._changed:
-            state = NodeState(self._setup.stamp.node, len(self._under_way), len(self.committed))
+            state = NodeState(self._setup.stamp.node, len(self._under_way), self._done)
         self._setup.watcher.node(state)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._fault = self._fault or error
             self._changed.notify_all()
-
-
-def _in_order(rows: Sequence[CohortRow], destination: RowDestination) -> list[RowAttempt]:
-    """The rows, last of all those at which a process was killed: alone, as one of them may be why."""
-    begun = destination.begun()
-    counts = [(row, begun.get((row.id, row.fingerprint), 0)) for row in rows]
-    attempts = [RowAttempt(row, count + 1, is_alone=count > 0) for row, count in counts]
-    return sorted(attempts, key=lambda attempt: attempt.is_alone)
 
 
 def _is_of_machine(error: BaseException | None) -> bool:

@@ -6,7 +6,7 @@ import gc
 import logging
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from ctflow import __version__
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import WHOLE, CohortRow, Manifest, ManifestPart
-from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowOutcome, RowStatus
+from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowName, RowOutcome, RowStatus
+from ctflow.cohort.shares.attempt import RowAttempt
 from ctflow.cohort.shares.in_flight import RowsInFlight, RunSetup
 from ctflow.cohort.watch import UNWATCHED, CohortWatcher
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
@@ -92,34 +93,59 @@ def run_cohort(
     watcher.began(len(manifest.rows), _counts([row for row in manifest.rows if row.id not in is_waiting], marks))
     log.info("part %s: %d rows of %d, %d to do", part, len(manifest.rows), manifest.total, len(waiting))
     if waiting:
-        setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), marks, watcher)
-        for name in _run(waiting, destination, model, setup, progress):
+        setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), watcher)
+        for name in _run(waiting, marks, destination, model, setup, progress):
             marks[name.id] = [name]
     return _report(manifest.rows, marks, len(manifest.rows) - len(waiting), destination)
 
 
 def _run(
-    rows: Sequence[CohortRow], destination: RowDestination, model: Model, setup: RunSetup, progress: Progress
+    rows: Sequence[CohortRow],
+    marks: Mapping[str, Sequence[MarkName]],
+    destination: RowDestination,
+    model: Model,
+    setup: RunSetup,
+    progress: Progress,
 ) -> Sequence[MarkName]:
     from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415  # torch takes seconds
 
-    settings = setup.settings
+    settings, committed = setup.settings, list[MarkName]()
     count = settings.cases_in_flight or min(len(rows), most_cases(_USUAL_VOXELS))
+    attempts = attempts_in_order(rows, destination.begun(), marks)
     gc.freeze()  # what is there by now stays
     with (
         CasesInProcesses((), settings, Path(), count=count, more=True) as cases,
-        RowsInFlight(rows, cases, destination, setup, count) as flight,
+        RowsInFlight(
+            cases,
+            destination,
+            setup,
+            count,
+            rows=attempts,
+            on_committed=lambda outcome: committed.append(outcome.name),
+        ) as flight,
     ):
+        flight.end()  # no rows but these
         segmenter = Segmenter(model, settings)
         segmenter.open(progress)
         progress("rows", 0, len(rows))
         with segmenter:
             for case in cases.loaded():
                 cases.write(segment_case(case, segmenter, prepare=cases.prepare), model)
-                progress("rows", len(flight.committed), len(rows))
+                progress("rows", len(committed), len(rows))
         flight.check()
         progress("rows", len(rows), len(rows))
-        return flight.committed
+        return committed
+
+
+def attempts_in_order(
+    rows: Sequence[CohortRow], begun: Mapping[RowName, int], marks: Mapping[str, Sequence[MarkName]]
+) -> Iterator[RowAttempt]:
+    """The rows, last of all those at which a process was killed: alone, as one of them may be why."""
+    for is_alone in (False, True):
+        for row in rows:
+            count = begun.get((row.id, row.fingerprint), 0)
+            if (count > 0) == is_alone:
+                yield RowAttempt(row, count + 1, is_alone, tuple(marks.get(row.id, ())))
 
 
 def _common(model: Model, settings: Settings) -> dict[str, Any]:
