@@ -9,7 +9,8 @@ from typing import Any, Literal, cast, get_args
 
 RowStatus = Literal["done", "partly", "rejected", "failed"]
 RowName = tuple[str, str]  # a row's id and fingerprint
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "1"  # of what all rows have in common
+_MARKER_VERSION = "2"  # 1 had no segments, findings, seconds of stages and GPU
 _NAME = re.compile(rf"(?P<id>.+)\.(?P<fingerprint>[0-9a-f]{{12}})\.(?P<status>{'|'.join(get_args(RowStatus))})\.json")
 
 
@@ -39,8 +40,52 @@ class MarkName:
 
 
 @dataclass(frozen=True)
+class RowSegment:
+    """A segment of a row's result.
+
+    Attributes:
+        folder: Result folder of its volume.
+        label: Its name.
+        volume_ml: Of all its findings.
+        findings: How many there are, listed or not.
+    """
+
+    folder: str
+    label: str
+    volume_ml: float
+    findings: int
+
+
+@dataclass(frozen=True)
+class RowFinding:
+    """A finding of a row's result, as result.json lists it.
+
+    Attributes:
+        folder: Result folder of its volume.
+        label: Its segment's name.
+        number: Its place among its segment's findings, from 1.
+        volume_ml: As in `ctflow.measurements.measure.Finding`, and so the others.
+        longest_diameter_mm: As there.
+        long_axis_mm: As there.
+        short_axis_mm: As there.
+        mean_hu: As there.
+        implausible: As there.
+    """
+
+    folder: str
+    label: str
+    number: int
+    volume_ml: float
+    longest_diameter_mm: float
+    long_axis_mm: float
+    short_axis_mm: float
+    mean_hu: float
+    implausible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RowOutcome:
-    """The content of a commit marker; no path and no patient data.
+    """The content of a commit marker, which is enough for all tables; no path and no patient data.
 
     Attributes:
         id: The row's.
@@ -59,6 +104,10 @@ class RowOutcome:
         node: Name of the machine.
         part: The share of which the row was computed.
         finished: When, in UTC.
+        segments: What was looked for, found or not.
+        findings: The largest of what was found.
+        stage_seconds: Seconds of each stage, over the row's volumes.
+        gpu_busy: Share of the time since the machine's last commit in which its GPU computed; None if not known.
     """
 
     id: str
@@ -77,6 +126,10 @@ class RowOutcome:
     node: str = ""
     part: str = ""
     finished: str = ""
+    segments: tuple[RowSegment, ...] = ()
+    findings: tuple[RowFinding, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    gpu_busy: float | None = None
 
     @property
     def name(self) -> MarkName:
@@ -86,4 +139,4 @@ class RowOutcome:
     @property
     def document(self) -> dict[str, Any]:
         """As JSON."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "folders": list(self.folders)}
+        return {"schema_version": _MARKER_VERSION, **asdict(self)}

@@ -298,7 +298,7 @@ class OutputError(CtflowError):
 class NotWritten(OutputError):
     """The output folder or a file in it could not be written."""
 
-    REASONS = frozenset({"already-there", "copies-folder", "journal-closed", "unwritable"})
+    REASONS = frozenset({"already-there", "copies-folder", "damaged-marker", "journal-closed", "unwritable"})
 
 
 class StorageFull(OutputError):

@@ -9,6 +9,7 @@ import pytest
 
 from ctflow.cohort.destinations import folder as folder_module
 from ctflow.cohort.destinations.folder import FolderDestination
+from ctflow.cohort.marker import outcome_of_mark
 from ctflow.cohort.outcome import MarkName, RowOutcome
 from ctflow.core.errors import NotWritten, SettingsInvalid
 
@@ -40,12 +41,25 @@ def test_a_committed_row_is_listed_by_its_name_alone(destination, tmp_path):
     assert (mark["id"], mark["status"], mark["attempt"], mark["seconds"]) == ("a.b-1", "done", 1, 1.5)
 
 
+def test_a_destination_is_read_without_entering_it(destination, tmp_path):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    reading = FolderDestination(tmp_path / "out", "report")
+    assert list(reading.marks()) == [OUTCOME.name]
+    assert outcome_of_mark(reading, OUTCOME.name) == OUTCOME
+    assert reading.read("results/a.b-1/series/segmentation.dcm") == b"x"
+    assert reading.read("results/none/preview.png") is None
+    assert reading.read("results/a.b-1/result.json/preview.png") is None
+    (tmp_path / "page").write_text("page")
+    reading.keep(tmp_path / "page", "cohort.html")
+    assert (tmp_path / "out" / "cohort.html").read_text() == "page"
+
+
 def test_a_second_result_replaces_the_first_and_its_marker(destination, tmp_path):
     destination.commit(workspace_with(destination, "x"), OUTCOME)
     failed = replace(OUTCOME, fingerprint="ffffffffffff", status="failed", exit_code=4)
     destination.commit(workspace_with(destination, "y"), failed, list(destination.marks()))
     assert list(destination.marks()) == [failed.name]
-    assert destination.exit_code(failed.name) == 4
+    assert outcome_of_mark(destination, failed.name) == failed
     assert (tmp_path / "out" / "results" / "a.b-1" / "series" / "segmentation.dcm").read_text() == "y"
 
 

@@ -57,6 +57,23 @@ def assert_nothing_is_left(output):
     assert not list((output / "begun").iterdir())
 
 
+def assert_marker_repeats_result(mark, result):
+    (series,) = result["series"]
+    (segment,), (kept,) = series["segments"], mark["segments"]
+    assert kept == {
+        "folder": series["folder"],
+        "label": segment["label"],
+        "volume_ml": segment["volume_ml"],
+        "findings": segment["components"],
+    }
+    assert [each["number"] for each in mark["findings"]] == list(range(1, segment["components"] + 1))
+    for finding, own in zip(segment["findings"], mark["findings"], strict=True):
+        assert {name: own[name] for name in own.keys() & finding.keys()} == {
+            name: finding[name] for name in own.keys() & finding.keys()
+        }
+    assert mark["stage_seconds"] == series["stage_seconds"]
+
+
 def test_every_row_is_done_once_and_a_second_run_does_nothing(manifest, tmp_path, monkeypatch):
     report = run_marking(manifest, tmp_path / "out")
     assert (report.exit_code, report.rows, report.skipped, dict(report.counts)) == (0, COUNT, 0, {"done": COUNT})
@@ -65,6 +82,7 @@ def test_every_row_is_done_once_and_a_second_run_does_nothing(manifest, tmp_path
     assert all(each["attempt"] == 1 and each["seconds"] > 0 and len(each["digest"]) == 64 for each in found.values())
     for row, mark in found.items():
         (key,) = mark["folders"]
+        assert_marker_repeats_result(mark, json.loads((tmp_path / "out" / "results" / row / "result.json").read_text()))
         assert (tmp_path / "out" / "results" / row / key / "segmentation.dcm").is_file()
         assert json.loads((tmp_path / "out" / "results" / row / "result.json").read_text())["exit_code"] == 0
     assert_nothing_is_left(tmp_path / "out")
@@ -162,7 +180,7 @@ def test_a_watcher_is_told_of_every_row_attempt_and_machine(manifest, tmp_path, 
     FailingSegmenter.calls, watching = 0, Watching()
     run_marking(manifest, tmp_path / "out", watcher=watching)
     assert watching.began_with == [(COUNT, {})]
-    assert [outcome.document for outcome in watching.outcomes] == sorted(
+    assert [json.loads(json.dumps(outcome.document)) for outcome in watching.outcomes] == sorted(
         marks(tmp_path / "out").values(), key=lambda mark: [o.id for o in watching.outcomes].index(mark["id"])
     )
     ((row_id, reason, attempt),) = watching.retries

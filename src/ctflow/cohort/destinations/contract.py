@@ -56,5 +56,15 @@ class RowDestination(Protocol):
             earlier: Markers of the row's earlier result. They go first, so that none speaks of a result that has gone.
         """
 
-    def exit_code(self, name: MarkName) -> int:
-        """The exit code in a marker."""
+    def read(self, name: str) -> bytes | None:
+        """A file's content; works without entering the destination.
+
+        Args:
+            name: "rows/<marker>", "results/<id>/<a file of the result>", or "cohort.json" for what all have in common.
+
+        Returns:
+            None if there is none, or the destination does not give it back.
+        """
+
+    def keep(self, file: Path, name: str) -> None:
+        """Put a file beside the results, such as "cohort.html", whole or not at all; works without entering."""

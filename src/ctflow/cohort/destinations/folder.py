@@ -14,7 +14,13 @@ from types import TracebackType
 from typing import Any
 
 from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
-from ctflow.core.atomic import make_output_folder, output_error_from_oserror, publish_folder, sync_folder
+from ctflow.core.atomic import (
+    make_output_folder,
+    output_error_from_oserror,
+    publish_folder,
+    sync_folder,
+    write_atomically,
+)
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.report.result import write_result
 
@@ -169,9 +175,19 @@ class FolderDestination:
                 if last:
                     raise
 
-    def exit_code(self, name: MarkName) -> int:
-        """As `RowDestination.exit_code`."""
-        return int(self._read(self._marks / str(name))["exit_code"])
+    def read(self, name: str) -> bytes | None:
+        """As `RowDestination.read`."""
+        try:
+            return (self._folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise output_error_from_oserror(error, name.rpartition("/")[2]) from error
+
+    def keep(self, file: Path, name: str) -> None:
+        """As `RowDestination.keep`."""
+        with file.open("rb") as source:
+            write_atomically(self._folder / name, lambda stream: shutil.copyfileobj(source, stream))
 
     def _read(self, path: Path) -> Mapping[str, Any]:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ctflow.cohort.manifest.digest import digest_of_objects, digest_of_series
 from ctflow.cohort.manifest.rows import CohortRow
 from ctflow.cohort.outcome import MarkName, RowName, RowOutcome, RowStatus
+from ctflow.cohort.shares.found import row_findings_from_documents, row_segments_from_documents, stage_seconds_of
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, BrokenSeries, CtflowError, InputError, NoUsableSeries
 from ctflow.core.model import ModelSpec
@@ -127,6 +128,7 @@ class RowAttempt:
             OutputError: The workspace cannot be written.
         """
         code = self._write_document(spec)
+        documents = [case.document for case in self.cases if case.error is None and case.document is not None]
         status, reason, message = self._verdict(code)
         return replace(
             stamp,
@@ -142,6 +144,9 @@ class RowAttempt:
             input_digest=self.row.digest,
             folders=tuple(case.key for case in self.cases if case.error is None),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            segments=row_segments_from_documents(documents),
+            findings=row_findings_from_documents(documents),
+            stage_seconds=stage_seconds_of(documents),
         )
 
     def _write_document(self, spec: ModelSpec) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from ctflow import __version__
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import WHOLE, CohortRow, Manifest, ManifestPart
+from ctflow.cohort.marker import outcome_of_mark
 from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowName, RowOutcome, RowStatus
 from ctflow.cohort.shares.attempt import RowAttempt
 from ctflow.cohort.shares.in_flight import RowsInFlight, RunSetup
@@ -222,5 +223,5 @@ def _report(
     elif any(counts[status] for status in _GOOD):
         code = EXIT_PARTLY
     else:
-        code = destination.exit_code(names[0])
+        code = outcome_of_mark(destination, names[0]).exit_code
     return CohortReport(len(rows), skipped, counts, code)

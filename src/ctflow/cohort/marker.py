@@ -1,0 +1,122 @@
+"""A commit marker is read strictly: each field has its type, and the content fits the name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from ctflow.cohort.destinations.contract import RowDestination
+from ctflow.cohort.outcome import MarkName, RowFinding, RowOutcome, RowSegment
+from ctflow.core.errors import NotWritten
+
+_VERSIONS = ("1", "2")
+_MOST_BYTES = 16 << 20  # a hundred segments with a hundred findings each take 3 MB
+
+
+def outcome_from_bytes(content: bytes, name: MarkName) -> RowOutcome:
+    """Read a marker.
+
+    Args:
+        content: The file's.
+        name: The file's.
+
+    Raises:
+        NotWritten: It is damaged, another row's, or a later version's.
+    """
+    try:
+        return _outcome(content, name)
+    except (ValueError, RecursionError) as error:
+        raise NotWritten(
+            f"the marker of row {name.id} is damaged ({error}): remove it, and the next start segments the row again",
+            reason="damaged-marker",
+        ) from error
+
+
+def outcome_of_mark(destination: RowDestination, name: MarkName) -> RowOutcome:
+    """Read a marker of a destination.
+
+    Raises:
+        NotWritten: As `outcome_from_bytes`; or it has gone.
+        OutputError: The destination cannot be read.
+    """
+    content = destination.read(f"rows/{name}")
+    if content is None:
+        raise NotWritten(f"the marker of row {name.id} has gone: start again", reason="damaged-marker")
+    return outcome_from_bytes(content, name)
+
+
+def _outcome(content: bytes, name: MarkName) -> RowOutcome:
+    if len(content) > _MOST_BYTES:
+        raise ValueError("larger than any")
+    given = dict(_mapping("marker", json.loads(content)))
+    version = given.pop("schema_version", None)
+    if version not in _VERSIONS:
+        raise ValueError("a version that this ctflow does not read")
+    outcome: RowOutcome = _built(RowOutcome, given)
+    if outcome.name != name:
+        raise ValueError("another row's")
+    return outcome
+
+
+def _built(kind: Any, given: Any) -> Any:
+    """A value of a class whose fields are checked by their types' names."""
+    document = _mapping(kind.__name__, given)
+    known = {each.name: each for each in fields(kind)}
+    if unknown := sorted(document.keys() - known.keys()):
+        raise ValueError(f"it has {len(unknown)} unknown fields")
+    needed = {name for name, each in known.items() if each.default is MISSING and each.default_factory is MISSING}
+    if missing := sorted(needed - document.keys()):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return kind(**{name: _READERS[str(known[name].type)](name, value) for name, value in document.items()})
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no object")  # noqa: TRY004  # as of any other value that is wrong
+    return value
+
+
+def _of(kind: type) -> Callable[[str, Any], Any]:
+    def read(name: str, value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{name} is no {kind.__name__}")
+        return value
+
+    return read
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name} is no number")
+    return float(value)
+
+
+def _several(read: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+    def read_all(name: str, value: Any) -> tuple[Any, ...]:
+        return tuple(read(name, each) for each in _of(list)(name, value))
+
+    return read_all
+
+
+def _named(read: Callable[[str, Any], Any]) -> Callable[[str, Any], dict[str, Any]]:
+    def read_all(name: str, value: Any) -> dict[str, Any]:
+        return {key: read(name, each) for key, each in _mapping(name, value).items()}
+
+    return read_all
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "str": _of(str),
+    "RowStatus": _of(str),  # the name has it, too
+    "int": _of(int),
+    "float": _number,
+    "float | None": lambda name, value: None if value is None else _number(name, value),
+    "tuple[str, ...]": _several(_of(str)),
+    "tuple[RowSegment, ...]": _several(lambda _, value: _built(RowSegment, value)),
+    "tuple[RowFinding, ...]": _several(lambda _, value: _built(RowFinding, value)),
+    "Mapping[str, str]": _named(_of(str)),
+    "Mapping[str, float]": _named(_number),
+}
