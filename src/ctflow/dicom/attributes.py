@@ -64,14 +64,21 @@ def text(header: Dataset, keyword: str) -> str:
 
 def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     """All values as text; empty if absent or damaged."""
-    raw = raw_of(header, keyword)
+    tag = _tag_of(keyword)
+    element = None if tag is None else header.get_item(tag, keep_deferred=True)
+    if tag is not None and element is None:
+        return ()
+    raw = _raw_of(element, header)
     return _as_texts(value_of(header, keyword)) if raw is None else _texts_of(*raw)
 
 
 def raw_of(header: Dataset, keyword: str) -> Raw | None:
     """Everything that determines an element's value, if it is still raw, short and independent of its context."""
     tag = _tag_of(keyword)
-    raw: object = None if tag is None else header.get_item(tag, keep_deferred=True)
+    return None if tag is None else _raw_of(header.get_item(tag, keep_deferred=True), header)
+
+
+def _raw_of(raw: object, header: Dataset) -> Raw | None:
     charset = header.original_character_set
     if not isinstance(raw, RawDataElement) or raw.value is None or len(raw.value) > _LONGEST_KEPT or not charset:
         return None
@@ -110,8 +117,11 @@ def _as_texts(value: object) -> tuple[str, ...]:
 def numbers(header: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     """Exactly `count` finite numbers, or None."""
     values = texts(header, keyword)
-    if len(values) != count:
-        return None
+    return _numbers_of(values) if len(values) == count else None
+
+
+@lru_cache(2**12)
+def _numbers_of(values: tuple[str, ...]) -> tuple[float, ...] | None:
     try:
         found = tuple(float(value) for value in values)
     except ValueError:
@@ -127,5 +137,10 @@ def number(header: Dataset, keyword: str) -> float | None:
 
 def integer(header: Dataset, keyword: str) -> int | None:
     """One whole number, or None."""
-    found = number(header, keyword)
-    return int(found) if found is not None and found == int(found) else None
+    return integer_of_texts(texts(header, keyword))
+
+
+def integer_of_texts(values: tuple[str, ...]) -> int | None:
+    """One whole number, or None."""
+    found = _numbers_of(values) if len(values) == 1 else None
+    return int(found[0]) if found is not None and found[0] == int(found[0]) else None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Literal
 
 from pydicom.dataset import Dataset
 
@@ -18,6 +20,7 @@ ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2
 REFERRED_TO = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 _MOST = 64
 _DIGITS = re.compile(r"[0-9.]+")
+_Flaw = Literal["senseless", "untidy"]
 _COMPONENTS = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*")
 
 
@@ -30,14 +33,20 @@ def malformed_uids(headers: Iterable[Dataset]) -> tuple[tuple[str, ...], tuple[s
 
     Source: DICOM PS3.5 9.1. Whether a root is registered is not checked.
     """
-    senseless, untidy = set(), set()
+    flaws: dict[_Flaw, set[str]] = {"senseless": set(), "untidy": set()}
     for header in headers:
         for keyword in REFERRED_TO:
-            values = texts(header, keyword)
-            if not any(values):
-                continue
-            if len(values) > 1 or len(values[0]) > _MOST or not _DIGITS.fullmatch(values[0]):
-                senseless.add(keyword)
-            elif not _COMPONENTS.fullmatch(values[0]):
-                untidy.add(keyword)
-    return tuple(sorted(senseless)), tuple(sorted(untidy))
+            flaw = _flaw_of(texts(header, keyword))
+            if flaw is not None:
+                flaws[flaw].add(keyword)
+    return tuple(sorted(flaws["senseless"])), tuple(sorted(flaws["untidy"]))
+
+
+@lru_cache(2**12)
+def _flaw_of(values: tuple[str, ...]) -> _Flaw | None:
+    """What is wrong with an attribute's values, most of which are the same in all slices."""
+    if not any(values):
+        return None
+    if len(values) > 1 or len(values[0]) > _MOST or not _DIGITS.fullmatch(values[0]):
+        return "senseless"
+    return None if _COMPONENTS.fullmatch(values[0]) else "untidy"

@@ -249,7 +249,8 @@ def _hounsfield(
         slope, intercept = rescales[d].slope, rescales[d].intercept
         if small:
             # int16 arithmetic may wrap around in between; the result is right because it fits.
-            result[d] *= np.int16(_wrapped(slope))
+            if slope != 1:
+                result[d] *= np.int16(_wrapped(slope))
             result[d] += np.int16(_wrapped(intercept))
         else:
             result[d] = _unmasked(raw[d], rescales[d].form).astype(np.float64) * slope + intercept

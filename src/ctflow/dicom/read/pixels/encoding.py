@@ -41,8 +41,8 @@ def _named(flawed: Sequence[Instance], count: int) -> str:
 
 def _is_padded(instance: Instance) -> bool:
     """Whether native pixel data go on after the pixels, apart from the byte that makes their length even."""
-    rows, columns, bits = (integer(instance.header, each) for each in ("Rows", "Columns", "BitsAllocated"))
-    if (integer(instance.header, "NumberOfFrames") or 1) > 1:
+    if instance.pixel_offset is None or (integer(instance.header, "NumberOfFrames") or 1) > 1:
         return False
+    rows, columns, bits = (integer(instance.header, each) for each in ("Rows", "Columns", "BitsAllocated"))
     wanted = (rows or 0) * (columns or 0) * (bits or 16) // 8
-    return instance.pixel_offset is not None and instance.pixel_length > wanted + wanted % 2
+    return instance.pixel_length > wanted + wanted % 2

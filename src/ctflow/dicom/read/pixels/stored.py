@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
 
 from ctflow.core.errors import BrokenSeries, UnsupportedPixels
-from ctflow.dicom.attributes import PARSE_ERRORS, integer, text
+from ctflow.dicom.attributes import PARSE_ERRORS, integer_of_texts, texts
 from ctflow.dicom.read.pixels.frames import encoded_frame, family_of_frame, flaw_of_rle, flaw_of_size
 from ctflow.dicom.read.scan import NATIVE, Instance
 
@@ -70,28 +71,27 @@ class PixelFormat:
 
 def pixel_format_of(instance: Instance) -> PixelFormat:
     """The format of a slice's values; raises `UnsupportedPixels` where ctflow would have to guess."""
-    header = instance.header
-    lacking = [keyword for keyword in _DESCRIBING if not text(header, keyword)]
+    found = _format_of(*(texts(instance.header, keyword) for keyword in _DESCRIBING))
+    if isinstance(found, PixelFormat):
+        return found
+    reason, what = found
+    raise unsupported(instance, what, reason=reason)
+
+
+@lru_cache(2**8)
+def _format_of(*values: tuple[str, ...]) -> PixelFormat | tuple[str, str]:
+    """From the values of `_DESCRIBING` to the format, or to the reason and what is wrong; once for equal slices."""
+    lacking = [keyword for keyword, value in zip(_DESCRIBING, values, strict=True) if not (value and value[0])]
     if lacking:
-        raise unsupported(
-            instance,
-            f"its {', '.join(lacking)} is empty or absent: have the sender repair it",
-            reason="no-pixel-format",
-        )
-    allocated, stored = integer(header, "BitsAllocated"), integer(header, "BitsStored")
-    high, representation = integer(header, "HighBit"), integer(header, "PixelRepresentation")
-    if text(header, "PhotometricInterpretation") != "MONOCHROME2":
-        raise unsupported(
-            instance, "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is", reason="photometric"
-        )
+        return "no-pixel-format", f"its {', '.join(lacking)} is empty or absent: have the sender repair it"
+    photometric, *numbers = values
+    allocated, stored, high, representation = map(integer_of_texts, numbers)
+    if photometric[0] != "MONOCHROME2":
+        return "photometric", "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is"
     if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated:
-        raise unsupported(
-            instance, f"BitsAllocated {allocated} with BitsStored {stored} is not supported", reason="pixel-format"
-        )
+        return "pixel-format", f"BitsAllocated {allocated} with BitsStored {stored} is not supported"
     if high != stored - 1 or representation not in (0, 1):
-        raise unsupported(
-            instance, f"HighBit {high} or PixelRepresentation {representation} is not supported", reason="pixel-format"
-        )
+        return "pixel-format", f"HighBit {high} or PixelRepresentation {representation} is not supported"
     return PixelFormat(allocated, stored, representation == 1)
 
 
