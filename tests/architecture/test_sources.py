@@ -23,6 +23,7 @@ OWNERS = {
     "prometheus_client": ("src/ctflow/node/metrics.py",),
     "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
     "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py",),
+    "ray": ("src/ctflow/cohort/cluster/",),
     "pydantic": ("src/ctflow/settings/schema.py",),
     "pydantic_core": ("src/ctflow/settings/schema.py",),
     "tensorrt": (
@@ -48,6 +49,7 @@ OWNERS = {
 }
 ENVIRONMENT = {
     "src/ctflow/settings/run.py",
+    "src/ctflow/cohort/cluster/connection.py",  # Ray reads its settings there
     "src/ctflow/core/user.py",  # makes up for what other packages look for there
 }
 # Modules that import by a name that only a run knows: of their own tables, of the project's requirements, of MONAI,

@@ -16,6 +16,7 @@ from ctflow.settings.command import MODEL, options
 from ctflow.settings.run import OPTIONS, model_path_from_value, read_environment, settings_from_values
 
 if TYPE_CHECKING:
+    from ctflow.cohort.cluster.driver import Cluster
     from ctflow.cohort.manifest.tree import Survey
     from ctflow.cohort.shares.share import CohortReport
 
@@ -60,19 +61,31 @@ def _others(found: Survey) -> str:
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="DIR", required=True, help="The destination; gets results/ID for each row.")
 @MODEL
-@click.option("--part", metavar="I/N", default="1/1", show_default=True, help="The share of rows to segment here.")
+@click.option("--part", metavar="I/N", help="The share of rows to segment in this process, without Ray.")
+@click.option("--address", metavar="ADDRESS", help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+@click.option("--gpus", metavar="N", type=click.IntRange(0), help="With Ray: a worker for each of N GPUs; 0 for CPUs.")
 @click.option("--retry-failed", is_flag=True, help="Segment rows again that failed, or are done only partly.")
 @options(*(option.name for option in OPTIONS if option.name not in _OF_ROWS))
 def run_command_of_cohort(
-    manifest: Path, output: str, model: str | None, part: str, retry_failed: bool, **given: Any
+    manifest: Path,
+    output: str,
+    model: str | None,
+    part: str | None,
+    address: str | None,
+    gpus: int | None,
+    retry_failed: bool,
+    **given: Any,
 ) -> int:
     """Segment every row of MANIFEST that the destination does not have yet."""
     from ctflow.cohort.destinations.from_text import destination_from_text  # noqa: PLC0415
     from ctflow.cohort.manifest.rows import manifest_from_file, part_from_text  # noqa: PLC0415
 
     environment = read_environment()
-    settings, share = settings_from_values(given, environment), part_from_text(part)
-    chosen = destination_from_text(output, share.name)
+    settings, share = settings_from_values(given, environment), part_from_text(part or "1/1")
+    on_cluster = address is not None or gpus is not None
+    if on_cluster and part is not None:
+        raise SettingsInvalid("--part: is computed without Ray: leave out --address and --gpus", reason="conflict")
+    chosen = destination_from_text(output, "driver" if on_cluster else share.name)
     if settings.series is not None or settings.pick != "all":
         raise SettingsInvalid(
             "CTFLOW_SERIES or CTFLOW_PICK is set, and each row names its series: unset it", reason="conflict"
@@ -81,14 +94,26 @@ def run_command_of_cohort(
     with interrupted_by_signals(), progress_on(sys.stderr) as progress:
         read = manifest_from_file(manifest, share)
         bundle = find_bundle(Path(path)) if path else demonstration_bundle()
+        compute = _cluster(output, bundle, address, gpus) if on_cluster else None
         from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
         from ctflow.cohort.shares.share import run_cohort  # noqa: PLC0415
 
         loaded = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
         with chosen as destination:
-            report = run_cohort(read, destination, loaded, settings, share, progress, retry_failed=retry_failed)
+            report = run_cohort(
+                read, destination, loaded, settings, share, progress, retry_failed=retry_failed, compute=compute
+            )
     _say(report)
     return report.exit_code
+
+
+def _cluster(output: str, bundle: Path, address: str | None, gpus: int | None) -> Cluster:
+    from ctflow.cohort.cluster.connection import check_ray  # noqa: PLC0415
+    from ctflow.cohort.cluster.driver import Cluster, OpenedBundle  # noqa: PLC0415
+
+    check_ray()
+    place = output if "://" in output else str(Path(output).absolute())  # workers have other working folders
+    return Cluster(place, OpenedBundle(bundle.absolute()), address, gpus)
 
 
 def _say(report: CohortReport) -> None:

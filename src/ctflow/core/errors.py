@@ -257,6 +257,7 @@ class BackendUnavailable(ResourceError):
         {
             "compiler-failed",
             "device-failed",
+            "no-cluster",
             "no-engine",
             "no-such-device",
             "not-exported",

@@ -129,6 +129,13 @@ class RowsInFlight:
             self._may_come = False
             self._changed.notify_all()
 
+    def stop(self) -> None:
+        """End the pipeline now, from any thread; rows under way stay open."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+        self._cases.end()
+
     def check(self) -> None:
         """Raise what ended the run before all rows were committed."""
         with self._changed:

@@ -6,7 +6,7 @@ import gc
 import logging
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ctflow.pipeline.run import announce
 from ctflow.pipeline.stages import segment_case
 from ctflow.settings.run import Settings
 
-_USUAL_VOXELS = 600 * 512 * 512  # of the CTs that are to come
+USUAL_VOXELS = 600 * 512 * 512  # of the CTs that are to come
 # Settings that describe the machine or the input, not the result: machines of one cohort may differ in them.
 _NOT_SHARED = frozenset({"cache", "cases_in_flight", "device", "engine", "series", "volume"})
 _OPEN = frozenset({"partly", "failed"})  # what `retry_failed` computes again
@@ -54,6 +54,27 @@ class CohortReport:
     exit_code: int
 
 
+@dataclass(frozen=True, eq=False)
+class RowsToDo:
+    """What is left of a share, and all that is needed to do it.
+
+    Attributes:
+        attempts: At the rows, in their order.
+        count: How many there are.
+        destination: Entered.
+        model: The model.
+        setup: What the rows have in common.
+        progress: Receives rows.
+    """
+
+    attempts: Iterator[RowAttempt]
+    count: int
+    destination: RowDestination
+    model: Model
+    setup: RunSetup
+    progress: Progress
+
+
 def run_cohort(
     manifest: Manifest,
     destination: RowDestination,
@@ -64,6 +85,7 @@ def run_cohort(
     *,
     retry_failed: bool = False,
     watcher: CohortWatcher = UNWATCHED,
+    compute: Callable[[RowsToDo], Sequence[MarkName]] | None = None,
 ) -> CohortReport:
     """Segment every row of a share that is not committed yet.
 
@@ -76,6 +98,7 @@ def run_cohort(
         progress: Receives rows, as stage "rows".
         retry_failed: Whether rows that failed, or are done only partly, are computed again.
         watcher: Is told what becomes of the rows.
+        compute: Commits rows, and returns the markers' names; None computes them in this process.
 
     Returns:
         What became of the share.
@@ -95,50 +118,44 @@ def run_cohort(
     log.info("part %s: %d rows of %d, %d to do", part, len(manifest.rows), manifest.total, len(waiting))
     if waiting:
         setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), watcher)
-        for name in _run(waiting, marks, destination, model, setup, progress):
+        attempts = _in_order(waiting, destination.begun(), marks)
+        for name in (compute or _compute_here)(RowsToDo(attempts, len(waiting), destination, model, setup, progress)):
             marks[name.id] = [name]
     return _report(manifest.rows, marks, len(manifest.rows) - len(waiting), destination)
 
 
-def _run(
-    rows: Sequence[CohortRow],
-    marks: Mapping[str, Sequence[MarkName]],
-    destination: RowDestination,
-    model: Model,
-    setup: RunSetup,
-    progress: Progress,
-) -> Sequence[MarkName]:
+def _compute_here(todo: RowsToDo) -> Sequence[MarkName]:
     from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415  # torch takes seconds
 
-    settings, committed = setup.settings, list[MarkName]()
-    count = settings.cases_in_flight or min(len(rows), most_cases(_USUAL_VOXELS))
-    attempts = attempts_in_order(rows, destination.begun(), marks)
+    model, settings, progress, rows = todo.model, todo.setup.settings, todo.progress, todo.count
+    committed = list[MarkName]()
+    count = settings.cases_in_flight or min(rows, most_cases(USUAL_VOXELS))
     gc.freeze()  # what is there by now stays
     with (
         CasesInProcesses((), settings, Path(), count=count, more=True) as cases,
         RowsInFlight(
             cases,
-            destination,
-            setup,
+            todo.destination,
+            todo.setup,
             count,
-            rows=attempts,
+            rows=todo.attempts,
             on_committed=lambda outcome: committed.append(outcome.name),
         ) as flight,
     ):
         flight.end()  # no rows but these
         segmenter = Segmenter(model, settings)
         segmenter.open(progress)
-        progress("rows", 0, len(rows))
+        progress("rows", 0, rows)
         with segmenter:
             for case in cases.loaded():
                 cases.write(segment_case(case, segmenter, prepare=cases.prepare), model)
-                progress("rows", len(committed), len(rows))
+                progress("rows", len(committed), rows)
         flight.check()
-        progress("rows", len(rows), len(rows))
+        progress("rows", rows, rows)
         return committed
 
 
-def attempts_in_order(
+def _in_order(
     rows: Sequence[CohortRow], begun: Mapping[RowName, int], marks: Mapping[str, Sequence[MarkName]]
 ) -> Iterator[RowAttempt]:
     """The rows, last of all those at which a process was killed: alone, as one of them may be why."""
