@@ -112,5 +112,5 @@ def test_the_command_line_from_a_folder_tree_to_results(tmp_path):
     assert (done.returncode, done.stdout) == (0, "2 rows: 2 done (2 before this run)\n"), done.stderr
     done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", tmp_path / "out", "-m", bundle, "--part", "3/2")
     assert (done.returncode, "[invalid-value]" in done.stderr) == (64, True)
-    done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", "s3://bucket", "-m", bundle)
+    done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", "ftp://host/x", "-m", bundle)
     assert (done.returncode, "[invalid-value]" in done.stderr) == (64, True)

@@ -308,6 +308,12 @@ class StorageFull(OutputError):
     REASONS = frozenset({"disk-full"})
 
 
+class StoreFailed(OutputError):
+    """The object store or DICOMweb server to which a cohort's results go failed; its open rows stay open."""
+
+    REASONS = frozenset({"store-absent", "store-denied", "store-down", "store-refused"})
+
+
 class DeliveryError(CtflowError):
     """A result could not be sent to a peer."""
 

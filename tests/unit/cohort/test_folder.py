@@ -1,9 +1,8 @@
-"""A folder as a destination: results are whole, markers come last, and only one process computes a part."""
+"""A folder as a destination, beyond what every destination promises (tests/contract/test_destinations.py)."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -11,7 +10,7 @@ from ctflow.cohort.destinations import folder as folder_module
 from ctflow.cohort.destinations.folder import FolderDestination
 from ctflow.cohort.marker import outcome_of_mark
 from ctflow.cohort.outcome import MarkName, RowOutcome
-from ctflow.core.errors import NotWritten, SettingsInvalid
+from ctflow.core.errors import NotWritten
 
 FINGERPRINT = "0123456789ab"
 OUTCOME = RowOutcome("a.b-1", FINGERPRINT, "done", "done", "", 0, 1, 1.5, digest="ab")
@@ -54,27 +53,6 @@ def test_a_destination_is_read_without_entering_it(destination, tmp_path):
     assert (tmp_path / "out" / "cohort.html").read_text() == "page"
 
 
-def test_a_second_result_replaces_the_first_and_its_marker(destination, tmp_path):
-    destination.commit(workspace_with(destination, "x"), OUTCOME)
-    failed = replace(OUTCOME, fingerprint="ffffffffffff", status="failed", exit_code=4)
-    destination.commit(workspace_with(destination, "y"), failed, list(destination.marks()))
-    assert list(destination.marks()) == [failed.name]
-    assert outcome_of_mark(destination, failed.name) == failed
-    assert (tmp_path / "out" / "results" / "a.b-1" / "series" / "segmentation.dcm").read_text() == "y"
-
-
-def test_without_its_result_a_row_gets_no_marker_and_loses_the_earlier_one(destination, monkeypatch):
-    destination.commit(workspace_with(destination, "x"), OUTCOME)
-
-    def refuse(*_):
-        raise NotWritten("no", reason="unwritable")
-
-    monkeypatch.setattr(folder_module, "publish_folder", refuse)
-    with pytest.raises(NotWritten):
-        destination.commit(workspace_with(destination, "y"), OUTCOME, list(destination.marks()))
-    assert list(destination.marks()) == []
-
-
 def test_a_result_that_another_process_renames_at_the_same_time_is_replaced(destination, tmp_path, monkeypatch):
     original, calls = folder_module.publish_folder, []
 
@@ -89,15 +67,6 @@ def test_a_result_that_another_process_renames_at_the_same_time_is_replaced(dest
     assert [mark.id for mark in destination.marks()] == [OUTCOME.id]
 
 
-def test_the_first_process_says_what_results_have_in_common(tmp_path):
-    with (
-        FolderDestination(tmp_path, "part-1-of-2") as first,
-        FolderDestination(tmp_path, "part-2-of-2") as second,
-    ):
-        assert first.agree({"model": "a"}) == {"model": "a"}
-        assert second.agree({"model": "b"}) == {"model": "a"}
-
-
 def test_of_two_that_speak_at_the_same_time_one_is_first(tmp_path, monkeypatch):
     original = folder_module.write_result
 
@@ -108,18 +77,6 @@ def test_of_two_that_speak_at_the_same_time_one_is_first(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module, "write_result", overtaken)
     with FolderDestination(tmp_path, "whole") as destination:
         assert destination.agree({"model": "a"}) == {"model": "other"}
-
-
-def test_one_process_computes_a_part(tmp_path):
-    with FolderDestination(tmp_path, "part-1-of-2"):
-        with (
-            pytest.raises(SettingsInvalid, match="part-1-of-2") as raised,
-            FolderDestination(tmp_path, "part-1-of-2"),
-        ):
-            pytest.fail("two compute it")
-        assert raised.value.reason == "folder-in-use"
-    with FolderDestination(tmp_path, "part-1-of-2"):
-        pass
 
 
 def test_what_a_killed_process_left_is_removed_and_the_work_of_a_running_one_is_not(tmp_path):
@@ -138,10 +95,3 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(NotWritten), FolderDestination(tmp_path / "out", "whole"):
         pytest.fail("a file is no folder")
-
-
-def test_a_damaged_description_is_named(tmp_path):
-    with FolderDestination(tmp_path, "whole") as destination:
-        (tmp_path / "cohort.json").write_text("{")
-        with pytest.raises(NotWritten, match=r"cohort\.json in the destination is damaged"):
-            destination.agree({})

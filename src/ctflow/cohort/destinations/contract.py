@@ -26,6 +26,9 @@ class RowDestination(Protocol):
     ) -> None:
         """Remove what is not committed."""
 
+    def hurry(self) -> None:
+        """The run ends: wait for nothing any longer, and raise instead."""
+
     def agree(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keep what all its results have in common, unless another process was first; return what is kept."""
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ctflow.cohort.destinations.work import WorkFolder
 from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
 from ctflow.core.atomic import (
     make_output_folder,
@@ -21,7 +20,7 @@ from ctflow.core.atomic import (
     sync_folder,
     write_atomically,
 )
-from ctflow.core.errors import NotWritten, SettingsInvalid
+from ctflow.core.errors import NotWritten
 from ctflow.report.result import write_result
 
 _RESULTS, _MARKS, _BEGUN, _WORK, _COHORT = "results", "rows", "begun", ".work", "cohort.json"
@@ -32,9 +31,7 @@ class FolderDestination:
 
     `begun/` holds a file for each row under way, with a byte for each attempt that has not ended.
 
-    Results are built in `.work/<share>/`, on the same file system. A lock on it, which the system releases when its
-    process ends, tells the work of a running process from what a killed one has left. Below it each run has a folder of
-    its own: a process that outlives a killed run by a moment writes nothing into the next one's.
+    Results are built in `.work/<share>/`, on the same file system.
 
     Args:
         folder: Made if absent.
@@ -42,56 +39,31 @@ class FolderDestination:
     """
 
     def __init__(self, folder: Path, share: str) -> None:
-        self._folder, self._share = folder.absolute(), share
+        self._folder = folder.absolute()
         self._results, self._marks, self._begun, self._work = (
             self._folder / name for name in (_RESULTS, _MARKS, _BEGUN, _WORK)
         )
-        self._own = self._work / share
-        self._run = self._own
-        self._stack = ExitStack()
+        self._own = WorkFolder(self._work, share)
 
     def __enter__(self) -> FolderDestination:
         for each in (self._folder, self._results, self._marks, self._begun, self._work):
             make_output_folder(each)
-        with ExitStack() as failing:
-            try:
-                handle = _locked(self._own)
-                if handle is None:
-                    raise SettingsInvalid(
-                        f"-o: another process computes {self._share} there: wait for it, or give another --part",
-                        reason="folder-in-use",
-                    )
-                failing.callback(os.close, handle)
-                self._remove_left_over()
-                shutil.rmtree(self._own, ignore_errors=True)
-                self._own.mkdir(exist_ok=True)
-                self._run = Path(tempfile.mkdtemp(dir=self._own))
-            except OSError as error:
-                raise output_error_from_oserror(error, "the destination's folder for work") from error
-            failing.callback(shutil.rmtree, self._own, ignore_errors=True)
-            self._stack = failing.pop_all()
+        self._own.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._own.__exit__()
 
-    def _remove_left_over(self) -> None:
-        """Remove the work of other shares whose processes have ended: the next run may divide the rows otherwise."""
-        for folder in [each for each in self._work.iterdir() if each.is_dir() and each != self._own]:
-            handle = _locked(folder)
-            if handle is not None:
-                try:
-                    shutil.rmtree(folder, ignore_errors=True)
-                finally:
-                    os.close(handle)
+    def hurry(self) -> None:
+        """As `RowDestination.hurry`; a file system repeats nothing."""
 
     def agree(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """As `RowDestination.agree`."""
         path = self._folder / _COHORT
         if not path.exists():
-            own = self._run / _COHORT
+            own = self._own.path / _COHORT
             write_result(document, own)
             try:
                 with suppress(FileExistsError):  # another process was first
@@ -144,17 +116,11 @@ class FolderDestination:
 
     def workspace(self, row_id: str) -> Path:
         """As `RowDestination.workspace`."""
-        folder = self._run / row_id
-        self.discard(folder)
-        try:
-            folder.mkdir()
-        except OSError as error:
-            raise output_error_from_oserror(error, f"the folder of row {row_id}") from error
-        return folder
+        return self._own.workspace(row_id)
 
     def discard(self, folder: Path) -> None:
         """As `RowDestination.discard`."""
-        shutil.rmtree(folder, ignore_errors=True)
+        self._own.discard(folder)
 
     def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
         """As `RowDestination.commit`."""
@@ -197,17 +163,3 @@ class FolderDestination:
         except ValueError as error:
             raise NotWritten(f"{path.name} in the destination is damaged: remove it", reason="unwritable") from error
         return dict(document)
-
-
-def _locked(folder: Path) -> int | None:
-    """A lock on a folder for work, until its handle is closed; None if another process has it."""
-    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    except OSError:
-        os.close(handle)
-        raise
-    return handle

@@ -110,6 +110,7 @@ class RowsInFlight:
         with self._changed:
             self._is_ending = True
             self._changed.notify_all()
+        self._destination.hurry()
         self._commits.shutdown(cancel_futures=True)  # a commit that has begun is completed
         deadline = time.monotonic() + _END_S
         for finder in self._finders:  # it may be waiting for a file server

@@ -1,0 +1,1 @@
+"""Where the series of a cohort are, and how they come to this machine."""

@@ -1,0 +1,1 @@
+"""Object stores, with the patience that networks need."""

@@ -1,0 +1,120 @@
+"""Requests over a network: repeated for a while, with longer and longer pauses, and then given up by name."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+Result = TypeVar("Result")
+FaultKind = Literal["absent", "denied", "refused", "no-answer", "no-credentials"]
+
+_ABSENT_ERRNO = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+_DENIED_ERRNO = {errno.EACCES, errno.EPERM}
+_REFUSED_ERRNO = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG}
+_LOCAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE}  # of this machine's disk
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # of botocore, which is not imported for that
+_REFUSED = {"ParamValidationError", "ProfileNotFound", "InvalidRegionError", "UnsupportedSignatureVersionError"}
+_CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
+_LAST_S = 3.0  # what is left once the run ends
+
+log = logging.getLogger(__name__)
+
+
+class StoreFault(Exception):
+    """A store could not be used; no address and no name in its text.
+
+    Attributes:
+        kind: "absent", "denied", "refused" (it does not take such a request), "no-answer" (also after all
+            repetitions), or "no-credentials".
+    """
+
+    def __init__(self, kind: FaultKind, what: str) -> None:
+        super().__init__(what)
+        self.kind: FaultKind = kind
+
+
+class Patience:
+    """How long requests are repeated; `hurry` shortens it when the run ends.
+
+    Args:
+        seconds: From the first attempt to the beginning of the last one.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = float("inf")
+
+    def hurry(self) -> None:
+        """Give up within seconds from now on."""
+        self._end = min(self._end, time.monotonic() + _LAST_S)
+
+    async def repeat(self, request: Callable[[], Awaitable[Result]], timeout_s: float) -> Result:
+        """The result of a request, repeated while its fault may pass.
+
+        Args:
+            request: Makes a new attempt.
+            timeout_s: Of each attempt.
+
+        Raises:
+            StoreFault: It failed for good.
+            OSError: This machine's disk failed.
+        """
+        deadline, pause = time.monotonic() + self.seconds, _FIRST_PAUSE_S
+        while True:
+            try:
+                return await asyncio.wait_for(request(), timeout_s)
+            except Exception as error:  # each client has classes of its own
+                fault = fault_of(error)
+                if fault.kind != "no-answer" or time.monotonic() + pause > min(deadline, self._end):
+                    raise fault from error
+                log.info("a store failed (%s): trying again in %.1f s", fault, pause)
+            await self._sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # many machines must not ask at once
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := min(until, self._end) - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.5))
+
+
+def fault_of(error: Exception) -> StoreFault:
+    """What a client's error says.
+
+    Raises:
+        OSError: It is of this machine's disk.
+        Exception: It is no client's, but a bug.
+    """
+    if isinstance(error, StoreFault):
+        return error
+    name, number, status = type(error).__name__, getattr(error, "errno", None), _status(error)
+    if name in _NO_CREDENTIALS:
+        return StoreFault("no-credentials", name)
+    if number in _LOCAL_ERRNO:
+        raise error
+    if isinstance(error, FileNotFoundError) or number in _ABSENT_ERRNO or status == 404:
+        return StoreFault("absent", name)
+    if isinstance(error, PermissionError) or number in _DENIED_ERRNO or status in (401, 403):
+        return StoreFault("denied", name)
+    if name in _REFUSED or (number in _REFUSED_ERRNO and isinstance(error, OSError)):
+        return StoreFault("refused", name)
+    if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.split(".")[0] in _CLIENTS:
+        return StoreFault("no-answer", name)
+    raise error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status in an error of a client or in its cause, whatever the text of the answer."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if response is not None:
+            return int(getattr(response, "status_code", 0))
+        error = error.__cause__
+    return None

@@ -1,0 +1,254 @@
+"""What every destination of a cohort promises: a result whole or not at all, its marker last, and no row lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from ctflow.cohort.destinations import folder as folder_module
+from ctflow.cohort.destinations.contract import RowDestination
+from ctflow.cohort.destinations.from_text import destination_from_text
+from ctflow.cohort.destinations.objects import ObjectDestination
+from ctflow.cohort.marker import outcome_of_mark
+from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.core.errors import NotWritten, OutputError, SettingsInvalid
+from object_store_support import BUCKET, ENVIRONMENT, object_store
+
+FINGERPRINT, OTHER = "0123456789ab", "ffffffffffff"
+OUTCOME = RowOutcome("a.b-1", FINGERPRINT, "done", "done", "", 0, 1, 1.5, digest="ab")
+NAME = (OUTCOME.id, FINGERPRINT)
+
+
+@dataclass
+class Kind:
+    """A kind of destination.
+
+    Attributes:
+        open: A destination, not entered, for a share.
+        files: What is there, by name.
+        without_marker: While it lasts, no marker can be written.
+        without_results: While it lasts, no result can be written.
+    """
+
+    open: Callable[[str], RowDestination]
+    files: Callable[[], dict[str, bytes]]
+    without_marker: Callable[[], AbstractContextManager[None]]
+    without_results: Callable[[], AbstractContextManager[None]]
+
+
+def folder_kind(tmp_path: Path) -> Kind:
+    root = tmp_path / "out"
+
+    def files() -> dict[str, bytes]:
+        found = [path for path in root.rglob("*") if path.is_file() and ".work" not in path.parts]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+    @contextmanager
+    def without(name: str):
+        def refuse(*_):
+            raise NotWritten("no", reason="unwritable")
+
+        with mock.patch.object(folder_module, name, refuse):
+            yield
+
+    return Kind(
+        lambda share: destination_from_text(str(root), share), files,
+        lambda: without("write_result"), lambda: without("publish_folder"),
+    )  # fmt: skip
+
+
+def object_kind(tmp_path: Path, store) -> Kind:
+    store.empty()
+    prefix = "some/prefix"
+
+    @contextmanager
+    def without(part: str):
+        def fault(method: str, path: str) -> int | None:
+            return 503 if method in ("PUT", "POST") and f"{prefix}/{part}/" in path else None
+
+        store.fault = fault
+        yield
+        store.fault = lambda _method, _path: None
+
+    return Kind(
+        lambda share: ObjectDestination(f"s3://{BUCKET}/{prefix}/", share, patience_s=0.5),
+        lambda: {key.removeprefix(f"{prefix}/"): store.content(key) for key in store.keys(prefix)},
+        lambda: without("rows"), lambda: without("results"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store():
+    with object_store() as running:
+        yield running
+
+
+@pytest.fixture(params=["folder", "objects"])
+def kind(request, tmp_path, monkeypatch, store) -> Kind:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": store.url}.items():
+        monkeypatch.setenv(name, value)
+    return folder_kind(tmp_path) if request.param == "folder" else object_kind(tmp_path, store)
+
+
+@pytest.fixture
+def destination(kind):
+    with kind.open("whole") as entered:
+        yield entered
+
+
+def workspace_with(destination: RowDestination, text: str, row_id: str = OUTCOME.id) -> Path:
+    folder = destination.workspace(row_id)
+    assert not list(folder.iterdir())
+    (folder / "series").mkdir()
+    (folder / "series" / "segmentation.dcm").write_text(text)
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def result_of(kind: Kind, row_id: str = OUTCOME.id) -> dict[str, bytes]:
+    start = f"results/{row_id}/"
+    return {name.removeprefix(start): content for name, content in kind.files().items() if name.startswith(start)}
+
+
+def test_a_committed_row_has_its_result_and_a_marker_that_is_listed(kind, destination):
+    folder = workspace_with(destination, "x")
+    destination.commit(folder, OUTCOME)
+    assert not folder.exists()
+    assert list(destination.marks()) == [OUTCOME.name]
+    assert result_of(kind) == {"series/segmentation.dcm": b"x", "result.json": b"{}"}
+    mark = json.loads(kind.files()[f"rows/{OUTCOME.name}"])
+    assert (mark["id"], mark["status"], mark["attempt"], mark["seconds"]) == ("a.b-1", "done", 1, 1.5)
+    with kind.open("another") as later:
+        assert list(later.marks()) == [OUTCOME.name]
+        assert outcome_of_mark(later, OUTCOME.name) == OUTCOME
+
+
+def test_a_destination_is_read_without_entering_it(kind, destination, tmp_path):
+    destination.agree({"model": "a"})
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    reading = kind.open("report")
+    assert list(reading.marks()) == [OUTCOME.name]
+    assert json.loads(reading.read("cohort.json")) == {"model": "a"}
+    assert reading.read("results/a.b-1/result.json") == b"{}"
+    assert reading.read("results/none/preview.png") is None
+    (tmp_path / "page").write_text("page")
+    reading.keep(tmp_path / "page", "cohort.html")
+    assert reading.read("cohort.html") == kind.files()["cohort.html"] == b"page"
+
+
+def test_an_empty_destination_has_no_markers_and_nothing_begun(destination):
+    assert list(destination.marks()) == []
+    assert destination.begun() == {}
+
+
+def test_a_row_that_is_computed_twice_has_one_result_and_one_marker(kind, destination):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    before = kind.files()
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    assert kind.files() == before
+
+
+def test_another_result_replaces_the_first_with_all_its_files(kind, destination):
+    folder = workspace_with(destination, "x")
+    (folder / "series" / "extra.dcm").write_text("of the first")
+    destination.commit(folder, OUTCOME)
+    failed = replace(OUTCOME, fingerprint=OTHER, status="failed", exit_code=4)
+    destination.commit(workspace_with(destination, "y"), failed, list(destination.marks()))
+    assert list(destination.marks()) == [failed.name]
+    assert outcome_of_mark(destination, failed.name) == failed
+    assert result_of(kind) == {"series/segmentation.dcm": b"y", "result.json": b"{}"}
+
+
+def test_a_process_that_ends_between_the_result_and_its_marker_leaves_the_row_open(kind):
+    with kind.open("whole") as destination:
+        folder = workspace_with(destination, "x")
+        with kind.without_marker(), pytest.raises(OutputError):
+            destination.commit(folder, OUTCOME)
+    with kind.open("whole") as destination:
+        assert list(destination.marks()) == []
+        destination.commit(workspace_with(destination, "x"), OUTCOME)
+        assert list(destination.marks()) == [OUTCOME.name]
+    assert result_of(kind) == {"series/segmentation.dcm": b"x", "result.json": b"{}"}
+
+
+def test_without_its_result_a_row_gets_no_marker_and_loses_the_earlier_one(kind, destination):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    folder = workspace_with(destination, "y")
+    with kind.without_results(), pytest.raises(OutputError):
+        destination.commit(folder, OUTCOME, list(destination.marks()))
+    assert list(destination.marks()) == []
+
+
+def test_of_several_processes_one_says_what_results_have_in_common(kind):
+    answers = []
+    with ExitStack() as stack:
+        entered = [stack.enter_context(kind.open(f"share-{number}")) for number in range(6)]
+        threads = [
+            threading.Thread(target=lambda each=each, n=n: answers.append(each.agree({"model": n})))
+            for n, each in enumerate(entered)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(answers) == len(entered)
+    assert all(answer == answers[0] for answer in answers)
+    with kind.open("later") as later:
+        assert later.agree({"model": "later"}) == answers[0]
+
+
+def test_a_damaged_description_is_named(kind, destination):
+    destination.agree({"model": "a"})
+    with mock.patch("json.loads", side_effect=ValueError), pytest.raises(NotWritten, match=r"cohort\.json"):
+        destination.agree({})
+
+
+def test_notes_count_the_attempts_that_have_not_ended(kind):
+    with kind.open("whole") as destination:
+        assert destination.begun() == {}
+        destination.begin(NAME)
+        destination.begin(("other", OTHER))
+        destination.end(("other", OTHER))
+    with kind.open("whole") as destination:  # the process was killed, and is at it again
+        assert destination.begun() == {NAME: 1}
+        destination.begin(NAME)
+    with kind.open("whole") as destination:
+        assert destination.begun() == {NAME: 2}
+        destination.end(NAME)
+        assert destination.begun() == {}
+
+
+def test_one_process_computes_a_share(kind):
+    with kind.open("part-1-of-2"):
+        with pytest.raises(SettingsInvalid, match="part-1-of-2") as raised, kind.open("part-1-of-2"):
+            pytest.fail("two compute it")
+        assert raised.value.reason == "folder-in-use"
+        with kind.open("part-2-of-2"):
+            pass
+    with kind.open("part-1-of-2"):
+        pass
+
+
+def test_nothing_of_the_work_is_left(kind, tmp_path):
+    with kind.open("whole") as destination:
+        folder = workspace_with(destination, "x")
+        destination.discard(folder)
+        assert not folder.exists()
+        workspace_with(destination, "x", "never-committed")
+    assert not list(tmp_path.rglob("segmentation.dcm"))
+
+
+def test_files_of_others_are_no_markers(kind, destination, tmp_path):
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    for name in ("notes.txt", ".half.json", "a.json"):
+        assert MarkName.from_text(name) is None
+    assert [mark.id for mark in destination.marks()] == [OUTCOME.id]
