@@ -24,6 +24,7 @@ OWNERS = {
     "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
     "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py",),
     "ray": ("src/ctflow/cohort/cluster/",),
+    "dicomweb_client": ("src/ctflow/cohort/stores/dicomweb.py",),
     "fsspec": ("src/ctflow/cohort/stores/objects.py",),
     "pydantic": ("src/ctflow/settings/schema.py",),
     "pydantic_core": ("src/ctflow/settings/schema.py",),

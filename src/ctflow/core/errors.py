@@ -132,6 +132,14 @@ class BrokenSeries(InputError):
     )
 
 
+class NotFetched(InputError):
+    """The files of a cohort's row could not be fetched from where they are."""
+
+    REASONS = frozenset(
+        {"location-absent", "location-denied", "location-down", "location-refused", "location-too-large"}
+    )
+
+
 class UnsupportedPixels(InputError):
     """The pixel data cannot be converted to Hounsfield units without guessing."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctflow.cohort.locations.location import fault_of_location
 from ctflow.cohort.manifest.columns import COLUMNS
 from ctflow.cohort.manifest.csv_table import csv_from_rows, rows_from_csv
 from ctflow.cohort.manifest.parquet_table import is_parquet, parquet_from_rows, rows_from_parquet
@@ -18,8 +19,6 @@ from ctflow.settings.schema import shown
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _UID = re.compile(r"[0-9.]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class CohortRow:
 
     Attributes:
         id: Names its result; unique, also without regard to case.
-        location: Folder of its files, absolute or relative to the manifest.
+        location: Folder of its files, absolute or relative to the manifest; or a URL (`ctflow.cohort.locations`).
         series: Its SeriesInstanceUID, where the location holds several.
         volume: Which of its volumes, as `ctflow run --volume`; empty for the run's choice.
         digest: Expected digest of its files (`ctflow.cohort.manifest.digest`); empty if none is known.
@@ -45,10 +44,6 @@ class CohortRow:
         """Changes with what the row asks for: content if its digest is known, else the location as written."""
         asked = (self.digest or self.location, self.series, self.volume)
         return hashlib.sha256("\0".join(asked).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-    def folder(self, base: Path) -> Path:
-        """Where its files are; `base` is the manifest's folder."""
-        return base / self.location
 
 
 @dataclass(frozen=True)
@@ -211,16 +206,7 @@ def _row(where: str, values: Mapping[str, str]) -> CohortRow:
 
 
 def _check_location(where: str, row: CohortRow) -> None:
-    """Refuse what is no folder's path; the message leaves it out, as a path may contain a name."""
-    fault = ""
-    if not row.location.strip():
-        fault = "is empty: give the folder of its files"
-    elif any(ord(letter) < 32 for letter in row.location):
-        fault = "contains a line break or another control character"
-    elif _SCHEME.match(row.location):
-        fault = "is a URL, and only folders are read: give a path"
-    elif _DRIVE.match(row.location):
-        fault = "is a path of Windows: give the path where this computer has the folder"
+    fault = fault_of_location(row.location)
     if fault:
         raise ManifestInvalid(f"{where}, id {row.id}: its location {fault}", reason="wrong-location")
 

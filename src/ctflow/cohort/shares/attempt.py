@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ctflow.cohort.locations.fetch import discard_fetched, fetch_series
+from ctflow.cohort.locations.location import folder_of_location
 from ctflow.cohort.manifest.digest import digest_of_objects, digest_of_series
 from ctflow.cohort.manifest.rows import CohortRow
 from ctflow.cohort.outcome import MarkName, RowName, RowOutcome, RowStatus
@@ -27,7 +29,18 @@ from ctflow.settings.run import Settings
 
 MOST_ATTEMPTS = 3
 # Of the input, but a file server that is slow to answer may be the cause: such a row is tried again.
-_MAY_PASS = frozenset({"not-a-folder", "folder-unreadable", "no-dicom", "unreadable", "other-content"})
+_MAY_PASS = frozenset(
+    {
+        "folder-unreadable",
+        "location-absent",
+        "location-denied",
+        "location-down",
+        "no-dicom",
+        "not-a-folder",
+        "other-content",
+        "unreadable",
+    }
+)
 _LOST = "files could not be read or continue the series elsewhere: result.json lists them"
 
 log = logging.getLogger(__name__)
@@ -55,6 +68,7 @@ class RowAttempt:
     found: Found | None = None
     error: CtflowError | None = None
     _started: float = 0.0
+    _fetched: Path | None = None
     _done: dict[int, Case] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,7 +91,7 @@ class RowAttempt:
             return ()
         asked = replace(settings, series=row.series or None, volume=row.volume or settings.volume)
         try:
-            self.found = look_for_cases(row.folder(base), spec.body_parts, asked)
+            self.found = look_for_cases(self._folder_of_series(base), spec.body_parts, asked)
             require_selected(self.found.selection, self.found.scan)
             _check_one_series(row, self.found)
             _check_digest(row, self.found)
@@ -86,6 +100,17 @@ class RowAttempt:
         except Exception as error:  # noqa: BLE001  # a fault in one row must not end the others
             self.error = unexpected(error, f"row {row.id}")
         return () if self.error is not None or self.found is None else self.found.cases
+
+    def _folder_of_series(self, base: Path) -> Path:
+        folder = folder_of_location(self.row.location, base)
+        if folder is None:
+            folder = self._fetched = fetch_series(self.row.location, f"row {self.row.id}")
+        return folder
+
+    def release(self) -> None:
+        """Remove what was fetched: the attempt has ended."""
+        if self._fetched is not None:
+            discard_fetched(self._fetched)
 
     def take(self, place: int, case: Case) -> bool:
         """Take a finished case; whether it was the last one."""

@@ -116,6 +116,7 @@ class RowsInFlight:
         for finder in self._finders:  # it may be waiting for a file server
             finder.join(max(deadline - time.monotonic(), 0.0))
         for attempt in list(self._under_way):  # no fault of theirs
+            attempt.release()
             self._destination.end(attempt.name)
 
     def add(self, attempt: RowAttempt) -> None:
@@ -227,6 +228,7 @@ class RowsInFlight:
                 self._discard(attempt)
             else:
                 self._commit(attempt)
+            attempt.release()
             self._destination.end(attempt.name)
         except BaseException as error:  # noqa: BLE001  # raised in `check`
             self._fail(error)

@@ -7,7 +7,7 @@ import errno
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Literal, TypeVar
 
 Result = TypeVar("Result")
@@ -19,8 +19,10 @@ _REFUSED_ERRNO = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG}
 _LOCAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE}  # of this machine's disk
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # of botocore, which is not imported for that
 _REFUSED = {"ParamValidationError", "ProfileNotFound", "InvalidRegionError", "UnsupportedSignatureVersionError"}
+_REFUSED_STATUS = {405, 406, 410, 413, 415, 422}
 _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
+_SLICE_S = 0.5
 _LAST_S = 3.0  # what is left once the run ends
 
 log = logging.getLogger(__name__)
@@ -65,22 +67,42 @@ class Patience:
             StoreFault: It failed for good.
             OSError: This machine's disk failed.
         """
-        deadline, pause = time.monotonic() + self.seconds, _FIRST_PAUSE_S
+        pauses = self._pauses()
         while True:
             try:
                 return await asyncio.wait_for(request(), timeout_s)
-            except Exception as error:  # each client has classes of its own
-                fault = fault_of(error)
-                if fault.kind != "no-answer" or time.monotonic() + pause > min(deadline, self._end):
-                    raise fault from error
-                log.info("a store failed (%s): trying again in %.1f s", fault, pause)
-            await self._sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # many machines must not ask at once
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            except Exception as error:  # noqa: BLE001  # each client has classes of its own
+                until = pauses.send(error)
+            while (left := min(until, self._end) - time.monotonic()) > 0:
+                await asyncio.sleep(min(left, _SLICE_S))
 
-    async def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := min(until, self._end) - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, 0.5))
+    def repeat_call(self, request: Callable[[], Result]) -> Result:
+        """As `repeat`, for a client that blocks and has timeouts of its own."""
+        pauses = self._pauses()
+        while True:
+            try:
+                return request()
+            except Exception as error:  # noqa: BLE001  # each client has classes of its own
+                until = pauses.send(error)
+            while (left := min(until, self._end) - time.monotonic()) > 0:
+                time.sleep(min(left, _SLICE_S))
+
+    def _pauses(self) -> Generator[float, Exception, None]:
+        """Gets errors, and gives back until when to wait; raises what may not pass, or has not."""
+        pauses = self._endless_pauses()
+        next(pauses)
+        return pauses
+
+    def _endless_pauses(self) -> Generator[float, Exception, None]:
+        deadline, pause, until = time.monotonic() + self.seconds, _FIRST_PAUSE_S, 0.0
+        while True:
+            error = yield until
+            fault = fault_of(error)
+            if fault.kind != "no-answer" or time.monotonic() + pause > min(deadline, self._end):
+                raise fault from error
+            log.info("a store failed (%s): trying again in %.1f s", fault, pause)
+            until = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  # machines must not ask at once
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def fault_of(error: Exception) -> StoreFault:
@@ -101,7 +123,7 @@ def fault_of(error: Exception) -> StoreFault:
         return StoreFault("absent", name)
     if isinstance(error, PermissionError) or number in _DENIED_ERRNO or status in (401, 403):
         return StoreFault("denied", name)
-    if name in _REFUSED or (number in _REFUSED_ERRNO and isinstance(error, OSError)):
+    if name in _REFUSED or status in _REFUSED_STATUS or (number in _REFUSED_ERRNO and isinstance(error, OSError)):
         return StoreFault("refused", name)
     if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.split(".")[0] in _CLIENTS:
         return StoreFault("no-answer", name)

@@ -1,0 +1,185 @@
+"""A DICOMweb server, through dicomweb-client: series are searched for, retrieved byte for byte, and stored."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydicom import dcmread
+
+from ctflow.cohort.stores.patience import Patience, StoreFault
+from ctflow.core.requirements import check_requirements
+
+SERIES_URL = re.compile(
+    r"(?P<server>dicomweb\+https?://[^?#@]+)/studies/(?P<study>[0-9.]+)/series/(?P<series>[0-9.]+)/?"
+)
+SERVER_URL = re.compile(r"dicomweb\+https?://[A-Za-z0-9\[][^?#@\s]*")
+_CONNECT_S, _READ_S = 10, 60
+_SMALL_S, _SLOWEST = 120.0, 200_000  # an answer may take two minutes, and what its bytes take at this rate a second
+_PAGE = 1000  # a server may give less at a time, and tells by giving more for the next page
+_MOST_RESULTS = 5_000_000
+_MEDIA = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as it is stored, in whatever syntax
+_LONGEST_END = 256
+
+log = logging.getLogger(__name__)
+
+
+class DicomWeb:
+    """A DICOMweb server. Each thread has its own. Credentials come from `.netrc`, as requests reads it.
+
+    Args:
+        url: `dicomweb+https://HOST/PATH`, or `dicomweb+http://`.
+        patience: How long a request is repeated while the server fails.
+
+    Raises:
+        RequirementUnmet: dicomweb-client is not installed.
+    """
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        check_requirements("cohort")
+        from dicomweb_client.web import DICOMwebClient  # noqa: PLC0415  # of the extra `cohort`
+
+        logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
+        self._client: Any = DICOMwebClient(url.removeprefix("dicomweb+").rstrip("/"), timeout=(_CONNECT_S, _READ_S))
+        self._client.set_http_retry_params(retry=False)  # a repeated POST of it sends nothing: its body is used up
+        self._patience = patience
+
+    def ct_series(self) -> Iterator[tuple[str, str]]:
+        """StudyInstanceUID and SeriesInstanceUID of each CT series, a page in memory at a time.
+
+        Raises:
+            StoreFault: The server does not answer, or not so.
+        """
+        fields = ["StudyInstanceUID", "SeriesInstanceUID"]
+        search = self._client.search_for_series
+        for found in self._pages(search, search_filters={"Modality": "CT"}, fields=fields):
+            if _value(found, "00080060") in ("", "CT"):
+                yield _value(found, "0020000D"), _value(found, "0020000E")
+
+    def retrieve(self, study: str, series: str, folder: Path, most_bytes: int) -> None:
+        """Write a series' instances to files as the server has them; one instance is in memory at a time.
+
+        Args:
+            study: StudyInstanceUID.
+            series: SeriesInstanceUID.
+            folder: Empty; gets numbered files.
+            most_bytes: Of all of them.
+
+        Raises:
+            StoreFault: The server does not give them, or fewer than it lists.
+            ValueError: They are more than `most_bytes`.
+            OSError: A file cannot be written.
+        """
+        search = self._client.search_for_instances
+        listed = {
+            _value(found, "00080018")
+            for found in self._pages(
+                search, study_instance_uid=study, series_instance_uid=series, fields=["SOPInstanceUID"]
+            )
+        }
+        if not listed:
+            raise StoreFault("absent", "the series has no instances")
+        self._patience.repeat_call(lambda: self._retrieve(study, series, folder, most_bytes, len(listed)))
+
+    def _retrieve(self, study: str, series: str, folder: Path, most_bytes: int, expected: int) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        client = self._client
+        url = f"{client.base_url}/studies/{study}/series/{series}"
+        answer = client._http_get(url, headers={"Accept": _MEDIA}, stream=True)  # files, not datasets
+        count = 0
+        try:
+            for part in client._decode_multipart_message(_Bounded(answer, most_bytes), stream=True):
+                (folder / f"{count:06d}.dcm").write_bytes(part)
+                count += 1
+        except (KeyError, ValueError) as error:
+            if isinstance(error, _TooLargeError):
+                raise
+            raise StoreFault("no-answer", "an answer that is not multipart") from error
+        if count < expected:
+            raise StoreFault("no-answer", f"{count} instances of {expected}")
+
+    def store(self, files: Sequence[Path]) -> None:
+        """Store DICOM files, one a request; whether one with the same UID is replaced is the server's choice.
+
+        Raises:
+            StoreFault: The server did not confirm each of them.
+        """
+        for path in files:
+            dataset = dcmread(path)
+            self._patience.repeat_call(partial(self._store, dataset))
+
+    def _store(self, dataset: Any) -> None:
+        answer = self._client.store_instances([dataset])
+        stored = {str(each.get("ReferencedSOPInstanceUID")) for each in answer.get("ReferencedSOPSequence", ())}
+        if str(dataset.SOPInstanceUID) not in stored:
+            failed = [each.get("FailureReason") for each in answer.get("FailedSOPSequence", ())]
+            raise StoreFault("refused", "not confirmed" if not failed else f"failure reason {failed[0]}")
+
+    def _pages(self, search: Any, **query: Any) -> Iterator[dict[str, Any]]:
+        """All results: until a page brings nothing new. Some servers give fewer than asked for, some know no offset."""
+        seen: set[str] = set()
+        offset = 0
+        while len(seen) < _MOST_RESULTS:
+            page = self._patience.repeat_call(partial(search, **query, limit=_PAGE, offset=offset))
+            new = {key: each for each in page if (key := _key(each)) not in seen}
+            yield from new.values()
+            if not new:
+                return
+            seen |= new.keys()
+            offset += len(page)
+
+
+class _TooLargeError(ValueError):
+    """More bytes than are allowed."""
+
+
+class _Bounded:
+    """A streamed answer that ends in an error if it is too large, too slow, or cut short.
+
+    The client takes what is left at the end of a connection for the last instance, whole or not.
+    """
+
+    def __init__(self, answer: Any, most_bytes: int) -> None:
+        self._answer, self._most = answer, most_bytes
+        self.headers = answer.headers
+
+    @property
+    def content(self) -> bytes:
+        raise StoreFault("no-answer", "an answer that is not multipart")
+
+    def iter_content(self, chunk_size: int) -> Iterator[bytes]:
+        started, received, end = time.monotonic(), 0, b""
+        for chunk in self._answer.iter_content(chunk_size):
+            received += len(chunk)
+            if received > self._most:
+                raise _TooLargeError("too large")
+            if time.monotonic() - started > _SMALL_S + received / _SLOWEST:
+                raise StoreFault("no-answer", "a slow answer")
+            end = (end + chunk)[-_LONGEST_END:]
+            yield chunk
+        if not end.rstrip().endswith(b"--"):
+            raise StoreFault("no-answer", "an answer that was cut short")
+
+    def __enter__(self) -> _Bounded:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._answer.close()
+
+
+def _key(found: dict[str, Any]) -> str:
+    return _value(found, "00080018") or f"{_value(found, '0020000D')} {_value(found, '0020000E')}"
+
+
+def _value(found: dict[str, Any], tag: str) -> str:
+    values = (found.get(tag) or {}).get("Value") or [""]
+    return str(values[0] or "")
