@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cohort_support import SETTINGS
@@ -33,6 +33,7 @@ class StandIn(MarkingSegmenter):
         return super().segment(volume, progress, meanwhile)
 
 
+ONE = replace(SETTINGS, cases_in_flight=1)  # several workers share this machine's CPUs
 POISONED = 28  # columns of a volume at which the worker is killed
 
 
@@ -56,7 +57,7 @@ def run_on_cluster(
     gpus: int | None = 0,
     wait_s: float = 0.0,
     progress: Progress = silent,
-    settings: Settings = SETTINGS,
+    settings: Settings = ONE,
     watcher: CohortWatcher = UNWATCHED,
     retry_failed: bool = False,
 ) -> CohortReport:

@@ -21,6 +21,7 @@ _PREFIX = "ctflow-ray-"
 _LONGEST = 40  # of the folder for temporary files: Ray adds 66 letters to it, and the name of a socket has 107 at most
 _STORE_BYTES = 80_000_000  # the least that Ray takes: only rows and outcomes pass, which are smaller than its pages
 # Ray reads these when it is imported, and its processes when they start.
+_QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}  # else it prints to standard output whenever a worker ends
 _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no other machines", on any system: all listens on 127.0.0.1 only
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,6 +63,7 @@ def connected(address: str | None, gpus: int | None) -> Iterator[Any]:
     """
     check_ray()
     with ExitStack() as stack:
+        stack.enter_context(_environment(_QUIET))
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if address is None:
             stack.enter_context(_environment({**_LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}))

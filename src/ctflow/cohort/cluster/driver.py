@@ -15,6 +15,7 @@ from ctflow.cohort.cluster.accounts import RowAccounts
 from ctflow.cohort.cluster.connection import connected
 from ctflow.cohort.cluster.pool import ClusterPool, Event, WorkerEnded
 from ctflow.cohort.cluster.tasks import RowCommitted, RowFailed, RowTask, WorkerPlan
+from ctflow.cohort.destinations.from_text import destination_from_text
 from ctflow.cohort.marker import outcome_from_bytes
 from ctflow.cohort.outcome import MarkName, RowOutcome, RowStatus
 from ctflow.cohort.shares.share import RowsToDo
@@ -86,7 +87,9 @@ class Cluster:
                 self.opened,
             )
             with ClusterPool(ray, plan, gpus) as pool:
-                return _Driver(pool, todo).run()
+                committed = _Driver(pool, todo).run()
+        with destination_from_text(self.destination, "end"):  # its beginning removes what killed workers have left
+            return committed
 
     def _gpus_of(self, ray: Any, settings: Settings) -> int | None:
         """How many GPUs to use: 0 if this is to be done on CPUs."""

@@ -56,6 +56,7 @@ class CohortWorker:
         self._lock = threading.Lock()
         self._fault: WorkerFault | None = None
         self._flight: RowsInFlight | None = None
+        self._is_stopped = False
         self._state = NodeState(name, 0, 0)
         self._thread = threading.Thread(target=self._work, name="segments", daemon=True)
         self._thread.start()
@@ -78,8 +79,10 @@ class CohortWorker:
 
     def stop(self) -> None:
         """End; rows under way stay open, and nothing half-written stays."""
-        if self._flight is not None:
-            self._flight.stop()
+        with self._lock:
+            self._is_stopped, flight = True, self._flight
+        if flight is not None:
+            flight.stop()
         self._thread.join(_END_S)
 
     # --------------------------------------------------------------------- told by the rows in flight (CohortWatcher)
@@ -140,7 +143,10 @@ class CohortWorker:
         ):
             segmenter.open()
             with segmenter:
-                self._flight = flight
+                with self._lock:
+                    self._flight = flight
+                    if self._is_stopped:
+                        return
                 self._ready.set_result(WorkerReady(count + AHEAD, __version__))
                 for case in cases.loaded():
                     cases.write(segment_case(case, segmenter, prepare=cases.prepare), model)
