@@ -22,7 +22,7 @@ OWNERS = {
     "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
     "prometheus_client": ("src/ctflow/node/metrics.py",),
     "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
-    "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py",),
+    "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py", "src/ctflow/cohort/report/tables.py"),
     "ray": ("src/ctflow/cohort/cluster/",),
     "dicomweb_client": ("src/ctflow/cohort/stores/dicomweb.py",),
     "fsspec": ("src/ctflow/cohort/stores/objects.py",),

@@ -116,6 +116,20 @@ def _cluster(output: str, bundle: Path, address: str | None, gpus: int | None) -
     return Cluster(place, OpenedBundle(bundle.absolute()), address, gpus)
 
 
+@cohort.command("report")
+@click.argument("destination")
+@click.option("--tables", type=click.Choice(["parquet", "csv"]), help="Default: parquet if pyarrow is installed.")
+def report_command(destination: str, tables: str | None) -> int:
+    """Write cohort.html and the tables of the rows that DESTINATION has, as a run does at its end."""
+    from ctflow.cohort.destinations.from_text import destination_from_text  # noqa: PLC0415
+    from ctflow.cohort.report.make import make_report  # noqa: PLC0415
+
+    with interrupted_by_signals():
+        names = make_report(destination_from_text(destination, "report"), tables)
+    click.echo(f"{', '.join(names)} in {destination}")
+    return 0
+
+
 def _say(report: CohortReport) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
     before = f" ({report.skipped} before this run)" if report.skipped else ""

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import cache
 from typing import Any
 
 from ctflow.cohort.destinations.contract import RowDestination
@@ -13,6 +14,7 @@ from ctflow.cohort.outcome import MarkName, RowFinding, RowOutcome, RowSegment
 from ctflow.core.errors import NotWritten
 
 _VERSIONS = ("1", "2")
+_MOST = 2**31 - 1
 _MOST_BYTES = 16 << 20  # a hundred segments with a hundred findings each take 3 MB
 
 
@@ -64,13 +66,20 @@ def _outcome(content: bytes, name: MarkName) -> RowOutcome:
 def _built(kind: Any, given: Any) -> Any:
     """A value of a class whose fields are checked by their types' names."""
     document = _mapping(kind.__name__, given)
-    known = {each.name: each for each in fields(kind)}
-    if unknown := sorted(document.keys() - known.keys()):
+    readers, needed = _fields(kind)
+    if unknown := document.keys() - readers.keys():
         raise ValueError(f"it has {len(unknown)} unknown fields")
-    needed = {name for name, each in known.items() if each.default is MISSING and each.default_factory is MISSING}
     if missing := sorted(needed - document.keys()):
         raise ValueError(f"it lacks {', '.join(missing)}")
-    return kind(**{name: _READERS[str(known[name].type)](name, value) for name, value in document.items()})
+    return kind(**{name: readers[name](name, value) for name, value in document.items()})
+
+
+@cache
+def _fields(kind: Any) -> tuple[Mapping[str, Callable[[str, Any], Any]], frozenset[str]]:
+    """Readers of a class's fields, and which of them must be there."""
+    found = fields(kind)
+    needed = {each.name for each in found if each.default is MISSING and each.default_factory is MISSING}
+    return {each.name: _READERS[str(each.type)] for each in found}, frozenset(needed)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
@@ -108,15 +117,28 @@ def _named(read: Callable[[str, Any], Any]) -> Callable[[str, Any], dict[str, An
     return read_all
 
 
+def _text(name: str, value: Any) -> str:
+    text: str = _of(str)(name, value)
+    text.encode()  # halves of a character, which JSON can hold, raise here and not in every reader
+    return text
+
+
+def _count(name: str, value: Any) -> int:
+    number: int = _of(int)(name, value)
+    if not 0 <= number <= _MOST:
+        raise ValueError(f"{name} is no count")
+    return number
+
+
 _READERS: Mapping[str, Callable[[str, Any], Any]] = {
-    "str": _of(str),
-    "RowStatus": _of(str),  # the name has it, too
-    "int": _of(int),
+    "str": _text,
+    "RowStatus": _text,  # the name has it, too
+    "int": _count,
     "float": _number,
     "float | None": lambda name, value: None if value is None else _number(name, value),
-    "tuple[str, ...]": _several(_of(str)),
+    "tuple[str, ...]": _several(_text),
     "tuple[RowSegment, ...]": _several(lambda _, value: _built(RowSegment, value)),
     "tuple[RowFinding, ...]": _several(lambda _, value: _built(RowFinding, value)),
-    "Mapping[str, str]": _named(_of(str)),
+    "Mapping[str, str]": _named(_text),
     "Mapping[str, float]": _named(_number),
 }

@@ -111,7 +111,9 @@ class InputError(CtflowError):
 class NoUsableSeries(InputError):
     """No series in the input is eligible; the message lists each series and why it was set aside."""
 
-    REASONS = frozenset({"folder-unreadable", "no-case", "no-dicom", "none-eligible", "not-a-folder", "several-series"})
+    REASONS = frozenset(
+        {"folder-unreadable", "no-case", "no-dicom", "no-row", "none-eligible", "not-a-folder", "several-series"}
+    )
 
 
 class BrokenSeries(InputError):

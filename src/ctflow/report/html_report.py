@@ -62,8 +62,8 @@ def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
         "check": {"slice": start, "mean": round(float(slices[start].mean()), 2)},
     }
     encoded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    page: str = _template().render(
-        policy=Markup(_policy(style, script)),  # noqa: S704
+    page: str = page_template(_part("report.html")).render(
+        policy=Markup(content_policy(style, script)),  # noqa: S704
         style=Markup(style),  # noqa: S704  # of the package
         script=Markup(script),  # noqa: S704
         data=Markup(encoded),  # noqa: S704  # no "<" is left in it
@@ -82,12 +82,17 @@ def _page(oriented: Oriented, document: Mapping[str, Any]) -> str:
 
 
 @cache
-def _template() -> Template:
+def page_template(text: str) -> Template:
+    """A template of a page in one file: all values are escaped, and unknown ones are an error.
+
+    Args:
+        text: The template.
+    """
     # Late: a run without a report does not need it.
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_printable)
-    return environment.from_string(_part("report.html"))
+    return environment.from_string(text)
 
 
 def _printable(value: Any) -> Any:
@@ -101,13 +106,16 @@ def _part(name: str) -> str:
     return (resources.files("ctflow.report") / "viewer" / name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, script: str) -> str:
-    """Content-Security-Policy: only this script and this style."""
+def content_policy(style: str, script: str = "") -> str:
+    """Content-Security-Policy: only this script and this style, and pictures within the file.
+
+    Args:
+        style: The text of the page's style.
+        script: That of its script; empty if it has none.
+    """
     hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)]
-    return (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    scripts = f"script-src 'sha256-{hashes[1]}'" if script else "img-src data:"
+    return f"default-src 'none'; style-src 'sha256-{hashes[0]}'; {scripts}; base-uri 'none'; form-action 'none'"
 
 
 def _base64(content: bytes) -> str:

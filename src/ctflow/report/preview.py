@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ PANEL_PX = 440
 _GAP_PX, _HEADER_PX, _LEGEND_ROW_PX, _LEGEND_ROWS = 12, 64, 30, 4
 _BACKGROUND, _INK, _DIM, _ALARM = (12, 14, 18), (236, 238, 242), (150, 156, 166), (255, 196, 60)
 _OUTLINE_PX = 2
+_THUMBNAIL_PX = 600
 
 
 def draw_preview(
@@ -66,6 +68,26 @@ def write_picture(picture: Grey, path: Path) -> None:
     image = Image.fromarray(picture)
     # Level 6 takes twice as long for a hundredth less.
     write_atomically(path, lambda stream: image.save(stream, format="PNG", compress_level=3))
+
+
+def thumbnail_from_preview(png: bytes) -> bytes | None:
+    """A small JPEG of a picture that `draw_preview` drew, without its header.
+
+    Args:
+        png: The file's content.
+
+    Returns:
+        The file's content; None if the picture is damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            below = image.convert("RGB").crop((0, _HEADER_PX, image.width, image.height))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    below.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    small = io.BytesIO()
+    below.save(small, format="JPEG", quality=72, optimize=True)
+    return small.getvalue()
 
 
 def _panel(oriented: Oriented, plane: Plane) -> Image.Image:

@@ -43,7 +43,8 @@ def test_a_marker_of_the_first_version_has_no_findings():
     [
         b"", b"[]", b"{}", b"\xff", b"[" * 100_000, content()[:-1],
         content(schema_version="3"), content(seconds="2"), content(seconds=True), content(seconds=float("nan")),
-        content(exit_code=0.0), content(folders=[1]), content(folders="f"), content(model={"a": 1}),
+        content(exit_code=0.0), content(exit_code=2**40), content(attempt=-1), content(reason="\ud800"),
+        content(folders=[1]), content(folders="f"), content(model={"a": 1}),
         content(gpu_busy="x"),
         content(segments=[{}]), content(segments=[1]), content(findings=[{"folder": "f"}]), content(stage_seconds=[]),
         content(other=1), content(id="row-2"), content(status="failed"), content(fingerprint="ffffffffffff"),

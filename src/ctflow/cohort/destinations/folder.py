@@ -83,6 +83,8 @@ class FolderDestination:
                     name = MarkName.from_text(entry.name)
                     if name is not None and not entry.name.startswith("."):
                         yield name
+        except FileNotFoundError:  # nothing was ever written here
+            return
         except OSError as error:
             raise output_error_from_oserror(error, "the folder of the rows' markers") from error
 

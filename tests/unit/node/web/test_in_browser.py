@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from browser_support import CHROMIUM, Browser
+from browser_support import CHROMIUM, Browser, contrast
 from ctflow.node.web.app import serving
 from needs import skip_without
 from node_support import fill_busy
@@ -52,35 +52,6 @@ def press(browser, label) -> None:
         browser.call(
             "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", buttons=buttons, clickCount=1
         )
-
-
-def contrast(browser) -> list:
-    """Texts whose contrast to their ground is below 4.5 (WCAG 2.2, 1.4.3)."""
-    return browser.value(
-        """(() => {
-  const parts = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const ground = node => {
-    for (; node; node = node.parentElement) {
-      const colour = parts(getComputedStyle(node).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const low = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let text; text = walker.nextNode();) {
-    const node = text.parentElement, style = getComputedStyle(node);
-    if (!text.data.trim() || !node.checkVisibility() || style.clipPath !== 'none') continue;
-    const [a, b] = [light(parts(style.color)), light(ground(node))];
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) low.push(`${text.data.trim()}: ${ratio.toFixed(2)}`);
-  }
-  return low;
-})()"""
-    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
