@@ -29,15 +29,38 @@ def cohort() -> None:
 
 
 @cohort.command("manifest")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The manifest: ends in .csv or .parquet."
 )
 @click.option("--relative", is_flag=True, help="Locations relative to the manifest's folder, not absolute ones.")
 @click.option("--digests", is_flag=True, help="Read every file whole and add the digest that a run checks.")
-def manifest_command(folder: Path, output: Path, relative: bool, digests: bool) -> int:
-    """Write the manifest of a folder tree: a row for each CT series."""
+@click.option("--where", metavar="COLUMN=VALUE", multiple=True, help="Of an index table: rows with this value only.")
+@click.option("--location", metavar="COLUMN", default="", help="Of an index table: the column of the locations.")
+def manifest_command(
+    source: str, output: Path, relative: bool, digests: bool, where: tuple[str, ...], location: str
+) -> int:
+    """Write a manifest: a row for each CT series of SOURCE.
+
+    SOURCE is a folder tree, a DICOMweb server (dicomweb+https://SERVER), or an index table (ends in .csv or .parquet).
+    """
+    is_server, is_index = "://" in source, Path(source).suffix.lower() in (".csv", ".parquet")
+    if (relative or digests) and (is_server or is_index):
+        raise SettingsInvalid("--relative and --digests: only of a folder tree", reason="conflict")
+    if (where or location) and not is_index:
+        raise SettingsInvalid("--where and --location: only of an index table", reason="conflict")
+    if not is_server and not is_index:
+        return _manifest_of_tree(Path(source), output, relative=relative, digests=digests)
     # Late: pydicom and its decoders take longer to import than all that --help needs.
+    from ctflow.cohort.manifest.rows import write_manifest  # noqa: PLC0415
+    from ctflow.cohort.manifest.source import rows_from_source  # noqa: PLC0415
+
+    count = write_manifest(rows_from_source(source, where, location), output)
+    click.echo(f"{count} series in {output}")
+    return 0
+
+
+def _manifest_of_tree(folder: Path, output: Path, *, relative: bool, digests: bool) -> int:
     from ctflow.cohort.manifest.rows import write_manifest  # noqa: PLC0415
     from ctflow.cohort.manifest.tree import rows_from_survey, survey_tree  # noqa: PLC0415
 

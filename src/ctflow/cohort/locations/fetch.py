@@ -53,7 +53,7 @@ def fetch_series(location: str, what: str, patience_s: float = PATIENCE_S) -> Pa
         raise _too_large(what) from error
     except StoreFault as fault:
         discard_fetched(folder)
-        raise _error_from_fault(fault, what) from fault
+        raise not_fetched_from_fault(fault, what) from fault
     except OSError as error:
         discard_fetched(folder)
         raise output_error_from_oserror(error, f"a file of {what}", "check TMPDIR") from error
@@ -90,7 +90,13 @@ def _too_large(what: str) -> NotFetched:
     )
 
 
-def _error_from_fault(fault: StoreFault, what: str) -> NotFetched:
+def not_fetched_from_fault(fault: StoreFault, what: str) -> NotFetched:
+    """The named error for what a store did not give.
+
+    Args:
+        fault: What failed.
+        what: What was to be fetched, without an address.
+    """
     if fault.kind == "absent":
         return NotFetched(f"{what}: nothing is at its location: correct the manifest", reason="location-absent")
     if fault.kind in ("denied", "no-credentials"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -32,26 +33,58 @@ def rows_from_csv(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
         ManifestInvalid: The file is not CSV in UTF-8, or a row has another number of values than the header.
         OSError: It cannot be read.
     """
+    with _opened(path) as stream:
+        for where, names, values in _rows(stream, check_columns):
+            yield where, _by_name(where, names, values)
+
+
+def chosen_from_csv(
+    path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]]
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Read some columns; as `rows_from_csv`.
+
+    Args:
+        path: The file, in UTF-8.
+        choose: From the header's names to those of the columns to read, by the names to give them.
+    """
+    chosen: Mapping[str, str] = {}
+
+    def header(names: Iterable[str]) -> Sequence[str]:
+        nonlocal chosen
+        found = [name.strip() for name in names]
+        chosen = choose(found)
+        return found
+
+    with _opened(path) as stream:
+        for where, names, values in _rows(stream, header):
+            row = _by_name(where, names, values)
+            yield where, {key: row[name].strip() for key, name in chosen.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
     with path.open("rb") as raw:
         start = raw.read(4)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ManifestInvalid(f"the manifest is in UTF-16: {_SAVE}", reason="encoding")
         raw.seek(0)
         with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
-            yield from _rows(stream)
+            yield stream
 
 
-def _rows(stream: TextIO) -> Iterator[tuple[str, Mapping[str, str]]]:
+def _rows(
+    stream: TextIO, header_of: Callable[[Iterable[str]], Sequence[str]]
+) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
     before, header, separator = _beginning(stream)
     line = before
     try:
-        names = check_columns(_without_empty_end(next(csv.reader([header], delimiter=separator, strict=True), [])))
+        names = header_of(_without_empty_end(next(csv.reader([header], delimiter=separator, strict=True), [])))
         reader = csv.reader(stream, delimiter=separator, strict=True)
         for values in reader:
             line, where = before + reader.line_num, f"line {before + reader.line_num}"
             if not any(value.strip() for value in values):
                 continue
-            yield where, _by_name(where, names, values)
+            yield where, names, values
     except UnicodeDecodeError as error:
         raise ManifestInvalid(f"after line {line}: the manifest is not UTF-8: {_SAVE}", reason="encoding") from error
     except csv.Error as error:  # its text quotes no value

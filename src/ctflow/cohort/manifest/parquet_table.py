@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,6 +53,28 @@ def rows_from_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
                 for values in batch.to_pylist():
                     number += 1
                     yield f"row {number}", {names[name]: value or "" for name, value in values.items()}
+    except pyarrow.ArrowException as error:
+        what = f"after row {number}: the Parquet file is damaged ({type(error).__name__})"
+        raise ManifestInvalid(what, reason="manifest-unreadable") from error
+
+
+def chosen_from_parquet(
+    path: Path, choose: Callable[[Sequence[str]], Mapping[str, str]]
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """As `ctflow.cohort.manifest.csv_table.chosen_from_csv`; values of other types are given as text."""
+    check_requirements("cohort")
+    import pyarrow  # noqa: PLC0415  # of the extra `cohort`
+    from pyarrow import parquet  # noqa: PLC0415
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            chosen = choose(file.schema_arrow.names)
+            for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(chosen.values()))):
+                for values in batch.to_pylist():
+                    number += 1
+                    texts = {name: "" if value is None else str(value) for name, value in values.items()}
+                    yield f"row {number}", {key: texts[name] for key, name in chosen.items()}
     except pyarrow.ArrowException as error:
         what = f"after row {number}: the Parquet file is damaged ({type(error).__name__})"
         raise ManifestInvalid(what, reason="manifest-unreadable") from error

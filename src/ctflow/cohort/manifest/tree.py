@@ -10,13 +10,12 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from ctflow.cohort.manifest.digest import digest_of_series, is_ct_image
-from ctflow.cohort.manifest.rows import CohortRow, is_plain_uid, is_safe_id
+from ctflow.cohort.manifest.rows import CohortRow
+from ctflow.cohort.manifest.series import row_of_series
 from ctflow.core.errors import BrokenSeries, ManifestInvalid
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import text
 from ctflow.dicom.read.scan import Instance, Scan, scan_each_folder, scan_folder
-from ctflow.dicom.read.select.series import Series
-from ctflow.pipeline.case import key_of_series
 
 _KEPT = ("StudyInstanceUID", "SeriesInstanceUID", "Modality")
 SeriesKey = tuple[str, str]  # StudyInstanceUID, SeriesInstanceUID
@@ -93,16 +92,13 @@ def rows_from_survey(found: Survey, relative_to: Path | None = None) -> Iterator
         ManifestInvalid: A folder's name is not UTF-8.
     """
     for (study, uid), series in found.series.items():
-        digest = digest_of_uid(uid)
-        key = key_of_series(Series(uid, digest, study, ()))
-        row_id = key if is_safe_id(key) else f"{digest}-{digest_of_uid(study)}"
         location = str(series.folder) if relative_to is None else os.path.relpath(series.folder, relative_to)
         if not _is_text(location):
             raise ManifestInvalid(
-                f"series {digest}: the name of its folder has a line break or is not UTF-8: rename it",
+                f"series {digest_of_uid(uid)}: the name of its folder has a line break or is not UTF-8: rename it",
                 reason="wrong-location",
             )
-        yield CohortRow(row_id, location, series=uid if is_plain_uid(uid) else "", digest=series.digest)
+        yield row_of_series(study, uid, location, series.digest)
 
 
 def _is_text(location: str) -> bool:
