@@ -25,12 +25,10 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle
 from ctflow.cli.phantom import write_phantom
 from ctflow.compat.monai import import_lean
 from ctflow.core.processes import usable_cpus
+from ctflow.engines.utilization import GpuMeter, gpu_uuids
 from ctflow.pipeline.case import look_for_cases
 from ctflow.pipeline.overlap.cases import CasesOfRun
 from ctflow.pipeline.segmenter import Segmenter
@@ -49,45 +48,6 @@ from ctflow.pipeline.stages import load_case, segment_case
 from ctflow.settings.run import Settings
 
 _SAMPLE_S = 0.02
-
-
-@dataclass
-class Busy:
-    """Samples of a GPU's utilisation: seconds by perf_counter, and percent."""
-
-    samples: list[tuple[float, int]] = field(default_factory=list)
-
-    def share(self, start: float, end: float) -> float | None:
-        """Mean between two times, 0 to 1."""
-        found = [percent for at, percent in self.samples if start <= at <= end]
-        return round(statistics.fmean(found) / 100, 3) if found else None
-
-
-@contextmanager
-def sampled(device: str) -> Iterator[Busy]:
-    """Sample a GPU's utilisation in a thread; nothing on a CPU or without nvidia-ml-py."""
-    busy, ending = Busy(), threading.Event()
-    try:
-        import pynvml  # noqa: PLC0415  # optional
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.device(device).index or 0)
-    except Exception as error:  # noqa: BLE001  # whatever is missing, the run is measured
-        sys.stderr.write(f"no GPU utilisation: {type(error).__name__}\n")
-        yield busy
-        return
-
-    def sample() -> None:
-        while not ending.wait(_SAMPLE_S):
-            busy.samples.append((time.perf_counter(), pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield busy
-    finally:
-        ending.set()
-        thread.join()
 
 
 def copy_series(source: Path, target: Path, number: int) -> None:
@@ -117,7 +77,7 @@ def make_input(place: Path, count: int, shape: tuple[int, int, int]) -> Path:
     return place / "in"
 
 
-def run_once(folder: Path, output: Path, segmenter: Segmenter, settings: Settings, busy: Busy) -> dict[str, Any]:
+def run_once(folder: Path, output: Path, segmenter: Segmenter, settings: Settings, busy: GpuMeter) -> dict[str, Any]:
     """One run with an open engine: its figures and its timeline."""
     model = segmenter.model
     found = look_for_cases(folder, model.spec.body_parts, settings)
@@ -178,11 +138,11 @@ def window_loop_s(folder: Path, segmenter: Segmenter, settings: Settings, repeat
     return statistics.median(found)
 
 
-def timeline(times: Sequence[dict[str, float]], start: float, end: float, busy: Busy) -> dict[str, Any]:
+def timeline(times: Sequence[dict[str, float]], start: float, end: float, busy: GpuMeter) -> dict[str, Any]:
     """Seconds since the first CT was given to a process: of each case's stages, and of the GPU's samples in percent."""
     return {
         "cases": [{name: round(at - start, 4) for name, at in each.items()} for each in times],
-        "gpu": [[round(at - start, 3), percent] for at, percent in busy.samples if start <= at <= end],
+        "gpu": [[round(at - start, 3), round(100 * share)] for at, share in busy.samples if start <= at <= end],
     }
 
 
@@ -236,7 +196,7 @@ def measure(given: argparse.Namespace, folder: Path, scratch: Path) -> dict[str,
         cache=given.cache or scratch / "cache",
         cases_in_flight=given.cases_in_flight,
     )
-    with Segmenter(model, settings) as segmenter, sampled(given.device) as busy:
+    with Segmenter(model, settings) as segmenter, GpuMeter(gpu_uuids([given.device]), _SAMPLE_S) as busy:
         first = load_case(look_for_cases(folder, model.spec.body_parts, settings).cases[0])
         warm = segment_case(first, segmenter)
         if warm.error:

@@ -17,7 +17,7 @@ class NodeState:
         name: The machine's, or a process's of it.
         under_way: Rows that are read, segmented or written.
         done: Rows that it committed in this run, whatever their status.
-        gpu_busy: Share of the time since its last state in which its GPU computed, 0 to 1; None without a GPU.
+        gpu_busy: Share of the last ten seconds in which its GPUs computed, 0 to 1; None if not known.
     """
 
     name: str
@@ -39,7 +39,7 @@ class CohortWatcher(Protocol):
         """An attempt at a row failed for a reason, and the row will be tried again."""
 
     def node(self, state: NodeState) -> None:
-        """A machine's state, every few seconds and whenever a row begins or ends."""
+        """A machine's state, whenever a row begins or ends there."""
 
 
 class Unwatched:

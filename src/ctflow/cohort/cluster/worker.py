@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -28,6 +29,8 @@ from ctflow.cohort.watch import NodeState
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, CtflowError, SettingsInvalid
 from ctflow.core.processes import usable_cpus, use_cpus
+from ctflow.engines.registry import devices_from_setting
+from ctflow.engines.utilization import GpuMeter, gpu_uuids
 from ctflow.pipeline.overlap.cases import most_cases
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.pipeline.stages import segment_case
@@ -135,11 +138,18 @@ class CohortWorker:
         model, segmenter = plan.opened(settings)
         if model.weights_digest != plan.digest:
             raise SettingsInvalid("-m: this machine's copy of the model has other weights", reason="other-model")
-        setup = RunSetup(plan.base, model.spec, settings, plan.stamp, self)
+        stamp = replace(plan.stamp, node=platform.node())
         with (
             destination_from_text(plan.destination, self._name) as destination,
             CasesInProcesses((), settings, Path(), count=count, more=True) as cases,
-            RowsInFlight(cases, destination, setup, count, on_again=self._again) as flight,
+            GpuMeter(gpu_uuids(devices_from_setting(settings.device))) as gpus,
+            RowsInFlight(
+                cases,
+                destination,
+                RunSetup(plan.base, model.spec, settings, stamp, self, gpus),
+                count,
+                on_again=self._again,
+            ) as flight,
         ):
             segmenter.open()
             with segmenter:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from ctflow.cohort.shares.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.cohort.watch import UNWATCHED, CohortWatcher, NodeState
 from ctflow.core.errors import OutputError, ResourceError
 from ctflow.core.model import ModelSpec
+from ctflow.engines.utilization import GpuMeter
 from ctflow.pipeline.case import Case
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.settings.run import Settings
@@ -29,6 +30,7 @@ _FINDERS = 4  # a series may have to be fetched; with local files one of them wo
 _MOST_IN_SUCCESSION = 20  # failures of the machine: by then it is certain that all other rows would fail, too
 _OF_ROW = frozenset({"worker-ended", "out-of-memory"})  # what a machine lacks for one series, and may have for others
 _END_S = 5.0
+_RECENT_S = 10.0  # what a state says of the GPUs
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class RunSetup:
         settings: The run's.
         stamp: What all outcomes have in common.
         watcher: Is told what becomes of the rows.
+        gpus: Knows how busy the GPUs are; entered.
     """
 
     base: Path
@@ -50,6 +53,7 @@ class RunSetup:
     settings: Settings
     stamp: RowOutcome
     watcher: CohortWatcher = UNWATCHED
+    gpus: GpuMeter = field(default_factory=lambda: GpuMeter(()))
 
 
 class RowsInFlight:
@@ -88,6 +92,7 @@ class RowsInFlight:
         self._on_committed, self._on_again = on_committed, on_again
         self._under_way: set[RowAttempt] = set()
         self._done = 0
+        self._committed_s = time.perf_counter()
         self._taken, self._given = 0, 0  # numbers in the order of the rows, in which the pipeline gets their cases
         self._changed = threading.Condition()
         self._fault: BaseException | None = None
@@ -261,7 +266,10 @@ class RowsInFlight:
         return attempt.may_pass and attempt.number < MOST_ATTEMPTS
 
     def _commit(self, attempt: RowAttempt) -> None:
-        outcome = attempt.concluded(self._setup.spec, self._setup.stamp)
+        now = time.perf_counter()
+        busy = self._setup.gpus.share(self._committed_s, now)
+        self._committed_s = now
+        outcome = attempt.concluded(self._setup.spec, replace(self._setup.stamp, gpu_busy=busy))
         self._destination.commit(attempt.folder, outcome, attempt.earlier)
         log.info("row %s: %s (%s) in %.1f s", outcome.id, outcome.status, outcome.reason, outcome.seconds)
         with self._changed:
@@ -270,8 +278,10 @@ class RowsInFlight:
         self._setup.watcher.committed(outcome)
 
     def _tell_state(self) -> None:
+        now = time.perf_counter()
         with self._changed:
-            state = NodeState(self._setup.stamp.node, len(self._under_way), self._done)
+            busy = self._setup.gpus.share(now - _RECENT_S, now)
+            state = NodeState(self._setup.stamp.node, len(self._under_way), self._done, busy)
         self._setup.watcher.node(state)
 
     def _fail(self, error: BaseException) -> None:

@@ -7,7 +7,7 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ctflow.cohort.watch import UNWATCHED, CohortWatcher
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY, Model
 from ctflow.core.progress import Progress, silent
+from ctflow.engines.registry import devices_from_setting
+from ctflow.engines.utilization import GpuMeter, gpu_uuids
 from ctflow.pipeline.overlap.cases import most_cases
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.pipeline.run import announce
@@ -133,10 +135,11 @@ def _compute_here(todo: RowsToDo) -> Sequence[MarkName]:
     gc.freeze()  # what is there by now stays
     with (
         CasesInProcesses((), settings, Path(), count=count, more=True) as cases,
+        GpuMeter(gpu_uuids(devices_from_setting(settings.device))) as gpus,
         RowsInFlight(
             cases,
             todo.destination,
-            todo.setup,
+            replace(todo.setup, gpus=gpus),
             count,
             rows=todo.attempts,
             on_committed=lambda outcome: committed.append(outcome.name),
