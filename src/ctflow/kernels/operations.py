@@ -137,7 +137,13 @@ class HopperOperations:
 
     def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
         """See `Operations.residual`."""
-        return self._add_residual(x, norm, [other], None, None, None)
+        batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
+        out, held = torch.empty_like(x), _power(channels)
+        rows = max(_TILE // held, 1)
+        self.kernels.triton(
+            "add_residual", (-(-voxels // rows), batch), x, norm, other, out, voxels, channels, held, rows
+        )
+        return out
 
     def pointwise_residual(
         self,
@@ -152,9 +158,9 @@ class HopperOperations:
         if _power(x.shape[-1]) > 64 or _power(shares[0].shape[-1]) > 128:
             # Few voxels here; a head stands only where they are many and their channels few.
             other = self._normalized(_pointwise(shares, weights), other_norm)
-            y = self._add_residual(x, norm, [other], None, None, None)
-            return y if head is None else functional.linear(y.float(), *head).movedim(-1, 1).contiguous()
-        return self._add_residual(x, norm, shares, weights, other_norm, head)
+            result = self.residual(x, norm, other)
+            return result if head is None else functional.linear(result.float(), *head).movedim(-1, 1).contiguous()
+        return self._add_pointwise(x, norm, shares, weights, other_norm, head)
 
     def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
         """See `Operations.layer_norm`."""
@@ -250,32 +256,31 @@ class HopperOperations:
         """The normalised volume, in its own type."""
         return torch.addcmul(norm[:, None, None, None, 1], x.float(), norm[:, None, None, None, 0]).to(x.dtype)
 
-    def _add_residual(
+    def _add_pointwise(
         self,
         z: Tensor,
         norm: Tensor,
         shares: Sequence[Tensor],
-        weights: Sequence[Tensor] | None,
-        beside: Tensor | None,
+        weights: Sequence[Tensor],
+        beside: Tensor,
         head: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """One launch; see `triton_kernels.add_residual`."""
+        """One launch; see `triton_kernels.add_pointwise`."""
         batch, channels, size = len(z), z.shape[-1], z.shape[1:4]
-        x, y, w, other = _two(shares, weights or [z])
-        held, voxels = _power(channels), math.prod(size)
-        rows = max(_TILE // held, 1) if weights is None else 32 * len(shares)
-        outputs = len(head[0]) if head is not None else 0
+        x, y, w, other = _two(shares, weights)
+        voxels, rows = math.prod(size), 128 if _power(x.shape[-1]) <= 64 else 64  # what shared memory holds twice
+        per, parts = _parts_of(voxels, batch, rows)
+        outputs = 0 if head is None else len(head[0])
         out = (
             torch.empty_like(z)
             if head is None
             else torch.empty((batch, outputs, *size), dtype=torch.float32, device=z.device)
         )
         self.kernels.triton(
-            "add_residual", (-(-voxels // rows), batch),
-            z, norm, x, w, y, other, norm if beside is None else beside, norm if head is None else head[0],
-            norm if head is None else head[1], out, voxels, channels, x.shape[-1], y.shape[-1], outputs,
-            weights is not None, len(shares) > 1, head is not None,
-            _power(x.shape[-1]), _power(y.shape[-1]), held, rows,
+            "add_pointwise", (parts, batch),
+            z, norm, x, w, y, other, beside, *(head or (norm, norm)), out, voxels, channels, x.shape[-1], y.shape[-1],
+            outputs, per, len(shares) > 1, head is not None,
+            _power(x.shape[-1]), _power(y.shape[-1]), _power(channels), rows, stages=4 - len(shares),
         )  # fmt: skip
         return out
 

@@ -95,43 +95,67 @@ def sum_pointwise(
 
 
 @triton.jit
-def add_residual(
-    z, norm, x, weight, y, other, beside, head, shift, out, V, C, KX, KY, O,
-    POINTWISE: tl.constexpr, TWO: tl.constexpr, HEAD: tl.constexpr,
-    KXP: tl.constexpr, KYP: tl.constexpr, CP: tl.constexpr, BV: tl.constexpr,
-):  # fmt: skip
-    """Store leaky(z normalised + x), or with POINTWISE, + (x weight + y other) normalised by `beside`.
-
-    With HEAD, what is stored is (B, O, V) float32 of (O, C) head and (O,) shift. 2 K C FLOP, 2 (K + 2 C) bytes a voxel.
-    """
+def add_residual(z, norm, x, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
+    """Store leaky(z normalised + x). 6 C bytes a voxel."""
     b = tl.program_id(1)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
     c = tl.arange(0, CP)
-    inside = v < V
-    mask = inside[:, None] & (c < C)[None, :]
-    rows = (b * V + v).to(tl.int64)
-    at = rows[:, None] * C + c[None, :]
+    mask = (v < V)[:, None] & (c < C)[None, :]
+    at = (b * V + v).to(tl.int64)[:, None] * C + c[None, :]
     of = b * 2 * C + c
     value = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
     value = value * tl.load(norm + of, mask=c < C, other=0.0)[None, :]
     value += tl.load(norm + of + C, mask=c < C, other=0.0)[None, :]
-    if POINTWISE:
+    value += tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    value = tl.where(value > 0, value, value * SLOPE)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _voxels_of_part(z, start, b, V, C, PER, CP: tl.constexpr, BV: tl.constexpr):
+    """(BV, CP): the voxels from `start` on of this program's PER; those behind its last are zeros."""
+    n, c = start + tl.arange(0, BV), tl.arange(0, CP)
+    v = tl.program_id(0) * PER + n
+    at = (b * V + v).to(tl.int64)[:, None] * C + c[None, :]
+    return tl.load(z + at, mask=((v < V) & (n < PER))[:, None] & (c < C)[None, :], other=0.0)
+
+
+@triton.jit
+def add_pointwise(
+    z, norm, x, weight, y, other, beside, head, shift, out, V, C, KX, KY, O, PER,
+    TWO: tl.constexpr, HEAD: tl.constexpr, KXP: tl.constexpr, KYP: tl.constexpr, CP: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Store leaky(z normalised + (x weight + y other) normalised by `beside`) of PER voxels.
+
+    With HEAD, what is stored is (B, O, V) float32 of (O, C) head and (O,) shift. 2 K C FLOP, 2 (K + 2 C) bytes a voxel.
+    Triton begins the loop's loads of its products' factors early, and no others: z is loaded a step ahead here.
+    """
+    b = tl.program_id(1)
+    c = tl.arange(0, CP)
+    of = b * 2 * C + c
+    scale = tl.load(norm + of, mask=c < C, other=0.0)
+    scale_beside = tl.load(beside + of, mask=c < C, other=0.0)
+    offset = tl.load(norm + of + C, mask=c < C, other=0.0) + tl.load(beside + of + C, mask=c < C, other=0.0)
+    ahead = _voxels_of_part(z, 0, b, V, C, PER, CP, BV)
+    for start in range(0, PER, BV):
+        v = tl.program_id(0) * PER + start + tl.arange(0, BV)
+        inside = (v < V) & (start + tl.arange(0, BV) < PER)
+        rows = (b * V + v).to(tl.int64)
+        value = ahead.to(tl.float32)
+        ahead = _voxels_of_part(z, start + BV, b, V, C, PER, CP, BV)
         added = _product(x, weight, rows, inside, KX, C, KXP, CP)
         if TWO:
             added += _product(y, other, rows, inside, KY, C, KYP, CP)
-        added = added * tl.load(beside + of, mask=c < C, other=0.0)[None, :]
-        added += tl.load(beside + of + C, mask=c < C, other=0.0)[None, :]
-    else:
-        added = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    value += added
-    value = tl.where(value > 0, value, value * SLOPE)
-    if HEAD:
-        for o in range(O):
-            row = tl.load(head + o * C + c, mask=c < C, other=0.0)
-            logit = tl.sum(value * row[None, :], 1) + tl.load(shift + o)
-            tl.store(out + (b * O + o).to(tl.int64) * V + v, logit, mask=inside)
-    else:
-        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+        value = value * scale[None, :] + added * scale_beside[None, :] + offset[None, :]
+        value = tl.where(value > 0, value, value * SLOPE)
+        if HEAD:
+            for o in range(O):
+                row = tl.load(head + o * C + c, mask=c < C, other=0.0)
+                logit = tl.sum(value * row[None, :], 1) + tl.load(shift + o)
+                tl.store(out + (b * O + o).to(tl.int64) * V + v, logit, mask=inside)
+        else:
+            at = rows[:, None] * C + c[None, :]
+            tl.store(out + at, value.to(out.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 
 
 @triton.jit
