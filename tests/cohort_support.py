@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.destinations.folder import FolderDestination
 from ctflow.cohort.manifest.rows import (
     WHOLE,
@@ -46,16 +47,15 @@ def run_marking(
     model=None,
     retry_failed: bool = False,
     watcher: CohortWatcher = UNWATCHED,
+    destination: RowDestination | None = None,
 ) -> CohortReport:
     """Run a cohort with a segmenter that marks a box."""
     read = manifest_from_file(manifest, part)
-    with FolderDestination(output, part.name) as destination, mock.patch(
+    with destination or FolderDestination(output, part.name) as entered, mock.patch(
         "ctflow.pipeline.segmenter.Segmenter", MarkingSegmenter
     ):  # fmt: skip
         loaded = model or marking_model()
-        return run_cohort(
-            read, destination, loaded, settings, part, progress, retry_failed=retry_failed, watcher=watcher
-        )
+        return run_cohort(read, entered, loaded, settings, part, progress, retry_failed=retry_failed, watcher=watcher)
 
 
 def main(manifest: str, output: str, part: str) -> int:

@@ -82,7 +82,8 @@ def _others(found: Survey) -> str:
 
 @cohort.command("run")
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("-o", "--output", metavar="DIR", required=True, help="The destination; gets results/ID for each row.")
+@click.option("-o", "--output", metavar="DEST", required=True, help="A folder, s3://, gs:// or dicomweb+https://.")
+@click.option("--journal", metavar="DIR", help="Beside a DICOMweb server as DEST: folder or s3:// for markers.")
 @MODEL
 @click.option("--part", metavar="I/N", help="The share of rows to segment in this process, without Ray.")
 @click.option("--address", metavar="ADDRESS", help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
@@ -92,6 +93,7 @@ def _others(found: Survey) -> str:
 def run_command_of_cohort(
     manifest: Path,
     output: str,
+    journal: str | None,
     model: str | None,
     part: str | None,
     address: str | None,
@@ -100,7 +102,7 @@ def run_command_of_cohort(
     **given: Any,
 ) -> int:
     """Segment every row of MANIFEST that the destination does not have yet."""
-    from ctflow.cohort.destinations.from_text import destination_from_text  # noqa: PLC0415
+    from ctflow.cohort.destinations.from_text import destination_from_text, text_of_destination  # noqa: PLC0415
     from ctflow.cohort.manifest.rows import manifest_from_file, part_from_text  # noqa: PLC0415
 
     environment = read_environment()
@@ -108,7 +110,8 @@ def run_command_of_cohort(
     on_cluster = address is not None or gpus is not None
     if on_cluster and part is not None:
         raise SettingsInvalid("--part: is computed without Ray: leave out --address and --gpus", reason="conflict")
-    chosen = destination_from_text(output, "driver" if on_cluster else share.name)
+    place = text_of_destination(output, journal)
+    chosen = destination_from_text(place, "driver" if on_cluster else share.name)
     if settings.series is not None or settings.pick != "all":
         raise SettingsInvalid(
             "CTFLOW_SERIES or CTFLOW_PICK is set, and each row names its series: unset it", reason="conflict"
@@ -117,7 +120,7 @@ def run_command_of_cohort(
     with interrupted_by_signals(), progress_on(sys.stderr) as progress:
         read = manifest_from_file(manifest, share)
         bundle = find_bundle(Path(path)) if path else demonstration_bundle()
-        compute = _cluster(output, bundle, address, gpus) if on_cluster else None
+        compute = _cluster(place, bundle, address, gpus) if on_cluster else None
         from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
         from ctflow.cohort.shares.share import run_cohort  # noqa: PLC0415
 
@@ -130,12 +133,11 @@ def run_command_of_cohort(
     return report.exit_code
 
 
-def _cluster(output: str, bundle: Path, address: str | None, gpus: int | None) -> Cluster:
+def _cluster(place: str, bundle: Path, address: str | None, gpus: int | None) -> Cluster:
     from ctflow.cohort.cluster.connection import check_ray  # noqa: PLC0415
     from ctflow.cohort.cluster.driver import Cluster, OpenedBundle  # noqa: PLC0415
 
     check_ray()
-    place = output if "://" in output else str(Path(output).absolute())  # workers have other working folders
     return Cluster(place, OpenedBundle(bundle.absolute()), address, gpus)
 
 

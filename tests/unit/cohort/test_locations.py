@@ -88,9 +88,11 @@ def test_files_of_a_prefix_come_with_safe_names(store):
 
 
 def test_what_cannot_be_fetched_is_named(store, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.5)
+
     def reason(url: str) -> str:
         with pytest.raises(NotFetched) as raised:
-            fetch_series(url, "row a", patience_s=0.5)
+            fetch_series(url, "row a")
         assert "s3://" not in str(raised.value)
         assert not list(fetch._scratch().path.iterdir())
         return raised.value.reason

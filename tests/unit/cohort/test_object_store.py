@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ctflow.cohort.destinations.from_text import destination_from_text
+from ctflow.cohort.destinations.from_text import destination_from_text, text_of_destination
 from ctflow.cohort.destinations.objects import ObjectDestination
 from ctflow.cohort.outcome import RowOutcome
 from ctflow.cohort.stores import objects
@@ -160,6 +160,14 @@ def test_another_url_is_refused(text):
         destination_from_text(text, "whole")
     assert raised.value.reason == "invalid-value"
     assert "secret" not in str(raised.value)
+
+
+def test_a_server_and_no_other_destination_has_a_journal():
+    for output, journal in (("dicomweb+https://host/dicom-web", None), ("/out", "/journal"), (URL, "/journal")):
+        with pytest.raises(SettingsInvalid) as raised:
+            text_of_destination(output, journal)
+        assert raised.value.reason == "conflict"
+    assert text_of_destination("/out", None) == "/out"
 
 
 def test_google_storage_needs_a_package_that_is_named():

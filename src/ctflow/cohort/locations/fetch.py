@@ -25,13 +25,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _numbers = itertools.count()
 
 
-def fetch_series(location: str, what: str, patience_s: float = PATIENCE_S) -> Path:
+def fetch_series(location: str, what: str) -> Path:
     """Fetch the files of a location.
 
     Args:
         location: A prefix of an object store, or a series of a DICOMweb server.
         what: Names the series in messages, as the location may hold a name.
-        patience_s: How long a request is repeated.
 
     Returns:
         A folder of this machine, to be removed with `discard_fetched`.
@@ -44,9 +43,9 @@ def fetch_series(location: str, what: str, patience_s: float = PATIENCE_S) -> Pa
     try:
         match = SERIES_URL.fullmatch(location)
         if match is None:
-            _fetch_objects(location.removesuffix("*"), folder, what, patience_s)
+            _fetch_objects(location.removesuffix("*"), folder, what)
         else:
-            server = DicomWeb(match["server"], Patience(patience_s))
+            server = DicomWeb(match["server"], Patience(PATIENCE_S))
             server.retrieve(match["study"], match["series"], folder, _MOST_BYTES)
     except ValueError as error:
         discard_fetched(folder)
@@ -68,8 +67,8 @@ def discard_fetched(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fetch_objects(url: str, folder: Path, what: str, patience_s: float) -> None:
-    store = ObjectStore(url, patience_s)
+def _fetch_objects(url: str, folder: Path, what: str) -> None:
+    store = ObjectStore(url, PATIENCE_S)
     sizes = store.sizes()
     if not sizes:
         raise StoreFault("absent", "no object has this prefix")

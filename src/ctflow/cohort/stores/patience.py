@@ -19,7 +19,7 @@ _REFUSED_ERRNO = {errno.EINVAL, errno.ENOSYS, errno.ENAMETOOLONG}
 _LOCAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE}  # of this machine's disk
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # of botocore, which is not imported for that
 _REFUSED = {"ParamValidationError", "ProfileNotFound", "InvalidRegionError", "UnsupportedSignatureVersionError"}
-_REFUSED_STATUS = {405, 406, 410, 413, 415, 422}
+_PASSING_STATUS = {408, 425, 429}
 _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
 _SLICE_S = 0.5
@@ -123,11 +123,17 @@ def fault_of(error: Exception) -> StoreFault:
         return StoreFault("absent", name)
     if isinstance(error, PermissionError) or number in _DENIED_ERRNO or status in (401, 403):
         return StoreFault("denied", name)
-    if name in _REFUSED or status in _REFUSED_STATUS or (number in _REFUSED_ERRNO and isinstance(error, OSError)):
+    if name in _REFUSED or _is_refusal(error, status) or (number in _REFUSED_ERRNO and isinstance(error, OSError)):
         return StoreFault("refused", name)
     if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.split(".")[0] in _CLIENTS:
         return StoreFault("no-answer", name)
     raise error
+
+
+def _is_refusal(error: Exception, status: int | None) -> bool:
+    """Whether a DICOMweb server refuses a request; object stores answer 400 and 409 to what may pass, too."""
+    is_of_requests = type(error).__module__.split(".")[0] == "requests"
+    return is_of_requests and status is not None and 400 <= status < 500 and status not in _PASSING_STATUS
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -1,0 +1,141 @@
+"""Run in a network namespace: a cohort whose series come from Orthanc over DICOMweb and whose results go back to it.
+
+unshare -n python cohort_dicomweb.py FOLDER
+
+One line of JSON at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from unittest import mock
+
+from pydicom import dcmread
+
+from cohort_support import run_marking, write_cohort
+from ctflow.cohort.destinations.from_text import destination_from_text, text_of_destination
+from ctflow.cohort.manifest.digest import digest_of_series
+from ctflow.cohort.manifest.rows import CohortRow, manifest_from_file, write_manifest
+from ctflow.cohort.manifest.source import rows_from_source
+from ctflow.cohort.stores import dicomweb
+from ctflow.cohort.stores.dicomweb import DicomWeb
+from ctflow.cohort.stores.patience import Patience
+from ctflow.core.errors import CtflowError
+from ctflow.dicom.read.scan import scan_folder
+
+PORT = 8042
+SERVER = f"dicomweb+http://127.0.0.1:{PORT}/dicom-web"
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+def ask(path: str):
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=30) as answer:
+        return json.load(answer)
+
+
+@contextlib.contextmanager
+def orthanc(folder: Path):
+    settings = {
+        "Name": "orthanc", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
+        "HttpPort": PORT, "DicomServerEnabled": False, "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
+        "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, "LimitFindResults": 2,
+    }  # fmt: skip
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
+    with (folder / "orthanc.log").open("ab") as log:
+        process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                ask("/system")
+                break
+            if time.monotonic() > deadline:
+                raise SystemExit("Orthanc does not answer")
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+def marks(journal: Path) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in (journal / "rows").glob("*.json")]
+    return {mark["id"]: {key: mark[key] for key in ("status", "reason", "digest", "attempt")} for mark in found}
+
+
+def stored() -> list[str]:
+    return sorted(ask(f"/instances/{each}/tags?simplify")["SOPInstanceUID"] for each in ask("/instances"))
+
+
+def main(folder: Path) -> dict:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    local = write_cohort(folder / "in", 3)
+    series = [folder / "in" / row.location for row in manifest_from_file(local).rows]
+    other = dcmread(next(series[0].iterdir()))
+    other.Modality, other.SeriesInstanceUID, other.SOPInstanceUID = "MR", "1.2.3", "1.2.3.4"
+    other.save_as(folder / "mr.dcm")
+    told: dict = {}
+    with orthanc(folder):
+        server = DicomWeb(SERVER, Patience(20))
+        for each in (*series, folder):
+            server.store(sorted(each.glob("*.dcm")))
+        inputs = stored()
+        told["inputs"] = len(inputs)
+        with mock.patch.object(dicomweb, "_PAGE", 2):
+            rows = list(rows_from_source(SERVER))
+        told["rows"] = sorted(row.series for row in rows)
+        told["series"] = sorted(str(dcmread(next(each.iterdir())).SeriesInstanceUID) for each in series)
+        digests = {
+            str(dcmread(next(each.iterdir())).SeriesInstanceUID): digest_of_series(scan_folder(each).instances)
+            for each in series
+        }
+        rows = [CohortRow(row.id, row.location, row.series, digest=digests[row.series]) for row in rows]
+        rows.append(CohortRow("none", f"{SERVER}/studies/1.2/series/1.3"))
+        write_manifest(rows, folder / "m.csv")
+        text = text_of_destination(SERVER, str(folder / "journal"))
+        report = run_marking(folder / "m.csv", folder / "unused", destination=destination_from_text(text, "whole"))
+        told["counts"] = dict(report.counts)
+        told["marks"] = marks(folder / "journal")
+        told["files"] = sorted({path.suffix for path in (folder / "journal" / "results").rglob("*") if path.is_file()})
+        results = sorted(set(stored()) - set(inputs))
+        told["modalities"] = sorted({ask(f"/series/{each}")["MainDicomTags"]["Modality"] for each in ask("/series")})
+        run_marking(folder / "m.csv", folder / "expected")
+        told["expected"] = marks(folder / "expected")
+        found = [dcmread(path) for path in (folder / "expected").rglob("*.dcm")]
+        told["same_results"] = results == sorted(str(each.SOPInstanceUID) for each in found)
+        shutil.rmtree(folder / "journal")  # all rows are computed again, and store the same objects
+        run_marking(folder / "m.csv", folder / "unused", destination=destination_from_text(text, "whole"))
+        told["after_a_second_run"] = len(stored()) - len(inputs) - len(results)
+    told["down"] = reason_when_down(folder, rows)
+    return told
+
+
+def reason_when_down(folder: Path, rows: list[CohortRow]) -> list[str]:
+    """Of a source that is down, and of a destination."""
+    source = mock.patch("ctflow.cohort.locations.fetch.PATIENCE_S", 0.5)
+    write_manifest(rows[:1], folder / "one.csv")
+    with source:
+        run_marking(folder / "one.csv", folder / "down")
+    reasons = [mark["reason"] for mark in marks(folder / "down").values()]
+    write_manifest([CohortRow("local", "in/s0")], folder / "local.csv")
+    text = text_of_destination(SERVER, str(folder / "journal2"))
+    with mock.patch("ctflow.cohort.destinations.from_text.StowDestination.__init__.__defaults__", (0.5,)):
+        destination = destination_from_text(text, "whole")
+    try:
+        run_marking(folder / "local.csv", folder / "unused", destination=destination)
+    except CtflowError as error:
+        reasons.append(error.reason)
+    return [*reasons, *marks(folder / "journal2")]
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(main(Path(sys.argv[1]))) + "\n")
