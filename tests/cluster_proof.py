@@ -31,6 +31,7 @@ STORE_BYTES = 80_000_000
 ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "AUTOSCALER_METRIC_PORT": "0",
     "RAY_AUTH_MODE": "token",
     "OMP_NUM_THREADS": "1",
@@ -63,7 +64,7 @@ class Machines:
     @property
     def workers(self) -> list[int]:
         """Processes of workers; other clusters of this machine have theirs."""
-        raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}
+        raylets = {each.process.pid for node in self.nodes for each in node.all_processes.get("raylet", [])}
         found = []
         for path in Path("/proc").iterdir():
             with suppress(OSError, ValueError):
