@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,10 +121,19 @@ def find_cases(folder: Path, spec: ModelSpec, settings: Settings, progress: Prog
     return found
 
 
-def look_for_cases(folder: Path, body_parts: tuple[str, ...], settings: Settings, progress: Progress = silent) -> Found:
-    """As `find_cases`, even if no series may run: a run that ends there gives the reason for each."""
+def look_for_cases(
+    folder: Path,
+    body_parts: tuple[str, ...],
+    settings: Settings,
+    progress: Progress = silent,
+    paths: Sequence[Path] | None = None,
+) -> Found:
+    """As `find_cases`, even if no series may run: a run that ends there gives the reason for each.
+
+    `paths` are the files to read, if not all of the folder's.
+    """
     startup.lap("imports")
-    scan = scan_folder(folder, progress)
+    scan = scan_folder(folder, progress, paths=paths)
     selection = select_series(
         scan,
         series_uid=settings.series,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctflow.cohort.locations.fetch import discard_fetched, fetch_series
+from ctflow.cohort.locations.folders import INDEXES
 from ctflow.cohort.locations.location import folder_of_location
 from ctflow.cohort.manifest.digest import digest_of_objects, digest_of_series
 from ctflow.cohort.manifest.rows import CohortRow
@@ -18,6 +19,7 @@ from ctflow.cohort.shares.found import row_findings_from_documents, row_segments
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, BrokenSeries, CtflowError, InputError, NoUsableSeries
 from ctflow.core.model import ModelSpec
+from ctflow.core.progress import silent
 from ctflow.dicom.attributes import text
 from ctflow.dicom.read.select.selection import require_selected
 from ctflow.pipeline.case import Case, Found, look_for_cases
@@ -91,7 +93,8 @@ class RowAttempt:
             return ()
         asked = replace(settings, series=row.series or None, volume=row.volume or settings.volume)
         try:
-            self.found = look_for_cases(self._folder_of_series(base), spec.body_parts, asked)
+            source, paths = self._files_of_series(base)
+            self.found = look_for_cases(source, spec.body_parts, asked, silent, paths)
             require_selected(self.found.selection, self.found.scan)
             _check_one_series(row, self.found)
             _check_digest(row, self.found)
@@ -101,11 +104,15 @@ class RowAttempt:
             self.error = unexpected(error, f"row {row.id}")
         return () if self.error is not None or self.found is None else self.found.cases
 
-    def _folder_of_series(self, base: Path) -> Path:
+    def _files_of_series(self, base: Path) -> tuple[Path, Sequence[Path] | None]:
+        """The folder, and its files to read if these are not all."""
         folder = folder_of_location(self.row.location, base)
         if folder is None:
-            folder = self._fetched = fetch_series(self.row.location, f"row {self.row.id}")
-        return folder
+            self._fetched = fetch_series(self.row.location, f"row {self.row.id}")
+            return self._fetched, None
+        if not self.row.series:
+            return folder, None
+        return folder, INDEXES.files(folder, self.row.series, is_fresh=self.number > 1)
 
     def release(self) -> None:
         """Remove what was fetched: the attempt has ended."""

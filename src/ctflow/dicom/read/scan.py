@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -136,6 +136,7 @@ def scan_folder(
     *,
     name_of: Callable[[Path], str] = name_without_patient,
     keep_of: Callable[[Dataset], Dataset] | None = None,
+    paths: Sequence[Path] | None = None,
 ) -> Scan:
     """Read the header of every DICOM file below a folder.
 
@@ -144,6 +145,7 @@ def scan_folder(
         progress: Called for every file, as stage "scan".
         name_of: From the path below the folder to the file's name in messages.
         keep_of: From the header to the part to keep, if not all is needed.
+        paths: The files to read, of those that `files_below` lists; None for all.
 
     Returns:
         The files found.
@@ -151,8 +153,16 @@ def scan_folder(
     Raises:
         NoUsableSeries: The folder does not exist or cannot be listed.
     """
-    paths = sorted(path for files in _files_by_folder(folder) for path in files)
-    return _scanned(folder, paths, progress, name_of, keep_of)
+    return _scanned(folder, files_below(folder) if paths is None else paths, progress, name_of, keep_of)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and its subfolders, sorted.
+
+    Raises:
+        NoUsableSeries: As of `scan_folder`.
+    """
+    return sorted(path for files in _files_by_folder(folder) for path in files)
 
 
 def scan_each_folder(folder: Path, *, keep_of: Callable[[Dataset], Dataset]) -> Iterator[Scan]:
@@ -177,7 +187,7 @@ def scan_each_folder(folder: Path, *, keep_of: Callable[[Dataset], Dataset]) -> 
 @uncollected()
 def _scanned(
     folder: Path,
-    paths: list[Path],
+    paths: Sequence[Path],
     progress: Progress,
     name_of: Callable[[Path], str],
     keep_of: Callable[[Dataset], Dataset] | None,
