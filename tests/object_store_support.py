@@ -12,6 +12,8 @@ import boto3
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from ctflow.cohort.stores.objects import file_system
+
 BUCKET = "bucket"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -59,6 +61,7 @@ class Store:
 @contextmanager
 def object_store() -> Iterator[Store]:
     """The server, with an empty bucket."""
+    file_system.cache_clear()  # the last one is of another address
     store = Store()
     inner = DomainDispatcherApplication(create_backend_app)
 
@@ -82,6 +85,7 @@ def object_store() -> Iterator[Store]:
         store.requests.clear()
         yield store
     finally:
+        file_system.cache_clear()
         server.shutdown()
         thread.join()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import random
 import threading
 import time
 from dataclasses import replace
 
 import pytest
 
+from cohort_support import run_marking, write_cohort
 from ctflow.cohort.destinations.from_text import destination_from_text, text_of_destination
 from ctflow.cohort.destinations.objects import ObjectDestination
 from ctflow.cohort.outcome import RowOutcome
@@ -26,6 +29,26 @@ URL = f"s3://{BUCKET}/out"
 def server():
     with object_store() as running:
         yield running
+
+
+def test_a_cohort_whose_store_fails_often_and_is_down_for_a_while_loses_no_row(store, tmp_path):
+    manifest = write_cohort(tmp_path / "in", 4)
+    draws, down = random.Random(5), []
+
+    def fault(_method: str, path: str) -> int | None:
+        if "/rows/" in path and not down:
+            down.append(time.monotonic())
+        if down and time.monotonic() - down[0] < 3:
+            return 503
+        return 500 if draws.random() < 0.1 else None
+
+    store.fault = fault
+    report = run_marking(manifest, tmp_path, destination=ObjectDestination(URL, "whole"))
+    store.fault = lambda _method, _path: None
+    assert dict(report.counts) == {"done": 4}
+    assert sum(key.endswith("segmentation.dcm") for key in store.keys("out/results/")) == 4
+    assert len(store.keys("out/rows/")) == 4
+    assert store.keys("out/begun/") == []
 
 
 @pytest.fixture
@@ -116,22 +139,22 @@ def test_a_public_archive_needs_no_credentials(store, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    objects.file_system.cache_clear()
+    monkeypatch.setattr(objects, "file_system", functools.cache(objects.file_system.__wrapped__))
     assert ObjectStore(f"s3://{BUCKET}/in", 5).sizes() == {"a": 1}
 
 
-def test_names_come_in_pages(store):
-    for number in range(25):
-        store.client.put_object(Bucket=BUCKET, Key=f"in/{number}", Body=b"x")
-    original = ObjectStore(f"s3://{BUCKET}/in", 5)
-    list_pages = original._files._list_pages
-
-    def small_pages(method, **options):
-        return list_pages(method, **{**options, "MaxKeys": 10})
-
-    original._files._list_pages = small_pages
+def test_names_come_in_pages_of_which_each_may_fail(store, monkeypatch):
+    for number in range(60):
+        store.client.put_object(Bucket=BUCKET, Key=f"in/{number}", Body=b"x" * number)
+    own = ObjectStore(f"s3://{BUCKET}/in", 30)
+    call = own._files._call_s3
+    monkeypatch.setattr(own._files, "_call_s3", lambda *names, **query: call(*names, **query, MaxKeys=5))
+    draws = random.Random(3)
+    store.fault = lambda _method, _path: 503 if draws.random() < 0.3 else None
     store.requests.clear()
-    assert len(original.sizes()) == 25
-    assert len(store.requests) == 3
+    assert own.sizes() == {str(number): number for number in range(60)}
+    assert 12 < len(store.requests) < 30
 
 
 def test_what_another_process_writes_is_listed_at_once(store):
