@@ -20,7 +20,7 @@ OWNERS = {
     "starlette": ("src/ctflow/node/web/",),
     "uvicorn": ("src/ctflow/node/web/",),
     "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
-    "prometheus_client": ("src/ctflow/node/metrics.py",),
+    "prometheus_client": ("src/ctflow/node/metrics.py", "src/ctflow/cohort/report/metrics.py"),
     "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
     "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py", "src/ctflow/cohort/report/tables.py"),
     "ray": ("src/ctflow/cohort/cluster/",),

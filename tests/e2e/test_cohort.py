@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from bundle_support import small_unet_bundle
 from cohort_support import run_marking, write_cohort
@@ -106,10 +107,12 @@ def test_the_command_line_from_a_folder_tree_to_results(tmp_path):
     done = ctflow("cohort", "manifest", tmp_path / "in", "-o", tmp_path / "m.csv", "--digests")
     assert (done.returncode, done.stdout.startswith("2 series in ")) == (0, True), done.stderr
     done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", tmp_path / "out", "-m", bundle)
-    assert (done.returncode, done.stdout) == (0, "2 rows: 2 done\n"), done.stderr
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "2 rows: 2 done"), done.stderr
+    assert {"cohort.html", "cohort.parquet", "findings.parquet"} <= {each.name for each in (tmp_path / "out").iterdir()}
+    assert parquet.read_table(tmp_path / "out" / "cohort.parquet")["status"].to_pylist() == ["done", "done"]
     assert len(list((tmp_path / "out" / "results").rglob("segmentation.dcm"))) == 2
     done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", tmp_path / "out", "-m", bundle)
-    assert (done.returncode, done.stdout) == (0, "2 rows: 2 done (2 before this run)\n"), done.stderr
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "2 rows: 2 done (2 before this run)"), done.stderr
     done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", tmp_path / "out", "-m", bundle, "--part", "3/2")
     assert (done.returncode, "[invalid-value]" in done.stderr) == (64, True)
     done = ctflow("cohort", "run", tmp_path / "m.csv", "-o", "ftp://host/x", "-m", bundle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,6 @@ import click
 from ctflow.bundle import demonstration_bundle, find_bundle
 from ctflow.core.entry_point import interrupted_by_signals
 from ctflow.core.errors import NoUsableSeries, SettingsInvalid
-from ctflow.report.terminal import progress_on
 from ctflow.settings.command import MODEL, options
 from ctflow.settings.run import OPTIONS, model_path_from_value, read_environment, settings_from_values
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ctflow.cohort.cluster.driver import Cluster
     from ctflow.cohort.manifest.tree import Survey
     from ctflow.cohort.shares.share import CohortReport
+    from ctflow.cohort.watch import CohortWatcher
+    from ctflow.core.progress import Progress
 
 _OF_ROWS = frozenset({"series", "pick"})  # each row names its own series
 
@@ -89,6 +92,7 @@ def _others(found: Survey) -> str:
 @click.option("--address", metavar="ADDRESS", help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
 @click.option("--gpus", metavar="N", type=click.IntRange(0), help="With Ray: a worker for each of N GPUs; 0 for CPUs.")
 @click.option("--retry-failed", is_flag=True, help="Segment rows again that failed, or are done only partly.")
+@click.option("--metrics", metavar="HOST:PORT|FILE", help="Prometheus metrics to scrape, or in a file FILE.prom.")
 @options(*(option.name for option in OPTIONS if option.name not in _OF_ROWS))
 def run_command_of_cohort(
     manifest: Path,
@@ -99,6 +103,7 @@ def run_command_of_cohort(
     address: str | None,
     gpus: int | None,
     retry_failed: bool,
+    metrics: str | None,
     **given: Any,
 ) -> int:
     """Segment every row of MANIFEST that the destination does not have yet."""
@@ -117,20 +122,45 @@ def run_command_of_cohort(
             "CTFLOW_SERIES or CTFLOW_PICK is set, and each row names its series: unset it", reason="conflict"
         )
     path = model_path_from_value(model, environment)
-    with interrupted_by_signals(), progress_on(sys.stderr) as progress:
+    with interrupted_by_signals(), _watched(metrics) as (progress, watcher):
         read = manifest_from_file(manifest, share)
         bundle = find_bundle(Path(path)) if path else demonstration_bundle()
         compute = _cluster(place, bundle, address, gpus) if on_cluster else None
         from ctflow.bundle import read_bundle  # noqa: PLC0415  # torch takes seconds
+        from ctflow.cohort.report.keep import kept_report  # noqa: PLC0415
         from ctflow.cohort.shares.share import run_cohort  # noqa: PLC0415
+        from ctflow.cohort.watch import Watchers  # noqa: PLC0415
 
         loaded = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
-        with chosen as destination:
+        with chosen as destination, kept_report(destination, read, share) as keeper:
             report = run_cohort(
-                read, destination, loaded, settings, share, progress, retry_failed=retry_failed, compute=compute
+                read,
+                destination,
+                loaded,
+                settings,
+                share,
+                progress,
+                retry_failed=retry_failed,
+                watcher=Watchers(watcher, keeper),
+                compute=compute,
             )
     _say(report)
+    if keeper.files:
+        click.echo(f"{', '.join(keeper.files)} in {output}")
     return report.exit_code
+
+
+@contextmanager
+def _watched(metrics: str | None) -> Iterator[tuple[Progress, CohortWatcher]]:
+    """What is to be seen of a run on the terminal, and its metrics if they are asked for."""
+    from ctflow.cohort.report.metrics import metrics_at  # noqa: PLC0415
+    from ctflow.cohort.watch import Watchers  # noqa: PLC0415
+    from ctflow.report.cohort.live import rows_display  # noqa: PLC0415
+
+    with ExitStack() as stack:
+        watchers: list[CohortWatcher] = [stack.enter_context(metrics_at(metrics))] if metrics is not None else []
+        display = stack.enter_context(rows_display(sys.stderr))
+        yield display, Watchers(display.shown, *watchers)
 
 
 def _cluster(place: str, bundle: Path, address: str | None, gpus: int | None) -> Cluster:

@@ -59,3 +59,34 @@ class Unwatched:
 
 
 UNWATCHED = Unwatched()
+
+
+class Watchers:
+    """Several watchers as one.
+
+    Args:
+        watchers: Are told in this order.
+    """
+
+    def __init__(self, *watchers: CohortWatcher) -> None:
+        self._watchers = watchers
+
+    def began(self, rows: int, before: Mapping[RowStatus, int]) -> None:
+        """As `CohortWatcher.began`."""
+        for each in self._watchers:
+            each.began(rows, before)
+
+    def committed(self, outcome: RowOutcome) -> None:
+        """As `CohortWatcher.committed`."""
+        for each in self._watchers:
+            each.committed(outcome)
+
+    def retried(self, row_id: str, reason: str, attempt: int) -> None:
+        """As `CohortWatcher.retried`."""
+        for each in self._watchers:
+            each.retried(row_id, reason, attempt)
+
+    def node(self, state: NodeState) -> None:
+        """As `CohortWatcher.node`."""
+        for each in self._watchers:
+            each.node(state)

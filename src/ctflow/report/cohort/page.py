@@ -107,7 +107,7 @@ def _number(value: float | None) -> str:
 def _percent(share: float | None) -> str:
     if share is None:
         return ""
-    return "< 1%" if 0 < share < 0.01 else f"{share:.0%}"
+    return "< 1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
 
 
 def _length(seconds: float) -> str:

@@ -43,7 +43,7 @@ class _Frame:
         for number in range(round(self.top / self.step) + 1):
             value = number * self.step
             y = self.y(value)
-            label = f"{value:.0%}" if self.percent else number_in_words(value)
+            label = f"{100 * value:.0f} %" if self.percent else number_in_words(value)
             kind = "axis" if not number else "grid"
             yield Markup('<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
                 kind, _LEFT, self.width - _RIGHT, y, y
@@ -97,7 +97,7 @@ def busy_chart(timeline: Mapping[str, Any]) -> Markup | None:
         if each is None:
             parts.append(_pause(frame, place))
         elif each["gpu_busy"] is not None:
-            said = f"{_moment(each['at'])}: GPU busy {each['gpu_busy']:.0%}"
+            said = f"{_moment(each['at'])}: GPU busy {100 * each['gpu_busy']:.0f} %"
             parts.append(frame.bar(place, 0, each["gpu_busy"], "accent", said))
     return _svg(frame, [*parts, *_time_ticks(frame, timeline)], "GPU busy over time; the table below has the figures")
 
