@@ -8,6 +8,7 @@ from unittest import mock
 
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.destinations.folder import FolderDestination
+from ctflow.cohort.destinations.from_text import destination_from_text
 from ctflow.cohort.manifest.rows import (
     WHOLE,
     CohortRow,
@@ -60,7 +61,9 @@ def run_marking(
 
 def main(manifest: str, output: str, part: str) -> int:
     with interrupted_by_signals():
-        return run_marking(Path(manifest), Path(output), part_from_text(part)).exit_code
+        share = part_from_text(part)
+        destination = destination_from_text(output, share.name)
+        return run_marking(Path(manifest), Path(output), share, destination=destination).exit_code
 
 
 if __name__ == "__main__":
