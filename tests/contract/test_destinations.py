@@ -93,6 +93,9 @@ class RecordingServer:
         self.kept: dict[str, bytes] = {}
         self.is_down = False
 
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
     def store(self, files) -> None:
         if self.is_down:
             raise StoreFault("no-answer", "down")

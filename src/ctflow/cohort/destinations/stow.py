@@ -39,6 +39,7 @@ class StowDestination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._server.__exit__(kind, error, traceback)
         self._journal.__exit__(kind, error, traceback)
 
     def hurry(self) -> None:

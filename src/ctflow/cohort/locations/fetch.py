@@ -45,8 +45,8 @@ def fetch_series(location: str, what: str) -> Path:
         if match is None:
             _fetch_objects(location.removesuffix("*"), folder, what)
         else:
-            server = DicomWeb(match["server"], Patience(PATIENCE_S))
-            server.retrieve(match["study"], match["series"], folder, _MOST_BYTES)
+            with DicomWeb(match["server"], Patience(PATIENCE_S)) as server:
+                server.retrieve(match["study"], match["series"], folder, _MOST_BYTES)
     except ValueError as error:
         discard_fetched(folder)
         raise _too_large(what) from error

@@ -25,9 +25,10 @@ def rows_from_server(url: str) -> Iterator[CohortRow]:
         RequirementUnmet: dicomweb-client is not installed.
     """
     try:
-        for study, uid in DicomWeb(url, Patience(PATIENCE_S)).ct_series():
-            if not (is_plain_uid(study) and is_plain_uid(uid)):
-                raise ManifestInvalid(f"series {digest_of_uid(uid)}: its UID is none", reason="wrong-value")
-            yield row_of_series(study, uid, f"{url.rstrip('/')}/studies/{study}/series/{uid}")
+        with DicomWeb(url, Patience(PATIENCE_S)) as server:
+            for study, uid in server.ct_series():
+                if not (is_plain_uid(study) and is_plain_uid(uid)):
+                    raise ManifestInvalid(f"series {digest_of_uid(uid)}: its UID is none", reason="wrong-value")
+                yield row_of_series(study, uid, f"{url.rstrip('/')}/studies/{study}/series/{uid}")
     except StoreFault as fault:
         raise not_fetched_from_fault(fault, "the series of the server") from fault

@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class DicomWeb:
-    """A DICOMweb server. Each thread has its own. Credentials come from `.netrc`, as requests reads it.
+    """A DICOMweb server; a context manager that ends its connections. Each thread has its own.
+
+    Credentials come from `.netrc`, as requests reads it.
 
     Args:
         url: `dicomweb+https://HOST/PATH`, or `dicomweb+http://`.
@@ -43,12 +45,23 @@ class DicomWeb:
 
     def __init__(self, url: str, patience: Patience) -> None:
         check_requirements("cohort")
-        from dicomweb_client.web import DICOMwebClient  # noqa: PLC0415  # of the extra `cohort`
+        from dicomweb_client.session_utils import create_session  # noqa: PLC0415  # of the extra `cohort`
+        from dicomweb_client.web import DICOMwebClient  # noqa: PLC0415
 
         logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
-        self._client: Any = DICOMwebClient(url.removeprefix("dicomweb+").rstrip("/"), timeout=(_CONNECT_S, _READ_S))
+        self._session = create_session()
+        address, timeout = url.removeprefix("dicomweb+").rstrip("/"), (_CONNECT_S, _READ_S)
+        self._client: Any = DICOMwebClient(address, session=self._session, timeout=timeout)
         self._client.set_http_retry_params(retry=False)  # a repeated POST of it sends nothing: its body is used up
         self._patience = patience
+
+    def __enter__(self) -> DicomWeb:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._session.close()
 
     def ct_series(self) -> Iterator[tuple[str, str]]:
         """StudyInstanceUID and SeriesInstanceUID of each CT series, a page in memory at a time.
@@ -92,12 +105,18 @@ class DicomWeb:
             path.unlink()
         client = self._client
         url = f"{client.base_url}/studies/{study}/series/{series}"
-        answer = client._http_get(url, headers={"Accept": _MEDIA}, stream=True)  # files, not datasets
+        try:
+            answer = client._http_get(url, headers={"Accept": _MEDIA}, stream=True)  # files, not datasets
+        except OSError as error:
+            if (refusal := getattr(error, "response", None)) is not None:
+                refusal.close()
+            raise
         count = 0
         try:
-            for part in client._decode_multipart_message(_Bounded(answer, most_bytes), stream=True):
-                (folder / f"{count:06d}.dcm").write_bytes(part)
-                count += 1
+            with _Bounded(answer, most_bytes) as bounded:
+                for part in client._decode_multipart_message(bounded, stream=True):
+                    (folder / f"{count:06d}.dcm").write_bytes(part)
+                    count += 1
         except (KeyError, ValueError) as error:
             if isinstance(error, _TooLargeError):
                 raise
