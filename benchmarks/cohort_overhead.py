@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     numbers = list(range(1, given.rows + 1))
-    poisoned = [*numbers[:100], -1, *numbers[100:200]]
+    poisoned = [*numbers[:50], -1, *numbers[50:100]]
     with connected(None, 0) as ray:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         found = {

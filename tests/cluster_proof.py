@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
+    "RAY_health_check_timeout_ms": "60000",  # a killed raylet refuses at once; that of a busy machine answers late
     "AUTOSCALER_METRIC_PORT": "0",
     "RAY_AUTH_MODE": "token",
     "OMP_NUM_THREADS": "1",
@@ -76,13 +77,26 @@ class Machines:
     def _new(self) -> Any:
         return self._cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=STORE_BYTES)
 
+    def replace_lost(self) -> int:
+        """Machines in the place of those that Ray gave up; returns how many."""
+        lost = [number for number, node in enumerate(self.nodes) if not is_running(node)]
+        for number in lost:
+            self.lose(number)
+        return len(lost)
+
     def lose(self, number: int) -> None:
         """Kill a raylet; another machine comes in its place, as spot machines do."""
         node = self.nodes[number]
-        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        for each in node.all_processes.get("raylet", []):
+            each.process.kill()
         with suppress(Exception):  # it waits for what has ended already
             self._cluster.remove_node(node, allow_graceful=False)
         self.nodes[number] = self._new()
+
+
+def is_running(node: Any) -> bool:
+    raylets = node.all_processes.get("raylet", [])
+    return bool(raylets) and raylets[0].process.poll() is None
 
 
 def resident_mb(pid: int) -> float:
@@ -130,6 +144,7 @@ class Trial:
     restarts_s: list[float] = field(default_factory=list)
     changed: int = 0
     driver: subprocess.Popen[bytes] | None = None
+    tend: Callable[[], object] = lambda: None
 
     @property
     def output(self) -> Path:
@@ -159,6 +174,7 @@ class Trial:
                 return True
             if self.driver is not None and self.driver.poll() is not None:
                 return False
+            self.tend()
             time.sleep(0.2)
         told = (self.folder / "driver.log").read_text()[-3000:]
         raise AssertionError(f"no row was committed for {timeout_s} s: {told}")
@@ -248,11 +264,16 @@ def killed(folder: Path, rows: int, raylets: int, kills: int, killers: int, seed
     done: Counter[str] = Counter()
     begun = time.monotonic()
     with Machines(raylets) as machines:
-        trial = Trial(folder, machines.address, kinds)
+
+        def tend() -> None:
+            done["given up by Ray"] += machines.replace_lost()
+
+        trial = Trial(folder, machines.address, kinds, tend=tend)
         trial.start()
         with sampled(trial, machines, every_s) as samples:
-            for kind in plan:
-                more = max(1, round(draws.uniform(0.2, 1.5) * rows * 0.8 / max(kills, 1)))
+            for number, kind in enumerate(plan):
+                mean = 0.7 * (rows - len(trial.seen)) / (kills - number + 1)  # so that there are rows for all
+                more = max(1, round(draws.uniform(0.0, 2.0) * mean))
                 if not trial.wait_for_more(more, 300.0):
                     break
                 time.sleep(draws.uniform(0.0, 0.3))
@@ -270,12 +291,13 @@ def killed(folder: Path, rows: int, raylets: int, kills: int, killers: int, seed
             code = None
             while code is None:
                 trial.look()
+                tend()
                 with suppress(subprocess.TimeoutExpired):
                     code = trial.driver.wait(1.0)
         seconds, left = time.monotonic() - begun, machines.workers
     return {
         **trial.checked(),
-        "kills": dict(done),
+        "kills": dict(+done),
         "exit_code": code,
         "seconds": round(seconds),
         "memory": samples,

@@ -26,6 +26,8 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no other machines", on any system: all listens on 127.0.0.1 only
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # 15 otherwise: a worker would wait for whatever else this machine does
+    "RAY_health_check_failure_threshold": "100",  # its only machine is there; when busy, it answers late
+    "RAY_health_check_timeout_ms": "60000",
     "AUTOSCALER_METRIC_PORT": "0",  # any, so that two runs on one machine do not meet
     "RAY_AUTH_MODE": "token",  # a token of this run only: another user of this machine cannot connect
 }

@@ -170,12 +170,13 @@ class ClusterPool:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
         self._number += 1
-        host = next((each["NodeManagerHostname"] for each in self._ray.nodes() if each["NodeID"] == node), "")
+        there: dict[str, Any] = next((each for each in self._ray.nodes() if each["NodeID"] == node), {})
+        host, cpus = there.get("NodeManagerHostname", ""), there.get("Resources", {}).get("CPU", 1)
         name = f"worker-{self._number}"
         # Never restarted by Ray: then nobody would count which rows it had, and one that never starts would stay.
         actor = self._class.options(
             num_gpus=0 if self._gpus == 0 else 1,
-            num_cpus=1 if self._gpus == 0 else 0,
+            num_cpus=cpus if self._gpus == 0 else 0,  # as many threads as Ray lets PyTorch have
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=CALLS,
