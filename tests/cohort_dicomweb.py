@@ -28,7 +28,6 @@ from ctflow.cohort.manifest.source import rows_from_source
 from ctflow.cohort.stores import dicomweb
 from ctflow.cohort.stores.dicomweb import DicomWeb
 from ctflow.cohort.stores.patience import Patience
-from ctflow.core.errors import CtflowError
 from ctflow.dicom.read.scan import scan_folder
 
 PORT = 8042
@@ -115,26 +114,7 @@ def main(folder: Path) -> dict:
         shutil.rmtree(folder / "journal")  # all rows are computed again, and store the same objects
         run_marking(folder / "m.csv", folder / "unused", destination=destination_from_text(text, "whole"))
         told["after_a_second_run"] = len(stored()) - len(inputs) - len(results)
-    told["down"] = reason_when_down(folder, rows)
     return told
-
-
-def reason_when_down(folder: Path, rows: list[CohortRow]) -> list[str]:
-    """Of a source that is down, and of a destination."""
-    source = mock.patch("ctflow.cohort.locations.fetch.PATIENCE_S", 0.5)
-    write_manifest(rows[:1], folder / "one.csv")
-    with source:
-        run_marking(folder / "one.csv", folder / "down")
-    reasons = [mark["reason"] for mark in marks(folder / "down").values()]
-    write_manifest([CohortRow("local", "in/s0")], folder / "local.csv")
-    text = text_of_destination(SERVER, str(folder / "journal2"))
-    with mock.patch("ctflow.cohort.destinations.from_text.StowDestination.__init__.__defaults__", (0.5,)):
-        destination = destination_from_text(text, "whole")
-    try:
-        run_marking(folder / "local.csv", folder / "unused", destination=destination)
-    except CtflowError as error:
-        reasons.append(error.reason)
-    return [*reasons, *marks(folder / "journal2")]
 
 
 if __name__ == "__main__":

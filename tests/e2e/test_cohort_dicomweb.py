@@ -58,7 +58,3 @@ def test_rows_are_retrieved_byte_for_byte_and_their_results_stored(told):
 
 def test_a_second_computation_stores_the_same_objects(told):
     assert told["after_a_second_run"] == 0
-
-
-def test_a_server_that_is_down_is_named_and_the_row_of_a_destination_stays_open(told):
-    assert told["down"] == ["location-down", "store-down"]

@@ -32,22 +32,22 @@ def server():
 
 
 def test_a_cohort_whose_store_fails_often_and_is_down_for_a_while_loses_no_row(store, tmp_path):
-    manifest = write_cohort(tmp_path / "in", 4)
+    manifest = write_cohort(tmp_path / "in", 3)
     draws, down = random.Random(5), []
 
     def fault(_method: str, path: str) -> int | None:
         if "/rows/" in path and not down:
             down.append(time.monotonic())
-        if down and time.monotonic() - down[0] < 3:
+        if down and time.monotonic() - down[0] < 2:
             return 503
-        return 500 if draws.random() < 0.1 else None
+        return 500 if draws.random() < 0.07 else None
 
     store.fault = fault
     report = run_marking(manifest, tmp_path, destination=ObjectDestination(URL, "whole"))
     store.fault = lambda _method, _path: None
-    assert dict(report.counts) == {"done": 4}
-    assert sum(key.endswith("segmentation.dcm") for key in store.keys("out/results/")) == 4
-    assert len(store.keys("out/rows/")) == 4
+    assert dict(report.counts) == {"done": 3}
+    assert sum(key.endswith("segmentation.dcm") for key in store.keys("out/results/")) == 3
+    assert len(store.keys("out/rows/")) == 3
     assert store.keys("out/begun/") == []
 
 
@@ -113,16 +113,17 @@ def test_a_store_that_comes_back_gets_the_result_that_waited(store):
         assert [mark.id for mark in destination.marks()] == ["row"]
 
 
-def test_a_run_that_ends_does_not_wait_for_a_store_that_is_down(store, monkeypatch):
+@pytest.mark.parametrize("fault", [503, 20.0], ids=["down", "hanging"])
+def test_a_run_that_ends_does_not_wait_for_a_store(store, monkeypatch, fault):
     monkeypatch.setattr("ctflow.cohort.stores.patience._LAST_S", 0.2)
     with ObjectDestination(URL, "whole") as destination:
-        store.fault = lambda _method, _path: 503
+        store.fault = lambda _method, _path: fault
         timer = threading.Timer(1, destination.hurry)
         timer.start()
         started = time.monotonic()
         with pytest.raises(StoreFailed):
-            commit(destination)
-        assert time.monotonic() - started < 15
+            list(destination.marks())
+        assert time.monotonic() - started < 8
 
 
 def test_what_another_try_would_not_change_is_told_at_once(store, monkeypatch):

@@ -113,9 +113,11 @@ class RowsInFlight:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._changed:
+            is_early = kind is not None or self._is_ending or self._fault is not None
             self._is_ending = True
             self._changed.notify_all()
-        self._destination.hurry()
+        if is_early:
+            self._destination.hurry()
         self._commits.shutdown(cancel_futures=True)  # a commit that has begun is completed
         deadline = time.monotonic() + _END_S
         for finder in self._finders:  # it may be waiting for a file server
@@ -227,6 +229,9 @@ class RowsInFlight:
     # ---------------------------------------------------------------------------------- in the thread that commits
 
     def _concluded(self, attempt: RowAttempt) -> None:
+        with self._changed:
+            if self._fault is not None:  # rows that ended before it was known stay open, too
+                return
         try:
             again = self._is_to_be_tried_again(attempt)
             if again:

@@ -70,11 +70,26 @@ class Patience:
         pauses = self._pauses()
         while True:
             try:
-                return await asyncio.wait_for(request(), timeout_s)
+                return await self._answer(request(), timeout_s)
             except Exception as error:  # noqa: BLE001  # each client has classes of its own
                 until = pauses.send(error)
             while (left := min(until, self._end) - time.monotonic()) > 0:
                 await asyncio.sleep(min(left, _SLICE_S))
+
+    async def _answer(self, request: Awaitable[Result], timeout_s: float) -> Result:
+        """The result of one request; after `hurry` it gets seconds."""
+        task = asyncio.ensure_future(request)
+        started = time.monotonic()
+        try:
+            while True:
+                limit = min(started + timeout_s, max(self._end, started + _LAST_S))
+                await asyncio.wait({task}, timeout=min(max(limit - time.monotonic(), 0), _SLICE_S))
+                if task.done():
+                    return task.result()
+                if time.monotonic() >= limit:
+                    raise TimeoutError
+        finally:
+            task.cancel()
 
     def repeat_call(self, request: Callable[[], Result]) -> Result:
         """As `repeat`, for a client that blocks and has timeouts of its own."""
