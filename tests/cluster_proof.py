@@ -75,7 +75,10 @@ class Machines:
         return found
 
     def _new(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=STORE_BYTES)
+        for _ in range(3):
+            with suppress(Exception):  # Ray gives up after 30 s, which a raylet of a busy machine may need
+                return self._cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=STORE_BYTES)
+        raise AssertionError("no raylet starts: the machine is too busy")
 
     def replace_lost(self) -> int:
         """Machines in the place of those that Ray gave up; returns how many."""

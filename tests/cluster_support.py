@@ -78,7 +78,10 @@ def run_on_cluster(
 def main(manifest: str, output: str, address: str, wait_s: str) -> int:
     set_up_logging("INFO")
     with interrupted_by_signals():
-        return run_on_cluster(Path(manifest), Path(output), address=address or None, wait_s=float(wait_s)).exit_code
+        settings = replace(ONE, cases_in_flight=3 if float(wait_s) >= 1 else 1)  # those that wait overlap
+        return run_on_cluster(
+            Path(manifest), Path(output), address=address or None, wait_s=float(wait_s), settings=settings
+        ).exit_code
 
 
 if __name__ == "__main__":

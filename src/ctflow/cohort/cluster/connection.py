@@ -84,7 +84,7 @@ def connected(address: str | None, gpus: int | None) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         try:
             ray.init(**options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones, too
             what = "Ray does not start here" if address is None else "--address: no Ray cluster answers"
             raise BackendUnavailable(f"{what}: {first_line(error)}", reason="no-cluster") from error
         stack.enter_context(interrupted_by_signals())  # again: Ray has its own handler
