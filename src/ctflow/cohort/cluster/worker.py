@@ -60,7 +60,7 @@ class CohortWorker:
         self._fault: WorkerFault | None = None
         self._flight: RowsInFlight | None = None
         self._is_stopped = False
-        self._state = NodeState(name, 0, 0)
+        self._state = NodeState(f"{platform.node()} {name}", 0, 0)
         self._thread = threading.Thread(target=self._work, name="segments", daemon=True)
         self._thread.start()
 
@@ -102,7 +102,7 @@ class CohortWorker:
 
     def node(self, state: NodeState) -> None:
         """As `CohortWatcher.node`."""
-        self._state = replace(state, name=self._name)
+        self._state = replace(state, name=f"{state.name} {self._name}")
 
     def _again(self, attempt: RowAttempt) -> None:
         self._answer(attempt.row.id, RowFailed(attempt.errors[0].reason, self._state))
