@@ -15,6 +15,7 @@ from ctflow.report.cohort.svg import busy_chart, commits_chart, distribution_cha
 from ctflow.report.html_report import content_policy, page_template
 
 _CHARTED = 6  # segments whose volumes are drawn; the table has all
+_WIDTHS_PX = {1: 1240, 2: 620}  # of a chart, by how many are beside each other
 _SMALL_PX = 400
 _STATUSES = ("done", "partly", "rejected", "failed")
 _STAGES = {
@@ -53,11 +54,10 @@ def cohort_page(
         HTML.
     """
     style = _text_of("page.css")
-    timeline = document["timeline"]
+    timeline, charted = document["timeline"], [each for each in document["segments"] if each["bins"]][:_CHARTED]
+    width = _WIDTHS_PX.get(len(charted), _SMALL_PX)
     busy = busy_chart(timeline)
-    page: str = page_template(
-        _text_of("page.html")
-    ).render(
+    page: str = page_template(_text_of("page.html")).render(
         policy=Markup(content_policy(style)),  # noqa: S704
         style=Markup(style),  # noqa: S704  # of the package
         document=document,
@@ -69,11 +69,7 @@ def cohort_page(
         width=_length(timeline["width_s"]),
         seconds=distribution_chart(document["seconds"]["bins"], "s", "series"),
         stages=_stages(document["stages"]),
-        charted=[
-            (segment, distribution_chart(segment["bins"], "ml", "volumes", _SMALL_PX))
-            for segment in document["segments"][:_CHARTED]
-            if segment["bins"]
-        ],
+        charted=[(segment, distribution_chart(segment["bins"], "ml", "volumes", width)) for segment in charted],
         pictures=[
             each | {"jpeg": Markup(base64.b64encode(pictures[each["id"]]).decode("ascii"))}  # noqa: S704
             for each in document["pictured"]
