@@ -115,8 +115,8 @@ class ObjectStore:
         async def created() -> None:
             try:
                 await self._files._pipe_file(self._path(name), content, mode="create")
-            except OSError:
-                # Stores say it in several ways; a repeated request may also meet what itself has written.
+            except Exception:
+                # Stores and clients say it in several ways; a repeated request may also meet what itself has written.
                 if not await self._files._exists(self._path(name)):
                     raise
 
