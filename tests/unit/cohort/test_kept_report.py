@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,23 @@ def test_an_error_ends_a_run_with_its_report_and_an_interruption_without(tmp_pat
     with pytest.raises(BackendUnavailable), kept_report(destination, manifest_of(1), WHOLE):
         raise BackendUnavailable("gone", reason="worker-ended")
     assert (tmp_path / "cohort.html").exists()
+
+
+def test_an_early_end_does_not_wait_for_a_store(tmp_path, monkeypatch):
+    destination, hurried = FolderDestination(write_markers(tmp_path, [DONE]), "whole"), threading.Event()
+    monkeypatch.setattr(destination, "hurry", hurried.set)
+    writing = threading.Event()
+
+    def keep_until_hurried(file, name):
+        writing.set()
+        assert hurried.wait(30)
+
+    monkeypatch.setattr(destination, "keep", keep_until_hurried)
+    with pytest.raises(KeyboardInterrupt), PageKeeper(destination, 0.01) as keeper:
+        keeper.committed(DONE)
+        assert writing.wait(30)
+        raise KeyboardInterrupt
+    assert hurried.is_set()
 
 
 def test_a_report_that_cannot_be_made_is_told_and_fails_no_run(tmp_path, monkeypatch, caplog):

@@ -273,6 +273,24 @@ def test_the_page_is_told_to_a_screen_reader(browser, hostile):
     assert browser.value("[...document.querySelectorAll('h1, h2, h3')].map(each => each.tagName)[0]") == "H1"
 
 
+def test_a_page_is_legible_on_paper_and_on_a_phone(browser, tmp_path):
+    make_report(
+        FolderDestination(write_markers(tmp_path, [replace(each, gpu_busy=None) for each in many(20)]), "report")
+    )
+    size = """Math.min(...[...document.querySelectorAll('.chart text')].map(each =>
+  parseFloat(getComputedStyle(each).fontSize) * each.ownerSVGElement.getScreenCTM().a))"""
+    try:
+        look(browser, tmp_path / "cohort.html", 390)
+        assert browser.value(size) > 7
+        look(browser, tmp_path / "cohort.html", 794)
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        browser.settle()
+        assert browser.value(size) > 7
+        assert browser.value("document.documentElement.scrollWidth") <= 794
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_a_run_of_seconds_gives_a_page_too(tmp_path, browser):
     add_preview(tmp_path, DONE)
     make_report(FolderDestination(write_markers(tmp_path, [DONE]), "report"))

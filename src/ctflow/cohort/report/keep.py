@@ -52,6 +52,8 @@ class PageKeeper(Unwatched):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._ending.set()
+        if kind is not None:
+            self._destination.hurry()
         self._thread.join()
 
     def committed(self, outcome: RowOutcome) -> None:

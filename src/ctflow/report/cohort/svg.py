@@ -163,8 +163,9 @@ def _nice_step(top: float) -> float:
 
 
 def _svg(frame: _Frame, parts: Sequence[Markup], name: str) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        frame.width, _HEIGHT, name, Markup("").join(parts)
+    wide = " wide" if frame.width > _WIDTH else ""
+    return Markup('<svg class="chart{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        wide, frame.width, _HEIGHT, name, Markup("").join(parts)
     )
 
 
