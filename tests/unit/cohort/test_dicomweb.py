@@ -126,6 +126,14 @@ def test_another_kind_of_answer_is_named(server, tmp_path):
     assert "not multipart" in str(fault_of(server, tmp_path))
 
 
+@pytest.mark.parametrize("limit", ["_MOST_INSTANCES", "_MOST_INSTANCE_BYTES"])
+def test_no_answer_fills_disk_or_memory(server, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(dicomweb, limit, 2)
+    server.respond = serving(multipart())
+    with pytest.raises(ValueError, match="too"), DicomWeb(server.url, Patience(1)) as client:
+        client.retrieve(STUDY, SERIES, tmp_path, 1 << 20)
+
+
 def test_too_many_bytes_are_not_taken(server, tmp_path):
     server.respond = serving(multipart())
     with pytest.raises(ValueError, match="too large"), DicomWeb(server.url, Patience(1)) as client:

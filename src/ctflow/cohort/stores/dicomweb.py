@@ -26,6 +26,7 @@ _PAGE = 1000  # a server may give less at a time, and tells by giving more for t
 _MOST_RESULTS = 5_000_000
 _MEDIA = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as it is stored, in whatever syntax
 _LONGEST_END = 256
+_MOST_INSTANCES, _MOST_INSTANCE_BYTES = 20_000, 2 << 30  # one instance is in memory
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class DicomWeb:
 
         Raises:
             StoreFault: The server does not give them, or fewer than it lists.
-            ValueError: They are more than `most_bytes`.
+            ValueError: They are more than `most_bytes`, or one is larger than 2 GiB.
             OSError: A file cannot be written.
         """
         search = self._client.search_for_instances
@@ -116,7 +117,9 @@ class DicomWeb:
             with _Bounded(answer, most_bytes) as bounded:
                 for part in client._decode_multipart_message(bounded, stream=True):
                     (folder / f"{count:06d}.dcm").write_bytes(part)
-                    count += 1
+                    count, bounded.since_part = count + 1, 0
+                    if count > _MOST_INSTANCES:
+                        raise _TooLargeError("too many")
         except (KeyError, ValueError) as error:
             if isinstance(error, _TooLargeError):
                 raise
@@ -167,7 +170,7 @@ class _Bounded:
 
     def __init__(self, answer: Any, most_bytes: int) -> None:
         self._answer, self._most = answer, most_bytes
-        self.headers = answer.headers
+        self.headers, self.since_part = answer.headers, 0
 
     @property
     def content(self) -> bytes:
@@ -176,8 +179,8 @@ class _Bounded:
     def iter_content(self, chunk_size: int) -> Iterator[bytes]:
         started, received, end = time.monotonic(), 0, b""
         for chunk in self._answer.iter_content(chunk_size):
-            received += len(chunk)
-            if received > self._most:
+            received, self.since_part = received + len(chunk), self.since_part + len(chunk)
+            if received > self._most or self.since_part > _MOST_INSTANCE_BYTES:
                 raise _TooLargeError("too large")
             if time.monotonic() - started > _SMALL_S + received / _SLOWEST:
                 raise StoreFault("no-answer", "a slow answer")
