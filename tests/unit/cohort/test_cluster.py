@@ -79,3 +79,26 @@ def test_a_folder_of_a_killed_ray_is_removed_and_that_of_a_running_one_is_not(tm
             assert first.is_dir()
             assert second.is_dir()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ray_that_does_not_start_is_started_again_and_ends_by_name():
+    calls = []
+
+    def init(**options) -> None:
+        calls.append(options)
+        if len(calls) < ends_at:
+            raise Exception("The current node timed out during startup.\nand more")
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: None)
+    ends_at = 3
+    connection._initialize(ray, {"address": "local"}, 3)
+    assert len(calls) == 3
+    ends_at = 99
+    with pytest.raises(
+        BackendUnavailable, match="does not start here: The current node timed out during startup.$"
+    ) as raised:
+        connection._initialize(ray, {"address": "local"}, 3)
+    assert (raised.value.reason, len(calls)) == ("no-cluster", 6)
+    with pytest.raises(BackendUnavailable, match="no Ray cluster answers"):
+        connection._initialize(ray, {"address": "auto"}, 1)
+    assert len(calls) == 7

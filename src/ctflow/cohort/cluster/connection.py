@@ -19,6 +19,7 @@ from ctflow.core.requirements import check_requirements
 
 _PREFIX = "ctflow-ray-"
 _LONGEST = 40  # of the folder for temporary files: Ray adds 66 letters to it, and the name of a socket has 107 at most
+_STARTS = 3  # Ray gives up after 30 s, which a busy machine may need
 _STORE_BYTES = 80_000_000  # the least that Ray takes: only rows and outcomes pass, which are smaller than its pages
 # Ray reads these when it is imported, and its processes when they start.
 _QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}  # else it prints to standard output whenever a worker ends
@@ -82,13 +83,23 @@ def connected(address: str | None, gpus: int | None) -> Iterator[Any]:
         import ray  # noqa: PLC0415  # an optional package, and a second
 
         stack.callback(ray.shutdown)
+        _initialize(ray, options, 1 if address else _STARTS)
+        stack.enter_context(interrupted_by_signals())  # again: Ray has its own handler
+        yield ray
+
+
+def _initialize(ray: Any, options: Mapping[str, Any], attempts: int) -> None:
+    what = "Ray does not start here" if options["address"] == "local" else "--address: no Ray cluster answers"
+    for left in reversed(range(attempts)):
         try:
             ray.init(**options)
         except Exception as error:  # Ray raises plain ones, too
-            what = "Ray does not start here" if address is None else "--address: no Ray cluster answers"
-            raise BackendUnavailable(f"{what}: {first_line(error)}", reason="no-cluster") from error
-        stack.enter_context(interrupted_by_signals())  # again: Ray has its own handler
-        yield ray
+            if not left:
+                raise BackendUnavailable(f"{what}: {first_line(error)}", reason="no-cluster") from error
+            log.warning("%s: %s", what, first_line(error))
+            ray.shutdown()
+        else:
+            return
 
 
 @contextmanager
