@@ -79,6 +79,8 @@ class Patience:
     async def _answer(self, request: Awaitable[Result], timeout_s: float) -> Result:
         """The result of one request; after `hurry` it gets seconds."""
         task = asyncio.ensure_future(request)
+        # Python would print the error of a request that was given up, and with it names of objects.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         started = time.monotonic()
         try:
             while True:
