@@ -99,8 +99,9 @@ class HopperOperations:
             blocks, voxels = -(-2 * cout // most), d * h * w
             grid = (-(-voxels // 64), 4 * blocks, batch)
             self.kernels.triton(
-                "upsample", grid, x, kept, out, voxels, d, h, w, k, 2 * cout, blocks, min(_power(k), 64), most, 64
-            )
+                "upsample", grid, x, kept, out, voxels, d, h, w, k, 2 * cout, blocks, min(_power(k), 64), most, 64,
+                stages=2,
+            )  # fmt: skip
             return out
 
         return upsample

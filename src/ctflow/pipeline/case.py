@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pydicom.dataset import Dataset
 
@@ -51,6 +52,7 @@ class Case:
         stage_seconds: What the case waited for each stage.
         body: Position of the body, once prepared; None if none was found.
         previous: Measurement reports that this case's replaces, from before instances came late.
+        packed: The same case as bytes, for the process that reads it, if the headers are not in this one.
     """
 
     candidate: Candidate
@@ -69,6 +71,12 @@ class Case:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     body: Body | None = None
     previous: tuple[Dataset, ...] = ()
+    packed: bytes | None = None
+
+    @property
+    def whole(self) -> Case:
+        """The case with its headers."""
+        return self if self.packed is None else cast("Case", pickle.loads(self.packed))  # noqa: S301  # our own process's
 
     @property
     def loaded(self) -> Assembled:
@@ -207,4 +215,4 @@ def _failed(case: Case, error: CtflowError) -> Case:
 
 def without_arrays(case: Case) -> Case:
     """The case without arrays, so that many can be kept."""
-    return replace(case, assembled=None, sources=None, segmentation=None, body=None)
+    return replace(case, assembled=None, sources=None, segmentation=None, body=None, packed=None)

@@ -9,17 +9,23 @@ import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from cohort_support import SETTINGS, run_marking, write_cohort
 from ctflow.cohort.destinations import folder
 from ctflow.cohort.manifest.rows import CohortRow, ManifestPart, manifest_from_file, write_manifest
 from ctflow.cohort.shares import attempt, in_flight
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, Unexpected
+from ctflow.dicom.read.scan import Instance, Scan
+from ctflow.dicom.read.select.series import Candidate, Selection, Series
 from ctflow.dicom.write.ct_series import write_ct_series
+from ctflow.pipeline.case import Case, Found
 from ctflow.pipeline.overlap import processes
+from ctflow.pipeline.overlap.finding import CaseFinder, LookResult
 from dicom_support import small_volume, spec_of
 from marking_support import LUNG, MarkingSegmenter, marking_model
 
@@ -383,3 +389,67 @@ def test_a_note_of_a_row_that_is_committed_goes(manifest, tmp_path):
     begun(manifest, tmp_path / "out", "row-0", 1)
     assert run_marking(manifest, tmp_path / "out").skipped == COUNT
     assert_nothing_is_left(tmp_path / "out")
+
+
+@pytest.fixture
+def finders(monkeypatch):
+    """Headers are read in processes, as on a machine of many CPUs."""
+    monkeypatch.setattr(in_flight, "usable_cpus", lambda: 8)
+
+
+def test_headers_read_in_other_processes_give_the_same_files(manifest, tmp_path, finders, monkeypatch):
+    run_marking(manifest, tmp_path / "apart")
+    monkeypatch.undo()
+    run_marking(manifest, tmp_path / "here")
+    assert digests(tmp_path / "apart") == digests(tmp_path / "here")
+    assert_nothing_is_left(tmp_path / "apart")
+
+
+def test_a_row_is_repeated_whose_headers_process_is_killed(manifest, tmp_path, finders, monkeypatch):
+    find, killed = CaseFinder.find, []
+
+    def kill_once(self, look):
+        if not killed:
+            killed.append(look)
+            look = kill_this_process
+        return find(self, look)
+
+    monkeypatch.setattr(CaseFinder, "find", kill_once)
+    assert run_marking(manifest, tmp_path / "out").counts == {"done": COUNT}
+    assert sorted(mark["attempt"] for mark in marks(tmp_path / "out").values()) == [1] * (COUNT - 1) + [2]
+
+
+def kill_this_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_rejected_series_keeps_its_reason_when_headers_are_read_elsewhere(manifest, tmp_path, finders):
+    for path in sorted((manifest.parent / "s0").iterdir()):
+        image = dcmread(path)
+        image.Modality = "MR"
+        image.save_as(path)
+    run_marking(manifest, tmp_path / "out")
+    found = marks(tmp_path / "out")
+    assert (found["row-0"]["status"], found["row-0"]["reason"]) == ("rejected", "none-eligible")
+    assert Counter(mark["status"] for mark in found.values()) == {"rejected": 1, "done": COUNT - 1}
+    document = json.loads((tmp_path / "out" / "results" / "row-0" / "result.json").read_text())
+    assert [each["reason"] for each in document["set_aside"]] == ["not-ct"]
+
+
+def test_headers_nested_too_deeply_for_pickle_are_read_in_this_process(caplog):
+    with CaseFinder() as finder:
+        found, error = finder.find(found_with_deep_headers)
+    assert error is None
+    assert found.cases[0].packed is None
+    assert "do not leave their process" in caplog.text
+
+
+def found_with_deep_headers() -> LookResult:
+    header = Dataset()
+    for _ in range(2000):
+        outer = Dataset()
+        outer.ReferencedSeriesSequence = [header]
+        header = outer
+    instance = Instance(Path("/x"), "x", header, "1.2.840.10008.1.2.1", has_pixels=True)
+    candidate = Candidate(Series("1.2", "digest", "1.3", (instance,)), True, "selected", "eligible", False, {})
+    return Found((Case(candidate, "key"),), Scan(Path("/x"), (), (), 0), Selection((candidate,))), None

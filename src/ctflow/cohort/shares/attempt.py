@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ctflow.cohort.locations.fetch import discard_fetched, fetch_series
@@ -24,6 +25,7 @@ from ctflow.dicom.attributes import text
 from ctflow.dicom.read.select.selection import require_selected
 from ctflow.pipeline.case import Case, Found, look_for_cases
 from ctflow.pipeline.documents import document_of_run
+from ctflow.pipeline.overlap.finding import CaseFinder, LookResult
 from ctflow.pipeline.run import finish_run
 from ctflow.report.result import write_result
 from ctflow.report.run_record import document_of_error, error_facts
@@ -74,7 +76,9 @@ class RowAttempt:
     _done: dict[int, Case] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, folder: Path, base: Path, spec: ModelSpec, settings: Settings) -> Sequence[Case]:
+    def begin(
+        self, folder: Path, base: Path, spec: ModelSpec, settings: Settings, finder: CaseFinder | None = None
+    ) -> Sequence[Case]:
         """Find the row's series; none, with `error` set, if it cannot be segmented.
 
         Args:
@@ -82,6 +86,7 @@ class RowAttempt:
             base: The manifest's folder.
             spec: The model's.
             settings: The run's.
+            finder: Reads the headers; None reads them in this process.
         """
         self.folder, self._started = folder, time.monotonic()
         row = self.row
@@ -94,10 +99,8 @@ class RowAttempt:
         asked = replace(settings, series=row.series or None, volume=row.volume or settings.volume)
         try:
             source, paths = self._files_of_series(base)
-            self.found = look_for_cases(source, spec.body_parts, asked, silent, paths)
-            require_selected(self.found.selection, self.found.scan)
-            _check_one_series(row, self.found)
-            _check_digest(row, self.found)
+            look = partial(_find_row, row, source, paths, spec.body_parts, asked)
+            self.found, self.error = look() if finder is None else finder.find(look)
         except CtflowError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001  # a fault in one row must not end the others
@@ -199,6 +202,23 @@ class RowAttempt:
         else:
             status = "failed" if self.may_pass else "rejected"
         return status, errors[0].reason, str(errors[0])
+
+
+def _find_row(
+    row: CohortRow, source: Path, paths: Sequence[Path] | None, body_parts: tuple[str, ...], settings: Settings
+) -> LookResult:
+    """The row's series, and why it cannot be segmented."""
+    found: Found | None = None
+    try:
+        found = look_for_cases(source, body_parts, settings, silent, paths)
+        require_selected(found.selection, found.scan)
+        _check_one_series(row, found)
+        _check_digest(row, found)
+    except CtflowError as error:
+        return found, error
+    except Exception as error:  # noqa: BLE001  # a fault in one row must not end the others
+        return found, unexpected(error, f"row {row.id}")
+    return found, None
 
 
 def _check_one_series(row: CohortRow, found: Found) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -20,13 +21,16 @@ from ctflow.cohort.shares.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.cohort.watch import UNWATCHED, CohortWatcher, NodeState
 from ctflow.core.errors import OutputError, ResourceError
 from ctflow.core.model import ModelSpec
+from ctflow.core.processes import usable_cpus
 from ctflow.engines.utilization import GpuMeter
 from ctflow.pipeline.case import Case
+from ctflow.pipeline.overlap.finding import CaseFinder
 from ctflow.pipeline.overlap.processes import CasesInProcesses
 from ctflow.settings.run import Settings
 
 AHEAD = 2  # rows whose headers are read while all processes have one
 _FINDERS = 4  # a series may have to be fetched; with local files one of them would do
+_FINDER_CPUS = 8  # with so many, each of them reads headers in a process of its own
 _MOST_IN_SUCCESSION = 20  # failures of the machine: by then it is certain that all other rows would fail, too
 _OF_ROW = frozenset({"worker-ended", "out-of-memory"})  # what a machine lacks for one series, and may have for others
 _END_S = 5.0
@@ -155,8 +159,10 @@ class RowsInFlight:
 
     def _find_all(self) -> None:
         try:
-            while (taken := self._next()) is not None:
-                self._begin(*taken)
+            with ExitStack() as stack:
+                finder = stack.enter_context(CaseFinder()) if usable_cpus() >= _FINDER_CPUS else None
+                while (taken := self._next()) is not None:
+                    self._begin(*taken, finder)
         except BaseException as error:  # noqa: BLE001  # raised in `check`
             self._fail(error)
         finally:
@@ -201,11 +207,11 @@ class RowsInFlight:
             return True
         return not self._may_come and not self._under_way and self._waiting is None
 
-    def _begin(self, attempt: RowAttempt, number: int) -> None:
+    def _begin(self, attempt: RowAttempt, number: int, finder: CaseFinder | None) -> None:
         self._destination.begin(attempt.name)
         folder = self._destination.workspace(attempt.row.id)
         setup = self._setup
-        cases = attempt.begin(folder, setup.base, setup.spec, setup.settings)
+        cases = attempt.begin(folder, setup.base, setup.spec, setup.settings, finder)
         with self._changed:  # in the order of the rows, whichever is found first
             self._changed.wait_for(lambda: self._given == number or self._is_ending or self._fault is not None)
             for place, case in enumerate(cases):

@@ -189,10 +189,11 @@ def _run(word: Load, connection: Connection, memory: CaseMemory) -> None:
             told = step
             connection.send(SlicesRead(done, total))
 
-    case = load_case(word.case, progress, memory["volume"].allocate)
+    found = word.case.whole
+    case = load_case(found, progress, memory["volume"].allocate)
     arrays: dict[str, SharedArray] = {}
     case = attempt(case, lambda: _with_shared(case, memory, arrays))
-    connection.send(_told(case, word.case, arrays))
+    connection.send(_told(case, found, arrays))
     # While the other process segments it: half a second of imports, for which reading does not wait.
     from ctflow.pipeline.write import write_case  # noqa: PLC0415
 

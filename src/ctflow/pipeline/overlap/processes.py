@@ -347,7 +347,7 @@ class CasesInProcesses:
         if not any(each.is_here for each in self._all()):
             self._messages.add(place.number, Line(logging.WARNING, __name__, f"{why}; this one does all of it"))
         with self._changed:
-            place.is_here = True
+            place.case, place.is_here = place.case.whole, True
             self._changed.notify_all()
 
     def _receive(self, process: CaseProcess) -> None:
