@@ -20,7 +20,7 @@ ENHANCED_CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2
 REFERRED_TO = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 _MOST = 64
 _DIGITS = re.compile(r"[0-9.]+")
-_Flaw = Literal["senseless", "untidy"]
+_UidFlaw = Literal["senseless", "untidy"]
 _COMPONENTS = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))*")
 
 
@@ -33,7 +33,7 @@ def malformed_uids(headers: Iterable[Dataset]) -> tuple[tuple[str, ...], tuple[s
 
     Source: DICOM PS3.5 9.1. Whether a root is registered is not checked.
     """
-    flaws: dict[_Flaw, set[str]] = {"senseless": set(), "untidy": set()}
+    flaws: dict[_UidFlaw, set[str]] = {"senseless": set(), "untidy": set()}
     for header in headers:
         for keyword in REFERRED_TO:
             flaw = _flaw_of(texts(header, keyword))
@@ -43,7 +43,7 @@ def malformed_uids(headers: Iterable[Dataset]) -> tuple[tuple[str, ...], tuple[s
 
 
 @lru_cache(2**12)
-def _flaw_of(values: tuple[str, ...]) -> _Flaw | None:
+def _flaw_of(values: tuple[str, ...]) -> _UidFlaw | None:
     """What is wrong with an attribute's values, most of which are the same in all slices."""
     if not any(values):
         return None

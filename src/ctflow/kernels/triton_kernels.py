@@ -98,8 +98,7 @@ def sum_pointwise(
 def add_residual(z, norm, x, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
     """Store leaky(z normalised + x). 6 C bytes a voxel."""
     b = tl.program_id(1)
-    v = tl.program_id(0) * BV + tl.arange(0, BV)
-    c = tl.arange(0, CP)
+    v, c = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, CP)
     mask = (v < V)[:, None] & (c < C)[None, :]
     at = (b * V + v).to(tl.int64)[:, None] * C + c[None, :]
     of = b * 2 * C + c
@@ -130,8 +129,7 @@ def add_pointwise(
     With HEAD, what is stored is (B, O, V) float32 of (O, C) head and (O,) shift. 2 K C FLOP, 2 (K + 2 C) bytes a voxel.
     Triton begins the loop's loads of its products' factors early, and no others: z is loaded a step ahead here.
     """
-    b = tl.program_id(1)
-    c = tl.arange(0, CP)
+    b, c = tl.program_id(1), tl.arange(0, CP)
     of = b * 2 * C + c
     scale = tl.load(norm + of, mask=c < C, other=0.0)
     scale_beside = tl.load(beside + of, mask=c < C, other=0.0)
@@ -141,12 +139,12 @@ def add_pointwise(
         v = tl.program_id(0) * PER + start + tl.arange(0, BV)
         inside = (v < V) & (start + tl.arange(0, BV) < PER)
         rows = (b * V + v).to(tl.int64)
-        value = ahead.to(tl.float32)
+        value = ahead.to(tl.float32) * scale[None, :] + offset[None, :]
         ahead = _voxels_of_part(z, start + BV, b, V, C, PER, CP, BV)
         added = _product(x, weight, rows, inside, KX, C, KXP, CP)
         if TWO:
             added += _product(y, other, rows, inside, KY, C, KYP, CP)
-        value = value * scale[None, :] + added * scale_beside[None, :] + offset[None, :]
+        value += added * scale_beside[None, :]
         value = tl.where(value > 0, value, value * SLOPE)
         if HEAD:
             for o in range(O):
@@ -162,8 +160,7 @@ def add_pointwise(
 def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
     """Store leaky(x normalised). 4 C bytes a voxel."""
     b = tl.program_id(1)
-    v = tl.program_id(0) * BV + tl.arange(0, BV)
-    c = tl.arange(0, CP)
+    v, c = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, CP)
     mask = (v < V)[:, None] & (c < C)[None, :]
     at = (b * V + v[:, None]).to(tl.int64) * C + c[None, :]
     of = b * 2 * C + c

@@ -433,7 +433,7 @@ def test_a_rejected_series_keeps_its_reason_when_headers_are_read_elsewhere(mani
     assert (found["row-0"]["status"], found["row-0"]["reason"]) == ("rejected", "none-eligible")
     assert Counter(mark["status"] for mark in found.values()) == {"rejected": 1, "done": COUNT - 1}
     document = json.loads((tmp_path / "out" / "results" / "row-0" / "result.json").read_text())
-    assert [each["reason"] for each in document["set_aside"]] == ["not-ct"]
+    assert [each["reason"] for each in document["set_aside"]] == ["modality"]
 
 
 def test_headers_nested_too_deeply_for_pickle_are_read_in_this_process(caplog):
