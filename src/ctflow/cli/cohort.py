@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ctflow.cohort.shares.share import CohortReport
     from ctflow.cohort.watch import CohortWatcher
     from ctflow.core.progress import Progress
+    from ctflow.settings.run import Settings
 
 _OF_ROWS = frozenset({"series", "pick"})  # each row names its own series
 
@@ -112,7 +113,7 @@ def run_command_of_cohort(
 
     environment = read_environment()
     settings, share = settings_from_values(given, environment), part_from_text(part or "1/1")
-    on_cluster = address is not None or gpus is not None
+    on_cluster = address is not None or gpus is not None or (part is None and _has_several_gpus(settings))
     if on_cluster and part is not None:
         raise SettingsInvalid("--part: is computed without Ray: leave out --address and --gpus", reason="conflict")
     place = text_of_destination(output, journal)
@@ -148,6 +149,15 @@ def run_command_of_cohort(
     if keeper.files:
         click.echo(f"{', '.join(keeper.files)} in {output}")
     return report.exit_code
+
+
+def _has_several_gpus(settings: Settings) -> bool:
+    """Whether this machine has GPUs that one process would leave idle."""
+    if settings.device is not None:
+        return False
+    import torch  # noqa: PLC0415  # seconds, which a check of the arguments need not wait for
+
+    return torch.cuda.device_count() > 1
 
 
 @contextmanager

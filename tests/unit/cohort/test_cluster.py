@@ -6,8 +6,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ctflow.cli.cohort import cohort
+from ctflow.cli.cohort import _has_several_gpus, cohort
 from ctflow.cohort.cluster import connection
 from ctflow.cohort.cluster.driver import Cluster
 from ctflow.cohort.cluster.pool import ClusterPool
@@ -50,13 +51,25 @@ def test_how_many_gpus_are_used():
     assert raised.value.reason == "no-such-device"
 
 
-def test_without_ray_the_message_says_what_to_install_and_how_to_do_without(monkeypatch):
+@pytest.fixture
+def no_ray(monkeypatch):
     def missing(extra: str) -> None:
         raise RequirementUnmet("the package ray is not installed: python -m pip install 'ray>=2.60'")
 
     monkeypatch.setattr(connection, "check_requirements", missing)
-    with pytest.raises(RequirementUnmet, match=r"pip install 'ray>=2.60'; without it, leave out --address and --gpus"):
+
+
+def test_without_ray_the_message_says_what_to_install_and_how_to_do_without(no_ray):
+    with pytest.raises(RequirementUnmet, match=r"pip install 'ray>=2.60'; without it, this process computes with"):
         connection.check_ray()
+
+
+def test_several_gpus_need_ray_unless_one_is_named(no_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert not _has_several_gpus(replace(SETTINGS, device="cuda:0"))
+    (tmp_path / "m.csv").write_text("id,location\na,absent\n", encoding="utf-8")
+    with pytest.raises(RequirementUnmet, match="several GPUs"):
+        cohort.main(["run", str(tmp_path / "m.csv"), "-o", str(tmp_path / "out")], standalone_mode=False)
 
 
 @pytest.mark.parametrize("words", [["--address", "auto"], ["--gpus", "0"]])

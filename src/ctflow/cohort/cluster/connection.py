@@ -45,8 +45,8 @@ def check_ray() -> None:
     try:
         check_requirements("cohort")
     except RequirementUnmet as error:
-        without = "without it, leave out --address and --gpus: this process then computes, or several do with --part"
-        raise RequirementUnmet(f"--address and --gpus need Ray: {error}; {without}") from error
+        without = "without it, this process computes with --device cuda:0 or cpu, or several do with --part"
+        raise RequirementUnmet(f"a cluster, or several GPUs, need Ray: {error}; {without}") from error
 
 
 @contextmanager
