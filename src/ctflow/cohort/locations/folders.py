@@ -20,7 +20,7 @@ _KEPT = ("StudyInstanceUID", "SeriesInstanceUID")
 
 
 @dataclass
-class _Index:
+class _FilesBySeries:
     """The files of a folder by study, and those of no study: damaged ones, and ones that are not DICOM."""
 
     studies_of_series: dict[str, set[str]]
@@ -36,7 +36,7 @@ class FolderIndexes:
     """Which files of large folders belong to which study; of the folders that were used last. Safe in threads."""
 
     def __init__(self) -> None:
-        self._indexes: OrderedDict[Path, _Index] = OrderedDict()
+        self._indexes: OrderedDict[Path, _FilesBySeries] = OrderedDict()
         self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
 
@@ -69,7 +69,7 @@ class FolderIndexes:
         own = [path for study in studies for path in index.files_of_study[study]]
         return sorted(Path(path) for path in (*own, *index.others))
 
-    def _keep(self, folder: Path, index: _Index) -> _Index:
+    def _keep(self, folder: Path, index: _FilesBySeries) -> _FilesBySeries:
         with self._lock:
             self._indexes[folder] = index
             self._indexes.move_to_end(folder)
@@ -78,9 +78,9 @@ class FolderIndexes:
         return index
 
 
-def _index_of(folder: Path, paths: Sequence[Path]) -> _Index:
+def _index_of(folder: Path, paths: Sequence[Path]) -> _FilesBySeries:
     scan = scan_folder(folder, paths=paths, keep_of=_kept)
-    index = _Index({}, {}, [])
+    index = _FilesBySeries({}, {}, [])
     known = set()
     for instance in scan.instances:
         study, series = (text(instance.header, name) for name in _KEPT)

@@ -87,7 +87,7 @@ class Rate:
 
 
 @dataclass
-class _Machine:
+class _ShownMachine:
     state: MachineState
     rate: Rate = field(default_factory=Rate)
 
@@ -101,7 +101,7 @@ class RowsShown:
 
     def __init__(self, show: Callable[[], None]) -> None:
         self._show, self._lock = show, threading.Lock()
-        self._machines: dict[str, _Machine] = {}
+        self._machines: dict[str, _ShownMachine] = {}
         self._statuses: Counter[str] = Counter()
         self._rate = Rate()
         self.total = self.repeats = 0
@@ -129,7 +129,7 @@ class RowsShown:
     def node(self, state: MachineState) -> None:
         """A machine's state."""
         with self._lock:
-            machine = self._machines.setdefault(state.name, _Machine(state))
+            machine = self._machines.setdefault(state.name, _ShownMachine(state))
             for _ in range(max(state.done - machine.state.done, 0)):
                 machine.rate.add()
             machine.state = state
