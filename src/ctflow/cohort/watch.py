@@ -18,12 +18,14 @@ class NodeState:
         under_way: Rows that are read, segmented or written.
         done: Rows that it committed in this run, whatever their status.
         gpu_busy: Share of the last ten seconds in which its GPUs computed, 0 to 1; None if not known.
+        is_gone: Whether the process has ended; nothing more will be told of it.
     """
 
     name: str
     under_way: int
     done: int
     gpu_busy: float | None = None
+    is_gone: bool = False
 
 
 class CohortWatcher(Protocol):

@@ -22,6 +22,8 @@ def tell(metrics: CohortMetrics) -> None:
     metrics.retried("row-3", "worker-ended", 1)
     metrics.node(NodeState("gpu-01", 3, 2, 0.75))
     metrics.node(NodeState("gpu-02", 1, 2))
+    metrics.node(NodeState("gpu-03", 1, 2, 0.5))
+    metrics.node(NodeState("gpu-03", 0, 2, 0.5, is_gone=True))
 
 
 def parsed(text: str) -> dict[tuple, float]:
@@ -45,6 +47,7 @@ def assert_told(text: str) -> None:
     assert found["ctflow_rows_under_way", ("node", "gpu-01")] == 3
     assert found["ctflow_gpu_busy_ratio", ("node", "gpu-01")] == 0.75
     assert ("ctflow_gpu_busy_ratio", ("node", "gpu-02")) not in found
+    assert "gpu-03" not in text
     assert "row-" not in text
 
 

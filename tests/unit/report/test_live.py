@@ -122,6 +122,14 @@ def test_hundred_machines_do_not_fill_the_terminal():
     assert lines[-1] == "  and 92 machines more"
 
 
+def test_a_machine_that_is_gone_is_not_shown():
+    shown = RowsShown(lambda: None)
+    shown.node(NodeState("a", 3, 1))
+    shown.node(NodeState("b", 3, 1))
+    shown.node(NodeState("a", 0, 1, is_gone=True))
+    assert [machine[0] for machine in shown.machines] == ["b"]
+
+
 def test_a_name_of_a_machine_draws_nothing_itself():
     shown = RowsShown(lambda: None)
     shown.node(NodeState("\x1b[2J[red]a", 0, 0))

@@ -19,6 +19,7 @@ from ctflow.cohort.destinations.from_text import destination_from_text
 from ctflow.cohort.marker import outcome_from_bytes
 from ctflow.cohort.outcome import MarkName, RowOutcome, RowStatus
 from ctflow.cohort.shares.share import RowsToDo
+from ctflow.cohort.watch import NodeState
 from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
 from ctflow.core.model import Model
 from ctflow.settings.run import Settings
@@ -117,6 +118,7 @@ class _Driver:
         self._pool, self._todo = pool, todo
         self._accounts = RowAccounts(RowTask.from_attempt(attempt) for attempt in todo.attempts)
         self._said_s = time.monotonic()
+        self._states: dict[str, NodeState] = {}  # the last of each worker
 
     def run(self) -> Sequence[MarkName]:
         """Until every row is committed."""
@@ -165,9 +167,13 @@ class _Driver:
             self._accounts.fail(task)
             watcher.retried(task.row.id, event.answer.reason, task.number)
         if isinstance(event.answer, RowCommitted | RowFailed):
+            self._states[event.worker.name] = event.answer.state
             watcher.node(event.answer.state)
 
     def _ended(self, event: WorkerEnded) -> None:
+        state = self._states.pop(event.worker.name, None)
+        if state is not None:
+            self._todo.setup.watcher.node(replace(state, under_way=0, is_gone=True))
         how = event.error.described if event.error else "its machine was lost" if event.is_lost else "it was killed"
         log.warning("%s on %s ended with %d rows: %s", event.worker.name, event.worker.host, len(event.tasks), how)
         if isinstance(event.error, OutputError):

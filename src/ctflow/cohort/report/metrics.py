@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ class CohortMetrics:
 
     def node(self, state: NodeState) -> None:
         """As `CohortWatcher.node`."""
+        if state.is_gone:
+            for gauge in (self._under_way, self._done, self._busy):
+                with suppress(KeyError):  # of a machine without a GPU
+                    gauge.remove(state.name)
+            return
         self._under_way.labels(state.name).set(state.under_way)
         self._done.labels(state.name).set(state.done)
         if state.gpu_busy is not None:

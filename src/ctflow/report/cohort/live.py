@@ -56,6 +56,10 @@ class MachineState(Protocol):
     def gpu_busy(self) -> float | None:
         """Share of the time in which its GPUs computed."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+
 
 class Rate:
     """Commits a second, and from it the time that is left.
@@ -133,6 +137,8 @@ class RowsShown:
             for _ in range(max(state.done - machine.state.done, 0)):
                 machine.rate.add()
             machine.state = state
+            if state.is_gone:
+                del self._machines[state.name]
         self._show()
 
     @property
