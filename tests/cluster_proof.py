@@ -45,7 +45,8 @@ class Machines:
     """A Ray cluster of a head without workers and some raylets, each of which stands for a machine."""
 
     def __init__(self, count: int) -> None:
-        os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(ENVIRONMENT)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once a process
         from ray.cluster_utils import Cluster  # noqa: PLC0415  # it reads the environment when imported
 
         head = {"num_cpus": 0, "num_gpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
