@@ -69,29 +69,39 @@ class PixelFormat:
     signed: bool
 
 
+@dataclass(frozen=True)
+class _UnknownFormat:
+    """Why values have no `PixelFormat`."""
+
+    reason: str
+    what: str
+
+
 def pixel_format_of(instance: Instance) -> PixelFormat:
     """The format of a slice's values; raises `UnsupportedPixels` where ctflow would have to guess."""
     found = _format_of(*(texts(instance.header, keyword) for keyword in _DESCRIBING))
     if isinstance(found, PixelFormat):
         return found
-    reason, what = found
-    raise unsupported(instance, what, reason=reason)
+    raise unsupported(instance, found.what, reason=found.reason)
 
 
 @lru_cache(2**8)
-def _format_of(*values: tuple[str, ...]) -> PixelFormat | tuple[str, str]:
+def _format_of(*values: tuple[str, ...]) -> PixelFormat | _UnknownFormat:
     """From the values of `_DESCRIBING` to the format, or to the reason and what is wrong; once for equal slices."""
     lacking = [keyword for keyword, value in zip(_DESCRIBING, values, strict=True) if not (value and value[0])]
     if lacking:
-        return "no-pixel-format", f"its {', '.join(lacking)} is empty or absent: have the sender repair it"
+        return _UnknownFormat(
+            "no-pixel-format", f"its {', '.join(lacking)} is empty or absent: have the sender repair it"
+        )
     photometric, *numbers = values
     allocated, stored, high, representation = map(integer_of_texts, numbers)
     if photometric[0] != "MONOCHROME2":
-        return "photometric", "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is"
+        return _UnknownFormat("photometric", "its PhotometricInterpretation is not MONOCHROME2, as CT in HU is")
     if allocated not in (8, 16) or stored is None or not 1 <= stored <= allocated:
-        return "pixel-format", f"BitsAllocated {allocated} with BitsStored {stored} is not supported"
+        return _UnknownFormat("pixel-format", f"BitsAllocated {allocated} with BitsStored {stored} is not supported")
     if high != stored - 1 or representation not in (0, 1):
-        return "pixel-format", f"HighBit {high} or PixelRepresentation {representation} is not supported"
+        what = f"HighBit {high} or PixelRepresentation {representation} is not supported"
+        return _UnknownFormat("pixel-format", what)
     return PixelFormat(allocated, stored, representation == 1)
 
 
