@@ -54,7 +54,7 @@ def listening(pids: set[int]) -> set[str]:
 
 def wait_for_end(pids: set[int]) -> set[int]:
     """Those that are still there after a while; a process that only waits to be reaped has ended."""
-    deadline, running = time.monotonic() + 30, set(pids)
+    deadline, running = time.monotonic() + 90, set(pids)
     while running and time.monotonic() < deadline:
         time.sleep(0.2)
         running = {pid for pid in running if is_running(pid)}
