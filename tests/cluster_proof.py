@@ -50,7 +50,7 @@ class Machines:
         from ray.cluster_utils import Cluster  # noqa: PLC0415  # it reads the environment when imported
 
         head = {"num_cpus": 0, "num_gpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.nodes = [self._new() for _ in range(count)]
 
     def __enter__(self) -> Machines:
@@ -76,10 +76,7 @@ class Machines:
         return found
 
     def _new(self) -> Any:
-        for _ in range(3):
-            with suppress(Exception):  # Ray gives up after 30 s, which a raylet of a busy machine may need
-                return self._cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=STORE_BYTES)
-        raise AssertionError("no raylet starts: the machine is too busy")
+        return started(lambda: self._cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=STORE_BYTES))
 
     def replace_lost(self) -> int:
         """Machines in the place of those that Ray gave up; returns how many."""
@@ -96,6 +93,14 @@ class Machines:
         with suppress(Exception):  # it waits for what has ended already
             self._cluster.remove_node(node, allow_graceful=False)
         self.nodes[number] = self._new()
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """What starts at one of three attempts: Ray gives up after 30 s, which a raylet of a busy machine may need."""
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 def is_running(node: Any) -> bool:
