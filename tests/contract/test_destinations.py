@@ -101,7 +101,7 @@ class RecordingServer:
             raise StoreFault("no-answer", "down")
         for path in files:
             place = path.as_posix().partition(".work/")[2].split("/", 2)[2]
-            self.kept[f"results/{place}"] = path.read_bytes()
+            self.kept[f"results/{place.replace('~/', '/', 1)}"] = path.read_bytes()
 
 
 def stow_kind(tmp_path: Path, monkeypatch) -> Kind:
@@ -194,6 +194,30 @@ def test_a_row_that_is_computed_twice_has_one_result_and_one_marker(kind, destin
     before = kind.files()
     destination.commit(workspace_with(destination, "x"), OUTCOME)
     assert kind.files() == before
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_worse_outcome_does_not_replace_a_better_result(kind, destination, is_named):
+    partly, failed = replace(OUTCOME, status="partly"), replace(OUTCOME, status="failed", exit_code=4)
+    destination.commit(workspace_with(destination, "x"), partly)
+    before = kind.files()
+    folder = workspace_with(destination, "y")
+    destination.commit(folder, failed, list(destination.marks()) if is_named else ())
+    assert kind.files()["results/a.b-1/result.json"] == before["results/a.b-1/result.json"]
+    assert list(destination.marks()) == [partly.name]
+    assert not folder.exists()
+    destination.commit(workspace_with(destination, "z"), OUTCOME, list(destination.marks()))
+    assert list(destination.marks()) == [OUTCOME.name]
+    assert result_of(kind)["series/segmentation.dcm"] == b"z"
+
+
+def test_no_id_meets_what_another_row_is_renamed_to(kind, destination):
+    beside = workspace_with(destination, "beside", "a.b-1.old")
+    destination.commit(workspace_with(destination, "x"), OUTCOME)
+    again = replace(OUTCOME, fingerprint=OTHER)
+    destination.commit(workspace_with(destination, "y"), again, list(destination.marks()))
+    destination.commit(beside, replace(OUTCOME, id="a.b-1.old"))
+    assert result_of(kind, "a.b-1.old")["series/segmentation.dcm"] == b"beside"
 
 
 def test_another_result_replaces_the_first_with_all_its_files(kind, destination):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -15,6 +15,8 @@ from ctflow.core.errors import NotWritten
 
 _VERSIONS = ("1", "2")
 _MOST = 2**31 - 1
+_MOST_NUMBER = 1e12
+_TIME = re.compile(r"(?:19[7-9]|20\d|21\d)\d-\d\d-\d\dT\d\d:\d\d:\d\dZ|")
 _MOST_BYTES = 16 << 20  # a hundred segments with a hundred findings each take 3 MB
 
 
@@ -60,6 +62,8 @@ def _outcome(content: bytes, name: MarkName) -> RowOutcome:
     outcome: RowOutcome = _built(RowOutcome, given)
     if outcome.name != name:
         raise ValueError("another row's")
+    if not _TIME.fullmatch(outcome.finished):
+        raise ValueError("finished is no time")
     return outcome
 
 
@@ -98,8 +102,8 @@ def _of(kind: type) -> Callable[[str, Any], Any]:
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{name} is no number")
+    if type(value) not in (int, float) or not -_MOST_NUMBER <= value <= _MOST_NUMBER:
+        raise ValueError(f"{name} is no number that is measured")
     return float(value)
 
 

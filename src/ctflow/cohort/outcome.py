@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
-RowStatus = Literal["done", "partly", "rejected", "failed"]
+RowStatus = Literal["done", "partly", "rejected", "failed"]  # the best first
 RowName = tuple[str, str]  # a row's id and fingerprint
 SCHEMA_VERSION = "1"  # of what all rows have in common
 _MARKER_VERSION = "2"  # 1 had no segments, findings, seconds of stages and GPU
-_NAME = re.compile(rf"(?P<id>.+)\.(?P<fingerprint>[0-9a-f]{{12}})\.(?P<status>{'|'.join(get_args(RowStatus))})\.json")
+_NAME = re.compile(
+    rf"(?P<id>[!-~]+)\.(?P<fingerprint>[0-9a-f]{{12}})\.(?P<status>{'|'.join(get_args(RowStatus))})\.json"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -37,6 +39,29 @@ class MarkName:
         """The parts of a name; None if it is not a marker's."""
         match = _NAME.fullmatch(name)
         return None if match is None else cls(match["id"], match["fingerprint"], cast("RowStatus", match["status"]))
+
+
+def best_mark(names: Iterable[MarkName]) -> MarkName | None:
+    """That of the best outcome among several of a row, which several processes may have written; None of none."""
+    order: tuple[RowStatus, ...] = get_args(RowStatus)
+    return min(names, key=lambda name: (order.index(name.status), name), default=None)
+
+
+def is_kept(own: MarkName, earlier: Collection[MarkName], is_there: Callable[[MarkName], bool]) -> bool:
+    """Whether a row's result is kept instead of a new one: it is better, or as good and of another process.
+
+    Args:
+        own: The new outcome's.
+        earlier: Markers of results that the new one was to replace.
+        is_there: Whether the destination has a marker.
+    """
+    for status in get_args(RowStatus):
+        name = MarkName(own.id, own.fingerprint, status)
+        if status == own.status:
+            return name not in earlier and is_there(name)
+        if is_there(name):
+            return True
+    return False
 
 
 @dataclass(frozen=True)

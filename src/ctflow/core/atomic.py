@@ -140,7 +140,7 @@ def publish_folder(folder: Path, final: Path) -> None:
             none, or the new one, and never a mixture.
 
     Raises:
-        OutputError: The folder cannot be renamed; the older result is then back in its place.
+        OutputError: The folder cannot be renamed; the older result is then back in its place, if none has taken it.
     """
     aside = folder.with_name(f"{folder.name}.old")
     try:
@@ -155,7 +155,9 @@ def publish_folder(folder: Path, final: Path) -> None:
         try:
             folder.rename(final)
         except OSError:
-            if aside.exists():
+            if os.path.lexists(final):  # another process was faster, and its result is complete
+                shutil.rmtree(aside, ignore_errors=True)
+            elif aside.exists():
                 aside.rename(final)
             raise
         sync_folder(final.parent)

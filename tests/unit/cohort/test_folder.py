@@ -87,7 +87,7 @@ def test_what_a_killed_process_left_is_removed_and_the_work_of_a_running_one_is_
         (running.workspace("r") / "half").touch()
         with FolderDestination(tmp_path, "part-2-of-2"):
             assert not (tmp_path / ".work" / "part-2-of-3").exists()
-            assert len(list(tmp_path.glob(".work/part-1-of-2/*/r/half"))) == 1
+            assert len(list(tmp_path.glob(".work/part-1-of-2/*/r~/half"))) == 1
     assert not [each for each in (tmp_path / ".work").iterdir() if each.is_dir()]
 
 

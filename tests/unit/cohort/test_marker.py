@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ctflow.cohort.marker import outcome_from_bytes
-from ctflow.cohort.outcome import RowFinding, RowOutcome, RowSegment
+from ctflow.cohort.outcome import MarkName, RowFinding, RowOutcome, RowSegment
 from ctflow.core.errors import NotWritten
 
 OUTCOME = RowOutcome(
@@ -54,3 +54,18 @@ def test_a_damaged_marker_is_named_without_its_content(damaged):
     with pytest.raises(NotWritten, match="the marker of row row-1 is damaged") as error:
         outcome_from_bytes(damaged, OUTCOME.name)
     assert error.value.reason == "damaged-marker"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seconds": 10**400}, {"seconds": 1e308}, {"seconds": float("nan")}, {"finished": "0001-01-01T00:00:00Z"}],
+)
+def test_a_marker_with_impossible_figures_is_damaged(changes):
+    with pytest.raises(NotWritten) as raised:
+        outcome_from_bytes(content(**changes), OUTCOME.name)
+    assert raised.value.reason == "damaged-marker"
+
+
+def test_a_name_that_no_row_has_is_no_markers():
+    assert MarkName.from_text("\udcff.0123456789ab.done.json") is None
+    assert MarkName.from_text(str(OUTCOME.name)) == OUTCOME.name

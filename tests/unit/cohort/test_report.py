@@ -103,6 +103,12 @@ def test_a_damaged_marker_counts_by_its_name_and_is_told(tmp_path):
     assert (second["id"], second["status"], second["reason"]) == ("row-2", "rejected", "damaged-marker")
 
 
+def test_a_row_with_two_markers_is_one_series(tmp_path):
+    folder = write_markers(tmp_path, [DONE, replace(DONE, status="failed", reason="out-of-memory")])
+    report_of(folder)
+    assert [each["status"] for each in parquet.read_table(folder / "cohort.parquet").to_pylist()] == ["done"]
+
+
 def test_nothing_is_half_written(tmp_path, monkeypatch):
     folder = write_markers(tmp_path, [DONE])
     before = report_of(folder)

@@ -275,3 +275,27 @@ def test_a_disk_that_is_full_while_pydicom_writes_is_named(tmp_path):
         write_atomically(
             tmp_path / "seg.dcm", lambda _: dcmwrite(Full(), dataset, implicit_vr=False, little_endian=True)
         )
+
+
+def test_a_result_that_another_process_publishes_meanwhile_stays_and_nothing_is_left_aside(tmp_path, monkeypatch):
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "old").touch()
+    folder = tmp_path / "new"
+    folder.mkdir()
+    rename = Path.rename
+
+    def raced(self, target):
+        if self == folder:
+            final.mkdir()
+            (final / "faster").touch()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", raced)
+    with pytest.raises(NotWritten):
+        publish_folder(folder, final)
+    monkeypatch.undo()
+    assert [path.name for path in final.iterdir()] == ["faster"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "new"]
+    publish_folder(folder, final)
+    assert list(final.iterdir()) == []

@@ -53,6 +53,8 @@ class RowDestination(Protocol):
     def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
         """Put a workspace's content in the place of the row's result, and then its marker.
 
+        A better result of the same row stays, and so does an equal one of another process (`outcome.is_kept`).
+
         Args:
             folder: The workspace; it is gone afterwards.
             outcome: The marker's content.

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ctflow.cohort.destinations.work import WorkFolder
-from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
+from ctflow.cohort.outcome import MarkName, RowName, RowOutcome, is_kept
 from ctflow.core.atomic import (
     make_output_folder,
     output_error_from_oserror,
@@ -126,6 +126,10 @@ class FolderDestination:
 
     def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
         """As `RowDestination.commit`."""
+        earlier = tuple(earlier)
+        if is_kept(outcome.name, earlier, lambda name: (self._marks / str(name)).exists()):
+            self.discard(folder)
+            return
         try:
             for name in earlier:
                 (self._marks / str(name)).unlink(missing_ok=True)

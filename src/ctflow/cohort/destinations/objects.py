@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ctflow.cohort.destinations.work import WorkFolder, folder_of_machine
-from ctflow.cohort.outcome import MarkName, RowName, RowOutcome
+from ctflow.cohort.outcome import MarkName, RowName, RowOutcome, is_kept
 from ctflow.cohort.stores.objects import ObjectStore
 from ctflow.cohort.stores.patience import StoreFault
 from ctflow.core.errors import NotWritten, OutputError, StoreFailed
@@ -118,7 +118,10 @@ class ObjectDestination:
 
     def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
         """As `RowDestination.commit`."""
-        place = f"{_RESULTS}/{outcome.id}"
+        earlier, place = tuple(earlier), f"{_RESULTS}/{outcome.id}"
+        if is_kept(outcome.name, earlier, lambda name: self.read(f"{_MARKS}/{name}") is not None):
+            self.discard(folder)
+            return
         files = {f"{place}/{path.relative_to(folder).as_posix()}": path for path in _files(folder)}
         with _named(f"the result of row {outcome.id}"):
             self._store.remove(f"{_MARKS}/{name}" for name in earlier)

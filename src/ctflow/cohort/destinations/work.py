@@ -62,7 +62,7 @@ class WorkFolder:
 
     def workspace(self, row_id: str) -> Path:
         """As `RowDestination.workspace`."""
-        folder = self._run / row_id
+        folder = self._run / f"{row_id}~"  # no id ends so: what it is renamed to while it is replaced is none's, either
         self.discard(folder)
         try:
             folder.mkdir()

@@ -14,9 +14,10 @@ from types import TracebackType
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import Manifest, ManifestPart
 from ctflow.cohort.outcome import MarkName, RowOutcome
-from ctflow.cohort.report.make import PAGE, make_report, outcomes_of, page_of
+from ctflow.cohort.report.make import PAGE, make_report, marks_of_rows, outcomes_of, page_of
 from ctflow.cohort.report.summary import CohortSummary
 from ctflow.cohort.watch import Unwatched
+from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import CtflowError
 
 _EVERY_S = 60.0
@@ -71,6 +72,8 @@ class PageKeeper(Unwatched):
                 self.make_page()
             except CtflowError as error:  # the run itself tells what ends it
                 log.warning("%s is not made: %s", PAGE, error.described)
+            except Exception as error:  # noqa: BLE001  # nor does a fault of the page end the rows
+                log.warning("%s is not made: %s", PAGE, unexpected(error, PAGE).described)
             wait_s = max(self._every_s, _LEAST_IDLE * (time.monotonic() - began))
 
     def make_page(self) -> None:
@@ -79,7 +82,7 @@ class PageKeeper(Unwatched):
         Raises:
             OutputError: The destination cannot be read or written.
         """
-        names = set(self._destination.marks())
+        names = set(marks_of_rows(self._destination.marks()))
         if self._seen - names:  # rows are computed again
             self._seen, self._summary = set(), CohortSummary()
         for name, outcome in outcomes_of(self._destination, sorted(names - self._seen)):
@@ -128,4 +131,6 @@ def _make(destination: RowDestination, manifest: Manifest, *, is_first: bool) ->
             return make_report(destination)
     except CtflowError as error:
         log.warning("%s and the tables are not made: %s; `ctflow cohort report` makes them", PAGE, error.described)
+    except Exception as error:  # noqa: BLE001  # all rows are committed
+        log.warning("%s and the tables are not made: %s", PAGE, unexpected(error, PAGE).described)
     return ()

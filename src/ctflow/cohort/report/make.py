@@ -14,7 +14,7 @@ from typing import Any
 
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.marker import outcome_of_mark
-from ctflow.cohort.outcome import MarkName, RowOutcome
+from ctflow.cohort.outcome import MarkName, RowOutcome, best_mark
 from ctflow.cohort.report.summary import CohortSummary
 from ctflow.cohort.report.tables import table_names, tables_in, usual_form
 from ctflow.core.errors import NotWritten, NoUsableSeries
@@ -45,7 +45,7 @@ def make_report(destination: RowDestination, form: str | None = None) -> tuple[s
         RequirementUnmet: Parquet is asked for, and pyarrow is not installed.
         OutputError: The destination cannot be read or written.
     """
-    chosen, names = form or usual_form(), sorted(set(destination.marks()))
+    chosen, names = form or usual_form(), sorted(marks_of_rows(destination.marks()))
     if not names:
         raise NoUsableSeries("the destination has no committed row: check its name", reason="no-row")
     summary = CohortSummary()
@@ -85,6 +85,14 @@ def page_of(destination: RowDestination, summary: CohortSummary, files: Iterable
         research_only=common.get("research_only"),
         result_file=shown if pictures or not pictured else None,
     )
+
+
+def marks_of_rows(names: Iterable[MarkName]) -> list[MarkName]:
+    """One marker a row, the best if several processes have written some."""
+    found: dict[str, list[MarkName]] = {}
+    for name in names:
+        found.setdefault(name.id, []).append(name)
+    return [best for each in found.values() if (best := best_mark(each)) is not None]
 
 
 def outcomes_of(destination: RowDestination, names: Iterable[MarkName]) -> Iterator[tuple[MarkName, RowOutcome | None]]:

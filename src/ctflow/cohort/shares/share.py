@@ -15,7 +15,7 @@ from ctflow import __version__
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import WHOLE, CohortRow, Manifest, ManifestPart
 from ctflow.cohort.marker import outcome_of_mark
-from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowName, RowOutcome, RowStatus
+from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowName, RowOutcome, RowStatus, best_mark
 from ctflow.cohort.shares.attempt import RowAttempt
 from ctflow.cohort.shares.in_flight import RowsInFlight, RunSetup
 from ctflow.cohort.watch import UNWATCHED, CohortWatcher
@@ -210,8 +210,8 @@ def _marks_by_row(names: Iterable[MarkName], rows: Sequence[CohortRow]) -> dict[
 
 
 def _current(row: CohortRow, marks: Iterable[MarkName]) -> MarkName | None:
-    """The marker of what the row asks for: "done" comes first among several, which two processes may have written."""
-    return min((name for name in marks if name.fingerprint == row.fingerprint), default=None)
+    """The marker of what the row asks for."""
+    return best_mark(name for name in marks if name.fingerprint == row.fingerprint)
 
 
 def _is_open(row: CohortRow, marks: Iterable[MarkName], *, retry_failed: bool) -> bool:

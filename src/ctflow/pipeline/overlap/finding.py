@@ -92,6 +92,7 @@ def _started_finder() -> tuple[SpawnProcess, Connection]:
             args=(theirs, logging.getLogger().getEffectiveLevel()),
             kwargs={"debug": entry_log.level == logging.DEBUG},
             name="finder",
+            daemon=True,  # the end of this process does not wait for headers
         )
         try:
             with bare_start():
