@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,27 @@ def test_a_watcher_is_told_of_every_row_attempt_and_machine(manifest, tmp_path, 
     again = Watching()
     run_marking(manifest, tmp_path / "out", watcher=again)
     assert (again.began_with, again.outcomes, again.states) == ([(COUNT, {"done": COUNT})], [], [])
+
+
+def test_a_row_whose_location_is_slow_holds_up_no_other(manifest, tmp_path, monkeypatch):
+    others_are_done, original = threading.Event(), attempt.RowAttempt._files_of_series
+    waited = []
+
+    class UntilOthersAreDone(Watching):
+        def committed(self, outcome):
+            super().committed(outcome)
+            if len(self.outcomes) == COUNT - 1:
+                others_are_done.set()
+
+    def files_of_series(self, base):
+        if self.row.id == "row-0":
+            waited.append(others_are_done.wait(60))
+        return original(self, base)
+
+    monkeypatch.setattr(attempt.RowAttempt, "_files_of_series", files_of_series)
+    report = run_marking(manifest, tmp_path / "out", watcher=(watching := UntilOthersAreDone()))
+    assert (report.exit_code, waited) == (0, [True])
+    assert watching.outcomes[-1].id == "row-0"
 
 
 def test_a_row_that_always_fails_is_set_aside_without_its_text(manifest, tmp_path, monkeypatch):

@@ -97,7 +97,6 @@ class RowsInFlight:
         self._under_way: set[RowAttempt] = set()
         self._done = 0
         self._committed_s = time.perf_counter()
-        self._taken, self._given = 0, 0  # numbers in the order of the rows, in which the pipeline gets their cases
         self._changed = threading.Condition()
         self._fault: BaseException | None = None
         self._is_ending = False
@@ -161,8 +160,8 @@ class RowsInFlight:
         try:
             with ExitStack() as stack:
                 finder = stack.enter_context(CaseFinder()) if usable_cpus() >= _FINDER_CPUS else None
-                while (taken := self._next()) is not None:
-                    self._begin(*taken, finder)
+                while (attempt := self._next()) is not None:
+                    self._begin(attempt, finder)
         except BaseException as error:  # noqa: BLE001  # raised in `check`
             self._fail(error)
         finally:
@@ -172,18 +171,16 @@ class RowsInFlight:
             if is_last:
                 self._cases.end()
 
-    def _next(self) -> tuple[RowAttempt, int] | None:
-        """The next attempt and its number, once there is place; None once all rows are committed, or the run ends."""
+    def _next(self) -> RowAttempt | None:
+        """The next attempt, once there is place; None once all rows are committed, or the run ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over or self._has_place)
             if self._is_over:
                 return None
             attempt = (self._first or self._added).popleft()
             self._under_way.add(attempt)
-            self._taken += 1
-            number = self._taken - 1
         self._tell_state()
-        return attempt, number
+        return attempt
 
     @property
     def _waiting(self) -> RowAttempt | None:
@@ -207,17 +204,13 @@ class RowsInFlight:
             return True
         return not self._may_come and not self._under_way and self._waiting is None
 
-    def _begin(self, attempt: RowAttempt, number: int, finder: CaseFinder | None) -> None:
+    def _begin(self, attempt: RowAttempt, finder: CaseFinder | None) -> None:
         self._destination.begin(attempt.name)
         folder = self._destination.workspace(attempt.row.id)
         setup = self._setup
         cases = attempt.begin(folder, setup.base, setup.spec, setup.settings, finder)
-        with self._changed:  # in the order of the rows, whichever is found first
-            self._changed.wait_for(lambda: self._given == number or self._is_ending or self._fault is not None)
-            for place, case in enumerate(cases):
-                self._cases.add(case, folder, partial(self._take, attempt, place))
-            self._given += 1
-            self._changed.notify_all()
+        for place, case in enumerate(cases):  # as they are found: a slow location holds up no other row
+            self._cases.add(case, folder, partial(self._take, attempt, place))
         if not cases:
             self._conclude(attempt)
 
