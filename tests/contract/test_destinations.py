@@ -292,6 +292,20 @@ def test_notes_count_the_attempts_that_have_not_ended(kind):
         assert destination.begun() == {}
 
 
+def test_whoever_ends_an_attempt_removes_the_notes_of_all_earlier_ones(kind):
+    longer = (f"{NAME[0]}.{FINGERPRINT}", FINGERPRINT)  # another row, whose note begins as this one's
+    with kind.open("worker-1") as killed, kind.open("worker-2") as second, kind.open("end") as driver:
+        for begun in (killed, killed, second):
+            begun.begin(NAME)
+        second.begin(longer)
+        assert driver.begun() == {NAME: 3, longer: 1}
+        second.end(NAME)
+        assert driver.begun() == {longer: 1}
+        driver.end(longer)
+        assert driver.begun() == {}
+    assert not [name for name in kind.files() if name.startswith("begun/")]
+
+
 def test_one_process_computes_a_share(kind):
     with kind.open("part-1-of-2"):
         with pytest.raises(SettingsInvalid, match="part-1-of-2") as raised, kind.open("part-1-of-2"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,8 +40,6 @@ class ObjectDestination:
         self._store = ObjectStore(url, patience_s)
         self._own_name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{share}"
         self._own: WorkFolder | None = None
-        self._notes: dict[RowName, list[str]] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> ObjectDestination:
         self._own = WorkFolder(folder_of_machine("work"), self._own_name).__enter__()
@@ -83,30 +81,20 @@ class ObjectDestination:
 
     def begin(self, name: RowName) -> None:
         """As `RowDestination.begin`."""
-        note = f"{_BEGUN}/{'.'.join(name)}.{secrets.token_hex(4)}"
         with _named(f"the note that row {name[0]} is begun"):
-            self._store.write(note, b"")
-        with self._lock:
-            self._notes.setdefault(name, []).append(note)
+            self._store.write(f"{_BEGUN}/{'.'.join(name)}.{secrets.token_hex(4)}", b"")
 
     def end(self, name: RowName) -> None:
         """As `RowDestination.end`."""
-        with self._lock:
-            notes = self._notes.pop(name, [])
         with suppress(StoreFault):  # the row is then computed alone at the next start, if it is open
-            self._store.remove(notes)
+            notes = self._store.sizes(_BEGUN, f"{'.'.join(name)}.")  # also those of processes that were killed
+            self._store.remove(f"{_BEGUN}/{note}" for note in notes if _row_of(note) == name)
 
     def begun(self) -> Mapping[RowName, int]:
         """As `RowDestination.begun`."""
         with _named("the list of the rows that are begun"):
             names = self._store.sizes(_BEGUN)
-        found: dict[RowName, list[str]] = {}
-        for text in names:
-            row_id, fingerprint, _ = (*text.rsplit(".", 2), "", "")[:3]
-            found.setdefault((row_id, fingerprint), []).append(f"{_BEGUN}/{text}")
-        with self._lock:
-            self._notes = {name: list(notes) for name, notes in found.items()}
-        return {name: len(notes) for name, notes in found.items()}
+        return Counter(map(_row_of, names))
 
     def workspace(self, row_id: str) -> Path:
         """As `RowDestination.workspace`."""
@@ -144,6 +132,11 @@ class ObjectDestination:
         """As `RowDestination.keep`."""
         with _named(name):
             self._store.upload({name: file})
+
+
+def _row_of(note: str) -> RowName:
+    row_id, fingerprint, _ = (*note.rsplit(".", 2), "", "")[:3]
+    return row_id, fingerprint
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:

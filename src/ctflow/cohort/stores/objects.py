@@ -53,28 +53,34 @@ class ObjectStore:
         """Give up within seconds: the run ends."""
         self._patience.hurry()
 
-    def sizes(self, folder: str = "") -> Mapping[str, int]:
+    def sizes(self, folder: str = "", start: str = "") -> Mapping[str, int]:
         """The objects below a folder, by their names from there, and their sizes; from the store's pages of names.
+
+        Args:
+            folder: Below the prefix.
+            start: Of the names.
 
         Raises:
             StoreFault: They cannot be listed.
         """
         root = f"{self._path(folder)}/"
         if self._scheme == "s3":
-            return self._run(self._sizes_by_pages(root))
+            return self._run(self._sizes_by_pages(root, start))
 
         async def listed() -> Any:
             return await self._files._find(root, detail=True)
 
         found = self._run(self._repeat(listed, _PAGES_S))
-        files = {path: facts for path, facts in found.items() if facts["type"] == "file" and path.startswith(root)}
+        files = {
+            path: facts for path, facts in found.items() if facts["type"] == "file" and path.startswith(root + start)
+        }
         return {path[len(root) :]: int(facts["size"] or 0) for path, facts in files.items() if not path.endswith("/")}
 
-    async def _sizes_by_pages(self, root: str) -> Mapping[str, int]:
+    async def _sizes_by_pages(self, root: str, start: str) -> Mapping[str, int]:
         """Each page is repeated by itself: of hundreds, one fails often; and only names and sizes stay in memory."""
         bucket, _, prefix = root.partition("/")
         sizes: dict[str, int] = {}
-        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + start}
 
         def request() -> Awaitable[Any]:
             answer: Awaitable[Any] = self._files._call_s3("list_objects_v2", **query)
