@@ -99,10 +99,13 @@ def test_a_local_ray_listens_on_loopback_and_ends_with_its_driver_however_that_e
 
 
 def test_kill_9_of_workers_raylets_and_the_driver_loses_no_row_and_makes_none_twice(tmp_path):
-    found = killed(tmp_path, ROWS, 2, 3, 1, seed=2)
+    found = killed(tmp_path, ROWS, 2, 3, 1, seed=0)
     assert found["kills"] == {"actor": 1, "raylet": 1, "driver": 1}
     assert found["kinds"]["killer"] == 1
     assert (found["lost"], found["double"], found["committed_again"], found["results_that_differ"]) == (0, 0, 0, 0)
     assert (found["without_result"], found["results_too_many"], found["other_than_expected"]) == (0, 0, {})
     assert (found["notes_left"], found["work_left"], found["processes_left"]) == (0, 0, 0)
     assert found["exit_code"] == 6
+    told = (tmp_path / "driver.log").read_text()
+    assert "its machine was lost" in told
+    assert "it was killed" in told

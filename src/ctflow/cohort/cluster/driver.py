@@ -20,7 +20,7 @@ from ctflow.cohort.marker import outcome_from_bytes
 from ctflow.cohort.outcome import MarkName, RowOutcome, RowStatus
 from ctflow.cohort.shares.share import RowsToDo
 from ctflow.cohort.watch import NodeState
-from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
+from ctflow.core.errors import BackendUnavailable, CtflowError, OutputError, SettingsInvalid, StoreFailed
 from ctflow.core.model import Model
 from ctflow.settings.run import Settings
 
@@ -88,7 +88,7 @@ class Cluster:
                 self.opened,
             )
             with ClusterPool(ray, plan, gpus) as pool:
-                committed = _Driver(pool, todo).run()
+                committed = _Driver(pool, todo, is_work_local=_is_work_local(self.destination)).run()
         with destination_from_text(self.destination, "end"):  # its beginning removes what killed workers have left
             return committed
 
@@ -111,11 +111,16 @@ class Cluster:
         return self.gpus
 
 
+def _is_work_local(destination: str) -> bool:
+    """Whether each machine builds results on a disk of its own: where they, or the journal, go to an object store."""
+    return "s3://" in destination or "gs://" in destination
+
+
 class _Driver:
     """Gives rows to workers as they have place, and takes their answers."""
 
-    def __init__(self, pool: ClusterPool, todo: RowsToDo) -> None:
-        self._pool, self._todo = pool, todo
+    def __init__(self, pool: ClusterPool, todo: RowsToDo, *, is_work_local: bool) -> None:
+        self._pool, self._todo, self._is_work_local = pool, todo, is_work_local
         self._accounts = RowAccounts(RowTask.from_attempt(attempt) for attempt in todo.attempts)
         self._said_s = time.monotonic()
         self._states: dict[str, NodeState] = {}  # the last of each worker
@@ -174,9 +179,9 @@ class _Driver:
         state = self._states.pop(event.worker.name, None)
         if state is not None:
             self._todo.setup.watcher.node(replace(state, under_way=0, is_gone=True))
-        how = event.error.described if event.error else "its machine was lost" if event.is_lost else "it was killed"
+        how = "its machine was lost" if event.is_lost else event.error.described if event.error else "it was killed"
         log.warning("%s on %s ended with %d rows: %s", event.worker.name, event.worker.host, len(event.tasks), how)
-        if isinstance(event.error, OutputError):
+        if event.error is not None and self._is_of_destination(event.error):
             raise event.error
         for task in event.tasks:
             outcome = self._committed_unheard(task)
@@ -191,6 +196,10 @@ class _Driver:
                     self._todo.destination.end(task.name)
             else:
                 self._accounts.die(task)
+
+    def _is_of_destination(self, error: CtflowError) -> bool:
+        """Whether all machines would fail in the same way: not if the disk is one machine's own."""
+        return isinstance(error, StoreFailed) or (isinstance(error, OutputError) and not self._is_work_local)
 
     def _committed_unheard(self, task: RowTask) -> RowOutcome | None:
         """What a worker committed just before it ended."""

@@ -16,6 +16,8 @@ from ctflow.cohort.cluster.worker import CALLS, CohortWorker
 from ctflow.core.errors import BackendUnavailable, CtflowError, SettingsInvalid
 
 _LOOK_S = 2.0  # between looks at which machines there are
+_LOSS_S = 30.0  # by then Ray has noticed that a machine is lost; calls of its workers fail seconds before
+_DECIDE_S = 0.5  # between looks at whether it has
 _MOST_FAULTS = 3  # of a machine, without a row committed there between them
 _END_S = 15.0
 
@@ -33,6 +35,7 @@ class StartedWorker:
         actor: Ray's handle.
         limit: How many rows it takes; 0 until it is ready.
         tasks: That it has.
+        began_s: When it was started.
     """
 
     name: str
@@ -41,6 +44,7 @@ class StartedWorker:
     actor: Any
     limit: int = 0
     tasks: set[RowTask] = field(default_factory=set)
+    began_s: float = field(default_factory=time.monotonic)
 
     @property
     def has_place(self) -> bool:
@@ -77,6 +81,16 @@ class WorkerEnded:
 Event = RowAnswered | WorkerEnded
 
 
+@dataclass(frozen=True, eq=False)
+class _HeldWorker:
+    """One that ended without a word: it was killed, or its machine was lost and Ray does not know yet."""
+
+    worker: StartedWorker
+    tasks: frozenset[RowTask]
+    error: CtflowError | None
+    since_s: float
+
+
 class ClusterPool:
     """One worker a GPU, or one a machine if there is no GPU; a context manager whose end ends them.
 
@@ -91,7 +105,8 @@ class ClusterPool:
         self._class = ray.remote(CohortWorker)
         self._workers: dict[str, StartedWorker] = {}
         self._events: queue.Queue[Callable[[], Event | None]] = queue.Queue()
-        self._number = 0
+        self._held: list[_HeldWorker] = []
+        self._number, self._decided_s = 0, 0.0
         self._looked_s = -_LOOK_S
         self._faults: Counter[str] = Counter()
         self._last_fault: CtflowError | None = None
@@ -121,6 +136,9 @@ class ClusterPool:
 
     def wait(self, timeout_s: float) -> Event | None:
         """The next event; None if there is none in that time, or only one that concerns the pool."""
+        decided = self._decided()
+        if decided is not None:
+            return decided
         try:
             return self._events.get(timeout=timeout_s)()
         except queue.Empty:
@@ -137,9 +155,10 @@ class ClusterPool:
         self._looked_s = time.monotonic()
         wanted = self._wanted()
         usable = {node: count for node, count in wanted.items() if self._faults[node] < _MOST_FAULTS}
-        if wanted and not usable and not self._workers and self._last_fault is not None:
+        if wanted and not usable and not self._workers and not self._held and self._last_fault is not None:
             raise self._last_fault
         have = Counter(each.node for each in self._workers.values())
+        have.update(held.worker.node for held in self._held if held.error)  # it did not start: nor would the next one
         for node, count in usable.items():
             for _ in range(count - have[node]):
                 self._start(node, count)
@@ -204,25 +223,60 @@ class ClusterPool:
         if isinstance(found, WorkerFault):
             return self._ended(worker, found.error)
         what = f"{worker.name} on {worker.host} did not start ({type(error).__name__}): Ray's log of it says why"
-        return self._ended(worker, BackendUnavailable(what, reason="worker-not-started"))
+        self._hold(worker, BackendUnavailable(what, reason="worker-not-started"))
+        return None
 
     def _answered(self, worker: StartedWorker, task: RowTask, future: Any) -> Event | None:
         if task not in worker.tasks:
             return None  # its worker has ended
         if future.exception() is not None:
-            return self._ended(worker, None)
+            self._hold(worker, None)
+            return None
         answer = future.result()
         if isinstance(answer, WorkerFault):
             return self._ended(worker, answer.error)
         worker.tasks.discard(task)
         return RowAnswered(worker, task, answer)
 
-    def _ended(self, worker: StartedWorker, error: CtflowError | None) -> WorkerEnded:
+    def _hold(self, worker: StartedWorker, error: CtflowError | None) -> None:
+        self._held.append(_HeldWorker(worker, self._forget(worker), error, time.monotonic()))
+
+    def _decided(self) -> WorkerEnded | None:
+        """A worker that ended without a word, once it is known whether its machine was lost."""
+        now = time.monotonic()
+        if not self._held or now - self._decided_s < _DECIDE_S:
+            return None
+        for held in self._held:
+            is_lost = not self.is_alive(held.worker.node)
+            if is_lost or self._has_successor(held) or now - held.since_s >= _LOSS_S:
+                self._held.remove(held)
+                return self._judged(held.worker, held.tasks, held.error, is_lost=is_lost)
+        self._decided_s = now
+        return None
+
+    def _has_successor(self, held: _HeldWorker) -> bool:
+        """Whether its machine is there: a worker that was started later is ready."""
+        return any(
+            each.limit and each.node == held.worker.node and each.began_s > held.since_s
+            for each in self._workers.values()
+        )
+
+    def _ended(self, worker: StartedWorker, error: CtflowError) -> WorkerEnded:
+        tasks = self._forget(worker)
+        return self._judged(worker, tasks, error, is_lost=not self.is_alive(worker.node))
+
+    def _forget(self, worker: StartedWorker) -> frozenset[RowTask]:
+        """Take a worker out of the pool; returns the rows that it had."""
         del self._workers[worker.name]
         self._ray.kill(worker.actor)  # if it is only out of reach, it must not go on
         self._looked_s = -_LOOK_S  # another one is started at once
         tasks, worker.tasks = frozenset(worker.tasks), set()
-        is_lost = not self.is_alive(worker.node)
+        return tasks
+
+    def _judged(
+        self, worker: StartedWorker, tasks: frozenset[RowTask], error: CtflowError | None, *, is_lost: bool
+    ) -> WorkerEnded:
+        self._looked_s = -_LOOK_S
         if error is not None and not is_lost:
             self._faults[worker.node] += 1
             self._last_fault = error
