@@ -14,7 +14,6 @@ from typing import Any
 from ctflow import __version__
 from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.manifest.rows import WHOLE, CohortRow, Manifest, ManifestPart
-from ctflow.cohort.marker import outcome_of_mark
 from ctflow.cohort.outcome import SCHEMA_VERSION, MarkName, RowName, RowOutcome, RowStatus, best_mark
 from ctflow.cohort.shares.attempt import RowAttempt
 from ctflow.cohort.shares.in_flight import RowsInFlight, RunSetup
@@ -34,7 +33,6 @@ USUAL_VOXELS = 600 * 512 * 512  # of the CTs that are to come
 # Settings that describe the machine or the input, not the result: machines of one cohort may differ in them.
 _NOT_SHARED = frozenset({"cache", "cases_in_flight", "device", "engine", "series", "volume"})
 _OPEN = frozenset({"partly", "failed"})  # what `retry_failed` computes again
-_GOOD: tuple[RowStatus, ...] = ("done", "partly")
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class CohortReport:
         rows: How many the share has.
         skipped: How many of them were committed before.
         counts: Rows by status, whenever they were committed.
-        exit_code: 0, 6, or the first row's if none is done.
+        exit_code: 0 if all are done, else 6.
     """
 
     rows: int
@@ -123,7 +121,7 @@ def run_cohort(
         attempts = _in_order(waiting, destination.begun(), marks)
         for name in (compute or _compute_here)(RowsToDo(attempts, len(waiting), destination, model, setup, progress)):
             marks[name.id] = [name]
-    return _report(manifest.rows, marks, len(manifest.rows) - len(waiting), destination)
+    return _report(manifest.rows, marks, len(manifest.rows) - len(waiting))
 
 
 def _compute_here(todo: RowsToDo) -> Sequence[MarkName]:
@@ -233,15 +231,7 @@ def _counts(rows: Sequence[CohortRow], marks: Mapping[str, Sequence[MarkName]]) 
     return Counter(name.status for row in rows if (name := _current(row, marks[row.id])) is not None)
 
 
-def _report(
-    rows: Sequence[CohortRow], marks: Mapping[str, Sequence[MarkName]], skipped: int, destination: RowDestination
-) -> CohortReport:
-    names = [name for row in rows if (name := _current(row, marks[row.id])) is not None]
+def _report(rows: Sequence[CohortRow], marks: Mapping[str, Sequence[MarkName]], skipped: int) -> CohortReport:
     counts = _counts(rows, marks)
-    if counts["done"] == len(rows):
-        code = EXIT_DONE
-    elif any(counts[status] for status in _GOOD):
-        code = EXIT_PARTLY
-    else:
-        code = outcome_of_mark(destination, names[0]).exit_code
-    return CohortReport(len(rows), skipped, counts, code)
+    # Whatever became of them, all are accounted for: what starts this share need not start it again.
+    return CohortReport(len(rows), skipped, counts, EXIT_DONE if counts["done"] == len(rows) else EXIT_PARTLY)
