@@ -2,7 +2,6 @@
 
     python benchmarks/prove_cohort.py kill --rows 20000 --raylets 3 --kills 30
     python benchmarks/prove_cohort.py scale --raylets 1 2 4 --rows 60 --wait 1.0
-    python benchmarks/prove_cohort.py overhead --rows 2000
 
 The segmenter marks a box, and may wait as a GPU would: rows are what is tested. Each command prints one JSON document
 as the last line of standard output; the exit code is 1 if a promise is broken.

@@ -8,7 +8,7 @@ processes, and two more. Times vary evenly by a third, drawn from a seed. Prints
 document with the share of time in which each is busy: the largest one is the bottleneck.
 
 Defaults: seconds of a CT of 300 slices with the demonstration model on an H200, the driver's time for a
-row from `benchmarks/cohort_overhead.py`, and a node with 16 CPUs a GPU.
+row from `benchmarks/cohort_overhead.py`, and a node with 16 CPUs a GPU. The store's rate and latency are assumed.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ def main() -> int:
     parser.add_argument("--cpus", type=int, default=128, help="a node")
     parser.add_argument("--processes", type=int, default=12, help="a GPU's worker")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--driver-ms", type=float, default=0.6)
-    parser.add_argument("--latency-s", type=float, default=0.3, help="of a series' requests to the store")
+    parser.add_argument("--driver-ms", type=float, default=0.8)
+    parser.add_argument("--latency-s", type=float, default=0.3, help="of a series' requests to the store (assumed)")
     parser.add_argument("--megabytes", type=float, default=158, help="of a series")
-    parser.add_argument("--store-gbytes-s", type=float, default=1000.0, help="of the store, to all nodes together")
+    parser.add_argument("--store-gbytes-s", type=float, default=100.0, help="of the store, to all nodes (assumed)")
     parser.add_argument("--read-s", type=float, default=0.6)
     parser.add_argument("--compute-s", type=float, default=0.25)
     parser.add_argument("--write-s", type=float, default=0.4)
