@@ -300,6 +300,12 @@ class DeviceOutOfMemory(ResourceError):
     REASONS = frozenset({"out-of-memory"})
 
 
+class TemporaryFolderFailed(ResourceError):
+    """This machine's folder for temporary files cannot take the files of a cohort's row."""
+
+    REASONS = frozenset({"temporary-full", "temporary-too-small", "temporary-unwritable"})
+
+
 class OutputError(CtflowError):
     """The result could not be written."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from ctflow.cohort.locations import fetch
 from ctflow.cohort.locations.fetch import fetch_series
 from ctflow.cohort.locations.location import fault_of_location, folder_of_location
 from ctflow.cohort.manifest.rows import CohortRow, manifest_from_file, write_manifest
-from ctflow.core.errors import NotFetched, StorageFull
+from ctflow.core.errors import NotFetched, TemporaryFolderFailed
 from object_store_support import BUCKET, ENVIRONMENT, object_store
 
 SERIES = "dicomweb+https://host:8042/dicom-web/studies/1.2/series/1.3"
@@ -109,14 +111,36 @@ def test_what_cannot_be_fetched_is_named(store, monkeypatch):
     assert reason(f"s3://{BUCKET}/in") == "location-too-large"
 
 
-def test_a_full_disk_is_no_fault_of_the_row(store, monkeypatch):
+def with_free(monkeypatch, free: int) -> None:
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _folder: usage)
+
+
+@pytest.mark.parametrize(
+    ("free", "number", "reason"),
+    [
+        ((1 << 30) - 1, None, "temporary-full"),
+        ((1 << 30) + 4, None, "temporary-too-small"),
+        (1 << 31, errno.ENOSPC, "temporary-too-small"),
+        (1 << 31, errno.EROFS, "temporary-unwritable"),
+    ],
+)
+def test_a_disk_without_room_is_a_fault_of_this_machine(store, monkeypatch, free, number, reason):
+    def download(*_):
+        raise OSError(number, "no")
+
     store.client.put_object(Bucket=BUCKET, Key="in/a", Body=b"12345")
-    monkeypatch.setattr(fetch, "_FREE", 1 << 60)
-    with pytest.raises(StorageFull):
+    with_free(monkeypatch, free)
+    if number is not None:
+        monkeypatch.setattr(fetch.ObjectStore, "download", download)
+    with pytest.raises(TemporaryFolderFailed) as raised:
         fetch_series(f"s3://{BUCKET}/in", "row a")
+    assert raised.value.reason == reason
+    assert not list(fetch._scratch().path.iterdir())
 
 
-def test_rows_in_an_object_store_have_the_results_of_local_ones(store, tmp_path):
+def test_rows_in_an_object_store_have_the_results_of_local_ones(store, tmp_path, monkeypatch):
+    with_free(monkeypatch, (1 << 30) + (1 << 20))
     local = write_cohort(tmp_path / "in", 3)
     rows = []
     for row in manifest_from_file(local).rows:
@@ -124,14 +148,17 @@ def test_rows_in_an_object_store_have_the_results_of_local_ones(store, tmp_path)
             store.client.upload_file(str(path), BUCKET, f"in/{row.location}/{path.name}")
         rows.append(CohortRow(row.id, f"s3://{BUCKET}/in/{row.location}/*"))
     rows.append(CohortRow("none", f"s3://{BUCKET}/in/none"))
+    store.client.put_object(Bucket=BUCKET, Key="in/large/a", Body=bytes(2 << 20))
+    rows.append(CohortRow("large", f"s3://{BUCKET}/in/large"))
     write_manifest(rows, tmp_path / "remote.csv")
     assert run_marking(local, tmp_path / "expected").exit_code == 0
     report = run_marking(tmp_path / "remote.csv", tmp_path / "out")
-    assert dict(report.counts) == {"done": 3, "failed": 1}
+    assert dict(report.counts) == {"done": 3, "failed": 2}
 
     def marks(output):
         found = [json.loads(path.read_text()) for path in (output / "rows").glob("*.json")]
         return {mark["id"]: (mark["digest"], mark["reason"], mark["attempt"]) for mark in found}
 
-    assert marks(tmp_path / "out") == {**marks(tmp_path / "expected"), "none": ("", "location-absent", 3)}
+    failed = {"none": ("", "location-absent", 3), "large": ("", "temporary-too-small", 3)}
+    assert marks(tmp_path / "out") == {**marks(tmp_path / "expected"), **failed}
     assert not list(fetch._scratch().path.iterdir()), "what was fetched is removed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import itertools
 import re
 import shutil
@@ -14,8 +15,7 @@ from ctflow.cohort.destinations.work import WorkFolder, folder_of_machine
 from ctflow.cohort.stores.dicomweb import SERIES_URL, DicomWeb
 from ctflow.cohort.stores.objects import ObjectStore
 from ctflow.cohort.stores.patience import Patience, StoreFault
-from ctflow.core.atomic import output_error_from_oserror
-from ctflow.core.errors import NotFetched, SettingsInvalid, StorageFull
+from ctflow.core.errors import NotFetched, SettingsInvalid, TemporaryFolderFailed
 
 PATIENCE_S = 120.0  # an attempt's; the next one comes after all other rows
 _MOST_BYTES, _MOST_FILES = 16 << 30, 20_000
@@ -37,7 +37,8 @@ def fetch_series(location: str, what: str) -> Path:
 
     Raises:
         NotFetched: It cannot be fetched.
-        OutputError: This machine's disk is full, or cannot be written.
+        TemporaryFolderFailed: This machine's disk has no room for it, or cannot be written.
+        OutputError: There is no folder for temporary files.
     """
     folder = _scratch().workspace(str(next(_numbers)))
     try:
@@ -55,7 +56,7 @@ def fetch_series(location: str, what: str) -> Path:
         raise not_fetched_from_fault(fault, what) from fault
     except OSError as error:
         discard_fetched(folder)
-        raise output_error_from_oserror(error, f"a file of {what}", "check TMPDIR") from error
+        raise _not_kept_from_oserror(error, folder.parent, what) from error
     except BaseException:
         discard_fetched(folder)
         raise
@@ -75,10 +76,31 @@ def _fetch_objects(url: str, folder: Path, what: str) -> None:
     if len(sizes) > _MOST_FILES or sum(sizes.values()) > _MOST_BYTES:
         raise _too_large(what)
     if shutil.disk_usage(folder).free < sum(sizes.values()) + _FREE:
-        raise StorageFull(f"no space left for the files of {what}: free some, or set TMPDIR to another disk")
+        raise _no_room(folder, what)
     # Numbers make names safe and different, whatever the objects' are; what is left of those helps a reader.
     names = {name: f"{number:06d}-{_UNSAFE.sub('_', name)[-80:]}" for number, name in enumerate(sorted(sizes))}
     store.download({name: (folder / names[name], size) for name, size in sizes.items()})
+
+
+def _not_kept_from_oserror(error: OSError, parent: Path, what: str) -> TemporaryFolderFailed:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _no_room(parent, what)
+    return TemporaryFolderFailed(
+        f"a file of {what} cannot be written ({error.strerror or type(error).__name__}): check TMPDIR",
+        reason="temporary-unwritable",
+    )
+
+
+def _no_room(folder: Path, what: str) -> TemporaryFolderFailed:
+    """Whether the disk is full, for any row, or too small for this one."""
+    if shutil.disk_usage(folder).free < _FREE:
+        return TemporaryFolderFailed(
+            f"no space left for the files of {what}: free some, or set TMPDIR to another disk", reason="temporary-full"
+        )
+    return TemporaryFolderFailed(
+        f"{what}: its files do not fit into the folder for temporary files: set TMPDIR to a larger disk",
+        reason="temporary-too-small",
+    )
 
 
 def _too_large(what: str) -> NotFetched:

@@ -32,7 +32,8 @@ AHEAD = 2  # rows whose headers are read while all processes have one
 _FINDERS = 4  # a series may have to be fetched; with local files one of them would do
 _FINDER_CPUS = 8  # with so many, each of them reads headers in a process of its own
 _MOST_IN_SUCCESSION = 20  # failures of the machine: by then it is certain that all other rows would fail, too
-_OF_ROW = frozenset({"worker-ended", "out-of-memory"})  # what a machine lacks for one series, and may have for others
+# What a machine lacks for one series, and may have for others.
+_OF_ROW = frozenset({"worker-ended", "out-of-memory", "temporary-too-small"})
 _END_S = 5.0
 _RECENT_S = 10.0  # what a state says of the GPUs
 
