@@ -89,6 +89,13 @@ def serving(body: bytes, kind: str = 'multipart/related; type="application/dicom
     return respond
 
 
+def storing(status: int, document: dict, listing: bytes, listing_status: int = 200):
+    """Answers to a request to store, and to the search after it."""
+    kind = "application/dicom+json"
+    answers = {"POST": (status, kind, json.dumps(document).encode()), "GET": (listing_status, kind, listing)}
+    return lambda method, _path: answers[method]
+
+
 def fault_of(server: Server, folder, most_bytes: int = 1 << 20) -> StoreFault:
     with pytest.raises(StoreFault) as raised, DicomWeb(server.url, Patience(0.3)) as client:
         client.retrieve(STUDY, SERIES, folder, most_bytes)
@@ -169,11 +176,30 @@ def test_an_object_counts_once_the_server_has_confirmed_it(server, tmp_path):
     path = next((tmp_path / "in").iterdir())
     failed = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [272]}}]}}
     for status, document, text in ((200, {}, "not confirmed"), (202, failed, "272"), (409, failed, "HTTPError")):
-        body = json.dumps(document).encode()
-        server.respond = lambda _method, _path, answer=(status, "application/dicom+json", body): answer
+        server.respond = storing(status, document, b"[]")
         with pytest.raises(StoreFault, match=text) as raised, DicomWeb(server.url, Patience(0.3)) as client:
             client.store([path])
         assert raised.value.kind == "refused"
+
+
+@pytest.mark.parametrize(
+    ("listing", "kind"),
+    [((200, "own"), None), ((200, "other"), "refused"), ((404, ""), "refused"), ((503, ""), "no-answer")],
+    ids=["there", "another", "none", "down"],
+)
+def test_a_refused_object_that_the_server_has_is_stored(server, tmp_path, listing, kind):
+    write_ct_series(small_volume(seed=1, shape=(1, 8, 8)), tmp_path / "in", seed=1)
+    path = next((tmp_path / "in").iterdir())
+    status, which = listing
+    uids = {"own": [str(dicomweb.dcmread(path).SOPInstanceUID)], "other": ["1.9"], "": []}[which]
+    server.respond = storing(409, {}, found(*uids), status)
+    with DicomWeb(server.url, Patience(0.3)) as client:
+        if kind is None:
+            client.store([path])
+            return
+        with pytest.raises(StoreFault) as raised:
+            client.store([path])
+    assert raised.value.kind == kind
 
 
 def test_what_is_stored_is_the_file_itself(tmp_path):

@@ -20,7 +20,7 @@ from cohort_support import SETTINGS, run_marking, write_cohort
 from ctflow.cohort.destinations import folder
 from ctflow.cohort.manifest.rows import CohortRow, ManifestPart, manifest_from_file, write_manifest
 from ctflow.cohort.shares import attempt, in_flight
-from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, Unexpected
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid, StorageFull, StoreFailed, Unexpected
 from ctflow.dicom.read.scan import Instance, Scan
 from ctflow.dicom.read.select.series import Candidate, Selection, Series
 from ctflow.dicom.write.ct_series import write_ct_series
@@ -272,6 +272,32 @@ def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(manifest, tmp_path,
     assert_nothing_is_left(tmp_path / "out")
     report = run_marking(manifest, tmp_path / "out")
     assert (report.exit_code, report.skipped) == (0, 2)
+
+
+@pytest.mark.parametrize("most", [20, 1])
+def test_a_result_that_the_destination_refuses_ends_its_row_and_not_the_run(manifest, tmp_path, monkeypatch, most):
+    original = folder.FolderDestination.commit
+
+    def commit(self, workspace, outcome, earlier=()):
+        if outcome.id == "row-1" and list(workspace.rglob("*.dcm")):
+            raise StoreFailed("too large", reason="store-refused")
+        original(self, workspace, outcome, earlier)
+
+    write_manifest([CohortRow(f"row-{number}", f"s{number}") for number in range(2)], manifest)
+    monkeypatch.setattr(folder.FolderDestination, "commit", commit)
+    monkeypatch.setattr(in_flight, "_MOST_IN_SUCCESSION", most)
+    if most == 1:
+        with pytest.raises(StoreFailed):
+            run_marking(manifest, tmp_path / "out")
+        assert "row-1" not in marks(tmp_path / "out")
+        return
+    report = run_marking(manifest, tmp_path / "out")
+    assert (report.exit_code, dict(report.counts)) == (6, {"done": 1, "failed": 1})
+    mark = marks(tmp_path / "out")["row-1"]
+    assert (mark["reason"], mark["digest"], mark["folders"], mark["segments"]) == ("store-refused", "", [], [])
+    document = json.loads((tmp_path / "out" / "results" / "row-1" / "result.json").read_text())
+    assert document["error"]["reason"] == "store-refused"
+    assert_nothing_is_left(tmp_path / "out")
 
 
 def test_an_interrupt_leaves_nothing_half_written_and_the_next_start_goes_on(manifest, tmp_path):

@@ -59,6 +59,10 @@ class RowDestination(Protocol):
             folder: The workspace; it is gone afterwards.
             outcome: The marker's content.
             earlier: Markers of the row's earlier result. They go first, so that none speaks of a result that has gone.
+
+        Raises:
+            StoreFailed: Reason "store-refused" says that it does not take this result, but may take others.
+            OutputError: It cannot be written.
         """
 
     def read(self, name: str) -> bytes | None:

@@ -128,6 +128,11 @@ class RowAttempt:
             self._done[place] = case
             return self.found is not None and len(self._done) == len(self.found.cases)
 
+    def refuse(self, folder: Path, error: CtflowError) -> None:
+        """The destination does not take the result: the row has failed, with an empty workspace."""
+        self.folder, self.error = folder, error
+        self._done.clear()
+
     @property
     def name(self) -> RowName:
         """The row's."""

@@ -19,7 +19,7 @@ from ctflow.cohort.destinations.contract import RowDestination
 from ctflow.cohort.outcome import RowOutcome
 from ctflow.cohort.shares.attempt import MOST_ATTEMPTS, RowAttempt
 from ctflow.cohort.watch import UNWATCHED, CohortWatcher, NodeState
-from ctflow.core.errors import OutputError, ResourceError
+from ctflow.core.errors import OutputError, ResourceError, StoreFailed
 from ctflow.core.model import ModelSpec
 from ctflow.core.processes import usable_cpus
 from ctflow.engines.utilization import GpuMeter
@@ -93,7 +93,7 @@ class RowsInFlight:
         self._added: deque[RowAttempt] = deque()
         self._may_come = True
         self._cases, self._destination, self._setup = cases, destination, setup
-        self._most, self._in_succession = count + AHEAD, 0
+        self._most, self._in_succession, self._refused_in_succession = count + AHEAD, 0, 0
         self._on_committed, self._on_again = on_committed, on_again
         self._under_way: set[RowAttempt] = set()
         self._done = 0
@@ -274,8 +274,18 @@ class RowsInFlight:
         now = time.perf_counter()
         busy = self._setup.gpus.share(self._committed_s, now)
         self._committed_s = now
-        outcome = attempt.concluded(self._setup.spec, replace(self._setup.stamp, gpu_busy=busy))
-        self._destination.commit(attempt.folder, outcome, attempt.earlier)
+        stamp = replace(self._setup.stamp, gpu_busy=busy)
+        outcome = attempt.concluded(self._setup.spec, stamp)
+        try:
+            self._destination.commit(attempt.folder, outcome, attempt.earlier)
+            self._refused_in_succession = 0
+        except StoreFailed as error:
+            self._refused_in_succession += 1
+            if error.reason != "store-refused" or self._refused_in_succession >= _MOST_IN_SUCCESSION:
+                raise
+            attempt.refuse(self._destination.workspace(attempt.row.id), error)
+            outcome = attempt.concluded(self._setup.spec, stamp)
+            self._destination.commit(attempt.folder, outcome, attempt.earlier)  # raises if it refuses this, too
         log.info("row %s: %s (%s) in %.1f s", outcome.id, outcome.status, outcome.reason, outcome.seconds)
         with self._changed:
             self._done += 1

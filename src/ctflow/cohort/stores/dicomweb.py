@@ -131,11 +131,15 @@ class DicomWeb:
         """Store DICOM files, one a request; whether one with the same UID is replaced is the server's choice.
 
         Raises:
-            StoreFault: The server did not confirm each of them.
+            StoreFault: The server neither confirmed each of them, nor has it.
         """
         for path in files:
             dataset = dcmread(path)
-            self._patience.repeat_call(partial(self._store, dataset))
+            try:
+                self._patience.repeat_call(partial(self._store, dataset))
+            except StoreFault as fault:  # as some servers answer for what they have, such as of a run that was killed
+                if fault.kind != "refused" or not self._has(dataset):
+                    raise
 
     def _store(self, dataset: Any) -> None:
         answer = self._client.store_instances([dataset])
@@ -143,6 +147,22 @@ class DicomWeb:
         if str(dataset.SOPInstanceUID) not in stored:
             failed = [each.get("FailureReason") for each in answer.get("FailedSOPSequence", ())]
             raise StoreFault("refused", "not confirmed" if not failed else f"failure reason {failed[0]}")
+
+    def _has(self, dataset: Any) -> bool:
+        uid = str(dataset.SOPInstanceUID)
+        found = self._pages(
+            self._client.search_for_instances,
+            study_instance_uid=str(dataset.StudyInstanceUID),
+            series_instance_uid=str(dataset.SeriesInstanceUID),
+            search_filters={"SOPInstanceUID": uid},
+            fields=["SOPInstanceUID"],
+        )
+        try:
+            return any(_value(each, "00080018") == uid for each in found)
+        except StoreFault as fault:
+            if fault.kind in ("absent", "refused"):  # of the study; or such a search
+                return False
+            raise
 
     def _pages(self, search: Any, **query: Any) -> Iterator[dict[str, Any]]:
         """All results: until a page brings nothing new. Some servers give fewer than asked for, some know no offset."""
