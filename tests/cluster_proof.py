@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,10 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "OMP_NUM_THREADS": "1",
 }
+NONE = ("lost", "double", "committed_again", "without_result", "results_too_many", "results_that_differ", "notes_left",
+        "work_left", "processes_left")  # fmt: skip
+MOST_RESTART_S = 60.0
+AT_ONCE = 5  # rows that a worker of `scaled` has
 EXPECTED = {"good": ("done", "done"), "gap": ("rejected", "gap"), "none": ("failed", "not-a-folder"),
             "killer": ("failed", "worker-ended")}  # fmt: skip
 
@@ -287,9 +291,11 @@ def killed(folder: Path, rows: int, raylets: int, kills: int, killers: int, seed
                     break
                 time.sleep(draws.uniform(0.0, 0.3))
                 if kind == "actor":
-                    pids = machines.workers
+                    while not (pids := machines.workers) and trial.driver.poll() is None:
+                        tend()
+                        time.sleep(0.2)
                     if not pids:
-                        continue
+                        break
                     os.kill(draws.choice(pids), signal.SIGKILL)
                 elif kind == "raylet":
                     machines.lose(draws.randrange(raylets))
@@ -314,12 +320,27 @@ def killed(folder: Path, rows: int, raylets: int, kills: int, killers: int, seed
     }
 
 
+def broken_promises(found: Mapping[str, Any], kills: int) -> list[str]:
+    """What `killed` found that a cohort promises not to happen, or that leaves a promise untested."""
+    broken = [name for name in NONE if found[name]] + [*found["other_than_expected"]]
+    done = {kind: found["kills"].get(kind, 0) for kind in ("actor", "raylet", "driver")}
+    if sum(done.values()) != kills:
+        broken.append(f"{sum(done.values())} kills of {kills}")
+    if found["exit_code"] != (0 if set(found["kinds"]) == {"good"} else 6):
+        broken.append(f"exit code {found['exit_code']}")
+    if done["driver"] and not found["restarts_s"]:
+        broken.append("no restart was measured")
+    if any(each > MOST_RESTART_S for each in found["restarts_s"]):
+        broken.append("a restart took too long")
+    return broken
+
+
 def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def scaled(folder: Path, rows: int, raylets: int, wait_s: float) -> float:
-    """Rows a second of so many raylets whose segmenter waits, from the second row of each to the last."""
+    """Rows a second of so many raylets whose segmenter waits, while all of them are busy."""
     (folder / "in").mkdir(parents=True)
     write_series(folder / "in", 6)
     write_manifest(
@@ -331,9 +352,23 @@ def scaled(folder: Path, rows: int, raylets: int, wait_s: float) -> float:
         times: list[tuple[float, int]] = []
         while trial.driver.poll() is None:
             count = trial.look()
-            if count >= 3 * raylets and (not times or count > times[-1][1]):
+            if not times or count > times[-1][1]:
                 times.append((time.monotonic(), count))
             time.sleep(0.02)
     assert trial.driver.returncode == 0
     assert times[-1][1] == rows
-    return round((rows - times[0][1]) / (times[-1][0] - times[0][0]), 3)
+    return steady_rate(times, rows, raylets)
+
+
+def steady_rate(times: Sequence[tuple[float, int]], rows: int, raylets: int) -> float:
+    """Rows a second without the first third, when workers start, and the last rows, when some workers have none.
+
+    Args:
+        times: Seconds and how many rows were committed by then, in order.
+        rows: How many there are.
+        raylets: How many share them.
+    """
+    window = [each for each in times if rows / 3 <= each[1] <= rows - AT_ONCE * raylets]
+    (begun_s, first), (ended_s, last) = window[0], window[-1]
+    assert last - first >= rows / 5, "too few rows for a rate"
+    return round((last - first) / (ended_s - begun_s), 3)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cluster_proof import NONE, broken_promises, steady_rate
 from ctflow import __version__
 from ctflow.cli.cohort import _has_several_gpus, cohort
 from ctflow.cohort.cluster import connection, driver, pool
@@ -248,6 +249,42 @@ def test_a_disk_of_one_machine_that_is_full_is_a_fault_of_that_machine(destinati
 def test_a_destination_that_cannot_be_written_ends_the_run(destination, error):
     with pytest.raises(type(error)):
         committed_after(error, destination)
+
+
+def test_the_rate_of_a_proof_is_that_of_waits_even_if_the_first_rows_are_late():
+    late_s = {1: 5.0, 2: 3.5, 3: 2.0}  # two workers that each take a row in two seconds, and start slowly
+    times = [(late_s.get(number, 0.0) + number * 1.0, number) for number in range(1, 41)]
+    assert (40 - 3) / (times[-1][0] - times[2][0]) > 1.05, "what a window from the third row on would say"
+    assert steady_rate(times, 40, 2) == 1.0
+    with pytest.raises(AssertionError, match="too few rows"):
+        steady_rate(times[:17], 17, 2)
+
+
+FOUND = {
+    **dict.fromkeys(NONE, 0),
+    "other_than_expected": {},
+    "kills": {"actor": 1, "raylet": 1, "driver": 1, "given up by Ray": 1},
+    "kinds": {"good": 9, "gap": 1},
+    "exit_code": 6,
+    "restarts_s": [30.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, []),
+        ({"lost": 1}, ["lost"]),
+        ({"other_than_expected": {"good: failed": 2}}, ["good: failed"]),
+        ({"kills": {"actor": 1, "driver": 1}}, ["2 kills of 3"]),
+        ({"exit_code": 1}, ["exit code 1"]),
+        ({"exit_code": 0, "kinds": {"good": 10}}, []),
+        ({"restarts_s": []}, ["no restart was measured"]),
+        ({"restarts_s": [61.0]}, ["a restart took too long"]),
+    ],
+)
+def test_a_proof_fails_whatever_promise_is_broken_or_untested(change, broken):
+    assert broken_promises({**FOUND, **change}, 3) == broken
 
 
 @pytest.fixture
