@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -136,9 +137,16 @@ def test_another_kind_of_answer_is_named(server, tmp_path):
 @pytest.mark.parametrize("limit", ["_MOST_INSTANCES", "_MOST_INSTANCE_BYTES"])
 def test_no_answer_fills_disk_or_memory(server, tmp_path, monkeypatch, limit):
     monkeypatch.setattr(dicomweb, limit, 2)
-    server.respond = serving(multipart())
+    server.respond = serving(multipart(), listed=2)
     with pytest.raises(ValueError, match="too"), DicomWeb(server.url, Patience(1)) as client:
         client.retrieve(STUDY, SERIES, tmp_path, 1 << 20)
+
+
+def test_a_series_of_too_many_instances_is_not_asked_for(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(dicomweb, "_MOST_INSTANCES", 2)
+    server.respond = serving(multipart())
+    assert "more than 2" in str(fault_of(server, tmp_path))
+    assert len(server.requests) == 1
 
 
 def test_too_many_bytes_are_not_taken(server, tmp_path):
@@ -169,6 +177,36 @@ def test_a_server_without_offsets_ends_a_search(server):
     with DicomWeb(server.url, Patience(1)) as client:
         assert list(client.ct_series()) == [("1.1", "1.2")]
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "kind"),
+    [("_MOST_RESULTS", 3, "refused"), ("_MOST_ANSWER_BYTES", 300, "refused"), ("_SMALL_S", -1.0, "no-answer")],
+)
+def test_a_search_without_end_is_ended(server, monkeypatch, limit, most, kind):
+    count = itertools.count()
+
+    def respond(_method: str, _path: str) -> Answer:
+        pair = [{"0020000D": {"Value": ["1.1"]}, "0020000E": {"Value": [f"1.{next(count)}"]}} for _ in range(2)]
+        return 200, "application/dicom+json", json.dumps(pair).encode() + b" " * 100 * next(count)
+
+    monkeypatch.setattr(dicomweb, limit, most)
+    server.respond = respond
+    with pytest.raises(StoreFault) as raised, DicomWeb(server.url, Patience(0.1)) as client:
+        list(client.ct_series())
+    assert raised.value.kind == kind
+    assert len(server.requests) <= 3
+
+
+@pytest.mark.parametrize(
+    "element", [{"Value": "1.2"}, {"Value": {"a": 1}}, {"Value": [{"Alphabetic": "a"}]}, {"Value": [3]}, "1.2", ["1"]]
+)
+def test_what_is_not_dicoms_json_is_named(server, element):
+    for document in ([{"0020000D": element}], ["1.2"], [[1]], [None], 5):
+        body = json.dumps(document).encode()
+        server.respond = lambda _method, _path, body=body: (200, "application/dicom+json", body)
+        with pytest.raises(StoreFault, match="JSON"), DicomWeb(server.url, Patience(0.1)) as client:
+            list(client.ct_series())
 
 
 def test_an_object_counts_once_the_server_has_confirmed_it(server, tmp_path):

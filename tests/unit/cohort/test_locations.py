@@ -107,8 +107,10 @@ def test_what_cannot_be_fetched_is_named(store, monkeypatch):
     store.fault = lambda method, path: 503 if path.endswith("/in/a") else None
     assert reason(f"s3://{BUCKET}/in") == "location-down"
     store.fault = lambda method, path: None
-    monkeypatch.setattr(fetch, "_MOST_BYTES", 4)
-    assert reason(f"s3://{BUCKET}/in") == "location-too-large"
+    for limit, most in (("_MOST_BYTES", 4), ("_MOST_FILES", 0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(fetch, limit, most)
+            assert reason(f"s3://{BUCKET}/in") == "location-too-large"
 
 
 def with_free(monkeypatch, free: int) -> None:

@@ -17,7 +17,7 @@ from ctflow.cohort.destinations.objects import ObjectDestination
 from ctflow.cohort.outcome import RowOutcome
 from ctflow.cohort.stores import objects
 from ctflow.cohort.stores.objects import ObjectStore
-from ctflow.cohort.stores.patience import StoreFault
+from ctflow.cohort.stores.patience import StoreFault, TooMuchFault
 from ctflow.core.errors import RequirementUnmet, SettingsInvalid, StoreFailed
 from object_store_support import BUCKET, ENVIRONMENT, object_store
 
@@ -156,6 +156,11 @@ def test_names_come_in_pages_of_which_each_may_fail(store, monkeypatch):
     store.requests.clear()
     assert own.sizes() == {str(number): number for number in range(60)}
     assert 12 < len(store.requests) < 30
+    store.fault = lambda _method, _path: None
+    store.requests.clear()
+    with pytest.raises(TooMuchFault):
+        own.sizes(most=12)
+    assert len(store.requests) == 3
 
 
 def test_what_another_process_writes_is_listed_at_once(store):

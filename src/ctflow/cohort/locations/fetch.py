@@ -14,7 +14,7 @@ from pathlib import Path
 from ctflow.cohort.destinations.work import WorkFolder, folder_of_machine
 from ctflow.cohort.stores.dicomweb import SERIES_URL, DicomWeb
 from ctflow.cohort.stores.objects import ObjectStore
-from ctflow.cohort.stores.patience import Patience, StoreFault
+from ctflow.cohort.stores.patience import Patience, StoreFault, TooMuchFault
 from ctflow.core.errors import NotFetched, SettingsInvalid, TemporaryFolderFailed
 
 PATIENCE_S = 120.0  # an attempt's; the next one comes after all other rows
@@ -48,7 +48,7 @@ def fetch_series(location: str, what: str) -> Path:
         else:
             with DicomWeb(match["server"], Patience(PATIENCE_S)) as server:
                 server.retrieve(match["study"], match["series"], folder, _MOST_BYTES)
-    except ValueError as error:
+    except (ValueError, TooMuchFault) as error:
         discard_fetched(folder)
         raise _too_large(what) from error
     except StoreFault as fault:
@@ -70,10 +70,10 @@ def discard_fetched(folder: Path) -> None:
 
 def _fetch_objects(url: str, folder: Path, what: str) -> None:
     store = ObjectStore(url, PATIENCE_S)
-    sizes = store.sizes()
+    sizes = store.sizes(most=_MOST_FILES)
     if not sizes:
         raise StoreFault("absent", "no object has this prefix")
-    if len(sizes) > _MOST_FILES or sum(sizes.values()) > _MOST_BYTES:
+    if sum(sizes.values()) > _MOST_BYTES:
         raise _too_large(what)
     if shutil.disk_usage(folder).free < sum(sizes.values()) + _FREE:
         raise _no_room(folder, what)

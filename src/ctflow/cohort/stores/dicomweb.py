@@ -13,7 +13,7 @@ from typing import Any
 
 from pydicom import dcmread
 
-from ctflow.cohort.stores.patience import Patience, StoreFault
+from ctflow.cohort.stores.patience import Patience, StoreFault, TooMuchFault
 from ctflow.core.requirements import check_requirements
 
 SERIES_URL = re.compile(
@@ -24,8 +24,10 @@ _CONNECT_S, _READ_S = 10, 60
 _SMALL_S, _SLOWEST = 120.0, 200_000  # an answer may take two minutes, and what its bytes take at this rate a second
 _PAGE = 1000  # a server may give less at a time, and tells by giving more for the next page
 _MOST_RESULTS = 5_000_000
+_MOST_ANSWER_BYTES = 64 << 20  # of what is not streamed: 1000 results are 1 or 2 MB
 _MEDIA = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as it is stored, in whatever syntax
 _LONGEST_END = 256
+_NO_JSON = "an answer that is not DICOM's JSON"
 _MOST_INSTANCES, _MOST_INSTANCE_BYTES = 20_000, 2 << 30  # one instance is in memory
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class DicomWeb:
 
         logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
         self._session = create_session()
+        self._session.hooks["response"].append(_read_bounded)
         address, timeout = url.removeprefix("dicomweb+").rstrip("/"), (_CONNECT_S, _READ_S)
         self._client: Any = DICOMwebClient(address, session=self._session, timeout=timeout)
         self._client.set_http_retry_params(retry=False)  # a repeated POST of it sends nothing: its body is used up
@@ -68,11 +71,11 @@ class DicomWeb:
         """StudyInstanceUID and SeriesInstanceUID of each CT series, a page in memory at a time.
 
         Raises:
-            StoreFault: The server does not answer, or not so.
+            StoreFault: The server does not answer, or not so, or with more than 5,000,000 results.
         """
         fields = ["StudyInstanceUID", "SeriesInstanceUID"]
         search = self._client.search_for_series
-        for found in self._pages(search, search_filters={"Modality": "CT"}, fields=fields):
+        for found in self._pages(search, _MOST_RESULTS, search_filters={"Modality": "CT"}, fields=fields):
             if _value(found, "00080060") in ("", "CT"):
                 yield _value(found, "0020000D"), _value(found, "0020000E")
 
@@ -91,12 +94,8 @@ class DicomWeb:
             OSError: A file cannot be written.
         """
         search = self._client.search_for_instances
-        listed = {
-            _value(found, "00080018")
-            for found in self._pages(
-                search, study_instance_uid=study, series_instance_uid=series, fields=["SOPInstanceUID"]
-            )
-        }
+        query = {"study_instance_uid": study, "series_instance_uid": series, "fields": ["SOPInstanceUID"]}
+        listed = {_value(found, "00080018") for found in self._pages(search, _MOST_INSTANCES, **query)}
         if not listed:
             raise StoreFault("absent", "the series has no instances")
         self._patience.repeat_call(lambda: self._retrieve(study, series, folder, most_bytes, len(listed)))
@@ -152,6 +151,7 @@ class DicomWeb:
         uid = str(dataset.SOPInstanceUID)
         found = self._pages(
             self._client.search_for_instances,
+            _MOST_INSTANCES,
             study_instance_uid=str(dataset.StudyInstanceUID),
             series_instance_uid=str(dataset.SeriesInstanceUID),
             search_filters={"SOPInstanceUID": uid},
@@ -164,18 +164,38 @@ class DicomWeb:
                 return False
             raise
 
-    def _pages(self, search: Any, **query: Any) -> Iterator[dict[str, Any]]:
+    def _pages(self, search: Any, most: int, **query: Any) -> Iterator[dict[str, Any]]:
         """All results: until a page brings nothing new. Some servers give fewer than asked for, some know no offset."""
         seen: set[str] = set()
         offset = 0
-        while len(seen) < _MOST_RESULTS:
+        while True:
             page = self._patience.repeat_call(partial(search, **query, limit=_PAGE, offset=offset))
+            if not isinstance(page, list):
+                raise StoreFault("no-answer", _NO_JSON)
             new = {key: each for each in page if (key := _key(each)) not in seen}
+            seen |= new.keys()
+            if len(seen) > most:
+                raise TooMuchFault(f"more than {most} results")
             yield from new.values()
             if not new:
                 return
-            seen |= new.keys()
             offset += len(page)
+
+
+def _read_bounded(answer: Any, **options: Any) -> None:
+    """Read an answer for a client that would read it whole, however large it is."""
+    if options.get("stream"):
+        return
+    started, received = time.monotonic(), bytearray()
+    for chunk in answer.iter_content(1 << 16):
+        received += chunk
+        if len(received) > _MOST_ANSWER_BYTES:
+            answer.close()
+            raise TooMuchFault("an answer that is too large")
+        if time.monotonic() - started > _SMALL_S + len(received) / _SLOWEST:
+            answer.close()
+            raise StoreFault("no-answer", "a slow answer")
+    answer._content = bytes(received)  # as requests itself keeps it
 
 
 class _TooLargeError(ValueError):
@@ -222,6 +242,10 @@ def _key(found: dict[str, Any]) -> str:
     return _value(found, "00080018") or f"{_value(found, '0020000D')} {_value(found, '0020000E')}"
 
 
-def _value(found: dict[str, Any], tag: str) -> str:
-    values = (found.get(tag) or {}).get("Value") or [""]
-    return str(values[0] or "")
+def _value(found: Any, tag: str) -> str:
+    element = (found.get(tag) or {}) if isinstance(found, dict) else None
+    values = (element.get("Value") or [""]) if isinstance(element, dict) else None
+    value = (values[0] or "") if isinstance(values, list) else None
+    if not isinstance(value, str):
+        raise StoreFault("no-answer", _NO_JSON)
+    return value

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ctflow.cohort.stores.patience import Patience, StoreFault
+from ctflow.cohort.stores.patience import Patience, StoreFault, TooMuchFault
 from ctflow.core.errors import RequirementUnmet
 from ctflow.core.requirements import check_requirements
 
@@ -22,6 +22,7 @@ _AT_A_TIME = 16  # requests: each waits for the store, hardly for this machine
 _CONNECT_S, _READ_S = 10, 30
 _SMALL_S, _SLOWEST = 60.0, 200_000  # an object may take a minute, and what its bytes take at this rate a second
 _PAGES_S = 300.0
+_MOST_NAMES = 10_000_000  # a page's are 1000
 
 log = logging.getLogger(__name__)
 
@@ -53,30 +54,34 @@ class ObjectStore:
         """Give up within seconds: the run ends."""
         self._patience.hurry()
 
-    def sizes(self, folder: str = "", start: str = "") -> Mapping[str, int]:
+    def sizes(self, folder: str = "", start: str = "", most: int = _MOST_NAMES) -> Mapping[str, int]:
         """The objects below a folder, by their names from there, and their sizes; from the store's pages of names.
 
         Args:
             folder: Below the prefix.
             start: Of the names.
+            most: How many there may be.
 
         Raises:
             StoreFault: They cannot be listed.
+            TooMuchFault: They are more; the listing ends there.
         """
         root = f"{self._path(folder)}/"
         if self._scheme == "s3":
-            return self._run(self._sizes_by_pages(root, start))
+            return self._run(self._sizes_by_pages(root, start, most))
 
         async def listed() -> Any:
             return await self._files._find(root, detail=True)
 
         found = self._run(self._repeat(listed, _PAGES_S))
+        if len(found) > most:  # gcsfs gives all of its pages at once
+            raise TooMuchFault(f"more than {most} objects")
         files = {
             path: facts for path, facts in found.items() if facts["type"] == "file" and path.startswith(root + start)
         }
         return {path[len(root) :]: int(facts["size"] or 0) for path, facts in files.items() if not path.endswith("/")}
 
-    async def _sizes_by_pages(self, root: str, start: str) -> Mapping[str, int]:
+    async def _sizes_by_pages(self, root: str, start: str, most: int) -> Mapping[str, int]:
         """Each page is repeated by itself: of hundreds, one fails often; and only names and sizes stay in memory."""
         bucket, _, prefix = root.partition("/")
         sizes: dict[str, int] = {}
@@ -91,6 +96,8 @@ class ObjectStore:
             for each in page.get("Contents", ()):
                 if not each["Key"].endswith("/"):  # a "folder" that some tools make
                     sizes[each["Key"][len(prefix) :]] = int(each["Size"])
+            if len(sizes) > most:
+                raise TooMuchFault(f"more than {most} objects")
             if not page.get("IsTruncated"):
                 return sizes
             query["ContinuationToken"] = page["NextContinuationToken"]

@@ -41,6 +41,13 @@ class StoreFault(Exception):
         self.kind: FaultKind = kind
 
 
+class TooMuchFault(StoreFault):
+    """A store gives more than is taken from any."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("refused", what)
+
+
 class Patience:
     """How long requests are repeated; `hurry` shortens it when the run ends.
 
