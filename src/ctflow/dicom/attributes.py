@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -54,6 +54,15 @@ def value_of(header: Dataset, keyword: str) -> object:
             return header.get(keyword)
     except PARSE_ERRORS:
         return None
+
+
+def header_with(keywords: Iterable[str], header: Dataset) -> Dataset:
+    """These elements of a header, as far as they are there."""
+    kept = Dataset()
+    for keyword in keywords:
+        if keyword in header:
+            kept[keyword] = header[keyword]
+    return kept
 
 
 def text(header: Dataset, keyword: str) -> str:

@@ -76,6 +76,9 @@ def test_what_is_wrong_with_an_index_is_named(tmp_path):
     assert reason(str(table(tmp_path, "csv", [*ROWS, ROWS[0]]))) == "duplicate-id"
     wrong = ("x", "p", "1.2.9", "1.1.9", "CT", 1, "f", "ftp://host/f", 1)
     assert reason(str(table(tmp_path, "csv", [wrong]))) == "wrong-location"
+    for twice in ("series_aws_url", "Series_AWS_URL"):
+        columns = tuple(twice if name == "instanceCount" else name for name in COLUMNS)
+        assert reason(str(table(tmp_path, "csv", columns=columns))) == "double-column"
     assert reason(str(tmp_path / "absent.csv")) == "manifest-unreadable"
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
     assert reason(str(tmp_path / "damaged.parquet")) == "manifest-unreadable"

@@ -108,6 +108,18 @@ def test_a_parquet_column_of_numbers_is_refused(tmp_path):
         manifest_from_file(tmp_path / "m.parquet")
 
 
+def test_a_parquet_file_whose_text_is_not_utf_8_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet  # noqa: PLC0415
+
+    texts = pyarrow.array([b"M\xfcller", b"b"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"id": ["a", "b"], "location": texts}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestInvalid, match="not UTF-8") as raised:
+        manifest_from_file(tmp_path / "m.parquet")
+    assert raised.value.reason == "encoding"
+    assert "ller" not in str(raised.value)
+
+
 def test_another_ending_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(SettingsInvalid, match="must end in"):
         write_manifest([CohortRow("a", "x")], tmp_path / "m.txt")

@@ -6,11 +6,10 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pydicom.dataset import Dataset
-
-from ctflow.dicom.attributes import text
+from ctflow.dicom.attributes import header_with, text
 from ctflow.dicom.read.scan import files_below, scan_folder
 
 # 0.3 s of headers: below that, a folder is read for each row, and a row's result.json tells of all that is in it.
@@ -79,7 +78,7 @@ class FolderIndexes:
 
 
 def _index_of(folder: Path, paths: Sequence[Path]) -> _FilesBySeries:
-    scan = scan_folder(folder, paths=paths, keep_of=_kept)
+    scan = scan_folder(folder, paths=paths, keep_of=partial(header_with, _KEPT))
     index = _FilesBySeries({}, {}, [])
     known = set()
     for instance in scan.instances:
@@ -89,14 +88,6 @@ def _index_of(folder: Path, paths: Sequence[Path]) -> _FilesBySeries:
         known.add(str(instance.path))
     index.others = [str(path) for path in paths if str(path.absolute()) not in known]
     return index
-
-
-def _kept(header: Dataset) -> Dataset:
-    kept = Dataset()
-    for name in _KEPT:
-        if name in header:
-            kept[name] = header[name]
-    return kept
 
 
 INDEXES = FolderIndexes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -33,12 +34,15 @@ def rows_from_index(path: Path, where: Mapping[str, str] | None = None, location
 
     def choose(names: Sequence[str]) -> Mapping[str, str]:
         known = {name.lower(): name for name in names}
+        count = Counter(name.lower() for name in names)
         column = location or next((each for each in _LOCATIONS if each in known), _LOCATIONS[0])
         wanted = {"study": "StudyInstanceUID", "uid": "SeriesInstanceUID", "modality": "Modality", "location": column}
         wanted |= {f"where {name}": name for name in where}
         for name in wanted.values():
             if name.lower() not in known:
                 raise ManifestInvalid(f"the index table has no column {shown(name)}", reason="missing-column")
+            if count[name.lower()] > 1:
+                raise ManifestInvalid(f"the index table: column {shown(name)} is there twice", reason="double-column")
         return {key: known[name.lower()] for key, name in wanted.items()}
 
     seen: set[str] = set()

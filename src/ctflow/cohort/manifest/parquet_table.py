@@ -53,9 +53,8 @@ def rows_from_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
                 for values in batch.to_pylist():
                     number += 1
                     yield f"row {number}", {names[name]: value or "" for name, value in values.items()}
-    except pyarrow.ArrowException as error:
-        what = f"after row {number}: the Parquet file is damaged ({type(error).__name__})"
-        raise ManifestInvalid(what, reason="manifest-unreadable") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise _damaged(number, error) from error
 
 
 def chosen_from_parquet(
@@ -75,9 +74,15 @@ def chosen_from_parquet(
                     number += 1
                     texts = {name: "" if value is None else str(value) for name, value in values.items()}
                     yield f"row {number}", {key: texts[name] for key, name in chosen.items()}
-    except pyarrow.ArrowException as error:
-        what = f"after row {number}: the Parquet file is damaged ({type(error).__name__})"
-        raise ManifestInvalid(what, reason="manifest-unreadable") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise _damaged(number, error) from error
+
+
+def _damaged(number: int, error: Exception) -> ManifestInvalid:
+    if isinstance(error, UnicodeDecodeError):  # its own text quotes what it cannot read
+        return ManifestInvalid(f"after row {number}: a text of the Parquet file is not UTF-8", reason="encoding")
+    what = f"after row {number}: the Parquet file is damaged ({type(error).__name__})"
+    return ManifestInvalid(what, reason="manifest-unreadable")
 
 
 def _check_types(schema: Any, pyarrow: Any) -> None:

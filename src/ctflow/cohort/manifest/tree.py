@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-
-from pydicom.dataset import Dataset
 
 from ctflow.cohort.manifest.digest import digest_of_series, is_ct_image
 from ctflow.cohort.manifest.rows import CohortRow
 from ctflow.cohort.manifest.series import row_of_series
 from ctflow.core.errors import BrokenSeries, ManifestInvalid
 from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.attributes import text
+from ctflow.dicom.attributes import header_with, text
 from ctflow.dicom.read.scan import Instance, Scan, scan_each_folder, scan_folder
 
 _KEPT = ("StudyInstanceUID", "SeriesInstanceUID", "Modality")
@@ -69,7 +68,7 @@ def survey_tree(folder: Path, *, digests: bool = False, tell: Callable[[Survey],
         BrokenSeries: A file cannot be read for its digest.
     """
     found = Survey()
-    for scan in scan_each_folder(folder.absolute(), keep_of=_kept):
+    for scan in scan_each_folder(folder.absolute(), keep_of=partial(header_with, _KEPT)):
         for key, instances in _by_series(scan).items():
             _add(found, key, scan.folder, instances, digests=digests)
         found.others += sum(not is_ct_image(each) for each in scan.instances)
@@ -109,14 +108,6 @@ def _is_text(location: str) -> bool:
     return all(ord(letter) >= 32 for letter in location)
 
 
-def _kept(header: Dataset) -> Dataset:
-    kept = Dataset()
-    for name in _KEPT:
-        if name in header:
-            kept[name] = header[name]
-    return kept
-
-
 def _by_series(scan: Scan) -> dict[SeriesKey, list[Instance]]:
     groups: dict[SeriesKey, list[Instance]] = {}
     for instance in scan.instances:
@@ -140,7 +131,7 @@ def _digest_spread(found: Survey) -> None:
     """A series in several folders is read once more: the digests of its files were not kept."""
     for key, series in found.series.items():
         if series.folders > 1:
-            instances = _by_series(scan_folder(series.folder, keep_of=_kept)).get(key, [])
+            instances = _by_series(scan_folder(series.folder, keep_of=partial(header_with, _KEPT))).get(key, [])
             series.digest = _digest(key, instances)
 
 
