@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ctflow.bundle import demonstration_bundle, find_bundle, read_spec
+from ctflow.bundle import demonstration_bundle, find_bundle
 from ctflow.core.entry_point import ending_signals
 from ctflow.core.errors import NoUsableSeries
 from ctflow.core.requirements import check_requirements
@@ -91,6 +91,8 @@ def rules_document(
     """
     settings = read_settings(config, environment)
     bundle = find_bundle(settings.bundle) if settings.bundle else demonstration_bundle()
+    from ctflow.bundle import read_spec  # noqa: PLC0415  # torch, which the node itself never needs
+
     spec = read_spec(bundle, settings.config, allow_code=settings.allow_code)
     scan = scan_folder(folder)
     verdicts = verdicts_of_scan(
