@@ -229,7 +229,7 @@ def test_a_row_that_always_fails_is_set_aside_without_its_text(manifest, tmp_pat
     monkeypatch.setattr(in_flight, "_MOST_IN_SUCCESSION", 2)  # which is of machines that fail, not of rows
     FailingSegmenter.calls = 0
     report = run_marking(manifest, tmp_path / "out")
-    assert (report.exit_code, dict(report.counts)) == (70, {"failed": COUNT})
+    assert (report.exit_code, dict(report.counts)) == (6, {"failed": COUNT})
     assert FailingSegmenter.calls == 3 * COUNT
     assert {(mark["reason"], mark["attempt"]) for mark in marks(tmp_path / "out").values()} == {("unexpected", 3)}
     assert not any("Muster" in path.read_text() for path in (tmp_path / "out" / "rows").iterdir())
