@@ -108,6 +108,7 @@ def test_the_wheel_holds_what_it_should(wheel):
         "ctflow/app/app.yaml",
         "ctflow/node/web/templates/base.html",
         "ctflow/node/web/templates/style.css",
+        "ctflow/report/palette.css",
         "ctflow/report/viewer/report.html",
         "ctflow/report/viewer/report.css",
         "ctflow/report/viewer/report.js",

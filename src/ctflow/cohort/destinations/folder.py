@@ -127,10 +127,10 @@ class FolderDestination:
     def commit(self, folder: Path, outcome: RowOutcome, earlier: Iterable[MarkName] = ()) -> None:
         """As `RowDestination.commit`."""
         earlier = tuple(earlier)
-        if is_kept(outcome.name, earlier, lambda name: (self._marks / str(name)).exists()):
-            self.discard(folder)
-            return
         try:
+            if is_kept(outcome.name, earlier, lambda name: (self._marks / str(name)).exists()):
+                self.discard(folder)
+                return
             for name in earlier:
                 (self._marks / str(name)).unlink(missing_ok=True)
         except OSError as error:

@@ -120,7 +120,7 @@ def run_cohort(
         setup = RunSetup(manifest.base, model.spec, settings, _stamp(model, part), watcher)
         attempts = _in_order(waiting, destination.begun(), marks)
         for name in (compute or _compute_here)(RowsToDo(attempts, len(waiting), destination, model, setup, progress)):
-            marks[name.id] = [name]
+            marks[name.id].append(name)  # the best counts: a worse one has not replaced it
     return _report(manifest.rows, marks, len(manifest.rows) - len(waiting))
 
 

@@ -212,7 +212,8 @@ class Pages:
 
     def style(self, _request: Request) -> Response:
         """The style sheet."""
-        return self._responses.Response(_part("style.css"), media_type="text/css")
+        palette = (resources.files("ctflow.report") / "palette.css").read_bytes()
+        return self._responses.Response(palette + _part("style.css"), media_type="text/css")
 
     def icon(self, _request: Request) -> Response:
         """The icon."""

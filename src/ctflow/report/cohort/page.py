@@ -53,7 +53,7 @@ def cohort_page(
     Returns:
         HTML.
     """
-    style = _text_of("page.css")
+    style = (resources.files("ctflow.report") / "palette.css").read_text(encoding="utf-8") + _text_of("page.css")
     timeline, charted = document["timeline"], [each for each in document["segments"] if each["bins"]][:_CHARTED]
     width = _WIDTHS_PX.get(len(charted), _SMALL_PX)
     busy = busy_chart(timeline)
