@@ -32,6 +32,7 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, ObjectRecord, Why, WorkerResult
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.inbox import Inbox
+from ctflow.node.receive.intake import Intake, IntakeLimits
 from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.node.work.worker import Answer, NotReady, Ready, TaskOutcome
 from needs import skip_without
@@ -75,14 +76,16 @@ class RunningScp:
         values = {
             "ae_title": "CTFLOW", "address": ("127.0.0.1", 0), "may_come": lambda _host: True,
             "is_peer": lambda _title, _host: True, "associations": 8, "most_pdu": 65536, "idle_s": 30.0,
-            "most_instances": 1000, "most_bytes": 10**9,
         }  # fmt: skip
+        series = {"most_instances": 1000, "most_bytes": 10**9, "patient_data": False}
+        limits = IntakeLimits(**{name: changes.pop(name, value) for name, value in series.items()})
         folder.mkdir()
         self.journal = Journal(folder / "journal.sqlite3")
         self.inbox = Inbox(folder / "inbox", least_free)
         try:
             metrics = Metrics(self.journal, folder)
-            self.receiver = Receiver(Reception(**{**values, **changes}), self.inbox, self.journal, metrics)
+            self.intake = Intake(limits, self.inbox, self.journal, metrics)
+            self.receiver = Receiver(Reception(**{**values, **changes}), self.intake, metrics)
         except BaseException:
             self.journal.close()
             raise

@@ -15,7 +15,8 @@ from ctflow.core.requirements import check_requirements
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.node.log import close_node_log, set_up_node_log
 from ctflow.node.rules import Verdict, verdicts_of_scan
-from ctflow.node.settings import ServiceSettings, explain_settings, given_settings, read_settings, values_and_origins
+from ctflow.node.settings.explain import explain_settings, values_and_origins
+from ctflow.node.settings.service import ServiceSettings, given_settings, read_settings
 
 
 def check_command(

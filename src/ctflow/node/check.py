@@ -19,7 +19,7 @@ from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
 from ctflow.core.processes import Line
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
-from ctflow.node.settings import ServiceSettings
+from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.work.pool import Places
 from ctflow.node.work.worker import NotReady, Ready, Setup, run_worker
 from ctflow.settings.run import Settings

@@ -20,7 +20,7 @@ from ctflow.core.atomic import output_error_from_oserror, write_atomically
 from ctflow.core.entry_point import keep_values_out, show_tracebacks, traceback_without_texts
 from ctflow.node.journal.reading import JournalReader
 from ctflow.node.journal.records import EventRecord
-from ctflow.node.settings import Log
+from ctflow.node.settings.groups import Log
 
 AUDIT = logging.INFO + 5  # above info, so that `level: info` shows it; its logger shows it at every level
 _LONGEST_TEXT = 2000

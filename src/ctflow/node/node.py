@@ -15,15 +15,19 @@ from types import TracebackType
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror
 from ctflow.core.errors import SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY
-from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, StorageTarget, Target
+from ctflow.node.deliver.folder import FolderTarget
+from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, Target
+from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
 from ctflow.node.log import AuditTrail, told_forever
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
+from ctflow.node.receive.intake import Intake, IntakeLimits
 from ctflow.node.receive.receiver import Receiver, Reception
-from ctflow.node.settings import Backoff, ServiceSettings, is_peer
+from ctflow.node.settings.groups import Backoff
+from ctflow.node.settings.service import ServiceSettings, is_peer
 from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
 from ctflow.node.work.pool import Places, WorkerPool
@@ -78,7 +82,9 @@ class Node:
             for name, target, backoff in _targets(settings)
         ]
         self.completer = Completer(self.journal, settings.quiet_period_s)
-        self.receiver = Receiver(_reception(settings), inbox, self.journal, self.metrics)
+        limits = IntakeLimits(settings.limits.instances, settings.limits.series, settings.web.patient_data)
+        self.intake = Intake(limits, inbox, self.journal, self.metrics)
+        self.receiver = Receiver(_reception(settings), self.intake, self.metrics)
 
     def _clean(self) -> None:
         """Clean up after an end at any moment, without touching acknowledged files."""
@@ -188,9 +194,6 @@ def _reception(settings: ServiceSettings) -> Reception:
         associations=limits.associations,
         most_pdu=limits.pdu,
         idle_s=limits.idle_s,
-        most_instances=limits.instances,
-        most_bytes=limits.series,
-        patient_data=settings.web.patient_data,
     )
 
 

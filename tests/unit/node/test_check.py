@@ -20,7 +20,8 @@ from ctflow.node.check import _data_folder, opened
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.schema import VERSION
 from ctflow.node.node import Node
-from ctflow.node.settings import Limits, ServiceSettings, Web
+from ctflow.node.settings.groups import Limits, Web
+from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.work.worker import NotReady, Ready
 from ctflow.settings.run import Settings
 from reasons import raises_reason

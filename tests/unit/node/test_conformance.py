@@ -10,11 +10,12 @@ from pydicom.uid import UID
 from pynetdicom import AE, evt
 
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
-from ctflow.node.deliver.send import StorageTarget
-from ctflow.node.receive import receiver
+from ctflow.node.deliver.storage import StorageTarget
+from ctflow.node.receive import intake
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.receiver import UNCOMPRESSED
-from ctflow.node.settings import Limits, ServiceSettings
+from ctflow.node.settings.groups import Limits
+from ctflow.node.settings.service import ServiceSettings
 from service_support import association
 
 STATEMENT = (Path(__file__).parents[3] / "docs" / "conformance.md").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def test_the_node_proposes_what_is_stated():
 
 
 def test_every_status_that_the_node_answers_is_stated():
-    source = Path(receiver.__file__).read_text(encoding="utf-8")
+    source = Path(intake.__file__).read_text(encoding="utf-8")
     answered = {int(code, 16) for code in re.findall(r"^[A-Z_]+ = 0x([0-9A-F]{4})", source, re.MULTILINE)}
     assert {int(code, 16) for code, _, _ in table("statuses")} == answered
 

@@ -10,7 +10,7 @@ import pytest
 from ctflow.core.errors import NotWritten
 from ctflow.node import log as node_log
 from ctflow.node.log import AUDIT, AuditTrail, close_node_log, set_up_node_log, told_forever
-from ctflow.node.settings import Log
+from ctflow.node.settings.groups import Log
 from node_support import Ward, loggers_kept
 from reasons import raises_reason
 

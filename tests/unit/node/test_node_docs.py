@@ -13,7 +13,9 @@ import yaml
 
 from ctflow.core.errors import EXIT_INTERRUPTED
 from ctflow.node.log import AuditTrail, set_up_node_log
-from ctflow.node.settings import Log, ServiceSettings, explain_settings, read_settings
+from ctflow.node.settings.explain import explain_settings
+from ctflow.node.settings.groups import Log
+from ctflow.node.settings.service import ServiceSettings, read_settings
 from ctflow.node.web.views import STATES
 from ctflow.settings.schema import documented
 from node_support import Ward, loggers_kept

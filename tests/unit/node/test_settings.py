@@ -8,22 +8,9 @@ import pytest
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.rules import Range, Rule
-from ctflow.node.settings import (
-    GB,
-    MB,
-    Backoff,
-    Destination,
-    Limits,
-    Log,
-    Peer,
-    ServiceSettings,
-    Web,
-    explain_settings,
-    given_settings,
-    is_peer,
-    read_settings,
-    values_and_origins,
-)
+from ctflow.node.settings.explain import explain_settings, values_and_origins
+from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.service import ServiceSettings, given_settings, is_peer, read_settings
 from ctflow.settings.run import OPTIONS, Settings
 from ctflow.settings.schema import documented
 from reasons import raises_reason

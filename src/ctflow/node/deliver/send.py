@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-from ctflow.compat.pynetdicom import keep_answers
-from ctflow.core.atomic import publish_folder, temporary_folder
 from ctflow.core.errors import DestinationDown, OutputError, PeerRefused
-from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import DeliveryRecord, Why
 from ctflow.node.metrics import Metrics
-from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
-from ctflow.node.receive.receiver import UNCOMPRESSED
-from ctflow.node.settings import Backoff
+from ctflow.node.settings.groups import Backoff
 
-if TYPE_CHECKING:
-    from pynetdicom.association import Association
-
-# ctflow's output: Segmentation, Label Map Segmentation, Comprehensive 3D SR, RT Structure Set, Secondary Capture Image,
-# Encapsulated PDF.
-SENT_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.66.4",
-    "1.2.840.10008.5.1.4.1.1.66.7",
-    "1.2.840.10008.5.1.4.1.1.88.34",
-    "1.2.840.10008.5.1.4.1.1.481.3",
-    "1.2.840.10008.5.1.4.1.1.7",
-    "1.2.840.10008.5.1.4.1.1.104.1",
-)
 COPY = "(copies)"  # the folder that keeps copies, among the journal's destinations; no site can name one so
 WHOLE = "."  # the file of a delivery that is the whole folder of a result
 _AT_ONCE = 64  # objects per association: then the queue is read again, and a stop is noticed
 _LOOK_AGAIN_S = 60.0
-_ANSWER_S = 60.0  # for a peer to store a SEG of hundreds of megabytes
-_CONNECT_S = 10.0
+ANSWER_S = 60.0  # for a peer to store a SEG of hundreds of megabytes
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +84,7 @@ class DeliveryThread(threading.Thread):
         """End after the object that is being sent."""
         self._ending.set()
         self._woken.set()
-        self.join(_ANSWER_S)
+        self.join(ANSWER_S)
 
     def run(self) -> None:
         """Run until `stop`."""
@@ -184,109 +161,3 @@ class DeliveryThread(threading.Thread):
             if too_old or delivery.last_error != why.message:
                 self._journal.not_sent(delivery.id, why, None if too_old else 0.0)
         self._closed_until = time.time() + wait_s
-
-
-@dataclass(frozen=True)
-class StorageTarget:
-    """C-STORE to an AE."""
-
-    calling_ae: str
-    called_ae: str
-    host: str
-    port: int
-
-    @contextmanager
-    def open(self) -> Iterator[Channel]:
-        """An association.
-
-        Raises:
-            DestinationDown: Nothing answers.
-            PeerRefused: It rejects the association.
-        """
-        from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
-
-        ae = AE(self.calling_ae)
-        ae.connection_timeout, ae.acse_timeout = _CONNECT_S, 30
-        ae.dimse_timeout = ae.network_timeout = _ANSWER_S
-        ae.implementation_class_uid = IMPLEMENTATION_UID
-        ae.implementation_version_name = IMPLEMENTATION_VERSION
-        for abstract in SENT_CLASSES:
-            ae.add_requested_context(abstract, list(UNCOMPRESSED[:2]))
-        opened: list[socket.socket] = []
-        handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
-            (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
-        ]
-        association: Any = ae.associate(self.host, self.port, ae_title=self.called_ae, evt_handlers=handlers)
-        try:
-            self._check(association)
-            yield _Storage(association, self.called_ae)
-        finally:
-            if association.is_established:
-                association.release()
-            else:
-                association.abort()
-            for connection in opened:  # pynetdicom leaves one open if its peer was faster
-                connection.close()
-
-    def _check(self, association: Any) -> None:
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            why = getattr(answer, "reason_str", "") or "no reason given"
-            raise PeerRefused(f"{self.called_ae} rejects the association ({why})", reason="association-rejected")
-        if not association.is_established:
-            raise DestinationDown(
-                f"{self.called_ae} does not answer at {self.host}:{self.port}", reason="no-connection"
-            )
-
-
-@dataclass(frozen=True)
-class _Storage:
-    association: Association
-    called_ae: str
-
-    def send(self, folder: Path, file: str) -> str:
-        try:
-            answer = self.association.send_c_store(folder / file)
-        except OSError as error:  # from the file: pynetdicom itself names network errors
-            raise PeerRefused(f"{file} cannot be read ({error.strerror})", reason="object-unreadable") from error
-        except ValueError as error:  # raised by pynetdicom when no context was accepted for this object
-            raise PeerRefused(f"{self.called_ae} accepts no objects like {file}", reason="no-context") from error
-        except RuntimeError as error:  # raised by pynetdicom when the association has ended
-            raise DestinationDown(f"{self.called_ae} ended the association", reason="association-ended") from error
-        status = answer.get("Status")
-        if status is None:
-            raise DestinationDown(f"{self.called_ae} did not answer for {file}", reason="no-answer")
-        if status == 0 or status >> 12 == 0xB:  # PS3.4 B.2.3: warnings mean that it was stored
-            return "" if status == 0 else f" (warning {status:04X}H)"
-        raise PeerRefused(f"{self.called_ae} refuses {file} with status {status:04X}H", reason="object-refused")
-
-
-@dataclass(frozen=True)
-class FolderTarget:
-    """Copies into a folder: each result whole, in its own folder."""
-
-    folder: Path
-
-    @contextmanager
-    def open(self) -> Iterator[Channel]:
-        """The folder; `DestinationDown` if it does not exist (an unmounted disk must not fill the one below)."""
-        if not self.folder.is_dir():
-            raise DestinationDown("the folder for copies does not exist: create or mount it", reason="folder-unmounted")
-        yield _Folder(self.folder)
-
-
-@dataclass(frozen=True)
-class _Folder:
-    target: Path
-
-    def send(self, folder: Path, file: str) -> str:
-        name = f"{folder.parent.name}-{folder.name}"
-        try:
-            with temporary_folder(self.target, name) as temporary:
-                shutil.copytree(folder / file, temporary, dirs_exist_ok=True)
-                publish_folder(temporary, self.target / name)
-        except (OutputError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise PeerRefused(f"the copy cannot be written ({reason})", reason="copy-failed") from error
-        return ""

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import socket
-import sqlite3
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctflow.compat.pynetdicom import wake_by_events, without_logging
-from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
-from ctflow.core.volume import digest_of_uid
-from ctflow.dicom.attributes import text
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
-from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Arrival, InstanceRecord
-from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
-from ctflow.node.receive.headers import (
-    IMPLEMENTATION_VERSION,
-    file_meta,
-    header_of_object,
-    is_same_in_other_syntax,
-    is_usable,
-    patient_of_header,
-    whole_number,
-)
-from ctflow.node.receive.inbox import Inbox
+from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
+from ctflow.node.receive.intake import Caller, Intake
 from ctflow.node.receive.pending import PendingConnections, bytes_here
-from ctflow.node.receive.shortcut import StoreAnswer, StoreRequest, shorten
+from ctflow.node.receive.shortcut import shorten
 from ctflow.node.receive.titles import TITLES_END, refusal_of_titles
 from ctflow.node.receive.transport import LimitedSocket, Shared
 
@@ -44,17 +29,6 @@ if TYPE_CHECKING:
 VERIFICATION = "1.2.840.10008.1.1"
 STORED_CLASSES = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
 UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
-# DICOM PS3.7 Annex C and PS3.4 B.2.3.
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-WRONG_CLASS = 0xA900
-CANNOT_UNDERSTAND = 0xC000
-CONFLICT = 0xC001  # other content was received under this SOPInstanceUID
-TOO_MUCH = 0xC002  # the series is larger than this node accepts
-_ANSWERS = {
-    "conflict": (CONFLICT, "different content, or another syntax, was received under this UID"),
-    "too-much": (TOO_MUCH, "the series is larger than this node accepts"),
-}
 log = logging.getLogger(__name__)
 
 
@@ -70,9 +44,6 @@ class Reception:
         associations: Most at the same time; more are rejected.
         most_pdu: Most bytes of a PDU.
         idle_s: Seconds of silence after which an association is ended.
-        most_instances: Most instances of a series.
-        most_bytes: Most bytes of a series.
-        patient_data: Whether the journal keeps the patient's name, ID, birth date and accession number.
     """
 
     ae_title: str
@@ -82,9 +53,6 @@ class Reception:
     associations: int
     most_pdu: int
     idle_s: float
-    most_instances: int
-    most_bytes: int
-    patient_data: bool = False
 
 
 def supported_contexts() -> dict[str, tuple[str, ...]]:
@@ -98,16 +66,15 @@ class Receiver:
 
     Args:
         reception: Its limits.
-        inbox: Stores the files.
-        journal: Records the instances.
-        metrics: Counts instances, associations and refusals.
+        intake: Takes the instances.
+        metrics: Counts associations and refusals.
 
     Raises:
         BackendUnavailable: pynetdicom is not installed.
         SettingsInvalid: The address cannot be listened on.
     """
 
-    def __init__(self, reception: Reception, inbox: Inbox, journal: Journal, metrics: Metrics) -> None:
+    def __init__(self, reception: Reception, intake: Intake, metrics: Metrics) -> None:
         try:
             from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
             from pynetdicom.transport import AssociationServer  # noqa: PLC0415
@@ -115,7 +82,7 @@ class Receiver:
             raise BackendUnavailable(
                 "the DICOM node needs pynetdicom: pip install 'ctflow[serve]'", reason="not-installed"
             ) from error
-        self._reception, self._inbox, self._journal, self._metrics = reception, inbox, journal, metrics
+        self._reception, self._intake, self._metrics = reception, intake, metrics
         without_logging()  # the journal keeps the audit trail
         self._shared = Shared()
         self._counted: set[int] = set()
@@ -208,7 +175,7 @@ class Receiver:
 
     def _reject(self, connection: socket.socket, host: str, answer: bytes, why: str) -> None:
         """Answer an association request that pynetdicom would leave without a reason, and record it."""
-        self._count("association", 0)
+        self._metrics.refused("association")
         log.warning("association rejected: %s", why, extra={"facts": {"peer": host}})
         with contextlib.suppress(OSError):  # the peer may be gone
             # Unread bytes would turn the end of the connection into a reset, and the answer might be lost.
@@ -218,10 +185,10 @@ class Receiver:
 
     def _opened(self, association: Any) -> None:
         wake_by_events(association)
-        shorten(association, self._store)
+        shorten(association, lambda of, request: self._intake.take(request, _caller(of)))
 
     def _refused(self, host: str, why: str) -> None:
-        self._count("connection", 0)
+        self._metrics.refused("connection")
         log.warning("connection ended: %s", why, extra={"facts": {"peer": host}})
 
     def _requested(self, event: Event) -> None:
@@ -234,16 +201,16 @@ class Receiver:
             event.assoc.kill()
 
     def _rejected(self, event: Event) -> None:
-        self._count("association", 0)
-        log.warning("association rejected", extra={"facts": _caller(event.assoc)})
+        self._metrics.refused("association")
+        log.warning("association rejected", extra={"facts": _facts(event.assoc)})
 
     def _established(self, event: Event) -> None:
         self._change(event, here=True)
-        log.info("association", extra={"facts": _caller(event.assoc)})
+        log.info("association", extra={"facts": _facts(event.assoc)})
 
     def _aborted(self, event: Event) -> None:
         self._change(event, here=False)
-        log.warning("association aborted", extra={"facts": _caller(event.assoc)})
+        log.warning("association aborted", extra={"facts": _facts(event.assoc)})
 
     def _released(self, event: Event) -> None:
         self._change(event, here=False)
@@ -256,111 +223,12 @@ class Receiver:
         if known != here:
             self._metrics.associations(1 if here else -1)
 
-    # -- instances ----------------------------------------------------------------------------------------------------
 
-    def _store(self, association: Any, request: StoreRequest) -> StoreAnswer:
-        """Answer a C-STORE request, whatever happens."""
-        try:
-            return self._decide(association, request)
-        except Exception as error:
-            # The last place that can name it: its text may hold anything from the instance.
-            log.exception("an instance could not be checked")
-            return OUT_OF_RESOURCES, f"unexpected {type(error).__name__}; the log says where"
-
-    def _decide(self, association: Any, request: StoreRequest) -> StoreAnswer:
-        if request.sop_class_uid != request.abstract_syntax:
-            return WRONG_CLASS, "SOPClassUID is not that of the presentation context"
-        if not is_usable(request.sop_instance_uid):
-            return WRONG_CLASS, "SOPInstanceUID of the request is absent, too long or not printable"
-        meta = file_meta(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax)
-        header = header_of_object(meta, request.data, request.transfer_syntax)
-        if isinstance(header, str):
-            return CANNOT_UNDERSTAND, header
-        for keyword, uid in (("SOPClassUID", request.sop_class_uid), ("SOPInstanceUID", request.sop_instance_uid)):
-            if text(header, keyword) != uid:
-                return WRONG_CLASS, f"{keyword} differs from the request's"
-        study, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
-        if not (is_usable(study) and is_usable(series)):
-            return CANNOT_UNDERSTAND, "a UID is absent, too long or not printable"
-        caller = _caller(association)
-        arrival = Arrival(
-            series_uid=series,
-            study_uid=study,
-            sop_instance_uid=request.sop_instance_uid,
-            sop_class_uid=request.sop_class_uid,
-            transfer_syntax=request.transfer_syntax,
-            modality=text(header, "Modality")[:16],
-            calling_ae=caller["ae"],
-            peer=caller["peer"],
-            file="",
-            bytes=len(request.data),
-            sha256=hashlib.sha256(request.data).hexdigest(),
-            expected_instances=whole_number(text(header, "NumberOfSeriesRelatedInstances")),
-            patient=patient_of_header(header) if self._reception.patient_data else None,
-        )
-        return self._keep(arrival, [meta, request.data])
-
-    def _keep(self, arrival: Arrival, parts: Sequence[bytes | memoryview]) -> StoreAnswer:
-        """Write an instance, record it in the journal, and only then acknowledge it."""
-        series = key_of(arrival.study_uid, arrival.series_uid, 1)
-        known, name, taken = None, "", False
-        try:
-            known = self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
-            if known is None and not self._inbox.has_space(arrival.bytes):
-                return self._no_space(arrival, "the disk is nearly full")
-            name = known.file if known else self._inbox.write(series, arrival.sop_instance_uid, parts)
-            receipt = self._journal.receive(
-                replace(arrival, file=name, same_as=self._same_as(known, arrival, parts)),
-                most_instances=self._reception.most_instances,
-                most_bytes=self._reception.most_bytes,
-            )
-            taken = receipt.verdict == "new"
-        except OutputError as error:
-            return self._no_space(arrival, str(error))
-        except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was removed: it may pass
-            log.exception("an instance could not be stored")
-            return self._no_space(arrival, f"unexpected {type(error).__name__}; the log says where")
-        finally:
-            if name and known is None and not taken:
-                self._inbox.remove(name)
-        if receipt.verdict == "conflict" and known is None:  # it came twice at once: now one can be compared
-            return self._keep(arrival, parts)
-        self._count(receipt.verdict, arrival.bytes)
-        return _ANSWERS.get(receipt.verdict, (SUCCESS, ""))
-
-    def _same_as(
-        self, known: InstanceRecord | None, arrival: Arrival, parts: Sequence[bytes | memoryview]
-    ) -> str | None:
-        """Digest of the stored instance, if this one is the same in another transfer syntax."""
-        if known is None or known.transfer_syntax == arrival.transfer_syntax:
-            return None
-        path, came = self._inbox.folder / known.file, b"".join(parts)
-        is_same = is_same_in_other_syntax(path, known.transfer_syntax, came, arrival.transfer_syntax)
-        return known.sha256 if is_same else None
-
-    def _count(self, verdict: str, count_bytes: int) -> None:
-        if verdict == "new":
-            self._metrics.received(count_bytes)
-        elif verdict == "duplicate":
-            self._metrics.duplicate()
-        else:
-            self._metrics.refused(verdict)
-
-    def _no_space(self, arrival: Arrival, why: str) -> StoreAnswer:
-        self._count("out-of-resources", arrival.bytes)
-        log.error(
-            "instance %s refused: %s",
-            digest_of_uid(arrival.sop_instance_uid),
-            why,
-            extra={"facts": {"peer": arrival.peer}},
-        )
-        try:
-            self._journal.refused(arrival, why)
-        except OutputError:
-            log.exception("the journal cannot be written")
-        return OUT_OF_RESOURCES, why
-
-
-def _caller(association: Any) -> dict[str, str]:
+def _caller(association: Any) -> Caller:
     requestor = association.requestor
-    return {"ae": str(requestor.ae_title).strip(), "peer": str(requestor.address)}
+    return Caller(str(requestor.ae_title).strip(), str(requestor.address))
+
+
+def _facts(association: Any) -> dict[str, str]:
+    caller = _caller(association)
+    return {"ae": caller.ae_title, "peer": caller.address}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from ctflow.core.errors import SettingsInvalid
-from ctflow.node.settings import address_text
+from ctflow.node.settings.values import address_text
 from ctflow.node.web.guard import COOKIE, Hosts, Tokens, headers, is_own_form
 from ctflow.node.web.pages import NodeView, Pages
 

@@ -23,7 +23,8 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import SeriesDetail, SeriesRecord, SeriesState
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
-from ctflow.node.settings import ServiceSettings, address_text
+from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.values import address_text
 from ctflow.node.web import views
 from ctflow.node.web.guard import Tokens, headers
 from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_results

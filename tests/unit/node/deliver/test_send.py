@@ -9,10 +9,12 @@ import time
 import pytest
 
 from ctflow.node.deliver import send
-from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, FolderTarget, StorageTarget
+from ctflow.node.deliver.folder import FolderTarget
+from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread
+from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.journal.journal import Journal
 from ctflow.node.metrics import Metrics
-from ctflow.node.settings import Backoff
+from ctflow.node.settings.groups import Backoff
 from service_support import PATIENCE_S, Archive, result_with_objects, wait_until
 
 # pynetdicom leaves the socket of a connection that was refused to the garbage collector, which closes it at once.

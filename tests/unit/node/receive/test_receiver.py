@@ -17,10 +17,10 @@ from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.writes import key_of
-from ctflow.node.receive import headers, inbox, pending, receiver
+from ctflow.node.receive import headers, inbox, intake, pending, receiver
 from ctflow.node.receive.pending import MOST_WAITING
 from ctflow.node.receive.receiver import VERIFICATION, supported_contexts
-from ctflow.node.settings import MOST_ASSOCIATIONS
+from ctflow.node.settings.groups import MOST_ASSOCIATIONS
 from service_support import (
     association,
     association_request,
@@ -104,7 +104,7 @@ def test_the_same_instance_again_is_acknowledged_and_kept_once(scp):
 
 def test_another_content_under_the_same_uid_is_refused(scp):
     node = scp()
-    assert store(node.port, instance(1), instance(1, InstanceNumber=7)) == [0, receiver.CONFLICT]
+    assert store(node.port, instance(1), instance(1, InstanceNumber=7)) == [0, intake.CONFLICT]
     assert len(node.files) == 1
 
 
@@ -142,7 +142,7 @@ def test_another_content_in_another_syntax_is_refused_and_told(scp, changes):
     for keyword, value in changes.items():
         setattr(other, keyword, value)
     assert send_as(node, COMPARABLE_PAIR[0], nested(1)) == 0
-    assert send_as(node, COMPARABLE_PAIR[1], other) == receiver.CONFLICT
+    assert send_as(node, COMPARABLE_PAIR[1], other) == intake.CONFLICT
     assert len(node.files) == 1
     assert next(event.kind for event in node.journal.events()) == "conflict"
 
@@ -150,9 +150,9 @@ def test_another_content_in_another_syntax_is_refused_and_told(scp, changes):
 def test_what_cannot_be_compared_is_refused_and_told(scp):
     node = scp()
     assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
-    assert send_as(node, str(DeflatedExplicitVRLittleEndian), instance(1)) == receiver.CONFLICT
+    assert send_as(node, str(DeflatedExplicitVRLittleEndian), instance(1)) == intake.CONFLICT
     node.files[0].write_bytes(b"damaged meanwhile")
-    assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == receiver.CONFLICT
+    assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == intake.CONFLICT
     assert [event.kind for event in node.journal.events()][:2] == ["conflict", "conflict"]
 
 
@@ -181,10 +181,10 @@ def test_one_instance_from_many_senders_at_once_is_kept_once(scp):
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
-        ({"SeriesInstanceUID": ""}, receiver.CANNOT_UNDERSTAND),
-        ({"StudyInstanceUID": "1" * 65}, receiver.CANNOT_UNDERSTAND),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, receiver.WRONG_CLASS),
-        ({"SOPInstanceUID": "1.2.3"}, receiver.WRONG_CLASS),
+        ({"SeriesInstanceUID": ""}, intake.CANNOT_UNDERSTAND),
+        ({"StudyInstanceUID": "1" * 65}, intake.CANNOT_UNDERSTAND),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, intake.WRONG_CLASS),
+        ({"SOPInstanceUID": "1.2.3"}, intake.WRONG_CLASS),
     ],
 )
 @pytest.mark.parametrize("patient_data", [False, True])
@@ -205,7 +205,7 @@ def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(scp, raw, 
     whole = encoded(instance(1))
     for damaged in (whole[:50], whole[8:30] + whole, b"\x08\x00", b"\xff" * 40):
         answer = peer.ask(store_command(instance(1)), damaged)
-        assert (answer.Status, answer.AffectedSOPInstanceUID) == (receiver.CANNOT_UNDERSTAND, "1.2.826.0.1.1")
+        assert (answer.Status, answer.AffectedSOPInstanceUID) == (intake.CANNOT_UNDERSTAND, "1.2.826.0.1.1")
     assert peer.ask(store_command(instance(1)), whole).Status == 0
     assert len(node.files) == 1
 
@@ -213,7 +213,7 @@ def test_a_damaged_data_set_is_refused_and_the_next_instance_is_taken(scp, raw, 
 def test_a_header_that_pydicom_cannot_read_is_refused(scp, monkeypatch):
     node = scp()
     monkeypatch.setattr(headers, "read_header", lambda *_, **__: (_ for _ in ()).throw(ValueError("secret")))
-    assert store(node.port, instance(1)) == [receiver.CANNOT_UNDERSTAND]
+    assert store(node.port, instance(1)) == [intake.CANNOT_UNDERSTAND]
     monkeypatch.undo()
     assert store(node.port, instance(1)) == [0]
 
@@ -222,7 +222,7 @@ def test_a_class_of_another_context_is_refused(scp, raw):
     node = scp()
     magnetic = instance(1, SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
     answer = raw(node.port).ask(store_command(magnetic), encoded(magnetic))
-    assert answer.Status == receiver.WRONG_CLASS
+    assert answer.Status == intake.WRONG_CLASS
     assert not node.files
 
 
@@ -237,11 +237,11 @@ def test_deflated_instances_are_taken(scp):
 
 def test_a_mistake_of_ctflow_is_out_of_resources_and_in_the_log(scp, monkeypatch, caplog):
     node = scp()
-    monkeypatch.setattr(receiver, "header_of_object", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
+    monkeypatch.setattr(intake, "header_of_object", lambda *_: (_ for _ in ()).throw(RuntimeError("SECRET^NAME")))
     with association(node.port) as found, caplog.at_level("ERROR"):
         answer = found.send_c_store(instance(1))
         assert (answer.Status, answer.ErrorComment) == (
-            receiver.OUT_OF_RESOURCES, "unexpected RuntimeError; the log says where",
+            intake.OUT_OF_RESOURCES, "unexpected RuntimeError; the log says where",
         )  # fmt: skip
         monkeypatch.undo()
         assert found.send_c_store(instance(1)).Status == 0
@@ -253,7 +253,7 @@ def test_what_fails_unexpectedly_is_out_of_resources_and_the_series_is_not_run_w
     monkeypatch.setattr(
         node.journal, "holds", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("unable to open"))
     )
-    assert store(node.port, instance(1)) == [receiver.OUT_OF_RESOURCES]
+    assert store(node.port, instance(1)) == [intake.OUT_OF_RESOURCES]
     monkeypatch.undo()
     assert node.journal.find(KEY).refused == 1
     assert not node.files
@@ -290,7 +290,7 @@ def test_below_the_watermark_instances_are_refused_and_taken_again_above_it(scp,
     assert store(node.port, instance(1)) == [0]
     free[0] = 10**5
     node.inbox._looked_at = 0
-    assert store(node.port, instance(2)) == [receiver.OUT_OF_RESOURCES]
+    assert store(node.port, instance(2)) == [intake.OUT_OF_RESOURCES]
     assert node.journal.find(KEY).refused == 1
     assert node.journal.complete_quiet(0) == ()
     free[0] = 10**9
@@ -305,19 +305,19 @@ def test_a_disk_that_fails_is_out_of_resources_and_leaves_nothing(scp, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ctflow.node.receive.inbox.os.fsync", fail)
-    assert store(node.port, instance(1)) == [receiver.OUT_OF_RESOURCES]
+    assert store(node.port, instance(1)) == [intake.OUT_OF_RESOURCES]
     monkeypatch.undo()
     assert not node.files
     monkeypatch.setattr(
         node.journal, "receive", lambda *_, **__: (_ for _ in ()).throw(NotWritten("no", reason="unwritable"))
     )
-    assert store(node.port, instance(1)) == [receiver.OUT_OF_RESOURCES]
+    assert store(node.port, instance(1)) == [intake.OUT_OF_RESOURCES]
     assert not node.files
 
 
 def test_a_series_that_is_too_large_is_refused(scp):
     node = scp(most_instances=2)
-    assert store(node.port, instance(1), instance(2), instance(3)) == [0, 0, receiver.TOO_MUCH]
+    assert store(node.port, instance(1), instance(2), instance(3)) == [0, 0, intake.TOO_MUCH]
     assert node.journal.find(KEY).state == "aside"
     assert len(node.files) == 2
 

@@ -8,7 +8,7 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 
 from ctflow.node.receive import shortcut, transport
-from ctflow.node.receive.receiver import CANNOT_UNDERSTAND, WRONG_CLASS
+from ctflow.node.receive.intake import CANNOT_UNDERSTAND, WRONG_CLASS
 from ctflow.node.receive.shortcut import _Command, _response
 from service_support import RawPeer, association, encoded, fragment, instance, store, store_command, wait_until
 

@@ -15,7 +15,7 @@ from bundle_support import small_unet_bundle
 from ctflow.bundle import read_bundle
 from ctflow.core.errors import DeviceOutOfMemory
 from ctflow.core.model import Model
-from ctflow.node.deliver.send import SENT_CLASSES
+from ctflow.node.deliver.storage import SENT_CLASSES
 from ctflow.node.journal.records import InstanceRecord, Job
 from ctflow.node.journal.writes import digest_of_set
 from ctflow.node.rules import Rule

@@ -1,0 +1,108 @@
+"""Results to an AE by C-STORE."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctflow.compat.pynetdicom import keep_answers
+from ctflow.core.errors import DestinationDown, PeerRefused
+from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
+from ctflow.node.deliver.send import ANSWER_S, Channel
+from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
+from ctflow.node.receive.receiver import UNCOMPRESSED
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+
+# ctflow's output: Segmentation, Label Map Segmentation, Comprehensive 3D SR, RT Structure Set, Secondary Capture Image,
+# Encapsulated PDF.
+SENT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.66.4",
+    "1.2.840.10008.5.1.4.1.1.66.7",
+    "1.2.840.10008.5.1.4.1.1.88.34",
+    "1.2.840.10008.5.1.4.1.1.481.3",
+    "1.2.840.10008.5.1.4.1.1.7",
+    "1.2.840.10008.5.1.4.1.1.104.1",
+)
+_CONNECT_S = 10.0
+
+
+@dataclass(frozen=True)
+class StorageTarget:
+    """C-STORE to an AE."""
+
+    calling_ae: str
+    called_ae: str
+    host: str
+    port: int
+
+    @contextmanager
+    def open(self) -> Iterator[Channel]:
+        """An association.
+
+        Raises:
+            DestinationDown: Nothing answers.
+            PeerRefused: It rejects the association.
+        """
+        from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
+
+        ae = AE(self.calling_ae)
+        ae.connection_timeout, ae.acse_timeout = _CONNECT_S, 30
+        ae.dimse_timeout = ae.network_timeout = ANSWER_S
+        ae.implementation_class_uid = IMPLEMENTATION_UID
+        ae.implementation_version_name = IMPLEMENTATION_VERSION
+        for abstract in SENT_CLASSES:
+            ae.add_requested_context(abstract, list(UNCOMPRESSED[:2]))
+        opened: list[socket.socket] = []
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
+            (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
+        ]
+        association: Any = ae.associate(self.host, self.port, ae_title=self.called_ae, evt_handlers=handlers)
+        try:
+            self._check(association)
+            yield _Storage(association, self.called_ae)
+        finally:
+            if association.is_established:
+                association.release()
+            else:
+                association.abort()
+            for connection in opened:  # pynetdicom leaves one open if its peer was faster
+                connection.close()
+
+    def _check(self, association: Any) -> None:
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            why = getattr(answer, "reason_str", "") or "no reason given"
+            raise PeerRefused(f"{self.called_ae} rejects the association ({why})", reason="association-rejected")
+        if not association.is_established:
+            raise DestinationDown(
+                f"{self.called_ae} does not answer at {self.host}:{self.port}", reason="no-connection"
+            )
+
+
+@dataclass(frozen=True)
+class _Storage:
+    association: Association
+    called_ae: str
+
+    def send(self, folder: Path, file: str) -> str:
+        try:
+            answer = self.association.send_c_store(folder / file)
+        except OSError as error:  # from the file: pynetdicom itself names network errors
+            raise PeerRefused(f"{file} cannot be read ({error.strerror})", reason="object-unreadable") from error
+        except ValueError as error:  # raised by pynetdicom when no context was accepted for this object
+            raise PeerRefused(f"{self.called_ae} accepts no objects like {file}", reason="no-context") from error
+        except RuntimeError as error:  # raised by pynetdicom when the association has ended
+            raise DestinationDown(f"{self.called_ae} ended the association", reason="association-ended") from error
+        status = answer.get("Status")
+        if status is None:
+            raise DestinationDown(f"{self.called_ae} did not answer for {file}", reason="no-answer")
+        if status == 0 or status >> 12 == 0xB:  # PS3.4 B.2.3: warnings mean that it was stored
+            return "" if status == 0 else f" (warning {status:04X}H)"
+        raise PeerRefused(f"{self.called_ae} refuses {file} with status {status:04X}H", reason="object-refused")

@@ -1,0 +1,84 @@
+"""What a site's settings mean, for `ctflow serve --check`: each value with its origin, and all of them in sentences."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from ctflow.node.rules import Rule
+from ctflow.node.settings.groups import Web
+from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.values import address_text
+from ctflow.settings.document import Given
+from ctflow.settings.schema import effective, key_text
+
+
+def values_and_origins(settings: ServiceSettings, found: Given) -> list[str]:
+    """Every key with its value and origin, one per line (`ctflow serve --check`)."""
+    return [f"{key_text(loc)} = {value}  ({found.origin(loc)})" for loc, value in effective(settings)]
+
+
+def explain_settings(settings: ServiceSettings) -> str:
+    """The meaning of a site's settings, in readable lines (`ctflow serve --check`)."""
+    lines = [
+        f"listens as {settings.ae_title} on {address_text(settings.bind, settings.port)}",
+        *_explain_peers(settings),
+        f"a series is complete after {settings.quiet_period_s:g} s without a new instance",
+        *_explain_rules(settings.rules),
+        f"model: {settings.bundle or 'the demonstration bundle (research only)'}; engine {settings.engine}, on "
+        f"{', '.join(settings.devices) or 'every GPU, or the CPU'}",
+        *(["computes and marks only where the body is"] if settings.roi == "body" else []),
+        *_explain_destinations(settings),
+        f"keeps its data in {settings.data}",
+        _explain_web(settings.web),
+        f"writes its log to {settings.log.file or 'standard output'}",
+    ]
+    return "\n".join(lines)
+
+
+def _explain_peers(settings: ServiceSettings) -> list[str]:
+    if settings.peers:
+        return [f"accepts series from {peer.ae_title or 'any AE title'} at {peer.host}" for peer in settings.peers]
+    beyond = not ipaddress.ip_address(settings.bind).is_loopback
+    return [
+        "accepts series from this machine only" + (": give peers, or nobody on the network can send" if beyond else "")
+    ]
+
+
+def _explain_rules(rules: tuple[Rule, ...]) -> list[str]:
+    lines = [f"rule {count}: {_explain_rule(rule)}" for count, rule in enumerate(rules, start=1)]
+    if rules and rules[-1].takes_all:
+        return lines
+    return [*lines, "every other series runs if it is eligible" if rules else "every eligible series runs"]
+
+
+def _explain_rule(rule: Rule) -> str:
+    wanted = [
+        f"{name} {' or '.join(values)}"
+        for name in ("modality", "body_part", "description", "calling_ae")
+        if (values := getattr(rule, name))
+    ]
+    if rule.thickness_mm:
+        wanted.append(f"thickness_mm {rule.thickness_mm.min:g} to {rule.thickness_mm.max:g}")
+    decision = "run" if rule.decision == "run" else "ignore"
+    forced = ", even if it is not eligible" if rule.force else ", if it is eligible" if decision == "run" else ""
+    return f"{decision} {' and '.join(wanted) or 'every series'}{forced}" + (f" ({rule.name})" if rule.name else "")
+
+
+def _explain_destinations(settings: ServiceSettings) -> list[str]:
+    lines = [
+        f"sends results to {each.name}: {each.ae_title} at {address_text(each.host, each.port)}, again after "
+        f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
+        for each in settings.destinations
+    ] or ["sends results nowhere"]
+    if settings.destinations:
+        verb = "are also sent" if settings.allow_demonstration else "are not sent (allow_demonstration)"
+        lines.append(f"results of a demonstration model {verb}")
+    return [*lines, *([f"copies results to {settings.copy_to}"] if settings.copy_to else [])]
+
+
+def _explain_web(web: Web) -> str:
+    if not web.enabled:
+        return "has no page"
+    open_to = "" if ipaddress.ip_address(web.bind).is_loopback else ", without a password, to anyone who can reach it"
+    shown = "with patient data" if web.patient_data else "without patient data"
+    return f"shows its page on http://{address_text(web.bind, web.port)}/ {shown}{open_to}"

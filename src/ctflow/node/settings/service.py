@@ -1,0 +1,137 @@
+"""All settings of a site, and how they are read from its file."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from ctflow.node.rules import Rule
+from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.values import Address, AeTitle, Device, Port
+from ctflow.settings.document import Given, given_in_file
+from ctflow.settings.run import Processing, Settings, add_layers, data_folder_from_environment
+from ctflow.settings.schema import FilePath, Key, Refused, Switch, real
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings(Processing):
+    """All settings of a site; made by `read_settings`."""
+
+    # Settings of `ctflow run` that a node handles differently.
+    MEANT: ClassVar[Mapping[str, str]] = {"device": "devices", "series": "rules", "pick": "rules", "force": "rules"}
+
+    data: Annotated[
+        FilePath, Key("Folder of received instances, journal and results.", default="the user's data folder")
+    ]
+    ae_title: Annotated[AeTitle, Key("AE title of the node, as called and calling AE.")] = "CTFLOW"
+    bind: Annotated[Address, Key("Address that it listens on.")] = "127.0.0.1"
+    port: Annotated[Port, Key("Port that it listens on.")] = 11112
+    peers: Annotated[tuple[Peer, ...], Key("Who may send and use C-ECHO; only this machine if omitted.")] = ()
+    limits: Annotated[Limits, Key("Limits for senders.")] = Limits()
+    quiet_period_s: Annotated[
+        float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
+    ] = 10.0
+    copy_to: Annotated[FilePath | None, Key("Folder that gets a copy of every result.")] = None
+    bundle: Annotated[
+        FilePath | None,
+        Key(
+            "The folder of a MONAI bundle, or an nnU-Net model as a folder or zip; the demonstration bundle if omitted."
+        ),
+    ] = None
+    devices: Annotated[
+        tuple[Device, ...],
+        Key(
+            "`cpu`, or GPUs such as `[cuda:0, cuda:1]`: one worker on each; every GPU, or the CPU, if omitted.", most=64
+        ),
+    ] = ()
+    destinations: Annotated[
+        tuple[Destination, ...], Key("Where results are sent; each gets all of them.", most=64)
+    ] = ()
+    web: Annotated[Web, Key("The page.")] = Web()
+    log: Annotated[Log, Key("The log.")] = Log()
+    allow_demonstration: Annotated[Switch, Key("Also send results of a demonstration model.")] = False
+    rules: Annotated[
+        tuple[Rule, ...],
+        Key("Which series run; the first rule that applies decides. Without rules, every eligible series runs."),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        """Reject settings that conflict.
+
+        Raises:
+            SettingsInvalid: A duplicate name, one port for two servers, or a rule that no series can reach.
+        """
+        super().__post_init__()
+        for key, what, names in (
+            ("destinations", "name", [each.name for each in self.destinations]),
+            ("devices", "device", [*self.devices]),
+        ):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise Refused(f"the {what} {min(twice)} is used twice", key)
+        if self.web.enabled and self.web.port == self.port:
+            raise Refused(f"port and web.port are both {self.port}", "port", reason="conflict")
+        for count, rule in enumerate(self.rules[:-1], start=1):
+            if rule.takes_all:
+                raise Refused(f"is never reached: rule {count} applies to every series", "rules", count)
+
+    @property
+    def run(self) -> Settings:
+        """How a worker runs each series."""
+        device = self.devices[0] if len(self.devices) == 1 else None
+        return Settings(device=device, **{each.name: getattr(self, each.name) for each in fields(Processing)})
+
+
+def given_settings(file: Path | None, environment: Mapping[str, str], typed: Mapping[str, Any] | None = None) -> Given:
+    """Gather a site's settings: from the command line, else the file, else the environment.
+
+    Args:
+        file: The YAML file; None takes the defaults.
+        environment: Environment variables; they also give the default data folder.
+        typed: Fields of `ServiceSettings` from the command line; None and False mean "not given".
+
+    Raises:
+        SettingsInvalid: The file cannot be read, or is not a YAML file of settings.
+    """
+    found = add_layers(given_in_file(file) if file else Given(), ServiceSettings, typed or {}, environment)
+    if "data" not in found.data:
+        found.data["data"] = data_folder_from_environment(environment)
+    return found
+
+
+def read_settings(file: Path | None, environment: Mapping[str, str]) -> ServiceSettings:
+    """Read a site's settings.
+
+    Args:
+        file: The YAML file; None takes the defaults.
+        environment: Environment variables.
+
+    Returns:
+        The settings; their paths are absolute.
+
+    Raises:
+        SettingsInvalid: The file cannot be read or holds an invalid value; names the file, the line and the key.
+    """
+    return given_settings(file, environment).read(ServiceSettings)
+
+
+def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
+    """Whether a caller may connect to the node.
+
+    Args:
+        settings: Its peers; none means this machine only.
+        ae_title: As given by the caller.
+        address: As given by the socket.
+    """
+    try:
+        caller = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(caller, ipaddress.IPv6Address) and caller.ipv4_mapped:
+        caller = caller.ipv4_mapped
+    if not settings.peers:
+        return caller.is_loopback
+    return any(caller in peer.host and peer.ae_title in (None, ae_title.strip()) for peer in settings.peers)
