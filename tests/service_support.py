@@ -77,6 +77,7 @@ class RunningScp:
             "ae_title": "CTFLOW", "address": ("127.0.0.1", 0), "may_come": lambda _host: True,
             "is_peer": lambda _title, _host: True, "associations": 8, "most_pdu": 65536, "idle_s": 30.0,
         }  # fmt: skip
+        same_uid = changes.pop("same_uid", "refuse")
         series = {"most_instances": 1000, "most_bytes": 10**9, "patient_data": False}
         limits = IntakeLimits(**{name: changes.pop(name, value) for name, value in series.items()})
         folder.mkdir()
@@ -84,7 +85,7 @@ class RunningScp:
         self.inbox = Inbox(folder / "inbox", least_free)
         try:
             metrics = Metrics(self.journal, folder)
-            self.intake = Intake(limits, self.inbox, self.journal, metrics)
+            self.intake = Intake(limits, self.inbox, self.journal, metrics, lambda _caller: same_uid)
             self.receiver = Receiver(Reception(**{**values, **changes}), self.intake, metrics)
         except BaseException:
             self.journal.close()

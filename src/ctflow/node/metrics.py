@@ -37,6 +37,10 @@ class Metrics:
         self._received = Counter("ctflow_instances_received", "Instances acknowledged as new.", **made)
         self._bytes = Counter("ctflow_received_bytes", "Their bytes.", **made)
         self._duplicates = Counter("ctflow_instances_duplicate", "Instances received again.", **made)
+        self._left_out = Counter("ctflow_objects_left_out", "Objects kept and not run, such as dose reports.", **made)
+        self._same_uid = Counter(
+            "ctflow_instances_same_uid", "Instances with other content under a known UID.", ["outcome"], **made
+        )
         self._refused = Counter("ctflow_refused", "Instances and associations refused.", ["reason"], **made)
         self._associations = Gauge("ctflow_associations", "Associations open now.", **made)
         self._sent = Counter("ctflow_sends", "Attempts to send an object.", ["destination", "outcome"], **made)
@@ -55,6 +59,14 @@ class Metrics:
     def duplicate(self) -> None:
         """An instance came again."""
         self._duplicates.inc()
+
+    def left_out(self) -> None:
+        """An object was kept that is not run."""
+        self._left_out.inc()
+
+    def same_uid(self, outcome: str) -> None:
+        """An instance came with other content under a known UID: `kept-first` or `replaced`."""
+        self._same_uid.labels(_word(outcome)).inc()
 
     def refused(self, reason: str) -> None:
         """An instance or association was refused; `reason` is one of a few words, such as `free-disk` or `peer`."""

@@ -27,7 +27,7 @@ from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.intake import Intake, IntakeLimits
 from ctflow.node.receive.receiver import Receiver, Reception
 from ctflow.node.settings.groups import Backoff
-from ctflow.node.settings.service import ServiceSettings, is_peer
+from ctflow.node.settings.service import ServiceSettings, is_peer, same_uid_of
 from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
 from ctflow.node.work.pool import Places, WorkerPool
@@ -83,7 +83,10 @@ class Node:
         ]
         self.completer = Completer(self.journal, settings.quiet_period_s)
         limits = IntakeLimits(settings.limits.instances, settings.limits.series, settings.web.patient_data)
-        self.intake = Intake(limits, inbox, self.journal, self.metrics)
+        self.intake = Intake(
+            limits, inbox, self.journal, self.metrics,
+            lambda caller: same_uid_of(settings, caller.ae_title, caller.address),
+        )  # fmt: skip
         self.receiver = Receiver(_reception(settings), self.intake, self.metrics)
 
     def _clean(self) -> None:

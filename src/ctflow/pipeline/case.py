@@ -52,6 +52,7 @@ class Case:
         stage_seconds: What the case waited for each stage.
         body: Position of the body, once prepared; None if none was found.
         previous: Measurement reports that this case's replaces, from before instances came late.
+        replaced: Digest of its instances where some have another content than an earlier one of their UID; else "".
         packed: The same case as bytes, for the process that reads it, if the headers are not in this one.
     """
 
@@ -71,6 +72,7 @@ class Case:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     body: Body | None = None
     previous: tuple[Dataset, ...] = ()
+    replaced: str = ""
     packed: bytes | None = None
 
     @property

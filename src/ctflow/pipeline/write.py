@@ -221,6 +221,7 @@ def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Ch
         ctflow_version=__version__,
         weights_digest=model.weights_digest,
         settings={
+            **({"instances": case.replaced} if case.replaced else {}),  # else UIDs would be those of the earlier result
             "backend": engine.backend,
             "precision": engine.precision,
             **_flat(case.segmented.window),

@@ -51,6 +51,7 @@ port: 104
 peers:
   - {ae_title: ORTHANC, host: 10.1.2.3}
   - host: 10.2.0.0/16
+same_uid: newest
 limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB, free_disk: 20 GB}
 quiet_period_s: 2.5
 copy_to: out
@@ -102,6 +103,7 @@ def test_every_key_is_read(tmp_path):
             Peer(ipaddress.ip_network("10.2.0.0/16")),
         ),
         limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
+        same_uid="newest",
         quiet_period_s=2.5,
         copy_to=here / "out",
         bundle=here / "bundles/lung",

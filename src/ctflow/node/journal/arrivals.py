@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from ctflow.core.volume import digest_of_uid
 from ctflow.node.journal.records import Arrival, Receipt, Why
+from ctflow.node.journal.same_uid import decide_same_uid
 from ctflow.node.journal.writes import has_result, key_of, note_event, retry_series, series_of_key, set_state
 
 
@@ -28,13 +28,20 @@ def receive_instance(
             (series["key"], arrival.sop_instance_uid),
         ).fetchone()
         if known is not None:
-            return _came_again(db, series, known, arrival, now)
+            if known["sha256"] in (arrival.sha256, arrival.same_as):
+                return _came_again(db, series, arrival, now)
+            grown = int(series["bytes"]) - int(known["bytes"]) + arrival.bytes
+            if arrival.same_uid == "newest" and grown > most_bytes:
+                return _too_much(db, series, arrival, now, most_instances, most_bytes)
+            return decide_same_uid(db, series, known, arrival, now, lambda: _open_series(db, series, arrival, now))
         if series["instances"] >= most_instances or series["bytes"] + arrival.bytes > most_bytes:
             return _too_much(db, series, arrival, now, most_instances, most_bytes)
+    if not arrival.file:
+        return Receipt("again", "")
     series = _open_series(db, series, arrival, now)
     key = str(series["key"])
     db.execute(
-        "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
         (
             key, arrival.sop_instance_uid, arrival.sop_class_uid, arrival.transfer_syntax, arrival.file, arrival.bytes,
             arrival.sha256, now,
@@ -53,19 +60,8 @@ def receive_instance(
     return Receipt("new", key, expected is not None and _complete_counted(db, key, now))
 
 
-def _came_again(
-    db: sqlite3.Connection, series: sqlite3.Row, known: sqlite3.Row, arrival: Arrival, now: float
-) -> Receipt:
+def _came_again(db: sqlite3.Connection, series: sqlite3.Row, arrival: Arrival, now: float) -> Receipt:
     key = str(series["key"])
-    if known["sha256"] not in (arrival.sha256, arrival.same_as):
-        what = "another content"
-        if known["transfer_syntax"] != arrival.transfer_syntax:
-            what += ", or content in another transfer syntax that cannot be compared"
-        text = (
-            f"instance {digest_of_uid(arrival.sop_instance_uid)} was received again with {what}; the first one is kept"
-        )
-        note_event(db, now, "conflict", text, key, arrival.peer)
-        return Receipt("conflict", key)
     db.execute("UPDATE series SET duplicates = duplicates + 1 WHERE key = ?", (key,))
     if series["state"] == "discarded":  # a sender that sends it again wants it
         if has_result(db, key):
@@ -120,7 +116,7 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
     if earlier is not None:
         db.execute(
             "INSERT INTO instances SELECT ?, sop_instance_uid, sop_class_uid, transfer_syntax, file, bytes, sha256, "
-            "received_at FROM instances WHERE series_key = ?",
+            "received_at, replaced FROM instances WHERE series_key = ?",
             (key, previous),
         )
         db.execute(

@@ -21,6 +21,7 @@ from ctflow.node.journal import writes
 from ctflow.node.journal.arrivals import complete_quiet_series, give_up_refused_series, note_refused, receive_instance
 from ctflow.node.journal.reading import JournalReader
 from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
+from ctflow.node.journal.same_uid import keep_left_out
 from ctflow.node.journal.schema import bring_up_to_date, unopened
 
 T = TypeVar("T")
@@ -172,6 +173,10 @@ class Journal(JournalReader):
             OutputError: The journal cannot be written.
         """
         return self._write(lambda db: receive_instance(db, arrival, self._clock(), most_instances, most_bytes))
+
+    def leave_out(self, arrival: Arrival, *, most_instances: int, most_bytes: int) -> Receipt:
+        """Record an object whose file is fsynced and which is kept, but not run; arguments as of `receive`."""
+        return self._write(lambda db: keep_left_out(db, arrival, self._clock(), most_instances, most_bytes))
 
     def refused(self, arrival: Arrival, why: str) -> None:
         """Record that an instance was refused for lack of space, so that its series does not run without it."""

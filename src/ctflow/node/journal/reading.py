@@ -198,7 +198,7 @@ class JournalReader:
 
     def files(self) -> set[str]:
         """Every file below the inbox that the journal knows."""
-        return {row["file"] for row in self._all("SELECT DISTINCT file FROM instances")}
+        return {row["file"] for row in self._all("SELECT file FROM instances UNION SELECT file FROM left_out")}
 
 
 def record_of_row(kind: type[R], row: sqlite3.Row, **others: object) -> R:

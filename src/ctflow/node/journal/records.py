@@ -10,6 +10,7 @@ from ctflow.core.volume import digest_of_uid
 SeriesState = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
 STATES: tuple[SeriesState, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")
 DeliveryState = Literal["waiting", "sent", "dead", "withdrawn"]
+SameUid = Literal["refuse", "keep_first", "newest"]  # what to do with other content under a known SOPInstanceUID
 
 
 class Why(NamedTuple):
@@ -52,6 +53,7 @@ class Arrival:
         bytes: Length of the encoded data set.
         sha256: Of the encoded data set.
         same_as: Digest of an instance of another transfer syntax that was found to have the same content.
+        same_uid: What becomes of it if an instance of its UID has another content.
         expected_instances: How many instances the series has, where the data set counts them.
         patient: Only where patient data is switched on.
     """
@@ -68,6 +70,7 @@ class Arrival:
     bytes: int
     sha256: str
     same_as: str | None = None
+    same_uid: SameUid = "refuse"
     expected_instances: int | None = None
     patient: Patient | None = None
 
@@ -77,15 +80,19 @@ class Receipt:
     """The journal's verdict on an arrival.
 
     Attributes:
-        verdict: "new" (kept), "duplicate" (its file is not needed), "conflict" (other content has this UID) or
-            "too-much" (the series is larger than allowed and was set aside).
+        verdict: "new" (kept), "duplicate" (its file is not needed), "conflict" (other content has this UID),
+            "kept-first" (the same, but the sender need not know), "replaced" (kept in place of the earlier one) or
+            "too-much" (the series is larger than allowed and was set aside). "again": the journal has changed since
+            the arrival was compared, and needs its file.
         key: The series.
         completes: Whether this is the last one by the sender's count.
+        outdated: File of the replaced instance that nothing refers to any more.
     """
 
-    verdict: Literal["new", "duplicate", "conflict", "too-much"]
+    verdict: Literal["new", "duplicate", "conflict", "kept-first", "replaced", "too-much", "again"]
     key: str
     completes: bool = False
+    outdated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class SeriesRecord:
 
 @dataclass(frozen=True)
 class InstanceRecord:
-    """One instance of a series; `file` is below the inbox."""
+    """One instance of a series; `file` is below the inbox, `replaced` counts the earlier ones of its UID."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -155,6 +162,12 @@ class InstanceRecord:
     bytes: int
     sha256: str
     received_at: float
+    replaced: int = 0
+
+    @property
+    def identity(self) -> str:
+        """What a set of instances is named by: the UID, with the content where that has changed under the UID."""
+        return f"{self.sop_instance_uid} {self.sha256}" if self.replaced else self.sop_instance_uid
 
 
 @dataclass(frozen=True)

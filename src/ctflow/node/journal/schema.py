@@ -6,7 +6,7 @@ import sqlite3
 
 from ctflow.core.errors import SettingsInvalid
 
-VERSION = 2
+VERSION = 3
 
 # One statement list per version; MIGRATIONS[n] brings a journal of version n to n+1.
 _FIRST = """
@@ -106,7 +106,27 @@ ALTER TABLE series RENAME COLUMN reason TO message;
 ALTER TABLE series ADD COLUMN reason TEXT;
 ALTER TABLE deliveries ADD COLUMN last_reason TEXT;
 """
-MIGRATIONS = (_FIRST, _REASONS)
+# An instance may take the place of an earlier one of its UID; objects that are no images of CT are kept beside.
+_SAME_UID = """
+ALTER TABLE instances ADD COLUMN replaced INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE left_out (
+    study_uid TEXT NOT NULL,
+    series_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    transfer_syntax TEXT NOT NULL,
+    modality TEXT NOT NULL,
+    calling_ae TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    file TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    received_at REAL NOT NULL,
+    PRIMARY KEY (study_uid, series_uid, sop_instance_uid)
+) WITHOUT ROWID;
+CREATE INDEX instances_by_file ON instances (file);
+"""
+MIGRATIONS = (_FIRST, _REASONS, _SAME_UID)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

@@ -16,9 +16,9 @@ def key_of(study_uid: str, series_uid: str, revision: int) -> str:
     return hashlib.sha256(json.dumps([study_uid, series_uid, revision]).encode()).hexdigest()[:32]
 
 
-def digest_of_set(sop_instance_uids: Sequence[str]) -> str:
-    """Digest of a set of instances, in any order: 32 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(sorted(sop_instance_uids)).encode()).hexdigest()[:32]
+def digest_of_set(identities: Sequence[str]) -> str:
+    """Digest of a set of instances (`InstanceRecord.identity`), in any order: 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()[:32]
 
 
 def note_event(
@@ -61,7 +61,7 @@ def claim_job(db: sqlite3.Connection, now: float, beside: Collection[str] = ()) 
         return None
     db.execute("UPDATE series SET state = 'running', attempts = attempts + 1 WHERE key = ?", (row["key"],))
     instances = _instances(db, row["key"])
-    digest = digest_of_set([each.sop_instance_uid for each in instances])
+    digest = digest_of_set([each.identity for each in instances])
     note_event(db, now, "running", f"attempt {row['attempts'] + 1}, {len(instances)} instances", row["key"])
     earlier = db.execute(
         "SELECT folder FROM results WHERE series_key = ? ORDER BY id DESC", (row["previous"],)
@@ -80,7 +80,7 @@ def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
     row = series_of_key(db, key)
     if row is None or row["state"] != "running":
         return False
-    return digest_of_set([each.sop_instance_uid for each in _instances(db, key)]) == set_digest
+    return digest_of_set([each.identity for each in _instances(db, key)]) == set_digest
 
 
 def commit_job(

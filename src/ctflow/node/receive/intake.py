@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ctflow.core.errors import OutputError
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import text
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Arrival, InstanceRecord
+from ctflow.node.journal.records import Arrival, InstanceRecord, Receipt, SameUid
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import (
@@ -37,6 +37,21 @@ _ANSWERS = {
     "conflict": (CONFLICT, "different content, or another syntax, was received under this UID"),
     "too-much": (TOO_MUCH, "the series is larger than this node accepts"),
 }
+# Kept, but not run: a scanner or router sends them with the images of a study, and must be able to finish.
+LEFT_OUT = (
+    "1.2.840.10008.5.1.4.1.1.7",
+    "1.2.840.10008.5.1.4.1.1.7.1",
+    "1.2.840.10008.5.1.4.1.1.7.2",
+    "1.2.840.10008.5.1.4.1.1.7.3",
+    "1.2.840.10008.5.1.4.1.1.7.4",
+    "1.2.840.10008.5.1.4.1.1.11.1",
+    "1.2.840.10008.5.1.4.1.1.11.2",
+    "1.2.840.10008.5.1.4.1.1.88.11",
+    "1.2.840.10008.5.1.4.1.1.88.22",
+    "1.2.840.10008.5.1.4.1.1.88.59",
+    "1.2.840.10008.5.1.4.1.1.88.67",
+    "1.2.840.10008.5.1.4.1.1.104.1",
+)
 log = logging.getLogger(__name__)
 
 
@@ -71,10 +86,19 @@ class Intake:
         inbox: Stores the files.
         journal: Records the instances.
         metrics: Counts them.
+        same_uid: What becomes of other content under a known UID, by sender.
     """
 
-    def __init__(self, limits: IntakeLimits, inbox: Inbox, journal: Journal, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        limits: IntakeLimits,
+        inbox: Inbox,
+        journal: Journal,
+        metrics: Metrics,
+        same_uid: Callable[[Caller], SameUid] = lambda _caller: "refuse",
+    ) -> None:
         self._limits, self._inbox, self._journal, self._metrics = limits, inbox, journal, metrics
+        self._same_uid = same_uid
 
     def take(self, request: StoreRequest, caller: Caller) -> StoreAnswer:
         """Store an instance and say so, or refuse it, whatever happens.
@@ -121,37 +145,55 @@ class Intake:
             bytes=len(request.data),
             sha256=hashlib.sha256(request.data).hexdigest(),
             expected_instances=whole_number(text(header, "NumberOfSeriesRelatedInstances")),
+            same_uid=self._same_uid(caller),
             patient=patient_of_header(header) if self._limits.patient_data else None,
         )
         return self._keep(arrival, [meta, request.data])
 
     def _keep(self, arrival: Arrival, parts: Sequence[bytes | memoryview]) -> StoreAnswer:
         """Write an instance, record it in the journal, and only then acknowledge it."""
-        series = key_of(arrival.study_uid, arrival.series_uid, 1)
         known, name, taken = None, "", False
         try:
-            known = self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
-            if known is None and not self._inbox.has_space(arrival.bytes):
+            known = self._known(arrival)
+            same_as = self._same_as(known, arrival, parts)
+            is_written = known is None or self._replaces(known, arrival, same_as)
+            if is_written and not self._inbox.has_space(arrival.bytes):
                 return self._no_space(arrival, "the disk is nearly full")
-            name = known.file if known else self._inbox.write(series, arrival.sop_instance_uid, parts)
-            receipt = self._journal.receive(
-                replace(arrival, file=name, same_as=self._same_as(known, arrival, parts)),
-                most_instances=self._limits.most_instances,
-                most_bytes=self._limits.most_bytes,
-            )
-            taken = receipt.verdict == "new"
+            if is_written:
+                series = key_of(arrival.study_uid, arrival.series_uid, 1)
+                name = self._inbox.write(series, arrival.sop_instance_uid, parts)
+            receipt = self._record(replace(arrival, file=name, same_as=same_as))
+            taken = receipt.verdict in ("new", "replaced")
         except OutputError as error:
             return self._no_space(arrival, str(error))
         except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was removed: it may pass
             log.exception("an instance could not be stored")
             return self._no_space(arrival, f"unexpected {type(error).__name__}; the log says where")
         finally:
-            if name and known is None and not taken:
+            if name and not taken:
                 self._inbox.remove(name)
-        if receipt.verdict == "conflict" and known is None:  # it came twice at once: now one can be compared
-            return self._keep(arrival, parts)
-        self._count(receipt.verdict, arrival.bytes)
+        first = known is None and arrival.sop_class_uid not in LEFT_OUT
+        if receipt.verdict == "again" or (first and receipt.verdict in ("conflict", "kept-first")):
+            # It came twice at once, or the known one was removed meanwhile: now it can be told.
+            return self._keep(replace(arrival, file=""), parts)
+        if receipt.outdated is not None:
+            self._inbox.remove(receipt.outdated)
+        self._count(receipt.verdict, arrival)
         return _ANSWERS.get(receipt.verdict, (SUCCESS, ""))
+
+    def _known(self, arrival: Arrival) -> InstanceRecord | None:
+        if arrival.sop_class_uid in LEFT_OUT:
+            return None
+        return self._journal.holds(arrival.study_uid, arrival.series_uid, arrival.sop_instance_uid)
+
+    def _replaces(self, known: InstanceRecord, arrival: Arrival, same_as: str | None) -> bool:
+        """Whether an instance takes the place of the known one, so that its file is needed."""
+        return arrival.same_uid == "newest" and known.sha256 not in (arrival.sha256, same_as)
+
+    def _record(self, arrival: Arrival) -> Receipt:
+        most = {"most_instances": self._limits.most_instances, "most_bytes": self._limits.most_bytes}
+        record = self._journal.leave_out if arrival.sop_class_uid in LEFT_OUT else self._journal.receive
+        return record(arrival, **most)
 
     def _same_as(
         self, known: InstanceRecord | None, arrival: Arrival, parts: Sequence[bytes | memoryview]
@@ -163,22 +205,28 @@ class Intake:
         is_same = is_same_in_other_syntax(path, known.transfer_syntax, came, arrival.transfer_syntax)
         return known.sha256 if is_same else None
 
-    def _count(self, verdict: str, count_bytes: int) -> None:
-        if verdict == "new":
-            self._metrics.received(count_bytes)
+    def _count(self, verdict: str, arrival: Arrival) -> None:
+        if verdict == "new" and arrival.sop_class_uid in LEFT_OUT:
+            self._metrics.left_out()
+        elif verdict == "new":
+            self._metrics.received(arrival.bytes)
         elif verdict == "duplicate":
             self._metrics.duplicate()
+        elif verdict in ("kept-first", "replaced"):
+            self._metrics.same_uid(verdict)
         else:
             self._metrics.refused(verdict)
 
     def _no_space(self, arrival: Arrival, why: str) -> StoreAnswer:
-        self._count("out-of-resources", arrival.bytes)
+        self._count("out-of-resources", arrival)
         log.error(
             "instance %s refused: %s",
             digest_of_uid(arrival.sop_instance_uid),
             why,
             extra={"facts": {"peer": arrival.peer}},
         )
+        if arrival.sop_class_uid in LEFT_OUT:  # no series waits for it
+            return OUT_OF_RESOURCES, why
         try:
             self._journal.refused(arrival, why)
         except OutputError:

@@ -17,7 +17,7 @@ from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
-from ctflow.node.receive.intake import Caller, Intake
+from ctflow.node.receive.intake import LEFT_OUT, Caller, Intake
 from ctflow.node.receive.pending import PendingConnections, bytes_here
 from ctflow.node.receive.shortcut import shorten
 from ctflow.node.receive.titles import TITLES_END, refusal_of_titles
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORED_CLASSES = (CT_IMAGE_STORAGE, *ENHANCED_CT_STORAGE)
+LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")  # of objects that are not run
 UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,12 @@ class Reception:
 def supported_contexts() -> dict[str, tuple[str, ...]]:
     """The contexts offered to a peer: abstract syntax -> transfer syntaxes, the preferred one first."""
     others = tuple(syntax for syntax in READABLE if syntax not in UNCOMPRESSED)
-    return {VERIFICATION: UNCOMPRESSED, **dict.fromkeys(STORED_CLASSES, (*UNCOMPRESSED, *map(str, others)))}
+    readable = (*UNCOMPRESSED, *map(str, others))
+    return {
+        VERIFICATION: UNCOMPRESSED,
+        **dict.fromkeys(STORED_CLASSES, readable),
+        **dict.fromkeys(LEFT_OUT, (*readable, *LOSSY_JPEG)),
+    }
 
 
 class Receiver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ctflow.node.journal.records import SameUid
 from ctflow.node.settings.values import Address, AeTitle, Host, Name, Network, Port, read_network
 from ctflow.settings.schema import FilePath, Group, Key, Reads, Switch, real, size, whole
 
@@ -22,6 +23,9 @@ class Peer(Group):
         Network, Reads(read_network), Key("Address or network that it sends from, such as `10.1.2.3` or `10.1.0.0/16`.")
     ]
     ae_title: Annotated[AeTitle | None, Key("Its AE title; any if omitted.")] = None
+    same_uid: Annotated[
+        SameUid | None, Key("As `same_uid` of the node, for this peer.", default="`same_uid` of the node")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from ctflow.node.journal.records import SameUid
 from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Web
 from ctflow.node.settings.values import Address, AeTitle, Device, Port
@@ -30,6 +31,13 @@ class ServiceSettings(Processing):
     bind: Annotated[Address, Key("Address that it listens on.")] = "127.0.0.1"
     port: Annotated[Port, Key("Port that it listens on.")] = 11112
     peers: Annotated[tuple[Peer, ...], Key("Who may send and use C-ECHO; only this machine if omitted.")] = ()
+    same_uid: Annotated[
+        SameUid,
+        Key(
+            "Other content under a known SOPInstanceUID: `refuse` it (status C001), answer success but `keep_first`, "
+            "or let the `newest` replace it."
+        ),
+    ] = "refuse"
     limits: Annotated[Limits, Key("Limits for senders.")] = Limits()
     quiet_period_s: Annotated[
         float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
@@ -118,6 +126,13 @@ def read_settings(file: Path | None, environment: Mapping[str, str]) -> ServiceS
     return given_settings(file, environment).read(ServiceSettings)
 
 
+def same_uid_of(settings: ServiceSettings, ae_title: str, address: str) -> SameUid:
+    """What becomes of other content under a known UID from this sender; arguments as of `is_peer`."""
+    caller = _ip_address(address)
+    found = (peer.same_uid for peer in settings.peers if peer.same_uid and _is_it(peer, ae_title, caller))
+    return next(found, settings.same_uid)
+
+
 def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
     """Whether a caller may connect to the node.
 
@@ -126,12 +141,22 @@ def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
         ae_title: As given by the caller.
         address: As given by the socket.
     """
-    try:
-        caller = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(caller, ipaddress.IPv6Address) and caller.ipv4_mapped:
-        caller = caller.ipv4_mapped
+    caller = _ip_address(address)
     if not settings.peers:
-        return caller.is_loopback
-    return any(caller in peer.host and peer.ae_title in (None, ae_title.strip()) for peer in settings.peers)
+        return caller is not None and caller.is_loopback
+    return any(_is_it(peer, ae_title, caller) for peer in settings.peers)
+
+
+_IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _ip_address(address: str) -> _IpAddress | None:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+
+
+def _is_it(peer: Peer, ae_title: str, caller: _IpAddress | None) -> bool:
+    return caller is not None and caller in peer.host and peer.ae_title in (None, ae_title.strip())

@@ -365,6 +365,8 @@ def _case(task: Task, verdict: Verdict, setup: Setup, name: str, volume: str) ->
     from ctflow.pipeline.case import case_from_candidate  # noqa: PLC0415
 
     case = case_from_candidate(verdict.candidate, volume or name, setup.settings)
+    if any(each.replaced for each in task.job.instances):
+        case = replace(case, replaced=task.job.set_digest)
     if task.job.earlier is None:
         return case
     report = task.results / task.job.earlier / volume / "measurements.dcm"

@@ -73,6 +73,16 @@ def test_every_kind_of_object_that_is_asked_for_is_sent(task, segmenter):
     assert {each.sop_class_uid for each in done.result.objects} < set(SENT_CLASSES)
 
 
+def test_instances_with_new_content_give_objects_with_uids_of_their_own(task, segmenter):
+    first = run(task, segmenter).result
+    changed = (replace(task.job.instances[0], replaced=1), *task.job.instances[1:])
+    digest = digest_of_set([each.identity for each in changed])
+    second = run(replace(task, job=replace(task.job, instances=changed, set_digest=digest)), segmenter).result
+    assert second.folder != first.folder
+    uids = [{each.sop_instance_uid for each in result.objects} for result in (first, second)]
+    assert not uids[0] & uids[1]
+
+
 @pytest.mark.parametrize(
     "change",
     [
