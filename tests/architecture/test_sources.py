@@ -21,6 +21,7 @@ OWNERS = {
     "uvicorn": ("src/ctflow/node/web/",),
     "jinja2": ("src/ctflow/node/web/", "src/ctflow/report/html_report.py"),
     "prometheus_client": ("src/ctflow/node/metrics.py", "src/ctflow/cohort/report/metrics.py"),
+    "cryptography": ("src/ctflow/node/tls.py",),
     "yaml": ("src/ctflow/settings/document.py", "src/ctflow/bundle/config/yaml_document.py"),
     "pyarrow": ("src/ctflow/cohort/manifest/parquet_table.py", "src/ctflow/cohort/report/tables.py"),
     "ray": ("src/ctflow/cohort/cluster/",),

@@ -62,6 +62,7 @@ class SettingsInvalid(CtflowError):
     REASONS = frozenset(
         {
             "cannot-listen",
+            "certificate",
             "conflict",
             "duplicate-key",
             "folder-in-use",

@@ -152,8 +152,8 @@ def documented(kind: type[Group], above: str = "") -> Iterator[Row]:
             continue
         text = "must be given" if default is MISSING else shown_as_set(annotation, default)
         yield Row(f"{above}{name}", key.default or text, key.meaning)
-        if inner and default == ():
-            yield from documented(inner, f"{above}{name}[].")
+        if inner and default in ((), None):
+            yield from documented(inner, f"{above}{name}{'[]' if default == () else ''}.")
 
 
 def effective(settings: Group, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:

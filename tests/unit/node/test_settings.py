@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ctflow.node.rules import Range, Rule
 from ctflow.node.settings.explain import explain_settings, values_and_origins
 from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer, Web
 from ctflow.node.settings.service import ServiceSettings, given_settings, is_peer, read_settings
+from ctflow.node.settings.tls import ClientTls, ServerTls
 from ctflow.settings.run import OPTIONS, Settings
 from ctflow.settings.schema import documented
 from reasons import raises_reason
@@ -51,6 +53,9 @@ port: 104
 peers:
   - {ae_title: ORTHANC, host: 10.1.2.3}
   - host: 10.2.0.0/16
+    tls: optional
+    fingerprints: "AB:CD:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00"
+tls: {certificate: a.crt, key: a.key, key_password_file: password, ca: /etc/ca.pem, client: optional}
 same_uid: newest
 limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB, free_disk: 20 GB}
 quiet_period_s: 2.5
@@ -81,7 +86,9 @@ nifti: true
 devices: [cuda:0, cuda:1]
 destinations:
   - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112}
-  - {name: second, ae_title: B, host: "::1", port: 4242, backoff: {first_s: 1, most_s: 2, give_up_after_s: 60}}
+  - {name: second, ae_title: B, host: "::1", port: 4242, backoff: {first_s: 1, most_s: 2, give_up_after_s: 60},
+     tls: {ca: ca.pem, fingerprints: [0101010101010101010101010101010101010101010101010101010101010101],
+      verify_name: false, certificate: b.pem, key: b.key, key_password_file: c}}
 web: {enabled: true, bind: 10.0.0.1, port: 80, hosts: [node.example.org], patient_data: true}
 log: {file: /var/log/ctflow/node.jsonl, level: debug, rotate_at: 1 MB, keep: 3}
 allow_demonstration: true
@@ -100,8 +107,9 @@ def test_every_key_is_read(tmp_path):
         port=104,
         peers=(
             Peer(ipaddress.ip_network("10.1.2.3/32"), "ORTHANC"),
-            Peer(ipaddress.ip_network("10.2.0.0/16")),
+            Peer(ipaddress.ip_network("10.2.0.0/16"), tls="optional", fingerprints=(f"abcd{'0' * 60}",)),
         ),
+        tls=ServerTls(here / "a.crt", here / "a.key", here / "password", Path("/etc/ca.pem"), "optional"),
         limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
         same_uid="newest",
         quiet_period_s=2.5,
@@ -132,7 +140,14 @@ def test_every_key_is_read(tmp_path):
         devices=("cuda:0", "cuda:1"),
         destinations=(
             Destination("pacs", "PACS", "pacs.example.org", 11112),
-            Destination("second", "B", "::1", 4242, Backoff(1.0, 2.0, 60.0)),
+            Destination(
+                "second",
+                "B",
+                "::1",
+                4242,
+                Backoff(1.0, 2.0, 60.0),
+                ClientTls(here / "ca.pem", ("01" * 32,), False, here / "b.pem", here / "b.key", here / "c"),
+            ),
         ),
         web=Web(True, "10.0.0.1", 80, ("node.example.org",), True),
         log=Log(Path("/var/log/ctflow/node.jsonl"), "debug", MB, 3),
@@ -198,6 +213,25 @@ def test_a_viewer_chooses_what_the_file_or_a_flag_does_not(tmp_path, content, ty
             "destinations: [{name: a, ae_title: X, host: h, port: 1, backoff: {first_s: 9, most_s: 1}}]",
             "invalid-value",
             "destinations[1].backoff: first_s 9 is above most_s 1",
+        ),
+        ("tls: {key: a}", "missing-key", "tls: the key certificate is missing"),
+        ("tls: {certificate: a}", "invalid-value", "tls: needs ca"),
+        ("tls:", "invalid-value", "tls: has no value"),
+        ("peers: [{host: 10.1.2.3, tls: optional}]", "invalid-value", "peers[1].tls: needs the node's own TLS"),
+        (
+            f"tls: {{certificate: a, client: none}}\npeers: {{host: 10.1.2.3, fingerprints: {'0' * 64}}}",
+            "invalid-value",
+            "fingerprints: no client shows a certificate",
+        ),
+        (
+            "destinations: [{name: a, ae_title: X, host: h, port: 1, tls: {fingerprints: AB}}]",
+            "invalid-value",
+            "destinations[1].tls.fingerprints: must be a SHA-256 fingerprint, 64 hexadecimal digits",
+        ),
+        (
+            "destinations: [{name: a, ae_title: X, host: h, port: 1, tls: {key: k}}]",
+            "invalid-value",
+            "destinations[1].tls.key: belongs to a certificate",
         ),
         ("devices: [gpu]", "invalid-value", ("devices[1]:", "'gpu'")),
         ("devices: [cuda:0, cuda:0]", "invalid-value", "devices: the device cuda:0 is used twice"),
@@ -301,7 +335,9 @@ def test_every_value_is_told_with_where_it_comes_from(tmp_path):
     ):
         assert line in told
     names = {line.split(" = ")[0] for line in told}
-    assert names >= {row.name for row in documented(ServiceSettings) if "[]" not in row.name} - {"peers"}
+    assert names >= {row.name for row in documented(ServiceSettings) if not re.search(r"\[\]|^tls\.", row.name)} - {
+        "peers"
+    }
 
 
 def test_every_option_of_a_run_is_a_key_of_the_node_or_has_one_in_its_place(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ctflow.node.journal.records import SameUid
+from ctflow.node.settings.tls import ClientTls, Fingerprint
 from ctflow.node.settings.values import Address, AeTitle, Host, Name, Network, Port, read_network
 from ctflow.settings.schema import FilePath, Group, Key, Reads, Switch, real, size, whole
 
@@ -26,6 +27,14 @@ class Peer(Group):
     same_uid: Annotated[
         SameUid | None, Key("As `same_uid` of the node, for this peer.", default="`same_uid` of the node")
     ] = None
+    tls: Annotated[
+        Literal["required", "optional"] | None,
+        Key("Whether it may come without TLS (`optional`).", default="required, with the group `tls`"),
+    ] = None
+    fingerprints: Annotated[
+        tuple[Fingerprint, ...],
+        Key("SHA-256 of its certificate, or of several while it is replaced; any valid one if omitted."),
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class Destination(Group):
     host: Annotated[Host, Key("Its name or IP address.")]
     port: Annotated[Port, Key("Its port.")]
     backoff: Annotated[Backoff, Key("When to send again.")] = Backoff()
+    tls: Annotated[ClientTls | None, Key("TLS to it; `tls: {}` with the system's authorities.")] = None
 
 
 @dataclass(frozen=True)

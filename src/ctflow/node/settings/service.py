@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 from ctflow.node.journal.records import SameUid
 from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import Address, AeTitle, Device, Port
 from ctflow.settings.document import Given, given_in_file
 from ctflow.settings.run import Processing, Settings, add_layers, data_folder_from_environment
@@ -38,6 +39,9 @@ class ServiceSettings(Processing):
             "or let the `newest` replace it."
         ),
     ] = "refuse"
+    tls: Annotated[
+        ServerTls | None, Key("TLS on the DICOM port; then every peer must use it, unless its `tls` is `optional`.")
+    ] = None
     limits: Annotated[Limits, Key("Limits for senders.")] = Limits()
     quiet_period_s: Annotated[
         float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
@@ -80,6 +84,12 @@ class ServiceSettings(Processing):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise Refused(f"the {what} {min(twice)} is used twice", key)
+        for number, peer in enumerate(self.peers):
+            for key in ("tls", "fingerprints") if self.tls is None else ():
+                if getattr(peer, key):
+                    raise Refused("needs the node's own TLS: give the group tls", "peers", number, key)
+            if peer.fingerprints and self.tls is not None and self.tls.client == "none":
+                raise Refused("no client shows a certificate with tls.client: none", "peers", number, "fingerprints")
         if self.web.enabled and self.web.port == self.port:
             raise Refused(f"port and web.port are both {self.port}", "port", reason="conflict")
         for count, rule in enumerate(self.rules[:-1], start=1):

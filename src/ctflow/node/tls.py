@@ -1,0 +1,350 @@
+"""TLS by BCP 195 (DICOM PS3.15 B.12, B.13): contexts made from the site's files, and made anew when those change."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
+from ctflow.node.settings.tls import ClientTls, ServerTls
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+# TLS 1.2 with forward secrecy and authenticated encryption only; TLS 1.3 has nothing else (RFC 9325, 4.2).
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_LARGEST_FILE = 2**20
+_LOOK_AGAIN_S = 2.0
+_DAY_S = 86400.0
+WARN_DAYS = 30
+# OpenSSL's words for what a peer did, in ours.
+_SAID = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer has no certificate",
+    "UNSUPPORTED_PROTOCOL": "the peer offers no TLS 1.2 or newer",
+    "NO_SHARED_CIPHER": "the peer offers no cipher suite of BCP 195",
+    "WRONG_VERSION_NUMBER": "the peer does not speak TLS",
+    "HTTP_REQUEST": "the peer speaks HTTP, not TLS",
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not trust this node's certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer rejects this node's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the peer says that this node's certificate has expired",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate from this node",
+}
+log = logging.getLogger(__name__)
+
+
+def tls_failure(error: OSError) -> str:
+    """Why a handshake failed, in words without anything that the peer chose."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return "the peer ended the handshake"
+    reason = error.reason or "no reason given"
+    return _SAID.get(reason, f"TLS failed ({reason.lower().replace('_', ' ')})")
+
+
+class Refusal(ssl.SSLCertVerificationError):
+    """A certificate that is valid for OpenSSL is not the one that the site named."""
+
+    verify_code = 0
+
+    def __init__(self, why: str) -> None:
+        super().__init__(1, why)
+        self.verify_message = why
+
+
+class TlsContext:
+    """A context for new connections, and what its files say.
+
+    Args:
+        name: The group's place in the settings, for messages: `tls`, `destinations[1].tls`.
+        group: The group.
+
+    Attributes:
+        problem: Why the newest files cannot be used; empty while they are.
+
+    Raises:
+        SettingsInvalid: A file cannot be used.
+        BackendUnavailable: cryptography is not installed.
+    """
+
+    def __init__(self, name: str, group: ServerTls | ClientTls) -> None:
+        self.name, self.problem = name, ""
+        self._group = group
+        self._failed = threading.local()
+        named = (group.certificate, group.key, group.key_password_file, group.ca)
+        self._files = tuple(each for each in named if each is not None)
+        self._seen = self._stamps()
+        self._doubted: object = None
+        self._context, self._certificate = self._made()
+        self._front: ssl.SSLContext | None = None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For the next connection; ask each time, as it changes with the files."""
+        return self._context
+
+    @property
+    def front(self) -> ssl.SSLContext:
+        """For a server that keeps one context: each of its connections gets the newest certificate and authorities."""
+        if self._front is None:
+            self._front, _ = self._made()
+
+            def newest(connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
+                connection.context = self._context
+
+            self._front.sni_callback = newest
+        return self._front
+
+    @property
+    def expires_at(self) -> float | None:
+        """Unix time at which our certificate expires; None without one."""
+        return None if self._certificate is None else self._certificate.not_valid_after_utc.timestamp()
+
+    @property
+    def failure(self) -> str:
+        """Why this thread's last connection failed; empty if TLS was not the reason. For a client's context."""
+        return str(getattr(self._failed, "why", ""))
+
+    def forget_failure(self) -> None:
+        """Before a connection."""
+        self._failed.why = ""
+
+    def look(self) -> bool | None:
+        """Read the files again if they have changed.
+
+        Files are replaced one after another, so they count as broken only if they are so at two looks.
+
+        Returns:
+            True if they were taken, False if they are broken and were not so before, None if there is no news.
+        """
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return None
+        try:
+            made = self._made()
+        except SettingsInvalid as error:
+            if stamps != self._doubted:
+                self._doubted = stamps
+                return None
+            self._seen, self.problem = stamps, str(error)
+            return False
+        self._context, self._certificate = made
+        self._seen, self.problem = stamps, ""
+        return True
+
+    def _stamps(self) -> tuple[object, ...]:
+        """What changes with the files."""
+        found: list[object] = []
+        for file in self._files:
+            try:
+                facts = file.stat()
+            except OSError as error:
+                found.append(error.errno)
+            else:
+                found.append((facts.st_ino, facts.st_mtime_ns, facts.st_size))
+        return tuple(found)
+
+    # -- making one ---------------------------------------------------------------------------------------------------
+
+    def _made(self) -> tuple[ssl.SSLContext, Certificate | None]:
+        group, is_server = self._group, isinstance(self._group, ServerTls)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+        context.set_ciphers(CIPHERS)
+        if isinstance(group, ServerTls):
+            context.num_tickets = 0  # a resumed session would not check the client's certificate again
+            wanted = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+            context.verify_mode = wanted[group.client]
+        else:
+            self._verify_as_client(context, group)
+        if group.ca is not None:
+            self._load_authorities(context, group.ca)
+        certificate = None
+        if group.certificate is not None:
+            certificate = self._load_own(context, group.certificate, group.key or group.certificate)
+        return context, certificate
+
+    def _verify_as_client(self, context: ssl.SSLContext, group: ClientTls) -> None:
+        is_pinned = bool(group.fingerprints) and group.ca is None
+        context.check_hostname = group.verify_name and not is_pinned
+        context.verify_mode = ssl.CERT_NONE if is_pinned else ssl.CERT_REQUIRED
+        if group.ca is None and not is_pinned:
+            context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        context.sslsocket_class = _client_socket(frozenset(group.fingerprints), self._failed)
+
+    def _load_authorities(self, context: ssl.SSLContext, ca: Path) -> None:
+        content = self._content("ca", ca)
+        try:
+            context.load_verify_locations(cadata=content.decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError) as error:  # a ValueError if it is empty
+            raise self._unusable("ca", ca, "it holds no certificate in PEM form") from error
+        # So that a certificate of a client may itself be among them, signed by whomever.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        if b"BEGIN X509 CRL" in content:
+            context.load_verify_locations(cafile=ca)  # the text above takes certificates alone
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+    def _load_own(self, context: ssl.SSLContext, file: Path, key: Path) -> Certificate:
+        try:
+            from cryptography import x509  # noqa: PLC0415  # an optional package: the extra `serve`
+            from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+        except ImportError as error:
+            raise BackendUnavailable(
+                "TLS needs cryptography: pip install 'ctflow[serve]'", reason="not-installed"
+            ) from error
+        password = self._password()
+        try:
+            certificate = x509.load_pem_x509_certificates(self._content("certificate", file))[0]
+        except ValueError as error:
+            raise self._unusable("certificate", file, "it holds no certificate in PEM form") from error
+        try:
+            loaded = load_pem_private_key(self._content("key", key), password or None)
+        except TypeError as error:
+            why = (
+                "it has no password: omit key_password_file"
+                if password
+                else "it has a password: give key_password_file"
+            )
+            raise self._unusable("key", key, why) from error
+        except ValueError as error:
+            raise self._unusable("key", key, "it holds no private key in PEM form, or has another password") from error
+        if loaded.public_key() != certificate.public_key():
+            raise self._unusable("key", key, "it does not belong to the certificate")
+        try:
+            context.load_cert_chain(file, key, password or b"")  # without any, OpenSSL would ask on the terminal
+        except (OSError, ValueError) as error:
+            said = getattr(error, "reason", None) or type(error).__name__
+            raise self._unusable("certificate", file, f"OpenSSL does not take it ({said.lower()})") from error
+        return certificate
+
+    def _password(self) -> bytes:
+        file = self._group.key_password_file
+        return b"" if file is None else self._content("key_password_file", file).rstrip(b"\r\n")
+
+    def _content(self, key: str, file: Path) -> bytes:
+        try:
+            with file.open("rb") as opened:
+                content = opened.read(_LARGEST_FILE + 1)
+        except OSError as error:
+            raise self._unusable(key, file, f"it cannot be read ({error.strerror})") from error
+        if len(content) > _LARGEST_FILE:
+            raise self._unusable(key, file, "it is larger than 1 MiB")
+        return content
+
+    def _unusable(self, key: str, file: Path, why: str) -> SettingsInvalid:
+        return SettingsInvalid(f"{self.name}.{key}: {file.name}: {why}", reason="certificate")
+
+
+class CertificateWatch(threading.Thread):
+    """Takes changed certificates into use, and says in time when one of ours expires.
+
+    Args:
+        contexts: Those in use.
+        event: Records an event of the audit trail: kind and text.
+    """
+
+    def __init__(self, contexts: Sequence[TlsContext], event: Callable[[str, str], None]) -> None:
+        super().__init__(name="certificates", daemon=True)
+        self.contexts = tuple(contexts)
+        self._event = event
+        self._ending = threading.Event()
+        self._warned_at: dict[str, float] = {}
+
+    def stop(self) -> None:
+        """End."""
+        self._ending.set()
+        self.join()
+
+    def run(self) -> None:
+        """Run until `stop`."""
+        while True:
+            for each in self.contexts:
+                self.look_at(each)
+            if self._ending.wait(_LOOK_AGAIN_S):
+                return
+
+    def look_at(self, context: TlsContext) -> None:
+        """Take a context's files if they have changed; record it, and what is wrong with them."""
+        try:
+            news = context.look()
+            if news is True:
+                self._event("certificates", f"{context.name}: changed files are in use, {said_of_expiry(context)}")
+                self._warned_at.pop(context.name, None)
+            elif news is False:
+                self._event("certificates-broken", f"{context.problem}; the earlier ones stay in use")
+            self._warn(context)
+        except (OutputError, OSError, sqlite3.Error) as error:
+            log.error("certificates: %s", type(error).__name__)  # noqa: TRY400  # the next look may be better
+
+    def _warn(self, context: TlsContext) -> None:
+        """Once a day, in the last days of a certificate."""
+        now = time.time()
+        left_s = (context.expires_at or float("inf")) - now
+        if left_s < WARN_DAYS * _DAY_S and now - self._warned_at.get(context.name, 0.0) > _DAY_S:
+            self._warned_at[context.name] = now
+            log.warning("%s: %s", context.name, said_of_expiry(context))
+
+    def remarks(self) -> list[str]:
+        """What is wrong with certificates while the node works."""
+        broken = [f"{each.problem}; the earlier ones stay in use" for each in self.contexts if each.problem]
+        soon = time.time() + WARN_DAYS * _DAY_S
+        ending = [each for each in self.contexts if each.expires_at is not None and each.expires_at < soon]
+        return [*broken, *(f"{each.name}: {said_of_expiry(each)}" for each in ending)]
+
+
+def said_of_expiry(context: TlsContext) -> str:
+    """When a context's own certificate expires, as a clause."""
+    if context.expires_at is None:
+        return "without a certificate of this node"
+    day = datetime.fromtimestamp(context.expires_at, UTC).date().isoformat()
+    days = int((context.expires_at - time.time()) // _DAY_S)
+    return f"the certificate expires on {day}, in {days} days" if days >= 0 else f"the certificate expired on {day}"
+
+
+def _client_socket(pins: frozenset[str], failed: threading.local) -> type[ssl.SSLSocket]:
+    """A socket that checks the server's fingerprint before anything is sent, and remembers why it failed."""
+
+    class ClientSocket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            try:
+                super().do_handshake(block)
+                if pins:
+                    _check_pinned(self.getpeercert(binary_form=True), pins)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except OSError as error:
+                failed.why = tls_failure(error)
+                raise
+
+        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+            try:  # in TLS 1.3 the server's answer to our certificate comes after the handshake
+                return super().recv(buflen, flags)
+            except ssl.SSLError as error:
+                failed.why = tls_failure(error)
+                raise
+
+    return ClientSocket
+
+
+def _check_pinned(der: bytes | None, pins: frozenset[str]) -> None:
+    if der is None or fingerprint(der) not in pins:
+        raise Refusal("it is not one of `fingerprints`")
+    from cryptography.x509 import load_der_x509_certificate  # noqa: PLC0415  # an optional package
+
+    found, now = load_der_x509_certificate(der), datetime.now(UTC)
+    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        raise Refusal("certificate has expired" if now > found.not_valid_after_utc else "certificate is not yet valid")
+
+
+def fingerprint(der: bytes | None) -> str:
+    """SHA-256 of a certificate, as `settings.tls.Fingerprint` holds it; empty without one."""
+    return "" if not der else sha256(der).hexdigest()
