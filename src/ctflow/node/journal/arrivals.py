@@ -5,8 +5,17 @@ from __future__ import annotations
 import sqlite3
 
 from ctflow.node.journal.records import Arrival, Receipt, Why
+from ctflow.node.journal.runs import add_run, remove_runs, runs_of, set_run, show_runs
 from ctflow.node.journal.same_uid import decide_same_uid
-from ctflow.node.journal.writes import has_result, key_of, note_event, retry_series, series_of_key, set_state
+from ctflow.node.journal.writes import (
+    has_result,
+    key_of,
+    note_event,
+    prefix_of,
+    retry_series,
+    series_of_key,
+    set_series_aside,
+)
 
 
 def _newest(db: sqlite3.Connection, study_uid: str, series_uid: str) -> sqlite3.Row | None:
@@ -78,8 +87,7 @@ def _too_much(
 ) -> Receipt:
     text = f"more than {most_instances} instances or {most_bytes >> 20} MB: raise the limits of a series, then retry"
     if series["state"] in ("received", "complete", "running"):
-        set_state(db, series["key"], "aside", Why("series-too-large", text))
-        note_event(db, now, "aside", text, series["key"], arrival.peer)
+        set_series_aside(db, series["key"], Why("series-too-large", text), now, arrival.peer)
     return Receipt("too-much", str(series["key"]))
 
 
@@ -88,10 +96,20 @@ def _open_series(db: sqlite3.Connection, series: sqlite3.Row | None, arrival: Ar
     if series is None:
         return _begin(db, arrival, now, None)
     if has_result(db, series["key"]):  # it may be in delivery: more instances make another revision
+        _supersede(db, series, now)
         return _begin(db, arrival, now, series)
     if series["state"] != "received":
         _reopen(db, series, now, arrival)
     return series
+
+
+def _supersede(db: sqlite3.Connection, series: sqlite3.Row, now: float) -> None:
+    """Discard the runs of an earlier revision that have no result yet: those of the later one have more instances."""
+    text = f"instances came: revision {series['revision'] + 1} has them"
+    for row in runs_of(db, series["key"]):
+        if row["state"] in ("complete", "running"):
+            set_run(db, row["id"], "discarded", Why("superseded", text))
+            note_event(db, now, "superseded", f"{prefix_of(row['model'])}{text}", series["key"], model=row["model"])
 
 
 def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite3.Row | None) -> sqlite3.Row:
@@ -133,9 +151,9 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
 
 
 def _reopen(db: sqlite3.Connection, series: sqlite3.Row, now: float, arrival: Arrival) -> None:
+    remove_runs(db, series["key"])
     db.execute(
-        "UPDATE series SET state = 'received', reason = NULL, message = NULL, attempts = 0, deaths = 0, next_at = 0 "
-        "WHERE key = ?",
+        "UPDATE series SET state = 'received', reason = NULL, message = NULL, attempts = 0, next_at = 0 WHERE key = ?",
         (series["key"],),
     )
     note_event(db, now, "reopened", f"an instance arrived while it was {series['state']}", series["key"], arrival.peer)
@@ -144,13 +162,20 @@ def _reopen(db: sqlite3.Connection, series: sqlite3.Row, now: float, arrival: Ar
 def _complete_counted(db: sqlite3.Connection, key: str, now: float) -> bool:
     """Complete a series at once if it has as many instances as its sender announced."""
     done = db.execute(
-        "UPDATE series SET state = 'complete' WHERE key = ? AND state = 'received' AND instances = expected_instances "
+        "SELECT 1 FROM series WHERE key = ? AND state = 'received' AND instances = expected_instances "
         "AND NOT EXISTS (SELECT 1 FROM refusals WHERE series_key = ?)",
         (key, key),
-    )
-    if done.rowcount:
-        note_event(db, now, "complete", "as many instances as the sender announced", key)
-    return bool(done.rowcount)
+    ).fetchone()
+    if done is not None:
+        _complete(db, key, now, "as many instances as the sender announced")
+    return done is not None
+
+
+def _complete(db: sqlite3.Connection, key: str, now: float, why: str) -> None:
+    """Complete a series: it has a run, whose model is decided when its headers are read."""
+    add_run(db, key, now)
+    show_runs(db, key)
+    note_event(db, now, "complete", why, key)
 
 
 def note_refused(db: sqlite3.Connection, arrival: Arrival, now: float, why: str) -> None:
@@ -172,8 +197,7 @@ def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) ->
         (now - quiet_s,),
     ).fetchall()
     for row in rows:
-        db.execute("UPDATE series SET state = 'complete' WHERE key = ?", (row["key"],))
-        note_event(db, now, "complete", f"no instance arrived for {quiet_s:g} s", row["key"])
+        _complete(db, row["key"], now, f"no instance arrived for {quiet_s:g} s")
     return tuple(str(row["key"]) for row in rows)
 
 
@@ -186,6 +210,5 @@ def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -
     ).fetchall()
     for row in rows:
         text = f"{row['n']} instances were refused for lack of disk space and not sent again: resend the series"
-        set_state(db, row["key"], "aside", Why("not-sent-again", text))
-        note_event(db, now, "aside", text, row["key"])
+        set_series_aside(db, row["key"], Why("not-sent-again", text), now)
     return tuple(str(row["key"]) for row in rows)

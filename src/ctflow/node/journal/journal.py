@@ -1,7 +1,8 @@
 """The journal: what was received, its outcome, what is still to be sent. One SQLite file, one writer.
 
 States of a series: received -> complete -> running -> done -> delivered, or aside (with a reason that a retry does
-not change), dead (tried too often), discarded (by a person).
+not change), dead (tried too often), discarded (by a person). From "complete" on they are those of its runs, one of each
+model (`runs`).
 """
 
 from __future__ import annotations
@@ -213,11 +214,11 @@ class Journal(JournalReader):
     # -- working ------------------------------------------------------------------------------------------------------
 
     def recover(self) -> tuple[str, ...]:
-        """After a start, queue again the series that ran when the node ended; return their keys."""
+        """After a start, queue again what ran when the node ended; return the keys of its series."""
         return self._write(writes.recover_jobs)
 
     def claim(self, beside: Collection[str] = ()) -> Job | None:
-        """Take the next complete series and mark it as running; None if none may run now.
+        """Take the next run of a complete series and mark it as running; None if none may run now.
 
         The oldest comes first, but those during which the node itself ended come after the others.
 
@@ -241,20 +242,22 @@ class Journal(JournalReader):
         """
         return self._write(lambda db: writes.commit_job(db, job, answer, tuple(deliveries), self._clock()))
 
-    def set_aside(self, key: str, why: Why, *, set_digest: str | None = None) -> bool:
-        """Set a series aside; with a set's digest only if the series still has that set. Return whether it was."""
-        return self._write(lambda db: writes.leave_job(db, key, set_digest, "aside", why, 0.0, self._clock()))
+    def set_aside(self, key: str, why: Why) -> bool:
+        """Set a series aside with all its runs that have no result; return whether there is such a series."""
+        return self._write(lambda db: writes.set_series_aside(db, key, why, self._clock()))
+
+    def put_aside(self, job: Job, why: Why) -> bool:
+        """Set a run aside; False if its set has changed."""
+        return self._write(lambda db: writes.leave_job(db, job, "aside", why, 0.0, self._clock()))
 
     def try_again(self, job: Job, why: Why, wait_s: float) -> bool:
-        """Put a running series back, to run later; False if its set has changed."""
+        """Put a run back, to run later; False if its set has changed."""
         when = self._clock() + wait_s
-        return self._write(
-            lambda db: writes.leave_job(db, job.key, job.set_digest, "complete", why, when, self._clock())
-        )
+        return self._write(lambda db: writes.leave_job(db, job, "complete", why, when, self._clock()))
 
     def give_up(self, job: Job, why: Why) -> bool:
-        """Move a running series to the dead letters; False if its set has changed."""
-        return self._write(lambda db: writes.leave_job(db, job.key, job.set_digest, "dead", why, 0.0, self._clock()))
+        """Move a run to the dead letters; False if its set has changed."""
+        return self._write(lambda db: writes.leave_job(db, job, "dead", why, 0.0, self._clock()))
 
     def worker_died(self, job: Job, how: str) -> bool:
         """Record that a worker died on the series: retried once, then set aside. Return whether it is retried."""
@@ -272,21 +275,23 @@ class Journal(JournalReader):
 
     # -- a person -----------------------------------------------------------------------------------------------------
 
-    def retry(self, key: str, *, by: str = "operator") -> bool:
-        """Retry a series that is set aside, dead or discarded: compute it, or send what was not delivered.
+    def retry(self, key: str, *, by: str = "operator", model: str | None = None) -> bool:
+        """Retry a series that is set aside, dead or discarded, or only one model's run of it.
+
+        A run without a result is computed, and of one with a result is sent what was not delivered.
 
         Returns:
             False if there is nothing to retry (no such series, or it is being processed).
         """
-        return self._write(lambda db: writes.retry_series(db, key, by, self._clock()))
+        return self._write(lambda db: writes.retry_series(db, key, by, self._clock(), model))
 
-    def discard(self, key: str, *, by: str = "operator") -> bool:
-        """Stop all work on a series and withdraw undelivered objects; its files stay.
+    def discard(self, key: str, *, by: str = "operator", model: str | None = None) -> bool:
+        """Stop all work on a series, or one model's, and withdraw undelivered objects; its files stay.
 
         Returns:
             False if there is no such series, or it is discarded or delivered.
         """
-        return self._write(lambda db: writes.discard_series(db, key, by, self._clock()))
+        return self._write(lambda db: writes.discard_series(db, key, by, self._clock(), model))
 
     def event(self, kind: str, text: str, *, key: str | None = None, peer: str | None = None) -> None:
         """Add a line to the audit trail; the text holds no patient data."""

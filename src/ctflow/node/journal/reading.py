@@ -14,6 +14,7 @@ from ctflow.node.journal.records import (
     DeliveryRecord,
     EventRecord,
     InstanceRecord,
+    ModelRun,
     ObjectRecord,
     Patient,
     ResultRecord,
@@ -25,7 +26,9 @@ from ctflow.node.journal.records import (
 R = TypeVar("R")
 _MOST_READERS = 8  # at once; a query takes a tenth of a millisecond, a connection two descriptors
 _SERIES = """SELECT s.*, (SELECT count(*) FROM refusals r WHERE r.series_key = s.key) AS refused FROM series s"""
-_DELIVERY = """SELECT d.*, r.series_key FROM deliveries d JOIN results r ON r.id = d.result_id"""
+_RESULT = """SELECT r.*, runs.model AS run_model FROM results r JOIN runs ON runs.id = r.run_id"""
+_DELIVERY = """SELECT d.*, r.series_key, runs.model AS run_model FROM deliveries d JOIN results r ON r.id = d.result_id
+JOIN runs ON runs.id = r.run_id"""
 
 
 class JournalReader:
@@ -130,7 +133,17 @@ class JournalReader:
             self.results(key),
             self._records(DeliveryRecord, f"{_DELIVERY} WHERE r.series_key = ? ORDER BY d.id", key),
             self.events(key=key, limit=events),
+            self.runs(key),
         )
+
+    def runs(self, key: str) -> tuple[ModelRun, ...]:
+        """The runs of a series, in the order of its rule; none while it is received."""
+        return self._records(ModelRun, "SELECT * FROM runs WHERE series_key = ? ORDER BY id", key)
+
+    def run_counts(self) -> dict[tuple[str, SeriesState], int]:
+        """How many runs of each model are in each state; the model is "" where the node has only one."""
+        rows = self._all("SELECT model, state, count(*) AS n FROM runs GROUP BY model, state")
+        return {(row["model"], row["state"]): row["n"] for row in rows}
 
     def instances(self, key: str) -> tuple[InstanceRecord, ...]:
         """The instances of a series, in order of arrival."""
@@ -139,18 +152,18 @@ class JournalReader:
 
     def results(self, key: str) -> tuple[ResultRecord, ...]:
         """The results of a series, the oldest first."""
-        rows = self._all("SELECT * FROM results WHERE series_key = ? ORDER BY id", key)
+        rows = self._all(f"{_RESULT} WHERE r.series_key = ? ORDER BY r.id", key)
         return tuple(self._result(row) for row in rows)
 
     def result(self, number: int) -> ResultRecord | None:
         """One result by its number."""
-        rows = self._all("SELECT * FROM results WHERE id = ?", number)
+        rows = self._all(f"{_RESULT} WHERE r.id = ?", number)
         return self._result(rows[0]) if rows else None
 
     def _result(self, row: sqlite3.Row) -> ResultRecord:
         question = "SELECT * FROM objects WHERE result_id = ? ORDER BY file DESC"
-        named = {**dict(row), "demonstration": bool(row["demonstration"])}
-        return ResultRecord(**named, objects=self._records(ObjectRecord, question, row["id"]))
+        objects = self._records(ObjectRecord, question, row["id"])
+        return record_of_row(ResultRecord, row, demonstration=bool(row["demonstration"]), objects=objects)
 
     def events(self, *, key: str | None = None, limit: int = 200, before: int | None = None) -> tuple[EventRecord, ...]:
         """The audit trail, the newest first.
@@ -193,8 +206,8 @@ class JournalReader:
         return self._earliest(question, destination)
 
     def next_run_at(self) -> float | None:
-        """When the next complete series may run; None where none waits."""
-        return self._earliest("SELECT min(next_at) FROM series WHERE state = 'complete'")
+        """When the next run of a complete series may begin; None where none waits."""
+        return self._earliest("SELECT min(next_at) FROM runs WHERE state = 'complete'")
 
     def files(self) -> set[str]:
         """Every file below the inbox that the journal knows."""

@@ -198,6 +198,7 @@ class ResultRecord:
         elapsed_s: From claim to result.
         committed_at: Unix time.
         objects: The DICOM objects.
+        run_model: The model's name in the settings; "" where the node has only one.
     """
 
     id: int
@@ -212,6 +213,7 @@ class ResultRecord:
     elapsed_s: float
     committed_at: float
     objects: tuple[ObjectRecord, ...]
+    run_model: str = ""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ class DeliveryRecord:
     last_reason: str | None
     last_error: str | None
     sent_at: float | None
+    run_model: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,36 @@ class EventRecord:
     series_key: str | None
     peer: str | None
     text: str
+    model: str | None = None  # of several; the name in the settings
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A model's run of a series.
+
+    Attributes:
+        id: Number in the journal.
+        series_key: The series.
+        model: The model's name in the settings; "" where it is undecided, or the only one.
+        state: Its state, one of a series'.
+        reason: As of `SeriesRecord`.
+        message: As of `SeriesRecord`.
+        attempts: How often it ran.
+        next_at: Unix time before which it is not tried again.
+        priority: 1 is urgent, 0 routine; None where it is undecided.
+        queued_at: Unix time since which it waited first.
+    """
+
+    id: int
+    series_key: str
+    model: str
+    state: SeriesState
+    reason: str | None
+    message: str | None
+    attempts: int
+    next_at: float
+    priority: int | None
+    queued_at: float
 
 
 @dataclass(frozen=True)
@@ -252,6 +285,7 @@ class SeriesDetail:
     results: tuple[ResultRecord, ...]
     deliveries: tuple[DeliveryRecord, ...]
     events: tuple[EventRecord, ...]
+    runs: tuple[ModelRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -265,6 +299,8 @@ class Job:
         instances: The instances to compute.
         attempts: This attempt's number.
         earlier: Folder of the earlier revision's result, below the results folder.
+        run: Number of the run in the journal.
+        model: Name of the model in the settings; "" where it is undecided, or the only one.
     """
 
     key: str
@@ -273,6 +309,8 @@ class Job:
     instances: tuple[InstanceRecord, ...]
     attempts: int
     earlier: str | None
+    run: int = 0
+    model: str = ""
 
     @property
     def digest(self) -> str:

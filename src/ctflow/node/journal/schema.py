@@ -6,8 +6,6 @@ import sqlite3
 
 from ctflow.core.errors import SettingsInvalid
 
-VERSION = 3
-
 # One statement list per version; MIGRATIONS[n] brings a journal of version n to n+1.
 _FIRST = """
 CREATE TABLE series (
@@ -126,7 +124,52 @@ CREATE TABLE left_out (
 ) WITHOUT ROWID;
 CREATE INDEX instances_by_file ON instances (file);
 """
-MIGRATIONS = (_FIRST, _REASONS, _SAME_UID)
+# The columns deaths and interruptions of `series` stay, unused: SQLite before 3.35 cannot drop them.
+_RUNS = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    series_key TEXT NOT NULL REFERENCES series(key),
+    model TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT,
+    message TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    deaths INTEGER NOT NULL DEFAULT 0,
+    interruptions INTEGER NOT NULL DEFAULT 0,
+    next_at REAL NOT NULL DEFAULT 0,
+    priority INTEGER,
+    queued_at REAL NOT NULL,
+    UNIQUE (series_key, model)
+);
+CREATE INDEX runs_by_state ON runs (state, next_at);
+INSERT INTO runs (series_key, model, state, reason, message, attempts, deaths, interruptions, next_at, queued_at)
+    SELECT key, '', CASE state WHEN 'received' THEN 'done' ELSE state END, reason, message, attempts, deaths,
+    interruptions, next_at, last_at FROM series
+    WHERE state != 'received' OR EXISTS (SELECT 1 FROM results WHERE series_key = key) ORDER BY first_at, key;
+CREATE TABLE results_of_runs (
+    id INTEGER PRIMARY KEY,
+    run_id INTEGER NOT NULL REFERENCES runs(id),
+    series_key TEXT NOT NULL REFERENCES series(key),
+    revision INTEGER NOT NULL,
+    set_digest TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    model TEXT NOT NULL,
+    version TEXT NOT NULL,
+    weights TEXT NOT NULL,
+    demonstration INTEGER NOT NULL,
+    elapsed_s REAL NOT NULL,
+    committed_at REAL NOT NULL,
+    UNIQUE (run_id, set_digest)
+);
+INSERT INTO results_of_runs SELECT r.id, runs.id, r.series_key, r.revision, r.set_digest, r.folder, r.model, r.version,
+    r.weights, r.demonstration, r.elapsed_s, r.committed_at FROM results r JOIN runs ON runs.series_key = r.series_key;
+DROP TABLE results;
+ALTER TABLE results_of_runs RENAME TO results;
+CREATE INDEX results_by_series ON results (series_key, id);
+ALTER TABLE events ADD COLUMN model TEXT;
+"""
+MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS)
+VERSION = len(MIGRATIONS)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:
@@ -158,6 +201,7 @@ def bring_up_to_date(connection: sqlite3.Connection) -> None:
         SettingsInvalid: A newer ctflow wrote the journal, or the file is not a journal.
     """
     try:
+        connection.execute("PRAGMA foreign_keys = OFF")  # a table that others refer to is made anew
         for version in range(schema_version(connection), VERSION):
             statements = f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
             connection.executescript(statements)

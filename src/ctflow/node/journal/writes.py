@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import InstanceRecord, Job, Why, WorkerResult
+from ctflow.node.journal.runs import add_run, claimable, run_of_id, runs_of, set_open_runs, set_run, show_runs
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -22,12 +23,24 @@ def digest_of_set(identities: Sequence[str]) -> str:
 
 
 def note_event(
-    db: sqlite3.Connection, now: float, kind: str, text: str, key: str | None = None, peer: str | None = None
+    db: sqlite3.Connection,
+    now: float,
+    kind: str,
+    text: str,
+    key: str | None = None,
+    peer: str | None = None,
+    model: str | None = None,
 ) -> None:
-    """Add an event to the node's history, with its series if it has one."""
+    """Add an event to the node's history, with its series and model if it has one."""
     db.execute(
-        "INSERT INTO events (at, kind, series_key, peer, text) VALUES (?, ?, ?, ?, ?)", (now, kind, key, peer, text)
+        "INSERT INTO events (at, kind, series_key, peer, text, model) VALUES (?, ?, ?, ?, ?, ?)",
+        (now, kind, key, peer, text, model or None),
     )
+
+
+def prefix_of(model: str) -> str:
+    """How an event's text begins where it is about one of several models."""
+    return f"{model}: " if model else ""
 
 
 def has_result(db: sqlite3.Connection, key: str) -> bool:
@@ -42,32 +55,39 @@ def series_of_key(db: sqlite3.Connection, key: str) -> sqlite3.Row | None:
 
 
 def recover_jobs(db: sqlite3.Connection) -> tuple[str, ...]:
-    """Queue again the series that ran when the node ended; return the keys."""
-    rows = db.execute("SELECT key FROM series WHERE state = 'running'").fetchall()
+    """Queue again what ran when the node ended; return the keys of its series."""
+    rows = db.execute("SELECT DISTINCT series_key FROM runs WHERE state = 'running' ORDER BY series_key").fetchall()
     db.execute(
-        "UPDATE series SET state = 'complete', interruptions = interruptions + 1, attempts = max(attempts - 1, 0) "
+        "UPDATE runs SET state = 'complete', interruptions = interruptions + 1, attempts = max(attempts - 1, 0) "
         "WHERE state = 'running'"
     )
-    return tuple(str(row["key"]) for row in rows)
+    for row in rows:
+        show_runs(db, row["series_key"])
+    return tuple(str(row["series_key"]) for row in rows)
 
 
 def claim_job(db: sqlite3.Connection, now: float, beside: Collection[str] = ()) -> Job | None:
     """Take the next job and mark it as running; beside these only if it may (`Journal.claim`)."""
-    row = db.execute(
-        "SELECT * FROM series WHERE state = 'complete' AND next_at <= ? ORDER BY interruptions, first_at LIMIT 1",
-        (now,),
-    ).fetchone()
-    if row is None or (beside and (row["attempts"] or row["key"] in beside)):
+    run = claimable(db, now, beside)
+    if run is None:
         return None
-    db.execute("UPDATE series SET state = 'running', attempts = attempts + 1 WHERE key = ?", (row["key"],))
-    instances = _instances(db, row["key"])
+    key, model, attempt = str(run["series_key"]), str(run["model"]), int(run["attempts"]) + 1
+    db.execute("UPDATE runs SET state = 'running', attempts = ? WHERE id = ?", (attempt, run["id"]))
+    show_runs(db, key)
+    series = series_of_key(db, key)
+    if series is None:
+        raise ValueError("a run has no series")
+    instances = _instances(db, key)
     digest = digest_of_set([each.identity for each in instances])
-    note_event(db, now, "running", f"attempt {row['attempts'] + 1}, {len(instances)} instances", row["key"])
+    text = f"{prefix_of(model)}attempt {attempt}, {len(instances)} instances"
+    note_event(db, now, "running", text, key, model=model)
     earlier = db.execute(
-        "SELECT folder FROM results WHERE series_key = ? ORDER BY id DESC", (row["previous"],)
+        "SELECT folder FROM results JOIN runs ON runs.id = run_id WHERE results.series_key = ? AND runs.model = ? "
+        "ORDER BY results.id DESC",
+        (series["previous"], model),
     ).fetchone()
     folder = None if earlier is None else str(earlier["folder"])
-    return Job(row["key"], row["series_uid"], digest, instances, row["attempts"] + 1, folder)
+    return Job(key, series["series_uid"], digest, instances, attempt, folder, int(run["id"]), model)
 
 
 def _instances(db: sqlite3.Connection, key: str) -> tuple[InstanceRecord, ...]:
@@ -75,27 +95,29 @@ def _instances(db: sqlite3.Connection, key: str) -> tuple[InstanceRecord, ...]:
     return tuple(record_of_row(InstanceRecord, row) for row in rows)
 
 
-def _is_still(db: sqlite3.Connection, key: str, set_digest: str) -> bool:
-    """Whether a series still runs with the job's instances."""
-    row = series_of_key(db, key)
+def _is_still(db: sqlite3.Connection, job: Job) -> bool:
+    """Whether a job still runs, and its series still has its instances."""
+    row = run_of_id(db, job.run)
     if row is None or row["state"] != "running":
         return False
-    return digest_of_set([each.identity for each in _instances(db, key)]) == set_digest
+    return digest_of_set([each.identity for each in _instances(db, job.key)]) == job.set_digest
 
 
 def commit_job(
     db: sqlite3.Connection, job: Job, answer: WorkerResult, deliveries: tuple[tuple[str, str], ...], now: float
 ) -> bool:
     """Record a job's result and its deliveries; False if the series changed meanwhile."""
-    if not _is_still(db, job.key, job.set_digest):
-        note_event(db, now, "superseded", "its instances changed while it ran; that result is discarded", job.key)
+    if not _is_still(db, job):
+        text = f"{prefix_of(job.model)}its instances changed while it ran; that result is discarded"
+        note_event(db, now, "superseded", text, job.key, model=job.model)
         return False
     result = db.execute(
-        "INSERT INTO results (series_key, revision, set_digest, folder, model, version, weights, demonstration, "
-        "elapsed_s, committed_at) SELECT key, revision, ?, ?, ?, ?, ?, ?, ?, ? FROM series WHERE key = ?",
+        "INSERT INTO results (run_id, series_key, revision, set_digest, folder, model, version, weights, "
+        "demonstration, elapsed_s, committed_at) SELECT ?, key, revision, ?, ?, ?, ?, ?, ?, ?, ? FROM series "
+        "WHERE key = ?",
         (
-            job.set_digest, answer.folder, answer.model, answer.version, answer.weights, int(answer.demonstration),
-            answer.elapsed_s, now, job.key,
+            job.run, job.set_digest, answer.folder, answer.model, answer.version, answer.weights,
+            int(answer.demonstration), answer.elapsed_s, now, job.key,
         ),
     ).lastrowid  # fmt: skip
     for each in answer.objects:
@@ -106,40 +128,49 @@ def commit_job(
             "INSERT INTO deliveries (result_id, destination, file, state) VALUES (?, ?, ?, 'waiting')",
             (result, destination, file),
         )
-    db.execute("UPDATE series SET state = 'done', reason = NULL, message = NULL, next_at = 0 WHERE key = ?", (job.key,))
-    note_event(db, now, "done", f"{answer.model} {answer.version} answered in {answer.elapsed_s:.1f} s", job.key)
+    set_run(db, job.run, "done")
+    text = f"{prefix_of(job.model)}{answer.model} {answer.version} answered in {answer.elapsed_s:.1f} s"
+    note_event(db, now, "done", text, job.key, model=job.model)
     return True
 
 
-def leave_job(
-    db: sqlite3.Connection, key: str, set_digest: str | None, state: str, why: Why, next_at: float, now: float
-) -> bool:
-    """End a job without a result, in this state."""
-    if set_digest is not None and not _is_still(db, key, set_digest):
+def leave_job(db: sqlite3.Connection, job: Job, state: str, why: Why, next_at: float, now: float) -> bool:
+    """End a job without a result, in this state; False if its series changed meanwhile."""
+    if not _is_still(db, job):
         return False
-    changed = set_state(db, key, state, why, next_at)
-    if changed:
-        note_event(db, now, "retry" if state == "complete" else state, why.message, key)
-    return changed
+    set_run(db, job.run, state, why, next_at)
+    text = f"{prefix_of(job.model)}{why.message}"
+    note_event(db, now, "retry" if state == "complete" else state, text, job.key, model=job.model)
+    return True
 
 
-def set_state(db: sqlite3.Connection, key: str, state: str, why: Why, next_at: float = 0.0) -> bool:
-    """Change the state of a series; return whether the series exists."""
-    changed = db.execute(
-        "UPDATE series SET state = ?, reason = ?, message = ?, next_at = ? WHERE key = ?", (state, *why, next_at, key)
-    )
-    return bool(changed.rowcount)
+def set_series_aside(db: sqlite3.Connection, key: str, why: Why, now: float, peer: str | None = None) -> bool:
+    """Set a series aside with all its runs that have no result; return whether it exists."""
+    if series_of_key(db, key) is None:
+        return False
+    set_open_runs(db, key, "aside", why, now)
+    note_event(db, now, "aside", why.message, key, peer)
+    return True
 
 
 def note_worker_died(db: sqlite3.Connection, job: Job, how: str, now: float) -> bool:
     """Record that a worker died on a job; return whether it is tried again: not if the series changed meanwhile."""
-    if not _is_still(db, job.key, job.set_digest):
+    if not _is_still(db, job):
         return False
-    db.execute("UPDATE series SET deaths = deaths + 1 WHERE key = ?", (job.key,))
-    (deaths,) = db.execute("SELECT deaths FROM series WHERE key = ?", (job.key,)).fetchone()
+    db.execute("UPDATE runs SET deaths = deaths + 1 WHERE id = ?", (job.run,))
+    (deaths,) = db.execute("SELECT deaths FROM runs WHERE id = ?", (job.run,)).fetchone()
     state = "complete" if deaths < 2 else "aside"
-    leave_job(db, job.key, None, state, Why("worker-died", how if deaths < 2 else f"{how}, twice"), now, now)
+    leave_job(db, job, state, Why("worker-died", how if deaths < 2 else f"{how}, twice"), now, now)
     return bool(deaths < 2)
+
+
+def _run_of_delivery(db: sqlite3.Connection, delivery: int) -> sqlite3.Row:
+    row: sqlite3.Row = db.execute(
+        "SELECT r.series_key, r.run_id, d.destination, d.result_id, runs.model, runs.state FROM deliveries d "
+        "JOIN results r ON r.id = d.result_id JOIN runs ON runs.id = r.run_id WHERE d.id = ?",
+        (delivery,),
+    ).fetchone()
+    return row
 
 
 def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> None:
@@ -149,19 +180,15 @@ def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> N
         "attempts = attempts + 1 WHERE id = ? AND state != 'sent'",
         (now, delivery),
     )
-    row = db.execute(
-        "SELECT r.series_key, d.destination, d.result_id FROM deliveries d JOIN results r ON r.id = d.result_id "
-        "WHERE d.id = ?",
-        (delivery,),
+    row = _run_of_delivery(db, delivery)
+    key, model = row["series_key"], row["model"]
+    note_event(db, now, "sent", f"{prefix_of(model)}{text}", key, row["destination"], model=model)
+    left = db.execute(
+        "SELECT 1 FROM deliveries WHERE result_id = ? AND state IN ('waiting', 'dead')", (row["result_id"],)
     ).fetchone()
-    note_event(db, now, "sent", text, row["series_key"], row["destination"])
-    done = db.execute(
-        "UPDATE series SET state = 'delivered', reason = NULL, message = NULL WHERE key = ? AND state = 'done' "
-        "AND NOT EXISTS (SELECT 1 FROM deliveries WHERE result_id = ? AND state IN ('waiting', 'dead'))",
-        (row["series_key"], row["result_id"]),
-    )
-    if done.rowcount:
-        note_event(db, now, "delivered", "every object is at every destination", row["series_key"])
+    if row["state"] == "done" and left is None:
+        set_run(db, row["run_id"], "delivered")
+        note_event(db, now, "delivered", f"{prefix_of(model)}every object is at every destination", key, model=model)
 
 
 def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float | None, now: float) -> None:
@@ -174,55 +201,61 @@ def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float
     )
     if wait_s is not None:
         return
-    row = db.execute(
-        "SELECT r.series_key, d.destination FROM deliveries d JOIN results r ON r.id = d.result_id WHERE d.id = ?",
-        (delivery,),
-    ).fetchone()
+    row = _run_of_delivery(db, delivery)
+    key, model = row["series_key"], row["model"]
     text = f"not delivered to {row['destination']}: {why.message}"
-    db.execute(
-        "UPDATE series SET state = 'dead', reason = ?, message = ? WHERE key = ? AND state = 'done'",
-        (why.reason, text, row["series_key"]),
-    )
-    note_event(db, now, "dead", text, row["series_key"], row["destination"])
+    if row["state"] == "done":
+        set_run(db, row["run_id"], "dead", Why(why.reason, text))
+    note_event(db, now, "dead", f"{prefix_of(model)}{text}", key, row["destination"], model=model)
 
 
-def retry_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
-    """Retry a series at a person's request; False if it cannot be retried."""
-    row = series_of_key(db, key)
-    if row is None or row["state"] not in ("aside", "dead", "discarded", "done", "complete"):
-        return False
-    if has_result(db, key):
+def retry_series(db: sqlite3.Connection, key: str, by: str, now: float, model: str | None = None) -> bool:
+    """Retry a series, or one model's run, at a person's request; False if there is nothing to retry."""
+    states = ("aside", "dead", "discarded", "done", "complete")
+    rows = [row for row in runs_of(db, key, model) if row["state"] in states]
+    if model is None:  # a later revision computes these
+        rows = [row for row in rows if row["reason"] != "superseded"]
+    for row in rows:
+        _retry_run(db, row)
+    if rows:
+        show_runs(db, key)
+        note_event(db, now, "retried", f"{prefix_of(model or '')}by {by}", key, model=model)
+    return bool(rows)
+
+
+def _retry_run(db: sqlite3.Connection, row: sqlite3.Row) -> None:
+    state = "complete"
+    if row["has_result"]:
+        of_run = "result_id IN (SELECT id FROM results WHERE run_id = ?)"
         sends = db.execute(
-            "UPDATE deliveries SET state = 'waiting', next_at = 0 WHERE state != 'sent' AND result_id IN "
-            "(SELECT id FROM results WHERE series_key = ?)",
-            (key,),
+            f"UPDATE deliveries SET state = 'waiting', next_at = 0 WHERE state != 'sent' AND {of_run}",  # noqa: S608
+            (row["id"],),
         ).rowcount
-        (left,) = db.execute(
-            "SELECT count(*) FROM deliveries WHERE result_id IN (SELECT id FROM results WHERE series_key = ?)", (key,)
-        ).fetchone()
-        state = "delivered" if left and not sends else "done"
+        (all_,) = db.execute(f"SELECT count(*) FROM deliveries WHERE {of_run}", (row["id"],)).fetchone()  # noqa: S608
+        state = "delivered" if all_ and not sends else "done"
     else:
-        state = "complete"
-        db.execute("DELETE FROM refusals WHERE series_key = ?", (key,))
+        db.execute("DELETE FROM refusals WHERE series_key = ?", (row["series_key"],))
     db.execute(
-        "UPDATE series SET state = ?, reason = NULL, message = NULL, attempts = 0, deaths = 0, interruptions = 0, "
-        "next_at = 0 WHERE key = ?",
-        (state, key),
+        "UPDATE runs SET state = ?, reason = NULL, message = NULL, attempts = 0, deaths = 0, interruptions = 0, "
+        "next_at = 0 WHERE id = ?",
+        (state, row["id"]),
     )
-    note_event(db, now, "retried", f"by {by}", key)
-    return True
 
 
-def discard_series(db: sqlite3.Connection, key: str, by: str, now: float) -> bool:
-    """Discard a series at a person's request; False if it cannot be discarded."""
-    row = series_of_key(db, key)
-    if row is None or row["state"] in ("discarded", "delivered"):
+def discard_series(db: sqlite3.Connection, key: str, by: str, now: float, model: str | None = None) -> bool:
+    """Discard a series, or one model's run, at a person's request; False if there is nothing to discard."""
+    if series_of_key(db, key) is None:
         return False
-    set_state(db, key, "discarded", Why("discarded", f"by {by}"))
-    db.execute(
-        "UPDATE deliveries SET state = 'withdrawn' WHERE state IN ('waiting', 'dead') AND result_id IN "
-        "(SELECT id FROM results WHERE series_key = ?)",
-        (key,),
-    )
-    note_event(db, now, "discarded", f"by {by}", key)
-    return True
+    if model is None and not runs_of(db, key):  # it is being received
+        add_run(db, key, now)
+    rows = [row for row in runs_of(db, key, model) if row["state"] not in ("discarded", "delivered")]
+    for row in rows:
+        set_run(db, row["id"], "discarded", Why("discarded", f"by {by}"))
+        db.execute(
+            "UPDATE deliveries SET state = 'withdrawn' WHERE state IN ('waiting', 'dead') AND result_id IN "
+            "(SELECT id FROM results WHERE run_id = ?)",
+            (row["id"],),
+        )
+    if rows:
+        note_event(db, now, "discarded", f"{prefix_of(model or '')}by {by}", key, model=model)
+    return bool(rows)

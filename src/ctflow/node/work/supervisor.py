@@ -229,7 +229,11 @@ class Supervisor(threading.Thread):
         pool, places = self._pool, self._pool.places
         series = pool.journal.find(job.key)
         task = Task(
-            job, places.inbox, places.results, places.scratch / job.key, series.calling_ae if series else "unknown"
+            job,
+            places.inbox,
+            places.results,
+            places.scratch / f"{job.key}-{job.run}",  # another worker may have another model's run of the same series
+            series.calling_ae if series else "unknown",
         )
         if not self._running:
             self._heard_at = time.monotonic()
@@ -301,7 +305,7 @@ class Supervisor(threading.Thread):
             else:
                 shutil.rmtree(self._pool.places.results / outcome.result.folder, ignore_errors=True)
         elif outcome.kind == "aside":
-            journal.set_aside(job.key, outcome.why, set_digest=job.set_digest)
+            journal.put_aside(job, outcome.why)
         elif job.attempts >= MOST_ATTEMPTS:
             journal.give_up(job, Why(outcome.why.reason, f"{outcome.why.message} ({job.attempts} attempts)"))
         else:
