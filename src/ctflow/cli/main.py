@@ -224,16 +224,19 @@ def engines(as_json: bool, **given: Any) -> int:
 @cli.command()
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md).")
 @click.option("--check", is_flag=True, help="Show the effective settings, open everything that they name, and exit.")
+@click.option("--network", is_flag=True, help="With --check: also ask each destination whether it answers.")
 @click.option("--data", metavar="DIR", help="Folder of received instances, journal and results.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the DICOM node.")
 @click.option("--allow-demonstration", is_flag=True, help="Also send results of a demonstration model.")
-def serve(config: Path | None, check: bool, data: str | None, **given: Any) -> int:
+def serve(config: Path | None, check: bool, network: bool, data: str | None, **given: Any) -> int:
     """Run a DICOM node: receive CT series over C-STORE, segment them, send SEG and SR."""
     from ctflow.cli.serve import check_command, serve_command  # noqa: PLC0415
 
     given["data"] = str(Path(data).absolute()) if data else data  # an empty one is refused, not this folder
+    if network and not check:
+        raise click.UsageError("--network asks what --check does not: give both")
     if check:
-        return check_command(config, given, read_environment(), click.echo)
+        return check_command(config, given, read_environment(), click.echo, network=network)
     return serve_command(config, given, read_environment())
 
 

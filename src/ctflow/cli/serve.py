@@ -20,7 +20,12 @@ from ctflow.node.settings.service import ServiceSettings, given_settings, read_s
 
 
 def check_command(
-    config: Path | None, given: Mapping[str, Any], environment: Mapping[str, str], say: Callable[[str], None]
+    config: Path | None,
+    given: Mapping[str, Any],
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    network: bool = False,
 ) -> int:
     """Say what the settings mean, each value and where it comes from, and open what they name.
 
@@ -29,18 +34,21 @@ def check_command(
         given: Fields of `ServiceSettings` as typed; None and False mean "not given".
         environment: Environment variables.
         say: Shows a line.
+        network: Whether to ask the destinations.
 
     Raises:
         CtflowError: The file is wrong, or something cannot be opened: the error that the node would end with.
     """
     check_requirements("serve")
-    from ctflow.node.check import opened  # noqa: PLC0415  # packages of the extra `serve`
+    from ctflow.node.check import answers, opened  # noqa: PLC0415  # packages of the extra `serve`
 
     found = given_settings(config, environment, given)
     settings = found.read(ServiceSettings)
     for line in (explain_settings(settings), *values_and_origins(settings, found)):
         say(line)
     for line in opened(settings, settings.run):
+        say(line)
+    for line in answers(settings) if network else ():
         say(line)
     return 0
 

@@ -72,6 +72,7 @@ class _EventQueue(queue.Queue[Any]):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
         self._connection = connection
+        self._pending: Callable[[], int] = getattr(connection, "pending", lambda: 0)
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __del__(self) -> None:
@@ -90,6 +91,8 @@ class _EventQueue(queue.Queue[Any]):
             raise
 
     def _wait(self) -> None:
+        if self._pending():
+            return
         poll = select.poll()  # takes descriptors of any number
         poll.register(self.bell, select.POLLIN)
         descriptor = self._connection.fileno()
@@ -112,10 +115,27 @@ def wake_by_events(association: Any) -> None:
         events.put(dul.event_queue.get_nowait())
     dul.event_queue = events
     dul.to_provider_queue = _BellQueue(events.ring)
+    _read_what_is_pending(dul)
     dul._run_loop_delay = _PAUSE_S  # it has no other name
     association.dimse.msg_queue = messages = _WaitingQueue()
     # A release or an abort ends the wait for a message, as (None, None) does in pynetdicom's own state machine.
     dul.to_user_queue = _BellQueue(lambda: messages.put((None, None)))
+
+
+def _read_what_is_pending(dul: Any) -> None:
+    """Have data read that a socket with TLS took from the kernel: pynetdicom asks this of an `SSLSocket` alone."""
+    pending = getattr(dul.socket.socket, "pending", None)
+    others = dul._is_transport_event
+    if pending is None:
+        return
+
+    def is_transport_event() -> bool:
+        if dul.socket.socket is None or not pending():
+            return bool(others())
+        dul._read_pdu_data()
+        return True
+
+    dul._is_transport_event = is_transport_event
 
 
 def keep_answers(association: Any) -> None:

@@ -346,4 +346,4 @@ class PeerRefused(DeliveryError):
 class DestinationDown(DeliveryError):
     """The peer does not answer."""
 
-    REASONS = frozenset({"association-ended", "folder-unmounted", "no-answer", "no-connection"})
+    REASONS = frozenset({"association-ended", "folder-unmounted", "no-answer", "no-connection", "tls"})

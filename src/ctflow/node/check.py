@@ -15,11 +15,14 @@ from pathlib import Path
 
 from ctflow.compat.python import bare_start
 from ctflow.core.atomic import output_error_from_oserror
-from ctflow.core.errors import BackendUnavailable, NotWritten, StorageFull
+from ctflow.core.errors import BackendUnavailable, DeliveryError, NotWritten, StorageFull
 from ctflow.core.processes import Line
+from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
+from ctflow.node.settings.groups import Destination
 from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.tls import TlsContext, contexts_of, said_of_expiry
 from ctflow.node.work.pool import Places
 from ctflow.node.work.worker import NotReady, Ready, Setup, run_worker
 from ctflow.settings.run import Settings
@@ -48,6 +51,7 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
     yield _data_folder(settings)
     if settings.copy_to is not None:
         yield _copies(settings.copy_to)
+    yield from (f"{name}: {said_of_expiry(each)}" for name, each in contexts_of(settings).items())
     devices: list[str | None] = [*settings.devices] or [None]
     while devices:
         device = devices.pop(0)
@@ -58,6 +62,36 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
             devices += [f"cuda:{number}" for number in range(1, word.gpus)]
         yield f"opened {word.model} {word.version} on {device or ('cuda:0' if word.gpus else 'the CPU')}"
         yield from (f"warning: {warning}" for warning in warnings)
+
+
+def answers(settings: ServiceSettings) -> Iterator[str]:
+    """Ask each destination whether it answers, as the node would: nothing is sent.
+
+    Yields:
+        A line for each destination.
+
+    Raises:
+        DeliveryError: One does not; after all were asked, the first of them.
+    """
+    tls, failed = contexts_of(settings), None
+    for number, each in enumerate(settings.destinations, start=1):
+        try:
+            yield f"{each.name}: {answer_of(settings, each, tls.get(f'destinations[{number}].tls'))}"
+        except DeliveryError as error:
+            failed = failed or error
+            yield f"{each.name}: {error}"
+    if failed is not None:
+        raise failed
+
+
+def answer_of(settings: ServiceSettings, destination: Destination, tls: TlsContext | None) -> str:
+    """Ask one destination.
+
+    Raises:
+        DeliveryError: It cannot be reached, or does not accept the node.
+    """
+    target = StorageTarget(settings.ae_title, destination.ae_title, destination.host, destination.port, tls)
+    return target.ask()
 
 
 def _data_folder(settings: ServiceSettings) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,10 @@ class Metrics:
         """Seconds of a stage of a series: those of result.json, `queue`, and `turnaround`: last image to result."""
         self._stages.labels(_word(stage)).observe(elapsed_s)
 
+    def expiries(self, of: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        """From now on show when certificates expire: their names in the settings and Unix times, asked each time."""
+        self._registry.register(_Expiries(of))
+
     def exposition(self) -> tuple[bytes, str]:
         """The metrics in Prometheus' format, and their content type."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
@@ -118,6 +122,27 @@ class _JournalCollector:
         free = GaugeMetricFamily("ctflow_disk_free_bytes", "Free space on the disk of the node's data folder.")
         free.add_metric([], shutil.disk_usage(self._data).free)
         yield free
+
+
+class _Expiries:
+    """When certificates expire, read at each scrape."""
+
+    def __init__(self, of: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        self._of = of
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, as for the journal."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """One gauge."""
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
+
+        name, meaning = "ctflow_certificate_expires_seconds", "Unix time at which a certificate of the node expires."
+        gauge = GaugeMetricFamily(name, meaning, labels=["certificate"])
+        for place, expires_at in self._of():
+            gauge.add_metric([place], expires_at)
+        yield gauge
 
 
 def _word(text: str) -> str:

@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -25,9 +26,11 @@ from ctflow.node.metrics import Metrics
 from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.intake import Intake, IntakeLimits
+from ctflow.node.receive.pending import Security
 from ctflow.node.receive.receiver import Receiver, Reception
 from ctflow.node.settings.groups import Backoff
-from ctflow.node.settings.service import ServiceSettings, is_peer, same_uid_of
+from ctflow.node.settings.service import ServiceSettings, certificate_refusal, is_peer, may_be_plain, same_uid_of
+from ctflow.node.tls import CertificateWatch, TlsContext, contexts_of
 from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
 from ctflow.node.work.pool import Places, WorkerPool
@@ -77,9 +80,14 @@ class Node:
         self._inbox = inbox
         setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
         self.pool = WorkerPool(self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics)
+        tls = contexts_of(settings)
+        self.certificates = CertificateWatch(
+            tuple(tls.values()), lambda kind, text, peer: self.journal.event(kind, text, peer=peer)
+        )
+        self.metrics.expiries(self.certificates.expiries)
         self.delivery_threads = [
             DeliveryThread(name, target, self.journal, self.places.results, backoff, self.metrics)
-            for name, target, backoff in _targets(settings)
+            for name, target, backoff in _targets(settings, tls)
         ]
         self.completer = Completer(self.journal, settings.quiet_period_s)
         limits = IntakeLimits(settings.limits.instances, settings.limits.series, settings.web.patient_data)
@@ -87,7 +95,9 @@ class Node:
             limits, inbox, self.journal, self.metrics,
             lambda caller: same_uid_of(settings, caller.ae_title, caller.address),
         )  # fmt: skip
-        self.receiver = Receiver(_reception(settings), self.intake, self.metrics)
+        self.receiver = Receiver(
+            _reception(settings, tls.get("tls"), self.certificates.rejected), self.intake, self.metrics
+        )
 
     def _clean(self) -> None:
         """Clean up after an end at any moment, without touching acknowledged files."""
@@ -116,6 +126,8 @@ class Node:
             for delivery_thread in self.delivery_threads:
                 delivery_thread.start()
                 self._stack.callback(delivery_thread.stop)
+            self.certificates.start()
+            self._stack.callback(self.certificates.stop)
             self.completer.start()
             self._stack.callback(self.completer.stop)
             self.receiver.start()
@@ -143,7 +155,8 @@ class Node:
 
     def remarks(self) -> list[str]:
         """Faults with which the node still receives and runs: one of several workers, a delivery."""
-        return [*_ended((*self.pool.threads, *self.delivery_threads, self._audit)), *self.pool.remarks()]
+        threads = (*self.pool.threads, *self.delivery_threads, self._audit, self.certificates)
+        return [*_ended(threads), *self.pool.remarks(), *self.certificates.remarks()]
 
     def demonstration(self) -> str | None:
         """The notice for a demonstration model; None for another, or while the model is not known yet."""
@@ -176,17 +189,23 @@ def _stop_when_opened(node: Node, stop: threading.Event) -> None:
         stop.set()
 
 
-def _targets(settings: ServiceSettings) -> list[tuple[str, Target, Backoff]]:
+def _targets(settings: ServiceSettings, tls: Mapping[str, TlsContext]) -> list[tuple[str, Target, Backoff]]:
     targets: list[tuple[str, Target, Backoff]] = [
-        (each.name, StorageTarget(settings.ae_title, each.ae_title, each.host, each.port), each.backoff)
-        for each in settings.destinations
+        (
+            each.name,
+            StorageTarget(
+                settings.ae_title, each.ae_title, each.host, each.port, tls.get(f"destinations[{number}].tls")
+            ),
+            each.backoff,
+        )
+        for number, each in enumerate(settings.destinations, start=1)
     ]
     if settings.copy_to is not None:
         targets.append((COPY, FolderTarget(settings.copy_to), Backoff()))
     return targets
 
 
-def _reception(settings: ServiceSettings) -> Reception:
+def _reception(settings: ServiceSettings, tls: TlsContext | None, rejected: Callable[[str, str], None]) -> Reception:
     limits = settings.limits
     titles = {peer.ae_title or "" for peer in settings.peers} or {""}
     return Reception(
@@ -197,6 +216,10 @@ def _reception(settings: ServiceSettings) -> Reception:
         associations=limits.associations,
         most_pdu=limits.pdu,
         idle_s=limits.idle_s,
+        security=Security(
+            None if tls is None else lambda: tls.context, lambda host: may_be_plain(settings, host), rejected
+        ),
+        certificate_refusal=partial(certificate_refusal, settings),
     )
 
 

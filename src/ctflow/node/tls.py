@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import sqlite3
 import ssl
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctflow.core.errors import BackendUnavailable, OutputError, SettingsInvalid
+from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.tls import ClientTls, ServerTls
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _LARGEST_FILE = 2**20
 _LOOK_AGAIN_S = 2.0
 _DAY_S = 86400.0
 WARN_DAYS = 30
+_ONCE_IN_S, _MOST_TOLD = 60.0, 256
 # OpenSSL's words for what a peer did, in ours.
 _SAID = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer has no certificate",
@@ -60,6 +63,12 @@ class Refusal(ssl.SSLCertVerificationError):
         self.verify_message = why
 
 
+class _Failure:
+    """Why the last connection failed."""
+
+    why = ""
+
+
 class TlsContext:
     """A context for new connections, and what its files say.
 
@@ -78,7 +87,7 @@ class TlsContext:
     def __init__(self, name: str, group: ServerTls | ClientTls) -> None:
         self.name, self.problem = name, ""
         self._group = group
-        self._failed = threading.local()
+        self._failed = _Failure()
         named = (group.certificate, group.key, group.key_password_file, group.ca)
         self._files = tuple(each for each in named if each is not None)
         self._seen = self._stamps()
@@ -110,8 +119,8 @@ class TlsContext:
 
     @property
     def failure(self) -> str:
-        """Why this thread's last connection failed; empty if TLS was not the reason. For a client's context."""
-        return str(getattr(self._failed, "why", ""))
+        """Why the last connection since `forget_failure` failed; empty if TLS was not the reason. For a client."""
+        return self._failed.why
 
     def forget_failure(self) -> None:
         """Before a connection."""
@@ -244,46 +253,79 @@ class TlsContext:
         return SettingsInvalid(f"{self.name}.{key}: {file.name}: {why}", reason="certificate")
 
 
+def contexts_of(settings: ServiceSettings) -> dict[str, TlsContext]:
+    """The contexts for TLS, by the place of their groups in the settings.
+
+    Raises:
+        SettingsInvalid: A file cannot be used.
+    """
+    groups = {f"destinations[{number}].tls": each.tls for number, each in enumerate(settings.destinations, start=1)}
+    named = {"tls": settings.tls, **groups}
+    return {name: TlsContext(name, group) for name, group in named.items() if group is not None}
+
+
 class CertificateWatch(threading.Thread):
-    """Takes changed certificates into use, and says in time when one of ours expires.
+    """Takes changed certificates into use, says in time when one of ours expires, and records rejected peers.
 
     Args:
         contexts: Those in use.
-        event: Records an event of the audit trail: kind and text.
+        event: Records an event of the audit trail: kind, text and peer.
     """
 
-    def __init__(self, contexts: Sequence[TlsContext], event: Callable[[str, str], None]) -> None:
+    def __init__(self, contexts: Sequence[TlsContext], event: Callable[[str, str, str | None], None]) -> None:
         super().__init__(name="certificates", daemon=True)
         self.contexts = tuple(contexts)
         self._event = event
-        self._ending = threading.Event()
+        self._rejected: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}
         self._warned_at: dict[str, float] = {}
 
     def stop(self) -> None:
         """End."""
-        self._ending.set()
+        self._rejected.put(None)
         self.join()
+
+    def rejected(self, peer: str, why: str) -> None:
+        """Record that a peer was rejected; does not wait. The same of one peer is recorded once a minute."""
+        now = time.monotonic()
+        told_at, others = self._told.get((peer, why), (-_ONCE_IN_S, 0))
+        if now - told_at < _ONCE_IN_S:
+            self._told[peer, why] = (told_at, others + 1)
+            return
+        self._told.pop((peer, why), None)
+        self._told[peer, why] = (now, 0)
+        if len(self._told) > _MOST_TOLD:
+            del self._told[next(iter(self._told))]
+        self._rejected.put((peer, f"{why} (and {others} times since the last such line)" if others else why))
 
     def run(self) -> None:
         """Run until `stop`."""
         while True:
             for each in self.contexts:
                 self.look_at(each)
-            if self._ending.wait(_LOOK_AGAIN_S):
+            try:
+                rejected = self._rejected.get(timeout=_LOOK_AGAIN_S)
+            except queue.Empty:
+                continue
+            if rejected is None:
                 return
+            self._record("tls-rejected", rejected[1], rejected[0])
+
+    def _record(self, kind: str, text: str, peer: str | None = None) -> None:
+        try:
+            self._event(kind, text, peer)
+        except (OutputError, OSError, sqlite3.Error) as error:
+            log.error("%s: %s, which the journal did not take (%s)", kind, text, type(error).__name__)  # noqa: TRY400
 
     def look_at(self, context: TlsContext) -> None:
         """Take a context's files if they have changed; record it, and what is wrong with them."""
-        try:
-            news = context.look()
-            if news is True:
-                self._event("certificates", f"{context.name}: changed files are in use, {said_of_expiry(context)}")
-                self._warned_at.pop(context.name, None)
-            elif news is False:
-                self._event("certificates-broken", f"{context.problem}; the earlier ones stay in use")
-            self._warn(context)
-        except (OutputError, OSError, sqlite3.Error) as error:
-            log.error("certificates: %s", type(error).__name__)  # noqa: TRY400  # the next look may be better
+        news = context.look()
+        if news is True:
+            self._record("certificates", f"{context.name}: changed files are in use, {said_of_expiry(context)}")
+            self._warned_at.pop(context.name, None)
+        elif news is False:
+            self._record("certificates-broken", f"{context.problem}; the earlier ones stay in use")
+        self._warn(context)
 
     def _warn(self, context: TlsContext) -> None:
         """Once a day, in the last days of a certificate."""
@@ -292,6 +334,10 @@ class CertificateWatch(threading.Thread):
         if left_s < WARN_DAYS * _DAY_S and now - self._warned_at.get(context.name, 0.0) > _DAY_S:
             self._warned_at[context.name] = now
             log.warning("%s: %s", context.name, said_of_expiry(context))
+
+    def expiries(self) -> list[tuple[str, float]]:
+        """When each certificate of ours expires, by its place in the settings."""
+        return [(each.name, each.expires_at) for each in self.contexts if each.expires_at is not None]
 
     def remarks(self) -> list[str]:
         """What is wrong with certificates while the node works."""
@@ -310,7 +356,7 @@ def said_of_expiry(context: TlsContext) -> str:
     return f"the certificate expires on {day}, in {days} days" if days >= 0 else f"the certificate expired on {day}"
 
 
-def _client_socket(pins: frozenset[str], failed: threading.local) -> type[ssl.SSLSocket]:
+def _client_socket(pins: frozenset[str], failed: _Failure) -> type[ssl.SSLSocket]:
     """A socket that checks the server's fingerprint before anything is sent, and remembers why it failed."""
 
     class ClientSocket(ssl.SSLSocket):

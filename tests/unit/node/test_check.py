@@ -5,27 +5,40 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pynetdicom import AE
 
 from bundle_support import small_unet_bundle
+from certificate_support import Authority
 from ctflow.cli.main import main
-from ctflow.core.errors import BackendUnavailable, BundleInvalid, NotWritten, SettingsInvalid, StorageFull
+from ctflow.core.errors import (
+    BackendUnavailable,
+    BundleInvalid,
+    DestinationDown,
+    NotWritten,
+    SettingsInvalid,
+    StorageFull,
+)
 from ctflow.core.processes import Line
-from ctflow.node.check import _data_folder, opened
+from ctflow.node.check import _data_folder, answers, opened
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.schema import VERSION
 from ctflow.node.node import Node
-from ctflow.node.settings.groups import Limits, Web
+from ctflow.node.receive.receiver import VERIFICATION
+from ctflow.node.settings.groups import Destination, Limits, Web
 from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.tls import ClientTls, ServerTls
+from ctflow.node.tls import TlsContext
 from ctflow.node.work.worker import NotReady, Ready
 from ctflow.settings.run import Settings
 from reasons import raises_reason
-from service_support import worker_that_answers
+from service_support import free_port, worker_that_answers
 
 RUN = Settings(engine="eager", cache=None, device="cpu")
 
@@ -206,3 +219,53 @@ def test_the_pages_port_typed_for_the_node_is_refused_with_its_text(tmp_path, ca
 def test_an_empty_data_folder_is_not_the_folder_that_one_is_in(capsys):
     assert main(["serve", "--data", "", "--check"]) == 64
     assert "[invalid-value]: --data: must be one line" in capsys.readouterr().err
+
+
+def test_certificates_are_opened_and_their_end_is_told(settings, tmp_path):
+    authority = Authority(tmp_path / "certificates")
+    pair = authority.issue("server", days=40.5)
+    checked = replace(settings, tls=ServerTls(pair.certificate, pair.key, client="none"))
+    lines = opened(checked, RUN)
+    assert next(lines) == "can create the data folder"
+    assert re.fullmatch(r"tls: the certificate expires on \d{4}-\d\d-\d\d, in 40 days", next(lines))
+    pair.key.write_text("")
+    with raises_reason(SettingsInvalid, "certificate", names="tls.key: server.key"):
+        list(opened(checked, RUN))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # of pynetdicom, where nobody answers
+def test_destinations_are_asked_and_the_first_that_does_not_answer_is_the_error(settings, tmp_path):
+    authority = Authority(tmp_path / "certificates")
+    pair = authority.issue("server")
+    secured = TlsContext("tls", ServerTls(pair.certificate, pair.key, client="none"))
+    ae = AE("PACS")
+    ae.add_supported_context(VERIFICATION)
+    plain = ae.start_server(("127.0.0.1", 0), block=False)
+    behind_tls = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=secured.context)
+    others = AE("PACS")
+    others.add_supported_context("1.2.840.10008.5.1.4.1.1.66.4")
+    without_echo = others.start_server(("127.0.0.1", 0), block=False)
+    try:
+        ports = [server.server_address[1] for server in (plain, behind_tls, without_echo)]
+        tls = (None, ClientTls(ca=authority.ca), None)
+        destinations = [
+            Destination(name, "PACS", "127.0.0.1", port, tls=each)
+            for name, port, each in zip(("plain", "tls", "mute"), ports, tls, strict=True)
+        ]
+        lines = list(answers(replace(settings, destinations=tuple(destinations[:2]))))
+        assert lines == ["plain: answers C-ECHO", "tls: answers C-ECHO, with TLSv1.3"]
+        with free_port() as port:
+            down = Destination("down", "PACS", "127.0.0.1", port)
+        told = []
+        with raises_reason(DestinationDown, "no-connection", names="PACS does not answer"):
+            told.extend(answers(replace(settings, destinations=(down, *destinations))))
+        found = answers(replace(settings, destinations=(destinations[2], destinations[0])))
+        assert [next(found), next(found)] == ["mute: PACS accepts nothing that was proposed", "plain: answers C-ECHO"]
+    finally:
+        for server in (plain, behind_tls, without_echo):
+            server.shutdown()
+
+
+def test_the_network_is_asked_only_with_a_check(capsys):
+    assert main(["serve", "--network"]) == 64
+    assert "--check" in capsys.readouterr().err

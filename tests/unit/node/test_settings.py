@@ -290,10 +290,11 @@ def test_what_a_file_means_is_told_in_lines(tmp_path):
     for line in (
         "listens as NODE 1 on 0.0.0.0:104",
         "accepts series from ORTHANC at 10.1.2.3/32",
-        "accepts series from any AE title at 10.2.0.0/16",
+        "receives with TLS; clients may have a certificate",
+        "accepts series from any AE title at 10.2.0.0/16, with the certificate of `fingerprints`, also without TLS",
         "rule 1: run body_part CHEST and thickness_mm 0 to 3, if it is eligible",
         "rule 2: ignore every series",
-        "sends results to second: B at [::1]:4242, again after 1 to 2 s, for 0.0166667 h",
+        "sends results to second: B at [::1]:4242 with TLS, again after 1 to 2 s, for 0.0166667 h",
         "results of a demonstration model are also sent",
         "shows its page on http://10.0.0.1:80/ with patient data, without a password, to anyone who can reach it",
         "writes its log to /var/log/ctflow/node.jsonl",

@@ -200,7 +200,7 @@ class Watched:
         self.authority, self.group = authority, server_tls(authority)
         self.context = TlsContext("tls", self.group)
         self.events: list[tuple[str, str]] = []
-        self.watch = CertificateWatch([self.context], lambda *event: self.events.append(event))
+        self.watch = CertificateWatch([self.context], lambda *event: self.events.append(event[:2]))
 
     def look(self) -> list[str]:
         self.watch.look_at(self.context)
@@ -268,3 +268,14 @@ def test_the_last_days_of_a_certificate_are_told_once_a_day(authority, caplog):
     authority.issue("server", days=40)
     watch.look_at(context)
     assert watch.remarks() == []
+
+
+def test_rejected_peers_are_recorded_once_a_minute(authority):
+    events = []
+    watch = CertificateWatch([], lambda *event: events.append(event))
+    for _ in range(5):
+        watch.rejected("10.1.2.3", "the peer has no certificate")
+    watch.rejected("10.1.2.4", "the peer has no certificate")
+    watch.start()
+    watch.stop()
+    assert events == [("tls-rejected", "the peer has no certificate", peer) for peer in ("10.1.2.3", "10.1.2.4")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from ctflow.core.errors import DestinationDown, PeerRefused
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.deliver.send import ANSWER_S, Channel
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
-from ctflow.node.receive.receiver import UNCOMPRESSED
+from ctflow.node.receive.receiver import UNCOMPRESSED, VERIFICATION
+from ctflow.node.tls import TlsContext
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -40,10 +41,39 @@ class StorageTarget:
     called_ae: str
     host: str
     port: int
+    tls: TlsContext | None = None
 
     @contextmanager
     def open(self) -> Iterator[Channel]:
         """An association.
+
+        Raises:
+            DestinationDown: Nothing answers.
+            PeerRefused: It rejects the association.
+        """
+        with self.association(SENT_CLASSES) as association:
+            yield _Storage(association, self.called_ae)
+
+    def ask(self) -> str:
+        """Ask for a C-ECHO; return what it answered, in words.
+
+        Raises:
+            DestinationDown: Nothing answers.
+            PeerRefused: It rejects the association, or the C-ECHO.
+        """
+        with self.association((VERIFICATION,)) as association:
+            try:
+                status = association.send_c_echo().get("Status")
+            except (ValueError, RuntimeError) as error:  # no context, or it has ended the association
+                raise PeerRefused(f"{self.called_ae} does not answer C-ECHO", reason="no-context") from error
+            if status != 0:
+                raise PeerRefused(f"{self.called_ae} does not answer C-ECHO with success", reason="object-refused")
+            secured: Any = association.dul.socket.socket if self.tls is not None else None
+            return "answers C-ECHO" + (f", with {secured.version()}" if secured is not None else "")
+
+    @contextmanager
+    def association(self, classes: Sequence[str]) -> Iterator[Any]:
+        """An association with contexts of these SOP classes.
 
         Raises:
             DestinationDown: Nothing answers.
@@ -56,17 +86,25 @@ class StorageTarget:
         ae.dimse_timeout = ae.network_timeout = ANSWER_S
         ae.implementation_class_uid = IMPLEMENTATION_UID
         ae.implementation_version_name = IMPLEMENTATION_VERSION
-        for abstract in SENT_CLASSES:
+        for abstract in classes:
             ae.add_requested_context(abstract, list(UNCOMPRESSED[:2]))
         opened: list[socket.socket] = []
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
             (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
         ]
-        association: Any = ae.associate(self.host, self.port, ae_title=self.called_ae, evt_handlers=handlers)
+        if self.tls is not None:
+            self.tls.forget_failure()
+        association: Any = ae.associate(
+            self.host,
+            self.port,
+            ae_title=self.called_ae,
+            evt_handlers=handlers,
+            tls_args=None if self.tls is None else (self.tls.context, self.host),
+        )
         try:
             self._check(association)
-            yield _Storage(association, self.called_ae)
+            yield association
         finally:
             if association.is_established:
                 association.release()
@@ -81,6 +119,10 @@ class StorageTarget:
             why = getattr(answer, "reason_str", "") or "no reason given"
             raise PeerRefused(f"{self.called_ae} rejects the association ({why})", reason="association-rejected")
         if not association.is_established:
+            if self.tls is not None and self.tls.failure:
+                raise DestinationDown(f"{self.called_ae}: {self.tls.failure}", reason="tls")
+            if association.rejected_contexts:
+                raise PeerRefused(f"{self.called_ae} accepts nothing that was proposed", reason="no-context")
             raise DestinationDown(
                 f"{self.called_ae} does not answer at {self.host}:{self.port}", reason="no-connection"
             )

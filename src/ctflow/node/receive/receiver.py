@@ -18,7 +18,8 @@ from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.intake import LEFT_OUT, Caller, Intake
-from ctflow.node.receive.pending import PendingConnections, bytes_here
+from ctflow.node.receive.pending import WITHOUT_TLS, PendingConnections, Security, bytes_here
+from ctflow.node.receive.secured import Handshake, SecuredSocket
 from ctflow.node.receive.shortcut import shorten
 from ctflow.node.receive.titles import TITLES_END, refusal_of_titles
 from ctflow.node.receive.transport import LimitedSocket, Shared
@@ -45,6 +46,9 @@ class Reception:
         associations: Most at the same time; more are rejected.
         most_pdu: Most bytes of a PDU.
         idle_s: Seconds of silence after which an association is ended.
+        security: TLS.
+        certificate_refusal: Why a peer (AE title, address) may not come with this certificate, whose fingerprint is
+            empty without one and None without TLS; empty if it may.
     """
 
     ae_title: str
@@ -54,6 +58,8 @@ class Reception:
     associations: int
     most_pdu: int
     idle_s: float
+    security: Security = WITHOUT_TLS
+    certificate_refusal: Callable[[str, str, str | None], str] = lambda _title, _host, _certificate: ""
 
 
 def supported_contexts() -> dict[str, tuple[str, ...]]:
@@ -131,6 +137,7 @@ class Receiver:
             most_pdu=reception.most_pdu,
             patience_s=ae.acse_timeout,
             refused=self._refused,
+            security=reception.security,
         )
 
     @property
@@ -159,34 +166,36 @@ class Receiver:
 
     # -- associations -------------------------------------------------------------------------------------------------
 
-    def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
+    def _begin(self, connection: socket.socket, address: tuple[str, int], handshake: Handshake | None) -> None:
         """Pass a connection to pynetdicom, behind a socket that enforces the limits."""
-        refusal = refusal_of_titles(connection.recv(TITLES_END, socket.MSG_PEEK))
-        if refusal is not None:
-            self._reject(connection, address[0], *refusal)
-            return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        limited = LimitedSocket(
-            connection,
-            most_pdu=self._reception.most_pdu,
-            patience_s=self._reception.idle_s,
-            shared=self._shared,
-            refused=lambda why: self._refused(address[0], why),
-        )
+        request = bytes(handshake.came) if handshake else connection.recv(TITLES_END, socket.MSG_PEEK)
+        limits: dict[str, Any] = {
+            "most_pdu": self._reception.most_pdu,
+            "patience_s": self._reception.idle_s,
+            "shared": self._shared,
+            "refused": lambda why: self._refused(address[0], why),
+        }
+        refusal = refusal_of_titles(request)
+        limited = SecuredSocket(connection, handshake, **limits) if handshake else LimitedSocket(connection, **limits)
         try:
+            if refusal is not None:
+                self._reject(limited, address[0], *refusal)
+                return
             self._server.finish_request(limited, address)
         except BaseException:
             limited.close()
             raise
 
-    def _reject(self, connection: socket.socket, host: str, answer: bytes, why: str) -> None:
+    def _reject(self, connection: LimitedSocket, host: str, answer: bytes, why: str) -> None:
         """Answer an association request that pynetdicom would leave without a reason, and record it."""
         self._metrics.refused("association")
         log.warning("association rejected: %s", why, extra={"facts": {"peer": host}})
         with contextlib.suppress(OSError):  # the peer may be gone
             # Unread bytes would turn the end of the connection into a reset, and the answer might be lost.
-            connection.recv(bytes_here(connection))
-            connection.sendall(answer)
+            connection.take_rest(bytes_here(connection))
+            connection.send(answer)
+        connection.shutdown(socket.SHUT_WR)
         connection.close()
 
     def _opened(self, association: Any) -> None:
@@ -200,7 +209,13 @@ class Receiver:
     def _requested(self, event: Event) -> None:
         requestor = event.assoc.requestor
         title = str(requestor.primitive.calling_ae_title if requestor.primitive else "").strip()
-        if not self._reception.is_peer(title, str(requestor.address)):
+        host = str(requestor.address)
+        is_known = self._reception.is_peer(title, host)
+        connection: Any = event.assoc.dul.socket
+        why = self._reception.certificate_refusal(title, host, connection.socket.certificate) if is_known else ""
+        if why:
+            self._reception.security.rejected(host, why)
+        if why or not is_known:
             # Rejected-permanent, by the service user, calling AE title not recognised (PS3.8 9.3.4).
             event.assoc.acse.send_reject(0x01, 0x01, 0x03)
             self._rejected(event)

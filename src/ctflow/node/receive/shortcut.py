@@ -119,6 +119,8 @@ class _Shortcut:
         """Whether to read next; False if pynetdicom has something to do, or nothing came."""
         if self._layer.has_work:
             return False
+        if self._connection.pending():
+            return True
         ready = self._poll.poll(_LOOK_AGAIN_MS)
         return len(ready) == 1 and ready[0][0] == self._connection.fileno()
 

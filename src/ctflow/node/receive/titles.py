@@ -12,6 +12,9 @@ _CALLED, _CALLING = slice(10, 26), slice(26, 42)
 # PS3.8 9.3.4: rejected-permanent, by the service user; the last byte is the reason.
 _CALLING_NOT_RECOGNIZED, _CALLED_NOT_RECOGNIZED = 3, 7
 
+# Rejected-permanent, by the service provider (ACSE), no reason given: there is none for TLS.
+TLS_WANTED = bytes([3, 0, 0, 0, 0, 4, 0, 1, 2, 1])
+
 
 def mended_titles(body: bytes) -> bytes:
     """A request without its header, the NULs that pad its AE titles replaced by spaces."""

@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ctflow.node.receive.titles import HEADER, mended_titles
 
@@ -53,7 +54,12 @@ class LimitedSocket(socket.socket):
         patience_s: A PDU must arrive within so many seconds of its first byte; an answer must leave in this time.
         shared: Bytes of the messages of all connections.
         refused: Called with the reason when the connection is ended because of the peer's data.
+
+    Attributes:
+        certificate: Fingerprint of the peer's certificate, empty if it has none; None without TLS.
     """
+
+    certificate: str | None = None
 
     def __init__(
         self,
@@ -92,6 +98,10 @@ class LimitedSocket(socket.socket):
             self._is_first, body = False, mended_titles(body)
         return body
 
+    def pending(self) -> int:
+        """How much has been taken from the kernel and not been read: nothing."""
+        return 0
+
     def next_kind(self) -> int | None:
         """Wait for the head of the next PDU and return its type; None if the peer closed the connection.
 
@@ -124,10 +134,8 @@ class LimitedSocket(socket.socket):
         """
         done = 0
         while done < len(view):
-            self._set_wait()
             try:
-                # All in one call, without the interpreter's lock: a PDU comes in dozens of segments.
-                count = super().recv_into(view[done:], 0, socket.MSG_WAITALL)
+                count = self._fill(view[done:])
             except BlockingIOError:
                 continue  # the time is over, as the next round detects
             if not count:
@@ -135,6 +143,20 @@ class LimitedSocket(socket.socket):
             done += count
         self._left -= done
         return done
+
+    def _fill(self, view: memoryview) -> int:
+        """Some bytes of the peer's, at least one; 0 at the end."""
+        # All in one call, without the interpreter's lock: a PDU comes in dozens of segments.
+        return self._receive(view, socket.MSG_WAITALL)
+
+    def _receive(self, view: memoryview, flags: int = 0) -> int:
+        """From the kernel; a BlockingIOError when the time for this PDU is over."""
+        self._set_wait()
+        return super().recv_into(view, 0, flags)
+
+    def take_rest(self, count: int) -> None:
+        """Take so many bytes from the kernel, which nobody will read."""
+        super().recv(count, socket.MSG_DONTWAIT)
 
     def _fill_head(self) -> None:
         """Read the missing part of a PDU's head, and check the length that it names."""
@@ -173,13 +195,16 @@ class LimitedSocket(socket.socket):
     def _refuse(self, why: str) -> None:
         self._refused(why)
         with contextlib.suppress(OSError):  # it may be closed already
-            super().send(ABORT, socket.MSG_DONTWAIT)
+            self._write(ABORT, socket.MSG_DONTWAIT)
         raise ConnectionAbortedError(why)
 
     def send(self, data: object, flags: int = 0) -> int:
         """Send an answer: the message before it has been taken."""
         self._count(-self._message)
-        return super().send(data, flags)  # type: ignore[arg-type]  # any buffer, as in the base class
+        return self._write(data, flags)
+
+    def _write(self, data: Any, flags: int = 0) -> int:
+        return super().send(data, flags)
 
     def shutdown(self, how: int) -> None:
         """Shut down, even if the peer was faster: pynetdicom closes only after this."""

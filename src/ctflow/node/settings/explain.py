@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Web
+from ctflow.node.settings.groups import Peer, Web
 from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import address_text
 from ctflow.settings.document import Given
 from ctflow.settings.schema import effective, key_text
@@ -21,6 +22,7 @@ def explain_settings(settings: ServiceSettings) -> str:
     """The meaning of a site's settings, in readable lines (`ctflow serve --check`)."""
     lines = [
         f"listens as {settings.ae_title} on {address_text(settings.bind, settings.port)}",
+        *_explain_tls(settings.tls),
         *_explain_peers(settings),
         f"a series is complete after {settings.quiet_period_s:g} s without a new instance",
         *_explain_rules(settings.rules),
@@ -37,11 +39,31 @@ def explain_settings(settings: ServiceSettings) -> str:
 
 def _explain_peers(settings: ServiceSettings) -> list[str]:
     if settings.peers:
-        return [f"accepts series from {peer.ae_title or 'any AE title'} at {peer.host}" for peer in settings.peers]
+        return [
+            f"accepts series from {peer.ae_title or 'any AE title'} at {peer.host}{_explain_security(peer)}"
+            for peer in settings.peers
+        ]
     beyond = not ipaddress.ip_address(settings.bind).is_loopback
     return [
         "accepts series from this machine only" + (": give peers, or nobody on the network can send" if beyond else "")
     ]
+
+
+def _explain_tls(tls: ServerTls | None) -> list[str]:
+    if tls is None:
+        return ["receives without TLS"]
+    wanted = {
+        "required": "clients must have a certificate",
+        "optional": "clients may have a certificate",
+        "none": "clients need no certificate",
+    }
+    return [f"receives with TLS; {wanted[tls.client]}"]
+
+
+def _explain_security(peer: Peer) -> str:
+    named = "s " if len(peer.fingerprints) > 1 else " "
+    known = f", with the certificate{named}of `fingerprints`" if peer.fingerprints else ""
+    return known + (", also without TLS" if peer.tls == "optional" else "")
 
 
 def _explain_rules(rules: tuple[Rule, ...]) -> list[str]:
@@ -66,7 +88,8 @@ def _explain_rule(rule: Rule) -> str:
 
 def _explain_destinations(settings: ServiceSettings) -> list[str]:
     lines = [
-        f"sends results to {each.name}: {each.ae_title} at {address_text(each.host, each.port)}, again after "
+        f"sends results to {each.name}: {each.ae_title} at {address_text(each.host, each.port)}"
+        f"{'' if each.tls is None else ' with TLS'}, again after "
         f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
         for each in settings.destinations
     ] or ["sends results nowhere"]

@@ -157,6 +157,34 @@ def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
     return any(_is_it(peer, ae_title, caller) for peer in settings.peers)
 
 
+def may_be_plain(settings: ServiceSettings, address: str) -> bool:
+    """Whether some peer at an address may connect without TLS."""
+    caller = _ip_address(address)
+    return settings.tls is None or any(
+        caller is not None and caller in peer.host and peer.tls == "optional" for peer in settings.peers
+    )
+
+
+def certificate_refusal(settings: ServiceSettings, ae_title: str, address: str, certificate: str | None) -> str:
+    """Why a peer may not come with this certificate; empty if it may.
+
+    Args:
+        settings: Its peers.
+        ae_title: As given by the caller.
+        address: As given by the socket.
+        certificate: Its fingerprint; empty if it showed none, None if it came without TLS.
+    """
+    if settings.tls is None:
+        return ""
+    caller = _ip_address(address)
+    peers = [peer for peer in settings.peers if _is_it(peer, ae_title, caller)]
+    if certificate is None:
+        return "" if any(peer.tls == "optional" for peer in peers) else "it came without TLS"
+    if not settings.peers or any(not peer.fingerprints or certificate in peer.fingerprints for peer in peers):
+        return ""
+    return "its certificate is not the one of this peer (fingerprints)"
+
+
 _IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
