@@ -89,7 +89,7 @@ class Ward:
             values = {
                 "series_uid": f"1.2.{name}", "study_uid": "1.2.3", "sop_instance_uid": f"1.2.{name}.{number}",
                 "sop_class_uid": CT, "transfer_syntax": EXPLICIT, "modality": "CT", "calling_ae": "ORTHANC",
-                "peer": "10.1.2.3", "file": f"{name}/{number}.dcm", "bytes": 526_000, "sha256": f"{number:064x}",
+                "peer": "10.1.2.3", "file": f"ab/{name}/{number}.dcm", "bytes": 526_000, "sha256": f"{number:064x}",
             }  # fmt: skip
             receipt = self.journal.receive(Arrival(**{**values, **other}), most_instances=1000, most_bytes=10**9)
             key = receipt.key

@@ -240,6 +240,38 @@ def serve(config: Path | None, check: bool, network: bool, data: str | None, **g
     return serve_command(config, given, read_environment())
 
 
+@cli.group("node")
+def node_group() -> None:
+    """The DICOM node's data folder: what is removed, and backups."""
+
+
+_NODE_CONFIG = click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md)."
+)
+
+
+@node_group.command("prune")
+@_NODE_CONFIG
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+def node_prune(config: Path | None, dry_run: bool, as_json: bool) -> int:
+    """Remove what the settings' `retention` says, now; a running node does the work."""
+    from ctflow.cli.serve import prune_command  # noqa: PLC0415
+
+    return prune_command(config, read_environment(), click.echo, dry_run=dry_run, as_json=as_json)
+
+
+@node_group.command("backup")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_NODE_CONFIG
+@click.option("--copy", is_flag=True, help="Copy every file, also where a hard link would do.")
+def node_backup(folder: Path, config: Path | None, copy: bool) -> int:
+    """Copy journal, instances and results to FOLDER, which must not exist; the node may run."""
+    from ctflow.cli.serve import backup_command  # noqa: PLC0415
+
+    return backup_command(folder, config, read_environment(), click.echo, copy=copy)
+
+
 @cli.group()
 def rules() -> None:
     """The DICOM node's rules, which select series."""

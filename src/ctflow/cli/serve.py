@@ -1,7 +1,8 @@
-"""What `ctflow serve` and `ctflow rules test` do: a node until a signal ends it, or what one would do with a folder."""
+"""What `ctflow serve`, `ctflow rules test` and `ctflow node` do: a node, or what belongs to its data folder."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from ctflow.node.log import close_node_log, set_up_node_log
 from ctflow.node.rules import Verdict, verdicts_of_scan
 from ctflow.node.settings.explain import explain_settings, values_and_origins
 from ctflow.node.settings.service import ServiceSettings, given_settings, read_settings
+
+PARTLY = 6  # a backup without files that the journal names
 
 
 def check_command(
@@ -132,3 +135,89 @@ def _entry(verdict: Verdict) -> dict[str, Any]:
         "message": verdict.message,
         "facts": {name: candidate.description[name] for name in known} | {"thickness_mm": verdict.thickness_mm},
     }
+
+
+def prune_command(
+    config: Path | None,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Remove what the settings' `retention` says, or show what would be removed.
+
+    Args:
+        config: The node's YAML file, or None.
+        environment: Environment variables.
+        say: Shows a line.
+        dry_run: Remove nothing.
+        as_json: Show one JSON document.
+
+    Raises:
+        CtflowError: The settings are wrong, or the journal cannot be read or written.
+    """
+    check_requirements("serve")
+    from ctflow.node.keeping.pruning import prune  # noqa: PLC0415  # packages of the extra `serve`
+
+    settings = read_settings(config, environment)
+    document = prune(settings.data, settings.retention, dry_run=dry_run)
+    if as_json:
+        say(json.dumps(document, indent=2, allow_nan=False))
+        return 0
+    for line in _table(document, removes=settings.retention.removes):
+        say(line)
+    return 0
+
+
+def _table(document: Mapping[str, Any], *, removes: bool) -> list[str]:
+    rows = [
+        (
+            each["series"], each["state"], each["what"], str(each["count"]), f"{each['bytes'] / 1e6:.1f}",
+            f"{each['age_days']:.1f}", each["why"],
+        )
+        for each in document["removals"]
+    ]  # fmt: skip
+    lines = []
+    if rows:
+        rows.insert(0, ("series", "state", "what", "number", "MB", "days", "why"))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        lines = ["  ".join([*map(str.ljust, row[:6], widths), row[6]]) for row in rows]
+    verb = "would be removed" if document["dry_run"] else "removed"
+    total = (
+        f"{len(document['removals'])} {verb}, {document['bytes'] / 1e6:.1f} MB; {document['events']} events forgotten"
+    )
+    lines.append(total.replace("forgotten", "would be forgotten") if document["dry_run"] else total)
+    if document.get("postponed"):
+        lines.append("a backup is being made: the rest is removed after it")
+    if not removes:
+        lines.append("the settings remove nothing: give keys of `retention`")
+    return lines
+
+
+def backup_command(
+    target: Path, config: Path | None, environment: Mapping[str, str], say: Callable[[str], None], *, copy: bool
+) -> int:
+    """Make a backup of the data folder.
+
+    Args:
+        target: The backup.
+        config: The node's YAML file, or None.
+        environment: Environment variables.
+        say: Shows a line.
+        copy: Copy files that could be linked.
+
+    Returns:
+        0, or 6 if files are missing that the journal names.
+    """
+    check_requirements("serve")
+    from ctflow.node.keeping.backup import back_up  # noqa: PLC0415  # packages of the extra `serve`
+
+    document = back_up(read_settings(config, environment).data, target, copy=copy)
+    say(
+        f"{document['instances']} instances and {document['results']} results, {document['bytes'] / 1e6:.1f} MB, "
+        f"{document['hard_links']} files by hard link"
+    )
+    if document["missing"]:
+        say(f"{document['missing']} files or folders are missing that the journal names")
+    return PARTLY if document["missing"] else 0

@@ -61,6 +61,7 @@ class SettingsInvalid(CtflowError):
     exit_code = 64
     REASONS = frozenset(
         {
+            "backup-place",
             "cannot-listen",
             "certificate",
             "conflict",
@@ -316,7 +317,9 @@ class OutputError(CtflowError):
 class NotWritten(OutputError):
     """The output folder or a file in it could not be written."""
 
-    REASONS = frozenset({"already-there", "copies-folder", "damaged-marker", "journal-closed", "unwritable"})
+    REASONS = frozenset(
+        {"already-there", "copies-folder", "damaged-marker", "journal-closed", "prune-failed", "unwritable"}
+    )
 
 
 class StorageFull(OutputError):

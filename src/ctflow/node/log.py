@@ -26,6 +26,7 @@ AUDIT = logging.INFO + 5  # above info, so that `level: info` shows it; its logg
 _LONGEST_TEXT = 2000
 _GATHER_S = 0.2  # the journal changes with every instance; its events are logged together
 _PAGE = 500  # events per read: a journal of years, logged from its beginning, must not be in memory whole
+POSITION_FILE = "audit-position"  # in the data folder
 _TERSE = ("uvicorn",)  # it logs its own start and end, which the node also logs
 
 _audit = logging.getLogger("ctflow.audit")
@@ -93,6 +94,13 @@ def close_node_log(handler: logging.Handler) -> None:
     handler.close()
 
 
+def position_in(file: Path) -> int:
+    """The number of the last logged event that a file keeps; 0 if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_bytes()[:20])
+    return 0
+
+
 class AuditTrail:
     """Copies every event of the journal to the log, in order, also those before a crash.
 
@@ -129,11 +137,8 @@ class AuditTrail:
 
     def _read_position(self) -> int:
         """The stored number; 0 if there is none, or one that this journal has not reached."""
-        newest = self._journal.events(limit=1)
-        with contextlib.suppress(OSError, ValueError):
-            kept = int(self._position.read_bytes()[:20])
-            return kept if newest and 0 <= kept <= newest[0].id else 0
-        return 0
+        newest, kept = self._journal.events(limit=1), position_in(self._position)
+        return kept if newest and 0 <= kept <= newest[0].id else 0
 
     def _facts(self, event: EventRecord) -> Mapping[str, Any]:
         """The sender, what it sent and when, and the model and version of the result."""

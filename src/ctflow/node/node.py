@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from ctflow.core.atomic import make_output_folder, output_error_from_oserror
-from ctflow.core.errors import SettingsInvalid
+from ctflow.core.atomic import make_output_folder
 from ctflow.core.model import RESEARCH_ONLY
 from ctflow.node.deliver.folder import FolderTarget
 from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, Target
 from ctflow.node.deliver.storage import StorageTarget
-from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE, Journal
+from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
-from ctflow.node.log import AuditTrail, told_forever
+from ctflow.node.keeping.locks import may_remove, only_one
+from ctflow.node.keeping.pruning import RetentionThread
+from ctflow.node.keeping.retention import remove_results
+from ctflow.node.log import POSITION_FILE, AuditTrail, told_forever
 from ctflow.node.metrics import Metrics
 from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
@@ -66,7 +66,7 @@ class Node:
     def _build(self, stack: ExitStack, run: Settings) -> None:
         settings, data = self.settings, self.settings.data
         make_output_folder(data)
-        stack.enter_context(_only_one(data))
+        stack.enter_context(only_one(data))
         self.places = Places.below(data)
         make_output_folder(self.places.results)
         self.journal = Journal(data / JOURNAL_FILE)
@@ -75,7 +75,7 @@ class Node:
         self.metrics = Metrics(self.journal, data)
         changed = threading.Event()
         self.journal.on_change(changed.set)
-        self._audit = stack.enter_context(told_forever(AuditTrail(self.journal, data / "audit-position"), changed))
+        self._audit = stack.enter_context(told_forever(AuditTrail(self.journal, data / POSITION_FILE), changed))
         inbox = Inbox(self.places.inbox, settings.limits.free_disk)
         self._inbox = inbox
         setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
@@ -89,6 +89,7 @@ class Node:
             DeliveryThread(name, target, self.journal, self.places.results, backoff, self.metrics)
             for name, target, backoff in _targets(settings, tls)
         ]
+        self.retention = RetentionThread(self.journal, data, settings.retention)
         self.completer = Completer(self.journal, settings.quiet_period_s)
         limits = IntakeLimits(settings.limits.instances, settings.limits.series, settings.web.patient_data)
         self.intake = Intake(
@@ -102,7 +103,9 @@ class Node:
     def _clean(self) -> None:
         """Clean up after an end at any moment, without touching acknowledged files."""
         waiting = self.journal.recover()
-        removed = Inbox(self.places.inbox, 0).sweep(self.journal.files())
+        with may_remove(self.settings.data) as allowed:
+            removed = Inbox(self.places.inbox, 0).sweep(self.journal.files()) if allowed else 0
+            removed += remove_results(self.journal, self.places.results) if allowed else 0
         for folder in self.places.results.glob("*/.*"):  # a result that was being written
             shutil.rmtree(folder, ignore_errors=True)
         if waiting or removed:
@@ -128,6 +131,8 @@ class Node:
                 self._stack.callback(delivery_thread.stop)
             self.certificates.start()
             self._stack.callback(self.certificates.stop)
+            self.retention.start()
+            self._stack.callback(self.retention.stop)
             self.completer.start()
             self._stack.callback(self.completer.stop)
             self.receiver.start()
@@ -155,7 +160,7 @@ class Node:
 
     def remarks(self) -> list[str]:
         """Faults with which the node still receives and runs: one of several workers, a delivery."""
-        threads = (*self.pool.threads, *self.delivery_threads, self._audit, self.certificates)
+        threads = (*self.pool.threads, *self.delivery_threads, self._audit, self.certificates, self.retention)
         return [*_ended(threads), *self.pool.remarks(), *self.certificates.remarks()]
 
     def demonstration(self) -> str | None:
@@ -226,22 +231,3 @@ def _reception(settings: ServiceSettings, tls: TlsContext | None, rejected: Call
 def _ended(threads: Sequence[threading.Thread]) -> list[str]:
     """The threads that have ended while the node runs: a bug in ctflow, which a restart clears."""
     return [f"{each.name} has ended unexpectedly: start the node again" for each in threads if not each.is_alive()]
-
-
-@contextmanager
-def _only_one(data: Path) -> Iterator[None]:
-    """Allow one node per data folder: two would run and send everything twice."""
-    try:
-        handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o640)
-    except OSError as error:  # another user's
-        raise output_error_from_oserror(error, "the lock of the data folder", "start as its user") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsInvalid(
-                "data: another node uses this folder: stop it, or give another folder", reason="folder-in-use"
-            ) from error
-        yield
-    finally:
-        os.close(handle)

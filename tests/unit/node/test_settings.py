@@ -11,6 +11,7 @@ from ctflow.core.errors import SettingsInvalid
 from ctflow.node.rules import Range, Rule
 from ctflow.node.settings.explain import explain_settings, values_and_origins
 from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings, given_settings, is_peer, read_settings
 from ctflow.node.settings.tls import ClientTls, ServerTls
 from ctflow.settings.run import OPTIONS, Settings
@@ -57,6 +58,7 @@ peers:
     fingerprints: "AB:CD:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00"
 tls: {certificate: a.crt, key: a.key, key_password_file: password, ca: /etc/ca.pem, client: optional}
 same_uid: newest
+retention: {instances_days: 7, results_days: 30, only_delivered: false, free_disk: 50 GB, events_days: 365}
 limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB, free_disk: 20 GB}
 quiet_period_s: 2.5
 copy_to: out
@@ -112,6 +114,7 @@ def test_every_key_is_read(tmp_path):
         tls=ServerTls(here / "a.crt", here / "a.key", here / "password", Path("/etc/ca.pem"), "optional"),
         limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
         same_uid="newest",
+        retention=Retention(7.0, 30.0, False, 50 * GB, 365.0),
         quiet_period_s=2.5,
         copy_to=here / "out",
         bundle=here / "bundles/lung",

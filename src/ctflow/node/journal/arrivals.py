@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from ctflow.node.journal.pruned import is_pruned
 from ctflow.node.journal.records import Arrival, Receipt, Why
 from ctflow.node.journal.runs import add_run, remove_runs, runs_of, set_run, show_runs
 from ctflow.node.journal.same_uid import decide_same_uid
@@ -43,7 +44,8 @@ def receive_instance(
             if arrival.same_uid == "newest" and grown > most_bytes:
                 return _too_much(db, series, arrival, now, most_instances, most_bytes)
             return decide_same_uid(db, series, known, arrival, now, lambda: _open_series(db, series, arrival, now))
-        if series["instances"] >= most_instances or series["bytes"] + arrival.bytes > most_bytes:
+        is_over = series["instances"] >= most_instances or series["bytes"] + arrival.bytes > most_bytes
+        if is_over and not is_pruned(db, series["key"]):
             return _too_much(db, series, arrival, now, most_instances, most_bytes)
     if not arrival.file:
         return Receipt("again", "")
@@ -95,7 +97,8 @@ def _open_series(db: sqlite3.Connection, series: sqlite3.Row | None, arrival: Ar
     """The revision that an instance belongs to, in the state "received"."""
     if series is None:
         return _begin(db, arrival, now, None)
-    if has_result(db, series["key"]):  # it may be in delivery: more instances make another revision
+    # It may be in delivery, or its files may be gone: more instances make another revision.
+    if has_result(db, series["key"]) or is_pruned(db, series["key"]):
         _supersede(db, series, now)
         return _begin(db, arrival, now, series)
     if series["state"] != "received":
@@ -138,11 +141,13 @@ def _begin(db: sqlite3.Connection, arrival: Arrival, now: float, earlier: sqlite
             (key, previous),
         )
         db.execute(
-            "UPDATE series SET (instances, bytes, expected_instances) = (SELECT instances, bytes, expected_instances "
-            "FROM series WHERE key = ?) WHERE key = ?",
-            (previous, key),
+            "UPDATE series SET (instances, bytes) = (SELECT count(*), CAST(total(bytes) AS INTEGER) FROM instances "
+            "WHERE series_key = ?), expected_instances = (SELECT expected_instances FROM series WHERE key = ?) "
+            "WHERE key = ?",
+            (key, previous, key),
         )
-        text = f"revision {revision}: an instance arrived after the result of revision {revision - 1}, {text}"
+        what = "the removal" if is_pruned(db, str(previous)) else "the result"
+        text = f"revision {revision}: an instance arrived after {what} of revision {revision - 1}, {text}"
     note_event(db, now, "received", text, key, arrival.peer)
     found = series_of_key(db, key)
     if found is None:

@@ -293,6 +293,14 @@ class Journal(JournalReader):
         """
         return self._write(lambda db: writes.discard_series(db, key, by, self._clock(), model))
 
+    def change(self, work: Callable[[sqlite3.Connection, float], T]) -> T:
+        """Make a change that a module of its own describes (`retention`), given the time; as durable as the others."""
+        return self._write(lambda db: work(db, self._clock()))
+
+    def shrink(self) -> None:
+        """Give pages that hold nothing any more back to the disk, some at a time; older journals only reuse them."""
+        self._write(lambda db: db.execute("PRAGMA incremental_vacuum(2000)").fetchall())
+
     def event(self, kind: str, text: str, *, key: str | None = None, peer: str | None = None) -> None:
         """Add a line to the audit trail; the text holds no patient data."""
         self._write(lambda db: writes.note_event(db, self._clock(), kind, text, key, peer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from ctflow.node.journal.records import (
 )
 
 R = TypeVar("R")
+T = TypeVar("T")
 _MOST_READERS = 8  # at once; a query takes a tenth of a millisecond, a connection two descriptors
 _SERIES = """SELECT s.*, (SELECT count(*) FROM refusals r WHERE r.series_key = s.key) AS refused FROM series s"""
 _RESULT = """SELECT r.*, runs.model AS run_model FROM results r JOIN runs ON runs.id = r.run_id"""
@@ -76,6 +77,11 @@ class JournalReader:
         """The one number of a question that asks for a time; None where there is none."""
         ((found,),) = self._all(question, *values)
         return None if found is None else float(found)
+
+    def look(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask what a module of its own describes (`retention`)."""
+        with self._reader() as reader:
+            return question(reader)
 
     def close(self) -> None:
         """Close the reading connections; a running query finishes first and closes its own."""

@@ -168,7 +168,13 @@ ALTER TABLE results_of_runs RENAME TO results;
 CREATE INDEX results_by_series ON results (series_key, id);
 ALTER TABLE events ADD COLUMN model TEXT;
 """
-MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS)
+# What retention removed: no columns of tables that other migrations make anew.
+_RETENTION = """
+CREATE TABLE pruned_series (series_key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE pruned_results (result_id INTEGER PRIMARY KEY, at REAL NOT NULL, gone INTEGER NOT NULL);
+CREATE INDEX left_out_by_file ON left_out (file);
+"""
+MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS, _RETENTION)
 VERSION = len(MIGRATIONS)
 
 
@@ -202,6 +208,7 @@ def bring_up_to_date(connection: sqlite3.Connection) -> None:
     """
     try:
         connection.execute("PRAGMA foreign_keys = OFF")  # a table that others refer to is made anew
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file, before its first table
         for version in range(schema_version(connection), VERSION):
             statements = f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
             connection.executescript(statements)

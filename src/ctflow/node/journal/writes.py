@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 
+from ctflow.node.journal.pruned import is_pruned
 from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import InstanceRecord, Job, Why, WorkerResult
 from ctflow.node.journal.runs import add_run, claimable, run_of_id, runs_of, set_open_runs, set_run, show_runs
@@ -211,6 +212,8 @@ def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float
 
 def retry_series(db: sqlite3.Connection, key: str, by: str, now: float, model: str | None = None) -> bool:
     """Retry a series, or one model's run, at a person's request; False if there is nothing to retry."""
+    if is_pruned(db, key):
+        return False
     states = ("aside", "dead", "discarded", "done", "complete")
     rows = [row for row in runs_of(db, key, model) if row["state"] in states]
     if model is None:  # a later revision computes these

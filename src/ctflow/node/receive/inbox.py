@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ctflow.core.atomic import make_output_folder, output_error_from_oserror, sync_folder
+from ctflow.node.keeping.locks import may_remove
 
 _LOOK_AGAIN_S = 0.25  # between checks of the free space: 150 images/s do not need 150 checks
 _MOST_KNOWN = 4096  # folders known to be synced; a forgotten one is synced again
@@ -66,8 +67,7 @@ class Inbox:
         name = f"{series[:2]}/{series}/{digest[:32]}-{secrets.token_hex(4)}.dcm"
         path = self.folder / name
         try:
-            self._make_folder(path.parent)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+            handle = self._make_file(path)
             try:
                 for part in parts:
                     _write_all(handle, part)
@@ -81,6 +81,18 @@ class Inbox:
         except OSError as error:
             raise output_error_from_oserror(error, "an instance") from error
         return name
+
+    def _make_file(self, path: Path) -> int:
+        """Make a file and its folder, which retention may remove in between."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        self._make_folder(path.parent)
+        try:
+            return os.open(path, flags, 0o640)
+        except FileNotFoundError:
+            with self._making:
+                self._synced.pop(path.parent, None)
+            self._make_folder(path.parent)
+            return os.open(path, flags, 0o640)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a series' folder whose own name and its parent's are on the disk, no matter who made it when.
@@ -103,6 +115,12 @@ class Inbox:
     def remove(self, name: str) -> None:
         """Remove a file that the journal did not accept."""
         (self.folder / name).unlink(missing_ok=True)
+
+    def remove_outdated(self, name: str) -> None:
+        """Remove a file that the journal has no more, unless a backup is being made: then the next start does."""
+        with may_remove(self.folder.parent) as allowed:
+            if allowed:
+                self.remove(name)
 
     def sweep(self, known: Collection[str]) -> int:
         """Remove files that the journal does not know: their receipt was never acknowledged. Return their number."""

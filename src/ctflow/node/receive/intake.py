@@ -177,7 +177,7 @@ class Intake:
             # It came twice at once, or the known one was removed meanwhile: now it can be told.
             return self._keep(replace(arrival, file=""), parts)
         if receipt.outdated is not None:
-            self._inbox.remove(receipt.outdated)
+            self._inbox.remove_outdated(receipt.outdated)
         self._count(receipt.verdict, arrival)
         return _ANSWERS.get(receipt.verdict, (SUCCESS, ""))
 

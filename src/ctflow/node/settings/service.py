@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 from ctflow.node.journal.records import SameUid
 from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import Address, AeTitle, Device, Port
 from ctflow.settings.document import Given, given_in_file
@@ -62,6 +63,7 @@ class ServiceSettings(Processing):
     destinations: Annotated[
         tuple[Destination, ...], Key("Where results are sent; each gets all of them.", most=64)
     ] = ()
+    retention: Annotated[Retention, Key("What is removed, and when.")] = Retention()
     web: Annotated[Web, Key("The page.")] = Web()
     log: Annotated[Log, Key("The log.")] = Log()
     allow_demonstration: Annotated[Switch, Key("Also send results of a demonstration model.")] = False
@@ -90,6 +92,10 @@ class ServiceSettings(Processing):
                     raise Refused("needs the node's own TLS: give the group tls", "peers", number, key)
             if peer.fingerprints and self.tls is not None and self.tls.client == "none":
                 raise Refused("no client shows a certificate with tls.client: none", "peers", number, "fingerprints")
+        if self.retention.free_disk is not None and self.retention.free_disk <= self.limits.free_disk:
+            raise Refused(
+                "must be more than limits.free_disk, below which instances are refused", "retention", "free_disk"
+            )
         if self.web.enabled and self.web.port == self.port:
             raise Refused(f"port and web.port are both {self.port}", "port", reason="conflict")
         for count, rule in enumerate(self.rules[:-1], start=1):
