@@ -15,6 +15,7 @@ HOW = {
     "Orthanc": "apt-get install orthanc orthanc-python dcmtk iproute2 util-linux",
     "namespaces of its own": "run the tests as root",
     "adapters of OHIF": "apt-get install npm, then make viewers",
+    "axe-core": "apt-get install npm, then make viewers",
     "OHIF": "make viewers, or make test-viewers for older versions",
     "itkwasm-dicom": "make test-viewers",
     "Orthanc's DICOMweb": "apt-get install orthanc-dicomweb",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from ctflow.node.journal.records import (
     SeriesRecord,
     SeriesState,
 )
+from ctflow.node.journal.search import EVENTS_BY_HOUR, SeriesSearch, add_functions, hours_before
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -30,6 +31,7 @@ _SERIES = """SELECT s.*, (SELECT count(*) FROM refusals r WHERE r.series_key = s
 _RESULT = """SELECT r.*, runs.model AS run_model FROM results r JOIN runs ON runs.id = r.run_id"""
 _DELIVERY = """SELECT d.*, r.series_key, runs.model AS run_model FROM deliveries d JOIN results r ON r.id = d.result_id
 JOIN runs ON runs.id = r.run_id"""
+_ALL = SeriesSearch()
 
 
 class JournalReader:
@@ -56,6 +58,7 @@ class JournalReader:
                 found = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
                 found.row_factory = sqlite3.Row
                 found.execute("PRAGMA query_only = ON")
+                add_functions(found)
             try:
                 yield found
             finally:
@@ -97,26 +100,26 @@ class JournalReader:
         return {state: found.get(state, 0) for state in STATES}
 
     def series(
-        self, *, states: Collection[SeriesState] = (), limit: int = 100, before: tuple[float, str] | None = None
+        self, search: SeriesSearch = _ALL, *, limit: int = 100, before: tuple[float, str] | None = None
     ) -> tuple[SeriesRecord, ...]:
         """Series, sorted by their latest instance, newest first.
 
         Args:
-            states: Only these; empty means all.
+            search: Only these.
             limit: Most to return.
             before: Only those after this `last_at` and key in that order, for the next page: several may have received
                 their last instance at the same moment.
         """
-        wanted = tuple(states) or STATES
-        marks = ",".join("?" * len(wanted))
+        condition, values = search.condition()
+        question = f"{_SERIES} WHERE {condition} AND (s.last_at, s.key) < (?, ?)"
         rows = self._all(
-            f"{_SERIES} WHERE s.state IN ({marks}) AND (s.last_at, s.key) < (?, ?) "
-            "ORDER BY s.last_at DESC, s.key DESC LIMIT ?",
-            *wanted,
-            *(before or (1e18, "")),
-            limit,
+            f"{question} ORDER BY s.last_at DESC, s.key DESC LIMIT ?", *values, *(before or (1e18, "")), limit
         )
         return tuple(series_record(row) for row in rows)
+
+    def last_day(self, now: float) -> list[dict[str, Any]]:
+        """Results, and series without one, in each hour of the day before a Unix time (`search.hours_before`)."""
+        return hours_before(self._all(EVENTS_BY_HOUR, now), now)
 
     def find(self, key: str) -> SeriesRecord | None:
         """One series, or None where no series has this key."""

@@ -150,6 +150,11 @@ class SeriesRecord:
         """The name of the series in every other message of ctflow."""
         return digest_of_uid(self.series_uid)
 
+    @property
+    def study_digest(self) -> str:
+        """The same for its study."""
+        return digest_of_uid(self.study_uid)
+
 
 @dataclass(frozen=True)
 class InstanceRecord:

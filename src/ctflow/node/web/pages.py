@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from pydicom.uid import UID
 
 from ctflow import __version__
 from ctflow.node.deliver.send import COPY
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import SeriesDetail, SeriesRecord, SeriesState
+from ctflow.node.journal.records import SeriesDetail
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.values import address_text
 from ctflow.node.web import views
 from ctflow.node.web.guard import Tokens, headers
+from ctflow.node.web.listing import SINCE, Listing, label_of_state, place_after
 from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_results
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 ROWS = 50  # a page of the list
 _EVENTS = 200
 _REFRESH_S = 10
-_ATTENTION = "attention"  # set aside or failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,33 +86,32 @@ class Pages:
     def overview(self, request: Request) -> Response:
         """The list of series, newest first, all or those in a state."""
         journal, now = self._node.journal, self._node.clock()
-        state, before = _state(request.query_params.get("state")), _place(request.query_params.get("before"))
-        if state is None or before is None:
+        wanted = Listing.from_query(request.query_params)
+        if wanted is None:
             return self.message(404, "There is no such list", "The address names a state or page that does not exist.")
-        wanted: tuple[SeriesState, ...] = state[1]
-        found = journal.series(states=wanted, limit=ROWS + 1, before=before or None)
-        refreshes = request.query_params.get("refresh") == "1"
-        here = {"state": state[0], "refresh": "1" if refreshes else ""}
+        found = journal.series(wanted.search(now), limit=ROWS + 1, before=wanted.place or None)
         return self._page(
             "overview.html",
             here="series",
-            refresh_s=_REFRESH_S if refreshes else None,
+            wanted=wanted,
+            since=SINCE,
+            day=journal.last_day(now),
+            refresh_s=_REFRESH_S if wanted.refresh else None,
             refresh={
-                "href": _href({**here, "refresh": "" if refreshes else "1"}),
-                "label": "Stop refreshing" if refreshes else f"Refresh every {_REFRESH_S} s",
+                "href": wanted.href(refresh="" if wanted.refresh else "1"),
+                "label": "Stop refreshing" if wanted.refresh else f"Refresh every {_REFRESH_S} s",
             },
             counts=journal.counts(),
             totals=journal.totals(),
             free=shutil.disk_usage(self._node.results if self._node.results.is_dir() else Path.cwd()).free,
             least_free=self._node.settings.limits.free_disk,
             destinations=self._destinations(),
-            tabs=self._tabs(state[0], here),
-            chosen={"name": state[0], "label": _label(state[0])},
+            tabs=self._tabs(wanted),
             rows=found[:ROWS],
             now=now,
             token=self._token_of(request),
-            newest=_href(here) if before else None,
-            older=_href({**here, "before": _place_text(found[ROWS - 1])}) if len(found) > ROWS else None,
+            newest=wanted.href() if wanted.before else None,
+            older=wanted.href(before=place_after(found[ROWS - 1])) if len(found) > ROWS else None,
         )
 
     def series(self, request: Request) -> Response:
@@ -280,18 +278,18 @@ class Pages:
             for name, where in known.items()
         ]
 
-    def _tabs(self, chosen: str, here: Mapping[str, str]) -> list[dict[str, object]]:
+    def _tabs(self, wanted: Listing) -> list[dict[str, object]]:
         counts = self._node.journal.counts()
         tabs = [("", sum(counts.values())), *((str(state), counts[state]) for state in views.STATES)]
         return [
             {
-                "label": _label(name),
+                "label": label_of_state(name),
                 "count": views.thousands(count),
-                "here": name == chosen,
-                "href": _href({**here, "state": name}),
+                "here": name == wanted.state,
+                "href": wanted.href(state=name),
             }
             for name, count in tabs
-            if count or name in ("", chosen)
+            if count or name in ("", wanted.state)
         ]
 
 
@@ -307,7 +305,10 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals["views"] = views
-    filters = (views.byte_size, views.delivered_file, views.destination, views.duration, views.moment, views.thousands)
+    filters = [
+        views.byte_size, views.day_chart, views.delivered_file, views.destination, views.duration, views.moment,
+        views.thousands,
+    ]  # fmt: skip
     environment.filters |= {each.__name__: each for each in filters}
     return environment
 
@@ -319,39 +320,6 @@ def _printable(value: object) -> object:
 
 def _part(name: str) -> bytes:
     return (resources.files("ctflow.node.web") / "templates" / name).read_bytes()
-
-
-def _label(state: str) -> str:
-    if state == _ATTENTION:
-        return "Need a look"
-    return next((shown.label for shown in views.STATES.values() if shown.name == state), "All")
-
-
-def _state(given: str | None) -> tuple[str, tuple[SeriesState, ...]] | None:
-    """The state in the address and the journal's states for it; None for a word that is not a state."""
-    if not given:
-        return "", ()
-    if given == _ATTENTION:
-        return given, views.ATTENTION
-    return next(((given, (state,)) for state in views.STATES if state == given), None)
-
-
-def _place(given: str | None) -> tuple[float, str] | tuple[()] | None:
-    """Where a page of the list begins; empty if the address does not say, None if it is invalid."""
-    if not given:
-        return ()
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)_([0-9a-f]{32})", given, re.ASCII)
-    return (float(match[1]), match[2]) if match else None
-
-
-def _place_text(series: SeriesRecord) -> str:
-    """The place after a series, for `_place`; `repr` keeps each time exact."""
-    return f"{series.last_at!r}_{series.key}"
-
-
-def _href(values: Mapping[str, str]) -> str:
-    query = urlencode({name: value for name, value in values.items() if value})
-    return f"/?{query}" if query else "/"
 
 
 def _retry_label(detail: SeriesDetail, now: float) -> str | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
+
+from markupsafe import Markup
 
 from ctflow.node.deliver.send import COPY, WHOLE
 from ctflow.node.journal.records import EventRecord, SeriesRecord, SeriesState
+from ctflow.report.svg import commits_chart
 
 _LONGEST_TEXT = 500
 
@@ -97,6 +100,17 @@ def duration(seconds: float) -> str:
 def zone() -> str:
     """The machine's time zone."""
     return time.strftime("%Z") or "the machine's time zone"
+
+
+def day_chart(hours: Sequence[Mapping[str, Any]], *, is_wide: bool) -> Markup:
+    """The hours of `JournalReader.last_day` as bars, in UTC."""
+    bins = [{**hour, "at": datetime.fromtimestamp(hour["at"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")} for hour in hours]
+    return commits_chart({"bins": bins, "width_s": 3600}, is_wide=is_wide)
+
+
+def hour_text(seconds: float) -> str:
+    """The hour that begins at a Unix time, in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%d %b %H:%M}"
 
 
 def byte_size(count: float) -> str:

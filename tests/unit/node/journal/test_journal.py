@@ -15,6 +15,7 @@ from ctflow.node.journal import journal as journal_module
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, ObjectRecord, Patient, Why, WorkerResult
 from ctflow.node.journal.schema import MIGRATIONS
+from ctflow.node.journal.search import SeriesSearch
 from ctflow.node.journal.writes import digest_of_set, key_of
 from reasons import raises_reason
 
@@ -289,7 +290,7 @@ def test_lists_are_the_newest_first_and_go_on_page_by_page(journal, clock):
     first = journal.series(limit=2)
     assert [each.series_uid for each in first] == ["c", "b"]
     assert [each.series_uid for each in journal.series(limit=2, before=(first[-1].last_at, first[-1].key))] == ["a"]
-    assert journal.series(states=("done",)) == ()
+    assert journal.series(SeriesSearch(("done",))) == ()
     assert journal.files() == {"1.dcm"}
 
 

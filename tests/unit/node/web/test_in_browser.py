@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from browser_support import CHROMIUM, Browser, contrast
@@ -10,6 +12,7 @@ from needs import skip_without
 from node_support import fill_busy
 
 WIDE, NARROW = (1400, 900), (390, 800)
+AXE = Path(__file__).parents[3] / "viewers" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,39 @@ def test_every_page_fits_its_window_and_can_be_read(ward, address, browser, resu
         assert contrast(browser) == [], path
         ground = browser.value("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(12, 14, 18)") is (scheme == "dark")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_axe_finds_nothing(ward, address, browser, result_folder, size):
+    """Names of controls, labels, order of headings, roles, contrast (WCAG 2.2 A and AA, and axe's best practices)."""
+    if not AXE.is_file():
+        skip_without("axe-core")
+    keys = fill_busy(ward, result_folder)
+    ward.problems.append("Instances are refused: 3 GB are free")
+    for path in ("/", "/?q=none", "/events", "/series/none", *(f"/series/{keys[name]}" for name in ("late", "dead"))):
+        look(browser, f"{address}{path}", size)
+        browser.value(f"{AXE.read_text()}; 1")
+        assert browser.value("axe.run().then(found => found.passes.length)") > 15
+        found = browser.value(
+            "axe.run().then(found => found.violations.map(each => [each.id, ...each.nodes.map(node => node.html)]))"
+        )
+        assert found == [], path
+
+
+def test_the_list_is_searched_with_the_keyboard_alone(ward, address, browser):
+    fill_busy(ward)
+    look(browser, f"{address}/")
+    for _ in range(40):
+        browser.key("Tab")
+        if browser.value("document.activeElement.id") == "q":
+            break
+    for letter in "scanner2":
+        browser.key(letter)
+    browser.key("Enter")
+    browser.wait_for("location.search.includes('q=scanner2') && document.readyState === 'complete'")
+    assert browser.value("document.querySelectorAll('table.series tbody tr').length") == 1
+    assert browser.value("document.getElementById('q').value") == "scanner2"
+    assert browser.value("document.querySelector('.chart').getAttribute('aria-label')")
 
 
 def test_a_page_asks_for_nothing_from_elsewhere_and_the_browser_complains_of_nothing(
