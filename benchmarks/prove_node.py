@@ -6,6 +6,8 @@
     python benchmarks/prove_node.py idle --sockets 200
     python benchmarks/prove_node.py latency --repeats 3
 
+--tls before the command: the node demands TLS and a certificate of its senders, the destination of the node.
+
 Each command starts `ctflow serve` on loopback with a small untrained network (its marks do not matter here), sends to
 it, and prints one JSON document as the last line of standard output. The exit code is 1 if a promise is broken.
 """
@@ -24,6 +26,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -76,17 +79,59 @@ def wait_for(happened: Callable[[], object], what: str, limit_s: float = PATIENC
         time.sleep(0.02)
 
 
+@dataclass(frozen=True)
+class Certificates:
+    """An authority with a certificate for the node, its senders and its destination, as files."""
+
+    ca: Path
+    node: Any
+    sender: Any
+
+    @classmethod
+    def make(cls, folder: Path) -> Certificates:
+        """New ones (tests/certificate_support.py)."""
+        sys.path.insert(0, str(REPOSITORY / "tests"))
+        from certificate_support import Authority  # noqa: PLC0415
+
+        authority = Authority(folder / "certificates")
+        return cls(authority.ca, authority.issue("node"), authority.issue("sender"))
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """Of the other side: it shows the senders' certificate, and demands one of this authority."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.load_cert_chain(self.sender.certificate, self.sender.key)
+        context.load_verify_locations(self.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    @property
+    def settings(self) -> list[str]:
+        """Of the node."""
+        return [f"tls: {{certificate: {self.node.certificate}, key: {self.node.key}, ca: {self.ca}}}"]
+
+    @property
+    def of_destination(self) -> str:
+        """Of the node's destination."""
+        return f", tls: {{ca: {self.ca}, certificate: {self.node.certificate}, key: {self.node.key}}}"
+
+    @property
+    def words(self) -> list[str]:
+        """Of DCMTK's senders."""
+        return ["+tls", str(self.sender.key), str(self.sender.certificate), "+cf", str(self.ca)]
+
+
 class Archive:
     """The destination: keeps the headers of received objects."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Certificates | None = None) -> None:
         self.received: list[Dataset] = []
         self.times: list[float] = []
         ae = AE("PACS")
         for abstract in (SEG, SR):
             ae.add_supported_context(abstract, EXPLICIT)
         handlers = [(evt.EVT_C_STORE, self._store)]
-        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        context = tls.context(server=True) if tls else None
+        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=context)
         self.port = self._server.server_address[1]
 
     def _store(self, event: Any) -> int:
@@ -115,6 +160,7 @@ class Node:
     bundle: Path
     quiet_s: float = 1.0
     destination: int | None = None
+    tls: Certificates | None = None
     port: int = field(default_factory=free_port)
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -132,10 +178,12 @@ class Node:
             "engine: eager", "devices: [cpu]", "allow_demonstration: true", "limits: {free_disk: 1 MB}",
             f"web: {{port: {self.web_port}}}",
         ]  # fmt: skip
+        lines += self.tls.settings if self.tls else []
         if self.destination:
+            secured = self.tls.of_destination if self.tls else ""
             backoff = "{first_s: 0.5, most_s: 2}"
-            entry = f"{{name: pacs, ae_title: PACS, host: 127.0.0.1, port: {self.destination}, backoff: {backoff}}}"
-            lines.append(f"destinations: [{entry}]")
+            entry = f"{{name: pacs, ae_title: PACS, host: 127.0.0.1, port: {self.destination}, backoff: {backoff}"
+            lines.append(f"destinations: [{entry}{secured}}}]")
         (self.folder / "node.yaml").write_text("\n".join(lines) + "\n")
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -209,14 +257,15 @@ def renamed(base: Sequence[Dataset], name: str) -> list[Dataset]:
 
 
 @contextlib.contextmanager
-def association(port: int, timeout_s: float = 20.0) -> Iterator[Any]:
+def association(node: Node, timeout_s: float = 20.0) -> Iterator[Any]:
     """An association that may fail at any moment."""
     ae = AE("PROVE")
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout_s
     ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT)
     ae.add_requested_context("1.2.840.10008.1.1")
     handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc))]
-    found = ae.associate("127.0.0.1", port, ae_title="CTFLOW", evt_handlers=handlers)
+    secured = (node.tls.context(server=False), "localhost") if node.tls else None
+    found = ae.associate("127.0.0.1", node.port, ae_title="CTFLOW", evt_handlers=handlers, tls_args=secured)
     try:
         yield found
     finally:
@@ -264,7 +313,7 @@ class Sender(threading.Thread):
         """Send as many as the node takes; return the unacknowledged ones."""
         left = list(waiting)
         try:
-            with association(self._node.port) as found:
+            with association(self._node) as found:
                 while left and found.is_established:
                     status = found.send_c_store(left[0]).get("Status", -1)
                     if status != 0:
@@ -279,7 +328,9 @@ class Sender(threading.Thread):
         return left
 
 
-def prove_kill(count: int, seed: int, longest_s: float, most_open: int, bundle: Path | None) -> dict[str, Any]:
+def prove_kill(
+    count: int, seed: int, longest_s: float, most_open: int, bundle: Path | None, tls: bool
+) -> dict[str, Any]:
     """Kill the node repeatedly while series arrive, run and are delivered.
 
     A worker needs many seconds to load torch and then less than one for a series of this size. So every fourth kill
@@ -287,8 +338,11 @@ def prove_kill(count: int, seed: int, longest_s: float, most_open: int, bundle: 
     """
     rng = random.Random(seed)  # noqa: S311  # no secret
     with working_folder() as folder:
-        archive = Archive()
-        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=0.5, destination=archive.port)
+        certificates = Certificates.make(folder) if tls else None
+        archive = Archive(certificates)
+        node = Node(
+            folder / "node", bundle or small_bundle(folder), quiet_s=0.5, destination=archive.port, tls=certificates
+        )
         sender = Sender(node, base_series(folder), most_open)
         node.start()
         sender.start()
@@ -353,16 +407,17 @@ def _check_kill(node: Node, sender: Sender, archive: Archive) -> dict[str, Any]:
 # -- load, hostile, idle, latency -----------------------------------------------------------------------------------
 
 
-def prove_load(associations: int, images: int, bundle: Path | None) -> dict[str, Any]:
+def prove_load(associations: int, images: int, bundle: Path | None, tls: bool) -> dict[str, Any]:
     """Many associations at once, 512 x 512 images, DCMTK's sender."""
     with working_folder() as folder:
-        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=3600)
+        certificates = Certificates.make(folder) if tls else None
+        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=3600, tls=certificates)
         series = _large_series(folder, associations, images)
         node.start()
         wait_for(lambda: b'"ready": true' in http(node.web_port, "/readyz"), "the worker is open")
         before, start_cpu_s = resource.getrusage(resource.RUSAGE_CHILDREN), _cpu_seconds(node)
         start = time.monotonic()
-        senders = [_storescu(node.port, each) for each in series]
+        senders = [_storescu(node, each) for each in series]
         failures = sum(sender.wait() != 0 for sender in senders)
         elapsed_s = time.monotonic() - start
         sent = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -398,13 +453,24 @@ def _large_series(folder: Path, count: int, images: int) -> list[Path]:
     return made
 
 
-def _storescu(port: int, folder: Path) -> subprocess.Popen[bytes]:
-    words = ["storescu", "-xe", "-aec", "CTFLOW", "--scan-directories", "127.0.0.1", str(port), str(folder)]
+def _storescu(node: Node, folder: Path) -> subprocess.Popen[bytes]:
+    secured = node.tls.words if node.tls else []
+    words = [
+        "storescu",
+        *secured,
+        "-xe",
+        "-aec",
+        "CTFLOW",
+        "--scan-directories",
+        "127.0.0.1",
+        str(node.port),
+        str(folder),
+    ]
     # Without TCP_NODELAY DCMTK waits about 45 ms per image for a TCP acknowledgement.
     return subprocess.Popen(words, env={**os.environ, "TCP_NODELAY": "1"}, stdout=subprocess.DEVNULL)
 
 
-def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
+def prove_hostile(count: int, seed: int, bundle: Path | None, tls: bool) -> dict[str, Any]:
     """UIDs that resemble paths, commands or statements, or are too long; every file must stay in the inbox."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     parts = [
@@ -429,7 +495,9 @@ def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
     ]
     with working_folder() as folder:
         # Deep below the searched folder, so that a path upwards ends in it.
-        node = Node(folder.joinpath(*"12345678", "node"), bundle or small_bundle(folder), quiet_s=3600)
+        certificates = Certificates.make(folder) if tls else None
+        place = folder.joinpath(*"12345678", "node")
+        node = Node(place, bundle or small_bundle(folder), quiet_s=3600, tls=certificates)
         (base, *_) = base_series(folder)
         node.start()
         before = _files_outside(folder, node)
@@ -437,7 +505,7 @@ def prove_hostile(count: int, seed: int, bundle: Path | None) -> dict[str, Any]:
         done = 0
         while done < count:
             # pynetdicom does not answer a request whose UID has only blanks.
-            with association(node.port, timeout_s=3) as found, pydicom.config.disable_value_validation():
+            with association(node, timeout_s=3) as found, pydicom.config.disable_value_validation():
                 while done < count and found.is_established:
                     dataset = copy.copy(base)
                     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
@@ -460,10 +528,11 @@ def _files_outside(folder: Path, node: Node) -> set[Path]:
     return {path for path in found if not path.name.startswith(("journal.sqlite3", "audit-position", "log", ".audit"))}
 
 
-def prove_idle(sockets: int, bundle: Path | None) -> dict[str, Any]:
+def prove_idle(sockets: int, bundle: Path | None, tls: bool) -> dict[str, Any]:
     """C-ECHO while so many connections are silent or send only part of a request."""
     with working_folder() as folder:
-        node = Node(folder / "node", bundle or small_bundle(folder))
+        certificates = Certificates.make(folder) if tls else None
+        node = Node(folder / "node", bundle or small_bundle(folder), tls=certificates)
         node.start()
         idle = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(sockets)]
         for each in idle[::2]:
@@ -471,7 +540,7 @@ def prove_idle(sockets: int, bundle: Path | None) -> dict[str, Any]:
         seconds = []
         for _ in range(5):
             start = time.monotonic()
-            with association(node.port) as found:
+            with association(node) as found:
                 status = found.send_c_echo().get("Status", -1) if found.is_established else -1
                 seconds.append(time.monotonic() - start if status == 0 else float("inf"))
         for each in idle:
@@ -484,17 +553,20 @@ def prove_idle(sockets: int, bundle: Path | None) -> dict[str, Any]:
     }
 
 
-def prove_latency(repeats: int, bundle: Path | None) -> dict[str, Any]:
+def prove_latency(repeats: int, bundle: Path | None, tls: bool) -> dict[str, Any]:
     """From the last image to the SEG at the destination, less the quiet period and the inference."""
     with working_folder() as folder:
-        archive = Archive()
-        node = Node(folder / "node", bundle or small_bundle(folder), quiet_s=1.0, destination=archive.port)
+        certificates = Certificates.make(folder) if tls else None
+        archive = Archive(certificates)
+        node = Node(
+            folder / "node", bundle or small_bundle(folder), quiet_s=1.0, destination=archive.port, tls=certificates
+        )
         base = base_series(folder)
         node.start()
         wait_for(lambda: b'"ready": true' in http(node.web_port, "/readyz"), "the worker is open")
         overheads = []
         for number in range(repeats + 1):
-            with association(node.port) as found:
+            with association(node) as found:
                 for dataset in renamed(base, f"latency {number}"):
                     found.send_c_store(dataset)
                 last_in = time.time()
@@ -543,6 +615,7 @@ def main() -> int:
     """Run one proof."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="MONAI bundle (default: a small untrained one is made)")
+    parser.add_argument("--tls", action="store_true", help="TLS with certificates of both sides, in and out")
     proofs = parser.add_subparsers(dest="proof", required=True)
     kill = proofs.add_parser("kill")
     kill.add_argument("--count", type=int, default=100)
