@@ -29,6 +29,8 @@ def known(tmp_path):
     metrics.refused("conflict")
     metrics.sent("pacs", "sent")
     metrics.stage("turnaround", 1.0)
+    metrics.same_uid("replaced")
+    metrics.expiries(lambda: [("tls.certificate", 1e9)])
     text = metrics.exposition()[0].decode()
     journal.close()
     found = {"ctflow_deliveries": {"destination", "state"}}  # there is none to deliver
