@@ -102,6 +102,7 @@ class RunningScp:
 
     def close(self) -> None:
         self.receiver.stop(0.1)
+        self.intake.comparer.close()
         self.journal.close()
 
 

@@ -96,6 +96,7 @@ class Node:
             limits, inbox, self.journal, self.metrics,
             lambda caller: same_uid_of(settings, caller.ae_title, caller.address),
         )  # fmt: skip
+        stack.callback(self.intake.comparer.close)
         self.receiver = Receiver(
             _reception(settings, tls.get("tls"), self.certificates.rejected), self.intake, self.metrics
         )

@@ -28,8 +28,8 @@ from ctflow.node.journal.records import Patient
 IMPLEMENTATION_VERSION = f"CTFLOW_{__version__}"[:16]
 _LONGEST_UID = 64
 _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber")
-# These differ only in how a VR is written. Compressed ones would need their pixels decoded, which
-# the node's own process does not do with data from a peer.
+# These differ only in how a VR is written. For the others pixels must be decoded, which the node's own process does not
+# do with data from a peer (`comparer`).
 COMPARABLE = frozenset({str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)})
 _PADDING = 0xFFFCFFFC  # DataSetTrailingPadding
 
@@ -103,24 +103,32 @@ def is_same_in_other_syntax(kept: Path, kept_syntax: str, came: bytes, came_synt
     if not {kept_syntax, came_syntax} <= COMPARABLE:
         return False
     try:
-        return _is_same(pydicom.dcmread(kept), pydicom.dcmread(BytesIO(came)))
+        return is_same_dataset(pydicom.dcmread(kept), pydicom.dcmread(BytesIO(came)))
     except PARSE_ERRORS:
         return False
 
 
-def _is_same(one: Dataset, other: Dataset) -> bool:
+def is_same_dataset(one: Dataset, other: Dataset, *, swapped: bool = False) -> bool:
+    """Whether two data sets have the same attributes with the same values; `swapped` if only one is big endian."""
     tags = [
         {tag for tag in each.keys() if tag.element != 0 and tag != _PADDING}  # noqa: SIM118  # group lengths follow
         for each in (one, other)
     ]
-    return tags[0] == tags[1] and all(_is_same_value(one, other, tag) for tag in tags[0])
+    return tags[0] == tags[1] and all(_is_same_value(one, other, tag, swapped=swapped) for tag in tags[0])
 
 
-def _is_same_value(one: Dataset, other: Dataset, tag: Any) -> bool:
+def _is_same_value(one: Dataset, other: Dataset, tag: Any, *, swapped: bool) -> bool:
     raw, its = one.get_item(tag), other.get_item(tag)
-    if isinstance(raw, RawDataElement) and isinstance(its, RawDataElement) and raw.value == its.value:
+    if not swapped and isinstance(raw, RawDataElement) and isinstance(its, RawDataElement) and raw.value == its.value:
         return True
     element, its_element = one[tag], other[tag]
     if element.VR == its_element.VR == "SQ":
-        return len(element.value) == len(its_element.value) and all(map(_is_same, element.value, its_element.value))
+        pairs = zip(element.value, its_element.value, strict=False)
+        return len(element.value) == len(its_element.value) and all(
+            is_same_dataset(*pair, swapped=swapped) for pair in pairs
+        )
+    if swapped and element.VR == its_element.VR == "OW" and len(element.value) % 2 == 0:  # pydicom leaves their bytes
+        swapped_bytes = bytearray(element.value)
+        swapped_bytes[::2], swapped_bytes[1::2] = element.value[1::2], element.value[::2]
+        return bool(bytes(swapped_bytes) == its_element.value)
     return bool(element.value == its_element.value)

@@ -15,7 +15,9 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, InstanceRecord, Receipt, SameUid
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
+from ctflow.node.receive.comparer import DECODED, Comparer
 from ctflow.node.receive.headers import (
+    COMPARABLE,
     file_meta,
     header_of_object,
     is_same_in_other_syntax,
@@ -53,6 +55,10 @@ LEFT_OUT = (
     "1.2.840.10008.5.1.4.1.1.104.1",
 )
 log = logging.getLogger(__name__)
+
+
+class _Busy(Exception):
+    """Too many images wait to be compared."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Intake:
     ) -> None:
         self._limits, self._inbox, self._journal, self._metrics = limits, inbox, journal, metrics
         self._same_uid = same_uid
+        self.comparer = Comparer()
 
     def take(self, request: StoreRequest, caller: Caller) -> StoreAnswer:
         """Store an instance and say so, or refuse it, whatever happens.
@@ -166,6 +173,9 @@ class Intake:
             taken = receipt.verdict in ("new", "replaced")
         except OutputError as error:
             return self._no_space(arrival, str(error))
+        except _Busy:  # the first one is kept, so its series can run
+            self._count("busy", arrival)
+            return OUT_OF_RESOURCES, "too many images in other transfer syntaxes are being compared: send it again"
         except (OSError, sqlite3.Error) as error:  # no descriptors, a file that was removed: it may pass
             log.exception("an instance could not be stored")
             return self._no_space(arrival, f"unexpected {type(error).__name__}; the log says where")
@@ -202,7 +212,14 @@ class Intake:
         if known is None or known.transfer_syntax == arrival.transfer_syntax:
             return None
         path, came = self._inbox.folder / known.file, b"".join(parts)
-        is_same = is_same_in_other_syntax(path, known.transfer_syntax, came, arrival.transfer_syntax)
+        syntaxes = {known.transfer_syntax, arrival.transfer_syntax}
+        is_same: bool | None = False
+        if syntaxes <= COMPARABLE:
+            is_same = is_same_in_other_syntax(path, known.transfer_syntax, came, arrival.transfer_syntax)
+        elif syntaxes <= DECODED:
+            is_same = self.comparer.is_same(path, came)
+        if is_same is None:
+            raise _Busy
         return known.sha256 if is_same else None
 
     def _count(self, verdict: str, arrival: Arrival) -> None:

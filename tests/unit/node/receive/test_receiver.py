@@ -11,7 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSNearLossless,
+)
 
 from ctflow.core.errors import NotWritten, SettingsInvalid
 from ctflow.dicom.read.pixels.stored import READABLE
@@ -150,7 +156,7 @@ def test_another_content_in_another_syntax_is_refused_and_told(scp, changes):
 def test_what_cannot_be_compared_is_refused_and_told(scp):
     node = scp()
     assert send_as(node, COMPARABLE_PAIR[0], instance(1)) == 0
-    assert send_as(node, str(DeflatedExplicitVRLittleEndian), instance(1)) == intake.CONFLICT
+    assert send_as(node, str(JPEGLSNearLossless), instance(1, PixelData=bytes(30))) == intake.CONFLICT
     node.files[0].write_bytes(b"damaged meanwhile")
     assert send_as(node, COMPARABLE_PAIR[1], instance(1)) == intake.CONFLICT
     assert [event.kind for event in node.journal.events()][:2] == ["conflict", "conflict"]
