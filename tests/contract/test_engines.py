@@ -63,7 +63,7 @@ def is_installed(name: str) -> bool:
     return True
 
 
-# "fused" computes SwinUNETR alone: test_fused.py.
+# "fused" computes few networks: test_fused.py.
 NAMES = [name for name in BACKENDS if name != "fused" and is_installed(name)]
 
 

@@ -1,4 +1,4 @@
-"""What every engine promises, for the one that computes SwinUNETR alone: sizes, batches, poisoned memory, threads."""
+"""What every engine promises, for the one that computes few networks: sizes, batches, poisoned memory, threads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import SwinUNETR
+from torch import nn
 
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
+from ctflow.networks.build import network_from_model, network_from_spec
+from model_support import small_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,17 +30,45 @@ DEVICE = "cuda:0"
 CACHE: list[Path] = []
 # Largest difference of logits to strict fp32, relative to the largest logit.
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "fp32": 1e-5}
+UNET_TOLERANCE = {"fp16": 5e-3, "bf16": 4e-2, "fp32": 1e-5}  # random logits of nnU-Net's networks are small sums
 
 
 def model_of(feature_size: int, roi: tuple[int, int, int], classes: int = 2) -> Model:
     torch.manual_seed(feature_size)
-    arguments = {"in_channels": 1, "out_channels": classes, "feature_size": feature_size}
+    network = NetworkSpec("SwinUNETR", {"in_channels": 1, "out_channels": classes, "feature_size": feature_size})
+    return random_model(network, roi, classes)
+
+
+def unet_of(name: str, features: list[int], roi: tuple[int, int, int], classes: int = 3) -> Model:
+    """One of nnU-Net's networks with two convolutions or blocks a stage, and norms that are not what they begin as."""
+    torch.manual_seed(len(features))
+    stages = len(features)
+    arguments = {
+        "input_channels": 1, "num_classes": classes, "n_stages": stages, "features_per_stage": features,
+        "conv_op": "torch.nn.Conv3d", "kernel_sizes": [[3] * 3] * stages,
+        "strides": [[1] * 3, *[[2] * 3] * (stages - 1)],
+        "conv_bias": True, "norm_op": "torch.nn.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True}, "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "n_conv_per_stage" if name == "PlainConvUNet" else "n_blocks_per_stage": [2] * stages,
+    }  # fmt: skip
+    return random_model(
+        NetworkSpec(f"dynamic_network_architectures.architectures.unet.{name}", arguments), roi, classes
+    )
+
+
+def random_model(network: NetworkSpec, roi: tuple[int, int, int], classes: int) -> Model:
     activation = "softmax" if classes == 2 else "sigmoid"
     spec = ModelSpec(
-        "m", "1", NetworkSpec("SwinUNETR", arguments), 1, classes, (), roi, 0.25, "gaussian", 4, activation,
+        "m", "1", network, 1, classes, (), roi, 0.25, "gaussian", 4, activation,
         None if classes == 2 else 0.5, (), "", False,
     )  # fmt: skip
-    return Model(spec, SwinUNETR(**arguments).state_dict(), "d" * 64)
+    made = network_from_spec(network)
+    for module in made.modules():
+        if isinstance(module, nn.InstanceNorm3d) and module.affine:
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return Model(spec, made.state_dict(), "d" * 64)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,14 +79,13 @@ def kernels(tmp_path_factory):
 
 def engine_of(model: Model, precision: str = "fp16", most: int = 16):
     request = EngineRequest("fused", DEVICE, precision, model.spec.roi, (1, most), CACHE[-1])
-    prepare_engine(request, model)
+    prepare_engine(request, model, logits_only=True)  # random weights have labels that any rounding changes
     return open_engine(request, model)
 
 
 def strict(model: Model, windows: torch.Tensor, *, folded: bool) -> torch.Tensor:
-    """Logits of MONAI's network in strict fp32, window by window."""
-    network = SwinUNETR(**dict(model.spec.network.arguments)).eval().to(DEVICE)
-    network.load_state_dict(dict(model.weights))
+    """Logits of the original network in strict fp32, window by window."""
+    network = network_from_model(model).to(DEVICE)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -88,6 +117,33 @@ def test_logits_are_those_of_strict_fp32(feature_size, roi, precision):
         logits = engine.predict(windows[:count])
         assert logits.dtype == torch.float32
         assert error_of(logits, expected[:count]) <= TOLERANCE[precision]
+    engine.close()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("name", "features", "roi"),
+    [("PlainConvUNet", [32, 64, 128, 256, 320, 320], (128, 128, 128)), ("PlainConvUNet", [32, 64, 80], (64, 96, 40)),
+     ("PlainConvUNet", [16, 48, 64], (64, 64, 64)), ("ResidualEncoderUNet", [32, 64, 128], (128, 64, 96))],
+    ids=str,
+)  # fmt: skip
+def test_logits_of_nnunets_networks_are_those_of_strict_fp32(name, features, roi, precision):
+    model = unet_of(name, features, roi)
+    engine = engine_of(model, precision, most=3)
+    windows = torch.rand(3, 1, *roi, device=DEVICE)
+    expected = strict(model, windows, folded=False)
+    for count in (1, 3):
+        assert error_of(engine.predict(windows[:count]), expected[:count]) <= UNET_TOLERANCE[precision]
+    assert torch.equal(engine.predict(windows).clone(), engine.predict(windows))
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_kernels_and_strides_that_differ_between_axes(name):
+    model = small_model(name, (32, 32, 32))
+    engine = engine_of(model, "fp16", most=4)
+    windows = torch.rand(4, 1, 32, 32, 32, device=DEVICE)
+    assert error_of(engine.predict(windows), strict(model, windows, folded=False)) <= UNET_TOLERANCE["fp16"]
     engine.close()
 
 

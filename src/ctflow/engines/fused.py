@@ -1,4 +1,4 @@
-"""ctflow's own engine: a channels-last SwinUNETR from its own kernels, as CUDA graphs on a Hopper GPU.
+"""ctflow's own engine: a network with channels last from its own kernels, as CUDA graphs on a Hopper GPU.
 
 Its file holds the compiled kernels, which any machine with the compilers can make; without it the process that opens
 the engine compiles them, which takes seconds. It computes a first window then, so that a kernel that cannot be compiled
@@ -43,7 +43,7 @@ from ctflow.kernels.forms import Cubin
 from ctflow.kernels.launch import GpuKernels, KernelList
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_model
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
+from ctflow.networks.channels_last.choice import TAKEN, channels_last_network, problem_of_network
 from ctflow.networks.head import fold_two_class_head
 
 FILE = "cubins"
@@ -121,7 +121,7 @@ def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
     dtype, (low, high) = _DTYPES[request.chosen_precision], _BATCHES
     listed = KernelList()
     with torch.no_grad():  # on torch's device without memory
-        dry = ChannelsLastSwinUNETR(network, request.roi, HopperOperations(dtype, "meta", listed))
+        dry = channels_last_network(network, request.roi, HopperOperations(dtype, "meta", listed))
         for listed.multiprocessors, batch in product(_MULTIPROCESSORS, range(low, high + 1)):
             dry(torch.empty((batch, model.spec.in_channels, *request.roi), device="meta"))
     return compile_forms(listed.forms.values(), usable_cpus())
@@ -139,7 +139,7 @@ def _cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
 
 
 class FusedEngine:
-    """A `ChannelsLastSwinUNETR` as CUDA graphs; see `ctflow.engines.contract.Engine`.
+    """A network of `ctflow.networks.channels_last` as CUDA graphs; see `ctflow.engines.contract.Engine`.
 
     The first call with a batch size captures it. One thread at a time may call it.
 
@@ -213,7 +213,7 @@ def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
             cubins = _cubins(request, model)
             operations = HopperOperations(_DTYPES[precision], device, GpuKernels(device, cubins))
             info = info_of(request, model, channels, _versions(cubin.compiler for cubin in cubins.values()))
-            engine = FusedEngine(ChannelsLastSwinUNETR(network, roi, operations), info)
+            engine = FusedEngine(channels_last_network(network, roi, operations), info)
             engine.launch(torch.zeros((1, model.spec.in_channels, *roi), device=device))
     except Exception as error:  # see `predict`
         if engine is not None:
@@ -229,12 +229,11 @@ def _network(request: EngineRequest, model: Model) -> tuple[nn.Module, int]:
         NetworkNotTaken: It computes other networks.
     """
     network = network_from_model(model)
-    if not takes(network, request.roi):
-        name = model.spec.network.name
-        raise NetworkNotTaken(
-            f"fused computes SwinUNETR (first version, plain norms), not this {name} at {request.roi}"
-        )
-    one, folded = fold_two_class_head(network, model.spec, probe=False)  # a SwinUNETR ends in that convolution
+    problem = problem_of_network(network, request.roi)
+    if problem is not None:
+        name = model.spec.network.name.rpartition(".")[2]
+        raise NetworkNotTaken(f"fused computes {TAKEN}, not this {name} at {request.roi}: {problem}")
+    one, folded = fold_two_class_head(network, model.spec, probe=False)  # these networks end in that convolution
     return one, 1 if folded else model.spec.out_channels
 
 

@@ -97,10 +97,10 @@ def _compiled_triton(form: TritonForm) -> Cubin:
         from triton.backends.compiler import GPUTarget  # noqa: PLC0415
         from triton.compiler import ASTSource  # noqa: PLC0415
 
-        from ctflow.kernels import triton_kernels  # noqa: PLC0415
+        from ctflow.kernels import token_kernels, volume_kernels  # noqa: PLC0415
     except ImportError as error:
         raise _missing("triton") from error
-    function = getattr(triton_kernels, form.name)
+    function = getattr(volume_kernels, form.name, None) or getattr(token_kernels, form.name)
     types, constants, multiples = {}, {}, {}
     for place, (name, (kind, value)) in enumerate(zip(function.arg_names, form.parameters, strict=True)):
         types[name] = kind

@@ -7,13 +7,15 @@
 //
 // FLOP: 6 TAPS CIN COUT a voxel. Bytes: 2 CIN (1.35 times, for the border) + 2 COUT a voxel.
 //
+// The input's CIN channels lie in one tensor or, half and half, in two (SHARES); the output's COUT are some of the WIDTH of its tensor.
+//
 // ctflow.kernels.convolution puts the constants and multiply(), the matrix instruction, before this file.
 
 using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 
 constexpr int N = 3 * COUT, PARTS = COUT / 8, THIRD = COUT / 2;  // columns; of a depth: groups of 8, registers of a thread
-constexpr int TILE_H = 8 * GROUPS, TILE_W = 8, EDGE = TILE_W + 2, HALO = (TILE_H + 2) * EDGE, CHUNKS = CIN / 8;
+constexpr int TILE_H = 8 * GROUPS, TILE_W = 8, EDGE = TILE_W + 2, HALO = (TILE_H + 2) * EDGE, CHUNKS = CIN / 8, SHARE = CIN / SHARES;
 constexpr int STAGE_BYTES = CHUNKS * HALO * 16, WEIGHT_BYTES = TAPS * CIN * N * 2;
 constexpr int WARPS = GROUPS * 4, LOADERS = 128, LANES = LOADERS / 2, ITEMS = (HALO + LANES - 1) / LANES;
 constexpr float SLOPE = 0.01f;
@@ -63,7 +65,7 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, int leading, in
 // What a thread that loads has to do in a plane: ITEMS voxels, in each the same half of every 16 channels. Eight neighbouring
 // threads write four voxels of two chunks, which lie in different banks (HALO is 4 more than a multiple of 8).
 struct Loader {
-  const unsigned short* in;  // the volume, at its half of the first 16 channels
+  const unsigned short *in, *second;  // the volume's tensors, at its half of the first 16 channels
   const float* norm;         // factors and sums of all channels, at that half
   uint32_t at;               // of its first voxel in a stage
   int offsets[ITEMS];        // of its voxels in a plane of the volume; -1 outside
@@ -73,19 +75,20 @@ struct Loader {
     for (int k = 0; k < ITEMS; ++k) {
       int voxel = tid / 2 + k * LANES, h = h0 + voxel / EDGE - 1, w = w0 + voxel % EDGE - 1;
       bool inside = voxel < HALO && h >= 0 && h < s.height && w >= 0 && w < s.width;
-      offsets[k] = inside ? (h * s.width + w) * CIN : -1;
+      offsets[k] = inside ? (h * s.width + w) * SHARE : -1;
     }
   }
 
   // One input plane with its border into shared memory as [channels / 8][HALO][8]; normalised and rectified on the way.
   __device__ void load_plane(char* stage, Shape s, int b, int z, int tid) {
-    const unsigned short* plane = in + ((size_t)b * s.depth + z) * s.height * s.width * CIN;
+    const size_t start = ((size_t)b * s.depth + z) * s.height * s.width * SHARE;
     #pragma unroll 1
     for (int pair = 0; pair < CHUNKS / 2; ++pair) {
+      const unsigned short* plane = SHARES == 1 || pair * 16 < SHARE ? in + start + pair * 16 : second + start + pair * 16 - SHARE;
       uint4 values[ITEMS];
       #pragma unroll
       for (int k = 0; k < ITEMS; ++k)
-        values[k] = offsets[k] >= 0 ? __ldg(reinterpret_cast<const uint4*>(plane + offsets[k] + pair * 16)) : make_uint4(0, 0, 0, 0);
+        values[k] = offsets[k] >= 0 ? __ldg(reinterpret_cast<const uint4*>(plane + offsets[k])) : make_uint4(0, 0, 0, 0);
       if (NORMALIZED) normalize(values, pair);
       #pragma unroll
       for (int k = 0; k < ITEMS; ++k)
@@ -125,8 +128,8 @@ struct Output {
   bool inside[2];
 
   __device__ void begin_unit(Shape s, int b, int h, int w) {
-    row = (size_t)s.width * COUT, plane = s.height * row;
-    at = (size_t)b * s.depth * plane + h * row + (size_t)w * COUT;
+    row = (size_t)s.width * WIDTH, plane = s.height * row;
+    at = (size_t)b * s.depth * plane + h * row + (size_t)w * WIDTH;
     inside[0] = w < s.width && h < s.height, inside[1] = w < s.width && h + 1 < s.height;
     #pragma unroll
     for (int i = 0; i < 2 * PARTS; ++i) sums[i] = squares[i] = 0;
@@ -203,7 +206,7 @@ struct Ring {
 };
 
 extern "C" __global__ void __launch_bounds__(128 * GROUPS + LOADERS, 1)
-convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict__ weights, const float* __restrict__ norms,
+convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict__ second, const unsigned short* __restrict__ weights, const float* __restrict__ norms,
          const float* __restrict__ before, void* __restrict__ out, float* __restrict__ unit_sums, int batch, int depth, int height, int width, int chunk, int units) {
   const Shape s = {batch, depth, height, width, chunk};
   extern __shared__ __align__(1024) char shared[];
@@ -224,7 +227,7 @@ convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict
   if (group == GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(LOADER_REGISTERS));
     int id = tid - 128 * GROUPS;
-    Loader loader = {in + id % 2 * 8, norm + id % 2 * 8, (uint32_t)(id % 2 * HALO + id / 2) * 16};
+    Loader loader = {in + id % 2 * 8, second + id % 2 * 8, norm + id % 2 * 8, (uint32_t)(id % 2 * HALO + id / 2) * 16};
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
       int w0 = unit % tiles_w * TILE_W, h0 = unit / tiles_w % tiles_h * TILE_H;
       int z0 = unit / (tiles_w * tiles_h) % chunks * s.chunk, b = unit / (tiles_w * tiles_h * chunks);
@@ -292,7 +295,7 @@ convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict
         for (int i = tid; i < 2 * COUT; i += 128 * GROUPS) {
           float total = 0;
           for (int w = 0; w < WARPS; ++w) total += sums[w * 2 * COUT + i];
-          unit_sums[(size_t)unit * 2 * COUT + i] = total;
+          unit_sums[(size_t)unit * 2 * WIDTH + i / COUT * WIDTH + i % COUT] = total;
         }
         asm volatile("bar.sync 1, %0;" :: "n"(128 * GROUPS) : "memory");
       }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, which processes that only co
 _ALIGNED = 16  # bytes or elements: Triton loads whole vectors where addresses and strides are multiples of it
 _TYPES = {"torch.float16": "*fp16", "torch.bfloat16": "*bf16", "torch.float32": "*fp32", "torch.int32": "*i32"}
 CONSTANT = "constexpr"
+TRITON_MODULES = ("volume_kernels", "token_kernels")  # names of functions differ
 
 Value: TypeAlias = "Tensor | int | float | None"
 
@@ -44,7 +45,7 @@ class CudaForm:
 
 @dataclass(frozen=True)
 class TritonForm:
-    """A kernel of `triton_kernels.py`, for arguments of some types.
+    """A kernel of `TRITON_MODULES`, for arguments of some types.
 
     Attributes:
         name: The function.
@@ -90,7 +91,7 @@ def triton_form(name: str, arguments: Sequence[Value], warps: int, stages: int) 
     """The form of a launch, specialised as Triton's own launcher does it, and the arguments that are left to pass.
 
     Args:
-        name: A function of `triton_kernels.py`.
+        name: A function of `TRITON_MODULES`.
         arguments: In the order of its parameters, constants included.
         warps: Of a block.
         stages: Of loops that load ahead.
@@ -123,11 +124,12 @@ def _parameter(argument: Value, *, is_constant: bool) -> tuple[str, int]:
 @cache
 def _constants_of(name: str) -> tuple[bool, ...]:
     """Of each parameter whether it is a constant of the compilation; read from the text, so Triton is not imported."""
-    tree = ast.parse(files("ctflow.kernels").joinpath("triton_kernels.py").read_text("utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return tuple(each.annotation is not None for each in node.args.args)
-    raise ValueError(f"triton_kernels.py has no {name}")
+    for module in TRITON_MODULES:
+        tree = ast.parse(files("ctflow.kernels").joinpath(f"{module}.py").read_text("utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return tuple(each.annotation is not None for each in node.args.args)
+    raise ValueError(f"{' and '.join(TRITON_MODULES)} have no {name}")
 
 
 def _digest(form: CudaForm | TritonForm) -> str:

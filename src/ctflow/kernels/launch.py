@@ -35,7 +35,7 @@ class Kernels(Protocol):
     def triton(
         self, name: str, grid: Sequence[int], *arguments: Value, warps: int = _WARPS, stages: int = _STAGES
     ) -> None:
-        """Launch a function of `triton_kernels.py`, with its arguments in order, constants included."""
+        """Launch a function of `forms.TRITON_MODULES`, with its arguments in order, constants included."""
 
     def cuda(self, form: CudaForm, blocks: int, *arguments: Value) -> None:
         """Launch a kernel in CUDA C++; None is a null pointer, numbers are 32-bit integers."""

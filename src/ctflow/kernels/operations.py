@@ -1,4 +1,4 @@
-"""The operations of a channels-last SwinUNETR on a Hopper GPU: our kernels, and cuDNN and cuBLAS where they suffice."""
+"""The operations of channels-last networks on a Hopper GPU: our kernels, and cuDNN and cuBLAS where they suffice."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ctflow.networks.operations import (
     finished_block,
     projected,
     regions_of,
+    upsampling_by_torch,
 )
 from ctflow.networks.swin_windows import MASKED, WindowTable
 
@@ -73,23 +74,27 @@ class HopperOperations:
         )  # fmt: skip
         return out
 
-    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
         """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
-        if HopperConvolution.takes(weight.shape, shares, size, self.dtype):
+        if stride == (1, 1, 1) and HopperConvolution.takes(weight.shape, shares, size, self.dtype):
             return HopperConvolution(weight, shares, self.dtype, self.device, self.kernels)
         kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
             x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
-            x = x if norm is None else self._activated(x, norm)
-            y = functional.conv3d(x.movedim(-1, 1), kept, padding=around(weight)).movedim(1, -1).contiguous()
+            x = x if norm is None else self.activated(x, norm)
+            y = functional.conv3d(x.movedim(-1, 1), kept, stride=stride, padding=around(weight))
+            y = y.movedim(1, -1).contiguous()
             return y, self._sums(y)
 
         return convolve
 
-    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """One product for each pair of places that lie side by side, stored there."""
-        cin, cout = weight.shape[:2]
+    def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """One product for each pair of places that lie side by side, stored there; other strides than 2 by cuDNN."""
+        cin, cout, *stride = weight.shape
+        if stride != [2, 2, 2]:
+            return upsampling_by_torch(weight.to(self.device, self.dtype), shift)
+        added = None if shift is None else shift.float().repeat(2).to(self.device)
         kept = weight.to(self.device, self.dtype).permute(0, 2, 3, 4, 1).reshape(cin, 8, cout).contiguous()
 
         def upsample(x: Tensor) -> Tensor:
@@ -99,7 +104,8 @@ class HopperOperations:
             blocks, voxels = -(-2 * cout // most), d * h * w
             grid = (-(-voxels // 64), 4 * blocks, batch)
             self.kernels.triton(
-                "upsample", grid, x, kept, out, voxels, d, h, w, k, 2 * cout, blocks, min(_power(k), 64), most, 64,
+                "upsample", grid, x, kept, kept if added is None else added, out,
+                voxels, d, h, w, k, 2 * cout, blocks, added is not None, min(_power(k), 64), most, 64,
                 stages=2,
             )  # fmt: skip
             return out
@@ -110,16 +116,39 @@ class HopperOperations:
         """Blocks of queries against blocks of keys; scores are never stored."""
         return _AttentionKernel(bias, table, heads, self)
 
-    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+    def norm_of(self, sums: Tensor, count: int, affine: Affine | None = None) -> Tensor:
         """See `Operations.norm_of`."""
         batch, parts, _, channels = sums.shape
         norm = torch.empty((batch, 2, channels), dtype=torch.float32, device=sums.device)
         held = 16
         self.kernels.triton(
             "norm_from_sums", (batch, -(-channels // held)),
-            sums, norm, parts, channels, float(count), EPS, held, max(2048 // held, 1), warps=8,
+            sums, *(affine or (norm, norm)), norm, parts, channels, float(count), EPS,
+            affine is not None, held, max(2048 // held, 1), warps=8,
         )  # fmt: skip
         return norm
+
+    def activated(self, x: Tensor, norm: Tensor) -> Tensor:
+        """See `Operations.activated`."""
+        batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
+        out, held = torch.empty_like(x), _power(channels)
+        rows = max(_TILE // held, 1)
+        self.kernels.triton("activate", (-(-voxels // rows), batch), x, norm, out, voxels, channels, held, rows)
+        return out
+
+    def activated_head(self, x: Tensor, norm: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Operations.activated_head`."""
+        batch, size, channels = len(x), x.shape[1:4], x.shape[-1]
+        outputs, voxels, held = len(head[0]), math.prod(size), _power(channels)
+        if held > _MOST_FUSED:
+            return functional.linear(self.activated(x, norm).float(), *head).movedim(-1, 1).contiguous()
+        out = torch.empty((batch, outputs, *size), dtype=torch.float32, device=x.device)
+        rows = max(_TILE // held, 16)
+        self.kernels.triton(
+            "activate_head", (-(-voxels // rows), batch),
+            x, norm, *head, out, voxels, channels, outputs, held, min(_power(outputs), _OUTPUTS), rows,
+        )  # fmt: skip
+        return out
 
     def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """See `Operations.pointwise_sums`."""
@@ -244,14 +273,6 @@ class HopperOperations:
         self.kernels.triton("sum_channels", grid, x, sums, voxels, channels, per, held, rows, warps=8)
         return sums
 
-    def _activated(self, x: Tensor, norm: Tensor) -> Tensor:
-        """Leaky ReLU of the normalised volume."""
-        batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
-        out, held = torch.empty_like(x), _power(channels)
-        rows = max(_TILE // held, 1)
-        self.kernels.triton("activate", (-(-voxels // rows), batch), x, norm, out, voxels, channels, held, rows)
-        return out
-
     @staticmethod
     def _normalized(x: Tensor, norm: Tensor) -> Tensor:
         """The normalised volume, in its own type."""
@@ -266,7 +287,7 @@ class HopperOperations:
         beside: Tensor,
         head: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """One launch; see `triton_kernels.add_pointwise`."""
+        """One launch; see `volume_kernels.add_pointwise`."""
         batch, channels, size = len(z), z.shape[-1], z.shape[1:4]
         x, y, w, other = _two(shares, weights)
         voxels, rows = math.prod(size), 128 if _power(x.shape[-1]) <= 64 else 64  # what shared memory holds twice
@@ -287,7 +308,7 @@ class HopperOperations:
 
 
 class _AttentionKernel:
-    """`triton_kernels.attend` over one table of windows."""
+    """`token_kernels.attend` over one table of windows."""
 
     def __init__(self, bias: Tensor, table: WindowTable, heads: int, ops: HopperOperations) -> None:
         n = bias.shape[-1]

@@ -1,4 +1,4 @@
-"""The operations of a SwinUNETR with channels last, and their reference in plain PyTorch."""
+"""The operations of networks with channels last, and their reference in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ctflow.core.volume import Size3
 from ctflow.networks.swin_windows import MASKED, WindowTable
 
 CHANNEL_STEP = 16  # input channels are padded with zeros to a multiple of this, which one matrix instruction takes
-EPS = 1e-5  # of every norm of a SwinUNETR
-_SLOPE = 0.01  # of its leaky ReLU
+EPS = 1e-5  # of every norm
+SLOPE = 0.01  # of every leaky ReLU
 
-Affine = tuple[Tensor, Tensor]  # (C,) float32 scale and shift of a layer norm
+Affine = tuple[Tensor, Tensor]  # (C,) float32 scale and shift of a norm
 LinearLayer = tuple[Tensor, "Tensor | None"]  # (C_out, C_in) weights and (C_out,) shift
 Convolution = Callable[[Sequence[Tensor], "Tensor | None"], tuple[Tensor, Tensor]]
 
@@ -48,7 +48,7 @@ class BlockEnd:
 
 
 class Operations(Protocol):
-    """The operations of a `ChannelsLastSwinUNETR`.
+    """The operations of the networks in `ctflow.networks.channels_last`.
 
     Statistics of an instance norm travel as sums, (B, parts, 2, C) float32: the sums and the sums of squares over each
     part of the voxels. A norm is (B, 2, C) float32: scale and shift.
@@ -63,27 +63,34 @@ class Operations(Protocol):
         A 3 x 3 x 3 convolution of the windows is one of 3 x 1 x 1 of these channels.
         """
 
-    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
-        """A convolution of stride 1, its border filled with zeros.
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
+        """A convolution, its border filled with zeros.
 
         Args:
-            weight: (C_out, C_in, 3, 3, 3) or (C_out, C_in, 3, 1, 1) float32.
+            weight: (C_out, C_in, kd, kh, kw) float32, of odd sizes.
             shares: How the input's channels are given: one tensor for each.
-            size: (D, H, W) of the input.
+            size: (D, H, W) of the input, multiples of the stride.
+            stride: Along each axis.
 
         Returns:
             A function of the shares and of the norm that, with a leaky ReLU, is applied to them first (or None); it
             returns the volume and its sums.
         """
 
-    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        """A transposed convolution whose kernel (C_in, C_out, 2, 2, 2) and stride are two."""
+    def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """A transposed convolution with the stride of its kernel: (C_in, C_out, kd, kh, kw) weights, (C_out,) shift."""
 
     def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
         """Attention with (heads, n, n) `bias`; keys of another region than the query get `MASKED` added."""
 
-    def norm_of(self, sums: Tensor, count: int) -> Tensor:
-        """The instance norm of `count` voxels from their sums."""
+    def norm_of(self, sums: Tensor, count: int, affine: Affine | None = None) -> Tensor:
+        """The instance norm of `count` voxels from their sums, and then its own scale and shift, if it has these."""
+
+    def activated(self, x: Tensor, norm: Tensor) -> Tensor:
+        """Leaky ReLU of the normalised volume."""
+
+    def activated_head(self, x: Tensor, norm: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
+        """A head's output for the leaky ReLU of the normalised volume, as in `pointwise_residual`."""
 
     def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """Sums of a 1 x 1 x 1 convolution, which itself is not kept; weights are (C_share, C_out)."""
@@ -145,26 +152,22 @@ class TorchOperations:
         parts = [padded[..., h : h + rows, w : w + columns] for h in range(3) for w in range(3)]
         return functional.pad(torch.stack(parts, -1), (0, CHANNEL_STEP - 9)).to(self.dtype)
 
-    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3) -> Convolution:
+    def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
         """See `Operations.convolution`."""
         kept = weight.to(self.device, self.dtype)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
             x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
-            x = x if norm is None else functional.leaky_relu(_normalized(x, norm), _SLOPE).to(x.dtype)
-            y = functional.conv3d(x.movedim(-1, 1), kept, padding=around(weight)).movedim(1, -1).contiguous()
+            x = x if norm is None else functional.leaky_relu(_normalized(x, norm), SLOPE).to(x.dtype)
+            y = functional.conv3d(x.movedim(-1, 1), kept, stride=stride, padding=around(weight))
+            y = y.movedim(1, -1).contiguous()
             return y, self.sums(y)
 
         return convolve
 
-    def upsampling(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """See `Operations.upsampling`."""
-        kept = weight.to(self.device, self.dtype)
-
-        def upsample(x: Tensor) -> Tensor:
-            return functional.conv_transpose3d(x.movedim(-1, 1), kept, stride=2).movedim(1, -1).contiguous()
-
-        return upsample
+        return upsampling_by_torch(weight.to(self.device, self.dtype), shift)
 
     def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
         """See `Operations.attention`."""
@@ -187,11 +190,23 @@ class TorchOperations:
         flat = x.flatten(1, -2).float()
         return torch.stack([flat.sum(1), flat.square().sum(1)], 1)[:, None]
 
-    def norm_of(self, sums: Tensor, count: int) -> Tensor:
+    def norm_of(self, sums: Tensor, count: int, affine: Affine | None = None) -> Tensor:
         """See `Operations.norm_of`."""
         mean, square = (sums.double().sum(1) / count).unbind(1)
         scale = torch.rsqrt((square - mean * mean).clamp_min(0) + EPS)
-        return torch.stack([scale, -mean * scale], 1).float()
+        if affine is None:
+            return torch.stack([scale, -mean * scale], 1).float()
+        scale = scale * affine[0]
+        return torch.stack([scale, affine[1] - mean * scale], 1).float()
+
+    def activated(self, x: Tensor, norm: Tensor) -> Tensor:
+        """See `Operations.activated`."""
+        return functional.leaky_relu(_normalized(x, norm), SLOPE).to(x.dtype)
+
+    def activated_head(self, x: Tensor, norm: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Operations.activated_head`."""
+        y = functional.leaky_relu(_normalized(x, norm), SLOPE)
+        return functional.linear(y, *head).movedim(-1, 1).contiguous()
 
     def pointwise_sums(self, shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         """See `Operations.pointwise_sums`."""
@@ -199,7 +214,7 @@ class TorchOperations:
 
     def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
         """See `Operations.residual`."""
-        return functional.leaky_relu(_normalized(x, norm) + other.float(), _SLOPE).to(x.dtype)
+        return functional.leaky_relu(_normalized(x, norm) + other.float(), SLOPE).to(x.dtype)
 
     def pointwise_residual(
         self,
@@ -212,7 +227,7 @@ class TorchOperations:
     ) -> Tensor:
         """See `Operations.pointwise_residual`."""
         other = _normalized(_pointwise(shares, weights), other_norm)
-        y = functional.leaky_relu(_normalized(x, norm) + other, _SLOPE)
+        y = functional.leaky_relu(_normalized(x, norm) + other, SLOPE)
         return y.to(x.dtype) if head is None else functional.linear(y, *head).movedim(-1, 1).contiguous()
 
     def layer_norm(self, tokens: Tensor, scale: Tensor | None, shift: Tensor | None, fetch: Tensor | None) -> Tensor:
@@ -240,6 +255,29 @@ class TorchOperations:
     def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
         """See `Operations.finish`."""
         return finished_block(self, tokens, x, back, end)
+
+
+def filled_weight(weight: Tensor, channels: int) -> Tensor:
+    """Weights with zeros for the input channels that follow their own."""
+    missing = channels - weight.shape[1]
+    return torch.cat([weight, weight.new_zeros((len(weight), missing, *weight.shape[2:]))], 1) if missing else weight
+
+
+def spread_weight(weight: Tensor) -> Tensor:
+    """(C_out, 1, 3, 3, 3) weights as those of 3 x 1 x 1 for the channels of `Operations.spread`."""
+    taps = weight[:, 0].flatten(2).movedim(2, 1)[..., None, None]
+    return filled_weight(taps, CHANNEL_STEP)
+
+
+def upsampling_by_torch(weight: Tensor, shift: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """`Operations.upsampling` of any stride, with weights of the volume's type on its device."""
+    added = None if shift is None else shift.to(weight.device, weight.dtype)
+
+    def upsample(x: Tensor) -> Tensor:
+        y = functional.conv_transpose3d(x.movedim(-1, 1), weight, added, stride=weight.shape[2:])
+        return y.movedim(1, -1).contiguous()
+
+    return upsample
 
 
 def around(weight: Tensor) -> tuple[int, ...]:

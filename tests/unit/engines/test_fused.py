@@ -27,7 +27,7 @@ from ctflow.export.parity import check_parity, reference_logits
 from ctflow.export.prepare import prepare_engine, prepare_to_open
 from ctflow.kernels.forms import Cubin
 from ctflow.kernels.launch import KernelList
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR
+from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.operations import TorchOperations
 from reasons import raises_reason
@@ -319,7 +319,7 @@ def test_a_failed_launch_at_opening_closes_it_and_is_told(a_gpu, compiled, monke
     monkeypatch.setattr(fused.FusedEngine, "launch", fails)
     monkeypatch.setattr(fused.FusedEngine, "close", close)
     monkeypatch.setattr(fused, "GpuKernels", lambda device, stored: KernelList())
-    monkeypatch.setattr(fused, "ChannelsLastSwinUNETR", lambda *arguments: as_it_is)
+    monkeypatch.setattr(fused, "channels_last_network", lambda *arguments: as_it_is)
     monkeypatch.setattr(fused, "_network", lambda request, model: (None, 1))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)

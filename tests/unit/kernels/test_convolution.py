@@ -10,8 +10,20 @@ from torch.nn import functional
 
 from ctflow.core.errors import BackendUnavailable
 from ctflow.kernels.compiler import compile_form
-from ctflow.kernels.convolution import HopperConvolution, best_chunk, packed_weights, shared_bytes, source, units_of
+from ctflow.kernels.convolution import (
+    Division,
+    HopperConvolution,
+    LaunchForm,
+    best_chunk,
+    division_of,
+    groups_of,
+    packed_weights,
+    shared_bytes,
+    source,
+    units_of,
+)
 from ctflow.kernels.forms import CudaForm
+from ctflow.kernels.launch import KernelList
 from reasons import raises_reason
 
 HALF = torch.float16
@@ -44,12 +56,17 @@ def test_packed_weights_are_the_columns_that_a_plane_is_multiplied_with():
 def test_it_takes_what_fits_a_multiprocessor_and_is_large():
     large = (96, 96, 96)
 
-    def takes(cout, shares, size=large, dtype=HALF, plane=(3, 3)):
-        return HopperConvolution.takes((cout, sum(shares), 3, *plane), shares, size, dtype)
+    def takes(cout, shares, size=large, dtype=HALF, kernel=(3, 3, 3)):
+        return HopperConvolution.takes((cout, sum(shares), *kernel), shares, size, dtype)
 
     assert takes(48, (48, 48))
     assert takes(48, (16,), dtype=torch.bfloat16)
-    assert takes(48, (16,), plane=(1, 1))
+    assert takes(48, (16,), kernel=(3, 1, 1))
+    assert takes(32, (32, 32), (128, 128, 128))
+    assert takes(64, (64, 64), (64, 64, 64))
+    assert not takes(32, (32,), kernel=(1, 3, 3))
+    assert not takes(32, (32,), kernel=(5, 5, 5))
+    assert not takes(128, (64,))
     assert not takes(48, (48,), dtype=torch.float32)
     assert not takes(48, (96,))  # the weights alone are larger than shared memory
     assert not takes(72, (16,))  # more registers than a thread has
@@ -57,6 +74,60 @@ def test_it_takes_what_fits_a_multiprocessor_and_is_large():
     assert not takes(12, (16,))
     assert not takes(96, (16,))
     assert not takes(48, (48,), (96, 96, 24))
+
+
+@pytest.mark.parametrize(
+    ("cout", "shares", "division"),
+    [
+        (48, (48,), Division(48, ((48,),), 3)),
+        (48, (48, 48), Division(48, ((48,), (48,)), 3)),
+        (64, (16,), Division(64, ((16,),), 2)),
+        (32, (32, 32), Division(32, ((32, 32),), 3)),  # both shares at once
+        (64, (64,), Division(32, ((64,),), 3)),  # half of the output at a time
+        (64, (64, 64), Division(32, ((64,), (64,)), 3)),
+        (48, (96,), None),
+    ],
+)
+def test_a_convolution_is_divided_into_the_fewest_launches_that_fit(cout, shares, division):
+    assert division_of(cout, shares, 9) == division
+
+
+@pytest.mark.parametrize(("cout", "shares", "launches"), [(32, (32, 32), 1), (64, (64, 64), 4), (48, (48, 48), 2)])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_each_launch_reads_its_channels_and_writes_its_own(cout, shares, launches, normalized):
+    listed = []
+
+    class Kernels(KernelList):
+        def cuda(self, form, blocks, *arguments):
+            listed.append((form, arguments))
+
+    torch.manual_seed(0)
+    weight = torch.randn(cout, sum(shares), 3, 3, 3)
+    volumes = [torch.zeros(1, 32, 32, 32, share, dtype=HALF) for share in shares]
+    norm = torch.randn(1, 2, sum(shares)) if normalized else None
+    out, sums = HopperConvolution(weight, shares, HALF, "cpu", Kernels())(volumes, norm)
+    assert out.shape == (1, 32, 32, 32, cout)
+    assert sums.shape[2:] == (2, cout)
+    assert len(listed) == launches
+    division = division_of(cout, shares, 9)
+    seen = torch.zeros(cout, sum(shares))
+    for _, (first, second, packed, scale, before, found, found_sums, *_) in listed:
+        columns = packed.shape[1] * 8
+        start = 0 if first.data_ptr() == volumes[0].data_ptr() else shares[0]
+        assert (second is None) == (columns == shares[0])
+        last, whole = start + columns == sum(shares), found.dtype == HALF
+        assert last == whole
+        assert (before is None) == (start == 0)
+        begin = (found_sums.data_ptr() - sums.data_ptr()) // 4
+        part = weight[begin : begin + division.width, start : start + columns]
+        assert torch.equal(packed, packed_weights(part, HALF))
+        seen[begin : begin + division.width, start : start + columns] += 1
+        if last:
+            assert (found.data_ptr() - out.data_ptr()) // 2 == begin
+        assert (scale is None) == (norm is None)
+        if norm is not None:
+            assert torch.equal(scale, norm[..., start : start + columns])
+    assert seen.eq(1).all()
 
 
 @pytest.mark.parametrize("size", [(96, 96, 96), (48, 48, 48), (33, 70, 41)], ids=str)
@@ -76,28 +147,28 @@ def test_shared_memory_holds_what_the_kernel_keeps_there():
     assert shared_bytes(48, 48, 9) == weights + planes + 2 * 48 * 4 + 12 * 2 * 48 * 4 + 64
     assert shared_bytes(48, 48, 9) <= 227 * 1024
     assert shared_bytes(48, 48, 1) == shared_bytes(48, 48, 9) - 8 * 3 * 48 * 48 * 2
+    assert shared_bytes(64, 32, 9) == 27 * 64 * 32 * 2 + 3 * 26 * 10 * 64 * 2 + 2 * 64 * 4 + 12 * 2 * 32 * 4 + 48
     assert shared_bytes(16, 64, 9) == 27 * 16 * 64 * 2 + 4 * 18 * 10 * 16 * 2 + 2 * 16 * 4 + 8 * 2 * 64 * 4 + 64
 
 
 def test_the_registers_of_a_block_are_those_of_a_multiprocessor():
-    for cout in (48, 64):
-        values = dict(
-            re.findall(r"#define (\w+) (\d+)", source(16, cout, 9, "f16", normalized=False, adds=False, partial=False))
-        )
-        groups = int(values["GROUPS"])
+    for groups in (2, 3, 4):
+        values = dict(re.findall(r"#define (\w+) (\d+)", source(LaunchForm(16, 32, 9, "f16", groups, 32))))
+        assert int(values["GROUPS"]) == groups
         assert 128 * (groups * int(values["REGISTERS"]) + int(values["LOADER_REGISTERS"])) <= 65536
         assert 65536 // (128 * (groups + 1)) >= int(values["LOADER_REGISTERS"])
 
 
 @compiles
-@pytest.mark.parametrize(("cin", "cout"), [(48, 48), (16, 48), (32, 24), (16, 64), (32, 8)])
+@pytest.mark.parametrize(("cin", "cout"), [(48, 48), (16, 48), (64, 32), (16, 64), (32, 8)])
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_every_form_compiles_for_hopper(cin, cout, kind):
     forms = [(False, False, False), (True, False, False), (False, False, True), (False, True, False)]
     for normalized, adds, partial in forms:
         taps = 9 if adds or partial else 1
-        text = source(cin, cout, taps, kind, normalized=normalized, adds=adds, partial=partial)
-        cubin = compile_form(CudaForm(text, "convolve", 512, 1024))
+        groups, shares = groups_of(cout), 2 if cin == 64 else 1
+        form = LaunchForm(cin, cout, taps, kind, groups, 2 * cout if adds else cout, shares, normalized, adds, partial)
+        cubin = compile_form(CudaForm(source(form), "convolve", 512, 1024))
         assert cubin.code.startswith(b"\x7fELF")
         assert (cubin.name, cubin.threads, cubin.shared, cubin.nulls) == ("convolve", 512, 1024, 0)
         assert cubin.compiler.startswith("nvrtc ")
@@ -110,7 +181,5 @@ def test_what_the_compiler_says_is_told():
 
 
 def test_the_source_is_made_once_for_each_form():
-    assert source(48, 48, 9, "f16", normalized=True, adds=False, partial=False) is source(
-        48, 48, 9, "f16", normalized=True, adds=False, partial=False
-    )
-    assert "#define PARTIAL 1" in source(48, 48, 9, "f16", normalized=False, adds=False, partial=True)
+    assert source(LaunchForm(48, 48, 9, "f16", 3, 48)) is source(LaunchForm(48, 48, 9, "f16", 3, 48))
+    assert "#define PARTIAL 1" in source(LaunchForm(48, 48, 9, "f16", 3, 48, partial=True))

@@ -10,13 +10,13 @@ from monai.networks.nets import SwinUNETR
 from packaging.version import Version
 from torch.nn import functional
 
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR
+from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
 from ctflow.networks.operations import BlockEnd, TorchOperations
 from ctflow.networks.swin_windows import window_table
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
 
-from ctflow.kernels import operations, triton_kernels  # noqa: E402
+from ctflow.kernels import operations, token_kernels, volume_kernels  # noqa: E402
 from ctflow.kernels.launch import GpuKernels  # noqa: E402
 from ctflow.kernels.operations import HopperOperations  # noqa: E402
 
@@ -35,7 +35,8 @@ class InterpretedKernels:
     multiprocessors = 1
 
     def triton(self, name, grid, *arguments, warps=4, stages=3):
-        getattr(triton_kernels, name)[tuple(grid)](*arguments, num_warps=warps, num_stages=stages)
+        kernel = getattr(volume_kernels, name, None) or getattr(token_kernels, name)
+        kernel[tuple(grid)](*arguments, num_warps=warps, num_stages=stages)
 
 
 KERNELS = HopperOperations(torch.float32, DEVICE, GpuKernels(DEVICE) if DEVICE != "cpu" else InterpretedKernels())
@@ -81,10 +82,29 @@ def test_a_norm_does_not_lose_a_small_variance_beside_a_large_mean():
     assert close(found, expected, 5e-2)  # what is left of float32 sums of squares
 
 
+@pytest.mark.parametrize("channels", [12, 48])
+def test_a_norm_has_its_own_scale_and_shift(channels):
+    x = volume(channels)
+    affine = (torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE))
+    found = KERNELS.norm_of(PLAIN.sums(x), COUNT, affine)
+    assert close(found, PLAIN.norm_of(PLAIN.sums(x), COUNT, affine))
+    expected = functional.instance_norm(x.movedim(-1, 1), weight=affine[0], bias=affine[1]).movedim(1, -1)
+    assert close(x * found[:, None, None, None, 0] + found[:, None, None, None, 1], expected, 1e-5)
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(24, 1), (32, 3), (32, 40), (320, 2)])
+def test_a_head_of_the_leaky_relu_of_the_norm(channels, outputs):
+    x = volume(channels)
+    head = (torch.randn(outputs, channels, device=DEVICE), torch.randn(outputs, device=DEVICE))
+    found = KERNELS.activated_head(x, norm_for(x), head)
+    assert close(found, PLAIN.activated_head(x, norm_for(x), head), 1e-5)
+
+
 def test_a_leaky_relu_of_the_norm():
     x = volume(24)
     norm = norm_for(x)
-    assert close(KERNELS._activated(x, norm), PLAIN.residual(x, norm, torch.zeros_like(x)))
+    assert close(KERNELS.activated(x, norm), PLAIN.activated(x, norm))
+    assert close(KERNELS.activated(x, norm), PLAIN.residual(x, norm, torch.zeros_like(x)))
 
 
 def test_a_residual_of_the_same_shape():
@@ -199,8 +219,26 @@ def test_attention_with_large_scores_neither_overflows_nor_dilutes():
 
 @pytest.mark.parametrize(("cin", "cout", "size"), [(48, 24, (3, 4, 5)), (160, 96, (2, 1, 3))], ids=str)
 def test_upsampling_stores_each_parity_in_its_place(cin, cout, size):
-    weight, x = torch.randn(cin, cout, 2, 2, 2), volume(cin, size)
+    weight, shift, x = torch.randn(cin, cout, 2, 2, 2), torch.randn(cout), volume(cin, size)
     assert close(KERNELS.upsampling(weight)(x), PLAIN.upsampling(weight)(x), 1e-5)
+    assert close(KERNELS.upsampling(weight, shift)(x), PLAIN.upsampling(weight, shift)(x), 1e-5)
+
+
+def test_upsampling_along_two_axes():
+    weight, shift, x = torch.randn(24, 16, 1, 2, 2), torch.randn(16), volume(24)
+    found = KERNELS.upsampling(weight, shift)(x)
+    assert close(found, PLAIN.upsampling(weight, shift)(x), 1e-5)
+    assert found.shape[1:4] == (3, 8, 10)
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2)], ids=str)
+def test_convolutions_with_strides(stride):
+    weight, x = torch.randn(24, 48, 3, 3, 3) / 30, volume(48, (4, 6, 8))
+    found, sums = KERNELS.convolution(weight, (48,), (4, 6, 8), stride)([x], None)
+    expected, wanted = PLAIN.convolution(weight, (48,), (4, 6, 8), stride)([x], None)
+    assert found.is_contiguous()
+    assert close(found, expected, 1e-5)
+    assert close(sums.sum(1, keepdim=True), wanted, 1e-5)
 
 
 def test_small_convolutions_are_cudnns_with_norm_and_sums_of_ours():

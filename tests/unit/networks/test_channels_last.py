@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR, UNet
 
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
+from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR, takes_swin_unetr
 from ctflow.networks.operations import TorchOperations
 
 CUBE, SMALL = (64, 64, 64), (64, 32, 32)
@@ -40,7 +40,7 @@ def test_it_computes_what_monai_computes(roi, batch, arguments):
     network = swin_unetr(**arguments)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     windows = noise(batch, roi, arguments.get("in_channels", 1))
-    assert takes(network, roi)
+    assert takes_swin_unetr(network, roi)
     with torch.inference_mode():
         expected = network(windows)
         found = ChannelsLastSwinUNETR(network, roi, TorchOperations(torch.float32, "cpu"))(windows)
@@ -73,13 +73,13 @@ def test_half_precision_keeps_statistics_scores_and_sums_in_float32():
     ids=str,
 )
 def test_what_it_does_not_compute_it_does_not_take(arguments):
-    assert not takes(swin_unetr(**arguments), CUBE)
+    assert not takes_swin_unetr(swin_unetr(**arguments), CUBE)
 
 
 def test_it_takes_no_other_network_and_no_window_that_does_not_fit():
     unet = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8], strides=[2])
-    assert not takes(unet, CUBE)
-    assert not takes(swin_unetr(), (48, 64, 64))
-    assert not takes(swin_unetr(), (32, 32, 32))  # MONAI refuses the norm of a single voxel
+    assert not takes_swin_unetr(unet, CUBE)
+    assert not takes_swin_unetr(swin_unetr(), (48, 64, 64))
+    assert not takes_swin_unetr(swin_unetr(), (32, 32, 32))  # MONAI refuses the norm of a single voxel
     with pytest.raises(ValueError, match="channels last"):
         ChannelsLastSwinUNETR(swin_unetr(), (48, 64, 64), TorchOperations(torch.float32, "cpu"))

@@ -12,7 +12,7 @@ from monai.networks import nets
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.model import NetworkSpec
 from ctflow.networks.build import current_arguments, module_of_network, network_from_spec
-from ctflow.networks.channels_last import ChannelsLastSwinUNETR, takes
+from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR, takes_swin_unetr
 from ctflow.networks.native import MODULES, native_class
 from ctflow.networks.operations import TorchOperations
 from ctflow.networks.swin import rewrite_for_export
@@ -103,7 +103,7 @@ def test_the_rewrites_take_a_native_network_as_they_take_monais(more):
     native = network_from_spec(NetworkSpec("SwinUNETR", arguments)).eval().requires_grad_(False)
     native.load_state_dict(monai.state_dict())
     windows = torch.rand(1, 1, *roi)
-    assert takes(native, roi) is takes(monai, roi) is not more.get("use_v2", False)
+    assert takes_swin_unetr(native, roi) is takes_swin_unetr(monai, roi) is not more.get("use_v2", False)
     with torch.inference_mode():
         assert torch.equal(rewrite_for_export(native, roi)(windows), rewrite_for_export(monai, roi)(windows))
         if not more:

@@ -1,4 +1,4 @@
-"""Triton kernels over volumes (B, V voxels, C channels) and tokens (B, T, C), whose channels lie side by side.
+"""Triton kernels over volumes (B, V voxels, C channels), whose channels lie side by side.
 
 Names in capitals are sizes; those at a signature's end are constants of the compilation, of which CP is a power of two
 that holds C. FLOP and bytes are counted for half precision. What each computes is
@@ -11,9 +11,6 @@ import triton
 import triton.language as tl
 
 SLOPE = tl.constexpr(0.01)
-NOTHING = tl.constexpr(-1e30)  # a score below every other
-HALF_ROOT = tl.constexpr(0.7071067811865476)  # of two
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -38,8 +35,10 @@ def sum_channels(x, sums, V, C, PER, CP: tl.constexpr, BV: tl.constexpr):
 
 
 @triton.jit
-def norm_from_sums(sums, norm, P, C, COUNT, EPS, CP: tl.constexpr, BP: tl.constexpr):
-    """Scale and shift (B, 2, C) of the instance norm of COUNT voxels, from the sums of P parts.
+def norm_from_sums(
+    sums, own_scale, own_shift, norm, P, C, COUNT, EPS, AFFINE: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr
+):
+    """Scale and shift (B, 2, C) of the instance norm of COUNT voxels, from the sums of P parts, and of its own ones.
 
     Added in float64: the variance is a small difference where the mean is large.
     """
@@ -55,8 +54,13 @@ def norm_from_sums(sums, norm, P, C, COUNT, EPS, CP: tl.constexpr, BP: tl.conste
     mean = total / COUNT
     variance = tl.maximum(square / COUNT - mean * mean, 0.0)
     scale = 1.0 / tl.sqrt(variance + EPS)
+    if AFFINE:
+        scale = scale * tl.load(own_scale + c, mask=c < C, other=0.0).to(tl.float64)
+    shift = -mean * scale
+    if AFFINE:
+        shift += tl.load(own_shift + c, mask=c < C, other=0.0).to(tl.float64)
     tl.store(norm + b * 2 * C + c, scale.to(tl.float32), mask=c < C)
-    tl.store(norm + b * 2 * C + C + c, (-mean * scale).to(tl.float32), mask=c < C)
+    tl.store(norm + b * 2 * C + C + c, shift.to(tl.float32), mask=c < C)
 
 
 @triton.jit
@@ -172,6 +176,36 @@ def activate(x, norm, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
 
 
 @triton.jit
+def activate_head(
+    x, norm, head, added, out, V, C, O, CP: tl.constexpr, BO: tl.constexpr, BV: tl.constexpr
+):  # fmt: skip
+    """Store (O, C) head and (O,) `added` of leaky(x normalised) as (B, O, V) float32.
+
+    2 C O FLOP and 2 C + 4 O bytes a voxel.
+    The head's numbers are rounded to the volume's type, in two parts: nearly as exact as float32.
+    """
+    b = tl.program_id(1)
+    v, c = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, CP)
+    mask = (v < V)[:, None] & (c < C)[None, :]
+    at = (b * V + v[:, None]).to(tl.int64) * C + c[None, :]
+    of = b * 2 * C + c
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.load(norm + of, mask=c < C, other=0.0)[None, :]
+    value += tl.load(norm + of + C, mask=c < C, other=0.0)[None, :]
+    value = tl.where(value > 0, value, value * SLOPE).to(x.dtype.element_ty)
+    for start in range(0, O, BO):
+        o = start + tl.arange(0, BO)
+        whole = (c < C)[:, None] & (o < O)[None, :]
+        w = tl.load(head + o[None, :] * C + c[:, None], mask=whole, other=0.0)
+        first = w.to(value.dtype)
+        logits = tl.dot(value, first, input_precision="ieee")
+        logits += tl.dot(value, (w - first.to(tl.float32)).to(value.dtype), input_precision="ieee")
+        logits += tl.load(added + o, mask=o < O, other=0.0)[None, :]
+        to = (b * O + o[None, :]).to(tl.int64) * V + v[:, None]
+        tl.store(out + to, logits, mask=(v < V)[:, None] & (o < O)[None, :])
+
+
+@triton.jit
 def fill_channels(x, out, V, C, O, CP: tl.constexpr, BV: tl.constexpr):
     """Volumes (B, C, V) float32 as (B, V, O), the last channels zeros. 4 C + 2 O bytes a voxel."""
     b = tl.program_id(1)
@@ -201,196 +235,14 @@ def spread_neighbours(x, out, V, H, W, O, CP: tl.constexpr, BV: tl.constexpr):
 
 
 @triton.jit
-def _layer_norm(x, mask, C, EPS):
-    """Rows of x, whose masked places are zero, with mean 0 and variance 1 over C channels."""
-    mean = tl.sum(x, 1) / C
-    centred = tl.where(mask, x - mean[:, None], 0.0)
-    return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS))[:, None]
-
-
-@triton.jit
-def _normalized(
-    tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr
-):
-    """(BN, CP) float32: layer norm of the tokens that `fetch` names for places n; a place that names T is zeros."""
-    c = tl.arange(0, CP)
-    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
-    inside = (n < N) & (t < T)
-    mask = inside[:, None] & (c < C)[None, :]
-    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = _layer_norm(x, mask, C, EPS)
-    if AFFINE:
-        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
-    return tl.where(inside[:, None], y, 0.0)
-
-
-@triton.jit
-def normalize_tokens(
-    tokens, fetch, scale, shift, out, T, N, C, EPS,
-    FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Layer norm of the tokens that `fetch` names for N places; a place that names T is zeros.
-
-    6 C bytes a place where tokens are float32.
-    """
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    c = tl.arange(0, CP)
-    y = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, AFFINE, CP)
-    at = (b * N + n[:, None]).to(tl.int64) * C + c[None, :]
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (c < C)[None, :])
-
-
-@triton.jit
-def project_tokens(
-    tokens, fetch, scale, shift, weight, added, out, T, N, C, O, EPS,
-    FETCH: tl.constexpr, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Layer norm as `normalize_tokens`, times (O, C) weight; with SHIFTED plus (O,) `added`.
-
-    2 C O FLOP and 4 C + 2 O bytes a place where tokens are float32.
-    """
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    x = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, True, CP).to(out.dtype.element_ty)
-    for start in range(0, O, BO):
-        y, o = _layer(x, weight, added, start, C, O, SHIFTED, CP, BO)
-        at = (b * N + n[:, None]).to(tl.int64) * O + o[None, :]
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (o < O)[None, :])
-
-
-@triton.jit
-def _layer(x, weight, added, start, C, O, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr):
-    """BO of the O numbers of each row, in float32, and which they are."""
-    c, o = tl.arange(0, CP), start + tl.arange(0, BO)
-    w = tl.load(weight + o[:, None] * C + c[None, :], mask=(o < O)[:, None] & (c < C)[None, :], other=0.0)
-    y = tl.dot(x, tl.trans(w), input_precision="ieee")
-    if SHIFTED:
-        y += tl.load(added + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
-    return y, o
-
-
-@triton.jit
-def finish_tokens(
-    tokens, x, back, proj, proj_added, scale, shift, up, up_added, down, down_added, out, T, N, C, HIDDEN, EPS,
-    FETCH: tl.constexpr, CP: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Add a layer of x, of which `back` names the place of each token; then a layer, GELU and a layer of their norm.
-
-    2 C (C + 2 HIDDEN) FLOP and 10 C bytes a token, float32 in and out; the HIDDEN numbers are not stored.
-    """
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    c = tl.arange(0, CP)
-    mask = (n < T)[:, None] & (c < C)[None, :]
-    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
-    seen = tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0)
-    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
-    y, _ = _layer(seen, proj, proj_added, 0, C, C, True, CP, CP)
-    y += tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
-    h = _layer_norm(y, mask, C, EPS) * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
-    h = (h + tl.load(shift + c, mask=c < C, other=0.0)[None, :]).to(x.dtype.element_ty)
-    for start in range(0, HIDDEN, BH):
-        u, j = _layer(h, up, up_added, start, C, HIDDEN, True, CP, BH)
-        u = (0.5 * u * (1.0 + tl.erf(u * HALF_ROOT))).to(x.dtype.element_ty)
-        w = tl.load(down + c[:, None] * HIDDEN + j[None, :], mask=(c < C)[:, None] & (j < HIDDEN)[None, :], other=0.0)
-        y += tl.dot(u, tl.trans(w), input_precision="ieee")
-    y += tl.load(down_added + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + at, y, mask=mask)
-
-
-@triton.jit
-def merge_tokens(tokens, scale, shift, out, D, H, W, C, EPS, CP: tl.constexpr, BN: tl.constexpr):
-    """Eight neighbours of tokens (B, D, H, W, C) side by side, zeros beyond odd sizes; their layer norm.
-
-    CP holds 8 C. 6 C bytes a token where tokens are float32.
-    """
-    b = tl.program_id(1)
-    half_h, half_w = (H + 1) // 2, (W + 1) // 2
-    count = (D + 1) // 2 * half_h * half_w
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    j = tl.arange(0, CP)
-    neighbour, c = j // C, j % C
-    d = (n // (half_h * half_w) * 2)[:, None] + (neighbour // 4)[None, :]
-    h = (n // half_w % half_h * 2)[:, None] + (neighbour // 2 % 2)[None, :]
-    w = (n % half_w * 2)[:, None] + (neighbour % 2)[None, :]
-    whole = (n < count)[:, None] & (j < 8 * C)[None, :]
-    at = (((b * D + d) * H + h) * W + w).to(tl.int64) * C + c[None, :]
-    x = tl.load(tokens + at, mask=whole & (d < D) & (h < H) & (w < W), other=0.0).to(tl.float32)
-    y = _layer_norm(x, whole, 8 * C, EPS)
-    y = (
-        y * tl.load(scale + j, mask=j < 8 * C, other=0.0)[None, :]
-        + tl.load(shift + j, mask=j < 8 * C, other=0.0)[None, :]
-    )
-    tl.store(out + (b * count + n[:, None]).to(tl.int64) * 8 * C + j[None, :], y.to(out.dtype.element_ty), mask=whole)
-
-
-@triton.jit
-def add_tokens(tokens, x, back, out, T, N, C, FETCH: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr):
-    """Store tokens + x, of which `back` names the place of each token. 10 C bytes a token, float32 in and out."""
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    c = tl.arange(0, CP)
-    mask = (n < T)[:, None] & (c < C)[None, :]
-    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
-    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
-    y = tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
-    y += tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + at, y, mask=mask)
-
-
-@triton.jit
-def attend(
-    qkv, bias, regions, out, W, HEADS, MASKED_FROM, MASKED,
-    N: tl.constexpr, NP: tl.constexpr, WIDTH: tl.constexpr, WP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """BM queries of one head in one window: softmax(q k' + bias [+ MASKED]) v, over BN keys at a time.
-
-    Scores are logarithms to base 2: bias and MASKED come multiplied by log2(e). The bias is (HEADS, NP, NP), its
-    columns beyond N so small that their keys do not count. Windows before MASKED_FROM have one region only.
-
-    4 N^2 WIDTH FLOP and N^2 exponentials a head and window; the bias is read from the L2 cache.
-    """
-    image, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)  # only the first axis may be long
-    window = image % W
-    C = HEADS * WIDTH
-    base = qkv + image.to(tl.int64) * N * 3 * C + head * WIDTH
-    i, k = block * BM + tl.arange(0, BM), tl.arange(0, WP)
-    whole = (k < WIDTH)[None, :]
-    q = tl.load(base + i[:, None] * 3 * C + k[None, :], mask=(i < N)[:, None] & whole, other=0.0)
-    masked = window >= MASKED_FROM
-    own = tl.load(regions + window * N + i, mask=i < N, other=0)
-    best, total = tl.full((BM,), NOTHING, tl.float32), tl.zeros((BM,), tl.float32)
-    seen = tl.zeros((BM, WP), tl.float32)
-    for start in range(0, N, BN):
-        j = start + tl.arange(0, BN)
-        at = j[:, None] * 3 * C + k[None, :]
-        keys = tl.load(base + C + at, mask=(j < N)[:, None] & whole, other=0.0)
-        values = tl.load(base + 2 * C + at, mask=(j < N)[:, None] & whole, other=0.0)
-        scores = tl.dot(q, tl.trans(keys), input_precision="ieee")
-        scores = scores * LOG2E + tl.load(bias + (head * NP + i[:, None]) * NP + j[None, :]).to(tl.float32)
-        if masked:
-            others = tl.load(regions + window * N + j, mask=j < N, other=0)
-            scores = tl.where(own[:, None] == others[None, :], scores, scores + MASKED)
-        top = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - top[:, None])
-        kept = tl.exp2(best - top)
-        total = total * kept + tl.sum(weights, 1)
-        seen = seen * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-        best = top
-    seen = seen / total[:, None]
-    at = (image.to(tl.int64) * N + i[:, None]) * C + head * WIDTH + k[None, :]
-    tl.store(out + at, seen.to(out.dtype.element_ty), mask=(i < N)[:, None] & whole)
-
-
-@triton.jit
 def upsample(
-    x, weight, out, V, D, H, W, K, C, BLOCKS, KP: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr,
+    x, weight, added, out, V, D, H, W, K, C, BLOCKS,
+    SHIFTED: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Transposed 2 x 2 x 2 convolution of stride 2: each voxel's products go straight to their four pairs of places.
 
     C are the channels of a pair, which lie side by side. 8 K C FLOP and 2 K + 8 C bytes a voxel of x; weight is
-    (K, 4, C).
+    (K, 4, C). With SHIFTED plus (C,) `added`.
     """
     place, b = tl.program_id(1) // BLOCKS, tl.program_id(2)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
@@ -403,6 +255,8 @@ def upsample(
         at = (row[:, None] * 4 + place) * C + c[None, :]
         m = tl.load(weight + at, mask=(row < K)[:, None] & (c < C)[None, :], other=0.0)
         total += tl.dot(a, m, input_precision="ieee")
+    if SHIFTED:
+        total += tl.load(added + c, mask=c < C, other=0.0)[None, :]
     d, h, w = v // (H * W), v // W % H, v % W
     at = ((b * 2 * D + 2 * d + place // 2) * 2 * H + 2 * h + place % 2).to(tl.int64) * W + w
     tl.store(

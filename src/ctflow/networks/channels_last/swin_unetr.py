@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
-from ctflow.networks.operations import CHANNEL_STEP, EPS, BlockEnd, LinearLayer
+from ctflow.networks.operations import (
+    CHANNEL_STEP,
+    EPS,
+    BlockEnd,
+    LinearLayer,
+    filled_weight,
+    spread_weight,
+)
 from ctflow.networks.swin_windows import columns_of_merging, is_swin_unetr, stage_sizes, stages_of, window_table
 
 _MIDDLE = 4  # of the nine neighbours of a voxel in its plane
@@ -38,9 +45,7 @@ class _ResidualBlock:
     def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, *, spread: bool = False) -> None:
         self.ops, self.count = ops, math.prod(size)
         first = block.conv1.conv.weight.detach()
-        if spread:  # the plane's taps become channels
-            first = first[:, 0].flatten(2).movedim(2, 1)[..., None, None]
-        first = _filled(first, sum(shares))
+        first = spread_weight(first) if spread else filled_weight(first, sum(shares))
         self.first = ops.convolution(first, shares, size)
         width = len(first)
         self.second = ops.convolution(block.conv2.conv.weight.detach(), (width,), size)
@@ -49,7 +54,7 @@ class _ResidualBlock:
             beside = block.conv3.conv.weight.detach().flatten(1)
             if spread:  # the voxel itself is in the middle
                 beside = functional.pad(beside, (_MIDDLE, 0))
-            beside = _filled(beside, sum(shares))
+            beside = filled_weight(beside, sum(shares))
             self.beside = [
                 part.t().contiguous().to(ops.device, ops.dtype) for part in torch.split(beside, list(shares), 1)
             ]
@@ -64,12 +69,6 @@ class _ResidualBlock:
         beside = ops.norm_of(ops.pointwise_sums(shares, self.beside), self.count)
         result = ops.pointwise_residual(y, norm, shares, self.beside, beside, head)
         return cast(Tensor, result)
-
-
-def _filled(weight: Tensor, channels: int) -> Tensor:
-    """Weights with zeros for the input channels that follow their own."""
-    missing = channels - weight.shape[1]
-    return torch.cat([weight, weight.new_zeros((len(weight), missing, *weight.shape[2:]))], 1) if missing else weight
 
 
 class _UpBlock:
@@ -164,7 +163,7 @@ class ChannelsLastSwinUNETR:
     """A SwinUNETR for windows of one size.
 
     Args:
-        network: MONAI's network, in evaluation mode; `takes` says which are supported. Is not changed.
+        network: MONAI's network, in evaluation mode; `takes_swin_unetr` says which are supported. Is not changed.
         roi: Window size in voxels.
         ops: The operations; have the attributes `dtype` and `device`.
     """
@@ -227,7 +226,7 @@ def _halved(size: Size3) -> Size3:
     return (-(-size[0] // 2), -(-size[1] // 2), -(-size[2] // 2))
 
 
-def takes(network: nn.Module, roi: Size3) -> bool:
+def takes_swin_unetr(network: nn.Module, roi: Size3) -> bool:
     """Whether a network is supported: a SwinUNETR of the first version, with patches of 2 and plain norms."""
     if not is_swin_unetr(network):
         return False

@@ -1,0 +1,193 @@
+"""Triton kernels over tokens (B, T tokens, C channels), whose channels lie side by side; see `volume_kernels`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NOTHING = tl.constexpr(-1e30)  # a score below every other
+HALF_ROOT = tl.constexpr(0.7071067811865476)  # of two
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _layer_norm(x, mask, C, EPS):
+    """Rows of x, whose masked places are zero, with mean 0 and variance 1 over C channels."""
+    mean = tl.sum(x, 1) / C
+    centred = tl.where(mask, x - mean[:, None], 0.0)
+    return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS))[:, None]
+
+
+@triton.jit
+def _normalized(
+    tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr
+):
+    """(BN, CP) float32: layer norm of the tokens that `fetch` names for places n; a place that names T is zeros."""
+    c = tl.arange(0, CP)
+    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
+    inside = (n < N) & (t < T)
+    mask = inside[:, None] & (c < C)[None, :]
+    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = _layer_norm(x, mask, C, EPS)
+    if AFFINE:
+        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
+    return tl.where(inside[:, None], y, 0.0)
+
+
+@triton.jit
+def normalize_tokens(
+    tokens, fetch, scale, shift, out, T, N, C, EPS,
+    FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Layer norm of the tokens that `fetch` names for N places; a place that names T is zeros.
+
+    6 C bytes a place where tokens are float32.
+    """
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    y = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, AFFINE, CP)
+    at = (b * N + n[:, None]).to(tl.int64) * C + c[None, :]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def project_tokens(
+    tokens, fetch, scale, shift, weight, added, out, T, N, C, O, EPS,
+    FETCH: tl.constexpr, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Layer norm as `normalize_tokens`, times (O, C) weight; with SHIFTED plus (O,) `added`.
+
+    2 C O FLOP and 4 C + 2 O bytes a place where tokens are float32.
+    """
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    x = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, True, CP).to(out.dtype.element_ty)
+    for start in range(0, O, BO):
+        y, o = _layer(x, weight, added, start, C, O, SHIFTED, CP, BO)
+        at = (b * N + n[:, None]).to(tl.int64) * O + o[None, :]
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (o < O)[None, :])
+
+
+@triton.jit
+def _layer(x, weight, added, start, C, O, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr):
+    """BO of the O numbers of each row, in float32, and which they are."""
+    c, o = tl.arange(0, CP), start + tl.arange(0, BO)
+    w = tl.load(weight + o[:, None] * C + c[None, :], mask=(o < O)[:, None] & (c < C)[None, :], other=0.0)
+    y = tl.dot(x, tl.trans(w), input_precision="ieee")
+    if SHIFTED:
+        y += tl.load(added + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
+    return y, o
+
+
+@triton.jit
+def finish_tokens(
+    tokens, x, back, proj, proj_added, scale, shift, up, up_added, down, down_added, out, T, N, C, HIDDEN, EPS,
+    FETCH: tl.constexpr, CP: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Add a layer of x, of which `back` names the place of each token; then a layer, GELU and a layer of their norm.
+
+    2 C (C + 2 HIDDEN) FLOP and 10 C bytes a token, float32 in and out; the HIDDEN numbers are not stored.
+    """
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    mask = (n < T)[:, None] & (c < C)[None, :]
+    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
+    seen = tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0)
+    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
+    y, _ = _layer(seen, proj, proj_added, 0, C, C, True, CP, CP)
+    y += tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
+    h = _layer_norm(y, mask, C, EPS) * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
+    h = (h + tl.load(shift + c, mask=c < C, other=0.0)[None, :]).to(x.dtype.element_ty)
+    for start in range(0, HIDDEN, BH):
+        u, j = _layer(h, up, up_added, start, C, HIDDEN, True, CP, BH)
+        u = (0.5 * u * (1.0 + tl.erf(u * HALF_ROOT))).to(x.dtype.element_ty)
+        w = tl.load(down + c[:, None] * HIDDEN + j[None, :], mask=(c < C)[:, None] & (j < HIDDEN)[None, :], other=0.0)
+        y += tl.dot(u, tl.trans(w), input_precision="ieee")
+    y += tl.load(down_added + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + at, y, mask=mask)
+
+
+@triton.jit
+def merge_tokens(tokens, scale, shift, out, D, H, W, C, EPS, CP: tl.constexpr, BN: tl.constexpr):
+    """Eight neighbours of tokens (B, D, H, W, C) side by side, zeros beyond odd sizes; their layer norm.
+
+    CP holds 8 C. 6 C bytes a token where tokens are float32.
+    """
+    b = tl.program_id(1)
+    half_h, half_w = (H + 1) // 2, (W + 1) // 2
+    count = (D + 1) // 2 * half_h * half_w
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    j = tl.arange(0, CP)
+    neighbour, c = j // C, j % C
+    d = (n // (half_h * half_w) * 2)[:, None] + (neighbour // 4)[None, :]
+    h = (n // half_w % half_h * 2)[:, None] + (neighbour // 2 % 2)[None, :]
+    w = (n % half_w * 2)[:, None] + (neighbour % 2)[None, :]
+    whole = (n < count)[:, None] & (j < 8 * C)[None, :]
+    at = (((b * D + d) * H + h) * W + w).to(tl.int64) * C + c[None, :]
+    x = tl.load(tokens + at, mask=whole & (d < D) & (h < H) & (w < W), other=0.0).to(tl.float32)
+    y = _layer_norm(x, whole, 8 * C, EPS)
+    y = (
+        y * tl.load(scale + j, mask=j < 8 * C, other=0.0)[None, :]
+        + tl.load(shift + j, mask=j < 8 * C, other=0.0)[None, :]
+    )
+    tl.store(out + (b * count + n[:, None]).to(tl.int64) * 8 * C + j[None, :], y.to(out.dtype.element_ty), mask=whole)
+
+
+@triton.jit
+def add_tokens(tokens, x, back, out, T, N, C, FETCH: tl.constexpr, CP: tl.constexpr, BN: tl.constexpr):
+    """Store tokens + x, of which `back` names the place of each token. 10 C bytes a token, float32 in and out."""
+    b = tl.program_id(1)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    c = tl.arange(0, CP)
+    mask = (n < T)[:, None] & (c < C)[None, :]
+    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
+    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
+    y = tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
+    y += tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, y, mask=mask)
+
+
+@triton.jit
+def attend(
+    qkv, bias, regions, out, W, HEADS, MASKED_FROM, MASKED,
+    N: tl.constexpr, NP: tl.constexpr, WIDTH: tl.constexpr, WP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """BM queries of one head in one window: softmax(q k' + bias [+ MASKED]) v, over BN keys at a time.
+
+    Scores are logarithms to base 2: bias and MASKED come multiplied by log2(e). The bias is (HEADS, NP, NP), its
+    columns beyond N so small that their keys do not count. Windows before MASKED_FROM have one region only.
+
+    4 N^2 WIDTH FLOP and N^2 exponentials a head and window; the bias is read from the L2 cache.
+    """
+    image, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)  # only the first axis may be long
+    window = image % W
+    C = HEADS * WIDTH
+    base = qkv + image.to(tl.int64) * N * 3 * C + head * WIDTH
+    i, k = block * BM + tl.arange(0, BM), tl.arange(0, WP)
+    whole = (k < WIDTH)[None, :]
+    q = tl.load(base + i[:, None] * 3 * C + k[None, :], mask=(i < N)[:, None] & whole, other=0.0)
+    masked = window >= MASKED_FROM
+    own = tl.load(regions + window * N + i, mask=i < N, other=0)
+    best, total = tl.full((BM,), NOTHING, tl.float32), tl.zeros((BM,), tl.float32)
+    seen = tl.zeros((BM, WP), tl.float32)
+    for start in range(0, N, BN):
+        j = start + tl.arange(0, BN)
+        at = j[:, None] * 3 * C + k[None, :]
+        keys = tl.load(base + C + at, mask=(j < N)[:, None] & whole, other=0.0)
+        values = tl.load(base + 2 * C + at, mask=(j < N)[:, None] & whole, other=0.0)
+        scores = tl.dot(q, tl.trans(keys), input_precision="ieee")
+        scores = scores * LOG2E + tl.load(bias + (head * NP + i[:, None]) * NP + j[None, :]).to(tl.float32)
+        if masked:
+            others = tl.load(regions + window * N + j, mask=j < N, other=0)
+            scores = tl.where(own[:, None] == others[None, :], scores, scores + MASKED)
+        top = tl.maximum(best, tl.max(scores, 1))
+        weights = tl.exp2(scores - top[:, None])
+        kept = tl.exp2(best - top)
+        total = total * kept + tl.sum(weights, 1)
+        seen = seen * kept[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        best = top
+    seen = seen / total[:, None]
+    at = (image.to(tl.int64) * N + i[:, None]) * C + head * WIDTH + k[None, :]
+    tl.store(out + at, seen.to(out.dtype.element_ty), mask=(i < N)[:, None] & whole)
