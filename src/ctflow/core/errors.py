@@ -343,10 +343,14 @@ class DeliveryError(CtflowError):
 class PeerRefused(DeliveryError):
     """The peer rejected the association or the object."""
 
-    REASONS = frozenset({"association-rejected", "copy-failed", "no-context", "object-refused", "object-unreadable"})
+    REASONS = frozenset(
+        {"association-rejected", "copy-failed", "no-context", "object-refused", "object-unreadable", "webhook-refused"}
+    )
 
 
 class DestinationDown(DeliveryError):
     """The peer does not answer."""
 
-    REASONS = frozenset({"association-ended", "folder-unmounted", "no-answer", "no-connection", "tls"})
+    REASONS = frozenset(
+        {"association-ended", "folder-unmounted", "no-answer", "no-connection", "tls", "webhook-secret"}
+    )

@@ -18,6 +18,7 @@ from ctflow.core.atomic import output_error_from_oserror
 from ctflow.core.errors import BackendUnavailable, DeliveryError, NotWritten, StorageFull
 from ctflow.core.processes import Line
 from ctflow.node.deliver.storage import StorageTarget
+from ctflow.node.deliver.webhook import read_secret
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
 from ctflow.node.settings.groups import Destination
@@ -51,6 +52,9 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
     yield _data_folder(settings)
     if settings.copy_to is not None:
         yield _copies(settings.copy_to)
+    for webhook in settings.webhooks:
+        read_secret(webhook.secret_file)
+        yield f"can read the secret of webhook {webhook.name}"
     yield from (f"{name}: {said_of_expiry(each)}" for name, each in contexts_of(settings).items())
     devices: list[str | None] = [*settings.devices] or [None]
     while devices:

@@ -13,9 +13,11 @@ from types import TracebackType
 
 from ctflow.core.atomic import make_output_folder
 from ctflow.core.model import RESEARCH_ONLY
+from ctflow.node.deliver.choose import choose_destinations
 from ctflow.node.deliver.folder import FolderTarget
-from ctflow.node.deliver.send import COPY, WHOLE, DeliveryThread, Target
+from ctflow.node.deliver.send import COPY, DeliveryThread, Target
 from ctflow.node.deliver.storage import StorageTarget
+from ctflow.node.deliver.webhook import WebhookTarget
 from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
 from ctflow.node.keeping.locks import may_remove, only_one
@@ -34,7 +36,7 @@ from ctflow.node.tls import CertificateWatch, TlsContext, contexts_of
 from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
 from ctflow.node.work.pool import Places, WorkerPool
-from ctflow.node.work.worker import OBJECTS, NotReady, Ready, Setup
+from ctflow.node.work.worker import NotReady, Ready, Setup
 from ctflow.settings.run import Settings
 
 STOP_GRACE_S = 20.0  # a container gets 30 s, and an unfinished case waits in the journal
@@ -116,11 +118,10 @@ class Node:
 
     def _deliveries(self, answer: WorkerResult) -> Sequence[tuple[str, str]]:
         """Destinations and files: every volume's SEG first, as the reports refer to them."""
-        if answer.demonstration and not self.settings.allow_demonstration:
-            return ()
-        files = sorted((each.file for each in answer.objects), key=lambda file: OBJECTS.index(Path(file).name))
-        sent = [(destination.name, file) for destination in self.settings.destinations for file in files]
-        return [*sent, (COPY, WHOLE)] if self.settings.copy_to else sent
+        choice = choose_destinations(self.settings, self.places.results, answer)
+        if choice.text:
+            self.journal.event("destinations", choice.text, key=Path(answer.folder).parts[0])
+        return choice.deliveries
 
     def __enter__(self) -> Node:
         with ExitStack() as undo:
@@ -206,6 +207,7 @@ def _targets(settings: ServiceSettings, tls: Mapping[str, TlsContext]) -> list[t
         )
         for number, each in enumerate(settings.destinations, start=1)
     ]
+    targets += [(each.name, WebhookTarget(each), each.backoff) for each in settings.webhooks]
     if settings.copy_to is not None:
         targets.append((COPY, FolderTarget(settings.copy_to), Backoff()))
     return targets

@@ -14,6 +14,7 @@ from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Lo
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings, given_settings, is_peer, read_settings
 from ctflow.node.settings.tls import ClientTls, ServerTls
+from ctflow.node.settings.webhooks import Webhook
 from ctflow.settings.run import OPTIONS, Settings
 from ctflow.settings.schema import documented
 from reasons import raises_reason
@@ -58,6 +59,7 @@ peers:
     fingerprints: "AB:CD:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00"
 tls: {certificate: a.crt, key: a.key, key_password_file: password, ca: /etc/ca.pem, client: optional}
 same_uid: newest
+webhooks: [{name: hook, url: "https://hook.example.org/a", secret_file: /etc/hook, ca: /etc/ca.pem, patient_data: true}]
 retention: {instances_days: 7, results_days: 30, only_delivered: false, free_disk: 50 GB, events_days: 365}
 limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB, free_disk: 20 GB}
 quiet_period_s: 2.5
@@ -114,6 +116,7 @@ def test_every_key_is_read(tmp_path):
         tls=ServerTls(here / "a.crt", here / "a.key", here / "password", Path("/etc/ca.pem"), "optional"),
         limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
         same_uid="newest",
+        webhooks=(Webhook("hook", "https://hook.example.org/a", Path("/etc/hook"), True, Path("/etc/ca.pem")),),
         retention=Retention(7.0, 30.0, False, 50 * GB, 365.0),
         quiet_period_s=2.5,
         copy_to=here / "out",

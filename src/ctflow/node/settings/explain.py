@@ -6,11 +6,13 @@ import ipaddress
 
 from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Peer, Web
+from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import address_text
+from ctflow.node.settings.when import When
 from ctflow.settings.document import Given
-from ctflow.settings.schema import effective, key_text
+from ctflow.settings.schema import effective, key_text, size_text
 
 
 def values_and_origins(settings: ServiceSettings, found: Given) -> list[str]:
@@ -31,6 +33,7 @@ def explain_settings(settings: ServiceSettings) -> str:
         *(["computes and marks only where the body is"] if settings.roi == "body" else []),
         *_explain_destinations(settings),
         f"keeps its data in {settings.data}",
+        *_explain_retention(settings.retention),
         _explain_web(settings.web),
         f"writes its log to {settings.log.file or 'standard output'}",
     ]
@@ -88,7 +91,8 @@ def _explain_rule(rule: Rule) -> str:
 
 def _explain_destinations(settings: ServiceSettings) -> list[str]:
     lines = [
-        f"sends results to {each.name}: {each.ae_title} at {address_text(each.host, each.port)}"
+        f"sends results{_explain_when(each.when)} to {each.name}: "
+        f"{each.ae_title} at {address_text(each.host, each.port)}"
         f"{'' if each.tls is None else ' with TLS'}, again after "
         f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
         for each in settings.destinations
@@ -96,7 +100,35 @@ def _explain_destinations(settings: ServiceSettings) -> list[str]:
     if settings.destinations:
         verb = "are also sent" if settings.allow_demonstration else "are not sent (allow_demonstration)"
         lines.append(f"results of a demonstration model {verb}")
+    lines += [f"tells {each.name} of results{_explain_when(each.when)}: {each.url}" for each in settings.webhooks]
     return [*lines, *([f"copies results to {settings.copy_to}"] if settings.copy_to else [])]
+
+
+def _explain_when(when: When | None) -> str:
+    if when is None:
+        return ""
+    of = f" of {' or '.join(when.segments)}" if when.segments else ""
+    wanted = [
+        *([f"model {' or '.join(when.model)}"] if when.model else []),
+        *([f"{when.volume_ml.min:g} to {when.volume_ml.max:g} ml{of}"] if when.volume_ml else []),
+        *([f"{when.findings.min} to {when.findings.max} findings{of}"] if when.findings else []),
+    ]
+    marked = [f"a mark{of}"] if when.segments and not (when.volume_ml or when.findings) else []
+    return f" with {' and '.join([*wanted, *marked])}" if wanted or marked else ""
+
+
+def _explain_retention(retention: Retention) -> list[str]:
+    days = [
+        f"{what} after {value:g} days"
+        for what, value in (("instances", retention.instances_days), ("results", retention.results_days))
+        if value is not None
+    ]
+    if retention.free_disk is not None:
+        days.append(f"the oldest below {size_text(retention.free_disk)} free")
+    if not days:
+        return ["removes nothing"]
+    of = "delivered or discarded" if retention.only_delivered else "finished"
+    return [f"removes files of {of} series: {', '.join(days)}"]
 
 
 def _explain_web(web: Web) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from ctflow.node.journal.records import SameUid
 from ctflow.node.settings.tls import ClientTls, Fingerprint
 from ctflow.node.settings.values import Address, AeTitle, Host, Name, Network, Port, read_network
+from ctflow.node.settings.when import When
 from ctflow.settings.schema import FilePath, Group, Key, Reads, Switch, real, size, whole
 
 MB, GB, TB = 10**6, 10**9, 10**12
@@ -92,6 +93,7 @@ class Destination(Group):
     port: Annotated[Port, Key("Its port.")]
     backoff: Annotated[Backoff, Key("When to send again.")] = Backoff()
     tls: Annotated[ClientTls | None, Key("TLS to it; `tls: {}` with the system's authorities.")] = None
+    when: Annotated[When | None, Key("Only results that meet these conditions.")] = None
 
 
 @dataclass(frozen=True)

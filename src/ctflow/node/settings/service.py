@@ -14,6 +14,7 @@ from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Web
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import Address, AeTitle, Device, Port
+from ctflow.node.settings.webhooks import Webhook
 from ctflow.settings.document import Given, given_in_file
 from ctflow.settings.run import Processing, Settings, add_layers, data_folder_from_environment
 from ctflow.settings.schema import FilePath, Key, Refused, Switch, real
@@ -61,8 +62,9 @@ class ServiceSettings(Processing):
         ),
     ] = ()
     destinations: Annotated[
-        tuple[Destination, ...], Key("Where results are sent; each gets all of them.", most=64)
+        tuple[Destination, ...], Key("Where results are sent; each gets all of them, unless `when` chooses.", most=64)
     ] = ()
+    webhooks: Annotated[tuple[Webhook, ...], Key("Who is told of results by HTTP.", most=64)] = ()
     retention: Annotated[Retention, Key("What is removed, and when.")] = Retention()
     web: Annotated[Web, Key("The page.")] = Web()
     log: Annotated[Log, Key("The log.")] = Log()
@@ -79,8 +81,10 @@ class ServiceSettings(Processing):
             SettingsInvalid: A duplicate name, one port for two servers, or a rule that no series can reach.
         """
         super().__post_init__()
+        told: list[str] = [each.name for each in self.webhooks]
         for key, what, names in (
             ("destinations", "name", [each.name for each in self.destinations]),
+            ("webhooks", "name", [*(each.name for each in self.destinations), *told]),
             ("devices", "device", [*self.devices]),
         ):
             twice = {name for name in names if names.count(name) > 1}
