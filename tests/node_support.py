@@ -12,8 +12,9 @@ from pathlib import Path
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, ObjectRecord, Patient, Why, WorkerResult
 from ctflow.node.metrics import Metrics
-from ctflow.node.settings.groups import Destination, Web
+from ctflow.node.settings.groups import Destination
 from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.web import Web
 from ctflow.node.web.pages import NodeView
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"

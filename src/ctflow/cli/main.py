@@ -12,6 +12,7 @@ import click
 
 from ctflow import __version__
 from ctflow.bundle import demonstration_bundle, find_bundle, read_body_parts
+from ctflow.cli.administration.users import user
 from ctflow.cli.cohort import cohort
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
@@ -242,8 +243,10 @@ def serve(config: Path | None, check: bool, network: bool, data: str | None, **g
 
 @cli.group("node")
 def node_group() -> None:
-    """The DICOM node's data folder: what is removed, and backups."""
+    """The DICOM node's data folder and users: what is removed, backups, who may use the page."""
 
+
+node_group.add_command(user)
 
 _NODE_CONFIG = click.option(
     "-c", "--config", type=click.Path(path_type=Path), help="The node's YAML file (docs/node.md)."

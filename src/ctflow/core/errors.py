@@ -72,13 +72,16 @@ class SettingsInvalid(CtflowError):
             "missing-folder",
             "missing-key",
             "no-application",
+            "no-sign-on",
             "nothing-kept",
             "other-model",
+            "secret-file",
             "series-not-chosen",
             "settings-file",
             "several-segments",
             "unknown-key",
             "usage",
+            "users-file",
             "yaml",
         }
     )
@@ -352,5 +355,13 @@ class DestinationDown(DeliveryError):
     """The peer does not answer."""
 
     REASONS = frozenset(
-        {"association-ended", "folder-unmounted", "no-answer", "no-connection", "tls", "webhook-secret"}
+        {
+            "access-denied",
+            "association-ended",
+            "folder-unmounted",
+            "no-answer",
+            "no-connection",
+            "tls",
+            "webhook-secret",
+        }
     )

@@ -17,7 +17,8 @@ from ctflow.compat.python import bare_start
 from ctflow.core.atomic import output_error_from_oserror
 from ctflow.core.errors import BackendUnavailable, DeliveryError, NotWritten, StorageFull
 from ctflow.core.processes import Line
-from ctflow.node.deliver.storage import StorageTarget
+from ctflow.node.access.sign_on import SignOn
+from ctflow.node.deliver.targets import credentials_of, target_of
 from ctflow.node.deliver.webhook import read_secret
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
@@ -55,6 +56,7 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
     for webhook in settings.webhooks:
         read_secret(webhook.secret_file)
         yield f"can read the secret of webhook {webhook.name}"
+    yield from _secrets(settings)
     yield from (f"{name}: {said_of_expiry(each)}" for name, each in contexts_of(settings).items())
     devices: list[str | None] = [*settings.devices] or [None]
     while devices:
@@ -94,8 +96,18 @@ def answer_of(settings: ServiceSettings, destination: Destination, tls: TlsConte
     Raises:
         DeliveryError: It cannot be reached, or does not accept the node.
     """
-    target = StorageTarget(settings.ae_title, destination.ae_title, destination.host, destination.port, tls)
-    return target.ask()
+    return target_of(settings.ae_title, destination, tls).ask()
+
+
+def _secrets(settings: ServiceSettings) -> Iterator[str]:
+    """Read the files with users, tokens and passwords."""
+    web = settings.web
+    if web.enabled and (web.sign_on == "local" or web.token_file is not None):
+        SignOn(web, lambda *_args, **_more: None, lambda _title, _address: False)
+        yield "can read the files of users and token"
+    for each in settings.destinations:
+        if credentials_of(each).headers():
+            yield f"can read the credentials for {each.name}"
 
 
 def _data_folder(settings: ServiceSettings) -> str:

@@ -16,8 +16,9 @@ from ctflow.core.model import RESEARCH_ONLY
 from ctflow.node.deliver.choose import choose_destinations
 from ctflow.node.deliver.folder import FolderTarget
 from ctflow.node.deliver.send import COPY, DeliveryThread, Target
-from ctflow.node.deliver.storage import StorageTarget
+from ctflow.node.deliver.targets import target_of
 from ctflow.node.deliver.webhook import WebhookTarget
+from ctflow.node.dicomweb.stow import StowIntake
 from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
 from ctflow.node.keeping.locks import may_remove, only_one
@@ -33,8 +34,8 @@ from ctflow.node.receive.receiver import Receiver, Reception
 from ctflow.node.settings.groups import Backoff
 from ctflow.node.settings.service import ServiceSettings, certificate_refusal, is_peer, may_be_plain, same_uid_of
 from ctflow.node.tls import CertificateWatch, TlsContext, contexts_of
-from ctflow.node.web.app import serving
 from ctflow.node.web.pages import NodeView
+from ctflow.node.web.server import serving
 from ctflow.node.work.pool import Places, WorkerPool
 from ctflow.node.work.worker import NotReady, Ready, Setup
 from ctflow.settings.run import Settings
@@ -102,6 +103,7 @@ class Node:
         self.receiver = Receiver(
             _reception(settings, tls.get("tls"), self.certificates.rejected), self.intake, self.metrics
         )
+        self._page_tls = tls.get("web.tls")
 
     def _clean(self) -> None:
         """Clean up after an end at any moment, without touching acknowledged files."""
@@ -142,7 +144,8 @@ class Node:
             if self.settings.web.enabled:
                 shown = NodeView(
                     self.settings, self.journal, self.places.results, self.metrics,
-                    self.problems, self.remarks, self.demonstration,
+                    self.problems, self.remarks, self.demonstration, stow=self._stow(),
+                    tls=self._page_tls,
                 )  # fmt: skip
                 self.web_port = self._stack.enter_context(serving(shown))
             undo.pop_all()
@@ -153,6 +156,19 @@ class Node:
     ) -> None:
         self._stack.close()
         log.info("stopped")
+
+    def _stow(self) -> StowIntake | None:
+        """Where instances that come by STOW-RS go; they share limits with those of C-STORE."""
+        limits = self.settings.limits
+        if not self.settings.web.stow:
+            return None
+        return StowIntake(
+            take=self.intake.take,
+            refused=lambda what: self.metrics.refused(f"stow-{what}"),
+            shared=self.receiver.shared,
+            most_bytes=limits.request,
+            most_parts=limits.instances,
+        )
 
     def problems(self) -> list[str]:
         """Why the node cannot receive or run now; empty while it receives, completes and has one running worker."""
@@ -198,13 +214,7 @@ def _stop_when_opened(node: Node, stop: threading.Event) -> None:
 
 def _targets(settings: ServiceSettings, tls: Mapping[str, TlsContext]) -> list[tuple[str, Target, Backoff]]:
     targets: list[tuple[str, Target, Backoff]] = [
-        (
-            each.name,
-            StorageTarget(
-                settings.ae_title, each.ae_title, each.host, each.port, tls.get(f"destinations[{number}].tls")
-            ),
-            each.backoff,
-        )
+        (each.name, target_of(settings.ae_title, each, tls.get(f"destinations[{number}].tls")), each.backoff)
         for number, each in enumerate(settings.destinations, start=1)
     ]
     targets += [(each.name, WebhookTarget(each), each.backoff) for each in settings.webhooks]

@@ -260,7 +260,8 @@ def contexts_of(settings: ServiceSettings) -> dict[str, TlsContext]:
         SettingsInvalid: A file cannot be used.
     """
     groups = {f"destinations[{number}].tls": each.tls for number, each in enumerate(settings.destinations, start=1)}
-    named = {"tls": settings.tls, **groups}
+    page = settings.web.tls if settings.web.enabled else None
+    named = {"tls": settings.tls, "web.tls": page, **groups}
     return {name: TlsContext(name, group) for name, group in named.items() if group is not None}
 
 
@@ -374,6 +375,13 @@ def _client_socket(pins: frozenset[str], failed: _Failure) -> type[ssl.SSLSocket
         def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
             try:  # in TLS 1.3 the server's answer to our certificate comes after the handshake
                 return super().recv(buflen, flags)
+            except ssl.SSLError as error:
+                failed.why = tls_failure(error)
+                raise
+
+        def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+            try:  # as HTTP reads
+                return super().recv_into(buffer, nbytes, flags)
             except ssl.SSLError as error:
                 failed.why = tls_failure(error)
                 raise

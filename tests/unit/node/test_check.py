@@ -31,9 +31,10 @@ from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.schema import VERSION
 from ctflow.node.node import Node
 from ctflow.node.receive.receiver import VERIFICATION
-from ctflow.node.settings.groups import Destination, Limits, Web
+from ctflow.node.settings.groups import Destination, Limits
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.tls import ClientTls, ServerTls
+from ctflow.node.settings.web import Web
 from ctflow.node.tls import TlsContext
 from ctflow.node.work.worker import NotReady, Ready
 from ctflow.settings.run import Settings

@@ -14,8 +14,9 @@ from ctflow.cli.main import main
 from ctflow.core.errors import BundleInvalid, SettingsInvalid
 from ctflow.node.node import Node, run_node
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Backoff, Destination, Limits, Web
+from ctflow.node.settings.groups import Backoff, Destination, Limits
 from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.web import Web
 from ctflow.settings.run import Settings
 from nnunet_support import dataset, plans, untrained, zipped
 from node_support import loggers_kept

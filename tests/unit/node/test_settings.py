@@ -10,10 +10,11 @@ import pytest
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.rules import Range, Rule
 from ctflow.node.settings.explain import explain_settings, values_and_origins
-from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings, given_settings, is_peer, read_settings
-from ctflow.node.settings.tls import ClientTls, ServerTls
+from ctflow.node.settings.tls import ClientTls, PageTls, ServerTls
+from ctflow.node.settings.web import Proxy, Web
 from ctflow.node.settings.webhooks import Webhook
 from ctflow.settings.run import OPTIONS, Settings
 from ctflow.settings.schema import documented
@@ -93,7 +94,11 @@ destinations:
   - {name: second, ae_title: B, host: "::1", port: 4242, backoff: {first_s: 1, most_s: 2, give_up_after_s: 60},
      tls: {ca: ca.pem, fingerprints: [0101010101010101010101010101010101010101010101010101010101010101],
       verify_name: false, certificate: b.pem, key: b.key, key_password_file: c}}
-web: {enabled: true, bind: 10.0.0.1, port: 80, hosts: [node.example.org], patient_data: true}
+web:
+  {enabled: true, bind: 10.0.0.1, port: 80, hosts: [node.example.org], patient_data: true, sign_on: proxy,
+   users_file: users, session_idle_s: 60, session_most_s: 600, token_file: token, open: true, stow: true,
+   stow_ae_title: WEB, proxy: {addresses: [10.0.0.2], header: X-User, roles_header: X-Roles, role: none},
+   tls: {certificate: a.pem, key: a.key, key_password_file: c, ca: ca.pem, client: optional}}
 log: {file: /var/log/ctflow/node.jsonl, level: debug, rotate_at: 1 MB, keep: 3}
 allow_demonstration: true
 rules:
@@ -155,7 +160,23 @@ def test_every_key_is_read(tmp_path):
                 ClientTls(here / "ca.pem", ("01" * 32,), False, here / "b.pem", here / "b.key", here / "c"),
             ),
         ),
-        web=Web(True, "10.0.0.1", 80, ("node.example.org",), True),
+        web=Web(
+            True,
+            "10.0.0.1",
+            80,
+            ("node.example.org",),
+            True,
+            "proxy",
+            here / "users",
+            60.0,
+            600.0,
+            Proxy((ipaddress.ip_network("10.0.0.2/32"),), "X-User", "X-Roles", "none"),
+            here / "token",
+            True,
+            True,
+            "WEB",
+            PageTls(here / "a.pem", here / "a.key", here / "c", here / "ca.pem", "optional"),
+        ),
         log=Log(Path("/var/log/ctflow/node.jsonl"), "debug", MB, 3),
         allow_demonstration=True,
         rules=(Rule("run", body_part=("CHEST",), thickness_mm=Range(max=3.0)), Rule("ignore")),
@@ -302,7 +323,8 @@ def test_what_a_file_means_is_told_in_lines(tmp_path):
         "rule 2: ignore every series",
         "sends results to second: B at [::1]:4242 with TLS, again after 1 to 2 s, for 0.0166667 h",
         "results of a demonstration model are also sent",
-        "shows its page on http://10.0.0.1:80/ with patient data, without a password, to anyone who can reach it",
+        "shows its page on https://10.0.0.1:80/ with patient data, to users whom a proxy at 10.0.0.2/32 names; "
+        "receives by STOW-RS there, as WEB or a user",
         "writes its log to /var/log/ctflow/node.jsonl",
     ):
         assert line in told
@@ -342,7 +364,7 @@ def test_every_value_is_told_with_where_it_comes_from(tmp_path):
     ):
         assert line in told
     names = {line.split(" = ")[0] for line in told}
-    assert names >= {row.name for row in documented(ServiceSettings) if not re.search(r"\[\]|^tls\.", row.name)} - {
+    assert names >= {row.name for row in documented(ServiceSettings) if not re.search(r"\[\]|tls\.", row.name)} - {
         "peers"
     }
 

@@ -15,6 +15,7 @@ from pydicom import dcmread
 
 from ctflow.cohort.stores.patience import Patience, StoreFault, TooMuchFault
 from ctflow.core.requirements import check_requirements
+from ctflow.dicomweb.stored import word_of_answer
 
 SERIES_URL = re.compile(
     r"(?P<server>dicomweb\+https?://[^?#@]+)/studies/(?P<study>[0-9.]+)/series/(?P<series>[0-9.]+)/?"
@@ -142,10 +143,10 @@ class DicomWeb:
 
     def _store(self, dataset: Any) -> None:
         answer = self._client.store_instances([dataset])
-        stored = {str(each.get("ReferencedSOPInstanceUID")) for each in answer.get("ReferencedSOPSequence", ())}
-        if str(dataset.SOPInstanceUID) not in stored:
-            failed = [each.get("FailureReason") for each in answer.get("FailedSOPSequence", ())]
-            raise StoreFault("refused", "not confirmed" if not failed else f"failure reason {failed[0]}")
+        word = word_of_answer(answer.to_json_dict(), str(dataset.SOPInstanceUID))
+        if word is None or not word.is_stored:
+            reason = word.reason if word else None
+            raise StoreFault("refused", "not confirmed" if reason is None else f"failure reason {reason}")
 
     def _has(self, dataset: Any) -> bool:
         uid = str(dataset.SOPInstanceUID)

@@ -126,6 +126,25 @@ def layout_of_header(stream: BinaryIO, *, preamble: bool) -> Layout | str:
     return Layout(window, syntax, implicit, big, meta, walk.elements, end, walk.pixels, walk.notes)
 
 
+def meta_information(head: bytes) -> tuple[Mapping[int, bytes], int] | str:
+    """The values of a file's meta information (PS3.10 section 7.1), or its flaw as a sentence.
+
+    Args:
+        head: The file's first bytes, at least its whole meta information.
+
+    Returns:
+        Values by tag, and the offset of the data set.
+    """
+    walk = _Walk(head, len(head))
+    try:
+        end, _ = walk.meta(132 if head[128:132] == b"DICM" else 0)  # pydicom writes none unless told to
+    except _Flaw as flaw:
+        return str(flaw)
+    if not walk.elements:
+        return "no DICOM file (it has no meta information)"
+    return {tag: head[value : value + length] for tag, _, length, value, _ in walk.elements}, end
+
+
 def _check_deflated(stream: BinaryIO, start: int) -> set[Note]:
     """Check a deflated data set. Deflate has no checksum, but damage nearly always changes the length."""
     head, count = _inflated(stream, start)

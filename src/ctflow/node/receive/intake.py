@@ -26,7 +26,7 @@ from ctflow.node.receive.headers import (
     whole_number,
 )
 from ctflow.node.receive.inbox import Inbox
-from ctflow.node.receive.shortcut import StoreAnswer, StoreRequest
+from ctflow.node.receive.shortcut import OTHER_STUDY, StoreAnswer, StoreRequest
 
 # DICOM PS3.7 Annex C and PS3.4 B.2.3.
 SUCCESS = 0x0000
@@ -133,9 +133,13 @@ class Intake:
         header = header_of_object(meta, request.data, request.transfer_syntax)
         if isinstance(header, str):
             return CANNOT_UNDERSTAND, header
-        for keyword, uid in (("SOPClassUID", request.sop_class_uid), ("SOPInstanceUID", request.sop_instance_uid)):
-            if text(header, keyword) != uid:
-                return WRONG_CLASS, f"{keyword} differs from the request's"
+        for keyword, uid, status in (
+            ("SOPClassUID", request.sop_class_uid, WRONG_CLASS),
+            ("SOPInstanceUID", request.sop_instance_uid, WRONG_CLASS),
+            ("StudyInstanceUID", request.study_uid, OTHER_STUDY),
+        ):
+            if uid and text(header, keyword) != uid:
+                return status, f"{keyword} differs from the request's"
         study, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
         if not (is_usable(study) and is_usable(series)):
             return CANNOT_UNDERSTAND, "a UID is absent, too long or not printable"

@@ -146,6 +146,11 @@ class Receiver:
         return len(self._server.active_associations)
 
     @property
+    def shared(self) -> Shared:
+        """Bytes of the messages being received on all connections."""
+        return self._shared
+
+    @property
     def threads(self) -> tuple[threading.Thread, ...]:
         """The threads that must live while the node receives."""
         return (self._waiting,)

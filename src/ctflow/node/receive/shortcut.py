@@ -30,6 +30,7 @@ _STORE_REQUEST, _STORE_RESPONSE, _ECHO_REQUEST = 0x0001, 0x8001, 0x0030  # PS3.7
 _NO_DATA_SET = 0x0101
 _LONGEST_COMMENT = 64
 _LOOK_AGAIN_MS = 50  # between checks of timers and of the association's end, as pynetdicom does
+OTHER_STUDY = 0xA901  # the instance is of another study than STOW-RS named; no answer to C-STORE
 _KEPT = 2**22  # bytes of a buffer kept for the next instance
 
 
@@ -43,6 +44,7 @@ class StoreRequest:
         abstract_syntax: Of its presentation context.
         transfer_syntax: Of its presentation context.
         data: The encoded data set; valid until the answer.
+        study_uid: Of the study that it must belong to; any if empty.
     """
 
     sop_class_uid: str
@@ -50,6 +52,7 @@ class StoreRequest:
     abstract_syntax: str
     transfer_syntax: str
     data: memoryview
+    study_uid: str = ""
 
 
 StoreAnswer = tuple[int, str]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Peer, Web
+from ctflow.node.settings.groups import Peer
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import address_text
+from ctflow.node.settings.web import Web
 from ctflow.node.settings.when import When
 from ctflow.settings.document import Given
 from ctflow.settings.schema import effective, key_text, size_text
@@ -91,8 +92,7 @@ def _explain_rule(rule: Rule) -> str:
 
 def _explain_destinations(settings: ServiceSettings) -> list[str]:
     lines = [
-        f"sends results{_explain_when(each.when)} to {each.name}: "
-        f"{each.ae_title} at {address_text(each.host, each.port)}"
+        f"sends results{_explain_when(each.when)} to {each.name}: {each.where}"
         f"{'' if each.tls is None else ' with TLS'}, again after "
         f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
         for each in settings.destinations
@@ -134,6 +134,14 @@ def _explain_retention(retention: Retention) -> list[str]:
 def _explain_web(web: Web) -> str:
     if not web.enabled:
         return "has no page"
-    open_to = "" if ipaddress.ip_address(web.bind).is_loopback else ", without a password, to anyone who can reach it"
+    users = {
+        "none": "to anyone on this machine",
+        "local": f"to the users of {web.users_file}",
+        "proxy": f"to users whom a proxy at {', '.join(map(str, web.proxy.addresses))} names",
+    }[web.sign_on]
+    if web.sign_on == "none" and not ipaddress.ip_address(web.bind).is_loopback:
+        users = "without a password, to anyone who can reach it"
     shown = "with patient data" if web.patient_data else "without patient data"
-    return f"shows its page on http://{address_text(web.bind, web.port)}/ {shown}{open_to}"
+    stow = f"; receives by STOW-RS there, as {web.stow_ae_title} or a user" if web.stow else ""
+    scheme = "http" if web.tls is None else "https"
+    return f"shows its page on {scheme}://{address_text(web.bind, web.port)}/ {shown}, {users}{stow}"

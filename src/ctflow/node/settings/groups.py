@@ -1,4 +1,4 @@
-"""Groups of a site's settings: peers, limits, destinations, the page, the log."""
+"""Groups of a site's settings: peers, limits, destinations, the log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import Annotated, Literal
 
 from ctflow.node.journal.records import SameUid
 from ctflow.node.settings.tls import ClientTls, Fingerprint
-from ctflow.node.settings.values import Address, AeTitle, Host, Name, Network, Port, read_network
+from ctflow.node.settings.values import (
+    AeTitle,
+    Host,
+    Name,
+    Network,
+    Port,
+    Url,
+    address_text,
+    is_this_machine,
+    read_network,
+)
 from ctflow.node.settings.when import When
-from ctflow.settings.schema import FilePath, Group, Key, Reads, Switch, real, size, whole
+from ctflow.settings.schema import FilePath, Group, Key, Reads, Refused, Text, real, size, whole
 
 MB, GB, TB = 10**6, 10**9, 10**12
 # Each takes two descriptors and two threads; see `pending.MOST_WAITING`.
@@ -60,6 +70,7 @@ class Limits(Group):
         size(0, 1000 * TB),
         Key("Free disk space below which instances are refused (Out of Resources) until more is free."),
     ] = 5 * GB
+    request: Annotated[int, size(MB, 10 * TB), Key("Most bytes of a STOW-RS request.")] = 20 * GB
 
 
 @dataclass(frozen=True)
@@ -85,31 +96,60 @@ class Backoff(Group):
 
 @dataclass(frozen=True)
 class Destination(Group):
-    """Where results are sent."""
+    """Where results are sent: an AE, or a DICOMweb server."""
 
     name: Annotated[Name, Key("Its name on the page and in the log.")]
-    ae_title: Annotated[AeTitle, Key("Its AE title.")]
-    host: Annotated[Host, Key("Its name or IP address.")]
-    port: Annotated[Port, Key("Its port.")]
+    ae_title: Annotated[AeTitle | None, Key("Its AE title; with `host` and `port`, or `url` instead.")] = None
+    host: Annotated[Host | None, Key("Its name or IP address.")] = None
+    port: Annotated[Port | None, Key("Its port.")] = None
     backoff: Annotated[Backoff, Key("When to send again.")] = Backoff()
     tls: Annotated[ClientTls | None, Key("TLS to it; `tls: {}` with the system's authorities.")] = None
     when: Annotated[When | None, Key("Only results that meet these conditions.")] = None
+    url: Annotated[
+        Url | None,
+        Key("Base address of a DICOMweb server (STOW-RS), such as `https://pacs.example.org/dicom-web`."),
+    ] = None
+    user: Annotated[Text | None, Key("Its user for the node, with `url`.")] = None
+    password_file: Annotated[FilePath | None, Key("File with the user's password.")] = None
+    token_file: Annotated[FilePath | None, Key("File with a bearer token, instead of a user.")] = None
 
+    def __post_init__(self) -> None:
+        of_ae: dict[str, object] = {"ae_title": self.ae_title, "host": self.host, "port": self.port}
+        of_url: dict[str, object] = {
+            "user": self.user,
+            "password_file": self.password_file,
+            "token_file": self.token_file,
+        }
+        if self.url is None:
+            for key, value in of_url.items():
+                if value is not None:
+                    raise Refused("belongs to a DICOMweb server: give url too", key)
+            for key, value in of_ae.items():
+                if value is None:
+                    raise Refused(f"the key {key} is missing (or url, for a DICOMweb server)", reason="missing-key")
+            return
+        for key, value in of_ae.items():
+            if value is not None:
+                raise Refused("is of an AE, and url of a DICOMweb server: give one of both", key, reason="conflict")
+        self._check_credentials()
 
-@dataclass(frozen=True)
-class Web(Group):
-    """The page."""
+    def _check_credentials(self) -> None:
+        if (self.user is None) != (self.password_file is None):
+            raise Refused("user and password_file belong together", "user", reason="missing-key")
+        if self.user is not None and self.token_file is not None:
+            raise Refused("give a user or a token, not both", "token_file", reason="conflict")
+        is_secure = (self.url or "").startswith("https:")
+        if self.tls is not None and not is_secure:
+            raise Refused("needs a url that begins with https://", "tls", reason="conflict")
+        if (self.user or self.token_file) and not (is_secure or is_this_machine(self.url or "")):
+            raise Refused("the credentials would be sent in the clear: give an https:// address", "url")
 
-    enabled: Annotated[Switch, Key("Whether to serve the page, `/healthz`, `/readyz` and `/metrics`.")] = True
-    bind: Annotated[Address, Key("Address that it listens on. There is no password.")] = "127.0.0.1"
-    port: Annotated[Port, Key("Its port.")] = 8113
-    hosts: Annotated[
-        tuple[Host, ...],
-        Key("Names under which browsers may reach it, in addition to localhost and IP addresses."),
-    ] = ()
-    patient_data: Annotated[
-        Switch, Key("Whether journal and page have the patient's name, ID and birth date, accession number, UIDs.")
-    ] = False
+    @property
+    def where(self) -> str:
+        """Its address as a person reads it."""
+        if self.url is not None or self.host is None or self.port is None:
+            return self.url or self.name
+        return f"{self.ae_title} at {address_text(self.host, self.port)}"
 
 
 @dataclass(frozen=True)

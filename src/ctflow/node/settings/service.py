@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar
 
 from ctflow.node.journal.records import SameUid
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Web
+from ctflow.node.settings.groups import Destination, Limits, Log, Peer
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import Address, AeTitle, Device, Port
+from ctflow.node.settings.web import Web
 from ctflow.node.settings.webhooks import Webhook
 from ctflow.settings.document import Given, given_in_file
 from ctflow.settings.run import Processing, Settings, add_layers, data_folder_from_environment
@@ -66,7 +67,7 @@ class ServiceSettings(Processing):
     ] = ()
     webhooks: Annotated[tuple[Webhook, ...], Key("Who is told of results by HTTP.", most=64)] = ()
     retention: Annotated[Retention, Key("What is removed, and when.")] = Retention()
-    web: Annotated[Web, Key("The page.")] = Web()
+    web: Annotated[Web, Key("The page and DICOMweb.")] = Web()
     log: Annotated[Log, Key("The log.")] = Log()
     allow_demonstration: Annotated[Switch, Key("Also send results of a demonstration model.")] = False
     rules: Annotated[

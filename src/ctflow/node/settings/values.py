@@ -6,6 +6,7 @@ import ipaddress
 import re
 from functools import partial
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from ctflow.settings.schema import Reads, one_line, shown, whole
 
@@ -54,7 +55,32 @@ def _host(value: Any) -> str:
     return found
 
 
-def _matching(pattern: str, meaning: str, value: Any) -> str:
+def _url(value: Any) -> str:
+    """The base address of a DICOMweb server; credentials have keys of their own."""
+    found = one_line(value).rstrip("/")
+    try:
+        parts = urlsplit(found)
+        good = parts.scheme in ("http", "https") and parts.port != 0 and _host(parts.hostname or "?")
+    except ValueError:
+        good = ""
+    if not good or parts.query or parts.fragment or "@" in parts.netloc or not found.isascii() or " " in found:
+        raise ValueError(
+            f"must be an address such as https://pacs.example.org/dicom-web, without user and query, not {shown(value)}"
+        )
+    return found
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether an address names this machine by localhost or a loopback address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def matching(pattern: str, meaning: str, value: Any) -> str:
+    """Text of a pattern; a ValueError that says what it must be if it is not."""
     found = one_line(value)
     if not re.fullmatch(pattern, found):
         raise ValueError(f"must be {meaning}, not {shown(value)}")
@@ -64,9 +90,10 @@ def _matching(pattern: str, meaning: str, value: Any) -> str:
 AeTitle = Annotated[str, Reads(_ae_title)]
 Address = Annotated[str, Reads(_address)]
 Host = Annotated[str, Reads(_host)]
+Url = Annotated[str, Reads(_url)]
 Port = Annotated[int, whole(1, 65535)]
-Name = Annotated[str, Reads(partial(_matching, r"[A-Za-z0-9_-]{1,32}", "1 to 32 letters, digits, - or _"))]
-Device = Annotated[str, Reads(partial(_matching, r"cpu|cuda:\d{1,3}", "cpu or a GPU, such as cuda:0"))]
+Name = Annotated[str, Reads(partial(matching, r"[A-Za-z0-9_-]{1,32}", "1 to 32 letters, digits, - or _"))]
+Device = Annotated[str, Reads(partial(matching, r"cpu|cuda:\d{1,3}", "cpu or a GPU, such as cuda:0"))]
 
 
 def address_text(host: str, port: int) -> str:

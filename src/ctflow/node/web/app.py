@@ -1,56 +1,95 @@
-"""The page as an ASGI application: access, routes, the headers of every answer; and its server."""
+"""The page and DICOMweb as an ASGI application: access, routes, the headers of every answer."""
 
 from __future__ import annotations
 
 import logging
-import socket
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from ctflow.core.errors import SettingsInvalid
-from ctflow.node.settings.values import address_text
-from ctflow.node.web.guard import COOKIE, Hosts, Tokens, headers, is_own_form
+from ctflow.node.access.sign_on import SignOn
+from ctflow.node.access.users import Right
+from ctflow.node.settings.service import is_peer
+from ctflow.node.web.guard import (
+    Hosts,
+    Tokens,
+    asked_of,
+    cookie_name,
+    headers,
+    is_own_form,
+    new_session,
+    session_of,
+    set_cookie,
+)
 from ctflow.node.web.pages import NodeView, Pages
+from ctflow.node.web.sign_in import SignInPages
+from ctflow.node.web.store import dicomweb_routes
+from ctflow.node.web.viewer import VIEWER, Viewer
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
-# A person and a few machines send requests; more at once is a mistake, and gets 503.
-_MOST_AT_ONCE = 100
-_KEEP_ALIVE_S = 5
-_GRACEFUL_S = 3  # a report of 24 MB takes less, and the node's own work must not wait for a browser
 _LARGEST_FORM = 4096  # bytes; a token has 64
 _RESULT = "/series/{key:str}/results/{number:str}"
 
 Endpoint = Callable[["Request"], "Response"]
 Forward = Callable[["Request"], Awaitable["Response"]]
+Scope = MutableMapping[str, Any]
+Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
 
-def make_app(node: NodeView) -> Starlette:
-    """The page of a node.
+def make_app(node: NodeView) -> Application:
+    """The page of a node, and its DICOMweb.
 
     Args:
         node: The node to show.
 
     Returns:
         An ASGI application, which `serving` serves.
+
+    Raises:
+        SettingsInvalid: The file of users or of the token is wrong.
     """
     # Late: only the node needs it, not the library.
     from starlette.applications import Starlette  # noqa: PLC0415
     from starlette.exceptions import HTTPException  # noqa: PLC0415
     from starlette.middleware import Middleware  # noqa: PLC0415
     from starlette.middleware.base import BaseHTTPMiddleware  # noqa: PLC0415
-    from starlette.routing import Route  # noqa: PLC0415
 
-    tokens = Tokens()
+    settings = node.settings
+    sign_on = SignOn(settings.web, node.journal.event, lambda title, address: is_peer(settings, title, address))
+    hosts, tokens = Hosts(settings.web.hosts), Tokens()
     pages = Pages(node, tokens)
+
+    def refused(_request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        heading = "There is no such page" if status == 404 else "This action is not possible here"
+        return pages.message(status, heading, "The address may have changed.")
+
+    page = Starlette(
+        routes=_routes(pages, sign_on, tokens),
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=_gate(hosts, sign_on, tokens))],
+        exception_handlers={HTTPException: refused},
+    )
+    if node.stow is None:
+        return page
+    # Beside the page, not behind its gate: bodies are large, and senders have neither cookies nor pages.
+    dicomweb = Starlette(routes=dicomweb_routes(node.stow, sign_on, hosts))
+
+    async def both(scope: Scope, receive: Any, send: Any) -> None:
+        is_dicomweb = str(scope.get("path", "")).startswith("/dicom-web")
+        await (dicomweb if is_dicomweb else page)(scope, receive, send)
+
+    return both
+
+
+def _routes(pages: Pages, sign_on: SignOn, tokens: Tokens) -> list[Any]:
+    from starlette.routing import Route  # noqa: PLC0415  # an optional package: the extra `serve`
+
+    sign_in = SignInPages(pages, sign_on, tokens)
     shown: dict[str, Endpoint] = {
         "/": pages.overview,
         "/events": pages.events,
@@ -59,42 +98,63 @@ def make_app(node: NodeView) -> Starlette:
         f"{_RESULT}/report.html": pages.report,
         f"{_RESULT}/{{volume:str}}/preview.png": pages.preview,
         f"{_RESULT}/{{volume:str}}/report.html": pages.report,
+    }
+    open_to_all: dict[str, Endpoint] = {
         "/style.css": pages.style,
         "/icon.svg": pages.icon,
         "/healthz": pages.health,
-        "/readyz": pages.ready,
-        "/metrics": pages.metrics,
+        "/readyz": lambda request: pages.ready(whole=sign_on.may_scrape(asked_of(request), request.state.person)),
+        "/metrics": _scraped(pages, sign_on),
+        "/sign-in": sign_in.show,
     }
     forms: dict[str, Endpoint] = {
-        "/series/{key:str}/retry": pages.retry,
-        "/series/{key:str}/discard": pages.discard,
+        "/series/{key:str}/retry": _needs("act", pages.retry, sign_in, sign_on),
+        "/series/{key:str}/discard": _needs("act", pages.discard, sign_in, sign_on),
+        "/sign-in": sign_in.enter,
+        "/sign-out": sign_in.leave,
     }
-
-    def refused(_request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        heading = "There is no such page" if status == 404 else "This action is not possible here"
-        return pages.message(status, heading, "The address may have changed.")
-
-    return Starlette(
-        routes=[
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in shown.items()),
-            *(Route(path, _own_form(endpoint, pages, tokens), methods=["POST"]) for path, endpoint in forms.items()),
-        ],
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=_gate(Hosts(node.settings.web.hosts), tokens))],
-        exception_handlers={HTTPException: refused},
-    )
+    looked = {path: _needs("look", endpoint, sign_in, sign_on) for path, endpoint in shown.items()}
+    return [
+        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in {**looked, **open_to_all}.items()),
+        *(Route(path, _own_form(endpoint, pages, tokens), methods=["POST"]) for path, endpoint in forms.items()),
+    ]
 
 
-def _gate(hosts: Hosts, tokens: Tokens) -> Callable[[Request, Forward], Awaitable[Response]]:
-    """Admits requests by their Host, sets a cookie in browsers, and headers in every answer."""
+def _needs(right: Right, endpoint: Endpoint, sign_in: SignInPages, sign_on: SignOn) -> Endpoint:
+    """An endpoint for those who have a right; without sign-on everyone has."""
+
+    def allowed(request: Request) -> Response:
+        person = request.state.person
+        if sign_on.kind == "none" or (person is not None and person.may(right)):
+            return endpoint(request)
+        return sign_in.asked_for(request) if person is None else sign_in.not_allowed(person)
+
+    return allowed
+
+
+def _scraped(pages: Pages, sign_on: SignOn) -> Endpoint:
+    def metrics(request: Request) -> Response:
+        if sign_on.may_scrape(asked_of(request), request.state.person):
+            return pages.metrics(request)
+        return pages.unauthorized("Bearer", "The metrics need the token of web.token_file.")
+
+    return metrics
+
+
+def _gate(hosts: Hosts, sign_on: SignOn, tokens: Tokens) -> Callable[[Request, Forward], Awaitable[Response]]:
+    """Admits requests by their Host, finds out who asks, sets a cookie in browsers, and headers in every answer."""
+    from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
     from starlette.responses import PlainTextResponse  # noqa: PLC0415
 
     async def dispatch(request: Request, forward: Forward) -> Response:
-        cookie = request.cookies.get(COOKIE)
-        session = cookie if cookie is not None and tokens.is_session(cookie) else tokens.new_session()
-        request.state.session = session
+        asked = asked_of(request)
+        session = asked.session or new_session()
+        is_secure = sign_on.is_secure(asked, request.url.scheme)
+        request.state.session, request.state.cookie = session, cookie_name(secure=is_secure)
         if hosts.accepts(request.headers.get("host", "")):
             try:
+                person = request.state.person = await run_in_threadpool(sign_on.person, asked)
+                VIEWER.set(_viewer(sign_on, person, tokens.token(session, "/sign-out")))
                 response = await forward(request)
             except Exception as error:
                 log.exception("a page could not be rendered")
@@ -102,13 +162,23 @@ def _gate(hosts: Hosts, tokens: Tokens) -> Callable[[Request, Forward], Awaitabl
         else:
             response = PlainTextResponse("This name is not in the node's settings (web.hosts).\n", 421)
         is_report = "Content-Security-Policy" in response.headers  # it has its own
-        for name, value in headers().items():
+        for name, value in headers(secure=is_secure).items():
             response.headers.setdefault(name, value)
-        if session != cookie and response.headers.get("Content-Type", "").startswith("text/html") and not is_report:
-            response.set_cookie(COOKIE, session, httponly=True, samesite="lax", path="/")
+        is_page = response.headers.get("Content-Type", "").startswith("text/html") and not is_report
+        if session != asked.session and is_page and "set-cookie" not in response.headers:
+            set_cookie(request, response, session)
         return response
 
     return dispatch
+
+
+def _viewer(sign_on: SignOn, person: Any, token: str) -> Viewer:
+    if sign_on.kind == "none":
+        return Viewer()
+    if person is None:
+        return Viewer(can_look=False, can_act=False)
+    out = token if sign_on.kind == "local" else ""
+    return Viewer(person.name, person.role, person.may("look"), person.may("act"), out)
 
 
 def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
@@ -116,79 +186,25 @@ def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
     from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
     async def form(request: Request) -> Response:
-        token = await _token_of_form(request)
-        action, session = request.url.path, request.cookies.get(COOKIE)
-        is_ours = token is not None and is_own_form(request.headers) and tokens.holds(session, action, token)
+        fields = await _fields_of_form(request)
+        action, session = request.url.path, session_of(request.cookies)
+        is_ours = is_own_form(request.headers) and tokens.holds(session, action, fields.get("token", ""))
+        request.state.fields = fields
         return await run_in_threadpool(endpoint if is_ours else pages.stale, request)
 
     return form
 
 
-async def _token_of_form(request: Request) -> str | None:
-    """The token in a form; None for anything but a small form."""
+async def _fields_of_form(request: Request) -> Mapping[str, str]:
+    """The fields of a form; none of anything but a small form."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
-        return None
+        return {}
     content = b""
     async for part in request.stream():
         content += part
         if len(content) > _LARGEST_FORM:
-            return None
+            return {}
     try:
-        fields = dict(parse_qsl(content.decode("ascii"), max_num_fields=10))
+        return dict(parse_qsl(content.decode("ascii"), max_num_fields=10))
     except ValueError:
-        return None
-    return fields.get("token")
-
-
-@contextmanager
-def serving(node: NodeView) -> Iterator[int]:
-    """Serve the page of a node while the context lasts.
-
-    Args:
-        node: The node to show; `settings.web` says where. Port 0 takes any free one.
-
-    Yields:
-        The port.
-
-    Raises:
-        SettingsInvalid: The address cannot be listened on.
-    """
-    # Late: only the node needs it, not the library.
-    import uvicorn  # noqa: PLC0415
-
-    listener = _listen(node.settings.web.bind, node.settings.web.port)
-    config = uvicorn.Config(
-        make_app(node),
-        log_config=None,
-        access_log=False,  # it would write addresses with keys of series for every picture
-        server_header=False,
-        lifespan="off",
-        http="h11",
-        ws="none",
-        limit_concurrency=_MOST_AT_ONCE,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_GRACEFUL_S,
-        h11_max_incomplete_event_size=16_384,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page", daemon=True)
-    thread.start()
-    port = int(listener.getsockname()[1])
-    log.info("the page is on http://%s/", address_text(node.settings.web.bind, port))
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-
-
-def _listen(bind: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    try:
-        return socket.create_server((bind, port), family=family, backlog=128)
-    except OSError as error:
-        raise SettingsInvalid(
-            f"web: cannot listen on {address_text(bind, port)} ({error.strerror}): give another web.port or web.bind",
-            reason="cannot-listen",
-        ) from error
+        return {}

@@ -8,8 +8,16 @@ import ipaddress
 import re
 import secrets
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from ctflow.node.access.sign_on import Asked
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 COOKIE = "ctflow"
+_SECURE_COOKIE = f"__Host-{COOKIE}"  # a browser takes it only of this server, over TLS
 _SESSION = re.compile(r"[A-Za-z0-9_-]{20,64}")
 
 # Only this server's style and pictures; no script at all, no frames, forms only to this server.
@@ -30,9 +38,40 @@ _HEADERS = {
 }
 
 
-def headers(*, report: bool = False) -> dict[str, str]:
-    """The headers of every answer."""
-    return {**_HEADERS, "Content-Security-Policy": _REPORT_POLICY if report else _POLICY}
+def headers(*, report: bool = False, secure: bool = False) -> dict[str, str]:
+    """The headers of every answer; over TLS also that browsers shall come back with TLS only."""
+    kept = {"Strict-Transport-Security": "max-age=31536000"} if secure else {}
+    return {**_HEADERS, **kept, "Content-Security-Policy": _REPORT_POLICY if report else _POLICY}
+
+
+def cookie_name(*, secure: bool) -> str:
+    """The name of the page's cookie."""
+    return _SECURE_COOKIE if secure else COOKIE
+
+
+def session_of(cookies: Mapping[str, str]) -> str | None:
+    """The session in a browser's cookies, if there is one that may be from this page."""
+    found = cookies.get(_SECURE_COOKIE) or cookies.get(COOKIE)
+    return found if Tokens.is_session(found) else None
+
+
+def new_session() -> str:
+    """A value for the cookie of a browser in which nobody is signed in."""
+    return Tokens.new_session()
+
+
+def set_cookie(request: Request, response: Response, session: str) -> None:
+    """Give the browser its session; the cookie is for this server only, and never for scripts."""
+    name: str = request.state.cookie
+    response.set_cookie(name, session, httponly=True, samesite="lax", path="/", secure=name.startswith("__Host-"))
+
+
+def asked_of(request: Request) -> Asked:
+    """What identifies the origin of a request; a header that is there twice is one with both values."""
+    found: dict[str, str] = {}
+    for name, value in request.headers.items():
+        found[name] = f"{found[name]},{value}" if name in found else value
+    return Asked(request.client.host if request.client else "", found, session_of(request.cookies))
 
 
 class Hosts:

@@ -18,16 +18,19 @@ from pydicom.uid import UID
 
 from ctflow import __version__
 from ctflow.node.deliver.send import COPY
+from ctflow.node.dicomweb.stow import StowIntake
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import SeriesDetail
 from ctflow.node.journal.writes import key_of
 from ctflow.node.metrics import Metrics
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.values import address_text
+from ctflow.node.tls import TlsContext
 from ctflow.node.web import views
 from ctflow.node.web.guard import Tokens, headers
 from ctflow.node.web.listing import SINCE, Listing, label_of_state, place_after
 from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_results
+from ctflow.node.web.viewer import VIEWER
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -52,6 +55,8 @@ class NodeView:
         remarks: Other faults, as sentences, with which the node is still ready.
         demonstration: The notice for a demonstration model; None for another, or while that is not known.
         clock: Gives the Unix time.
+        stow: Where instances that come by STOW-RS go; None if the node takes none.
+        tls: Of the page; None without TLS.
     """
 
     settings: ServiceSettings
@@ -62,6 +67,8 @@ class NodeView:
     remarks: Callable[[], Sequence[str]] = tuple
     demonstration: Callable[[], str | None] = lambda: None
     clock: Callable[[], float] = time.time
+    stow: StowIntake | None = None
+    tls: TlsContext | None = None
 
 
 class Pages:
@@ -90,7 +97,7 @@ class Pages:
         if wanted is None:
             return self.message(404, "There is no such list", "The address names a state or page that does not exist.")
         found = journal.series(wanted.search(now), limit=ROWS + 1, before=wanted.place or None)
-        return self._page(
+        return self.render(
             "overview.html",
             here="series",
             wanted=wanted,
@@ -121,7 +128,7 @@ class Pages:
             return self._unknown()
         series, now = detail.series, self._node.clock()
         later = key_of(series.study_uid, series.series_uid, series.revision + 1)
-        return self._page(
+        return self.render(
             "series.html",
             here="series",
             series=series,
@@ -152,13 +159,13 @@ class Pages:
         digests = {key: series.digest for key in keys if (series := self._node.journal.find(key))}
         older = f"/events?before={found[-1].id}" if len(more) > _EVENTS else None
         newest = "/events" if before else None
-        return self._page(
+        return self.render(
             "events.html", here="events", events=found, now=now, digests=digests, older=older, newest=newest
         )
 
     def message(self, status: int, heading: str, message: str, *, back: str = "/", label: str = "Series") -> Response:
         """A page with a single message."""
-        return self._page(
+        return self.render(
             "message.html", status, here="", heading=heading, message=message, back=back, back_label=label
         )
 
@@ -197,14 +204,15 @@ class Pages:
         if self._node.journal.find(key) is None:
             return self._unknown()
         peer = request.client.host if request.client else ""
-        if not act(key, by=f"the page, {views.plain(peer)}"):
+        if not act(key, by=f"{VIEWER.get().name or 'the page'}, {views.plain(peer)}"):
             return self.message(409, "Nothing was changed", why_not, back=f"/series/{key}", label="The series")
-        return self._responses.RedirectResponse(f"/series/{key}", 303)
+        return self.redirect(f"/series/{key}")
 
     def stale(self, request: Request) -> Response:
         """The answer to a form with an invalid token."""
         message = "The form is outdated, or belongs to another page. Load the page and try again."
-        back = f"/series/{request.path_params['key']}"
+        key = request.path_params.get("key")
+        back = f"/series/{key}" if key else "/"
         return self.message(403, "Nothing was changed", message, back=back, label="Load the page")
 
     # -- for machines -------------------------------------------------------------------------------------------------
@@ -222,11 +230,13 @@ class Pages:
         """Whether the process answers; restart it if not."""
         return self._responses.PlainTextResponse("ok\n")
 
-    def ready(self, _request: Request) -> Response:
-        """Whether the node can receive and run; 503 with the reasons if not. Other faults are remarks."""
+    def ready(self, *, whole: bool) -> Response:
+        """Whether the node can receive and run; 503 if not, with reasons and remarks only for those who may know."""
         self._node.journal.counts()
         problems = list(self._node.problems())
-        document = {"ready": not problems, "problems": problems, "remarks": list(self._node.remarks())}
+        document: dict[str, object] = {"ready": not problems}
+        if whole:
+            document |= {"problems": problems, "remarks": list(self._node.remarks())}
         body = json.dumps(document).encode() + b"\n"
         return self._responses.Response(body, 503 if problems else 200, media_type="application/json")
 
@@ -237,8 +247,9 @@ class Pages:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _page(self, template: str, status: int = 200, **values: Any) -> Response:
-        settings = self._node.settings
+    def render(self, template: str, status: int = 200, **values: Any) -> Response:
+        """A page from its template."""
+        settings, viewer = self._node.settings, VIEWER.get()
         values.setdefault("refresh_s", None)
         node = {
             "ae_title": settings.ae_title,
@@ -246,14 +257,23 @@ class Pages:
             "host": {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind),  # noqa: S104
             "port": settings.port,
             "address": address_text(settings.bind, settings.port),
-            "problems": self._node.problems(),
-            "remarks": self._node.remarks(),
-            "demonstration": self._node.demonstration(),
+            "problems": self._node.problems() if viewer.can_look else (),
+            "remarks": self._node.remarks() if viewer.can_look else (),
+            "demonstration": self._node.demonstration() if viewer.can_look else None,
             "version": __version__,
             "zone": views.zone(),
             "patient_data": settings.web.patient_data,
         }
-        return self._responses.HTMLResponse(self._templates.get_template(template).render(node=node, **values), status)
+        text = self._templates.get_template(template).render(node=node, viewer=viewer, **values)
+        return self._responses.HTMLResponse(text, status)
+
+    def redirect(self, path: str) -> Response:
+        """To another page, after a form or instead of a page."""
+        return self._responses.RedirectResponse(path, 303)
+
+    def unauthorized(self, scheme: str, text: str) -> Response:
+        """The answer to a machine that has not shown who it is."""
+        return self._responses.PlainTextResponse(f"{text}\n", 401, {"WWW-Authenticate": scheme})
 
     def _unknown(self) -> Response:
         return self.message(404, "There is no such page", "The series or result may belong to another data folder.")
@@ -265,9 +285,7 @@ class Pages:
     def _destinations(self) -> list[dict[str, object]]:
         """Destinations of the settings, and earlier ones with waiting objects."""
         backlog, settings = self._node.journal.backlog(), self._node.settings
-        named = {
-            each.name: f"{each.ae_title} at {address_text(each.host, each.port)}" for each in settings.destinations
-        }
+        named = {each.name: each.where for each in settings.destinations}
         if settings.copy_to is not None:
             named[COPY] = str(settings.copy_to)
         gone = [name for name, states in backlog.items() if name not in named and (states.keys() & {"waiting", "dead"})]

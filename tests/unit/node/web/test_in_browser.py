@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from browser_support import CHROMIUM, Browser, contrast
-from ctflow.node.web.app import serving
+from ctflow.node.web.server import serving
 from needs import skip_without
 from node_support import fill_busy
 

@@ -18,8 +18,8 @@ from ctflow.core.errors import SettingsInvalid
 from ctflow.node.deliver.send import COPY, WHOLE
 from ctflow.node.journal.records import Why, WorkerResult
 from ctflow.node.web import pages
-from ctflow.node.web.app import serving
 from ctflow.node.web.pages import ROWS
+from ctflow.node.web.server import serving
 from node_support import PACS, PATIENT, Ward, fill_busy
 
 HOSTILE = "<script>alert(1)</script>\"'&\u202e\x00{{ 7 * 7 }}"
