@@ -78,7 +78,7 @@ class RunningScp:
             "is_peer": lambda _title, _host: True, "associations": 8, "most_pdu": 65536, "idle_s": 30.0,
         }  # fmt: skip
         same_uid = changes.pop("same_uid", "refuse")
-        series = {"most_instances": 1000, "most_bytes": 10**9, "patient_data": False}
+        series = {"most_instances": 1000, "most_bytes": 10**9, "patient_data": False, "by_study": False}
         limits = IntakeLimits(**{name: changes.pop(name, value) for name, value in series.items()})
         folder.mkdir()
         self.journal = Journal(folder / "journal.sqlite3")

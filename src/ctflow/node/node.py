@@ -93,8 +93,10 @@ class Node:
             for name, target, backoff in _targets(settings, tls)
         ]
         self.retention = RetentionThread(self.journal, data, settings.retention)
-        self.completer = Completer(self.journal, settings.quiet_period_s)
-        limits = IntakeLimits(settings.limits.instances, settings.limits.series, settings.web.patient_data)
+        by_study = settings.complete_by == "study"
+        quiet_s = settings.study_quiet_period_s if by_study else settings.quiet_period_s
+        self.completer = Completer(self.journal, quiet_s, by_study=by_study)
+        limits = IntakeLimits(settings.limits.instances, settings.limits.series, settings.web.patient_data, by_study)
         self.intake = Intake(
             limits, inbox, self.journal, self.metrics,
             lambda caller: same_uid_of(settings, caller.ae_title, caller.address),

@@ -60,6 +60,8 @@ peers:
     fingerprints: "AB:CD:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00"
 tls: {certificate: a.crt, key: a.key, key_password_file: password, ca: /etc/ca.pem, client: optional}
 same_uid: newest
+complete_by: study
+study_quiet_period_s: 90
 webhooks: [{name: hook, url: "https://hook.example.org/a", secret_file: /etc/hook, ca: /etc/ca.pem, patient_data: true}]
 retention: {instances_days: 7, results_days: 30, only_delivered: false, free_disk: 50 GB, events_days: 365}
 limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB, free_disk: 20 GB}
@@ -121,6 +123,8 @@ def test_every_key_is_read(tmp_path):
         tls=ServerTls(here / "a.crt", here / "a.key", here / "password", Path("/etc/ca.pem"), "optional"),
         limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
         same_uid="newest",
+        complete_by="study",
+        study_quiet_period_s=90.0,
         webhooks=(Webhook("hook", "https://hook.example.org/a", Path("/etc/hook"), True, Path("/etc/ca.pem")),),
         retention=Retention(7.0, 30.0, False, 50 * GB, 365.0),
         quiet_period_s=2.5,

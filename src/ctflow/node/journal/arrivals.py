@@ -206,6 +206,23 @@ def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) ->
     return tuple(str(row["key"]) for row in rows)
 
 
+# When the last instance of any series of the study came, also of objects that are not run.
+STUDY_AT = """max((SELECT max(x.last_at) FROM series x WHERE x.study_uid = s.study_uid),
+    coalesce((SELECT max(received_at) FROM left_out l WHERE l.study_uid = s.study_uid), 0))"""
+
+
+def complete_quiet_studies(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
+    """Complete every series of each study that has been quiet for `quiet_s`; return their keys."""
+    rows = db.execute(
+        f"SELECT key FROM series s WHERE state = 'received' AND instances > 0 AND {STUDY_AT} <= ? "  # noqa: S608
+        "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key) ORDER BY first_at, key",
+        (now - quiet_s,),
+    ).fetchall()
+    for row in rows:
+        _complete(db, row["key"], now, f"no instance of its study arrived for {quiet_s:g} s")
+    return tuple(str(row["key"]) for row in rows)
+
+
 def give_up_refused_series(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
     """Set aside every quiet series with refused instances that did not come again; return their keys."""
     rows = db.execute(

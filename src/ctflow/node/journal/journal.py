@@ -19,7 +19,14 @@ from typing import Any, TypeVar
 
 from ctflow.core.errors import NotWritten, OutputError, StorageFull
 from ctflow.node.journal import writes
-from ctflow.node.journal.arrivals import complete_quiet_series, give_up_refused_series, note_refused, receive_instance
+from ctflow.node.journal.arrivals import (
+    STUDY_AT,
+    complete_quiet_series,
+    complete_quiet_studies,
+    give_up_refused_series,
+    note_refused,
+    receive_instance,
+)
 from ctflow.node.journal.reading import JournalReader
 from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
 from ctflow.node.journal.same_uid import keep_left_out
@@ -199,6 +206,10 @@ class Journal(JournalReader):
         """Complete the series that got nothing for this long and await no refused instance; return their keys."""
         return self._write(lambda db: complete_quiet_series(db, self._clock(), quiet_s))
 
+    def complete_quiet_studies(self, quiet_s: float) -> tuple[str, ...]:
+        """As `complete_quiet`, of the series whose whole study got nothing for this long."""
+        return self._write(lambda db: complete_quiet_studies(db, self._clock(), quiet_s))
+
     def give_up_refused(self, quiet_s: float) -> tuple[str, ...]:
         """Set aside the series whose refused instances did not come again for this long; return their keys."""
         return self._write(lambda db: give_up_refused_series(db, self._clock(), quiet_s))
@@ -207,6 +218,14 @@ class Journal(JournalReader):
         """When `complete_quiet` may find the next series; None if none is being received."""
         earliest = self._earliest(
             "SELECT min(last_at) FROM series s WHERE state = 'received' AND instances > 0 "
+            "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)"
+        )
+        return None if earliest is None else earliest + quiet_s
+
+    def next_quiet_study_at(self, quiet_s: float) -> float | None:
+        """When `complete_quiet_studies` may find the next series; None if none is being received."""
+        earliest = self._earliest(
+            f"SELECT min({STUDY_AT}) FROM series s WHERE state = 'received' AND instances > 0 "  # noqa: S608
             "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)"
         )
         return None if earliest is None else earliest + quiet_s

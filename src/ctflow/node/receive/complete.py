@@ -23,13 +23,17 @@ class Completer(threading.Thread):
         journal: Finds and completes the series.
         quiet_s: A series without a new instance for so long is complete.
         refused_wait_s: A series whose refused instances did not come again for so long is set aside.
+        by_study: Whether its whole study must be without a new instance for so long.
     """
 
-    def __init__(self, journal: Journal, quiet_s: float, refused_wait_s: float = REFUSED_WAIT_S) -> None:
+    def __init__(
+        self, journal: Journal, quiet_s: float, refused_wait_s: float = REFUSED_WAIT_S, *, by_study: bool = False
+    ) -> None:
         super().__init__(name="completer", daemon=True)
         self._journal = journal
         self._quiet_s = quiet_s
         self._refused_wait_s = max(refused_wait_s, quiet_s)
+        self._by_study = by_study
         self._ending = threading.Event()
 
     def run(self) -> None:
@@ -52,12 +56,14 @@ class Completer(threading.Thread):
 
     def _look(self) -> float:
         """Complete what is due; return the seconds until more can be due."""
-        due = self._journal.next_quiet_at(self._quiet_s)
+        journal, quiet_s = self._journal, self._quiet_s
+        due = journal.next_quiet_study_at(quiet_s) if self._by_study else journal.next_quiet_at(quiet_s)
         if due is None:
             return self._quiet_s  # a series received from now on is quiet after that at the earliest
         left_s = due - time.time()
         if left_s <= 0:
-            self._journal.complete_quiet(self._quiet_s)
+            complete = journal.complete_quiet_studies if self._by_study else journal.complete_quiet
+            complete(quiet_s)
             return 0.0
         return max(min(left_s, self._quiet_s), _SHORTEST_S)
 

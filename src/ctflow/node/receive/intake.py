@@ -54,6 +54,7 @@ LEFT_OUT = (
     "1.2.840.10008.5.1.4.1.1.88.67",
     "1.2.840.10008.5.1.4.1.1.104.1",
 )
+_COUNT = "NumberOfSeriesRelatedInstances"
 log = logging.getLogger(__name__)
 
 
@@ -69,11 +70,13 @@ class IntakeLimits:
         most_instances: Most instances of a series.
         most_bytes: Most bytes of a series.
         patient_data: Whether the journal keeps the patient's name, ID, birth date and accession number.
+        by_study: Whether series wait for their whole study, so that the sender's count of instances completes none.
     """
 
     most_instances: int
     most_bytes: int
     patient_data: bool = False
+    by_study: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Intake:
             file="",
             bytes=len(request.data),
             sha256=hashlib.sha256(request.data).hexdigest(),
-            expected_instances=whole_number(text(header, "NumberOfSeriesRelatedInstances")),
+            expected_instances=None if self._limits.by_study else whole_number(text(header, _COUNT)),
             same_uid=self._same_uid(caller),
             patient=patient_of_header(header) if self._limits.patient_data else None,
         )

@@ -27,7 +27,7 @@ def explain_settings(settings: ServiceSettings) -> str:
         f"listens as {settings.ae_title} on {address_text(settings.bind, settings.port)}",
         *_explain_tls(settings.tls),
         *_explain_peers(settings),
-        f"a series is complete after {settings.quiet_period_s:g} s without a new instance",
+        _explain_completion(settings),
         *_explain_rules(settings.rules),
         f"model: {settings.bundle or 'the demonstration bundle (research only)'}; engine {settings.engine}, on "
         f"{', '.join(settings.devices) or 'every GPU, or the CPU'}",
@@ -39,6 +39,12 @@ def explain_settings(settings: ServiceSettings) -> str:
         f"writes its log to {settings.log.file or 'standard output'}",
     ]
     return "\n".join(lines)
+
+
+def _explain_completion(settings: ServiceSettings) -> str:
+    if settings.complete_by == "study":
+        return f"a series is complete after {settings.study_quiet_period_s:g} s without a new instance of its study"
+    return f"a series is complete after {settings.quiet_period_s:g} s without a new instance"
 
 
 def _explain_peers(settings: ServiceSettings) -> list[str]:

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from ctflow.node.journal.records import SameUid
 from ctflow.node.rules import Rule
@@ -49,6 +49,17 @@ class ServiceSettings(Processing):
     quiet_period_s: Annotated[
         float, real(0.1, 3600), Key("Seconds without a new instance after which a series is complete.")
     ] = 10.0
+    complete_by: Annotated[
+        Literal["series", "study"],
+        Key("Whether a series is complete by itself, or waits until its whole study is quiet."),
+    ] = "series"
+    study_quiet_period_s: Annotated[
+        float,
+        real(0.1, 86_400),
+        Key(
+            "With `complete_by: study`: seconds without a new instance of a study after which its series are complete."
+        ),
+    ] = 60.0
     copy_to: Annotated[FilePath | None, Key("Folder that gets a copy of every result.")] = None
     bundle: Annotated[
         FilePath | None,

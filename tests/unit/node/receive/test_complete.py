@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,52 @@ def test_what_was_being_sent_when_the_node_ended_gets_a_quiet_period_to_go_on(jo
     wait_until(lambda: journal.find(key).state == "complete", "it is complete")
     completed = next(event for event in journal.events(key=key) if event.kind == "complete")
     assert completed.at - started >= 0.4
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_series_of_a_study_wait_until_the_whole_study_is_quiet_and_a_late_one_waits_alone(tmp_path):
+    clock = Clock()
+    journal = Journal(tmp_path / "study.sqlite3", clock)
+
+    def come(series: str, study: str = "1.2", take=journal.receive) -> str:
+        found = replace(arrival(1), series_uid=series, study_uid=study, sop_instance_uid=f"{series}.{clock.now:g}")
+        return take(replace(found, file=f"{study}{series}{clock.now:g}"), most_instances=9, most_bytes=999).key
+
+    first = come("1.1")
+    clock.now += 50
+    second, other = come("2.1"), come("3.1", "9.9")
+    clock.now += 50
+    come("4.1", take=journal.leave_out)  # a dose report of the study
+    assert journal.next_quiet_study_at(60) == clock.now + 10  # of the other study
+    clock.now += 10
+    assert journal.complete_quiet_studies(60) == (other,)
+    clock.now += 49.9
+    assert journal.complete_quiet_studies(60) == ()
+    clock.now += 0.1
+    assert journal.complete_quiet_studies(60) == (first, second)
+    late = come("5.1")
+    assert journal.next_quiet_study_at(60) == clock.now + 60
+    clock.now += 60
+    assert journal.complete_quiet_studies(60) == (late,)
+    assert [journal.find(key).state for key in (first, second)] == ["complete", "complete"]
+    assert journal.next_quiet_study_at(60) is None
+    journal.close()
+
+
+def test_a_completer_by_study_completes(journal):
+    completer = Completer(journal, 0.2, by_study=True)
+    key = receive(journal, 1)
+    completer.start()
+    wait_until(lambda: journal.find(key).state == "complete", "it is complete")
+    completer.stop()
+    assert "of its study" in journal.events(key=key, limit=1)[0].text
 
 
 def test_refused_instances_that_never_come_set_their_series_aside(journal, completer):

@@ -132,6 +132,13 @@ def test_a_newest_that_finds_no_space_is_refused_and_the_first_stays(scp, monkey
     assert number_in_file(node) == [1]
 
 
+def test_a_count_completes_a_series_only_where_it_does_not_wait_for_its_study(scp):
+    for by_study, state in ((False, "complete"), (True, "received")):
+        node = scp(by_study=by_study)
+        store(node.port, instance(1, NumberOfSeriesRelatedInstances=1))
+        assert node.journal.find(KEY).state == state
+
+
 def other(number: int, sop_class: str, **changes):
     dataset = instance(number, SOPClassUID=sop_class, **changes)
     if sop_class == DOSE:
