@@ -1,7 +1,7 @@
 """Measure ms a window of nnU-Net's network: ctflow's own engine beside torch.compile and PyTorch, in one process.
 
-    python benchmarks/gpu_unet.py [--network ResidualEncoderUNet] [--batches 1,2,4] [--classes 14] [--max-autotune]
-                                  [--profile] [--convolutions] [--out FILE]
+    python benchmarks/gpu_unet.py [--network ResidualEncoderUNet] [--batches 1,2,4] [--classes 14] [--profile]
+                                  [--convolutions] [--max-autotune] [--cudnn-benchmark] [--out FILE]
 
 The network is that of nnU-Net's default 3d_fullres plan: six stages of 32 to 320 channels, two convolutions each,
 windows of 128 x 128 x 128; weights, and those of the norms, are random with a fixed seed. All compute in fp16 and are
@@ -20,8 +20,9 @@ import json
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable
-from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
+from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
@@ -167,32 +169,40 @@ def rows(model: Model, given: argparse.Namespace) -> list[dict[str, Any]]:
     network = network_from_spec(model.spec.network)
     network.load_state_dict(dict(model.weights))
     network = network.eval().requires_grad_(False).to(DEVICE)
-    torch.backends.cudnn.benchmark = False  # as in `ctflow run`
     modes: list[str | None] = [None, *(["max-autotune-no-cudagraphs"] if given.max_autotune else [])]
     found = []
-    request = EngineRequest("fused", DEVICE, "fp16", ROI, (1, max(given.batches)))
-    with closing(open_engine(request, model)) as engine:
-        for batch in given.batches:
-            windows = torch.rand(batch, 1, *ROI, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(batch))
-            expected = strict(network, windows, given.classes)
-            calls: dict[str, Callable[[], Tensor]] = {"fused": lambda: engine.predict(windows)}  # noqa: B023
-            if not given.only_fused:
-                torch.compiler.reset()  # a batch is compiled for itself, not for all
-                for name, call in candidates(network, modes).items():
-                    calls[name] = lambda call=call: call(windows)  # type: ignore[misc]  # noqa: B023
-                    calls[f"{name}, as a graph"] = lambda call=call: as_graph(call, windows)  # type: ignore[misc]  # noqa: B023
-            for name, each in calls.items():
-                row: dict[str, Any] = {"batch": batch, "by": name}
-                try:
-                    with torch.no_grad():
-                        made = each() if name.endswith("as a graph") else each
-                        row |= row_of(made, expected, batch, given.repeats)  # type: ignore[arg-type]
-                except Exception as error:  # noqa: BLE001  # the others count without it
-                    row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-                print(json.dumps(row), flush=True)  # noqa: T201
-                found.append(row)
-                torch.cuda.empty_cache()
+    for batch in given.batches:
+        windows = torch.rand(batch, 1, *ROI, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(batch))
+        expected = strict(network, windows, given.classes)
+        calls: dict[str, Callable[[], Callable[[], Tensor]]] = {"fused": lambda: fused_call(model, windows)}  # noqa: B023
+        if not given.only_fused:
+            torch.compiler.reset()  # a batch is compiled for itself, not for all
+            for name, call in candidates(network, modes).items():
+                calls[name] = lambda call=call: lambda: call(windows)  # noqa: B023
+                calls[f"{name}, as a graph"] = lambda call=call: as_graph(call, windows)  # noqa: B023
+        for name, make in calls.items():
+            row: dict[str, Any] = {"batch": batch, "by": name}
+            try:
+                with torch.no_grad():
+                    row |= row_of(make(), expected, batch, given.repeats)
+            except Exception as error:  # noqa: BLE001  # the others count without it
+                row["error"] = f"{type(error).__name__}: {str(error)[:600]}"
+            print(json.dumps(row), flush=True)  # noqa: T201
+            found.append(row)
+            torch.cuda.empty_cache()
     return found
+
+
+@cache
+def engine_of(model: Model) -> Engine:
+    """Ctflow's own engine."""
+    return open_engine(EngineRequest("fused", DEVICE, "fp16", ROI, (1, 16)), model)
+
+
+def fused_call(model: Model, windows: Tensor) -> Callable[[], Tensor]:
+    """A call of ctflow's own engine."""
+    engine = engine_of(model)
+    return lambda: engine.predict(windows)
 
 
 def table_of(call: Callable[[], object], repeats: int = 5) -> list[dict[str, Any]]:
@@ -211,10 +221,10 @@ def table_of(call: Callable[[], object], repeats: int = 5) -> list[dict[str, Any
 
 def profiles(model: Model, batch: int) -> list[dict[str, Any]]:
     """The kernels of one call of the engine, not as a graph."""
-    request = EngineRequest("fused", DEVICE, "fp16", ROI, (1, batch))
-    with closing(open_engine(request, model)) as engine, torch.no_grad():
+    engine = engine_of(model)
+    with torch.no_grad():
         windows = torch.rand(batch, 1, *ROI, device=DEVICE)
-        return table_of(lambda: engine.launch(windows))  # type: ignore[attr-defined]  # of `fused`
+        return table_of(lambda: engine.launch(windows))
 
 
 def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -237,12 +247,12 @@ def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
         for groups in (2, 3, 4):
             if division_of(cout, shares, 9, groups) is not None:
                 one = HopperConvolution(weight, shares, torch.float16, DEVICE, kernels, groups)
-                ways[f"{groups} groups"] = lambda one=one: one(volumes, norm)  # type: ignore[misc]  # noqa: B023
+                ways[f"{groups} groups"] = lambda one=one: one(volumes, norm)  # noqa: B023
         for name, call in ways.items():
             row: dict[str, Any] = {**case, "by": name}
             try:
                 if name != "cuDNN":
-                    y = call()[0].movedim(-1, 1)  # type: ignore[index]
+                    y = call()[0].movedim(-1, 1)
                     row["relative_error"] = compared(y, expected.float())
                 ms = milliseconds(call, repeats) / batch
                 row |= {"ms_a_window": round(ms, 4), "tflops": round(flop / ms / 1e9, 1)}
@@ -261,6 +271,7 @@ def main() -> None:
     parser.add_argument("--batches", type=lambda text: [int(each) for each in text.split(",")], default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--max-autotune", action="store_true", help="also torch.compile's slowest search: minutes")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="cuDNN searches for its fastest algorithms")
     parser.add_argument("--only-fused", action="store_true", help="ctflow's own engine alone")
     parser.add_argument("--profile", action="store_true", help="also the time of each kernel, at the last batch")
     parser.add_argument("--convolutions", action="store_true", help="also single convolutions, at the last batch")
@@ -268,19 +279,27 @@ def main() -> None:
     given = parser.parse_args()
     torch.cuda.set_device(DEVICE)
     record: dict[str, Any] = {
-        "benchmark": "gpu_unet", "network": given.network, "classes": given.classes, "window": ROI,
+        "benchmark": "gpu_unet", "cudnn_benchmark": given.cudnn_benchmark, "network": given.network,
+        "classes": given.classes, "window": ROI,
         "date": time.strftime("%Y-%m-%d"), "gpu": torch.cuda.get_device_name(), "driver": driver_version(),
         "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "python": platform.python_version(),
     }  # fmt: skip
     batch = given.batches[-1]
     model = model_of(given.network, given.classes)
-    if given.convolutions:
-        record["convolutions"] = convolution_rows(batch, given.repeats)
+    torch.backends.cudnn.benchmark = given.cudnn_benchmark  # `ctflow run` does not search
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {"rows": lambda: rows(model, given)}
     if given.profile:
-        record["kernels_of_a_call"] = profiles(model, batch)
-        for line in record["kernels_of_a_call"]:
-            print(json.dumps(line), flush=True)  # noqa: T201
-    record["rows"] = rows(model, given)
+        parts["kernels_of_a_call"] = lambda: profiles(model, batch)
+    if given.convolutions:
+        parts["convolutions"] = lambda: convolution_rows(batch, given.repeats)
+    for name, measure in parts.items():
+        try:
+            record[name] = measure()
+        except Exception:  # noqa: BLE001  # the others count without it
+            record[name] = traceback.format_exc()[-2000:]
+            print(record[name], flush=True)  # noqa: T201
+    for line in record.get("kernels_of_a_call", ()):
+        print(json.dumps(line), flush=True)  # noqa: T201
     text = json.dumps(record)
     if given.out is not None:
         given.out.write_text(text + "\n")

@@ -43,7 +43,7 @@ from ctflow.kernels.forms import Cubin
 from ctflow.kernels.launch import GpuKernels, KernelList
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_model
-from ctflow.networks.channels_last.choice import TAKEN, channels_last_network, problem_of_network
+from ctflow.networks.channels_last.choice import KINDS, TAKEN, channels_last_network, problem_of_network
 from ctflow.networks.head import fold_two_class_head
 
 FILE = "cubins"
@@ -66,7 +66,8 @@ def is_available() -> tuple[bool, str]:
         words = ", ".join(".".join(map(str, one)) for one in found)
         return False, f"it needs a GPU of compute capability 9.0 (H100, H200); found {words}"
     names = [f"{name} {found}" for name, found in _versions(()).items()]
-    return True, ", ".join(names if _is_installed("triton") else [*names, "no triton: stored kernels only"])
+    names = names if _is_installed("triton") else [*names, "no triton: stored kernels only"]
+    return True, f"for {KINDS}: {', '.join(names)}"
 
 
 def _is_installed(package: str) -> bool:

@@ -11,6 +11,7 @@ from ctflow.core.volume import Size3
 from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR, takes_swin_unetr
 from ctflow.networks.channels_last.unet import ChannelsLastUNet, is_nnunet_module, problem_of_unet
 
+KINDS = "SwinUNETR and nnU-Net's networks"
 TAKEN = "SwinUNETR (first version, plain norms) and nnU-Net's networks (instance norms, leaky ReLU)"
 
 
