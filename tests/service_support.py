@@ -28,12 +28,14 @@ from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.errors import BundleInvalid
 from ctflow.core.processes import Line
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
+from ctflow.node.journal.commitments import Commitments
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, ObjectRecord, Why, WorkerResult
 from ctflow.node.metrics import Metrics
+from ctflow.node.receive.commitment import CommitmentService
 from ctflow.node.receive.inbox import Inbox
-from ctflow.node.receive.intake import Intake, IntakeLimits
-from ctflow.node.receive.receiver import VERIFICATION, Receiver, Reception, supported_contexts
+from ctflow.node.receive.intake import LEFT_OUT, Intake, IntakeLimits
+from ctflow.node.receive.receiver import STORED_CLASSES, VERIFICATION, Receiver, Reception, supported_contexts
 from ctflow.node.work.worker import Answer, NotReady, Ready, TaskOutcome
 from needs import skip_without
 
@@ -86,7 +88,9 @@ class RunningScp:
         try:
             metrics = Metrics(self.journal, folder)
             self.intake = Intake(limits, self.inbox, self.journal, metrics, lambda _caller: same_uid)
-            self.receiver = Receiver(Reception(**{**values, **changes}), self.intake, metrics)
+            self.commitments = Commitments(self.journal, self.inbox.folder)
+            service = CommitmentService(self.commitments, (*STORED_CLASSES, *LEFT_OUT))
+            self.receiver = Receiver(Reception(**{**values, **changes}), self.intake, metrics, service)
         except BaseException:
             self.journal.close()
             raise
@@ -188,7 +192,9 @@ def read_header(path: Path) -> Dataset:
     return pydicom.dcmread(path, stop_before_pixels=True)
 
 
-def result_with_objects(journal: Journal, results: Path, number: int, deliveries) -> str:
+def result_with_objects(
+    journal: Journal, results: Path, number: int, deliveries, *, seg_class: str = "1.2.840.10008.5.1.4.1.1.66.4"
+) -> str:
     """A series whose result lies in its folder and waits to be delivered; its key."""
     arrival = Arrival(
         f"1.2.{number}", "1.2", f"1.2.{number}.1", CT_IMAGE_STORAGE, ExplicitVRLittleEndian, "CT", "ROUTER",
@@ -201,7 +207,7 @@ def result_with_objects(journal: Journal, results: Path, number: int, deliveries
     folder.mkdir(parents=True)
     objects = []
     for file, sop_class in (
-        ("segmentation.dcm", "1.2.840.10008.5.1.4.1.1.66.4"), ("measurements.dcm", "1.2.840.10008.5.1.4.1.1.88.34"),
+        ("segmentation.dcm", seg_class), ("measurements.dcm", "1.2.840.10008.5.1.4.1.1.88.34"),
     ):  # fmt: skip
         dataset = instance(number, SOPClassUID=sop_class, SOPInstanceUID=f"2.25.{number}{len(objects)}")
         dataset.save_as(folder / file, enforce_file_format=True)

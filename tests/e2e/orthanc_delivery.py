@@ -1,6 +1,8 @@
 """Run in a network namespace: Orthanc and `ctflow serve` on loopback, a series through both; one JSON line at the end.
 
-unshare -n python orthanc_delivery.py FOLDER SERIES lua|python
+unshare -n python orthanc_delivery.py FOLDER SERIES lua|python|secured
+
+secured: with TLS and storage commitment in both directions.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import cache
 from pathlib import Path
 
 from bundle_support import small_unet_bundle
+from certificate_support import Authority, Pair
 
 BIN = Path(sys.executable).parent
 HTTP, DICOM, NODE, PAGE = 8042, 4242, 11112, 8113
@@ -27,6 +31,7 @@ RESULTS = ("SEG", "SR", "RTSTRUCT", "OT", "DOC")
 SCRIPTS = Path(__file__).parents[2] / "docs" / "orthanc"
 PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
 SCRIPTS = {
+    "secured": {"LuaScripts": [str(SCRIPTS / "ctflow.lua")], "Plugins": []},
     "lua": {"LuaScripts": [str(SCRIPTS / "ctflow.lua")], "Plugins": []},
     "python": {"PythonScript": str(SCRIPTS / "ctflow.py"), "Plugins": [str(PYTHON_PLUGIN)]},
 }
@@ -60,18 +65,43 @@ def start_orthanc(folder: Path, script: str) -> subprocess.Popen[bytes]:
         "AuthenticationEnabled": False, "StableAge": 1, **SCRIPTS[script],
         "DicomModalities": {"ctflow": ["CTFLOW", "127.0.0.1", NODE]}, "DicomAlwaysAllowStore": True,
     }  # fmt: skip
+    if script == "secured":
+        pair, authority = certificates(folder)["orthanc"], folder / "certificates" / "authority.pem"
+        settings |= {
+            "DicomTlsEnabled": True, "DicomTlsCertificate": str(pair.certificate), "DicomTlsPrivateKey": str(pair.key),
+            "DicomTlsTrustedCertificates": str(authority),
+            "DicomModalities": {
+                "ctflow": {"AET": "CTFLOW", "Host": "127.0.0.1", "Port": NODE, "UseDicomTls": True},
+            },
+        }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
     program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
     with (folder / "orthanc.log").open("wb") as log:
         return subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
 
 
-def start_node(folder: Path) -> subprocess.Popen[bytes]:
+@cache
+def certificates(folder: Path) -> dict[str, Pair]:
+    """Certificates of Orthanc and of the node; RSA, as Orthanc's own documentation makes them."""
+    authority = Authority(folder / "certificates")
+    return {name: authority.issue(name, rsa_bits=2048) for name in ("orthanc", "node")}
+
+
+def start_node(folder: Path, script: str) -> subprocess.Popen[bytes]:
+    own, more = "", ""
+    if script == "secured":
+        pair, ca = certificates(folder)["node"], folder / "certificates" / "authority.pem"
+        files = f"certificate: {pair.certificate}, key: {pair.key}, ca: {ca}"
+        peer = certificates(folder)["orthanc"].fingerprint
+        own = f", commitment: required, tls: {{{files}}}"
+        more = (
+            f"tls: {{{files}}}\npeers: [{{host: 127.0.0.1, ae_title: ORTHANC, port: {DICOM}, fingerprints: {peer}}}]\n"
+        )
     (folder / "node.yaml").write_text(
         f"data: {folder / 'data'}\nquiet_period_s: {QUIET_S}\nbundle: {small_unet_bundle(folder / 'bundle')}\n"
         f"engine: eager\ndevices: [cpu]\nallow_demonstration: true\nlimits: {{free_disk: 1 MB}}\n"
         f"web: {{port: {PAGE}}}\nrtstruct: true\npdf: true\nsecondary_capture: true\n"
-        f"destinations: [{{name: orthanc, ae_title: ORTHANC, host: 127.0.0.1, port: {DICOM}}}]\n"
+        f"destinations: [{{name: orthanc, ae_title: ORTHANC, host: 127.0.0.1, port: {DICOM}{own}}}]\n{more}"
     )
     with (folder / "node.log").open("wb") as log:
         return subprocess.Popen([BIN / "ctflow", "serve", "-c", folder / "node.yaml"], stdout=log, stderr=log)
@@ -125,9 +155,33 @@ def facts(folder: Path) -> dict:
     }
 
 
+def commitment_facts(folder: Path) -> dict:
+    """What ctflow says when Orthanc asks it to commit to the images that it has sent, and to one that it has not."""
+    tags = [ask(f"/instances/{each}/simplified-tags") for each in ask("/instances")]
+    images = [(each["SOPClassUID"], each["SOPInstanceUID"]) for each in tags if each["Modality"] == "CT"]
+    wanted = {"DicomInstances": [*images, (images[0][0], "1.2.3")]}
+    asked = ask("/modalities/ctflow/storage-commitment", json.dumps(wanted).encode())
+
+    def answered():
+        found = ask(asked["Path"])
+        return found if found["Status"] != "Pending" else None
+
+    answer = wait_for(answered, "ctflow reports to Orthanc")
+    reported = "SELECT 1 FROM events WHERE kind = 'commitment-reported'"
+    wait_for(lambda: journal(folder, reported), "the report is recorded")
+    events = [kind for (kind,) in journal(folder, "SELECT kind FROM events ORDER BY id")]
+    return {
+        "commitment": answer["Status"],
+        "committed": len(answer["Success"]),
+        "failed": [(each["SOPInstanceUID"], each["FailureReason"]) for each in answer["Failures"]],
+        "events": events,
+        "deliveries": [state for (state,) in journal(folder, "SELECT state FROM deliveries")],
+    }
+
+
 def main(folder: Path, series: Path, script: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    servers = [start_orthanc(folder, script), start_node(folder)]
+    servers = [start_orthanc(folder, script), start_node(folder, script)]
     try:
         wait_for(lambda: ask("/system"), "Orthanc answers")
         wait_for(is_ready, "the node is ready")
@@ -135,7 +189,8 @@ def main(folder: Path, series: Path, script: str) -> None:
             ask("/instances", path.read_bytes())
         wait_for(lambda: {"SEG", "SR"} <= modalities(), "SEG and SR are in Orthanc")
         wait_for(lambda: journal(folder, "SELECT 1 FROM series WHERE state = 'delivered'"), "the series is delivered")
-        sys.stdout.write(json.dumps(facts(folder)) + "\n")
+        found = facts(folder) | (commitment_facts(folder) if script == "secured" else {})
+        sys.stdout.write(json.dumps(found) + "\n")
     except SystemExit:
         for name in ("orthanc.log", "node.log"):
             sys.stderr.write((folder / name).read_text(errors="replace")[-3000:])

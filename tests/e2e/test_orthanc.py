@@ -29,14 +29,24 @@ def needs(*names: str) -> None:
 @pytest.fixture(scope="module", params=["lua", pytest.param("python", marks=pytest.mark.exhaustive)])
 def delivery(request, tmp_path_factory, series) -> dict:
     """One delivery (see `orthanc_delivery.py`), and what Orthanc had at its end."""
+    return delivered(request.param, tmp_path_factory, series)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory, series) -> dict:
+    """The same with TLS and storage commitment."""
+    return delivered("secured", tmp_path_factory, series)
+
+
+def delivered(kind: str, tmp_path_factory, series) -> dict:
     needs("Orthanc", "unshare", "ip")
-    if request.param == "python" and not PYTHON_PLUGIN.is_file():
+    if kind == "python" and not PYTHON_PLUGIN.is_file():
         skip_without("Orthanc")
     if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
         skip_without("namespaces of its own")
     folder = tmp_path_factory.mktemp("orthanc")
     done = subprocess.run(
-        ["unshare", "-n", sys.executable, HERE / "orthanc_delivery.py", folder, series, request.param],
+        ["unshare", "-n", sys.executable, HERE / "orthanc_delivery.py", folder, series, kind],
         capture_output=True, text=True, check=False, timeout=400,
         env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -63,3 +73,18 @@ def test_the_series_is_delivered_once_and_what_orthanc_has_is_what_the_node_wrot
 def test_orthanc_need_not_wait_longer_than_quiet_period_inference_and_two_seconds(delivery):
     """Told and not asserted to the second: a busy machine is no broken promise (benchmarks/prove_node.py measures)."""
     assert delivery["beyond_quiet_and_inference_s"] < 60
+
+
+def test_with_tls_a_series_goes_through_and_orthanc_commits_to_every_result(secured):
+    assert secured["states"] == ["delivered"]
+    assert sorted(secured["objects_in_orthanc"]) == sorted(secured["objects_in_journal"])
+    assert set(secured["deliveries"]) == {"sent"}
+    assert {"stored", "sent", "delivered"} <= set(secured["events"])
+    assert "tls-rejected" not in secured["events"]
+
+
+def test_with_tls_ctflow_commits_to_what_orthanc_sent_and_to_nothing_else(secured):
+    assert secured["commitment"] == "Failure"
+    assert secured["committed"] == secured["images"]
+    assert secured["failed"] == [["1.2.3", 0x0112]]
+    assert "commitment-reported" in secured["events"]

@@ -164,6 +164,17 @@ class UpperLayer:
         """Have a function read PDUs; it calls `read_others` for those that it does not take."""
         self._dul._read_pdu_data = read
 
+    def each_round(self, work: Callable[[], None]) -> None:
+        """Have a function called many times a second in the reading thread, while the association transfers data."""
+        others = self._dul._is_transport_event
+
+        def is_transport_event() -> bool:
+            if self.is_transferring:
+                work()
+            return bool(others())
+
+        self._dul._is_transport_event = is_transport_event
+
     def read_others(self) -> None:
         """Read a PDU as pynetdicom does."""
         self._others()

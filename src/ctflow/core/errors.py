@@ -347,7 +347,17 @@ class PeerRefused(DeliveryError):
     """The peer rejected the association or the object."""
 
     REASONS = frozenset(
-        {"association-rejected", "copy-failed", "no-context", "object-refused", "object-unreadable", "webhook-refused"}
+        {
+            "association-rejected",
+            "commitment-refused",
+            "copy-failed",
+            "no-commitment",
+            "no-context",
+            "not-committed",
+            "object-refused",
+            "object-unreadable",
+            "webhook-refused",
+        }
     )
 
 

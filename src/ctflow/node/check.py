@@ -18,13 +18,14 @@ from ctflow.core.atomic import output_error_from_oserror
 from ctflow.core.errors import BackendUnavailable, DeliveryError, NotWritten, StorageFull
 from ctflow.core.processes import Line
 from ctflow.node.access.sign_on import SignOn
+from ctflow.node.certificates import said_of_expiry
 from ctflow.node.deliver.targets import credentials_of, target_of
 from ctflow.node.deliver.webhook import read_secret
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
 from ctflow.node.settings.groups import Destination
 from ctflow.node.settings.service import ServiceSettings
-from ctflow.node.tls import TlsContext, contexts_of, said_of_expiry
+from ctflow.node.tls import TlsContext, contexts_of
 from ctflow.node.work.pool import Places
 from ctflow.node.work.worker import NotReady, Ready, Setup, run_worker
 from ctflow.settings.run import Settings

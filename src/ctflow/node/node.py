@@ -12,13 +12,18 @@ from pathlib import Path
 from types import TracebackType
 
 from ctflow.core.atomic import make_output_folder
+from ctflow.core.errors import DestinationDown, SettingsInvalid
 from ctflow.core.model import RESEARCH_ONLY
+from ctflow.node.certificates import CertificateWatch
 from ctflow.node.deliver.choose import choose_destinations
 from ctflow.node.deliver.folder import FolderTarget
-from ctflow.node.deliver.send import COPY, DeliveryThread, Target
+from ctflow.node.deliver.reports import ReportThread
+from ctflow.node.deliver.send import COPY, CommitmentPolicy, DeliveryThread, Target
+from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.deliver.targets import target_of
 from ctflow.node.deliver.webhook import WebhookTarget
 from ctflow.node.dicomweb.stow import StowIntake
+from ctflow.node.journal.commitments import Commitments, ReportRecord
 from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
 from ctflow.node.keeping.locks import may_remove, only_one
@@ -26,14 +31,22 @@ from ctflow.node.keeping.pruning import RetentionThread
 from ctflow.node.keeping.retention import remove_results
 from ctflow.node.log import POSITION_FILE, AuditTrail, told_forever
 from ctflow.node.metrics import Metrics
+from ctflow.node.receive.commitment import CommitmentService
 from ctflow.node.receive.complete import Completer
 from ctflow.node.receive.inbox import Inbox
-from ctflow.node.receive.intake import Intake, IntakeLimits
+from ctflow.node.receive.intake import LEFT_OUT, Intake, IntakeLimits
 from ctflow.node.receive.pending import Security
-from ctflow.node.receive.receiver import Receiver, Reception
+from ctflow.node.receive.receiver import STORED_CLASSES, Receiver, Reception
 from ctflow.node.settings.groups import Backoff
-from ctflow.node.settings.service import ServiceSettings, certificate_refusal, is_peer, may_be_plain, same_uid_of
-from ctflow.node.tls import CertificateWatch, TlsContext, contexts_of
+from ctflow.node.settings.service import (
+    ServiceSettings,
+    certificate_refusal,
+    is_peer,
+    may_be_plain,
+    report_target,
+    same_uid_of,
+)
+from ctflow.node.tls import TlsContext, context_to_peer, contexts_of
 from ctflow.node.web.pages import NodeView
 from ctflow.node.web.server import serving
 from ctflow.node.work.pool import Places, WorkerPool
@@ -88,10 +101,7 @@ class Node:
             tuple(tls.values()), lambda kind, text, peer: self.journal.event(kind, text, peer=peer)
         )
         self.metrics.expiries(self.certificates.expiries)
-        self.delivery_threads = [
-            DeliveryThread(name, target, self.journal, self.places.results, backoff, self.metrics)
-            for name, target, backoff in _targets(settings, tls)
-        ]
+        service = self._build_delivery(tls)
         self.retention = RetentionThread(self.journal, data, settings.retention)
         by_study = settings.complete_by == "study"
         quiet_s = settings.study_quiet_period_s if by_study else settings.quiet_period_s
@@ -103,9 +113,26 @@ class Node:
         )  # fmt: skip
         stack.callback(self.intake.comparer.close)
         self.receiver = Receiver(
-            _reception(settings, tls.get("tls"), self.certificates.rejected), self.intake, self.metrics
+            _reception(settings, tls.get("tls"), self.certificates.rejected), self.intake, self.metrics, service
         )
         self._page_tls = tls.get("web.tls")
+
+    def _build_delivery(self, tls: Mapping[str, TlsContext]) -> CommitmentService:
+        """Delivery threads, and storage commitment in both directions."""
+        settings = self.settings
+        commitments = Commitments(self.journal, self.places.inbox)
+        service = CommitmentService(commitments, (*STORED_CLASSES, *LEFT_OUT))
+        policies = {
+            each.name: CommitmentPolicy(commitments, each.commitment_timeout_s)
+            for each in settings.destinations
+            if each.commitment != "none"
+        }
+        self.delivery_threads = [
+            DeliveryThread(name, target, self.journal, self.places.results, backoff, self.metrics, policies.get(name))
+            for name, target, backoff in _targets(settings, tls, service)
+        ]
+        self._reports = ReportThread(self.journal, commitments, partial(_report_target, settings), Backoff())
+        return service
 
     def _clean(self) -> None:
         """Clean up after an end at any moment, without touching acknowledged files."""
@@ -135,6 +162,8 @@ class Node:
             for delivery_thread in self.delivery_threads:
                 delivery_thread.start()
                 self._stack.callback(delivery_thread.stop)
+            self._reports.start()
+            self._stack.callback(self._reports.stop)
             self.certificates.start()
             self._stack.callback(self.certificates.stop)
             self.retention.start()
@@ -180,7 +209,9 @@ class Node:
 
     def remarks(self) -> list[str]:
         """Faults with which the node still receives and runs: one of several workers, a delivery."""
-        threads = (*self.pool.threads, *self.delivery_threads, self._audit, self.certificates, self.retention)
+        threads = (
+            *self.pool.threads, *self.delivery_threads, self._audit, self.certificates, self.retention, self._reports,
+        )  # fmt: skip
         return [*_ended(threads), *self.pool.remarks(), *self.certificates.remarks()]
 
     def demonstration(self) -> str | None:
@@ -214,15 +245,34 @@ def _stop_when_opened(node: Node, stop: threading.Event) -> None:
         stop.set()
 
 
-def _targets(settings: ServiceSettings, tls: Mapping[str, TlsContext]) -> list[tuple[str, Target, Backoff]]:
+def _targets(
+    settings: ServiceSettings, tls: Mapping[str, TlsContext], service: CommitmentService
+) -> list[tuple[str, Target, Backoff]]:
     targets: list[tuple[str, Target, Backoff]] = [
-        (each.name, target_of(settings.ae_title, each, tls.get(f"destinations[{number}].tls")), each.backoff)
+        (
+            each.name,
+            target_of(settings.ae_title, each, tls.get(f"destinations[{number}].tls"), service.report),
+            each.backoff,
+        )
         for number, each in enumerate(settings.destinations, start=1)
     ]
     targets += [(each.name, WebhookTarget(each), each.backoff) for each in settings.webhooks]
     if settings.copy_to is not None:
         targets.append((COPY, FolderTarget(settings.copy_to), Backoff()))
     return targets
+
+
+def _report_target(settings: ServiceSettings, report: ReportRecord) -> StorageTarget | None:
+    """How to reach the peer that asked for storage commitment."""
+    asked, tls = report.request, settings.tls
+    peer = report_target(settings, asked.calling_ae, asked.peer)
+    if peer is None or peer.port is None:
+        return None
+    try:
+        context = context_to_peer(tls, peer.fingerprints) if asked.with_tls and tls is not None else None
+    except SettingsInvalid as error:  # its files are being replaced
+        raise DestinationDown(str(error), reason="tls") from error
+    return StorageTarget(settings.ae_title, asked.calling_ae, asked.peer, peer.port, context)
 
 
 def _reception(settings: ServiceSettings, tls: TlsContext | None, rejected: Callable[[str, str], None]) -> Reception:

@@ -11,7 +11,7 @@ from pynetdicom import AE, evt
 
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.deliver.storage import StorageTarget
-from ctflow.node.receive import intake
+from ctflow.node.receive import commitment, intake
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.receiver import UNCOMPRESSED
 from ctflow.node.settings.groups import Limits
@@ -85,6 +85,12 @@ def test_every_status_that_the_node_answers_is_stated():
     source = Path(intake.__file__).read_text(encoding="utf-8")
     answered = {int(code, 16) for code in re.findall(r"^[A-Z_]+ = 0x([0-9A-F]{4})", source, re.MULTILINE)}
     assert {int(code, 16) for code, _, _ in table("statuses")} == answered
+
+
+def test_every_status_of_storage_commitment_is_stated():
+    source = Path(commitment.__file__).read_text(encoding="utf-8")
+    answered = {int(code, 16) for code in re.findall(r"^[A-Z_]+ = 0x([0-9A-F]{4})", source, re.MULTILINE)}
+    assert {int(code, 16) for code, _, _ in table("commitment")} == answered
 
 
 def test_the_defaults_that_are_named_are_the_defaults(tmp_path):

@@ -57,6 +57,7 @@ peers:
   - {ae_title: ORTHANC, host: 10.1.2.3}
   - host: 10.2.0.0/16
     tls: optional
+    port: 4000
     fingerprints: "AB:CD:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00"
 tls: {certificate: a.crt, key: a.key, key_password_file: password, ca: /etc/ca.pem, client: optional}
 same_uid: newest
@@ -93,7 +94,8 @@ nifti: true
 devices: [cuda:0, cuda:1]
 destinations:
   - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112}
-  - {name: second, ae_title: B, host: "::1", port: 4242, backoff: {first_s: 1, most_s: 2, give_up_after_s: 60},
+  - {name: second, ae_title: B, host: "::1", port: 4242, commitment: auto, commitment_timeout_s: 60,
+     backoff: {first_s: 1, most_s: 2, give_up_after_s: 60},
      tls: {ca: ca.pem, fingerprints: [0101010101010101010101010101010101010101010101010101010101010101],
       verify_name: false, certificate: b.pem, key: b.key, key_password_file: c}}
 web:
@@ -118,7 +120,7 @@ def test_every_key_is_read(tmp_path):
         port=104,
         peers=(
             Peer(ipaddress.ip_network("10.1.2.3/32"), "ORTHANC"),
-            Peer(ipaddress.ip_network("10.2.0.0/16"), tls="optional", fingerprints=(f"abcd{'0' * 60}",)),
+            Peer(ipaddress.ip_network("10.2.0.0/16"), tls="optional", fingerprints=(f"abcd{'0' * 60}",), port=4000),
         ),
         tls=ServerTls(here / "a.crt", here / "a.key", here / "password", Path("/etc/ca.pem"), "optional"),
         limits=Limits(5, 65536, 10.0, 100, GB, 20 * GB),
@@ -162,6 +164,8 @@ def test_every_key_is_read(tmp_path):
                 4242,
                 Backoff(1.0, 2.0, 60.0),
                 ClientTls(here / "ca.pem", ("01" * 32,), False, here / "b.pem", here / "b.key", here / "c"),
+                commitment="auto",
+                commitment_timeout_s=60.0,
             ),
         ),
         web=Web(
@@ -325,7 +329,8 @@ def test_what_a_file_means_is_told_in_lines(tmp_path):
         "accepts series from any AE title at 10.2.0.0/16, with the certificate of `fingerprints`, also without TLS",
         "rule 1: run body_part CHEST and thickness_mm 0 to 3, if it is eligible",
         "rule 2: ignore every series",
-        "sends results to second: B at [::1]:4242 with TLS, again after 1 to 2 s, for 0.0166667 h",
+        "sends results to second: B at [::1]:4242 with TLS, which commits to them if it offers to, again after 1 "
+        "to 2 s, for 0.0166667 h",
         "results of a demonstration model are also sent",
         "shows its page on https://10.0.0.1:80/ with patient data, to users whom a proxy at 10.0.0.2/32 names; "
         "receives by STOW-RS there, as WEB or a user",

@@ -12,8 +12,9 @@ import pytest
 
 from certificate_support import Authority
 from ctflow.core.errors import SettingsInvalid
+from ctflow.node.certificates import CertificateWatch
 from ctflow.node.settings.tls import ClientTls, ServerTls
-from ctflow.node.tls import CertificateWatch, TlsContext, tls_failure
+from ctflow.node.tls import TlsContext, tls_failure
 from reasons import raises_reason
 
 

@@ -6,11 +6,15 @@ import logging
 import sqlite3
 import threading
 import time
+import uuid
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ctflow.core.errors import DestinationDown, OutputError, PeerRefused
+from ctflow.node.journal.commitments import Commitments, Reference
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import DeliveryRecord, Why
 from ctflow.node.metrics import Metrics
@@ -38,6 +42,38 @@ class Channel(Protocol):
         ...
 
 
+@runtime_checkable
+class Committing(Protocol):
+    """A channel whose destination may commit to what it takes.
+
+    Attributes:
+        commits: Whether it offers to.
+    """
+
+    commits: bool
+
+    def request_commitment(self, transaction_uid: str, references: Sequence[Reference]) -> None:
+        """Ask the destination to commit to objects, and wait a moment, as many report at once on the same connection.
+
+        Raises:
+            PeerRefused: The destination does not take the request.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CommitmentPolicy:
+    """What a delivery thread does about storage commitment.
+
+    Attributes:
+        commitments: Records what was asked.
+        timeout_s: A destination must commit within so many seconds, or it gets the object again.
+    """
+
+    commitments: Commitments
+    timeout_s: float
+
+
 class Target(Protocol):
     """How to reach a destination; `open` raises DestinationDown or PeerRefused."""
 
@@ -56,6 +92,7 @@ class DeliveryThread(threading.Thread):
         results: Folder of the results.
         backoff: When to try again, and when to give up.
         metrics: Counts every attempt.
+        policy: For storage commitment; None where nothing is asked.
     """
 
     def __init__(
@@ -66,6 +103,7 @@ class DeliveryThread(threading.Thread):
         results: Path,
         backoff: Backoff,
         metrics: Metrics,
+        policy: CommitmentPolicy | None = None,
     ) -> None:
         super().__init__(name=f"delivery {name}", daemon=True)
         self._destination = name
@@ -74,6 +112,7 @@ class DeliveryThread(threading.Thread):
         self._results = results
         self._backoff = backoff
         self._metrics = metrics
+        self._policy = policy
         self._woken = threading.Event()
         self._ending = threading.Event()
         self._failures = 0
@@ -112,6 +151,10 @@ class DeliveryThread(threading.Thread):
         now = time.time()
         if now < self._closed_until:
             return self._closed_until - now
+        for late in self._journal.uncommitted(self._destination, now, limit=_AT_ONCE):
+            why = late.last_error or f"{self._destination} did not commit to {late.file} in time"
+            self._metrics.sent(self._destination, "not-committed")
+            self._postpone(late, PeerRefused(why, reason="not-committed"))
         due = self._journal.due(self._destination, now, limit=_AT_ONCE)
         if not due:
             following = self._journal.next_delivery_at(self._destination)
@@ -119,15 +162,20 @@ class DeliveryThread(threading.Thread):
         try:
             with self._target.open() as channel:
                 self._failures = 0
+                stored = []
                 for delivery in due:
                     if self._ending.is_set():
                         break
-                    self._send(channel, delivery)
+                    if self._send(channel, delivery):
+                        stored.append(delivery)
+                if stored:
+                    self._request_commitment(channel, stored)
         except (DestinationDown, PeerRefused) as error:
             self._is_down(error)
         return 0.0
 
-    def _send(self, channel: Channel, delivery: DeliveryRecord) -> None:
+    def _send(self, channel: Channel, delivery: DeliveryRecord) -> bool:
+        """Send one object; return whether its destination is yet to commit to it."""
         result = self._journal.result(delivery.result_id)
         if result is None:
             raise ValueError("a delivery belongs to a result")
@@ -136,10 +184,33 @@ class DeliveryThread(threading.Thread):
         except PeerRefused as error:
             self._metrics.sent(self._destination, "refused")
             self._postpone(delivery, error)
+            return False
         else:
             self._metrics.sent(self._destination, "sent")
+            if self._policy is not None and isinstance(channel, Committing) and channel.commits:
+                return True
             what = "a copy of the result" if delivery.file == WHOLE else delivery.file
             self._journal.sent(delivery.id, f"{what} to {self._destination}{said}")
+            return False
+
+    def _request_commitment(self, channel: Channel, stored: Sequence[DeliveryRecord]) -> None:
+        """Ask for commitment to what was sent; recorded before, as the report may come from elsewhere at once."""
+        policy = self._policy
+        if policy is None or not isinstance(channel, Committing):
+            raise TypeError("only a channel that commits has stored objects")
+        transaction = f"2.25.{uuid.uuid4().int}"
+        references = [self._reference(delivery) for delivery in stored]
+        policy.commitments.stored(stored, transaction, policy.timeout_s)
+        try:
+            channel.request_commitment(transaction, references)
+        except PeerRefused as error:
+            for delivery in stored:
+                self._postpone(delivery, error)
+
+    def _reference(self, delivery: DeliveryRecord) -> Reference:
+        result = self._journal.result(delivery.result_id)
+        (found,) = [each for each in (result.objects if result else ()) if each.file == delivery.file]
+        return Reference(found.sop_class_uid, found.sop_instance_uid)
 
     def _postpone(self, delivery: DeliveryRecord, error: PeerRefused) -> None:
         result = self._journal.result(delivery.result_id)

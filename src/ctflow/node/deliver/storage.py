@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ctflow.compat.pynetdicom import keep_answers
 from ctflow.core.errors import DestinationDown, PeerRefused
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.deliver.send import ANSWER_S, Channel
+from ctflow.node.journal.commitments import Reference
+from ctflow.node.receive.commitment import COMMITMENT, COMMITMENT_INSTANCE, REQUEST, request_dataset
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.receiver import UNCOMPRESSED, VERIFICATION
 from ctflow.node.tls import TlsContext
@@ -30,7 +33,9 @@ SENT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.7",
     "1.2.840.10008.5.1.4.1.1.104.1",
 )
+TakeReport = Callable[[int, str, bytes, str], int]  # `CommitmentService.report`
 _CONNECT_S = 10.0
+_REPORT_S = 2.0  # for the report on the same association: many peers send it at once
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class StorageTarget:
     host: str
     port: int
     tls: TlsContext | None = None
+    commitment: Literal["none", "auto", "required"] = "none"
+    report: TakeReport | None = None
 
     @contextmanager
     def open(self) -> Iterator[Channel]:
@@ -49,10 +56,33 @@ class StorageTarget:
 
         Raises:
             DestinationDown: Nothing answers.
-            PeerRefused: It rejects the association.
+            PeerRefused: It rejects the association, or offers no storage commitment where that is required.
         """
-        with self.association(SENT_CLASSES) as association:
-            yield _Storage(association, self.called_ae)
+        wanted = () if self.commitment == "none" else (COMMITMENT,)
+        reported = threading.Event()
+        with self.association((*SENT_CLASSES, *wanted), handlers=self._handlers(reported)) as association:
+            offered = any(context.abstract_syntax == COMMITMENT for context in association.accepted_contexts)
+            if self.commitment == "required" and not offered:
+                raise PeerRefused(f"{self.called_ae} offers no storage commitment", reason="no-commitment")
+            yield _Storage(association, self.called_ae, offered, reported)
+
+    def _handlers(self, reported: threading.Event) -> list[Any]:
+        """What takes a report of storage commitment on the association of its request."""
+        from pynetdicom import evt  # noqa: PLC0415  # an optional package: the extra `serve`
+
+        take = self.report
+        if take is None or self.commitment == "none":
+            return []
+
+        def handle(event: Any) -> tuple[int, None]:
+            asked, data = event.request, event.request.EventInformation
+            content = b"" if data is None else data.getvalue()
+            instance, syntax = str(asked.AffectedSOPInstanceUID or ""), str(event.context.transfer_syntax)
+            status = take(int(asked.EventTypeID or 0), instance, content, syntax)
+            reported.set()
+            return status, None
+
+        return [(evt.EVT_N_EVENT_REPORT, handle)]
 
     def ask(self) -> str:
         """Ask for a C-ECHO; return what it answered, in words.
@@ -72,14 +102,16 @@ class StorageTarget:
             return "answers C-ECHO" + (f", with {secured.version()}" if secured is not None else "")
 
     @contextmanager
-    def association(self, classes: Sequence[str]) -> Iterator[Any]:
-        """An association with contexts of these SOP classes.
+    def association(
+        self, classes: Sequence[str], *, as_provider: bool = False, handlers: Sequence[Any] = ()
+    ) -> Iterator[Any]:
+        """An association with contexts of these SOP classes; as their provider, not their user.
 
         Raises:
             DestinationDown: Nothing answers.
             PeerRefused: It rejects the association.
         """
-        from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
+        from pynetdicom import AE, build_role, evt  # noqa: PLC0415  # an optional package: the extra `serve`
 
         ae = AE(self.calling_ae)
         ae.connection_timeout, ae.acse_timeout = _CONNECT_S, 30
@@ -89,7 +121,8 @@ class StorageTarget:
         for abstract in classes:
             ae.add_requested_context(abstract, list(UNCOMPRESSED[:2]))
         opened: list[socket.socket] = []
-        handlers: list[Any] = [
+        all_handlers: list[Any] = [
+            *handlers,
             (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket)),
             (evt.EVT_CONN_OPEN, lambda event: keep_answers(event.assoc)),
         ]
@@ -99,11 +132,14 @@ class StorageTarget:
             self.host,
             self.port,
             ae_title=self.called_ae,
-            evt_handlers=handlers,
+            evt_handlers=all_handlers,
+            ext_neg=[build_role(each, scp_role=True) for each in classes] if as_provider else [],
             tls_args=None if self.tls is None else (self.tls.context, self.host),
         )
         try:
             self._check(association)
+            for context in association.accepted_contexts if as_provider else ():
+                context._as_scp = True  # many users of storage commitment do not negotiate the role, and take reports
             yield association
         finally:
             if association.is_established:
@@ -132,6 +168,22 @@ class StorageTarget:
 class _Storage:
     association: Association
     called_ae: str
+    commits: bool = False
+    reported: threading.Event = field(default_factory=threading.Event)
+
+    def request_commitment(self, transaction_uid: str, references: Sequence[Reference]) -> None:
+        """Ask the destination to commit to what it took (`send.Committing`)."""
+        dataset = request_dataset(transaction_uid, references)
+        try:
+            answer, _ = self.association.send_n_action(dataset, REQUEST, COMMITMENT, COMMITMENT_INSTANCE)
+        except (ValueError, RuntimeError) as error:  # it has ended the association
+            raise PeerRefused(f"{self.called_ae} ended the association", reason="commitment-refused") from error
+        status = answer.get("Status")
+        if status != 0:
+            said = "does not answer" if status is None else f"answers with status {status:04X}H"
+            raise PeerRefused(f"{self.called_ae} {said} to the request", reason="commitment-refused")
+        # Many report at once on this association, and it must be open for that; other reports come to the receiver.
+        self.reported.wait(_REPORT_S)
 
     def send(self, folder: Path, file: str) -> str:
         try:

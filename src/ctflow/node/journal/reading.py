@@ -209,9 +209,28 @@ class JournalReader:
         due = "d.destination = ? AND d.state = 'waiting' AND d.next_at <= ? ORDER BY d.id LIMIT ?"
         return self._records(DeliveryRecord, f"{_DELIVERY} WHERE {due}", destination, now, limit)
 
+    def uncommitted(self, destination: str, now: float, *, limit: int) -> tuple[DeliveryRecord, ...]:
+        """Deliveries that a destination took and did not commit to in time, or refused to."""
+        due = "d.destination = ? AND d.state = 'stored' AND d.next_at <= ? ORDER BY d.id LIMIT ?"
+        return self._records(DeliveryRecord, f"{_DELIVERY} WHERE {due}", destination, now, limit)
+
+    def stored_as(self, sop_instance_uid: str) -> tuple[tuple[str, str], ...]:
+        """SOP class and file of every instance with a UID."""
+        question = "SELECT sop_class_uid, file FROM {} WHERE sop_instance_uid = ?"
+        both = " UNION ".join(question.format(table) for table in ("instances", "left_out"))
+        return tuple((row["sop_class_uid"], row["file"]) for row in self._all(both, *[sop_instance_uid] * 2))
+
+    def due_reports(self, limit: int) -> list[sqlite3.Row]:
+        """Reports of storage commitment that wait, the one that is due first before the others."""
+        return self._all("SELECT * FROM commitments WHERE state = 'waiting' ORDER BY next_at LIMIT ?", limit)
+
+    def report(self, number: int) -> sqlite3.Row | None:
+        """A report of storage commitment that waits."""
+        return next(iter(self._all("SELECT * FROM commitments WHERE id = ? AND state = 'waiting'", number)), None)
+
     def next_delivery_at(self, destination: str) -> float | None:
-        """When the next object may be sent to a destination; None where none waits."""
-        question = "SELECT min(next_at) FROM deliveries WHERE destination = ? AND state = 'waiting'"
+        """When the next object may be sent to a destination, or its commitment is over; None where none waits."""
+        question = "SELECT min(next_at) FROM deliveries WHERE destination = ? AND state IN ('waiting', 'stored')"
         return self._earliest(question, destination)
 
     def next_run_at(self) -> float | None:

@@ -9,7 +9,7 @@ from ctflow.core.volume import digest_of_uid
 
 SeriesState = Literal["received", "complete", "running", "done", "delivered", "aside", "dead", "discarded"]
 STATES: tuple[SeriesState, ...] = ("received", "complete", "running", "done", "delivered", "aside", "dead", "discarded")
-DeliveryState = Literal["waiting", "sent", "dead", "withdrawn"]
+DeliveryState = Literal["waiting", "stored", "sent", "dead", "withdrawn"]  # stored: the destination is to commit to it
 SameUid = Literal["refuse", "keep_first", "newest"]  # what to do with other content under a known SOPInstanceUID
 
 

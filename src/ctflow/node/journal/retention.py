@@ -24,7 +24,7 @@ _FINISHED_AT = """max(s.last_at,
         WHERE r.series_key = s.key), 0))
 """
 _UNSENT = """EXISTS (SELECT 1 FROM deliveries d JOIN results r ON r.id = d.result_id
-    WHERE r.series_key = s.key AND d.state IN ('waiting', 'dead'))"""
+    WHERE r.series_key = s.key AND d.state IN ('waiting', 'stored', 'dead'))"""
 _RESULT = "EXISTS (SELECT 1 FROM results r WHERE r.series_key = s.key)"
 # What waits, runs, or is to be sent is never finished; what a person discarded is.
 _DELIVERED = f"(s.state = 'discarded' OR (s.state = 'delivered' AND NOT {_UNSENT}))"

@@ -174,7 +174,31 @@ CREATE TABLE pruned_series (series_key TEXT PRIMARY KEY, at REAL NOT NULL) WITHO
 CREATE TABLE pruned_results (result_id INTEGER PRIMARY KEY, at REAL NOT NULL, gone INTEGER NOT NULL);
 CREATE INDEX left_out_by_file ON left_out (file);
 """
-MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS, _RETENTION)
+# Storage commitment: what peers ask of the node, and which request to a destination an object belongs to.
+_COMMITMENTS = """
+CREATE TABLE commitments (
+    id INTEGER PRIMARY KEY,
+    transaction_uid TEXT NOT NULL,
+    calling_ae TEXT NOT NULL,
+    peer TEXT NOT NULL,
+    with_tls INTEGER NOT NULL,
+    report TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    requested_at REAL NOT NULL,
+    next_at REAL NOT NULL,
+    reported_at REAL,
+    last_reason TEXT,
+    last_error TEXT,
+    UNIQUE (calling_ae, transaction_uid)
+);
+CREATE INDEX commitments_by_state ON commitments (state, next_at);
+CREATE INDEX instances_by_uid ON instances (sop_instance_uid);
+CREATE INDEX left_out_by_uid ON left_out (sop_instance_uid);
+ALTER TABLE deliveries ADD COLUMN transaction_uid TEXT;
+CREATE INDEX deliveries_by_transaction ON deliveries (transaction_uid) WHERE transaction_uid IS NOT NULL;
+"""
+MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS, _RETENTION, _COMMITMENTS)
 VERSION = len(MIGRATIONS)
 
 

@@ -185,7 +185,7 @@ def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> N
     key, model = row["series_key"], row["model"]
     note_event(db, now, "sent", f"{prefix_of(model)}{text}", key, row["destination"], model=model)
     left = db.execute(
-        "SELECT 1 FROM deliveries WHERE result_id = ? AND state IN ('waiting', 'dead')", (row["result_id"],)
+        "SELECT 1 FROM deliveries WHERE result_id = ? AND state IN ('waiting', 'stored', 'dead')", (row["result_id"],)
     ).fetchone()
     if row["state"] == "done" and left is None:
         set_run(db, row["run_id"], "delivered")
@@ -197,7 +197,7 @@ def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float
     state = "dead" if wait_s is None else "waiting"
     db.execute(
         "UPDATE deliveries SET state = ?, last_reason = ?, last_error = ?, next_at = ?, attempts = attempts + 1 "
-        "WHERE id = ? AND state = 'waiting'",
+        "WHERE id = ? AND state IN ('waiting', 'stored')",
         (state, *why, now + (wait_s or 0.0), delivery),
     )
     if wait_s is not None:
@@ -255,7 +255,7 @@ def discard_series(db: sqlite3.Connection, key: str, by: str, now: float, model:
     for row in rows:
         set_run(db, row["id"], "discarded", Why("discarded", f"by {by}"))
         db.execute(
-            "UPDATE deliveries SET state = 'withdrawn' WHERE state IN ('waiting', 'dead') AND result_id IN "
+            "UPDATE deliveries SET state = 'withdrawn' WHERE state IN ('waiting', 'stored', 'dead') AND result_id IN "
             "(SELECT id FROM results WHERE run_id = ?)",
             (row["id"],),
         )

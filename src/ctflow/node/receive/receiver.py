@@ -16,6 +16,7 @@ from ctflow.dicom.read.pixels.stored import READABLE
 from ctflow.dicom.uids import CT_IMAGE_STORAGE, ENHANCED_CT_STORAGE
 from ctflow.dicom.write.ct_series import IMPLEMENTATION_UID
 from ctflow.node.metrics import Metrics
+from ctflow.node.receive.commitment import COMMITMENT, CommitmentService, Conversation
 from ctflow.node.receive.headers import IMPLEMENTATION_VERSION
 from ctflow.node.receive.intake import LEFT_OUT, Caller, Intake
 from ctflow.node.receive.pending import WITHOUT_TLS, PendingConnections, Security, bytes_here
@@ -68,6 +69,7 @@ def supported_contexts() -> dict[str, tuple[str, ...]]:
     readable = (*UNCOMPRESSED, *map(str, others))
     return {
         VERIFICATION: UNCOMPRESSED,
+        COMMITMENT: UNCOMPRESSED,
         **dict.fromkeys(STORED_CLASSES, readable),
         **dict.fromkeys(LEFT_OUT, (*readable, *LOSSY_JPEG)),
     }
@@ -80,13 +82,20 @@ class Receiver:
         reception: Its limits.
         intake: Takes the instances.
         metrics: Counts associations and refusals.
+        commitment: Answers requests for storage commitment.
 
     Raises:
         BackendUnavailable: pynetdicom is not installed.
         SettingsInvalid: The address cannot be listened on.
     """
 
-    def __init__(self, reception: Reception, intake: Intake, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        reception: Reception,
+        intake: Intake,
+        metrics: Metrics,
+        commitment: CommitmentService | None = None,
+    ) -> None:
         try:
             from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`
             from pynetdicom.transport import AssociationServer  # noqa: PLC0415
@@ -94,7 +103,7 @@ class Receiver:
             raise BackendUnavailable(
                 "the DICOM node needs pynetdicom: pip install 'ctflow[serve]'", reason="not-installed"
             ) from error
-        self._reception, self._intake, self._metrics = reception, intake, metrics
+        self._reception, self._intake, self._metrics, self._commitment = reception, intake, metrics, commitment
         without_logging()  # the journal keeps the audit trail
         self._shared = Shared()
         self._counted: set[int] = set()
@@ -108,7 +117,9 @@ class Receiver:
         ae.implementation_class_uid = IMPLEMENTATION_UID
         ae.implementation_version_name = IMPLEMENTATION_VERSION
         for abstract, syntaxes in supported_contexts().items():
-            ae.add_supported_context(abstract, list(syntaxes))
+            # A destination that reports what it commits to comes as provider of the service.
+            roles = {"scu_role": True, "scp_role": True} if abstract == COMMITMENT else {}
+            ae.add_supported_context(abstract, list(syntaxes), **roles)
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, lambda event: self._opened(event.assoc)),
             (evt.EVT_REQUESTED, self._requested),
@@ -205,7 +216,14 @@ class Receiver:
 
     def _opened(self, association: Any) -> None:
         wake_by_events(association)
-        shorten(association, lambda of, request: self._intake.take(request, _caller(of)))
+        service, with_tls = self._commitment, association.dul.socket.socket.certificate is not None
+        shorten(
+            association,
+            lambda of, request: self._intake.take(request, _caller(of)),
+            None
+            if service is None
+            else lambda layer: Conversation(layer, service, lambda: _caller(association), with_tls=with_tls),
+        )
 
     def _refused(self, host: str, why: str) -> None:
         self._metrics.refused("connection")

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import select
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from ctflow.compat.pynetdicom import UpperLayer
 from ctflow.node.receive.transport import LimitedSocket
@@ -55,12 +55,50 @@ class StoreRequest:
     study_uid: str = ""
 
 
+@dataclass(frozen=True)
+class Message:
+    """A message of another service than storage.
+
+    Attributes:
+        kind: Command Field.
+        context_id: Of its presentation context.
+        transfer_syntax: Of its presentation context.
+        elements: Values of its command set by element number.
+        data: Its data set; empty without one.
+    """
+
+    kind: int
+    context_id: int
+    transfer_syntax: str
+    elements: Mapping[int, bytes]
+    data: bytes
+
+
+class Others(Protocol):
+    """Takes messages of other services, and answers them itself; runs in the reading thread."""
+
+    def takes(self, kind: int, abstract_syntax: str) -> bool:
+        """Whether messages of this kind are taken in such a context."""
+        ...
+
+    def take(self, message: Message) -> None:
+        """Take one."""
+        ...
+
+    def idle(self) -> None:
+        """Do what is due; called many times a second between messages."""
+        ...
+
+
 StoreAnswer = tuple[int, str]
 Store = Callable[[Any, StoreRequest], StoreAnswer]
 
 
-class _Invalid(Exception):
+class Invalid(Exception):
     """The received data is not P-DATA by PS3.8."""
+
+
+LARGEST_OTHER = 2**22  # bytes of a data set that is no instance: 20,000 references of storage commitment have 3 MB
 
 
 @dataclass(frozen=True)
@@ -71,26 +109,32 @@ class _Command:
     message_id: int
     sop_class: bytes
     sop_instance: bytes
+    other: Message | None = None
 
 
-def shorten(association: Any, store: Store) -> None:
+def shorten(association: Any, store: Store, others: Callable[[UpperLayer], Others] | None = None) -> None:
     """Install the shortcut for C-STORE requests in an association that has not started yet.
 
     Args:
         association: A pynetdicom `Association` as acceptor, whose socket is a `LimitedSocket`.
         store: Takes the association and a request; returns status and comment. It runs in the reading thread.
+        others: Makes what takes messages of other services than storage.
     """
     layer = UpperLayer(association)
-    layer.read_with(_Shortcut(association, layer, store).read)
+    made = None if others is None else others(layer)
+    layer.read_with(_Shortcut(association, layer, store, made).read)
+    if made is not None:
+        layer.each_round(made.idle)
 
 
 class _Shortcut:
     """Reads PDUs in place of pynetdicom."""
 
-    def __init__(self, association: Any, layer: UpperLayer, store: Store) -> None:
+    def __init__(self, association: Any, layer: UpperLayer, store: Store, others: Others | None) -> None:
         self._association = association
         self._layer = layer
         self._store = store
+        self._others = others
         self._connection: LimitedSocket = layer.connection
         self._command = bytearray()
         self._request: _Command | None = None
@@ -113,7 +157,7 @@ class _Shortcut:
         except OSError:
             self._layer.lost()
             return
-        except _Invalid:
+        except Invalid:
             self._layer.invalid()
             return
         self._layer.read_others()
@@ -131,10 +175,10 @@ class _Shortcut:
         left = self._connection.begin_pdu()
         while left:
             if left < _PDV_HEAD:
-                raise _Invalid
+                raise Invalid
             length, context_id, control = struct.unpack(">LBB", self._received(_PDV_HEAD))
             if not 2 <= length <= left - 4:
-                raise _Invalid
+                raise Invalid
             left -= 4 + length
             if control & _IS_COMMAND:
                 self._take_command(context_id, control, length - 2)
@@ -151,25 +195,30 @@ class _Shortcut:
 
     def _take_command(self, context_id: int, control: int, count: int) -> None:
         if self._request is not None or len(self._command) + count > _LARGEST_COMMAND:
-            raise _Invalid  # before the last command's data set had arrived, or without an end
+            raise Invalid  # before the last command's data set had arrived, or without an end
         self._command += self._received(count)
         if not control & _IS_LAST:
             return
         command, self._command = bytes(self._command), bytearray()
         elements = dict(_elements(command))
-        kind, has_data = _number(elements, 0x0100), _number(elements, 0x0800) != _NO_DATA_SET
+        kind, has_data = number(elements, 0x0100), number(elements, 0x0800) != _NO_DATA_SET
         if kind == _ECHO_REQUEST and not has_data:
             self._pass_on(context_id, command)
             return
-        if kind != _STORE_REQUEST:  # this node offers nothing else
-            raise _Invalid
-        if self._layer.context(context_id) is None:
-            raise _Invalid
+        syntaxes = self._layer.context(context_id)
+        if syntaxes is None:
+            raise Invalid
+        other = None
+        if kind != _STORE_REQUEST:
+            if self._others is None or not self._others.takes(kind, syntaxes[0]):
+                raise Invalid  # this node offers nothing else
+            other = Message(kind, context_id, syntaxes[1], elements, b"")
         self._request = _Command(
             context_id=context_id,
-            message_id=_number(elements, 0x0110),
+            message_id=number(elements, 0x0110),
             sop_class=elements.get(0x0002, b""),
             sop_instance=elements.get(0x1000, b""),
+            other=other,
         )
         if not has_data:
             self._serve(self._request)
@@ -183,8 +232,10 @@ class _Shortcut:
 
     def _take_data(self, context_id: int, control: int, count: int) -> None:
         if self._request is None or self._request.context_id != context_id:
-            raise _Invalid
+            raise Invalid
         end = self._filled + count
+        if self._request.other is not None and end > LARGEST_OTHER:
+            raise Invalid
         if end > len(self._data):  # doubled each time: a buffer that grows by PDUs is copied for each
             self._data.extend(bytes(max(end, min(2 * len(self._data), end + 2**26)) - len(self._data)))
         with memoryview(self._data) as whole, whole[self._filled : end] as view:
@@ -195,24 +246,29 @@ class _Shortcut:
             self._serve(self._request)
 
     def _serve(self, command: _Command) -> None:
-        """Store the instance, and answer."""
+        """Store the instance, and answer; or pass another message on."""
+        if command.other is not None and self._others is not None:
+            data = bytes(self._data[: self._filled])
+            self._request, self._filled = None, 0
+            self._others.take(replace(command.other, data=data))
+            return
         syntaxes = self._layer.context(command.context_id)
         if syntaxes is None:
-            raise _Invalid
-        with memoryview(self._data) as whole, whole[: self._filled].toreadonly() as data:
+            raise Invalid
+        with memoryview(self._data) as whole, whole[: self._filled].toreadonly() as stored:
             request = StoreRequest(
-                sop_class_uid=_text(command.sop_class),
-                sop_instance_uid=_text(command.sop_instance),
+                sop_class_uid=text_of(command.sop_class),
+                sop_instance_uid=text_of(command.sop_instance),
                 abstract_syntax=syntaxes[0],
                 transfer_syntax=syntaxes[1],
-                data=data,
+                data=stored,
             )
             status, comment = self._store(self._association, request)
         self._request, self._filled = None, 0
         if len(self._data) > _KEPT:
             self._data = bytearray()
         response = _response(command, status, comment)
-        self._layer.send(b"".join(_pdus(command.context_id, response, self._layer.most_pdu)))
+        self._layer.send(b"".join(pdus(command.context_id, response, self._layer.most_pdu)))
 
 
 def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:
@@ -220,22 +276,23 @@ def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:
     position = 0
     while position < len(command):
         if position + 8 > len(command):
-            raise _Invalid
+            raise Invalid
         group, element, length = struct.unpack_from("<HHL", command, position)
         position += 8
         if group != 0 or position + length > len(command):
-            raise _Invalid
+            raise Invalid
         yield element, command[position : position + length]
         position += length
 
 
-def _number(elements: dict[int, bytes], element: int) -> int:
+def number(elements: Mapping[int, bytes], element: int) -> int:
     """An unsigned short; -1 if it is absent or invalid."""
     value = elements.get(element, b"")
     return int.from_bytes(value, "little") if len(value) == 2 else -1
 
 
-def _text(uid: bytes) -> str:
+def text_of(uid: bytes) -> str:
+    """A UID of a command set, without its padding."""
     return uid.decode("ascii", "replace").strip(" \0")
 
 
@@ -245,27 +302,28 @@ def _response(command: _Command, status: int, comment: str) -> bytes:
     said = comment[:_LONGEST_COMMENT].encode("ascii", "replace")
     elements = b"".join(
         (
-            _element(0x0002, command.sop_class),
-            _element(0x0100, struct.pack("<H", _STORE_RESPONSE)),
-            _element(0x0120, struct.pack("<H", message_id)),
-            _element(0x0800, struct.pack("<H", _NO_DATA_SET)),
-            _element(0x0900, struct.pack("<H", status)),
-            _element(0x0902, said + b" " * (len(said) % 2)) if said else b"",
-            _element(0x1000, command.sop_instance),
+            element(0x0002, command.sop_class),
+            element(0x0100, struct.pack("<H", _STORE_RESPONSE)),
+            element(0x0120, struct.pack("<H", message_id)),
+            element(0x0800, struct.pack("<H", _NO_DATA_SET)),
+            element(0x0900, struct.pack("<H", status)),
+            element(0x0902, said + b" " * (len(said) % 2)) if said else b"",
+            element(0x1000, command.sop_instance),
         )
     )
-    return _element(0x0000, struct.pack("<L", len(elements))) + elements
+    return element(0x0000, struct.pack("<L", len(elements))) + elements
 
 
-def _element(element: int, value: bytes) -> bytes:
-    return struct.pack("<HHL", 0, element, len(value)) + value
+def element(number: int, value: bytes) -> bytes:
+    """An element of a command set."""
+    return struct.pack("<HHL", 0, number, len(value)) + value
 
 
-def _pdus(context_id: int, command: bytes, most: int) -> Iterator[bytes]:
-    """A command set as P-DATA-TF PDUs of at most so many bytes after their heads; 0 is any length (PS3.8 D.1)."""
-    step = max(most - _PDV_HEAD, 1) if most else len(command)
-    for start in range(0, len(command), step):
-        part = command[start : start + step]
-        control = _IS_COMMAND | (_IS_LAST if start + step >= len(command) else 0)
+def pdus(context_id: int, content: bytes, most: int, *, is_command: bool = True) -> Iterator[bytes]:
+    """A command or data set as P-DATA-TF PDUs of at most so many bytes after their heads; 0 is any (PS3.8 D.1)."""
+    step = max(most - _PDV_HEAD, 1) if most else len(content)
+    for start in range(0, len(content), step):
+        part = content[start : start + step]
+        control = (_IS_COMMAND if is_command else 0) | (_IS_LAST if start + step >= len(content) else 0)
         fragment = struct.pack(">LBB", len(part) + 2, context_id, control) + part
         yield struct.pack(">BBL", P_DATA, 0, len(fragment)) + fragment

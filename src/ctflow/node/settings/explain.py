@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Peer
+from ctflow.node.settings.groups import Destination, Peer
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.tls import ServerTls
@@ -99,7 +99,7 @@ def _explain_rule(rule: Rule) -> str:
 def _explain_destinations(settings: ServiceSettings) -> list[str]:
     lines = [
         f"sends results{_explain_when(each.when)} to {each.name}: {each.where}"
-        f"{'' if each.tls is None else ' with TLS'}, again after "
+        f"{'' if each.tls is None else ' with TLS'}{_explain_commitment(each)}, again after "
         f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
         for each in settings.destinations
     ] or ["sends results nowhere"]
@@ -135,6 +135,11 @@ def _explain_retention(retention: Retention) -> list[str]:
         return ["removes nothing"]
     of = "delivered or discarded" if retention.only_delivered else "finished"
     return [f"removes files of {of} series: {', '.join(days)}"]
+
+
+def _explain_commitment(destination: Destination) -> str:
+    meant = {"none": "", "auto": ", which commits to them if it offers to", "required": ", which must commit to them"}
+    return meant[destination.commitment]
 
 
 def _explain_web(web: Web) -> str:

@@ -46,6 +46,9 @@ class Peer(Group):
         tuple[Fingerprint, ...],
         Key("SHA-256 of its certificate, or of several while it is replaced; any valid one if omitted."),
     ] = ()
+    port: Annotated[
+        Port | None, Key("Port where it takes reports of storage commitment, at the address that it sends from.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,13 @@ class Destination(Group):
     user: Annotated[Text | None, Key("Its user for the node, with `url`.")] = None
     password_file: Annotated[FilePath | None, Key("File with the user's password.")] = None
     token_file: Annotated[FilePath | None, Key("File with a bearer token, instead of a user.")] = None
+    commitment: Annotated[
+        Literal["none", "auto", "required"],
+        Key("Whether a result counts as delivered only when it commits to it (storage commitment): if it offers that."),
+    ] = "none"
+    commitment_timeout_s: Annotated[
+        float, real(1, 30 * 86400), Key("Seconds within which it must commit; then it gets the object again.")
+    ] = 3600.0
 
     def __post_init__(self) -> None:
         of_ae: dict[str, object] = {"ae_title": self.ae_title, "host": self.host, "port": self.port}
@@ -131,6 +141,8 @@ class Destination(Group):
         for key, value in of_ae.items():
             if value is not None:
                 raise Refused("is of an AE, and url of a DICOMweb server: give one of both", key, reason="conflict")
+        if self.commitment != "none":
+            raise Refused("is of an AE: a DICOMweb server has no storage commitment", "commitment", reason="conflict")
         self._check_credentials()
 
     def _check_credentials(self) -> None:

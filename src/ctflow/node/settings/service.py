@@ -207,6 +207,12 @@ def certificate_refusal(settings: ServiceSettings, ae_title: str, address: str, 
     return "its certificate is not the one of this peer (fingerprints)"
 
 
+def report_target(settings: ServiceSettings, ae_title: str, address: str) -> Peer | None:
+    """The peer that gets reports of storage commitment at this address; None if no port is known."""
+    caller = _ip_address(address)
+    return next((each for each in settings.peers if each.port is not None and _is_it(each, ae_title, caller)), None)
+
+
 _IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 

@@ -288,11 +288,15 @@ class Pages:
         named = {each.name: each.where for each in settings.destinations}
         if settings.copy_to is not None:
             named[COPY] = str(settings.copy_to)
-        gone = [name for name, states in backlog.items() if name not in named and (states.keys() & {"waiting", "dead"})]
+        gone = [
+            name
+            for name, states in backlog.items()
+            if name not in named and (states.keys() & {"waiting", "stored", "dead"})
+        ]
         known = {**named, **dict.fromkeys(gone, "no longer in the settings")}
         return [
             {"name": name, "address": where}
-            | {state: backlog.get(name, {}).get(state, 0) for state in ("sent", "waiting", "dead")}
+            | {state: backlog.get(name, {}).get(state, 0) for state in ("sent", "stored", "waiting", "dead")}
             for name, where in known.items()
         ]
 

@@ -38,6 +38,7 @@ STATES: Mapping[SeriesState, Shown] = {
 }
 DELIVERY_STATES = {
     "waiting": Shown("waiting", "Waiting", "accent"),
+    "stored": Shown("stored", "Sent, awaiting commitment", "accent"),
     "sent": Shown("sent", "Sent", "good"),
     "dead": Shown("dead", "Failed", "bad"),
     "withdrawn": Shown("withdrawn", "Withdrawn", "dim"),

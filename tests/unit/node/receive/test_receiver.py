@@ -434,7 +434,9 @@ def test_dcmtk_sends_a_series(scp, series):
 
 
 def test_the_journal_and_the_offered_contexts_agree_with_the_module(scp):
-    assert set(supported_contexts()) == {VERIFICATION, *receiver.STORED_CLASSES, *intake.LEFT_OUT}
+    assert set(supported_contexts()) == {
+        VERIFICATION, receiver.COMMITMENT, *receiver.STORED_CLASSES, *intake.LEFT_OUT,
+    }  # fmt: skip
     node = scp()
     assert sqlite3.connect(node.journal.path).execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
