@@ -112,8 +112,10 @@ class SignOn:
         """Where a request comes from: of a proxy's, what the proxy says."""
         if self.is_proxy(asked):
             for hop in reversed(asked.headers.get("x-forwarded-for", "").split(",")):
-                found = _address(hop)
-                if found and not _is_in(found, self._web):
+                found = _address(hop) or _address(hop.rpartition(":")[0])
+                if not found:  # what is left of it, its caller may have made up
+                    break
+                if not _is_in(found, self._web):
                     return found
         return asked.client
 

@@ -132,6 +132,7 @@ class _Server:
         except (OSError, http.client.HTTPException) as error:
             raise self._down(error) from error
         self._connection.sock.settimeout(ANSWER_S)
+        self._connection.timeout = ANSWER_S  # where it connects again, after a server that closes
 
     def close(self) -> None:
         """Close."""
@@ -196,8 +197,6 @@ class _Server:
             self.close()
             raise self._down(error, "no-answer") from error
         self._is_used = True
-        if answer.will_close:
-            self.connect()
         if answer.status in (401, 403):
             raise DestinationDown(
                 f"{self.target.url} denies access ({answer.status}): check its credentials", reason="access-denied"

@@ -103,6 +103,10 @@ def _limited_protocol() -> type[asyncio.Protocol]:
             self._heard = self.loop.time()
             super().on_response_complete()
 
+        def resume_writing(self) -> None:
+            self._heard = self.loop.time()  # the other side reads, however slowly
+            super().resume_writing()
+
         def _awaits_head(self) -> bool:
             return self.cycle is None or bool(self.cycle.response_complete)
 

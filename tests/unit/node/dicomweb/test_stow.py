@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import logging
@@ -217,6 +218,26 @@ def test_a_sender_that_goes_away_leaves_nothing_behind(stow, caplog):
         gone.sendall(raw_head + body)
     wait_until(lambda: node.refused == ["request"], "the node notices")
     assert node.files == []
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: local",
+        head("Content-Length: 100000") + multipart(b"x" * 100)[:50],
+        head("Transfer-Encoding: chunked") + b"10\r\n--BOU",
+    ],
+)
+def test_a_connection_that_falls_silent_is_ended(stow, monkeypatch, begun):
+    for name, seconds in (("_HEAD_S", 0.3), ("_SILENCE_S", 0.3), ("_CHECKED_S", 0.1)):
+        monkeypatch.setattr(f"ctflow.node.web.server.{name}", seconds)
+    node = stow()
+    with socket.create_connection(("127.0.0.1", node.port), timeout=60) as connection:
+        connection.sendall(begun)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1000) == b""
+    assert post(node.port, multipart(file_of(instance())))[0] == 200
 
 
 def test_senders_beside_each_other_all_get_their_answers(stow):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from browser_support import CHROMIUM, Browser, contrast
+from ctflow.node.access.users import User, hash_of_password, write_users
 from ctflow.node.web.server import serving
 from needs import skip_without
-from node_support import fill_busy
+from node_support import Ward, fill_busy
 
 WIDE, NARROW = (1400, 900), (390, 800)
 AXE = Path(__file__).parents[3] / "viewers" / "node_modules" / "axe-core" / "axe.min.js"
@@ -192,3 +193,30 @@ def test_no_other_page_can_frame_it(address, browser, tmp_path):
     browser.wait_for("document.readyState === 'complete' && document.querySelector('iframe')")
     browser.wait_for("document.querySelector('iframe').contentDocument === null")
     assert any("frame" in said.lower() for said in browser.said)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_the_form_to_sign_in_fits_its_window_can_be_read_and_works(tmp_path, browser, size, scheme):
+    users = tmp_path / "users"
+    write_users(users, {"anna": User("anna", "operate", hash_of_password("correct horse battery"))})
+    ward = Ward(tmp_path / "signed", sign_on="local", users_file=users)
+    fill_busy(ward)
+    try:
+        with serving(ward.node) as port:
+            browser.call("Network.clearBrowserCookies")
+            look(browser, f"http://127.0.0.1:{port}/sign-in", size, scheme)
+            assert browser.value("document.documentElement.scrollWidth") <= size[0]
+            assert contrast(browser) == []
+            labels = "[...document.querySelectorAll('.entry input:not([type=hidden])')].map(each => each.labels.length)"
+            assert browser.value(labels) == [1, 1]
+            for name, text in (("name", "anna"), ("password", "correct horse battery")):
+                browser.value(f"document.querySelector('#{name}').value = {text!r}")
+            press(browser, "Sign in")
+            browser.wait_for("location.pathname === '/' && document.readyState === 'complete'")
+            browser.settle()
+            assert browser.value("document.querySelector('.viewer bdi').textContent") == "anna"
+            assert browser.value("document.documentElement.scrollWidth") <= size[0]
+            assert contrast(browser) == []
+    finally:
+        ward.close()

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from ctflow.core.errors import SettingsInvalid
+from ctflow.node.access.sign_on import Asked, SignOn
 from ctflow.node.access.users import User, hash_of_password, write_users
 from ctflow.node.settings.values import read_network
 from ctflow.node.settings.web import Proxy, Web
@@ -296,6 +297,24 @@ def test_limits_count_the_address_that_the_proxy_tells(opened, users):
     assert other.answer.headers["Strict-Transport-Security"]
     other.ask("/")
     assert other.status == 200
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ("10.9.9.9", "10.9.9.9"),
+        ("6.6.6.6, 10.9.9.9", "10.9.9.9"),
+        ("10.9.9.9, 127.0.0.1", "10.9.9.9"),
+        ("6.6.6.6, 10.9.9.9:1234", "10.9.9.9"),
+        ("6.6.6.6, [2001:db8::1]:1234", "2001:db8::1"),
+        ("6.6.6.6, unknown", "127.0.0.1"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_of_a_forwarded_address_only_what_the_proxy_added_is_believed(forwarded, address):
+    sign_on = SignOn(Web(proxy=Proxy(addresses=LOOPBACK)), lambda *_args, **_more: None, lambda _title, _host: False)
+    assert sign_on.address(Asked("127.0.0.1", {"x-forwarded-for": forwarded})) == address
+    assert sign_on.address(Asked("10.0.0.7", {"x-forwarded-for": forwarded})) == "10.0.0.7"
 
 
 # -- senders ----------------------------------------------------------------------------------------------------------
