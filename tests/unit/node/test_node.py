@@ -17,11 +17,14 @@ from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Backoff, Destination, Limits
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.web import Web
+from ctflow.node.settings.webhooks import Webhook
+from ctflow.node.settings.when import Millilitres, NumberOfFindings, When
 from ctflow.settings.run import Settings
 from nnunet_support import dataset, plans, untrained, zipped
 from node_support import loggers_kept
 from reasons import raises_reason
 from service_support import Archive, association, free_port, instance, storescu, wait_until, worker_that_answers
+from webhook_support import HookReceiver
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 SR, SEG = "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.66.4"
@@ -58,9 +61,15 @@ def test_a_series_goes_through_and_what_comes_late_makes_a_revision(settings, ar
         folder.mkdir()
         for path in part:
             (folder / path.name).symlink_to(path)
-    copies = tmp_path / "copies"
+    copies, secret, told = tmp_path / "copies", tmp_path / "secret", HookReceiver()
     copies.mkdir()
-    with Node(replace(settings, copy_to=copies), RUN) as node:
+    secret.write_bytes(bytes(32))
+    never = When(volume_ml=Millilitres(min=90_000))
+    hooks = (
+        Webhook("hook", f"http://127.0.0.1:{told.port}/", secret, when=When(findings=NumberOfFindings())),
+        Webhook("never", f"http://127.0.0.1:{told.port}/", secret, when=never),
+    )
+    with Node(replace(settings, copy_to=copies, webhooks=hooks), RUN) as node:
         storescu(node.receiver.port, first)
         wait_until(lambda: node.journal.counts()["delivered"] == 1, "SEG and SR are delivered")
         assert sorted(each.SOPClassUID for each in archive.received) == [SEG, SR]
@@ -70,6 +79,12 @@ def test_a_series_goes_through_and_what_comes_late_makes_a_revision(settings, ar
         wait_until(lambda: node.journal.counts()["delivered"] == 2, "the revision is delivered")
         (newer, older) = node.journal.series()
         exposition = node.metrics.exposition()[0].decode()
+        chosen = [event.text for event in node.journal.events(key=older.key) if event.kind == "destinations"]
+    told.close()
+    assert len(told.requests) == 2
+    assert len({headers["Idempotency-Key"] for headers, _ in told.requests}) == 2
+    assert json.loads(told.requests[0][1])["series"] == older.digest
+    assert chosen[0].startswith("to pacs, hook; not to never (volume_ml is ")
     assert (newer.revision, newer.previous, newer.instances) == (2, older.key, len(files))
     segs = [each for each in archive.received if each.SOPClassUID == SEG]
     reports = [each for each in archive.received if each.SOPClassUID == SR]

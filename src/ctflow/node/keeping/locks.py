@@ -66,6 +66,9 @@ def _locked(handle: int, kind: int) -> bool:
 def _opened(file: Path, what: str) -> Iterator[int]:
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o640)
+        if os.geteuid() == 0:  # a command of root's must not keep the node's own user out
+            owner = file.parent.stat()
+            os.fchown(handle, owner.st_uid, owner.st_gid)
     except OSError as error:  # another user's
         raise output_error_from_oserror(error, what, "start as its user") from error
     try:
