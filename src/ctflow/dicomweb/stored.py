@@ -28,7 +28,7 @@ class StoredWord:
 
 
 def word_of_answer(document: object, sop_instance_uid: str) -> StoredWord | None:
-    """What the answer to a store transaction says of an instance.
+    """What the answer to a store transaction of one instance says of it.
 
     Args:
         document: The parsed JSON, whatever it is.
@@ -41,7 +41,7 @@ def word_of_answer(document: object, sop_instance_uid: str) -> StoredWord | None
         if _value(item, SOP_INSTANCE) == sop_instance_uid:
             return StoredWord(is_stored=True, reason=_number(item, WARNING_REASON))
     for item in _items(document, FAILED):
-        if _value(item, SOP_INSTANCE) == sop_instance_uid:
+        if _value(item, SOP_INSTANCE) in (sop_instance_uid, None):  # a request has one object
             reason = _number(item, FAILURE_REASON)
             # Some servers list warnings as failures; all of them mean that it is stored (PS3.4 B.2.3).
             is_stored = reason is not None and (reason == _DUPLICATE or reason >> 12 == 0xB)

@@ -247,5 +247,6 @@ def test_an_answer_of_any_shape_says_nothing_rather_than_fail(document):
 
 
 def test_a_failure_without_a_uid_is_the_only_objects():
-    document = {"0008119A": {"Value": [{"00081197": {"Value": [0xC000]}}]}}
-    assert word_of_answer(document, UID) == StoredWord(is_stored=False, reason=0xC000)
+    for tag in ("0008119A", "00081198"):
+        document = {tag: {"Value": [{"00081197": {"Value": [0xC000]}}]}}
+        assert word_of_answer(document, UID) == StoredWord(is_stored=False, reason=0xC000)
