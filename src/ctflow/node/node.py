@@ -272,7 +272,8 @@ def _report_target(settings: ServiceSettings, report: ReportRecord) -> StorageTa
         context = context_to_peer(tls, peer.fingerprints) if asked.with_tls and tls is not None else None
     except SettingsInvalid as error:  # its files are being replaced
         raise DestinationDown(str(error), reason="tls") from error
-    return StorageTarget(settings.ae_title, asked.calling_ae, asked.peer, peer.port, context)
+    host = asked.peer.removeprefix("::ffff:")  # IPv4, on a port that listens for IPv6 too
+    return StorageTarget(settings.ae_title, asked.calling_ae, host, peer.port, context)
 
 
 def _reception(settings: ServiceSettings, tls: TlsContext | None, rejected: Callable[[str, str], None]) -> Reception:

@@ -16,6 +16,8 @@ from ctflow.node.journal.writes import note_event, note_sent
 # Failure Reason (0008,1197), PS3.3 C.14.1.1.
 NO_SUCH_INSTANCE, CLASS_CONFLICT, CLASS_NOT_SUPPORTED = 0x0112, 0x0119, 0x0122
 _AT_ONCE = 16
+_MOST_WAITING = 1000  # a report has up to 2 MB
+_KEPT_S = 30 * 86400.0  # what has been reported
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class Commitments:
             return CLASS_CONFLICT
         return NO_SUCH_INSTANCE if reference.sop_class_uid in supported else CLASS_NOT_SUPPORTED
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so many reports wait that no more requests are taken."""
+        return self._journal.waiting_reports() >= _MOST_WAITING
+
     def asked(self, request: CommitmentRequest, wait_s: float) -> int:
         """Record a request before it is answered; its report is due after `wait_s`. Return its number."""
         return self._journal.change(lambda db, now: _note_asked(db, request, now, wait_s))
@@ -143,6 +150,7 @@ def _report(row: sqlite3.Row) -> ReportRecord:
 
 def _note_asked(db: sqlite3.Connection, request: CommitmentRequest, now: float, wait_s: float) -> int:
     report = json.dumps([[each.sop_class_uid, each.sop_instance_uid, each.failure] for each in request.references])
+    db.execute("DELETE FROM commitments WHERE state != 'waiting' AND requested_at < ?", (now - _KEPT_S,))
     db.execute(
         "INSERT INTO commitments (transaction_uid, calling_ae, peer, with_tls, report, state, requested_at, next_at) "
         "VALUES (?, ?, ?, ?, ?, 'waiting', ?, ?) ON CONFLICT (calling_ae, transaction_uid) DO UPDATE SET "

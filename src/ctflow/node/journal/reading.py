@@ -220,6 +220,11 @@ class JournalReader:
         both = " UNION ".join(question.format(table) for table in ("instances", "left_out"))
         return tuple((row["sop_class_uid"], row["file"]) for row in self._all(both, *[sop_instance_uid] * 2))
 
+    def waiting_reports(self) -> int:
+        """How many reports of storage commitment wait."""
+        ((count,),) = self._all("SELECT count(*) FROM commitments WHERE state = 'waiting'")
+        return int(count)
+
     def due_reports(self, limit: int) -> list[sqlite3.Row]:
         """Reports of storage commitment that wait, the one that is due first before the others."""
         return self._all("SELECT * FROM commitments WHERE state = 'waiting' ORDER BY next_at LIMIT ?", limit)

@@ -12,6 +12,7 @@ from pynetdicom import AE, evt
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.deliver.reports import ReportThread
 from ctflow.node.deliver.storage import StorageTarget
+from ctflow.node.journal import commitments as commitments_of_journal
 from ctflow.node.journal.commitments import CommitmentRequest, Commitments, Reference
 from ctflow.node.journal.journal import Journal
 from ctflow.node.receive import commitment, shortcut
@@ -240,6 +241,17 @@ def test_requests_and_images_share_an_association(scp, asker):
             assert answer.Status == 0
     assert len(node.commitments.waiting()) == 3
     assert all(each.request.references[0].failure is None for each in node.commitments.waiting())
+
+
+def test_no_more_requests_are_taken_than_can_wait(scp, monkeypatch):
+    monkeypatch.setattr(commitments_of_journal, "_MOST_WAITING", 1)
+    node = scp()
+    with association(node.port, contexts={COMMITMENT: ["1.2.840.10008.1.2.1"]}) as found:
+        answers = [
+            found.send_n_action(request_dataset(f"1.2.{number}", [KEPT]), 1, COMMITMENT, COMMITMENT_INSTANCE)[0].Status
+            for number in (1, 2)
+        ]
+    assert answers == [0, commitment.RESOURCE_LIMIT]
 
 
 def test_a_request_is_no_longer_than_its_limit(scp, monkeypatch):
