@@ -121,10 +121,12 @@ def _temporary_folder() -> Iterator[Path]:
     for left in Path(place).glob(f"{_PREFIX}*"):
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-    (folder / "lock").touch()
-    with _locked(folder):
+    new = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=place))  # another run must not find it without its lock
+    folder = new.with_name(new.name.removeprefix("."))
+    (new / "lock").touch()
+    with _locked(new):
         try:
+            new.rename(folder)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
