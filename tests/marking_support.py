@@ -32,6 +32,9 @@ class MarkingSegmenter:
     def open(self, progress: Progress = silent) -> None:
         pass
 
+    def with_settings(self, _settings: Settings) -> MarkingSegmenter:
+        return self
+
     def __enter__(self) -> MarkingSegmenter:
         return self
 
@@ -46,3 +49,22 @@ class MarkingSegmenter:
         labels[tuple(slice(size // 4, size // 2) for size in labels.shape)] = 1
         window = {"roi": [64, 64, 64], "overlap": 0.25, "blend": "gaussian", "batch_size": 1}
         return Segmentation(labels, INFO, window), {"segment": 0.0}
+
+
+class OnlyModel:
+    """Stands in for `ctflow.node.work.models.OpenModels`: one model, whose segmenter is open."""
+
+    def __init__(self, model: Model, segmenter: object) -> None:
+        self._model, self._segmenter = model, segmenter
+
+    def facts(self, _choice: object, _settings: Settings) -> Model:
+        return Model(self._model.spec, {}, self._model.weights_digest)
+
+    def body_parts(self, _choice: object) -> tuple[str, ...]:
+        return tuple(self._model.spec.body_parts)
+
+    def segmenter(self, _choice: object, settings: Settings) -> object:
+        return self._segmenter.with_settings(settings)
+
+    def close_others(self, _choice: object) -> bool:
+        return False

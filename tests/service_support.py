@@ -36,7 +36,7 @@ from ctflow.node.receive.commitment import CommitmentService
 from ctflow.node.receive.inbox import Inbox
 from ctflow.node.receive.intake import LEFT_OUT, Intake, IntakeLimits
 from ctflow.node.receive.receiver import STORED_CLASSES, VERIFICATION, Receiver, Reception, supported_contexts
-from ctflow.node.work.worker import Answer, NotReady, Ready, TaskOutcome
+from ctflow.node.work.messages import Answer, NotReady, Ready, TaskOutcome
 from needs import skip_without
 
 PATIENCE_S = 240.0  # of a test with something that happens: at a load of 20 a worker opens torch in more than a minute

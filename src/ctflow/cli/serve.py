@@ -13,10 +13,11 @@ from ctflow.bundle import demonstration_bundle, find_bundle
 from ctflow.core.entry_point import ending_signals
 from ctflow.core.errors import NoUsableSeries
 from ctflow.core.requirements import check_requirements
-from ctflow.dicom.read.scan import scan_folder
+from ctflow.dicom.read.scan import Scan, scan_folder
 from ctflow.node.log import close_node_log, set_up_node_log
-from ctflow.node.rules import Verdict, verdicts_of_scan
+from ctflow.node.rules import OTHER_MODELS, Asking, Verdict, verdicts_of_scan
 from ctflow.node.settings.explain import explain_settings, values_and_origins
+from ctflow.node.settings.models import NodeModel, given_options
 from ctflow.node.settings.service import ServiceSettings, given_settings, read_settings
 
 PARTLY = 6  # a backup without files that the journal names
@@ -49,7 +50,7 @@ def check_command(
     settings = found.read(ServiceSettings)
     for line in (explain_settings(settings), *values_and_origins(settings, found)):
         say(line)
-    for line in opened(settings, settings.run):
+    for line in opened(settings, settings.run, lambda loc: found.where(loc)[1]):
         say(line)
     for line in answers(settings) if network else ():
         say(line)
@@ -102,30 +103,42 @@ def rules_document(
         NoUsableSeries: The folder cannot be read, or holds no series to ask about.
     """
     settings = read_settings(config, environment)
-    bundle = find_bundle(settings.bundle) if settings.bundle else demonstration_bundle()
-    from ctflow.bundle import read_spec  # noqa: PLC0415  # torch, which the node itself never needs
-
-    spec = read_spec(bundle, settings.config, allow_code=settings.allow_code)
     scan = scan_folder(folder)
-    verdicts = verdicts_of_scan(
-        scan, settings.rules, calling_ae=calling_ae, body_parts=spec.body_parts, volume=settings.volume
-    )
-    if not verdicts:
+    verdicts = {model: _verdicts(scan, settings, model, calling_ae) for model in settings.models or (None,)}
+    if not all(verdicts.values()):
         damaged = f" ({len(scan.unreadable)} damaged)" if scan.unreadable else ""
         raise NoUsableSeries(
             f"the folder contains no DICOM series{damaged}: give a folder with series to try the rules on",
             reason="no-dicom",
         )
     return {
-        "series": [_entry(verdict) for verdict in verdicts],
+        "series": [_entry(dict(zip(verdicts, each, strict=True))) for each in zip(*verdicts.values(), strict=True)],
         "unreadable": [file.facts for file in scan.unreadable],
         "ignored": scan.ignored,
     }
 
 
-def _entry(verdict: Verdict) -> dict[str, Any]:
-    candidate = verdict.candidate
+def _verdicts(
+    scan: Scan, settings: ServiceSettings, model: NodeModel | None, calling_ae: str | None
+) -> tuple[Verdict, ...]:
+    """A model's verdict on every series."""
+    from ctflow.bundle import read_spec  # noqa: PLC0415  # torch, which the node itself never needs
+
+    given = (model and model.bundle) or settings.bundle
+    bundle, run = find_bundle(given) if given else demonstration_bundle(), settings.run_of(model)
+    spec = read_spec(bundle, run.config, allow_code=run.allow_code)
+    asking = Asking(model.name if model else "", spec.body_parts, lambda rule: settings.run_of(model, rule).volume)
+    names = [each.name for each in settings.models]
+    return verdicts_of_scan(scan, settings.rules, calling_ae=calling_ae, asking=asking, names=names)
+
+
+def _entry(verdicts: Mapping[NodeModel | None, Verdict]) -> dict[str, Any]:
+    """What becomes of a series: of the model that runs it first, or else of the first that is named."""
+    named = [each for each in verdicts.values() if each.reason != OTHER_MODELS]
+    verdict = next((each for each in named if each.run), named[0])
+    candidate, rule = verdict.candidate, verdict.by.by
     known = ("modality", "slices", "slice_spacing_mm", "body_part")
+    models = {model.name: each for model, each in verdicts.items() if model and each.reason != OTHER_MODELS}
     return {
         "digest": candidate.series.digest,
         "series_instance_uid": candidate.series.uid,
@@ -133,6 +146,11 @@ def _entry(verdict: Verdict) -> dict[str, Any]:
         "force": verdict.force,
         "reason": verdict.reason,
         "message": verdict.message,
+        "models": {
+            name: {"run": each.run, "reason": each.reason, "message": each.message} for name, each in models.items()
+        },
+        "priority": rule.priority if rule else "routine",
+        "options": given_options(rule.options if rule else None),
         "facts": {name: candidate.description[name] for name in known} | {"thickness_mm": verdict.thickness_mm},
     }
 

@@ -196,6 +196,7 @@ class BundleInvalid(ModelError):
             "archive",
             "argument",
             "cascade",
+            "changed",
             "expression",
             "inputs",
             "json",

@@ -9,13 +9,13 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctflow.compat.python import bare_start
 from ctflow.core.atomic import output_error_from_oserror
-from ctflow.core.errors import BackendUnavailable, DeliveryError, NotWritten, StorageFull
+from ctflow.core.errors import BackendUnavailable, CtflowError, DeliveryError, NotWritten, StorageFull
 from ctflow.core.processes import Line
 from ctflow.node.access.sign_on import SignOn
 from ctflow.node.certificates import said_of_expiry
@@ -24,18 +24,20 @@ from ctflow.node.deliver.webhook import read_secret
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
 from ctflow.node.settings.groups import Destination
+from ctflow.node.settings.models import with_options
 from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.tls import TlsContext, contexts_of
+from ctflow.node.work.messages import NotReady, Ready, Setup
 from ctflow.node.work.pool import Places
-from ctflow.node.work.worker import NotReady, Ready, Setup, run_worker
+from ctflow.node.work.worker import run_worker
 from ctflow.settings.run import Settings
-from ctflow.settings.schema import size_text
+from ctflow.settings.schema import Loc, key_text, size_text
 
 _CLOSE_S = 10.0
 _REMEDY = "the user of the node must be able to write there"
 
 
-def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
+def opened(settings: ServiceSettings, run: Settings, place_of: Callable[[Loc], str] = key_text) -> Iterator[str]:
     """Open folders, bundle, engine and devices.
 
     Makes and keeps only the engine's file in the cache, as at a start. A running node is not interrupted, but the
@@ -44,6 +46,7 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
     Args:
         settings: The site's.
         run: How each series is run.
+        place_of: How a message names the place of a model, or of a rule's options.
 
     Yields:
         A line for each item that could be opened.
@@ -59,16 +62,56 @@ def opened(settings: ServiceSettings, run: Settings) -> Iterator[str]:
         yield f"can read the secret of webhook {webhook.name}"
     yield from _secrets(settings)
     yield from (f"{name}: {said_of_expiry(each)}" for name, each in contexts_of(settings).items())
-    devices: list[str | None] = [*settings.devices] or [None]
-    while devices:
-        device = devices.pop(0)
-        word, warnings = _first_word(
-            Setup(settings.bundle, replace(run, device=device), settings.rules, logging.WARNING)
-        )
-        if device is None and word.gpus > 1:  # the node uses them all
-            devices += [f"cuda:{number}" for number in range(1, word.gpus)]
-        yield f"opened {word.model} {word.version} on {device or ('cuda:0' if word.gpus else 'the CPU')}"
-        yield from (f"warning: {warning}" for warning in warnings)
+    for model in _models(settings, run):
+        devices: list[str | None] = [*settings.devices] or [None]
+        while devices:
+            device = devices.pop(0)
+            setup = Setup(model.bundle, replace(model.run, device=device), settings.rules, logging.WARNING)
+            try:
+                word, warnings = _first_word(setup)
+            except CtflowError as error:
+                if model.at:
+                    error.args = (f"{place_of(model.at)}: {error}",)
+                raise
+            if device is None and word.gpus > 1:  # the node uses them all
+                devices += [f"cuda:{number}" for number in range(1, word.gpus)]
+            where = device or ("cuda:0" if word.gpus else "the CPU")
+            yield f"opened {model.named}{word.model} {word.version} on {where}"
+            yield from (f"warning: {warning}" for warning in warnings)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model to open; `named` begins a line about it, and `at` leads to it in the settings."""
+
+    named: str
+    bundle: Path | None
+    run: Settings
+    at: Loc = ()
+
+
+def _models(settings: ServiceSettings, run: Settings) -> list[_Opened]:
+    """Every model, and each again for the options of a rule with which it is read or opened otherwise."""
+    all_ = settings.models or (None,)
+    bundles = [(each and each.bundle) or settings.bundle for each in all_]
+    found = [
+        _Opened(f"{each.name}: " if each else "", bundle, with_options(run, each), ("models", number) if each else ())
+        for number, (each, bundle) in enumerate(zip(all_, bundles, strict=True))
+    ]
+    known = {(each.bundle, *_how(each.run)) for each in found}
+    for number, rule in enumerate(settings.rules):
+        for each in settings.models_of(rule) if rule.options is not None else ():
+            bundle, asked = bundles[all_.index(each)], with_options(run, each, rule.options)
+            if (bundle, *_how(asked)) not in known:
+                known.add((bundle, *_how(asked)))
+                named = f"{each.name}, rule {number + 1}: " if each else f"rule {number + 1}: "
+                found.append(_Opened(named, bundle, asked, ("rules", number, "options")))
+    return found
+
+
+def _how(run: Settings) -> tuple[object, ...]:
+    """What a model may refuse when it is opened."""
+    return run.engine, run.precision, run.config, run.allow_code, run.seg == "fractional"
 
 
 def answers(settings: ServiceSettings) -> Iterator[str]:

@@ -45,7 +45,7 @@ class Metrics:
         self._associations = Gauge("ctflow_associations", "Associations open now.", **made)
         self._sent = Counter("ctflow_sends", "Attempts to send an object.", ["destination", "outcome"], **made)
         self._stages = Histogram(
-            "ctflow_stage_seconds", "Seconds of each stage of a series.", ["stage"], buckets=_BUCKETS_S, **made
+            "ctflow_stage_seconds", "Seconds of each stage of a series.", ["stage", "model"], buckets=_BUCKETS_S, **made
         )
         build = Gauge("ctflow_build_info", "Version of ctflow.", ["version"], **made)
         build.labels(__version__).set(1)
@@ -80,9 +80,9 @@ class Metrics:
         """An attempt to send an object ended: `sent`, `refused` or `down`."""
         self._sent.labels(destination, _word(outcome)).inc()
 
-    def stage(self, stage: str, elapsed_s: float) -> None:
+    def stage(self, stage: str, elapsed_s: float, model: str = "") -> None:
         """Seconds of a stage of a series: those of result.json, `queue`, and `turnaround`: last image to result."""
-        self._stages.labels(_word(stage)).observe(elapsed_s)
+        self._stages.labels(_word(stage), model).observe(elapsed_s)
 
     def expiries(self, of: Callable[[], Iterable[tuple[str, float]]]) -> None:
         """From now on show when certificates expire: their names in the settings and Unix times, asked each time."""
@@ -114,6 +114,10 @@ class _JournalCollector:
         for state, count in self._journal.counts().items():
             series.add_metric([state], count)
         yield series
+        runs = GaugeMetricFamily("ctflow_runs", "Runs of each model in each state.", labels=["model", "state"])
+        for (model, state), count in self._journal.run_counts().items():
+            runs.add_metric([model, state], count)
+        yield runs
         objects = GaugeMetricFamily("ctflow_deliveries", "Objects to deliver.", labels=["destination", "state"])
         for destination, states in self._journal.backlog().items():
             for name, count in states.items():

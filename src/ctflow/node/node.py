@@ -23,6 +23,7 @@ from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.deliver.targets import target_of
 from ctflow.node.deliver.webhook import WebhookTarget
 from ctflow.node.dicomweb.stow import StowIntake
+from ctflow.node.journal.claims import QueueRules
 from ctflow.node.journal.commitments import Commitments, ReportRecord
 from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
@@ -49,8 +50,8 @@ from ctflow.node.settings.service import (
 from ctflow.node.tls import TlsContext, context_to_peer, contexts_of
 from ctflow.node.web.pages import NodeView
 from ctflow.node.web.server import serving
+from ctflow.node.work.messages import ModelChoice, NotReady, Ready, Setup
 from ctflow.node.work.pool import Places, WorkerPool
-from ctflow.node.work.worker import NotReady, Ready, Setup
 from ctflow.settings.run import Settings
 
 STOP_GRACE_S = 20.0  # a container gets 30 s, and an unfinished case waits in the journal
@@ -94,8 +95,17 @@ class Node:
         self._audit = stack.enter_context(told_forever(AuditTrail(self.journal, data / POSITION_FILE), changed))
         inbox = Inbox(self.places.inbox, settings.limits.free_disk)
         self._inbox = inbox
-        setup = Setup(settings.bundle, run, settings.rules, logging.getLogger().getEffectiveLevel())
-        self.pool = WorkerPool(self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics)
+        models = tuple(
+            ModelChoice(each.name, each.bundle or settings.bundle, settings.run_of(each)) for each in settings.models
+        )
+        level = logging.getLogger().getEffectiveLevel()
+        setup = Setup(settings.bundle, run, settings.rules, level, models, settings.engines_open)
+        queue = QueueRules(
+            urgent_in_a_row=settings.queue.urgent_in_a_row, routine_waits_s=settings.queue.routine_waits_s
+        )
+        self.pool = WorkerPool(
+            self.journal, self.places, setup, settings.devices, self._deliveries, self.metrics, queue
+        )
         tls = contexts_of(settings)
         self.certificates = CertificateWatch(
             tuple(tls.values()), lambda kind, text, peer: self.journal.event(kind, text, peer=peer)
@@ -220,7 +230,10 @@ class Node:
         if not isinstance(word, Ready) or not word.demonstration:
             return None
         sent = "are sent (allow_demonstration)" if self.settings.allow_demonstration else "are not sent"
-        return f"{RESEARCH_ONLY}: {word.model} is a demonstration model. Its results {sent}."
+        if len(word.demonstrations) > 1:
+            return f"{RESEARCH_ONLY}: {', '.join(word.demonstrations)} are demonstration models. Their results {sent}."
+        name = word.demonstrations[0] if word.demonstrations else word.model
+        return f"{RESEARCH_ONLY}: {name} is a demonstration model. Its results {sent}."
 
 
 def run_node(settings: ServiceSettings, run: Settings, stop: threading.Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,9 +12,12 @@ from ctflow.dicom.body_parts import holds_no_other, suits
 from ctflow.dicom.read.scan import Scan
 from ctflow.dicom.read.select.selection import select_series
 from ctflow.dicom.read.select.series import Candidate, Series
-from ctflow.settings.schema import Group, Key, Switch, Text, real
+from ctflow.node.settings.models import RunOptions
+from ctflow.node.settings.values import Name
+from ctflow.settings.schema import Group, Key, Refused, Switch, Text, real
 
 _LONGEST_FACT = 1024  # characters of a compared value; DICOM allows 64
+RULE_IGNORE, OTHER_MODELS = "rule-ignore", "other-models"  # reasons of verdicts
 _ABSENT = "absent"  # a code string has only capitals, so no BodyPartExamined is this word
 
 
@@ -34,7 +37,10 @@ class Range(Group):
 class Rule(Group):
     """One rule: its conditions on a series, and its decision."""
 
-    decision: Annotated[Literal["run", "ignore"], Key("`run`: eligible series run; `ignore`: none does.")]
+    decision: Annotated[
+        Literal["run", "ignore"] | None,
+        Key("`run`: eligible series run; `ignore`: none does.", default="run, if the key `run` is given"),
+    ] = None
     name: Annotated[Text | None, Key("Its name on the page and in the log.")] = None
     modality: Annotated[tuple[Text, ...], Key("Modality is one of these.")] = ()
     body_part: Annotated[
@@ -56,10 +62,27 @@ class Rule(Group):
             "With `run`: also series that are not eligible but possible, as `ctflow run --force` does, with a warning."
         ),
     ] = False
+    run: Annotated[
+        tuple[Name, ...], Key("Names of the `models` that its series run with; the first of them if omitted.", most=64)
+    ] = ()
+    options: Annotated[
+        RunOptions | None,
+        Key("Run options for its series: any key from `volume` on, except `cache`; they win over those of a model."),
+    ] = None
+    priority: Annotated[Literal["urgent", "routine"], Key("`urgent`: its series run before routine ones.")] = "routine"
 
     def __post_init__(self) -> None:
-        if self.force and self.decision == "ignore":
-            raise ValueError("force needs the decision run, but this one is ignore")
+        if self.decision is None and not self.run:
+            raise Refused("the key decision is missing", reason="missing-key")
+        if self.decision is None:
+            object.__setattr__(self, "decision", "run")
+        if self.decision == "ignore":
+            for name, is_given in (("force", self.force), ("run", self.run), ("options", self.options)):
+                if is_given:
+                    raise ValueError(f"{name} needs the decision run, but this one is ignore")
+        twice = {name for name in self.run if self.run.count(name) > 1}
+        if twice:
+            raise Refused(f"the model {min(twice)} is named twice", "run")
 
     @property
     def takes_all(self) -> bool:
@@ -94,11 +117,17 @@ class Decision:
         decision: "run" or "ignore".
         force: Whether series that are not eligible but possible also run.
         rule: The deciding rule, for display ("rule 2, scouts"); None if none applied.
+        by: The deciding rule itself.
     """
 
     decision: str
     force: bool
     rule: str | None
+    by: Rule | None = None
+
+    def models(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The models that it names; the first of all that there are if it names none."""
+        return self.by.run if self.by is not None and self.by.run else tuple(names[:1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +141,7 @@ class Verdict:
         reason: Short stable name: `rule-ignore`, or the candidate's.
         message: The same as a sentence, without patient data.
         thickness_mm: The SliceThickness that rules used.
+        by: The decision of the rules.
     """
 
     candidate: Candidate
@@ -120,6 +150,7 @@ class Verdict:
     reason: str
     message: str
     thickness_mm: float | None
+    by: Decision = Decision("run", force=False, rule=None)
 
 
 def facts_from_series(series: Series, calling_ae: str | None = None) -> Facts:
@@ -150,7 +181,7 @@ def decide(facts: Facts, rules: Sequence[Rule]) -> Decision:
     for count, rule in enumerate(rules, start=1):
         if _fits(facts, rule):
             named = f"rule {count}, {rule.name}" if rule.name else f"rule {count}"
-            return Decision(rule.decision, rule.force, named)
+            return Decision(str(rule.decision), rule.force, named, rule)
     return Decision("run", force=False, rule=None)
 
 
@@ -187,15 +218,30 @@ def _like(value: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(value.casefold(), pattern.casefold())
 
 
+@dataclass(frozen=True)
+class Asking:
+    """A model for which the rules are asked.
+
+    Attributes:
+        name: Its name in the settings; "" for the only one.
+        body_parts: BodyPartExamined values that suit it; empty accepts all.
+        volume_of: The volumes that are meant (as of `select_series`), by the rule that decides.
+    """
+
+    name: str = ""
+    body_parts: Collection[str] = ()
+    volume_of: Callable[[Rule | None], str] = lambda _rule: "all"
+
+
 def verdicts_of_scan(
     scan: Scan,
     rules: Sequence[Rule],
     *,
     calling_ae: str | None = None,
-    body_parts: Collection[str] = (),
-    volume: str = "all",
+    asking: Asking = Asking(),  # a value
+    names: Sequence[str] = (),
 ) -> tuple[Verdict, ...]:
-    """The verdict on every series of a folder, by UID, and on every volume of a series that holds several.
+    """A model's verdict on every series of a folder, by UID, and on every volume of a series that holds several.
 
     Both the node and `ctflow rules test` use this.
 
@@ -203,24 +249,38 @@ def verdicts_of_scan(
         scan: The headers.
         rules: The site's.
         calling_ae: AE title of the sender.
-        body_parts: BodyPartExamined values that suit the model; empty accepts all.
-        volume: As of `select_series`.
+        asking: The model.
+        names: Of all models; empty for the only one.
     """
-    plain = select_series(scan, body_parts=body_parts, volume=volume).candidates
-    forced = select_series(scan, body_parts=body_parts, volume=volume, force=True).candidates
-    return tuple(
-        _verdict(fit, possible, facts_from_series(fit.series, calling_ae), rules)
-        for fit, possible in zip(plain, forced, strict=True)
-    )
+    chosen: dict[tuple[str, bool], tuple[Candidate, ...]] = {}
+
+    def candidates(volume: str, *, force: bool) -> tuple[Candidate, ...]:
+        if (volume, force) not in chosen:
+            found = select_series(scan, body_parts=asking.body_parts, volume=volume, force=force)
+            chosen[volume, force] = found.candidates
+        return chosen[volume, force]
+
+    verdicts = []
+    for place, first in enumerate(candidates("all", force=False)):
+        facts = facts_from_series(first.series, calling_ae)
+        decision = decide(facts, rules)
+        volume = asking.volume_of(decision.by)
+        fit, possible = (candidates(volume, force=force)[place] for force in (False, True))
+        verdicts.append(_verdict(fit, possible, facts, decision, asking.name in decision.models(names or ("",))))
+    return tuple(verdicts)
 
 
-def _verdict(fit: Candidate, possible: Candidate, facts: Facts, rules: Sequence[Rule]) -> Verdict:
-    decision = decide(facts, rules)
+def _verdict(fit: Candidate, possible: Candidate, facts: Facts, decision: Decision, is_named: bool) -> Verdict:
     if decision.decision == "ignore":
-        return Verdict(fit, False, False, "rule-ignore", f"{decision.rule} ignores it", facts.thickness_mm)
+        return Verdict(fit, False, False, RULE_IGNORE, f"{decision.rule} ignores it", facts.thickness_mm, decision)
+    if not is_named:
+        message = f"{decision.rule or 'without a rule the first model'} runs it with other models"
+        return Verdict(fit, False, False, OTHER_MODELS, message, facts.thickness_mm, decision)
     candidate = possible if decision.force else fit
     # The text of select names the command line's switch; here a rule has it.
     message = candidate.message.replace("; --force segments it", "").replace("of --force", "of `force`")
     if decision.rule:
         message = f"{message} ({decision.rule})"
-    return Verdict(candidate, candidate.selected, candidate.forced, candidate.reason, message, facts.thickness_mm)
+    return Verdict(
+        candidate, candidate.selected, candidate.forced, candidate.reason, message, facts.thickness_mm, decision
+    )

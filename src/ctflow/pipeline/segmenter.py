@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -55,15 +56,21 @@ class Segmenter:
     """
 
     def __init__(self, model: Model, settings: Settings, *, logits_only: bool = False) -> None:
-        if model.spec.painted and settings.seg == "fractional":
-            raise SettingsInvalid(
-                "fractional: this model's regions overlap, and their probabilities do not make a label map; use "
-                "another --seg",
-                reason="conflict",
-            )
+        _check_form(model, settings)
         self.model = model
         self._settings = settings
         self._opened = OpenEngines(model, settings, logits_only=logits_only)
+
+    def with_settings(self, settings: Settings) -> Segmenter:
+        """The same open engines, for other settings than engine, precision, device and cache.
+
+        Raises:
+            SettingsInvalid: As of the class.
+        """
+        _check_form(self.model, settings)
+        other = copy(self)
+        other._settings = settings  # its own kind
+        return other
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -216,6 +223,15 @@ class Segmenter:
         if isinstance(prepared, PreparedByMonai) and prepared.case is not None:
             return labels_and_masks(bytes_on_host(prepared.case.labels(found.logits).contiguous()), spec, fractional)
         return finished(prepared, found.logits, spec, found.parts, shape, fractional=fractional, progress=progress)
+
+
+def _check_form(model: Model, settings: Settings) -> None:
+    if model.spec.painted and settings.seg == "fractional":
+        raise SettingsInvalid(
+            "fractional: this model's regions overlap, and their probabilities do not make a label map; use "
+            "another --seg",
+            reason="conflict",
+        )
 
 
 def _in_voxels(spec: ModelSpec, prepared: Prepared, volume: Volume) -> ModelSpec:

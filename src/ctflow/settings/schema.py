@@ -46,10 +46,12 @@ class Group:
 
     Attributes:
         MEANT: Keys that a person may look for here, and the ones that take their place.
+        ALIKE: A group of which it has keys once more, for a part of what that one is for: they are documented there.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     MEANT: ClassVar[Mapping[str, str]] = {}
+    ALIKE: ClassVar[type[Group] | None] = None
 
 
 G = TypeVar("G", bound=Group)
@@ -146,6 +148,8 @@ def documented(kind: type[Group], above: str = "") -> Iterator[Row]:
     """Every key of a group and of the groups in it."""
     defaults = {each.name: each.default for each in fields(kind)}  # type: ignore[arg-type]
     for name, (annotation, key) in keys_of(kind).items():
+        if kind.ALIKE and name in keys_of(kind.ALIKE):
+            continue
         default, inner = defaults[name], group_of(annotation)
         if isinstance(default, Group):
             yield from documented(type(default), f"{above}{name}.")
@@ -161,6 +165,8 @@ def effective(settings: Group, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
     open_ = {each.name for each in fields(settings) if each.default is None}  # type: ignore[arg-type]
     for name, (annotation, key) in keys_of(type(settings)).items():
         value, here = getattr(settings, name), (*loc, name)
+        if settings.ALIKE and name in keys_of(settings.ALIKE):
+            continue
         groups = value if isinstance(value, tuple) else (value,)
         if groups and all(isinstance(each, Group) for each in groups):
             for number, each in enumerate(groups):

@@ -36,7 +36,7 @@ from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.tls import ClientTls, ServerTls
 from ctflow.node.settings.web import Web
 from ctflow.node.tls import TlsContext
-from ctflow.node.work.worker import NotReady, Ready
+from ctflow.node.work.messages import NotReady, Ready
 from ctflow.settings.run import Settings
 from reasons import raises_reason
 from service_support import free_port, worker_that_answers

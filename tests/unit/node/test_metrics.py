@@ -17,7 +17,11 @@ def samples(ward) -> dict[tuple, float]:
     body, media_type = ward.metrics.exposition()
     assert media_type.startswith("text/plain")
     families = text_string_to_metric_families(body.decode())
-    return {(each.name, *sorted(each.labels.values())): each.value for family in families for each in family.samples}
+    return {
+        (each.name, *sorted(filter(None, each.labels.values()))): each.value
+        for family in families
+        for each in family.samples
+    }
 
 
 def test_every_state_has_a_number_before_anything_came(ward):

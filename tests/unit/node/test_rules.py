@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ctflow.cli.main import main
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.write.ct_series import write_ct_series
-from ctflow.node.rules import Facts, Range, Rule, decide, facts_from_series, verdicts_of_scan
+from ctflow.node.rules import Asking, Facts, Range, Rule, decide, facts_from_series, verdicts_of_scan
 from dicom_support import setter, small_volume
 
 CHEST = Facts("CT", frozenset({"CHEST"}), 1.25, "Lung 1.25 B60f", "SCANNER1")
@@ -147,7 +147,7 @@ def test_without_rules_what_is_fit_is_run(tmp_path):
     assert "--force" not in found.message
     write(tmp_path / "head", BodyPartExamined="HEAD")
     assert verdict_of(tmp_path / "head").run
-    assert not verdict_of(tmp_path / "head", body_parts=["CHEST"]).run
+    assert not verdict_of(tmp_path / "head", asking=Asking(body_parts=["CHEST"])).run
 
 
 def test_a_rule_that_ignores_keeps_a_fit_series_from_running(tmp_path):

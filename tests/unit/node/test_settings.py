@@ -10,7 +10,8 @@ import pytest
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.rules import Range, Rule
 from ctflow.node.settings.explain import explain_settings, values_and_origins
-from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer
+from ctflow.node.settings.groups import GB, MB, Backoff, Destination, Limits, Log, Peer, Queue
+from ctflow.node.settings.models import NodeModel, RunOptions
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.service import ServiceSettings, given_settings, is_peer, read_settings
 from ctflow.node.settings.tls import ClientTls, PageTls, ServerTls
@@ -69,6 +70,11 @@ limits: {associations: 5, pdu: 64 KiB, idle_s: 10, instances: 100, series: 1 GB,
 quiet_period_s: 2.5
 copy_to: out
 bundle: bundles/lung
+models:
+  - {name: lung, seg: binary, overlap: 0.25}
+  - {name: body, bundle: bundles/body}
+engines_open: 3
+queue: {urgent_in_a_row: 2, routine_waits_s: 60}
 engine: openvino
 config: inference_swinunetr.yaml
 allow_code: true
@@ -93,7 +99,7 @@ rtstruct_holes: separate
 nifti: true
 devices: [cuda:0, cuda:1]
 destinations:
-  - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112}
+  - {name: pacs, ae_title: PACS, host: pacs.example.org, port: 11112, models: body}
   - {name: second, ae_title: B, host: "::1", port: 4242, commitment: auto, commitment_timeout_s: 60,
      backoff: {first_s: 1, most_s: 2, give_up_after_s: 60},
      tls: {ca: ca.pem, fingerprints: [0101010101010101010101010101010101010101010101010101010101010101],
@@ -106,7 +112,7 @@ web:
 log: {file: /var/log/ctflow/node.jsonl, level: debug, rotate_at: 1 MB, keep: 3}
 allow_demonstration: true
 rules:
-  - {decision: run, body_part: CHEST, thickness_mm: {max: 3}}
+  - {run: [lung, body], body_part: CHEST, thickness_mm: {max: 3}, priority: urgent, options: {viewer: ohif}}
   - decision: ignore
 """
 
@@ -132,6 +138,12 @@ def test_every_key_is_read(tmp_path):
         quiet_period_s=2.5,
         copy_to=here / "out",
         bundle=here / "bundles/lung",
+        models=(
+            NodeModel(name="lung", seg="binary", overlap=0.25),
+            NodeModel(name="body", bundle=here / "bundles/body"),
+        ),
+        engines_open=3,
+        queue=Queue(2, 60.0),
         engine="openvino",
         config="inference_swinunetr.yaml",
         allow_code=True,
@@ -156,7 +168,7 @@ def test_every_key_is_read(tmp_path):
         nifti=True,
         devices=("cuda:0", "cuda:1"),
         destinations=(
-            Destination("pacs", "PACS", "pacs.example.org", 11112),
+            Destination("pacs", "PACS", "pacs.example.org", 11112, models=("body",)),
             Destination(
                 "second",
                 "B",
@@ -187,7 +199,17 @@ def test_every_key_is_read(tmp_path):
         ),
         log=Log(Path("/var/log/ctflow/node.jsonl"), "debug", MB, 3),
         allow_demonstration=True,
-        rules=(Rule("run", body_part=("CHEST",), thickness_mm=Range(max=3.0)), Rule("ignore")),
+        rules=(
+            Rule(
+                "run",
+                body_part=("CHEST",),
+                thickness_mm=Range(max=3.0),
+                run=("lung", "body"),
+                priority="urgent",
+                options=RunOptions(viewer="ohif"),
+            ),
+            Rule("ignore"),
+        ),
     )
     found = read(tmp_path, EVERYTHING)
     for each in dataclasses.fields(ServiceSettings):
@@ -282,6 +304,31 @@ def test_a_viewer_chooses_what_the_file_or_a_flag_does_not(tmp_path, content, ty
             "invalid-value",
             "line 3: rules[2]: is never reached: rule 1",
         ),
+        ("rules:\n  - {modality: CT}", "missing-key", "line 2: rules[1]: the key decision is missing"),
+        ("rules: [{run: lung}]", "invalid-value", "rules[1].run: there is no model lung: name it and its bundle"),
+        ("models: [{name: lung}]\nrules: [{run: lunk}]", "invalid-value", ("line 2: rules[1].run", "mean lung?")),
+        ("models: [{name: lung}]\nrules: [{run: [lung, lung]}]", "invalid-value", "the model lung is named twice"),
+        ("models: [{name: a}, {name: a}]", "invalid-value", "models: the name a is used twice"),
+        ("models: [{name: ../a}]", "invalid-value", "models[1].name: must be 1 to 32"),
+        ("models: [{name: a, sag: binary}]", "unknown-key", "models[1].sag: unknown key: do you mean seg?"),
+        ("models: [{name: a, cache: b}]", "unknown-key", "models[1].cache"),
+        ("models:\n- name: a\n  seg: binry", "invalid-value", "line 3: models[1].seg"),
+        (
+            "segments: finding\nmodels:\n- name: a\n- name: b\n  seg: fractional",
+            "conflict",
+            "line 4: models[2]: finding: a fractional SEG",
+        ),
+        (
+            "rules:\n- decision: run\n  options:\n    seg: fractional\n    segments: finding",
+            "conflict",
+            "line 5: rules[1].options.segments: finding",
+        ),
+        ("rules: [{decision: ignore, options: {seg: binary}}]", "invalid-value", "options needs the decision run"),
+        (
+            "destinations: [{name: a, ae_title: X, host: h, port: 1, models: lung}]",
+            "invalid-value",
+            "destinations[1].models: there is no model lung",
+        ),
         ("rules: [{decision: ignore, force: true}]", "invalid-value", "rules[1]: force needs the decision run"),
         (
             "rules: [{decision: run, thickness_mm: {min: 2, max: 1}}]",
@@ -327,7 +374,8 @@ def test_what_a_file_means_is_told_in_lines(tmp_path):
         "accepts series from ORTHANC at 10.1.2.3/32",
         "receives with TLS; clients may have a certificate",
         "accepts series from any AE title at 10.2.0.0/16, with the certificate of `fingerprints`, also without TLS",
-        "rule 1: run body_part CHEST and thickness_mm 0 to 3, if it is eligible",
+        "rule 1: run body_part CHEST and thickness_mm 0 to 3 with lung and body, if it is eligible, before routine "
+        "series",
         "rule 2: ignore every series",
         "sends results to second: B at [::1]:4242 with TLS, which commits to them if it offers to, again after 1 "
         "to 2 s, for 0.0166667 h",
@@ -338,6 +386,58 @@ def test_what_a_file_means_is_told_in_lines(tmp_path):
     ):
         assert line in told
     assert "every other series runs if it is eligible" not in told
+
+
+SEVERAL = """
+seg: labelmap
+overlap: 0.5
+models:
+  - name: lung
+    report: none
+  - name: body
+    bundle: body
+    viewer: pacs
+rules:
+  - run: [lung, body]
+    modality: CT
+    options:
+      rtstruct: true
+      overlap: 0.25
+  - run: body
+"""
+
+
+def test_options_of_a_rule_win_over_those_of_its_model_and_these_over_the_nodes(tmp_path):
+    settings = read(tmp_path, SEVERAL)
+    (lung, body), (rule, other) = settings.models, settings.rules
+    found = settings.run_of(lung, rule)
+    assert (found.seg, found.overlap, found.report, found.rtstruct) == ("labelmap", 0.25, "none", True)
+    found = settings.run_of(body, other)
+    assert (found.seg, found.overlap, found.report, found.rtstruct) == ("binary", 0.5, "html", False)
+    assert settings.models_of(rule) == (lung, body)
+    assert settings.models_of(other) == (body,)
+    assert settings.models_of(None) == (lung,)
+
+
+def test_every_option_of_a_model_and_of_a_rule_is_told_with_where_it_comes_from(tmp_path):
+    file = tmp_path / "node.yaml"
+    file.write_text(SEVERAL, encoding="utf-8")
+    found = given_settings(file, {**HOME, "CTFLOW_PDF": "1"}, {})
+    told = values_and_origins(found.read(ServiceSettings), found)
+    for line in (
+        "models[2].name = body  (line 7)",
+        "model lung: seg = labelmap  (line 2)",
+        "model lung: report = none  (line 6)",
+        "model lung: pdf = true  (CTFLOW_PDF)",
+        "model lung: engine = auto  (default)",
+        "model body: seg = binary  (line 9, viewer)",
+        "rule 1, model lung: overlap = 0.25  (line 15)",
+        "rule 1, model body: rtstruct = true  (line 14)",
+        "rule 1, model body: seg = binary  (line 9, viewer)",
+        "rule 1, model lung: report = none  (line 6)",
+    ):
+        assert line in told
+    assert not any(line.startswith("rule 2") for line in told)
 
 
 def test_what_is_seldom_meant_is_told(tmp_path):

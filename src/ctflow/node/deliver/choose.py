@@ -41,7 +41,11 @@ def choose_destinations(settings: ServiceSettings, results: Path, answer: Worker
         return ChosenDestinations(())
     files = sorted((each.file for each in answer.objects), key=lambda file: OBJECTS.index(Path(file).name))
     wanted: list[tuple[str, When | None, Sequence[str]]] = [
-        *((each.name, each.when, files) for each in settings.destinations),
+        *(
+            (each.name, each.when, files)
+            for each in settings.destinations
+            if not each.models or answer.run_model in each.models
+        ),
         *((each.name, each.when, (DOCUMENT,)) for each in settings.webhooks),
     ]
     volumes = None if all(when is None for _, when, _ in wanted) else volumes_of_result(results / answer.folder)

@@ -27,8 +27,9 @@ from ctflow.node.journal.arrivals import (
     note_refused,
     receive_instance,
 )
+from ctflow.node.journal.claims import QueueRules, RunQueue
 from ctflow.node.journal.reading import JournalReader
-from ctflow.node.journal.records import Arrival, InstanceRecord, Job, Receipt, Why, WorkerResult
+from ctflow.node.journal.records import Arrival, DecidedRun, InstanceRecord, Job, Receipt, Why, WorkerResult
 from ctflow.node.journal.same_uid import keep_left_out
 from ctflow.node.journal.schema import bring_up_to_date, unopened
 
@@ -58,6 +59,7 @@ class Journal(JournalReader):
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         super().__init__(path)
         self._clock = clock
+        self._queue = RunQueue(QueueRules())
         self._wanted: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._listeners: list[Callable[[], None]] = []
         opened: Future[None] = Future()
@@ -236,16 +238,32 @@ class Journal(JournalReader):
         """After a start, queue again what ran when the node ended; return the keys of its series."""
         return self._write(writes.recover_jobs)
 
-    def claim(self, beside: Collection[str] = ()) -> Job | None:
+    def claim(self, beside: Collection[str] = (), held: Collection[str] = ()) -> Job | None:
         """Take the next run of a complete series and mark it as running; None if none may run now.
 
-        The oldest comes first, but those during which the node itself ended come after the others.
+        The oldest series comes first, but those during which the node itself ended come after the others, and routine
+        ones after urgent ones (`order_by`).
 
         Args:
             beside: Keys of the series that run in the same worker. None runs beside them that was tried before, so that
-                a series that ends a worker twice has no other to blame, nor one of them again, after new instances.
+                a series that ends a worker twice has no other to blame, nor one of them again.
+            held: Models that are open in the worker: their runs are preferred, for a while.
         """
-        return self._write(lambda db: writes.claim_job(db, self._clock(), beside))
+
+        def take(db: sqlite3.Connection) -> Job | None:
+            now = self._clock()
+            run = self._queue.next(db, now, beside, held)
+            return None if run is None else writes.claim_job(db, run, now)
+
+        return self._write(take)
+
+    def order_by(self, rules: QueueRules) -> None:
+        """Order runs by these rules from now on."""
+        self._queue = RunQueue(rules)
+
+    def decide(self, job: Job, decided: Sequence[DecidedRun]) -> bool:
+        """Put a run of each of these models in a job's place, all at once; False if its set has changed."""
+        return self._write(lambda db: writes.decide_job(db, job, decided, self._clock()))
 
     def commit(self, job: Job, answer: WorkerResult, deliveries: Sequence[tuple[str, str]]) -> bool:
         """Record a result and its deliveries before anything is sent.

@@ -306,6 +306,7 @@ class Job:
         earlier: Folder of the earlier revision's result, below the results folder.
         run: Number of the run in the journal.
         model: Name of the model in the settings; "" where it is undecided, or the only one.
+        is_decided: Whether its model and priority were decided by its headers.
     """
 
     key: str
@@ -316,11 +317,27 @@ class Job:
     earlier: str | None
     run: int = 0
     model: str = ""
+    is_decided: bool = False
 
     @property
     def digest(self) -> str:
         """The name of the series in messages."""
         return digest_of_uid(self.series_uid)
+
+
+@dataclass(frozen=True)
+class DecidedRun:
+    """One of the models that a series runs with.
+
+    Attributes:
+        model: Its name in the settings; "" for the only one.
+        priority: 1 is urgent, 0 routine.
+        why: Why it is set aside at once, where this model does not suit the series.
+    """
+
+    model: str
+    priority: int
+    why: Why | None = None
 
 
 @dataclass(frozen=True)
@@ -334,3 +351,4 @@ class WorkerResult:
     demonstration: bool
     elapsed_s: float
     objects: tuple[ObjectRecord, ...]
+    run_model: str = ""

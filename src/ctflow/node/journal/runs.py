@@ -7,9 +7,9 @@ has none, so that late instances start from the beginning.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Sequence
 
-from ctflow.node.journal.records import Why
+from ctflow.node.journal.records import DecidedRun, Why
 
 # Of several runs the series shows the first of these: what goes on, then what a person must look at.
 _SHOWN_FIRST = ("running", "complete", "dead", "aside", "done", "delivered", "discarded")
@@ -82,12 +82,16 @@ def show_runs(db: sqlite3.Connection, key: str) -> None:
     )
 
 
-def claimable(db: sqlite3.Connection, now: float, beside: Collection[str]) -> sqlite3.Row | None:
-    """The next run that may begin beside these series; None if there is none."""
-    marks = ",".join("?" * len(beside))
-    row: sqlite3.Row | None = db.execute(
-        f"SELECT r.* FROM runs r JOIN series s ON s.key = r.series_key WHERE r.state = 'complete' AND r.next_at <= ? "  # noqa: S608  # question marks
-        f"AND r.series_key NOT IN ({marks}) ORDER BY r.interruptions, s.first_at, r.id LIMIT 1",
-        (now, *beside),
-    ).fetchone()
-    return None if row is None or (beside and row["attempts"]) else row
+def decide_runs(db: sqlite3.Connection, run: sqlite3.Row, decided: Sequence[DecidedRun]) -> None:
+    """Put a run of each of these models in the place of a run whose models were undecided."""
+    key = run["series_key"]
+    db.execute("DELETE FROM runs WHERE id = ?", (run["id"],))
+    for each in decided:
+        state = "complete" if each.why is None else "aside"
+        values = (key, each.model, state, *(each.why or (None, None)), each.priority, run["interruptions"])
+        db.execute(
+            "INSERT INTO runs (series_key, model, state, reason, message, priority, interruptions, queued_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, run["queued_at"]),
+        )
+    show_runs(db, key)

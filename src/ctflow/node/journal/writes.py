@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from ctflow.node.journal.pruned import is_pruned
 from ctflow.node.journal.reading import record_of_row
-from ctflow.node.journal.records import InstanceRecord, Job, Why, WorkerResult
-from ctflow.node.journal.runs import add_run, claimable, run_of_id, runs_of, set_open_runs, set_run, show_runs
+from ctflow.node.journal.records import DecidedRun, InstanceRecord, Job, Why, WorkerResult
+from ctflow.node.journal.runs import add_run, decide_runs, run_of_id, runs_of, set_open_runs, set_run, show_runs
 
 
 def key_of(study_uid: str, series_uid: str, revision: int) -> str:
@@ -67,11 +67,8 @@ def recover_jobs(db: sqlite3.Connection) -> tuple[str, ...]:
     return tuple(str(row["series_key"]) for row in rows)
 
 
-def claim_job(db: sqlite3.Connection, now: float, beside: Collection[str] = ()) -> Job | None:
-    """Take the next job and mark it as running; beside these only if it may (`Journal.claim`)."""
-    run = claimable(db, now, beside)
-    if run is None:
-        return None
+def claim_job(db: sqlite3.Connection, run: sqlite3.Row, now: float) -> Job:
+    """Mark a run as running, and return it as a job."""
     key, model, attempt = str(run["series_key"]), str(run["model"]), int(run["attempts"]) + 1
     db.execute("UPDATE runs SET state = 'running', attempts = ? WHERE id = ?", (attempt, run["id"]))
     show_runs(db, key)
@@ -88,7 +85,8 @@ def claim_job(db: sqlite3.Connection, now: float, beside: Collection[str] = ()) 
         (series["previous"], model),
     ).fetchone()
     folder = None if earlier is None else str(earlier["folder"])
-    return Job(key, series["series_uid"], digest, instances, attempt, folder, int(run["id"]), model)
+    is_decided = run["priority"] is not None
+    return Job(key, series["series_uid"], digest, instances, attempt, folder, int(run["id"]), model, is_decided)
 
 
 def _instances(db: sqlite3.Connection, key: str) -> tuple[InstanceRecord, ...]:
@@ -132,6 +130,25 @@ def commit_job(
     set_run(db, job.run, "done")
     text = f"{prefix_of(job.model)}{answer.model} {answer.version} answered in {answer.elapsed_s:.1f} s"
     note_event(db, now, "done", text, job.key, model=job.model)
+    return True
+
+
+def decide_job(db: sqlite3.Connection, job: Job, decided: Sequence[DecidedRun], now: float) -> bool:
+    """End a job whose headers have told the models of its series; False if the series changed meanwhile."""
+    run = run_of_id(db, job.run)
+    if run is None or not _is_still(db, job):
+        return False
+    decide_runs(db, run, decided)
+    running = [each for each in decided if each.why is None]
+    urgent = ", urgent" if any(each.priority for each in running) else ""
+    models = [each.model for each in running if each.model]
+    if running:
+        what = f"runs with {' and '.join(models)}" if models else "runs"
+        note_event(db, now, "decided", f"{what}{urgent}", job.key)
+    for each in decided:
+        if each.why is not None:
+            text = f"{prefix_of(each.model)}{each.why.message}"
+            note_event(db, now, "aside", text, job.key, model=each.model)
     return True
 
 

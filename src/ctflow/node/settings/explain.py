@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator, Sequence
 
 from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Destination, Peer
@@ -13,12 +14,47 @@ from ctflow.node.settings.values import address_text
 from ctflow.node.settings.web import Web
 from ctflow.node.settings.when import When
 from ctflow.settings.document import Given
-from ctflow.settings.schema import effective, key_text, size_text
+from ctflow.settings.run import Processing, Settings
+from ctflow.settings.schema import Loc, effective, key_text, keys_of, shown_as_set, size_text
+from ctflow.settings.viewers import VIEWERS
 
 
 def values_and_origins(settings: ServiceSettings, found: Given) -> list[str]:
-    """Every key with its value and origin, one per line (`ctflow serve --check`)."""
-    return [f"{key_text(loc)} = {value}  ({found.origin(loc)})" for loc, value in effective(settings)]
+    """Every key with its value and origin, one per line (`ctflow serve --check`), and options of models and rules."""
+    lines = [f"{key_text(loc)} = {value}  ({found.origin(loc)})" for loc, value in effective(settings)]
+    return [*lines, *_options_and_origins(settings, found)]
+
+
+def _options_and_origins(settings: ServiceSettings, found: Given) -> Iterator[str]:
+    """The run options of each model, and of each model of a rule that has some."""
+    places = {model.name: ("models", number) for number, model in enumerate(settings.models)}
+    for model in settings.models:
+        yield from _options(f"model {model.name}", settings.run_of(model), found, [places[model.name]])
+    for number, rule in enumerate(settings.rules):
+        for each in settings.models_of(rule) if rule.options is not None else ():
+            here = [*([places[each.name]] if each else []), ("rules", number, "options")]
+            what = f"rule {number + 1}{f', model {each.name}' if each else ''}"
+            yield from _options(what, settings.run_of(each, rule), found, here)
+
+
+def _options(what: str, run: Settings, found: Given, places: Sequence[Loc]) -> Iterator[str]:
+    """Each option of a model or rule: where it was given last, in the rule, the model or for the node."""
+    for name, (annotation, key) in keys_of(Processing).items():
+        if name == "viewer":  # what it chose is shown
+            continue
+        value = getattr(run, name)
+        text = (value is None and key.default) or shown_as_set(annotation, value)
+        written = [(*place, each) for place in reversed(places) for each in (name, "viewer") if _is_of(name, each)]
+        origins = [f"{found.origin(loc)}{_by_viewer(loc)}" for loc in written if found.origin(loc) != "default"]
+        yield f"{what}: {name} = {text}  ({[*origins, found.origin((name,))][0]})"
+
+
+def _is_of(name: str, key: str) -> bool:
+    return key == name or name in VIEWERS["pacs"]
+
+
+def _by_viewer(loc: Loc) -> str:
+    return ", viewer" if loc[-1] == "viewer" else ""
 
 
 def explain_settings(settings: ServiceSettings) -> str:
@@ -29,8 +65,7 @@ def explain_settings(settings: ServiceSettings) -> str:
         *_explain_peers(settings),
         _explain_completion(settings),
         *_explain_rules(settings.rules),
-        f"model: {settings.bundle or 'the demonstration bundle (research only)'}; engine {settings.engine}, on "
-        f"{', '.join(settings.devices) or 'every GPU, or the CPU'}",
+        *_explain_models(settings),
         *(["computes and marks only where the body is"] if settings.roi == "body" else []),
         *_explain_destinations(settings),
         f"keeps its data in {settings.data}",
@@ -76,6 +111,16 @@ def _explain_security(peer: Peer) -> str:
     return known + (", also without TLS" if peer.tls == "optional" else "")
 
 
+def _explain_models(settings: ServiceSettings) -> list[str]:
+    where = ", ".join(settings.devices) or "every GPU, or the CPU"
+    return [
+        f"model{f' {each.name}' if each else ''}: "
+        f"{(each and each.bundle) or settings.bundle or 'the demonstration bundle (research only)'}; "
+        f"engine {settings.run_of(each).engine}, on {where}"
+        for each in settings.models or (None,)
+    ]
+
+
 def _explain_rules(rules: tuple[Rule, ...]) -> list[str]:
     lines = [f"rule {count}: {_explain_rule(rule)}" for count, rule in enumerate(rules, start=1)]
     if rules and rules[-1].takes_all:
@@ -93,12 +138,16 @@ def _explain_rule(rule: Rule) -> str:
         wanted.append(f"thickness_mm {rule.thickness_mm.min:g} to {rule.thickness_mm.max:g}")
     decision = "run" if rule.decision == "run" else "ignore"
     forced = ", even if it is not eligible" if rule.force else ", if it is eligible" if decision == "run" else ""
-    return f"{decision} {' and '.join(wanted) or 'every series'}{forced}" + (f" ({rule.name})" if rule.name else "")
+    by = f" with {' and '.join(rule.run)}" if rule.run else ""
+    urgent = ", before routine series" if rule.priority == "urgent" else ""
+    told = f"{decision} {' and '.join(wanted) or 'every series'}{by}{forced}{urgent}"
+    return told + (f" ({rule.name})" if rule.name else "")
 
 
 def _explain_destinations(settings: ServiceSettings) -> list[str]:
     lines = [
-        f"sends results{_explain_when(each.when)} to {each.name}: {each.where}"
+        f"sends results{f' of {chr(32).join(each.models)}' if each.models else ''}{_explain_when(each.when)} to "
+        f"{each.name}: {each.where}"
         f"{'' if each.tls is None else ' with TLS'}{_explain_commitment(each)}, again after "
         f"{each.backoff.first_s:g} to {each.backoff.most_s:g} s, for {each.backoff.give_up_after_s / 3600:g} h"
         for each in settings.destinations

@@ -122,6 +122,7 @@ class Destination(Group):
     commitment_timeout_s: Annotated[
         float, real(1, 30 * 86400), Key("Seconds within which it must commit; then it gets the object again.")
     ] = 3600.0
+    models: Annotated[tuple[Name, ...], Key("Names of the `models` whose results it gets; all if omitted.")] = ()
 
     def __post_init__(self) -> None:
         of_ae: dict[str, object] = {"ae_title": self.ae_title, "host": self.host, "port": self.port}
@@ -175,3 +176,17 @@ class Log(Group):
     ] = "info"
     rotate_at: Annotated[int, size(10_000, TB), Key("Size at which the file is rotated.")] = 100 * MB
     keep: Annotated[int, whole(1, 1000), Key("Number of rotated files to keep.")] = 20
+
+
+@dataclass(frozen=True)
+class Queue(Group):
+    """Which series run first."""
+
+    urgent_in_a_row: Annotated[
+        int, whole(1, 1000), Key("After so many urgent runs one after another, a routine one that waits is taken.")
+    ] = 4
+    routine_waits_s: Annotated[
+        float,
+        real(0, 7 * 86400),
+        Key("A routine run that has waited for so many seconds is taken after a single urgent one."),
+    ] = 1800.0

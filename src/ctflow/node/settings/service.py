@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ctflow.node.journal.records import SameUid
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Destination, Limits, Log, Peer
+from ctflow.node.settings.groups import Destination, Limits, Log, Peer, Queue
+from ctflow.node.settings.models import NodeModel, with_options
 from ctflow.node.settings.retention import Retention
 from ctflow.node.settings.tls import ServerTls
 from ctflow.node.settings.values import Address, AeTitle, Device, Port
@@ -18,7 +19,7 @@ from ctflow.node.settings.web import Web
 from ctflow.node.settings.webhooks import Webhook
 from ctflow.settings.document import Given, given_in_file
 from ctflow.settings.run import Processing, Settings, add_layers, data_folder_from_environment
-from ctflow.settings.schema import FilePath, Key, Refused, Switch, real
+from ctflow.settings.schema import FilePath, Key, Refused, Switch, real, whole, wrong_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,23 @@ class ServiceSettings(Processing):
             "The folder of a MONAI bundle, or an nnU-Net model as a folder or zip; the demonstration bundle if omitted."
         ),
     ] = None
+    models: Annotated[
+        tuple[NodeModel, ...],
+        Key(
+            "Several models: `name`, `bundle`, and any key from `volume` on, except `cache`, in place of the node's. "
+            "Without this key there is one, the `bundle`.",
+            most=64,
+        ),
+    ] = ()
+    engines_open: Annotated[
+        int | None,
+        whole(1, 64),
+        Key(
+            "Models that each worker keeps open; the least recently used closes.",
+            default="2 on a CPU; what its memory holds on a GPU",
+        ),
+    ] = None
+    queue: Annotated[Queue, Key("Which series run first.")] = Queue()
     devices: Annotated[
         tuple[Device, ...],
         Key(
@@ -74,7 +92,8 @@ class ServiceSettings(Processing):
         ),
     ] = ()
     destinations: Annotated[
-        tuple[Destination, ...], Key("Where results are sent; each gets all of them, unless `when` chooses.", most=64)
+        tuple[Destination, ...],
+        Key("Where results are sent; each gets all of them, unless `models` or `when` chooses.", most=64),
     ] = ()
     webhooks: Annotated[tuple[Webhook, ...], Key("Who is told of results by HTTP.", most=64)] = ()
     retention: Annotated[Retention, Key("What is removed, and when.")] = Retention()
@@ -98,6 +117,7 @@ class ServiceSettings(Processing):
             ("destinations", "name", [each.name for each in self.destinations]),
             ("webhooks", "name", [*(each.name for each in self.destinations), *told]),
             ("devices", "device", [*self.devices]),
+            ("models", "name", [each.name for each in self.models]),
         ):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
@@ -117,12 +137,58 @@ class ServiceSettings(Processing):
         for count, rule in enumerate(self.rules[:-1], start=1):
             if rule.takes_all:
                 raise Refused(f"is never reached: rule {count} applies to every series", "rules", count)
+        self._check_models()
+
+    def _check_models(self) -> None:
+        for count, rule in enumerate(self.rules):
+            self._check_names(rule.run, "rules", count, "run")
+        for count, destination in enumerate(self.destinations):
+            self._check_names(destination.models, "destinations", count, "models")
+        self._check_options()
+
+    def _check_names(self, names: tuple[str, ...], *at: str | int) -> None:
+        known = [each.name for each in self.models]
+        for place, name in enumerate(names):
+            if not known:
+                raise Refused(f"there is no model {name}: name it and its bundle under models", *at, place)
+            if name not in known:
+                raise Refused(wrong_choice(name, known), *at, place)
+
+    def _check_options(self) -> None:
+        """Find options that do not go together, in a model or with a rule."""
+        for number, model in enumerate(self.models):
+            try:
+                self.run_of(model)
+            except Refused as error:
+                raise Refused(str(error), "models", number, *error.at, reason=error.reason) from None
+        for number, rule in enumerate(self.rules):
+            for each in self.models_of(rule) if rule.options is not None else ():
+                try:
+                    self.run_of(each, rule)
+                except Refused as error:
+                    at = ("rules", number, "options", *error.at)
+                    raise Refused(str(error), *at, reason=error.reason) from None
 
     @property
     def run(self) -> Settings:
-        """How a worker runs each series."""
+        """How a worker runs each series, without the options of a model or rule."""
         device = self.devices[0] if len(self.devices) == 1 else None
         return Settings(device=device, **{each.name: getattr(self, each.name) for each in fields(Processing)})
+
+    def run_of(self, model: NodeModel | None, rule: Rule | None = None) -> Settings:
+        """How a model runs the series of a rule; None is the only model, or no rule.
+
+        Raises:
+            SettingsInvalid: Options of them do not go together.
+        """
+        return with_options(self.run, model, rule.options if rule is not None else None)
+
+    def models_of(self, rule: Rule | None) -> tuple[NodeModel | None, ...]:
+        """The models that a rule, or None, runs."""
+        if not self.models:
+            return (None,)
+        named = rule.run if rule is not None else ()
+        return tuple(each for each in self.models if each.name in named) if named else self.models[:1]
 
 
 def given_settings(file: Path | None, environment: Mapping[str, str], typed: Mapping[str, Any] | None = None) -> Given:

@@ -15,24 +15,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ctflow.core.model import Model
+from ctflow.node.work.messages import Answer, Setup, Task, TaskOutcome
+from ctflow.node.work.models import OpenModels
 from ctflow.node.work.worker import (
-    Answer,
-    Setup,
-    Task,
-    TaskOutcome,
+    Work,
     answered,
-    cases_of_task,
     complete,
     folder_of_result,
+    give_memory_back,
     is_answered,
     link_files,
+    model_of_task,
     outcome_of,
     place_of_cases,
+    works_of_task,
 )
-from ctflow.pipeline.case import Case
+from ctflow.pipeline.case import Case, attempt
 from ctflow.pipeline.overlap.cases import most_cases
 from ctflow.pipeline.overlap.processes import CasesInProcesses
-from ctflow.pipeline.segmenter import Segmenter
 from ctflow.pipeline.stages import segment_case
 from ctflow.settings.run import Settings
 
@@ -51,8 +51,7 @@ class OverlappingTasks:
         connection: Gives tasks.
         send: Sends an answer, from any thread.
         setup: The worker's.
-        model: Its model.
-        segmenter: Open.
+        models: Its models.
         count: Most tasks at a time.
     """
 
@@ -61,12 +60,12 @@ class OverlappingTasks:
         connection: Connection,
         send: Callable[[object], None],
         setup: Setup,
-        model: Model,
-        segmenter: Segmenter,
+        models: OpenModels,
         count: int,
     ) -> None:
         self._connection, self._send_word, self._setup = connection, send, setup
-        self._model, self._segmenter = model, segmenter
+        self._models = models
+        self._works: dict[int, Work] = {}  # by their case's candidate, which stays the same
         self._cases = CasesInProcesses((), setup.settings, Path(), count=count, more=True)
 
     def run(self) -> None:
@@ -74,7 +73,14 @@ class OverlappingTasks:
         with self._cases as cases:
             threading.Thread(target=self._take_tasks, name="tasks", daemon=True).start()
             for case in cases.loaded():
-                cases.write(segment_case(case, self._segmenter, prepare=cases.prepare), self._model)
+                work = self._works[id(case.candidate)]
+                done = attempt(case, partial(self._segmented, work, case))
+                give_memory_back(done, work.choice, self._models)
+                cases.write(done, self._models.facts(work.choice, work.settings))
+
+    def _segmented(self, work: Work, case: Case) -> Case:
+        """Segment a case; its model is opened first if it is not."""
+        return segment_case(case, self._models.segmenter(work.choice, work.settings), prepare=self._cases.prepare)
 
     def _take_tasks(self) -> None:
         try:
@@ -91,26 +97,34 @@ class OverlappingTasks:
     def _begun(self, task: Task) -> TaskOutcome | None:
         """Let a task's case be read; return its outcome if there is nothing to compute."""
         started = time.monotonic()
-        folder = folder_of_result(task, self._setup, self._model)
+        choice = model_of_task(task, self._setup, self._models)
+        if isinstance(choice, TaskOutcome):
+            return choice
+        model = self._models.facts(choice, choice.settings)
+        folder = folder_of_result(task, self._setup, choice, model)
         if is_answered(task, folder):
-            return answered(folder, self._model, started)
-        cases = cases_of_task(task, link_files(task), self._setup, self._model, folder)
-        if isinstance(cases, TaskOutcome):
-            return cases
-        volumes = _Volumes(len(cases))
-        for place, case in enumerate(cases):
-            done = partial(self._done, task, folder, started, volumes, place)
-            self._cases.add(case, place_of_cases(cases, folder), done)
+            return answered(task, folder, model, started)
+        works = works_of_task(task, link_files(task), self._setup, choice, self._models, folder)
+        if isinstance(works, TaskOutcome):
+            return works
+        volumes = _Volumes(len(works))
+        for place, work in enumerate(works):
+            done = partial(self._done, task, folder, model, started, volumes, place)
+            self._works[id(work.case.candidate)] = work
+            self._cases.add(work.case, place_of_cases(works, folder), done, work.settings)
         return None
 
-    def _done(self, task: Task, folder: Path, started: float, volumes: _Volumes, place: int, case: Case) -> None:
+    def _done(
+        self, task: Task, folder: Path, model: Model, started: float, volumes: _Volumes, place: int, case: Case
+    ) -> None:
+        self._works.pop(id(case.candidate), None)
         cases = volumes.with_done(place, case)
         if cases is None:
             return
 
         def outcome() -> TaskOutcome:
             complete(cases, folder)
-            return answered(folder, self._model, started)
+            return answered(task, folder, model, started)
 
         self._answer(task, outcome_of(task, outcome))
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ctflow.node.journal.claims import QueueRules
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Job, WorkerResult
 from ctflow.node.metrics import Metrics
+from ctflow.node.work.messages import NotReady, Ready, Setup
 from ctflow.node.work.supervisor import Supervisor
-from ctflow.node.work.worker import NotReady, Ready, Setup
 
 _LOOK_AGAIN_S = 30.0  # for changes without an event: a clock that was set
 
@@ -45,6 +46,7 @@ class WorkerPool:
         devices: One worker on each; empty means every GPU, or the CPU where there is none.
         deliveries: Maps an answer to files and their destinations.
         metrics: Records the duration of stages.
+        queue: How runs are ordered.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class WorkerPool:
         devices: Sequence[str],
         deliveries: Callable[[WorkerResult], Sequence[tuple[str, str]]],
         metrics: Metrics,
+        queue: QueueRules = QueueRules(),  # noqa: B008  # a value
     ) -> None:
         self.journal, self.places, self.metrics = journal, places, metrics
         self.deliveries = deliveries
         self._setup = setup
+        journal.order_by(replace(queue, decides=setup.decides))
         self._devices = tuple(devices)
         self._changed = threading.Condition()
         self._wakes = 0
@@ -75,8 +79,7 @@ class WorkerPool:
 
     def _add(self, devices: Sequence[str | None]) -> None:
         for device in devices:
-            setup = replace(self._setup, settings=replace(self._setup.settings, device=device))
-            supervisor = Supervisor(self, setup, f"worker {len(self._supervisors)}")
+            supervisor = Supervisor(self, self._setup.on(device), f"worker {len(self._supervisors)}")
             self._supervisors.append(supervisor)
             supervisor.start()
 
@@ -105,6 +108,8 @@ class WorkerPool:
         """Workers that are not open while others are, and unexpected faults."""
         closed = [supervisor.name for supervisor in self._supervisors if not supervisor.is_ready]
         faults = [supervisor.fault for supervisor in self._supervisors if supervisor.fault]
+        for supervisor in self._supervisors:
+            faults += [f"{supervisor.name}: model {name}: {why}" for name, why in supervisor.held.failed.items()]
         return faults + ([f"{name} is not open" for name in closed] if len(closed) < len(self._supervisors) else [])
 
     def _wake(self) -> None:
@@ -112,14 +117,14 @@ class WorkerPool:
             self._wakes += 1
             self._changed.notify_all()
 
-    def next_job(self, is_ready: Callable[[], bool]) -> Job | None:
+    def next_job(self, is_ready: Callable[[], bool], held: Callable[[], Collection[str]] = tuple) -> Job | None:
         """Wait for a job; None at the end, or if the caller is no longer ready."""
         while not self.ending.is_set() and is_ready():
             with self._changed:
                 seen = self._wakes
             due = self.journal.next_run_at()
             if due is not None and due <= time.time():
-                job = self.journal.claim()
+                job = self.journal.claim((), held())
                 if job is not None:
                     return job
             left_s = _LOOK_AGAIN_S if due is None else min(max(due - time.time(), 0.01), _LOOK_AGAIN_S)
@@ -127,10 +132,10 @@ class WorkerPool:
                 self._changed.wait_for(lambda seen=seen: self._wakes != seen or self.ending.is_set(), left_s)  # type: ignore[misc]
         return None
 
-    def job_beside(self, running: Collection[str]) -> Job | None:
+    def job_beside(self, running: Collection[str], held: Collection[str] = ()) -> Job | None:
         """A job that may run beside those with these keys, if there is one now."""
         due = None if self.ending.is_set() else self.journal.next_run_at()
-        return self.journal.claim(running) if due is not None and due <= time.time() else None
+        return self.journal.claim(running, held) if due is not None and due <= time.time() else None
 
     def stop(self, grace_s: float) -> None:
         """Take no more jobs; running ones may finish for a while, then wait in the journal for the next start."""

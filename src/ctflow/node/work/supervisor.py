@@ -19,7 +19,8 @@ from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, OutputError
 from ctflow.core.processes import Line, words_of_exit_code
 from ctflow.node.journal.records import Job, Why
-from ctflow.node.work.worker import Answer, NotReady, Ready, Setup, Task, TaskOutcome, run_worker
+from ctflow.node.work.messages import Answer, Held, NotReady, Ready, Setup, Task, TaskOutcome
+from ctflow.node.work.worker import run_worker
 
 if TYPE_CHECKING:
     from ctflow.node.work.pool import WorkerPool
@@ -55,6 +56,7 @@ class Supervisor(threading.Thread):
         self._most = 1  # jobs at a time
         self._heard_at = 0.0
         self.is_open = False
+        self.held = Held((), {})
         self.fault = ""  # the last unexpected one, until a series succeeds again
 
     def run(self) -> None:
@@ -80,10 +82,10 @@ class Supervisor(threading.Thread):
         is_ready = True
         try:
             if self._running:
-                return self._pool.job_beside(tuple(self._running))
+                return self._pool.job_beside(tuple(self._running), self.held.models)
             is_ready = self.is_ready or self._start_process()
             if is_ready:
-                return self._pool.next_job(lambda: self.is_ready)
+                return self._pool.next_job(lambda: self.is_ready, lambda: self.held.models)
         except OutputError as error:  # the disk is full: work can wait
             log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
             is_ready = False
@@ -144,6 +146,7 @@ class Supervisor(threading.Thread):
             log.error("%s: %s", self.name, word.error.described)
         self.is_open = isinstance(word, Ready)
         self._most = word.tasks if isinstance(word, Ready) else 1
+        self.held = Held(word.models, word.failed) if isinstance(word, Ready) else Held((), {})
         self._pool.told(word)
         return self.is_open
 
@@ -258,6 +261,9 @@ class Supervisor(threading.Thread):
             raise
         if word is None:
             return
+        if isinstance(word, Held):
+            self.held = word
+            return
         if not isinstance(word, Answer) or word.key not in self._running:
             raise TypeError(f"a worker's answer is not {type(word).__name__}")
         job = self._running.pop(word.key)
@@ -304,6 +310,8 @@ class Supervisor(threading.Thread):
                 self._measure(job, outcome)
             else:
                 shutil.rmtree(self._pool.places.results / outcome.result.folder, ignore_errors=True)
+        elif outcome.kind == "decided":
+            journal.decide(job, outcome.decided)
         elif outcome.kind == "aside":
             journal.put_aside(job, outcome.why)
         elif job.attempts >= MOST_ATTEMPTS:
@@ -316,7 +324,7 @@ class Supervisor(threading.Thread):
         if series is None or outcome.result is None:
             return
         for stage, seconds in outcome.stage_seconds.items():
-            metrics.stage(stage, seconds)
+            metrics.stage(stage, seconds, job.model)
         turnaround_s = max(time.time() - series.last_at, 0.0)
-        metrics.stage("turnaround", turnaround_s)
-        metrics.stage("queue", max(turnaround_s - outcome.result.elapsed_s, 0.0))
+        metrics.stage("turnaround", turnaround_s, job.model)
+        metrics.stage("queue", max(turnaround_s - outcome.result.elapsed_s, 0.0), job.model)

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -24,10 +24,13 @@ from pydicom.dataset import Dataset
 from ctflow import __version__
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import show_tracebacks, unexpected
-from ctflow.core.errors import CtflowError, InputError, ModelError, Unexpected
+from ctflow.core.errors import CtflowError, DeviceOutOfMemory, InputError, ModelError, Unexpected
 from ctflow.core.processes import begin_child, log_to_parent
-from ctflow.node.journal.records import Job, ObjectRecord, Why, WorkerResult
-from ctflow.node.rules import Rule, Verdict
+from ctflow.node.journal.records import ObjectRecord, Why, WorkerResult
+from ctflow.node.rules import Verdict
+from ctflow.node.work.deciding import decided, settings_of, verdicts_on
+from ctflow.node.work.messages import Answer, Held, ModelChoice, NotReady, Ready, Setup, Task, TaskOutcome
+from ctflow.node.work.models import OpenModels
 from ctflow.report.result import run_result, write_result
 from ctflow.settings.run import Settings
 
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from ctflow.core.model import Model
     from ctflow.dicom.read.select.series import VolumePart
     from ctflow.pipeline.case import Case
-    from ctflow.pipeline.segmenter import Segmenter
 
 MOST_FAULTS = 2  # attempts that end in an unexpected error
 # In sending order.
@@ -44,86 +46,6 @@ _NICENESS = 5  # on a CPU it takes all cores, and an incoming instance must not 
 
 log = logging.getLogger(__name__)
 _Outcome = TypeVar("_Outcome")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything that a worker opens at its start."""
-
-    bundle: Path | None
-    settings: Settings
-    rules: tuple[Rule, ...] = ()
-    log_level: int = logging.INFO
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A worker's first message: what it opened.
-
-    Attributes:
-        model: Its name.
-        version: Its version.
-        demonstration: Whether it is a demonstration model.
-        gpus: How many there are, even if only one is used.
-        tasks: How many tasks the worker takes at a time.
-    """
-
-    model: str
-    version: str
-    demonstration: bool
-    gpus: int
-    tasks: int = 1
-
-
-@dataclass(frozen=True)
-class NotReady:
-    """A worker's first message if it could not open: the reason."""
-
-    error: CtflowError
-
-
-@dataclass(frozen=True)
-class Task:
-    """One series to run.
-
-    Attributes:
-        job: From the journal.
-        inbox: Folder of its files.
-        results: Gets the result, under `<key>/<set digest>-<basis digest>` (see `basis_of_result`).
-        scratch: A folder for links to the files; made and removed.
-        calling_ae: AE title of the sender.
-    """
-
-    job: Job
-    inbox: Path
-    results: Path
-    scratch: Path
-    calling_ae: str
-
-
-_DONE = Why("done", "")
-
-
-@dataclass(frozen=True)
-class TaskOutcome:
-    """A task's outcome: done, set aside (a retry changes nothing), or to be retried.
-
-    After an unexpected error a worker is no longer sound (its process may have lost the GPU) and is replaced.
-    """
-
-    kind: Literal["done", "aside", "again"]
-    why: Why = _DONE
-    result: WorkerResult | None = None
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    is_sound: bool = True
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The outcome of the task with this job's key."""
-
-    key: str
-    outcome: TaskOutcome
 
 
 def run_worker(connection: Connection, setup: Setup) -> None:
@@ -135,25 +57,54 @@ def run_worker(connection: Connection, setup: Setup) -> None:
     send = _send_beside_the_log(connection)
     show_tracebacks()
     with contextlib.suppress(EOFError, BrokenPipeError):
-        try:
-            model, segmenter = _open(setup)
-        except CtflowError as error:
-            send(NotReady(error))
-            return
-        import torch  # noqa: PLC0415  # it is loaded by now
+        models = OpenModels(setup)
+        with models:
+            try:
+                opened = models.open_first()
+            except CtflowError as error:
+                send(NotReady(error))
+                return
+            import torch  # noqa: PLC0415  # it is loaded by now
 
-        from ctflow.node.work.overlapping import OverlappingTasks, tasks_at_a_time  # noqa: PLC0415
+            from ctflow.node.work.overlapping import OverlappingTasks, tasks_at_a_time  # noqa: PLC0415
 
-        gpus = torch.cuda.device_count()
-        count = tasks_at_a_time(setup.settings, workers=gpus if setup.settings.device != "cpu" else 1)
-        send(Ready(model.spec.name, model.spec.version, model.spec.demonstration, gpus, count))
-        with segmenter:
+            gpus = torch.cuda.device_count()
+            count = tasks_at_a_time(setup.settings, workers=gpus if setup.settings.device != "cpu" else 1)
+            told = _Telling(send, models, is_wanted=bool(setup.models))
+            send(told.ready(opened, gpus, count))
             if count > 1:
-                OverlappingTasks(connection, send, setup, model, segmenter, count).run()
+                OverlappingTasks(connection, told.send, setup, models, count).run()
                 return
             while True:
                 task = connection.recv()
-                send(Answer(task.job.key, run_task(task, setup, model, segmenter)))
+                told.send(Answer(task.job.key, run_task(task, setup, models)))
+
+
+class _Telling:
+    """Tells which models are open before an answer, if they are others than before."""
+
+    def __init__(self, send: Callable[[object], None], models: OpenModels, *, is_wanted: bool) -> None:
+        self._send, self._models, self._is_wanted = send, models, is_wanted
+        self._told: Held | None = None
+
+    def ready(self, opened: Model, gpus: int, count: int) -> Ready:
+        """The worker's first message."""
+        held, spec = self._models.held, opened.spec
+        if not self._is_wanted:
+            return Ready(spec.name, spec.version, spec.demonstration, gpus, count)
+        self._told = held
+        demonstrations = self._models.demonstrations
+        return Ready(
+            spec.name, spec.version, bool(demonstrations), gpus, count, held.models, held.failed, demonstrations
+        )
+
+    def send(self, answer: object) -> None:
+        """Send an answer."""
+        held = self._models.held
+        if self._is_wanted and held != self._told:
+            self._told = held
+            self._send(held)
+        self._send(answer)
 
 
 def _send_beside_the_log(connection: Connection) -> Callable[[object], None]:
@@ -170,50 +121,63 @@ def _send_beside_the_log(connection: Connection) -> Callable[[object], None]:
     return send
 
 
-def _open(setup: Setup) -> tuple[Model, Segmenter]:
-    from ctflow.bundle import demonstration_bundle, find_bundle, read_bundle  # noqa: PLC0415  # torch: seconds
-    from ctflow.pipeline.run import announce  # noqa: PLC0415
-    from ctflow.pipeline.segmenter import Segmenter  # noqa: PLC0415
+@dataclass(frozen=True)
+class Work:
+    """A case of a task, with what computes it."""
 
-    bundle, settings = find_bundle(setup.bundle) if setup.bundle else demonstration_bundle(), setup.settings
-    model = read_bundle(bundle, settings.config, allow_code=settings.allow_code)
-    announce(model)
-    segmenter = Segmenter(model, setup.settings)
-    segmenter.open()
-    return model, segmenter
+    case: Case
+    choice: ModelChoice
+    settings: Settings
 
 
-def run_task(task: Task, setup: Setup, model: Model, segmenter: Segmenter) -> TaskOutcome:
+def run_task(task: Task, setup: Setup, models: OpenModels) -> TaskOutcome:
     """Run one series: decide, segment, write; an error becomes an outcome."""
     started = time.monotonic()
-    folder = folder_of_result(task, setup, model)
 
     def run() -> TaskOutcome:
+        choice = model_of_task(task, setup, models)
+        if isinstance(choice, TaskOutcome):
+            return choice
+        model = models.facts(choice, choice.settings)
+        folder = folder_of_result(task, setup, choice, model)
         if is_answered(task, folder):
-            return answered(folder, model, started)
-        return _compute(task, setup, model, segmenter, folder) or answered(folder, model, started)
+            return answered(task, folder, model, started)
+        return _compute(task, setup, choice, models, folder) or answered(task, folder, model, started)
 
     return outcome_of(task, run)
 
 
-def folder_of_result(task: Task, setup: Setup, model: Model) -> Path:
+def model_of_task(task: Task, setup: Setup, models: OpenModels) -> ModelChoice | TaskOutcome:
+    """The model of a task; the outcome if it is only decided now, or is not in the settings any more."""
+    if setup.decides and not task.job.is_decided:
+        with _links(task) as folder:
+            return decided(task, folder, setup, models.body_parts)
+    choice = setup.choice(task.job.model)
+    if choice is None:
+        message = f"the settings have no model {task.job.model or 'without a name'}: retry it when they have"
+        return TaskOutcome("aside", Why("unknown-model", message))
+    return choice
+
+
+def folder_of_result(task: Task, setup: Setup, choice: ModelChoice, model: Model) -> Path:
     """The result's folder, named by everything that decides it."""
-    return task.results / task.job.key / f"{task.job.set_digest}-{basis_of_result(task, setup, model)}"
+    prefix = f"{choice.name}-" if choice.name else ""
+    return task.results / task.job.key / f"{prefix}{task.job.set_digest}-{basis_of_result(task, setup, choice, model)}"
 
 
 def is_answered(task: Task, folder: Path) -> bool:
     """Whether the node ended between writing and updating the journal: the same answer, not a second one."""
     if (folder / "result.json").is_file():
         return True
-    _remove_other_answers(folder, task.job.set_digest)
+    _remove_other_answers(folder)
     return False
 
 
-def answered(folder: Path, model: Model, started: float) -> TaskOutcome:
+def answered(task: Task, folder: Path, model: Model, started: float) -> TaskOutcome:
     """The outcome of a task whose result is there; it was begun at this `time.monotonic`."""
     document = json.loads((folder / "result.json").read_bytes())
     volumes = document["series"] if "set_aside" in document else [document]  # of a series that holds several volumes
-    answer = _answer(folder, volumes, model, time.monotonic() - started)
+    answer = replace(_answer(folder, volumes, model, time.monotonic() - started), run_model=task.job.model)
     stages = dict.fromkeys(stage for each in volumes for stage in each["stage_seconds"])
     seconds = {stage: sum(each["stage_seconds"].get(stage, 0.0) for each in volumes) for stage in stages}
     return TaskOutcome("done", result=answer, stage_seconds=seconds)
@@ -241,37 +205,47 @@ def _fault(error: Unexpected, task: Task) -> TaskOutcome:
     return TaskOutcome(kind, Why(error.reason, error.described), is_sound=False)
 
 
-def basis_of_result(task: Task, setup: Setup, model: Model) -> str:
+def basis_of_result(task: Task, setup: Setup, choice: ModelChoice, model: Model) -> str:
     """Digest of everything that decides a result besides its instances: 16 hexadecimal digits.
 
     After a change of the settings, the rules, the model or ctflow, an earlier result that was never sent is outdated.
     The device is not part of it: after a crash, another worker may take the series.
     """
-    settings = replace(setup.settings, device=None, cache=None, cases_in_flight=None)
+    settings = replace(choice.settings, device=None, cache=None, cases_in_flight=None)
     parts = [__version__, model.weights_digest, model.spec, settings, setup.rules, task.calling_ae, task.job.earlier]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _remove_other_answers(folder: Path, set_digest: str) -> None:
-    """Remove results for the same instances on another basis, which the journal never recorded."""
-    for each in folder.parent.glob(f"{set_digest}*"):
+def _remove_other_answers(folder: Path) -> None:
+    """Remove this model's results for the same instances on another basis, which the journal never recorded."""
+    for each in folder.parent.glob(f"{folder.name.rpartition('-')[0]}*"):
         shutil.rmtree(each)
 
 
-def _compute(task: Task, setup: Setup, model: Model, segmenter: Segmenter, result: Path) -> TaskOutcome | None:
+def _compute(task: Task, setup: Setup, choice: ModelChoice, models: OpenModels, result: Path) -> TaskOutcome | None:
     """Write the result's folder; return an outcome if there is none to write."""
     from ctflow.pipeline.run import run_case  # noqa: PLC0415  # it is loaded by now
 
     with _links(task) as folder:
-        cases = cases_of_task(task, folder, setup, model, result)
-        if isinstance(cases, TaskOutcome):
-            return cases
-        done = [run_case(case, segmenter, setup.settings, place_of_cases(cases, result)) for case in cases]
+        works = works_of_task(task, folder, setup, choice, models, result)
+        if isinstance(works, TaskOutcome):
+            return works
+        done = []
+        for work in works:
+            segmenter = models.segmenter(choice, work.settings)
+            done.append(run_case(work.case, segmenter, work.settings, place_of_cases(works, result)))
+            give_memory_back(done[-1], choice, models)
     complete(done, result)
     return None
 
 
-def place_of_cases(cases: Sequence[Case], result: Path) -> Path:
+def give_memory_back(case: Case, choice: ModelChoice, models: OpenModels) -> None:
+    """Close the other models if this one had too little memory for a case: it is tried again."""
+    if isinstance(case.error, DeviceOutOfMemory) and models.close_others(choice):
+        log.warning("the other models are closed: %s had too little memory", choice.name)
+
+
+def place_of_cases(cases: Sequence[object], result: Path) -> Path:
     """The folder that gets the folders of a task's cases."""
     return result.parent if len(cases) == 1 else result
 
@@ -312,59 +286,38 @@ def link_files(task: Task) -> Path:
     return task.scratch
 
 
-def cases_of_task(task: Task, folder: Path, setup: Setup, model: Model, result: Path) -> tuple[Case, ...] | TaskOutcome:
+def works_of_task(
+    task: Task, folder: Path, setup: Setup, choice: ModelChoice, models: OpenModels, result: Path
+) -> tuple[Work, ...] | TaskOutcome:
     """The cases of a folder of links, one for each volume of its series; an outcome if none runs.
 
     A single case is named as the result's folder; several are named by volume.
     """
-    verdicts = _verdicts(task, folder, setup, model)
+    verdicts = verdicts_on(task, folder, setup, choice, models.facts(choice, choice.settings).spec.body_parts)
     if isinstance(verdicts, TaskOutcome):
         return verdicts
     running = [verdict for verdict in verdicts if verdict.run]
-    cases = []
+    works = []
     for verdict in running:
         part = verdict.candidate.series.part
         name = part.name if part and len(running) > 1 else ""
-        cases.append(_case(task, verdict, setup, result.name, name))
+        settings = settings_of(choice, verdict.by.by)
+        works.append(Work(_case(task, verdict, settings, result.name, name), choice, settings))
     others = [each for each in verdicts if not each.run and each.reason != "not-asked-for"]
     aside = tuple(f"{part.label} is set aside: {each.message}" for each in others if (part := _part(each)))
-    return (replace(cases[0], warnings=(*cases[0].warnings, *aside)), *cases[1:])
+    first = works[0]
+    return (replace(first, case=replace(first.case, warnings=(*first.case.warnings, *aside))), *works[1:])
 
 
 def _part(verdict: Verdict) -> VolumePart | None:
     return verdict.candidate.series.part
 
 
-def _verdicts(task: Task, folder: Path, setup: Setup, model: Model) -> tuple[Verdict, ...] | TaskOutcome:
-    """The verdicts on the series' volumes, of which at least one runs."""
-    from ctflow.dicom.read.scan import scan_folder  # noqa: PLC0415
-    from ctflow.node.rules import verdicts_of_scan  # noqa: PLC0415
-
-    scan = scan_folder(folder)
-    if scan.unreadable or scan.ignored:
-        flaw = scan.unreadable[0].message if scan.unreadable else "not DICOM"
-        text = f"{len(scan.unreadable) + scan.ignored} instances cannot be read ({flaw})"
-        return TaskOutcome("aside", Why("unreadable", text))
-    verdicts = verdicts_of_scan(
-        scan,
-        setup.rules,
-        calling_ae=task.calling_ae,
-        body_parts=model.spec.body_parts,
-        volume=setup.settings.volume,
-    )
-    series = {(each.candidate.series.study_uid, each.candidate.series.uid) for each in verdicts}
-    if len(series) != 1:  # one SeriesInstanceUID and study give one, unless readers differ on what a UID is
-        return TaskOutcome("aside", Why("mixed-series", f"its instances belong to {len(series)} series"))
-    if any(verdict.run for verdict in verdicts):
-        return verdicts
-    return TaskOutcome("aside", Why(verdicts[0].reason, verdicts[0].message))
-
-
-def _case(task: Task, verdict: Verdict, setup: Setup, name: str, volume: str) -> Case:
+def _case(task: Task, verdict: Verdict, settings: Settings, name: str, volume: str) -> Case:
     """A volume's case; `volume` names it among several, and is empty for the only one."""
     from ctflow.pipeline.case import case_from_candidate  # noqa: PLC0415
 
-    case = case_from_candidate(verdict.candidate, volume or name, setup.settings)
+    case = case_from_candidate(verdict.candidate, volume or name, settings)
     if any(each.replaced for each in task.job.instances):
         case = replace(case, replaced=task.job.set_digest)
     if task.job.earlier is None:

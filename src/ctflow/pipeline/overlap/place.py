@@ -92,6 +92,7 @@ class Place:
         case: As it was given; with its error once it has failed.
         output: Gets its folder.
         on_done: Is told once it is written or failed.
+        settings: Its own, where they are not those of all cases.
         process: That has it.
         is_here: No process could be started: this one loads and writes it.
         steps: Slices read, not shown yet.
@@ -105,6 +106,7 @@ class Place:
     case: Case
     output: Path
     on_done: Callable[[Case], None] | None = None
+    settings: Settings | None = None
     process: CaseProcess | None = None
     is_here: bool = False
     steps: deque[SlicesRead] = field(default_factory=deque)

@@ -109,11 +109,14 @@ class CasesInProcesses:
 
     # ------------------------------------------------------------------------------------- in the thread that segments
 
-    def add(self, case: Case, output: Path, on_done: Callable[[Case], None]) -> None:
-        """Add a case, from any thread; `on_done` is told in one of two threads, and then the case is forgotten."""
+    def add(self, case: Case, output: Path, on_done: Callable[[Case], None], settings: Settings | None = None) -> None:
+        """Add a case, from any thread, which may have its own settings.
+
+        `on_done` is told in one of two threads, and then the case is forgotten.
+        """
         with self._changed:
             self._messages.expect(self._next)
-            self._places[self._next] = Place(self._next, case, output, on_done)
+            self._places[self._next] = Place(self._next, case, output, on_done, settings)
             self._next += 1
             self._changed.notify_all()
         self._wake()
@@ -176,7 +179,7 @@ class CasesInProcesses:
             case = place.case
         from ctflow.pipeline.write import write_case  # noqa: PLC0415  # seldom needed here
 
-        self._settle(place, write_case(case, model, self._settings, place.output, self._progress))
+        self._settle(place, write_case(case, model, place.settings or self._settings, place.output, self._progress))
 
     def finished(self) -> tuple[Case, ...]:
         """As `CasesOfRun.finished`."""
@@ -250,7 +253,8 @@ class CasesInProcesses:
         process, before, place.loaded = place.process, place.loaded, None
         if process is None or before is None:
             return replace(case, error=place.case.error)
-        ready.append((process, shared_result(case, before, process.memory, model, self._settings, place.output)))
+        settings = place.settings or self._settings
+        ready.append((process, shared_result(case, before, process.memory, model, settings, place.output)))
         return case
 
     def _settle(self, place: Place, done: Case) -> None:

@@ -19,13 +19,14 @@ from ctflow.dicom.write.ct_series import write_ct_series
 from ctflow.node.journal.records import InstanceRecord, Job
 from ctflow.node.journal.writes import digest_of_set
 from ctflow.node.rules import Rule
+from ctflow.node.work.messages import Setup, Task
 from ctflow.node.work.overlapping import OverlappingTasks, tasks_at_a_time
-from ctflow.node.work.worker import Setup, Task, run_task
+from ctflow.node.work.worker import run_task
 from ctflow.pipeline.overlap import processes
 from ctflow.pipeline.overlap.process import Write
 from ctflow.settings.run import Settings
 from dicom_support import small_volume, write_volumes
-from marking_support import MarkingSegmenter, marking_model
+from marking_support import MarkingSegmenter, OnlyModel, marking_model
 from service_support import PATIENCE_S, wait_until
 
 SETUP = Setup(None, Settings(device="cpu", cache=None), (Rule("run", force=True),))  # the series are small
@@ -40,7 +41,7 @@ class Worker:
         self.answers = {}
         model = marking_model()
         segmenter = segmenter or MarkingSegmenter(model, SETUP.settings)
-        self.tasks = OverlappingTasks(theirs, self.take, SETUP, model, segmenter, 2)
+        self.tasks = OverlappingTasks(theirs, self.take, SETUP, OnlyModel(model, segmenter), 2)
         self.thread = threading.Thread(target=self.tasks.run)
         self.thread.start()
 
@@ -111,7 +112,7 @@ def files(place: Path) -> dict[str, bytes]:
 def test_answers_and_files_are_those_of_one_after_another(inboxes, tmp_path, started):
     model = marking_model()
     segmenter = MarkingSegmenter(model, SETUP.settings)
-    expected = [run_task(task, SETUP, model, segmenter) for task in tasks_in(inboxes, tmp_path / "1")]
+    expected = [run_task(task, SETUP, OnlyModel(model, segmenter)) for task in tasks_in(inboxes, tmp_path / "1")]
     tasks, worker = tasks_in(inboxes, tmp_path / "2"), started()
     kinds = worker.run(*tasks)
     assert [*kinds.values()] == [each.kind for each in expected] == ["done", "done", "done", "aside", "done"]

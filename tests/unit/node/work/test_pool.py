@@ -15,8 +15,8 @@ from ctflow.node.journal.records import Arrival
 from ctflow.node.metrics import Metrics
 from ctflow.node.work import pool
 from ctflow.node.work import supervisor as supervision
+from ctflow.node.work.messages import Ready, Setup
 from ctflow.node.work.pool import Places, WorkerPool
-from ctflow.node.work.worker import Ready, Setup
 from ctflow.settings.run import Settings
 from service_support import PATIENCE_S, wait_until
 

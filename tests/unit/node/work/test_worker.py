@@ -20,12 +20,13 @@ from ctflow.node.journal.records import InstanceRecord, Job
 from ctflow.node.journal.writes import digest_of_set
 from ctflow.node.rules import Rule
 from ctflow.node.work import worker
-from ctflow.node.work.worker import Setup, Task, basis_of_result, run_task
+from ctflow.node.work.messages import Setup, Task
+from ctflow.node.work.worker import basis_of_result, run_task
 from ctflow.pipeline.segmenter import Segmenter
 from ctflow.settings.run import Settings
 from dicom_support import small_volume, write_volumes
 from enhanced_support import frames_of, write_enhanced
-from marking_support import MarkingSegmenter, marking_model
+from marking_support import MarkingSegmenter, OnlyModel, marking_model
 
 SETUP = Setup(None, Settings(engine="eager", cache=None, device="cpu", report="none"))
 
@@ -48,7 +49,7 @@ def task(series, tmp_path) -> Task:
 
 
 def run(task, segmenter):
-    return run_task(task, SETUP, segmenter.model, segmenter)
+    return run_task(task, SETUP, OnlyModel(segmenter.model, segmenter))
 
 
 def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, segmenter, monkeypatch):
@@ -68,7 +69,7 @@ def test_a_result_is_written_once_and_the_next_run_gives_the_same_answer(task, s
 
 def test_every_kind_of_object_that_is_asked_for_is_sent(task, segmenter):
     asked = replace(SETUP.settings, secondary_capture=True, rtstruct=True, pdf=True)
-    done = run_task(task, replace(SETUP, settings=asked), segmenter.model, segmenter)
+    done = run_task(task, replace(SETUP, settings=asked), OnlyModel(segmenter.model, segmenter))
     assert tuple(each.file for each in done.result.objects) == worker.OBJECTS
     assert {each.sop_class_uid for each in done.result.objects} < set(SENT_CLASSES)
 
@@ -96,30 +97,32 @@ def test_instances_with_new_content_give_objects_with_uids_of_their_own(task, se
 def test_a_result_of_another_basis_that_was_never_sent_is_no_answer(task, segmenter, change):
     stale = run(task, segmenter).result
     setup, changed = change(SETUP, task)
-    fresh = run_task(changed, setup, segmenter.model, segmenter).result
+    fresh = run_task(changed, setup, OnlyModel(segmenter.model, segmenter)).result
     assert fresh.folder != stale.folder
     assert (task.results / fresh.folder / "result.json").is_file()
     assert not (task.results / stale.folder).exists()
 
 
 def test_another_ctflow_and_another_model_are_another_basis_and_another_device_is_not(task, segmenter, monkeypatch):
-    basis = basis_of_result(task, SETUP, segmenter.model)
+    basis = basis_of_result(task, SETUP, SETUP.choices[0], segmenter.model)
     other = replace(SETUP, settings=replace(SETUP.settings, device="cuda:1"))
-    assert basis_of_result(task, other, segmenter.model) == basis
+    assert basis_of_result(task, other, other.choices[0], segmenter.model) == basis
     model = segmenter.model
     for changed in (
         Model(model.spec, model.weights, "another"), Model(replace(model.spec, threshold=0.4), {}, model.weights_digest)
     ):  # fmt: skip
-        assert basis_of_result(task, SETUP, changed) != basis
+        assert basis_of_result(task, SETUP, SETUP.choices[0], changed) != basis
     monkeypatch.setattr(worker, "__version__", "0.0.9")
-    assert basis_of_result(task, SETUP, segmenter.model) != basis
+    assert basis_of_result(task, SETUP, SETUP.choices[0], segmenter.model) != basis
 
 
 def test_a_basis_is_the_same_in_another_process(task, segmenter):
     """A digest of something that holds an address, or a set, would make every restart compute again."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        theirs = pool.submit(basis_of_result, task, SETUP, Model(segmenter.model.spec, {}, "w")).result()
-    assert theirs == basis_of_result(task, SETUP, Model(segmenter.model.spec, {}, "w"))
+        theirs = pool.submit(
+            basis_of_result, task, SETUP, SETUP.choices[0], Model(segmenter.model.spec, {}, "w")
+        ).result()
+    assert theirs == basis_of_result(task, SETUP, SETUP.choices[0], Model(segmenter.model.spec, {}, "w"))
 
 
 def test_a_file_that_cannot_be_read_sets_the_series_aside(task, segmenter, series, tmp_path):
@@ -166,7 +169,7 @@ def test_what_may_pass_is_tried_again_and_a_fault_once_only_and_texts_of_others_
 def test_a_series_that_is_refused_leaves_no_answer_that_was_written_on_another_basis(task, segmenter):
     stale = run(task, segmenter).result
     only_others = replace(SETUP, rules=(Rule("ignore", name="all"),))
-    assert run_task(task, only_others, segmenter.model, segmenter).kind == "aside"
+    assert run_task(task, only_others, OnlyModel(segmenter.model, segmenter)).kind == "aside"
     assert [path for path in task.results.rglob("*") if path.is_file()] == [], stale.folder
 
 
@@ -184,7 +187,7 @@ def phases_task(tmp_path, **choice) -> tuple[Task, Setup]:
 def test_each_volume_of_a_series_has_its_objects_in_the_result(tmp_path):
     task, setup = phases_task(tmp_path)
     model = marking_model()
-    done = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    done = run_task(task, setup, OnlyModel(model, MarkingSegmenter(model, setup.settings)))
     folder = task.results / done.result.folder
     assert [each.file for each in done.result.objects] == [
         f"phase-{percent}/{name}" for percent in (40, 75) for name in ("segmentation.dcm", "measurements.dcm")
@@ -192,14 +195,14 @@ def test_each_volume_of_a_series_has_its_objects_in_the_result(tmp_path):
     assert len({each.sop_instance_uid for each in done.result.objects}) == 4
     document = json.loads((folder / "result.json").read_text())
     assert [each["series"]["volume"]["label"] for each in document["series"]] == ["phase 40 %", "phase 75 %"]
-    again = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    again = run_task(task, setup, OnlyModel(model, MarkingSegmenter(model, setup.settings)))
     assert replace(again.result, elapsed_s=0) == replace(done.result, elapsed_s=0)
 
 
 def test_a_single_volume_that_is_asked_for_is_the_whole_result(tmp_path):
     task, setup = phases_task(tmp_path, volume="phase=75")
     model = marking_model()
-    done = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    done = run_task(task, setup, OnlyModel(model, MarkingSegmenter(model, setup.settings)))
     assert [each.file for each in done.result.objects] == ["segmentation.dcm", "measurements.dcm"]
     document = json.loads((task.results / done.result.folder / "result.json").read_text())
     assert document["series"]["volume"]["name"] == "phase-75"
@@ -212,7 +215,7 @@ def test_a_volume_that_cannot_be_read_leaves_no_part_of_a_result(tmp_path):
     dataset.RescaleType = "US"
     dataset.save_as(path)
     model = marking_model()
-    outcome = run_task(task, setup, model, MarkingSegmenter(model, setup.settings))
+    outcome = run_task(task, setup, OnlyModel(model, MarkingSegmenter(model, setup.settings)))
     assert (outcome.kind, outcome.why.reason) == ("aside", "not-hu")
     assert not list(task.results.rglob("*.dcm"))
 
@@ -224,5 +227,5 @@ def test_an_enhanced_ct_has_a_result(tmp_path):
     job = Job("key", "1.2.4", digest_of_set(["1.2.4.1"]), instances, 1, None)
     task = Task(job, tmp_path / "in", tmp_path / "results", tmp_path / "running" / "key", "ROUTER")
     model = marking_model()
-    done = run_task(task, SETUP, model, MarkingSegmenter(model, SETUP.settings))
+    done = run_task(task, SETUP, OnlyModel(model, MarkingSegmenter(model, SETUP.settings)))
     assert [each.file for each in done.result.objects] == ["segmentation.dcm", "measurements.dcm"]
