@@ -23,10 +23,10 @@ from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.deliver.targets import target_of
 from ctflow.node.deliver.webhook import WebhookTarget
 from ctflow.node.dicomweb.stow import StowIntake
-from ctflow.node.journal.claims import QueueRules
 from ctflow.node.journal.commitments import Commitments, ReportRecord
 from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
+from ctflow.node.journal.runs import QueueRules
 from ctflow.node.keeping.locks import may_remove, only_one
 from ctflow.node.keeping.pruning import RetentionThread
 from ctflow.node.keeping.retention import remove_results

@@ -224,6 +224,14 @@ def say_verdicts(document: Mapping[str, Any], stream: TextIO | None = None) -> N
         console.print(Text.assemble("series ", (entry["digest"], "bold"), ": ", verdict, f"  {entry['message']}"))
         facts = [f"{name.replace('_', ' ')} {value}" for name, value in entry["facts"].items() if value is not None]
         console.print(Text(f"  {', '.join(facts)}"))
+        urgent = " (urgent)" if entry["priority"] == "urgent" else ""
+        for name, each in entry["models"].items():
+            told = f"runs{urgent}" if each["run"] else f"does not run: {each['message']}"
+            console.print(Text(f"  model {name}: {told}"))
+        if entry["options"] and entry["run"]:
+            console.print(
+                Text(f"  options: {', '.join(f'{name} {value}' for name, value in entry['options'].items())}")
+            )
     for file in document["unreadable"]:
         console.print(Text(f"unreadable: {file['file']}: {file['message']}", style="yellow"))
     run = sum(entry["run"] for entry in document["series"])

@@ -270,3 +270,20 @@ def test_destinations_are_asked_and_the_first_that_does_not_answer_is_the_error(
 def test_the_network_is_asked_only_with_a_check(capsys):
     assert main(["serve", "--network"]) == 64
     assert "--check" in capsys.readouterr().err
+
+
+def test_every_model_is_opened_also_with_options_of_a_rule_and_a_wrong_one_is_named_with_its_line(tmp_path, capsys):
+    small_unet_bundle(tmp_path / "small")
+    config = tmp_path / "node.yaml"
+    content = (
+        f"data: {tmp_path / 'data'}\ndevices: [cpu]\nlimits: {{free_disk: 1 MB}}\nengine: eager\ncache: ''\n"
+        "models:\n- {name: lung, bundle: small}\n- {name: body, bundle: small, overlap: 0.5}\n"
+        "rules:\n- run: body\n  options: {config: CONFIG}\n"
+    )
+    config.write_text(content.replace("CONFIG", "inference.json"))
+    assert main(["serve", "-c", str(config), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert re.findall("opened (.*?): .* on cpu", said) == ["lung", "body", "body, rule 1"]
+    config.write_text(content.replace("CONFIG", "absent.json"))
+    assert main(["serve", "-c", str(config), "--check"]) == 3
+    assert "node.yaml, line 11: rules[1].options: " in capsys.readouterr().err

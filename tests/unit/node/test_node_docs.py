@@ -38,6 +38,17 @@ def test_the_example_is_a_file_that_the_node_takes():
     assert "rule 4: ignore every series (all others)" in said
 
 
+def test_the_example_of_several_models_is_a_file_that_the_node_takes(tmp_path):
+    (block,) = re.findall(r"```yaml\n(bundle:.*?)```", NODE, re.DOTALL)
+    (tmp_path / "node.yaml").write_text(block)
+    settings = read_settings(tmp_path / "node.yaml", {"HOME": "/none"})
+    lung, body = settings.models
+    emergency, chest, others = settings.rules
+    assert settings.models_of(emergency) == (lung, body)
+    assert settings.models_of(others) == (lung,)
+    assert settings.run_of(lung, chest).seg == "labelmap"
+
+
 def test_every_reason_of_the_node_is_explained():
     sources = "".join(path.read_text() for path in sorted((DOCS.parent / "src" / "ctflow" / "node").rglob("*.py")))
     own = set(re.findall(r'Why\("([a-z-]+)"|"(rule-ignore|other-models)"', sources))

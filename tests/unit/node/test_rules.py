@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
 from ctflow.dicom.read.scan import scan_folder
 from ctflow.dicom.write.ct_series import write_ct_series
@@ -192,6 +195,28 @@ def test_rules_are_tried_on_a_folder(tmp_path, capsys):
     assert "Doe" not in shown
     assert main(["rules", "test", str(tmp_path / "ct"), "--json"]) == 0
     assert '"run": true' in capsys.readouterr().out
+
+
+def test_the_models_and_options_that_a_series_would_get_are_told(tmp_path, capsys):
+    write(tmp_path / "ct")
+    for name, part in (("lung", "CHEST"), ("liver", "HEAD")):
+        small_unet_bundle(tmp_path / name)
+        metadata = tmp_path / name / "configs" / "metadata.json"
+        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"body_parts": [part]}))
+    config = tmp_path / "node.yaml"
+    config.write_text(
+        "models: [{name: lung, bundle: lung}, {name: liver, bundle: liver}, {name: other, bundle: lung}]\n"
+        "rules:\n- {run: [lung, liver], priority: urgent, options: {viewer: ohif, rtstruct: true}}\n"
+    )
+    write(tmp_path / "ct", BodyPartExamined="CHEST")
+    assert main(["rules", "test", str(tmp_path / "ct"), "-c", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "model lung: runs (urgent)" in told
+    assert "model liver: does not run:" in told
+    assert "model other" not in told
+    assert "seg labelmap" in told
+    assert "rtstruct True" in told
+    assert "1 of 1 series would be segmented" in told
 
 
 def test_a_folder_or_file_that_cannot_be_tried_is_an_error(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A node with several models, and its real worker: each has its result, whatever happens to another or to the worker."""
+"""A node with several models and its real worker: each has its result, whatever happens to the worker or another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 from bundle_support import small_unet_bundle
 from ctflow.node.node import Node
 from ctflow.node.rules import Rule
-from ctflow.node.settings.groups import Backoff, Destination, Limits, Web
+from ctflow.node.settings.groups import Backoff, Destination, Limits
 from ctflow.node.settings.models import NodeModel, RunOptions
 from ctflow.node.settings.service import ServiceSettings
+from ctflow.node.settings.web import Web
 from ctflow.settings.run import Settings
 from service_support import Archive, free_port, storescu, wait_until
 

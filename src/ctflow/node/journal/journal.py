@@ -27,9 +27,9 @@ from ctflow.node.journal.arrivals import (
     note_refused,
     receive_instance,
 )
-from ctflow.node.journal.claims import QueueRules, RunQueue
 from ctflow.node.journal.reading import JournalReader
 from ctflow.node.journal.records import Arrival, DecidedRun, InstanceRecord, Job, Receipt, Why, WorkerResult
+from ctflow.node.journal.runs import QueueRules, RunQueue
 from ctflow.node.journal.same_uid import keep_left_out
 from ctflow.node.journal.schema import bring_up_to_date, unopened
 

@@ -27,12 +27,14 @@ class SeriesSearch:
             means any.
         since: Unix time after which the last instance came; None means any.
         study: Digest of the study's UID; empty means any.
+        model: Name of a model in the settings, which has a run of the series; empty means any.
     """
 
     states: Sequence[SeriesState] = ()
     text: str = ""
     since: float | None = None
     study: str = ""
+    model: str = ""
 
     def condition(self) -> tuple[str, list[Any]]:
         """The condition on a row `s` of `series`, and its values."""
@@ -44,6 +46,9 @@ class SeriesSearch:
         if self.study:
             parts.append("digest_of_uid(s.study_uid) = ?")
             values.append(self.study)
+        if self.model:
+            parts.append("EXISTS (SELECT 1 FROM runs WHERE runs.series_key = s.key AND runs.model = ?)")
+            values.append(self.model)
         if self.text:
             plain = self.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             parts.append(f"({' OR '.join(_MATCHES)})")

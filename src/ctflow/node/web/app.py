@@ -108,8 +108,11 @@ def _routes(pages: Pages, sign_on: SignOn, tokens: Tokens) -> list[Any]:
         "/sign-in": sign_in.show,
     }
     forms: dict[str, Endpoint] = {
-        "/series/{key:str}/retry": _needs("act", pages.retry, sign_in, sign_on),
-        "/series/{key:str}/discard": _needs("act", pages.discard, sign_in, sign_on),
+        **{
+            f"/series/{{key:str}}/{of}{act}": _needs("act", endpoint, sign_in, sign_on)
+            for of in ("", "models/{model:str}/")
+            for act, endpoint in (("retry", pages.retry), ("discard", pages.discard))
+        },
         "/sign-in": sign_in.enter,
         "/sign-out": sign_in.leave,
     }

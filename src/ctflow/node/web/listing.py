@@ -30,6 +30,7 @@ class Listing:
         q: Text that is searched for.
         since: A key of `SINCE`.
         study: Digest of a study's UID.
+        model: Name of a model in the settings.
         before: Where a page of the list begins.
         refresh: "1" where the page loads itself again.
     """
@@ -38,6 +39,7 @@ class Listing:
     q: str = ""
     since: str = ""
     study: str = ""
+    model: str = ""
     before: str = ""
     refresh: str = ""
 
@@ -47,7 +49,8 @@ class Listing:
         found = cls(**{each.name: query.get(each.name, "") for each in fields(cls)})
         found = replace(found, q=" ".join(found.q.split())[:LONGEST_TEXT], refresh="1" if found.refresh == "1" else "")
         known = found.state in ("", _ATTENTION, *views.STATES) and found.since in SINCE
-        plain = re.fullmatch("[0-9a-f]{0,12}", found.study) and found.place is not None
+        named = re.fullmatch("[0-9a-f]{0,12}", found.study) and re.fullmatch("[A-Za-z0-9_-]{0,32}", found.model)
+        plain = named and found.place is not None
         return found if known and plain else None
 
     @property
@@ -58,7 +61,7 @@ class Listing:
     @property
     def is_search(self) -> bool:
         """Whether only some of the series in a state are wanted."""
-        return bool(self.q or self.since or self.study)
+        return bool(self.q or self.since or self.study or self.model)
 
     @property
     def place(self) -> tuple[float, str] | tuple[()] | None:
@@ -74,7 +77,7 @@ class Listing:
         if self.state != _ATTENTION:
             states = tuple(state for state in views.STATES if state == self.state)
         seconds = SINCE[self.since][1]
-        return SeriesSearch(states, self.q, None if seconds is None else now - seconds, self.study)
+        return SeriesSearch(states, self.q, None if seconds is None else now - seconds, self.study, self.model)
 
     def href(self, **changes: str) -> str:
         """The address of this list with other parameters, from its first page on."""

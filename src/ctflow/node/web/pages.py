@@ -102,6 +102,7 @@ class Pages:
             here="series",
             wanted=wanted,
             since=SINCE,
+            models=[each.name for each in self._node.settings.models],
             day=journal.last_day(now),
             refresh_s=_REFRESH_S if wanted.refresh else None,
             refresh={
@@ -142,6 +143,7 @@ class Pages:
                 shown for result in reversed(detail.results) for shown in shown_results(self._node.results, result)
             ],
             none_yet=views.no_result_text(series.state),
+            models=[run for run in detail.runs if run.model],
             deliveries=detail.deliveries,
             facts=views.facts(series, _classes(detail), now, patient_data=self._node.settings.web.patient_data),
             events=detail.events[:_EVENTS],
@@ -204,7 +206,8 @@ class Pages:
         if self._node.journal.find(key) is None:
             return self._unknown()
         peer = request.client.host if request.client else ""
-        if not act(key, by=f"{VIEWER.get().name or 'the page'}, {views.plain(peer)}"):
+        by = f"{VIEWER.get().name or 'the page'}, {views.plain(peer)}"
+        if not act(key, by=by, model=request.path_params.get("model")):
             return self.message(409, "Nothing was changed", why_not, back=f"/series/{key}", label="The series")
         return self.redirect(f"/series/{key}")
 

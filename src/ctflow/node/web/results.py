@@ -40,6 +40,7 @@ def _shown(results: Path, result: ResultRecord, volume: str = "", label: str = "
     shown: dict[str, Any] = {
         "number": f"{result.id}{'-' if volume else ''}{volume}",
         "volume": views.plain(label),
+        "run_model": result.run_model,
         "model": views.plain(result.model),
         "version": views.plain(result.version),
         "seconds": f"{result.elapsed_s:.1f} s",

@@ -100,7 +100,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldModels:
     """The models that a worker has open now, and those that could not be opened, and why."""
 
     models: tuple[str, ...]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ctflow.core.errors import BundleInvalid, CtflowError, DeviceOutOfMemory
 from ctflow.core.model import Model
-from ctflow.node.work.messages import Held, ModelChoice, Setup
+from ctflow.node.work.messages import HeldModels, ModelChoice, Setup
 
 if TYPE_CHECKING:
     from ctflow.pipeline.segmenter import Segmenter
@@ -84,11 +84,11 @@ class OpenModels:
         return opened
 
     @property
-    def held(self) -> Held:
+    def held(self) -> HeldModels:
         """The models that are open, and those that could not be read or opened the last time."""
         with self._lock:
             names = dict.fromkeys(each.source.name for each in [*self._open])
-            return Held(tuple(names), dict(self._failed))
+            return HeldModels(tuple(names), dict(self._failed))
 
     @property
     def demonstrations(self) -> tuple[str, ...]:

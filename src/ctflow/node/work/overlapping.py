@@ -18,7 +18,7 @@ from ctflow.core.model import Model
 from ctflow.node.work.messages import Answer, Setup, Task, TaskOutcome
 from ctflow.node.work.models import OpenModels
 from ctflow.node.work.worker import (
-    Work,
+    CaseWork,
     answered,
     complete,
     folder_of_result,
@@ -65,7 +65,7 @@ class OverlappingTasks:
     ) -> None:
         self._connection, self._send_word, self._setup = connection, send, setup
         self._models = models
-        self._works: dict[int, Work] = {}  # by their case's candidate, which stays the same
+        self._works: dict[int, CaseWork] = {}  # by their case's candidate, which stays the same
         self._cases = CasesInProcesses((), setup.settings, Path(), count=count, more=True)
 
     def run(self) -> None:
@@ -78,7 +78,7 @@ class OverlappingTasks:
                 give_memory_back(done, work.choice, self._models)
                 cases.write(done, self._models.facts(work.choice, work.settings))
 
-    def _segmented(self, work: Work, case: Case) -> Case:
+    def _segmented(self, work: CaseWork, case: Case) -> Case:
         """Segment a case; its model is opened first if it is not."""
         return segment_case(case, self._models.segmenter(work.choice, work.settings), prepare=self._cases.prepare)
 

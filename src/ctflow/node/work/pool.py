@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ctflow.node.journal.claims import QueueRules
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Job, WorkerResult
+from ctflow.node.journal.runs import QueueRules
 from ctflow.node.metrics import Metrics
 from ctflow.node.work.messages import NotReady, Ready, Setup
 from ctflow.node.work.supervisor import Supervisor

@@ -19,7 +19,7 @@ from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import BackendUnavailable, OutputError
 from ctflow.core.processes import Line, words_of_exit_code
 from ctflow.node.journal.records import Job, Why
-from ctflow.node.work.messages import Answer, Held, NotReady, Ready, Setup, Task, TaskOutcome
+from ctflow.node.work.messages import Answer, HeldModels, NotReady, Ready, Setup, Task, TaskOutcome
 from ctflow.node.work.worker import run_worker
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Supervisor(threading.Thread):
         self._most = 1  # jobs at a time
         self._heard_at = 0.0
         self.is_open = False
-        self.held = Held((), {})
+        self.held = HeldModels((), {})
         self.fault = ""  # the last unexpected one, until a series succeeds again
 
     def run(self) -> None:
@@ -146,7 +146,7 @@ class Supervisor(threading.Thread):
             log.error("%s: %s", self.name, word.error.described)
         self.is_open = isinstance(word, Ready)
         self._most = word.tasks if isinstance(word, Ready) else 1
-        self.held = Held(word.models, word.failed) if isinstance(word, Ready) else Held((), {})
+        self.held = HeldModels(word.models, word.failed) if isinstance(word, Ready) else HeldModels((), {})
         self._pool.told(word)
         return self.is_open
 
@@ -261,7 +261,7 @@ class Supervisor(threading.Thread):
             raise
         if word is None:
             return
-        if isinstance(word, Held):
+        if isinstance(word, HeldModels):
             self.held = word
             return
         if not isinstance(word, Answer) or word.key not in self._running:

@@ -29,7 +29,7 @@ from ctflow.core.processes import begin_child, log_to_parent
 from ctflow.node.journal.records import ObjectRecord, Why, WorkerResult
 from ctflow.node.rules import Verdict
 from ctflow.node.work.deciding import decided, settings_of, verdicts_on
-from ctflow.node.work.messages import Answer, Held, ModelChoice, NotReady, Ready, Setup, Task, TaskOutcome
+from ctflow.node.work.messages import Answer, HeldModels, ModelChoice, NotReady, Ready, Setup, Task, TaskOutcome
 from ctflow.node.work.models import OpenModels
 from ctflow.report.result import run_result, write_result
 from ctflow.settings.run import Settings
@@ -70,7 +70,7 @@ def run_worker(connection: Connection, setup: Setup) -> None:
 
             gpus = torch.cuda.device_count()
             count = tasks_at_a_time(setup.settings, workers=gpus if setup.settings.device != "cpu" else 1)
-            told = _Telling(send, models, is_wanted=bool(setup.models))
+            told = _AnswersWithNews(send, models, is_wanted=bool(setup.models))
             send(told.ready(opened, gpus, count))
             if count > 1:
                 OverlappingTasks(connection, told.send, setup, models, count).run()
@@ -80,12 +80,12 @@ def run_worker(connection: Connection, setup: Setup) -> None:
                 told.send(Answer(task.job.key, run_task(task, setup, models)))
 
 
-class _Telling:
+class _AnswersWithNews:
     """Tells which models are open before an answer, if they are others than before."""
 
     def __init__(self, send: Callable[[object], None], models: OpenModels, *, is_wanted: bool) -> None:
         self._send, self._models, self._is_wanted = send, models, is_wanted
-        self._told: Held | None = None
+        self._told: HeldModels | None = None
 
     def ready(self, opened: Model, gpus: int, count: int) -> Ready:
         """The worker's first message."""
@@ -122,7 +122,7 @@ def _send_beside_the_log(connection: Connection) -> Callable[[object], None]:
 
 
 @dataclass(frozen=True)
-class Work:
+class CaseWork:
     """A case of a task, with what computes it."""
 
     case: Case
@@ -288,7 +288,7 @@ def link_files(task: Task) -> Path:
 
 def works_of_task(
     task: Task, folder: Path, setup: Setup, choice: ModelChoice, models: OpenModels, result: Path
-) -> tuple[Work, ...] | TaskOutcome:
+) -> tuple[CaseWork, ...] | TaskOutcome:
     """The cases of a folder of links, one for each volume of its series; an outcome if none runs.
 
     A single case is named as the result's folder; several are named by volume.
@@ -302,7 +302,7 @@ def works_of_task(
         part = verdict.candidate.series.part
         name = part.name if part and len(running) > 1 else ""
         settings = settings_of(choice, verdict.by.by)
-        works.append(Work(_case(task, verdict, settings, result.name, name), choice, settings))
+        works.append(CaseWork(_case(task, verdict, settings, result.name, name), choice, settings))
     others = [each for each in verdicts if not each.run and each.reason != "not-asked-for"]
     aside = tuple(f"{part.label} is set aside: {each.message}" for each in others if (part := _part(each)))
     first = works[0]

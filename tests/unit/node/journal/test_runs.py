@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ctflow.node.journal.claims import QueueRules
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, DecidedRun, ObjectRecord, Why, WorkerResult
+from ctflow.node.journal.runs import QueueRules
 from ctflow.node.journal.writes import key_of
 
 STUDY = "1.2.3"

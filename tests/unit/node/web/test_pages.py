@@ -16,7 +16,8 @@ import pytest
 
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.deliver.send import COPY, WHOLE
-from ctflow.node.journal.records import Why, WorkerResult
+from ctflow.node.journal.records import DecidedRun, Why, WorkerResult
+from ctflow.node.journal.runs import QueueRules
 from ctflow.node.web import pages
 from ctflow.node.web.pages import ROWS
 from ctflow.node.web.server import serving
@@ -585,3 +586,46 @@ def test_an_address_that_is_taken_is_named(ward):
         with pytest.raises(SettingsInvalid, match=rf"cannot listen on 127\.0\.0\.1:{port} ") as caught, serving(other):
             pass
     assert caught.value.reason == "cannot-listen"
+
+
+def several_models(ward) -> str:
+    """A series of which one model has a result and another was set aside; its key."""
+    ward.journal.order_by(QueueRules(decides=True))
+    key = ward.complete("77", 2)
+    why = Why("body-part", "no <abdomen>")
+    runs = [DecidedRun("lung_tumour", 1), DecidedRun("body", 0, why)]
+    assert ward.journal.decide(ward.journal.claim(), runs)
+    answer = WorkerResult(f"{key}/x", "net", "1.0", "ab", False, 1.0, ())
+    assert ward.journal.commit(ward.journal.claim(), answer, [("pacs", "segmentation.dcm")])
+    return key
+
+
+def test_a_series_shows_each_models_state_and_each_can_be_retried_alone(ward, visitor):
+    key = several_models(ward)
+    ward.complete("78")
+    page = visitor.page(f"/series/{key}")
+    shown = text_of(page)
+    assert "lung_tumour urgent Result ready" in shown
+    assert "body Set aside no <abdomen>" in shown
+    assert "Result of lung_tumour" in shown
+    assert visitor.form(page, f"/series/{key}/models/body/retry").status == 303
+    assert {run.model: run.state for run in ward.journal.runs(key)} == {"lung_tumour": "done", "body": "complete"}
+    page = visitor.page(f"/series/{key}")
+    assert visitor.form(page, f"/series/{key}/models/body/discard").status == 303
+    assert {run.model: run.state for run in ward.journal.runs(key)} == {"lung_tumour": "done", "body": "discarded"}
+    token = re.search(r'models/lung_tumour/discard"><input type="hidden" name="token" value="(\w+)"', page)[1]
+    assert visitor.post(f"/series/{key}/models/other/discard", token).status == 403
+
+
+def test_the_list_can_be_of_one_model(ward, visitor):
+    key = several_models(ward)
+    other = ward.complete("78")
+    assert f"/series/{key}" in visitor.page("/?model=body")
+    assert f"/series/{other}" not in visitor.page("/?model=body")
+    assert "No series matches" in text_of(visitor.page("/?model=none"))
+    assert visitor.page("/?model=" + "a" * 33, 404)
+    assert visitor.page("/?model=%27--", 404)
+
+
+def test_the_page_of_a_node_with_one_model_has_no_table_of_models(ward, visitor):
+    assert 'id="models"' not in visitor.page(f"/series/{ward.done('1')}")
