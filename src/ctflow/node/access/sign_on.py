@@ -161,7 +161,7 @@ class SignOn:
         return Person(name, role)
 
     def _tell(self, kind: str, text: str, address: str) -> None:
-        """RecordEvent what every request repeats once in a while."""
+        """Record what every request repeats once in a while."""
         key, now = (kind, text, network_of(address)), self._clock()
         with self._lock:
             last = self._told.get(key)
