@@ -224,7 +224,10 @@ def profiles(model: Model, batch: int) -> list[dict[str, Any]]:
     engine = engine_of(model)
     with torch.no_grad():
         windows = torch.rand(batch, 1, *ROI, device=DEVICE)
-        return table_of(lambda: engine.launch(windows))
+        found = table_of(lambda: engine.launch(windows))
+    for line in found:
+        print(json.dumps(line), flush=True)  # noqa: T201
+    return found
 
 
 def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -298,8 +301,6 @@ def main() -> None:
         except Exception:  # noqa: BLE001  # the others count without it
             record[name] = traceback.format_exc()[-2000:]
             print(record[name], flush=True)  # noqa: T201
-    for line in record.get("kernels_of_a_call", ()):
-        print(json.dumps(line), flush=True)  # noqa: T201
     text = json.dumps(record)
     if given.out is not None:
         given.out.write_text(text + "\n")

@@ -230,7 +230,8 @@ def _network(request: EngineRequest, model: Model) -> tuple[nn.Module, int]:
         NetworkNotTaken: It computes other networks.
     """
     network = network_from_model(model)
-    problem = problem_of_network(network, request.roi)
+    members = model.spec.network.members
+    problem = f"it is an ensemble of {members}" if members > 1 else problem_of_network(network, request.roi)
     if problem is not None:
         name = model.spec.network.name.rpartition(".")[2]
         raise NetworkNotTaken(f"fused computes {TAKEN}, not this {name} at {request.roi}: {problem}")

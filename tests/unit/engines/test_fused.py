@@ -27,9 +27,11 @@ from ctflow.export.parity import check_parity, reference_logits
 from ctflow.export.prepare import prepare_engine, prepare_to_open
 from ctflow.kernels.forms import Cubin
 from ctflow.kernels.launch import KernelList
+from ctflow.networks.build import network_from_spec
 from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
 from ctflow.networks.head import fold_two_class_head
 from ctflow.networks.operations import TorchOperations
+from model_support import SMALL
 from reasons import raises_reason
 
 ROI = (64, 32, 32)
@@ -140,6 +142,22 @@ def test_tf32_is_refused(a_gpu):
 def test_another_network_is_refused(a_gpu):
     with raises_reason(NetworkNotTaken, "network-not-taken", names=("SwinUNETR", "UNet")):
         registry.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model_of("UNet", UNET))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"members": 2}, "an ensemble of 2"), ({"arguments": {"nonlin": "torch.nn.ReLU"}}, "its activation is ReLU")],
+    ids=str,
+)
+def test_why_one_of_nnunets_networks_is_not_taken_is_said(a_gpu, changed, named):
+    known = SMALL["PlainConvUNet"]
+    arguments = {**known.arguments, **changed.get("arguments", {})}
+    network = dataclasses.replace(known, **{**changed, "arguments": arguments})
+    model = model_of("UNet", UNET)
+    spec = dataclasses.replace(model.spec, network=network, out_channels=3)
+    model = dataclasses.replace(model, spec=spec, weights=network_from_spec(network).state_dict())
+    with raises_reason(NetworkNotTaken, "network-not-taken", names=(named, "PlainConvUNet")):
+        registry.open_engine(EngineRequest("fused", "cuda:0", None, ROI, (1, 4)), model)
 
 
 def test_auto_tries_it_before_every_other_engine_of_a_gpu():

@@ -19,7 +19,7 @@ def problem_of_network(network: nn.Module, roi: Size3) -> str | None:
     """Why a network is not computed with channels last, as the end of a sentence; None if it is."""
     if is_nnunet_module(network):
         return problem_of_unet(network, roi)
-    return None if takes_swin_unetr(network, roi) else "only these are rewritten"
+    return None if takes_swin_unetr(network, roi) else "it is another network, or has another form or window"
 
 
 def channels_last_network(network: nn.Module, roi: Size3, ops: Any) -> Callable[[Tensor], Tensor]:
