@@ -73,6 +73,7 @@ def receive_instance(
 
 def _came_again(db: sqlite3.Connection, series: sqlite3.Row, arrival: Arrival, now: float) -> Receipt:
     key = str(series["key"])
+    db.execute("DELETE FROM refusals WHERE series_key = ? AND sop_instance_uid = ?", (key, arrival.sop_instance_uid))
     db.execute("UPDATE series SET duplicates = duplicates + 1 WHERE key = ?", (key,))
     if series["state"] == "discarded":  # a sender that sends it again wants it
         if has_result(db, key):

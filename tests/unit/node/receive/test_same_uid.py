@@ -130,6 +130,7 @@ def test_a_newest_that_finds_no_space_is_refused_and_the_first_stays(scp, monkey
     monkeypatch.setattr(node.inbox, "has_space", lambda _count: False)
     assert store(node.port, instance(1, InstanceNumber=7), instance(1)) == [intake.OUT_OF_RESOURCES, 0]
     assert number_in_file(node) == [1]
+    assert node.journal.find(KEY).refused == 0  # the sender went back to the content that is kept
 
 
 def test_a_count_completes_a_series_only_where_it_does_not_wait_for_its_study(scp):
