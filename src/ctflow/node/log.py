@@ -143,16 +143,19 @@ class AuditTrail:
     def _facts(self, event: EventRecord) -> Mapping[str, Any]:
         """The sender, what it sent and when, and the model and version of the result."""
         facts = {"event": event.kind, "event_id": event.id, "at": _iso(event.at), "peer": event.peer}
+        facts["run"] = event.model  # of several models
         series = self._journal.find(event.series_key) if event.series_key else None
         if series is not None:
             facts |= {"series": series.digest, "key": series.key, "revision": series.revision}
             facts |= {"calling_ae": series.calling_ae, "instances": series.instances}
         if series is not None and event.kind == "done":
-            facts |= self._answer(series.key, event.at)
+            facts |= self._answer(series.key, event.model or "", event.at)
         return {name: value for name, value in facts.items() if value is not None}
 
-    def _answer(self, key: str, at: float) -> Mapping[str, Any]:
-        results = [result for result in self._journal.results(key) if result.committed_at <= at]
+    def _answer(self, key: str, model: str, at: float) -> Mapping[str, Any]:
+        results = [
+            result for result in self._journal.results(key) if result.committed_at <= at and result.run_model == model
+        ]
         if not results:
             return {}
         newest = results[-1]

@@ -340,7 +340,7 @@ def _answer(folder: Path, volumes: Sequence[Mapping[str, Any]], model: Model, el
         folder=f"{folder.parent.name}/{folder.name}",
         model=str(document["model"]["name"]),
         version=str(document["model"]["version"]),
-        weights=model.weights_digest,
+        weights=str(document["model"]["weights_digest"]),
         demonstration=model.spec.demonstration,
         elapsed_s=elapsed_s,
         objects=tuple(objects),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, DecidedRun, ObjectRecord, Why, WorkerResult
 from ctflow.node.journal.runs import QueueRules
 from ctflow.node.journal.writes import key_of
+from ctflow.node.log import AuditTrail
 
 STUDY = "1.2.3"
 
@@ -95,6 +98,18 @@ def test_each_model_has_its_own_result_deliveries_and_state(journal, clock):
     assert [event.model for event in done] == ["body", "lung"]
     assert done[1].text == "lung: net 1.0 answered in 1.0 s"
     assert journal.run_counts() == {("lung", "delivered"): 1, ("body", "delivered"): 1}
+
+
+def test_the_audit_trail_names_the_model_of_each_result(journal, tmp_path, caplog):
+    complete(journal, "s")
+    decide(journal, "lung", "body")
+    jobs = [journal.claim(), journal.claim()]
+    for job in reversed(jobs):  # both at the same moment
+        assert journal.commit(job, WorkerResult(f"k/{job.model}", f"net of {job.model}", "1", "w", False, 1.0, ()), [])
+    with caplog.at_level(logging.INFO, "ctflow.audit"):
+        AuditTrail(journal, tmp_path / "told").tell()
+    facts = [each.facts for each in caplog.records if each.facts["event"] == "done"]
+    assert [(each["run"], each["model"]) for each in facts] == [("body", "net of body"), ("lung", "net of lung")]
 
 
 def test_a_model_that_is_set_aside_hides_no_result_of_another_and_is_retried_alone(journal, clock):
