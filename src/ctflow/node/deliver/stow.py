@@ -129,7 +129,7 @@ class _Server:
             tls.forget_failure()
         try:
             self._connection.connect()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: of a name that is none
             raise self._down(error) from error
         self._connection.sock.settimeout(ANSWER_S)
         self._connection.timeout = ANSWER_S  # where it connects again, after a server that closes
@@ -215,7 +215,7 @@ class _Server:
         if status in _BUSY:
             raise DestinationDown(f"{self.target.url} answers with {status}", reason="no-answer")
         word = None
-        with suppress(ValueError):  # no JSON
+        with suppress(ValueError, RecursionError):  # no JSON, or brackets without end
             word = word_of_answer(json.loads(content), uid)
         if word is not None and word.is_stored:
             return "" if word.reason is None else f" (warning {word.reason:04X}H)"

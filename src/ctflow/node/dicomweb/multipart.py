@@ -45,11 +45,16 @@ class PartLimits:
 
 
 def media_type(value: str) -> tuple[str, Mapping[str, str]]:
-    """A Content-Type's media type and parameters (RFC 2045 5.1), names in lower case."""
+    """A Content-Type's media type and parameters (RFC 2045 5.1), names in lower case; empty if it cannot be read."""
     message = Message()
     message["Content-Type"] = value
-    found = message.get_params(failobj=[]) or []
-    return message.get_content_type() if value else "", {name.lower(): text for name, text in found[1:]}
+    try:
+        found = message.get_params(failobj=[]) or []
+    except (TypeError, ValueError, LookupError, AttributeError):  # parameters in wrong pieces (RFC 2231)
+        return "", {}
+    # One that names its character set comes as a tuple, and is none that is asked for here.
+    given = {name.lower(): text for name, text in found[1:] if isinstance(text, str)}
+    return message.get_content_type() if value else "", given
 
 
 def boundary_of(parameters: Mapping[str, str]) -> bytes:

@@ -138,11 +138,16 @@ class Stow:
                     raise BodyRefused(413, f"the body has more than {self._intake.most_bytes} bytes (limits.request)")
                 if time.monotonic() - started > _PATIENCE_S + count / _SLOWEST:
                     raise BodyRefused(408, "the body comes too slowly")
-                for part in reader.feed(chunk):
-                    waiting = time.monotonic()
-                    outcomes.append(await self._take(part, caller, study))
-                    reader.release(part)
-                    started += time.monotonic() - waiting  # the disk's time is not the sender's
+                parts = reader.feed(chunk)
+                try:
+                    for part in parts:
+                        waiting = time.monotonic()
+                        outcomes.append(await self._take(part, caller, study))
+                        reader.release(part)
+                        started += time.monotonic() - waiting  # the disk's time is not the sender's
+                finally:
+                    for part in parts:
+                        reader.release(part)  # what is released has nothing left
             reader.finish()
         finally:
             reader.close()

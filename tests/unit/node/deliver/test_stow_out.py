@@ -113,6 +113,17 @@ def test_an_object_goes_byte_for_byte_to_studies(server, url, folder):
     assert sent == (folder / "segmentation.dcm").read_bytes()
 
 
+def test_an_answer_of_brackets_without_end_is_no_confirmation(server, url, folder):
+    server.answers = [(200, b"[" * 200_000)]
+    with raises_reason(PeerRefused, "object-refused"):
+        send(url, folder)
+
+
+def test_a_name_that_is_none_is_a_server_that_is_down(folder):
+    with raises_reason(DestinationDown, "no-connection"):
+        send(f"http://{'a' * 70}.example.org/dicom-web", folder)
+
+
 @pytest.mark.parametrize(
     ("status", "content", "said"),
     [

@@ -96,6 +96,8 @@ def test_random_bytes_are_refused_by_name_or_read(body, step):
         ("application/dicom; transfer-syntax=1.2.840.10008.1.2.4.70", "application/dicom",
          {"transfer-syntax": "1.2.840.10008.1.2.4.70"}),
         ("", "", {}),
+        ("multipart/related; type*0*=a; x*0*='; x*=1; boundary=abc", "", {}),
+        ("multipart/related; boundary*=utf-8''a; type=b", "multipart/related", {"type": "b"}),
     ],
 )  # fmt: skip
 def test_a_content_type_is_read_as_mime_writes_it(value, kind, parameters):

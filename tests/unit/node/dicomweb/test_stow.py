@@ -162,6 +162,27 @@ def test_a_part_that_is_no_instance_fails_alone(stow, headers, content):
     assert node.files == []
 
 
+def test_a_part_whose_type_cannot_be_read_fails_alone(stow):
+    node = stow()
+    broken = "Content-Type: application/dicom; x*0*='; x*=1\r\n"
+    status, document, _ = post(node.port, multipart(file_of(instance()), headers=broken))
+    assert (status, list(failed(document))) == (409, [""])
+
+
+def test_a_server_that_fails_within_a_part_keeps_no_bytes_counted(stow, monkeypatch):
+    node = stow()
+    monkeypatch.setattr("ctflow.node.dicomweb.stow.meta_information", lambda _content: 1 / 0)
+    assert post(node.port, multipart(*[file_of(instance())] * 3))[0] == 500
+    assert node.shared.add(0) == 0
+
+
+def test_nobody_is_led_to_another_address(stow):
+    node = stow()
+    for path in (f"{PATH}/", "/events/", "/series/x/"):
+        status, _, headers = post(node.port, b"", path, Host="evil.example.org")
+        assert (status, headers["Location"]) in ((404, None), (421, None))
+
+
 def test_a_verification_is_no_instance(stow):
     status, document, _ = post(stow().port, multipart(file_of(instance(SOPClassUID="1.2.840.10008.1.1"))))
     assert (status, failed(document)) == (409, {ONE: 0x0122})
