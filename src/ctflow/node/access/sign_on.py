@@ -24,6 +24,7 @@ from ctflow.node.settings.web import Web
 _LEAST_TOKEN = 16
 _STRENGTH: tuple[Role, ...] = ("admin", "operate", "view", "send")
 _MOST_TOLD = 4096
+_ALIKE = 64
 _TOLD_AGAIN_S = 12 * 3600.0
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,14 @@ class SignOn:
         self._sessions = Sessions(web.session_idle_s, web.session_most_s, clock)
         self._told: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._lock = threading.Lock()
+        # The same password from many connections at once is not many attempts: one waits for the other.
+        self._alike = [threading.Lock() for _ in range(_ALIKE)]
 
     # -- where from ---------------------------------------------------------------------------------------------------
 
     def is_proxy(self, asked: Asked) -> bool:
         """Whether the connection comes from a proxy of the settings."""
-        return _is_in(asked.client, self._web)
+        return is_proxy(self._web, asked.client)
 
     def address(self, asked: Asked) -> str:
         """Where a request comes from: of a proxy's, what the proxy says."""
@@ -115,7 +118,7 @@ class SignOn:
                 found = _address(hop) or _address(hop.rpartition(":")[0])
                 if not found:  # what is left of it, its caller may have made up
                     break
-                if not _is_in(found, self._web):
+                if not is_proxy(self._web, found):
                     return found
         return asked.client
 
@@ -199,16 +202,20 @@ class SignOn:
         """A local user with this password; every failure is counted and recorded."""
         if self._users is None:
             return Denied(403, "There are no users here.")
+        with self._alike[hash((name, password, asked.client)) % _ALIKE]:
+            return self._verified_by(self._users, asked, name, password)
+
+    def _verified_by(self, users: Users, asked: Asked, name: str, password: str) -> User | Denied:
         address = self.address(asked)
         name = name if NAME.fullmatch(name) else ""
         wait_s = self._attempts.begin(name, address)
         if wait_s:
             self._tell("sign-in-refused", "too many attempts: further ones are not looked at for a while", address)
             return Denied(429, "Too many attempts: try again later.", wait_s)
-        user = self._users.verified(name, password)
+        user = users.verified(name, password)
         if user is None:
             # An unknown name may be a password in the wrong field: it is not recorded.
-            who = f"wrong password for {name}" if self._users.find(name) else "unknown user"
+            who = f"wrong password for {name}" if users.find(name) else "unknown user"
             return self._no(asked, who, Denied(401, "Name or password is wrong."))
         self._attempts.succeeded(name, address)
         return user
@@ -270,7 +277,8 @@ def _name_and_password(given: str) -> tuple[str, str]:
     return name, password
 
 
-def _is_in(address: str, web: Web) -> bool:
+def is_proxy(web: Web, address: str) -> bool:
+    """Whether an address is one of the settings' proxies."""
     try:
         found = ipaddress.ip_address(_address(address))
     except ValueError:

@@ -18,7 +18,6 @@ from ctflow.node.web.guard import (
     headers,
     is_own_form,
     new_session,
-    session_of,
     set_cookie,
 )
 from ctflow.node.web.pages import NodeView, Pages
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 _LARGEST_FORM = 4096  # bytes; a token has 64
+_FORM_S = 10.0  # for all of it
 _RESULT = "/series/{key:str}/results/{number:str}"
 
 Endpoint = Callable[["Request"], "Response"]
@@ -74,10 +74,12 @@ def make_app(node: NodeView) -> Application:
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_gate(hosts, sign_on, tokens))],
         exception_handlers={HTTPException: refused},
     )
+    page.router.redirect_slashes = False  # it would lead to whatever the Host header says, and out of a proxy's TLS
     if node.stow is None:
         return page
     # Beside the page, not behind its gate: bodies are large, and senders have neither cookies nor pages.
     dicomweb = Starlette(routes=dicomweb_routes(node.stow, sign_on, hosts))
+    dicomweb.router.redirect_slashes = False
 
     async def both(scope: Scope, receive: Any, send: Any) -> None:
         is_dicomweb = str(scope.get("path", "")).startswith("/dicom-web")
@@ -150,14 +152,14 @@ def _gate(hosts: Hosts, sign_on: SignOn, tokens: Tokens) -> Callable[[Request, F
     from starlette.responses import PlainTextResponse  # noqa: PLC0415
 
     async def dispatch(request: Request, forward: Forward) -> Response:
+        is_secure = request.state.secure = sign_on.is_secure(asked_of(request), request.url.scheme)
         asked = asked_of(request)
         session = asked.session or new_session()
-        is_secure = sign_on.is_secure(asked, request.url.scheme)
         request.state.session, request.state.cookie = session, cookie_name(secure=is_secure)
         if hosts.accepts(request.headers.get("host", "")):
             try:
                 person = request.state.person = await run_in_threadpool(sign_on.person, asked)
-                VIEWER.set(_viewer(sign_on, person, tokens.token(session, "/sign-out")))
+                VIEWER.set(_viewer(sign_on, person, sign_on.address(asked), tokens.token(session, "/sign-out")))
                 response = await forward(request)
             except Exception as error:
                 log.exception("a page could not be rendered")
@@ -175,13 +177,13 @@ def _gate(hosts: Hosts, sign_on: SignOn, tokens: Tokens) -> Callable[[Request, F
     return dispatch
 
 
-def _viewer(sign_on: SignOn, person: Any, token: str) -> Viewer:
+def _viewer(sign_on: SignOn, person: Any, address: str, token: str) -> Viewer:
     if sign_on.kind == "none":
-        return Viewer()
+        return Viewer(address=address)
     if person is None:
-        return Viewer(can_look=False, can_act=False)
+        return Viewer(can_look=False, can_act=False, address=address)
     out = token if sign_on.kind == "local" else ""
-    return Viewer(person.name, person.role, person.may("look"), person.may("act"), out)
+    return Viewer(person.name, person.role, person.may("look"), person.may("act"), out, address)
 
 
 def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
@@ -190,7 +192,7 @@ def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
 
     async def form(request: Request) -> Response:
         fields = await _fields_of_form(request)
-        action, session = request.url.path, session_of(request.cookies)
+        action, session = request.url.path, asked_of(request).session
         is_ours = is_own_form(request.headers) and tokens.holds(session, action, fields.get("token", ""))
         request.state.fields = fields
         return await run_in_threadpool(endpoint if is_ours else pages.stale, request)
@@ -199,14 +201,19 @@ def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
 
 
 async def _fields_of_form(request: Request) -> Mapping[str, str]:
-    """The fields of a form; none of anything but a small form."""
+    """The fields of a form; none of anything but a small form that comes at once."""
+    import anyio  # noqa: PLC0415  # of starlette, which is optional
+
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
         return {}
     content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > _LARGEST_FORM:
-            return {}
+    with anyio.move_on_after(_FORM_S) as limit:
+        async for part in request.stream():
+            content += part
+            if len(content) > _LARGEST_FORM:
+                return {}
+    if limit.cancelled_caught:
+        return {}
     try:
         return dict(parse_qsl(content.decode("ascii"), max_num_fields=10))
     except ValueError:

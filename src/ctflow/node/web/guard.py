@@ -49,9 +49,12 @@ def cookie_name(*, secure: bool) -> str:
     return _SECURE_COOKIE if secure else COOKIE
 
 
-def session_of(cookies: Mapping[str, str]) -> str | None:
-    """The session in a browser's cookies, if there is one that may be from this page."""
-    found = cookies.get(_SECURE_COOKIE) or cookies.get(COOKIE)
+def session_of(cookies: Mapping[str, str], *, secure: bool) -> str | None:
+    """The session in a browser's cookies, if there is one that may be from this page.
+
+    Over TLS only the cookie that nobody but this server can set: a neighbour of its name could set the other one.
+    """
+    found = cookies.get(cookie_name(secure=secure))
     return found if Tokens.is_session(found) else None
 
 
@@ -67,11 +70,16 @@ def set_cookie(request: Request, response: Response, session: str) -> None:
 
 
 def asked_of(request: Request) -> Asked:
-    """What identifies the origin of a request; a header that is there twice is one with both values."""
+    """What identifies the origin of a request; a header that is there twice is one with both values.
+
+    It has a session only where the request's state says whether the browser speaks TLS.
+    """
     found: dict[str, str] = {}
     for name, value in request.headers.items():
         found[name] = f"{found[name]},{value}" if name in found else value
-    return Asked(request.client.host if request.client else "", found, session_of(request.cookies))
+    secure = getattr(request.state, "secure", None)
+    session = None if secure is None else session_of(request.cookies, secure=secure)
+    return Asked(request.client.host if request.client else "", found, session)
 
 
 class Hosts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydicom.uid import UID
 
@@ -205,8 +206,8 @@ class Pages:
         key = request.path_params["key"]
         if self._node.journal.find(key) is None:
             return self._unknown()
-        peer = request.client.host if request.client else ""
-        by = f"{VIEWER.get().name or 'the page'}, {views.plain(peer)}"
+        viewer = VIEWER.get()
+        by = f"{viewer.name or 'the page'}, {views.plain(viewer.address)}"
         if not act(key, by=by, model=request.path_params.get("model")):
             return self.message(409, "Nothing was changed", why_not, back=f"/series/{key}", label="The series")
         return self.redirect(f"/series/{key}")
@@ -286,9 +287,11 @@ class Pages:
         return lambda key, act: self._tokens.token(request.state.session, f"/series/{key}/{act}")
 
     def _destinations(self) -> list[dict[str, object]]:
-        """Destinations of the settings, and earlier ones with waiting objects."""
+        """Destinations and webhooks of the settings, and earlier ones with waiting objects."""
         backlog, settings = self._node.journal.backlog(), self._node.settings
         named = {each.name: each.where for each in settings.destinations}
+        # Of a webhook's address the path is left out: with many services it is the secret.
+        named |= {each.name: f"webhook at {urlsplit(each.url).netloc}" for each in settings.webhooks}
         if settings.copy_to is not None:
             named[COPY] = str(settings.copy_to)
         gone = [

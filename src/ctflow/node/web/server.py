@@ -7,19 +7,25 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ctflow.core.errors import SettingsInvalid
+from ctflow.node.access.attempts import network_of
+from ctflow.node.access.sign_on import is_proxy
 from ctflow.node.settings.values import address_text
+from ctflow.node.settings.web import Web
 from ctflow.node.tls import tls_failure
 from ctflow.node.web.app import make_app
 from ctflow.node.web.pages import NodeView
 
 # A person and a few machines send requests; more at once is a mistake, and gets 503.
 _MOST_AT_ONCE = 100
+_MOST_CONNECTIONS = 200  # each has a descriptor, of which receiving needs some
+_MOST_OF_ADDRESS = 64  # so that one machine alone does not keep the others out; not of a proxy
 _KEEP_ALIVE_S = 5
 _GRACEFUL_S = 3  # a report of 24 MB takes less, and the node's own work must not wait for a browser
 _HEAD_S = 20.0  # for a request's head
@@ -50,6 +56,7 @@ def serving(node: NodeView) -> Iterator[int]:
     config = uvicorn.Config(
         app,
         log_config=None,
+        loop="asyncio",  # another one would not accept by `_Listener`
         access_log=False,  # it would write addresses with keys of series for every picture
         server_header=False,
         proxy_headers=False,  # it would believe any process of this machine; `SignOn.address` reads them
@@ -65,7 +72,7 @@ def serving(node: NodeView) -> Iterator[int]:
         config.load()
         config.ssl = node.tls.front
         config.ssl.sslobject_class = _telling_object()
-    listener = _listen(web.bind, web.port)
+    listener = _listen(web)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="page", daemon=True)
     thread.start()
@@ -146,12 +153,41 @@ def _telling_object() -> type[ssl.SSLObject]:
     return Telling
 
 
-def _listen(bind: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+class _Listener(socket.socket):
+    """A listening socket with few connections, also of those that never begin TLS or a request."""
+
+    is_proxy: Callable[[str], bool] = staticmethod(lambda _address: False)
+
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, listening.detach())
+        self._open: list[tuple[str, socket.socket]] = []
+        self._said = 0.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """A connection; one too many is closed at once."""
+        connection, address = super().accept()
+        of = network_of(address[0])
+        self._open = [each for each in self._open if each[1].fileno() >= 0]
+        same = sum(other == of for other, _ in self._open)
+        if len(self._open) < _MOST_CONNECTIONS and (same < _MOST_OF_ADDRESS or self.is_proxy(address[0])):
+            self._open.append((of, connection))
+            return connection, address
+        connection.close()
+        if time.monotonic() - self._said > _SILENCE_S:
+            self._said = time.monotonic()
+            log.warning("the page has too many connections, %d of them from %s: it closes further ones", same, of)
+        raise ConnectionAbortedError  # asyncio goes on with the next one
+
+
+def _listen(web: Web) -> _Listener:
+    family = socket.AF_INET6 if ":" in web.bind else socket.AF_INET
     try:
-        return socket.create_server((bind, port), family=family, backlog=128)
+        listener = _Listener(socket.create_server((web.bind, web.port), family=family, backlog=128))
     except OSError as error:
         raise SettingsInvalid(
-            f"web: cannot listen on {address_text(bind, port)} ({error.strerror}): give another web.port or web.bind",
+            f"web: cannot listen on {address_text(web.bind, web.port)} ({error.strerror}): give another web.port or "
+            "web.bind",
             reason="cannot-listen",
         ) from error
+    listener.is_proxy = partial(is_proxy, web)
+    return listener

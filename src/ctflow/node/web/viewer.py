@@ -15,6 +15,7 @@ class Viewer:
         role: The user's role.
         can_look: Whether pages show the node's state.
         can_act: Whether pages have buttons.
+        address: Where the request comes from, as the proxy says if there is one.
         sign_out: Token of the form that signs out; empty if there is none.
     """
 
@@ -23,6 +24,7 @@ class Viewer:
     can_look: bool = True
     can_act: bool = True
     sign_out: str = ""
+    address: str = ""
 
 
 _ANYONE = Viewer()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import http.client
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
 
+from ctflow import __version__
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.access.sign_on import Asked, SignOn
 from ctflow.node.access.users import User, hash_of_password, write_users
@@ -109,6 +111,8 @@ def test_without_a_session_nothing_of_the_node_is_shown(local):
     page = visitor.ask("/sign-in")
     assert visitor.status == 200
     assert "SECRET" not in page
+    assert __version__ not in page
+    assert "11112" not in page
     assert visitor.ask("/style.css")
     assert visitor.status == 200
     visitor.ask(f"/series/{keys['dead']}/retry", {"token": "x"})
@@ -299,6 +303,25 @@ def test_limits_count_the_address_that_the_proxy_tells(opened, users):
     assert other.status == 200
 
 
+def test_over_tls_a_session_that_a_neighbour_may_have_set_is_none(opened, users):
+    node = opened(sign_on="local", users_file=users, proxy=Proxy(addresses=LOOPBACK))
+    attacker = Visitor(node.port)
+    attacker.sign_in("vera")
+    victim = Visitor(node.port, **{"X-Forwarded-Proto": "https"})
+    victim.cookie = attacker.cookie
+    victim.ask("/")
+    assert victim.status == 303
+
+
+def test_the_trail_has_the_address_that_the_proxy_tells(opened):
+    node = proxied(opened)
+    keys = fill_busy(node)
+    visitor = Visitor(node.port, **{"X-User": "olga", "X-Roles": "operate", "X-Forwarded-For": "10.7.7.7"})
+    again = f"/series/{keys['aside']}/retry"
+    visitor.ask(again, {"token": token_in(visitor.ask(f"/series/{keys['aside']}"), again)})
+    assert ("retried", "by olga, 10.7.7.7") in events(node)
+
+
 @pytest.mark.parametrize(
     ("forwarded", "address"),
     [
@@ -341,6 +364,17 @@ def test_a_user_may_send_by_role(local, name, password, status):
     if status == 200:
         assert local.journal.series()[0].calling_ae == name
     assert len(local.files) == (status == 200)
+
+
+def test_a_sender_with_many_connections_at_once_makes_no_failed_attempts(local):
+    with ThreadPoolExecutor(24) as pool:
+        bodies = [multipart(file_of(instance(number))) for number in range(1, 25)]
+        found = pool.map(
+            lambda body: post(local.port, body, Authorization=basic("scan", "password of scan"))[0], bodies
+        )
+        assert set(found) == {200}
+        wrong = list(pool.map(lambda body: post(local.port, body, Authorization=basic("scan", "wrong"))[0], bodies))
+    assert sorted(wrong) == [401] * 10 + [429] * 14
 
 
 def test_a_proxy_names_who_may_send_and_lends_nobody_its_own_address(opened):
