@@ -34,6 +34,7 @@ class CertificateWatch(threading.Thread):
         self._event = event
         self._rejected: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._told: dict[tuple[str, str], tuple[float, int]] = {}
+        self._telling = threading.Lock()  # the listener and every association tell
         self._warned_at: dict[str, float] = {}
 
     def stop(self) -> None:
@@ -44,14 +45,15 @@ class CertificateWatch(threading.Thread):
     def rejected(self, peer: str, why: str) -> None:
         """Record that a peer was rejected; does not wait. The same of one peer is recorded once a minute."""
         now = time.monotonic()
-        told_at, others = self._told.get((peer, why), (-_ONCE_IN_S, 0))
-        if now - told_at < _ONCE_IN_S:
-            self._told[peer, why] = (told_at, others + 1)
-            return
-        self._told.pop((peer, why), None)
-        self._told[peer, why] = (now, 0)
-        if len(self._told) > _MOST_TOLD:
-            del self._told[next(iter(self._told))]
+        with self._telling:
+            told_at, others = self._told.get((peer, why), (-_ONCE_IN_S, 0))
+            if now - told_at < _ONCE_IN_S:
+                self._told[peer, why] = (told_at, others + 1)
+                return
+            self._told.pop((peer, why), None)
+            self._told[peer, why] = (now, 0)
+            if len(self._told) > _MOST_TOLD:
+                del self._told[next(iter(self._told))]
         self._rejected.put((peer, f"{why} (and {others} times since the last such line)" if others else why))
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -58,6 +59,24 @@ class _Failure:
     why = ""
 
 
+class _Front(ssl.SSLContext):
+    """Hands each connection to the newest context, whole.
+
+    A callback by the peer's name for the server could change the certificate and the authorities of a connection that
+    has begun, but not that revoked certificates are looked up.
+    """
+
+    newest: Callable[[], ssl.SSLContext]
+
+    def wrap_bio(self, *args: Any, **named: Any) -> ssl.SSLObject:
+        context = self.newest()
+        context.sslobject_class = self.sslobject_class
+        return context.wrap_bio(*args, **named)
+
+    def wrap_socket(self, *args: Any, **named: Any) -> ssl.SSLSocket:
+        return self.newest().wrap_socket(*args, **named)
+
+
 class TlsContext:
     """A context for new connections, and what its files say.
 
@@ -82,7 +101,7 @@ class TlsContext:
         self._seen = self._stamps()
         self._doubted: object = None
         self._context, self._certificate = self._made()
-        self._front: ssl.SSLContext | None = None
+        self._front: _Front | None = None
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -91,14 +110,10 @@ class TlsContext:
 
     @property
     def front(self) -> ssl.SSLContext:
-        """For a server that keeps one context: each of its connections gets the newest certificate and authorities."""
+        """For a server that keeps one context: each of its connections is made with the newest one."""
         if self._front is None:
-            self._front, _ = self._made()
-
-            def newest(connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
-                connection.context = self._context
-
-            self._front.sni_callback = newest
+            self._front = _Front(ssl.PROTOCOL_TLS_SERVER)
+            self._front.newest = lambda: self._context
         return self._front
 
     @property
@@ -159,7 +174,9 @@ class TlsContext:
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         context.set_ciphers(CIPHERS)
         if isinstance(group, ServerTls):
-            context.num_tickets = 0  # a resumed session would not check the client's certificate again
+            # A resumed session would not check the client's certificate again: TLS 1.3 and 1.2 each have their tickets.
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET
             wanted = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
             context.verify_mode = wanted[group.client]
         else:
@@ -188,12 +205,16 @@ class TlsContext:
         # So that a certificate of a client may itself be among them, signed by whomever.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if b"BEGIN X509 CRL" in content:
-            context.load_verify_locations(cafile=ca)  # the text above takes certificates alone
+            try:
+                context.load_verify_locations(cafile=ca)  # the text above takes certificates alone
+            except OSError as error:  # OpenSSL's are among them
+                raise self._unusable("ca", ca, "its list of revoked certificates cannot be read") from error
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
     def _load_own(self, context: ssl.SSLContext, file: Path, key: Path) -> Certificate:
         try:
             from cryptography import x509  # noqa: PLC0415  # an optional package: the extra `serve`
+            from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
             from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
         except ImportError as error:
             raise BackendUnavailable(
@@ -215,7 +236,13 @@ class TlsContext:
             raise self._unusable("key", key, why) from error
         except ValueError as error:
             raise self._unusable("key", key, "it holds no private key in PEM form, or has another password") from error
-        if loaded.public_key() != certificate.public_key():
+        except UnsupportedAlgorithm as error:
+            raise self._unusable("key", key, "it is of a kind that is not supported") from error
+        try:
+            is_its = loaded.public_key() == certificate.public_key()
+        except (UnsupportedAlgorithm, ValueError) as error:
+            raise self._unusable("certificate", file, "its key is of a kind that is not supported") from error
+        if not is_its:
             raise self._unusable("key", key, "it does not belong to the certificate")
         try:
             context.load_cert_chain(file, key, password or b"")  # without any, OpenSSL would ask on the terminal

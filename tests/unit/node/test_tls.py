@@ -105,6 +105,40 @@ def test_a_revoked_client_is_refused(authority):
     assert handshake(server, TlsContext("to", other))[0] == "TLSv1.3"
 
 
+@pytest.mark.parametrize("way", ["context", "front"])
+def test_a_client_that_is_revoked_later_is_refused_from_then_on(authority, way):
+    client, pair = client_tls(authority), authority.issue("client")
+    client = replace(client, certificate=pair.certificate, key=pair.key)
+    server = TlsContext("tls", server_tls(authority))
+    assert handshake(getattr(server, way), TlsContext("to", client))[0] == "TLSv1.3"
+    authority.revoke(pair)
+    assert server.look()
+    assert "revoked" in handshake(getattr(server, way), TlsContext("to", client))[0]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_session_outlives_the_check_of_its_certificate(authority, version):
+    server = TlsContext("tls", server_tls(authority)).front
+    client = TlsContext("to", client_tls(authority)).context
+    client.sslsocket_class = ssl.SSLSocket
+    client.maximum_version = version
+    session = None
+
+    def serve(connection: socket.socket) -> None:
+        with server.wrap_socket(connection, server_side=True) as secured:
+            secured.sendall(b"x")
+
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        thread = threading.Thread(target=serve, args=(ours,))
+        thread.start()
+        with client.wrap_socket(theirs, server_hostname="127.0.0.1", session=session) as secured:
+            secured.recv(1)
+            session = secured.session
+            assert not secured.session_reused
+        thread.join()
+
+
 def test_old_versions_and_weak_suites_are_refused(authority):
     server = TlsContext("tls", server_tls(authority, client="none")).context
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -187,6 +221,17 @@ def test_a_file_that_cannot_be_used_is_named(authority, tmp_path, key, content, 
         file.write_bytes(content)
     with raises_reason(SettingsInvalid, "certificate", names=names):
         TlsContext("tls", server_tls(authority, **{key: file}))
+
+
+def test_a_broken_list_of_revoked_certificates_is_named_and_ends_no_watch(authority):
+    watched = Watched(authority)
+    good = authority.ca.read_bytes()
+    authority.ca.write_bytes(good + b"-----BEGIN X509 CRL-----\nbm8=\n-----END X509 CRL-----\n")
+    with raises_reason(SettingsInvalid, "certificate", names="its list of revoked certificates cannot be read"):
+        TlsContext("tls", server_tls(authority))
+    watched.look()
+    assert watched.look() == ["certificates-broken"]
+    assert "its list of revoked certificates cannot be read" in watched.context.problem
 
 
 def test_a_key_of_another_certificate_is_named(authority):
