@@ -105,6 +105,7 @@ class Inbox:
         with self._making:
             if folder in self._synced and folder.is_dir():
                 return
+            self._synced.pop(folder, None)  # retention has removed it: others wait here until the new one is synced
             folder.mkdir(parents=True, exist_ok=True)
             sync_folder(folder.parent)
             sync_folder(self.folder)

@@ -233,11 +233,16 @@ class Receiver:
         requestor = event.assoc.requestor
         title = str(requestor.primitive.calling_ae_title if requestor.primitive else "").strip()
         host = str(requestor.address)
-        is_known = self._reception.is_peer(title, host)
-        connection: Any = event.assoc.dul.socket
-        why = self._reception.certificate_refusal(title, host, connection.socket.certificate) if is_known else ""
-        if why:
-            self._reception.security.rejected(host, why)
+        is_known, why = False, ""
+        try:  # pynetdicom would log an error of this handler, and accept the association
+            is_known = self._reception.is_peer(title, host)
+            connection: Any = event.assoc.dul.socket
+            why = self._reception.certificate_refusal(title, host, connection.socket.certificate) if is_known else ""
+            if why:
+                self._reception.security.rejected(host, why)
+        except Exception:
+            log.exception("an association could not be checked")
+            why = "it could not be checked"
         if why or not is_known:
             # Rejected-permanent, by the service user, calling AE title not recognised (PS3.8 9.3.4).
             event.assoc.acse.send_reject(0x01, 0x01, 0x03)

@@ -343,6 +343,18 @@ def test_who_is_no_peer_is_rejected(scp):
         assert not found.is_established
 
 
+@pytest.mark.parametrize("what", ["is_peer", "certificate_refusal"])
+def test_a_peer_that_cannot_be_checked_is_rejected(scp, what):
+    """pynetdicom only logs what such a check raises, and goes on to accept."""
+
+    def broken(*_):
+        raise RuntimeError("a mistake")
+
+    with association(scp(**{what: broken}).port) as found:
+        assert found.is_rejected
+        assert found.acceptor.primitive.diagnostic == 0x03
+
+
 def test_more_associations_than_allowed_are_rejected_for_now(scp):
     node = scp(associations=2)
     with association(node.port), association(node.port) as second, association(node.port) as third:
