@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ctflow.core.errors import DeliveryError, OutputError, PeerRefused
+from ctflow.core.errors import DeliveryError, DestinationDown, OutputError, PeerRefused
 from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.journal.commitments import Commitments, ReportRecord
 from ctflow.node.journal.journal import Journal
@@ -40,6 +40,7 @@ class ReportThread(threading.Thread):
         super().__init__(name="commitment reports", daemon=True)
         self._commitments, self._target_of, self._backoff = commitments, target_of, backoff
         self._woken, self._ending = threading.Event(), threading.Event()
+        self._closed_until: dict[tuple[str, str], float] = {}  # peers that cannot be reached
         journal.on_change(self._woken.set)
 
     def stop(self) -> None:
@@ -67,6 +68,10 @@ class ReportThread(threading.Thread):
                 return min(report.next_at - now, 60.0)
             if self._ending.is_set():
                 break
+            closed_s = self._closed_until.get(_peer_of(report), 0.0) - now
+            if closed_s > 0:  # one that is off must not let the others' reports wait for each of its own
+                self._commitments.postpone(report.id, closed_s)
+                continue
             self._send(report)
         else:
             return 60.0
@@ -86,9 +91,16 @@ class ReportThread(threading.Thread):
             log.warning(
                 "report of storage commitment: %s", error.described, extra={"facts": {"peer": report.request.peer}}
             )
+            self._closed_until = {peer: until for peer, until in self._closed_until.items() if until > time.time()}
+            if isinstance(error, DestinationDown):
+                self._closed_until[_peer_of(report)] = time.time() + (wait_s or self._backoff.wait_s(1))
             self._commitments.not_reported(report.id, Why(error.reason, error.described), wait_s)
         else:
             self._commitments.reported(report.id)
+
+
+def _peer_of(report: ReportRecord) -> tuple[str, str]:
+    return report.request.calling_ae, report.request.peer
 
 
 def send_report(target: StorageTarget, report: ReportRecord) -> None:
@@ -105,6 +117,8 @@ def send_report(target: StorageTarget, report: ReportRecord) -> None:
         except (ValueError, RuntimeError) as error:  # no context, or it has ended the association
             raise PeerRefused(f"{target.called_ae} takes no reports", reason="no-context") from error
         status = answer.get("Status")
+        if status is None:
+            raise DestinationDown(f"{target.called_ae} did not answer to the report", reason="no-answer")
         if status != 0:
-            said = "does not answer" if status is None else f"answers with status {status:04X}H"
+            said = f"answers with status {status:04X}H"
             raise PeerRefused(f"{target.called_ae} {said} to the report", reason="object-refused")

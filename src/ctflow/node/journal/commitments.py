@@ -199,9 +199,9 @@ def _note_not_reported(db: sqlite3.Connection, number: int, why: Why, now: float
         return
     state = "dead" if wait_s is None else "waiting"
     db.execute(
-        "UPDATE commitments SET state = ?, last_reason = ?, last_error = ?, next_at = ?, attempts = attempts + 1 "
-        "WHERE id = ?",
-        (state, *why, now + (wait_s or 0.0), number),
+        "UPDATE commitments SET state = ?, last_reason = ?, last_error = ?, next_at = ?, attempts = attempts + 1, "
+        "report = CASE WHEN ? THEN '[]' ELSE report END WHERE id = ?",  # 2 MB each, and peers may ask without an end
+        (state, *why, now + (wait_s or 0.0), wait_s is None, number),
     )
     if wait_s is None:
         text = f"no report to {row['calling_ae']}: {why.message}"

@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -235,7 +236,8 @@ class Conversation:
                 kind, instance, message.data, message.transfer_syntax, self._caller(), with_tls=self._with_tls
             )
             if report is not None:
-                self._due.append((time.monotonic() + SAME_ASSOCIATION_S, report, message))
+                # Without its megabytes of data: a peer may send a thousand before the first report is due.
+                self._due.append((time.monotonic() + SAME_ASSOCIATION_S, report, replace(message, data=b"")))
         else:
             status = self._service.report(kind, instance, message.data, message.transfer_syntax)
         self._send(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
+from ctflow.core.errors import DestinationDown
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.deliver.reports import ReportThread
 from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.journal import commitments as commitments_of_journal
 from ctflow.node.journal.commitments import CommitmentRequest, Commitments, Reference
 from ctflow.node.journal.journal import Journal
+from ctflow.node.journal.records import Why
 from ctflow.node.receive import commitment, shortcut
 from ctflow.node.receive.commitment import COMMITMENT, COMMITMENT_INSTANCE, request_dataset
 from ctflow.node.settings.groups import Backoff
@@ -262,3 +265,48 @@ def test_a_request_is_no_longer_than_its_limit(scp, monkeypatch):
         answer, _ = found.send_n_action(request_dataset("1.2.9", [KEPT] * 100), 1, COMMITMENT, COMMITMENT_INSTANCE)
         assert "Status" not in answer
         wait_until(lambda: not found.is_established, "the association is aborted")
+
+
+def asked_by(title: str, number: int) -> CommitmentRequest:
+    return CommitmentRequest(f"1.2.{number}", title, "127.0.0.1", False, (UNKNOWN,))
+
+
+def test_a_peer_that_is_off_keeps_no_other_from_its_report(scp, asker):
+    node, peer, tried = scp(), asker(), []
+    for number in range(5):
+        node.commitments.asked(asked_by("OFF", number), 0.0)
+    node.commitments.asked(asked_by("ROUTER", 9), 0.0)
+
+    def target(report) -> StorageTarget:
+        if report.request.calling_ae == "OFF":
+            tried.append(report.id)
+            raise DestinationDown("it is off", reason="no-connection")
+        return StorageTarget("CTFLOW", "ROUTER", "127.0.0.1", peer.port)
+
+    thread = ReportThread(node.journal, node.commitments, target, Backoff(600.0, 600.0, 6000.0))
+    thread.start()
+    try:
+        wait_until(lambda: peer.reports, "the other's report comes")
+    finally:
+        thread.stop()
+    assert len(tried) == 1
+    assert node.journal.waiting_reports() == 5
+
+
+def test_what_a_peer_asks_without_an_end_takes_no_more_room(scp):
+    node = scp()
+    number = node.commitments.asked(asked_by("ROUTER", 1), 0.0)
+    node.commitments.not_reported(number, Why("no-port", "no port is known"), None)
+    kept = node.journal.look(lambda db: [tuple(row) for row in db.execute("SELECT state, report FROM commitments")])
+    assert kept == [("dead", "[]")]
+
+
+def test_a_request_that_waits_for_its_report_does_not_keep_its_data():
+    sent = []
+    layer = SimpleNamespace(most_pdu=16384, send=sent.append)
+    service = SimpleNamespace(request=lambda *_, **__: (0, 1))
+    talk = commitment.Conversation(layer, service, lambda: None, with_tls=False)
+    talk.take(shortcut.Message(0x0130, 1, "1.2.840.10008.1.2", {}, bytes(2**22)))
+    ((_, _, waiting),) = talk._due
+    assert len(sent) == 1
+    assert waiting.data == b""
