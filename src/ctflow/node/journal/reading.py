@@ -14,6 +14,7 @@ from ctflow.node.journal.records import (
     DeliveryRecord,
     EventRecord,
     InstanceRecord,
+    Job,
     ModelRun,
     ObjectRecord,
     Patient,
@@ -168,6 +169,15 @@ class JournalReader:
         """One result by its number."""
         rows = self._all(f"{_RESULT} WHERE r.id = ?", number)
         return self._result(rows[0]) if rows else None
+
+    def needs_result(self, job: Job, folder: str) -> bool:
+        """Whether the folder that a job has written has a result, or may have: two jobs of one set write the same one.
+
+        So do a run that was discarded and retried while it ran, and its second attempt in another worker.
+        """
+        question = """SELECT 1 FROM results WHERE folder = ? UNION ALL
+            SELECT 1 FROM runs WHERE series_key = ? AND model = ? AND state = 'running' LIMIT 1"""
+        return bool(self._all(question, folder, job.key, job.model))
 
     def _result(self, row: sqlite3.Row) -> ResultRecord:
         question = "SELECT * FROM objects WHERE result_id = ? ORDER BY file DESC"

@@ -308,7 +308,7 @@ class Supervisor(threading.Thread):
         if outcome.result is not None:
             if journal.commit(job, outcome.result, self._pool.deliveries(outcome.result)):
                 self._measure(job, outcome)
-            else:
+            elif not journal.needs_result(job, outcome.result.folder):
                 shutil.rmtree(self._pool.places.results / outcome.result.folder, ignore_errors=True)
         elif outcome.kind == "decided":
             journal.decide(job, outcome.decided)

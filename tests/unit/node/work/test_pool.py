@@ -361,3 +361,23 @@ def test_a_worker_that_ends_while_it_waits_is_named_and_started_again(journal, w
         supervisor._killed = False  # as if something else had ended them
     journal.event("note", "something happens")
     wait_until(lambda: found.problems() == found.remarks() == [], "both are open again")
+
+
+def test_a_late_answer_does_not_take_the_result_of_another_worker(journal, worker_pool, tmp_path):
+    """A run that a person discards and retries while it runs is computed twice, into the same folder."""
+    (key,) = complete(journal, 1)
+    folder = tmp_path / "results" / key
+
+    def deliveries(answer):
+        (tmp_path / "results" / answer.folder).mkdir(parents=True)
+        journal.discard(key)
+        journal.retry(key)
+        assert journal.commit(journal.claim(), answer, [])
+        return []
+
+    worker_pool(service_support.worker_that_answers, deliveries=deliveries)
+    (other,) = complete(journal, 2)
+    wait_until(lambda: journal.find(other).state == "aside", "the late answer is dealt with")
+    assert next(event.kind for event in journal.events(key=key)) == "superseded"
+    assert journal.find(key).state == "done"
+    assert [path.name for path in folder.iterdir()] == [journal.results(key)[0].folder.partition("/")[2]]
