@@ -197,7 +197,8 @@ class Journal(JournalReader):
         found = self._records(
             InstanceRecord,
             "SELECT i.* FROM series s JOIN instances i ON i.series_key = s.key AND i.sop_instance_uid = ? "
-            "WHERE s.study_uid = ? AND s.series_uid = ? ORDER BY s.revision DESC LIMIT 1",
+            "WHERE s.study_uid = ? AND s.series_uid = ? AND s.revision = (SELECT max(n.revision) FROM series n "
+            "WHERE n.study_uid = s.study_uid AND n.series_uid = s.series_uid)",  # as `receive` asks: see retention
             sop_instance_uid,
             study_uid,
             series_uid,

@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from ctflow.dicom.uids import CT_IMAGE_STORAGE
 from ctflow.node.journal.records import WorkerResult
+from ctflow.node.journal.retention import prune_instances
 from ctflow.node.journal.writes import digest_of_set, key_of
 from ctflow.node.receive import intake
 from ctflow.node.settings.groups import Peer
@@ -190,3 +191,16 @@ def test_a_router_finishes_a_study_with_a_dose_report(scp, tmp_path: Path):
     assert node.journal.find(KEY).instances == 1
     with association(node.port, contexts={CT_IMAGE_STORAGE: [ExplicitVRLittleEndian]}) as found:
         assert found.is_established
+
+
+def test_an_instance_of_an_earlier_revision_comes_again_after_the_files_of_the_newest_went(scp):
+    """The earlier one still has it, as its results are not delivered; so it seemed known, and was never recorded."""
+    node = scp()
+    assert store(node.port, instance(1)) == [0]
+    finish(node)
+    assert store(node.port, instance(2)) == [0]
+    assert finish(node) == SECOND
+    assert len(node.journal.change(lambda db, now: prune_instances(db, now, SECOND, "a test"))) == 1
+    assert store(node.port, instance(1)) == [0]
+    newest = node.journal.find(key_of("1.2.826.0.2", "1.2.826.0.3", 3))
+    assert (newest.instances, newest.state) == (1, "received")
