@@ -170,6 +170,12 @@ def old_events(db: sqlite3.Connection, before: float, told: int) -> int:
     return int(count)
 
 
+def last_old_event(db: sqlite3.Connection, before: float, told: int) -> int:
+    """Number of the last of those events; 0 where there is none. A reader looks for it, as it may take long."""
+    (last,) = db.execute("SELECT max(id) FROM events WHERE at < ? AND id <= ?", (before, told)).fetchone()
+    return int(last or 0)
+
+
 def forget_events(db: sqlite3.Connection, before: float, told: int) -> int:
     """Forget some of the events that are older and have been logged; return how many: call again until it is 0."""
     return db.execute(
@@ -179,23 +185,36 @@ def forget_events(db: sqlite3.Connection, before: float, told: int) -> int:
     ).rowcount
 
 
-def forget_series(db: sqlite3.Connection, before: float) -> int:
-    """Forget finished series of which nothing is left on the disk and no event in the journal; return how many."""
-    rows = db.execute(
-        f"SELECT s.key FROM series s WHERE {_FINISHED} AND {_FINISHED_AT} < ? "  # noqa: S608
-        "AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.series_key = s.key) "
-        "AND NOT EXISTS (SELECT 1 FROM results r WHERE r.series_key = s.key AND NOT EXISTS "
-        "(SELECT 1 FROM pruned_results p WHERE p.result_id = r.id AND p.gone = 1)) "
-        "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.series_key = s.key) LIMIT 500",
-        (before,),
-    ).fetchall()
+_FORGETTABLE = f"""{_FINISHED} AND {_FINISHED_AT} < ?
+    AND NOT EXISTS (SELECT 1 FROM instances i WHERE i.series_key = s.key)
+    AND NOT EXISTS (SELECT 1 FROM results r WHERE r.series_key = s.key AND NOT EXISTS
+        (SELECT 1 FROM pruned_results p WHERE p.result_id = r.id AND p.gone = 1))
+    AND NOT EXISTS (SELECT 1 FROM events e WHERE e.series_key = s.key)"""  # noqa: S608  # words of this module
+
+
+def forgettable_series(db: sqlite3.Connection, before: float) -> tuple[str, ...]:
+    """Some finished series of which nothing is left on the disk and no event in the journal; a reader looks for them.
+
+    That looks at every series, and a peer's instance must not wait for it.
+    """
+    rows = db.execute(f"SELECT s.key FROM series s WHERE {_FORGETTABLE} LIMIT 500", (before,))  # noqa: S608
+    return tuple(str(row["key"]) for row in rows)
+
+
+def forget_series(db: sqlite3.Connection, before: float, keys: Sequence[str]) -> int:
+    """Forget those of these series of which still nothing is left; return how many."""
+    question = f"SELECT 1 FROM series s WHERE s.key = ? AND {_FORGETTABLE}"  # noqa: S608
     of_results = "WHERE result_id IN (SELECT id FROM results WHERE series_key = ?)"
-    for row in rows:
-        key = (row["key"],)
+    forgotten = 0
+    for name in keys:
+        if db.execute(question, (name, before)).fetchone() is None:
+            continue
+        key = (name,)
         for table in ("deliveries", "objects", "pruned_results"):
             db.execute(f"DELETE FROM {table} {of_results}", key)  # noqa: S608
         db.execute("UPDATE series SET previous = NULL WHERE previous = ?", key)
         for table in ("results", "runs", "refusals", "pruned_series"):
             db.execute(f"DELETE FROM {table} WHERE series_key = ?", key)  # noqa: S608
         db.execute("DELETE FROM series WHERE key = ?", key)
-    return len(rows)
+        forgotten += 1
+    return forgotten

@@ -198,7 +198,13 @@ CREATE INDEX left_out_by_uid ON left_out (sop_instance_uid);
 ALTER TABLE deliveries ADD COLUMN transaction_uid TEXT;
 CREATE INDEX deliveries_by_transaction ON deliveries (transaction_uid) WHERE transaction_uid IS NOT NULL;
 """
-MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS, _RETENTION, _COMMITMENTS)
+# So that no write looks at every row: removing a series asks which one names it as its previous one.
+_LOOKED_UP = """
+CREATE INDEX series_by_previous ON series (previous);
+CREATE INDEX results_by_folder ON results (folder);
+CREATE INDEX events_by_at ON events (at, kind);
+"""
+MIGRATIONS = (_FIRST, _REASONS, _SAME_UID, _RUNS, _RETENTION, _COMMITMENTS, _LOOKED_UP)
 VERSION = len(MIGRATIONS)
 
 

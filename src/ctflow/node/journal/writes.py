@@ -212,12 +212,12 @@ def note_sent(db: sqlite3.Connection, delivery: int, text: str, now: float) -> N
 def note_not_sent(db: sqlite3.Connection, delivery: int, why: Why, wait_s: float | None, now: float) -> None:
     """Record a failed delivery, to be retried after a wait or, without one, never."""
     state = "dead" if wait_s is None else "waiting"
-    db.execute(
+    changed = db.execute(
         "UPDATE deliveries SET state = ?, last_reason = ?, last_error = ?, next_at = ?, attempts = attempts + 1 "
         "WHERE id = ? AND state IN ('waiting', 'stored')",
         (state, *why, now + (wait_s or 0.0), delivery),
     )
-    if wait_s is not None:
+    if wait_s is not None or not changed.rowcount:  # it was withdrawn, or a late report says that it has arrived
         return
     row = _run_of_delivery(db, delivery)
     key, model = row["series_key"], row["model"]

@@ -68,7 +68,7 @@ class RetentionThread(threading.Thread):
 
     def _round(self) -> dict[str, Any] | None:
         try:
-            return carry_out(self._journal, self._data, self._retention, time.time())
+            return carry_out(self._journal, self._data, self._retention, time.time(), is_ending=self._ending.is_set)
         except OutputError as error:  # the journal's disk is full: what is not recorded is not removed
             log.error("%s", error)  # noqa: TRY400  # named: no traceback needed
         except (OSError, sqlite3.Error) as error:

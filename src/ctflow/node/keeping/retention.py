@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ctflow.node.journal.retention import (
     folders_to_remove,
     forget_events,
     forget_series,
+    forgettable_series,
+    last_old_event,
     left_out_series,
     note_gone,
     old_events,
@@ -104,7 +107,10 @@ def _by_age(
     finished: Sequence[Finished], left_out: Sequence[LeftOut], retention: Retention, now: float, results: Path
 ) -> Iterator[Removal]:
     limits = (("instances", retention.instances_days), ("results", retention.results_days))
+    least = min((days for _, days in limits if days is not None), default=None)
     for series in finished:
+        if least is None or now - series.at <= least * _DAY_S:
+            continue  # nothing of it is measured: there may be a hundred thousand folders
         for removal in _parts(series, now, results):
             days = dict(limits)[removal.what]
             if days is not None and removal.age_days > days:
@@ -128,9 +134,8 @@ def _by_space(
     done = {(each.what, each.of) for each in planned}
     why = f"less than {size_text(wanted)} free (retention.free_disk)"
     order = sorted(finished, key=lambda series: (series.state != "delivered", series.at))
-    more = [part for series in order for part in _parts(series, now, results)]
-    more += [_of_objects(each, now, why) for each in left_out]
-    for removal in more:
+    parts = (part for series in order for part in _parts(series, now, results))  # measured only as far as needed
+    for removal in chain(parts, (_of_objects(each, now, why) for each in left_out)):
         if missing <= 0:
             return
         if (removal.what, removal.of) not in done and removal.bytes:
@@ -164,7 +169,12 @@ def _bytes_below(folder: Path) -> int:
 
 
 def carry_out(
-    journal: Journal, data: Path, retention: Retention, now: float, free: Callable[[], int] | None = None
+    journal: Journal,
+    data: Path,
+    retention: Retention,
+    now: float,
+    free: Callable[[], int] | None = None,
+    is_ending: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Remove what the settings say; return what was removed (`document_of`).
 
@@ -176,6 +186,8 @@ def carry_out(
     done: list[Removal] = []
     postponed = False
     for removal in plan_removals(journal, data, retention, now, free):
+        if is_ending():  # a node that stops has some seconds; the next start goes on
+            break
         with may_remove(data) as allowed:
             postponed = not allowed
             if postponed:
@@ -183,7 +195,7 @@ def carry_out(
                 break
             if _remove(journal, data, removal):
                 done.append(removal)
-    events = 0 if postponed else _forget(journal, data, retention, now)
+    events = 0 if postponed or is_ending() else _forget(journal, data, retention, now)
     if done or events:
         _shrink(journal)
     return document_of(done, events, dry_run=False) | {"postponed": postponed}
@@ -248,12 +260,18 @@ def _forget(journal: Journal, data: Path, retention: Retention, now: float) -> i
     if retention.events_days is None:
         return 0
     before, told = now - retention.events_days * _DAY_S, position_in(data / POSITION_FILE)
+    last = journal.look(lambda db: last_old_event(db, before, told))
     forgotten = 0
-    while count := journal.change(lambda db, _now: forget_events(db, before, told)):
+    while last and (count := journal.change(lambda db, _now: forget_events(db, before, last))):
         forgotten += count
-    while journal.change(lambda db, _now: forget_series(db, before)):
-        pass
+    while keys := journal.look(lambda db: forgettable_series(db, before)):
+        if not _forget_series(journal, before, keys):
+            break
     return forgotten
+
+
+def _forget_series(journal: Journal, before: float, keys: Sequence[str]) -> int:
+    return journal.change(lambda db, _now: forget_series(db, before, keys))
 
 
 def _shrink(journal: Journal) -> None:

@@ -313,3 +313,35 @@ def test_a_new_journal_gives_its_pages_back(tmp_path):
     journal = Journal(tmp_path / "journal.sqlite3")
     assert journal.look(lambda db: db.execute("PRAGMA auto_vacuum").fetchone()[0]) == 2
     journal.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE series SET previous = NULL WHERE previous = ?",  # as a foreign key looks, too
+        "UPDATE pruned_results SET gone = 1 WHERE result_id IN (SELECT id FROM results WHERE folder = ?)",
+        "SELECT CAST(at / 3600 AS INTEGER) AS hour, kind, count(*) FROM events WHERE at > ? GROUP BY hour, kind",
+    ],
+)
+def test_what_is_asked_often_looks_at_no_whole_table(ward, statement):
+    plan = ward.journal.look(lambda db: db.execute(f"EXPLAIN QUERY PLAN {statement}", ("1",)).fetchall())
+    assert [row["detail"] for row in plan if row["detail"].startswith("SCAN")] == []
+
+
+def test_a_node_that_stops_does_not_wait_for_all_that_goes(ward):
+    fill(ward)
+    ward.clock.now += 8 * DAY_S
+    left = iter([False, True])
+    done = carry_out(ward.journal, ward.settings.data, WEEK, ward.clock.now, is_ending=lambda: next(left, True))
+    assert len(done["removals"]) == 1
+    assert len(run(ward, WEEK, 0)["removals"]) == 1
+
+
+def test_an_object_that_arrived_after_all_makes_no_dead_letter(ward):
+    """Its commitment came while its delivery was being given up."""
+    key = ward.done("1")
+    first, _ = ward.journal.detail(key).deliveries
+    ward.journal.sent(first.id, "there")
+    ward.journal.not_sent(first.id, Why("not-committed", "it did not commit in time"), None)
+    assert ward.journal.find(key).state == "done"
+    assert ward.journal.backlog()["pacs"] == {"sent": 1, "waiting": 1}
