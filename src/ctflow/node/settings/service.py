@@ -245,6 +245,14 @@ def is_peer(settings: ServiceSettings, ae_title: str, address: str) -> bool:
     return any(_is_it(peer, ae_title, caller) for peer in settings.peers)
 
 
+def is_peer_by_address(settings: ServiceSettings, ae_title: str, address: str) -> bool:
+    """Whether a caller's address and AE title suffice: not of a peer that is known by its certificate."""
+    caller = _ip_address(address)
+    if not settings.peers:
+        return is_peer(settings, ae_title, address)
+    return any(_is_it(peer, ae_title, caller) and not peer.fingerprints for peer in settings.peers)
+
+
 def may_be_plain(settings: ServiceSettings, address: str) -> bool:
     """Whether some peer at an address may connect without TLS."""
     caller = _ip_address(address)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from ctflow.node.access.sign_on import SignOn
 from ctflow.node.access.users import Right
-from ctflow.node.settings.service import is_peer
+from ctflow.node.settings.service import is_peer_by_address
 from ctflow.node.web.guard import (
     Hosts,
     Tokens,
@@ -60,7 +61,7 @@ def make_app(node: NodeView) -> Application:
     from starlette.middleware.base import BaseHTTPMiddleware  # noqa: PLC0415
 
     settings = node.settings
-    sign_on = SignOn(settings.web, node.journal.event, lambda title, address: is_peer(settings, title, address))
+    sign_on = SignOn(settings.web, node.journal.event, partial(is_peer_by_address, settings))
     hosts, tokens = Hosts(settings.web.hosts), Tokens()
     pages = Pages(node, tokens)
 

@@ -28,7 +28,7 @@ from ctflow.node.settings.service import ServiceSettings
 from ctflow.node.settings.values import address_text
 from ctflow.node.tls import TlsContext
 from ctflow.node.web import views
-from ctflow.node.web.guard import Tokens, headers
+from ctflow.node.web.guard import Tokens, headers, is_own_form
 from ctflow.node.web.listing import SINCE, Listing, label_of_state, place_after
 from ctflow.node.web.results import PREVIEW, REPORT, existing, shown_results
 from ctflow.node.web.viewer import VIEWER
@@ -215,6 +215,8 @@ class Pages:
     def stale(self, request: Request) -> Response:
         """The answer to a form with an invalid token."""
         message = "The form is outdated, or belongs to another page. Load the page and try again."
+        if not is_own_form(request.headers):
+            message = "The browser took the form from a server of another name. A proxy must pass on the Host header."
         key = request.path_params.get("key")
         back = f"/series/{key}" if key else "/"
         return self.message(403, "Nothing was changed", message, back=back, label="Load the page")

@@ -56,7 +56,7 @@ def serving(node: NodeView) -> Iterator[int]:
     config = uvicorn.Config(
         app,
         log_config=None,
-        loop="asyncio",  # another one would not accept by `_Listener`
+        loop="asyncio",  # another one would not accept by `_PageListener`
         access_log=False,  # it would write addresses with keys of series for every picture
         server_header=False,
         proxy_headers=False,  # it would believe any process of this machine; `SignOn.address` reads them
@@ -153,7 +153,7 @@ def _telling_object() -> type[ssl.SSLObject]:
     return Telling
 
 
-class _Listener(socket.socket):
+class _PageListener(socket.socket):
     """A listening socket with few connections, also of those that never begin TLS or a request."""
 
     is_proxy: Callable[[str], bool] = staticmethod(lambda _address: False)
@@ -179,10 +179,10 @@ class _Listener(socket.socket):
         raise ConnectionAbortedError  # asyncio goes on with the next one
 
 
-def _listen(web: Web) -> _Listener:
+def _listen(web: Web) -> _PageListener:
     family = socket.AF_INET6 if ":" in web.bind else socket.AF_INET
     try:
-        listener = _Listener(socket.create_server((web.bind, web.port), family=family, backlog=128))
+        listener = _PageListener(socket.create_server((web.bind, web.port), family=family, backlog=128))
     except OSError as error:
         raise SettingsInvalid(
             f"web: cannot listen on {address_text(web.bind, web.port)} ({error.strerror}): give another web.port or "

@@ -17,6 +17,7 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
 from ctflow.node.settings.groups import Peer
+from ctflow.node.settings.tls import ServerTls
 from service_support import encoded, instance, read_header, wait_until
 from stow_support import CONTENT_TYPE, PATH, StowNode, failed, file_of, multipart, post, raw, stored
 
@@ -281,13 +282,16 @@ def test_senders_beside_each_other_all_get_their_answers(stow):
 def test_an_address_that_is_no_peer_is_refused_and_one_with_the_right_title_is_not(stow, tmp_path):
     node = StowNode(tmp_path / "other")
     loopback = ipaddress.ip_network("127.0.0.1/32")
+    tls = ServerTls(tmp_path / "certificate", ca=tmp_path / "ca")  # of the DICOM port, which is not here
     for peers, status in (
         ((Peer(ipaddress.ip_network("10.0.0.1/32")),), 403),
         ((Peer(loopback, "ROUTER"),), 403),
         ((Peer(loopback, "STOW"),), 200),
         ((Peer(loopback),), 200),
+        ((Peer(loopback, fingerprints=("AB" * 32,)),), 403),
+        ((Peer(loopback, fingerprints=("AB" * 32,)), Peer(loopback, "STOW")), 200),
     ):
-        node.node = replace(node.node, settings=replace(node.settings, peers=peers))
+        node.node = replace(node.node, settings=replace(node.settings, peers=peers, tls=tls))
         with node.listening():
             assert post(node.port, multipart(file_of(instance())))[0] == status
     node.close()

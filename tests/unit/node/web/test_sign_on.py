@@ -217,7 +217,7 @@ def test_signing_in_leads_nowhere_else(local, following):
 
 def test_a_sign_in_form_of_another_page_is_refused(local):
     visitor = Visitor(local.port, Origin="http://evil.example.org")
-    visitor.sign_in("olga")
+    assert "must pass on the Host header" in visitor.sign_in("olga")
     assert visitor.status == 403
 
 
