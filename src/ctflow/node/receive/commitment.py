@@ -34,7 +34,8 @@ INVALID_VALUE = 0x0115
 MISSING_ATTRIBUTE = 0x0120
 NO_SUCH_ACTION = 0x0123
 RESOURCE_LIMIT = 0x0213
-MOST_REFERENCES = 20_000
+MOST_REFERENCES = 20_000  # of each sequence
+_ITEM, _BIG_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # the tag with which each begins
 # After a request the peer may release its association, or wait for the report on it.
 SAME_ASSOCIATION_S, NEW_ASSOCIATION_S, PATIENCE_S = 1.0, 2.0, 30.0
 log = logging.getLogger(__name__)
@@ -119,6 +120,9 @@ def _read(data: bytes, syntax: str) -> tuple[str, list[Reference], list[Referenc
     """The transaction, what is referenced, and what has failed, of a data set."""
     from pynetdicom.dsutils import decode  # noqa: PLC0415  # an optional package: the extra `serve`
 
+    # Before they are decoded: half a million empty items, which 4 MB hold, take a quarter of a minute.
+    if data.count(_BIG_ITEM if syntax == "1.2.840.10008.1.2.2" else _ITEM) > 2 * MOST_REFERENCES:
+        raise Refused(RESOURCE_LIMIT)
     try:
         dataset = decode(BytesIO(data), syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2")
         transaction = text(dataset, "TransactionUID")

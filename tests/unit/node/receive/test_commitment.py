@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -310,3 +311,12 @@ def test_a_request_that_waits_for_its_report_does_not_keep_its_data():
     ((_, _, waiting),) = talk._due
     assert len(sent) == 1
     assert waiting.data == b""
+
+
+def test_half_a_million_empty_items_are_refused_before_they_are_decoded(monkeypatch):
+    item = b"\xfe\xff\x00\xe0\0\0\0\0"
+    data = struct.pack("<HHL", 8, 0x1199, 40_001 * len(item)) + item * 40_001
+    monkeypatch.setattr("pynetdicom.dsutils.decode", lambda *_: pytest.fail("it was decoded"))
+    service = commitment.CommitmentService(None, ())
+    answer = service.request(1, COMMITMENT_INSTANCE, data, "1.2.840.10008.1.2", None, with_tls=False)
+    assert answer == (commitment.RESOURCE_LIMIT, None)
