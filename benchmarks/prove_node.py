@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,9 @@ class Node:
     quiet_s: float = 1.0
     destination: int | None = None
     tls: Certificates | None = None
+    more: Sequence[str] = ()
+    limits: str = "{free_disk: 1 MB}"
+    environment: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -175,8 +178,8 @@ class Node:
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [
             f"data: {self.data}", f"port: {self.port}", f"quiet_period_s: {self.quiet_s:g}", f"bundle: {self.bundle}",
-            "engine: eager", "devices: [cpu]", "allow_demonstration: true", "limits: {free_disk: 1 MB}",
-            f"web: {{port: {self.web_port}}}",
+            "engine: eager", "devices: [cpu]", "allow_demonstration: true", f"limits: {self.limits}",
+            f"web: {{port: {self.web_port}, stow: true}}", *self.more,
         ]  # fmt: skip
         lines += self.tls.settings if self.tls else []
         if self.destination:
@@ -188,7 +191,8 @@ class Node:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [BIN / "ctflow", "serve", "-c", self.folder / "node.yaml"], stdout=log, stderr=log,
-                start_new_session=True, env={**os.environ, "CTFLOW_REPORT": "none", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+                env={**os.environ, "CTFLOW_REPORT": "none", "OMP_NUM_THREADS": "1", **self.environment},
             )  # fmt: skip
         wait_for(self.listens, "the node listens")
 
@@ -227,6 +231,15 @@ class Node:
         """Peak resident memory of the node's own process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text() if self.process else ""
         return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+    def resident_mb(self) -> float:
+        """Resident memory of the node's own process now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text() if self.process else ""
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+
+    def descriptors(self) -> int:
+        """Open descriptors of the node's own process."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir())) if self.process else 0
 
 
 def small_bundle(folder: Path) -> Path:
