@@ -19,11 +19,13 @@ import os
 import queue
 import select
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
 _LONGEST_S = 0.05  # until a loop checks its timers and whether to end
 _DATA_TRANSFER = "Sta6"  # PS3.8 9.2
+_CLOSING = "Sta13"
 _PAUSE_S = 0.0002  # pynetdicom's sleep between rounds, and while it waits for the other thread's end
 
 
@@ -74,13 +76,23 @@ class _EventQueue(queue.Queue[Any]):
         self._connection = connection
         self._pending: Callable[[], int] = getattr(connection, "pending", lambda: 0)
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_open, self._closing = True, threading.Lock()
+
+    def close(self) -> None:
+        """Close the bell, from the reading thread; without this, descriptors wait for a collection of garbage."""
+        with self._closing:
+            if self._is_open:
+                self._is_open = False
+                os.close(self.bell)
 
     def __del__(self) -> None:
-        os.close(self.bell)
+        self.close()
 
     def ring(self) -> None:
         """End a wait."""
-        os.eventfd_write(self.bell, 1)
+        with self._closing:
+            if self._is_open:
+                os.eventfd_write(self.bell, 1)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """As `queue.Queue.get`, but without `block` it waits for a moment."""
@@ -114,12 +126,27 @@ def wake_by_events(association: Any) -> None:
     while not dul.event_queue.empty():
         events.put(dul.event_queue.get_nowait())
     dul.event_queue = events
+    _close_at_the_end(dul, events)
     dul.to_provider_queue = _BellQueue(events.ring)
     _read_what_is_pending(dul)
+    _take_every_event(association)
     dul._run_loop_delay = _PAUSE_S  # it has no other name
     association.dimse.msg_queue = messages = _WaitingQueue()
     # A release or an abort ends the wait for a message, as (None, None) does in pynetdicom's own state machine.
     dul.to_user_queue = _BellQueue(lambda: messages.put((None, None)))
+
+
+def _close_at_the_end(thread: Any, events: _EventQueue) -> None:
+    """Close the bell when the reading thread, which has not started yet, ends."""
+    others = thread.run
+
+    def run() -> None:
+        try:
+            others()
+        finally:
+            events.close()
+
+    thread.run = run
 
 
 def _read_what_is_pending(dul: Any) -> None:
@@ -136,6 +163,32 @@ def _read_what_is_pending(dul: Any) -> None:
         return True
 
     dul._is_transport_event = is_transport_event
+
+
+def _take_every_event(association: Any) -> None:
+    """Keep an event that PS3.8 does not foresee in a state from ending the thread that would close the connection.
+
+    A request that is followed by an abort or by nonsense at once is accepted after the state machine has left its
+    state ("Evt7" in "Sta13"): pynetdicom raises, its thread ends, and the connection stays open for ever.
+    """
+    from pynetdicom.fsm import InvalidEventError  # noqa: PLC0415  # an optional package: the extra `serve`
+
+    dul = association.dul
+    machine = dul.state_machine
+    others = machine.do_action
+
+    def do_action(event: str) -> None:
+        try:
+            others(event)
+        except InvalidEventError:
+            if machine.current_state == _CLOSING:  # its timer, or the peer, closes the connection
+                return
+            association.is_aborted, association.is_established = True, False
+            association._kill = dul._kill_thread = True
+            if dul.socket is not None:
+                dul.socket.close()
+
+    machine.do_action = do_action
 
 
 def keep_answers(association: Any) -> None:

@@ -20,7 +20,7 @@ from ctflow.dicom.attributes import PARSE_ERRORS, text
 from ctflow.node.journal.commitments import CommitmentRequest, Commitments, Reference
 from ctflow.node.receive.headers import is_usable
 from ctflow.node.receive.intake import Caller
-from ctflow.node.receive.shortcut import Message, element, number, pdus, text_of
+from ctflow.node.receive.shortcut import Message, element, pdus, text_of, unsigned_short
 
 COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model SOP Class
 COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # its well-known instance
@@ -41,7 +41,7 @@ SAME_ASSOCIATION_S, NEW_ASSOCIATION_S, PATIENCE_S = 1.0, 2.0, 30.0
 log = logging.getLogger(__name__)
 
 
-class Refused(Exception):
+class CommitmentRefused(Exception):
     """A request or report cannot be taken."""
 
     def __init__(self, status: int) -> None:
@@ -88,7 +88,7 @@ class CommitmentService:
             examined = self.commitments.examined(references, self._supported)
             asked = CommitmentRequest(transaction, caller.ae_title, caller.address, with_tls, examined)
             return SUCCESS, self.commitments.asked(asked, NEW_ASSOCIATION_S)
-        except Refused as refused:
+        except CommitmentRefused as refused:
             return refused.status, None
         except (OutputError, OSError, sqlite3.Error):
             log.exception("a request for storage commitment could not be recorded")
@@ -107,7 +107,7 @@ class CommitmentService:
                 {each.sop_instance_uid for each in committed},
                 {each.sop_instance_uid: each.failure or PROCESSING_FAILURE for each in failed},
             )
-        except Refused as refused:
+        except CommitmentRefused as refused:
             return refused.status
         except (OutputError, OSError, sqlite3.Error):
             log.exception("a report of storage commitment could not be recorded")
@@ -129,27 +129,27 @@ def _read(data: bytes, syntax: str) -> tuple[str, list[Reference], list[Referenc
         referenced = _references(dataset, "ReferencedSOPSequence")
         failed = _references(dataset, "FailedSOPSequence")
     except PARSE_ERRORS as error:
-        raise Refused(PROCESSING_FAILURE) from error
+        raise CommitmentRefused(PROCESSING_FAILURE) from error
     if not transaction:
-        raise Refused(MISSING_ATTRIBUTE)
+        raise CommitmentRefused(MISSING_ATTRIBUTE)
     if not is_usable(transaction):
-        raise Refused(INVALID_VALUE)
+        raise CommitmentRefused(INVALID_VALUE)
     return transaction, referenced, failed
 
 
 def _references(dataset: Dataset, keyword: str) -> list[Reference]:
     items = dataset.get(keyword) or ()
     if len(items) > MOST_REFERENCES:
-        raise Refused(RESOURCE_LIMIT)
+        raise CommitmentRefused(RESOURCE_LIMIT)
     found = [
         Reference(text(item, "ReferencedSOPClassUID"), text(item, "ReferencedSOPInstanceUID"), _failure(item))
         for item in items
     ]
     for each in found:
         if not (each.sop_class_uid and each.sop_instance_uid):
-            raise Refused(MISSING_ATTRIBUTE)
+            raise CommitmentRefused(MISSING_ATTRIBUTE)
         if not (is_usable(each.sop_class_uid) and is_usable(each.sop_instance_uid)):
-            raise Refused(INVALID_VALUE)
+            raise CommitmentRefused(INVALID_VALUE)
     return found
 
 
@@ -234,7 +234,7 @@ class Conversation:
             return
         is_action = message.kind == _ACTION
         instance = text_of(message.elements.get(0x1001 if is_action else 0x1000, b""))
-        kind = number(message.elements, 0x1008 if is_action else 0x1002)
+        kind = unsigned_short(message.elements, 0x1008 if is_action else 0x1002)
         if is_action:
             status, report = self._service.request(
                 kind, instance, message.data, message.transfer_syntax, self._caller(), with_tls=self._with_tls
@@ -288,8 +288,8 @@ class Conversation:
         )
 
     def _take_answer(self, message: Message) -> None:
-        report = self._sent.pop(number(message.elements, 0x0120), None)
-        if report is None or number(message.elements, 0x0900) != SUCCESS:
+        report = self._sent.pop(unsigned_short(message.elements, 0x0120), None)
+        if report is None or unsigned_short(message.elements, 0x0900) != SUCCESS:
             return  # sent again on an association of its own
         try:
             self._service.commitments.reported(report)

@@ -90,11 +90,7 @@ class Receiver:
     """
 
     def __init__(
-        self,
-        reception: Reception,
-        intake: Intake,
-        metrics: Metrics,
-        commitment: CommitmentService | None = None,
+        self, reception: Reception, intake: Intake, metrics: Metrics, commitment: CommitmentService | None = None
     ) -> None:
         try:
             from pynetdicom import AE, evt  # noqa: PLC0415  # an optional package: the extra `serve`

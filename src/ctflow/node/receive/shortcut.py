@@ -201,7 +201,7 @@ class _Shortcut:
             return
         command, self._command = bytes(self._command), bytearray()
         elements = dict(_elements(command))
-        kind, has_data = number(elements, 0x0100), number(elements, 0x0800) != _NO_DATA_SET
+        kind, has_data = unsigned_short(elements, 0x0100), unsigned_short(elements, 0x0800) != _NO_DATA_SET
         if kind == _ECHO_REQUEST and not has_data:
             self._pass_on(context_id, command)
             return
@@ -215,7 +215,7 @@ class _Shortcut:
             other = Message(kind, context_id, syntaxes[1], elements, b"")
         self._request = _Command(
             context_id=context_id,
-            message_id=number(elements, 0x0110),
+            message_id=unsigned_short(elements, 0x0110),
             sop_class=elements.get(0x0002, b""),
             sop_instance=elements.get(0x1000, b""),
             other=other,
@@ -285,7 +285,7 @@ def _elements(command: bytes) -> Iterator[tuple[int, bytes]]:
         position += length
 
 
-def number(elements: Mapping[int, bytes], element: int) -> int:
+def unsigned_short(elements: Mapping[int, bytes], element: int) -> int:
     """An unsigned short; -1 if it is absent or invalid."""
     value = elements.get(element, b"")
     return int.from_bytes(value, "little") if len(value) == 2 else -1

@@ -204,18 +204,19 @@ def _own_form(endpoint: Endpoint, pages: Pages, tokens: Tokens) -> Forward:
 async def _fields_of_form(request: Request) -> Mapping[str, str]:
     """The fields of a form; none of anything but a small form that comes at once."""
     import anyio  # noqa: PLC0415  # of starlette, which is optional
+    from starlette.requests import ClientDisconnect  # noqa: PLC0415  # the same
 
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
         return {}
     content = b""
-    with anyio.move_on_after(_FORM_S) as limit:
-        async for part in request.stream():
-            content += part
-            if len(content) > _LARGEST_FORM:
-                return {}
-    if limit.cancelled_caught:
-        return {}
     try:
+        with anyio.move_on_after(_FORM_S) as limit:
+            async for part in request.stream():
+                content += part
+                if len(content) > _LARGEST_FORM:
+                    return {}
+        if limit.cancelled_caught:
+            return {}
         return dict(parse_qsl(content.decode("ascii"), max_num_fields=10))
-    except ValueError:
+    except (ValueError, ClientDisconnect):  # no answer reaches a browser that has left
         return {}

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ctflow.node.deliver.send import COPY, WHOLE
 from ctflow.node.journal.records import EventRecord, SeriesRecord, SeriesState
-from ctflow.report.svg import commits_chart
+from ctflow.report.cohort.svg import commits_chart
 
 _LONGEST_TEXT = 500
 

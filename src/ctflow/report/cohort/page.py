@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from ctflow.report.cohort.svg import busy_chart, commits_chart, distribution_chart, number_in_words, share_bar
 from ctflow.report.html_report import content_policy, page_template
-from ctflow.report.svg import busy_chart, commits_chart, distribution_chart, number_in_words, share_bar
 
 _CHARTED = 6  # segments whose volumes are drawn; the table has all
 _WIDTHS_PX = {1: 1240, 2: 620}  # of a chart, by how many are beside each other

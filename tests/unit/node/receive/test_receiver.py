@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
 import sqlite3
 import struct
@@ -575,3 +577,22 @@ def test_a_folder_that_an_earlier_process_made_is_synced_again(scp, monkeypatch)
         node.inbox.write(name, "1.2.3", [b"content"])
         parents = [series.parent, node.inbox.folder] if again else []
         assert synced == [*parents, series.with_name(name)]
+
+
+def test_a_request_that_is_followed_by_nonsense_leaves_no_thread_and_no_descriptor(scp):
+    """pynetdicom's reading thread raised (`Evt7` in `Sta13`), and descriptors waited for a collection of garbage."""
+    node = scp()
+    raised = []
+    before, hook = len(os.listdir("/proc/self/fd")), threading.excepthook
+    threading.excepthook = raised.append
+    gc.disable()
+    try:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", node.port)) as connection:
+                connection.sendall(request(b"ROUTER") + b"\x04\x00\x00\x00\x00\x01\x00")
+        wait_until(lambda: node.receiver.associations == 0, "the associations end")
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 4, "descriptors are closed")
+    finally:
+        gc.enable()
+        threading.excepthook = hook
+    assert raised == []
