@@ -122,7 +122,7 @@ def _read(data: bytes, syntax: str) -> tuple[str, list[Reference], list[Referenc
 
     # Before they are decoded: half a million empty items, which 4 MB hold, take a quarter of a minute.
     if data.count(_BIG_ITEM if syntax == "1.2.840.10008.1.2.2" else _ITEM) > 2 * MOST_REFERENCES:
-        raise Refused(RESOURCE_LIMIT)
+        raise CommitmentRefused(RESOURCE_LIMIT)
     try:
         dataset = decode(BytesIO(data), syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2")
         transaction = text(dataset, "TransactionUID")
