@@ -23,6 +23,7 @@ from ctflow.node.deliver.targets import credentials_of, target_of
 from ctflow.node.deliver.webhook import read_secret
 from ctflow.node.journal.journal import JOURNAL_FILE, LOCK_FILE
 from ctflow.node.journal.schema import schema_version, unopened
+from ctflow.node.keeping.locks import REMOVAL_LOCK
 from ctflow.node.settings.groups import Destination
 from ctflow.node.settings.models import with_options
 from ctflow.node.settings.service import ServiceSettings
@@ -162,8 +163,9 @@ def _data_folder(settings: ServiceSettings) -> str:
     folders = [each for each in (places.inbox, places.results, places.scratch) if os.path.lexists(each)]
     for part in (*folders, *places.inbox.glob("??")):  # an earlier start by another user may have made some of them
         _write_in(part, f"{part.relative_to(data)} in the data folder")
-    if (data / LOCK_FILE).exists():
-        _write_to(data / LOCK_FILE)
+    for lock in (data / LOCK_FILE, data / REMOVAL_LOCK):  # a backup by another user may have made the second
+        if lock.exists():
+            _write_to(lock)
     if (data / JOURNAL_FILE).exists():
         _journal(data / JOURNAL_FILE)
     disk = places.inbox if places.inbox.exists() else place  # the inbox may be on a separate disk

@@ -111,7 +111,8 @@ def folder_of_a_node(settings) -> None:
     Journal(settings.data / "journal.sqlite3").close()
     for name in ("inbox/ab", "results", "running"):
         (settings.data / name).mkdir(parents=True)
-    (settings.data / "lock").touch()
+    for name in ("lock", "removal-lock"):
+        (settings.data / name).touch()
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def another_user():
 def test_what_another_user_made_in_the_data_folder_is_named(shared):
     with another_user():
         assert _data_folder(shared) == "can write to the data folder"
-    folders, files = ("inbox", "inbox/ab", "results", "running"), ("journal.sqlite3", "lock")
+    folders, files = ("inbox", "inbox/ab", "results", "running"), ("journal.sqlite3", "lock", "removal-lock")
     for name, mode, usual in [(each, 0o555, 0o777) for each in folders] + [(each, 0o444, 0o666) for each in files]:
         (shared.data / name).chmod(mode)
         with another_user(), raises_reason(NotWritten, "unwritable") as caught:
