@@ -38,17 +38,27 @@ def user() -> None:
 def add(name: str, role: str, config: Path | None, file: Path | None) -> int:
     """Add user NAME, or give it another password or role; the password is read from the terminal or standard input."""
     check_requirements("serve")
-    from ctflow.node.access.users import NAME, ROLES, User, hash_of_password, write_users  # noqa: PLC0415  # argon2
+    from ctflow.node.access.users import (  # noqa: PLC0415  # argon2
+        NAME,
+        ROLES,
+        User,
+        hash_of_password,
+        users_locked,
+        write_users,
+    )
 
     if not NAME.fullmatch(name):
         raise SettingsInvalid(
             "a user's name has 1 to 64 letters, digits, or . _ @ -: give another", reason="invalid-value"
         )
-    place, users = _users(config, file)
+    place, _ = _users(config, file)
     chosen = next(each for each in ROLES if each == role)
-    is_new = name not in users
-    users[name] = User(name, chosen, hash_of_password(_password()))
-    write_users(place, users)
+    hashed = hash_of_password(_password())
+    with users_locked(place):
+        _, users = _users(config, place)
+        is_new = name not in users
+        users[name] = User(name, chosen, hashed)
+        write_users(place, users)
     click.echo(f"{'added' if is_new else 'changed'} {name} ({role}); {place} now has {len(users)} users")
     return 0
 
@@ -60,12 +70,14 @@ def add(name: str, role: str, config: Path | None, file: Path | None) -> int:
 def remove(name: str, config: Path | None, file: Path | None) -> int:
     """Remove user NAME; open sessions of it end."""
     check_requirements("serve")
-    from ctflow.node.access.users import write_users  # noqa: PLC0415  # argon2
+    from ctflow.node.access.users import users_locked, write_users  # noqa: PLC0415  # argon2
 
-    place, users = _users(config, file)
-    if users.pop(name, None) is None:
-        raise SettingsInvalid("there is no such user: ctflow node user list", reason="invalid-value")
-    write_users(place, users)
+    place, _ = _users(config, file)
+    with users_locked(place):
+        _, users = _users(config, place)
+        if users.pop(name, None) is None:
+            raise SettingsInvalid("there is no such user: ctflow node user list", reason="invalid-value")
+        write_users(place, users)
     click.echo(f"removed {name}; {place} now has {len(users)} users")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import logging
@@ -69,6 +70,24 @@ def read_users(file: Path) -> dict[str, User]:
             )
         users[name] = User(name, cast(Role, role), hashed)
     return users
+
+
+@contextmanager
+def users_locked(file: Path) -> Iterator[None]:
+    """While it lasts no other process that asks for the same changes a file of users.
+
+    Raises:
+        OutputError: Its folder cannot be opened.
+    """
+    try:
+        handle = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)  # the file itself is replaced
+    except OSError as error:
+        raise output_error_from_oserror(error, "the file of users", "give a folder that exists") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_users(file: Path, users: Mapping[str, User]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import argon2
 import pytest
@@ -114,3 +115,14 @@ def test_the_command_adds_lists_and_removes(tmp_path):
     assert ctflow("node", "user", "remove", "anna", "--file", str(file)).returncode == 0
     assert ctflow(*words).stdout == ""
     assert ctflow("node", "user", "remove", "anna", "--file", str(file)).returncode == 64
+
+
+def test_users_that_are_added_at_once_are_all_there(tmp_path):
+    file = tmp_path / "users"
+
+    def add(name: str) -> int:
+        return ctflow("node", "user", "add", name, "--role", "view", "--file", str(file), given=f"{GOOD}\n").returncode
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(add, ("a", "b", "c", "d"))) == [0] * 4
+    assert set(read_users(file)) == {"a", "b", "c", "d"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import shutil
+import socket
 import ssl
 
 import pytest
@@ -79,3 +80,22 @@ def test_old_versions_of_tls_are_refused(node):
     connection = http.client.HTTPSConnection("127.0.0.1", node.port, timeout=60, context=context)
     with pytest.raises(OSError, match="HANDSHAKE_FAILURE|alert|EOF"):
         connection.connect()
+
+
+def test_connections_that_never_begin_tls_count_too(node, authority):
+    context = ssl.create_default_context(cafile=authority.ca)
+    silent = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(90)]
+    try:
+        with socket.create_connection(("127.0.0.1", node.port), 60, ("127.0.0.2", 0)) as other:
+            context.wrap_socket(other, server_hostname="localhost").close()
+        closed = 0
+        for each in silent[64:]:
+            each.settimeout(60)
+            try:
+                closed += each.recv(1) == b""
+            except ConnectionError:
+                closed += 1
+        assert closed == 26
+    finally:
+        for each in silent:
+            each.close()
