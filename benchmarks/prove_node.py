@@ -15,6 +15,7 @@ it, and prints one JSON document as the last line of standard output. The exit c
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import copy
 import json
@@ -176,6 +177,7 @@ class Node:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        atexit.register(self.kill)  # a proof may end anywhere
         lines = [
             f"data: {self.data}", f"port: {self.port}", f"quiet_period_s: {self.quiet_s:g}", f"bundle: {self.bundle}",
             "engine: eager", "devices: [cpu]", "allow_demonstration: true", f"limits: {self.limits}",
