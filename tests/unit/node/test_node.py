@@ -64,6 +64,7 @@ def test_a_series_goes_through_and_what_comes_late_makes_a_revision(settings, ar
     copies, secret, told = tmp_path / "copies", tmp_path / "secret", HookReceiver()
     copies.mkdir()
     secret.write_bytes(bytes(32))
+    secret.chmod(0o600)
     never = When(volume_ml=Millilitres(min=90_000))
     hooks = (
         Webhook("hook", f"http://127.0.0.1:{told.port}/", secret, when=When(findings=NumberOfFindings())),

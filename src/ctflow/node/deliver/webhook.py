@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 import pydicom
 
 from ctflow import __version__
-from ctflow.core.errors import DestinationDown, PeerRefused
+from ctflow.core.errors import DestinationDown, PeerRefused, SettingsInvalid
 from ctflow.dicom.attributes import PARSE_ERRORS, text
+from ctflow.node.access.secret import read_secret_file
 from ctflow.node.deliver.send import ANSWER_S, Channel
 from ctflow.node.settings.webhooks import Webhook
 from ctflow.node.tls import tls_failure
@@ -61,13 +62,13 @@ def read_secret(file: Path) -> bytes:
     """The secret in a file, without line breaks around it.
 
     Raises:
-        DestinationDown: It cannot be read, or is too short or long; the message does not have it.
+        DestinationDown: It cannot be read, others may read it, or it is too short or long; the message does not have
+            it.
     """
     try:
-        with file.open("rb") as stream:
-            secret = stream.read(_MOST_SECRET + 2).strip(b"\r\n")
-    except OSError as error:
-        raise DestinationDown(f"secret_file cannot be read ({error.strerror})", reason="webhook-secret") from error
+        secret = read_secret_file(file, "secret_file", "make it, with the secret in it").strip(b"\r\n")
+    except SettingsInvalid as error:
+        raise DestinationDown(str(error), reason="webhook-secret") from error
     if not _LEAST_SECRET <= len(secret) <= _MOST_SECRET:
         raise DestinationDown(f"secret_file must have {_LEAST_SECRET} to {_MOST_SECRET} bytes", reason="webhook-secret")
     return secret

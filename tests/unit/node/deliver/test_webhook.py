@@ -47,6 +47,7 @@ def receiver():
 def secret(tmp_path):
     file = tmp_path / "secret"
     file.write_bytes(SECRET + b"\n")
+    file.chmod(0o600)
     return file
 
 
@@ -144,10 +145,15 @@ def test_a_secret_that_will_not_do_is_named_without_its_content(tmp_path, result
     told = receiver()
     for content in (b"short", b"x" * 5000):
         (tmp_path / "bad").write_bytes(content)
+        (tmp_path / "bad").chmod(0o600)
         with raises_reason(DestinationDown, "webhook-secret"):
             post(told, tmp_path / "bad", result)
     with raises_reason(DestinationDown, "webhook-secret"):
         post(told, tmp_path / "absent", result)
+    (tmp_path / "open").write_bytes(SECRET)
+    (tmp_path / "open").chmod(0o640)
+    with raises_reason(DestinationDown, "webhook-secret"):
+        post(told, tmp_path / "open", result)
     assert told.requests == []
 
 
