@@ -16,7 +16,7 @@ from bundle_support import small_unet_bundle
 from needs import skip_without
 
 pytestmark = pytest.mark.e2e
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prove_node.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,10 @@ def prove(tmp_path_factory):
     return partial(run_proof, small_unet_bundle(tmp_path_factory.mktemp("bundle") / "small"))
 
 
-def run_proof(bundle: Path, *words: str) -> dict:
+def run_proof(bundle: Path, *words: str, script: str = "prove_node.py") -> dict:
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--bundle", bundle, *words], capture_output=True, text=True, check=False, timeout=500,
+        [sys.executable, BENCHMARKS / script, "--bundle", bundle, *words],
+        capture_output=True, text=True, check=False, timeout=500,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.stdout, done.stderr[-3000:]
@@ -62,3 +63,15 @@ def test_many_associations_at_once_lose_nothing(prove):
     assert found["failures"] == 0
     assert found["kept"] == 75
     assert found["node_memory_mb"] < 256
+
+
+def test_damaged_requests_leave_no_connection_and_no_traceback(prove):
+    found = prove("fuzz", "--count", "100", script="prove_faults.py")
+    assert found["promise_kept"], found
+    assert found["descriptors"][1] <= found["descriptors"][0] + 8
+
+
+def test_instances_by_c_store_with_tls_and_by_stow_are_one_series_also_after_kill_9(prove):
+    found = prove("--tls", "mixed", "--series", "2", script="prove_faults.py")
+    assert found["promise_kept"], found
+    assert found["kills"] >= 1
