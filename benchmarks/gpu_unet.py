@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import platform
-import statistics
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_volume import milliseconds
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,19 +76,6 @@ def model_of(network: str, classes: int) -> Model:
         intended_use="", demonstration=False,
     )  # fmt: skip
     return Model(whole, made.state_dict(), f"random weights, seed 0, {network}, {classes} classes")
-
-
-def milliseconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of a call on the GPU, by its events, after three calls."""
-    for _ in range(3):
-        call()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    for event in events[:-1]:
-        event.record()
-        call()
-    events[-1].record()
-    torch.cuda.synchronize()
-    return statistics.median(first.elapsed_time(second) for first, second in itertools.pairwise(events))
 
 
 def strict(network: nn.Module, windows: Tensor, classes: int) -> Tensor:

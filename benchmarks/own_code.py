@@ -313,6 +313,7 @@ def receiver(
     from ctflow.node.metrics import Metrics  # noqa: PLC0415
     from ctflow.node.receive import receiver as module  # noqa: PLC0415
     from ctflow.node.receive.inbox import Inbox  # noqa: PLC0415
+    from ctflow.node.receive.intake import Intake, IntakeLimits  # noqa: PLC0415
     from ctflow.node.receive.shortcut import StoreRequest  # noqa: PLC0415
 
     def handle(event: Any) -> int:
@@ -323,20 +324,21 @@ def receiver(
                 str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID),
                 str(context.abstract_syntax), str(context.transfer_syntax), data.toreadonly(),
             )  # fmt: skip
-            return found._store(event.assoc, request)[0]
+            return intake.take(request, module._caller(event.assoc))[0]
 
     with tempfile.TemporaryDirectory(dir=folder) as own:
         reception = module.Reception(
             ae_title="CTFLOW", address=("127.0.0.1", 0), may_come=lambda _host: True,
             is_peer=lambda _title, _host: True, associations=associations, most_pdu=2**17, idle_s=60.0,
-            most_instances=10**6, most_bytes=10**12,
         )  # fmt: skip
         journal = Journal(Path(own) / "journal.sqlite3")
+        metrics = Metrics(journal, Path(own))
+        intake = Intake(IntakeLimits(10**6, 10**12), Inbox(Path(own) / "inbox", 0), journal, metrics)
         with (
             mock.patch.object(module, "wake_by_events", module.wake_by_events if wake else silent_bell),
             mock.patch.object(module, "shorten", module.shorten if short else lambda *_: None),
         ):
-            found = module.Receiver(reception, Inbox(Path(own) / "inbox", 0), journal, Metrics(journal, Path(own)))
+            found = module.Receiver(reception, intake, metrics)
             if not short:
                 found._server.bind(evt.EVT_C_STORE, handle)
             found.start()

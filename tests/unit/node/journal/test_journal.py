@@ -17,6 +17,7 @@ from ctflow.node.journal.records import Arrival, ObjectRecord, Patient, Why, Wor
 from ctflow.node.journal.schema import MIGRATIONS
 from ctflow.node.journal.search import SeriesSearch
 from ctflow.node.journal.writes import digest_of_set, key_of
+from node_support import Clock
 from reasons import raises_reason
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
@@ -24,17 +25,9 @@ KEY = key_of(STUDY, SERIES, 1)
 LIMITS = {"most_instances": 100, "most_bytes": 10_000}
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

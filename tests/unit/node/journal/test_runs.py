@@ -11,21 +11,14 @@ from ctflow.node.journal.records import Arrival, DecidedRun, ObjectRecord, Why, 
 from ctflow.node.journal.runs import QueueRules
 from ctflow.node.journal.writes import key_of
 from ctflow.node.log import AuditTrail
+from node_support import Clock
 
 STUDY = "1.2.3"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
