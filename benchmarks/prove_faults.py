@@ -2,7 +2,6 @@
 
     python benchmarks/prove_faults.py mixed --series 12
     python benchmarks/prove_faults.py disk                  # as root: it mounts a small disk
-    python benchmarks/prove_faults.py clock                 # needs libfaketime (Debian: faketime)
     python benchmarks/prove_faults.py fuzz --count 2000
     python benchmarks/prove_faults.py soak --series 2000
 
@@ -37,7 +36,6 @@ from prove_node import (
     Node,
     association,
     base_series,
-    free_port,
     renamed,
     say,
     small_bundle,
@@ -52,7 +50,6 @@ from pydicom.dataset import Dataset
 from ctflow import __version__
 
 HOUR_S = 3600
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 DELIVERED = "SELECT count(*) FROM series WHERE state = 'delivered'"
 LEFT = "SELECT count(*) FROM series WHERE state NOT IN ('delivered', 'aside', 'dead')"
 
@@ -181,46 +178,6 @@ def prove_disk(bundle: Path | None, tls: bool) -> dict[str, Any]:
             node.stop()
         finally:
             subprocess.run(["umount", "-l", node.data], check=False)
-        archive.close()
-    return result
-
-
-def prove_clock(bundle: Path | None, tls: bool) -> dict[str, Any]:
-    """A destination that is down for an hour, and a clock that is set back two hours, then forward three."""
-    with working_folder() as folder:
-        certificates = Certificates.make(folder) if tls else None
-        archive = Archive(certificates)
-        place = folder / "clock"
-        place.write_text("+0s\n")
-        faked = {
-            "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(place), "FAKETIME_NO_CACHE": "1",
-            "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }  # fmt: skip
-        down = free_port()
-        node = Node(folder / "node", bundle or small_bundle(folder), 1.0, down, certificates, environment=faked)
-        base = base_series(folder)
-        made = [renamed(base, f"clock {number}") for number in range(3)]
-        node.start()
-        stored(node, made[0])
-        wait_for(lambda: node.ask("SELECT 1 FROM deliveries WHERE attempts > 0"), "it is sent in vain", 300)
-        place.write_text(f"+{HOUR_S}s\n")  # an hour later it is still down
-        tried = node.ask("SELECT max(attempts) FROM deliveries")[0][0]
-        wait_for(lambda: node.ask("SELECT max(attempts) FROM deliveries")[0][0] > tried, "it is tried again", 120)
-        states = node.ask("SELECT DISTINCT state FROM deliveries")
-        node.stop()
-        node.destination = archive.port  # the same destination, which is up now
-        node.start()
-        wait_for(lambda: node.ask(LEFT)[0][0] == 0, "the first series is delivered", 300)
-        sent = threading.Thread(target=stored, args=(node, made[1]))
-        sent.start()
-        place.write_text(f"-{HOUR_S}s\n")  # two hours back
-        sent.join()
-        wait_for(lambda: len(node.ask("SELECT 1 FROM series WHERE state = 'delivered'")) == 2, "the second one", 300)
-        place.write_text(f"+{2 * HOUR_S}s\n")
-        stored(node, made[2])
-        wait_for(lambda: len(node.ask("SELECT 1 FROM series WHERE state = 'delivered'")) == 3, "the third one", 300)
-        result = {"deliveries_after_an_hour": [state for (state,) in states], **checked(node, archive, made)}
-        node.stop()
         archive.close()
     return result
 
@@ -368,7 +325,6 @@ def is_flat(result: dict[str, Any]) -> bool:
 PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "mixed": is_whole,
     "disk": lambda r: is_whole(r) and r["answered_while_full"] and set(r["while_full"]) <= {"A700", "-001"},
-    "clock": lambda r: is_whole(r) and r["deliveries_after_an_hour"] == ["waiting"],
     "fuzz": lambda r: (
         r["exit_code"] == 0 and r["tracebacks"] == 0 and r["node_memory_mb"] <= 256 and "no answer" not in r["outcomes"]
     ),
@@ -384,16 +340,13 @@ def main() -> int:
     proofs = parser.add_subparsers(dest="proof", required=True)
     proofs.add_parser("mixed").add_argument("--series", type=int, default=12)
     proofs.add_parser("disk")
-    proofs.add_parser("clock")
     fuzz = proofs.add_parser("fuzz")
     fuzz.add_argument("--count", type=int, default=2000)
     fuzz.add_argument("--seed", type=int, default=0)
     proofs.add_parser("soak").add_argument("--series", type=int, default=2000)
     given = vars(parser.parse_args())
     proof = given.pop("proof")
-    tried = {"mixed": prove_mixed, "disk": prove_disk, "clock": prove_clock, "fuzz": prove_fuzz, "soak": prove_soak}[
-        proof
-    ]
+    tried = {"mixed": prove_mixed, "disk": prove_disk, "fuzz": prove_fuzz, "soak": prove_soak}[proof]
     begun = time.monotonic()
     result = tried(**given)
     kept = PROMISES[proof](result)

@@ -34,7 +34,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,6 @@ class Node:
     tls: Certificates | None = None
     more: Sequence[str] = ()
     limits: str = "{free_disk: 1 MB}"
-    environment: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -194,7 +193,7 @@ class Node:
             self.process = subprocess.Popen(
                 [BIN / "ctflow", "serve", "-c", self.folder / "node.yaml"], stdout=log, stderr=log,
                 start_new_session=True,
-                env={**os.environ, "CTFLOW_REPORT": "none", "OMP_NUM_THREADS": "1", **self.environment},
+                env={**os.environ, "CTFLOW_REPORT": "none", "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         wait_for(self.listens, "the node listens")
 
