@@ -4,6 +4,8 @@
     python benchmarks/prove_faults.py disk                  # as root: it mounts a small disk
     python benchmarks/prove_faults.py fuzz --count 2000
     python benchmarks/prove_faults.py soak --series 2000
+    python benchmarks/prove_faults.py down --minutes 60
+    python benchmarks/prove_faults.py clock                 # with a C compiler: see set_clock.c
 
 As prove_node.py, whose node, sender and destination these use: one JSON document as the last line of standard output,
 and exit code 1 if a promise is broken. --tls before the command: TLS in and out, with certificates of both sides.
@@ -20,6 +22,7 @@ import platform
 import random
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -182,6 +185,110 @@ def prove_disk(bundle: Path | None, tls: bool) -> dict[str, Any]:
     return result
 
 
+def prove_down(minutes: float, bundle: Path | None, tls: bool) -> dict[str, Any]:
+    """A destination that is down for so long, while a series comes each minute; kill -9 in the middle."""
+    with working_folder() as folder:
+        certificates = Certificates.make(folder) if tls else None
+        archive = Archive(certificates)
+        port = archive.port
+        archive.close()
+        node = Node(folder / "node", bundle or small_bundle(folder), 1.0, port, certificates)
+        base, made = base_series(folder), []
+        node.start()
+        begun = time.monotonic()
+        while (minute := len(made)) < minutes:
+            made.append(renamed(base, f"down {minute}"))
+            if any(status != 0 for status in stored(node, made[-1])):
+                raise SystemExit(f"series {minute} was not acknowledged")
+            if minute == int(minutes / 2):
+                node.kill()
+                node.start()
+            time.sleep(max(begun + 60 * len(made) - time.monotonic(), 0))
+        waiting = node.ask("SELECT count(*) FROM deliveries WHERE state = 'waiting'")[0][0]
+        memory, descriptors = node.resident_mb(), node.descriptors()
+        back = time.monotonic()
+        archive = Archive(certificates, port)
+        wait_for(lambda: node.ask(LEFT)[0][0] == 0, "every series is delivered", 300)
+        result = {
+            "minutes_down": round((back - begun) / 60, 1), "objects_waiting": waiting,
+            "node_mb": round(memory, 1), "descriptors": descriptors,
+            "delivered_s_after_it_is_back": round(time.monotonic() - back, 1),
+            "objects_received": len(archive.received), **checked(node, archive, made), "exit_code": node.stop(),
+        }  # fmt: skip
+        archive.close()
+    return result
+
+
+class SetClock:
+    """The clock that a node sees (set_clock.c)."""
+
+    def __init__(self, folder: Path) -> None:
+        library, self._file = folder / "set_clock.so", folder / "set_clock"
+        source = Path(__file__).with_name("set_clock.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+        self._file.write_bytes(bytes(8))
+        self.environment = {"LD_PRELOAD": str(library), "SET_CLOCK": str(self._file)}
+
+    def set_by(self, seconds: int) -> None:
+        """Set it to so many seconds after the true one."""
+        with self._file.open("r+b") as file:
+            file.write(struct.pack("q", seconds))
+
+
+def prove_clock(bundle: Path | None, tls: bool) -> dict[str, Any]:
+    """The clock set back by an hour and by a day, in the middle of series and of retries, and forward."""
+    with working_folder() as folder:
+        certificates = Certificates.make(folder) if tls else None
+        archive, clock = Archive(certificates), SetClock(folder)
+        port, base, made = archive.port, base_series(folder), []
+        node = Node(
+            folder / "node", bundle or small_bundle(folder), 2.0, port, certificates, environment=clock.environment
+        )
+        seconds: dict[str, float] = {}
+
+        def step(name: str, seconds_from_now: int, *, is_down: bool = False) -> None:
+            """Half a series, the clock, the other half: how long until all that came is delivered."""
+            made.append(renamed(base, f"clock {name}"))
+            half = len(base) // 2
+            answers = stored(node, made[-1][:half])
+            if is_down:
+                node.kill()
+            clock.set_by(seconds_from_now)
+            if is_down:
+                node.start()
+            answers += stored(node, made[-1][half:])
+            if any(status != 0 for status in answers):
+                raise SystemExit(f"{name}: not acknowledged: {answers}")
+            begun = time.monotonic()
+            wait_for(lambda: node.ask(LEFT)[0][0] == 0, f"{name}: every series is delivered", 180)
+            seconds[name] = round(time.monotonic() - begun, 1)
+
+        node.start()
+        wait_for(lambda: b'"ready": true' in asked(node.web_port, "/readyz"), "the worker is open")
+        step("as it is", 0)
+        archive.close()
+        received = archive.received
+        made.append(renamed(base, "clock retries"))
+        stored(node, made[-1])
+        wait_for(
+            lambda: node.ask("SELECT 1 FROM deliveries WHERE state = 'waiting' AND last_error IS NOT NULL"),
+            "the destination is found to be down",
+        )
+        clock.set_by(-HOUR_S)
+        time.sleep(3)
+        archive = Archive(certificates, port)
+        archive.received = received
+        step("back by an hour, with retries", -HOUR_S)
+        step("back by a day, in the middle of a series", -HOUR_S - 24 * HOUR_S)
+        step("back by another day while the node is down", -HOUR_S - 48 * HOUR_S, is_down=True)
+        step("forward to the true time", 0)
+        told = [text for (text,) in node.ask("SELECT text FROM events WHERE kind = 'clock-set' ORDER BY id")]
+        result = {"seconds": seconds, "told": told, **checked(node, archive, made), "exit_code": node.stop()}
+        result["revisions"] = node.ask("SELECT max(revision) FROM series")[0][0]
+        archive.close()
+    return result
+
+
 def _broken(draws: random.Random, good: bytes) -> bytes:
     """A request with some bytes changed, cut, doubled or put in."""
     data = bytearray(good)
@@ -328,6 +435,8 @@ PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "fuzz": lambda r: (
         r["exit_code"] == 0 and r["tracebacks"] == 0 and r["node_memory_mb"] <= 256 and "no answer" not in r["outcomes"]
     ),
+    "down": lambda r: is_whole(r) and r["objects_received"] == 2 * r["series"] and r["exit_code"] == 0,
+    "clock": lambda r: is_whole(r) and max(r["seconds"].values()) <= 60 and r["revisions"] == 1 and r["exit_code"] == 0,
     "soak": lambda r: r["exactly_one_seg"] == r["series"] and is_flat(r) and r["exit_code"] == 0,
 }
 
@@ -344,9 +453,12 @@ def main() -> int:
     fuzz.add_argument("--count", type=int, default=2000)
     fuzz.add_argument("--seed", type=int, default=0)
     proofs.add_parser("soak").add_argument("--series", type=int, default=2000)
+    proofs.add_parser("down").add_argument("--minutes", type=float, default=60)
+    proofs.add_parser("clock")
     given = vars(parser.parse_args())
     proof = given.pop("proof")
-    tried = {"mixed": prove_mixed, "disk": prove_disk, "fuzz": prove_fuzz, "soak": prove_soak}[proof]
+    tried = {"mixed": prove_mixed, "disk": prove_disk, "fuzz": prove_fuzz, "soak": prove_soak, "down": prove_down,
+             "clock": prove_clock}[proof]  # fmt: skip
     begun = time.monotonic()
     result = tried(**given)
     kept = PROMISES[proof](result)

@@ -68,7 +68,7 @@ class ReportThread(threading.Thread):
                 return min(report.next_at - now, 60.0)
             if self._ending.is_set():
                 break
-            closed_s = self._closed_until.get(_peer_of(report), 0.0) - now
+            closed_s = self._closed_until.get(_peer_of(report), 0.0) - time.monotonic()
             if closed_s > 0:  # one that is off must not let the others' reports wait for each of its own
                 self._commitments.postpone(report.id, closed_s)
                 continue
@@ -91,9 +91,9 @@ class ReportThread(threading.Thread):
             log.warning(
                 "report of storage commitment: %s", error.described, extra={"facts": {"peer": report.request.peer}}
             )
-            self._closed_until = {peer: until for peer, until in self._closed_until.items() if until > time.time()}
+            self._closed_until = {peer: until for peer, until in self._closed_until.items() if until > time.monotonic()}
             if isinstance(error, DestinationDown):
-                self._closed_until[_peer_of(report)] = time.time() + (wait_s or self._backoff.wait_s(1))
+                self._closed_until[_peer_of(report)] = time.monotonic() + (wait_s or self._backoff.wait_s(1))
             self._commitments.not_reported(report.id, Why(error.reason, error.described), wait_s)
         else:
             self._commitments.reported(report.id)

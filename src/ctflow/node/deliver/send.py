@@ -141,16 +141,17 @@ class DeliveryThread(threading.Thread):
 
     def _sleep(self, wait_s: float) -> None:
         """Sleep until something changes or is due; a destination that is down is not tried until then."""
-        if time.time() < self._closed_until:
+        if time.monotonic() < self._closed_until:
             self._ending.wait(wait_s)
         else:
             self._woken.wait(wait_s)
 
     def _round(self) -> float:
         """Send what is due; return the seconds until the next object is due."""
+        closed_s = self._closed_until - time.monotonic()
+        if closed_s > 0:
+            return closed_s
         now = time.time()
-        if now < self._closed_until:
-            return self._closed_until - now
         for late in self._journal.uncommitted(self._destination, now, limit=_AT_ONCE):
             why = late.last_error or f"{self._destination} did not commit to {late.file} in time"
             self._metrics.sent(self._destination, "not-committed")
@@ -231,4 +232,4 @@ class DeliveryThread(threading.Thread):
             too_old = result is not None and time.time() - result.committed_at > self._backoff.give_up_after_s
             if too_old or delivery.last_error != why.message:
                 self._journal.not_sent(delivery.id, why, None if too_old else 0.0)
-        self._closed_until = time.time() + wait_s
+        self._closed_until = time.monotonic() + wait_s

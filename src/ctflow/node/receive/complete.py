@@ -1,4 +1,7 @@
-"""Completes a series after a quiet period; the journal completes one at once if its sender gave a count."""
+"""Completes a series after a quiet period; the journal completes one at once if its sender gave a count.
+
+It also finds that the computer's clock was set, as it is the first to act wrongly on it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import logging
 import sqlite3
 import threading
 import time
+from functools import partial
 
 from ctflow.core.errors import OutputError
+from ctflow.node.journal.clock import move_after_start, move_with_clock
 from ctflow.node.journal.journal import Journal
 
 _SHORTEST_S = 0.02  # between two checks: the longest extra wait of a quiet series
+_LONGEST_S = 10.0  # between two checks: how long a clock that was set back goes unnoticed
+_SET_S = 1.5  # a clock that differs more from the computer's uptime was set; a time server's steering is slower
 REFUSED_WAIT_S = 3600.0  # for instances that were refused while the disk was full
 
 log = logging.getLogger(__name__)
@@ -35,14 +42,19 @@ class Completer(threading.Thread):
         self._refused_wait_s = max(refused_wait_s, quiet_s)
         self._by_study = by_study
         self._ending = threading.Event()
+        self._booted_at = _booted_at()
+        journal.change(partial(move_after_start, least_s=_SET_S))
 
     def run(self) -> None:
         """Run until `stop`."""
         look_at_refused = 0.0
         # While the node was down its senders could not continue, so their series do not count as complete.
-        wait_s = self._quiet_s
-        while not self._ending.wait(wait_s):
+        next_look = time.monotonic() + self._quiet_s
+        while not self._ending.wait(min(max(next_look - time.monotonic(), 0.0), _LONGEST_S)):
             try:
+                self._follow_clock()
+                if time.monotonic() < next_look:
+                    continue
                 if time.monotonic() >= look_at_refused:
                     self._journal.give_up_refused(self._refused_wait_s)
                     look_at_refused = time.monotonic() + 60
@@ -53,6 +65,16 @@ class Completer(threading.Thread):
             except (OSError, sqlite3.Error) as error:  # no descriptors: some may become free
                 log.error("completing: %s", type(error).__name__)  # noqa: TRY400
                 wait_s = 1.0
+            next_look = time.monotonic() + wait_s
+
+    def _follow_clock(self) -> None:
+        """Move what waits if the clock was set since the last check."""
+        booted_at = _booted_at()
+        by_s = booted_at - self._booted_at
+        if abs(by_s) > _SET_S:
+            log.warning("the clock was set %s by %.0f s", "back" if by_s < 0 else "forward", abs(by_s))
+            self._journal.change(partial(move_with_clock, by_s=by_s))
+        self._booted_at = booted_at
 
     def _look(self) -> float:
         """Complete what is due; return the seconds until more can be due."""
@@ -71,3 +93,8 @@ class Completer(threading.Thread):
         """Stop completing series; returns when the thread has ended."""
         self._ending.set()
         self.join()
+
+
+def _booted_at() -> float:
+    """When the computer started, by its clock: the same at every call until the clock is set."""
+    return time.time() - time.monotonic()

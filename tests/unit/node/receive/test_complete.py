@@ -9,7 +9,7 @@ import pytest
 
 from ctflow.core.errors import StorageFull
 from ctflow.node.journal.journal import Journal
-from ctflow.node.journal.records import Arrival
+from ctflow.node.journal.records import Arrival, Why
 from ctflow.node.receive.complete import Completer
 from service_support import wait_until
 
@@ -128,3 +128,75 @@ def test_a_full_disk_delays_completing_and_ends_nothing(journal, completer, monk
     monkeypatch.setattr(journal, "complete_quiet", complete_quiet)
     completer(0.05)
     wait_until(lambda: journal.find(key).state == "complete", "it is complete")
+
+
+class SetClock:
+    """A clock that can be set, for the journal and for the completer; uptime goes on as it does."""
+
+    def __init__(self) -> None:
+        self.by_s = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.by_s
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+@pytest.fixture
+def clock(tmp_path, monkeypatch):
+    clock = SetClock()
+    monkeypatch.setattr("ctflow.node.receive.complete.time", clock)
+    return clock
+
+
+@pytest.fixture
+def dated(tmp_path, clock):
+    journal = Journal(tmp_path / "dated.sqlite3", clock=clock.time)
+    yield journal
+    journal.close()
+
+
+def kinds(journal) -> list[str]:
+    return [event.kind for event in journal.events()]
+
+
+def test_a_clock_that_is_set_back_holds_up_no_series(dated, clock):
+    completer = Completer(dated, 0.3)
+    key = receive(dated, 1)
+    clock.by_s = -3600
+    receive(dated, 2)  # also with an instance that came before it was noticed
+    completer.start()
+    wait_until(lambda: dated.find(key).state == "complete", "it is complete")
+    completer.stop()
+    (told,) = (event.text for event in dated.events() if event.kind == "clock-set")
+    assert told == "the clock was set back by 3600 s"
+
+
+def test_a_clock_that_is_set_forward_ends_no_quiet_period(dated, clock):
+    completer = Completer(dated, 0.5)
+    key = receive(dated, 1)
+    clock.by_s = 3600
+    receive(dated, 2)
+    begun = time.monotonic()
+    completer.start()
+    wait_until(lambda: "clock-set" in kinds(dated), "it is noticed")
+    assert dated.find(key).state == "received"
+    wait_until(lambda: dated.find(key).state == "complete", "it is complete")
+    completer.stop()
+    assert time.monotonic() - begun >= 0.5
+
+
+def test_retries_move_with_a_clock_that_is_set_back_also_while_the_node_was_down(dated, clock):
+    key = receive(dated, 1)
+    dated.complete_quiet(0.0)
+    job = dated.claim()
+    dated.try_again(job, Why("no-worker", "none"), 30.0)
+    clock.by_s = -86400
+    assert dated.next_run_at() > clock.time() + 80000
+    Completer(dated, 5.0)  # as at a start
+    assert clock.time() < dated.next_run_at() < clock.time() + 31
+    assert dated.find(key).next_at < clock.time() + 31
+    assert kinds(dated).count("clock-set") == 1
+    Completer(dated, 5.0)
+    assert kinds(dated).count("clock-set") == 1
