@@ -5,6 +5,7 @@
     python benchmarks/prove_node.py hostile --count 1000
     python benchmarks/prove_node.py idle --sockets 200
     python benchmarks/prove_node.py latency --repeats 3
+    python benchmarks/prove_node.py workers --devices cuda:0,cuda:1 --series 64
 
 --tls before the command: the node demands TLS and a certificate of its senders, the destination of the node.
 
@@ -165,6 +166,7 @@ class Node:
     more: Sequence[str] = ()
     limits: str = "{free_disk: 1 MB}"
     environment: Mapping[str, str] = field(default_factory=dict)
+    devices: str = "cpu"
     port: int = field(default_factory=free_port)
     web_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -180,7 +182,7 @@ class Node:
         atexit.register(self.kill)  # a proof may end anywhere
         lines = [
             f"data: {self.data}", f"port: {self.port}", f"quiet_period_s: {self.quiet_s:g}", f"bundle: {self.bundle}",
-            "engine: eager", "devices: [cpu]", "allow_demonstration: true", f"limits: {self.limits}",
+            "engine: eager", f"devices: [{self.devices}]", "allow_demonstration: true", f"limits: {self.limits}",
             f"web: {{port: {self.web_port}, stow: true}}", *self.more,
         ]  # fmt: skip
         lines += self.tls.settings if self.tls else []
@@ -623,6 +625,81 @@ def prove_latency(repeats: int, bundle: Path | None, tls: bool) -> dict[str, Any
     return {"quiet_s": 1.0, "beyond_quiet_and_inference_s": [round(each, 3) for each in overheads[1:]]}
 
 
+def prove_workers(series: int, senders: int, devices: str, bundle: Path | None, tls: bool) -> dict[str, Any]:
+    """So many series at once from several senders, a worker for each device, one of which is killed in the middle."""
+    with working_folder() as folder:
+        certificates = Certificates.make(folder) if tls else None
+        archive = Archive(certificates)
+        node = Node(folder / "node", bundle or small_bundle(folder), 1.0, archive.port, certificates, devices=devices)
+        base = base_series(folder)
+        made = [renamed(base, f"workers {number}") for number in range(series)]
+        node.start()
+        count = len(devices.split(","))
+        wait_for(lambda: len(_workers(node)) >= count and b'"ready": true' in http(node.web_port, "/readyz"), "workers")
+        answers: list[int] = []
+
+        def send(part: Sequence[list[Dataset]]) -> None:
+            for each in part:
+                with association(node) as to:
+                    answers.extend(int(to.send_c_store(dataset).get("Status", -1)) for dataset in each)
+
+        threads = [threading.Thread(target=send, args=(made[number::senders],)) for number in range(senders)]
+        begun = time.monotonic()
+        for each in threads:
+            each.start()
+        done = "SELECT count(*) FROM results"
+        wait_for(lambda: node.ask(done)[0][0] >= series // 4, "a quarter of the results is there", 300)
+        victim = _workers(node)[-1]
+        os.kill(victim, signal.SIGKILL)
+        for each in threads:
+            each.join()
+        left = "SELECT count(*) FROM series WHERE state NOT IN ('delivered', 'aside', 'dead')"
+        wait_for(lambda: node.ask(left)[0][0] == 0, "every series is delivered", 300)
+        elapsed_s = time.monotonic() - begun
+        segs = archive.segs_of_series()
+        result = {
+            "tls": tls, "devices": devices, "series": series, "senders": senders, "seconds": round(elapsed_s, 1),
+            "refused": sum(status != 0 for status in answers),
+            "exactly_one_seg": sum(len(segs.get(str(each[0].SeriesInstanceUID), ())) == 1 for each in made),
+            "results_of_device": dict(Counter(_devices_of_results(node))),
+            "most_overtaken_by": _most_overtaken(node),
+            "worker_deaths": node.ask("SELECT sum(deaths) FROM runs")[0][0],
+            "not_delivered": node.ask("SELECT state, reason, message FROM series WHERE state != 'delivered'"),
+            "exit_code": node.stop(),
+        }  # fmt: skip
+        archive.close()
+    return result
+
+
+def _workers(node: Node) -> list[int]:
+    """Process numbers of the node's workers: of its children those that hold torch, the first one first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+            if node.process and int(facts["PPid"]) == node.process.pid and int(facts["VmRSS"].split()[0]) > 200_000:
+                found.append(int(facts["Pid"]))
+    return sorted(found)
+
+
+def _devices_of_results(node: Node) -> list[str]:
+    folders = node.ask("SELECT folder FROM results")
+    documents = [json.loads((node.data / "results" / name / "result.json").read_text()) for (name,) in folders]
+    return [str(document["engine"]["device"]) for document in documents]
+
+
+def _most_overtaken(node: Node) -> int:
+    """How many series that were complete later began before one, at most; those that a death interrupted left out."""
+    begun = {"complete": {}, "running": {}}  # type: dict[str, dict[str, int]]
+    for number, kind, key in node.ask("SELECT id, kind, series_key FROM events WHERE kind IN ('complete', 'running')"):
+        begun[kind].setdefault(key, number)
+    order = sorted(begun["complete"], key=lambda key: begun["complete"][key])
+    return max(
+        sum(begun["running"][later] < begun["running"][key] for later in order[place + 1 :])
+        for place, key in enumerate(order)
+    )
+
+
 def http(port: int, path: str) -> bytes:
     """The node's page; empty if it does not answer."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
@@ -654,6 +731,14 @@ PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "hostile": lambda r: r["files_outside_the_inbox"] == 0,
     "idle": lambda r: r["slowest_s"] <= 1.0,
+    "workers": lambda r: (
+        r["exactly_one_seg"] == r["series"]
+        and not r["refused"]
+        and not r["not_delivered"]
+        and r["worker_deaths"] >= 1
+        and len(r["results_of_device"]) == len(r["devices"].split(","))
+        and r["exit_code"] == 0
+    ),
     "latency": lambda r: max(r["beyond_quiet_and_inference_s"]) <= 2.0,
 }
 
@@ -682,10 +767,14 @@ def main() -> int:
     idle.add_argument("--sockets", type=int, default=200)
     latency = proofs.add_parser("latency")
     latency.add_argument("--repeats", type=int, default=3)
+    workers = proofs.add_parser("workers")
+    workers.add_argument("--series", type=int, default=64)
+    workers.add_argument("--senders", type=int, default=8)
+    workers.add_argument("--devices", default="cpu", help="cpu, or GPUs: one worker each")
     given = vars(parser.parse_args())
     proof = given.pop("proof")
     tried = {"kill": prove_kill, "load": prove_load, "hostile": prove_hostile, "idle": prove_idle,
-             "latency": prove_latency}[proof]  # fmt: skip
+             "latency": prove_latency, "workers": prove_workers}[proof]  # fmt: skip
     result = tried(**given)
     kept = PROMISES[proof](result)
     document = {

@@ -121,6 +121,7 @@ class Configuration:
 
 
 _ONE_CHANNEL = "the article's one channel, TensorRT fp16"
+_COMPILED = "the article's one channel, torch.compile fp16"
 _FIRST = (
     Configuration(STOCK, "stock MONAI, strict fp32", "stock", precision=STRICT),
     Configuration("0b", "stock MONAI, strict fp32, blended on the CPU", "stock", precision=STRICT, stitch="cpu"),
@@ -133,6 +134,11 @@ _FIRST = (
     Configuration("4", _ONE_CHANNEL, "article, one channel", "tensorrt"),
     *(
         Configuration(f"5x{count}", f"{_ONE_CHANNEL}, {count} GPUs", "article, one channel", "tensorrt", devices=count)
+        for count in _COUNTS
+    ),
+    Configuration("6", _COMPILED, "article, one channel", "compile"),
+    *(
+        Configuration(f"6x{count}", f"{_COMPILED}, {count} GPUs", "article, one channel", "compile", devices=count)
         for count in _COUNTS
     ),
 )

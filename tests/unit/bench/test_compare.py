@@ -119,9 +119,17 @@ def test_the_document_says_on_what(measured):
 
 def test_configurations_have_the_same_names_on_every_machine_with_gpus():
     names = [entry.id for entry in configurations_for(("cuda:0",))]
-    assert {"5x2", "5x4", "tensorrt-fp16", "tensorrt-fp16x2", "tensorrt-fp16x4", "eager-fp16", "compile-fp16"} <= {
-        *names
-    }
+    assert {
+        "5x2",
+        "5x4",
+        "6",
+        "6x4",
+        "tensorrt-fp16",
+        "tensorrt-fp16x2",
+        "tensorrt-fp16x4",
+        "eager-fp16",
+        "compile-fp16",
+    } <= {*names}
     assert names == [entry.id for entry in configurations_for(("cuda:0", "cuda:1", "cuda:2", "cuda:3"))]
     assert len(names) == len({*names})
     assert not [name for name in names if "openvino" in name]
