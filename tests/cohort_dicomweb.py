@@ -7,14 +7,9 @@ One line of JSON at the end.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from unittest import mock
 
@@ -29,41 +24,13 @@ from ctflow.cohort.stores import dicomweb
 from ctflow.cohort.stores.dicomweb import DicomWeb
 from ctflow.cohort.stores.patience import Patience
 from ctflow.dicom.read.scan import scan_folder
+from orthanc_support import DICOMWEB, HTTP, ask, begin_alone, orthanc
 
-PORT = 8042
-SERVER = f"dicomweb+http://127.0.0.1:{PORT}/dicom-web"
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-
-
-def ask(path: str):
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=30) as answer:
-        return json.load(answer)
-
-
-@contextlib.contextmanager
-def orthanc(folder: Path):
-    settings = {
-        "Name": "orthanc", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
-        "HttpPort": PORT, "DicomServerEnabled": False, "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
-        "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, "LimitFindResults": 2,
-    }  # fmt: skip
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
-    with (folder / "orthanc.log").open("ab") as log:
-        process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                ask("/system")
-                break
-            if time.monotonic() > deadline:
-                raise SystemExit("Orthanc does not answer")
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(40)
+SERVER = f"dicomweb+http://127.0.0.1:{HTTP}/dicom-web"
+SETTINGS = {
+    "DicomServerEnabled": False, "Plugins": [str(DICOMWEB)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    "LimitFindResults": 2,
+}  # fmt: skip
 
 
 def marks(journal: Path) -> dict[str, dict]:
@@ -76,14 +43,14 @@ def stored() -> list[str]:
 
 
 def main(folder: Path) -> dict:
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    begin_alone()
     local = write_cohort(folder / "in", 3)
     series = [folder / "in" / row.location for row in manifest_from_file(local).rows]
     other = dcmread(next(series[0].iterdir()))
     other.Modality, other.SeriesInstanceUID, other.SOPInstanceUID = "MR", "1.2.3", "1.2.3.4"
     other.save_as(folder / "mr.dcm")
     told: dict = {}
-    with orthanc(folder):
+    with orthanc(folder, **SETTINGS):
         server = DicomWeb(SERVER, Patience(20))
         for each in (*series, folder):
             server.store(sorted(each.glob("*.dcm")))

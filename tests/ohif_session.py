@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from functools import partial
@@ -26,9 +22,12 @@ from pathlib import Path
 import pydicom
 
 from browser_support import Browser
+from orthanc_support import DICOMWEB, HTTP, begin_alone, content, orthanc
 
-ORTHANC, OHIF = 8042, 8080
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")  # of Debian's orthanc-dicomweb
+OHIF = 8080
+SETTINGS = {
+    "DicomServerEnabled": False, "Plugins": [str(DICOMWEB)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+}  # fmt: skip
 PAGE = Path(__file__).parent / "viewers" / "ohif_page.js"
 CONFIG = """window.config = {
   routerBasename: '/', extensions: [], modes: [], showStudyList: true, showLoadingIndicator: true,
@@ -69,7 +68,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     def _forward(self) -> None:
         headers = {name: self.headers[name] for name in ("Accept",) if name in self.headers}
-        asked = urllib.request.Request(f"http://127.0.0.1:{ORTHANC}{self.path}", headers=headers)
+        asked = urllib.request.Request(f"http://127.0.0.1:{HTTP}{self.path}", headers=headers)
         try:
             with urllib.request.urlopen(asked, timeout=60) as answer:
                 self._answer(answer.status, answer.headers["Content-Type"], answer.read())
@@ -83,34 +82,6 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
-
-
-def start_orthanc(work: Path) -> subprocess.Popen[bytes]:
-    settings = {
-        "Name": "orthanc", "StorageDirectory": str(work / "store"), "IndexDirectory": str(work / "store"),
-        "HttpPort": ORTHANC, "DicomServerEnabled": False, "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
-        "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }  # fmt: skip
-    (work / "orthanc.json").write_text(json.dumps(settings))
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
-    with (work / "orthanc.log").open("wb") as log:
-        return subprocess.Popen([program, work / "orthanc.json"], stdout=log, stderr=log)
-
-
-def store(path: Path) -> None:
-    """Give a file to Orthanc, as soon as it answers."""
-    end = time.monotonic() + 60
-    while True:
-        try:
-            asked = urllib.request.Request(f"http://127.0.0.1:{ORTHANC}/instances", data=path.read_bytes())
-            with urllib.request.urlopen(asked, timeout=30):
-                return
-        except urllib.error.HTTPError:
-            raise
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
 
 
 def look_at(browser: Browser, study: Path, work: Path) -> dict:
@@ -131,23 +102,21 @@ def look_at(browser: Browser, study: Path, work: Path) -> dict:
 
 
 def main(app: Path, work: Path) -> None:
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    orthanc = start_orthanc(work)
+    begin_alone()
     server = ThreadingHTTPServer(("127.0.0.1", OHIF), partial(Handler, directory=str(app)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    browser = Browser(flags=FLAGS)
-    try:
-        for line in sys.stdin:
-            study = Path(line.rstrip("\n"))
-            for path in sorted(study.rglob("*.dcm")):
-                store(path)
-            sys.stdout.write(json.dumps(look_at(browser, study, work)) + "\n")
-            sys.stdout.flush()
-    finally:
-        browser.close()
-        server.shutdown()
-        orthanc.terminate()
-        orthanc.wait(40)
+    with orthanc(work, **SETTINGS):
+        browser = Browser(flags=FLAGS)
+        try:
+            for line in sys.stdin:
+                study = Path(line.rstrip("\n"))
+                for path in sorted(study.rglob("*.dcm")):
+                    content("/instances", path.read_bytes())
+                sys.stdout.write(json.dumps(look_at(browser, study, work)) + "\n")
+                sys.stdout.flush()
+        finally:
+            browser.close()
+            server.shutdown()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """Run in a network namespace: Orthanc and `ctflow serve` on loopback, a series through both; one JSON line at the end.
 
-unshare -n python orthanc_delivery.py FOLDER SERIES lua|python|secured
+unshare -n python orthanc_delivery.py FOLDER SERIES plain|secured
 
-secured: with TLS and storage commitment in both directions.
+plain: Orthanc sends with the Lua script. secured: it sends with the Python script, with TLS and storage commitment in
+both directions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,19 +21,13 @@ from pathlib import Path
 
 from bundle_support import small_unet_bundle
 from certificate_support import Authority, Pair
+from orthanc_support import DICOM, PYTHON, ask, begin_alone, content, orthanc
 
 BIN = Path(sys.executable).parent
-HTTP, DICOM, NODE, PAGE = 8042, 4242, 11112, 8113
+NODE, PAGE = 11112, 8113
 QUIET_S = 1.0
 RESULTS = ("SEG", "SR", "RTSTRUCT", "OT", "DOC")
-# What the documentation gives to its readers, and how Orthanc is told of it.
-SCRIPTS = Path(__file__).parents[2] / "docs" / "orthanc"
-PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
-SCRIPTS = {
-    "secured": {"LuaScripts": [str(SCRIPTS / "ctflow.lua")], "Plugins": []},
-    "lua": {"LuaScripts": [str(SCRIPTS / "ctflow.lua")], "Plugins": []},
-    "python": {"PythonScript": str(SCRIPTS / "ctflow.py"), "Plugins": [str(PYTHON_PLUGIN)]},
-}
+SCRIPTS = Path(__file__).parents[2] / "docs" / "orthanc"  # which the documentation gives to its readers
 
 
 def wait_for(happened, what: str, limit_s: float = 120.0):
@@ -49,35 +42,18 @@ def wait_for(happened, what: str, limit_s: float = 120.0):
         time.sleep(0.05)
 
 
-def raw(path: str, data: bytes | None = None) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{HTTP}{path}", data=data, timeout=30) as answer:
-        return answer.read()
-
-
-def ask(path: str, data: bytes | None = None):
-    return json.loads(raw(path, data))
-
-
-def start_orthanc(folder: Path, script: str) -> subprocess.Popen[bytes]:
-    settings = {
-        "Name": "orthanc", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
-        "HttpPort": HTTP, "DicomPort": DICOM, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False, "StableAge": 1, **SCRIPTS[script],
-        "DicomModalities": {"ctflow": ["CTFLOW", "127.0.0.1", NODE]}, "DicomAlwaysAllowStore": True,
+def settings_of_orthanc(folder: Path, kind: str) -> dict:
+    settings = {"DicomPort": DICOM, "DicomAet": "ORTHANC", "StableAge": 1, "DicomAlwaysAllowStore": True}
+    if kind == "plain":
+        modalities = {"ctflow": ["CTFLOW", "127.0.0.1", NODE]}
+        return {**settings, "LuaScripts": [str(SCRIPTS / "ctflow.lua")], "DicomModalities": modalities}
+    pair, authority = certificates(folder)["orthanc"], folder / "certificates" / "authority.pem"
+    modality = {"AET": "CTFLOW", "Host": "127.0.0.1", "Port": NODE, "UseDicomTls": True}
+    return {
+        **settings, "Plugins": [str(PYTHON)], "PythonScript": str(SCRIPTS / "ctflow.py"),
+        "DicomTlsEnabled": True, "DicomTlsCertificate": str(pair.certificate), "DicomTlsPrivateKey": str(pair.key),
+        "DicomTlsTrustedCertificates": str(authority), "DicomModalities": {"ctflow": modality},
     }  # fmt: skip
-    if script == "secured":
-        pair, authority = certificates(folder)["orthanc"], folder / "certificates" / "authority.pem"
-        settings |= {
-            "DicomTlsEnabled": True, "DicomTlsCertificate": str(pair.certificate), "DicomTlsPrivateKey": str(pair.key),
-            "DicomTlsTrustedCertificates": str(authority),
-            "DicomModalities": {
-                "ctflow": {"AET": "CTFLOW", "Host": "127.0.0.1", "Port": NODE, "UseDicomTls": True},
-            },
-        }  # fmt: skip
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
-    with (folder / "orthanc.log").open("wb") as log:
-        return subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log)
 
 
 @cache
@@ -87,9 +63,9 @@ def certificates(folder: Path) -> dict[str, Pair]:
     return {name: authority.issue(name, rsa_bits=2048) for name in ("orthanc", "node")}
 
 
-def start_node(folder: Path, script: str) -> subprocess.Popen[bytes]:
+def start_node(folder: Path, kind: str) -> subprocess.Popen[bytes]:
     own, more = "", ""
-    if script == "secured":
+    if kind == "secured":
         pair, ca = certificates(folder)["node"], folder / "certificates" / "authority.pem"
         files = f"certificate: {pair.certificate}, key: {pair.key}, ca: {ca}"
         peer = certificates(folder)["orthanc"].fingerprint
@@ -139,7 +115,7 @@ def facts(folder: Path) -> dict:
     ((arrived_at,),) = journal(folder, "SELECT sent_at FROM deliveries WHERE file = 'segmentation.dcm'")
     return {
         "modalities": sorted(by_modality),
-        "pdf": raw(f"/instances/{by_modality['DOC']['Instances'][0]}/pdf")[:5].decode(),
+        "pdf": content(f"/instances/{by_modality['DOC']['Instances'][0]}/pdf")[:5].decode(),
         "studies": len(ask("/studies")),
         "source_series": by_modality["CT"]["MainDicomTags"]["SeriesInstanceUID"],
         "referenced_series": referenced["SeriesInstanceUID"],
@@ -179,31 +155,37 @@ def commitment_facts(folder: Path) -> dict:
     }
 
 
-def main(folder: Path, series: Path, script: str) -> None:
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    servers = [start_orthanc(folder, script), start_node(folder, script)]
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]):
+    """Have a process end as its service manager would."""
     try:
-        wait_for(lambda: ask("/system"), "Orthanc answers")
-        wait_for(is_ready, "the node is ready")
-        for path in sorted(series.iterdir()):
-            ask("/instances", path.read_bytes())
-        wait_for(lambda: {"SEG", "SR"} <= modalities(), "SEG and SR are in Orthanc")
-        wait_for(lambda: journal(folder, "SELECT 1 FROM series WHERE state = 'delivered'"), "the series is delivered")
-        found = facts(folder) | (commitment_facts(folder) if script == "secured" else {})
-        sys.stdout.write(json.dumps(found) + "\n")
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main(folder: Path, series: Path, kind: str) -> None:
+    begin_alone()
+    try:
+        with ended(start_node(folder, kind)), orthanc(folder, **settings_of_orthanc(folder, kind)):
+            wait_for(is_ready, "the node is ready")
+            for path in sorted(series.iterdir()):
+                ask("/instances", path.read_bytes())
+            wait_for(lambda: {"SEG", "SR"} <= modalities(), "SEG and SR are in Orthanc")
+            wait_for(
+                lambda: journal(folder, "SELECT 1 FROM series WHERE state = 'delivered'"), "the series is delivered"
+            )
+            found = facts(folder) | (commitment_facts(folder) if kind == "secured" else {})
+            sys.stdout.write(json.dumps(found) + "\n")
     except SystemExit:
         for name in ("orthanc.log", "node.log"):
             sys.stderr.write((folder / name).read_text(errors="replace")[-3000:])
         raise
-    finally:
-        for server in servers:
-            server.send_signal(signal.SIGTERM)
-        for server in servers:
-            try:
-                server.wait(40)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
 
 
 if __name__ == "__main__":

@@ -5,17 +5,11 @@ Orthanc binds all addresses, so all of it runs in a network namespace that has a
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cohort_dicomweb import PLUGIN
-from needs import skip_without
+from orthanc_support import DICOMWEB, ran_alone
 
 pytestmark = pytest.mark.e2e
 PROGRAM = Path(__file__).parents[1] / "cohort_dicomweb.py"
@@ -23,21 +17,10 @@ PROGRAM = Path(__file__).parents[1] / "cohort_dicomweb.py"
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> dict:
-    if any(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None for name in ("Orthanc", "ip")):
-        skip_without("Orthanc")
-    if not PLUGIN.is_file():
-        skip_without("Orthanc's DICOMweb")
-    if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
-        skip_without("namespaces of its own")
     folder = tmp_path_factory.mktemp("dicomweb")
-    done = subprocess.run(
-        ["unshare", "-n", sys.executable, PROGRAM, folder],
-        capture_output=True, text=True, check=False, timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = ran_alone(PROGRAM, folder, plugins=(DICOMWEB,), timeout_s=200, TMPDIR=str(folder))
     assert not list(folder.glob("ctflow-*/fetched/*/*")), "what was fetched is removed"
-    return json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_the_manifest_has_the_ct_series_of_the_server_page_by_page(told):

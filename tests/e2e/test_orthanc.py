@@ -5,53 +5,38 @@ Orthanc binds all addresses, so all of it runs in a network namespace that has a
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from needs import skip_without
+from orthanc_support import PYTHON, ran_alone
 
 pytestmark = pytest.mark.e2e
-HERE = Path(__file__).parent
-PYTHON_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")  # of Debian's orthanc-python
-
-
-def needs(*names: str) -> None:
-    if any(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None for name in names):
-        skip_without("Orthanc")
-
-
-@pytest.fixture(scope="module", params=["lua", pytest.param("python", marks=pytest.mark.exhaustive)])
-def delivery(request, tmp_path_factory, series) -> dict:
-    """One delivery (see `orthanc_delivery.py`), and what Orthanc had at its end."""
-    return delivered(request.param, tmp_path_factory, series)
+PROGRAM = Path(__file__).with_name("orthanc_delivery.py")
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory, series) -> dict:
-    """The same with TLS and storage commitment."""
-    return delivered("secured", tmp_path_factory, series)
+def delivered(tmp_path_factory, series):
+    """Kind -> one delivery of it (see `orthanc_delivery.py`), and what Orthanc had at its end."""
+
+    @cache
+    def run(kind: str) -> dict:
+        plugins = (PYTHON,) if kind == "secured" else ()
+        return ran_alone(PROGRAM, tmp_path_factory.mktemp("orthanc"), series, kind, plugins=plugins)
+
+    return run
 
 
-def delivered(kind: str, tmp_path_factory, series) -> dict:
-    needs("Orthanc", "unshare", "ip")
-    if kind == "python" and not PYTHON_PLUGIN.is_file():
-        skip_without("Orthanc")
-    if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
-        skip_without("namespaces of its own")
-    folder = tmp_path_factory.mktemp("orthanc")
-    done = subprocess.run(
-        ["unshare", "-n", sys.executable, HERE / "orthanc_delivery.py", folder, series, kind],
-        capture_output=True, text=True, check=False, timeout=400,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(params=["plain", "secured"])
+def delivery(request, delivered) -> dict:
+    return delivered(request.param)
+
+
+@pytest.fixture
+def secured(delivered) -> dict:
+    """With TLS and storage commitment."""
+    return delivered("secured")
 
 
 def test_orthanc_shows_every_kind_of_result_beside_the_series(delivery):

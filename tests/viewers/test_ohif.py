@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +18,7 @@ import pytest
 
 from browser_support import CHROMIUM
 from needs import skip_without
-from ohif_session import PLUGIN
+from orthanc_support import DICOMWEB, environment_alone, needs_orthanc
 from viewer_record import agrees_with_record
 from viewer_support import FORMS, SERIES, forms_of, labels_on_images, objects_of, outcome_of, write_series
 
@@ -37,9 +35,8 @@ class Session:
 
     def __init__(self, version: str, work: Path) -> None:
         command = ["unshare", "-n", sys.executable, HERE.parent / "ohif_session.py", HERE / "ohif" / version, work]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment_alone()
         )
 
     def look_at(self, study: Path) -> dict:
@@ -60,13 +57,7 @@ def sessions(tmp_path_factory):
     """Version -> its session, which starts when it is first asked for."""
     if CHROMIUM is None:
         skip_without("Chromium")
-    programs = ("Orthanc", "unshare", "ip")
-    if any(shutil.which(each, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None for each in programs):
-        skip_without("Orthanc")
-    if not PLUGIN.is_file():
-        skip_without("Orthanc's DICOMweb")
-    if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
-        skip_without("namespaces of its own")
+    needs_orthanc(DICOMWEB)
     opened: dict[str, Session] = {}
 
     def session(version: str) -> Session:

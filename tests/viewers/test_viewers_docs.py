@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
 
 from ctflow.settings.run import Settings
 from ctflow.settings.viewers import VIEWERS
-from needs import skip_without
+from orthanc_support import needs_orthanc, ran_alone
 from viewer_record import RECORD
 from viewer_support import FORMS, SERIES, objects_of, write_series
 from viewer_table import PAGE, page_with_tables, summary
@@ -65,16 +61,8 @@ def test_a_report_is_right_in_every_version_of_ohif(record):
 
 @pytest.mark.e2e
 def test_orthanc_takes_a_label_map_only_if_it_is_told_to(tmp_path):
-    programs = ("Orthanc", "unshare", "ip")
-    if any(shutil.which(each, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None for each in programs):
-        skip_without("Orthanc")
-    if subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode:
-        skip_without("namespaces of its own")
+    needs_orthanc()
     ct = write_series("plain", tmp_path / "ct")
     segs = [objects_of(ct, tmp_path / seg, seg=seg) / "segmentation.dcm" for seg in ("binary", "labelmap")]
-    script = RECORD.parents[2] / "tests" / "orthanc_store.py"
-    done = subprocess.run(
-        ["unshare", "-n", sys.executable, script, tmp_path, *segs], capture_output=True, text=True, check=True,
-        timeout=200,
-    )  # fmt: skip
-    assert json.loads(done.stdout) == {"as it comes": [True, False], "accepting": [True, True]}
+    taken = ran_alone(RECORD.parents[2] / "tests" / "orthanc_store.py", tmp_path, *segs, timeout_s=200)
+    assert taken == {"as it comes": [True, False], "accepting": [True, True]}
