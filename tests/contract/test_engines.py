@@ -139,6 +139,7 @@ def test_logits_are_those_of_fp32_eager(engine, windows, reference):
 def test_networks_of_each_kind(network, place, windows, cache_dir):
     """Their logits are those of fp32 eager, the same each time, and windows stay as they were."""
     name, device, precision = place
+    windows = windows[:2]  # in bfloat16 a CPU takes seconds for one; other batches are tested above
     made, choice = small_model(network, ROI), wanted(name, device, precision, cache_dir)
     prepare_engine(choice, made, logits_only=True)
     with torch.inference_mode():
@@ -148,13 +149,13 @@ def test_networks_of_each_kind(network, place, windows, cache_dir):
     with closing(open_engine(choice, made)) as opened:
         logits = opened.predict(batch).clone()
         assert logits.dtype == torch.float32
-        assert logits.shape == expected.shape == (4, made.spec.out_channels, *ROI)
+        assert logits.shape == expected.shape == (2, made.spec.out_channels, *ROI)
         assert torch.equal(batch.cpu(), windows)
         assert torch.equal(opened.predict(batch), logits)
-        alone = opened.predict(batch[2:3]).cpu()
+        alone = opened.predict(batch[1:]).cpu()
     largest = expected.abs().max()
     assert (logits.cpu() - expected).abs().max() / largest <= TOLERANCE[precision]
-    assert (alone - expected[2:3]).abs().max() / largest <= TOLERANCE[precision]
+    assert (alone - expected[1:]).abs().max() / largest <= TOLERANCE[precision]
 
 
 @pytest.mark.skipif(not is_installed("tensorrt-rtx"), reason="no TensorRT-RTX (pip install 'ctflow[tensorrt-rtx]')")

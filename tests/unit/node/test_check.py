@@ -57,6 +57,13 @@ def worker_that_dies(connection, _setup) -> None:
     connection.close()
 
 
+def first_word_without_a_configuration(setup) -> tuple[Ready, list[str]]:
+    """What a worker says of a bundle that lacks the configuration `absent.json`."""
+    if setup.settings.config == "absent.json":
+        raise BundleInvalid("configs/absent.json is missing", reason="missing-file")
+    return Ready("model", "1", False, 0), []
+
+
 def worker_of_two_gpus(connection, setup) -> None:
     connection.send(Line(logging.WARNING, "engine", f"opens {setup.settings.device}"))
     connection.send(Ready("model", "1", False, 2))
@@ -273,7 +280,9 @@ def test_the_network_is_asked_only_with_a_check(capsys):
     assert "--check" in capsys.readouterr().err
 
 
-def test_every_model_is_opened_also_with_options_of_a_rule_and_a_wrong_one_is_named_with_its_line(tmp_path, capsys):
+def test_every_model_is_opened_also_with_options_of_a_rule_and_a_wrong_one_is_named_with_its_line(
+    tmp_path, capsys, monkeypatch
+):
     small_unet_bundle(tmp_path / "small")
     config = tmp_path / "node.yaml"
     content = (
@@ -285,6 +294,7 @@ def test_every_model_is_opened_also_with_options_of_a_rule_and_a_wrong_one_is_na
     assert main(["serve", "-c", str(config), "--check"]) == 0
     said = capsys.readouterr().out
     assert re.findall("opened (.*?): .* on cpu", said) == ["lung", "body", "body, rule 1"]
+    monkeypatch.setattr("ctflow.node.check._first_word", first_word_without_a_configuration)
     config.write_text(content.replace("CONFIG", "absent.json"))
     assert main(["serve", "-c", str(config), "--check"]) == 3
     assert "node.yaml, line 11: rules[1].options: " in capsys.readouterr().err

@@ -3,10 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 
 import argon2
 import pytest
 
+from ctflow.cli.main import main
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.access.users import User, Users, hash_of_password, read_users, write_users
 from reasons import raises_reason
@@ -14,10 +16,15 @@ from reasons import raises_reason
 GOOD = "correct horse battery"
 
 
+@pytest.fixture(scope="module")
+def hashed():
+    return hash_of_password(GOOD)
+
+
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path, hashed):
     path = tmp_path / "users"
-    write_users(path, {"anna": User("anna", "operate", hash_of_password(GOOD))})
+    write_users(path, {"anna": User("anna", "operate", hashed)})
     return path
 
 
@@ -95,34 +102,35 @@ def test_a_change_of_the_file_holds_at_once(file):
     assert users.find("anna") is None
 
 
-def ctflow(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    script = "import sys; from ctflow.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", script, *words]
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+def test_the_command_adds_lists_and_removes(tmp_path, monkeypatch, capsys):
+    def command(*words: object, given: str = "") -> int:
+        monkeypatch.setattr("sys.stdin", StringIO(given))
+        return main(["node", "user", *map(str, words)])
 
-
-def test_the_command_adds_lists_and_removes(tmp_path):
-    file = tmp_path / "users"
-    assert (
-        ctflow("node", "user", "add", "anna", "--role", "admin", "--file", str(file), given=f"{GOOD}\n").returncode == 0
-    )
+    file, config = tmp_path / "users", tmp_path / "node.yaml"
+    assert command("add", "anna", "--role", "admin", "--file", file, given=f"{GOOD}\n") == 0
     assert Users(file).verified("anna", GOOD).role == "admin"
-    (tmp_path / "node.yaml").write_text("web: {sign_on: local, users_file: users}")
-    words = ("node", "user", "list", "-c", str(tmp_path / "node.yaml"))
-    assert ctflow(*words).stdout == "anna admin\n"
-    short = ctflow("node", "user", "add", "bert", "--role", "view", "--file", str(file), given="short\n")
-    assert (short.returncode, "12 to 256" in short.stderr) == (64, True)
-    assert ctflow("node", "user", "remove", "anna", "--file", str(file)).returncode == 0
-    assert ctflow(*words).stdout == ""
-    assert ctflow("node", "user", "remove", "anna", "--file", str(file)).returncode == 64
+    config.write_text("web: {sign_on: local, users_file: users}")
+    capsys.readouterr()
+    assert command("list", "-c", config) == 0
+    assert capsys.readouterr().out == "anna admin\n"
+    assert command("add", "bert", "--role", "view", "--file", file, given="short\n") == 64
+    assert "12 to 256" in capsys.readouterr().err
+    assert command("remove", "anna", "--file", file) == 0
+    capsys.readouterr()
+    assert command("list", "-c", config) == 0
+    assert capsys.readouterr().out == ""
+    assert command("remove", "anna", "--file", file) == 64
+
+
+def add_in_a_process(file, name: str) -> int:
+    script = "import sys; from ctflow.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "node", "user", "add", name, "--role", "view", "--file", file]
+    return subprocess.run(command, input=f"{GOOD}\n", capture_output=True, text=True, check=False).returncode
 
 
 def test_users_that_are_added_at_once_are_all_there(tmp_path):
     file = tmp_path / "users"
-
-    def add(name: str) -> int:
-        return ctflow("node", "user", "add", name, "--role", "view", "--file", str(file), given=f"{GOOD}\n").returncode
-
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(add, ("a", "b", "c", "d"))) == [0] * 4
+        assert list(pool.map(lambda name: add_in_a_process(file, name), ("a", "b", "c", "d"))) == [0] * 4
     assert set(read_users(file)) == {"a", "b", "c", "d"}
