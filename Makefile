@@ -26,13 +26,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# One process per core, each with one thread; in the order of the folders, whole processes before the many small tests.
+# One process per core (WORKERS), each with one thread; whole processes before the many small tests.
 # Types and import direction are architecture tests: they need a wheel's layout.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 test: lint
 	$(PYTEST) -m "not gpu and not map and not viewers and not exhaustive"
 
-# Everything that `make test` runs, the exhaustive matrices, and coverage, which doubles the time (docs/testing.md).
+# Everything that `make test` runs, the exhaustive matrices, and the coverage of tests/unit (docs/testing.md).
 test-all: lint
 	$(PYTEST) -m "not gpu and not map and not viewers" --cov --cov-report=term-missing
 

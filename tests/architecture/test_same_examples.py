@@ -94,4 +94,4 @@ def test_ci_runs_everything_that_make_test_runs_and_measures_coverage():
     assert "--cov" not in some
     assert everything.startswith(some.split(" -m ")[0])
     assert '-m "not gpu and not map and not viewers" --cov ' in everything
-    assert "\nmake test-all\n" in (random_search.REPOSITORY / ".ci" / "run").read_text()
+    assert "\nmake test-all WORKERS=$((" in (random_search.REPOSITORY / ".ci" / "run").read_text()
