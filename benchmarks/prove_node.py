@@ -313,9 +313,9 @@ def association(node: Node, timeout_s: float = 20.0) -> Iterator[Any]:
 class Sender(threading.Thread):
     """Sends series after series; an acknowledged instance is never sent again."""
 
-    def __init__(self, node: Node, base: Sequence[Dataset], most_open: int) -> None:
+    def __init__(self, node: Node, base: Sequence[Dataset], most_open: int, every_s: float) -> None:
         super().__init__(daemon=True)
-        self._node, self._base, self._most_open = node, base, most_open
+        self._node, self._base, self._most_open, self._every_s = node, base, most_open, every_s
         self.acknowledged: dict[str, tuple[str, str]] = {}  # SOPInstanceUID -> series, digest of its file's pixels
         self.series: list[str] = []
         self.complete: list[str] = []
@@ -333,6 +333,7 @@ class Sender(threading.Thread):
             while waiting:
                 waiting = self._send(waiting)
             self.complete.append(self.series[-1])
+            self.ending.wait(self._every_s)
 
     def _delivered(self) -> int:
         with contextlib.suppress(sqlite3.Error):
@@ -361,7 +362,14 @@ class Sender(threading.Thread):
 
 
 def prove_kill(
-    count: int, seed: int, longest_s: float, most_open: int, models: int, bundle: Path | None, tls: bool
+    count: int,
+    seed: int,
+    longest_s: float,
+    most_open: int,
+    every_s: float,
+    models: int,
+    bundle: Path | None,
+    tls: bool,
 ) -> dict[str, Any]:
     """Kill the node repeatedly while series arrive, run and are delivered.
 
@@ -375,7 +383,7 @@ def prove_kill(
         bundle = bundle or small_bundle(folder)
         more = with_models(folder, bundle, models)
         node = Node(folder / "node", bundle, 0.5, archive.port, certificates, more)
-        sender = Sender(node, base_series(folder), most_open)
+        sender = Sender(node, base_series(folder), most_open, every_s)
         node.start()
         sender.start()
         states: Counter[str] = Counter()
@@ -756,6 +764,7 @@ def main() -> int:
         "--longest-s", type=float, default=4.0, help="longest time between a start and a kill at a random moment"
     )
     kill.add_argument("--open", dest="most_open", type=int, default=30, help="most series that are not delivered yet")
+    kill.add_argument("--every-s", type=float, default=0.0, help="between two series, to receive during all kills")
     kill.add_argument("--models", type=int, default=1, help="models that every series runs with")
     load = proofs.add_parser("load")
     load.add_argument("--associations", type=int, default=25)
