@@ -369,9 +369,20 @@ def prove_fuzz(count: int, seed: int, bundle: Path | None, tls: bool) -> dict[st
         return {
             "requests": count, "outcomes": dict(outcomes), "slowest_echo_s": round(slowest, 3),
             "node_memory_mb": round(node.memory_mb(), 1), "descriptors": [before, left],
-            "tracebacks": log.count("Traceback"),
+            "tracebacks": tracebacks(log),
             "exit_code": node.stop(),
         }  # fmt: skip
+
+
+def tracebacks(log: str) -> list[str]:
+    """Each traceback of a log: where it ends, and its error."""
+    found = []
+    for text in log.split("Traceback (most recent call last):")[1:]:
+        lines = text.splitlines()
+        end = next((number for number, line in enumerate(lines) if line[:1] not in ("", " ")), len(lines) - 1)
+        places = [line.strip() for line in lines[:end] if line.startswith('  File "')]
+        found.append(f"{places[-1] if places else ''}: {lines[end]}")
+    return found
 
 
 def _sent(port: int, data: bytes) -> str:
@@ -433,7 +444,7 @@ PROMISES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "mixed": is_whole,
     "disk": lambda r: is_whole(r) and r["answered_while_full"] and set(r["while_full"]) <= {"A700", "-001"},
     "fuzz": lambda r: (
-        r["exit_code"] == 0 and r["tracebacks"] == 0 and r["node_memory_mb"] <= 256 and "no answer" not in r["outcomes"]
+        r["exit_code"] == 0 and not r["tracebacks"] and r["node_memory_mb"] <= 256 and "no answer" not in r["outcomes"]
     ),
     "down": lambda r: is_whole(r) and r["objects_received"] == 2 * r["series"] and r["exit_code"] == 0,
     "clock": lambda r: is_whole(r) and max(r["seconds"].values()) <= 60 and r["revisions"] == 1 and r["exit_code"] == 0,

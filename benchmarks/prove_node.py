@@ -54,7 +54,6 @@ from ctflow.dicom.write.identity import uid_from_parts
 from ctflow.phantom import phantom_from_seed
 
 REPOSITORY = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 SEG, SR = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.34"
 EXPLICIT = "1.2.840.10008.1.2.1"
 PATIENCE_S = 180.0
@@ -194,7 +193,7 @@ class Node:
         (self.folder / "node.yaml").write_text("\n".join(lines) + "\n")
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN / "ctflow", "serve", "-c", self.folder / "node.yaml"], stdout=log, stderr=log,
+                [sys.executable, "-m", "ctflow", "serve", "-c", self.folder / "node.yaml"], stdout=log, stderr=log,
                 start_new_session=True,
                 env={**os.environ, "CTFLOW_REPORT": "none", "OMP_NUM_THREADS": "1", **self.environment},
             )  # fmt: skip

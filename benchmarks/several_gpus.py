@@ -7,7 +7,7 @@ also the last line of standard output. Without a bundle the network is the demon
 feature_size 48 (docs/model.md), not trained further: time does not depend on it.
 
 A job is one process, from its start to its end, with all results of every CT (SEG, measurement report, preview,
-report.html, result.json), overlap 0.25, engine fused, its kernels and comparison cached by an untimed run. Sustained is
+report.html, result.json), overlap 0.25, its kernels and comparison cached by an untimed run. Sustained is
 the rate from a quarter of the results on, without the start. Configurations 6 are the article's loop, threads over
 torch.compile.
 """
@@ -33,7 +33,7 @@ from ctflow import __version__
 from ctflow.engines.hardware import driver_version
 
 REPOSITORY = Path(__file__).parents[1]
-CTFLOW = (sys.executable, "-c", "import sys; from ctflow.cli.start import main; sys.exit(main())")
+CTFLOW = (sys.executable, "-m", "ctflow")
 SHAPE = (300, 512, 512)
 
 
@@ -58,10 +58,12 @@ def devices(count: int) -> str:
     return f"cuda:{','.join(map(str, range(count)))}"
 
 
-def measure_loop(out: Path, bundle: Path, counts: Sequence[int]) -> dict[str, Any]:
+def measure_loop(out: Path, bundle: Path, counts: Sequence[int], engine: str) -> dict[str, Any]:
     """Seconds of a volume by configuration, and the factor to one GPU at each overlap."""
     ids = [
-        f"{name}{f'x{count}' if count > 1 else ''}" for name in ("fused-fp16", "6", "compile-fp16") for count in counts
+        f"{name}{f'x{count}' if count > 1 else ''}"
+        for name in (f"{engine}-fp16", "6", "compile-fp16")
+        for count in counts
     ]
     command = (
         *CTFLOW, "bench", "compare", "-m", bundle, "-o", out / "compare", "--device", devices(max(counts)),
@@ -92,7 +94,7 @@ def measure_job(words: Sequence[object], folder: Path) -> dict[str, Any]:
         elapsed_s = time.perf_counter() - clock
         log.seek(0)
         said = log.read().decode(errors="replace")
-    ends = sorted(path.stat().st_mtime - begun for path in folder.rglob("result.json"))
+    ends = sorted(path.stat().st_mtime - begun for path in folder.rglob("segmentation.dcm"))
     first = len(ends) // 4
     sustained = (len(ends) - 1 - first) / (ends[-1] - ends[first]) if len(ends) > first + 1 else None
     if code != 0:
@@ -104,7 +106,7 @@ def measure_job(words: Sequence[object], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure_jobs(out: Path, bundle: Path, counts: Sequence[int], cts: int, repeats: int) -> dict[str, Any]:
+def measure_jobs(out: Path, bundle: Path, counts: Sequence[int], cts: int, repeats: int, engine: str) -> dict[str, Any]:
     """The same CTs by one process of `ctflow run` and by `ctflow cohort run` with a worker a GPU, in turn."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as place:
         scratch = Path(place)
@@ -112,13 +114,13 @@ def measure_jobs(out: Path, bundle: Path, counts: Sequence[int], cts: int, repea
         manifest = scratch / "cohort.csv"
         rows = [path for path in sorted(source.iterdir()) if path.is_dir()]
         manifest.write_text("id,location\n" + "".join(f"{path.name},{path}\n" for path in rows))
-        common = ("-m", bundle, "--engine", "fused", "--overlap", "0.25", "--cache", out / "engines")
+        common = ("-m", bundle, "--engine", engine, "--overlap", "0.25", "--cache", out / "engines")
         say("untimed")
-        measure_job(("run", rows[0], "-o", scratch / "first", *common, "--device", "cuda:0"), scratch / "first")
+        measure_job(("run", "-i", rows[0], "-o", scratch / "first", *common, "--device", "cuda:0"), scratch / "first")
         found: dict[str, Any] = {"cts": cts, "shape": SHAPE, "jobs": []}
         for repeat in range(repeats):
             for count in counts:
-                run = ("run", source, "-o", scratch / "out", *common, "--device", devices(count))
+                run = ("run", "-i", source, "-o", scratch / "out", *common, "--device", devices(count))
                 cohort = ("cohort", "run", manifest, "-o", scratch / "out", *common, "--gpus", count)
                 for name, words in (("run", run), ("cohort run", cohort)):
                     job = {"job": name, "gpus": count, "repeat": repeat, **measure_job(words, scratch / "out")}
@@ -148,6 +150,7 @@ def main() -> int:
     parser.add_argument("--cts", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=1, help="of each job")
     parser.add_argument("-m", "--model", type=Path)
+    parser.add_argument("--engine", default="fused")
     parser.add_argument("--parts", default="loop,jobs,node")
     given = parser.parse_args()
     there = torch.cuda.device_count()
@@ -161,16 +164,19 @@ def main() -> int:
         "torch": str(torch.__version__), "cores": len(os.sched_getaffinity(0)),
     }  # fmt: skip
     parts = {
-        "jobs": lambda: measure_jobs(out, bundle, counts, given.cts, given.repeats),
+        "jobs": lambda: measure_jobs(out, bundle, counts, given.cts, given.repeats, given.engine),
         "node": lambda: measure_node(out, counts, given.cts),
-        "loop": lambda: measure_loop(out, bundle, counts),
+        "loop": lambda: measure_loop(out, bundle, counts, given.engine),
     }
     for name in given.parts.split(","):
         say(name)
         measured[name] = parts[name]()
         (out / "summary.json").write_text(json.dumps(measured, indent=1))
     sys.stdout.write(json.dumps(measured) + "\n")
-    return 0
+    failed = [
+        job for job in measured.get("jobs", {}).get("jobs", ()) if job["exit_code"] or job["results"] != given.cts
+    ]
+    return 1 if failed or not measured.get("node", {}).get("promise_kept", True) else 0
 
 
 if __name__ == "__main__":
