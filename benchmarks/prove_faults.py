@@ -406,7 +406,7 @@ def prove_soak(series: int, bundle: Path | None, tls: bool) -> dict[str, Any]:
         archive = Archive(certificates)
         more = ["retention: {instances_days: 0.001, results_days: 0.001}", "cases_in_flight: 2"]
         node = Node(folder / "node", bundle or small_bundle(folder), 0.3, archive.port, certificates, more)
-        base = base_series(folder)[:12]
+        base = base_series(folder)[:16]  # the fewest slices that run
         node.start()
         wait_for(lambda: b'"ready": true' in asked(node.web_port, "/readyz"), "the worker is open")
         samples, begun = [], time.monotonic()
@@ -414,6 +414,8 @@ def prove_soak(series: int, bundle: Path | None, tls: bool) -> dict[str, Any]:
             if any(status != 0 for status in stored(node, renamed(base, f"soak {number}"))):
                 raise SystemExit(f"series {number} was not acknowledged")
             wait_for(lambda number=number: number - node.ask(DELIVERED)[0][0] < 40, "results keep up", 300)
+            if aside := node.ask("SELECT reason, message FROM series WHERE state IN ('aside', 'dead') LIMIT 1"):
+                raise SystemExit(f"not delivered: {aside[0]}")
             if number % max(series // 20, 1) == 0:
                 samples.append(
                     {"series": number, "mb": round(node.resident_mb(), 1), "descriptors": node.descriptors()}
