@@ -166,10 +166,11 @@ def _read_what_is_pending(dul: Any) -> None:
 
 
 def _take_every_event(association: Any) -> None:
-    """Keep an event that PS3.8 does not foresee in a state from ending the thread that would close the connection.
+    """Keep what PS3.8 does not foresee from ending the thread that would close the connection.
 
     A request that is followed by an abort or by nonsense at once is accepted after the state machine has left its
-    state ("Evt7" in "Sta13"): pynetdicom raises, its thread ends, and the connection stays open for ever.
+    state ("Evt7" in "Sta13"), and one that says what cannot be, such as a presentation context of an even number, is
+    found out only in the state machine: pynetdicom raises, its thread ends, and the connection may stay open for ever.
     """
     from pynetdicom.fsm import InvalidEventError  # noqa: PLC0415  # an optional package: the extra `serve`
 
@@ -180,9 +181,9 @@ def _take_every_event(association: Any) -> None:
     def do_action(event: str) -> None:
         try:
             others(event)
-        except InvalidEventError:
-            if machine.current_state == _CLOSING:  # its timer, or the peer, closes the connection
-                return
+        except Exception as error:  # noqa: BLE001  # a request's nonsense raises all sorts
+            if isinstance(error, InvalidEventError) and machine.current_state == _CLOSING:
+                return  # its timer, or the peer, closes the connection
             association.is_aborted, association.is_established = True, False
             association._kill = dul._kill_thread = True
             if dul.socket is not None:

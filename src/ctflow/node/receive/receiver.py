@@ -232,10 +232,7 @@ class Receiver:
         is_known, why = False, ""
         try:  # pynetdicom would log an error of this handler, and accept the association
             is_known = self._reception.is_peer(title, host)
-            connection: Any = event.assoc.dul.socket
-            why = self._reception.certificate_refusal(title, host, connection.socket.certificate) if is_known else ""
-            if why:
-                self._reception.security.rejected(host, why)
+            why = self._certificate_refusal(event, title, host) if is_known else ""
         except Exception:
             log.exception("an association could not be checked")
             why = "it could not be checked"
@@ -244,6 +241,17 @@ class Receiver:
             event.assoc.acse.send_reject(0x01, 0x01, 0x03)
             self._rejected(event)
             event.assoc.kill()
+
+    def _certificate_refusal(self, event: Event, title: str, host: str) -> str:
+        """Why the peer's certificate, or its absence, is refused; empty if it is not."""
+        held: Any = event.assoc.dul.socket
+        connection = held.socket if held is not None else None
+        if connection is None:
+            return "the peer closed the connection"  # nothing of its security
+        why = self._reception.certificate_refusal(title, host, connection.certificate)
+        if why:
+            self._reception.security.rejected(host, why)
+        return why
 
     def _rejected(self, event: Event) -> None:
         self._metrics.refused("association")

@@ -579,7 +579,17 @@ def test_a_folder_that_an_earlier_process_made_is_synced_again(scp, monkeypatch)
         assert synced == [*parents, series.with_name(name)]
 
 
-def test_a_request_that_is_followed_by_nonsense_leaves_no_thread_and_no_descriptor(scp):
+def _even_context(good: bytes) -> bytes:
+    """A request whose presentation context has an even number, which cannot be (PS3.8 9.3.2.2)."""
+    place = good.index(b"\x20\x00", 74) + 4  # after the fixed fields
+    assert good[place] == 1
+    return good[:place] + b"\x02" + good[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "sent", [request(b"ROUTER") + b"\x04\x00\x00\x00\x00\x01\x00", _even_context(request(b"ROUTER"))]
+)
+def test_a_request_with_or_before_nonsense_leaves_no_thread_and_no_descriptor(scp, sent):
     """pynetdicom's reading thread raised (`Evt7` in `Sta13`), and descriptors waited for a collection of garbage."""
     node = scp()
     raised = []
@@ -589,7 +599,7 @@ def test_a_request_that_is_followed_by_nonsense_leaves_no_thread_and_no_descript
     try:
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", node.port)) as connection:
-                connection.sendall(request(b"ROUTER") + b"\x04\x00\x00\x00\x00\x01\x00")
+                connection.sendall(sent)
         wait_until(lambda: node.receiver.associations == 0, "the associations end")
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 4, "descriptors are closed")
     finally:
