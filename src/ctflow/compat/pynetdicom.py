@@ -1,4 +1,4 @@
-"""pynetdicom's two threads per association, woken by events; its upper layer for ctflow's own reader; no log.
+"""pynetdicom's two threads per association, woken by events; its upper layer for ctflow's reader; its log is off.
 
 25 associations spend more of a core on polling a thousand times a second than on receiving (issues 59 and 650 of
 pydicom/pynetdicom describe the delay of its loops). Both loops end each round by polling a queue that is mostly empty;
@@ -22,6 +22,8 @@ import socket
 import threading
 from collections.abc import Callable
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 _LONGEST_S = 0.05  # until a loop checks its timers and whether to end
 _DATA_TRANSFER = "Sta6"  # PS3.8 9.2
@@ -172,7 +174,8 @@ def _take_every_event(association: Any) -> None:
     state ("Evt7" in "Sta13"), and one that says what cannot be, such as a presentation context of an even number, is
     found out only in the state machine: pynetdicom raises, its thread ends, and the connection may stay open for ever.
     """
-    from pynetdicom.fsm import InvalidEventError  # noqa: PLC0415  # an optional package: the extra `serve`
+    from pynetdicom import evt  # noqa: PLC0415  # an optional package: the extra `serve`
+    from pynetdicom.fsm import InvalidEventError  # noqa: PLC0415
 
     dul = association.dul
     machine = dul.state_machine
@@ -184,10 +187,14 @@ def _take_every_event(association: Any) -> None:
         except Exception as error:  # noqa: BLE001  # a request's nonsense raises all sorts
             if isinstance(error, InvalidEventError) and machine.current_state == _CLOSING:
                 return  # its timer, or the peer, closes the connection
+            log.warning("association ended: %s", type(error).__name__)
+            if association.is_established:
+                evt.trigger(association, evt.EVT_ABORTED, {})
             association.is_aborted, association.is_established = True, False
             association._kill = dul._kill_thread = True
             if dul.socket is not None:
                 dul.socket.close()
+            dul.to_user_queue.put(None)  # the other thread waits for a request
 
     machine.do_action = do_action
 

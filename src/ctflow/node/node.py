@@ -23,6 +23,7 @@ from ctflow.node.deliver.storage import StorageTarget
 from ctflow.node.deliver.targets import target_of
 from ctflow.node.deliver.webhook import WebhookTarget
 from ctflow.node.dicomweb.stow import StowIntake
+from ctflow.node.journal.clock import move_after_start
 from ctflow.node.journal.commitments import Commitments, ReportRecord
 from ctflow.node.journal.journal import JOURNAL_FILE, Journal
 from ctflow.node.journal.records import WorkerResult
@@ -52,6 +53,7 @@ from ctflow.node.web.pages import NodeView
 from ctflow.node.web.server import serving
 from ctflow.node.work.messages import ModelChoice, NotReady, Ready, Setup
 from ctflow.node.work.pool import Places, WorkerPool
+from ctflow.node.work.supervisor import FIRST_WAIT_S, MOST_ATTEMPTS
 from ctflow.settings.run import Settings
 
 STOP_GRACE_S = 20.0  # a container gets 30 s, and an unfinished case waits in the journal
@@ -146,6 +148,7 @@ class Node:
 
     def _clean(self) -> None:
         """Clean up after an end at any moment, without touching acknowledged files."""
+        self.journal.change(partial(move_after_start, longest_s=_longest_wait_s(self.settings)))
         waiting = self.journal.recover()
         with may_remove(self.settings.data) as allowed:
             removed = Inbox(self.places.inbox, 0).sweep(self.journal.files()) if allowed else 0
@@ -273,6 +276,13 @@ def _targets(
     if settings.copy_to is not None:
         targets.append((COPY, FolderTarget(settings.copy_to), Backoff()))
     return targets
+
+
+def _longest_wait_s(settings: ServiceSettings) -> float:
+    """No run, object, report or webhook waits longer for its next attempt."""
+    waits = [each.backoff.most_s for each in (*settings.destinations, *settings.webhooks)]
+    waits += [each.commitment_timeout_s for each in settings.destinations]
+    return max(*waits, Backoff().most_s, FIRST_WAIT_S * 4**MOST_ATTEMPTS)
 
 
 def _report_target(settings: ServiceSettings, report: ReportRecord) -> StorageTarget | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 
-from ctflow.node.journal.pruned import is_pruned
 from ctflow.node.journal.records import Arrival, Receipt, Why
 from ctflow.node.journal.runs import add_run, remove_runs, runs_of, set_run, show_runs
 from ctflow.node.journal.same_uid import decide_same_uid
 from ctflow.node.journal.writes import (
     has_result,
+    is_pruned,
     key_of,
     note_event,
     prefix_of,
@@ -207,9 +207,11 @@ def complete_quiet_series(db: sqlite3.Connection, now: float, quiet_s: float) ->
     return tuple(str(row["key"]) for row in rows)
 
 
-# When the last instance of any series of the study came, also of objects that are not run.
-STUDY_AT = """max((SELECT max(x.last_at) FROM series x WHERE x.study_uid = s.study_uid),
-    coalesce((SELECT max(received_at) FROM left_out l WHERE l.study_uid = s.study_uid), 0))"""
+# When the last instance of any series of the study came by now (two parameters), also of objects that are not run. What
+# came later than now came before the clock was set back.
+STUDY_AT = """max(s.last_at,
+    coalesce((SELECT max(x.last_at) FROM series x WHERE x.study_uid = s.study_uid AND x.last_at <= ?), 0),
+    coalesce((SELECT max(received_at) FROM left_out l WHERE l.study_uid = s.study_uid AND received_at <= ?), 0))"""
 
 
 def complete_quiet_studies(db: sqlite3.Connection, now: float, quiet_s: float) -> tuple[str, ...]:
@@ -217,7 +219,7 @@ def complete_quiet_studies(db: sqlite3.Connection, now: float, quiet_s: float) -
     rows = db.execute(
         f"SELECT key FROM series s WHERE state = 'received' AND instances > 0 AND {STUDY_AT} <= ? "  # noqa: S608
         "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key) ORDER BY first_at, key",
-        (now - quiet_s,),
+        (now, now, now - quiet_s),
     ).fetchall()
     for row in rows:
         _complete(db, row["key"], now, f"no instance of its study arrived for {quiet_s:g} s")

@@ -229,7 +229,9 @@ class Journal(JournalReader):
         """When `complete_quiet_studies` may find the next series; None if none is being received."""
         earliest = self._earliest(
             f"SELECT min({STUDY_AT}) FROM series s WHERE state = 'received' AND instances > 0 "  # noqa: S608
-            "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)"
+            "AND NOT EXISTS (SELECT 1 FROM refusals r WHERE r.series_key = s.key)",
+            self._clock(),
+            self._clock(),
         )
         return None if earliest is None else earliest + quiet_s
 

@@ -7,7 +7,6 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from ctflow.node.journal.pruned import is_pruned
 from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import DecidedRun, InstanceRecord, Job, Why, WorkerResult
 from ctflow.node.journal.runs import add_run, decide_runs, run_of_id, runs_of, set_open_runs, set_run, show_runs
@@ -21,6 +20,18 @@ def key_of(study_uid: str, series_uid: str, revision: int) -> str:
 def digest_of_set(identities: Sequence[str]) -> str:
     """Digest of a set of instances (`InstanceRecord.identity`), in any order: 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()[:32]
+
+
+def is_pruned(db: sqlite3.Connection, key: str) -> bool:
+    """Whether instances or results of a series were removed: it cannot run or be sent again."""
+    return (
+        db.execute(
+            "SELECT 1 FROM pruned_series WHERE series_key = ? UNION ALL "
+            "SELECT 1 FROM pruned_results p JOIN results r ON r.id = p.result_id WHERE r.series_key = ? LIMIT 1",
+            (key, key),
+        ).fetchone()
+        is not None
+    )
 
 
 def note_event(

@@ -12,12 +12,14 @@ import time
 from functools import partial
 
 from ctflow.core.errors import OutputError
-from ctflow.node.journal.clock import move_after_start, move_with_clock
+from ctflow.node.journal.clock import move_with_clock
 from ctflow.node.journal.journal import Journal
 
 _SHORTEST_S = 0.02  # between two checks: the longest extra wait of a quiet series
 _LONGEST_S = 10.0  # between two checks: how long a clock that was set back goes unnoticed
 _SET_S = 1.5  # a clock that differs more from the computer's uptime was set; a time server's steering is slower
+_TELL_S = 60.0  # between two events of a clock that is set again and again
+_SAME_MOMENT_S = 0.1  # a process may be stopped between two clocks
 REFUSED_WAIT_S = 3600.0  # for instances that were refused while the disk was full
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,8 @@ class Completer(threading.Thread):
         self._refused_wait_s = max(refused_wait_s, quiet_s)
         self._by_study = by_study
         self._ending = threading.Event()
-        self._booted_at = _booted_at()
-        journal.change(partial(move_after_start, least_s=_SET_S))
+        self._clocks = _clocks()
+        self._told_at, self._untold_s = -_TELL_S, 0.0
 
     def run(self) -> None:
         """Run until `stop`."""
@@ -68,13 +70,20 @@ class Completer(threading.Thread):
             next_look = time.monotonic() + wait_s
 
     def _follow_clock(self) -> None:
-        """Move what waits if the clock was set since the last check."""
-        booted_at = _booted_at()
-        by_s = booted_at - self._booted_at
-        if abs(by_s) > _SET_S:
-            log.warning("the clock was set %s by %.0f s", "back" if by_s < 0 else "forward", abs(by_s))
-            self._journal.change(partial(move_with_clock, by_s=by_s))
-        self._booted_at = booted_at
+        """Move what waits if the clock was set, or the computer slept, since the last check."""
+        wall, uptime, awake = _clocks()
+        moved_s = (wall - self._clocks[0]) - (awake - self._clocks[2])
+        slept_s = (uptime - self._clocks[1]) - (awake - self._clocks[2])
+        if abs(moved_s) > _SET_S:
+            told = f"the computer slept for {slept_s:.0f} s" if abs(moved_s - slept_s) < _SET_S else ""
+            self._untold_s += moved_s
+            if not told and awake - self._told_at >= _TELL_S:  # a clock that is set all the time fills no trail
+                told = f"the clock was set {'back' if self._untold_s < 0 else 'forward'} by {abs(self._untold_s):.0f} s"
+                self._told_at, self._untold_s = awake, 0.0
+            self._journal.change(partial(move_with_clock, by_s=moved_s, tell=told))
+            if told:
+                log.warning("%s", told)
+        self._clocks = (wall, uptime, awake)
 
     def _look(self) -> float:
         """Complete what is due; return the seconds until more can be due."""
@@ -95,6 +104,10 @@ class Completer(threading.Thread):
         self.join()
 
 
-def _booted_at() -> float:
-    """When the computer started, by its clock: the same at every call until the clock is set."""
-    return time.time() - time.monotonic()
+def _clocks() -> tuple[float, float, float]:
+    """The time, the seconds since the computer started, and those of them in which it did not sleep, at one moment."""
+    while True:
+        before = time.monotonic()
+        found = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), before
+        if time.monotonic() - before < _SAME_MOMENT_S:
+            return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from ctflow.core.errors import StorageFull
+from ctflow.node.journal.clock import move_after_start, move_with_clock
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.records import Arrival, Why
 from ctflow.node.receive.complete import Completer
@@ -131,20 +133,25 @@ def test_a_full_disk_delays_completing_and_ends_nothing(journal, completer, monk
 
 
 class SetClock:
-    """A clock that can be set, for the journal and for the completer; uptime goes on as it does."""
+    """A clock that can be set, for the journal and for the completer, and a computer that sleeps; uptime is true."""
+
+    CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
 
     def __init__(self) -> None:
-        self.by_s = 0.0
+        self.by_s = self.slept_s = 0.0
 
     def time(self) -> float:
-        return time.time() + self.by_s
+        return time.time() + self.by_s + self.slept_s
+
+    def clock_gettime(self, clock: int) -> float:
+        return time.clock_gettime(clock) + self.slept_s
 
     def monotonic(self) -> float:
         return time.monotonic()
 
 
 @pytest.fixture
-def clock(tmp_path, monkeypatch):
+def clock(monkeypatch):
     clock = SetClock()
     monkeypatch.setattr("ctflow.node.receive.complete.time", clock)
     return clock
@@ -157,46 +164,82 @@ def dated(tmp_path, clock):
     journal.close()
 
 
-def kinds(journal) -> list[str]:
-    return [event.kind for event in journal.events()]
+def told(journal) -> list[str]:
+    return [event.text for event in journal.events() if event.kind == "clock-set"]
 
 
-def test_a_clock_that_is_set_back_holds_up_no_series(dated, clock):
-    completer = Completer(dated, 0.3)
-    key = receive(dated, 1)
+@pytest.mark.parametrize("by_study", [False, True])
+def test_a_clock_that_is_set_back_holds_up_no_series(dated, clock, by_study):
+    ended = dated.receive(replace(arrival(7), series_uid="1.9"), most_instances=9, most_bytes=999).key
+    dated.complete_quiet(0.0)
+    completer = Completer(dated, 0.3, by_study=by_study)
+    key, before = receive(dated, 1), dated.find(ended).last_at
     clock.by_s = -3600
     receive(dated, 2)  # also with an instance that came before it was noticed
     completer.start()
     wait_until(lambda: dated.find(key).state == "complete", "it is complete")
     completer.stop()
-    (told,) = (event.text for event in dated.events() if event.kind == "clock-set")
-    assert told == "the clock was set back by 3600 s"
+    assert told(dated) == ["the clock was set back by 3600 s"]
+    assert dated.find(ended).last_at == before  # what is finished keeps its times
 
 
-def test_a_clock_that_is_set_forward_ends_no_quiet_period(dated, clock):
+@pytest.mark.parametrize(("set_by", "slept", "text"), [
+    (3600, 0, "the clock was set forward by 3600 s"), (0, 28800, "the computer slept for 28800 s"),
+])  # fmt: skip
+def test_a_clock_that_jumps_forward_ends_no_quiet_period(dated, clock, set_by, slept, text):
     completer = Completer(dated, 0.5)
     key = receive(dated, 1)
-    clock.by_s = 3600
+    clock.by_s, clock.slept_s = set_by, slept
     receive(dated, 2)
     begun = time.monotonic()
     completer.start()
-    wait_until(lambda: "clock-set" in kinds(dated), "it is noticed")
+    wait_until(lambda: told(dated), "it is noticed")
+    assert told(dated) == [text]
     assert dated.find(key).state == "received"
     wait_until(lambda: dated.find(key).state == "complete", "it is complete")
     completer.stop()
     assert time.monotonic() - begun >= 0.5
 
 
-def test_retries_move_with_a_clock_that_is_set_back_also_while_the_node_was_down(dated, clock):
+def test_a_clock_that_is_set_again_and_again_starves_no_series_and_fills_no_trail(dated, clock):
+    completer = Completer(dated, 1.0)
+    key = receive(dated, 1)
+    for _ in range(5):
+        time.sleep(0.3)
+        clock.by_s += 2.0
+        completer._follow_clock()
+    assert dated.find(key).last_at <= clock.time() - 1.4
+    assert len(told(dated)) == 1
+
+
+def test_retries_move_with_a_clock_that_is_set_back_while_the_node_was_down(dated, clock):
     key = receive(dated, 1)
     dated.complete_quiet(0.0)
-    job = dated.claim()
-    dated.try_again(job, Why("no-worker", "none"), 30.0)
+    dated.try_again(dated.claim(), Why("no-worker", "none"), 30.0)
     clock.by_s = -86400
-    assert dated.next_run_at() > clock.time() + 80000
-    Completer(dated, 5.0)  # as at a start
+    dated.change(partial(move_after_start, longest_s=40.0))
     assert clock.time() < dated.next_run_at() < clock.time() + 31
     assert dated.find(key).next_at < clock.time() + 31
-    assert kinds(dated).count("clock-set") == 1
-    Completer(dated, 5.0)
-    assert kinds(dated).count("clock-set") == 1
+    assert told(dated) == ["the clock was set back by 86400 s or more"]
+    dated.change(partial(move_after_start, longest_s=40.0))
+    assert len(told(dated)) == 1
+
+
+def test_no_wait_outlives_a_start_by_more_than_the_longest_although_a_set_clock_was_not_seen(dated, clock):
+    """What happened last may lie hours back, and hide how far the clock was set."""
+    receive(dated, 1)
+    dated.complete_quiet(0.0)
+    dated.try_again(dated.claim(), Why("no-worker", "none"), 7200.0)
+    dated.change(partial(move_after_start, longest_s=40.0))
+    assert dated.next_run_at() < clock.time() + 41
+    assert told(dated) == []
+
+
+def test_waiting_series_keep_their_turn_when_the_clock_is_set_back(dated, clock):
+    first = receive(dated, 1)
+    dated.complete_quiet(0.0)
+    clock.by_s = -86400
+    dated.change(partial(move_with_clock, by_s=-86400.0, tell=""))
+    dated.receive(replace(arrival(7), series_uid="1.9"), most_instances=9, most_bytes=999)
+    dated.complete_quiet(0.0)
+    assert dated.claim().key == first

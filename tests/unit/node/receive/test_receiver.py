@@ -9,6 +9,7 @@ import sqlite3
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pydicom
 import pytest
@@ -606,3 +607,13 @@ def test_a_request_with_or_before_nonsense_leaves_no_thread_and_no_descriptor(sc
         gc.enable()
         threading.excepthook = hook
     assert raised == []
+
+
+def test_a_request_that_says_what_cannot_be_ends_its_association_at_once(scp):
+    """Its other thread waited for the request until pynetdicom's timeout of 30 s, and held an association."""
+    node = scp()
+    with socket.create_connection(("127.0.0.1", node.port), timeout=60) as connection:
+        connection.sendall(_even_context(request(b"ROUTER")))
+        with suppress(ConnectionError):
+            assert connection.recv(4096) == b""
+        wait_until(lambda: node.receiver.associations == 0, "the association ends", 15)
