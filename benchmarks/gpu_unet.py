@@ -1,14 +1,14 @@
 """Measure ms a window of nnU-Net's network: ctflow's own engine beside torch.compile and PyTorch, in one process.
 
     python benchmarks/gpu_unet.py [--network ResidualEncoderUNet] [--batches 1,2,4] [--classes 14] [--profile]
-                                  [--convolutions] [--max-autotune] [--cudnn-benchmark] [--out FILE]
+                                  [--convolutions] [--max-autotune] [--cudnn-benchmark] [--portable] [--out FILE]
 
 The network is that of nnU-Net's default 3d_fullres plan: six stages of 32 to 320 channels, two convolutions each,
 windows of 128 x 128 x 128; weights, and those of the norms, are random with a fixed seed. All compute in fp16 and are
 compared with strict fp32. torch.compile gets the network in fp16 with its windows contiguous and with channels last,
 each also as a CUDA graph; the fastest counts. --profile adds the CUDA time of each kernel of a call, --convolutions
-that of single convolutions by ctflow's kernel, with other numbers of warp groups, and by cuDNN. The last line of the
-output is one JSON document.
+that of single convolutions by ctflow's kernels, with other numbers of warp groups, and by cuDNN. --portable lets
+`fused` compute with the kernels of GPUs that are no Hopper. The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
+from ctflow.engines import fused
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.kernels.convolution import HopperConvolution, division_of
 from ctflow.kernels.launch import GpuKernels
+from ctflow.kernels.portable_convolution import PortableConvolution
 from ctflow.networks.build import network_from_spec
 
 ROI = (128, 128, 128)
@@ -217,7 +220,7 @@ def profiles(model: Model, batch: int) -> list[dict[str, Any]]:
 
 
 def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Single convolutions by ctflow's kernel with 2 to 4 warp groups, and by cuDNN without norm and sums."""
+    """Single convolutions by ctflow's kernels, Hopper's with 2 to 4 warp groups, and by cuDNN without norm and sums."""
     found, kernels = [], GpuKernels(DEVICE)
     for cout, shares, side, normalized in CONVOLUTIONS:
         torch.manual_seed(0)
@@ -233,6 +236,8 @@ def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
         flop = 54 * cin * cout * side**3
         case = {"convolution": f"{'+'.join(map(str, shares))} -> {cout}", "side": side, "normalized": normalized}
         ways: dict[str, Callable[[], object]] = {"cuDNN": lambda: functional.conv3d(x, kept, padding=1)}  # noqa: B023
+        portable = PortableConvolution(weight, shares, torch.float16, DEVICE, kernels)
+        ways["portable"] = lambda portable=portable: portable(volumes, norm)  # noqa: B023
         for groups in (2, 3, 4):
             if division_of(cout, shares, 9, groups) is not None:
                 one = HopperConvolution(weight, shares, torch.float16, DEVICE, kernels, groups)
@@ -264,12 +269,19 @@ def main() -> None:
     parser.add_argument("--only-fused", action="store_true", help="ctflow's own engine alone")
     parser.add_argument("--profile", action="store_true", help="also the time of each kernel, at the last batch")
     parser.add_argument("--convolutions", action="store_true", help="also single convolutions, at the last batch")
+    parser.add_argument("--portable", action="store_true", help="fused: the kernels of GPUs that are no Hopper")
     parser.add_argument("--out", type=Path, help="also write the JSON document there")
     given = parser.parse_args()
+    with fused.portable_kernels() if given.portable else nullcontext():
+        measure_all(given)
+
+
+def measure_all(given: argparse.Namespace) -> None:
+    """Measure what was asked for and print it."""
     torch.cuda.set_device(DEVICE)
     record: dict[str, Any] = {
-        "benchmark": "gpu_unet", "cudnn_benchmark": given.cudnn_benchmark, "network": given.network,
-        "classes": given.classes, "window": ROI,
+        "benchmark": "gpu_unet", "portable": given.portable, "cudnn_benchmark": given.cudnn_benchmark,
+        "network": given.network, "classes": given.classes, "window": ROI,
         "date": time.strftime("%Y-%m-%d"), "gpu": torch.cuda.get_device_name(), "driver": driver_version(),
         "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "python": platform.python_version(),
     }  # fmt: skip

@@ -1,11 +1,11 @@
 """Measure an engine's milliseconds per window, and a whole volume of 300 x 512 x 512, from and to host memory.
 
     python benchmarks/gpu_volume.py --engine tensorrt [--model BUNDLE | --feature-size 48] [--batch 8] [--overlap 0]
-                                    [--cache DIR]
+                                    [--cache DIR] [--portable]
 
 Without a bundle the network is the demonstration bundle's SwinUNETR at another width, with random weights of a fixed
 seed; time does not depend on the weights. The volume is noise at the bundle's spacing, so that it has the same windows
-as an article's volume of 512 x 512 x 300.
+as an article's volume of 512 x 512 x 300. --portable lets `fused` compute with the kernels of GPUs that are no Hopper.
 The last line of the output is one JSON document.
 """
 
@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ctflow.bundle.read import read_bundle
 from ctflow.core.model import Model, NetworkSpec
 from ctflow.core.steps import Resample
 from ctflow.core.volume import Geometry, Volume
+from ctflow.engines import fused
 from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
 from ctflow.engines.registry import batch_range_for, open_engine
@@ -118,8 +120,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--cache", type=Path, default=Path("engines"))
+    parser.add_argument("--portable", action="store_true", help="fused: the kernels of GPUs that are no Hopper")
     parser.add_argument("--only-prepare", action="store_true", help="build the engine and measure nothing")
     given = parser.parse_args()
+    with fused.portable_kernels() if given.portable else nullcontext():
+        measure(parser, given)
+
+
+def measure(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Measure what was asked for and print it."""
     if given.batch is not None and given.batch < 4:
         parser.error("--batch: a GPU computes at least 4 windows at a time")
     torch.cuda.set_device(given.device.partition(",")[0])
@@ -151,7 +160,7 @@ def main() -> None:
         "relative_error_to_fp32": error, "window_ms": window_ms, "overlap": given.overlap, "shape": SHAPE,
         "volume_s": statistics.median(entry["total"] for entry in stages), "volumes": stages,
         "gpu": torch.cuda.get_device_name(), "driver": driver_version(), "torch": torch.__version__,
-        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
+        "portable": given.portable, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
     }))  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""ctflow's own engine: a network with channels last from its own kernels, as CUDA graphs on a Hopper GPU.
+"""ctflow's own engine: a network with channels last from its own kernels, as CUDA graphs.
 
 Its file holds the compiled kernels, which any machine with the compilers can make; without it the process that opens
 the engine compiles them, which takes seconds. It computes a first window then, so that a kernel that cannot be compiled
@@ -9,8 +9,9 @@ or launched here is reported before a CT is read. Its results are compared with 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.store import INSTALLED, EngineKey, EngineStore
 from ctflow.kernels.compiler import compile_forms
 from ctflow.kernels.cubins import read_cubins
-from ctflow.kernels.forms import Cubin
+from ctflow.kernels.forms import HOPPER, Cubin, KernelTarget, kernel_target
 from ctflow.kernels.launch import GpuKernels, KernelList
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_model
@@ -48,23 +49,25 @@ from ctflow.networks.head import fold_two_class_head
 
 FILE = "cubins"
 DEVICES = ("cuda",)
-CAPABILITY = (9, 0)  # only Hopper has wgmma, which the convolutions use
+CAPABILITIES = "8.x, 9.0, 10.x or 12.x"  # of `ctflow.kernels.forms.TARGETS`
 _BATCHES = (1, 16)  # for which kernels are compiled ahead; 16 is the largest that `auto` times
-_MULTIPROCESSORS = (132, 114, 78)  # of an H100 or H200, an H100 for PCIe, an H20: they shape sums and so kernels
+# Of an H100 or H200, an H100 for PCIe, an H20: they shape sums of Hopper's convolution, and so kernels.
+_MULTIPROCESSORS = (132, 114, 78)
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PRECISIONS = tuple(_DTYPES)
 
 log = logging.getLogger(__name__)
+_ONLY_PORTABLE = threading.Event()
 
 
 def is_available() -> tuple[bool, str]:
-    """Whether this machine has the driver's bindings and, if it has GPUs, a Hopper GPU."""
+    """Whether this machine has the driver's bindings and, if it has GPUs, one that kernels are made for."""
     if not _is_installed("cuda.bindings"):
         return False, "the package cuda-bindings is not installed: pip install cuda-bindings"
     found = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
-    if found and CAPABILITY not in found:
+    if found and not any(map(kernel_target, found)):
         words = ", ".join(".".join(map(str, one)) for one in found)
-        return False, f"it needs a GPU of compute capability 9.0 (H100, H200); found {words}"
+        return False, f"it needs a GPU of compute capability {CAPABILITIES}; found {words}"
     names = [f"{name} {found}" for name, found in _versions(()).items()]
     names = names if _is_installed("triton") else [*names, "no triton: stored kernels only"]
     return True, f"for {KINDS}: {', '.join(names)}"
@@ -86,15 +89,35 @@ def check_settings(device: str, precision: Precision) -> None:
     """Check that this machine supports the device and precision.
 
     Raises:
-        BackendUnavailable: The device is not a Hopper GPU, or the precision is TF32.
+        BackendUnavailable: No kernels are made for the device, or the precision is TF32.
     """
     check_supported("fused", device, precision, DEVICES, PRECISIONS)
-    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else ()
-    if found != CAPABILITY:
-        words = ".".join(map(str, found)) or "none: torch finds no GPU"
+    found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+    if found is None or kernel_target(found) is None:
+        words = "none: torch finds no GPU" if found is None else ".".join(map(str, found))
         raise BackendUnavailable(
-            f"fused is for GPUs of compute capability 9.0 (H100, H200); {device} has {words}", reason="wrong-gpu"
+            f"fused is for GPUs of compute capability {CAPABILITIES}; {device} has {words}", reason="wrong-gpu"
         )
+
+
+@contextmanager
+def portable_kernels() -> Iterator[None]:
+    """Engines that are made or opened meanwhile have the kernels of other GPUs, which a Hopper GPU runs, too.
+
+    For tests and benchmarks: this is how they are proven where there is no other GPU.
+    """
+    _ONLY_PORTABLE.set()
+    try:
+        yield
+    finally:
+        _ONLY_PORTABLE.clear()
+
+
+def target_for(device: str) -> KernelTarget:
+    """What kernels are made for: the device, or an H200 where there is no GPU."""
+    found = kernel_target(torch.cuda.get_device_capability(device)) if torch.cuda.is_available() else HOPPER
+    target = found or HOPPER  # the caller checks devices
+    return replace(target, portable=target.portable or _ONLY_PORTABLE.is_set())
 
 
 def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
@@ -106,7 +129,7 @@ def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
         roi=request.roi,
         batch=1,
         precision=request.chosen_precision,
-        device=f"compute capability {'.'.join(map(str, CAPABILITY))}",
+        device=target_for(request.device).name,
     )
     return replace(key, weights_digest="any weights", batch_range=_BATCHES)
 
@@ -120,12 +143,12 @@ def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
     """
     network, _ = _network(request, model)
     dtype, (low, high) = _DTYPES[request.chosen_precision], _BATCHES
-    listed = KernelList()
+    listed = KernelList(target_for(request.device))
     with torch.no_grad():  # on torch's device without memory
         dry = channels_last_network(network, request.roi, HopperOperations(dtype, "meta", listed))
         for listed.multiprocessors, batch in product(_MULTIPROCESSORS, range(low, high + 1)):
             dry(torch.empty((batch, model.spec.in_channels, *request.roi), device="meta"))
-    return compile_forms(listed.forms.values(), usable_cpus())
+    return compile_forms(listed.forms.values(), listed.target, usable_cpus())
 
 
 def _cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
@@ -212,7 +235,7 @@ def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
     try:
         with torch.cuda.device(device), torch.no_grad():
             cubins = _cubins(request, model)
-            operations = HopperOperations(_DTYPES[precision], device, GpuKernels(device, cubins))
+            operations = HopperOperations(_DTYPES[precision], device, GpuKernels(device, cubins, target_for(device)))
             info = info_of(request, model, channels, _versions(cubin.compiler for cubin in cubins.values()))
             engine = FusedEngine(channels_last_network(network, roi, operations), info)
             engine.launch(torch.zeros((1, model.spec.in_channels, *roi), device=device))

@@ -1,4 +1,4 @@
-"""Forms of kernels -> machine code for compute capability 9.0; needs neither a GPU nor a C compiler.
+"""Forms of kernels -> machine code for a target; needs neither a GPU nor a C compiler.
 
 CUDA C++ is compiled by NVRTC, which torch's CUDA build brings; kernels of Triton by Triton and the assembler in it.
 """
@@ -18,26 +18,25 @@ from typing import Any
 from ctflow.compat.python import bare_start
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory
 from ctflow.core.processes import begin_child
-from ctflow.kernels.forms import CONSTANT, Cubin, CudaForm, TritonForm
+from ctflow.kernels.forms import CONSTANT, HOPPER, Cubin, CudaForm, KernelTarget, TritonForm
 
 log = logging.getLogger(__name__)
 
-_NVRTC, _TRITON = "sm_90a", 90  # Hopper, with its own instructions
 _LEAST_SHARE = 4  # kernels for which another process, which imports Triton, is worth its start
 _MOST_PROCESSES = 8  # of 150 MB each
 _MOST_SHOWN = 500  # characters of a compiler's message
 
 
-def compile_form(form: CudaForm | TritonForm) -> Cubin:
-    """Machine code of a form.
+def compile_form(form: CudaForm | TritonForm, target: KernelTarget) -> Cubin:
+    """Machine code of a form for a target.
 
     Raises:
         BackendUnavailable: Its compiler is not installed, or refuses it.
     """
-    return _compiled_cuda(form) if isinstance(form, CudaForm) else _compiled_triton(form)
+    return _compiled_cuda(form, target) if isinstance(form, CudaForm) else _compiled_triton(form, target)
 
 
-def compile_forms(forms: Iterable[CudaForm | TritonForm], processes: int) -> dict[str, Cubin]:
+def compile_forms(forms: Iterable[CudaForm | TritonForm], target: KernelTarget, processes: int) -> dict[str, Cubin]:
     """Machine code of many forms by their keys, compiled in several processes: a kernel takes 0.1 to 1 s.
 
     Raises:
@@ -46,19 +45,21 @@ def compile_forms(forms: Iterable[CudaForm | TritonForm], processes: int) -> dic
     wanted = list({form.key: form for form in forms}.values())
     workers = min(processes, len(wanted) // _LEAST_SHARE, _MOST_PROCESSES)
     if workers < 2 or multiprocessing.current_process().daemon:  # a daemonic process may not have children
-        return {form.key: compile_form(form) for form in wanted}
+        return {form.key: compile_form(form, target) for form in wanted}
     try:
-        return _compiled_in_processes(wanted, workers)
+        return _compiled_in_processes(wanted, target, workers)
     except (BrokenExecutor, OSError) as error:  # no process can be started, or one was ended for lack of memory
         log.warning("kernels are compiled in one process: %s", type(error).__name__)
-        return {form.key: compile_form(form) for form in wanted}
+        return {form.key: compile_form(form, target) for form in wanted}
 
 
-def _compiled_in_processes(wanted: Sequence[CudaForm | TritonForm], workers: int) -> dict[str, Cubin]:
+def _compiled_in_processes(
+    wanted: Sequence[CudaForm | TritonForm], target: KernelTarget, workers: int
+) -> dict[str, Cubin]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_child) as pool:
         with bare_start():
-            made = [pool.submit(compile_form, form) for form in wanted]
+            made = [pool.submit(compile_form, form, target) for form in wanted]
         try:
             return {form.key: each.result() for form, each in zip(wanted, made, strict=True)}
         except BaseException:
@@ -66,7 +67,7 @@ def _compiled_in_processes(wanted: Sequence[CudaForm | TritonForm], workers: int
             raise
 
 
-def _compiled_cuda(form: CudaForm) -> Cubin:
+def _compiled_cuda(form: CudaForm, target: KernelTarget) -> Cubin:
     try:
         from cuda.bindings import nvrtc  # noqa: PLC0415  # only where kernels are compiled
     except ImportError as error:
@@ -77,7 +78,8 @@ def _compiled_cuda(form: CudaForm) -> Cubin:
     except RuntimeError as error:  # cuda-bindings finds no library
         raise _missing("nvidia-cuda-nvrtc") from error
     try:
-        options = [f"--gpu-architecture={_NVRTC}".encode(), b"--std=c++17"]
+        own = "a" if target.capability == HOPPER.capability else ""  # Hopper's own instructions
+        options = [f"--gpu-architecture=sm_{target.number}{own}".encode(), b"--std=c++17"]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if int(status):
             log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program), "the CUDA compiler"))
@@ -90,7 +92,7 @@ def _compiled_cuda(form: CudaForm) -> Cubin:
     return Cubin(bytes(code), form.name, form.threads, form.shared, 0, f"nvrtc {major}.{minor}")
 
 
-def _compiled_triton(form: TritonForm) -> Cubin:
+def _compiled_triton(form: TritonForm, target: KernelTarget) -> Cubin:
     try:
         from triton import compile as triton_compile  # noqa: PLC0415  # as above
         from triton import knobs  # noqa: PLC0415
@@ -110,14 +112,14 @@ def _compiled_triton(form: TritonForm) -> Cubin:
             multiples[place,] = [["tt.divisibility", 16]]
     source = ASTSource(function, types, constants, multiples)
     options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True}
-    target = GPUTarget("cuda", _TRITON, 32)
+    gpu = GPUTarget("cuda", target.number, 32)
     try:
         try:
-            made = triton_compile(source, target=target, options=options)
+            made = triton_compile(source, target=gpu, options=options)
         except OSError:  # its cache cannot be written
             with TemporaryDirectory() as folder, knobs.cache.scope():
                 knobs.cache.dir = folder
-                made = triton_compile(source, target=target, options=options)
+                made = triton_compile(source, target=gpu, options=options)
     except Exception as error:  # a compiler may raise anything
         raise _refused("Triton", form.name, f"{type(error).__name__}: {error}") from error
     taken = len(types) - len(constants)

@@ -1,4 +1,7 @@
-"""What a kernel is compiled from: a form, which is everything that its machine code depends on, and the code itself."""
+"""What a kernel is compiled from: a form, which is everything that its machine code depends on, and the code itself.
+
+And what for: a target, one for each kind of GPU that machine code is made for.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,56 @@ CONSTANT = "constexpr"
 TRITON_MODULES = ("volume_kernels", "token_kernels")  # names of functions differ
 
 Value: TypeAlias = "Tensor | int | float | None"
+
+_KIB = 1024
+# Bytes of shared memory that a block may have (CUDA C++ programming guide, technical specifications).
+_SHARED = {
+    (8, 0): 163 * _KIB,
+    (8, 6): 99 * _KIB,
+    (8, 9): 99 * _KIB,
+    (9, 0): 227 * _KIB,
+    (10, 0): 227 * _KIB,
+    (12, 0): 99 * _KIB,
+}
+
+
+@dataclass(frozen=True)
+class KernelTarget:
+    """What machine code is made for.
+
+    Attributes:
+        capability: Compute capability; GPUs of the same major and a larger minor number run the code, too.
+        portable: Whether kernels use only instructions that all targets have.
+    """
+
+    capability: tuple[int, int]
+    portable: bool = True
+
+    @property
+    def name(self) -> str:
+        """For example "compute capability 8.6"."""
+        words = f"compute capability {'.'.join(map(str, self.capability))}"
+        return f"{words}, portable kernels" if self.portable and self.capability == HOPPER.capability else words
+
+    @property
+    def number(self) -> int:
+        """The capability as compilers write it: 86."""
+        return 10 * self.capability[0] + self.capability[1]
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block may have."""
+        return _SHARED[self.capability]
+
+
+HOPPER = KernelTarget((9, 0), portable=False)  # with its own matrix instructions
+TARGETS = tuple(HOPPER if each == HOPPER.capability else KernelTarget(each) for each in _SHARED)
+
+
+def kernel_target(capability: tuple[int, int]) -> KernelTarget | None:
+    """The target whose code a GPU of some compute capability runs; None if there is none."""
+    fitting = [each for each in TARGETS if each.capability[0] == capability[0] and each.capability <= capability]
+    return max(fitting, key=lambda each: each.capability, default=None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +121,7 @@ class TritonForm:
 
 @dataclass(frozen=True)
 class Cubin:
-    """Machine code for compute capability 9.0.
+    """Machine code for one target.
 
     Attributes:
         code: An ELF file.

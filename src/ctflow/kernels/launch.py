@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable
 from ctflow.kernels.compiler import checked, compile_form
-from ctflow.kernels.forms import Cubin, CudaForm, TritonForm, Value, triton_form
+from ctflow.kernels.forms import HOPPER, Cubin, CudaForm, KernelTarget, TritonForm, Value, kernel_target, triton_form
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,11 @@ class Kernels(Protocol):
 
     Attributes:
         multiprocessors: Of the GPU.
+        target: What kernels are made for.
     """
 
     multiprocessors: int
+    target: KernelTarget
 
     def triton(
         self, name: str, grid: Sequence[int], *arguments: Value, warps: int = _WARPS, stages: int = _STAGES
@@ -53,13 +55,23 @@ class GpuKernels:
     """Launches kernels on torch's current stream; those that are not stored are compiled when they are first needed.
 
     Args:
-        device: torch device of compute capability 9.0.
+        device: torch device.
         stored: Machine code by the keys of forms, as `ctflow.kernels.cubins` reads it.
+        target: What kernels are made for, instead of the device's own.
+
+    Raises:
+        ValueError: No target is for the device.
     """
 
-    def __init__(self, device: str, stored: Mapping[str, Cubin] | None = None) -> None:
+    def __init__(
+        self, device: str, stored: Mapping[str, Cubin] | None = None, target: KernelTarget | None = None
+    ) -> None:
         self._index = torch.device(device).index or 0
         self._stored = stored or {}
+        chosen = target or kernel_target(torch.cuda.get_device_capability(self._index))
+        if chosen is None:
+            raise ValueError(f"no kernels are made for {device}")
+        self.target: KernelTarget = chosen
         self.multiprocessors: int = torch.cuda.get_device_properties(self._index).multi_processor_count
 
     def triton(
@@ -100,14 +112,19 @@ class GpuKernels:
             known = (self._index, key, "" if cubin is None else cubin.compiler)
             if known not in _LOADED:
                 with torch.cuda.device(self._index):
-                    _LOADED[known] = _loaded_or_compiled(form, cubin)
+                    _LOADED[known] = _loaded_or_compiled(form, self.target, cubin)
             return _LOADED[known]
 
 
 class KernelList:
-    """Launches nothing and lists the forms: a network that runs on the device "meta" names what it needs."""
+    """Launches nothing and lists the forms: a network that runs on the device "meta" names what it needs.
 
-    def __init__(self) -> None:
+    Args:
+        target: What kernels are made for.
+    """
+
+    def __init__(self, target: KernelTarget = HOPPER) -> None:
+        self.target = target
         self.multiprocessors = 132  # how many parts a sum has; the caller may ask for another GPU's
         self.forms: dict[str, CudaForm | TritonForm] = {}  # by key
 
@@ -123,13 +140,13 @@ class KernelList:
         self.forms[form.key] = form
 
 
-def _loaded_or_compiled(form: CudaForm | TritonForm, stored: Cubin | None) -> _Function:
+def _loaded_or_compiled(form: CudaForm | TritonForm, target: KernelTarget, stored: Cubin | None) -> _Function:
     if stored is not None:
         try:
             return _loaded(stored)
         except BackendUnavailable as error:  # compiled for a newer driver, say
             log.warning("a stored kernel is compiled anew: %s", error)
-    return _loaded(compile_form(form))
+    return _loaded(compile_form(form, target))
 
 
 def _loaded(cubin: Cubin) -> _Function:

@@ -1,4 +1,4 @@
-"""The operations of channels-last networks on a Hopper GPU: our kernels, and cuDNN and cuBLAS where they suffice."""
+"""The operations of channels-last networks on a GPU: our kernels, and cuDNN and cuBLAS where they suffice."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 from ctflow.core.volume import Size3
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.launch import Kernels
+from ctflow.kernels.portable_convolution import PortableConvolution
 from ctflow.networks.operations import (
     CHANNEL_STEP,
     EPS,
@@ -45,7 +46,7 @@ class HopperOperations:
 
     Args:
         dtype: torch.float16, torch.bfloat16, or torch.float32, which is for comparison and takes cuDNN throughout.
-        device: torch device of compute capability 9.0.
+        device: torch device.
         kernels: Launches kernels there.
     """
 
@@ -76,8 +77,9 @@ class HopperOperations:
 
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
         """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
-        if stride == (1, 1, 1) and HopperConvolution.takes(weight.shape, shares, size, self.dtype):
-            return HopperConvolution(weight, shares, self.dtype, self.device, self.kernels)
+        kind = PortableConvolution if self.kernels.target.portable else HopperConvolution
+        if stride == (1, 1, 1) and kind.takes(weight.shape, shares, size, self.dtype):
+            return kind(weight, shares, self.dtype, self.device, self.kernels)
         kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:

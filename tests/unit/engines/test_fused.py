@@ -25,7 +25,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.engines.store import store
 from ctflow.export.parity import check_parity, reference_logits
 from ctflow.export.prepare import prepare_engine, prepare_to_open
-from ctflow.kernels.forms import Cubin
+from ctflow.kernels.forms import TARGETS, Cubin, KernelTarget
 from ctflow.kernels.launch import KernelList
 from ctflow.networks.build import network_from_spec
 from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
@@ -117,20 +117,53 @@ def test_a_part_of_a_package_is_not_the_package(a_gpu, monkeypatch):
 
 
 def test_another_gpu_is_named_where_engines_are_listed(a_gpu):
-    a_gpu[0] = (8, 9)
+    a_gpu[0] = (7, 5)
     available, reason = fused.is_available()
     assert not available
-    assert reason.endswith("found 8.9")
+    assert reason.endswith("12.x; found 7.5")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_a_hopper_computes(a_gpu, precision):
+@pytest.mark.parametrize("capability", [(8, 0), (8, 7), (9, 0), (10, 3), (12, 0)])
+def test_a_gpu_that_kernels_are_made_for_computes(a_gpu, precision, capability):
+    a_gpu[0] = capability
+    assert fused.is_available()[0]
     fused.check_settings("cuda:0", precision)
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_each_gpu_gets_its_own_kernels(a_gpu, compiled, tmp_path, target):
+    """A file of kernels is of one compute capability, and no other GPU takes it."""
+    a_gpu[0] = target.capability
+    model = model_of("SwinUNETR", SWIN)
+    assert fused.target_for("cuda:0") == target
+    assert fused.cubins_key(request_of(), model).device == target.name
+    prepare_engine(request_of(tmp_path), model)
+    assert compiled.targets == [target]
+    assert fused._cubins(request_of(tmp_path), model)
+    assert len(compiled) == 1
+    a_gpu[0] = (8, 6) if target.capability == (9, 0) else (9, 0)
+    assert fused._cubins(request_of(tmp_path), model)
+    assert compiled.targets == [target, fused.target_for("cuda:0")]
+
+
+def test_without_a_gpu_a_file_is_made_for_an_h200(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fused.target_for("cuda:0").name == "compute capability 9.0"
+
+
+def test_an_h200_computes_with_the_kernels_of_other_gpus_where_that_is_asked_for(a_gpu):
+    own = fused.target_for("cuda:0")
+    with fused.portable_kernels():
+        assert fused.target_for("cuda:0") == KernelTarget((9, 0), portable=True)
+        assert fused.cubins_key(request_of(), model_of("SwinUNETR", SWIN)).device.endswith(", portable kernels")
+    assert fused.target_for("cuda:0") == own
+    assert not own.portable
+
+
 def test_another_gpu_is_named(a_gpu):
-    a_gpu[0] = (8, 9)
-    with raises_reason(BackendUnavailable, "wrong-gpu", names=("9.0", "cuda:0", "8.9")):
+    a_gpu[0] = (7, 5)
+    with raises_reason(BackendUnavailable, "wrong-gpu", names=("9.0", "cuda:0", "7.5")):
         fused.check_settings("cuda:0", "fp16")
 
 
@@ -242,11 +275,16 @@ def request_of(cache=None, batch=4, precision="fp16") -> EngineRequest:
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Which forms are compiled, by a stand-in for the compilers."""
-    asked = []
+    """Which forms are compiled, and for what, by a stand-in for the compilers."""
 
-    def compile_forms(forms, processes):
+    class Asked(list):
+        targets = ()
+
+    asked = Asked()
+
+    def compile_forms(forms, target, processes):
         asked.append(list(forms))
+        asked.targets = [*asked.targets, target]
         return {form.key: Cubin(b"code", form.name, 128, 0, 2, "triton 1.2") for form in asked[-1]}
 
     monkeypatch.setattr(fused, "compile_forms", compile_forms)
@@ -336,7 +374,7 @@ def test_a_failed_launch_at_opening_closes_it_and_is_told(a_gpu, compiled, monke
 
     monkeypatch.setattr(fused.FusedEngine, "launch", fails)
     monkeypatch.setattr(fused.FusedEngine, "close", close)
-    monkeypatch.setattr(fused, "GpuKernels", lambda device, stored: KernelList())
+    monkeypatch.setattr(fused, "GpuKernels", lambda device, stored, target: KernelList(target))
     monkeypatch.setattr(fused, "channels_last_network", lambda *arguments: as_it_is)
     monkeypatch.setattr(fused, "_network", lambda request, model: (None, 1))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

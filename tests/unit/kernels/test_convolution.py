@@ -22,7 +22,7 @@ from ctflow.kernels.convolution import (
     source,
     units_of,
 )
-from ctflow.kernels.forms import CudaForm
+from ctflow.kernels.forms import HOPPER, CudaForm
 from ctflow.kernels.launch import KernelList
 from reasons import raises_reason
 
@@ -168,7 +168,7 @@ def test_every_form_compiles_for_hopper(cin, cout, kind):
         taps = 9 if adds or partial else 1
         groups, shares = groups_of(cout), 2 if cin == 64 else 1
         form = LaunchForm(cin, cout, taps, kind, groups, 2 * cout if adds else cout, shares, normalized, adds, partial)
-        cubin = compile_form(CudaForm(source(form), "convolve", 512, 1024))
+        cubin = compile_form(CudaForm(source(form), "convolve", 512, 1024), HOPPER)
         assert cubin.code.startswith(b"\x7fELF")
         assert (cubin.name, cubin.threads, cubin.shared, cubin.nulls) == ("convolve", 512, 1024, 0)
         assert cubin.compiler.startswith("nvrtc ")
@@ -177,7 +177,7 @@ def test_every_form_compiles_for_hopper(cin, cout, kind):
 @compiles
 def test_what_the_compiler_says_is_told():
     with raises_reason(BackendUnavailable, "compiler-failed", names="identifier"):
-        compile_form(CudaForm('extern "C" __global__ void convolve() { nothing(); }', "convolve", 512, 0))
+        compile_form(CudaForm('extern "C" __global__ void convolve() { nothing(); }', "convolve", 512, 0), HOPPER)
 
 
 def test_the_source_is_made_once_for_each_form():

@@ -16,7 +16,7 @@ from ctflow.core.errors import BackendUnavailable, EngineMismatch
 from ctflow.kernels import compiler
 from ctflow.kernels.compiler import compile_forms
 from ctflow.kernels.cubins import read_cubins, write_cubins
-from ctflow.kernels.forms import CONSTANT, Cubin, CudaForm, TritonForm, triton_form
+from ctflow.kernels.forms import CONSTANT, HOPPER, Cubin, CudaForm, TritonForm, triton_form
 from ctflow.kernels.launch import KernelList
 from reasons import raises_reason
 
@@ -100,7 +100,7 @@ def test_a_file_that_is_none_is_named(tmp_path, damage):
 def test_a_compiler_that_is_not_installed_is_named(monkeypatch, form, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with raises_reason(BackendUnavailable, "not-installed", names=(f"pip install {package}", "ctflow export")):
-        compile_forms([form], 1)
+        compile_forms([form], HOPPER, 1)
 
 
 @pytest.mark.parametrize("error", [BrokenProcessPool("ended"), OSError(11, "no process")])
@@ -109,9 +109,9 @@ def test_where_processes_end_or_cannot_start_one_compiles_all(monkeypatch, caplo
         raise error
 
     monkeypatch.setattr(compiler, "_compiled_in_processes", fails)
-    monkeypatch.setattr(compiler, "compile_form", lambda form: form.name)
+    monkeypatch.setattr(compiler, "compile_form", lambda form, target: form.name)
     forms = [CudaForm(str(number), f"f{number}", 32, 0) for number in range(8)]
-    assert sorted(compile_forms(forms, 2).values()) == [form.name for form in forms]
+    assert sorted(compile_forms(forms, HOPPER, 2).values()) == [form.name for form in forms]
     assert "in one process" in caplog.text
 
 
@@ -131,6 +131,7 @@ def test_kernels_compile_without_a_gpu_a_c_compiler_or_a_cache(tmp_path):
         textwrap.dedent("""
             import torch
             from ctflow.kernels.compiler import compile_forms
+            from ctflow.kernels.forms import HOPPER
             from ctflow.kernels.launch import KernelList
 
             kernels = KernelList()
@@ -138,7 +139,8 @@ def test_kernels_compile_without_a_gpu_a_c_compiler_or_a_cache(tmp_path):
             for rows in (16, 32, 64, 128):
                 for channels in (46, 47, 48):
                     kernels.triton("sum_channels", (1,), x, sums, 4096, channels, 128, 64, rows, warps=8)
-            made = compile_forms(kernels.forms.values(), 2)  # without a guard: nothing of this runs in the others
+            # Without a guard: nothing of this runs in the others.
+            made = compile_forms(kernels.forms.values(), HOPPER, 2)
             for cubin in made.values():
                 assert cubin.code.startswith(b"\\x7fELF"), cubin
                 assert (cubin.name, cubin.threads, cubin.nulls) == ("sum_channels", 256, 2), cubin

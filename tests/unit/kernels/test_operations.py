@@ -17,6 +17,7 @@ from ctflow.networks.swin_windows import window_table
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
 
 from ctflow.kernels import operations, token_kernels, volume_kernels  # noqa: E402
+from ctflow.kernels.forms import HOPPER  # noqa: E402
 from ctflow.kernels.launch import GpuKernels  # noqa: E402
 from ctflow.kernels.operations import HopperOperations  # noqa: E402
 
@@ -32,7 +33,7 @@ PLAIN = TorchOperations(torch.float32, DEVICE)
 class InterpretedKernels:
     """Triton's interpreter computes each launch on the CPU."""
 
-    multiprocessors = 1
+    multiprocessors, target = 1, HOPPER
 
     def triton(self, name, grid, *arguments, warps=4, stages=3):
         kernel = getattr(volume_kernels, name, None) or getattr(token_kernels, name)
