@@ -32,7 +32,7 @@ class Attempts:
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def begin(self, name: str, address: str) -> float:
-        """Count an attempt, before its password is looked at; `succeeded` takes it back.
+        """Count an attempt, before its password is looked at; `succeeded` and `taken_back` take it back.
 
         Returns:
             0, or the seconds to wait until the next attempt is looked at; this one is not counted then.
@@ -50,16 +50,24 @@ class Attempts:
                 _count(self._of_name, name, now)
             return 0.0
 
+    def taken_back(self, name: str, address: str) -> None:
+        """The attempt that was begun last was not looked at."""
+        with self._lock:
+            self._take_back(name, network_of(address))
+
+    def _take_back(self, name: str, network: str) -> None:
+        counted = [(self._of_address, network)]
+        if (name, network) not in self._known:
+            counted.append((self._of_name, name))
+        for table, key in counted:
+            if table.get(key):
+                table[key].pop()
+
     def succeeded(self, name: str, address: str) -> None:
         """The attempt that was begun last has succeeded."""
         with self._lock:
             network = network_of(address)
-            counted = [(self._of_address, network)]
-            if (name, network) not in self._known:
-                counted.append((self._of_name, name))
-            for table, key in counted:
-                if table.get(key):
-                    table[key].pop()
+            self._take_back(name, network)
             self._known[(name, network)] = None
             self._known.move_to_end((name, network))
             if len(self._known) > _MOST_KEPT:

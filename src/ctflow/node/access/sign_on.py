@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from ctflow.node.access.attempts import Attempts, network_of
 from ctflow.node.access.secret import read_secret_line
 from ctflow.node.access.sessions import Sessions
-from ctflow.node.access.users import NAME, RIGHTS, Right, Role, User, Users
+from ctflow.node.access.users import NAME, RIGHTS, Right, Role, TooBusy, User, Users
 from ctflow.node.receive.intake import Caller
 from ctflow.node.settings.web import Web
 
@@ -26,6 +26,7 @@ _STRENGTH: tuple[Role, ...] = ("admin", "operate", "view", "send")
 _MOST_TOLD = 4096
 _ALIKE = 64
 _TOLD_AGAIN_S = 12 * 3600.0
+_BUSY_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,12 @@ class SignOn:
         if wait_s:
             self._tell("sign-in-refused", "too many attempts: further ones are not looked at for a while", address)
             return Denied(429, "Too many attempts: try again later.", wait_s)
-        user = users.verified(name, password)
+        try:
+            user = users.verified(name, password)
+        except TooBusy:
+            self._attempts.taken_back(name, address)
+            self._tell("sign-in-refused", "too many at once: the password was not looked at", address)
+            return Denied(429, "Too many sign in at once: try again.", _BUSY_S)
         if user is None:
             # An unknown name may be a password in the wrong field: it is not recorded.
             who = f"wrong password for {name}" if users.find(name) else "unknown user"

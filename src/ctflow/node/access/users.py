@@ -142,6 +142,10 @@ def _is_hash(text: str) -> bool:
         return False
 
 
+class TooBusy(Exception):  # no error of a user
+    """A password was not looked at: too many are at once."""
+
+
 class Users:
     """The users of a file, which may change at any time.
 
@@ -177,7 +181,11 @@ class Users:
             return self._users.get(name)
 
     def verified(self, name: str, password: str) -> User | None:
-        """The user of a name and password, or None; takes as long for an unknown name as for a wrong password."""
+        """The user of a name and password, or None; takes as long for an unknown name as for a wrong password.
+
+        Raises:
+            TooBusy: So many others sign in at once that the password was not looked at.
+        """
         user = self.find(name)
         digest = self._digest(user or self._nobody, password)
         if self._is_remembered(digest):
@@ -194,20 +202,20 @@ class Users:
         from argon2 import PasswordHasher  # noqa: PLC0415  # an optional package: the extra `serve`
         from argon2.exceptions import InvalidHashError, VerificationError  # noqa: PLC0415
 
-        with self._one_of_few() as admitted:
+        with self._one_of_few():
             try:
-                return admitted and PasswordHasher().verify(hashed, password)
+                return PasswordHasher().verify(hashed, password)
             except (VerificationError, InvalidHashError):
                 return False
 
     @contextmanager
-    def _one_of_few(self) -> Iterator[bool]:
-        admitted = self._hashing.acquire(timeout=_WAIT_S)
+    def _one_of_few(self) -> Iterator[None]:
+        if not self._hashing.acquire(timeout=_WAIT_S):
+            raise TooBusy
         try:
-            yield admitted
+            yield
         finally:
-            if admitted:
-                self._hashing.release()
+            self._hashing.release()
 
     def _digest(self, user: User, password: str) -> bytes:
         text = f"{user.name}\0{user.hash}\0{password}".encode("utf-8", "surrogatepass")

@@ -17,6 +17,7 @@ from ctflow.node.journal.writes import note_event, note_sent
 NO_SUCH_INSTANCE, CLASS_CONFLICT, CLASS_NOT_SUPPORTED = 0x0112, 0x0119, 0x0122
 _AT_ONCE = 16
 _MOST_WAITING = 1000  # a report has up to 2 MB
+_MOST_OF_PEER = 250  # one that takes no reports leaves room for the others
 _KEPT_S = 30 * 86400.0  # what has been reported
 
 
@@ -92,10 +93,10 @@ class Commitments:
             return CLASS_CONFLICT
         return NO_SUCH_INSTANCE if reference.sop_class_uid in supported else CLASS_NOT_SUPPORTED
 
-    @property
-    def is_full(self) -> bool:
-        """Whether so many reports wait that no more requests are taken."""
-        return self._journal.waiting_reports() >= _MOST_WAITING
+    def is_full(self, calling_ae: str) -> bool:
+        """Whether so many reports wait, of this peer or of all, that no more requests of the peer are taken."""
+        journal = self._journal
+        return journal.waiting_reports(calling_ae) >= _MOST_OF_PEER or journal.waiting_reports() >= _MOST_WAITING
 
     def asked(self, request: CommitmentRequest, wait_s: float) -> int:
         """Record a request before it is answered; its report is due after `wait_s`. Return its number."""

@@ -230,9 +230,10 @@ class JournalReader:
         both = " UNION ".join(question.format(table) for table in ("instances", "left_out"))
         return tuple((row["sop_class_uid"], row["file"]) for row in self._all(both, *[sop_instance_uid] * 2))
 
-    def waiting_reports(self) -> int:
-        """How many reports of storage commitment wait."""
-        ((count,),) = self._all("SELECT count(*) FROM commitments WHERE state = 'waiting'")
+    def waiting_reports(self, calling_ae: str | None = None) -> int:
+        """How many reports of storage commitment wait, of one peer or of all."""
+        question = "SELECT count(*) FROM commitments WHERE state = 'waiting' AND calling_ae = coalesce(?, calling_ae)"
+        ((count,),) = self._all(question, calling_ae)
         return int(count)
 
     def due_reports(self, limit: int) -> list[sqlite3.Row]:

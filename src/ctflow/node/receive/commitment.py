@@ -83,7 +83,7 @@ class CommitmentService:
             if action != REQUEST:
                 return NO_SUCH_ACTION, None
             transaction, references, _ = _read(data, syntax)
-            if not references or self.commitments.is_full:
+            if not references or self.commitments.is_full(caller.ae_title):
                 return (RESOURCE_LIMIT if references else MISSING_ATTRIBUTE), None
             examined = self.commitments.examined(references, self._supported)
             asked = CommitmentRequest(transaction, caller.ae_title, caller.address, with_tls, examined)

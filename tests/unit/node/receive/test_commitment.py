@@ -247,6 +247,16 @@ def test_requests_and_images_share_an_association(scp, asker):
     assert all(each.request.references[0].failure is None for each in node.commitments.waiting())
 
 
+def test_a_peer_that_takes_no_reports_leaves_room_for_others(scp, monkeypatch):
+    monkeypatch.setattr(commitments_of_journal, "_MOST_OF_PEER", 2)
+    node = scp()
+    for number in range(2):
+        assert not node.commitments.is_full("OFF")
+        node.commitments.asked(asked_by("OFF", number), 0.0)
+    assert node.commitments.is_full("OFF")
+    assert not node.commitments.is_full("ROUTER")
+
+
 def test_no_more_requests_are_taken_than_can_wait(scp, monkeypatch):
     monkeypatch.setattr(commitments_of_journal, "_MOST_WAITING", 1)
     node = scp()

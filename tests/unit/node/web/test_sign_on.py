@@ -6,6 +6,7 @@ import base64
 import http.client
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import urlencode
 
@@ -14,7 +15,7 @@ import pytest
 from ctflow import __version__
 from ctflow.core.errors import SettingsInvalid
 from ctflow.node.access.sign_on import Asked, SignOn
-from ctflow.node.access.users import User, hash_of_password, write_users
+from ctflow.node.access.users import TooBusy, User, Users, hash_of_password, write_users
 from ctflow.node.settings.values import read_network
 from ctflow.node.settings.web import Proxy, Web
 from node_support import fill_busy
@@ -195,6 +196,28 @@ def test_many_attempts_are_not_looked_at(local):
     visitor.sign_in("olga")
     assert visitor.status == 429
     assert [kind for kind, text in events(local) if "too many" in text] == ["sign-in-refused"]
+
+
+def test_a_password_that_is_not_looked_at_counts_as_no_attempt(local, monkeypatch):
+    """Others may keep the node busy with passwords: a user would be locked out by right ones."""
+    visitor, statuses = Visitor(local.port), []
+
+    @contextmanager
+    def busy(_):
+        raise TooBusy
+        yield
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Users, "_one_of_few", busy)
+        for _ in range(12):
+            visitor.sign_in("olga")
+            statuses.append(visitor.status)
+    assert statuses == [429] * 12
+    assert [text for kind, text in events(local) if kind == "sign-in-refused"] == [
+        "too many at once: the password was not looked at"
+    ]
+    visitor.sign_in("olga")
+    assert visitor.status == 303
 
 
 def test_a_session_ends_with_its_user(local, users, hashes):
