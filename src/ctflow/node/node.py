@@ -282,7 +282,7 @@ def _longest_wait_s(settings: ServiceSettings) -> float:
     """No run, object, report or webhook waits longer for its next attempt."""
     waits = [wait_s for each in settings.destinations for wait_s in (each.backoff.most_s, each.commitment_timeout_s)]
     waits += [each.backoff.most_s for each in settings.webhooks]
-    return max(*waits, Backoff().most_s, FIRST_WAIT_S * 4**MOST_ATTEMPTS)
+    return max(*waits, Backoff().most_s, FIRST_WAIT_S * 4.0**MOST_ATTEMPTS)
 
 
 def _report_target(settings: ServiceSettings, report: ReportRecord) -> StorageTarget | None:
