@@ -7,7 +7,7 @@ The network is that of nnU-Net's default 3d_fullres plan: six stages of 32 to 32
 windows of 128 x 128 x 128; weights, and those of the norms, are random with a fixed seed. All compute in fp16 and are
 compared with strict fp32. torch.compile gets the network in fp16 with its windows contiguous and with channels last,
 each also as a CUDA graph; the fastest counts. --profile adds the CUDA time of each kernel of a call, --convolutions
-that of single convolutions by ctflow's kernels, with other numbers of warp groups, and by cuDNN. --portable lets
+that of single convolutions by ctflow's kernels, with several numbers of warp groups, and by cuDNN. --portable lets
 `fused` compute with the kernels of GPUs that are no Hopper. The last line of the output is one JSON document.
 """
 
@@ -36,21 +36,23 @@ from ctflow.engines.contract import Engine
 from ctflow.engines.hardware import driver_version
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
-from ctflow.kernels.convolution import HopperConvolution, division_of
+from ctflow.kernels.convolution import HopperConvolution, WarpGroups, division_of
 from ctflow.kernels.launch import GpuKernels
 from ctflow.kernels.portable_convolution import PortableConvolution
 from ctflow.networks.build import network_from_spec
 
 ROI = (128, 128, 128)
 DEVICE = "cuda:0"
-# Channels of the output, of each share, the volume's side, and whether a norm comes before.
+# Channels of the output, of each share, the volume's side, the stride, and whether a norm comes before.
 CONVOLUTIONS = (
-    (32, (32,), 128, True),
-    (32, (32, 32), 128, False),
-    (64, (64,), 64, True),
-    (64, (64, 64), 64, False),
-    (48, (48,), 96, True),
+    (32, (32,), 128, 1, True),
+    (32, (32, 32), 128, 1, False),
+    (64, (32,), 128, 2, True),
+    (64, (64,), 64, 1, True),
+    (64, (64, 64), 64, 1, False),
+    (48, (48,), 96, 1, True),
 )
+BLOCKS = (WarpGroups(2), WarpGroups(2, 2), WarpGroups(3), WarpGroups(3, 2))
 
 
 def model_of(network: str, classes: int) -> Model:
@@ -220,9 +222,9 @@ def profiles(model: Model, batch: int) -> list[dict[str, Any]]:
 
 
 def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Single convolutions by ctflow's kernels, Hopper's with 2 to 4 warp groups, and by cuDNN without norm and sums."""
+    """Single convolutions by ctflow's kernels, Hopper's with each of `BLOCKS` that fits, and by cuDNN alone."""
     found, kernels = [], GpuKernels(DEVICE)
-    for cout, shares, side, normalized in CONVOLUTIONS:
+    for cout, shares, side, stride, normalized in CONVOLUTIONS:
         torch.manual_seed(0)
         cin = sum(shares)
         weight = torch.randn(cout, cin, 3, 3, 3) / (27 * cin) ** 0.5
@@ -232,16 +234,24 @@ def convolution_rows(batch: int, repeats: int) -> list[dict[str, Any]]:
         if norm is not None:
             x = functional.leaky_relu(x * norm[:, None, None, None, 0] + norm[:, None, None, None, 1], 0.01).half()
         x, kept = x.movedim(-1, 1), weight.to(DEVICE).half().contiguous(memory_format=torch.channels_last_3d)
-        expected = functional.conv3d(x, kept, padding=1)
-        flop = 54 * cin * cout * side**3
-        case = {"convolution": f"{'+'.join(map(str, shares))} -> {cout}", "side": side, "normalized": normalized}
-        ways: dict[str, Callable[[], object]] = {"cuDNN": lambda: functional.conv3d(x, kept, padding=1)}  # noqa: B023
-        portable = PortableConvolution(weight, shares, torch.float16, DEVICE, kernels)
-        ways["portable"] = lambda portable=portable: portable(volumes, norm)  # noqa: B023
-        for groups in (2, 3, 4):
-            if division_of(cout, shares, 9, groups) is not None:
-                one = HopperConvolution(weight, shares, torch.float16, DEVICE, kernels, groups)
-                ways[f"{groups} groups"] = lambda one=one: one(volumes, norm)  # noqa: B023
+
+        def by_cudnn(x: Tensor = x, kept: Tensor = kept, stride: int = stride) -> Tensor:
+            return functional.conv3d(x, kept, padding=1, stride=stride)
+
+        expected = by_cudnn()
+        flop = 54 * cin * cout * (side // stride) ** 3
+        case = {"convolution": f"{'+'.join(map(str, shares))} -> {cout}", "side": side, "stride": stride,
+                "normalized": normalized}  # fmt: skip
+        ways: dict[str, Callable[[], Any]] = {"cuDNN": by_cudnn}
+        if stride == 1:
+            portable = PortableConvolution(weight, shares, torch.float16, DEVICE, kernels)
+            ways["portable"] = lambda portable=portable: portable(volumes, norm)  # noqa: B023
+        for block in BLOCKS:
+            if division_of(cout, shares, 9, side // stride, stride, block) is not None:
+                one = HopperConvolution(
+                    weight, shares, (side,) * 3, torch.float16, DEVICE, kernels, stride=stride, block=block
+                )
+                ways[f"{block.groups} groups, {block.loaders} loading"] = lambda one=one: one(volumes, norm)  # noqa: B023
         for name, call in ways.items():
             row: dict[str, Any] = {**case, "by": name}
             try:

@@ -77,19 +77,24 @@ class HopperOperations:
 
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
         """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
-        kind = PortableConvolution if self.kernels.target.portable else HopperConvolution
-        if stride == (1, 1, 1) and kind.takes(weight.shape, shares, size, self.dtype):
-            return kind(weight, shares, self.dtype, self.device, self.kernels)
+        if self.normalizes(weight.shape, shares, size, stride):
+            return HopperConvolution(weight, shares, size, self.dtype, self.device, self.kernels, stride=stride[0])
+        portable = self.kernels.target.portable and stride == (1, 1, 1)
+        if portable and PortableConvolution.takes(weight.shape, shares, size, self.dtype):
+            return PortableConvolution(weight, shares, self.dtype, self.device, self.kernels)
         kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
-            x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
-            x = x if norm is None else self.activated(x, norm)
+            x = _joined(parts) if norm is None else self._activated_shares(parts, norm)
             y = functional.conv3d(x.movedim(-1, 1), kept, stride=stride, padding=around(weight))
             y = y.movedim(1, -1).contiguous()
             return y, self._sums(y)
 
         return convolve
+
+    def normalizes(self, weight: Sequence[int], shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> bool:
+        """Whether Hopper's kernel computes the convolution; the portable one applies norms to all shares or to none."""
+        return not self.kernels.target.portable and HopperConvolution.takes(weight, shares, size, self.dtype, stride)
 
     def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """One product for each pair of places that lie side by side, stored there; other strides than 2 by cuDNN."""
@@ -104,10 +109,11 @@ class HopperOperations:
             out = torch.empty((batch, 2 * d, 2 * h, 2 * w, cout), dtype=x.dtype, device=x.device)
             most = min(_power(2 * cout), _COLUMNS)
             blocks, voxels = -(-2 * cout // most), d * h * w
-            grid = (-(-voxels // 64), 4 * blocks, batch)
+            rows = 128 if most <= 64 else 64  # 71 instead of 75 us a window from 64 to 32 channels at 128^3
+            grid = (-(-voxels // rows), 4 * blocks, batch)
             self.kernels.triton(
                 "upsample", grid, x, kept, kept if added is None else added, out,
-                voxels, d, h, w, k, 2 * cout, blocks, added is not None, min(_power(k), 64), most, 64,
+                voxels, d, h, w, k, 2 * cout, blocks, added is not None, min(_power(k), 64), most, rows,
                 stages=2,
             )  # fmt: skip
             return out
@@ -169,12 +175,18 @@ class HopperOperations:
 
     def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
         """See `Operations.residual`."""
+        return self._residual(x, norm, other, None)
+
+    def _residual(self, x: Tensor, norm: Tensor, other: Tensor, other_norm: Tensor | None) -> Tensor:
+        """One launch; see `volume_kernels.add_residual`."""
         batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
         out, held = torch.empty_like(x), _power(channels)
         rows = max(_TILE // held, 1)
         self.kernels.triton(
-            "add_residual", (-(-voxels // rows), batch), x, norm, other, out, voxels, channels, held, rows
-        )
+            "add_residual", (-(-voxels // rows), batch),
+            x, norm, other, norm if other_norm is None else other_norm, out, voxels, channels,
+            other_norm is not None, held, rows,
+        )  # fmt: skip
         return out
 
     def pointwise_residual(
@@ -189,8 +201,7 @@ class HopperOperations:
         """See `Operations.pointwise_residual`."""
         if _power(x.shape[-1]) > 64 or _power(shares[0].shape[-1]) > 128:
             # Few voxels here; a head stands only where they are many and their channels few.
-            other = self._normalized(_pointwise(shares, weights), other_norm)
-            result = self.residual(x, norm, other)
+            result = self._residual(x, norm, _pointwise(shares, weights), other_norm)
             return result if head is None else functional.linear(result.float(), *head).movedim(-1, 1).contiguous()
         return self._add_pointwise(x, norm, shares, weights, other_norm, head)
 
@@ -264,6 +275,18 @@ class HopperOperations:
         )  # fmt: skip
         return out
 
+    def _activated_shares(self, shares: Sequence[Tensor], norm: Tensor) -> Tensor:
+        """All shares side by side, the last ones, to which the norm belongs, after their leaky ReLU."""
+        if norm.shape[-1] == sum(x.shape[-1] for x in shares):
+            return self.activated(_joined(shares), norm)
+        made, end = list(shares), norm.shape[-1]
+        for place in reversed(range(len(made))):
+            start = end - made[place].shape[-1]
+            if start < 0:
+                break
+            made[place], end = self.activated(made[place], norm[..., start:end].contiguous()), start
+        return _joined(made)
+
     def _sums(self, x: Tensor) -> Tensor:
         """(B, parts, 2, C) of a volume."""
         batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
@@ -272,13 +295,8 @@ class HopperOperations:
         per, parts = _parts_of(voxels, batch, rows)
         sums = torch.empty((batch, parts, 2, channels), dtype=torch.float32, device=x.device)
         grid = (parts, batch, -(-channels // held))
-        self.kernels.triton("sum_channels", grid, x, sums, voxels, channels, per, held, rows, warps=8)
+        self.kernels.triton("sum_channels", grid, x, sums, voxels, channels, per, held, rows)
         return sums
-
-    @staticmethod
-    def _normalized(x: Tensor, norm: Tensor) -> Tensor:
-        """The normalised volume, in its own type."""
-        return torch.addcmul(norm[:, None, None, None, 1], x.float(), norm[:, None, None, None, 0]).to(x.dtype)
 
     def _add_pointwise(
         self,
@@ -342,6 +360,13 @@ class _AttentionKernel:
 def _two(shares: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The first and the last share, and their weights."""
     return shares[0], shares[-1], weights[0], weights[-1]
+
+
+def _joined(shares: Sequence[Tensor]) -> Tensor:
+    """All channels side by side; torch joins rows in one launch, volumes in one for each share."""
+    if len(shares) == 1:
+        return shares[0]
+    return torch.cat([x.flatten(0, -2) for x in shares], dim=-1).reshape(*shares[0].shape[:-1], -1)
 
 
 def _pointwise(shares: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:

@@ -99,8 +99,8 @@ def sum_pointwise(
 
 
 @triton.jit
-def add_residual(z, norm, x, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
-    """Store leaky(z normalised + x). 6 C bytes a voxel."""
+def add_residual(z, norm, x, beside, out, V, C, NORMED: tl.constexpr, CP: tl.constexpr, BV: tl.constexpr):
+    """Store leaky(z normalised + x), with NORMED x normalised by `beside`. 6 C bytes a voxel."""
     b = tl.program_id(1)
     v, c = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, CP)
     mask = (v < V)[:, None] & (c < C)[None, :]
@@ -109,7 +109,11 @@ def add_residual(z, norm, x, out, V, C, CP: tl.constexpr, BV: tl.constexpr):
     value = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
     value = value * tl.load(norm + of, mask=c < C, other=0.0)[None, :]
     value += tl.load(norm + of + C, mask=c < C, other=0.0)[None, :]
-    value += tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if NORMED:
+        other = other * tl.load(beside + of, mask=c < C, other=0.0)[None, :]
+        other += tl.load(beside + of + C, mask=c < C, other=0.0)[None, :]
+    value += other
     value = tl.where(value > 0, value, value * SLOPE)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 

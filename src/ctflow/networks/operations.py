@@ -73,8 +73,14 @@ class Operations(Protocol):
             stride: Along each axis.
 
         Returns:
-            A function of the shares and of the norm that, with a leaky ReLU, is applied to them first (or None); it
-            returns the volume and its sums.
+            A function of the shares and of the norm that, with a leaky ReLU, is applied first to the last of them, to
+            as many as it has channels for (or None); it returns the volume and its sums.
+        """
+
+    def normalizes(self, weight: Sequence[int], shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> bool:
+        """Whether `convolution`, of weights of this shape, applies norms while it reads.
+
+        If it does not, what several read is better stored after its norm.
         """
 
     def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -158,12 +164,18 @@ class TorchOperations:
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
             x = torch.cat(list(parts), dim=-1) if len(parts) > 1 else parts[0]
-            x = x if norm is None else functional.leaky_relu(_normalized(x, norm), SLOPE).to(x.dtype)
+            if norm is not None:
+                start = x.shape[-1] - norm.shape[-1]
+                x = torch.cat([x[..., :start], self.activated(x[..., start:], norm)], dim=-1)
             y = functional.conv3d(x.movedim(-1, 1), kept, stride=stride, padding=around(weight))
             y = y.movedim(1, -1).contiguous()
             return y, self.sums(y)
 
         return convolve
+
+    def normalizes(self, weight: Sequence[int], shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> bool:
+        """Always."""
+        return True
 
     def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """See `Operations.upsampling`."""

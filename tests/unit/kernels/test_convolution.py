@@ -14,10 +14,12 @@ from ctflow.kernels.convolution import (
     Division,
     HopperConvolution,
     LaunchForm,
+    WarpGroups,
     best_chunk,
+    block_for,
     division_of,
-    groups_of,
     packed_weights,
+    registers_of,
     shared_bytes,
     source,
     units_of,
@@ -53,11 +55,34 @@ def test_packed_weights_are_the_columns_that_a_plane_is_multiplied_with():
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+def test_packed_weights_of_a_stride_of_two_end_with_the_depth_of_even_planes():
+    """An odd input plane ends an output plane and begins the next; an even one is in the middle of one."""
+    torch.manual_seed(0)
+    cin, cout, size = 16, 8, (4, 6, 8)
+    weight, x = torch.randn(cout, cin, 3, 3, 3), torch.randn(*size, cin)
+    packed = packed_weights(weight, torch.float32, 2).reshape(3, 3, cin // 8, 3, cout, 8)
+    padded = functional.pad(x, (0, 0, 1, 1, 1, 1))
+    found = torch.zeros(*(length // 2 for length in size), cout)
+    for z in range(size[0]):
+        for kh in range(3):
+            for kw in range(3):
+                plane = padded[z, kh : kh + size[1] : 2, kw : kw + size[2] : 2].unflatten(-1, (-1, 8))
+                next_one, this, middle = torch.einsum("hwkc,kdoc->dhwo", plane, packed[kh, kw])
+                if z % 2 == 0:
+                    found[z // 2] += middle
+                    continue
+                found[z // 2] += this
+                if z + 1 < size[0]:
+                    found[z // 2 + 1] += next_one
+    expected = functional.conv3d(x.movedim(-1, 0)[None], weight, padding=1, stride=2)[0].movedim(0, -1)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_it_takes_what_fits_a_multiprocessor_and_is_large():
     large = (96, 96, 96)
 
-    def takes(cout, shares, size=large, dtype=HALF, kernel=(3, 3, 3)):
-        return HopperConvolution.takes((cout, sum(shares), *kernel), shares, size, dtype)
+    def takes(cout, shares, size=large, dtype=HALF, kernel=(3, 3, 3), stride=1):
+        return HopperConvolution.takes((cout, sum(shares), *kernel), shares, size, dtype, (stride,) * 3)
 
     assert takes(48, (48, 48))
     assert takes(48, (16,), dtype=torch.bfloat16)
@@ -74,27 +99,49 @@ def test_it_takes_what_fits_a_multiprocessor_and_is_large():
     assert not takes(12, (16,))
     assert not takes(96, (16,))
     assert not takes(48, (48,), (96, 96, 24))
+    assert takes(64, (32,), (128, 128, 128), stride=2)
+    assert takes(64, (32,), (64, 64, 64), stride=2)
+    assert not takes(64, (32,), (62, 64, 64), stride=2)  # half of it is small
+    assert not takes(64, (32,), (128, 128, 97), stride=2)
+    assert not takes(64, (32,), (128, 128, 128), stride=3)
+    assert not takes(128, (64,), (128, 128, 128), stride=2)
+    assert not takes(32, (16,), (128, 128, 128), kernel=(3, 1, 1), stride=2)
+    assert not HopperConvolution.takes((64, 32, 3, 3, 3), (32,), (128, 128, 128), HALF, (1, 2, 2))
 
 
 @pytest.mark.parametrize(
     ("cout", "shares", "division"),
     [
-        (48, (48,), Division(48, ((48,),), 3)),
-        (48, (48, 48), Division(48, ((48,), (48,)), 3)),
-        (64, (16,), Division(64, ((16,),), 2)),
-        (32, (32, 32), Division(32, ((32, 32),), 3)),  # both shares at once
-        (64, (64,), Division(32, ((64,),), 3)),  # half of the output at a time
-        (64, (64, 64), Division(32, ((64,), (64,)), 3)),
+        (48, (48,), Division(48, ((48,),), WarpGroups(3))),
+        (48, (48, 48), Division(48, ((48,), (48,)), WarpGroups(3))),
+        (64, (16,), Division(64, ((16,),), WarpGroups(2))),
+        (32, (32, 32), Division(32, ((32, 32),), WarpGroups(3, 2))),  # both shares at once
+        (64, (64,), Division(32, ((64,),), WarpGroups(3, 2))),  # half of the output at a time
+        (64, (64, 64), Division(32, ((64,), (64,)), WarpGroups(3, 2))),
         (48, (96,), None),
     ],
 )
 def test_a_convolution_is_divided_into_the_fewest_launches_that_fit(cout, shares, division):
-    assert division_of(cout, shares, 9) == division
+    assert division_of(cout, shares, 9, 96) == division
+
+
+@pytest.mark.parametrize(
+    ("height", "cout", "block"),
+    [
+        (96, 48, WarpGroups(3)),
+        (128, 48, WarpGroups(2, 2)),
+        (128, 32, WarpGroups(2, 3)),
+        (48, 32, WarpGroups(3, 2)),
+        (64, 64, WarpGroups(2)),
+    ],
+)
+def test_tiles_do_not_reach_far_beyond_the_volume(height, cout, block):
+    assert block_for(cout, 9, height) == block
 
 
 @pytest.mark.parametrize(("cout", "shares", "launches"), [(32, (32, 32), 1), (64, (64, 64), 4), (48, (48, 48), 2)])
-@pytest.mark.parametrize("normalized", [True, False])
-def test_each_launch_reads_its_channels_and_writes_its_own(cout, shares, launches, normalized):
+@pytest.mark.parametrize("normed", ["all", "last", "none"])
+def test_each_launch_reads_its_channels_and_writes_its_own(cout, shares, launches, normed):
     listed = []
 
     class Kernels(KernelList):
@@ -102,16 +149,18 @@ def test_each_launch_reads_its_channels_and_writes_its_own(cout, shares, launche
             listed.append((form, arguments))
 
     torch.manual_seed(0)
+    size = (32, 32, 32)
     weight = torch.randn(cout, sum(shares), 3, 3, 3)
-    volumes = [torch.zeros(1, 32, 32, 32, share, dtype=HALF) for share in shares]
-    norm = torch.randn(1, 2, sum(shares)) if normalized else None
-    out, sums = HopperConvolution(weight, shares, HALF, "cpu", Kernels())(volumes, norm)
-    assert out.shape == (1, 32, 32, 32, cout)
+    volumes = [torch.zeros(1, *size, share, dtype=HALF) for share in shares]
+    count = {"all": sum(shares), "last": shares[-1], "none": 0}[normed]
+    norm = torch.randn(1, 2, count) if count else None
+    out, sums = HopperConvolution(weight, shares, size, HALF, "cpu", Kernels())(volumes, norm)
+    assert out.shape == (1, *size, cout)
     assert sums.shape[2:] == (2, cout)
     assert len(listed) == launches
-    division = division_of(cout, shares, 9)
+    division = division_of(cout, shares, 9, 32)
     seen = torch.zeros(cout, sum(shares))
-    for _, (first, second, packed, scale, before, found, found_sums, *_) in listed:
+    for form, (first, second, packed, scale, before, found, found_sums, *_) in listed:
         columns = packed.shape[1] * 8
         start = 0 if first.data_ptr() == volumes[0].data_ptr() else shares[0]
         assert (second is None) == (columns == shares[0])
@@ -124,10 +173,21 @@ def test_each_launch_reads_its_channels_and_writes_its_own(cout, shares, launche
         seen[begin : begin + division.width, start : start + columns] += 1
         if last:
             assert (found.data_ptr() - out.data_ptr()) // 2 == begin
-        assert (scale is None) == (norm is None)
-        if norm is not None:
-            assert torch.equal(scale, norm[..., start : start + columns])
+        norms = torch.cat([torch.zeros(1, 2, sum(shares) - count), norm], -1) if count else None
+        raw = max(0, min(columns, sum(shares) - count - start))  # of its channels, those before the norm's
+        assert f"#define NORMED_FROM {raw}\n" in form.source
+        assert (scale is None) == (raw == columns)
+        if scale is not None:
+            assert torch.equal(scale, norms[..., start + raw : start + columns])
     assert seen.eq(1).all()
+
+
+def test_a_stride_of_two_gives_half_the_size():
+    size = (64, 96, 80)
+    convolution = HopperConvolution(torch.randn(64, 32, 3, 3, 3), (32,), size, HALF, "cpu", KernelList(), stride=2)
+    out, sums = convolution([torch.zeros(2, *size, 32, dtype=HALF)], None)
+    assert out.shape == (2, 32, 48, 40, 64)
+    assert sums.shape[2:] == (2, 64)
 
 
 @pytest.mark.parametrize("size", [(96, 96, 96), (48, 48, 48), (33, 70, 41)], ids=str)
@@ -144,34 +204,57 @@ def test_pieces_cover_the_volume_and_fill_the_gpu(size, batch):
 
 def test_shared_memory_holds_what_the_kernel_keeps_there():
     weights, planes = 27 * 48 * 48 * 2, 4 * 26 * 10 * 48 * 2
-    assert shared_bytes(48, 48, 9) == weights + planes + 2 * 48 * 4 + 12 * 2 * 48 * 4 + 64
-    assert shared_bytes(48, 48, 9) <= 227 * 1024
-    assert shared_bytes(48, 48, 1) == shared_bytes(48, 48, 9) - 8 * 3 * 48 * 48 * 2
-    assert shared_bytes(64, 32, 9) == 27 * 64 * 32 * 2 + 3 * 26 * 10 * 64 * 2 + 2 * 64 * 4 + 12 * 2 * 32 * 4 + 48
-    assert shared_bytes(16, 64, 9) == 27 * 16 * 64 * 2 + 4 * 18 * 10 * 16 * 2 + 2 * 16 * 4 + 8 * 2 * 64 * 4 + 64
+    assert shared_bytes(48, 48, 9, 3) == weights + planes + 2 * 48 * 4 + 12 * 2 * 48 * 4 + 64
+    assert shared_bytes(48, 48, 9, 3) <= 227 * 1024
+    one_tap = 3 * 48 * 48 * 2 + 4 * 196 * 48 * 2  # planes without a border, and rows that begin in other banks
+    assert shared_bytes(48, 48, 1, 3) == one_tap + 2 * 48 * 4 + 12 * 2 * 48 * 4 + 64
+    assert shared_bytes(64, 32, 9, 3) == 27 * 64 * 32 * 2 + 3 * 26 * 10 * 64 * 2 + 2 * 64 * 4 + 12 * 2 * 32 * 4 + 48
+    assert shared_bytes(16, 64, 9, 2) == 27 * 16 * 64 * 2 + 4 * 18 * 10 * 16 * 2 + 2 * 16 * 4 + 8 * 2 * 64 * 4 + 64
 
 
-def test_the_registers_of_a_block_are_those_of_a_multiprocessor():
-    for groups in (2, 3, 4):
-        values = dict(re.findall(r"#define (\w+) (\d+)", source(LaunchForm(16, 32, 9, "f16", groups, 32))))
-        assert int(values["GROUPS"]) == groups
-        assert 128 * (groups * int(values["REGISTERS"]) + int(values["LOADER_REGISTERS"])) <= 65536
-        assert 65536 // (128 * (groups + 1)) >= int(values["LOADER_REGISTERS"])
+def test_a_stride_of_two_reads_four_voxels_for_one():
+    weights, planes = 27 * 32 * 64 * 2, 3 * 564 * 32 * 2  # 33 x 17 voxels
+    assert shared_bytes(32, 64, 9, 2, 2) == weights + planes + 2 * 32 * 4 + 8 * 2 * 64 * 4 + 48
+
+
+@pytest.mark.parametrize(
+    ("block", "stride"),
+    [(WarpGroups(3), 1), (WarpGroups(2), 1), (WarpGroups(2, 2), 1), (WarpGroups(3, 2), 1), (WarpGroups(2, 3), 1),
+     (WarpGroups(1, held=3), 1), (WarpGroups(1, held=2), 1), (WarpGroups(4), 1), (WarpGroups(1, 2), 2),
+     (WarpGroups(2), 2)],
+)  # fmt: skip
+def test_the_registers_of_a_block_are_those_of_a_multiprocessor(block, stride):
+    """With more than the block got when it started, its warp groups would wait for ever."""
+    source_of = source(LaunchForm(16, 32, 9, "f16", block, 32, stride=stride))
+    values = dict(re.findall(r"#define (\w+) (\d+)", source_of))
+    assert (int(values["REGISTERS"]), int(values["LOADER_REGISTERS"])) == registers_of(block, stride)
+    threads = 128 * (block.groups + block.loaders)
+    of_a_thread = 65536 // (threads * block.held) // 8 * 8  # when a block starts, all have the same
+    wanted = 128 * (block.groups * int(values["REGISTERS"]) + block.loaders * int(values["LOADER_REGISTERS"]))
+    assert wanted <= threads * min(of_a_thread, 255)
 
 
 @compiles
 @pytest.mark.parametrize(("cin", "cout"), [(48, 48), (16, 48), (64, 32), (16, 64), (32, 8)])
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_every_form_compiles_for_hopper(cin, cout, kind):
-    forms = [(False, False, False), (True, False, False), (False, False, True), (False, True, False)]
-    for normalized, adds, partial in forms:
+    forms = [(0, False, False), (cin, False, False), (cin // 2, False, True), (0, True, False)]
+    for normed, adds, partial in forms:
         taps = 9 if adds or partial else 1
-        groups, shares = groups_of(cout), 2 if cin == 64 else 1
-        form = LaunchForm(cin, cout, taps, kind, groups, 2 * cout if adds else cout, shares, normalized, adds, partial)
+        shares = 2 if cin == 64 else 1
+        block = block_for(cout, taps, 96)
+        form = LaunchForm(cin, cout, taps, kind, block, 2 * cout if adds else cout, shares, normed, adds, partial)
         cubin = compile_form(CudaForm(source(form), "convolve", 512, 1024), HOPPER)
         assert cubin.code.startswith(b"\x7fELF")
         assert (cubin.name, cubin.threads, cubin.shared, cubin.nulls) == ("convolve", 512, 1024, 0)
         assert cubin.compiler.startswith("nvrtc ")
+
+
+@compiles
+@pytest.mark.parametrize("normed", [32, 0])
+def test_a_stride_of_two_compiles_for_hopper(normed):
+    form = LaunchForm(32, 64, 9, "f16", block_for(64, 9, 64, 2), 64, normed=normed, stride=2)
+    assert compile_form(CudaForm(source(form), "convolve", 384, 1024), HOPPER).code.startswith(b"\x7fELF")
 
 
 @compiles
@@ -181,5 +264,6 @@ def test_what_the_compiler_says_is_told():
 
 
 def test_the_source_is_made_once_for_each_form():
-    assert source(LaunchForm(48, 48, 9, "f16", 3, 48)) is source(LaunchForm(48, 48, 9, "f16", 3, 48))
-    assert "#define PARTIAL 1" in source(LaunchForm(48, 48, 9, "f16", 3, 48, partial=True))
+    form = LaunchForm(48, 48, 9, "f16", WarpGroups(3), 48)
+    assert source(form) is source(LaunchForm(48, 48, 9, "f16", WarpGroups(3), 48))
+    assert "#define PARTIAL 1" in source(LaunchForm(48, 48, 9, "f16", WarpGroups(3), 48, partial=True))

@@ -254,6 +254,16 @@ def test_small_convolutions_are_cudnns_with_norm_and_sums_of_ours():
     assert close(found, PLAIN.convolution(weight[:, :32], (32,), SIZE)(shares[:1], norm)[0], 1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_norm_belongs_to_the_last_shares_for_which_it_has_channels(count):
+    weight, shares = torch.randn(24, 56, 3, 3, 3) / 30, [volume(32), volume(16), volume(8)]
+    norm = torch.cat([norm_for(x) for x in shares[-count:]], -1)
+    normed = [*shares[:-count], *(PLAIN.activated(x, norm_for(x)) for x in shares[-count:])]
+    expected, _ = PLAIN.convolution(weight, (32, 16, 8), SIZE)(normed, None)
+    for operations_ in (KERNELS, PLAIN):
+        assert close(operations_.convolution(weight, (32, 16, 8), SIZE)(shares, norm)[0], expected, 1e-5)
+
+
 @pytest.mark.gpu  # the interpreter takes minutes
 @pytest.mark.parametrize("channels", [1, 16])  # filled up with zeros, and not
 def test_a_whole_network_of_kernels(channels):

@@ -42,11 +42,20 @@ def network_of(**arguments: Any) -> nn.Module:
     return network
 
 
-def computed(network: nn.Module, windows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def computed(
+    network: nn.Module, windows: torch.Tensor, dtype: torch.dtype = torch.float32, kind: type = TorchOperations
+) -> torch.Tensor:
     roi = tuple(windows.shape[2:])
     assert problem_of_network(network, roi) is None
     with torch.inference_mode():
-        return channels_last_network(network, roi, TorchOperations(dtype, "cpu"))(windows)
+        return channels_last_network(network, roi, kind(dtype, "cpu"))(windows)
+
+
+class StoredNorms(TorchOperations):
+    """Convolutions do not apply norms, so that what several read is stored after its norm."""
+
+    def normalizes(self, weight, shares, size, stride=(1, 1, 1)):
+        return False
 
 
 def relative_error(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -82,6 +91,21 @@ def test_it_computes_what_the_package_computes(arguments, shape):
     assert found.shape == expected.shape
     assert relative_error(expected, found) <= 1e-5
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_it_computes_the_same_where_no_convolution_applies_norms():
+    network, windows = network_of(**PLAIN), torch.rand(1, 1, *CUBE)
+    with torch.inference_mode():
+        expected = network(windows)
+    stored = []
+
+    class Counted(StoredNorms):
+        def activated(self, x, norm):
+            stored.append(x.shape[1:4])
+            return super().activated(x, norm)
+
+    assert relative_error(expected, computed(network, windows, kind=Counted)) <= 1e-5
+    assert stored.count(CUBE) == 3  # before the second convolution of each block, and the skip once for both readers
 
 
 @pytest.mark.parametrize("arguments", [PLAIN, RESIDUAL], ids=["plain", "residual"])

@@ -35,10 +35,11 @@ class _NormedConvolution:
 
     def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, *, spread: bool = False) -> None:
         self.ops = ops
-        weight = block.conv.weight.detach()
+        weight, stride = block.conv.weight.detach(), tuple(block.conv.stride)
         weight = spread_weight(weight) if spread else filled_weight(weight, sum(shares))
-        self.size = _divided(size, block.conv.stride)
-        self.run = ops.convolution(weight, shares, size, tuple(block.conv.stride))
+        self.size = _divided(size, stride)
+        self.run = ops.convolution(weight, shares, size, stride)
+        self.normalizes = ops.normalizes(weight.shape, shares, size, stride)
         self.affine = _affine_of(block.norm, ops)
 
     def __call__(self, shares: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -66,15 +67,20 @@ class _ConvolutionStack:
             self.convolutions.append(_NormedConvolution(block, (self.width,), self.size, ops))
             self.width = int(block.conv.out_channels)
 
-    def pending(self, *shares: Tensor) -> tuple[Tensor, Tensor]:
-        """The last convolution's volume and the norm that is to be applied to it."""
-        y, norm = self.convolutions[0](shares, None)
-        for convolution in self.convolutions[1:]:
-            y, norm = convolution([y], norm)
-        return y, norm
+    def pending(self, shares: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The last convolution's volume and the norm that is to be applied to it.
 
-    def __call__(self, *shares: Tensor) -> Tensor:
-        return cast(Tensor, self.ops.activated(*self.pending(*shares)))
+        Args:
+            shares: Of the input.
+            norm: That is to be applied to the last of them, or None.
+        """
+        y, pending = self.convolutions[0](shares, norm)
+        for convolution in self.convolutions[1:]:
+            y, pending = convolution((y,), pending)
+        return y, pending
+
+    def __call__(self, shares: Sequence[Tensor], norm: Tensor | None = None) -> Tensor:
+        return cast(Tensor, self.ops.activated(*self.pending(shares, norm)))
 
 
 class _BasicBlock:
@@ -121,10 +127,17 @@ class _BasicStage:
             self.size = self.blocks[-1].size
         self.width = self.blocks[-1].width
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def pending(self, shares: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, None]:
+        """The last block's volume, to which no norm is left to be applied.
+
+        Args:
+            shares: The input alone.
+            norm: None: blocks add what they read.
+        """
+        (x,) = shares
         for block in self.blocks:
             x = block(x)
-        return x
+        return x, None
 
 
 class _DecoderStage:
@@ -141,12 +154,12 @@ class _DecoderStage:
         self.up = ops.upsampling(up.weight.detach(), None if up.bias is None else up.bias.detach())
         self.stack = _ConvolutionStack(blocks, (up.out_channels,) * 2, size, ops)
 
-    def pending(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """See `_ConvolutionStack.pending`."""
-        return self.stack.pending(self.up(x), skip)
+    def pending(self, x: Tensor, skip: Tensor, norm: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `_ConvolutionStack.pending`; the norm is the skip's."""
+        return self.stack.pending((self.up(x), skip), norm)
 
-    def __call__(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.stack(self.up(x), skip)
+    def __call__(self, x: Tensor, skip: Tensor, norm: Tensor | None) -> Tensor:
+        return self.stack((self.up(x), skip), norm)
 
 
 class ChannelsLastUNet:
@@ -188,6 +201,7 @@ class ChannelsLastUNet:
             _DecoderStage(up, blocks, target, ops)
             for up, blocks, target in zip(decoder.transpconvs, decoder.stages, sizes, strict=True)
         ]
+        self.kept = [*map(_keeps_norm, self.encoders, self.encoders[1:], reversed(self.decoders)), False]
         head = decoder.seg_layers[-1]
         self.head = (
             head.weight.detach().flatten(1).float().contiguous().to(ops.device),
@@ -198,15 +212,25 @@ class ChannelsLastUNet:
         """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
         x = self.ops.spread(windows) if self.spread else self.ops.filled(windows, self.channels)
         if self.stem is not None:
-            x = self.stem(x)
+            x = self.stem((x,))
+        norm: Tensor | None = None
         skips = []
-        for stage in self.encoders:
-            x = stage(x)
-            skips.append(x)
+        for stage, kept in zip(self.encoders, self.kept, strict=True):
+            x, norm = stage.pending((x,), norm)
+            if norm is not None and not kept:
+                x, norm = self.ops.activated(x, norm), None
+            skips.append((x, norm))
         del skips[-1]
         for up in self.decoders[:-1]:
-            x = up(x, skips.pop())
-        return cast(Tensor, self.ops.activated_head(*self.decoders[-1].pending(x, skips.pop()), self.head))
+            x = up(x, *skips.pop())
+        return cast(Tensor, self.ops.activated_head(*self.decoders[-1].pending(x, *skips.pop()), self.head))
+
+
+def _keeps_norm(stage: Any, following: Any, decoder: _DecoderStage) -> bool:
+    """Whether a stage's output is stored before its norm, because both that read it apply it."""
+    if not isinstance(stage, _ConvolutionStack) or not isinstance(following, _ConvolutionStack):
+        return False
+    return bool(following.convolutions[0].normalizes and decoder.stack.convolutions[0].normalizes)
 
 
 def _affine_of(norm: Any, ops: Any) -> Affine | None:
