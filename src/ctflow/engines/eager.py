@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, first_line
 from ctflow.core.model import Model
-from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu, not_taken
+from ctflow.engines.contract import (
+    PRECISIONS,
+    EngineInfo,
+    Precision,
+    check_supported,
+    check_windows,
+    is_of_gpu,
+    not_taken,
+)
 from ctflow.engines.hardware import memory_for, switches
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.networks.build import network_from_model
@@ -37,8 +45,10 @@ def check_settings(device: str, precision: Precision) -> None:
     Raises:
         BackendUnavailable: It does not.
     """
-    if torch.device(device).type == "cpu":
-        check_supported("eager on the CPU", device, precision, DEVICES, _ON_CPU)
+    on_cpu = torch.device(device).type == "cpu"
+    check_supported(
+        "eager on the CPU" if on_cpu else "eager", device, precision, DEVICES, _ON_CPU if on_cpu else PRECISIONS
+    )
 
 
 class EagerEngine:

@@ -8,6 +8,7 @@ or launched here is reported before a CT is read. Its results are compared with 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -32,19 +33,24 @@ from ctflow.core.errors import (
 from ctflow.core.model import Model
 from ctflow.core.package import digest_of_package
 from ctflow.core.processes import usable_cpus
+from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu
 from ctflow.engines.cudagraph import BatchFunction, CapturedFunction
 from ctflow.engines.hardware import switches
 from ctflow.engines.onnxfile import key_of_model
 from ctflow.engines.request import EngineRequest, info_of
+from ctflow.engines.store.calibration import KIND, Calibration, read_calibration
 from ctflow.engines.store.store import INSTALLED, EngineKey, EngineStore
 from ctflow.kernels.compiler import compile_forms
+from ctflow.kernels.convolution_fp8 import HopperFp8Operations, is_in_eight_bits
 from ctflow.kernels.cubins import read_cubins
 from ctflow.kernels.forms import HOPPER, Cubin, KernelTarget, kernel_target
-from ctflow.kernels.launch import GpuKernels, KernelList
+from ctflow.kernels.launch import GpuKernels, KernelList, Kernels
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last.choice import KINDS, TAKEN, channels_last_network, problem_of_network
+from ctflow.networks.channels_last.unet import is_nnunet_module
+from ctflow.networks.eight_bits import RecordingOperations
 from ctflow.networks.head import fold_two_class_head
 
 FILE = "cubins"
@@ -53,8 +59,9 @@ CAPABILITIES = "8.x, 9.0, 10.x or 12.x"  # of `ctflow.kernels.forms.TARGETS`
 _BATCHES = (1, 16)  # for which kernels are compiled ahead; 16 is the largest that `auto` times
 # Of an H100 or H200, an H100 for PCIe, an H20: they shape sums of Hopper's convolution, and so kernels.
 _MULTIPROCESSORS = (132, 114, 78)
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16}  # of volumes
 PRECISIONS = tuple(_DTYPES)
+_CALIBRATION = 1  # version of how activations are measured
 
 log = logging.getLogger(__name__)
 _ONLY_PORTABLE = threading.Event()
@@ -93,8 +100,13 @@ def check_settings(device: str, precision: Precision) -> None:
     """
     check_supported("fused", device, precision, DEVICES, PRECISIONS)
     found = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+    words = "none: torch finds no GPU" if found is None else ".".join(map(str, found))
+    if precision == "fp8" and (found is None or target_for(device).portable):
+        raise BackendUnavailable(
+            f"fused in fp8 is for compute capability 9.0 (H100, H200); {device} has {words}: use --precision fp16",
+            reason="wrong-gpu",
+        )
     if found is None or kernel_target(found) is None:
-        words = "none: torch finds no GPU" if found is None else ".".join(map(str, found))
         raise BackendUnavailable(
             f"fused is for GPUs of compute capability {CAPABILITIES}; {device} has {words}", reason="wrong-gpu"
         )
@@ -134,6 +146,22 @@ def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
     return replace(key, weights_digest="any weights", batch_range=_BATCHES)
 
 
+def calibration_key(request: EngineRequest, model: Model) -> EngineKey:
+    """Key of the calibration that fp8 needs: of a model's weights, windows and preparation, on any machine."""
+    prepared = hashlib.sha256(repr(model.spec.preprocessing).encode()).hexdigest()[:12]
+    version = f"calibration {_CALIBRATION}, preparation {prepared}"
+    return key_of_model(model, kind=KIND, version=version, roi=request.roi, batch=1, precision="fp8", device="any")
+
+
+def eight_bit_network(request: EngineRequest, model: Model) -> nn.Module:
+    """The network of a request for fp8.
+
+    Raises:
+        NetworkNotTaken: It computes other networks, or none of this one's convolutions in e4m3.
+    """
+    return _network(replace(request, precision="fp8"), model)[0]
+
+
 def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
     """Compile every kernel that a request needs, on any machine: `ctflow.export.prepare` keeps them.
 
@@ -142,10 +170,10 @@ def compile_cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
         NetworkNotTaken: It computes other networks.
     """
     network, _ = _network(request, model)
-    dtype, (low, high) = _DTYPES[request.chosen_precision], _BATCHES
+    low, high = _BATCHES
     listed = KernelList(target_for(request.device))
     with torch.no_grad():  # on torch's device without memory
-        dry = channels_last_network(network, request.roi, HopperOperations(dtype, "meta", listed))
+        dry = channels_last_network(network, request.roi, _operations(request, "meta", listed, None))
         for listed.multiprocessors, batch in product(_MULTIPROCESSORS, range(low, high + 1)):
             dry(torch.empty((batch, model.spec.in_channels, *request.roi), device="meta"))
     return compile_forms(listed.forms.values(), listed.target, usable_cpus())
@@ -160,6 +188,42 @@ def _cubins(request: EngineRequest, model: Model) -> dict[str, Cubin]:
     except (EngineMismatch, OutputError, OSError) as error:
         log.warning("stored kernels are not used, so they are compiled now: %s", error)
     return compile_cubins(request, model)
+
+
+def _operations(
+    request: EngineRequest, device: str, kernels: Kernels, calibration: Calibration | None
+) -> HopperOperations:
+    """The operations of a request's precision."""
+    precision = request.chosen_precision
+    if precision != "fp8":
+        return HopperOperations(_DTYPES[precision], device, kernels)
+    return HopperFp8Operations(request.roi, device, kernels, None if calibration is None else calibration.exponents)
+
+
+def _calibration(request: EngineRequest, model: Model, network: nn.Module) -> Calibration | None:
+    """The stored calibration of a request for fp8; None for others.
+
+    Raises:
+        BackendUnavailable: It has not been made.
+        EngineMismatch: It is damaged or belongs to something else.
+    """
+    if request.chosen_precision != "fp8":
+        return None
+    path = EngineStore(request.cache or INSTALLED).find(calibration_key(request, model))
+    if path is None:
+        raise BackendUnavailable(
+            "fused has no calibration of this model for fp8, which it keeps in a cache: give a folder with --cache, or "
+            "run `ctflow export --engine fused --precision fp8`",
+            reason="not-exported",
+        )
+    return read_calibration(path, _eight_bit_channels(network, request.roi))
+
+
+def _eight_bit_channels(network: nn.Module, roi: Size3) -> list[tuple[int, ...]]:
+    """Of each convolution that fp8 computes in e4m3 the channels of its shares."""
+    listed = RecordingOperations(torch.float32, "meta", is_in_eight_bits(roi))
+    channels_last_network(network, roi, listed)
+    return listed.channels
 
 
 class FusedEngine:
@@ -231,11 +295,13 @@ def open_backend(request: EngineRequest, model: Model) -> FusedEngine:
     device, precision, roi = request.device, request.chosen_precision, request.roi
     check_settings(device, precision)
     network, channels = _network(request, model)
+    calibration = _calibration(request, model, network)
     engine = None
     try:
         with torch.cuda.device(device), torch.no_grad():
             cubins = _cubins(request, model)
-            operations = HopperOperations(_DTYPES[precision], device, GpuKernels(device, cubins, target_for(device)))
+            kernels = GpuKernels(device, cubins, target_for(device))
+            operations = _operations(request, device, kernels, calibration)
             info = info_of(request, model, channels, _versions(cubin.compiler for cubin in cubins.values()))
             engine = FusedEngine(channels_last_network(network, roi, operations), info)
             engine.launch(torch.zeros((1, model.spec.in_channels, *roi), device=device))
@@ -258,8 +324,19 @@ def _network(request: EngineRequest, model: Model) -> tuple[nn.Module, int]:
     if problem is not None:
         name = model.spec.network.name.rpartition(".")[2]
         raise NetworkNotTaken(f"fused computes {TAKEN}, not this {name} at {request.roi}: {problem}")
+    if request.chosen_precision == "fp8":
+        _check_eight_bits(network, request, model)
     one, folded = fold_two_class_head(network, model.spec, probe=False)  # these networks end in that convolution
     return one, 1 if folded else model.spec.out_channels
+
+
+def _check_eight_bits(network: nn.Module, request: EngineRequest, model: Model) -> None:
+    """Reject a network of which fp8 computes nothing, or whose masks in fp8 nobody has compared."""
+    if is_nnunet_module(network) or not _eight_bit_channels(network, request.roi):
+        name = model.spec.network.name.rpartition(".")[2]
+        raise NetworkNotTaken(
+            f"fused in fp8 is for SwinUNETR of feature_size 48, not this {name} at {request.roi}: use --precision fp16"
+        )
 
 
 def _named(error: Exception, device: str, what: str) -> CtflowError:

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from ctflow.core.errors import BackendUnavailable, SettingsInvalid
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.requirements import version_problem
-from ctflow.engines.contract import Engine, Precision
+from ctflow.engines.contract import Engine, Precision, check_chosen_by_name
 from ctflow.engines.request import EngineRequest
 
 # Name on the command line -> module; fastest first, which is what "auto" tries.
@@ -106,6 +106,7 @@ def open_engine(request: EngineRequest, model: Model, *, without: Collection[str
         BackendUnavailable: The backend, device or precision cannot be used here.
         ModelError: The engine cannot be made from the model.
     """
+    check_chosen_by_name(request.backend, request.precision)
     reasons = []
     for backend in backend_names(request.backend, request.device):
         if request.backend == "auto" and backend in without:

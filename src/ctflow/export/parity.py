@@ -21,14 +21,16 @@ from ctflow.transforms.postprocess import channels_marked, class_given, combined
 # whole CTs, where a model leaves more voxels undecided than on its phantoms, and 0.9944 on a small one
 # (OpenVINO, 48 slices); a wrong plan had 0.9936, and is found by its logits, which were 0.12 off.
 LOWEST_DICE, LOWEST_DICE_OF_CT = 0.999, 0.99
+# e4m3 in the largest convolutions kept 0.9984 to 0.9987 (docs/exactness.md); it is taken by name only.
+LOWEST_DICE_OF_FP8 = 0.998
 # A mask of fewer voxels says little: one voxel of 500 is a Dice of 0.999.
 FEWEST_VOXELS = 1000
 # Largest difference of logits to fp32, relative to the largest logit, where masks are also compared.
-TOLERANCE = {"fp32": 1e-2, "tf32": 1e-2, "bf16": 1e-1, "fp16": 2e-2}
+TOLERANCE = {"fp32": 1e-2, "tf32": 1e-2, "bf16": 1e-1, "fp16": 2e-2, "fp8": 1.5e-1}
 # The same where they are not. About twice the difference seen for correct engines on a chest
 # (docs/performance.md): fp32 2.9e-3 (OpenVINO 2026.4; ONNX Runtime 6e-5), tf32 8e-4, fp16 4.6e-3 (TensorRT 10.6),
-# bf16 1.3e-2.
-TOLERANCE_ALONE = {"fp32": 6e-3, "tf32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}
+# bf16 1.3e-2, fp8 7.2e-2 (SwinUNETR, feature_size 48, random weights on noise).
+TOLERANCE_ALONE = {"fp32": 6e-3, "tf32": 2e-3, "bf16": 3e-2, "fp16": 1e-2, "fp8": 1.4e-1}
 
 
 def is_reference(backend: str, precision: str) -> bool:
@@ -120,6 +122,7 @@ def _judge(engine: Engine, result: ParityResult, lowest_dice: float) -> None:
     backend, precision = engine.info.backend, engine.info.precision
     alone = result.judged == "logits"
     limit = (TOLERANCE_ALONE if alone else TOLERANCE)[precision]
+    lowest_dice = min(lowest_dice, LOWEST_DICE_OF_FP8) if precision == "fp8" else lowest_dice
     if result.relative_error <= limit and (alone or (result.dice or 0.0) >= lowest_dice):  # NaN also fails
         return
     masks = "masks do not count" if alone else f"Dice {result.dice:.5f} (at least {lowest_dice})"

@@ -20,12 +20,14 @@ from ctflow.engines.hardware import gpu_identity
 from ctflow.engines.onnxfile import CPU_BATCH, onnx_key
 from ctflow.engines.registry import backend_module, with_precision
 from ctflow.engines.request import EngineRequest
+from ctflow.engines.store.calibration import write_calibration
 from ctflow.engines.store.store import EngineKey, EngineStore
 from ctflow.engines.tensorrt.engine import FILE as PLAN
 from ctflow.engines.tensorrt.engine import RTX_FILE, engine_from_plan, graph_style, plan_key
 from ctflow.engines.tensorrt.runtime import load_runtime
 from ctflow.engines.tensorrt.torch_program import FILE as PROGRAM
 from ctflow.engines.tensorrt.torch_program import program_key
+from ctflow.export.calibration import calibration_from_phantom
 from ctflow.export.examples import example_windows
 from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
@@ -67,6 +69,8 @@ def prepare_engine(
         module.check_settings(request.device, chosen)
     key = _file_key(request, model)
     store = EngineStore(request.folder)
+    if module.FILE == fused.FILE and chosen == "fp8":
+        _keep_calibration(request, model, store, progress)
     if key is None or store.find(key) is not None:
         return
     if module.FILE in _SLOW:
@@ -92,6 +96,16 @@ def prepare_engine(
     progress(_STAGE, 0, 1)
     store.put(key, make)
     progress(_STAGE, 1, 1)
+
+
+def _keep_calibration(request: EngineRequest, model: Model, store: EngineStore, progress: Progress) -> None:
+    """Measure a model's activations for fp8, unless that has been done."""
+    key = fused.calibration_key(request, model)
+    if store.find(key) is None:
+        progress(_STAGE, 0, 1)
+        made = calibration_from_phantom(request, model)
+        store.put(key, lambda path: write_calibration(made, path))
+        progress(_STAGE, 1, 1)
 
 
 def prepare_to_open(

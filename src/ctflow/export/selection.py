@@ -22,7 +22,7 @@ from ctflow.core.errors import (
 )
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.engines.contract import Precision
+from ctflow.engines.contract import Precision, check_chosen_by_name
 from ctflow.engines.onnxfile import software_versions
 from ctflow.engines.registry import backend_module, backend_names
 from ctflow.engines.request import EngineRequest
@@ -126,6 +126,7 @@ def engines_not_made(request: EngineRequest, model: Model) -> tuple[str, ...]:
 
 def _fitting(request: EngineRequest) -> list[EngineRequest]:
     """Backends that this machine has for the device, with the precisions that each would try."""
+    check_chosen_by_name(request.backend, request.precision)
     fitting: list[EngineRequest] = []
     reasons = []
     for name in backend_names("auto", request.device):

@@ -20,7 +20,7 @@ from ctflow.core.errors import (
 )
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
-from ctflow.engines.contract import Engine, EngineInfo, precision_from_name
+from ctflow.engines.contract import COSTS, Engine, EngineInfo, precision_from_name
 from ctflow.engines.cudagraph import free_cached_memory
 from ctflow.engines.registry import (
     BACKENDS,
@@ -78,6 +78,8 @@ class OpenEngines:
                 check_engine(one)  # before making anything that could not run here
                 prepare_to_open(one, self.model, logits_only=self._logits_only, progress=progress)
         self._take(self._opened(wanted, devices))
+        if self.info.precision in COSTS:  # chosen by name: every result says so
+            self.warnings = (*self.warnings, f"{self.info.precision}: {COSTS[self.info.precision]}")
 
     def close(self) -> None:
         """Close the engines; may be called twice."""

@@ -24,6 +24,7 @@ from ctflow.dicom.write.measurement_report import report_from_measurements
 from ctflow.dicom.write.rendered.encapsulated_pdf import encapsulated_pdf_from_bytes
 from ctflow.dicom.write.rendered.secondary_capture import secondary_capture_from_picture
 from ctflow.dicom.write.segmentation import SegForm, segmentation_from_labels
+from ctflow.engines.contract import COSTS
 from ctflow.measurements.measure import SegmentMeasurements, count_findings_between, measure_segments, split_findings
 from ctflow.measurements.plausibility import Checks, note_of_findings, place_to_show, warnings_of_findings
 from ctflow.pipeline.case import Case, attempt, without_arrays
@@ -224,6 +225,7 @@ def _write_segmentation(case: Case, model: Model, settings: Settings, checks: Ch
             **({"instances": case.replaced} if case.replaced else {}),  # else UIDs would be those of the earlier result
             "backend": engine.backend,
             "precision": engine.precision,
+            **({"precision_cost": COSTS[engine.precision]} if engine.precision in COSTS else {}),
             **_flat(case.segmented.window),
             **_code(spec),
         },

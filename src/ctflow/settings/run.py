@@ -129,8 +129,8 @@ class Processing(Group):
     allow_gaps: Annotated[Switch, Key("Interpolate single missing slices, with a warning.")] = False
     engine: Annotated[Text, Key("Backend that computes (see `ctflow engines`).", "NAME")] = "auto"
     precision: Annotated[
-        Literal["fp32", "tf32", "bf16", "fp16"] | None,
-        Key("Number format: fp32, tf32, bf16 or fp16.", "P", "the engine's own"),
+        Literal["fp32", "tf32", "bf16", "fp16", "fp8"] | None,
+        Key("Number format: fp32, tf32, bf16, fp16 or, with the engine fused, fp8.", "P", "the engine's own"),
     ] = None
     overlap: Annotated[
         float | None, Reads(_overlap), Key("Overlap of neighbouring windows, 0 <= F < 1.", "F", "the bundle's")

@@ -3,6 +3,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import importlib
+import json
 import subprocess
 
 import pytest
@@ -19,12 +22,15 @@ from ctflow.core.errors import (
 )
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.engines import fused, registry
-from ctflow.engines.contract import EngineInfo
+from ctflow.engines.contract import EngineInfo, check_supported
 from ctflow.engines.fused import FusedEngine
 from ctflow.engines.request import EngineRequest
 from ctflow.engines.store import store
+from ctflow.engines.store.calibration import Calibration, write_calibration
+from ctflow.engines.store.store import EngineStore
 from ctflow.export.parity import check_parity, reference_logits
 from ctflow.export.prepare import prepare_engine, prepare_to_open
+from ctflow.export.selection import choose_fastest
 from ctflow.kernels.forms import TARGETS, Cubin, KernelTarget
 from ctflow.kernels.launch import KernelList
 from ctflow.networks.build import network_from_spec
@@ -409,3 +415,115 @@ def test_it_closes_twice(network):
     engine.close()
     with pytest.raises(ValueError, match="closed"):
         engine.launch(torch.rand(1, 1, *ROI))
+
+
+# ------------------------------------------------------------------------------------------ eight bits
+
+WIDE, WIDE_ROI = {**SWIN, "feature_size": 48}, (64, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Model:
+    model = model_of("SwinUNETR", WIDE)
+    return dataclasses.replace(model, spec=dataclasses.replace(model.spec, roi=WIDE_ROI))
+
+
+def request_of_fp8(cache=None, **changed) -> EngineRequest:
+    return dataclasses.replace(EngineRequest("fused", "cuda:0", "fp8", WIDE_ROI, (1, 4), cache), **changed)
+
+
+CHANNELS = ((48,), (48, 48), (48,))  # of the convolutions at full resolution
+CALIBRATION = Calibration(CHANNELS, ((9.5,), (2.6, 8.9), (4.3,)))
+
+
+def keep(calibration, request, model):
+    EngineStore(request.folder).put(fused.calibration_key(request, model), lambda p: write_calibration(calibration, p))
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile", "tensorrt", "torch-tensorrt", "onnxruntime", "openvino"])
+def test_another_engine_refuses_fp8_and_says_which_computes_it(a_gpu, backend):
+    module = importlib.import_module(registry.BACKENDS[backend])
+    with raises_reason(BackendUnavailable, "wrong-precision", names="--engine fused"):
+        check_supported(backend, module.DEVICES[0], "fp8", module.DEVICES)
+    if backend in ("eager", "compile"):
+        with raises_reason(BackendUnavailable, "wrong-precision", names="--engine fused"):
+            module.check_settings("cuda:0", "fp8")
+
+
+def test_auto_never_takes_fp8(a_gpu, wide, tmp_path):
+    assert all("fp8" not in precisions for _, precisions in registry.backends_for("cuda:0"))
+    request = request_of_fp8(tmp_path, backend="auto")
+    for ask in (registry.open_engine, choose_fastest):
+        with raises_reason(BackendUnavailable, "wrong-precision", names="--engine fused"):
+            ask(request, wide)
+
+
+def test_fp8_on_another_gpu_is_refused(a_gpu, wide):
+    a_gpu[0] = (8, 9)
+    with raises_reason(BackendUnavailable, "wrong-gpu", names=("8.9", "fp8")):
+        fused.check_settings("cuda:0", "fp8")
+    with raises_reason(BackendUnavailable, "wrong-gpu", names=("H100, H200", "--precision fp16")):
+        registry.open_engine(request_of_fp8(), wide)
+    a_gpu[0] = (9, 0)
+    fused.check_settings("cuda:0", "fp8")
+    with fused.portable_kernels(), raises_reason(BackendUnavailable, "wrong-gpu", names="fp8"):
+        fused.check_settings("cuda:0", "fp8")
+
+
+def test_a_network_without_wide_convolutions_is_refused_in_fp8(a_gpu):
+    narrow = model_of("SwinUNETR", SWIN)
+    with raises_reason(NetworkNotTaken, "network-not-taken", names="--precision fp16"):
+        registry.open_engine(dataclasses.replace(request_of(), precision="fp8"), narrow)
+
+
+def test_fp8_without_a_calibration_says_how_to_make_one(a_gpu, wide, tmp_path):
+    for cache in (None, tmp_path):
+        with raises_reason(BackendUnavailable, "not-exported", names="ctflow export --engine fused --precision fp8"):
+            registry.open_engine(request_of_fp8(cache), wide)
+
+
+def test_a_calibration_belongs_to_its_weights_windows_and_preparation(wide, tmp_path):
+    request = request_of_fp8(tmp_path)
+    network = fused.eight_bit_network(request, wide)
+    keep(CALIBRATION, request, wide)
+    assert fused._calibration(request, wide, network) == CALIBRATION
+    assert CALIBRATION.exponents == [[4], [6, 4], [5]]
+    retrained = dataclasses.replace(wide, weights_digest="e" * 64)
+    scaled = dataclasses.replace(wide, spec=dataclasses.replace(wide.spec, preprocessing=("another",)))
+    larger = dataclasses.replace(request, roi=(96, 96, 96))
+    for other, model in ((request, retrained), (request, scaled), (larger, wide)):
+        with raises_reason(BackendUnavailable, "not-exported"):
+            fused._calibration(other, model, network)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "manifest", "content", "network"])
+def test_a_damaged_or_foreign_calibration_is_refused(wide, tmp_path, damage):
+    request = request_of_fp8(tmp_path)
+    network = fused.eight_bit_network(request, wide)
+    made = Calibration(CHANNELS[1:], CALIBRATION.largest[1:]) if damage == "network" else CALIBRATION
+    keep(made, request, wide)
+    (path,) = tmp_path.glob("calibration-*/engine.calibration")
+    if damage == "bytes":
+        path.write_bytes(path.read_bytes().replace(b"9.5", b"9.4"))
+    elif damage == "manifest":
+        manifest = path.with_name("manifest.json")
+        manifest.write_text(manifest.read_text().replace("d" * 64, "e" * 64))
+    elif damage == "content":
+        EngineStore(tmp_path).find(fused.calibration_key(request, wide))
+        text = path.read_text().replace("9.5", "-1")
+        path.write_text(text)
+        manifest = path.with_name("manifest.json")
+        document = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**document, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    with raises_reason(EngineMismatch, "stored-engine", names="remove that folder"):
+        fused._calibration(request, wide, network)
+
+
+def test_kernels_of_fp8_are_listed_and_stored_without_a_calibration(compiled, wide, monkeypatch):
+    monkeypatch.setattr(fused, "_BATCHES", (1, 2))
+    fused.compile_cubins(request_of_fp8(), wide)
+    fused.compile_cubins(request_of_fp8(precision="fp16"), wide)
+    names = [{form.name for form in asked} for asked in compiled]
+    assert "convolve_fp8" in names[0]
+    assert "convolve" in names[0]  # the first layer
+    assert "convolve_fp8" not in names[1]

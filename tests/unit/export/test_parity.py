@@ -50,7 +50,7 @@ def check(windows, function=lambda given: given, **arguments):
 def test_where_nothing_is_segmented_there_is_no_dice_and_logits_alone_are_judged():
     found = check([window(0)])
     assert (found.dice, found.windows, found.judged) == (None, 1, "logits")
-    for precision in ("fp32", "tf32", "bf16", "fp16"):
+    for precision in ("fp32", "tf32", "bf16", "fp16", "fp8"):
         between = (TOLERANCE[precision] + TOLERANCE_ALONE[precision]) / 2
         assert TOLERANCE_ALONE[precision] < TOLERANCE[precision]
         assert check([window(3000)], lambda given, b=between: given + b, precision=precision).judged == "labels"
@@ -84,6 +84,20 @@ def test_masks_that_differ_on_undecided_voxels_fail_by_their_dice():
         check([given], undecided)
     assert check([given], undecided, lowest_dice=parity.LOWEST_DICE_OF_CT).dice == pytest.approx(0.9975, abs=1e-4)
     assert check([given], undecided, logits_only=True).judged == "logits"
+
+
+def test_masks_in_fp8_may_differ_a_little_more():
+    given = window(3000)
+
+    def undecided(count):
+        given.view(-1)[1 : 1 + count] = 1e-3
+        return lambda windows: torch.where(windows.abs() < 0.01, -windows, windows)
+
+    assert check([given], undecided(10), precision="fp8").dice == pytest.approx(0.9983, abs=1e-4)
+    with raises_reason(ParityFailed, "differs", names="Dice 0.998"):
+        check([given], undecided(10), precision="fp16")
+    with raises_reason(ParityFailed, "differs", names="at least 0.998"):
+        check([given], undecided(14), precision="fp8")
 
 
 def test_windows_are_judged_together():

@@ -142,6 +142,16 @@ def test_pytorch_in_fp32_is_not_compared_with_itself(model, ct, machine):
         assert segmenter.segment(ct)[0].agreement.engine == "eager bf16"
 
 
+def test_what_fp8_costs_is_in_every_result_and_in_no_others(model, ct, machine):
+    machine.computes = {"fused": right}
+    settings = Settings(device="cpu", cache=None, engine="fused", precision="fp8")
+    with Segmenter(model, settings) as segmenter:
+        assert [each for each in segmenter.warnings if "eight bits" in each and "Dice to fp32" in each]
+        assert segmenter.segment(ct)[0].agreement.engine == "fused fp8"
+    with Segmenter(model, replace(settings, precision="fp16")) as segmenter:
+        assert segmenter.warnings == ()
+
+
 def test_a_named_engine_that_differs_fails_the_case_and_is_compared_on_every_ct(model, ct, machine, tmp_path):
     machine.computes = {"openvino": wrong}
     with Segmenter(model, replace(NAMED, cache=tmp_path)) as segmenter:

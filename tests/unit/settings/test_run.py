@@ -48,7 +48,7 @@ def test_what_does_not_go_together_is_refused_in_python_alike():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"seg": "bits"}, {"roi": "Body"}, {"report": None}, {"precision": "fp8"}, {"overlap": 1.0}, {"cache": "str"}],
+    [{"seg": "bits"}, {"roi": "Body"}, {"report": None}, {"precision": "fp4"}, {"overlap": 1.0}, {"cache": "str"}],
 )
 def test_a_value_that_python_would_let_pass_is_refused(wrong):
     (name,) = wrong
