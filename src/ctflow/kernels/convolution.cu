@@ -13,45 +13,18 @@
 // The input's CIN channels lie in one tensor or, half and half, in two (SHARES); those from NORMED_FROM on are normalised.
 // The output's COUT are some of the WIDTH of its tensor.
 //
-// ctflow.kernels.convolution puts the constants and multiply(), the matrix instruction, before this file.
+// ctflow.kernels.convolution puts the constants, multiply(), the matrix instruction, halves.cuh and convolution.cuh before this
+// file.
 
-using uint32_t = unsigned int;
-using uint64_t = unsigned long long;
-
-constexpr int N = 3 * COUT, PARTS = COUT / 8, THIRD = COUT / 2;  // columns; of a depth: groups of 8, registers of a thread
-constexpr int SIDE = TAPS == 9 ? 3 : 1, CHUNKS = CIN / 8, SHARE = CIN / SHARES, NORMS = CIN - NORMED_FROM;
-constexpr int TILE_H = 8 * GROUPS, TILE_W = 8;  // of the output; of the input with its border:
+constexpr int SIDE = TAPS == 9 ? 3 : 1, CHUNKS = CIN / 8, NORMS = CIN - NORMED_FROM;
+// Of the input's tile, with its border:
 constexpr int EDGE = STRIDE * (TILE_W - 1) + SIDE, VOXELS = (STRIDE * (TILE_H - 1) + SIDE) * EDGE;
 constexpr int HALO = VOXELS + (12 - VOXELS % 8) % 8;  // 4 more than a multiple of 8: chunks begin in other banks
 constexpr int STAGE_BYTES = CHUNKS * HALO * 16, WEIGHT_BYTES = TAPS * CIN * N * 2;
-constexpr int WARPS = GROUPS * 4, LANES = 64, ITEMS = (VOXELS + LANES - 1) / LANES;
-constexpr float SLOPE = 0.01f;
+constexpr int LANES = 64, ITEMS = (VOXELS + LANES - 1) / LANES;
 constexpr int PLANES = STRIDE == 1 ? 3 : 2;  // of the output, in which an input plane takes part
 using Sums = float[PLANES * THIRD];
 
-struct Shape { int batch, depth, height, width, chunk; };
-
-// Two half-precision numbers of one register.
-__device__ __forceinline__ float2 unpacked(uint32_t pair) {
-  float2 x;
-#if BF16
-  x.x = __uint_as_float(pair << 16);
-  x.y = __uint_as_float(pair & 0xFFFF0000u);
-#else
-  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
-      : "=f"(x.x), "=f"(x.y) : "r"(pair));
-#endif
-  return x;
-}
-__device__ __forceinline__ uint32_t packed(float x, float y) {
-  uint32_t pair;
-#if BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#endif
-  return pair;
-}
 // The leaky ReLU of both; what is negative is a hundredth, and rounded twice.
 __device__ __forceinline__ uint32_t leaky(uint32_t pair) {
   uint32_t small, result;
@@ -65,18 +38,6 @@ __device__ __forceinline__ uint32_t leaky(uint32_t pair) {
   return result;
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ void barrier_init(uint32_t bar, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count));
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t bar, int parity) {
-  asm volatile(
-    "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}"
-    :: "r"(bar), "r"(parity) : "memory");
-}
 // K-major, no swizzle: 8 rows of 16 bytes lie side by side; `leading` to the next 8 channels, `stride` to the next 8 rows.
 // All in units of 16 bytes; what is added to an address stays in the lower half, so that a product costs few instructions.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
@@ -150,93 +111,6 @@ struct Loader {
     float2 x = unpacked(pair);
     return leaky(packed(x.x * fx + tx, x.y * fy + ty));
   }
-};
-
-// A finished plane of a thread: two rows, in each of which it has two channels of every 8. Its sums stay in registers.
-struct Output {
-  void* out;
-  const float* before;
-  float sums[2 * PARTS], squares[2 * PARTS];
-  int lane;
-  size_t at, row, plane;  // of its first value in plane 0, and from a row or plane to the next
-  bool inside[2];
-
-  __device__ void begin_unit(Shape s, int b, int h, int w) {
-    row = (size_t)s.width * WIDTH, plane = s.height * row;
-    at = (size_t)b * s.depth * plane + h * row + (size_t)w * WIDTH;
-    inside[0] = w < s.width && h < s.height, inside[1] = w < s.width && h + 1 < s.height;
-    #pragma unroll
-    for (int i = 0; i < 2 * PARTS; ++i) sums[i] = squares[i] = 0;
-  }
-
-  __device__ __forceinline__ float2 value(const float (&acc)[THIRD], int part, int r, size_t at) {
-    float2 x = make_float2(acc[part * 4 + r * 2], acc[part * 4 + r * 2 + 1]);
-    if (ADDS && inside[r]) {
-      float2 p = __ldg(reinterpret_cast<const float2*>(before + at + part * 8 + lane % 4 * 2));
-      x.x += p.x; x.y += p.y;
-    }
-    if (!PARTIAL && inside[r]) {
-      sums[2 * part] += x.x; sums[2 * part + 1] += x.y;
-      squares[2 * part] += x.x * x.x; squares[2 * part + 1] += x.y * x.y;
-    }
-    return x;
-  }
-
-  __device__ __forceinline__ void store(const float (&acc)[THIRD], int z) {
-    #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      size_t start = at + z * plane + r * row;
-      #pragma unroll
-      for (int part = 0; part < PARTS; part += 2) {
-        float2 x = value(acc, part, r, start);
-        if (PARTIAL || part + 1 == PARTS) {
-          put(x, r, start + part * 8);
-          if (part + 1 < PARTS) put(value(acc, part + 1, r, start), r, start + part * 8 + 8);
-        } else {
-          put_both(x, value(acc, part + 1, r, start), r, start + part * 8);
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void put(float2 x, int r, size_t to) {
-    if (!inside[r]) return;
-    to += lane % 4 * 2;
-    if (PARTIAL) *reinterpret_cast<float2*>(reinterpret_cast<float*>(out) + to) = x;
-    else reinterpret_cast<uint32_t*>(out)[to / 2] = packed(x.x, x.y);
-  }
-
-  // Two neighbouring threads exchange values, so that each stores four channels that lie side by side: 32 bytes of four threads.
-  __device__ __forceinline__ void put_both(float2 x, float2 y, int r, size_t to) {
-    uint32_t first = packed(x.x, x.y), second = packed(y.x, y.y);
-    bool odd = lane & 1;
-    uint32_t other = __shfl_xor_sync(~0u, odd ? first : second, 1);
-    if (!inside[r]) return;
-    to += odd ? 8 + lane % 4 * 2 - 2 : lane % 4 * 2;
-    *reinterpret_cast<uint2*>(reinterpret_cast<unsigned short*>(out) + to) = odd ? make_uint2(other, second) : make_uint2(first, other);
-  }
-
-  // The sums of a warp, in shared memory: COUT sums, COUT sums of squares.
-  __device__ void end_unit(float* own) {
-    #pragma unroll
-    for (int i = 0; i < 2 * PARTS; ++i) {
-      float sum = sums[i], square = squares[i];
-      #pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) {
-        sum += __shfl_xor_sync(~0u, sum, lanes); square += __shfl_xor_sync(~0u, square, lanes);
-      }
-      if (lane < 4) {
-        int c = i / 2 * 8 + lane * 2 + i % 2;
-        own[c] = sum; own[COUT + c] = square;
-      }
-    }
-  }
-};
-
-// The ring of planes: which stage comes next, and in which phase its barriers are.
-struct Ring {
-  int stage, phase;
-  __device__ void advance() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
 };
 
 // The products of an input plane with the weights of all output planes that it takes part in (with a stride of 2: of one).
@@ -344,8 +218,8 @@ convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict
         if (z >= z0) output.store(done, z);
         if (STRIDE == 1) finish(acc, done);
       }
-      if (!PARTIAL) {
-        output.end_unit(sums + (tid / 32) * 2 * COUT);
+      if (!PARTIAL) {  // as Output::end_unit; written out it is other code, which has been measured
+        output.end_unit_of_warp(sums + (tid / 32) * 2 * COUT);
         asm volatile("bar.sync 1, %0;" :: "n"(128 * GROUPS) : "memory");
         for (int i = tid; i < 2 * COUT; i += 128 * GROUPS) {
           float total = 0;

@@ -1,41 +1,14 @@
-// What convolution_fp8.cu has in common with convolution.cu: constants of the walk along D, conversions, barriers, and how a
-// finished plane is stored.
+// What convolution.cu and convolution_fp8.cu have in common: barriers, the ring of planes, and how a finished plane is stored.
 //
-// ctflow.kernels.convolution_fp8 puts the constants (CIN, COUT, GROUPS, ...) and multiply(), the matrix instruction, before this file.
+// The constants (CIN, COUT, GROUPS, ...), multiply(), the matrix instruction, and halves.cuh come before this file.
 
-using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 
 constexpr int N = 3 * COUT, PARTS = COUT / 8, THIRD = COUT / 2;  // columns; of a depth: groups of 8, registers of a thread
-constexpr int TILE_H = 8 * GROUPS, TILE_W = 8, EDGE = TILE_W + 2, HALO = (TILE_H + 2) * EDGE, SHARE = CIN / SHARES;
-constexpr int WARPS = GROUPS * 4, LOADERS = 128, LANES = LOADERS / 2, ITEMS = (HALO + LANES - 1) / LANES;
-constexpr float SLOPE = 0.01f;
+constexpr int TILE_H = 8 * GROUPS, TILE_W = 8, WARPS = 4 * GROUPS, SHARE = CIN / SHARES;
 
 struct Shape { int batch, depth, height, width, chunk; };
 
-// Two half-precision numbers of one register.
-__device__ __forceinline__ float2 unpacked(uint32_t pair) {
-  float2 x;
-#if BF16
-  x.x = __uint_as_float(pair << 16);
-  x.y = __uint_as_float(pair & 0xFFFF0000u);
-#else
-  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
-      : "=f"(x.x), "=f"(x.y) : "r"(pair));
-#endif
-  return x;
-}
-__device__ __forceinline__ uint32_t packed(float x, float y) {
-  uint32_t pair;
-#if BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#endif
-  return pair;
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void barrier_init(uint32_t bar, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count));
 }
@@ -47,11 +20,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t bar, int parity) {
     "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}"
     :: "r"(bar), "r"(parity) : "memory");
 }
-// K-major, no swizzle: 8 rows of 16 bytes lie side by side; `leading` bytes to the next 16 bytes of channels, `stride` to the next 8 rows.
-__device__ __forceinline__ uint64_t descriptor(uint32_t address, int leading, int stride) {
-  return (uint64_t)((address & 0x3FFFF) >> 4) | ((uint64_t)(leading >> 4) << 16) | ((uint64_t)(stride >> 4) << 32);
-}
-
 // A finished plane of a thread: two rows, in each of which it has two channels of every 8. Its sums stay in registers.
 struct Output {
   void* out;

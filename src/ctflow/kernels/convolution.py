@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.forms import CudaForm
+from ctflow.kernels.forms import CudaForm, cuda_source
 from ctflow.kernels.launch import Kernels
 
+SHARED_PARTS = ("halves.cuh", "convolution.cuh")  # before the kernels for Hopper
 WARP_GROUP = 128  # threads
 TILE_W = 8
 _MOST_STAGES, _LEAST_STAGES = 4, 3  # planes of the input that are held
@@ -214,13 +214,12 @@ def source(form: LaunchForm) -> str:
         "LOADER_REGISTERS": loading,
         "BF16": int(form.kind == "bf16"),
         "NORMED_FROM": form.cin - form.normed,
+        "SCALED": 0,
         "ADDS": int(form.adds),
         "PARTIAL": int(form.partial),
     }
-    head = "\n".join(f"#define {name} {value}" for name, value in values.items())
-    text = files("ctflow.kernels").joinpath("convolution.cu").read_text("utf-8")
     columns = (3 if form.stride == 1 else 1) * form.cout
-    return f"{head}\n{_multiply_source(columns, form.kind)}\n{text}"
+    return cuda_source(values, *SHARED_PARTS, "convolution.cu", own=_multiply_source(columns, form.kind))
 
 
 def _multiply_source(columns: int, kind: str) -> str:

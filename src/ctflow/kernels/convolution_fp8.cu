@@ -9,12 +9,20 @@
 //
 // FLOP: 54 CIN COUT a voxel. Bytes: 2 CIN (1.41 times, for the border) + 2 COUT a voxel.
 //
-// ctflow.kernels.convolution_fp8 puts the constants, multiply(), the matrix instruction, and convolution.cuh before this file.
+// ctflow.kernels.convolution_fp8 puts the constants, multiply(), the matrix instruction, halves.cuh and convolution.cuh before
+// this file.
 
+constexpr int EDGE = TILE_W + 2, HALO = (TILE_H + 2) * EDGE;  // of the input's tile, with its border
+constexpr int LOADERS = 128, LANES = LOADERS / 2, ITEMS = (HALO + LANES - 1) / LANES;
 constexpr int CHUNKS = CIN / 16, PIECES = 9 * CHUNKS, STEPS = (PIECES + 1) / 2, ROUNDS = (STEPS + PROMOTE - 1) / PROMOTE;
 constexpr int STAGE_BYTES = CHUNKS * HALO * 16, STEP_BYTES = 2 * N * 16, WEIGHT_BYTES = STEPS * STEP_BYTES;
 constexpr int TOGETHER = SHARE % 48 == 0 ? 3 : SHARE % 32 == 0 ? 2 : 1;  // pieces of a voxel that are loaded at once
 constexpr int TURNS = CHUNKS / TOGETHER;
+
+// K-major, no swizzle: 8 rows of 16 bytes lie side by side; `leading` bytes to the next 16 bytes of channels, `stride` to the next 8 rows.
+__device__ __forceinline__ uint64_t descriptor(uint32_t address, int leading, int stride) {
+  return (uint64_t)((address & 0x3FFFF) >> 4) | ((uint64_t)(leading >> 4) << 16) | ((uint64_t)(stride >> 4) << 32);
+}
 
 // Where a piece lies, from the first voxel's place in a stage; the last product's missing piece is the first, with weights of 0.
 __device__ constexpr int place_of(int piece) {

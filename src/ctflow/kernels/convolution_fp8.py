@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.convolution import best_chunk, units_of
-from ctflow.kernels.forms import CudaForm
+from ctflow.kernels.convolution import SHARED_PARTS, best_chunk, units_of
+from ctflow.kernels.forms import CudaForm, cuda_source
 from ctflow.kernels.launch import Kernels
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.eight_bits import Takes, rounded_weights
@@ -116,10 +115,7 @@ def fp8_source(form: Fp8Form) -> str:
         "ADDS": 0,
         "PARTIAL": 0,
     }
-    head = "\n".join(f"#define {name} {value}" for name, value in values.items())
-    names = ("convolution.cuh", "convolution_fp8.cu")
-    texts = [files("ctflow.kernels").joinpath(name).read_text("utf-8") for name in names]
-    return "\n".join([head, _multiply_source(3 * form.cout), *texts])
+    return cuda_source(values, *SHARED_PARTS, "convolution_fp8.cu", own=_multiply_source(3 * form.cout))
 
 
 def _multiply_source(columns: int) -> str:

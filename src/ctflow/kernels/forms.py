@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -72,6 +72,12 @@ def kernel_target(capability: tuple[int, int]) -> KernelTarget | None:
     """The target whose code a GPU of some compute capability runs; None if there is none."""
     fitting = [each for each in TARGETS if each.capability[0] == capability[0] and each.capability <= capability]
     return max(fitting, key=lambda each: each.capability, default=None)
+
+
+def cuda_source(constants: Mapping[str, int], *parts: str, own: str = "") -> str:
+    """CUDA C++ without includes: constants, then the text `own`, then files of this package in order."""
+    head = "\n".join(f"#define {name} {value}" for name, value in constants.items())
+    return "\n".join([head, own, *(files("ctflow.kernels").joinpath(part).read_text("utf-8") for part in parts)])
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@
 //
 // The input's channels lie in one tensor (FIRST = CIN) or in two, FIRST of them in the first.
 //
-// ctflow.kernels.portable_convolution puts the constants before this file.
-
-using uint32_t = unsigned int;
+// ctflow.kernels.portable_convolution puts the constants and halves.cuh before this file.
 
 constexpr int WARPS = 8, TILE_D = 4, TILE_H = WARPS, TILE_W = 16, THREADS = 32 * WARPS, BORDER = SIDE / 2;
 constexpr int ROWS = TILE_D + 2, HALO_H = TILE_H + 2 * BORDER, HALO_W = TILE_W + 2 * BORDER, HALO = ROWS * HALO_H * HALO_W;
@@ -22,34 +20,11 @@ constexpr int PITCH = HALO + (12 - HALO % 8) % 8;  // voxels from 8 channels to 
 constexpr int CHUNKS = CIN / 16, PARTS = COUT / 8, STEPS = SIDE * SIDE / PLACES;
 constexpr int HALO_BYTES = 2 * PITCH * 16, STEP_BYTES = PLACES * 3 * 16 * COUT * 2;
 constexpr int ITEMS = (2 * HALO + THREADS - 1) / THREADS, LOADING = STEPS > 1 ? STEPS - 1 : 1, AT_ONCE = (ITEMS + LOADING - 1) / LOADING;
-constexpr float SLOPE = 0.01f;
 
 struct Shape { int batch, depth, height, width; };
 struct Tile { int number, b, d, h, w; };  // of its first voxel
 
-// Two half-precision numbers of one register.
-__device__ __forceinline__ float2 unpacked(uint32_t pair) {
-  float2 x;
-#if BF16
-  x.x = __uint_as_float(pair << 16);
-  x.y = __uint_as_float(pair & 0xFFFF0000u);
-#else
-  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
-      : "=f"(x.x), "=f"(x.y) : "r"(pair));
-#endif
-  return x;
-}
-__device__ __forceinline__ uint32_t packed(float x, float y) {
-  uint32_t pair;
-#if BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#endif
-  return pair;
-}
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool all) {  // zeros if not all
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(all ? 16 : 0) : "memory");
 }

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.forms import CudaForm
+from ctflow.kernels.forms import CudaForm, cuda_source
 from ctflow.kernels.launch import Kernels
 
 _CHUNK = 16  # channels of the input at a time, which one matrix instruction takes
@@ -93,8 +92,7 @@ def source_of(form: PortableForm) -> str:
         "BF16": int(form.kind == "bf16"),
         "NORMALIZED": int(form.normalized),
     }
-    head = "\n".join(f"#define {name} {value}" for name, value in values.items())
-    return f"{head}\n{files('ctflow.kernels').joinpath('portable_convolution.cu').read_text('utf-8')}"
+    return cuda_source(values, "halves.cuh", "portable_convolution.cu")
 
 
 class PortableConvolution:
