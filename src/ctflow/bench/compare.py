@@ -40,7 +40,9 @@ _MEASURED = (
     "ctflow.core",
     "ctflow.settings",
     "ctflow.pipeline",
+    "ctflow.pipeline.overlap",
     "ctflow.transforms",
+    "ctflow.transforms.by_monai",
     "ctflow.measurements",
     "ctflow.bench",
     "ctflow.engines",
@@ -48,6 +50,8 @@ _MEASURED = (
     "ctflow.engines.tensorrt",
     "ctflow.kernels",
     "ctflow.networks",
+    "ctflow.networks.channels_last",
+    "ctflow.networks.native",
     "ctflow.window",
 )
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
+import pkgutil
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -129,10 +131,24 @@ def test_configurations_have_the_same_names_on_every_machine_with_gpus():
         "tensorrt-fp16x4",
         "eager-fp16",
         "compile-fp16",
+        "fused-fp16",
+        "fused-fp8",
+        "fused-fp8x4",
     } <= {*names}
     assert names == [entry.id for entry in configurations_for(("cuda:0", "cuda:1", "cuda:2", "cuda:3"))]
     assert len(names) == len({*names})
     assert not [name for name in names if "openvino" in name]
+
+
+def test_a_change_below_a_measured_package_makes_it_measured_again():
+    below = {
+        name
+        for package in compare._MEASURED
+        if package != "ctflow"
+        for _, name, is_package in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+        if is_package
+    }
+    assert below <= {*compare._MEASURED}
 
 
 @pytest.mark.parametrize("options", [{"only": ("0z",)}, {"pythons": {"9": "/bin/true"}}])
