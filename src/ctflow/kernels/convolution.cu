@@ -13,8 +13,8 @@
 // The input's CIN channels lie in one tensor or, half and half, in two (SHARES); those from NORMED_FROM on are normalised.
 // The output's COUT are some of the WIDTH of its tensor.
 //
-// ctflow.kernels.convolution puts the constants, multiply(), the matrix instruction, halves.cuh and convolution.cuh before this
-// file.
+// ctflow.kernels.convolution puts the constants, multiply(), the matrix instruction, halves.cuh, pipeline.cuh and
+// convolution.cuh before this file.
 
 constexpr int SIDE = TAPS == 9 ? 3 : 1, CHUNKS = CIN / 8, NORMS = CIN - NORMED_FROM;
 // Of the input's tile, with its border:

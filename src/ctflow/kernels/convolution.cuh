@@ -1,25 +1,12 @@
-// What convolution.cu and convolution_fp8.cu have in common: barriers, the ring of planes, and how a finished plane is stored.
+// What convolution.cu and convolution_fp8.cu have in common: how a finished plane is stored.
 //
-// The constants (CIN, COUT, GROUPS, ...), multiply(), the matrix instruction, and halves.cuh come before this file.
-
-using uint64_t = unsigned long long;
+// The constants (CIN, COUT, GROUPS, ...), multiply(), the matrix instruction, halves.cuh and pipeline.cuh come before this file.
 
 constexpr int N = 3 * COUT, PARTS = COUT / 8, THIRD = COUT / 2;  // columns; of a depth: groups of 8, registers of a thread
 constexpr int TILE_H = 8 * GROUPS, TILE_W = 8, WARPS = 4 * GROUPS, SHARE = CIN / SHARES;
 
 struct Shape { int batch, depth, height, width, chunk; };
 
-__device__ __forceinline__ void barrier_init(uint32_t bar, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count));
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t bar, int parity) {
-  asm volatile(
-    "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}"
-    :: "r"(bar), "r"(parity) : "memory");
-}
 // A finished plane of a thread: two rows, in each of which it has two channels of every 8. Its sums stay in registers.
 struct Output {
   void* out;
@@ -114,10 +101,4 @@ struct Output {
       }
     }
   }
-};
-
-// The ring of planes: which stage comes next, and in which phase its barriers are.
-struct Ring {
-  int stage, phase;
-  __device__ void advance() { if (++stage == STAGES) { stage = 0; phase ^= 1; } }
 };

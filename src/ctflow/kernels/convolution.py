@@ -13,7 +13,7 @@ from ctflow.core.volume import Size3
 from ctflow.kernels.forms import CudaForm, cuda_source
 from ctflow.kernels.launch import Kernels
 
-SHARED_PARTS = ("halves.cuh", "convolution.cuh")  # before the kernels for Hopper
+SHARED_PARTS = ("halves.cuh", "pipeline.cuh", "convolution.cuh")  # before the kernels for Hopper
 WARP_GROUP = 128  # threads
 TILE_W = 8
 _MOST_STAGES, _LEAST_STAGES = 4, 3  # planes of the input that are held
@@ -27,7 +27,7 @@ _REGISTERS, _MOST_REGISTERS = 65536, 232  # of a multiprocessor; of a thread tha
 _LOADER_REGISTERS = {4: 64, 3: 80, 2: 80, 1: 56}  # of a thread that loads, by the groups that multiply
 _LOADER_REGISTERS_OF_TWO = 120  # with a stride of 2, whose planes are four times as large
 _PLANES = ((3, 3, 3), (3, 1, 1))  # sizes of a kernel
-_KINDS = {torch.float16: "f16", torch.bfloat16: "bf16"}
+KINDS = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ def source(form: LaunchForm) -> str:
         "PARTIAL": int(form.partial),
     }
     columns = (3 if form.stride == 1 else 1) * form.cout
-    return cuda_source(values, *SHARED_PARTS, "convolution.cu", own=_multiply_source(columns, form.kind))
+    return cuda_source(values, *SHARED_PARTS, "convolution.cu", own=multiply_source(columns, form.kind))
 
 
-def _multiply_source(columns: int, kind: str) -> str:
+def multiply_source(columns: int, kind: str) -> str:
     """One matrix instruction, whose accumulators must each be named: 64 voxels x 16 channels x `columns`."""
     count = columns // 2
     registers = ", ".join(f"%{k}" for k in range(count))
@@ -266,7 +266,7 @@ class HopperConvolution:
         stride: int = 1,
         block: WarpGroups | None = None,
     ) -> None:
-        self._cout, self._kind, self._kernels = len(weight), _KINDS[dtype], kernels
+        self._cout, self._kind, self._kernels = len(weight), KINDS[dtype], kernels
         self._taps, self._stride = weight.shape[3] * weight.shape[4], stride
         self._channels = sum(shares)
         division = division_of(self._cout, shares, self._taps, size[1] // stride, stride, block)
@@ -285,7 +285,7 @@ class HopperConvolution:
     ) -> bool:
         """Whether it computes a convolution with weights of such a shape, and faster than cuDNN."""
         cout, _, *kernel = weight
-        if dtype not in _KINDS or tuple(kernel) not in _PLANES or stride not in ((1, 1, 1), (2, 2, 2)):
+        if dtype not in KINDS or tuple(kernel) not in _PLANES or stride not in ((1, 1, 1), (2, 2, 2)):
             return False
         if min(size) // stride[0] < _LEAST_SIDE or any(cin % 16 for cin in shares):
             return False

@@ -9,8 +9,8 @@
 //
 // FLOP: 54 CIN COUT a voxel. Bytes: 2 CIN (1.41 times, for the border) + 2 COUT a voxel.
 //
-// ctflow.kernels.convolution_fp8 puts the constants, multiply(), the matrix instruction, halves.cuh and convolution.cuh before
-// this file.
+// ctflow.kernels.convolution_fp8 puts the constants, multiply(), the matrix instruction, halves.cuh, pipeline.cuh and
+// convolution.cuh before this file.
 
 constexpr int EDGE = TILE_W + 2, HALO = (TILE_H + 2) * EDGE;  // of the input's tile, with its border
 constexpr int LOADERS = 128, LANES = LOADERS / 2, ITEMS = (HALO + LANES - 1) / LANES;

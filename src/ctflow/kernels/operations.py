@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ctflow.core.volume import Size3
 from ctflow.kernels.convolution import HopperConvolution
+from ctflow.kernels.gathered_convolution import GatheredConvolution
 from ctflow.kernels.launch import Kernels
 from ctflow.kernels.portable_convolution import PortableConvolution
 from ctflow.networks.operations import (
@@ -76,16 +77,20 @@ class HopperOperations:
         return out
 
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
-        """Our kernel where volumes are large and it takes the channels, else cuDNN's."""
+        """Our kernels where they take the channels, one for large volumes and one for small ones, else cuDNN's."""
         if self.normalizes(weight.shape, shares, size, stride):
             return HopperConvolution(weight, shares, size, self.dtype, self.device, self.kernels, stride=stride[0])
         portable = self.kernels.target.portable and stride == (1, 1, 1)
         if portable and PortableConvolution.takes(weight.shape, shares, size, self.dtype):
             return PortableConvolution(weight, shares, self.dtype, self.device, self.kernels)
+        gathers = not self.kernels.target.portable and stride == (1, 1, 1)
+        if gathers and GatheredConvolution.takes(weight.shape, shares, size, self.dtype):
+            gathered = GatheredConvolution(weight, shares, size, self.dtype, self.device, self.kernels)
+            return lambda parts, norm: gathered(parts if norm is None else self._activated_shares(parts, norm))
         kept = weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
         def convolve(parts: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
-            x = _joined(parts) if norm is None else self._activated_shares(parts, norm)
+            x = _joined(parts if norm is None else self._activated_shares(parts, norm))
             y = functional.conv3d(x.movedim(-1, 1), kept, stride=stride, padding=around(weight))
             y = y.movedim(1, -1).contiguous()
             return y, self._sums(y)
@@ -93,7 +98,7 @@ class HopperOperations:
         return convolve
 
     def normalizes(self, weight: Sequence[int], shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> bool:
-        """Whether Hopper's kernel computes the convolution; the portable one applies norms to all shares or to none."""
+        """Whether the kernel for large volumes computes it; the portable one applies norms to all shares or to none."""
         return not self.kernels.target.portable and HopperConvolution.takes(weight, shares, size, self.dtype, stride)
 
     def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -275,17 +280,15 @@ class HopperOperations:
         )  # fmt: skip
         return out
 
-    def _activated_shares(self, shares: Sequence[Tensor], norm: Tensor) -> Tensor:
-        """All shares side by side, the last ones, to which the norm belongs, after their leaky ReLU."""
-        if norm.shape[-1] == sum(x.shape[-1] for x in shares):
-            return self.activated(_joined(shares), norm)
+    def _activated_shares(self, shares: Sequence[Tensor], norm: Tensor) -> list[Tensor]:
+        """The shares, the last ones, to which the norm belongs, after their leaky ReLU."""
         made, end = list(shares), norm.shape[-1]
         for place in reversed(range(len(made))):
             start = end - made[place].shape[-1]
             if start < 0:
                 break
             made[place], end = self.activated(made[place], norm[..., start:end].contiguous()), start
-        return _joined(made)
+        return made
 
     def _sums(self, x: Tensor) -> Tensor:
         """(B, parts, 2, C) of a volume."""

@@ -75,6 +75,17 @@ def test_sums_of_parts_give_the_instance_norm(channels):
     assert close(KERNELS.norm_of(sums, 990), norm_for(x))
 
 
+@pytest.mark.parametrize("channels", [64, 96])
+def test_products_of_divided_steps_are_added(channels):
+    products = torch.randn(3, 2, COUNT, channels, device=DEVICE)
+    out, sums = torch.empty(2, COUNT, channels, device=DEVICE), torch.empty(2, 4, 2, channels, device=DEVICE)
+    KERNELS.kernels.triton(
+        "add_products", (4, 2, 2), products, out, sums, COUNT, channels, 2 * COUNT * channels, 3, 64, 16
+    )
+    assert close(out, products.sum(0))
+    assert close(sums.sum(1, keepdim=True), PLAIN.sums(out))
+
+
 def test_a_norm_does_not_lose_a_small_variance_beside_a_large_mean():
     x = volume(16) * 0.01 + 3
     norm = KERNELS.norm_of(PLAIN.sums(x), COUNT)
