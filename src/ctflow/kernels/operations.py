@@ -14,17 +14,19 @@ from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.gathered_convolution import GatheredConvolution
 from ctflow.kernels.launch import Kernels
 from ctflow.kernels.portable_convolution import PortableConvolution
+from ctflow.kernels.tokens import TokenLayers
 from ctflow.networks.operations import (
     CHANNEL_STEP,
     EPS,
     Affine,
     Attention,
+    BlockBegin,
     BlockEnd,
+    BlockEnding,
     Convolution,
-    LinearLayer,
     around,
-    finished_block,
-    projected,
+    block_begin_by_steps,
+    block_end_by_steps,
     regions_of,
     upsampling_by_torch,
 )
@@ -36,8 +38,7 @@ _KEYS = 128  # the bias of an attention is filled up to a multiple of this, whic
 # Best of some 30 tried on an H200: 0.10 ms a window image for 343 windows of 343 tokens and 3 heads; the worst 1.0.
 _QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 128, 32, 4, 3
 _COLUMNS = 128  # of a product of the upsampling
-# Layers of tokens with at most so many channels are computed with what surrounds them; more are left to cuBLAS.
-_MOST_FUSED, _ROWS, _OUTPUTS = 128, 64, 32
+_MOST_FUSED, _OUTPUTS = 128, 32  # channels whose leaky ReLU and head one program computes; and outputs at a time
 _NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
 _LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential is one instruction
 
@@ -182,6 +183,20 @@ class HopperOperations:
         """See `Operations.residual`."""
         return self._residual(x, norm, other, None)
 
+    def channel_residual(self, x: Tensor, norm: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
+        """See `Operations.channel_residual`; sums of 16 voxels side by side are those of 16 channels."""
+        batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
+        windows = windows.contiguous()
+        side = math.gcd(voxels, CHANNEL_STEP)
+        sums = self._sums(windows.reshape(batch, 1, 1, -1, side)).sum((1, 3))
+        out, held = torch.empty_like(x), _power(channels)
+        rows = max(_TILE // held, 1)
+        self.kernels.triton(
+            "add_channel", (-(-voxels // rows), batch),
+            x, norm, windows, sums, weight, out, voxels, channels, EPS, held, rows,
+        )  # fmt: skip
+        return out
+
     def _residual(self, x: Tensor, norm: Tensor, other: Tensor, other_norm: Tensor | None) -> Tensor:
         """One launch; see `volume_kernels.add_residual`."""
         batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
@@ -250,35 +265,19 @@ class HopperOperations:
         )  # fmt: skip
         return out
 
-    def project(self, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
-        """See `Operations.project`."""
-        batch, count, channels = tokens.shape
-        if _power(channels) > _MOST_FUSED:
-            return projected(self, tokens, norm, fetch, layer)
-        weight, added = layer
-        places, outputs = count if fetch is None else len(fetch), len(weight)
-        out = torch.empty((batch, places, outputs), dtype=self.dtype, device=tokens.device)
-        self.kernels.triton(
-            "project_tokens", (-(-places // _ROWS), batch),
-            tokens, tokens if fetch is None else fetch, *norm, weight, weight if added is None else added, out,
-            count, places, channels, outputs, EPS,
-            fetch is not None, added is not None, _power(channels), _OUTPUTS, _ROWS,
-        )  # fmt: skip
-        return out
+    def block_begin(self, begin: BlockBegin) -> Callable[[Tensor], Tensor]:
+        """See `Operations.block_begin`."""
+        channels = len(begin.norm[0])
+        if not TokenLayers.takes(channels, self.dtype):
+            return block_begin_by_steps(self, begin)
+        layers = TokenLayers(None, begin, self.dtype, self.kernels)
+        return lambda tokens: layers(tokens, None)[1]
 
-    def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
-        """See `Operations.finish`."""
-        batch, count, channels = tokens.shape
-        if _power(channels) > _MOST_FUSED:
-            return finished_block(self, tokens, x, back, end)
-        out = torch.empty((batch, count, channels), dtype=torch.float32, device=tokens.device)
-        self.kernels.triton(
-            "finish_tokens", (-(-count // _ROWS), batch),
-            tokens, x, tokens if back is None else back, *end.proj, *end.norm, *end.up, *end.down, out,
-            count, x.shape[1], channels, len(end.up[0]), EPS,
-            back is not None, _power(channels), _OUTPUTS, _ROWS,
-        )  # fmt: skip
-        return out
+    def block_end(self, end: BlockEnd, places: Tensor | None, following: BlockBegin | None) -> BlockEnding:
+        """See `Operations.block_end`."""
+        if not TokenLayers.takes(len(end.norm[0]), self.dtype):
+            return block_end_by_steps(self, end, places, following)
+        return TokenLayers((end, places), following, self.dtype, self.kernels)
 
     def _activated_shares(self, shares: Sequence[Tensor], norm: Tensor) -> list[Tensor]:
         """The shares, the last ones, to which the norm belongs, after their leaky ReLU."""

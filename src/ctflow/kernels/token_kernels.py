@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 NOTHING = tl.constexpr(-1e30)  # a score below every other
-HALF_ROOT = tl.constexpr(0.7071067811865476)  # of two
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -16,22 +15,6 @@ def _layer_norm(x, mask, C, EPS):
     mean = tl.sum(x, 1) / C
     centred = tl.where(mask, x - mean[:, None], 0.0)
     return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS))[:, None]
-
-
-@triton.jit
-def _normalized(
-    tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH: tl.constexpr, AFFINE: tl.constexpr, CP: tl.constexpr
-):
-    """(BN, CP) float32: layer norm of the tokens that `fetch` names for places n; a place that names T is zeros."""
-    c = tl.arange(0, CP)
-    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
-    inside = (n < N) & (t < T)
-    mask = inside[:, None] & (c < C)[None, :]
-    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = _layer_norm(x, mask, C, EPS)
-    if AFFINE:
-        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
-    return tl.where(inside[:, None], y, 0.0)
 
 
 @triton.jit
@@ -46,67 +29,16 @@ def normalize_tokens(
     b = tl.program_id(1)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     c = tl.arange(0, CP)
-    y = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, AFFINE, CP)
+    t = tl.load(fetch + n, mask=n < N, other=0) if FETCH else n
+    inside = (n < N) & (t < T)
+    mask = inside[:, None] & (c < C)[None, :]
+    x = tl.load(tokens + (b * T + t[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = _layer_norm(x, mask, C, EPS)
+    if AFFINE:
+        y = y * tl.load(scale + c, mask=c < C, other=0.0)[None, :] + tl.load(shift + c, mask=c < C, other=0.0)[None, :]
+    y = tl.where(inside[:, None], y, 0.0)
     at = (b * N + n[:, None]).to(tl.int64) * C + c[None, :]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (c < C)[None, :])
-
-
-@triton.jit
-def project_tokens(
-    tokens, fetch, scale, shift, weight, added, out, T, N, C, O, EPS,
-    FETCH: tl.constexpr, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Layer norm as `normalize_tokens`, times (O, C) weight; with SHIFTED plus (O,) `added`.
-
-    2 C O FLOP and 4 C + 2 O bytes a place where tokens are float32.
-    """
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    x = _normalized(tokens, fetch, scale, shift, b, n, T, N, C, EPS, FETCH, True, CP).to(out.dtype.element_ty)
-    for start in range(0, O, BO):
-        y, o = _layer(x, weight, added, start, C, O, SHIFTED, CP, BO)
-        at = (b * N + n[:, None]).to(tl.int64) * O + o[None, :]
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=(n < N)[:, None] & (o < O)[None, :])
-
-
-@triton.jit
-def _layer(x, weight, added, start, C, O, SHIFTED: tl.constexpr, CP: tl.constexpr, BO: tl.constexpr):
-    """BO of the O numbers of each row, in float32, and which they are."""
-    c, o = tl.arange(0, CP), start + tl.arange(0, BO)
-    w = tl.load(weight + o[:, None] * C + c[None, :], mask=(o < O)[:, None] & (c < C)[None, :], other=0.0)
-    y = tl.dot(x, tl.trans(w), input_precision="ieee")
-    if SHIFTED:
-        y += tl.load(added + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
-    return y, o
-
-
-@triton.jit
-def finish_tokens(
-    tokens, x, back, proj, proj_added, scale, shift, up, up_added, down, down_added, out, T, N, C, HIDDEN, EPS,
-    FETCH: tl.constexpr, CP: tl.constexpr, BH: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Add a layer of x, of which `back` names the place of each token; then a layer, GELU and a layer of their norm.
-
-    2 C (C + 2 HIDDEN) FLOP and 10 C bytes a token, float32 in and out; the HIDDEN numbers are not stored.
-    """
-    b = tl.program_id(1)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    c = tl.arange(0, CP)
-    mask = (n < T)[:, None] & (c < C)[None, :]
-    place = tl.load(back + n, mask=n < T, other=0) if FETCH else n
-    seen = tl.load(x + (b * N + place[:, None]).to(tl.int64) * C + c[None, :], mask=mask, other=0.0)
-    at = (b * T + n[:, None]).to(tl.int64) * C + c[None, :]
-    y, _ = _layer(seen, proj, proj_added, 0, C, C, True, CP, CP)
-    y += tl.load(tokens + at, mask=mask, other=0.0).to(tl.float32)
-    h = _layer_norm(y, mask, C, EPS) * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
-    h = (h + tl.load(shift + c, mask=c < C, other=0.0)[None, :]).to(x.dtype.element_ty)
-    for start in range(0, HIDDEN, BH):
-        u, j = _layer(h, up, up_added, start, C, HIDDEN, True, CP, BH)
-        u = (0.5 * u * (1.0 + tl.erf(u * HALF_ROOT))).to(x.dtype.element_ty)
-        w = tl.load(down + c[:, None] * HIDDEN + j[None, :], mask=(c < C)[:, None] & (j < HIDDEN)[None, :], other=0.0)
-        y += tl.dot(u, tl.trans(w), input_precision="ieee")
-    y += tl.load(down_added + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + at, y, mask=mask)
 
 
 @triton.jit

@@ -140,6 +140,28 @@ def add_residual(z, norm, x, beside, out, V, C, NORMED: tl.constexpr, CP: tl.con
 
 
 @triton.jit
+def add_channel(z, norm, x, sums, weight, out, V, C, EPS, CP: tl.constexpr, BV: tl.constexpr):
+    """Store leaky(z normalised + (x weight) normalised) of one channel x (B, V) float32, of which `sums` are (B, 2).
+
+    4 C + 4 bytes a voxel.
+    """
+    b = tl.program_id(1)
+    v, c = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, CP)
+    mask = (v < V)[:, None] & (c < C)[None, :]
+    mean = tl.load(sums + 2 * b).to(tl.float64) / V
+    variance = tl.load(sums + 2 * b + 1).to(tl.float64) / V - mean * mean
+    w = tl.load(weight + c, mask=c < C, other=0.0)
+    w = w / tl.sqrt(w * w * tl.maximum(variance, 0.0).to(tl.float32) + EPS)
+    of, at = b * 2 * C + c, (b * V + v).to(tl.int64)
+    value = tl.load(z + at[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.load(norm + of, mask=c < C, other=0.0)[None, :]
+    value += tl.load(norm + of + C, mask=c < C, other=0.0)[None, :]
+    value += (tl.load(x + at, mask=v < V, other=0.0) - mean.to(tl.float32))[:, None] * w[None, :]
+    value = tl.where(value > 0, value, value * SLOPE)
+    tl.store(out + at[:, None] * C + c[None, :], value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _voxels_of_part(z, start, b, V, C, PER, CP: tl.constexpr, BV: tl.constexpr):
     """(BV, CP): the voxels from `start` on of this program's PER; those behind its last are zeros."""
     n, c = start + tl.arange(0, BV), tl.arange(0, CP)

@@ -21,6 +21,7 @@ SLOPE = 0.01  # of every leaky ReLU
 Affine = tuple[Tensor, Tensor]  # (C,) float32 scale and shift of a norm
 LinearLayer = tuple[Tensor, "Tensor | None"]  # (C_out, C_in) weights and (C_out,) shift
 Convolution = Callable[[Sequence[Tensor], "Tensor | None"], tuple[Tensor, Tensor]]
+BlockEnding = Callable[[Tensor, Tensor], tuple[Tensor, "Tensor | None"]]
 
 
 class Attention(Protocol):
@@ -45,6 +46,23 @@ class BlockEnd:
     norm: Affine
     up: LinearLayer
     down: LinearLayer
+
+
+@dataclass(frozen=True, eq=False)
+class BlockBegin:
+    """What precedes the attention of a transformer's block.
+
+    Attributes:
+        norm: Of the tokens.
+        qkv: Then, at their places in windows.
+        fetch: (places,) int32, the token of each place; as many as there are tokens names a place of zeros.
+        places: int32, the place of each token, and then the places of zeros. Both are None where places are tokens.
+    """
+
+    norm: Affine
+    qkv: LinearLayer
+    fetch: Tensor | None = None
+    places: Tensor | None = None
 
 
 class Operations(Protocol):
@@ -104,6 +122,12 @@ class Operations(Protocol):
     def residual(self, x: Tensor, norm: Tensor, other: Tensor) -> Tensor:
         """Leaky ReLU of the normalised volume plus another of the same shape."""
 
+    def channel_residual(self, x: Tensor, norm: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
+        """The same, the other being a normalised 1 x 1 x 1 convolution of (B, 1, D, H, W) float32; (C,) float32 weights.
+
+        Its norm follows from the sums of the windows alone.
+        """
+
     def pointwise_residual(
         self,
         x: Tensor,
@@ -128,11 +152,21 @@ class Operations(Protocol):
     def add(self, tokens: Tensor, x: Tensor, back: Tensor | None) -> Tensor:
         """float32 tokens plus their values at (tokens,) places of x."""
 
-    def project(self, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
-        """A layer of the normalised tokens, fetched as in `layer_norm`."""
+    def block_begin(self, begin: BlockBegin) -> Callable[[Tensor], Tensor]:
+        """From (B, tokens, C) to (B, places, 3 C) queries, keys and values."""
 
-    def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
-        """float32 tokens after a block, whose attention gave x, with their values at (tokens,) places of it."""
+    def block_end(self, end: BlockEnd, places: Tensor | None, following: BlockBegin | None) -> BlockEnding:
+        """What follows the attention, and what precedes the next one.
+
+        Args:
+            end: The layers.
+            places: Of the block, as in its `BlockBegin`.
+            following: The begin of the next block, if there is one.
+
+        Returns:
+            A function of the block's tokens and its attention's result, at places, that returns float32 tokens and
+            `following` of them.
+        """
 
 
 class TorchOperations:
@@ -228,6 +262,11 @@ class TorchOperations:
         """See `Operations.residual`."""
         return functional.leaky_relu(_normalized(x, norm) + other.float(), SLOPE).to(x.dtype)
 
+    def channel_residual(self, x: Tensor, norm: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
+        """See `Operations.channel_residual`."""
+        other = windows.movedim(1, -1) * weight
+        return self.residual(x, norm, _normalized(other, self.norm_of(self.sums(other), other[0, ..., 0].numel())))
+
     def pointwise_residual(
         self,
         x: Tensor,
@@ -260,13 +299,13 @@ class TorchOperations:
         """See `Operations.add`."""
         return tokens.float() + (x if back is None else x.index_select(1, back)).float()
 
-    def project(self, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
-        """See `Operations.project`."""
-        return projected(self, tokens, norm, fetch, layer)
+    def block_begin(self, begin: BlockBegin) -> Callable[[Tensor], Tensor]:
+        """See `Operations.block_begin`."""
+        return block_begin_by_steps(self, begin)
 
-    def finish(self, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
-        """See `Operations.finish`."""
-        return finished_block(self, tokens, x, back, end)
+    def block_end(self, end: BlockEnd, places: Tensor | None, following: BlockBegin | None) -> BlockEnding:
+        """See `Operations.block_end`."""
+        return block_end_by_steps(self, end, places, following)
 
 
 def filled_weight(weight: Tensor, channels: int) -> Tensor:
@@ -297,16 +336,25 @@ def around(weight: Tensor) -> tuple[int, ...]:
     return tuple(length // 2 for length in weight.shape[2:])
 
 
-def projected(ops: Operations, tokens: Tensor, norm: Affine, fetch: Tensor | None, layer: LinearLayer) -> Tensor:
-    """`Operations.project`, step by step."""
-    return functional.linear(ops.layer_norm(tokens, *norm, fetch), *layer)
+def block_begin_by_steps(ops: Operations, begin: BlockBegin) -> Callable[[Tensor], Tensor]:
+    """`Operations.block_begin`, step by step."""
+    return lambda tokens: functional.linear(ops.layer_norm(tokens, *begin.norm, begin.fetch), *begin.qkv)
 
 
-def finished_block(ops: Operations, tokens: Tensor, x: Tensor, back: Tensor | None, end: BlockEnd) -> Tensor:
-    """`Operations.finish`, step by step."""
-    tokens = ops.add(tokens, functional.linear(x, *end.proj), back)
-    x = functional.gelu(functional.linear(ops.layer_norm(tokens, *end.norm, None), *end.up))
-    return ops.add(tokens, functional.linear(x, *end.down), None)
+def block_end_by_steps(
+    ops: Operations, end: BlockEnd, places: Tensor | None, following: BlockBegin | None
+) -> BlockEnding:
+    """`Operations.block_end`, step by step."""
+    begin = None if following is None else block_begin_by_steps(ops, following)
+
+    def finish(tokens: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        back = None if places is None else places[: tokens.shape[1]]
+        tokens = ops.add(tokens, functional.linear(x, *end.proj), back)
+        x = functional.gelu(functional.linear(ops.layer_norm(tokens, *end.norm, None), *end.up))
+        tokens = ops.add(tokens, functional.linear(x, *end.down), None)
+        return tokens, None if begin is None else begin(tokens)
+
+    return finish
 
 
 def regions_of(table: WindowTable) -> Tensor:

@@ -11,7 +11,7 @@ from packaging.version import Version
 from torch.nn import functional
 
 from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
-from ctflow.networks.operations import BlockEnd, TorchOperations
+from ctflow.networks.operations import BlockBegin, BlockEnd, TorchOperations
 from ctflow.networks.swin_windows import window_table
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
@@ -124,6 +124,17 @@ def test_a_residual_of_the_same_shape():
     assert close(KERNELS.residual(x, norm_for(x), other), PLAIN.residual(x, norm_for(x), other))
 
 
+@pytest.mark.parametrize("size", [(3, 4, 16), (3, 4, 5)], ids=str)
+def test_a_residual_through_a_pointwise_convolution_of_one_channel(size):
+    x, windows, weight = volume(48, size), torch.randn(2, 1, *size, device=DEVICE) * 3 + 2, torch.randn(48, device=DEVICE)
+    arguments = (x, norm_for(x), windows, weight)
+    found = KERNELS.channel_residual(*arguments)
+    assert close(found, PLAIN.channel_residual(*arguments), 1e-5)
+    shares, weights = [windows.movedim(1, -1)], [weight[None]]
+    beside = PLAIN.norm_of(PLAIN.pointwise_sums(shares, weights), math.prod(size))
+    assert close(found, PLAIN.pointwise_residual(x, norm_for(x), shares, weights, beside, None), 1e-5)
+
+
 @pytest.mark.parametrize("shares", [(16,), (48, 32), (192, 192)], ids=str)
 @pytest.mark.parametrize("channels", [24, 96])
 def test_a_residual_through_a_pointwise_convolution(shares, channels):
@@ -160,29 +171,19 @@ def layer(cin: int, cout: int, *, shifted: bool = True) -> tuple[torch.Tensor, t
     return weight, torch.randn(cout, device=DEVICE) if shifted else None
 
 
-@pytest.mark.parametrize("shifted", [True, False])
-@pytest.mark.parametrize("channels", [12, 48, 192])
-def test_layers_of_normalised_tokens_at_their_places(channels, shifted):
-    tokens = torch.randn(2, 70, channels, device=DEVICE) * 3 + 1
-    norm = (torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE))
-    fetch = torch.randperm(70).repeat(2)[:90].to(DEVICE, torch.int32)
-    fetch[5] = 70  # a place of zeros
-    project = layer(channels, 3 * channels, shifted=shifted)
-    for places in (None, fetch):
-        arguments = (tokens, norm, places, project)
-        assert close(KERNELS.project(*arguments), PLAIN.project(*arguments), 1e-5)
-
-
-@pytest.mark.parametrize("channels", [12, 96, 192])
-def test_the_end_of_a_block_of_tokens(channels):
-    tokens, x = (torch.randn(2, count, channels, device=DEVICE) for count in (70, 90))
-    back = torch.randperm(90)[:70].to(DEVICE, torch.int32)
-    norm = (torch.randn(channels, device=DEVICE), torch.randn(channels, device=DEVICE))
-    proj, up, down = layer(channels, channels), layer(channels, 4 * channels), layer(4 * channels, channels)
-    end = BlockEnd(proj, norm, up, down)
-    assert close(KERNELS.finish(tokens, x, back, end), PLAIN.finish(tokens, x, back, end), 1e-5)
-    x = x[:, :70].contiguous()
-    assert close(KERNELS.finish(tokens, x, None, end), PLAIN.finish(tokens, x, None, end), 1e-5)
+@pytest.mark.parametrize("follows", [True, False])
+def test_the_end_of_a_block_of_many_channels_step_by_step(follows):
+    tokens, x = (torch.randn(2, count, 192, device=DEVICE) for count in (70, 90))
+    places = torch.randperm(90).to(DEVICE, torch.int32)
+    fetch = torch.full((90,), 70, dtype=torch.int32, device=DEVICE)  # a place of zeros
+    fetch[places[:70].long()] = torch.arange(70, dtype=torch.int32, device=DEVICE)
+    norm = (torch.randn(192, device=DEVICE), torch.randn(192, device=DEVICE))
+    begin = BlockBegin(norm, layer(192, 576, shifted=False), fetch, places)
+    end = BlockEnd(layer(192, 192), norm, layer(192, 768), layer(768, 192))
+    arguments = (end, places, begin if follows else None)
+    for found, expected in zip(KERNELS.block_end(*arguments)(tokens, x), PLAIN.block_end(*arguments)(tokens, x),
+                               strict=True):  # fmt: skip
+        assert (found is None and expected is None) or close(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize(("given", "channels"), [(1, 16), (3, 48), (16, 16)])

@@ -119,6 +119,6 @@ def test_what_networks_need_compiles_for_every_target_and_fits_it(tmp_path, chos
     found = compiled(tmp_path, wanted)
     assert len(found) == sum(len(forms) for _, forms in wanted)
     assert {name for name, *_ in found} == {target.name for target in PORTABLE}
-    assert {name for _, name, *_ in found} >= {"convolve", "attend", "finish_tokens", "upsample", "activate_head"}
+    assert {name for _, name, *_ in found} >= {"convolve", "attend", "compute_tokens", "upsample", "activate_head"}
     for row in found:
         assert row[2] <= row[3], row

@@ -21,14 +21,13 @@ from ctflow.core.volume import Size3
 from ctflow.networks.operations import (
     CHANNEL_STEP,
     EPS,
+    BlockBegin,
     BlockEnd,
     LinearLayer,
     filled_weight,
     spread_weight,
 )
 from ctflow.networks.swin_windows import columns_of_merging, is_swin_unetr, stage_sizes, stages_of, window_table
-
-_MIDDLE = 4  # of the nine neighbours of a voxel in its plane
 
 
 class _ResidualBlock:
@@ -39,7 +38,7 @@ class _ResidualBlock:
         shares: Channels of each.
         size: (D, H, W) of its input.
         ops: The operations.
-        spread: Whether its one input channel is given as `Operations.spread` does.
+        spread: Whether its one input channel is given as `Operations.spread` does, and also as it is.
     """
 
     def __init__(self, block: Any, shares: Sequence[int], size: Size3, ops: Any, *, spread: bool = False) -> None:
@@ -50,20 +49,24 @@ class _ResidualBlock:
         width = len(first)
         self.second = ops.convolution(block.conv2.conv.weight.detach(), (width,), size)
         self.beside: list[Tensor] | None = None
-        if block.downsample:
-            beside = block.conv3.conv.weight.detach().flatten(1)
-            if spread:  # the voxel itself is in the middle
-                beside = functional.pad(beside, (_MIDDLE, 0))
-            beside = filled_weight(beside, sum(shares))
+        self.channel: Tensor | None = None
+        if spread:
+            self.channel = block.conv3.conv.weight.detach().flatten().float().to(ops.device)
+        elif block.downsample:
+            beside = filled_weight(block.conv3.conv.weight.detach().flatten(1), sum(shares))
             self.beside = [
                 part.t().contiguous().to(ops.device, ops.dtype) for part in torch.split(beside, list(shares), 1)
             ]
 
-    def __call__(self, *shares: Tensor, head: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def __call__(
+        self, *shares: Tensor, head: tuple[Tensor, Tensor] | None = None, windows: Tensor | None = None
+    ) -> Tensor:
         ops = self.ops
         y, sums = self.first(shares, None)
         y, sums = self.second([y], ops.norm_of(sums, self.count))
         norm = ops.norm_of(sums, self.count)
+        if self.channel is not None:
+            return cast(Tensor, ops.channel_residual(y, norm, windows, self.channel))
         if self.beside is None:
             return cast(Tensor, ops.residual(y, norm, shares[0]))
         beside = ops.norm_of(ops.pointwise_sums(shares, self.beside), self.count)
@@ -90,7 +93,7 @@ class _UpBlock:
 
 
 class _Block:
-    """MONAI's `SwinTransformerBlock` for one size.
+    """The parts of MONAI's `SwinTransformerBlock` for one size.
 
     Args:
         block: The module.
@@ -99,12 +102,13 @@ class _Block:
     """
 
     def __init__(self, block: Any, size: Size3, ops: Any) -> None:
-        self.ops = ops
         table = window_table(size, tuple(block.window_size), tuple(block.shift_size))
-        self.fetch = self.back = None
+        fetch = places = None
         if table.pads or (table.fetch != np.arange(table.tokens)).any():
-            self.fetch, self.back = (
-                torch.from_numpy(index.astype(np.int32)).to(ops.device) for index in (table.fetch, table.back)
+            padding = np.flatnonzero(table.fetch == table.tokens)
+            fetch, places = (
+                torch.from_numpy(index.astype(np.int32)).to(ops.device)
+                for index in (table.fetch, np.concatenate([table.back, padding]))
             )
         attention, n = block.attn, math.prod(table.length)
         index = attention.relative_position_index[:n, :n].reshape(-1)
@@ -113,20 +117,17 @@ class _Block:
         scale = torch.ones(3 * attention.qkv.in_features)
         scale[: attention.qkv.in_features] = float(attention.scale)
         qkv, shift = attention.qkv.weight.detach(), attention.qkv.bias
-        self.qkv = _layer(qkv * scale[:, None], None if shift is None else shift.detach() * scale, ops)
+        qkv = _layer(qkv * scale[:, None], None if shift is None else shift.detach() * scale, ops)
         proj, up, down = (
             _layer(layer.weight.detach(), layer.bias.detach(), ops)
             for layer in (attention.proj, block.mlp.linear1, block.mlp.linear2)
         )
-        self.norm, norm = (
+        norm, second = (
             (norm.weight.detach().to(ops.device), norm.bias.detach().to(ops.device))
             for norm in (block.norm1, block.norm2)
         )
-        self.end = BlockEnd(proj, norm, up, down)
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        x = self.attend(self.ops.project(tokens, self.norm, self.fetch, self.qkv))
-        return cast(Tensor, self.ops.finish(tokens, x, self.back, self.end))
+        self.begin = BlockBegin(norm, qkv, fetch, places)
+        self.end = BlockEnd(proj, second, up, down)
 
 
 def _layer(weight: Tensor, shift: Tensor | None, ops: Any) -> LinearLayer:
@@ -144,7 +145,12 @@ class _Stage:
 
     def __init__(self, stage: Any, size: Size3, ops: Any) -> None:
         self.ops, self.size = ops, size
-        self.blocks = [_Block(block, size, ops) for block in stage.blocks]
+        blocks = [_Block(block, size, ops) for block in stage.blocks]
+        self.begin = ops.block_begin(blocks[0].begin)
+        self.blocks = [
+            (block.attend, ops.block_end(block.end, block.begin.places, following))
+            for block, following in zip(blocks, [*(block.begin for block in blocks[1:]), None], strict=True)
+        ]
         merging = stage.downsample
         columns = columns_of_merging(merging)
         self.reduction = merging.reduction.weight.detach()[:, columns].to(ops.device, ops.dtype)
@@ -154,8 +160,9 @@ class _Stage:
         )
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens)
+        qkv = self.begin(tokens)
+        for attend, finish in self.blocks:
+            tokens, qkv = finish(tokens, attend(qkv))
         return functional.linear(self.ops.merge(tokens, self.size, *self.norm), self.reduction)
 
 
@@ -200,7 +207,11 @@ class ChannelsLastSwinUNETR:
         """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
         x = self.ops.spread(windows) if windows.shape[1] == 1 else self.ops.filled(windows, self.channels)
         hidden = self._hidden(windows.movedim(1, -1).to(self.ops.dtype))
-        skips = [self.enter(x), *(block(h) for block, h in zip(self.encoders, hidden, strict=False)), hidden[3]]
+        skips = [
+            self.enter(x, windows=windows),
+            *(block(h) for block, h in zip(self.encoders, hidden, strict=False)),
+            hidden[3],
+        ]
         y = self.deepest(hidden[4])
         for up, skip in zip(self.decoders[:-1], reversed(skips[1:]), strict=True):
             y = up(y, skip)
