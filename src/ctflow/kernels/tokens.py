@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -29,7 +29,8 @@ class TokenForm:
         hidden: Of the layer in the middle of a block's end; 0 if no block ends.
         outputs: Of the projection; 0 if there is none.
         kind: "f16" or "bf16".
-        whole: Whether tokens are given in float32.
+        whole: Whether tokens are given in float32; windows are.
+        inputs: Channels of the windows whose patches are embedded; 0 if tokens are given.
         tiles: Of 16 tokens that a warp has at a time.
         warps: Of a block.
         blocks: That a multiprocessor should hold.
@@ -40,21 +41,24 @@ class TokenForm:
     outputs: int
     kind: str
     whole: bool
+    inputs: int = 0
     tiles: int = 1
     warps: int = 8
     blocks: int = 2
     held: bool = False
     degree: int = 5
     unroll: int = 1
+    unroll_outputs: int = 3
 
     @property
     def shared(self) -> int:
-        steps, outs = -(-self.channels // 16), -(-self.outputs // 16)
-        return (
-            512 * ((steps * steps + 2 * steps * self.hidden // 16 if self.hidden else 0) + steps * outs)
-            if self.held
-            else 0
+        """Bytes of shared memory of a block: all weights, if it holds them there."""
+        if not self.held:
+            return 0
+        steps, hidden, outputs, patch = (
+            -(-n // _STEP) for n in (self.channels, self.hidden, self.outputs, 8 * self.inputs)
         )
+        return 512 * steps * ((steps + 2 * hidden if hidden else 0) + patch + outputs)
 
 
 @cache
@@ -64,19 +68,21 @@ def source_of(form: TokenForm) -> str:
         "C": form.channels,
         "HIDDEN": form.hidden,
         "O": form.outputs,
+        "INPUTS": form.inputs,
+        "EMBEDS": int(form.inputs > 0),
         "FINISHES": int(form.hidden > 0),
         "PROJECTS": int(form.outputs > 0),
         "BF16": int(form.kind == "bf16"),
-        "TOKEN": "float" if form.whole else "unsigned short",
+        "WHOLE": int(form.whole),
         "TILES": form.tiles,
         "THREADS": 32 * form.warps,
         "BLOCKS": form.blocks,
-        "EPS": f"{EPS}f",
         "HELD": int(form.held),
         "DEGREE": form.degree,
         "UNROLL": form.unroll,
+        "UNROLL_OUTPUTS": form.unroll_outputs,
     }
-    return cuda_source(values, *WARP_PARTS, "tokens.cu")
+    return cuda_source(values, *WARP_PARTS, "tokens.cu", own=f"constexpr float EPS = {EPS}f;")
 
 
 def packed_layer(weight: Tensor) -> Tensor:
@@ -92,13 +98,14 @@ def packed_layer(weight: Tensor) -> Tensor:
 
 
 class TokenLayers:
-    """The end of a block, the begin of the next one, or both; see `ctflow.networks.operations.Operations.block_end`.
+    """The end of a block or an embedding, and the begin of the next block; see `networks.operations.Operations`.
 
     Args:
         ending: The end, and the places of its block.
         following: The begin.
         dtype: Of the weights.
         kernels: Launches kernels.
+        embedding: Of patches.
     """
 
     def __init__(
@@ -107,9 +114,10 @@ class TokenLayers:
         following: BlockBegin | None,
         dtype: torch.dtype,
         kernels: Kernels,
+        embedding: LinearLayer | None = None,
     ) -> None:
         self._kernels, self._kind, self._dtype = kernels, _KINDS[dtype], dtype
-        self._hidden = self._outputs = 0
+        self._hidden = self._outputs = self._inputs = 0
         self._back = self._places = None
         weights: list[Tensor] = []
         numbers: list[Tensor] = []
@@ -121,6 +129,10 @@ class TokenLayers:
             )
             weights += [proj.flatten(), torch.cat([up, down.transpose(0, 1)], 1).flatten()]
             numbers += [_added(end.proj), *end.norm, _added(end.down), _added(end.up)]
+        if embedding is not None:
+            self._inputs = embedding[0].shape[1] // 8
+            weights.append(packed_layer(embedding[0]).flatten())
+            numbers.append(_added(embedding))
         if following is not None:
             self._places, self._outputs = following.places, len(following.qkv[0])
             weights.append(packed_layer(following.qkv[0]).flatten())
@@ -133,31 +145,68 @@ class TokenLayers:
         """Whether it computes layers of so many channels."""
         return dtype in _KINDS and channels <= _MOST_CHANNELS and channels % _LEAST_CHANNELS == 0
 
-    def __call__(self, tokens: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, tokens: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T, C) and the attention's result x (B, places, C) -> float32 tokens and the projection."""
         batch, count, channels = tokens.shape
         form = form_for(channels, self._hidden, self._outputs, self._kind, whole=tokens.dtype == torch.float32)
-        out, projected, padding, places = tokens, None, 0, 0
-        if form.hidden:
-            out = torch.empty((batch, count, channels), dtype=torch.float32, device=tokens.device)
-        if form.outputs:
-            padding = 0 if self._places is None else len(self._places) - count
-            places = count + padding
-            projected = torch.empty((batch, places, form.outputs), dtype=self._dtype, device=tokens.device)
-        rows = batch * (count + padding)
-        blocks = -(-rows // (16 * form.tiles * form.warps))
-        self._kernels.cuda(
-            cuda_form(form),
-            min(blocks, self._kernels.multiprocessors * form.blocks) if form.held else blocks,
-            tokens, x, self._back, self._places, self._weights, self._numbers, out, projected,
-            batch, count, padding, 0 if x is None else x.shape[1], places,
-        )  # fmt: skip
+        out = torch.empty_like(tokens, dtype=torch.float32)
+        projected = self._projected(batch, count, tokens.device) if form.outputs else None
+        self._launch(form, (batch, count), tokens, x, out, projected, None, None, (0, 0))
         return out, projected
+
+    def begin(self, tokens: Tensor) -> Tensor:
+        """The projection of tokens."""
+        batch, count, channels = tokens.shape
+        form = form_for(channels, 0, self._outputs, self._kind, whole=tokens.dtype == torch.float32)
+        projected = self._projected(batch, count, tokens.device)
+        self._launch(form, (batch, count), tokens, None, None, projected, None, None, (0, 0))
+        return projected
+
+    def embed(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows (B, C_in, D, H, W) float32 -> tokens of their patches, the projection, and normalised tokens."""
+        batch, _, *size = windows.shape
+        d, h, w = (length // 2 for length in size)
+        channels = self._outputs // 3
+        form = replace(form_for(channels, 0, self._outputs, self._kind, whole=True), inputs=self._inputs)
+        tokens, normalized = (
+            torch.empty((batch, d * h * w, channels), dtype=self._dtype, device=windows.device) for _ in range(2)
+        )
+        projected = self._projected(batch, d * h * w, windows.device)
+        given = (windows.contiguous(), None, None, projected, tokens, normalized)
+        self._launch(form, (batch, d * h * w), *given, (h, w))
+        return tokens, projected, normalized
+
+    def _projected(self, batch: int, count: int, device: torch.device) -> Tensor:
+        places = count if self._places is None else len(self._places)
+        return torch.empty((batch, places, self._outputs), dtype=self._dtype, device=device)
+
+    def _launch(
+        self,
+        form: TokenForm,
+        shape: tuple[int, int],
+        tokens: Tensor,
+        x: Tensor | None,
+        out: Tensor | None,
+        projected: Tensor | None,
+        embedded: Tensor | None,
+        normalized: Tensor | None,
+        plane: tuple[int, int],
+    ) -> None:
+        batch, count = shape
+        places = 0 if projected is None else projected.shape[1]
+        padding = max(places - count, 0)
+        units = -(-(count + padding) // (16 * form.tiles * form.warps))
+        blocks = batch * units
+        self._kernels.cuda(
+            cuda_form(form), min(blocks, self._kernels.multiprocessors * form.blocks) if form.held else blocks,
+            tokens, x, self._back, self._places, self._weights, self._numbers, out, projected, embedded, normalized,
+            count, padding, 0 if x is None else x.shape[1], places, units, blocks, *plane,
+        )  # fmt: skip
 
 
 def form_for(channels: int, hidden: int, outputs: int, kind: str, *, whole: bool) -> TokenForm:
     """The fastest form of those tried."""
-    return TokenForm(channels, hidden, outputs, kind, whole, 1, 8, 2 if channels <= 48 else 1)
+    return TokenForm(channels, hidden, outputs, kind, whole, tiles=1, warps=8, blocks=3 if channels <= 48 else 1)
 
 
 def cuda_form(form: TokenForm) -> CudaForm:

@@ -14,13 +14,17 @@ __device__ __forceinline__ float number(const Accumulators& acc, int m, int s, i
 __device__ __forceinline__ float4 numbers_of(const Accumulators& acc, int m, int s) {
   return make_float4(number(acc, m, s, 0), number(acc, m, s, 1), number(acc, m, s, 2), number(acc, m, s, 3));
 }
+__device__ __forceinline__ void set_numbers(Accumulators& acc, int m, int s, float4 v) {
+  number(acc, m, s, 0) = v.x; number(acc, m, s, 1) = v.y;
+  number(acc, m, s, 2) = v.z; number(acc, m, s, 3) = v.w;
+}
 __device__ __forceinline__ void add_numbers(Accumulators& acc, int m, int s, float4 v) {
   number(acc, m, s, 0) += v.x; number(acc, m, s, 1) += v.y;
   number(acc, m, s, 2) += v.z; number(acc, m, s, 3) += v.w;
 }
-__device__ __forceinline__ void add_to_rows(Accumulators& acc, float4 v) {
+__device__ __forceinline__ void set_rows(Accumulators& acc, float4 v) {
   #pragma unroll
-  for (int m = 0; m < TILES; ++m) { add_numbers(acc, m, 0, v); add_numbers(acc, m, 1, v); }
+  for (int m = 0; m < TILES; ++m) { set_numbers(acc, m, 0, v); set_numbers(acc, m, 1, v); }
 }
 __device__ __forceinline__ void put_pairs(Factor& a, int m, int s, uint2 pairs) { a[m][s] = pairs.x; a[m][2 + s] = pairs.y; }
 __device__ __forceinline__ uint2 packed(float4 v) { return make_uint2(packed(v.x, v.y), packed(v.z, v.w)); }

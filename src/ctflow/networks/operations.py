@@ -123,9 +123,9 @@ class Operations(Protocol):
         """Leaky ReLU of the normalised volume plus another of the same shape."""
 
     def channel_residual(self, x: Tensor, norm: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        """The same, the other being a normalised 1 x 1 x 1 convolution of (B, 1, D, H, W) float32; (C,) float32 weights.
+        """The same, the other being a normalised 1 x 1 x 1 convolution of (B, 1, D, H, W) windows, with (C,) weights.
 
-        Its norm follows from the sums of the windows alone.
+        Both are float32. Its norm follows from the sums of the windows alone.
         """
 
     def pointwise_residual(
@@ -154,6 +154,17 @@ class Operations(Protocol):
 
     def block_begin(self, begin: BlockBegin) -> Callable[[Tensor], Tensor]:
         """From (B, tokens, C) to (B, places, 3 C) queries, keys and values."""
+
+    def embedding(self, layer: LinearLayer, begin: BlockBegin) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """From (B, C_in, D, H, W) float32 windows to tokens of patches of 2 x 2 x 2 voxels, and what follows these.
+
+        Args:
+            layer: Of the patches' numbers, (C, C_in 8).
+            begin: Of the first block.
+
+        Returns:
+            A function that returns the tokens, `begin` of them, and their layer norm without scale and shift.
+        """
 
     def block_end(self, end: BlockEnd, places: Tensor | None, following: BlockBegin | None) -> BlockEnding:
         """What follows the attention, and what precedes the next one.
@@ -303,6 +314,10 @@ class TorchOperations:
         """See `Operations.block_begin`."""
         return block_begin_by_steps(self, begin)
 
+    def embedding(self, layer: LinearLayer, begin: BlockBegin) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """See `Operations.embedding`."""
+        return embedding_by_steps(self, layer, begin)
+
     def block_end(self, end: BlockEnd, places: Tensor | None, following: BlockBegin | None) -> BlockEnding:
         """See `Operations.block_end`."""
         return block_end_by_steps(self, end, places, following)
@@ -339,6 +354,23 @@ def around(weight: Tensor) -> tuple[int, ...]:
 def block_begin_by_steps(ops: Operations, begin: BlockBegin) -> Callable[[Tensor], Tensor]:
     """`Operations.block_begin`, step by step."""
     return lambda tokens: functional.linear(ops.layer_norm(tokens, *begin.norm, begin.fetch), *begin.qkv)
+
+
+def embedding_by_steps(
+    ops: Operations, layer: LinearLayer, begin: BlockBegin
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """`Operations.embedding`, step by step."""
+    project = block_begin_by_steps(ops, begin)
+
+    def embed(windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, channels, d, h, w = windows.shape
+        split = windows.to(layer[0].dtype).reshape(batch, channels, d // 2, 2, h // 2, 2, w // 2, 2)
+        # A patch as a row: channel first, the layout of the embedding's weights.
+        patches = split.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, 8 * channels)
+        tokens = functional.linear(patches, *layer)
+        return tokens, project(tokens), ops.layer_norm(tokens, None, None, None)
+
+    return embed
 
 
 def block_end_by_steps(

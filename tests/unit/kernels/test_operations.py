@@ -126,7 +126,11 @@ def test_a_residual_of_the_same_shape():
 
 @pytest.mark.parametrize("size", [(3, 4, 16), (3, 4, 5)], ids=str)
 def test_a_residual_through_a_pointwise_convolution_of_one_channel(size):
-    x, windows, weight = volume(48, size), torch.randn(2, 1, *size, device=DEVICE) * 3 + 2, torch.randn(48, device=DEVICE)
+    x, windows, weight = (
+        volume(48, size),
+        torch.randn(2, 1, *size, device=DEVICE) * 3 + 2,
+        torch.randn(48, device=DEVICE),
+    )
     arguments = (x, norm_for(x), windows, weight)
     found = KERNELS.channel_residual(*arguments)
     assert close(found, PLAIN.channel_residual(*arguments), 1e-5)

@@ -90,10 +90,20 @@ def test_the_begin_of_a_block(kernels, channels, shift, whole):
     given = given if whole else given.to(HALF)
     begin = begin_of(channels, shift, shifted=channels != 12)
     layers = TokenLayers(None, begin, HALF, kernels)
-    same, found = layers(given, None)
-    assert same is given
+    found = layers.begin(given)
     assert found.dtype == HALF
     assert close(found, EXACT.block_begin(replace(begin, qkv=exact(begin.qkv)))(given.float()))
+
+
+@pytest.mark.parametrize(("channels", "inputs"), [(12, 1), (48, 1), (24, 3)])
+def test_the_embedding_of_patches(kernels, channels, inputs):
+    windows = torch.randn(2, inputs, *(2 * length for length in SIZE), device=DEVICE)
+    given, begin = layer(8 * inputs, channels), begin_of(channels, 1)
+    found = TokenLayers(None, begin, HALF, kernels, given).embed(windows)
+    expected = EXACT.embedding(exact(given), replace(begin, qkv=exact(begin.qkv)))(windows.to(HALF).float())
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == HALF
+        assert close(one, other)
 
 
 @pytest.mark.parametrize("follows", [True, False])
@@ -120,9 +130,9 @@ def test_what_is_not_a_number_stays_in_its_token(kernels):
     given = torch.randn(1, math.prod(SIZE), 12, device=DEVICE)
     begin = begin_of(12, 1)
     layers = TokenLayers(None, begin, HALF, kernels)
-    expected = layers(given, None)[1]
+    expected = layers.begin(given)
     given[0, 7, 3] = float("nan")
-    found = layers(given, None)[1]
+    found = layers.begin(given)
     place = int(begin.places[7])
     assert found[0, place].isnan().all()
     found[0, place] = expected[0, place]

@@ -146,7 +146,7 @@ class _Stage:
     def __init__(self, stage: Any, size: Size3, ops: Any) -> None:
         self.ops, self.size = ops, size
         blocks = [_Block(block, size, ops) for block in stage.blocks]
-        self.begin = ops.block_begin(blocks[0].begin)
+        self.begin = blocks[0].begin
         self.blocks = [
             (block.attend, ops.block_end(block.end, block.begin.places, following))
             for block, following in zip(blocks, [*(block.begin for block in blocks[1:]), None], strict=True)
@@ -159,8 +159,7 @@ class _Stage:
             merging.norm.bias.detach()[columns].to(ops.device),
         )
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        qkv = self.begin(tokens)
+    def __call__(self, tokens: Tensor, qkv: Tensor) -> Tensor:
         for attend, finish in self.blocks:
             tokens, qkv = finish(tokens, attend(qkv))
         return functional.linear(self.ops.merge(tokens, self.size, *self.norm), self.reduction)
@@ -177,14 +176,16 @@ class ChannelsLastSwinUNETR:
 
     def __init__(self, network: nn.Module, roi: Size3, ops: Any) -> None:
         net: Any = network
-        self.ops, self.roi, self.patch = ops, roi, int(net.patch_size)
+        self.ops, self.roi = ops, roi
         sizes = stage_sizes(network, roi)
         if sizes is None:
             raise ValueError("this network cannot be computed with channels last")
         self.sizes: list[Size3] = [*sizes, _halved(sizes[-1])]
         embed = net.swinViT.patch_embed.proj
-        self.embed = _layer(embed.weight.detach().flatten(1), embed.bias.detach(), ops)
         self.stages = [_Stage(stage, size, ops) for stage, size in zip(stages_of(network), sizes, strict=True)]
+        layer = _layer(embed.weight.detach().flatten(1), embed.bias.detach(), ops)
+        self.embed = ops.embedding(layer, self.stages[0].begin)
+        self.begins = [ops.block_begin(stage.begin) for stage in self.stages[1:]]
         self.normalize = bool(net.normalize)
         cin, width = embed.in_channels, embed.out_channels
         self.channels = cin + -cin % CHANNEL_STEP
@@ -206,7 +207,7 @@ class ChannelsLastSwinUNETR:
     def __call__(self, windows: Tensor) -> Tensor:
         """(B, C_in, D, H, W) float32 -> (B, C_out, D, H, W) float32 logits."""
         x = self.ops.spread(windows) if windows.shape[1] == 1 else self.ops.filled(windows, self.channels)
-        hidden = self._hidden(windows.movedim(1, -1).to(self.ops.dtype))
+        hidden = self._hidden(windows)
         skips = [
             self.enter(x, windows=windows),
             *(block(h) for block, h in zip(self.encoders, hidden, strict=False)),
@@ -217,20 +218,15 @@ class ChannelsLastSwinUNETR:
             y = up(y, skip)
         return self.decoders[-1](y, skips[0], self.head)
 
-    def _hidden(self, x: Tensor) -> list[Tensor]:
+    def _hidden(self, windows: Tensor) -> list[Tensor]:
         """The input of each stage and the last output, as volumes."""
-        batch, channels, p = len(x), x.shape[-1], self.patch
-        d, h, w = self.sizes[0]
-        # A patch as a row: channel first, the layout of the embedding's weights.
-        patches = x.reshape(batch, d, p, h, p, w, p, channels).permute(0, 1, 3, 5, 7, 2, 4, 6)
-        tokens = functional.linear(patches.reshape(batch, d * h * w, -1), *self.embed)
-        found = [tokens]
-        for stage in self.stages:
-            tokens = stage(tokens)
-            found.append(tokens)
-        if self.normalize:
-            found = [self.ops.layer_norm(tokens, None, None, None) for tokens in found]
-        return [tokens.reshape(batch, *size, -1) for tokens, size in zip(found, self.sizes, strict=True)]
+        tokens, qkv, first = self.embed(windows)
+        found = [first if self.normalize else tokens]
+        for stage, begin in zip(self.stages, [*self.begins, None], strict=True):
+            tokens = stage(tokens, qkv)
+            found.append(self.ops.layer_norm(tokens, None, None, None) if self.normalize else tokens)
+            qkv = None if begin is None else begin(tokens)
+        return [tokens.reshape(len(tokens), *size, -1) for tokens, size in zip(found, self.sizes, strict=True)]
 
 
 def _halved(size: Size3) -> Size3:
