@@ -41,6 +41,7 @@ _KEYS = 128  # the bias of an attention is filled up to a multiple of this, whic
 _QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 128, 32, 4, 3
 _COLUMNS = 128  # of a product of the upsampling
 _MOST_FUSED, _OUTPUTS = 128, 32  # channels whose leaky ReLU and head one program computes; and outputs at a time
+_MANY = 100_000  # voxels of a batch, of which enough programs remain if each computes all four pairs of places
 _NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
 _LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential is one instruction
 
@@ -115,13 +116,14 @@ class HopperOperations:
         def upsample(x: Tensor) -> Tensor:
             batch, d, h, w, k = x.shape
             out = torch.empty((batch, 2 * d, 2 * h, 2 * w, cout), dtype=x.dtype, device=x.device)
-            most = min(_power(2 * cout), _COLUMNS)
+            most, held = min(_power(2 * cout), _COLUMNS), min(_power(k), 64)
             blocks, voxels = -(-2 * cout // most), d * h * w
             rows = 128 if most <= 64 else 64  # 71 instead of 75 us a window from 64 to 32 channels at 128^3
-            grid = (-(-voxels // rows), 4 * blocks, batch)
+            pairs = 4 if k <= held and batch * voxels >= _MANY else 1
+            grid = (-(-voxels // rows), 4 // pairs * blocks, batch)
             self.kernels.triton(
                 "upsample", grid, x, kept, kept if added is None else added, out,
-                voxels, d, h, w, k, 2 * cout, blocks, added is not None, min(_power(k), 64), most, rows,
+                voxels, d, h, w, k, 2 * cout, blocks, added is not None, k <= held, pairs, held, most, rows,
                 stages=2,
             )  # fmt: skip
             return out

@@ -284,28 +284,36 @@ def spread_neighbours(x, out, V, H, W, O, CP: tl.constexpr, BV: tl.constexpr):
 @triton.jit
 def upsample(
     x, weight, added, out, V, D, H, W, K, C, BLOCKS,
-    SHIFTED: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr,
+    SHIFTED: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr,
+    KP: tl.constexpr, BC: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Transposed 2 x 2 x 2 convolution of stride 2: each voxel's products go straight to their four pairs of places.
 
-    C are the channels of a pair, which lie side by side. 8 K C FLOP and 2 K + 8 C bytes a voxel of x; weight is
-    (K, 4, C). With SHIFTED plus (C,) `added`.
+    C are the channels of a pair, which lie side by side. A program computes PAIRS of the four; where KP holds all K
+    (WHOLE) it reads its voxels once. 8 K C FLOP and 2 K + 8 C bytes a voxel of x; weight is (K, 4, C). With SHIFTED
+    plus (C,) `added`.
     """
-    place, b = tl.program_id(1) // BLOCKS, tl.program_id(2)
+    first, b = tl.program_id(1) // BLOCKS * PAIRS, tl.program_id(2)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
     k, c = tl.arange(0, KP), tl.program_id(1) % BLOCKS * BC + tl.arange(0, BC)
-    total = tl.zeros((BV, BC), tl.float32)
-    for start in range(0, K, KP):
-        row = start + k
-        at = (b * V + v[:, None]).to(tl.int64) * K + row[None, :]
-        a = tl.load(x + at, mask=(v < V)[:, None] & (row < K)[None, :], other=0.0)
-        at = (row[:, None] * 4 + place) * C + c[None, :]
-        m = tl.load(weight + at, mask=(row < K)[:, None] & (c < C)[None, :], other=0.0)
-        total += tl.dot(a, m, input_precision="ieee")
-    if SHIFTED:
-        total += tl.load(added + c, mask=c < C, other=0.0)[None, :]
     d, h, w = v // (H * W), v // W % H, v % W
-    at = ((b * 2 * D + 2 * d + place // 2) * 2 * H + 2 * h + place % 2).to(tl.int64) * W + w
-    tl.store(
-        out + at[:, None] * C + c[None, :], total.to(out.dtype.element_ty), mask=(v < V)[:, None] & (c < C)[None, :]
-    )
+    mask = (v < V)[:, None] & (c < C)[None, :]
+    rows = (b * V + v[:, None]).to(tl.int64) * K
+    a = tl.load(x + rows + k[None, :], mask=(v < V)[:, None] & (k < K)[None, :], other=0.0)
+    for place in tl.static_range(PAIRS):
+        pair = first + place
+        m = tl.load(
+            weight + (k[:, None] * 4 + pair) * C + c[None, :], mask=(k < K)[:, None] & (c < C)[None, :], other=0.0
+        )
+        total = tl.dot(a, m, input_precision="ieee")
+        if not WHOLE:
+            for start in range(KP, K, KP):
+                row = start + k
+                e = tl.load(x + rows + row[None, :], mask=(v < V)[:, None] & (row < K)[None, :], other=0.0)
+                at = (row[:, None] * 4 + pair) * C + c[None, :]
+                m = tl.load(weight + at, mask=(row < K)[:, None] & (c < C)[None, :], other=0.0)
+                total += tl.dot(e, m, input_precision="ieee")
+        if SHIFTED:
+            total += tl.load(added + c, mask=c < C, other=0.0)[None, :]
+        at = ((b * 2 * D + 2 * d + pair // 2) * 2 * H + 2 * h + pair % 2).to(tl.int64) * W + w
+        tl.store(out + at[:, None] * C + c[None, :], total.to(out.dtype.element_ty), mask=mask)
