@@ -5,6 +5,7 @@ On a Hopper GPU with its own kernels and with those of all other GPUs.
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from ctflow.engines import fused
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
+from ctflow.kernels.attention import WindowAttention
+from ctflow.kernels.launch import GpuKernels
 from ctflow.networks.build import network_from_model, network_from_spec
+from ctflow.networks.operations import TorchOperations
+from ctflow.networks.swin_windows import window_table
 from model_support import small_model
 
 pytestmark = [
@@ -153,6 +158,35 @@ def test_kernels_and_strides_that_differ_between_axes(name):
     windows = torch.rand(4, 1, 32, 32, 32, device=DEVICE)
     assert error_of(engine.predict(windows), strict(model, windows, folded=False)) <= UNET_TOLERANCE["fp16"]
     engine.close()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("size", "window", "shift", "heads", "width"),
+    [((14, 14, 14), 7, 0, 3, 16), ((14, 15, 9), 7, 3, 3, 16), ((6, 6, 6), 7, 3, 24, 16), ((9, 10, 11), 4, 2, 2, 12),
+     ((6, 7, 8), 3, 1, 5, 8), ((4, 4, 4), 2, 1, 1, 4), ((16, 8, 8), 8, 0, 2, 16)],
+    ids=str,
+)  # fmt: skip
+def test_attention_within_windows_is_that_of_fp32(size, window, shift, heads, width, precision):
+    """One kernel alone, in memory that held NaN before."""
+    dtype, worst = {"fp16": (torch.float16, 3e-3), "bf16": (torch.bfloat16, 2e-2)}[precision]
+    target = fused.target_for(DEVICE)
+    table = window_table(size, (window,) * 3, (shift,) * 3)
+    n = math.prod(table.length)
+    if not WindowAttention.takes(n, width, dtype, target):
+        pytest.skip("windows too large for this GPU's shared memory")
+    bias = torch.randn(heads, n, n) * 2
+    kernel = WindowAttention(bias, table, width, dtype, DEVICE, GpuKernels(DEVICE, target=target))
+    reference = TorchOperations(torch.float32, DEVICE).attention(bias, table, width)
+    for batch in (1, 3):
+        qkv = torch.randn(batch, len(table.fetch), 3 * heads * width, device=DEVICE).to(dtype)
+        torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
+        try:
+            found = kernel(qkv)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert error_of(found.float(), reference(qkv.float())) <= worst
+        assert torch.equal(kernel(qkv), found)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
+from ctflow.kernels.attention import TritonAttention, WindowAttention
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.gathered_convolution import GatheredConvolution
 from ctflow.kernels.launch import Kernels
@@ -29,21 +30,15 @@ from ctflow.networks.operations import (
     block_begin_by_steps,
     block_end_by_steps,
     embedding_by_steps,
-    regions_of,
     upsampling_by_torch,
 )
-from ctflow.networks.swin_windows import MASKED, WindowTable
+from ctflow.networks.swin_windows import WindowTable
 
 _TILE = 4096  # numbers that one program of a pointwise kernel holds
 _PARTS = 1056  # programs of a sum: eight for each multiprocessor of an H200
-_KEYS = 128  # the bias of an attention is filled up to a multiple of this, which the blocks below divide
-# Best of some 30 tried on an H200: 0.10 ms a window image for 343 windows of 343 tokens and 3 heads; the worst 1.0.
-_QUERY_BLOCK, _KEY_BLOCK, _WARPS, _STAGES = 128, 32, 4, 3
 _COLUMNS = 128  # of a product of the upsampling
 _MOST_FUSED, _OUTPUTS = 128, 32  # channels whose leaky ReLU and head one program computes; and outputs at a time
 _MANY = 100_000  # voxels of a batch, of which enough programs remain if each computes all four pairs of places
-_NEVER = -30000.0  # score of a key that fills up the last block; float16 holds it
-_LOG2E = math.log2(math.e)  # scores are logarithms to base 2: that exponential is one instruction
 
 
 class HopperOperations:
@@ -130,9 +125,11 @@ class HopperOperations:
 
         return upsample
 
-    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
-        """Blocks of queries against blocks of keys; scores are never stored."""
-        return _AttentionKernel(bias, table, heads, self)
+    def attention(self, bias: Tensor, table: WindowTable, width: int) -> Attention:
+        """Our CUDA kernel where it takes the window and the head, else Triton's; scores are never stored."""
+        if WindowAttention.takes(bias.shape[-1], width, self.dtype, self.kernels.target):
+            return WindowAttention(bias, table, width, self.dtype, self.device, self.kernels)
+        return TritonAttention(bias, table, width, self.dtype, self.device, self.kernels)
 
     def norm_of(self, sums: Tensor, count: int, affine: Affine | None = None) -> Tensor:
         """See `Operations.norm_of`."""
@@ -334,36 +331,6 @@ class HopperOperations:
             z, norm, x, w, y, other, beside, *(head or (norm, norm)), out, voxels, channels, x.shape[-1], y.shape[-1],
             outputs, per, len(shares) > 1, head is not None,
             _power(x.shape[-1]), _power(y.shape[-1]), _power(channels), rows, stages=4 - len(shares),
-        )  # fmt: skip
-        return out
-
-
-class _AttentionKernel:
-    """`token_kernels.attend` over one table of windows."""
-
-    def __init__(self, bias: Tensor, table: WindowTable, heads: int, ops: HopperOperations) -> None:
-        n = bias.shape[-1]
-        self.kernels = ops.kernels
-        self.n, self.heads = n, heads
-        self.held = -(-n // _KEYS) * _KEYS
-        filled = functional.pad(bias.float() * _LOG2E, (0, self.held - n, 0, self.held - n), value=_NEVER)
-        # A score adds to products of float16 numbers; bfloat16 would be too coarse for it.
-        self.bias = filled.to(ops.device, torch.float32 if ops.dtype == torch.float32 else torch.float16).contiguous()
-        regions = regions_of(table)
-        masked = regions.any(dim=1)
-        self.masked_from = int(table.counts[0]) if masked.any() else len(regions)
-        self.regions = regions.to(ops.device)
-
-    def __call__(self, qkv: Tensor) -> Tensor:
-        batch, places, channels = qkv.shape
-        windows, width = places // self.n, channels // 3 // self.heads
-        out = torch.empty((batch, places, channels // 3), dtype=qkv.dtype, device=qkv.device)
-        queries = min(_QUERY_BLOCK, _power(self.n))
-        self.kernels.triton(
-            "attend", (batch * windows, self.heads, -(-self.n // queries)),
-            qkv, self.bias, self.regions, out, windows, self.heads, self.masked_from, MASKED * _LOG2E,
-            self.n, self.held, width, _power(width), queries, min(_KEY_BLOCK, _power(self.n)),
-            warps=_WARPS, stages=_STAGES,
         )  # fmt: skip
         return out
 

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 NOTHING = tl.constexpr(-1e30)  # a score below every other
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -88,8 +87,8 @@ def attend(
 ):  # fmt: skip
     """BM queries of one head in one window: softmax(q k' + bias [+ MASKED]) v, over BN keys at a time.
 
-    Scores are logarithms to base 2: bias and MASKED come multiplied by log2(e). The bias is (HEADS, NP, NP), its
-    columns beyond N so small that their keys do not count. Windows before MASKED_FROM have one region only.
+    Scores are logarithms to base 2: queries, bias and MASKED come multiplied by log2(e). The bias is (HEADS, NP, NP),
+    its columns beyond N so small that their keys do not count. Windows before MASKED_FROM have one region only.
 
     4 N^2 WIDTH FLOP and N^2 exponentials a head and window; the bias is read from the L2 cache.
     """
@@ -110,7 +109,7 @@ def attend(
         keys = tl.load(base + C + at, mask=(j < N)[:, None] & whole, other=0.0)
         values = tl.load(base + 2 * C + at, mask=(j < N)[:, None] & whole, other=0.0)
         scores = tl.dot(q, tl.trans(keys), input_precision="ieee")
-        scores = scores * LOG2E + tl.load(bias + (head * NP + i[:, None]) * NP + j[None, :]).to(tl.float32)
+        scores += tl.load(bias + (head * NP + i[:, None]) * NP + j[None, :]).to(tl.float32)
         if masked:
             others = tl.load(regions + window * N + j, mask=j < N, other=0)
             scores = tl.where(own[:, None] == others[None, :], scores, scores + MASKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,7 @@ from ctflow.networks.swin_windows import MASKED, WindowTable
 CHANNEL_STEP = 16  # input channels are padded with zeros to a multiple of this, which one matrix instruction takes
 EPS = 1e-5  # of every norm
 SLOPE = 0.01  # of every leaky ReLU
+LOG2E = math.log2(math.e)  # queries come multiplied by it: an exponential to base 2 is one instruction of a GPU
 
 Affine = tuple[Tensor, Tensor]  # (C,) float32 scale and shift of a norm
 LinearLayer = tuple[Tensor, "Tensor | None"]  # (C_out, C_in) weights and (C_out,) shift
@@ -28,7 +30,7 @@ class Attention(Protocol):
     """Attention within windows, prepared for one table of windows."""
 
     def __call__(self, qkv: Tensor) -> Tensor:
-        """(B, windows * n, 3 C) queries, keys and values, heads side by side -> (B, windows * n, C)."""
+        """(B, windows * n, 3 C) queries times `LOG2E`, keys and values, heads side by side -> (B, windows * n, C)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,11 @@ class Operations(Protocol):
     def upsampling(self, weight: Tensor, shift: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """A transposed convolution with the stride of its kernel: (C_in, C_out, kd, kh, kw) weights, (C_out,) shift."""
 
-    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
-        """Attention with (heads, n, n) `bias`; keys of another region than the query get `MASKED` added."""
+    def attention(self, bias: Tensor, table: WindowTable, width: int) -> Attention:
+        """Attention of heads of `width` channels with (heads, n, n) `bias`.
+
+        Keys of another region than the query get `MASKED` added.
+        """
 
     def norm_of(self, sums: Tensor, count: int, affine: Affine | None = None) -> Tensor:
         """The instance norm of `count` voxels from their sums, and then its own scale and shift, if it has these."""
@@ -226,17 +231,17 @@ class TorchOperations:
         """See `Operations.upsampling`."""
         return upsampling_by_torch(weight.to(self.device, self.dtype), shift)
 
-    def attention(self, bias: Tensor, table: WindowTable, heads: int) -> Attention:
+    def attention(self, bias: Tensor, table: WindowTable, width: int) -> Attention:
         """See `Operations.attention`."""
         added, regions = bias.to(self.device), regions_of(table).to(self.device)
-        n = bias.shape[-1]
+        heads, n, _ = bias.shape
 
         def attend(qkv: Tensor) -> Tensor:
             batch, places, channels = qkv.shape
-            split = qkv.reshape(batch, places // n, n, 3, heads, channels // 3 // heads)
+            split = qkv.reshape(batch, places // n, n, 3, heads, width)
             q, k, v = split.permute(3, 0, 1, 4, 2, 5).float()
             mask = (regions[:, None, :, None] != regions[:, None, None, :]).float() * MASKED
-            seen: Tensor = torch.softmax(q @ k.transpose(-1, -2) + added + mask, -1) @ v
+            seen: Tensor = torch.softmax(q @ k.transpose(-1, -2) / LOG2E + added + mask, -1) @ v
             return seen.transpose(2, 3).reshape(batch, places, channels // 3).to(qkv.dtype)
 
         return attend

@@ -301,11 +301,11 @@ def test_its_kernels_are_listed_without_a_gpu(compiled):
     """The network is run on torch's device without memory: every batch up to the largest that `auto` times."""
     fused.compile_cubins(request_of(), model_of("SwinUNETR", SWIN))
     names = {form.name for form in compiled[0]}
-    tokens = {"attend", "compute_tokens", "merge_tokens", "normalize_tokens"}
+    tokens = {"attend_windows", "compute_tokens", "merge_tokens", "normalize_tokens"}
     assert tokens | {"add_channel", "norm_from_sums", "spread_neighbours", "upsample"} <= names
     few = {form.key for form in compiled[0]}
     fused.compile_cubins(request_of(precision="bf16"), model_of("SwinUNETR", SWIN))
-    assert few.isdisjoint(form.key for form in compiled[1] if form.name == "attend")
+    assert few.isdisjoint(form.key for form in compiled[1] if form.name == "attend_windows")
 
 
 @pytest.mark.parametrize("multiprocessors", [132, 114, 78, 100])

@@ -223,15 +223,15 @@ def test_attention_within_windows(size, window, shift, heads, width):
     n, windows = math.prod(table.length), sum(table.counts)
     bias = torch.randn(heads, n, n) * 3
     qkv = torch.randn(2, windows * n, 3 * heads * width, device=DEVICE) * 2
-    found = KERNELS.attention(bias, table, heads)(qkv)
-    assert close(found, PLAIN.attention(bias, table, heads)(qkv), 1e-5)
+    found = KERNELS.attention(bias, table, width)(qkv)
+    assert close(found, PLAIN.attention(bias, table, width)(qkv), 1e-5)
 
 
 def test_attention_with_large_scores_neither_overflows_nor_dilutes():
     table = window_table((4, 4, 4), (4, 4, 4), (0, 0, 0))
     qkv = torch.randn(1, 64, 48, device=DEVICE) * 30
-    found = KERNELS.attention(torch.zeros(1, 64, 64), table, 1)(qkv)
-    assert close(found, PLAIN.attention(torch.zeros(1, 64, 64), table, 1)(qkv), 1e-4)
+    found = KERNELS.attention(torch.zeros(1, 64, 64), table, 16)(qkv)
+    assert close(found, PLAIN.attention(torch.zeros(1, 64, 64), table, 16)(qkv), 1e-4)
 
 
 @pytest.mark.parametrize(("cin", "cout", "size"), [(48, 24, (3, 4, 5)), (160, 96, (2, 1, 3))], ids=str)

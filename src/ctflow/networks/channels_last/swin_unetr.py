@@ -21,6 +21,7 @@ from ctflow.core.volume import Size3
 from ctflow.networks.operations import (
     CHANNEL_STEP,
     EPS,
+    LOG2E,
     BlockBegin,
     BlockEnd,
     LinearLayer,
@@ -113,9 +114,10 @@ class _Block:
         attention, n = block.attn, math.prod(table.length)
         index = attention.relative_position_index[:n, :n].reshape(-1)
         bias = attention.relative_position_bias_table.detach()[index].reshape(n, n, -1).permute(2, 0, 1).contiguous()
-        self.attend = ops.attention(bias, table, attention.num_heads)
-        scale = torch.ones(3 * attention.qkv.in_features)
-        scale[: attention.qkv.in_features] = float(attention.scale)
+        channels = attention.qkv.in_features
+        self.attend = ops.attention(bias, table, channels // attention.num_heads)
+        scale = torch.ones(3 * channels)
+        scale[:channels] = float(attention.scale) * LOG2E
         qkv, shift = attention.qkv.weight.detach(), attention.qkv.bias
         qkv = _layer(qkv * scale[:, None], None if shift is None else shift.detach() * scale, ops)
         proj, up, down = (
