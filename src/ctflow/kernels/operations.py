@@ -281,7 +281,7 @@ class HopperOperations:
 
     def block_end(self, end: BlockEnd, places: Tensor | None, following: BlockBegin | None) -> BlockEnding:
         """See `Operations.block_end`."""
-        if not TokenLayers.takes(len(end.norm[0]), self.dtype):
+        if not TokenLayers.takes(len(end.norm[0]), self.dtype, len(end.up[0])):
             return block_end_by_steps(self, end, places, following)
         return TokenLayers((end, places), following, self.dtype, self.kernels)
 

@@ -3,7 +3,7 @@
 // block (PROJECTS).
 //
 // A warp has 16 TILES tokens, from the first load to the last store in its registers (warp.cuh). Weights are the same for all warps,
-// which find them in the L1 cache or, with HELD, in shared memory.
+// which find them in the L1 cache; from shared memory they came no sooner.
 //
 // FLOP: 2 C (C + 2 HIDDEN) a token to finish it, 2 C O to project it. Bytes a token: 10 C to finish it (8 C if tokens are in half
 // precision) and 2 O to project it.
@@ -12,7 +12,7 @@
 
 constexpr int STEPS = (C + 15) / 16, PATCH_STEPS = EMBEDS ? (8 * INPUTS + 15) / 16 : 0, HIDDEN_STEPS = FINISHES ? HIDDEN / 16 : 0, OUTPUT_STEPS = PROJECTS ? (O + 15) / 16 : 0;
 // Where packed weights and float32 numbers begin: blocks of 16 x 16 weights, four numbers at a time.
-constexpr int UP = STEPS * STEPS, QKV = FINISHES ? UP + 2 * STEPS * HIDDEN_STEPS : STEPS * PATCH_STEPS, WEIGHTS = QKV + STEPS * OUTPUT_STEPS;
+constexpr int UP = STEPS * STEPS, QKV = FINISHES ? UP + 2 * STEPS * HIDDEN_STEPS : STEPS * PATCH_STEPS;
 constexpr int PROJ_ADDED = 0 /* or that of the embedding */, SCALE = PROJ_ADDED + STEPS * 4, SHIFT = SCALE + STEPS * 4, DOWN_ADDED = SHIFT + STEPS * 4,
     UP_ADDED = DOWN_ADDED + STEPS * 4, NEXT_SCALE = FINISHES ? UP_ADDED + HIDDEN_STEPS * 4 : EMBEDS ? STEPS * 4 : 0, NEXT_SHIFT = NEXT_SCALE + STEPS * 4,
     QKV_ADDED = NEXT_SHIFT + STEPS * 4;
@@ -23,21 +23,10 @@ using Token = float;
 using Token = unsigned short;  // the bits of a half
 #endif
 
-#if HELD
-extern __shared__ uint4 held[];
-#define WEIGHT(at) (*(at))
-#else
-#define WEIGHT(at) __ldg(at)
-#endif
-
 // x Phi(x) = max(x, 0) - |x| Phi(-|x|), with a polynomial for log2 Phi(-|x|): less than 1e-6 from it, and falling beyond every x.
 __device__ __forceinline__ float gelu(float x) {
-#if DEGREE == 3
-  float t = fabsf(x), log = fmaf(fmaf(fmaf(-0.024885619f, t, -0.49882007f), t, -1.1292460f), t, -1.0035317f);
-#else
   float t = fabsf(x), log = fmaf(fmaf(-0.00047330928f, t, 0.0070845569f), t, -0.051827382f);
   log = fmaf(fmaf(fmaf(log, t, -0.45999244f), t, -1.1507878f), t, -1.0000377f);
-#endif
   return fmaf(-t, power_of_two(log), fmaxf(x, 0.f));
 }
 
@@ -108,119 +97,110 @@ __device__ __forceinline__ uint2 patch_of(const float* windows, int b, int n, in
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) compute_tokens(
     const Token* tokens, const unsigned short* x, const int* back, const int* to, const uint4* weights, const float4* numbers,
     float* out, unsigned short* projected, unsigned short* embedded, unsigned short* normalized, int count, int pads, int seen,
-    int places, int units, int all, int height, int width) {
+    int places, int units, int height, int width) {
   const int lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4;
-#if HELD
-  for (int k = threadIdx.x; k < WEIGHTS * LANES; k += THREADS) held[k] = weights[k];
-  __syncthreads();
-  const uint4* all_weights = held + lane;
-#else
-  const uint4* all_weights = weights + lane;
-#endif
+  const uint4* w = weights + lane;
   numbers += q;
-  for (int unit = blockIdx.x; unit < all; unit += gridDim.x) {
-    const int b = unit / units, first = ((unit - b * units) * WARPS + threadIdx.x / LANES) * 16 * TILES + g;
-    const uint4* w = all_weights;
-    uint32_t at[TILES][2], place[TILES][2];  // of a token in tokens and out, of its projection
-    bool real[TILES][2], stored[TILES][2];
-    Accumulators y[STEPS];
-    Factor h[STEPS];
+  const int b = blockIdx.x / units, first = (blockIdx.x % units * WARPS + threadIdx.x / LANES) * 16 * TILES + g;
+  uint32_t at[TILES][2], place[TILES][2];  // of a token in tokens and out, of its projection
+  bool real[TILES][2], stored[TILES][2];
+  Accumulators y[STEPS];
+  Factor h[STEPS];
+  #pragma unroll
+  for (int m = 0; m < TILES; ++m)
+    #pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const int n = first + 16 * m + 8 * s;
+      stored[m][s] = n < count + pads;
+      real[m][s] = n < count;
+      at[m][s] = (b * count + n) * C + 4 * q;
+      if (PROJECTS) place[m][s] = (b * places + (stored[m][s] && to ? __ldg(to + n) : n)) * O + 4 * q;
+      const uint32_t from = FINISHES ? (b * seen + (real[m][s] && back ? __ldg(back + n) : n)) * C + 4 * q : 0;
+      #pragma unroll
+      for (int j = 0; j < STEPS; ++j) {
+        const bool here = real[m][s] && holds(j, q);
+        if (!EMBEDS) set_numbers(y[j], m, s, here ? loaded(tokens + at[m][s] + 16 * j) : make_float4(0.f, 0.f, 0.f, 0.f));
+        if (FINISHES) put_pairs(h[j], m, s, here ? loaded_once((const uint2*)(x + from + 16 * j)) : make_uint2(0, 0));
+      }
+    }
+#if FINISHES
+  #pragma unroll
+  for (int j = 0; j < STEPS; ++j) {
+    const float4 added = __ldg(numbers + PROJ_ADDED + 4 * j);
+    #pragma unroll
+    for (int m = 0; m < TILES; ++m) { add_numbers(y[j], m, 0, added); add_numbers(y[j], m, 1, added); }
+    #pragma unroll
+    for (int i = 0; i < STEPS; ++i, w += LANES) multiply_block(y[j], h[i], __ldg(w));
+  }
+  normalize(h, y, numbers + SCALE, numbers + SHIFT, q, real, [](int, int, int, float4) {});
+  const float4* up_added = numbers + UP_ADDED;
+  #pragma unroll 1
+  for (int k = 0; k < HIDDEN_STEPS; ++k, up_added += 4, w += 2 * STEPS * LANES) {
+    Accumulators u;
+    Factor a;
+    set_rows(u, __ldg(up_added));
+    #pragma unroll
+    for (int i = 0; i < STEPS; ++i) multiply_block(u, h[i], __ldg(w + i * LANES));
     #pragma unroll
     for (int m = 0; m < TILES; ++m)
       #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        const int n = first + 16 * m + 8 * s;
-        stored[m][s] = n < count + pads;
-        real[m][s] = n < count;
-        at[m][s] = (b * count + n) * C + 4 * q;
-        if (PROJECTS) place[m][s] = (b * places + (stored[m][s] && to ? __ldg(to + n) : n)) * O + 4 * q;
-        const uint32_t from = FINISHES ? (b * seen + (real[m][s] && back ? __ldg(back + n) : n)) * C + 4 * q : 0;
-        #pragma unroll
-        for (int j = 0; j < STEPS; ++j) {
-          const bool here = real[m][s] && holds(j, q);
-          if (!EMBEDS) set_numbers(y[j], m, s, here ? loaded(tokens + at[m][s] + 16 * j) : make_float4(0.f, 0.f, 0.f, 0.f));
-          if (FINISHES) put_pairs(h[j], m, s, here ? loaded_once((const uint2*)(x + from + 16 * j)) : make_uint2(0, 0));
-        }
+        float4 v = numbers_of(u, m, s);
+        put_pairs(a, m, s, packed(make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w))));
       }
-#if FINISHES
     #pragma unroll
-    for (int j = 0; j < STEPS; ++j) {
-      const float4 added = __ldg(numbers + PROJ_ADDED + 4 * j);
-      #pragma unroll
-      for (int m = 0; m < TILES; ++m) { add_numbers(y[j], m, 0, added); add_numbers(y[j], m, 1, added); }
-      #pragma unroll
-      for (int i = 0; i < STEPS; ++i, w += LANES) multiply_block(y[j], h[i], WEIGHT(w));
-    }
-    normalize(h, y, numbers + SCALE, numbers + SHIFT, q, real, [](int, int, int, float4) {});
-    const float4* up_added = numbers + UP_ADDED;
-    #pragma unroll UNROLL
-    for (int k = 0; k < HIDDEN_STEPS; ++k, up_added += 4, w += 2 * STEPS * LANES) {
-      Accumulators u;
-      Factor a;
-      set_rows(u, __ldg(up_added));
-      #pragma unroll
-      for (int i = 0; i < STEPS; ++i) multiply_block(u, h[i], WEIGHT(w + i * LANES));
-      #pragma unroll
-      for (int m = 0; m < TILES; ++m)
-        #pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          float4 v = numbers_of(u, m, s);
-          put_pairs(a, m, s, packed(make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w))));
-        }
-      #pragma unroll
-      for (int j = 0; j < STEPS; ++j) multiply_block(y[j], a, WEIGHT(w + (STEPS + j) * LANES));
-    }
+    for (int j = 0; j < STEPS; ++j) multiply_block(y[j], a, __ldg(w + (STEPS + j) * LANES));
+  }
+  #pragma unroll
+  for (int j = 0; j < STEPS; ++j) {
+    const float4 added = __ldg(numbers + DOWN_ADDED + 4 * j);
     #pragma unroll
-    for (int j = 0; j < STEPS; ++j) {
-      const float4 added = __ldg(numbers + DOWN_ADDED + 4 * j);
+    for (int m = 0; m < TILES; ++m)
       #pragma unroll
-      for (int m = 0; m < TILES; ++m)
-        #pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          add_numbers(y[j], m, s, added);
-          if (real[m][s] && holds(j, q)) *(float4*)(out + at[m][s] + 16 * j) = numbers_of(y[j], m, s);
-        }
-    }
+      for (int s = 0; s < 2; ++s) {
+        add_numbers(y[j], m, s, added);
+        if (real[m][s] && holds(j, q)) *(float4*)(out + at[m][s] + 16 * j) = numbers_of(y[j], m, s);
+      }
+  }
 #endif
 #if EMBEDS
-    Factor patch[PATCH_STEPS];
+  Factor patch[PATCH_STEPS];
+  #pragma unroll
+  for (int m = 0; m < TILES; ++m)
+    #pragma unroll
+    for (int s = 0; s < 2; ++s)
+      #pragma unroll
+      for (int i = 0; i < PATCH_STEPS; ++i)
+        put_pairs(patch[i], m, s, real[m][s] ? patch_of(tokens, b, first + 16 * m + 8 * s, i, q, count, height, width) : make_uint2(0, 0));
+  #pragma unroll
+  for (int j = 0; j < STEPS; ++j) {
+    set_rows(y[j], __ldg(numbers + PROJ_ADDED + 4 * j));
+    #pragma unroll
+    for (int i = 0; i < PATCH_STEPS; ++i, w += LANES) multiply_block(y[j], patch[i], __ldg(w));
     #pragma unroll
     for (int m = 0; m < TILES; ++m)
       #pragma unroll
       for (int s = 0; s < 2; ++s)
-        #pragma unroll
-        for (int i = 0; i < PATCH_STEPS; ++i)
-          put_pairs(patch[i], m, s, real[m][s] ? patch_of(tokens, b, first + 16 * m + 8 * s, i, q, count, height, width) : make_uint2(0, 0));
-    #pragma unroll
-    for (int j = 0; j < STEPS; ++j) {
-      set_rows(y[j], __ldg(numbers + PROJ_ADDED + 4 * j));
-      #pragma unroll
-      for (int i = 0; i < PATCH_STEPS; ++i, w += LANES) multiply_block(y[j], patch[i], WEIGHT(w));
-      #pragma unroll
-      for (int m = 0; m < TILES; ++m)
-        #pragma unroll
-        for (int s = 0; s < 2; ++s)
-          if (real[m][s] && holds(j, q)) *(uint2*)(embedded + at[m][s] + 16 * j) = packed(numbers_of(y[j], m, s));
-    }
+        if (real[m][s] && holds(j, q)) *(uint2*)(embedded + at[m][s] + 16 * j) = packed(numbers_of(y[j], m, s));
+  }
 #endif
 #if PROJECTS
-    normalize(h, y, numbers + NEXT_SCALE, numbers + NEXT_SHIFT, q, real, [&](int j, int m, int s, float4 v) {
-      if (EMBEDS && real[m][s] && holds(j, q)) *(uint2*)(normalized + at[m][s] + 16 * j) = packed(v);
-    });
-    const float4* qkv_added = numbers + QKV_ADDED;
-    #pragma unroll UNROLL_OUTPUTS
-    for (int k = 0; k < OUTPUT_STEPS; ++k, qkv_added += 4, w += STEPS * LANES) {
-      Accumulators u;
-      set_rows(u, __ldg(qkv_added));
+  normalize(h, y, numbers + NEXT_SCALE, numbers + NEXT_SHIFT, q, real, [&](int j, int m, int s, float4 v) {
+    if (EMBEDS && real[m][s] && holds(j, q)) *(uint2*)(normalized + at[m][s] + 16 * j) = packed(v);
+  });
+  const float4* qkv_added = numbers + QKV_ADDED;
+  #pragma unroll 3
+  for (int k = 0; k < OUTPUT_STEPS; ++k, qkv_added += 4, w += STEPS * LANES) {
+    Accumulators u;
+    set_rows(u, __ldg(qkv_added));
+    #pragma unroll
+    for (int i = 0; i < STEPS; ++i) multiply_block(u, h[i], __ldg(w + i * LANES));
+    #pragma unroll
+    for (int m = 0; m < TILES; ++m)
       #pragma unroll
-      for (int i = 0; i < STEPS; ++i) multiply_block(u, h[i], WEIGHT(w + i * LANES));
-      #pragma unroll
-      for (int m = 0; m < TILES; ++m)
-        #pragma unroll
-        for (int s = 0; s < 2; ++s)
-          if (stored[m][s] && (O % 16 == 0 || 16 * k + 4 * q < O))
-            *(uint2*)(projected + place[m][s] + 16 * k) = packed(numbers_of(u, m, s));
-    }
-#endif
+      for (int s = 0; s < 2; ++s)
+        if (stored[m][s] && (O % 16 == 0 || 16 * k + 4 * q < O))
+          *(uint2*)(projected + place[m][s] + 16 * k) = packed(numbers_of(u, m, s));
   }
+#endif
 }
