@@ -24,8 +24,9 @@ _TILE_W = 8
 _MOST_SHARED = 232448  # bytes of shared memory that a block may have
 _GROUPS = 2  # warp groups that multiply: a thread of three would lack registers for two sets of sums
 # Of a thread that multiplies or loads. A block of 384 threads starts with 168 each, and shares out no more than these.
-_REGISTERS, _LOADER_REGISTERS = 200, 104
-_MOST_STAGES, _LEAST_STAGES = 6, 3  # planes of the input that are held
+_REGISTERS, _LOADER_REGISTERS = 216, 72
+# Planes of the input that are held, and turns whose values are being loaded: the first that fit.
+_HELD = ((4, 4), (4, 3), (3, 3), (3, 2), (3, 1))
 _PROMOTE = 4  # products of 32 channels between two additions in float32: 128 of one sum
 _LEAST_INPUTS = 32  # the first layer has fewer, and keeps half precision
 _MOST_OUTPUTS = 48  # channels; more need the registers of a third group
@@ -37,21 +38,30 @@ def steps_of(cin: int) -> int:
     return -(-9 * cin // (2 * PIECE))
 
 
-def fp8_planes(cin: int, cout: int) -> int:
-    """How many planes of the input are held; 0 if not even the fewest fit a multiprocessor."""
-    fitting = (count for count in range(_MOST_STAGES, _LEAST_STAGES - 1, -1)
-               if _bytes_with(cin, cout, count) <= _MOST_SHARED)  # fmt: skip
-    return next(fitting, 0)
+def pieces_together(share: int) -> int:
+    """Pieces of a voxel that are loaded in a turn; as in the source."""
+    return next(count for count in (3, 2, 1) if share % (count * PIECE) == 0)
 
 
-def fp8_shared_bytes(cin: int, cout: int) -> int:
-    """Shared memory of a block: weights, planes, norm, factors, sums and barriers."""
-    return _bytes_with(cin, cout, fp8_planes(cin, cout))
+def fp8_held(cin: int, cout: int, shares: int) -> tuple[int, int] | None:
+    """Planes of the input that are held, and turns being loaded; None if not even the fewest fit a multiprocessor."""
+    return next((held for held in _HELD if _bytes_with(cin, cout, shares, *held) <= _MOST_SHARED), None)
 
 
-def _bytes_with(cin: int, cout: int, stages: int) -> int:
-    plane = cin * (8 * _GROUPS + 2) * (_TILE_W + 2)
-    return steps_of(cin) * 96 * cout + stages * plane + 8 * cin + 4 * cout + _GROUPS * 4 * 8 * cout + 16 * stages
+def fp8_shared_bytes(cin: int, cout: int, shares: int) -> int:
+    """Shared memory of a block: weights, planes, values being loaded, norm, factors, sums and barriers."""
+    held = fp8_held(cin, cout, shares)
+    if held is None:
+        raise ValueError(f"a convolution of {cin} channels to {cout} in e4m3 does not fit a multiprocessor")
+    return _bytes_with(cin, cout, shares, *held)
+
+
+def _bytes_with(cin: int, cout: int, shares: int, stages: int, ahead: int) -> int:
+    voxels = (8 * _GROUPS + 2) * (_TILE_W + 2)
+    items = -(-voxels * 2 // LOADERS)
+    loaded = ahead * pieces_together(cin // shares) * items * LOADERS * 16
+    kept = steps_of(cin) * 96 * cout + 8 * cin + 4 * cout + _GROUPS * 4 * 8 * cout
+    return kept + stages * (cin * voxels + 16) + loaded
 
 
 def place_of(piece: int, chunks: int) -> int:
@@ -99,12 +109,14 @@ class Fp8Form:
 @cache
 def fp8_source(form: Fp8Form) -> str:
     """CUDA C++ of one launch."""
+    stages, ahead = fp8_held(form.cin, form.cout, form.shares) or (0, 0)
     values = {
         "CIN": form.cin,
         "COUT": form.cout,
         "WIDTH": form.cout,
         "SHARES": form.shares,
-        "STAGES": fp8_planes(form.cin, form.cout),
+        "STAGES": stages,
+        "AHEAD": ahead,
         "GROUPS": _GROUPS,
         "PROMOTE": form.promote,
         "REGISTERS": _REGISTERS,
@@ -161,7 +173,7 @@ class Fp8Convolution:
             return False
         if shares[0] % PIECE or cin < _LEAST_INPUTS or cout % 8 or cout > _MOST_OUTPUTS:
             return False
-        return fp8_planes(cin, cout) > 0
+        return fp8_held(cin, cout, len(shares)) is not None
 
     def __call__(self, shares: Sequence[Tensor], norm: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `ctflow.networks.operations.Operations.convolution`; shares are (B, D, H, W, C) float16 without gaps."""
@@ -174,7 +186,7 @@ class Fp8Convolution:
         sums = torch.empty((batch, units, 2, self._cout), dtype=torch.float32, device=like.device)
         out = torch.empty((batch, d, h, w, self._cout), dtype=like.dtype, device=like.device)
         form = Fp8Form(channels * len(shares), self._cout, len(shares), norm is not None)
-        shared = fp8_shared_bytes(form.cin, form.cout)
+        shared = fp8_shared_bytes(form.cin, form.cout, form.shares)
         self._kernels.cuda(
             CudaForm(fp8_source(form), "convolve_fp8", 128 * _GROUPS + LOADERS, shared), min(batch * units, most),
             like, shares[1] if len(shares) > 1 else None, self._weights, norm, self._scales, out, sums,

@@ -17,10 +17,11 @@ from ctflow.kernels.convolution_fp8 import (
     Fp8Convolution,
     Fp8Form,
     HopperFp8Operations,
-    fp8_planes,
+    fp8_held,
     fp8_shared_bytes,
     fp8_source,
     packed_pieces,
+    pieces_together,
     place_of,
     steps_of,
 )
@@ -82,12 +83,19 @@ def test_it_takes_large_volumes_of_channels_that_fill_pieces():
 def test_shared_memory_holds_what_the_kernel_keeps_there():
     assert steps_of(48) == 14
     assert steps_of(96) == 27
-    assert fp8_planes(48, 48) == 6
-    for cin, planes in ((48, 6), (96, fp8_planes(96, 48))):
-        weights, held = steps_of(cin) * 2 * 144 * 16, planes * cin * 18 * 10
-        assert fp8_shared_bytes(cin, 48) == weights + held + 8 * cin + 4 * 48 + 8 * 2 * 48 * 4 + 16 * planes
-        assert fp8_shared_bytes(cin, 48) <= 227 * 1024
-    assert fp8_planes(96, 48) >= 3
+    assert [pieces_together(share) for share in (48, 96, 64, 32, 16, 80)] == [3, 3, 2, 2, 1, 1]
+    assert fp8_held(48, 48, 1) == (4, 4)
+    assert fp8_held(192, 48, 1) is None
+    for shares in ((48,), (48, 48)):
+        cin = sum(shares)
+        stages, ahead = fp8_held(cin, 48, len(shares))
+        weights, held, loaded = steps_of(cin) * 2 * 144 * 16, stages * cin * 18 * 10, ahead * 3 * 3 * 128 * 16
+        rest = 8 * cin + 4 * 48 + 8 * 2 * 48 * 4 + 16 * stages
+        assert fp8_shared_bytes(cin, 48, len(shares)) == weights + held + loaded + rest
+        assert fp8_shared_bytes(cin, 48, len(shares)) <= 227 * 1024
+        assert ahead * pieces_together(shares[0]) * PIECE >= cin  # a whole plane is on its way
+    with pytest.raises(ValueError, match="does not fit"):
+        fp8_shared_bytes(192, 48, 1)
 
 
 def constants_of(form: Fp8Form) -> dict[str, int]:
@@ -128,7 +136,11 @@ def test_one_launch_gets_weights_scales_and_sizes(shares, normalized):
     ((form, blocks, arguments),) = listed
     first, second, packed, norms, scales, found, found_sums, *sizes = arguments
     rounded = rounded_weights(weight, shares, exponents)
-    assert (form.name, form.threads, form.shared) == ("convolve_fp8", 384, fp8_shared_bytes(sum(shares), 48))
+    assert (form.name, form.threads, form.shared) == (
+        "convolve_fp8",
+        384,
+        fp8_shared_bytes(sum(shares), 48, len(shares)),
+    )
     assert (first is volumes[0], second is (volumes[1] if len(shares) > 1 else None)) == (True, True)
     assert torch.equal(packed, packed_pieces(rounded.values))
     assert norms is norm
@@ -158,6 +170,6 @@ def test_exponents_go_to_the_convolutions_in_their_order():
 def test_every_form_of_fp8_compiles_for_hopper(cin, shares, normalized):
     cout = 48 if cin % 48 == 0 else 32
     form = Fp8Form(cin, cout, shares, normalized=normalized)
-    cubin = compile_form(CudaForm(fp8_source(form), "convolve_fp8", 384, fp8_shared_bytes(cin, cout)), HOPPER)
+    cubin = compile_form(CudaForm(fp8_source(form), "convolve_fp8", 384, fp8_shared_bytes(cin, cout, shares)), HOPPER)
     assert cubin.code.startswith(b"\x7fELF")
     assert cubin.name == "convolve_fp8"
