@@ -234,8 +234,10 @@ def test_attention_with_large_scores_neither_overflows_nor_dilutes():
     assert close(found, PLAIN.attention(torch.zeros(1, 64, 64), table, 16)(qkv), 1e-4)
 
 
+@pytest.mark.parametrize("many", [1, 100_000], ids=["all pairs in one program", "a program for each pair"])
 @pytest.mark.parametrize(("cin", "cout", "size"), [(48, 24, (3, 4, 5)), (160, 96, (2, 1, 3))], ids=str)
-def test_upsampling_stores_each_parity_in_its_place(cin, cout, size):
+def test_upsampling_stores_each_parity_in_its_place(cin, cout, size, many, monkeypatch):
+    monkeypatch.setattr(operations, "_MANY", many)
     weight, shift, x = torch.randn(cin, cout, 2, 2, 2), torch.randn(cout), volume(cin, size)
     assert close(KERNELS.upsampling(weight)(x), PLAIN.upsampling(weight)(x), 1e-5)
     assert close(KERNELS.upsampling(weight, shift)(x), PLAIN.upsampling(weight, shift)(x), 1e-5)
