@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctflow.engines import fused
-from ctflow.kernels.gathered_convolution import GatheredConvolution, Plan
+from ctflow.kernels.gathered_convolution import GatheredConvolution, TilePlan
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.operations import TorchOperations
 
@@ -22,13 +22,13 @@ pytestmark = [
 DEVICE = "cuda:0"
 ROUNDING = {torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of the largest value
 CASES = [
-    (1, (96,), 96, (24, 24, 24), Plan(4, 96)),
-    (3, (96, 96), 96, (11, 6, 13), Plan(3, 96)),
-    (3, (64, 64), 128, (5, 4, 3), Plan(4, 128, 5)),  # tiles with the end of one image and the begin of the next
-    (1, (192,), 192, (12, 12, 12), Plan(2, 192)),
-    (3, (64,), 320, (3, 3, 3), Plan(3, 160, 7)),
-    (1, (160,), 48, (9, 8, 2), Plan(2, 48)),
-    (3, (96,), 192, (12, 5, 12), Plan(2, 96, 2, 2)),
+    (1, (96,), 96, (24, 24, 24), TilePlan(4, 96)),
+    (3, (96, 96), 96, (11, 6, 13), TilePlan(3, 96)),
+    (3, (64, 64), 128, (5, 4, 3), TilePlan(4, 128, 5)),  # tiles with the end of one image and the begin of the next
+    (1, (192,), 192, (12, 12, 12), TilePlan(2, 192)),
+    (3, (64,), 320, (3, 3, 3), TilePlan(3, 160, 7)),
+    (1, (160,), 48, (9, 8, 2), TilePlan(2, 48)),
+    (3, (96,), 192, (12, 5, 12), TilePlan(2, 192, 2)),
     (3, (768,), 768, (3, 3, 3), None),
     (1, (320, 320), 320, (8, 8, 8), None),
     (3, (256,), 256, (16, 16, 16), None),
@@ -94,7 +94,9 @@ def test_memory_may_hold_anything_and_images_do_not_reach_into_each_other(splits
     shares, size = (96,), (6, 6, 6)
     kernels = HopperOperations(torch.float16, DEVICE, fused.GpuKernels(DEVICE)).kernels
     weight = weights(128, shares, torch.float16)
-    convolution = GatheredConvolution(weight, shares, size, torch.float16, DEVICE, kernels, plan=Plan(4, 128, splits))
+    convolution = GatheredConvolution(
+        weight, shares, size, torch.float16, DEVICE, kernels, plan=TilePlan(4, 128, splits)
+    )
     x = volumes(3, shares, size, torch.float16)
     found, sums = convolution(x)
     x[0][1] = float("nan")

@@ -92,17 +92,6 @@ __device__ __forceinline__ void store_halves(unsigned short* to, uint32_t first,
   *reinterpret_cast<uint2*>(to) = odd ? make_uint2(other, second) : make_uint2(first, other);
 }
 
-// Of 2 LEFT values the first or the last LEFT are left, with the other thread's added; returns which is the first.
-template <int LEFT> __device__ __forceinline__ int exchanged(float (&values)[N / 2], int lane, int lanes) {
-  const bool upper = lane & lanes;
-  #pragma unroll
-  for (int i = 0; i < LEFT; ++i) {
-    const float given = upper ? values[i] : values[i + LEFT], kept = upper ? values[i + LEFT] : values[i];
-    values[i] = kept + __shfl_xor_sync(~0u, given, lanes);
-  }
-  return upper ? LEFT : 0;
-}
-
 // The result of a thread: two places, of each two channels of every 8.
 struct Output {
   size_t at[2];
@@ -137,28 +126,25 @@ struct Output {
       }
   }
 
-  // Of a warp's places: N sums, N sums of squares. Eight threads have the same channels of other places; in three turns each
-  // gives half of what it has to another, which adds it: a third of the exchanges that a sum in every thread would take.
-  __device__ __forceinline__ void store_sums(float* own, float (&acc)[N / 2], int lane) const {
+  // Of a warp's places: N sums, N sums of squares.
+  __device__ __forceinline__ void store_sums(float* own, const float (&acc)[N / 2], int lane) const {
     #pragma unroll
-    for (int i = 0; i < N / 2; i += 4)
+    for (int i = 0; i < N / 4; ++i) {
+      const float x = inside[0] ? acc[i / 2 * 4 + i % 2] : 0, y = inside[1] ? acc[i / 2 * 4 + i % 2 + 2] : 0;
+      float sum = x + y, square = x * x + y * y;
       #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float x = inside[0] ? acc[i + c] : 0, y = inside[1] ? acc[i + c + 2] : 0;
-        acc[i + c] = x + y, acc[i + c + 2] = x * x + y * y;
+      for (int lanes = 4; lanes < 32; lanes *= 2) {
+        sum += __shfl_xor_sync(~0u, sum, lanes); square += __shfl_xor_sync(~0u, square, lanes);
       }
-    int first = exchanged<N / 4>(acc, lane, 16);
-    first += exchanged<N / 8>(acc, lane, 8);
-    first += exchanged<N / 16>(acc, lane, 4);
-    #pragma unroll
-    for (int i = 0; i < N / 16; ++i) {
-      const int at = first + i;  // two sums and two sums of squares of every eight channels
-      own[at % 4 / 2 * N + at / 4 * 8 + lane % 4 * 2 + at % 2] = acc[i];
+      if (lane < 4) {
+        const int c = i / 2 * 8 + lane * 2 + i % 2;
+        own[c] = sum; own[N + c] = square;
+      }
     }
   }
 };
 
-extern "C" __global__ void __launch_bounds__(128 * GROUPS + 128, BLOCKS)
+extern "C" __global__ void __launch_bounds__(128 * GROUPS + 128, 1)
 convolve(const unsigned short* __restrict__ in, const unsigned short* __restrict__ second, const unsigned short* __restrict__ weights,
          void* __restrict__ out, float* __restrict__ sums, int sets, int planes, int depth, int height, int width, int tiles, int splits) {
   const Shape s = {sets, planes, depth, height, width, tiles, splits};

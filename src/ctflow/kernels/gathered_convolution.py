@@ -20,35 +20,31 @@ _SHIFTS = 9  # along D and H; the three along W are multiplied from the same sta
 _MOST_STAGES = 8
 _MOST_COLUMNS, _COLUMN_STEP = 192, 16  # of one product
 _MOST_COLUMNS_OF = {2: 192, 3: 192, 4: 128}  # by the groups: what a thread's registers hold
-# Of a thread that multiplies and of one that loads, by the groups and the blocks that are held.
-_REGISTERS = {(2, 1): (208, 88), (3, 1): (152, 56), (4, 1): (104, 64), (2, 2): (96, 48)}
-_RESERVED = 1024  # bytes of shared memory that each block takes beside its own
+_REGISTERS = {2: (208, 88), 3: (152, 56), 4: (104, 64)}  # of a thread that multiplies and of one that loads
 _ROWS, _HELD = 16, 64  # voxels and channels that a program adds up, where steps were divided
-_MOST_SPLITS = 16
+_MOST_SPLITS = 12
 _CLOCKS, _END = 1600, 0.007  # in a microsecond; microseconds to store a result, for each group and column
 # What was measured on an H200, and is faster than cuDNN.
 _LEAST_SIDE, _MOST_SIDE, _LEAST_COLUMNS = 3, 32, 96
-_CUDNNS_COLUMNS, _CUDNNS_SIDE = 256, 16  # what its tiles divide, and as many blocks as multiprocessors hold
+_CUDNNS = ((256, 256, 16), (512, 256, 16), (320, 320, 8))  # C_in, C_out and side of those where it is not
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """How a convolution is divided among blocks.
 
     Attributes:
         groups: Warp groups that multiply, 64 places each.
         columns: Channels of the output that a block computes.
         splits: Blocks among which the steps of a tile are divided.
-        held: Blocks that a multiprocessor holds at a time; one multiplies while another stores.
     """
 
     groups: int
     columns: int
     splits: int = 1
-    held: int = 1
 
 
-def packed_weights(weight: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+def gathered_weights(weight: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """(C_out, C_in, 3, 3, 3) -> [C_out / columns][C_in / 32][kd, kh][kw][4][columns][8], a step's side by side."""
     cout, cin = weight.shape[:2]
     parts = weight.reshape(cout // columns, columns, cin // _CHUNK, _CHUNK // 8, 8, _SHIFTS, 3)
@@ -60,18 +56,17 @@ def stage_bytes(groups: int, columns: int) -> int:
     return (64 * groups + 2) * _CHUNK * 2 + 3 * columns * _CHUNK * 2
 
 
-def stages_held(plan: Plan) -> int:
+def stages_held(plan: TilePlan) -> int:
     """How many stages a block holds."""
-    most = (MOST_SHARED + _RESERVED) // plan.held - _RESERVED
-    return min((most - _sum_bytes(plan)) // (stage_bytes(plan.groups, plan.columns) + 16), _MOST_STAGES)
+    return min((MOST_SHARED - _sum_bytes(plan)) // (stage_bytes(plan.groups, plan.columns) + 16), _MOST_STAGES)
 
 
-def shared_bytes(plan: Plan) -> int:
+def gathered_shared_bytes(plan: TilePlan) -> int:
     """Shared memory of a block: stages, sums and barriers."""
     return stages_held(plan) * (stage_bytes(plan.groups, plan.columns) + 16) + _sum_bytes(plan)
 
 
-def _sum_bytes(plan: Plan) -> int:
+def _sum_bytes(plan: TilePlan) -> int:
     return 0 if plan.splits > 1 else 4 * plan.groups * 2 * plan.columns * 4
 
 
@@ -88,7 +83,7 @@ class Sets:
     tiles: int
 
 
-def sets_of(plan: Plan, batch: int, size: Size3) -> Sets:
+def sets_of(plan: TilePlan, batch: int, size: Size3) -> Sets:
     """Sums need tiles of one image; where they are made afterwards, a tile may hold parts of several images."""
     places = size[0] * size[1] * (size[2] + 1)
     if plan.splits > 1:
@@ -105,10 +100,9 @@ class GatheredForm:
         cout: Channels of the output.
         kind: "f16" or "bf16".
         shares: Tensors that hold the input: 1 or 2.
-        groups: See `Plan`.
-        columns: See `Plan`.
+        groups: See `TilePlan`.
+        columns: See `TilePlan`.
         split: Whether products are stored, for others to be added.
-        held: See `Plan`.
     """
 
     cin: int
@@ -118,13 +112,12 @@ class GatheredForm:
     groups: int
     columns: int
     split: bool
-    held: int = 1
 
 
 @cache
-def source(form: GatheredForm) -> str:
+def gathered_source(form: GatheredForm) -> str:
     """CUDA C++ of one launch."""
-    registers, loading = _REGISTERS[form.groups, form.held]
+    registers, loading = _REGISTERS[form.groups]
     values = {
         "CIN": form.cin,
         "WIDTH": form.cout,
@@ -133,8 +126,7 @@ def source(form: GatheredForm) -> str:
         "N": form.columns,
         "CHUNK": _CHUNK,
         "SPLIT": int(form.split),
-        "STAGES": stages_held(Plan(form.groups, form.columns, 1 + form.split, form.held)),
-        "BLOCKS": form.held,
+        "STAGES": stages_held(TilePlan(form.groups, form.columns, 1 + form.split)),
         "REGISTERS": registers,
         "LOADER_REGISTERS": loading,
         "BF16": int(form.kind == "bf16"),
@@ -165,12 +157,12 @@ class GatheredConvolution:
         device: str,
         kernels: Kernels,
         *,
-        plan: Plan | None = None,
+        plan: TilePlan | None = None,
     ) -> None:
         self._cout, self._cin, self._kind, self._kernels = len(weight), sum(shares), KINDS[dtype], kernels
         self._size, self._plan = size, plan
         self._columns = plan.columns if plan else columns_for(self._cout)
-        self._weights = packed_weights(weight, self._columns, dtype).to(device)
+        self._weights = gathered_weights(weight, self._columns, dtype).to(device)
 
     @staticmethod
     def takes(weight: Sequence[int], shares: Sequence[int], size: Size3, dtype: torch.dtype) -> bool:
@@ -180,7 +172,7 @@ class GatheredConvolution:
             return False
         if len(shares) > 2 or len(set(shares)) > 1 or any(cin % _CHUNK for cin in shares):
             return False
-        if cout % _CUDNNS_COLUMNS == 0 and min(size) >= _CUDNNS_SIDE:
+        if (sum(shares), cout, min(size)) in _CUDNNS:
             return False
         return columns_for(cout) >= _LEAST_COLUMNS
 
@@ -190,7 +182,7 @@ class GatheredConvolution:
         plan = self._plan or plan_for(self._columns, self._cout, self._cin, batch, self._size, kernels.multiprocessors)
         sets, voxels, split = sets_of(plan, batch, self._size), math.prod(self._size), plan.splits > 1
         out = torch.empty((batch, *self._size, self._cout), dtype=like.dtype, device=like.device)
-        form = GatheredForm(self._cin, self._cout, self._kind, len(shares), plan.groups, plan.columns, split, plan.held)
+        form = GatheredForm(self._cin, self._cout, self._kind, len(shares), plan.groups, plan.columns, split)
         units = sets.count * sets.tiles * self._cout // plan.columns * plan.splits
         products = sums = None
         if split:
@@ -198,8 +190,8 @@ class GatheredConvolution:
         else:
             sums = torch.empty((batch, sets.tiles, 2, self._cout), dtype=torch.float32, device=like.device)
         kernels.cuda(
-            CudaForm(source(form), "convolve", WARP_GROUP * (plan.groups + 1), shared_bytes(plan)),
-            min(units, kernels.multiprocessors * plan.held),
+            CudaForm(gathered_source(form), "convolve", WARP_GROUP * (plan.groups + 1), gathered_shared_bytes(plan)),
+            min(units, kernels.multiprocessors),
             shares[0], shares[1] if len(shares) > 1 else None, self._weights,
             out if products is None else products, sums,
             sets.count, batch * self._size[0] // sets.count, *self._size, sets.tiles, plan.splits,
@@ -221,15 +213,15 @@ def columns_for(cout: int) -> int:
     return max((n for n in range(_COLUMN_STEP, _MOST_COLUMNS + 1, _COLUMN_STEP) if cout % n == 0), default=0)
 
 
-def plan_for(columns: int, cout: int, cin: int, batch: int, size: Size3, multiprocessors: int) -> Plan:
+def plan_for(columns: int, cout: int, cin: int, batch: int, size: Size3, multiprocessors: int) -> TilePlan:
     """The plan with which `multiprocessors` at a time are done soonest, by what was measured on an H200."""
     steps = cin // _CHUNK * _SHIFTS
     groups = [count for count, most in _MOST_COLUMNS_OF.items() if columns <= most]
-    plans = (Plan(count, columns, splits) for splits in range(1, min(_MOST_SPLITS, steps) + 1) for count in groups)
+    plans = (TilePlan(count, columns, splits) for splits in range(1, min(_MOST_SPLITS, steps) + 1) for count in groups)
     return min(plans, key=lambda plan: microseconds_of(plan, cout, steps, batch, size, multiprocessors))
 
 
-def microseconds_of(plan: Plan, cout: int, steps: int, batch: int, size: Size3, multiprocessors: int) -> float:
+def microseconds_of(plan: TilePlan, cout: int, steps: int, batch: int, size: Size3, multiprocessors: int) -> float:
     """What a convolution takes.
 
     A step is bound by the matrix instructions or by shared memory, which they read and which is written before;
@@ -239,5 +231,5 @@ def microseconds_of(plan: Plan, cout: int, steps: int, batch: int, size: Size3, 
     clocks = max(groups * columns / 2, groups * (21.3 + columns / 4) + columns / 4)
     rounds = -(-sets.count * sets.tiles * cout // columns * plan.splits // multiprocessors)
     one = -(-steps // plan.splits) * clocks * 6 / _CLOCKS + _END * groups * columns
-    added = 0 if plan.splits == 1 else 3 + (plan.splits + 1) * batch * math.prod(size) * cout * 4 / 2e6
+    added = 0 if plan.splits == 1 else 3 + (plan.splits + 1) * batch * math.prod(size) * cout * 4 / 1.5e6
     return rounds * one + added

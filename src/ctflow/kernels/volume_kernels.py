@@ -44,11 +44,10 @@ def add_products(products, out, sums, V, C, TOTAL, SPLITS, CP: tl.constexpr, BV:
     v, c = part * BV + tl.arange(0, BV), tl.program_id(2) * CP + tl.arange(0, CP)
     at = (b * V + v[:, None]).to(tl.int64) * C + c[None, :]
     inside = (v < V)[:, None] & (c < C)[None, :]
-    value = tl.zeros((BV, CP), tl.float32)
-    for begin in range(0, SPLITS, 4):
-        for k in tl.static_range(4):  # loaded at once
-            split = tl.full((BV, CP), k, tl.int64) + begin
-            value += tl.load(products + split * TOTAL + at, mask=inside & (split < SPLITS), other=0.0)
+    value, place = tl.zeros((BV, CP), tl.float32), at
+    for _ in range(0, SPLITS):
+        value += tl.load(products + place, mask=inside, other=0.0)
+        place += TOTAL
     tl.store(out + at, value, mask=inside)
     at = (b * tl.num_programs(0) + part) * 2 * C + c
     tl.store(sums + at, tl.sum(value, 0), mask=c < C)

@@ -15,21 +15,21 @@ from ctflow.kernels.forms import HOPPER, CudaForm
 from ctflow.kernels.gathered_convolution import (
     GatheredConvolution,
     GatheredForm,
-    Plan,
+    TilePlan,
     columns_for,
+    gathered_shared_bytes,
+    gathered_source,
+    gathered_weights,
     microseconds_of,
-    packed_weights,
     plan_for,
     sets_of,
-    shared_bytes,
-    source,
     stages_held,
 )
 from ctflow.kernels.launch import KernelList
 
 HALF = torch.float16
-# Groups, columns, blocks that are held.
-PLANS = [(2, 96, 1), (2, 96, 2), (2, 192, 1), (3, 48, 1), (3, 160, 1), (3, 192, 1), (4, 96, 1), (4, 128, 1)]
+# Groups and columns.
+PLANS = [(2, 96), (2, 192), (3, 48), (3, 160), (3, 192), (4, 96), (4, 128)]
 compiles = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64",
     reason="NVIDIA's run-time compiler is installed on Linux on x86-64 only",
@@ -41,7 +41,7 @@ def test_places_behind_a_column_of_zeros_are_multiplied_with_the_packed_weights(
     torch.manual_seed(0)
     cin, cout, columns, (depth, height, width) = 64, 32, 16, (3, 4, 5)
     weight, x = torch.randn(cout, cin, 3, 3, 3), torch.randn(depth, height, width, cin)
-    packed = packed_weights(weight, columns, torch.float32)
+    packed = gathered_weights(weight, columns, torch.float32)
     assert packed.shape == (2, 2, 9, 3, 4, columns, 8)
     places = depth * height * (width + 1)
     found = torch.zeros(places, cout)
@@ -70,6 +70,8 @@ def test_it_takes_many_channels_of_small_volumes():
     assert takes(96, (96, 96), dtype=torch.bfloat16)
     assert takes(768, (768,), 3)
     assert takes(320, (320, 320), 8)
+    assert not takes(320, (320,), 8)  # cuDNN is as fast
+    assert takes(320, (320,), 4)
     assert not takes(96, (96,), dtype=torch.float32)
     assert not takes(96, (96,), 64)
     assert not takes(96, (96,), 2)
@@ -89,24 +91,24 @@ def test_blocks_compute_equal_parts_of_the_channels(cout, columns):
     assert columns_for(cout) == columns
 
 
-@pytest.mark.parametrize(("groups", "columns", "held"), PLANS)
+@pytest.mark.parametrize(("groups", "columns"), PLANS)
 @pytest.mark.parametrize("splits", [1, 4])
-def test_a_block_fits_a_multiprocessor(groups, columns, held, splits):
-    plan = Plan(groups, columns, splits, held)
-    assert held * (shared_bytes(plan) + 1024) <= MOST_SHARED + 1024  # which the driver takes of each
+def test_a_block_fits_a_multiprocessor(groups, columns, splits):
+    plan = TilePlan(groups, columns, splits)
+    assert gathered_shared_bytes(plan) <= MOST_SHARED
     assert stages_held(plan) >= 4
-    values = source(GatheredForm(192, 2 * columns, "f16", 2, groups, columns, splits > 1, held))
+    values = gathered_source(GatheredForm(192, 2 * columns, "f16", 2, groups, columns, splits > 1))
     found = dict(re.findall(r"#define (\w+) (\d+)", values))
     assert int(found["STAGES"]) == stages_held(plan)
     threads = 128 * (groups + 1)
-    of_a_thread = min(65536 // (threads * held) // 8 * 8, 255)  # when a block starts, all have the same
+    of_a_thread = min(65536 // threads // 8 * 8, 255)  # when a block starts, all have the same
     wanted = 128 * (groups * int(found["REGISTERS"]) + int(found["LOADER_REGISTERS"]))
     assert wanted <= threads * of_a_thread
 
 
 def test_tiles_cover_all_places():
-    assert sets_of(Plan(4, 96), 8, (24, 24, 24)).tiles == 57
-    sets = sets_of(Plan(3, 96, 2), 8, (3, 3, 3))
+    assert sets_of(TilePlan(4, 96), 8, (24, 24, 24)).tiles == 57
+    sets = sets_of(TilePlan(3, 96, 2), 8, (3, 3, 3))
     assert (sets.count, sets.tiles) == (1, 2)  # 288 places of all images
 
 
@@ -116,10 +118,9 @@ def test_a_plan_is_the_fastest_of_those_tried(side, cout, batch):
     columns, size = columns_for(cout), (side,) * 3
     plan = plan_for(columns, cout, cout, batch, size, 132)
     sets = sets_of(plan, batch, size)
-    units = sets.count * sets.tiles * cout // columns * plan.splits
-    assert units >= 30
+    assert sets.count * sets.tiles * cout // columns * plan.splits >= 24
     steps = cout // 32 * 9
-    for other in (Plan(2, columns), Plan(3, columns, 4), replace(plan, splits=plan.splits + 1)):
+    for other in (TilePlan(2, columns), TilePlan(3, columns, 4), replace(plan, splits=max(plan.splits - 1, 1))):
         assert microseconds_of(plan, cout, steps, batch, size, 132) <= microseconds_of(
             other, cout, steps, batch, size, 132
         )
@@ -138,7 +139,7 @@ def test_what_is_launched_has_the_sizes_that_it_is_told(splits):
 
     size = (3, 5, 6)
     weight = torch.randn(128, 64, 3, 3, 3)
-    convolution = GatheredConvolution(weight, (32, 32), size, HALF, "cpu", Kernels(), plan=Plan(2, 64, splits))
+    convolution = GatheredConvolution(weight, (32, 32), size, HALF, "cpu", Kernels(), plan=TilePlan(2, 64, splits))
     out, sums = convolution([torch.zeros(4, *size, 32, dtype=HALF)] * 2)
     assert out.shape == (4, *size, 128)
     assert out.dtype == HALF
@@ -146,7 +147,7 @@ def test_what_is_launched_has_the_sizes_that_it_is_told(splits):
     form, blocks, (first, second, weights, stored, found, *numbers) = listed[0]
     assert form.threads == 384
     assert first is second
-    assert torch.equal(weights, packed_weights(weight, 64, HALF))
+    assert torch.equal(weights, gathered_weights(weight, 64, HALF))
     if splits == 1:
         assert len(listed) == 1
         assert (stored is out, found is sums) == (True, True)
@@ -167,8 +168,8 @@ def test_what_is_launched_has_the_sizes_that_it_is_told(splits):
 
 
 @compiles
-@pytest.mark.parametrize(("groups", "columns", "held"), PLANS)
+@pytest.mark.parametrize(("groups", "columns"), PLANS)
 @pytest.mark.parametrize(("kind", "shares", "split"), [("f16", 1, False), ("bf16", 2, True)])
-def test_every_form_compiles_for_hopper(groups, columns, held, kind, shares, split):
-    form = GatheredForm(192, 2 * columns, kind, shares, groups, columns, split, held)
-    assert compile_form(CudaForm(source(form), "convolve", 640, 1024), HOPPER).code.startswith(b"\x7fELF")
+def test_every_form_compiles_for_hopper(groups, columns, kind, shares, split):
+    form = GatheredForm(192, 2 * columns, kind, shares, groups, columns, split)
+    assert compile_form(CudaForm(gathered_source(form), "convolve", 640, 1024), HOPPER).code.startswith(b"\x7fELF")
