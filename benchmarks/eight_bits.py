@@ -39,7 +39,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.convolution_fp8 import Fp8Convolution
-from ctflow.kernels.launch import GpuKernels
+from ctflow.kernels.machine_code.launch import GpuKernels
 from ctflow.networks.build import network_from_spec
 from ctflow.phantom import phantom_from_seed
 from ctflow.pipeline.segmenter import Segmenter

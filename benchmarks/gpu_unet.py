@@ -37,7 +37,7 @@ from ctflow.engines.hardware import driver_version
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.kernels.convolution import HopperConvolution, WarpGroups, division_of
-from ctflow.kernels.launch import GpuKernels
+from ctflow.kernels.machine_code.launch import GpuKernels
 from ctflow.kernels.portable_convolution import PortableConvolution
 from ctflow.networks.build import network_from_spec
 

@@ -17,7 +17,7 @@ _KINDS = {Tensor: ctypes.c_void_p, type(None): ctypes.c_void_p, int: ctypes.c_in
 
 
 class WarpOnCpu:
-    """Launches kernels as `ctflow.kernels.launch.Kernels` does.
+    """Launches kernels as `ctflow.kernels.machine_code.launch.Kernels` does.
 
     Args:
         folder: For what is compiled.

@@ -14,7 +14,7 @@ from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.kernels.convolution_fp8 import Fp8Convolution, is_in_eight_bits
-from ctflow.kernels.launch import GpuKernels
+from ctflow.kernels.machine_code.launch import GpuKernels
 from ctflow.networks.build import network_from_spec
 from ctflow.networks.channels_last.choice import channels_last_network
 from ctflow.networks.eight_bits import (

@@ -19,7 +19,7 @@ from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
 from ctflow.kernels.attention import WindowAttention
-from ctflow.kernels.launch import GpuKernels
+from ctflow.kernels.machine_code.launch import GpuKernels
 from ctflow.networks.build import network_from_model, network_from_spec
 from ctflow.networks.operations import TorchOperations
 from ctflow.networks.swin_windows import window_table

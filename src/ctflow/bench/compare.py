@@ -49,6 +49,7 @@ _MEASURED = (
     "ctflow.engines.store",
     "ctflow.engines.tensorrt",
     "ctflow.kernels",
+    "ctflow.kernels.machine_code",
     "ctflow.networks",
     "ctflow.networks.channels_last",
     "ctflow.networks.native",

@@ -8,7 +8,11 @@ from importlib.resources import files
 
 
 @cache
-def digest_of_package(name: str) -> str:
-    """The first 12 hexadecimal digits of a digest of a package's files, without those of packages below it."""
-    entries = sorted(files(name).iterdir(), key=lambda entry: entry.name)
-    return hashlib.sha256(b"".join([entry.read_bytes() for entry in entries if entry.is_file()])).hexdigest()[:12]
+def digest_of_package(*names: str) -> str:
+    """The first 12 hexadecimal digits of a digest of packages' files, without those of packages below them."""
+    digest = hashlib.sha256()
+    for name in names:
+        for entry in sorted(files(name).iterdir(), key=lambda entry: entry.name):
+            if entry.is_file():
+                digest.update(entry.read_bytes())
+    return digest.hexdigest()[:12]

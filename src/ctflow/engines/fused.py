@@ -41,11 +41,11 @@ from ctflow.engines.onnxfile import key_of_model
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.engines.store.calibration import KIND, Calibration, read_calibration
 from ctflow.engines.store.store import INSTALLED, EngineKey, EngineStore
-from ctflow.kernels.compiler import compile_forms
 from ctflow.kernels.convolution_fp8 import HopperFp8Operations, is_in_eight_bits
-from ctflow.kernels.cubins import read_cubins
-from ctflow.kernels.forms import HOPPER, Cubin, KernelTarget, kernel_target
-from ctflow.kernels.launch import GpuKernels, KernelList, Kernels
+from ctflow.kernels.machine_code.compiler import compile_forms
+from ctflow.kernels.machine_code.cubins import read_cubins
+from ctflow.kernels.machine_code.forms import HOPPER, Cubin, KernelTarget, kernel_target
+from ctflow.kernels.machine_code.launch import GpuKernels, KernelList, Kernels
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_model
 from ctflow.networks.channels_last.choice import KINDS, TAKEN, channels_last_network, problem_of_network
@@ -55,10 +55,11 @@ from ctflow.networks.head import fold_two_class_head
 
 FILE = "cubins"
 DEVICES = ("cuda",)
-CAPABILITIES = "8.x, 9.0, 10.x or 12.x"  # of `ctflow.kernels.forms.TARGETS`
+CAPABILITIES = "8.x, 9.0, 10.x or 12.x"  # of `ctflow.kernels.machine_code.forms.TARGETS`
 _BATCHES = (1, 16)  # for which kernels are compiled ahead; 16 is the largest that `auto` times
 # Of an H100 or H200, an H100 for PCIe, an H20: they shape sums of Hopper's convolution, and so kernels.
 _MULTIPROCESSORS = (132, 114, 78)
+_KERNELS = ("ctflow.kernels", "ctflow.kernels.machine_code")  # packages that machine code depends on
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16}  # of volumes
 PRECISIONS = tuple(_DTYPES)
 _CALIBRATION = 1  # version of how activations are measured
@@ -137,7 +138,7 @@ def cubins_key(request: EngineRequest, model: Model) -> EngineKey:
     key = key_of_model(
         model,
         kind=FILE,
-        version=f"kernels {digest_of_package('ctflow.kernels')}",
+        version=f"kernels {digest_of_package(*_KERNELS)}",
         roi=request.roi,
         batch=1,
         precision=request.chosen_precision,
@@ -361,4 +362,4 @@ def _versions(compilers: Iterable[str]) -> dict[str, str]:
         found["cuda-bindings"] = version("cuda-bindings")
     made = {name: number for name, _, number in (text.partition(" ") for text in sorted(set(compilers)))}
     # Other kernels make another engine.
-    return {**found, **made, "kernels": digest_of_package("ctflow.kernels")}
+    return {**found, **made, "kernels": digest_of_package(*_KERNELS)}

@@ -33,7 +33,7 @@ from ctflow.export.onnx import onnx_from_model
 from ctflow.export.parity import check_parity
 from ctflow.export.tensorrt_plan import PlanSettings, plan_from_onnx
 from ctflow.export.torch_program import program_from_model
-from ctflow.kernels.cubins import write_cubins
+from ctflow.kernels.machine_code.cubins import write_cubins
 
 _STAGE = "prepare engine"
 _SLOW = (PLAN, RTX_FILE, PROGRAM)  # to make: minutes, where an ONNX file takes seconds

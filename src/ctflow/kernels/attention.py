@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.kernels.forms import CudaForm, KernelTarget, cuda_source
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.forms import CudaForm, KernelTarget, cuda_source
+from ctflow.kernels.machine_code.launch import Kernels
 from ctflow.networks.operations import LOG2E, regions_of
 from ctflow.networks.swin_windows import MASKED, MOST_PATTERNS, WindowTable
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.forms import CudaForm, cuda_source
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.forms import CudaForm, cuda_source
+from ctflow.kernels.machine_code.launch import Kernels
 
 SHARED_PARTS = ("halves.cuh", "pipeline.cuh", "convolution.cuh")  # before the kernels for Hopper
 WARP_GROUP = 128  # threads

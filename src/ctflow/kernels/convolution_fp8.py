@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ctflow.core.volume import Size3
 from ctflow.kernels.convolution import SHARED_PARTS, best_chunk, units_of
-from ctflow.kernels.forms import CudaForm, cuda_source
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.forms import CudaForm, cuda_source
+from ctflow.kernels.machine_code.launch import Kernels
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.eight_bits import Takes, rounded_weights
 from ctflow.networks.operations import Convolution

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ctflow.core.volume import Size3
 from ctflow.kernels.convolution import KINDS, MOST_SHARED, WARP_GROUP, multiply_source
-from ctflow.kernels.forms import CudaForm, cuda_source
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.forms import CudaForm, cuda_source
+from ctflow.kernels.machine_code.launch import Kernels
 
 _CHUNK = 32  # channels that a stage holds
 _SHIFTS = 9  # along D and H; the three along W are multiplied from the same stage

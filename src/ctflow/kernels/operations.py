@@ -13,7 +13,7 @@ from ctflow.core.volume import Size3
 from ctflow.kernels.attention import TritonAttention, WindowAttention
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.gathered_convolution import GatheredConvolution
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.launch import Kernels
 from ctflow.kernels.portable_convolution import PortableConvolution
 from ctflow.kernels.tokens import TokenLayers
 from ctflow.networks.operations import (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.forms import CudaForm, cuda_source
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.forms import CudaForm, cuda_source
+from ctflow.kernels.machine_code.launch import Kernels
 
 _CHUNK = 16  # channels of the input at a time, which one matrix instruction takes
 _TILE_D, _TILE_W = 4, 16

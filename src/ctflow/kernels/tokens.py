@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctflow.kernels.forms import CudaForm, cuda_source
-from ctflow.kernels.launch import Kernels
+from ctflow.kernels.machine_code.forms import CudaForm, cuda_source
+from ctflow.kernels.machine_code.launch import Kernels
 from ctflow.networks.operations import EPS, BlockBegin, BlockEnd, LinearLayer
 
 WARP_PARTS = ("halves.cuh", "instructions.cuh", "warp.cuh")  # before kernels of one warp's products

@@ -31,8 +31,8 @@ from ctflow.engines.store.store import EngineStore
 from ctflow.export.parity import check_parity, reference_logits
 from ctflow.export.prepare import prepare_engine, prepare_to_open
 from ctflow.export.selection import choose_fastest
-from ctflow.kernels.forms import TARGETS, Cubin, KernelTarget
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.forms import TARGETS, Cubin, KernelTarget
+from ctflow.kernels.machine_code.launch import KernelList
 from ctflow.networks.build import network_from_spec
 from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
 from ctflow.networks.head import fold_two_class_head
@@ -332,7 +332,7 @@ def test_stale_and_damaged_kernels_are_compiled_anew(compiled, tmp_path, monkeyp
     model = model_of("SwinUNETR", SWIN)
     prepare_engine(request_of(tmp_path), model)
     with monkeypatch.context() as changed:
-        changed.setattr(fused, "digest_of_package", lambda name: "another")  # kernels of another version of ctflow
+        changed.setattr(fused, "digest_of_package", lambda *names: "another")  # kernels of another version of ctflow
         assert fused._cubins(request_of(tmp_path), model)
     assert len(compiled) == 2
     (path,) = tmp_path.glob("cubins-*/engine.cubins")

@@ -16,9 +16,9 @@ from ctflow.kernels.attention import (
     masks_of,
     source_of,
 )
-from ctflow.kernels.compiler import compile_form
-from ctflow.kernels.forms import HOPPER, TARGETS, CudaForm, KernelTarget
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.compiler import compile_form
+from ctflow.kernels.machine_code.forms import HOPPER, TARGETS, CudaForm, KernelTarget
+from ctflow.kernels.machine_code.launch import KernelList
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.operations import LOG2E, regions_of
 from ctflow.networks.swin_windows import MASKED, window_table

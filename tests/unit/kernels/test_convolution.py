@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 from ctflow.core.errors import BackendUnavailable
-from ctflow.kernels.compiler import compile_form
 from ctflow.kernels.convolution import (
     Division,
     HopperConvolution,
@@ -24,8 +23,9 @@ from ctflow.kernels.convolution import (
     source,
     units_of,
 )
-from ctflow.kernels.forms import HOPPER, CudaForm
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.compiler import compile_form
+from ctflow.kernels.machine_code.forms import HOPPER, CudaForm
+from ctflow.kernels.machine_code.launch import KernelList
 from reasons import raises_reason
 
 HALF = torch.float16

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ctflow.kernels.compiler import compile_form
 from ctflow.kernels.convolution import best_chunk, units_of
 from ctflow.kernels.convolution_fp8 import (
     LOADERS,
@@ -25,8 +24,9 @@ from ctflow.kernels.convolution_fp8 import (
     place_of,
     steps_of,
 )
-from ctflow.kernels.forms import HOPPER, CudaForm
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.compiler import compile_form
+from ctflow.kernels.machine_code.forms import HOPPER, CudaForm
+from ctflow.kernels.machine_code.launch import KernelList
 from ctflow.networks.eight_bits import convolve_rounded, rounded_input, rounded_weights
 
 compiles = pytest.mark.skipif(

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from ctflow.core.errors import BackendUnavailable, EngineMismatch
-from ctflow.kernels import compiler
-from ctflow.kernels.compiler import compile_forms
-from ctflow.kernels.cubins import read_cubins, write_cubins
-from ctflow.kernels.forms import CONSTANT, HOPPER, Cubin, CudaForm, TritonForm, triton_form
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code import compiler
+from ctflow.kernels.machine_code.compiler import compile_forms
+from ctflow.kernels.machine_code.cubins import read_cubins, write_cubins
+from ctflow.kernels.machine_code.forms import CONSTANT, HOPPER, Cubin, CudaForm, TritonForm, triton_form
+from ctflow.kernels.machine_code.launch import KernelList
 from reasons import raises_reason
 
 HALF = torch.empty(64, dtype=torch.float16)
@@ -130,9 +130,9 @@ def test_kernels_compile_without_a_gpu_a_c_compiler_or_a_cache(tmp_path):
     script.write_text(
         textwrap.dedent("""
             import torch
-            from ctflow.kernels.compiler import compile_forms
-            from ctflow.kernels.forms import HOPPER
-            from ctflow.kernels.launch import KernelList
+            from ctflow.kernels.machine_code.compiler import compile_forms
+            from ctflow.kernels.machine_code.forms import HOPPER
+            from ctflow.kernels.machine_code.launch import KernelList
 
             kernels = KernelList()
             x, sums = torch.empty(64, dtype=torch.float16), torch.empty(64)

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ctflow.kernels.compiler import compile_form
 from ctflow.kernels.convolution import MOST_SHARED
-from ctflow.kernels.forms import HOPPER, CudaForm
 from ctflow.kernels.gathered_convolution import (
     GatheredConvolution,
     GatheredForm,
@@ -25,7 +23,9 @@ from ctflow.kernels.gathered_convolution import (
     sets_of,
     stages_held,
 )
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.compiler import compile_form
+from ctflow.kernels.machine_code.forms import HOPPER, CudaForm
+from ctflow.kernels.machine_code.launch import KernelList
 
 HALF = torch.float16
 # Groups and columns.

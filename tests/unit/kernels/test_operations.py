@@ -17,8 +17,8 @@ from ctflow.networks.swin_windows import window_table
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
 
 from ctflow.kernels import operations, token_kernels, volume_kernels  # noqa: E402
-from ctflow.kernels.forms import HOPPER  # noqa: E402
-from ctflow.kernels.launch import GpuKernels  # noqa: E402
+from ctflow.kernels.machine_code.forms import HOPPER  # noqa: E402
+from ctflow.kernels.machine_code.launch import GpuKernels  # noqa: E402
 from ctflow.kernels.operations import HopperOperations  # noqa: E402
 
 if not torch.cuda.is_available() and Version(triton.__version__) < Version("3.7"):

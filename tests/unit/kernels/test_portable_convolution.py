@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ctflow.kernels.compiler import compile_form
-from ctflow.kernels.forms import TARGETS, CudaForm
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.compiler import compile_form
+from ctflow.kernels.machine_code.forms import TARGETS, CudaForm
+from ctflow.kernels.machine_code.launch import KernelList
 from ctflow.kernels.portable_convolution import (
     PortableConvolution,
     PortableForm,

@@ -15,8 +15,16 @@ import pytest
 import torch
 
 from ctflow.core.model import NetworkSpec
-from ctflow.kernels.forms import CONSTANT, HOPPER, TARGETS, CudaForm, KernelTarget, TritonForm, kernel_target
-from ctflow.kernels.launch import KernelList
+from ctflow.kernels.machine_code.forms import (
+    CONSTANT,
+    HOPPER,
+    TARGETS,
+    CudaForm,
+    KernelTarget,
+    TritonForm,
+    kernel_target,
+)
+from ctflow.kernels.machine_code.launch import KernelList
 from ctflow.kernels.operations import HopperOperations
 from ctflow.networks.build import network_from_spec
 from ctflow.networks.channels_last.choice import channels_last_network
@@ -86,7 +94,7 @@ def compiled(tmp_path, wanted) -> list[list]:
         textwrap.dedent("""
             import json, pickle, sys
             from ctflow.core.processes import usable_cpus
-            from ctflow.kernels.compiler import compile_forms
+            from ctflow.kernels.machine_code.compiler import compile_forms
 
             with open(sys.argv[1], "rb") as file:
                 wanted = pickle.load(file)

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional
 
 from ctflow.kernels import tokens
-from ctflow.kernels.compiler import compile_form
-from ctflow.kernels.forms import HOPPER, TARGETS, KernelTarget
-from ctflow.kernels.launch import GpuKernels, KernelList
+from ctflow.kernels.machine_code.compiler import compile_form
+from ctflow.kernels.machine_code.forms import HOPPER, TARGETS, KernelTarget
+from ctflow.kernels.machine_code.launch import GpuKernels, KernelList
 from ctflow.kernels.operations import HopperOperations
 from ctflow.kernels.tokens import TokenLayers, packed_layer
 from ctflow.networks.operations import BlockBegin, BlockEnd, TorchOperations

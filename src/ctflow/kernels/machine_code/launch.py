@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable
-from ctflow.kernels.compiler import checked, compile_form
-from ctflow.kernels.forms import HOPPER, Cubin, CudaForm, KernelTarget, TritonForm, Value, kernel_target, triton_form
+from ctflow.kernels.machine_code.compiler import checked, compile_form
+from ctflow.kernels.machine_code.forms import (
+    HOPPER,
+    Cubin,
+    CudaForm,
+    KernelTarget,
+    TritonForm,
+    Value,
+    kernel_target,
+    triton_form,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +65,7 @@ class GpuKernels:
 
     Args:
         device: torch device.
-        stored: Machine code by the keys of forms, as `ctflow.kernels.cubins` reads it.
+        stored: Machine code by the keys of forms, as `ctflow.kernels.machine_code.cubins` reads it.
         target: What kernels are made for, instead of the device's own.
 
     Raises:

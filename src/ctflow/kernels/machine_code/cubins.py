@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ctflow.core.errors import EngineMismatch
-from ctflow.kernels.forms import Cubin
+from ctflow.kernels.machine_code.forms import Cubin
 
 _INDEX = "index.json"
 _DATE = (1980, 1, 1, 0, 0, 0)

@@ -18,7 +18,7 @@ from typing import Any
 from ctflow.compat.python import bare_start
 from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory
 from ctflow.core.processes import begin_child
-from ctflow.kernels.forms import CONSTANT, HOPPER, Cubin, CudaForm, KernelTarget, TritonForm
+from ctflow.kernels.machine_code.forms import CONSTANT, HOPPER, Cubin, CudaForm, KernelTarget, TritonForm
 
 log = logging.getLogger(__name__)
 
