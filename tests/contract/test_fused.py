@@ -18,7 +18,7 @@ from ctflow.engines import fused
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
-from ctflow.kernels.attention import WindowAttention
+from ctflow.kernels.attention import CudaAttention
 from ctflow.kernels.machine_code.launch import GpuKernels
 from ctflow.networks.build import network_from_model, network_from_spec
 from ctflow.networks.operations import TorchOperations
@@ -173,10 +173,10 @@ def test_attention_within_windows_is_that_of_fp32(size, window, shift, heads, wi
     target = fused.target_for(DEVICE)
     table = window_table(size, (window,) * 3, (shift,) * 3)
     n = math.prod(table.length)
-    if not WindowAttention.takes(n, width, dtype, target):
+    if not CudaAttention.takes(n, width, dtype, target):
         pytest.skip("windows too large for this GPU's shared memory")
     bias = torch.randn(heads, n, n) * 2
-    kernel = WindowAttention(bias, table, width, dtype, DEVICE, GpuKernels(DEVICE, target=target))
+    kernel = CudaAttention(bias, table, width, dtype, DEVICE, GpuKernels(DEVICE, target=target))
     reference = TorchOperations(torch.float32, DEVICE).attention(bias, table, width)
     for batch in (1, 3):
         qkv = torch.randn(batch, len(table.fetch), 3 * heads * width, device=DEVICE).to(dtype)

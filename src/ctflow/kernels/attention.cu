@@ -18,10 +18,7 @@
 constexpr int THREADS = 32 * (WARPS + 1), KEYS = (N + 15) / 16, ROWS = 16 * KEYS, C = HEADS * WIDTH;
 constexpr int PARTS = (KEYS + PART - 1) / PART;
 constexpr float LEAST = -3e38f, MOST = 1e30f;
-#ifndef MOST_SAMPLES
-#define MOST_SAMPLES 2
-#endif
-constexpr int SAMPLES = KEYS < MOST_SAMPLES ? KEYS : MOST_SAMPLES;  // tiles of keys
+constexpr int SAMPLES = KEYS < 2 ? KEYS : 2;  // tiles of keys from which a first largest score is taken
 constexpr int UNIT = WIDTH % 8 ? 8 : 16, UNITS = 2 * WIDTH / UNIT;  // bytes of a copy, copies of a row
 constexpr int BIAS_BYTES = PART * KEYS * 512, ROW_BYTES = 32, MASK_BYTES = 16;
 constexpr int KEY_BYTES = ROWS * ROW_BYTES, QUERY_BYTES = PART * 16 * ROW_BYTES;
@@ -242,7 +239,7 @@ attend_windows(const unsigned short* __restrict__ qkv, const uint4* __restrict__
     for (int i = 0; i < STAGES; ++i) start_barrier(empty + i * 8, PART);
     next_task[0] = WARPS, next_task[1] = 0;
   }
-  // The identity; were its numbers in registers at once, the compiler would make them anew for each product.
+  // The identity lies in memory: were its numbers computed in registers, the compiler would make them anew for each product.
   for (int i = tid; i < 256; i += THREADS) identity[place(i / 16, i % 16 / 8) / 2 + i % 8] = i / 16 == i % 16 ? 0x3C00 : 0;
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();

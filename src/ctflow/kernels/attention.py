@@ -76,7 +76,9 @@ class AttentionForm:
         return full, rest
 
 
-def form_for(n: int, width: int, heads: int, kind: str, target: KernelTarget, *, masks: bool) -> AttentionForm | None:
+def attention_form(
+    n: int, width: int, heads: int, kind: str, target: KernelTarget, *, masks: bool
+) -> AttentionForm | None:
     """The form with as much of a window in a block as its shared memory holds with two stages, and then more stages."""
     tiles = -(-n // _TILE)
     parts = 1
@@ -93,7 +95,7 @@ def form_for(n: int, width: int, heads: int, kind: str, target: KernelTarget, *,
 
 
 @cache
-def source_of(form: AttentionForm) -> str:
+def attention_source(form: AttentionForm) -> str:
     """CUDA C++ of one launch."""
     values = {
         "N": form.n, "WIDTH": form.width, "HEADS": form.heads, "BF16": int(form.kind == "bf16"),
@@ -125,7 +127,7 @@ def masks_of(table: WindowTable, dtype: torch.dtype) -> Tensor:
     return torch.where(own > 0, 0.0, MASKED * LOG2E).to(dtype).contiguous()  # 0 has no sign: the kernel looks at it
 
 
-class WindowAttention:
+class CudaAttention:
     """Attention within windows on one GPU, in one launch; see `ctflow.networks.operations.Operations.attention`.
 
     Args:
@@ -147,7 +149,7 @@ class WindowAttention:
         masks = masks_of(table, dtype)
         form = None
         if self.takes(n, width, dtype, kernels.target):
-            form = form_for(n, width, heads, _KINDS[dtype], kernels.target, masks=len(masks) > 0)
+            form = attention_form(n, width, heads, _KINDS[dtype], kernels.target, masks=len(masks) > 0)
         if form is None:
             raise ValueError(f"no attention in windows of {n} tokens with heads of {width} channels in {dtype}")
         self._form, self._kernels, self._masked_from = form, kernels, _masked_from(table)
@@ -159,7 +161,7 @@ class WindowAttention:
         """Whether it computes windows of n tokens with heads of so many channels."""
         if dtype not in _KINDS or width % 4 or not 4 <= width <= _TILE:
             return False
-        form = form_for(n, width, 1, _KINDS[dtype], target, masks=True)
+        form = attention_form(n, width, 1, _KINDS[dtype], target, masks=True)
         return form is not None and form.part * form.stages >= min(_LEAST_AT_WORK, form.tiles)
 
     def __call__(self, qkv: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ class WindowAttention:
         out = torch.empty((batch, places, channels // 3), dtype=qkv.dtype, device=qkv.device)
         full, last = form.blocks(batch * windows, self._kernels.multiprocessors)
         self._kernels.cuda(
-            CudaForm(source_of(form), "attend_windows", 32 * (_WARPS + 1), form.shared),
+            CudaForm(attention_source(form), "attend_windows", 32 * (_WARPS + 1), form.shared),
             form.heads * ((form.parts - 1) * full + last),
             qkv, self._bias, self._masks, out, batch * windows, windows, self._masked_from, full, last,
         )  # fmt: skip

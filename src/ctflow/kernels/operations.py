@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctflow.core.volume import Size3
-from ctflow.kernels.attention import TritonAttention, WindowAttention
+from ctflow.kernels.attention import CudaAttention, TritonAttention
 from ctflow.kernels.convolution import HopperConvolution
 from ctflow.kernels.gathered_convolution import GatheredConvolution
 from ctflow.kernels.machine_code.launch import Kernels
@@ -127,8 +127,8 @@ class HopperOperations:
 
     def attention(self, bias: Tensor, table: WindowTable, width: int) -> Attention:
         """Our CUDA kernel where it takes the window and the head, else Triton's; scores are never stored."""
-        if WindowAttention.takes(bias.shape[-1], width, self.dtype, self.kernels.target):
-            return WindowAttention(bias, table, width, self.dtype, self.device, self.kernels)
+        if CudaAttention.takes(bias.shape[-1], width, self.dtype, self.kernels.target):
+            return CudaAttention(bias, table, width, self.dtype, self.device, self.kernels)
         return TritonAttention(bias, table, width, self.dtype, self.device, self.kernels)
 
     def norm_of(self, sums: Tensor, count: int, affine: Affine | None = None) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 
 from ctflow.kernels.attention import (
     AttentionForm,
+    CudaAttention,
     TritonAttention,
-    WindowAttention,
+    attention_form,
+    attention_source,
     bias_for_threads,
-    form_for,
     masks_of,
-    source_of,
 )
 from ctflow.kernels.machine_code.compiler import compile_form
 from ctflow.kernels.machine_code.forms import HOPPER, TARGETS, CudaForm, KernelTarget
@@ -63,7 +63,7 @@ def test_masks_times_regions_of_queries_are_what_is_added():
 
 def test_it_takes_half_precision_in_windows_that_fit():
     def takes(n=343, width=16, dtype=HALF, target=HOPPER):
-        return WindowAttention.takes(n, width, dtype, target)
+        return CudaAttention.takes(n, width, dtype, target)
 
     assert all(takes(target=target, dtype=dtype) for target in TARGETS for dtype in (HALF, BF16))
     assert all(takes(width=width) for width in (4, 8, 12))
@@ -76,12 +76,12 @@ def test_it_takes_half_precision_in_windows_that_fit():
     assert not takes(width=6)
     with pytest.raises(ValueError, match="windows of 64 tokens with heads of 32 channels"):
         table = window_table((4, 4, 4), (4, 4, 4), (0, 0, 0))
-        WindowAttention(torch.zeros(1, 64, 64), table, 32, HALF, "cpu", KernelList())
+        CudaAttention(torch.zeros(1, 64, 64), table, 32, HALF, "cpu", KernelList())
 
 
 @pytest.mark.parametrize(
     ("dtype", "width", "kind"),
-    [(HALF, 16, WindowAttention), (BF16, 8, WindowAttention), (torch.float32, 16, TritonAttention),
+    [(HALF, 16, CudaAttention), (BF16, 8, CudaAttention), (torch.float32, 16, TritonAttention),
      (HALF, 32, TritonAttention)],
 )  # fmt: skip
 def test_what_it_does_not_take_is_left_to_triton(dtype, width, kind):
@@ -94,11 +94,11 @@ def test_every_form_fits_its_target():
     for target in TARGETS:
         for n in (8, 27, 64, 125, 216, 343, 512):
             for masks in (True, False):
-                form = form_for(n, 16, 3, "f16", target, masks=masks)
+                form = attention_form(n, 16, 3, "f16", target, masks=masks)
                 if form is not None:
                     assert form.shared <= target.shared
                     assert form.parts * form.part >= form.tiles > (form.parts - 1) * form.part
-    form = form_for(343, 16, 3, "f16", HOPPER, masks=True)
+    form = attention_form(343, 16, 3, "f16", HOPPER, masks=True)
     assert form == AttentionForm(343, 16, 3, "f16", masks=True, part=11, stages=3)
     assert form.shared == 176 * 352 * 2 + 3 * (2 * 352 * 32 + 176 * 32 + 352 * 16 + 12) + 512 + 8
 
@@ -115,7 +115,7 @@ def test_every_form_fits_its_target():
     ],
 )
 def test_blocks_are_no_more_than_multiprocessors_and_have_equal_parts(n, heads, images, blocks):
-    form = form_for(n, 16, heads, "f16", HOPPER, masks=False)
+    form = attention_form(n, 16, heads, "f16", HOPPER, masks=False)
     full, last = form.blocks(images, 132)
     assert heads * ((form.parts - 1) * full + last) == blocks
     uneven = AttentionForm(343, 16, 3, "f16", masks=False, part=8, stages=2)
@@ -132,7 +132,7 @@ def test_one_launch_computes_everything(shift):
 
     table = window_table((14, 14, 14), (7, 7, 7), (shift,) * 3)
     qkv = torch.zeros(2, 8 * 343, 3 * 48, dtype=HALF)
-    out = WindowAttention(torch.zeros(3, 343, 343), table, 16, HALF, "cpu", Kernels())(qkv)
+    out = CudaAttention(torch.zeros(3, 343, 343), table, 16, HALF, "cpu", Kernels())(qkv)
     ((form, blocks, (first, bias, masks, found, *numbers)),) = listed
     assert out.shape == (2, 8 * 343, 48)
     assert found is out
@@ -148,7 +148,7 @@ def test_one_launch_computes_everything(shift):
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_it_compiles_for_every_target(target):
     for n, width, kind, masks in ((343, 16, "f16", True), (343, 16, "bf16", True), (27, 12, "f16", False)):
-        form = form_for(n, width, 3, kind, target, masks=masks)
-        cubin = compile_form(CudaForm(source_of(form), "attend_windows", 512, form.shared), target)
+        form = attention_form(n, width, 3, kind, target, masks=masks)
+        cubin = compile_form(CudaForm(attention_source(form), "attend_windows", 512, form.shared), target)
         assert cubin.code.startswith(b"\x7fELF")
         assert cubin.compiler.startswith("nvrtc ")
