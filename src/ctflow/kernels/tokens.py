@@ -49,7 +49,7 @@ class TokenForm:
 
 
 @cache
-def source_of(form: TokenForm) -> str:
+def tokens_source(form: TokenForm) -> str:
     """CUDA C++ of one launch."""
     values = {
         "C": form.channels,
@@ -197,7 +197,7 @@ def form_for(channels: int, hidden: int, outputs: int, kind: str, *, whole: bool
 
 def cuda_form(form: TokenForm) -> CudaForm:
     """What is compiled."""
-    return CudaForm(source_of(form), "compute_tokens", 32 * form.warps, 0)
+    return CudaForm(tokens_source(form), "compute_tokens", 32 * form.warps, 0)
 
 
 def _added(layer: LinearLayer) -> Tensor:
