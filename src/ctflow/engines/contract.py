@@ -22,7 +22,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16")
 ONLY_BY_NAME: tuple[Precision, ...] = ("fp8",)
 # What such a precision costs, for results; docs/exactness.md has the figures.
 COSTS: Mapping[str, str] = {
-    "fp8": "convolutions at full resolution in eight bits (e4m3): Dice to fp32 0.9983 to 0.9990 on phantoms, emulated"
+    "fp8": "the largest convolution in eight bits (e4m3), which costs masks more than half precision does"
 }
 _OF_FP8 = "fp8 is computed by --engine fused on an H100 or H200 only: name both, or choose another --precision"
 

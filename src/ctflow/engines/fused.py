@@ -62,7 +62,7 @@ _MULTIPROCESSORS = (132, 114, 78)
 _KERNELS = ("ctflow.kernels", "ctflow.kernels.machine_code")  # packages that machine code depends on
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16}  # of volumes
 PRECISIONS = tuple(_DTYPES)
-_CALIBRATION = 1  # version of how activations are measured
+_CALIBRATION = 2  # version of how activations are measured
 
 log = logging.getLogger(__name__)
 _ONLY_PORTABLE = threading.Event()

@@ -196,14 +196,14 @@ class Fp8Convolution:
 
 
 def is_in_eight_bits(roi: Size3) -> Takes:
-    """Which convolutions of a network for windows of this size are computed in e4m3: the large ones of whole windows.
+    """Which convolutions of a network for windows of this size are in e4m3: those of whole windows in two shares.
 
-    Those of half the resolution take a tenth of the time, and with them the masks of two in three phantoms have a Dice
-    below 0.998 (docs/exactness.md).
+    That is the largest one, which reads a decoder's upsampled volume and its skip. With the other two of whole windows,
+    which gain less, masks have a Dice below 0.998 (docs/exactness.md); and so they have with those of half the size.
     """
 
     def takes(weight: Sequence[int], shares: Sequence[int], size: Size3) -> bool:
-        return tuple(size) == tuple(roi) and Fp8Convolution.takes(weight, shares, size)
+        return tuple(size) == tuple(roi) and len(shares) == 2 and Fp8Convolution.takes(weight, shares, size)
 
     return takes
 
@@ -225,7 +225,7 @@ class HopperFp8Operations(HopperOperations):
         self._exponents = repeat(None) if exponents is None else iter(exponents)
 
     def convolution(self, weight: Tensor, shares: Sequence[int], size: Size3, stride: Size3 = (1, 1, 1)) -> Convolution:
-        """In e4m3 at full resolution, where the kernel takes the channels."""
+        """In e4m3 where `is_in_eight_bits` says so."""
         if stride == (1, 1, 1) and self._takes(weight.shape, shares, size):
             exponents = next(self._exponents) or [0] * len(shares)
             return Fp8Convolution(weight, shares, exponents, self.device, self.kernels)

@@ -432,8 +432,8 @@ def request_of_fp8(cache=None, **changed) -> EngineRequest:
     return dataclasses.replace(EngineRequest("fused", "cuda:0", "fp8", WIDE_ROI, (1, 4), cache), **changed)
 
 
-CHANNELS = ((48,), (48, 48), (48,))  # of the convolutions at full resolution
-CALIBRATION = Calibration(CHANNELS, ((9.5,), (2.6, 8.9), (4.3,)))
+CHANNELS = ((48, 48),)  # of the convolution in e4m3
+CALIBRATION = Calibration(CHANNELS, ((2.6, 8.9),))
 
 
 def keep(calibration, request, model):
@@ -487,7 +487,7 @@ def test_a_calibration_belongs_to_its_weights_windows_and_preparation(wide, tmp_
     network = fused.eight_bit_network(request, wide)
     keep(CALIBRATION, request, wide)
     assert fused._calibration(request, wide, network) == CALIBRATION
-    assert CALIBRATION.exponents == [[4], [6, 4], [5]]
+    assert CALIBRATION.exponents == [[6, 4]]
     retrained = dataclasses.replace(wide, weights_digest="e" * 64)
     scaled = dataclasses.replace(wide, spec=dataclasses.replace(wide.spec, preprocessing=("another",)))
     larger = dataclasses.replace(request, roi=(96, 96, 96))
@@ -500,17 +500,17 @@ def test_a_calibration_belongs_to_its_weights_windows_and_preparation(wide, tmp_
 def test_a_damaged_or_foreign_calibration_is_refused(wide, tmp_path, damage):
     request = request_of_fp8(tmp_path)
     network = fused.eight_bit_network(request, wide)
-    made = Calibration(CHANNELS[1:], CALIBRATION.largest[1:]) if damage == "network" else CALIBRATION
+    made = Calibration(((32, 32),), CALIBRATION.largest) if damage == "network" else CALIBRATION
     keep(made, request, wide)
     (path,) = tmp_path.glob("calibration-*/engine.calibration")
     if damage == "bytes":
-        path.write_bytes(path.read_bytes().replace(b"9.5", b"9.4"))
+        path.write_bytes(path.read_bytes().replace(b"2.6", b"2.5"))
     elif damage == "manifest":
         manifest = path.with_name("manifest.json")
         manifest.write_text(manifest.read_text().replace("d" * 64, "e" * 64))
     elif damage == "content":
         EngineStore(tmp_path).find(fused.calibration_key(request, wide))
-        text = path.read_text().replace("9.5", "-1")
+        text = path.read_text().replace("2.6", "-1")
         path.write_text(text)
         manifest = path.with_name("manifest.json")
         document = json.loads(manifest.read_text())

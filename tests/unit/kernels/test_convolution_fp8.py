@@ -153,15 +153,16 @@ def test_one_launch_gets_weights_scales_and_sizes(shares, normalized):
 
 
 def test_exponents_go_to_the_convolutions_in_their_order():
-    made = HopperFp8Operations(LARGE, "cpu", KernelList(), [[5], [3, 2]])
-    first = made.convolution(torch.ones(48, 48, 3, 3, 3), (48,), LARGE)
-    made.convolution(torch.ones(48, 16, 3, 3, 3), (16,), LARGE)  # the first layer keeps half precision
-    made.convolution(torch.ones(48, 48, 3, 3, 3), (48,), (48, 48, 48))  # of half the resolution
-    second = made.convolution(torch.ones(48, 96, 3, 3, 3), (48, 48), LARGE)
-    assert first._scales[48:].tolist() == [32.0]
+    made = HopperFp8Operations(LARGE, "cpu", KernelList(), [[5, 4], [3, 2]])
+    weight = torch.ones(48, 96, 3, 3, 3)
+    first = made.convolution(weight, (48, 48), LARGE)
+    made.convolution(torch.ones(48, 48, 3, 3, 3), (48,), LARGE)  # of one share
+    made.convolution(weight, (48, 48), (48, 48, 48))  # of half the resolution
+    second = made.convolution(weight, (48, 48), LARGE)
+    assert first._scales[48:].tolist() == [32.0, 16.0]
     assert second._scales[48:].tolist() == [8.0, 4.0]
     with pytest.raises(StopIteration):
-        made.convolution(torch.ones(48, 48, 3, 3, 3), (48,), LARGE)
+        made.convolution(weight, (48, 48), LARGE)
 
 
 @compiles
