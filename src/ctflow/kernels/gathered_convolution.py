@@ -24,7 +24,7 @@ _REGISTERS = {2: (208, 88), 3: (152, 56), 4: (104, 64)}  # of a thread that mult
 _ROWS, _HELD = 16, 64  # voxels and channels that a program adds up, where steps were divided
 _MOST_SPLITS = 12
 _CLOCKS, _END = 1600, 0.007  # in a microsecond; microseconds to store a result, for each group and column
-# What was measured on an H200, and is faster than cuDNN.
+# Between what was measured on an H200 (docs/performance.md) and was faster than cuDNN there; not every size was.
 _LEAST_SIDE, _MOST_SIDE, _LEAST_COLUMNS = 3, 32, 96
 _CUDNNS = ((256, 256, 16), (512, 256, 16), (320, 320, 8))  # C_in, C_out and side of those where it is not
 
@@ -166,7 +166,7 @@ class GatheredConvolution:
 
     @staticmethod
     def takes(weight: Sequence[int], shares: Sequence[int], size: Size3, dtype: torch.dtype) -> bool:
-        """Whether it computes a convolution with weights of such a shape, and faster than cuDNN."""
+        """Whether it computes a convolution with weights of such a shape, near those where it was faster than cuDNN."""
         cout, _, *kernel = weight
         if dtype not in KINDS or kernel != [3, 3, 3] or max(size) > _MOST_SIDE or min(size) < _LEAST_SIDE:
             return False
