@@ -13,7 +13,7 @@
 //
 // 4 N N WIDTH FLOP and N N exponentials a head and window; the unit of the exponentials is busy for two thirds of the time.
 //
-// ctflow.kernels.attention puts the constants and halves.cuh before this file.
+// ctflow.kernels.attention puts the constants, halves.cuh, instructions.cuh and pipeline.cuh before this file.
 
 constexpr int THREADS = 32 * (WARPS + 1), KEYS = (N + 15) / 16, ROWS = 16 * KEYS, C = HEADS * WIDTH;
 constexpr int PARTS = (KEYS + PART - 1) / PART;
@@ -30,12 +30,6 @@ __device__ __forceinline__ void copy(uint32_t to, const void* from) {
 }
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void start_barrier(uint32_t barrier, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" :: "r"(barrier) : "memory");
 }
 __device__ __forceinline__ bool finished(uint32_t barrier, int parity) {
   uint32_t done;
@@ -56,10 +50,6 @@ __device__ __forceinline__ void wait_for_window(uint32_t place, int window) {
   while (windows <= window);
   __syncwarp();
 }
-__device__ __forceinline__ void load_rows(uint32_t (&a)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
-}
 __device__ __forceinline__ void load_columns(uint32_t (&a)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
@@ -72,10 +62,6 @@ __device__ __forceinline__ void load_two_rows(uint32_t (&a)[2], uint32_t address
 #else
 #define KIND "f16.f16"
 #endif
-__device__ __forceinline__ void multiply(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." KIND ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 __device__ __forceinline__ void multiply_half(float (&acc)[4], const uint32_t (&a)[2], uint32_t b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32." KIND ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
@@ -85,11 +71,6 @@ __device__ __forceinline__ void add_bias(float (&acc)[4], const uint32_t (&ident
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
       : "r"(identity[0]), "r"(identity[1]), "r"(identity[2]), "r"(identity[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ float power(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // Where 16 bytes of a row of 32 lie: the halves of every other four rows are exchanged, so that eight rows are in different banks.
@@ -175,7 +156,7 @@ __device__ __forceinline__ void attend_keys(float (&acc)[3][4], const Operands& 
       score<MASKED>(x, given, top, tile);
       uint32_t p[4], v[4];
       #pragma unroll
-      for (int i = 0; i < 4; ++i) p[i] = packed(power(x[i / 2][i % 2 * 2]), power(x[i / 2][i % 2 * 2 + 1]));
+      for (int i = 0; i < 4; ++i) p[i] = packed(power_of_two(x[i / 2][i % 2 * 2]), power_of_two(x[i / 2][i % 2 * 2 + 1]));
       load_columns(v, given.values + tile * 16 * ROW_BYTES);
       multiply(acc[0], p, v[0], v[1]);
       multiply(acc[1], p, v[2], v[3]);
@@ -216,7 +197,7 @@ __device__ __forceinline__ void attend_tile(unsigned short* out, const uint4* bi
     attend_keys<true>(acc, given, first / 16);
   } else attend_keys<false>(acc, given, first / 16);
   __syncwarp();
-  if (lane == 0) arrive(empty);  // the window was read
+  if (lane == 0) barrier_arrive(empty);  // the window was read
   store(out, acc, first, lane);
 }
 
@@ -236,7 +217,7 @@ attend_windows(const unsigned short* __restrict__ qkv, const uint4* __restrict__
   for (int i = tid; i < BIAS_BYTES / 16; i += THREADS) copy_16(stages - BIAS_BYTES + i * 16, bias + (size_t)(head * PARTS + part) * (BIAS_BYTES / 16) + i);
   for (int i = tid; i < STAGES * STAGE_BYTES / 16; i += THREADS) reinterpret_cast<uint4*>(shared + BIAS_BYTES)[i] = make_uint4(0, 0, 0, 0);
   if (tid == 0) {
-    for (int i = 0; i < STAGES; ++i) start_barrier(empty + i * 8, PART);
+    for (int i = 0; i < STAGES; ++i) barrier_init(empty + i * 8, PART);
     next_task[0] = WARPS, next_task[1] = 0;
   }
   // The identity lies in memory: were its numbers computed in registers, the compiler would make them anew for each product.
@@ -270,7 +251,7 @@ attend_windows(const unsigned short* __restrict__ qkv, const uint4* __restrict__
     const int k = task / PART, tile = task % PART, stage = k % STAGES;
     wait_for_window(copied, k);
     if (tile < tiles) attend_tile(out + (size_t)(share + k * shares) * N * C + head * WIDTH, reinterpret_cast<const uint4*>(shared), one, stages + stage * STAGE_BYTES, tile, first + tile * 16, MASKS && several[stage], empty + stage * 8, lane);
-    else if (lane == 0) arrive(empty + stage * 8);
+    else if (lane == 0) barrier_arrive(empty + stage * 8);
     task = __shfl_sync(~0u, next, 0);
   }
 }

@@ -101,7 +101,7 @@ def attention_source(form: AttentionForm) -> str:
         "N": form.n, "WIDTH": form.width, "HEADS": form.heads, "BF16": int(form.kind == "bf16"),
         "MASKS": int(form.masks), "PART": form.part, "WARPS": _WARPS, "STAGES": form.stages, "UNROLL": _UNROLL,
     }  # fmt: skip
-    return cuda_source(values, "halves.cuh", "attention.cu")
+    return cuda_source(values, "halves.cuh", "instructions.cuh", "pipeline.cuh", "attention.cu")
 
 
 def bias_for_threads(bias: Tensor, rows: int) -> Tensor:

@@ -10,6 +10,12 @@ __device__ __forceinline__ void multiply(float (&acc)[4], const uint32_t (&a)[4]
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Of each of the four matrices of 8 x 8 half-precision numbers whose rows' addresses eight threads give, two numbers.
+__device__ __forceinline__ void load_rows(uint32_t (&a)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
+}
+
 // What is read once should not take the place of weights in the L1 cache.
 __device__ __forceinline__ float4 loaded_once(const float4* from) {
   float4 v;

@@ -12,7 +12,7 @@
 //
 // The input's channels lie in one tensor (FIRST = CIN) or in two, FIRST of them in the first.
 //
-// ctflow.kernels.portable_convolution puts the constants and halves.cuh before this file.
+// ctflow.kernels.portable_convolution puts the constants, halves.cuh and instructions.cuh before this file.
 
 constexpr int WARPS = 8, TILE_D = 4, TILE_H = WARPS, TILE_W = 16, THREADS = 32 * WARPS, BORDER = SIDE / 2;
 constexpr int ROWS = TILE_D + 2, HALO_H = TILE_H + 2 * BORDER, HALO_W = TILE_W + 2 * BORDER, HALO = ROWS * HALO_H * HALO_W;
@@ -24,23 +24,10 @@ constexpr int ITEMS = (2 * HALO + THREADS - 1) / THREADS, LOADING = STEPS > 1 ? 
 struct Shape { int batch, depth, height, width; };
 struct Tile { int number, b, d, h, w; };  // of its first voxel
 
-
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool all) {  // zeros if not all
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(all ? 16 : 0) : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-__device__ __forceinline__ void load_rows(uint32_t (&a)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
-}
-__device__ __forceinline__ void multiply(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#if BF16
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#else
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#endif
-               : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ __forceinline__ Tile tile_of(Shape s, int number) {
   int across = (s.width + TILE_W - 1) / TILE_W, down = (s.height + TILE_H - 1) / TILE_H, deep = (s.depth + TILE_D - 1) / TILE_D;

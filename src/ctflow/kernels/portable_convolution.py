@@ -92,7 +92,7 @@ def source_of(form: PortableForm) -> str:
         "BF16": int(form.kind == "bf16"),
         "NORMALIZED": int(form.normalized),
     }
-    return cuda_source(values, "halves.cuh", "portable_convolution.cu")
+    return cuda_source(values, "halves.cuh", "instructions.cuh", "portable_convolution.cu")
 
 
 class PortableConvolution:
