@@ -1284,24 +1284,24 @@ def _other_objects() -> Iterator[Odd]:
     yield Odd(
         "CT images of modality MR", "set aside: `modality`", nothing(every(Modality="MR")), "whose Modality is MR"
     )
-    once = "under their own SOPInstanceUID"
+    once = "another under a different SOPInstanceUID omitted"
     yield Odd(
         "all slices twice, under new SOPInstanceUIDs",
         WARNED,
         copied_slices(16),
-        f"16 slices duplicate another slice {once}",
+        f"16 slices that duplicate {once}",
     )
     yield Odd(
         "one slice twice, under a new SOPInstanceUID",
         WARNED,
         copied_slices(1),
-        f"1 slices duplicate another slice {once}",
+        f"1 slice that duplicates {once}",
     )
     yield Odd(
         "all slices twice, of another acquisition time",
         WARNED,
         copied_slices(16, AcquisitionTime="130000"),
-        "16 slices duplicate another slice",
+        f"16 slices that duplicate {once}",
     )
     yield Odd(
         "all slices twice, rescaled in another way",

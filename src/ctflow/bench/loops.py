@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import DeviceOutOfMemory
+from ctflow.core.errors import DeviceOutOfMemory, counted
 from ctflow.core.model import ModelSpec
 from ctflow.core.volume import Labels, Size3
 from ctflow.transforms.postprocess import bytes_on_host, labels_from_probabilities, probabilities_from_logits
@@ -201,7 +201,7 @@ def resident_volume(workers: Sequence[Worker], volume: Tensor, spec: ModelSpec, 
 
 
 def _refuse(device: torch.device, tried: int, left: int) -> None:
-    raise DeviceOutOfMemory(f"{device} has too little memory for {tried} windows at once")
+    raise DeviceOutOfMemory(f"{device} has too little memory for {counted(tried, 'window')} at once")
 
 
 def two_channels(predict: Predict) -> Predict:

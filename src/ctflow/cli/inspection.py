@@ -13,7 +13,7 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import VR
 
 from ctflow.core.entry_point import unexpected
-from ctflow.core.errors import BrokenSeries, NoUsableSeries
+from ctflow.core.errors import BrokenSeries, NoUsableSeries, counted
 from ctflow.dicom.read.enhanced import FUNCTIONAL_GROUPS
 from ctflow.dicom.read.geometry.stack import stack_of_series
 from ctflow.dicom.read.pixels.encoding import encoding_warnings
@@ -60,9 +60,9 @@ def require_series(document: Mapping[str, Any]) -> None:
     """
     if not document["series"]:
         damaged = len(document["unreadable"])
+        others = counted(document["ignored"], "file is", "files are")
         raise NoUsableSeries(
-            f"the folder contains no DICOM series: {document['ignored']} files are not DICOM, {damaged} are damaged",
-            reason="no-dicom",
+            f"the folder contains no DICOM series: {others} not DICOM, {damaged} damaged", reason="no-dicom"
         )
 
 

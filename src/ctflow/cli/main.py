@@ -17,7 +17,7 @@ from ctflow.cli.cohort import cohort
 from ctflow.cli.monai_deploy import exec_application
 from ctflow.compat.monai import import_lean
 from ctflow.core.entry_point import exit_code_of, interrupted_by_signals, set_up_logging
-from ctflow.core.errors import BundleInvalid
+from ctflow.core.errors import BundleInvalid, counted
 from ctflow.core.progress import startup
 from ctflow.core.user import name_user
 from ctflow.report.run_record import recorded_run
@@ -140,12 +140,13 @@ def phantom(
 
     if count is None:
         found = write_phantom(folder, seed, shape, tumours=tumours, varied=varied)
-        what = "1 tumour" if found == 1 else f"{found} tumours"
-        click.echo(f"{shape[0]} slices in {folder / 'ct'}, truth with {what} in {folder / 'truth.dcm'}")
+        click.echo(
+            f"{shape[0]} slices in {folder / 'ct'}, truth with {counted(found, 'tumour')} in {folder / 'truth.dcm'}"
+        )
         return 0
     with progress_on(sys.stderr) as progress:
         counts = write_phantoms(folder, seed, count, shape, tumours=tumours, varied=varied, progress=progress)
-    click.echo(f"{count} phantoms with {sum(counts)} tumours in {folder}")
+    click.echo(f"{counted(count, 'phantom')} with {counted(sum(counts), 'tumour')} in {folder}")
     return 0
 
 

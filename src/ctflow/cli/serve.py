@@ -11,7 +11,7 @@ from typing import Any
 
 from ctflow.bundle import demonstration_bundle, find_bundle
 from ctflow.core.entry_point import ending_signals
-from ctflow.core.errors import NoUsableSeries
+from ctflow.core.errors import NoUsableSeries, counted
 from ctflow.core.requirements import check_requirements
 from ctflow.dicom.read.scan import Scan, scan_folder
 from ctflow.node.log import close_node_log, set_up_node_log
@@ -234,8 +234,9 @@ def backup_command(
     document = back_up(read_settings(config, environment).data, target, copy=copy)
     say(
         f"{document['instances']} instances and {document['results']} results, {document['bytes'] / 1e6:.1f} MB, "
-        f"{document['hard_links']} files by hard link"
+        f"{counted(document['hard_links'], 'file')} by hard link"
     )
     if document["missing"]:
-        say(f"{document['missing']} files or folders are missing that the journal names")
+        missing = counted(document["missing"], "file or folder is", "files or folders are")
+        say(f"{missing} missing that the journal names")
     return PARTLY if document["missing"] else 0

@@ -44,6 +44,11 @@ class CtflowError(Exception):
         return f"{type(self).__name__} [{self.reason}]: {self}"
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number of things, as in "1 slice" and "3 slices"; `several` is their name where an s alone does not make it."""
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
+
+
 def first_line(error: BaseException) -> str:
     """Another library's error as one short line; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

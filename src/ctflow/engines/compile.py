@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.compat.torch import compiler_at_ease
-from ctflow.core.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, ExportFailed, first_line
+from ctflow.core.errors import BackendUnavailable, CtflowError, DeviceOutOfMemory, ExportFailed, counted, first_line
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, is_of_gpu, not_taken
@@ -145,7 +145,7 @@ class CompileEngine:
     def _failure(self, error: Exception, windows: Tensor) -> CtflowError:
         """The named error of a first batch."""
         info, causes = self._info, list(_causes(error))
-        short = DeviceOutOfMemory(f"{info.device} has too little memory for {len(windows)} windows")
+        short = DeviceOutOfMemory(f"{info.device} has too little memory for {counted(len(windows), 'window')}")
         if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
             return short
         if any(is_of_gpu(cause) for cause in causes):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, first_line
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, counted, first_line
 from ctflow.core.model import Model
 from ctflow.engines.contract import (
     PRECISIONS,
@@ -81,7 +81,7 @@ class EagerEngine:
         if self._network is None:
             raise ValueError("the engine is closed")
         check_windows(windows, info)
-        what = f"{len(windows)} windows"
+        what = counted(len(windows), "window")
         try:
             with memory_for(what, info.device), torch.inference_mode(), _arithmetic(info.precision, info.device):
                 logits: Tensor = self._network(windows)

@@ -28,6 +28,7 @@ from ctflow.core.errors import (
     EngineMismatch,
     NetworkNotTaken,
     OutputError,
+    counted,
     first_line,
 )
 from ctflow.core.model import Model
@@ -268,7 +269,7 @@ class FusedEngine:
             with torch.inference_mode(False), torch.no_grad():
                 return self._run(windows)
         except Exception as error:  # the compilers and loaders of kernels may raise anything
-            raise _named(error, self._info.device, f"{len(windows)} windows") from error
+            raise _named(error, self._info.device, counted(len(windows), "window")) from error
 
     def launch(self, windows: Tensor) -> Tensor:
         """The network's logits, launched kernel by kernel: what `predict` captures."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, counted
 from ctflow.core.model import Model
 from ctflow.core.volume import Size3
 from ctflow.engines.contract import EngineInfo, Precision, check_windows
@@ -139,7 +139,9 @@ class OnnxEngine(ABC):
                 self._run(given[first : first + together], result[first : first + together])
         except self._errors as error:
             if isinstance(error, MemoryError) or "alloc" in str(error):
-                raise DeviceOutOfMemory(f"{info.device} has too little memory for {count} windows") from error
+                raise DeviceOutOfMemory(
+                    f"{info.device} has too little memory for {counted(count, 'window')}"
+                ) from error
             raise
         return result
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Protocol, cast
 
-from ctflow.core.errors import BackendUnavailable, SettingsInvalid
+from ctflow.core.errors import BackendUnavailable, SettingsInvalid, counted
 from ctflow.core.model import Model, ModelSpec
 from ctflow.core.requirements import version_problem
 from ctflow.engines.contract import Engine, Precision, check_chosen_by_name
@@ -229,7 +229,9 @@ def devices_from_setting(device: str | None) -> tuple[str, ...]:
     numbers = [int(number) for number in named.split(",")]
     if max(numbers) >= count:
         missing = f"device cuda:{max(numbers)} does not exist"
-        raise BackendUnavailable(f"{missing}: this machine has {count} GPUs; use --device cpu", reason="no-such-device")
+        raise BackendUnavailable(
+            f"{missing}: this machine has {counted(count, 'GPU')}; use --device cpu", reason="no-such-device"
+        )
     return tuple(f"cuda:{number}" for number in numbers)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ctflow.core.errors import counted
 from ctflow.core.volume import Indices, Size3, Volume
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def note_of_findings(measured: Sequence[SegmentMeasurements]) -> str:
     """The same in one line for a picture; empty if nothing is implausible."""
     implausible = sum(segment.implausible.findings for segment in measured)
     findings = sum(segment.components for segment in measured)
-    return f"{implausible} of {findings} findings are implausible: see the report" if implausible else ""
+    verb = "is" if implausible == 1 else "are"
+    return f"{implausible} of {counted(findings, 'finding')} {verb} implausible: see the report" if implausible else ""
 
 
 def place_to_show(measured: Sequence[SegmentMeasurements]) -> Size3 | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.core.errors import counted
 from ctflow.core.model import Model
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import Size3, Volume
@@ -277,7 +278,7 @@ def _wait_for(logits: Tensor) -> None:
 def _warnings_of_memory(halved: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
     """A sentence per device: for how many windows it had too little memory, and how many it computed instead."""
     warnings = tuple(
-        f"{device} had too little memory for {tried} windows at once; {left} were computed at a time"
+        f"{device} had too little memory for {counted(tried, 'window')} at once; they were computed {left} at a time"
         for device, (tried, left) in halved.items()
     )
     for warning in warnings:

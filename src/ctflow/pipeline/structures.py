@@ -8,6 +8,7 @@ from dataclasses import replace
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
+from ctflow.core.errors import counted
 from ctflow.core.model import ModelSpec, Segment
 from ctflow.core.volume import LabelArray
 from ctflow.dicom.write.derived import Provenance
@@ -42,7 +43,11 @@ def structure_set_of_case(
     large, gone = without_small(marked, LEAST_ML / loaded.volume.geometry.voxel_ml)
     fractions = case.segmented.fractions
     labels = large if own_grid else loaded.on_instances(large)
-    remark = f"{gone} findings below {LEAST_ML} ml have no contours." if gone else ""
+    remark = (
+        f"{counted(gone, f'finding below {LEAST_ML} ml has', f'findings below {LEAST_ML} ml have')} no contours."
+        if gone
+        else ""
+    )
     structures = structure_set_from_labels(
         labels,
         case.prepared,

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 
 from ctflow import __version__
 from ctflow.core.atomic import publish_folder, temporary_folder
+from ctflow.core.errors import counted
 from ctflow.core.model import Model, ModelSpec, Segment
 from ctflow.core.progress import Progress, silent
 from ctflow.core.volume import LabelArray
@@ -182,7 +183,8 @@ def _remarks_on_grid(case: Case, spec: ModelSpec) -> tuple[str, ...]:
     if case.seg_grid == "resampled":
         return (resampled, "The SEG lies on that volume's grid and not on the slices.")
     lost = count_findings_between(case.segmented.labels, case.loaded.slices, spec.segments)
-    between = f"{lost} findings lie between the slices that there are: measured, but not in the SEG"
+    lie = counted(lost, "finding lies", "findings lie")
+    between = f"{lie} between the slices that there are: measured, but not in the SEG"
     return (resampled, f"{between} (--seg-grid resampled writes them)") if lost else (resampled,)
 
 

@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from ctflow.core.errors import counted
 from ctflow.core.progress import Progress
 from ctflow.report.tables import console_on, new_table
 
@@ -181,7 +182,8 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
     _say_unreadable(console, document["unreadable"])
     if not document["series"]:
         console.print("no DICOM series found")
-    console.print(f"{len(document['series'])} series, {document['ignored']} files that are not DICOM")
+    others = counted(document["ignored"], "file that is", "files that are")
+    console.print(f"{len(document['series'])} series, {others} not DICOM")
 
 
 def _say_unreadable(console: Console, files: Sequence[Mapping[str, str]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ctflow.core import errors
-from ctflow.core.errors import BrokenSeries, CtflowError, DeviceOutOfMemory, InputError, StorageFull
+from ctflow.core.errors import BrokenSeries, CtflowError, DeviceOutOfMemory, InputError, StorageFull, counted
 
 REPOSITORY = Path(__file__).parents[3]
 CLASSES = {name: each for name, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, CtflowError)}
@@ -86,3 +86,14 @@ def test_a_class_of_one_reason_needs_none_and_another_does():
     for kind, reason in ((BrokenSeries, None), (BrokenSeries, "no-such-reason"), (InputError, "gap")):
         with pytest.raises(ValueError, match="unknown reason"):
             kind("what is wrong", reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "expected"),
+    [
+        (0, ("slice",), "0 slices"), (1, ("slice",), "1 slice"), (2, ("slice",), "2 slices"),
+        (1, ("slice lies", "slices lie"), "1 slice lies"), (3, ("slice lies", "slices lie"), "3 slices lie"),
+    ],
+)  # fmt: skip
+def test_one_thing_is_not_several(count, names, expected):
+    assert counted(count, *names) == expected

@@ -13,6 +13,7 @@ from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, ParityFail
 from ctflow.core.model import Model, ModelSpec, NetworkSpec
 from ctflow.core.steps import ScaleRange
 from ctflow.core.volume import Geometry, Volume
+from ctflow.engines.contract import COSTS
 from ctflow.engines.request import EngineRequest, info_of
 from ctflow.export import measure, selection
 from ctflow.export.figures import ParityResult
@@ -69,7 +70,7 @@ def machine(monkeypatch):
         def reference_logits(self, model, windows, device):
             self.references.append(len(windows))
             if self.out_of_memory:
-                raise DeviceOutOfMemory("cpu has too little memory for 1 windows")
+                raise DeviceOutOfMemory("cpu has too little memory for 1 window")
             return [window.clone() for window in windows]
 
     found = Machine()
@@ -146,7 +147,7 @@ def test_what_fp8_costs_is_in_every_result_and_in_no_others(model, ct, machine):
     machine.computes = {"fused": right}
     settings = Settings(device="cpu", cache=None, engine="fused", precision="fp8")
     with Segmenter(model, settings) as segmenter:
-        assert [each for each in segmenter.warnings if "eight bits" in each and "Dice to fp32" in each]
+        assert segmenter.warnings == (f"fp8: {COSTS['fp8']}",)
         assert segmenter.segment(ct)[0].agreement.engine == "fused fp8"
     with Segmenter(model, replace(settings, precision="fp16")) as segmenter:
         assert segmenter.warnings == ()

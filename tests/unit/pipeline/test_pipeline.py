@@ -390,7 +390,7 @@ def test_a_finding_between_slices_is_told_of(model, settings, tmp_path):
     again = replace(case, segmentation=replace(case.segmentation, labels=labels))
     case = write_case(again, model, chosen, tmp_path / "out")
     assert case.error is None
-    said = "1 findings lie between the slices that there are: measured, but not in the SEG"
+    said = "1 finding lies between the slices that there are: measured, but not in the SEG"
     said += " (--seg-grid resampled writes them)"
     assert said in case.document["warnings"]
     comments = pydicom.dcmread(case.folder / "measurements.dcm").to_json()
@@ -746,7 +746,7 @@ def test_too_little_memory_for_a_batch_is_a_warning_of_that_case_only(
         least[0] = 4
         again = run.run_case(case, segmenter, settings, tmp_path / "b")
     document = json.loads((done.folder / "result.json").read_text())
-    warning = "cpu had too little memory for 4 windows at once; 1 were computed at a time"
+    warning = "cpu had too little memory for 4 windows at once; they were computed 1 at a time"
     assert warning in document["warnings"]
     assert document["window"]["batch_size"] == 1
     assert warning in caplog.messages

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ctflow.core.errors import SettingsInvalid
+from ctflow.core.errors import SettingsInvalid, counted
 from ctflow.core.requirements import check_requirements
 from ctflow.settings.run import read_environment
 
@@ -59,7 +59,7 @@ def add(name: str, role: str, config: Path | None, file: Path | None) -> int:
         is_new = name not in users
         users[name] = User(name, chosen, hashed)
         write_users(place, users)
-    click.echo(f"{'added' if is_new else 'changed'} {name} ({role}); {place} now has {len(users)} users")
+    click.echo(f"{'added' if is_new else 'changed'} {name} ({role}); {place} now has {counted(len(users), 'user')}")
     return 0
 
 
@@ -78,7 +78,7 @@ def remove(name: str, config: Path | None, file: Path | None) -> int:
         if users.pop(name, None) is None:
             raise SettingsInvalid("there is no such user: ctflow node user list", reason="invalid-value")
         write_users(place, users)
-    click.echo(f"removed {name}; {place} now has {len(users)} users")
+    click.echo(f"removed {name}; {place} now has {counted(len(users), 'user')}")
     return 0
 
 

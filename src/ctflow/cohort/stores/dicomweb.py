@@ -14,6 +14,7 @@ from typing import Any
 from pydicom import dcmread
 
 from ctflow.cohort.stores.patience import Patience, StoreFault, TooMuchFault
+from ctflow.core.errors import counted
 from ctflow.core.requirements import check_requirements
 from ctflow.dicomweb.stored import word_of_answer
 
@@ -125,7 +126,7 @@ class DicomWeb:
                 raise
             raise StoreFault("no-answer", "an answer that is not multipart") from error
         if count < expected:
-            raise StoreFault("no-answer", f"{count} instances of {expected}")
+            raise StoreFault("no-answer", f"{counted(count, 'instance')} of {expected}")
 
     def store(self, files: Sequence[Path]) -> None:
         """Store DICOM files, one a request; whether one with the same UID is replaced is the server's choice.

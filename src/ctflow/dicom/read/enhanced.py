@@ -17,6 +17,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from pydicom.valuerep import VR
 
+from ctflow.core.errors import counted
 from ctflow.dicom.attributes import PARSE_ERRORS, integer, text, texts, value_of
 from ctflow.dicom.read.scan import Instance
 from ctflow.dicom.uids import ENHANCED_CT_STORAGE
@@ -96,7 +97,8 @@ def _frames(instance: Instance) -> list[Instance] | str:
     count = integer(header, "NumberOfFrames") or 0
     per_frame, shared = _items(header, _PER_FRAME), _items(header, _SHARED)
     if not 1 <= count <= MOST_FRAMES or len(per_frame) != count:
-        return f"NumberOfFrames says {count}, but it describes {len(per_frame)} frames: have the sender repair it"
+        described = counted(len(per_frame), "frame")
+        return f"NumberOfFrames says {count}, but it describes {described}: have the sender repair it"
     if instance.transfer_syntax == DeflatedExplicitVRLittleEndian:
         return "an Enhanced CT in the deflated transfer syntax is not supported: have it sent in another"
     size = (integer(header, "Rows") or 0) * (integer(header, "Columns") or 0) * (integer(header, "BitsAllocated") or 0)

@@ -17,6 +17,7 @@ from pydicom.sr.coding import Code as DicomCode
 from pydicom.valuerep import DS, VR
 
 from ctflow.compat.pydicom import lenient
+from ctflow.core.errors import counted
 from ctflow.core.model import NOTHING_MARKED, RESEARCH_ONLY, ModelSpec, Segment
 from ctflow.dicom.attributes import text
 from ctflow.dicom.write import derived
@@ -133,7 +134,9 @@ def report_from_measurements(
     evidence[0].ReferencedSOPSequence = sources.instances  # highdicom takes long for each one passed
     if left_out:
         kind = "smaller or implausible" if any(entry.implausible.findings for entry in measured) else "smaller"
-        report.CompletionFlagDescription = f"{left_out} {kind} findings are not listed"
+        report.CompletionFlagDescription = (
+            f"{counted(left_out, f'{kind} finding is', f'{kind} findings are')} not listed"
+        )
     derived.give_text_encoding(report, sources.cleaned[0])
     derived.give_moment(report, *derived.moment_of(header))
     return report

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError, first_line
+from ctflow.core.errors import BackendUnavailable, DeviceOutOfMemory, EngineMismatch, ResourceError, counted, first_line
 from ctflow.core.model import Model
 from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows
 from ctflow.engines.cudagraph import capture, free_cached_memory
@@ -282,7 +282,7 @@ class TensorRtEngine:
         context.set_tensor_address(OUTPUT, self._logits[first:].data_ptr())
         plan.messages.errors.clear()
         try:
-            with memory_for(f"{batch} windows", self._info.device):
+            with memory_for(counted(batch, "window"), self._info.device):
                 graph, _ = capture(lambda: self._enqueue(context))
         except RuntimeError as error:
             raise plan.failure(f"failed on {self._info.device} ({first_line(error)})") from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.core.errors import BackendUnavailable, EngineMismatch, first_line
+from ctflow.core.errors import BackendUnavailable, EngineMismatch, counted, first_line
 from ctflow.core.model import Model
 from ctflow.engines.contract import EngineInfo, Precision, check_supported, check_windows, not_taken
 from ctflow.engines.hardware import driver_version, gpu_identity, memory_for, switches
@@ -144,7 +144,7 @@ class TorchTensorRtEngine:
         count = len(windows)
         try:
             with (
-                memory_for(f"{count} windows", info.device),
+                memory_for(counted(count, "window"), info.device),
                 torch.cuda.device(info.device),
                 torch.inference_mode(False),
                 torch.no_grad(),

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctflow.core.errors import counted
 from ctflow.node.journal.journal import Journal
 from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import DeliveryRecord, Why
@@ -166,7 +167,7 @@ def _note_asked(db: sqlite3.Connection, request: CommitmentRequest, now: float, 
         (request.calling_ae, request.transaction_uid),
     ).fetchone()
     failed = sum(each.failure is not None for each in request.references)
-    text = f"{request.calling_ae} asks for {len(request.references)} instances: {failed or 'none'} missing"
+    text = f"{request.calling_ae} asks for {counted(len(request.references), 'instance')}: {failed or 'none'} missing"
     note_event(db, now, "commitment", text, peer=request.peer)
     return int(number)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ctflow.core.errors import counted
 from ctflow.core.volume import digest_of_uid
 from ctflow.node.journal.same_uid import is_referred_to
 from ctflow.node.journal.writes import note_event
@@ -122,7 +123,7 @@ def prune_instances(db: sqlite3.Connection, now: float, key: str, why: str) -> t
         return ()
     db.execute("DELETE FROM instances WHERE series_key = ?", (key,))
     db.execute("INSERT OR REPLACE INTO pruned_series VALUES (?, ?)", (key, now))
-    note_event(db, now, "pruned", f"{len(rows)} instances are removed: {why}", key)
+    note_event(db, now, "pruned", f"{counted(len(rows), 'instance is', 'instances are')} removed: {why}", key)
     return tuple(str(row["file"]) for row in rows if not is_referred_to(db, row["file"]))
 
 
@@ -144,7 +145,8 @@ def prune_left_out(db: sqlite3.Connection, now: float, which: LeftOut, why: str)
     place = (which.study_uid, which.series_uid)
     rows = db.execute("SELECT file FROM left_out WHERE study_uid = ? AND series_uid = ?", place).fetchall()
     db.execute("DELETE FROM left_out WHERE study_uid = ? AND series_uid = ?", place)
-    note_event(db, now, "pruned", f"series {which.digest}: {len(rows)} objects that were not run are removed: {why}")
+    removed = counted(len(rows), "object that was not run is", "objects that were not run are")
+    note_event(db, now, "pruned", f"series {which.digest}: {removed} removed: {why}")
     return tuple(str(row["file"]) for row in rows if not is_referred_to(db, row["file"]))
 
 

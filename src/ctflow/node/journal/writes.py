@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
+from ctflow.core.errors import counted
 from ctflow.node.journal.reading import record_of_row
 from ctflow.node.journal.records import DecidedRun, InstanceRecord, Job, Why, WorkerResult
 from ctflow.node.journal.runs import add_run, decide_runs, run_of_id, runs_of, set_open_runs, set_run, show_runs
@@ -88,7 +89,7 @@ def claim_job(db: sqlite3.Connection, run: sqlite3.Row, now: float) -> Job:
         raise ValueError("a run has no series")
     instances = _instances(db, key)
     digest = digest_of_set([each.identity for each in instances])
-    text = f"{prefix_of(model)}attempt {attempt}, {len(instances)} instances"
+    text = f"{prefix_of(model)}attempt {attempt}, {counted(len(instances), 'instance')}"
     note_event(db, now, "running", text, key, model=model)
     earlier = db.execute(
         "SELECT folder FROM results JOIN runs ON runs.id = run_id WHERE results.series_key = ? AND runs.model = ? "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ctflow.compat.python import bare_start
 from ctflow.core.entry_point import unexpected
-from ctflow.core.errors import BackendUnavailable, OutputError
+from ctflow.core.errors import BackendUnavailable, OutputError, counted
 from ctflow.core.processes import Line, words_of_exit_code
 from ctflow.node.journal.records import Job, Why
 from ctflow.node.work.messages import Answer, HeldModels, NotReady, Ready, Setup, Task, TaskOutcome
@@ -315,7 +315,7 @@ class Supervisor(threading.Thread):
         elif outcome.kind == "aside":
             journal.put_aside(job, outcome.why)
         elif job.attempts >= MOST_ATTEMPTS:
-            journal.give_up(job, Why(outcome.why.reason, f"{outcome.why.message} ({job.attempts} attempts)"))
+            journal.give_up(job, Why(outcome.why.reason, f"{outcome.why.message} ({counted(job.attempts, 'attempt')})"))
         else:
             journal.try_again(job, outcome.why, FIRST_WAIT_S * 4 ** (job.attempts - 1))
 

@@ -243,7 +243,7 @@ def test_a_missing_frame_is_a_gap_and_a_file_twice_counts_once(tmp_path):
     shutil.copy(path, tmp_path / "again.dcm")
     found = only(tmp_path)
     assert_is(found, truth)
-    assert found.warnings == ("1 files are duplicates and were omitted",)
+    assert found.warnings == ("1 duplicate file omitted",)
     (tmp_path / "again.dcm").unlink()
     longer = small_volume(axes((2, 1, 0), (1, 1, 1)), (SHAPE[0] + 2, *SHAPE[1:]))
     write_enhanced(path, [frame for frame in frames_of(longer) if frame[1] != 7])
@@ -257,7 +257,7 @@ def test_a_frame_twice_counts_once(tmp_path):
     write_enhanced(tmp_path / "e.dcm", [*frames_of(truth), *frames_of(truth)[3:4]])
     found = only(tmp_path)
     assert_is(found, truth)
-    assert any("1 slices duplicate" in warning for warning in found.warnings)
+    assert any("1 slice that duplicates" in warning for warning in found.warnings)
 
 
 def test_localizer_frames_are_omitted(tmp_path):

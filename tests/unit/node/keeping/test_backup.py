@@ -103,7 +103,7 @@ def test_a_backup_of_a_damaged_folder_names_what_is_missing(ward, tmp_path, caps
     config = tmp_path / "node.yaml"
     config.write_text(f"data: {ward.settings.data}\n")
     assert main(["node", "backup", str(tmp_path / "backup"), "-c", str(config)]) == 6
-    assert "1 files or folders are missing" in capsys.readouterr().out
+    assert "1 file or folder is missing" in capsys.readouterr().out
     assert json.loads((tmp_path / "backup" / "backup.json").read_text())["missing"] == 1
 
 

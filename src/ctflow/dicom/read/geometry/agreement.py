@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
+from ctflow.core.errors import counted
 from ctflow.dicom.attributes import integer, number, texts
 from ctflow.dicom.read.scan import Instance
 
@@ -76,7 +77,7 @@ def odd_ones(instances: Sequence[Instance], values: Sequence[Hashable]) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     first, more = ", ".join(names[:_MOST_NAMED]), len(names) - _MOST_NAMED
-    return f"{first} and {more} more slice{'s' * (more > 1)}" if more > 0 else first
+    return f"{first} and {counted(more, 'more slice')}" if more > 0 else first
 
 
 def contradictions(instances: Sequence[Instance], distance_mm: float | None, tilt_degrees: float) -> tuple[str, ...]:

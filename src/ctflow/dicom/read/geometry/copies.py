@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Hashable, Sequence
 from typing import BinaryIO
 
+from ctflow.core.errors import counted
 from ctflow.dicom.attributes import PARSE_ERRORS, numbers, texts
 from ctflow.dicom.read.geometry.agreement import COMPARED
 from ctflow.dicom.read.geometry.spacing import Refuse
@@ -54,10 +55,10 @@ def without_copies(series: Series, refuse: Refuse) -> tuple[tuple[Instance, ...]
         files.add(instance.path)
     kept = _without_equal_slices(tuple(first.values()))
     slices = len(first) - len(kept)
-    warnings = (f"{len(files)} files are duplicates and were omitted",) if files else ()
+    warnings = (f"{counted(len(files), 'duplicate file')} omitted",) if files else ()
     if slices:
-        what = f"{slices} slices duplicate another slice under their own SOPInstanceUID and were omitted"
-        warnings = (*warnings, what)
+        omitted = counted(slices, "slice that duplicates", "slices that duplicate")
+        warnings = (*warnings, f"{omitted} another under a different SOPInstanceUID omitted")
     return kept, warnings
 
 

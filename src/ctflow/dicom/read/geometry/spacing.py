@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctflow.core.errors import BrokenSeries
+from ctflow.core.errors import BrokenSeries, counted
 from ctflow.core.volume import FloatArray
 from ctflow.dicom.read.geometry.agreement import listed
 from ctflow.dicom.regularity import is_within, unevenness
@@ -79,10 +79,10 @@ def spacing_of_slices(
     gaps = np.diff(distances_mm)
     if gaps.min() <= _DOUBLED_MM:
         second = np.flatnonzero(gaps <= _DOUBLED_MM) + 1
-        which = _named(names, second)
+        lie, which = counted(len(second), "slice lies", "slices lie"), _named(names, second)
         raise refuse(
             "doubled",
-            f"{len(second)} slices lie at the position of another slice{which}: send one acquisition at a time",
+            f"{lie} at the position of another slice{which}: send one acquisition at a time",
         )
     median = float(np.median(gaps))
     own = np.arange(len(distances_mm), dtype=np.float64)
@@ -176,7 +176,10 @@ def _with_gaps(steps: FloatArray, allow_gaps: bool, refuse: Refuse, names: Seque
     if not single or not allow_gaps:
         hint = "; --allow-gaps interpolates single ones" if single else ""
         where = _named(names, np.flatnonzero(steps > 1), "behind ")
-        raise refuse("gap", f"{lost} slices are missing in the middle{where}: send the whole series{hint}")
+        raise refuse(
+            "gap",
+            f"{counted(lost, 'slice is', 'slices are')} missing in the middle{where}: send the whole series{hint}",
+        )
     places = np.concatenate([[0.0], np.cumsum(steps)])
-    warning = f"{lost} missing slices were interpolated between their neighbours (--allow-gaps)"
+    warning = f"{counted(lost, 'missing slice')} interpolated between neighbours (--allow-gaps)"
     return Spacing(int(places[-1]) + 1, places, (warning,))

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ctflow.core.errors import BrokenSeries
+from ctflow.core.errors import BrokenSeries, counted
 from ctflow.core.volume import FloatArray, Geometry
 from ctflow.dicom.attributes import integer, numbers, text
 from ctflow.dicom.read.geometry.agreement import alternating_keyword, contradictions, disagreements, listed, odd_ones
@@ -191,4 +191,4 @@ def _count_warnings(instances: Sequence[Instance]) -> tuple[str, ...]:
     count = integer(instances[0].header, "ImagesInAcquisition")
     if count is None or count == len(instances):
         return ()
-    return (f"ImagesInAcquisition says {count}, the series holds {len(instances)} slices",)
+    return (f"ImagesInAcquisition says {count}, the series holds {counted(len(instances), 'slice')}",)

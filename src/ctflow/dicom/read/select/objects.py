@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from pydicom.uid import UID
 
+from ctflow.core.errors import counted
 from ctflow.dicom.attributes import numbers, text, texts
 from ctflow.dicom.read.geometry.agreement import listed
 from ctflow.dicom.read.scan import Instance
@@ -38,7 +39,7 @@ def slices_of_series(series: Series) -> Series:
         dropped.append(f"{localizers} localizer image{'s' * (localizers > 1)} of the series omitted")
     names = Counter(class_name(text(instance.header, "SOPClassUID")) for instance in others)
     for name, count in sorted(names.items()):
-        what = "1 object that is not a slice" if count == 1 else f"{count} objects that are not slices"
+        what = counted(count, "object that is not a slice", "objects that are not slices")
         dropped.append(f"{what} omitted from the series: {name}")
     found = kept or slices
     for what, pictures in _pictures(found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Hashable, Sequence
 
+from ctflow.core.errors import counted
 from ctflow.dicom.attributes import integer, numbers, text, texts
 from ctflow.dicom.body_parts import known_value, listed_parts, suits
 from ctflow.dicom.read.geometry.agreement import listed, odd_ones
@@ -137,7 +138,8 @@ def _derived(series: Series) -> Objection | None:
 
 def _too_few(series: Series) -> Objection | None:
     count = len(series.instances)
-    return ("too-few-slices", f"{count} slices are fewer than {LEAST_SLICES}") if count < LEAST_SLICES else None
+    said = f"{counted(count, 'slice is', 'slices are')} fewer than {LEAST_SLICES}"
+    return ("too-few-slices", said) if count < LEAST_SLICES else None
 
 
 def _too_thick(series: Series) -> Objection | None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ctflow.compat.pydicom import lenient
 from ctflow.core.entry_point import unexpected
-from ctflow.core.errors import NoUsableSeries, Unexpected
+from ctflow.core.errors import NoUsableSeries, Unexpected, counted
 from ctflow.core.volume import digest_of_uid
 from ctflow.dicom.attributes import integer, text
 from ctflow.dicom.read.enhanced import frames_of_series
@@ -76,7 +76,9 @@ def require_selected(selection: Selection, scan: Scan) -> None:
         lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
     if selection.failed:
         raise Unexpected(f"no series can be segmented: {'; '.join(lines)}")
-    found = "; ".join(lines) if lines else f"no DICOM file among {scan.ignored} files (archives are not opened)"
+    found = (
+        "; ".join(lines) if lines else f"no DICOM file among {counted(scan.ignored, 'file')} (archives are not opened)"
+    )
     raise NoUsableSeries(f"no series can be segmented: {found}", reason="none-eligible" if lines else "no-dicom")
 
 

@@ -86,7 +86,7 @@ def test_a_missing_slice_is_interpolated_only_if_allowed(write):
         assemble_series(series)
     result = assemble_series(series, allow_gaps=True)
     volume = small_volume(shape=(DEPTH + 2, 12, 10))
-    assert result.warnings == ("1 missing slices were interpolated between their neighbours (--allow-gaps)",)
+    assert result.warnings == ("1 missing slice interpolated between neighbours (--allow-gaps)",)
     present = [d for d in range(DEPTH + 2) if d != 7]
     assert np.array_equal(result.volume.array[present], volume.array[present])
     assert np.array_equal(result.volume.array[7], (volume.array[6] / 2 + volume.array[8] / 2).astype(np.float32))
@@ -274,7 +274,7 @@ def test_the_same_file_twice_is_one_slice_and_a_warning(write):
     shutil.copy(folder / "00003.dcm", folder / "again.dcm")
     result = assembled(folder)
     assert result.volume.array.shape[0] == DEPTH
-    assert result.warnings == ("1 files are duplicates and were omitted",)
+    assert result.warnings == ("1 duplicate file omitted",)
 
 
 def test_two_slices_with_one_uid_are_doubled(write):

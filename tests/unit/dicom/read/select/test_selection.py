@@ -249,7 +249,7 @@ def test_a_long_list_of_reasons_is_cut(tmp_path, write):
 def test_an_empty_folder_says_so(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     scan = scan_folder(tmp_path)
-    with raises_reason(NoUsableSeries, "no-dicom", names="1 files"):
+    with raises_reason(NoUsableSeries, "no-dicom", names="1 file"):
         require_selected(select_series(scan), scan)
 
 

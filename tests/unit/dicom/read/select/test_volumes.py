@@ -270,7 +270,7 @@ def test_copies_under_other_acquisition_numbers_are_one_volume(tmp_path):
     assert candidate.series.part is None
     assembled = assemble_series(candidate.series)
     assert_is(assembled.volume, truth)
-    assert any("16 slices duplicate" in warning for warning in assembled.warnings)
+    assert any("16 slices that duplicate" in warning for warning in assembled.warnings)
 
 
 @pytest.mark.parametrize(
