@@ -10,7 +10,7 @@
 # and the last of PyTorch's have nothing beside them, and so have, at the end, whole cases from a DICOM folder to the SEG and
 # whole processes. In between, masks of three more phantoms are compared, whose seconds do not count.
 # `python` needs ctflow, matplotlib, triton and, for the training, nibabel, pytorch-ignite and fire. OUT gets compare/, compare-1.json
-# to compare-4.json with their charts (by GPUs), phantom-N/, host_steps.json, whole_case.json, processes.txt, steps.txt and
+# to compare-4.json with their charts (by GPUs), phantom-N/, host_steps.json, eight_bits.json, whole_case.json, processes.txt, steps.txt and
 # logs; what is there stays.
 set -euo pipefail
 mkdir -p "${1:?usage: gpu_compare.sh OUT [TENSORRT_PYTHON]}"
@@ -24,7 +24,7 @@ all=cuda:$(seq -s, 0 "$last")
 in_host_memory=1,0b,2
 last_configurations=1b,0d
 on_gpu=0a,0c,eager-fp16,compile-fp16
-own=fused-fp16,fused-fp16x2,fused-fp16x4
+own=fused-fp16,fused-fp8,fused-fp16x2,fused-fp16x4
 tensorrt_configurations=4,5x2,5x4,tensorrt-fp16,tensorrt-fp16x2,tensorrt-fp16x4,3
 phantoms=(1001 1002 1003)  # the comparison's own is 1000
 
@@ -80,7 +80,7 @@ pytorch_configurations() {
 }
 
 compare_phantoms() {  # beside one another
-  local configurations=1,0a,0c,4,eager-fp16,tensorrt-fp16,fused-fp16 number jobs=()
+  local configurations=1,0a,0c,4,eager-fp16,tensorrt-fp16,fused-fp16,fused-fp8 number jobs=()
   for number in "${!phantoms[@]}"; do
     CUDA_VISIBLE_DEVICES=$((number % gpus)) OMP_NUM_THREADS=8 compare cuda:0 "$configurations" \
       "phantom-${phantoms[number]}" --seed "${phantoms[number]}" --repeats 1 &
@@ -99,6 +99,8 @@ document() {  # document GPUS IDS: nothing is measured again
 
 [ -e "$out/wide/models/model.pt" ] || train > "$out/train.log" 2>&1
 say "our engine"
+ctflow export -m "$out/wide" --engine fused --precision fp8 -o "$cache" > "$out/calibration.log" 2>&1 ||
+  say "no calibration for fp8, which compare does not make: see calibration.log"
 compare "$all" "$own"
 say "build TensorRT's plan beside PyTorch's configurations"
 CUDA_VISIBLE_DEVICES=$last "$tensorrt" benchmarks/gpu_volume.py --engine tensorrt --model "$out/wide" --batch 8 \
@@ -113,11 +115,11 @@ say "last of PyTorch's configurations"
 compare cuda:0 "$last_configurations"
 say documents
 first=0a,0b,0c,0d,1,1b,2,3,4
-document 1 "$first,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16"
+document 1 "$first,eager-fp16,compile-fp16,tensorrt-fp16,fused-fp16,fused-fp8"
 for count in 2 4; do
   [ "$gpus" -ge "$count" ] || continue
   document "$count" \
-    "$first,5x$count,eager-fp16,compile-fp16,tensorrt-fp16,tensorrt-fp16x$count,fused-fp16,fused-fp16x$count"
+    "$first,5x$count,eager-fp16,compile-fp16,tensorrt-fp16,tensorrt-fp16x$count,fused-fp16,fused-fp8,fused-fp16x$count"
 done
 say "more phantoms"
 compare_phantoms || say "not all phantoms were compared"
@@ -126,6 +128,9 @@ say "whole cases"
 python benchmarks/whole_case.py "$out/chest/ct" --engine fused --device cuda:0 -m "$out/wide" > "$out/whole_case.txt"
 tail -n 1 "$out/whole_case.txt" > "$out/whole_case.json"
 python benchmarks/host_steps.py > "$out/host_steps.json"
+say "eight bits"
+python benchmarks/eight_bits.py --cache "$cache" --out "$out/eight_bits.json" > "$out/eight_bits.log" 2>&1 ||
+  say "no figures of eight bits: see eight_bits.log"
 for turn in 1 2 3; do
   start=$(date +%s%N)
   ctflow run -i "$out/chest/ct" -o "$out/run-$turn" -m "$out/wide" --engine fused --device cuda:0 --cache "$cache" \

@@ -22,6 +22,7 @@ ONE_GPU = {
     "3",
     "4",
     *(f"{name}-fp16" for name in ("eager", "compile", "tensorrt", "fused")),
+    "fused-fp8",
 }
 STAND_INS = {
     "nvidia-smi": 'for number in $(seq "$GPUS"); do echo "GPU $number"; done',
@@ -82,6 +83,7 @@ def test_every_configuration_is_measured_once_and_shown(run, gpus):
     code, calls, steps = run(gpus)
     assert code == 0
     assert steps.splitlines()[-1].endswith("finished")
+    assert calls[0]["command"] == "export"  # the calibration of fused-fp8
     measuring = [call for call in calls if call["command"] == "bench" and not call["kept"] and call["seed"] is None]
     configurations = [each for call in measuring for each in dict.fromkeys(call["configurations"])]
     several = {f"{name}x{count}" for name in ("5", "tensorrt-fp16", "fused-fp16") for count in (2, 4)}
