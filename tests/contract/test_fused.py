@@ -18,7 +18,9 @@ from ctflow.engines import fused
 from ctflow.engines.registry import open_engine
 from ctflow.engines.request import EngineRequest
 from ctflow.export.prepare import prepare_engine
+from ctflow.kernels import attention
 from ctflow.kernels.attention import CudaAttention
+from ctflow.kernels.machine_code.forms import KernelTarget
 from ctflow.kernels.machine_code.launch import GpuKernels
 from ctflow.networks.build import network_from_model, network_from_spec
 from ctflow.networks.operations import TorchOperations
@@ -167,12 +169,16 @@ def test_kernels_and_strides_that_differ_between_axes(name):
      ((6, 7, 8), 3, 1, 5, 8), ((4, 4, 4), 2, 1, 1, 4), ((16, 8, 8), 8, 0, 2, 16)],
     ids=str,
 )  # fmt: skip
-def test_attention_within_windows_is_that_of_fp32(size, window, shift, heads, width, precision):
-    """One kernel alone, in memory that held NaN before."""
+@pytest.mark.parametrize("held", ["as here", "as 8.6"])
+def test_attention_within_windows_is_that_of_fp32(size, window, shift, heads, width, precision, held, monkeypatch):
+    """One kernel alone, in memory that held NaN before; also in the parts that less shared memory would divide it into."""
     dtype, worst = {"fp16": (torch.float16, 3e-3), "bf16": (torch.bfloat16, 2e-2)}[precision]
     target = fused.target_for(DEVICE)
     table = window_table(size, (window,) * 3, (shift,) * 3)
     n = math.prod(table.length)
+    if held == "as 8.6":
+        chosen, other = attention.attention_form, KernelTarget((8, 6))
+        monkeypatch.setattr(attention, "attention_form", lambda *of, masks: chosen(*of[:4], other, masks=masks))
     if not CudaAttention.takes(n, width, dtype, target):
         pytest.skip("windows too large for this GPU's shared memory")
     bias = torch.randn(heads, n, n) * 2

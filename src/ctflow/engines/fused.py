@@ -60,7 +60,8 @@ CAPABILITIES = "8.x, 9.0, 10.x or 12.x"  # of `ctflow.kernels.machine_code.forms
 _BATCHES = (1, 16)  # for which kernels are compiled ahead; 16 is the largest that `auto` times
 # Of an H100 or H200, an H100 for PCIe, an H20: they shape sums of Hopper's convolution, and so kernels.
 _MULTIPROCESSORS = (132, 114, 78)
-_KERNELS = ("ctflow.kernels", "ctflow.kernels.machine_code")  # packages that machine code depends on
+# Packages that machine code depends on, and which forms of it a network needs.
+_KERNELS = ("ctflow.kernels", "ctflow.kernels.machine_code", "ctflow.networks", "ctflow.networks.channels_last")
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float16}  # of volumes
 PRECISIONS = tuple(_DTYPES)
 _CALIBRATION = 2  # version of how activations are measured

@@ -31,11 +31,12 @@ __device__ __forceinline__ void copy(uint32_t to, const void* from) {
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
 }
+// Whether a phase ended, the same for all lanes of a warp: each asks for itself, and one may see it sooner.
 __device__ __forceinline__ bool finished(uint32_t barrier, int parity) {
   uint32_t done;
   asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-  return done;
+  return __all_sync(~0u, done);
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory"); }

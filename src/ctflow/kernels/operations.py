@@ -52,6 +52,10 @@ class HopperOperations:
 
     def __init__(self, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
         self.dtype, self.device, self.kernels = dtype, device, kernels
+        self._is_half = dtype.itemsize == 2
+        # Channels of a share in a product of one program: more fit neither the registers of a multiprocessor nor, in
+        # float32, the shared memory of a block on every GPU.
+        self._most_inputs = 128 if self._is_half else 64
 
     def filled(self, windows: Tensor, channels: int) -> Tensor:
         """See `Operations.filled`."""
@@ -114,7 +118,8 @@ class HopperOperations:
             most, held = min(_power(2 * cout), _COLUMNS), min(_power(k), 64)
             blocks, voxels = -(-2 * cout // most), d * h * w
             rows = 128 if most <= 64 else 64  # 71 instead of 75 us a window from 64 to 32 channels at 128^3
-            pairs = 4 if k <= held and batch * voxels >= _MANY else 1
+            few = x.dtype == torch.float32 or k > held or batch * voxels < _MANY  # in float32 four take 20 s to compile
+            pairs = 1 if few else 4
             grid = (-(-voxels // rows), 4 // pairs * blocks, batch)
             self.kernels.triton(
                 "upsample", grid, x, kept, kept if added is None else added, out,
@@ -169,14 +174,15 @@ class HopperOperations:
         """See `Operations.pointwise_sums`."""
         x, y, w, other = _two(shares, weights)
         batch, voxels, cout = len(x), math.prod(x.shape[1:4]), w.shape[1]
-        if _power(cout) > 64 or _power(x.shape[-1]) > 128:  # more would not fit a multiprocessor's registers
+        if _power(cout) > 64 or _power(x.shape[-1]) > self._most_inputs:
             return self._sums(_pointwise(shares, weights))
         per, parts = _parts_of(voxels, batch, 64)
         sums = torch.empty((batch, parts, 2, cout), dtype=torch.float32, device=x.device)
         self.kernels.triton(
             "sum_pointwise", (parts, batch),
             x, w, y, other, sums, voxels, cout, x.shape[-1], y.shape[-1], per,
-            len(shares) > 1, _power(x.shape[-1]), _power(y.shape[-1]), _power(cout), 64, stages=4,
+            len(shares) > 1, _power(x.shape[-1]), _power(y.shape[-1]), _power(cout), 64,
+            stages=4 if self._is_half else 2,
         )  # fmt: skip
         return sums
 
@@ -185,11 +191,14 @@ class HopperOperations:
         return self._residual(x, norm, other, None)
 
     def channel_residual(self, x: Tensor, norm: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        """See `Operations.channel_residual`; sums of 16 voxels side by side are those of 16 channels."""
+        """See `Operations.channel_residual`; sums of 16 voxels side by side are those of 16 channels.
+
+        They are added in float64, as in `norm_from_sums`: the variance is a small difference where the mean is large.
+        """
         batch, voxels, channels = len(x), math.prod(x.shape[1:4]), x.shape[-1]
         windows = windows.contiguous()
         side = math.gcd(voxels, CHANNEL_STEP)
-        sums = self._sums(windows.reshape(batch, 1, 1, -1, side)).sum((1, 3))
+        sums = self._sums(windows.reshape(batch, 1, 1, -1, side)).sum((1, 3), dtype=torch.float64)
         out, held = torch.empty_like(x), _power(channels)
         rows = max(2 * _TILE // held, 1)  # 41 us a window of 48 channels at 96^3; with half as many 49
         self.kernels.triton(
@@ -220,7 +229,7 @@ class HopperOperations:
         head: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """See `Operations.pointwise_residual`."""
-        if _power(x.shape[-1]) > 64 or _power(shares[0].shape[-1]) > 128:
+        if _power(x.shape[-1]) > 64 or _power(shares[0].shape[-1]) > self._most_inputs:
             # Few voxels here; a head stands only where they are many and their channels few.
             result = self._residual(x, norm, _pointwise(shares, weights), other_norm)
             return result if head is None else functional.linear(result.float(), *head).movedim(-1, 1).contiguous()
@@ -318,7 +327,8 @@ class HopperOperations:
         """One launch; see `volume_kernels.add_pointwise`."""
         batch, channels, size = len(z), z.shape[-1], z.shape[1:4]
         x, y, w, other = _two(shares, weights)
-        voxels, rows = math.prod(size), 128 if _power(x.shape[-1]) <= 64 else 64  # what shared memory holds twice
+        voxels = math.prod(size)
+        rows = 128 if self._is_half and _power(x.shape[-1]) <= 64 else 64  # what shared memory holds twice
         per, parts = _parts_of(voxels, batch, rows)
         outputs = 0 if head is None else len(head[0])
         out = (
@@ -330,7 +340,8 @@ class HopperOperations:
             "add_pointwise", (parts, batch),
             z, norm, x, w, y, other, beside, *(head or (norm, norm)), out, voxels, channels, x.shape[-1], y.shape[-1],
             outputs, per, len(shares) > 1, head is not None,
-            _power(x.shape[-1]), _power(y.shape[-1]), _power(channels), rows, stages=4 - len(shares),
+            _power(x.shape[-1]), _power(y.shape[-1]), _power(channels), rows,
+            stages=4 - len(shares) if self._is_half else 2,
         )  # fmt: skip
         return out
 

@@ -11,8 +11,7 @@
 // ctflow.kernels.tokens puts the constants, halves.cuh, instructions.cuh and warp.cuh before this file.
 
 constexpr int STEPS = (C + 15) / 16, PATCH_STEPS = EMBEDS ? (8 * INPUTS + 15) / 16 : 0, HIDDEN_STEPS = FINISHES ? HIDDEN / 16 : 0, OUTPUT_STEPS = PROJECTS ? (O + 15) / 16 : 0;
-// Where packed weights and float32 numbers begin: blocks of 16 x 16 weights, four numbers at a time.
-constexpr int UP = STEPS * STEPS, QKV = FINISHES ? UP + 2 * STEPS * HIDDEN_STEPS : STEPS * PATCH_STEPS;
+// Where float32 numbers begin, four at a time. Weights are read one after the other, in blocks of 16 x 16.
 constexpr int PROJ_ADDED = 0 /* or that of the embedding */, SCALE = PROJ_ADDED + STEPS * 4, SHIFT = SCALE + STEPS * 4, DOWN_ADDED = SHIFT + STEPS * 4,
     UP_ADDED = DOWN_ADDED + STEPS * 4, NEXT_SCALE = FINISHES ? UP_ADDED + HIDDEN_STEPS * 4 : EMBEDS ? STEPS * 4 : 0, NEXT_SHIFT = NEXT_SCALE + STEPS * 4,
     QKV_ADDED = NEXT_SHIFT + STEPS * 4;

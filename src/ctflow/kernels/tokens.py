@@ -18,6 +18,7 @@ _STEP = 16  # channels that a matrix instruction takes
 _MOST_CHANNELS = 128  # of a token; more need more registers than a thread has
 _FEW_CHANNELS = 48
 _LEAST_CHANNELS = 4  # side by side that a thread has
+_MOST_NUMBERS = 2**31 - 1  # of a tensor in a launch, whose places are 32-bit
 _KINDS = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -177,14 +178,18 @@ class TokenLayers:
         plane: tuple[int, int],
     ) -> None:
         batch, count = shape
-        places = 0 if projected is None else projected.shape[1]
+        places, seen = 0 if projected is None else projected.shape[1], 0 if x is None else x.shape[1]
         padding = max(places - count, 0)
         units = -(-(count + padding) // (16 * form.tiles * form.warps))
-        self._kernels.cuda(
-            cuda_form(form), batch * units,
-            tokens, x, self._back, self._places, self._weights, self._numbers, out, projected, embedded, normalized,
-            count, padding, 0 if x is None else x.shape[1], places, units, *plane,
-        )  # fmt: skip
+        most = max(1, _MOST_NUMBERS // max(max(count, seen) * form.channels, places * form.outputs))
+        for start in range(0, batch, most):
+            images = slice(start, start + most)
+            volumes = (each if each is None else each[images] for each in (out, projected, embedded, normalized))
+            self._kernels.cuda(
+                cuda_form(form), min(most, batch - start) * units,
+                tokens[images], x if x is None else x[images], self._back, self._places, self._weights, self._numbers,
+                *volumes, count, padding, seen, places, units, *plane,
+            )  # fmt: skip
 
 
 def form_for(channels: int, hidden: int, outputs: int, kind: str, *, whole: bool) -> TokenForm:

@@ -140,15 +140,15 @@ def add_residual(z, norm, x, beside, out, V, C, NORMED: tl.constexpr, CP: tl.con
 
 @triton.jit
 def add_channel(z, norm, x, sums, weight, out, V, C, EPS, CP: tl.constexpr, BV: tl.constexpr):
-    """Store leaky(z normalised + (x weight) normalised) of one channel x (B, V) float32, of which `sums` are (B, 2).
+    """Store leaky(z normalised + (x weight) normalised) of one channel x (B, V) float32; `sums` (B, 2) float64.
 
     4 C + 4 bytes a voxel.
     """
     b = tl.program_id(1)
     v, c = tl.program_id(0) * BV + tl.arange(0, BV), tl.arange(0, CP)
     mask = (v < V)[:, None] & (c < C)[None, :]
-    mean = tl.load(sums + 2 * b).to(tl.float64) / V
-    variance = tl.load(sums + 2 * b + 1).to(tl.float64) / V - mean * mean
+    mean = tl.load(sums + 2 * b) / V
+    variance = tl.load(sums + 2 * b + 1) / V - mean * mean
     w = tl.load(weight + c, mask=c < C, other=0.0)
     w = w / tl.sqrt(w * w * tl.maximum(variance, 0.0).to(tl.float32) + EPS)
     of, at = b * 2 * C + c, (b * V + v).to(tl.int64)

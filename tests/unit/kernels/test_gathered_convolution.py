@@ -3,7 +3,6 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from ctflow.kernels.gathered_convolution import (
     gathered_shared_bytes,
     gathered_source,
     gathered_weights,
-    microseconds_of,
     plan_for,
     sets_of,
     stages_held,
@@ -114,16 +112,11 @@ def test_tiles_cover_all_places():
 
 @pytest.mark.parametrize(("side", "cout"), [(24, 96), (12, 192), (6, 384), (3, 768), (32, 128), (4, 320)])
 @pytest.mark.parametrize("batch", [1, 8])
-def test_a_plan_is_the_fastest_of_those_tried(side, cout, batch):
+def test_a_plan_has_units_for_many_multiprocessors(side, cout, batch):
     columns, size = columns_for(cout), (side,) * 3
     plan = plan_for(columns, cout, cout, batch, size, 132)
     sets = sets_of(plan, batch, size)
     assert sets.count * sets.tiles * cout // columns * plan.splits >= 24
-    steps = cout // 32 * 9
-    for other in (TilePlan(2, columns), TilePlan(3, columns, 4), replace(plan, splits=max(plan.splits - 1, 1))):
-        assert microseconds_of(plan, cout, steps, batch, size, 132) <= microseconds_of(
-            other, cout, steps, batch, size, 132
-        )
 
 
 @pytest.mark.parametrize("splits", [1, 3])

@@ -11,7 +11,7 @@ from packaging.version import Version
 from torch.nn import functional
 
 from ctflow.networks.channels_last.swin_unetr import ChannelsLastSwinUNETR
-from ctflow.networks.operations import BlockBegin, BlockEnd, TorchOperations
+from ctflow.networks.operations import EPS, SLOPE, BlockBegin, BlockEnd, TorchOperations
 from ctflow.networks.swin_windows import window_table
 
 triton = pytest.importorskip("triton", reason="triton has wheels for Linux on x86-64 only")
@@ -126,17 +126,25 @@ def test_a_residual_of_the_same_shape():
 
 @pytest.mark.parametrize("size", [(3, 4, 16), (3, 4, 5)], ids=str)
 def test_a_residual_through_a_pointwise_convolution_of_one_channel(size):
-    x, windows, weight = (
-        volume(48, size),
-        torch.randn(2, 1, *size, device=DEVICE) * 3 + 2,
-        torch.randn(48, device=DEVICE),
-    )
+    x, weight = volume(48, size), torch.randn(48, device=DEVICE)
+    windows = torch.randn(2, 1, *size, device=DEVICE) * 3 + 2
     arguments = (x, norm_for(x), windows, weight)
     found = KERNELS.channel_residual(*arguments)
     assert close(found, PLAIN.channel_residual(*arguments), 1e-5)
     shares, weights = [windows.movedim(1, -1)], [weight[None]]
     beside = PLAIN.norm_of(PLAIN.pointwise_sums(shares, weights), math.prod(size))
     assert close(found, PLAIN.pointwise_residual(x, norm_for(x), shares, weights, beside, None), 1e-5)
+
+
+def test_the_norm_of_one_channel_is_exact_where_its_mean_is_large():
+    size = (48, 48, 48)
+    x, weight = torch.zeros(1, *size, 16, device=DEVICE), torch.randn(16, device=DEVICE)
+    windows = torch.randn(1, 1, *size, device=DEVICE) * 0.01 + 3
+    found = KERNELS.channel_residual(x, torch.zeros(1, 2, 16, device=DEVICE), windows, weight)
+    volumes = windows.double().movedim(1, -1) * weight.double()
+    centred = volumes - volumes.mean((1, 2, 3), keepdim=True)
+    expected = centred / (centred.square().mean((1, 2, 3), keepdim=True) + EPS).sqrt()
+    assert close(found, functional.leaky_relu(expected, SLOPE).float(), 2e-3)  # squares are summed in float32
 
 
 @pytest.mark.parametrize("shares", [(16,), (48, 32), (192, 192)], ids=str)

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import platform
+import re
 import subprocess
 import sys
 import textwrap
@@ -56,22 +57,22 @@ def test_hopper_alone_has_kernels_of_its_own():
     assert len({each.name for each in (*TARGETS, *PORTABLE)}) == len(TARGETS) + 1
 
 
-def forms_of(target: KernelTarget) -> list[CudaForm | TritonForm]:
-    """What two networks need, each in fp16 with one and with several windows."""
+def forms_of(target: KernelTarget, dtype: torch.dtype = torch.float16) -> list[CudaForm | TritonForm]:
+    """What two networks need, each with one and with several windows."""
     kernels = KernelList(target)
     with torch.no_grad():
         for (name, arguments), roi in ((SWIN, (96, 96, 96)), (UNET, (128, 128, 128))):
             network = network_from_spec(NetworkSpec(name, arguments)).eval()
-            dry = channels_last_network(network, roi, HopperOperations(torch.float16, "meta", kernels))
+            dry = channels_last_network(network, roi, HopperOperations(dtype, "meta", kernels))
             for batch in (1, 4):
                 dry(torch.empty((batch, 1, *roi), device="meta"))
     return list(kernels.forms.values())
 
 
-def size_of(form: CudaForm | TritonForm) -> int:
+def size_of(form: CudaForm | TritonForm) -> tuple[int, int]:
     if isinstance(form, CudaForm):
-        return form.shared
-    return math.prod(value for kind, value in form.parameters if kind == CONSTANT and value > 1)
+        return form.shared, sum(map(int, re.findall(r"^#define \w+ (\d+)$", form.source, re.MULTILINE)))
+    return math.prod(value for kind, value in form.parameters if kind == CONSTANT and value > 1), 0
 
 
 def largest(forms: list[CudaForm | TritonForm], target: KernelTarget) -> list[CudaForm | TritonForm]:
@@ -129,4 +130,17 @@ def test_what_networks_need_compiles_for_every_target_and_fits_it(tmp_path, chos
     assert {name for name, *_ in found} == {target.name for target in PORTABLE}
     assert {name for _, name, *_ in found} >= {"convolve", "attend_windows", "compute_tokens", "upsample"}
     for row in found:
+        assert row[2] <= row[3], row
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="Triton has wheels for Linux on x86-64 only"
+)
+@pytest.mark.timeout(600)
+def test_products_in_float32_fit_the_gpus_with_the_least_shared_memory(tmp_path):
+    target = min(PORTABLE, key=lambda each: each.shared)
+    products = {"sum_pointwise", "add_pointwise", "upsample"}
+    found = {form.name: form for form in sorted(forms_of(target, torch.float32), key=size_of) if form.name in products}
+    assert found.keys() == products
+    for row in compiled(tmp_path, [(target, list(found.values()))]):
         assert row[2] <= row[3], row

@@ -126,6 +126,25 @@ def test_the_end_of_a_block_and_the_begin_of_the_next(kernels, channels, shift, 
     assert wanted is None or close(projected, wanted)
 
 
+def test_more_numbers_than_have_places_are_computed_in_several_launches(kernels, monkeypatch):
+    given, x = (torch.randn(3, math.prod(SIZE), 12, device=DEVICE) for _ in range(2))
+    windows = torch.randn(3, 1, *(2 * length for length in SIZE), device=DEVICE)
+    end = BlockEnd(layer(12, 12), norm_of(12), layer(12, 48), layer(48, 12))
+    ending = TokenLayers((end, None), begin_of(12, 1), HALF, kernels)
+    embedding = TokenLayers(None, begin_of(12, 1), HALF, kernels, layer(8, 12))
+    once = (*ending(given, x.to(HALF)), *embedding.embed(windows))
+    launched = []
+    launch = kernels.cuda
+    monkeypatch.setattr(
+        kernels, "cuda", lambda form, blocks, *rest: (launched.append(blocks), launch(form, blocks, *rest))
+    )
+    monkeypatch.setattr(tokens, "_MOST_NUMBERS", 2 * len(begin_of(12, 1).places) * 36)
+    again = (*ending(given, x.to(HALF)), *embedding.embed(windows))
+    assert [first == 2 * second for first, second in zip(launched[::2], launched[1::2], strict=True)] == [True, True]
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_is_not_a_number_stays_in_its_token(kernels):
     given = torch.randn(1, math.prod(SIZE), 12, device=DEVICE)
     begin = begin_of(12, 1)

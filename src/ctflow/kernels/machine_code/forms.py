@@ -17,7 +17,13 @@ if TYPE_CHECKING:  # torch takes seconds to import, which processes that only co
     from torch import Tensor
 
 _ALIGNED = 16  # bytes or elements: Triton loads whole vectors where addresses and strides are multiples of it
-_TYPES = {"torch.float16": "*fp16", "torch.bfloat16": "*bf16", "torch.float32": "*fp32", "torch.int32": "*i32"}
+_TYPES = {
+    "torch.float16": "*fp16",
+    "torch.bfloat16": "*bf16",
+    "torch.float32": "*fp32",
+    "torch.float64": "*fp64",
+    "torch.int32": "*i32",
+}
 CONSTANT = "constexpr"
 TRITON_MODULES = ("volume_kernels", "token_kernels")  # names of functions differ
 
