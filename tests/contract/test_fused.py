@@ -171,7 +171,7 @@ def test_kernels_and_strides_that_differ_between_axes(name):
 )  # fmt: skip
 @pytest.mark.parametrize("held", ["as here", "as 8.6"])
 def test_attention_within_windows_is_that_of_fp32(size, window, shift, heads, width, precision, held, monkeypatch):
-    """One kernel alone, in memory that held NaN before; also in the parts that less shared memory would divide it into."""
+    """One kernel alone, in memory that held NaN before; also in the parts into which less shared memory divides it."""
     dtype, worst = {"fp16": (torch.float16, 3e-3), "bf16": (torch.bfloat16, 2e-2)}[precision]
     target = fused.target_for(DEVICE)
     table = window_table(size, (window,) * 3, (shift,) * 3)
