@@ -133,10 +133,8 @@ def check_supported(
         BackendUnavailable: One is not among them.
     """
     if device.partition(":")[0] not in devices:
-        where, flag = ("the CPU", "cpu") if "cpu" in devices else ("a GPU", "cuda")
-        raise BackendUnavailable(
-            f"{name} computes on {where}, not on {device}: choose with --device {flag}", reason="wrong-device"
-        )
+        where, remedy = ("the CPU", "choose with --device cpu") if "cpu" in devices else ("a GPU", _remedy_of_gpu())
+        raise BackendUnavailable(f"{name} computes on {where}, not on {device}: {remedy}", reason="wrong-device")
     if precision in ONLY_BY_NAME and precision not in precisions:
         raise BackendUnavailable(f"{name} does not compute {precision}: {_OF_FP8}", reason="wrong-precision")
     if precision not in precisions:
@@ -144,6 +142,14 @@ def check_supported(
             f"{name} computes {', '.join(precisions)}, not {precision}: choose with --precision",
             reason="wrong-precision",
         )
+
+
+def _remedy_of_gpu() -> str:
+    import torch  # noqa: PLC0415  # seconds to import, which other checks should not cost
+
+    if torch.cuda.is_available():
+        return "choose with --device cuda"
+    return "torch finds none on this machine, so choose another engine (--engine auto)"
 
 
 def check_chosen_by_name(backend: str, precision: str | None) -> None:

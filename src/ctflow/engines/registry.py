@@ -229,8 +229,10 @@ def devices_from_setting(device: str | None) -> tuple[str, ...]:
     numbers = [int(number) for number in named.split(",")]
     if max(numbers) >= count:
         missing = f"device cuda:{max(numbers)} does not exist"
+        here = f"this machine has {counted(count, 'GPU')}" if count else "torch finds no GPU on this machine"
         raise BackendUnavailable(
-            f"{missing}: this machine has {counted(count, 'GPU')}; use --device cpu", reason="no-such-device"
+            f"{missing}: {here}; use --device cpu with an engine that computes there (--engine auto)",
+            reason="no-such-device",
         )
     return tuple(f"cuda:{number}" for number in numbers)
 

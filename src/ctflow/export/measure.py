@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ctflow.core.errors import BackendUnavailable, ModelError, ParityFailed, ResourceError
@@ -20,7 +21,7 @@ from ctflow.engines.request import EngineRequest
 from ctflow.export.examples import example_windows
 from ctflow.export.figures import Measured, ParityResult
 from ctflow.export.parity import check_parity, is_reference, reference_logits
-from ctflow.export.prepare import is_made_anywhere, prepare_engine
+from ctflow.export.prepare import is_made_anywhere, prepare_engine, target_of_file
 from ctflow.export.record import Agreements
 
 _WORTH = 0.98  # of a smaller batch's seconds: a larger one takes more memory
@@ -58,9 +59,16 @@ def measure_engine(
     except BackendUnavailable as error:
         if not is_made_anywhere(name):
             raise
-        return Measured(name, chosen, None, None, f"made, not run here: {error}")
+        return Measured(name, chosen, None, None, _made_elsewhere(request, model, error))
     taken = replace(request, batch_range=(request.batch_range[0], batch))
     return Measured(name, chosen, seconds, gate.compare(taken), None, batch)
+
+
+def _made_elsewhere(request: EngineRequest, model: Model, error: BackendUnavailable) -> str:
+    if torch.cuda.is_available():
+        return f"made, not run here: {error}"
+    target = target_of_file(request, model)
+    return f"made for {target}, not run here: copy the folder into the cache there, or name it with --cache"
 
 
 def fastest_batch(request: EngineRequest, model: Model, window: Tensor) -> tuple[float, int]:

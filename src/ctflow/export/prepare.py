@@ -141,6 +141,12 @@ def is_made_anywhere(name: str) -> bool:
     return backend_module(name).FILE in _ANYWHERE
 
 
+def target_of_file(request: EngineRequest, model: Model) -> str:
+    """What the file of a backend that makes one anywhere is for, in words."""
+    key = _file_key(request, model)
+    return "any GPU that the engine takes" if key is None or key.device == "any" else f"GPUs of {key.device}"
+
+
 def _file_key(request: EngineRequest, model: Model) -> EngineKey | None:
     """Key of the file that a backend runs; None if it runs none."""
     kind = backend_module(request.backend).FILE

@@ -243,8 +243,10 @@ def test_a_window_that_the_network_cannot_take_is_the_bundles_fault(model, side,
         engine_of(*network_for_gpu(model, roi, "fp32"), roi=roi).predict(torch.zeros(1, 1, *roi))
 
 
-def test_the_cpu_is_refused(model):
-    with raises_reason(BackendUnavailable, "wrong-device", names=("compile", "cpu")):
+@pytest.mark.parametrize(("has_gpu", "remedy"), [(False, "--engine auto"), (True, "--device cuda")])
+def test_the_cpu_is_refused(model, monkeypatch, has_gpu, remedy):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    with raises_reason(BackendUnavailable, "wrong-device", names=("compile", "cpu", remedy)):
         backend.open_backend(EngineRequest("compile", "cpu", "fp16", ROI, (1, 4)), model)
     for precision in ("fp32", "tf32", "bf16", "fp16"):
         backend.check_settings("cuda:1", precision)

@@ -69,8 +69,10 @@ def test_the_devices_follow_the_setting_and_the_machine(monkeypatch, setting, gp
     assert device_from_setting(setting) == devices[0]
 
 
-@pytest.mark.parametrize(("setting", "gpus"), [("cuda", 0), ("cuda:2", 2), ("cuda:0,2", 2)])
-def test_a_device_that_is_not_there_is_named(monkeypatch, setting, gpus):
+@pytest.mark.parametrize(
+    ("setting", "here", "gpus"), [("cuda", "no GPU", 0), ("cuda:1", "1 GPU;", 1), ("cuda:0,2", "2 GPUs", 2)]
+)
+def test_a_device_that_is_not_there_is_named(monkeypatch, setting, here, gpus):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with raises_reason(BackendUnavailable, "no-such-device", names=f"{gpus} GPUs"):
+    with raises_reason(BackendUnavailable, "no-such-device", names=(here, "--engine auto")):
         devices_from_setting(setting)

@@ -51,7 +51,8 @@ def test_a_real_engine_of_the_demonstration_bundle_is_made_and_kept(demonstratio
     # It says that it takes minutes, and that nothing was run.
     assert "this takes minutes" in caplog.text
     assert (found.backend, found.precision, found.window_seconds, found.parity) == (RTX, "fp16", None, None)
-    assert found.reason == "made, not run here: tensorrt-rtx computes on a GPU, not on cpu: choose with --device cuda"
+    text = "made for any GPU that the engine takes, not run here: copy the folder into the cache there"
+    assert found.reason == f"{text}, or name it with --cache"
     assert {stage for stage, _, _ in told} == {"prepare engine", "build engine"}
     key = plan_key(replace(request, precision="fp16"), demonstration)
     path = EngineStore(tmp_path).find(key)
