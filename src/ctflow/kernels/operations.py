@@ -118,8 +118,8 @@ class HopperOperations:
             most, held = min(_power(2 * cout), _COLUMNS), min(_power(k), 64)
             blocks, voxels = -(-2 * cout // most), d * h * w
             rows = 128 if most <= 64 else 64  # 71 instead of 75 us a window from 64 to 32 channels at 128^3
-            few = x.dtype == torch.float32 or k > held or batch * voxels < _MANY  # in float32 four take 20 s to compile
-            pairs = 1 if few else 4
+            many = k <= held and batch * voxels >= _MANY
+            pairs = 4 if many and self._is_half else 1  # in float32 four take 20 s to compile
             grid = (-(-voxels // rows), 4 // pairs * blocks, batch)
             self.kernels.triton(
                 "upsample", grid, x, kept, kept if added is None else added, out,

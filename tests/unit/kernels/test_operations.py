@@ -246,9 +246,25 @@ def test_attention_with_large_scores_neither_overflows_nor_dilutes():
 @pytest.mark.parametrize(("cin", "cout", "size"), [(48, 24, (3, 4, 5)), (160, 96, (2, 1, 3))], ids=str)
 def test_upsampling_stores_each_parity_in_its_place(cin, cout, size, many, monkeypatch):
     monkeypatch.setattr(operations, "_MANY", many)
-    weight, shift, x = torch.randn(cin, cout, 2, 2, 2), torch.randn(cout), volume(cin, size)
+    programs = []
+    launch = KERNELS.kernels.triton
+    monkeypatch.setattr(
+        KERNELS.kernels,
+        "triton",
+        lambda name, grid, *rest, **more: (programs.append(grid[1]), launch(name, grid, *rest, **more)),
+    )
+    weight, shift, x = (each.half() for each in (torch.randn(cin, cout, 2, 2, 2), torch.randn(cout), volume(cin, size)))
+    halves = HopperOperations(torch.float16, DEVICE, KERNELS.kernels)
+    for added in (None, shift):
+        found = halves.upsampling(weight, added)(x).float()
+        expected = PLAIN.upsampling(weight.float(), None if added is None else added.float())(x.float())
+        assert close(found, expected, 1e-3)
+    assert set(programs) == {1 if many == 1 and cin <= 64 else 4 * -(-2 * cout // 128)}
+    programs.clear()
+    weight, x = weight.float(), x.float()
     assert close(KERNELS.upsampling(weight)(x), PLAIN.upsampling(weight)(x), 1e-5)
-    assert close(KERNELS.upsampling(weight, shift)(x), PLAIN.upsampling(weight, shift)(x), 1e-5)
+    assert close(KERNELS.upsampling(weight, shift)(x), PLAIN.upsampling(weight, shift.float())(x), 1e-5)
+    assert set(programs) == {4 * -(-2 * cout // 128)}  # in float32 a program computes one pair
 
 
 def test_upsampling_along_two_axes():
