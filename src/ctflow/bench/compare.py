@@ -34,6 +34,7 @@ from ctflow.settings.run import read_environment
 SHAPE: Size3 = (300, 512, 512)
 OVERLAPS = (0.0, 0.25)
 LIMIT_S = 900.0
+_KINDS = ("cpu", "cuda:0")  # of devices: each has configurations of its own
 # The code that a configuration's seconds and mask depend on: after a change it is measured again.
 _MEASURED = (
     "ctflow",
@@ -116,7 +117,7 @@ def compare_configurations(
             is to be measured and nothing is kept.
         BundleInvalid: The bundle cannot be read.
     """
-    chosen = _chosen(comparison)
+    chosen = chosen_configurations(comparison)
     model = read_bundle(comparison.model)
     with _work_folder(comparison) as folder:
         progress("draw phantom", 0, 1)
@@ -138,7 +139,8 @@ def compare_configurations(
 @contextmanager
 def _work_folder(comparison: Comparison) -> Iterator[Path]:
     if comparison.kept is not None:
-        comparison.kept.mkdir(parents=True, exist_ok=True)
+        if comparison.measure:
+            comparison.kept.mkdir(parents=True, exist_ok=True)
         yield comparison.kept.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="ctflow-comparison-") as folder:
@@ -167,21 +169,28 @@ def _head(comparison: Comparison, model: Model, case: Mapping[str, Any]) -> dict
     }
 
 
-def _chosen(comparison: Comparison) -> list[Configuration]:
-    """The configurations to measure, in the order in which they are named."""
-    known = {each.id: each for each in configurations_for(comparison.devices)}
+def chosen_configurations(comparison: Comparison) -> list[Configuration]:
+    """The configurations to measure, in the order in which they are named; those of another kind of device, too.
+
+    Raises:
+        SettingsInvalid: A named configuration does not exist.
+    """
+    here = {each.id: each for each in configurations_for(comparison.devices)}
+    known = {each.id: each for kind in _KINDS for each in configurations_for((kind,))} | here
     for name in (*comparison.only, *(comparison.pythons or {})):
         if name not in known:
             raise SettingsInvalid(
-                f"invalid configuration {name!r} (choose from {', '.join(known)})", reason="invalid-value"
+                f"invalid configuration {name!r} (choose from {', '.join(here)})", reason="invalid-value"
             )
-    return [known[name] for name in dict.fromkeys(comparison.only)] or list(known.values())
+    return [known[name] for name in dict.fromkeys(comparison.only)] or list(here.values())
 
 
 def _answer(
     configuration: Configuration, comparison: Comparison, model: Model, case: str, folder: Path
 ) -> dict[str, Any]:
     """The answer of the configuration's process."""
+    if configuration not in configurations_for(comparison.devices):
+        return _refused("needs a GPU" if comparison.devices[0] == "cpu" else "needs --device cpu")
     if configuration.devices > len(comparison.devices):
         return _refused(f"needs {configuration.devices} GPUs; {len(comparison.devices)} given")
     python = (comparison.pythons or {}).get(configuration.id, sys.executable)

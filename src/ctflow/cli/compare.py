@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def compare_command(
     if output is None and not measure:
         what = "--only-kept shows the stored results of an earlier comparison: name its folder with -o"
         raise SettingsInvalid(what, reason="nothing-kept")
-    from ctflow.bench.compare import Comparison, all_devices, compare_configurations  # noqa: PLC0415  # torch: seconds
+    from ctflow.bench.compare import Comparison, all_devices, chosen_configurations, compare_configurations  # noqa: PLC0415  # torch: seconds
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
     from ctflow.report.comparison import line_of_configuration, say_comparison  # noqa: PLC0415
     from ctflow.report.result import write_result  # noqa: PLC0415
@@ -82,7 +83,8 @@ def compare_command(
         kept=None if output is None else output / "configurations",
         measure=measure,
     )
-    if output is not None:
+    chosen_configurations(comparison)  # before anything is made
+    if output is not None and measure:
         make_output_folder(output)  # before the work
     draw = _chart_in(output)
 
@@ -117,4 +119,6 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
     for configuration, sign, path in pairs:
         if not (configuration and sign and path):
             raise SettingsInvalid(f"--python: {configuration + sign + path!r} is not ID=PATH", reason="invalid-value")
+        if shutil.which(path) is None:
+            raise SettingsInvalid(f"--python: {path!r} is not a program that starts here", reason="invalid-value")
     return {configuration: path for configuration, _, path in pairs}

@@ -48,6 +48,8 @@ def make_output_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for each in made:
             sync_folder(each.parent)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotWritten("the output folder is a file, or lies in one: name a folder", reason="unwritable") from error
     except OSError as error:
         raise output_error_from_oserror(error, "the output folder") from error
 

@@ -219,7 +219,7 @@ def _first_word(setup: Setup) -> tuple[Ready, list[str]]:
     """Start a worker, receive what it opened and its warnings, and let it end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=run_worker, args=(theirs, setup), daemon=True)
+    process = context.Process(target=run_worker, args=(theirs, setup))  # not a daemon: it starts processes of cases
     warnings: list[str] = []
     try:
         with bare_start():

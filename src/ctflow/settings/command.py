@@ -150,6 +150,9 @@ def exit_code_of_command(command: click.Command, words: Sequence[str], program: 
     try:
         result = command.main(args=list(words), prog_name=program, standalone_mode=False)
     except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later; earlier ones show the help themselves
+            error.show()
+            return SettingsInvalid.exit_code
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         raise SettingsInvalid(error.format_message() + hint, reason="usage") from error
     except click.Abort as error:  # what click makes of an interrupt

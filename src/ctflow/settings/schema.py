@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema, ErrorDetails
 
 LARGEST_TEXT = 400
+_MEANT_CHOICES = {"gpu": "cuda", "gpus": "cuda", "nvidia": "cuda"}  # where no spelling is close
 Loc = tuple[str | int, ...]
 Read = Callable[[Any], Any]
 
@@ -263,7 +264,8 @@ def _nearest(name: str, kind: type[Group], loc: Loc) -> str:
 
 def wrong_choice(value: str, allowed: list[str]) -> str:
     """The message for a word that is not among those allowed."""
-    close = difflib.get_close_matches(value.lower(), allowed, n=1)
+    meant = _MEANT_CHOICES.get(value.lower())
+    close = [meant] if meant in allowed else difflib.get_close_matches(value.lower(), allowed, n=1)
     hint = f": do you mean {close[0]}?" if close else ""
     return f"invalid choice {shown(value)} (choose from {', '.join(allowed)}){hint}"
 

@@ -151,6 +151,20 @@ def test_a_change_below_a_measured_package_makes_it_measured_again():
     assert below <= {*compare._MEASURED}
 
 
+@pytest.mark.parametrize(
+    ("devices", "name", "reason"),
+    [(("cpu",), "fused-fp16", "needs a GPU"), (("cuda:0",), "openvino-fp32", "needs --device cpu")],
+)
+def test_a_configuration_of_another_kind_of_device_is_refused_in_the_document(
+    bundle, devices, name, reason, monkeypatch
+):
+    draw = case.phantom_from_seed
+    monkeypatch.setattr(case, "phantom_from_seed", lambda seed, _, tumours: draw(seed, (16, 32, 32), tumours=tumours))
+    monkeypatch.setattr(compare, "_machine", lambda _: {})
+    document = compare_configurations(Comparison(bundle, devices, SHAPE, only=(name,)))
+    assert (configuration(document, name)["status"], configuration(document, name)["reason"]) == ("refused", reason)
+
+
 @pytest.mark.parametrize("options", [{"only": ("0z",)}, {"pythons": {"9": "/bin/true"}}])
 def test_an_unknown_configuration_is_refused_before_any_work(bundle, options, monkeypatch):
     monkeypatch.setattr(case, "phantom_from_seed", lambda *_, **__: pytest.fail("drawn"))

@@ -43,11 +43,26 @@ def test_a_comparison_is_shown_drawn_and_written(bundle, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "given", [["--python", "4"], ["--python", "=x"], ["--configurations", "0q"], ["--shape", "1,2"], ["--only-kept"]]
-)
+    "given",
+    [
+        ["--python", "4"],
+        ["--python", "=x"],
+        ["--python", "4=/no/such"],
+        ["--configurations", "0q"],
+        ["--shape", "1,2"],
+        ["--only-kept"],
+    ],
+)  # fmt: skip
 def test_wrong_arguments_are_refused_by_name(bundle, given, capsys):
     assert main(["bench", "compare", "-m", str(bundle), "--device", "cpu", *given]) == 64
     assert "SettingsInvalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--configurations", "0q"], ["--only-kept"]])
+def test_a_refused_comparison_makes_no_folder(bundle, tmp_path, given):
+    words = ["bench", "compare", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert main([*words, *given]) == 64
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_made_ends_before_the_work(bundle, tmp_path, capsys):

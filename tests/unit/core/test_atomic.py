@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from ctflow.core import atomic
 from ctflow.core.atomic import (
     SUPERSEDED,
+    make_output_folder,
     output_error_from_oserror,
     publish_folder,
     supersede_folder,
@@ -89,6 +90,13 @@ def test_an_oserror_without_words_is_still_explained():
 def test_a_missing_folder_is_not_written(tmp_path):
     with raises_reason(NotWritten, "unwritable", names="a.bin"):
         write_atomically(tmp_path / "absent" / "a.bin", lambda stream: stream.write(b""))
+
+
+@pytest.mark.parametrize("name", ["a", "a/b"])
+def test_a_file_is_no_output_folder(tmp_path, name):
+    (tmp_path / "a").touch()
+    with raises_reason(NotWritten, "unwritable", names="is a file"):
+        make_output_folder(tmp_path / name)
 
 
 def test_a_folder_in_the_files_place_is_not_written(tmp_path):

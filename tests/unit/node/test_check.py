@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import re
 import sqlite3
@@ -57,6 +58,17 @@ def worker_that_dies(connection, _setup) -> None:
     connection.close()
 
 
+def end_at_once() -> None:
+    """A process of a case that has nothing to do."""
+
+
+def worker_with_a_process(connection, setup) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=end_at_once)
+    process.start()
+    process.join()
+    worker_that_answers(connection, setup)
+
+
 def first_word_without_a_configuration(setup) -> tuple[Ready, list[str]]:
     """What a worker says of a bundle that lacks the configuration `absent.json`."""
     if setup.settings.config == "absent.json":
@@ -80,6 +92,12 @@ def test_bundle_engine_device_and_folders_are_opened_and_nothing_is_left(setting
     assert lines[2].endswith(" on cpu")
     assert not settings.data.exists()
     assert not list((tmp_path / "copies").iterdir())
+
+
+def test_a_worker_may_start_processes_of_its_own(settings, monkeypatch):
+    monkeypatch.setattr("ctflow.node.check.run_worker", worker_with_a_process)
+    assert "opened model 1 on cpu" in list(opened(settings, RUN))
+    assert not multiprocessing.active_children()
 
 
 def test_every_gpu_is_opened_where_none_is_named_and_warnings_are_said(settings, monkeypatch):

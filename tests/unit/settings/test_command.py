@@ -45,6 +45,16 @@ def test_every_entry_point_shows_the_same_help(capsys):
     assert all(f"  {option.flag}" in shown[0][1] for option in OPTIONS)
 
 
+@pytest.mark.parametrize("words", [[], ["bench"], ["cohort"], ["node"], ["rules"]], ids=str)
+def test_no_command_at_all_shows_the_commands(capsys, words):
+    assert run_ctflow(words) == SettingsInvalid.exit_code
+    shown = capsys.readouterr()
+    help_text = shown.err or shown.out
+    assert help_text.startswith(f"Usage: {' '.join(['ctflow', *words])} ")
+    assert "SettingsInvalid" not in help_text
+    assert "(see `" not in help_text
+
+
 def test_the_help_groups_the_settings(capsys):
     assert run_ctflow(["run", "--help"]) == 0
     general, series, computed, written = re.split(

@@ -210,9 +210,8 @@ def _scanned(
 
 def _files_by_folder(folder: Path) -> Iterator[list[Path]]:
     if not folder.is_dir():
-        raise NoUsableSeries(
-            "the input is not a folder: give the folder that contains the DICOM files", reason="not-a-folder"
-        )
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise NoUsableSeries(f"the input {what}: give the folder that contains the DICOM files", reason="not-a-folder")
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:

@@ -169,8 +169,8 @@ def test_a_dicomdir_is_ignored(write):
     assert len(scan.instances) == 16
 
 
-@pytest.mark.parametrize("name", ["missing", "file"])
-def test_what_is_no_folder_is_refused(tmp_path, name):
+@pytest.mark.parametrize(("name", "said"), [("missing", "does not exist"), ("file", "is not a folder")])
+def test_what_is_no_folder_is_refused(tmp_path, name, said):
     (tmp_path / "file").touch()
-    with raises_reason(NoUsableSeries, "not-a-folder"):
+    with raises_reason(NoUsableSeries, "not-a-folder", names=said):
         scan_folder(tmp_path / name)

@@ -13,6 +13,7 @@ from ctflow.dicom.body_parts import known_value
 from ctflow.dicom.read.scan import Instance
 
 MODALITIES = "CT MR PT NM CR DX MG US XA RF OT SC SR SEG PR KO REG RTDOSE RTPLAN RTSTRUCT RTIMAGE DOC"
+_SAME_PLACE_MM = 0.001  # of positions that are written with few digits
 _POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"
 
 
@@ -52,5 +53,6 @@ def slice_spacing_mm(instances: Sequence[Instance]) -> float | None:
         if axes not in normals:
             normals[axes] = np.cross(axes[:3], axes[3:])
         places.append(float(np.dot(normals[axes], position)))
-    gaps = np.diff(np.unique(np.round(places, 3)))
-    return float(np.median(gaps)) if len(gaps) else None
+    gaps = np.diff(np.sort(places))
+    apart = gaps[gaps > _SAME_PLACE_MM]
+    return float(np.median(apart)) if len(apart) else None

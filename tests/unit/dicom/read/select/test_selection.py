@@ -27,6 +27,14 @@ def test_an_eligible_series_is_selected(write):
     assert candidate.description["slice_spacing_mm"] == 2.5
 
 
+def test_the_slice_spacing_is_that_of_the_positions_as_they_are(write):
+    def adjust(dataset, index):
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, 0.4375 + 1.875 * index]
+
+    assert verdict(write(adjust=adjust)).description["slice_spacing_mm"] == 1.875
+
+
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
