@@ -25,7 +25,6 @@ from ctflow.bench.exactness import (
 from ctflow.core.entry_point import unexpected
 from ctflow.core.errors import (
     AccuracyFailed,
-    BrokenSeries,
     CtflowError,
     NoUsableSeries,
     SettingsInvalid,
@@ -254,11 +253,7 @@ def _found(
 ) -> tuple[np.ndarray[Any, Any], float | None, EngineInfo | None]:
     """A case's mask, its seconds, and the engine."""
     if segmenters.results is not None:
-        folder = segmenters.results / case.key
-        if not (folder / "segmentation.dcm").exists():
-            raise BrokenSeries(
-                f"series {case.candidate.series.digest}: the folder of --results has no SEG of it", reason="unreadable"
-            )
+        folder = _folder_of_results(segmenters.results, case)
         found = read_segmentation(folder / "segmentation.dcm", headers)
         _check_made_by(folder / "result.json", segmenters.model)
         return found, None, None
@@ -266,6 +261,16 @@ def _found(
         raise ValueError("without results there is a segmenter")
     done = _unless_failed(segment_case(case, segmenters.chosen, progress))
     return done.segmented.labels, sum(done.stage_seconds.values()), done.segmented.engine
+
+
+def _folder_of_results(results: Path, case: Case) -> Path:
+    """The case's folder in the output of `run` or of `cohort run`, which has a folder of each row in its `results`."""
+    places = (results / case.key, *results.glob(f"*/{case.key}"), *results.glob(f"results/*/{case.key}"))
+    found = [place for place in places if (place / "segmentation.dcm").exists()]
+    if len(found) == 1:
+        return found[0]
+    what = "has several SEGs of it" if found else "has no SEG of it: name the folder that `run` or `cohort run` wrote"
+    raise NoUsableSeries(f"series {case.candidate.series.digest}: the folder of --results {what}", reason="no-result")
 
 
 def _only_case(folder: Path, model: Model, settings: Settings, progress: Progress) -> Case:

@@ -158,7 +158,7 @@ def phantom(
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
-    help="Compare the results that `run` wrote to this folder, instead of segmenting.",
+    help="Compare the results that `run` or `cohort run` wrote to this folder, instead of segmenting.",
 )
 @click.option(
     "--truth-roi",

@@ -122,7 +122,16 @@ class NoUsableSeries(InputError):
     """No series in the input is eligible; the message lists each series and why it was set aside."""
 
     REASONS = frozenset(
-        {"folder-unreadable", "no-case", "no-dicom", "no-row", "none-eligible", "not-a-folder", "several-series"}
+        {
+            "folder-unreadable",
+            "no-case",
+            "no-dicom",
+            "no-result",
+            "no-row",
+            "none-eligible",
+            "not-a-folder",
+            "several-series",
+        }
     )
 
 

@@ -353,7 +353,15 @@ def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, m
     assert case["lesions"][0]["hit"]
     assert (case["seconds"], document["engine"]) == (None, None)
     document = evaluate_folder(folder, model, CPU, results=tmp_path / "elsewhere")
-    assert document["cases"][0]["error"]["reason"] == "unreadable"
+    assert document["cases"][0]["error"]["reason"] == "no-result"
+    cohort = tmp_path / "cohort"
+    shutil.copytree(tmp_path / "out", cohort / "results" / "row-1")
+    for results in (cohort, cohort / "results", cohort / "results" / "row-1"):
+        assert evaluate_folder(folder, model, CPU, results=results)["cases"][0]["dice"] == case["dice"]
+    shutil.copytree(tmp_path / "out", cohort / "results" / "row-2")
+    error = evaluate_folder(folder, model, CPU, results=cohort)["cases"][0]["error"]
+    assert error["reason"] == "no-result"
+    assert "several" in error["message"]
     for text in ("", "{}", json.dumps({"model": {"weights_digest": "0" * 64}})):
         made_by.write_text(text)
         document = evaluate_folder(folder, model, CPU, results=tmp_path / "out")
