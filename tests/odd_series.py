@@ -941,7 +941,7 @@ def _geometry() -> Iterator[Odd]:
     yield Odd(
         "the last slice is missing, ImagesInAcquisition", WARNED, without(19, ImagesInAcquisition="20"), "holds 19"
     )
-    yield Odd("a file twice", WARNED, copied_file, "are duplicates")
+    yield Odd("a file twice", WARNED, copied_file, "duplicate file omitted")
     yield Odd(
         "a second slice at one position", "`BrokenSeries`: `doubled`", nothing(doubled(12.5, 1)), "one acquisition"
     )
