@@ -59,10 +59,10 @@ def require_series(document: Mapping[str, Any]) -> None:
         NoUsableSeries: It lists none.
     """
     if not document["series"]:
-        damaged = len(document["unreadable"])
+        unreadable = len(document["unreadable"])
         others = counted(document["ignored"], "file is", "files are")
         raise NoUsableSeries(
-            f"the folder contains no DICOM series: {others} not DICOM, {damaged} damaged", reason="no-dicom"
+            f"the folder contains no DICOM series: {others} not DICOM, {unreadable} unreadable", reason="no-dicom"
         )
 
 

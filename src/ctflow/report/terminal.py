@@ -183,7 +183,8 @@ def say_inspection(document: Mapping[str, Any], stream: TextIO | None = None) ->
     if not document["series"]:
         console.print("no DICOM series found")
     others = counted(document["ignored"], "file that is", "files that are")
-    console.print(f"{len(document['series'])} series, {others} not DICOM")
+    unreadable = f", {len(document['unreadable'])} unreadable" if document["unreadable"] else ""
+    console.print(f"{len(document['series'])} series, {others} not DICOM{unreadable}")
 
 
 def _say_unreadable(console: Console, files: Sequence[Mapping[str, str]]) -> None:

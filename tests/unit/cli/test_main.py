@@ -122,6 +122,16 @@ def test_inspect_of_a_folder_without_dicom_shows_what_is_there_and_is_2(tmp_path
     shown = capsys.readouterr()
     assert "empty or without a DICOM header" in shown.out
     assert "NoUsableSeries [no-dicom]" in shown.err
+    assert shown.err.rstrip().endswith("1 file is not DICOM, 1 unreadable")
+    assert words or shown.out.rstrip().endswith("0 series, 1 file that is not DICOM, 1 unreadable")
+
+
+def test_run_says_how_to_see_the_name_of_an_unreadable_file(tmp_path, capsys):
+    (tmp_path / "notes.dcm").write_text("no header")
+    assert main(["run", "-i", str(tmp_path), "-o", str(tmp_path / "out")]) == NoUsableSeries.exit_code
+    assert "`ctflow inspect DIR --names`" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path), "--names"]) == NoUsableSeries.exit_code
+    assert "unreadable: notes.dcm: " in capsys.readouterr().out
 
 
 def test_python_m_ctflow_is_the_command():

@@ -74,6 +74,8 @@ def require_selected(selection: Selection, scan: Scan) -> None:
     most = 20
     if len(lines) > most:
         lines = [*lines[:most], f"and {len(lines) - most} more; `ctflow inspect` lists all"]
+    if scan.unreadable:
+        lines.append("names of files may be digests: `ctflow inspect DIR --names` shows them")
     if selection.failed:
         raise Unexpected(f"no series can be segmented: {'; '.join(lines)}")
     found = (
