@@ -26,6 +26,7 @@ from ctflow.settings.schema import (
     whole,
     wrong_choice,
 )
+from ctflow.settings.variables import warn_of_unknown
 from ctflow.settings.viewers import VIEWERS, choose_for_viewer
 
 SegGrid = Literal["source", "resampled"]
@@ -303,6 +304,7 @@ def add_layers(given: Given, kind: type[Group], typed: Mapping[str, Any], enviro
             given.data[name], given.named[name] = str(value), flag_of(name)
     choose_for_viewer(given, [name for name, value in typed.items() if value] if typed.get("viewer") else given.data)
     known = keys_of(kind)
+    warn_of_unknown(environment, {option.variable for option in OPTIONS})
     for option in OPTIONS:
         value = environment.get(option.variable)
         is_given = value or (value == "" and option.name == "cache")  # an empty variable is as none, but for the cache
