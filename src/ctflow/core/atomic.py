@@ -20,7 +20,7 @@ SUPERSEDED = ".superseded"  # hidden, so that a search for results does not ente
 _unpublished: set[Path] = set()  # folders of `temporary_folder`: `publish_folder` syncs all of their files
 
 
-def output_error_from_oserror(error: OSError, what: str, remedy: str = "check the output folder") -> OutputError:
+def output_error_from_oserror(error: OSError, what: str, remedy: str = "check path and permissions") -> OutputError:
     """The named error for a failed write.
 
     Args:
@@ -37,8 +37,13 @@ def output_error_from_oserror(error: OSError, what: str, remedy: str = "check th
     )
 
 
-def make_output_folder(folder: Path) -> None:
+def make_output_folder(folder: Path, what: str = "the output folder", *, option: str = "") -> None:
     """Make a folder for results before work that may take hours; its name and its parents' are then on the disk.
+
+    Args:
+        folder: The folder.
+        what: Its name in messages.
+        option: The flag or key that names it, for messages.
 
     Raises:
         OutputError: It cannot be made.
@@ -51,7 +56,11 @@ def make_output_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise NotWritten("the output folder is a file, or lies in one: name a folder", reason="unwritable") from error
     except OSError as error:
-        raise output_error_from_oserror(error, "the output folder") from error
+        if isinstance(error, FileExistsError) and folder.is_file():
+            text = f"{what} is a file and not a folder: give a folder{option and f' with {option}'}"
+            raise NotWritten(text, reason="unwritable") from error
+        remedy = f"check {option or 'path'} and permissions"
+        raise output_error_from_oserror(error, what, remedy) from error
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -84,10 +84,10 @@ class Node:
 
     def _build(self, stack: ExitStack, run: Settings) -> None:
         settings, data = self.settings, self.settings.data
-        make_output_folder(data)
+        make_output_folder(data, "the data folder", option="--data (or the key data)")
         stack.enter_context(only_one(data))
         self.places = Places.below(data)
-        make_output_folder(self.places.results)
+        make_output_folder(self.places.results, "the folder of results in the data folder")
         self.journal = Journal(data / JOURNAL_FILE)
         stack.callback(self.journal.close)
         self._clean()

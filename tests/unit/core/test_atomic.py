@@ -87,6 +87,19 @@ def test_an_oserror_without_words_is_still_explained():
     assert "OSError" in str(error)
 
 
+def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(tmp_path):
+    (tmp_path / "out").touch()
+    with raises_reason(NotWritten, "unwritable", names="the output folder is a file and not a folder"):
+        make_output_folder(tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_option(tmp_path):
+    (tmp_path / "file").touch()
+    with raises_reason(NotWritten, "unwritable", names=("the data folder cannot be written", "check --data")) as caught:
+        make_output_folder(tmp_path / "file" / "data", "the data folder", option="--data")
+    assert "output" not in str(caught.value)
+
+
 def test_a_missing_folder_is_not_written(tmp_path):
     with raises_reason(NotWritten, "unwritable", names="a.bin"):
         write_atomically(tmp_path / "absent" / "a.bin", lambda stream: stream.write(b""))

@@ -11,7 +11,7 @@ import pytest
 
 from bundle_support import small_unet_bundle
 from ctflow.cli.main import main
-from ctflow.core.errors import BundleInvalid, SettingsInvalid
+from ctflow.core.errors import BundleInvalid, NotWritten, SettingsInvalid
 from ctflow.node.node import Node, run_node
 from ctflow.node.rules import Rule
 from ctflow.node.settings.groups import Backoff, Destination, Limits
@@ -185,6 +185,12 @@ def test_two_nodes_do_not_share_a_data_folder(settings, monkeypatch):
     monkeypatch.setattr("ctflow.node.work.supervisor.run_worker", worker_that_answers)
     with Node(settings, RUN), raises_reason(SettingsInvalid, "folder-in-use"):
         Node(replace(settings, port=1), RUN)
+
+
+def test_a_data_folder_that_cannot_be_made_is_named_by_its_option(settings, tmp_path):
+    (tmp_path / "file").touch()
+    with raises_reason(NotWritten, "unwritable", names=("the data folder", "--data")):
+        Node(replace(settings, data=tmp_path / "file"), RUN)
 
 
 def test_a_model_that_cannot_be_opened_ends_the_start(settings, tmp_path):

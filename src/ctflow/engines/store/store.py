@@ -32,6 +32,8 @@ __all__ = ["INSTALLED", "EngineKey", "EngineStore"]
 # What was made for this installation and belongs to it, as in a container image; need not exist, may be read-only.
 INSTALLED = Path(str(files("ctflow"))) / "made"
 
+_REMEDY = "check --cache or CTFLOW_CACHE (-o of `ctflow export`)"
+
 
 class EngineStore:
     """Stored engine files, one folder each: the file and a manifest that says what it belongs to.
@@ -75,7 +77,7 @@ class EngineStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:  # for example another user's folder
-            raise output_error_from_oserror(error, "the folder of engines") from error
+            raise output_error_from_oserror(error, "the folder of engines", _REMEDY) from error
         try:
             manifest = read_manifest(path.parent)
             check_key(manifest["key"], key)
@@ -134,7 +136,7 @@ class EngineStore:
         try:
             stream = _locked_stream(self.folder / f"{key.name}.lock")
         except OSError as error:  # also a network drive without locks
-            raise output_error_from_oserror(error, "the folder of engines") from error
+            raise output_error_from_oserror(error, "the folder of engines", _REMEDY) from error
         with stream:
             yield
 

@@ -34,7 +34,7 @@ class Inbox:
         self._lock = threading.Lock()
         self._making = threading.Lock()
         self._synced: dict[Path, None] = {}
-        make_output_folder(folder)
+        make_output_folder(folder, "the inbox")
         try:
             sync_folder(folder.parent)  # a process that ended early may have made it without a sync
         except OSError as error:

@@ -332,7 +332,7 @@ def test_a_store_that_cannot_be_listed_says_so(store, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "engines").write_text("a file")
-    with raises_reason(NotWritten, "unwritable", names="folder of engines"):
+    with raises_reason(NotWritten, "unwritable", names=("folder of engines", "-o of `ctflow export`")):
         EngineStore(tmp_path / "engines").put(KEY, write_engine)
 
 
