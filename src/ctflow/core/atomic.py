@@ -53,8 +53,6 @@ def make_output_folder(folder: Path, what: str = "the output folder", *, option:
         folder.mkdir(parents=True, exist_ok=True)
         for each in made:
             sync_folder(each.parent)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotWritten("the output folder is a file, or lies in one: name a folder", reason="unwritable") from error
     except OSError as error:
         if isinstance(error, FileExistsError) and folder.is_file():
             text = f"{what} is a file and not a folder: give a folder{option and f' with {option}'}"

@@ -105,13 +105,6 @@ def test_a_missing_folder_is_not_written(tmp_path):
         write_atomically(tmp_path / "absent" / "a.bin", lambda stream: stream.write(b""))
 
 
-@pytest.mark.parametrize("name", ["a", "a/b"])
-def test_a_file_is_no_output_folder(tmp_path, name):
-    (tmp_path / "a").touch()
-    with raises_reason(NotWritten, "unwritable", names="is a file"):
-        make_output_folder(tmp_path / name)
-
-
 def test_a_folder_in_the_files_place_is_not_written(tmp_path):
     (tmp_path / "a.bin").mkdir()
     with raises_reason(NotWritten, "unwritable"):
