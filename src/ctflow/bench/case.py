@@ -15,10 +15,22 @@ import numpy.typing as npt
 from ctflow.core.errors import SettingsInvalid
 from ctflow.core.package import digest_of_package
 from ctflow.core.volume import Size3
-from ctflow.phantom import phantom_from_seed
+from ctflow.phantom import check_phantom_shape, phantom_from_seed
 
 TUMOURS = 4
 _DRAWING = ("ctflow.phantom", "ctflow.phantom.body", "ctflow.phantom.scene")  # the code that a phantom depends on
+
+
+def check_shape(shape: Size3) -> None:
+    """Check that a phantom can have a shape.
+
+    Raises:
+        SettingsInvalid: It is too small or too large.
+    """
+    try:
+        check_phantom_shape(shape)
+    except ValueError as error:
+        raise SettingsInvalid(f"--shape: {error}", reason="invalid-value") from error
 
 
 def draw_case(folder: Path, *, seed: int, shape: Size3, draw: bool) -> dict[str, Any]:
@@ -33,10 +45,7 @@ def draw_case(folder: Path, *, seed: int, shape: Size3, draw: bool) -> dict[str,
             "--only-kept: no comparison of this phantom is kept there; name its folder, --shape and --seed",
             reason="nothing-kept",
         )
-    try:
-        phantom = phantom_from_seed(seed, shape, tumours=TUMOURS)
-    except ValueError as error:
-        raise SettingsInvalid(f"--shape: {error}", reason="invalid-value") from error
+    phantom = phantom_from_seed(seed, shape, tumours=TUMOURS)
     (folder / "case.json").unlink(missing_ok=True)
     np.savez(folder / "case.npz", hu=phantom.volume.array, affine_mm=phantom.volume.geometry.affine_mm)
     truth = np.packbits(phantom.labels)

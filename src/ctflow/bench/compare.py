@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ctflow.bench.case import draw_case
+from ctflow.bench.case import check_shape, draw_case
 from ctflow.bench.measurement import TORCH, MeasurementRequest
 from ctflow.bench.results import Configuration, DiceOfMasks, compared_results, configurations_for
 from ctflow.bundle.read import read_bundle
@@ -117,7 +117,8 @@ def compare_configurations(
             is to be measured and nothing is kept.
         BundleInvalid: The bundle cannot be read.
     """
-    chosen = chosen_configurations(comparison)
+    check_comparison(comparison)
+    chosen = _chosen_configurations(comparison)
     model = read_bundle(comparison.model)
     with _work_folder(comparison) as folder:
         progress("draw phantom", 0, 1)
@@ -169,12 +170,18 @@ def _head(comparison: Comparison, model: Model, case: Mapping[str, Any]) -> dict
     }
 
 
-def chosen_configurations(comparison: Comparison) -> list[Configuration]:
-    """The configurations to measure, in the order in which they are named; those of another kind of device, too.
+def check_comparison(comparison: Comparison) -> None:
+    """Check what needs no computation, before anything is made.
 
     Raises:
-        SettingsInvalid: A named configuration does not exist.
+        SettingsInvalid: A named configuration does not exist, or the phantom cannot have this shape.
     """
+    check_shape(comparison.shape)
+    _chosen_configurations(comparison)
+
+
+def _chosen_configurations(comparison: Comparison) -> list[Configuration]:
+    """The configurations to measure, in the order in which they are named; those of another kind of device, too."""
     here = {each.id: each for each in configurations_for(comparison.devices)}
     known = {each.id: each for kind in _KINDS for each in configurations_for((kind,))} | here
     for name in (*comparison.only, *(comparison.pythons or {})):

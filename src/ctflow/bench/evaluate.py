@@ -81,12 +81,12 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class _Segmenters:
-    """The sources of masks: a model or its results in a folder, the fp32 model to compare with, regions of a truth."""
+    """The sources of masks: a model or its results by case, the fp32 model to compare with, regions of a truth."""
 
     model: Model
     chosen: Segmenter | None
     reference: Segmenter | None
-    results: Path | None
+    results: Mapping[str, Sequence[Path]] | None
     rois: Sequence[str]
 
 
@@ -137,7 +137,7 @@ def evaluate_folder(
             model,
             None if results else _open(stack, Segmenter(model, settings), progress),
             _open(stack, Segmenter(model, exact), progress) if reference else None,
-            results,
+            None if results is None else _folders_of_results(results),
             rois,
         )
         progress("evaluate", 0, len(folders))
@@ -263,10 +263,18 @@ def _found(
     return done.segmented.labels, sum(done.stage_seconds.values()), done.segmented.engine
 
 
-def _folder_of_results(results: Path, case: Case) -> Path:
-    """The case's folder in the output of `run` or of `cohort run`, which has a folder of each row in its `results`."""
-    places = (results / case.key, *results.glob(f"*/{case.key}"), *results.glob(f"results/*/{case.key}"))
-    found = [place for place in places if (place / "segmentation.dcm").exists()]
+def _folders_of_results(results: Path) -> Mapping[str, Sequence[Path]]:
+    """The folders with a SEG in the output of `run` or of `cohort run`, which has one of each row in its `results`."""
+    found: dict[str, list[Path]] = {}
+    for folders in ("*", "*/*", "results/*/*"):
+        for path in results.glob(f"{folders}/segmentation.dcm"):
+            if not any(part.startswith(".") for part in path.relative_to(results).parts):  # superseded, or half-written
+                found.setdefault(path.parent.name, []).append(path.parent)
+    return found
+
+
+def _folder_of_results(results: Mapping[str, Sequence[Path]], case: Case) -> Path:
+    found = results.get(case.key, ())
     if len(found) == 1:
         return found[0]
     what = "has several SEGs of it" if found else "has no SEG of it: name the folder that `run` or `cohort run` wrote"

@@ -151,10 +151,11 @@ def configurations_for(devices: Sequence[str]) -> tuple[Configuration, ...]:
 
 
 def _own_configurations(devices: Sequence[str]) -> Iterator[Configuration]:
+    counts = (1,) if devices[0] == "cpu" else (1, *_COUNTS)
     for name, tried in backends_for(devices[0]):
         # `auto` does not try what costs exactness; a comparison shows it.
         for precision in (*tried, *(ONLY_BY_NAME if name == "fused" else ())):
-            for count in (1, *_COUNTS):
+            for count in counts:
                 several, times = (f", {count} GPUs", f"x{count}") if count > 1 else ("", "")
                 text = f"ctflow, {name} {precision}{several}"
                 yield Configuration(f"{name}-{precision}{times}", text, "ctflow", name, precision, devices=count)

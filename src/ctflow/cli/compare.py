@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from ctflow.core.entry_point import interrupted_by_signals
 from ctflow.core.errors import EXIT_DONE, EXIT_PARTLY, SettingsInvalid
 from ctflow.report.terminal import progress_on
 from ctflow.settings.run import model_path_from_value, read_environment, settings_from_values
+
+if TYPE_CHECKING:
+    from ctflow.bench.compare import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +63,12 @@ def compare_command(
     environment = read_environment()
     settings = settings_from_values(given_options, environment)
     folder = model_path_from_value(model_path, environment)
-    interpreters = _pairs(pythons)
     if output is None and not measure:
         what = "--only-kept shows the stored results of an earlier comparison: name its folder with -o"
         raise SettingsInvalid(what, reason="nothing-kept")
-    from ctflow.bench.compare import Comparison, all_devices, chosen_configurations, compare_configurations  # noqa: PLC0415  # torch: seconds
+    from ctflow.bench.compare import Comparison, all_devices, check_comparison  # noqa: PLC0415  # torch: seconds
     from ctflow.bundle import demonstration_bundle, find_bundle  # noqa: PLC0415
-    from ctflow.report.comparison import line_of_configuration, say_comparison  # noqa: PLC0415
-    from ctflow.report.result import write_result  # noqa: PLC0415
+    from ctflow.report.comparison import say_comparison  # noqa: PLC0415
 
     comparison = Comparison(
         model=find_bundle(Path(folder)) if folder else demonstration_bundle(),
@@ -77,16 +78,29 @@ def compare_command(
         overlaps=tuple(overlaps),
         repeats=repeats,
         only=tuple(name.strip() for name in configurations.split(",")) if configurations else (),
-        pythons=interpreters,
+        pythons=_interpreters(pythons, check=measure),
         cache=settings.cache,
         limit_s=limit_s,
         kept=None if output is None else output / "configurations",
         measure=measure,
     )
-    chosen_configurations(comparison)  # before anything is made
+    check_comparison(comparison)  # before anything is made
     if output is not None and measure:
         make_output_folder(output)  # before the work
     draw = _chart_in(output)
+    document = _compared(comparison, output)
+    say_comparison(document)
+    draw(document)
+    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    crashed = any(each["status"] == "crashed" for each in document["configurations"])
+    return EXIT_PARTLY if crashed else EXIT_DONE
+
+
+def _compared(comparison: Comparison, output: Path | None) -> dict[str, Any]:
+    """The result; each configuration is shown, and written, when it is done."""
+    from ctflow.bench.compare import compare_configurations  # noqa: PLC0415
+    from ctflow.report.comparison import line_of_configuration  # noqa: PLC0415
+    from ctflow.report.result import write_result  # noqa: PLC0415
 
     def heard(document: Mapping[str, Any]) -> None:
         log.info(line_of_configuration(document["configurations"][-1]))
@@ -95,14 +109,9 @@ def compare_command(
 
     try:
         with progress_on(sys.stderr) as progress, interrupted_by_signals():  # no measurement outlives its comparison
-            document = compare_configurations(comparison, progress, heard)
+            return compare_configurations(comparison, progress, heard)
     except OSError as error:  # phantom and configurations lie in files
         raise output_error_from_oserror(error, "the comparison's files") from error
-    say_comparison(document)
-    draw(document)
-    click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
-    crashed = any(each["status"] == "crashed" for each in document["configurations"])
-    return EXIT_PARTLY if crashed else EXIT_DONE
 
 
 def _chart_in(output: Path | None) -> Callable[[Mapping[str, Any]], None]:
@@ -114,11 +123,15 @@ def _chart_in(output: Path | None) -> Callable[[Mapping[str, Any]], None]:
     return lambda document: write_chart(comparison_figure(document), output / "compare.png")
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    for configuration, sign, path in pairs:
+def _interpreters(texts: Sequence[str], *, check: bool) -> dict[str, str]:
+    """Configuration -> program, by its absolute path: each configuration is measured in a folder of its own."""
+    found = {}
+    for text in texts:
+        configuration, sign, path = text.partition("=")
         if not (configuration and sign and path):
-            raise SettingsInvalid(f"--python: {configuration + sign + path!r} is not ID=PATH", reason="invalid-value")
-        if shutil.which(path) is None:
+            raise SettingsInvalid(f"--python: {text!r} is not ID=PATH", reason="invalid-value")
+        program = shutil.which(path)
+        if program is None and check:
             raise SettingsInvalid(f"--python: {path!r} is not a program that starts here", reason="invalid-value")
-    return {configuration: path for configuration, _, path in pairs}
+        found[configuration] = str(Path(program or path).absolute())
+    return found

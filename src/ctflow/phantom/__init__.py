@@ -61,12 +61,17 @@ def phantom_from_seed(
     Raises:
         ValueError: The shape is too small or too large, the seed negative, or the number of tumours out of range.
     """
-    if any(n < least for n, least in zip(shape, SMALLEST, strict=True)) or int(np.prod(shape)) > LARGEST_VOXELS:
-        raise ValueError(f"a phantom's shape is at least {SMALLEST} and at most {LARGEST_VOXELS} voxels, not {shape}")
+    check_phantom_shape(shape)
     if tumours is not None and not 0 <= tumours <= MOST:
         raise ValueError(f"a phantom has 0 to {MOST} tumours, not {tumours}")
     variety = variety_from_rng(np.random.default_rng([seed, _VARIETY])) if varied else None
     return draw_phantom(seed, shape, tumours, variety)
+
+
+def check_phantom_shape(shape: Size3) -> None:
+    """Raise ValueError unless a phantom can have this shape: voxels along (D, H, W)."""
+    if any(n < least for n, least in zip(shape, SMALLEST, strict=True)) or int(np.prod(shape)) > LARGEST_VOXELS:
+        raise ValueError(f"a phantom's shape is at least {SMALLEST} and at most {LARGEST_VOXELS} voxels, not {shape}")
 
 
 def draw_phantom(seed: int, shape: Size3, tumours: int | None, variety: Variety | None) -> Phantom:

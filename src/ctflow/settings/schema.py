@@ -264,7 +264,7 @@ def _nearest(name: str, kind: type[Group], loc: Loc) -> str:
 
 def wrong_choice(value: str, allowed: list[str]) -> str:
     """The message for a word that is not among those allowed."""
-    meant = _MEANT_CHOICES.get(value.lower())
+    meant = _MEANT_CHOICES.get(value.lower().rstrip(":,0123456789"))
     close = [meant] if meant in allowed else difflib.get_close_matches(value.lower(), allowed, n=1)
     hint = f": do you mean {close[0]}?" if close else ""
     return f"invalid choice {shown(value)} (choose from {', '.join(allowed)}){hint}"

@@ -50,6 +50,7 @@ def test_a_comparison_is_shown_drawn_and_written(bundle, tmp_path, capsys):
         ["--python", "4=/no/such"],
         ["--configurations", "0q"],
         ["--shape", "1,2"],
+        ["--shape", "1,2,3"],
         ["--only-kept"],
     ],
 )  # fmt: skip
@@ -58,7 +59,7 @@ def test_wrong_arguments_are_refused_by_name(bundle, given, capsys):
     assert "SettingsInvalid" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["--configurations", "0q"], ["--only-kept"]])
+@pytest.mark.parametrize("given", [["--configurations", "0q"], ["--shape", "1,2,3"], ["--only-kept"]])
 def test_a_refused_comparison_makes_no_folder(bundle, tmp_path, given):
     words = ["bench", "compare", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path / "out")]
     assert main([*words, *given]) == 64
@@ -75,6 +76,16 @@ def test_files_that_cannot_be_written_have_a_name(bundle, tmp_path, capsys):
     (tmp_path / "configurations").touch()
     assert main(["bench", "compare", "-m", str(bundle), "--device", "cpu", "-o", str(tmp_path)]) == 5
     assert "the comparison's files" in capsys.readouterr().err
+
+
+def test_a_program_is_found_from_where_the_command_is_given(bundle, tmp_path, monkeypatch, capsys):
+    (tmp_path / "python").write_text("#!/bin/sh\necho not today\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    options = ["--shape", "24,32,32", "--configurations", "0a", "--python", "0a=./python", "--device", "cpu"]
+    assert main(["bench", "compare", "-m", str(bundle), *options]) == 6
+    (configuration,) = json.loads(capsys.readouterr().out.splitlines()[-1])["configurations"]
+    assert configuration["reason"] == "its process ended with 3: not today"
 
 
 def is_running(pid: int) -> bool:

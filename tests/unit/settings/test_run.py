@@ -137,6 +137,7 @@ def test_a_home_folder_of_any_name_has_the_cache(home, monkeypatch):
         ({}, {"CTFLOW_SECONDARY_CAPTURE": "perhaps"}, "CTFLOW_SECONDARY_CAPTURE"),
         ({"seg": "bits"}, {}, "--seg: invalid choice 'bits' (choose from binary, labelmap, fractional)"),
         ({"device": "gpu"}, {}, "do you mean cuda?"),
+        ({"device": "gpu:0"}, {}, "do you mean cuda?"),
         ({"segments": "tumour"}, {}, "--segments"),
         ({"omit_empty_frames": "maybe"}, {}, "--omit-empty-frames"),
         ({}, {"CTFLOW_OMIT_EMPTY_FRAMES": "maybe"}, "CTFLOW_OMIT_EMPTY_FRAMES"),

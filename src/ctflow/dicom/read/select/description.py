@@ -13,7 +13,7 @@ from ctflow.dicom.body_parts import known_value
 from ctflow.dicom.read.scan import Instance
 
 MODALITIES = "CT MR PT NM CR DX MG US XA RF OT SC SR SEG PR KO REG RTDOSE RTPLAN RTSTRUCT RTIMAGE DOC"
-_SAME_PLACE_MM = 0.001  # of positions that are written with few digits
+_SAME_PLACE_MM = 0.01  # of positions that are written with few digits
 _POSITIONS = "HFS HFP HFDL HFDR FFS FFP FFDL FFDR"
 
 

@@ -200,7 +200,7 @@ def _study_and_frame(candidate: Candidate) -> tuple[str, str]:
 
 def _rank(candidate: Candidate) -> tuple[bool, float, int, int, str, int]:
     """Lower is better; below 1 mm thinner slices only add noise."""
-    spacing = slice_spacing_mm(candidate.series.instances) or LARGEST_SPACING_MM
+    spacing = round(slice_spacing_mm(candidate.series.instances) or LARGEST_SPACING_MM, 2)  # rounding decides nothing
     series_number = integer(candidate.series.instances[0].header, "SeriesNumber")
     return (
         candidate.forced,

@@ -226,6 +226,17 @@ def test_the_best_of_a_study_is_the_thinnest_from_one_mm_up(write, tmp_path):
     assert len(selection_of(tmp_path, pick="all").selected) == 4
 
 
+def test_the_rounding_of_positions_does_not_outweigh_the_number_of_slices(write, tmp_path):
+    for seed, (spacing, slices) in enumerate([(1.1, 40), (1.0999, 20)]):
+        write(
+            reconstruction(spacing, slices, seed),
+            setter(StudyInstanceUID="1.2.3", FrameOfReferenceUID="1.2.4"),
+            seed=seed,
+        )
+    (best,) = selection_of(tmp_path, pick="best").selected
+    assert len(best.series.instances) == 40
+
+
 def test_studies_keep_their_own_best(write, tmp_path):
     write(seed=1)
     write(seed=2)
