@@ -358,6 +358,8 @@ def test_results_of_an_earlier_run_are_compared_without_segmenting(write_case, m
     shutil.copytree(tmp_path / "out", cohort / "results" / "row-1")
     for results in (cohort, cohort / "results", cohort / "results" / "row-1"):
         assert evaluate_folder(folder, model, CPU, results=results)["cases"][0]["dice"] == case["dice"]
+    shutil.copytree(tmp_path / "out", cohort / ".superseded")
+    assert evaluate_folder(folder, model, CPU, results=cohort)["cases"][0]["dice"] == case["dice"]
     shutil.copytree(tmp_path / "out", cohort / "results" / "row-2")
     error = evaluate_folder(folder, model, CPU, results=cohort)["cases"][0]["error"]
     assert error["reason"] == "no-result"
